@@ -1,0 +1,336 @@
+"""The run folder: atomic writes, manifests, metrics, the ledger and the lock. See docs/run-folder.md.
+
+Every later step and every report reads these files and nothing else. No torch here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from posttrain.errors import RunError
+from posttrain.types import Origin
+
+SCHEMA = 1
+Status = Literal["running", "complete", "failed"]
+
+
+# ---- digests -------------------------------------------------------------------------------------------------------
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and plain dataclasses: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_jsonable)
+
+
+def digest(value: Any) -> str:
+    """sha256 hex of the canonical JSON of a value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 hex of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """One sha256 over the names and contents of all files below a folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in files])
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # numpy scalars
+        return value.item()
+    raise TypeError(f"not JSON: {type(value).__name__}")
+
+
+# ---- atomic files --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling path that replaces ``path`` when the block ends well, and is removed otherwise.
+
+    A full disk or a read-only folder becomes a RunError that names the path.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(error, path) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+
+
+def write_error(error: OSError, path: Path) -> RunError:
+    """The RunError of a failed write, with the reason in words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError("the disk is full", where=str(path), fix="free some space and run again: it resumes")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RunError("can't write here (read-only or no permission)", where=str(path), fix="choose another run folder with --runs DIR")
+    return RunError(f"can't write: {error.strerror or error}", where=str(path))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically (UTF-8)."""
+    with atomic_path(path) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_jsonable) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON artefact; a damaged one is a RunError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"can't read this artefact: {error}", where=str(path)) from error
+
+
+# ---- the ledger ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """One dropped row: which, at which step, why (a short fixed reason) and the detail of this case."""
+
+    origin: Origin
+    step: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class LedgerStep:
+    """Counts of one step. ``rows_in == rows_out + sum(dropped) - added`` always holds."""
+
+    name: str
+    rows_in: int = 0
+    rows_out: int = 0
+    added: int = 0
+    """Rows created here (one conversation expanded into several examples)."""
+    truncated: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    """Rows changed but kept, by what happened (for example ``system_folded``)."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The account of rows through a stage: what came in, what was kept, what was dropped and why."""
+
+    steps: list[LedgerStep] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+    def step(self, name: str, rows_in: int = 0) -> LedgerStep:
+        """Open a new step."""
+        self.steps.append(LedgerStep(name, rows_in=rows_in))
+        return self.steps[-1]
+
+    def drop(self, step: LedgerStep, origin: Origin, reason: str, detail: str = "") -> None:
+        """Record one dropped row."""
+        step.dropped[reason] = step.dropped.get(reason, 0) + 1
+        self.rejects.append(Reject(origin, step.name, reason, detail[:500]))
+
+    def check(self) -> None:
+        """Assert that every step sums up; a mismatch is a bug in posttrain."""
+        for s in self.steps:
+            if s.rows_in + s.added != s.rows_out + sum(s.dropped.values()):
+                raise AssertionError(f"ledger step {s.name!r} does not sum up: {s}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form: ``rows_in``, ``rows_kept``, ``dropped`` by reason, ``truncated``, ``steps``, ``rejects``."""
+        self.check()
+        dropped: dict[str, int] = {}
+        for s in self.steps:
+            for reason, count in s.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        return {
+            "schema": SCHEMA,
+            "rows_in": self.steps[0].rows_in if self.steps else 0,
+            "rows_kept": self.steps[-1].rows_out if self.steps else 0,
+            "added": sum(s.added for s in self.steps),
+            "dropped": dropped,
+            "truncated": sum(s.truncated for s in self.steps),
+            "steps": [dataclasses.asdict(s) for s in self.steps],
+            "rejects": [
+                {"file": r.origin.file, "line": r.origin.line, "step": r.step, "reason": r.reason, "detail": r.detail}
+                for r in self.rejects
+            ],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write ledger.json atomically."""
+        write_json(path, self.as_dict())
+
+
+# ---- provenance ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Versions of what computes, the git commit of the working folder and whether it is dirty, and the machine."""
+    versions = {"python": platform.python_version()}
+    for name in ("posttrain", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "polars"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "versions": versions,
+        "git_commit": commit,
+        "git_dirty": bool(_git("status", "--porcelain")) if commit else None,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# ---- the run folder ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """The folder of one stage."""
+
+    path: Path
+
+    def file(self, *parts: str) -> Path:
+        """A path below the stage folder."""
+        return self.path.joinpath(*parts)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The stage's manifest, or None where the stage never started."""
+        path = self.file("manifest.json")
+        return read_json(path) if path.exists() else None
+
+    def write_manifest(self, fields: Mapping[str, Any]) -> None:
+        """Write manifest.json with the schema number in front."""
+        write_json(self.file("manifest.json"), {"schema": SCHEMA, **fields})
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records of metrics.jsonl; a half-written last line (a kill) is left out."""
+        path = self.file("metrics.jsonl")
+        return [record for record, _ in _records(path)] if path.exists() else []
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """(record, byte offset after it) for every whole line."""
+    offset = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        offset += len(line)
+        if not line.endswith(b"\n"):
+            return
+        yield json.loads(line), offset
+
+
+class MetricsLog:
+    """Appends JSON objects to metrics.jsonl, one a line, flushed at once.
+
+    ``resume_after`` keeps only the records whose ``step`` is at most that number: what a killed run logged after its
+    last checkpoint is computed again, so it must not stand twice.
+    """
+
+    def __init__(self, path: Path, resume_after: int = -1) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                kept = [record for record, _ in _records(path) if record.get("step", 0) <= resume_after]
+                write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+            self._file: TextIO = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise write_error(error, path) from error
+        self._path = path
+
+    def write(self, **record: Any) -> None:
+        """Append one record."""
+        try:
+            self._file.write(json.dumps(record, ensure_ascii=False, default=_jsonable) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise write_error(error, self._path) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run: ``runs/<name>``."""
+
+    path: Path
+
+    def stage(self, name: str) -> StageDir:
+        """The folder of a stage (not created)."""
+        return StageDir(self.path / name)
+
+    def stages(self) -> list[str]:
+        """Names of the stages that have a manifest, in order of their start."""
+        found = [(p.parent.name, read_json(p).get("started", 0.0)) for p in self.path.glob("*/manifest.json")]
+        return [name for name, _ in sorted(found, key=lambda item: item[1])]
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; a second process gets a RunError that names the holder.
+
+        The lock is the kernel's (flock), so a killed process leaves none behind.
+        """
+        path = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise RunError(
+                    f"another process is working on this run ({file.read().strip() or 'unknown process'})",
+                    where=str(self.path),
+                    fix="wait for it, stop it, or give this run another name=...",
+                ) from None
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            file.flush()
+            yield

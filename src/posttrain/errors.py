@@ -1,0 +1,58 @@
+"""Every error posttrain raises on purpose. The command line prints ``str(error)`` and exits with 2.
+
+::
+
+    PosttrainError
+    |- ConfigError      a recipe or override is wrong; names file, line and config path
+    |- DataError        a file or data set can't be used as a whole (single bad rows go to the ledger instead)
+    |- TemplateError    a chat template is missing, broken, or its assistant turns can't be proven
+    |- ModelError       a model folder or adapter can't be loaded
+    |- AssetError       a named asset is unknown, can't be fetched, or has the wrong sha256
+    |- RunError         the run folder is locked, read-only, full, or holds something unexpected
+    |- CheckpointError  a checkpoint is damaged or belongs to another configuration
+    `- TrainingError    training can't go on (non-finite loss, nothing to train on)
+
+``where`` says the place (file:line, config path), ``fix`` what to do. Both are part of the message.
+"""
+
+from __future__ import annotations
+
+
+class PosttrainError(Exception):
+    """Base of the tree: a problem the user can mend, told in one message."""
+
+    def __init__(self, problem: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.problem, self.where, self.fix = problem, where, fix
+        super().__init__((f"{where}: " if where else "") + problem + (f"\n  fix: {fix}" if fix else ""))
+
+
+class ConfigError(PosttrainError):
+    """A recipe or an override is wrong."""
+
+
+class DataError(PosttrainError):
+    """A file or data set can't be used as a whole."""
+
+
+class TemplateError(PosttrainError):
+    """A chat template is missing, broken, or can't be proven."""
+
+
+class ModelError(PosttrainError):
+    """A model folder or adapter can't be loaded."""
+
+
+class AssetError(PosttrainError):
+    """A named asset is unknown, can't be fetched, or has the wrong content."""
+
+
+class RunError(PosttrainError):
+    """The run folder can't be used."""
+
+
+class CheckpointError(PosttrainError):
+    """A checkpoint is damaged or belongs to another configuration."""
+
+
+class TrainingError(PosttrainError):
+    """Training can't go on."""

@@ -1,0 +1,47 @@
+"""Table: an explicit, ordered mapping from a name to a specification. The one extension mechanism.
+
+Adding a format, a loss or a filter is one file and one line in the table of its room; contract tests run over
+every entry. There is no registration at import time.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from posttrain.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the nearest known name, otherwise the empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+class Table(Mapping[str, T], Generic[T]):
+    """A read-only ordered mapping whose missing key is a ConfigError with the nearest name."""
+
+    def __init__(self, kind: str, entries: Mapping[str, T]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise ConfigError(
+                f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}",
+                fix=f"known: {', '.join(self._entries)}",
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -1,0 +1,142 @@
+"""The values that travel through posttrain. Everything here is frozen and free of torch.
+
+Shape legend used in names across the project: ``B`` rows, ``T`` tokens of one packed micro-batch,
+``S`` supervised tokens, ``V`` vocabulary, ``D`` hidden size. ``ids_T`` is an array of shape [T].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One function call made by the assistant. ``arguments`` is the JSON text of the argument object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. ``reasoning`` is the thinking text kept apart from the answer, where the source had it apart."""
+
+    role: Role
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    weight: float | None = None
+    """Loss weight of an assistant turn when the source gave one (None = 1.0; 0.0 = context only)."""
+
+
+class Origin(NamedTuple):
+    """Where a row was read: file name as the user wrote it, and its 1-based line or row number."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class SftRow:
+    """One conversation to imitate. At least one assistant turn."""
+
+    messages: tuple[Message, ...]
+    origin: Origin
+    source: str
+    """Name of the source in the recipe (for mixing, per-source numbers)."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Stable content id: the first 16 hex digits of sha256 over the canonical messages and tools."""
+        return content_id(self.messages, self.tools)
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A prompt with a preferred and a dispreferred continuation. A pair is one value, never two list entries."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    origin: Origin
+    source: str
+    tools: tuple[Mapping[str, Any], ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def swap(self) -> PairRow:
+        """The same pair with the sides exchanged."""
+        return PairRow(self.prompt, self.rejected, self.chosen, self.origin, self.source, self.tools, self.meta)
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedRow:
+    """A prompt and a continuation labelled desirable (True) or not."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    desirable: bool
+    origin: Origin
+    source: str
+    tools: tuple[Mapping[str, Any], ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One encoded training example.
+
+    ``ids_T`` int32 [T]; ``weights_T`` float32 [T]: the loss weight of *predicting* ``ids_T[t]`` from the
+    tokens before it (0 = context). ``weights_T[0]`` is always 0: the first token is never predicted.
+    ``row_id`` names the row it came from; ``part`` counts the examples one row was expanded into.
+    """
+
+    ids_T: NDArray[np.int32]
+    weights_T: NDArray[np.float32]
+    row_id: str
+    part: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids_T)
+
+    @property
+    def supervised(self) -> int:
+        """Number of tokens with a non-zero weight."""
+        return int(np.count_nonzero(self.weights_T))
+
+
+def message_dict(message: Message) -> dict[str, Any]:
+    """The OpenAI-style dict of a message, without empty fields; the inverse lives in data/formats."""
+    out: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        out["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        out["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    return out
+
+
+def content_id(messages: tuple[Message, ...], tools: tuple[Mapping[str, Any], ...] = ()) -> str:
+    """First 16 hex digits of the sha256 of the canonical JSON of messages and tools (weights included)."""
+    payload = [
+        [[m.role, m.content, m.reasoning, [[c.name, c.arguments] for c in m.tool_calls], m.weight] for m in messages],
+        list(tools),
+    ]
+    text = json.dumps(payload, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
