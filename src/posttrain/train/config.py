@@ -1,0 +1,107 @@
+"""The configuration of a training stage. No torch here: recipes are parsed without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Discriminator
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftObjective:
+    """Imitate the assistant turns: mean negative log-likelihood over all supervised tokens of a step."""
+
+    name: Literal["sft"] = "sft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullWeights:
+    """Train every weight (fp32 master weights, whatever the compute type)."""
+
+    name: Literal["full"] = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraAdapter:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), defined, saved and loaded in PEFT's format."""
+
+    name: Literal["lora"] = "lora"
+    rank: Annotated[int, Ge(1)] = 16
+    """Rank r of the update B A."""
+    alpha: Annotated[float, Gt(0)] = 32.0
+    """Numerator of the scale: alpha / r, or alpha / sqrt(r) with rslora."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Dropout on the input of A."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """``all-linear`` (every linear layer but the output head) or a list of module name endings."""
+    rslora: bool = False
+    """Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """Weight-decomposed update (Liu et al. 2024, arXiv:2402.09353)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """Stop when the held-out loss has not improved for a while."""
+
+    patience: Annotated[int, Ge(1)] = 3
+    """Evaluations without improvement before stopping."""
+    min_improvement: Annotated[float, Ge(0)] = 0.0
+    """What counts as improvement, in nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStage:
+    """One training run. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
+
+    kind: Literal["train"]
+    data: str
+    """The data stage whose rows are trained on."""
+    start_from: str = "base"
+    """``base`` (the recipe's model) or an earlier train stage."""
+    objective: SftObjective = field(default_factory=SftObjective)
+    adapter: Annotated[LoraAdapter | FullWeights, Discriminator("name")] = field(default_factory=LoraAdapter)
+    template: str | None = None
+    """A Jinja chat template file that replaces the tokenizer's own."""
+    max_length: Annotated[int, Ge(2)] = 1024
+    """Longest example in tokens."""
+    over_length: Literal["drop", "truncate"] = "drop"
+    """What happens to longer ones; both are counted in the ledger."""
+    epochs: Annotated[float, Gt(0)] = 1.0
+    """Passes over the training rows (fractions allowed)."""
+    max_steps: Annotated[int, Ge(1)] | None = None
+    """Upper limit on optimizer steps."""
+    batch_size: Annotated[int, Ge(1)] = 16
+    """Examples per optimizer step (the effective batch)."""
+    micro_batch_tokens: Annotated[int, Ge(1)] = 2048
+    """Tokens that are computed at once; longer single examples go alone."""
+    learning_rate: Annotated[float, Gt(0)] = 2e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """Share of the steps during which the rate rises linearly from 0."""
+    learning_rate_floor: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Final rate of cosine and linear, as a share of ``learning_rate``."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Decoupled decay of matrices; norms, biases and embeddings are never decayed."""
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    adam_epsilon: Annotated[float, Gt(0)] = 1e-8
+    max_grad_norm: Annotated[float, Gt(0)] | None = 1.0
+    """Clip the global gradient norm to this; null = no clipping."""
+    gradient_checkpointing: bool = False
+    """Compute each layer twice to keep only its input: less memory, about a quarter slower."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type; ``auto`` measures which one this hardware multiplies faster."""
+    device: str = "auto"
+    """``auto`` (cuda, then mps, then cpu) or a torch device name."""
+    evaluate_every: Annotated[int, Ge(1)] | None = None
+    """Held-out loss every so many steps; null = ten times a run. Always before the first and after the last step."""
+    early_stopping: EarlyStopping | None = None
+    keep: Literal["best", "last"] = "best"
+    """Which weights the stage hands on: those with the lowest held-out loss, or the final ones."""
+    checkpoint_every: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    """Steps between checkpoints; ``auto`` = every step while writing costs at most 5% of the time."""
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Also log metrics there (extra ``track``)."""
