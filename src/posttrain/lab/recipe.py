@@ -1,0 +1,234 @@
+"""A recipe: one complete YAML file with a model and named stages that refer to each other. No torch here.
+
+Stages refer to each other by name (``data: prepare``, ``start_from: sft``, ``models: [base, sft]``); ``base`` is the recipe's
+model. A report reads everything the run has written, so it comes after all other stages.
+
+Relative paths in a recipe (the model, the sources of rows, templates, prompts): a file or folder of that name beside the recipe is taken;
+otherwise the text stays as it is, and means the working folder, a demo asset or a hub name. Paths given by an override never look beside
+the recipe: who types them means the working folder. ``~/`` is the home folder in both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MinLen
+from pydantic import Discriminator
+
+from posttrain.config import ConfigPath, Document, Problem, build, override, read_yaml
+from posttrain.data.config import DataStage
+from posttrain.eval.config import EvalStage
+from posttrain.report.config import ReportStage
+from posttrain.table import did_you_mean
+from posttrain.train.config import TrainStage
+
+BASE = "base"
+"""The recipe's model, wherever a train stage could be named."""
+
+Stage = Annotated[DataStage | TrainStage | EvalStage | ReportStage, Discriminator("kind")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One reproducible experiment."""
+
+    name: str
+    """Name of the run folder, runs/<name>: letters, digits, ``-``, ``_`` and ``.``."""
+    model: str
+    """The base model: a demo asset, a hub name (``org/name``) or a folder in Hugging Face format."""
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
+    """Seed of everything random: the split, the order of rows, dropout, bootstrap resamples."""
+    stages: Annotated[dict[str, Stage], MinLen(1)]
+    """The stages by name (letters, digits, ``-`` and ``_``; not ``base``). Order matters only where no reference decides."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply ``key=value`` overrides, check it and all references in it.
+
+    Raises:
+        ConfigError: names file, line and config path of everything that is wrong.
+
+    """
+    document = override(read_yaml(path), overrides, Recipe, shorthand="stages")
+    recipe = build(Recipe, document)
+    problems = [*_name_problems(recipe), *_reference_problems(recipe)] or _cycle_problems(recipe)
+    if problems:
+        raise document.error(problems)
+    return _with_paths(recipe, document)
+
+
+# ---- the graph -----------------------------------------------------------------------------------------------------
+
+
+def stage_inputs(recipe: Recipe, name: str) -> dict[str, str]:
+    """What a stage reads: key of the reference -> name of the stage. ``base`` is no stage and is left out.
+
+    The keys are those of the stage's configuration (``data``, ``start_from``, ``models.1``); a report has no references, it reads every
+    other stage under that stage's own name.
+    """
+    if isinstance(recipe.stages[name], ReportStage):
+        return {other: other for other, stage in recipe.stages.items() if not isinstance(stage, ReportStage)}
+    return {key: stage for key, (stage, _) in _references(recipe.stages[name]).items() if stage != BASE}
+
+
+def execution_order(recipe: Recipe) -> tuple[str, ...]:
+    """The stages, every one after all it reads, otherwise in the order of the file."""
+    done: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        if name not in done:
+            for needed in stage_inputs(recipe, name).values():
+                visit(needed)
+            done[name] = None
+
+    for name in recipe.stages:
+        visit(name)
+    return tuple(done)
+
+
+def _references(stage: Stage) -> dict[str, tuple[str, type]]:
+    """Key -> (name, kind of stage it must be). Where a train stage is due, ``base`` is as good."""
+    match stage:
+        case TrainStage():
+            return {"data": (stage.data, DataStage), "start_from": (stage.start_from, TrainStage)}
+        case EvalStage():
+            models = {f"models.{index}": (name, TrainStage) for index, name in enumerate(stage.models)}
+            return {"data": (stage.data, DataStage), **models}
+        case _:
+            return {}
+
+
+def _path(stage: str, key: str) -> ConfigPath:
+    return ("stages", stage, *(int(part) if part.isdigit() else part for part in key.split(".")))
+
+
+def _name_problems(recipe: Recipe) -> list[Problem]:
+    problems = []
+    if not re.fullmatch(r"\w[\w.-]{0,99}", recipe.name):
+        problems.append(
+            Problem(
+                ("name",),
+                f"{recipe.name!r} can't name a folder; use letters, digits, '-', '_' and '.', starting with a letter or digit",
+            )
+        )
+    folded: dict[str, str] = {}
+    for name, stage in recipe.stages.items():
+        path = ("stages", name)
+        if not re.fullmatch(r"\w[\w-]{0,99}", name):
+            problems.append(
+                Problem(
+                    path,
+                    f"the stage name {name!r} can't be used; use letters, digits, '-' and '_', starting with a letter or digit",
+                )
+            )
+        if name == BASE:
+            problems.append(Problem(path, "'base' is the name of the recipe's model; give this stage another name"))
+        if name == "report" and not isinstance(stage, ReportStage):
+            problems.append(
+                Problem(
+                    path, f"the folder report/ of a run is for the report; give this {stage.kind} stage another name"
+                )
+            )
+        # On file systems that ignore case the two would share one folder.
+        if folded.setdefault(name.casefold(), name) != name:
+            problems.append(Problem(path, f"the name differs only by case from the stage {folded[name.casefold()]!r}"))
+    reports = [name for name, stage in recipe.stages.items() if isinstance(stage, ReportStage)]
+    problems += [
+        Problem(("stages", name), f"a run has one report, and {reports[0]!r} is one already") for name in reports[1:]
+    ]
+    return problems
+
+
+def _reference_problems(recipe: Recipe) -> list[Problem]:
+    problems = []
+    for name, stage in recipe.stages.items():
+        for key, (target, kind) in _references(stage).items():
+            wrong = _wrong_reference(recipe, target, kind)
+            if wrong:
+                problems.append(Problem(_path(name, key), wrong))
+        if isinstance(stage, EvalStage):
+            seen = stage.models
+            problems += [
+                Problem(_path(name, f"models.{i}"), f"{model!r} is listed twice")
+                for i, model in enumerate(seen)
+                if model in seen[:i]
+            ]
+    return problems
+
+
+def _wrong_reference(recipe: Recipe, target: str, kind: type) -> str | None:
+    word = {DataStage: "data", TrainStage: "train"}[kind]
+    fitting = [name for name, stage in recipe.stages.items() if isinstance(stage, kind)]
+    fitting = [BASE, *fitting] if kind is TrainStage else fitting
+    if target in fitting:
+        return None
+    known = (
+        f"; {word} stages here: {', '.join(fitting) or 'none'}"
+        if kind is DataStage
+        else f"; possible here: {', '.join(fitting)}"
+    )
+    if target == BASE:
+        return f"a {word} stage is needed, not the base model{known}"
+    if target in recipe.stages:
+        return f"{target!r} is a {recipe.stages[target].kind} stage, but a {word} stage is needed{known}"
+    return f"there is no stage {target!r}{did_you_mean(target, fitting)}{known}"
+
+
+def _cycle_problems(recipe: Recipe) -> list[Problem]:
+    """The first circle of references, as the path that leads around it."""
+
+    def around(name: str, trail: tuple[str, ...]) -> tuple[str, ...] | None:
+        if name in trail:
+            return (*trail[trail.index(name) :], name)
+        found = (around(needed, (*trail, name)) for needed in stage_inputs(recipe, name).values())
+        return next((circle for circle in found if circle), None)
+
+    for start in recipe.stages:
+        circle = around(start, ())
+        if circle:
+            key = next(k for k, target in stage_inputs(recipe, circle[0]).items() if target == circle[1])
+            return [
+                Problem(_path(circle[0], key), f"the stages start from each other in a circle: {' -> '.join(circle)}")
+            ]
+    return []
+
+
+# ---- paths ---------------------------------------------------------------------------------------------------------
+
+
+def _with_paths(recipe: Recipe, document: Document) -> Recipe:
+    """The recipe with its relative paths resolved (see the module's docstring for the rule)."""
+    folder = Path(document.file).parent
+
+    def resolved(text: str, path: ConfigPath) -> str:
+        expanded = os.path.expanduser(text) if text.startswith("~") else text
+        if document.is_override(path) or os.path.isabs(expanded) or not expanded:
+            return expanded
+        beside = folder / expanded
+        return os.path.normpath(beside) if beside.exists() else expanded
+
+    stages: dict[str, Any] = {
+        name: _stage_with_paths(stage, lambda text, key, name=name: resolved(text, _path(name, key)))  # type: ignore[misc]
+        for name, stage in recipe.stages.items()
+    }
+    return replace(recipe, model=resolved(recipe.model, ("model",)), stages=stages)
+
+
+def _stage_with_paths(stage: Stage, resolved: Callable[[str, str], str]) -> Stage:
+    match stage:
+        case DataStage():
+            sources = (replace(s, path=resolved(s.path, f"sources.{i}.path")) for i, s in enumerate(stage.sources))
+            return replace(stage, sources=tuple(sources))
+        case TrainStage(template=str(template)):
+            return replace(stage, template=resolved(template, "template"))
+        case EvalStage():
+            own = stage.template and resolved(stage.template, "template")
+            prompts = resolved(stage.prompts, "prompts") if stage.prompts not in (None, "builtin") else stage.prompts
+            return replace(stage, template=own, prompts=prompts)
+        case _:
+            return stage
