@@ -1,0 +1,587 @@
+"""Read a run folder into frozen facts. Every number the report derives is computed here, once.
+
+The artefacts are described in docs/run-folder.md. Nothing here assumes that a run is finished: what is absent, damaged,
+failed or still running becomes a ``Gap`` in words, and the rest is read all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from posttrain.artifacts import Ledger, RunDir, StageDir
+from posttrain.errors import RunError
+from posttrain.report.records import (
+    AccuracyFile,
+    AccuracyPair,
+    Check,
+    DataResult,
+    HeldOutRecord,
+    LedgerFacts,
+    Lengths,
+    LikelihoodFile,
+    LikelihoodPair,
+    LikelihoodRow,
+    Manifest,
+    ModelAccuracy,
+    ModelLikelihood,
+    Reply,
+    TrainRecord,
+    TrainResult,
+)
+
+T = TypeVar("T")
+
+Verdict = Literal["improved", "worse", "not shown"]
+Outcome = Literal["gained", "lost", "both right", "both wrong", "right", "wrong", "not checked"]
+StageStatus = Literal["not started", "running", "complete", "failed"]
+GapKind = Literal["not started", "running", "failed", "missing", "damaged"]
+
+
+# ---- derived facts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Something this report can't show, and why."""
+
+    stage: str
+    kind: GapKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage as the run folder has it, whatever its kind."""
+
+    name: str
+    kind: str
+    status: StageStatus
+    manifest: Manifest | None
+    ledger: LedgerFacts | None
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """A data stage."""
+
+    stage: Stage
+    result: DataResult
+
+
+@dataclass(frozen=True, slots=True)
+class TrainFacts:
+    """A train stage: its curves, lengths and headline numbers."""
+
+    stage: Stage
+    result: TrainResult
+    steps: tuple[TrainRecord, ...]
+    held_out: tuple[HeldOutRecord, ...]
+    lengths: Lengths | None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved configuration of the stage."""
+        return self.stage.manifest.config if self.stage.manifest else {}
+
+    @property
+    def step_count(self) -> int | None:
+        """Steps done: those of the result, else the last one logged."""
+        if self.result.steps is not None:
+            return self.result.steps
+        return self.steps[-1].step if self.steps else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of the stage: from its manifest, else from the last step logged."""
+        manifest = self.stage.manifest
+        if manifest is not None and manifest.seconds is not None:
+            return manifest.seconds
+        return self.steps[-1].seconds if self.steps else None
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Peak memory: from the result, else from the manifest."""
+        if self.result.peak_memory_bytes is not None:
+            return self.result.peak_memory_bytes
+        return self.stage.manifest.peak_memory_bytes if self.stage.manifest else None
+
+    @property
+    def lowest_held_out(self) -> HeldOutRecord | None:
+        """The held-out measurement with the lowest finite loss."""
+        finite = [record for record in self.held_out if math.isfinite(record.loss)]
+        return min(finite, key=lambda record: record.loss, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class LossComparison:
+    """One pair of models on the held-out rows. The loss is lower for better, so a negative difference is a gain."""
+
+    pair: LikelihoodPair
+    perplexity_change: float
+    """Relative change of perplexity, exp(difference) - 1."""
+    perplexity_change_low: float
+    perplexity_change_high: float
+    row_differences: tuple[float, ...]
+    """Loss of b minus loss of a for each held-out row, nats per token of that row."""
+    verdict: Verdict
+
+    @property
+    def rows_better(self) -> int:
+        """Rows to which ``b`` gives a higher likelihood than ``a``."""
+        return sum(difference < 0 for difference in self.row_differences)
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyComparison:
+    """One pair of models on the checked prompts."""
+
+    pair: AccuracyPair
+    verdict: Verdict
+    instruments_agree: bool
+    """Whether interval and McNemar's test say the same at this confidence."""
+
+    @property
+    def checked(self) -> int:
+        """Prompts that both models answered and that have a checkable answer."""
+        return self.pair.both_right + self.pair.only_a + self.pair.only_b + self.pair.both_wrong
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReplies:
+    """One prompt with the replies of all models, in the order of the models."""
+
+    prompt_id: str
+    class_name: str
+    language: str
+    prompt: str
+    replies: tuple[Reply, ...]
+    outcome: Outcome
+    """First model against last model; ``right`` or ``wrong`` where there is one model only."""
+
+    @property
+    def check(self) -> Check | None:
+        """What the replies were checked for."""
+        return next((reply.check for reply in self.replies if reply.check), None)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalFacts:
+    """An eval stage. ``models[0]`` is the baseline; ``models[-1]`` is the one the headline is about."""
+
+    stage: Stage
+    models: tuple[str, ...]
+    likelihood: Mapping[str, ModelLikelihood]
+    loss_comparisons: tuple[LossComparison, ...]
+    accuracy: Mapping[str, ModelAccuracy]
+    accuracy_comparisons: tuple[AccuracyComparison, ...]
+    prompts: tuple[PromptReplies, ...]
+
+    @property
+    def headline_loss(self) -> LossComparison | None:
+        """Baseline against the last model."""
+        return _headline(self.loss_comparisons, self.models)
+
+    @property
+    def headline_accuracy(self) -> AccuracyComparison | None:
+        """Baseline against the last model."""
+        return _headline(self.accuracy_comparisons, self.models)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of prompts in order of appearance."""
+        return tuple(dict.fromkeys(prompt.class_name for prompt in self.prompts))
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages of prompts in order of appearance."""
+        return tuple(dict.fromkeys(prompt.language for prompt in self.prompts))
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Outcomes that occur, in order of appearance."""
+        return tuple(dict.fromkeys(prompt.outcome for prompt in self.prompts))
+
+    def cut_replies(self, model: str) -> int:
+        """Count the replies of a model that ended at the length limit."""
+        return sum(r.finish_reason == "length" for p in self.prompts for r in p.replies if r.model == model)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """Everything the report says about a run."""
+
+    name: str
+    title: str
+    model: str | None
+    seed: int | None
+    recipe_text: str | None
+    stages: tuple[Stage, ...]
+    data: tuple[DataFacts, ...]
+    training: tuple[TrainFacts, ...]
+    evaluations: tuple[EvalFacts, ...]
+    gaps: tuple[Gap, ...]
+
+    @property
+    def status(self) -> Literal["complete", "incomplete", "failed"]:
+        """``failed`` where a stage failed, ``complete`` where every stage ended and every artefact is there."""
+        if any(stage.status == "failed" for stage in self.stages):
+            return "failed"
+        return "incomplete" if self.gaps else "complete"
+
+    @property
+    def seconds(self) -> float:
+        """Time of all stages together."""
+        return sum(s.manifest.seconds for s in self.stages if s.manifest and s.manifest.seconds is not None)
+
+    @property
+    def started(self) -> float | None:
+        """Unix seconds at which the first stage started."""
+        return min((s.manifest.started for s in self.stages if s.manifest and s.manifest.started), default=None)
+
+    @property
+    def headline_evaluation(self) -> EvalFacts | None:
+        """The last eval stage that measured anything."""
+        measured = [e for e in self.evaluations if e.likelihood or e.accuracy or e.prompts]
+        return measured[-1] if measured else None
+
+
+def loss_verdict(low: float, high: float) -> Verdict:
+    """``improved`` where the whole interval of the loss difference is below zero, ``worse`` where it is above."""
+    if high < 0:
+        return "improved"
+    return "worse" if low > 0 else "not shown"
+
+
+def accuracy_verdict(pair: AccuracyPair) -> AccuracyComparison:
+    """Call a difference shown only where the interval excludes zero and McNemar's test rejects at that level.
+
+    The bootstrap interval is too narrow for a handful of prompts (4 gained and 0 lost of 24: interval above zero,
+    exact p = 0.125), hence both.
+    """
+    excludes_zero = pair.low > 0 or pair.high < 0
+    rejects = pair.p_value < 1 - pair.confidence
+    verdict: Verdict = "not shown"
+    if excludes_zero and rejects:
+        verdict = "improved" if pair.difference > 0 else "worse"
+    return AccuracyComparison(pair, verdict, instruments_agree=excludes_zero == rejects)
+
+
+def prompt_outcome(replies: Sequence[Reply], models: Sequence[str]) -> Outcome:
+    """Say what became of one prompt between the first and the last model."""
+    checks = {reply.model: reply.check for reply in replies}
+    first, last = checks.get(models[0]), checks.get(models[-1])
+    if first is None or last is None:
+        return "not checked"
+    if len(models) == 1:
+        return "right" if last.passed else "wrong"
+    table: dict[tuple[bool, bool], Outcome] = {
+        (True, True): "both right",
+        (False, True): "gained",
+        (True, False): "lost",
+        (False, False): "both wrong",
+    }
+    return table[first.passed, last.passed]
+
+
+def read_run(run: RunDir, title: str | None = None) -> RunFacts:
+    """All facts of a run folder.
+
+    ``title`` replaces the recipe's name as the heading. Raises RunError where the folder does not exist, no stage has
+    started in it, or a manifest can't be read; anything less is a Gap.
+    """
+    if not run.path.is_dir():
+        raise RunError("there is no run folder here", where=str(run.path), fix="run a recipe first, or name its folder")
+    started = run.stages()
+    recipe_text, recipe, gaps = _recipe(run)
+    declared = {n: c for n, c in _mapping(recipe.get("stages")).items() if _mapping(c).get("kind") != "report"}
+    stages = []
+    for name in dict.fromkeys([*declared, *started]):
+        stage, stage_gaps = _stage(run.stage(name), name, str(_mapping(declared.get(name)).get("kind", "unknown")))
+        if stage.kind != "report":  # it is the one being written
+            stages.append(stage)
+            gaps += stage_gaps
+    if not any(stage.manifest for stage in stages):
+        raise RunError("no stage has started in this run folder", where=str(run.path), fix="run its recipe first")
+    begun = [stage for stage in stages if stage.manifest]
+    data = tuple(DataFacts(s, _result(DataResult, s, run, gaps)) for s in begun if s.kind == "data")
+    training = tuple(_train_facts(run, s, gaps) for s in begun if s.kind == "train")
+    evaluations = tuple(_eval_facts(run, s, gaps) for s in begun if s.kind == "eval")
+    if not any(stage.kind == "eval" for stage in stages):
+        gaps.append(Gap("", "missing", "The recipe has no eval stage, so nothing here compares models."))
+    name = str(recipe.get("name") or run.path.resolve().name)
+    seed = recipe.get("seed")
+    return RunFacts(
+        name=name,
+        title=title or name,
+        model=_model_name(recipe.get("model")),
+        seed=seed if isinstance(seed, int) else None,
+        recipe_text=recipe_text,
+        stages=tuple(stages),
+        data=data,
+        training=training,
+        evaluations=evaluations,
+        gaps=tuple(gaps),
+    )
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def _parse(kind: type[T], value: Any, path: Path) -> T:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole value"
+        raise RunError(f"{place}: {first['msg']}", where=str(path)) from error
+
+
+def _json_lines(path: Path) -> list[Any]:
+    lines = path.read_bytes().split(b"\n")
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise RunError(f"a line is not JSON: {error}", where=str(path)) from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"not JSON: {error}", where=str(path)) from error
+
+
+def _optional(gaps: list[Gap], stage: Stage, path: Path, lacks: str, read: Callable[[Path], T]) -> T | None:
+    """``read(path)``, or None with a gap where the file is absent (of a finished stage) or damaged."""
+    if not path.exists():
+        if stage.status == "complete":
+            gaps.append(Gap(stage.name, "missing", f"Stage {stage.name}: {path.name} is missing, so {lacks}."))
+        return None
+    try:
+        return read(path)
+    except (RunError, OSError) as error:
+        problem = error.problem if isinstance(error, RunError) else str(error)
+        gaps.append(
+            Gap(stage.name, "damaged", f"Stage {stage.name}: {path.name} can't be read ({problem}), so {lacks}.")
+        )
+        return None
+
+
+def _recipe(run: RunDir) -> tuple[str | None, Mapping[str, Any], list[Gap]]:
+    path = run.path / "recipe.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None, {}, [Gap("", "missing", "recipe.yaml is missing, so stages that never started are not known.")]
+    try:
+        return text, _mapping(yaml.safe_load(text)), []
+    except yaml.YAMLError as error:
+        return text, {}, [Gap("", "damaged", f"recipe.yaml can't be read ({' '.join(str(error).split())}).")]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _model_name(model: Any) -> str | None:
+    """Return the model as the recipe names it: a plain string, or the ``path`` or ``name`` of a mapping."""
+    if isinstance(model, Mapping):
+        model = model.get("path") or model.get("name")
+    return str(model) if model else None
+
+
+def _stage(folder: StageDir, name: str, declared_kind: str) -> tuple[Stage, list[Gap]]:
+    raw = folder.manifest()
+    if raw is None:
+        gap = Gap(name, "not started", f"Stage {name} ({declared_kind}) has not started.")
+        return Stage(name, declared_kind, "not started", None, None), [gap]
+    manifest = _parse(Manifest, raw, folder.file("manifest.json"))
+    stage = Stage(name, manifest.kind, manifest.status, manifest, None)
+    gaps: list[Gap] = []
+    if manifest.status == "failed":
+        gaps.append(Gap(name, "failed", f"Stage {name} failed: {manifest.error or 'no message was recorded'}"))
+    if manifest.status == "running":
+        gaps.append(Gap(name, "running", f"Stage {name} has not finished: it is still running, or was stopped."))
+    if manifest.kind not in ("data", "train", "eval"):
+        return stage, gaps
+    ledger = _optional(gaps, stage, folder.file("ledger.json"), "its rows can't be accounted for", _ledger)
+    return Stage(name, manifest.kind, manifest.status, manifest, ledger), gaps
+
+
+def _ledger(path: Path) -> LedgerFacts:
+    ledger = _parse(LedgerFacts, _json(path), path)
+    try:
+        Ledger(list(ledger.steps)).check()
+    except AssertionError as error:
+        raise RunError(str(error), where=str(path)) from error
+    return ledger
+
+
+def _result(kind: type[T], stage: Stage, run: RunDir, gaps: list[Gap]) -> T:
+    """Return the typed ``result`` of a stage; an empty one where it is absent or damaged."""
+    value = stage.manifest.result if stage.manifest else None
+    try:
+        return _parse(kind, value or {}, run.stage(stage.name).file("manifest.json"))
+    except RunError as error:
+        gaps.append(Gap(stage.name, "damaged", f"Stage {stage.name}: its result can't be read ({error.problem})."))
+        return kind()
+
+
+def _train_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> TrainFacts:
+    folder = run.stage(stage.name)
+
+    def read_metrics(path: Path) -> tuple[tuple[TrainRecord, ...], tuple[HeldOutRecord, ...]]:
+        try:
+            records = folder.metrics()
+        except ValueError as error:
+            raise RunError(f"a line is not JSON: {error}", where=str(path)) from error
+        train = [r for r in records if r.get("split") == "train"]
+        held_out = [r for r in records if r.get("split") == "held_out"]
+        return _parse(tuple[TrainRecord, ...], train, path), _parse(tuple[HeldOutRecord, ...], held_out, path)
+
+    metrics = _optional(gaps, stage, folder.file("metrics.jsonl"), "there are no training curves", read_metrics)
+    lengths = _optional(
+        gaps,
+        stage,
+        folder.file("lengths.json"),
+        "there is no distribution of token lengths",
+        lambda path: _parse(Lengths, _json(path), path),
+    )
+    steps, held_out = metrics or ((), ())
+    return TrainFacts(stage, _result(TrainResult, stage, run, gaps), steps, held_out, lengths)
+
+
+def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
+    folder = run.stage(stage.name)
+    config = stage.manifest.config if stage.manifest else {}
+    likelihood = _optional(
+        gaps,
+        stage,
+        folder.file("likelihood.json"),
+        "held-out loss and perplexity are not known",
+        lambda path: _parse(LikelihoodFile, _json(path), path),
+    ) or LikelihoodFile({})
+    rows: tuple[LikelihoodRow, ...] = ()
+    if likelihood.models:
+        rows = (
+            _optional(
+                gaps,
+                stage,
+                folder.file("likelihood_rows.jsonl"),
+                "the change of each held-out row is not known",
+                lambda path: _parse(tuple[LikelihoodRow, ...], _json_lines(path), path),
+            )
+            or ()
+        )
+    replies: tuple[Reply, ...] = ()
+    accuracy = AccuracyFile({})
+    if "prompts" not in config or config["prompts"] is not None:
+        replies = (
+            _optional(
+                gaps,
+                stage,
+                folder.file("replies.jsonl"),
+                "there are no replies to read",
+                lambda path: _parse(tuple[Reply, ...], _json_lines(path), path),
+            )
+            or ()
+        )
+        accuracy = _optional(
+            gaps,
+            stage,
+            folder.file("accuracy.json"),
+            "the accuracy of checked answers is not known",
+            lambda path: _parse(AccuracyFile, _json(path), path),
+        ) or AccuracyFile({})
+    seen = [*likelihood.models, *accuracy.models, *(reply.model for reply in replies)]
+    declared = [name for name in config.get("models") or () if name in seen]
+    models = tuple(dict.fromkeys([*declared, *seen]))
+    gaps += _contradictions(stage, accuracy.models, replies)
+    return EvalFacts(
+        stage=stage,
+        models=models,
+        likelihood={m: likelihood.models[m] for m in models if m in likelihood.models},
+        loss_comparisons=tuple(_loss_comparison(pair, rows) for pair in likelihood.pairs),
+        accuracy={m: accuracy.models[m] for m in models if m in accuracy.models},
+        accuracy_comparisons=tuple(accuracy_verdict(pair) for pair in accuracy.pairs),
+        prompts=_prompts(replies, models),
+    )
+
+
+def _contradictions(stage: Stage, accuracy: Mapping[str, ModelAccuracy], replies: Iterable[Reply]) -> list[Gap]:
+    """Return a gap for each model whose accuracy.json does not count what replies.jsonl holds."""
+    passed: dict[str, list[bool]] = {}
+    for reply in replies:
+        if reply.check is not None:
+            passed.setdefault(reply.model, []).append(reply.check.passed)
+    return [
+        Gap(
+            stage.name,
+            "damaged",
+            f"Stage {stage.name}: accuracy.json counts {rate.all.passed} of {rate.all.checked} for {model}, "
+            f"replies.jsonl holds {sum(passed[model])} of {len(passed[model])}.",
+        )
+        for model, rate in accuracy.items()
+        if model in passed and (rate.all.passed, rate.all.checked) != (sum(passed[model]), len(passed[model]))
+    ]
+
+
+def _loss_comparison(pair: LikelihoodPair, rows: Iterable[LikelihoodRow]) -> LossComparison:
+    sums: dict[str, dict[str, tuple[float, int]]] = {pair.a: {}, pair.b: {}}
+    for row in rows:
+        if row.model in sums:  # a row expanded into several examples stands several times
+            nll, tokens = sums[row.model].get(row.row_id, (0.0, 0))
+            sums[row.model][row.row_id] = (nll + row.nll, tokens + row.tokens)
+    first, second = sums[pair.a], sums[pair.b]
+    return LossComparison(
+        pair=pair,
+        perplexity_change=math.expm1(pair.difference),
+        perplexity_change_low=math.expm1(pair.low),
+        perplexity_change_high=math.expm1(pair.high),
+        row_differences=tuple(
+            (second[row_id][0] - nll) / tokens
+            for row_id, (nll, tokens) in first.items()
+            if tokens and row_id in second and pair.a != pair.b
+        ),
+        verdict=loss_verdict(pair.low, pair.high),
+    )
+
+
+def _prompts(replies: Sequence[Reply], models: Sequence[str]) -> tuple[PromptReplies, ...]:
+    grouped: dict[str, list[Reply]] = {}
+    for reply in replies:
+        grouped.setdefault(reply.prompt_id, []).append(reply)
+    prompts = []
+    for prompt_id, group in grouped.items():
+        ordered = tuple(sorted(group, key=lambda reply: models.index(reply.model)))
+        first = ordered[0]
+        prompts.append(
+            PromptReplies(
+                prompt_id,
+                first.class_name,
+                first.language,
+                first.prompt,
+                ordered,
+                prompt_outcome(ordered, models),
+            )
+        )
+    classes = list(dict.fromkeys(prompt.class_name for prompt in prompts))
+    return tuple(sorted(prompts, key=lambda prompt: classes.index(prompt.class_name)))
+
+
+C = TypeVar("C", LossComparison, AccuracyComparison)
+
+
+def _headline(comparisons: Sequence[C], models: Sequence[str]) -> C | None:
+    """Return the comparison of the first model with the last one, else the last comparison with the first one."""
+    from_baseline = [c for c in comparisons if c.pair.a == models[0]]
+    exact = [c for c in from_baseline if c.pair.b == models[-1]]
+    return next(iter(exact or from_baseline[-1:]), None)

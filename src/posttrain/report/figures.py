@@ -1,0 +1,520 @@
+"""The figures of a report, drawn from facts. Each is one ``Figure``: the same drawing inline in the page and as a file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from markupsafe import Markup
+
+from posttrain.report import numbers
+from posttrain.report.facts import EvalFacts, LossComparison, RunFacts, TrainFacts
+from posttrain.report.records import LengthStatistics, TrainRecord
+from posttrain.report.svg import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Scale,
+    axes,
+    bar,
+    columns,
+    dot,
+    legend,
+    padded,
+    path,
+    tag,
+)
+
+HEIGHT = 260.0
+MAX_POINTS = 400
+"""More steps than this are drawn as means of neighbouring steps (the table and metrics.jsonl keep them all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One drawing. ``name`` is its file name without ending, ``alt`` says in words what it shows."""
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    height: float
+    body: Markup
+
+    def inline(self) -> Markup:
+        """Return the SVG for the page; colours come from the page's CSS variables."""
+        return tag(
+            "svg", self.body, class_="figure", viewBox=f"0 0 {WIDTH:g} {self.height:g}", role="img", aria_label=self.alt
+        )
+
+    def standalone(self, css: str) -> str:
+        """Return the SVG as a file of its own, with the given style sheet inside."""
+        style = Markup("<style>{}</style>").format(Markup(css))
+        background = tag("rect", class_="background", width="100%", height="100%")
+        drawing = tag(
+            "svg",
+            style + background + self.body,
+            xmlns="http://www.w3.org/2000/svg",
+            class_="figure",
+            viewBox=f"0 0 {WIDTH:g} {self.height:g}",
+            width=f"{WIDTH:g}",
+            height=f"{self.height:g}",
+            role="img",
+            aria_label=self.alt,
+        )
+        return f'<?xml version="1.0" encoding="UTF-8"?>\n{drawing}\n'
+
+
+def file_name(*parts: str) -> str:
+    """Return a file name from words: anything but letters, digits, ``-`` and ``_`` becomes ``-``."""
+    return "-".join(re.sub(r"[^\w-]+", "-", part) for part in parts)
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def rows_figure(facts: RunFacts) -> Figure | None:
+    """Return the funnel: one bar for each step of each stage's ledger, kept rows beside dropped ones."""
+    lanes = [(stage.name, step) for stage in facts.stages if stage.ledger for step in stage.ledger.steps]
+    if not lanes:
+        return None
+    most = max(step.rows_in + step.added for _, step in lanes) or 1
+    x = Scale(0, most, 2, WIDTH - RIGHT)
+    parts = [legend([("kept", "swatch s1"), ("dropped", "swatch s2")])]
+    top = TOP
+    for stage, step in lanes:
+        dropped = sum(step.dropped.values())
+        text = f"{numbers.count(step.rows_in + step.added)} \N{RIGHTWARDS ARROW} {numbers.count(step.rows_out)}"
+        parts.append(tag("text", f"{stage} \N{MIDDLE DOT} {step.name}", class_="label strong", x=2, y=top + 12))
+        parts.append(tag("text", text, class_="tick end", x=WIDTH - RIGHT, y=top + 12))
+        parts.append(tag("rect", class_="track", x=2, y=top + 19, width=WIDTH - RIGHT - 2, height=12))
+        kept_end = x(step.rows_out)
+        parts.append(bar(2, top + 19, kept_end - 2, 12, "fill s1", f"{step.rows_out:,} rows kept"))
+        reasons = "; ".join(f"{reason}: {number:,}" for reason, number in step.dropped.items())
+        if dropped:
+            width = max(x(step.rows_out + dropped) - kept_end, 2.5)
+            parts.append(bar(min(kept_end, WIDTH - RIGHT - width), top + 19, width, 12, "fill s2", reasons))
+        top += 44
+    return Figure(
+        "rows",
+        "Rows, step by step",
+        "Rows kept and dropped at each step. "
+        + ". ".join(f"{stage}, {s.name}: {s.rows_in + s.added:,} to {s.rows_out:,}" for stage, s in lanes),
+        "Every bar starts with the rows that came into the step; hover over the dropped part for the reasons.",
+        top,
+        Markup("").join(parts),
+    )
+
+
+# ---- lengths -------------------------------------------------------------------------------------------------------
+
+
+def length_figure(train: TrainFacts, which: str, statistics: LengthStatistics, limit: int) -> Figure | None:
+    """Return the histogram of token lengths with its percentiles and the limit."""
+    if not statistics.values:
+        return None
+    values = np.asarray(statistics.values, dtype=np.float64)
+    # A few very long rows would squeeze all others into one bar: beyond four times P95 one last bar takes them all.
+    end = float(min(values.max(), 4 * statistics.p95)) if statistics.p95 else float(values.max())
+    tail = int((values > end).sum())
+    edges = np.linspace(0, max(end, 1.0), 41)
+    heights, _ = np.histogram(values[values <= end], bins=edges)
+    heights[-1] += tail
+    x = Scale(0, float(edges[-1]), LEFT, WIDTH - RIGHT)
+    y = Scale(0, float(heights.max()) * 1.05, HEIGHT - BOTTOM, TOP - 8)
+    parts = [axes(x, y, "tokens", "rows")]
+    for index, (height, (low, high)) in enumerate(zip(heights, pairwise(edges), strict=True)):
+        last = index == len(heights) - 1
+        span = f"{low:,.0f} tokens and more" if last and tail else f"{low:,.0f} to {high:,.0f} tokens"
+        over = " s2" if low >= limit else " s1"
+        parts.append(
+            bar(
+                x(low) + 0.5,
+                y(height),
+                x(high) - x(low) - 1,
+                y(0) - y(height),
+                "fill" + over,
+                f"{span}: {height:,} rows",
+            )
+        )
+    marks = [("P50", statistics.p50, "mark"), ("P90", statistics.p90, "mark"), ("P95", statistics.p95, "mark")]
+    if limit <= edges[-1]:
+        marks.append(("limit", float(limit), "mark limit"))
+    for row, (name, value, classes) in enumerate(marks):
+        parts.append(tag("line", class_=classes, x1=x(value), x2=x(value), y1=TOP - 8, y2=y(0)))
+        right = x(value) > WIDTH * 0.72
+        parts.append(
+            tag(
+                "text",
+                f"{name} {value:,.0f}",
+                class_="halo end" if right else "halo",
+                x=x(value) + (-5 if right else 5),
+                y=TOP + 6 + 17 * row,
+            )
+        )
+    over_text = f"{numbers.percent(statistics.share_over_limit)} are longer than the limit of {limit:,}"
+    return Figure(
+        file_name(train.stage.name, "lengths", which),
+        {"conversation": "Whole conversations", "assistant": "Assistant replies"}[which],
+        f"Histogram of token lengths ({which}): median {statistics.p50:,.0f}, P90 {statistics.p90:,.0f}, "
+        f"P95 {statistics.p95:,.0f}, longest {statistics.max:,.0f}; {over_text}.",
+        f"{statistics.count:,} {'conversations' if which == 'conversation' else 'replies'}; {over_text}."
+        + (f" The last bar holds all {tail:,} beyond {edges[-2]:,.0f} tokens." if tail else ""),
+        HEIGHT,
+        Markup("").join(parts),
+    )
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def loss_figure(train: TrainFacts) -> Figure | None:
+    """Return training and held-out loss over the steps."""
+    losses = [(record.step, record.loss) for record in train.steps]
+    held_out = [(r.step, r.loss) for r in train.held_out if math.isfinite(r.loss)]
+    finite = [loss for _, loss in [*losses, *held_out] if math.isfinite(loss)]
+    if not finite:
+        return None
+    x, y = _frame([*losses, *held_out], finite)
+    raw = _thinned(losses)
+    window = max(1, len(losses) // 20)
+    smooth = _thinned(_running_mean(losses, window))
+    parts = [
+        axes(x, y, "step", "nats per token"),
+        path([(x(s), y(v)) for s, v in raw], "line raw s0"),
+    ]
+    if window > 1:
+        parts.append(path([(x(s), y(v)) for s, v in smooth], "line s0"))
+    parts.append(_hover(x, y, raw, lambda s, v: f"step {s:,.0f}: training loss {v:.3f}"))
+    parts.append(path([(x(s), y(v)) for s, v in held_out], "line s1"))
+    best = train.result.best_step
+    for step, loss in held_out:
+        chosen = step == best
+        note = f"step {step:,}: held-out loss {loss:.4f}" + (" (lowest)" if chosen else "")
+        parts.append(dot(x(step), y(loss), "dot s1" + (" chosen" if chosen else ""), note, 6 if chosen else 3.5))
+    parts.append(legend([("training", "swatch s0"), ("held-out", "swatch s1")]))
+    caption = (
+        f"Training loss of each step{f' (faint) and its mean over {window} steps' if window > 1 else ''}; held-out loss as points"
+        + (", the lowest one ringed." if best is not None and held_out else ".")
+    )
+    return Figure(
+        file_name(train.stage.name, "loss"),
+        "Loss",
+        f"Loss in nats per supervised token over {len(losses):,} steps"
+        + (f"; training from {losses[0][1]:.3f} to {losses[-1][1]:.3f}" if losses else "")
+        + (f"; held-out from {held_out[0][1]:.3f} to {held_out[-1][1]:.3f}" if held_out else "")
+        + ".",
+        caption,
+        HEIGHT,
+        Markup("").join(parts),
+    )
+
+
+def gradient_figure(train: TrainFacts) -> Figure | None:
+    """Return the gradient norm before clipping, with the clipping limit."""
+    limit = train.config.get("max_grad_norm")
+    figure = _one_curve(
+        train,
+        "gradient-norm",
+        "Gradient norm",
+        "norm",
+        lambda record: record.grad_norm,
+        lambda value: f"gradient norm {value:.3g}",
+        log_when_wide=True,
+        threshold=float(limit) if isinstance(limit, int | float) else None,
+    )
+    return figure
+
+
+def rate_figure(train: TrainFacts) -> Figure | None:
+    """Return the learning rate over the steps."""
+    return _one_curve(
+        train,
+        "learning-rate",
+        "Learning rate",
+        "rate",
+        lambda record: record.learning_rate,
+        lambda value: f"learning rate {numbers.learning_rate(value)}",
+        from_zero=True,
+    )
+
+
+def speed_figure(train: TrainFacts) -> Figure | None:
+    """Return tokens per second over the steps."""
+    return _one_curve(
+        train,
+        "speed",
+        "Speed",
+        "tokens per second",
+        lambda record: record.tokens_per_second,
+        lambda value: f"{value:,.0f} tokens per second",
+        from_zero=True,
+    )
+
+
+def _one_curve(
+    train: TrainFacts,
+    name: str,
+    title: str,
+    unit: str,
+    value_of: Callable[[TrainRecord], float | None],
+    tooltip: Callable[[float], str],
+    *,
+    from_zero: bool = False,
+    log_when_wide: bool = False,
+    threshold: float | None = None,
+) -> Figure | None:
+    points = [(r.step, v) for r in train.steps if (v := value_of(r)) is not None]
+    finite = [value for _, value in points if math.isfinite(value)]
+    if not finite:
+        return None
+    positive = [value for value in finite if value > 0]
+    log = log_when_wide and len(positive) == len(finite) and max(finite) > 10 * float(np.median(finite))
+    extent = [*finite, *([0.0] if from_zero else [])]
+    drawn_threshold = threshold is not None and min(finite) / 4 < threshold < max(finite) * 4
+    if drawn_threshold and threshold is not None:
+        extent.append(threshold)
+    x, y = _frame(points, extent, log=log, from_zero=from_zero)
+    thinned = _thinned(points)
+    parts = [
+        axes(x, y, "step", unit + (", logarithmic" if log else "")),
+        path([(x(s), y(v)) for s, v in thinned], "line s0"),
+        _hover(x, y, thinned, lambda step, value: f"step {step:,.0f}: {tooltip(value)}"),
+    ]
+    caption = ""
+    if threshold is not None:
+        clipped = sum(value > threshold for value in finite)
+        caption = f"Clipped to {threshold:g} at {clipped:,} of {len(finite):,} steps."
+        if drawn_threshold:
+            parts.append(tag("line", class_="mark limit", x1=x.start, x2=x.end, y1=y(threshold), y2=y(threshold)))
+            parts.append(tag("text", f"clipped above {threshold:g}", class_="halo end", x=x.end, y=y(threshold) - 5))
+    return Figure(
+        file_name(train.stage.name, name),
+        title,
+        f"{title} over {len(points):,} steps: first {tooltip(points[0][1])}, last {tooltip(points[-1][1])}, "
+        f"highest {tooltip(max(finite))}.",
+        caption,
+        HEIGHT,
+        Markup("").join(parts),
+    )
+
+
+def _frame(
+    points: Sequence[tuple[float, float]], values: Sequence[float], *, log: bool = False, from_zero: bool = False
+) -> tuple[Scale, Scale]:
+    steps = [step for step, _ in points]
+    first, last = min(steps), max(steps)
+    low, high = (min(values) / 1.1, max(values) * 1.1) if log else padded(values)
+    low = 0.0 if from_zero else low
+    x = Scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT)
+    return x, Scale(low, high, HEIGHT - BOTTOM, TOP - 8, log)
+
+
+def _running_mean(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
+    """Return the centred mean over ``window`` steps (fewer at the ends); values that are not finite are left out."""
+    values = np.array([value for _, value in points], dtype=np.float64)
+    known = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    index = np.arange(len(values))
+    low = np.maximum(index - window // 2, 0)
+    high = np.minimum(index + (window + 1) // 2, len(values))
+    with np.errstate(invalid="ignore"):
+        means = (sums[high] - sums[low]) / (counts[high] - counts[low])
+    return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return at most MAX_POINTS points: means of neighbours where there are more."""
+    size = math.ceil(len(points) / MAX_POINTS) or 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        (sum(step for step, _ in group) / len(group), sum(value for _, value in group) / len(group)) for group in groups
+    ]
+
+
+def _hover(x: Scale, y: Scale, points: Sequence[tuple[float, float]], tooltip: Callable[[float, float], str]) -> Markup:
+    """Return hover columns for at most 80 of the points."""
+    chosen = points[:: math.ceil(len(points) / 80) or 1]
+    if not chosen:
+        return Markup("")
+    return columns([x(step) for step, _ in chosen], y.end, y.start, [tooltip(*point) for point in chosen])
+
+
+# ---- comparisons ---------------------------------------------------------------------------------------------------
+
+
+def loss_difference_figure(evaluation: EvalFacts) -> Figure | None:
+    """Return the differences of held-out loss with their intervals around zero."""
+    comparisons = evaluation.loss_comparisons
+    if not comparisons:
+        return None
+    ends = [v for c in comparisons for v in (c.pair.low, c.pair.high, c.pair.difference)]
+    x = Scale(*padded([*ends, 0.0], 0.12), LEFT / 4, WIDTH - RIGHT)
+    bottom = TOP + 44 * len(comparisons)
+    parts = [axes(x, None, "nats per token; left of zero is better", bottom=bottom)]
+    parts.append(tag("line", class_="zero", x1=x(0), x2=x(0), y1=TOP - 8, y2=bottom))
+    for index, c in enumerate(comparisons):
+        pair, y = c.pair, TOP + 44 * index + 28
+        text = f"{pair.b} minus {pair.a}: {numbers.signed(pair.difference)}"
+        classes = {"improved": "s1", "worse": "s2", "not shown": "s0"}[c.verdict]
+        parts.append(tag("text", text, class_="halo strong", x=x.start + 4, y=y - 14))
+        parts.append(_whisker(x, y, pair.low, pair.high, classes))
+        tooltip = f"{text}, interval {numbers.interval(pair.low, pair.high)}"
+        parts.append(dot(x(pair.difference), y, f"dot {classes}", tooltip, 5))
+    level = numbers.confidence(comparisons[0].pair.confidence)
+    return Figure(
+        file_name(evaluation.stage.name, "loss-difference"),
+        "Difference of held-out loss",
+        "Differences of held-out loss: "
+        + "; ".join(
+            f"{c.pair.b} minus {c.pair.a} {numbers.signed(c.pair.difference)}, "
+            f"interval {numbers.interval(c.pair.low, c.pair.high)}"
+            for c in comparisons
+        ),
+        f"Points are differences, bars their {level} paired bootstrap intervals. A bar across zero: no difference shown.",
+        bottom + BOTTOM,
+        Markup("").join(parts),
+    )
+
+
+def row_difference_figure(evaluation: EvalFacts, comparison: LossComparison) -> Figure | None:
+    """Return the histogram of the loss differences of single held-out rows."""
+    values = np.asarray(comparison.row_differences, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    # The outermost bars collect what lies beyond the 1st and 99th percentile; one bin edge is exactly zero.
+    low, high = (float(v) for v in np.quantile(values, [0.01, 0.99]))
+    width = max(high, 0.0) - min(low, 0.0) or 1.0
+    size = width / 36
+    first, last = math.floor(min(low, 0.0) / size), math.ceil(max(high, 0.0) / size)
+    edges = np.arange(first, last + 1) * size
+    edges = edges if len(edges) > 1 else np.array([-size, 0.0, size])
+    heights, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
+    x = Scale(float(edges[0]), float(edges[-1]), LEFT, WIDTH - RIGHT)
+    y = Scale(0, float(heights.max()) * 1.05, HEIGHT - BOTTOM, TOP - 8)
+    parts = [axes(x, y, "nats per token; left of zero is better", "rows")]
+    for height, (start, end) in zip(heights, pairwise(edges), strict=True):
+        classes = "fill s1" if end <= size / 2 else "fill s2"
+        tooltip = f"{numbers.signed(float(start))} to {numbers.signed(float(end))} nats per token: {height:,} rows"
+        parts.append(bar(x(start) + 0.5, y(height), x(end) - x(start) - 1, y(0) - y(height), classes, tooltip))
+    parts.append(tag("line", class_="zero", x1=x(0), x2=x(0), y1=TOP - 8, y2=y(0)))
+    pair, rows = comparison.pair, len(comparison.row_differences)
+    text = f"{comparison.rows_better:,} of {rows:,} held-out rows became more likely under {pair.b} than under {pair.a}"
+    return Figure(
+        file_name(evaluation.stage.name, "rows", pair.a, pair.b),
+        f"Row by row: {pair.b} minus {pair.a}",
+        f"Histogram of the loss difference of each held-out row; {text}.",
+        f"{text}. The outermost bars hold the most extreme 1% on each side.",
+        HEIGHT,
+        Markup("").join(parts),
+    )
+
+
+def accuracy_figure(evaluation: EvalFacts) -> Figure | None:
+    """Return the checked accuracy of every model, overall and by class, with Wilson intervals."""
+    models = [m for m in evaluation.models if m in evaluation.accuracy and evaluation.accuracy[m].all.checked]
+    if not models:
+        return None
+    groups = [("all prompts", [evaluation.accuracy[m].all for m in models])]
+    for name in dict.fromkeys(name for m in models for name in evaluation.accuracy[m].by_class):
+        known = [r for m in models if (r := evaluation.accuracy[m].by_class.get(name)) is not None and r.checked]
+        if len(known) == len(models):
+            groups.append((name, known))
+    x = Scale(0, 1, LEFT / 4, WIDTH - RIGHT)
+    lane = 19
+    bottom = TOP + sum(24 + lane * len(models) for _ in groups)
+    percent = Scale(0, 100, x.start, x.end)
+    parts = [axes(percent, None, "percent of checked answers that are right", bottom=bottom)]
+    top = TOP
+    for name, rates in groups:
+        parts.append(tag("text", name, class_="halo strong", x=x.start + 4, y=top + 12))
+        for index, (model, rate) in enumerate(zip(models, rates, strict=True)):
+            if rate.accuracy is None or rate.low is None or rate.high is None:
+                continue
+            y = top + 26 + lane * index
+            classes = f"s{index % 6}"
+            tooltip = (
+                f"{model}, {name}: {rate.passed} of {rate.checked}, {numbers.percent_interval(rate.low, rate.high)}"
+            )
+            parts.append(_whisker(x, y, rate.low, rate.high, classes))
+            parts.append(dot(x(rate.accuracy), y, f"dot {classes}", tooltip, 5))
+            parts.append(
+                tag(
+                    "text", f"{rate.passed}/{rate.checked}", class_="halo", x=min(x(rate.high) + 8, x.end - 34), y=y + 4
+                )
+            )
+        top += 24 + lane * len(models)
+    parts.append(legend([(model, f"swatch s{index % 6}") for index, model in enumerate(models)]))
+    return Figure(
+        file_name(evaluation.stage.name, "accuracy"),
+        "Checked answers",
+        "Share of checked answers that are right. "
+        + ". ".join(
+            f"{name}: " + ", ".join(f"{m} {r.passed} of {r.checked}" for m, r in zip(models, rates, strict=True))
+            for name, rates in groups
+        ),
+        "Points are accuracies, bars their Wilson intervals. Single classes hold few prompts: read them as description.",
+        bottom + BOTTOM,
+        Markup("").join(parts),
+    )
+
+
+def _whisker(x: Scale, y: float, low: float, high: float, classes: str) -> Markup:
+    return Markup("").join(
+        [
+            tag("line", class_=f"whisker {classes}", x1=x(low), x2=x(high), y1=y, y2=y),
+            *(tag("line", class_=f"whisker {classes}", x1=x(v), x2=x(v), y1=y - 5, y2=y + 5) for v in (low, high)),
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All figures of a report; the mappings go by stage name."""
+
+    rows: Figure | None
+    curves: dict[str, tuple[Figure, ...]]
+    lengths: dict[str, tuple[Figure, ...]]
+    likelihood: dict[str, tuple[Figure, ...]]
+    accuracy: dict[str, tuple[Figure, ...]]
+
+    def all(self) -> list[Figure]:
+        """Return every figure."""
+        sections = (self.curves, self.lengths, self.likelihood, self.accuracy)
+        return [*([self.rows] if self.rows else []), *(f for s in sections for figures in s.values() for f in figures)]
+
+
+def draw(facts: RunFacts) -> Figures:
+    """Draw every figure for which there are facts."""
+    return Figures(
+        rows=rows_figure(facts),
+        curves={
+            t.stage.name: _drawn(loss_figure(t), gradient_figure(t), rate_figure(t), speed_figure(t))
+            for t in facts.training
+        },
+        lengths={
+            t.stage.name: _drawn(
+                length_figure(t, "conversation", t.lengths.conversation, t.lengths.limit),
+                length_figure(t, "assistant", t.lengths.assistant, t.lengths.limit),
+            )
+            for t in facts.training
+            if t.lengths
+        },
+        likelihood={
+            e.stage.name: _drawn(loss_difference_figure(e), *(row_difference_figure(e, c) for c in e.loss_comparisons))
+            for e in facts.evaluations
+        },
+        accuracy={e.stage.name: _drawn(accuracy_figure(e)) for e in facts.evaluations},
+    )
+
+
+def _drawn(*figures: Figure | None) -> tuple[Figure, ...]:
+    return tuple(figure for figure in figures if figure is not None)

@@ -1,0 +1,119 @@
+"""Numbers as readers see them. The page, the Markdown and the terminal all use these, so they never disagree."""
+
+from __future__ import annotations
+
+import math
+import time
+
+MINUS = "\N{MINUS SIGN}"
+NOTHING = "\N{EN DASH}"
+"""Shown where there is no number."""
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    """``1.823``; more digits where rounding would show a number that is not zero as zero."""
+    if value is None:
+        return NOTHING
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else ("infinite" if value > 0 else f"{MINUS}infinite")
+    if value and abs(value) < 0.5 * 10**-digits:
+        return (f"{value:.1g}" if abs(value) >= 1e-4 else f"{value:.1e}").replace("-", MINUS)
+    return f"{value:,.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """``+0.120`` or a true minus sign; zero has no sign."""
+    text = fixed(value, digits)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
+def interval(low: float | None, high: float | None, digits: int = 3) -> str:
+    """``-0.270 to -0.212``: the ends of an interval with their signs."""
+    return f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+def count(value: float | None) -> str:
+    """``1,999``."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def compact(value: float | None) -> str:
+    """``134.5 million``, ``4.88 million``, ``950,000``: three or four significant digits above a million."""
+    if value is None or value < 1e6:
+        return count(value)
+    size, word = (1e9, "billion") if value >= 1e9 else (1e6, "million")
+    scaled = value / size
+    return f"{scaled:.{1 if scaled >= 100 else 2}f} {word}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Format a share as ``12.5%``."""
+    return NOTHING if share is None else f"{fixed(100 * share, digits)}%"
+
+
+def signed_percent(share: float | None, digits: int = 1) -> str:
+    """Format a relative change as ``+12.5%``."""
+    return NOTHING if share is None else f"{signed(100 * share, digits)}%"
+
+
+def points(share: float | None) -> str:
+    """Format a difference of two shares in percentage points, ``+8.3``."""
+    return NOTHING if share is None else signed(100 * share, 1)
+
+
+def points_interval(low: float | None, high: float | None) -> str:
+    """Format the interval of a difference of two shares, in percentage points."""
+    return f"{points(low)} to {points(high)}"
+
+
+def percent_interval(low: float | None, high: float | None) -> str:
+    """Format the interval of a share, ``21% to 57%``; a dash where nothing was counted."""
+    return NOTHING if low is None or high is None else f"{percent(low, 0)} to {percent(high, 0)}"
+
+
+def p_value(value: float | None) -> str:
+    """``p = 0.69``, ``p < 0.001``."""
+    if value is None:
+        return NOTHING
+    if value < 0.001:
+        return "p < 0.001"
+    return f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """``42 seconds``, ``3.9 minutes``, ``2 h 05 min``."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 90:
+        return f"{seconds:.1f} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} minutes"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def memory(value: float | None) -> str:
+    """Bytes as ``3.12 GB`` (1 GB = 10^9 bytes)."""
+    if value is None:
+        return NOTHING
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"
+
+
+def learning_rate(value: float | None) -> str:
+    """``2e-4``: the shortest scientific form."""
+    if value is None:
+        return NOTHING
+    if not value:
+        return "0"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}".replace("-", MINUS)
+
+
+def moment(seconds: float | None) -> str:
+    """Unix seconds as ``2026-11-03 14:05 UTC``."""
+    return NOTHING if seconds is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def confidence(level: float) -> str:
+    """``95%``."""
+    return f"{100 * level:g}%"

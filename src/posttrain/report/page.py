@@ -1,0 +1,207 @@
+"""Write the report of a run: one self-contained HTML page, the same as Markdown, the figures, and summary.json.
+
+The page makes no request at all: styles, script and drawings are inside, and its content security policy forbids the
+rest. Replies and rows are foreign text; every value is escaped (autoescape in the page, fences in the Markdown).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from posttrain.artifacts import LedgerStep, RunDir, write_json, write_text
+from posttrain.report import numbers, wording
+from posttrain.report.facts import EvalFacts, RunFacts, read_run
+from posttrain.report.figures import Figures, draw, file_name
+from posttrain.report.records import Rate
+from posttrain.report.summary import summary
+
+REJECT_LIMIT = 50
+"""Dropped rows shown in the page for each stage; ledger.json has all of them."""
+
+CLASSES = {"knowledge": "Knowledge questions", "rewriting": "Instruction rewriting", "reasoning": "Chain of thought"}
+LANGUAGES = {"en": "English", "zh": "Chinese"}
+
+
+def write_report(run: RunDir, title: str | None = None) -> Path:
+    """Write report/index.html, report/report.md, report/figures/*.svg and summary.json; return the path of the page.
+
+    Works on unfinished runs: what is missing is named at the top. ``title`` replaces the recipe's name as the heading.
+    Raises RunError where there is no run, no stage has started, or the folder can't be written. Equal artefacts give
+    equal bytes.
+    """
+    facts = read_run(run, title)
+    figures = draw(facts)
+    folder = run.path / "report"
+    shutil.rmtree(folder / "figures", ignore_errors=True)
+    figure_css = _package_text("figure.css")
+    for figure in figures.all():
+        write_text(folder / "figures" / f"{figure.name}.svg", figure.standalone(figure_css))
+    write_text(folder / "report.md", render_markdown(facts, figures))
+    write_text(folder / "index.html", render_page(facts, figures))
+    write_json(run.path / "summary.json", summary(facts))
+    return folder / "index.html"
+
+
+def render_page(facts: RunFacts, figures: Figures) -> str:
+    """Return the HTML page."""
+    script = _package_text("page.js")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment(autoescape=True)
+        .get_template("page.html.jinja")
+        .render(
+            **_context(facts, figures),
+            figure_css=Markup(_package_text("figure.css")),
+            page_css=Markup(_package_text("page.css")),
+            script=Markup(script),
+            script_hash=f"sha256-{script_hash}",
+        )
+    )
+
+
+def render_markdown(facts: RunFacts, figures: Figures) -> str:
+    """Return the report as Markdown, with the figures as links to figures/*.svg."""
+    text = _environment(autoescape=False).get_template("report.md.jinja").render(**_context(facts, figures))
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _context(facts: RunFacts, figures: Figures) -> dict[str, Any]:
+    return {
+        "facts": facts,
+        "figures": figures,
+        "paragraph": wording.paragraph(facts),
+        "findings": wording.findings(facts),
+        "tiles": wording.tiles(facts),
+        "verdict_text": wording.VERDICT_TEXT,
+        "loss_sentence": wording.loss_sentence,
+        "interval": numbers.interval,
+        "points_interval": numbers.points_interval,
+        "percent_interval": numbers.percent_interval,
+        "rows_shown": any(stage.ledger for stage in facts.stages),
+        "reject_limit": REJECT_LIMIT,
+        "classes": CLASSES,
+        "languages": LANGUAGES,
+    }
+
+
+def _package_text(name: str) -> str:
+    return (resources.files("posttrain.report") / name).read_text(encoding="utf-8")
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("posttrain.report", "."),
+        autoescape=autoescape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {
+        name: getattr(numbers, name)
+        for name in (
+            "fixed",
+            "signed",
+            "count",
+            "percent",
+            "signed_percent",
+            "points",
+            "p_value",
+            "duration",
+            "memory",
+            "moment",
+            "confidence",
+        )
+    }
+    environment.filters |= {
+        "accuracy_rows": accuracy_rows,
+        "accuracy_sentence": wording.accuracy_sentence,
+        "cell": cell,
+        "expected": expected_text,
+        "fenced": fenced,
+        "flattened": flattened,
+        "html_language": html_language,
+        "json_text": json_text,
+        "method": wording.method,
+        "perplexity": perplexity,
+        "reasons": reasons,
+        "selection_notes": wording.selection_notes,
+        "slug": file_name,
+    }
+    return environment
+
+
+# ---- what the templates need beyond numbers and sentences ----------------------------------------------------------
+
+
+def accuracy_rows(evaluation: EvalFacts) -> list[tuple[str, list[tuple[str, Rate]]]]:
+    """Return (name of the prompts, [(model, rate)]) for all prompts and then for each class."""
+    models = evaluation.accuracy
+    names = dict.fromkeys(name for model in models.values() for name in model.by_class)
+    rows = [("all", [(name, model.all) for name, model in models.items()])]
+    return rows + [(name, [(m, a.by_class[name]) for m, a in models.items() if name in a.by_class]) for name in names]
+
+
+def reasons(step: LedgerStep) -> str:
+    """Return why rows were dropped, shortened or changed at a step: ``exact duplicate 14; held out 99``."""
+    parts = [f"{reason} {number:,}" for reason, number in [*step.dropped.items(), *step.notes.items()]]
+    return "; ".join([*parts, *([f"truncated {step.truncated:,}"] if step.truncated else [])])
+
+
+def flattened(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, text) for every leaf of nested mappings and lists."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flattened(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        for index, inner in enumerate(value):
+            yield from flattened(inner, f"{path}[{index}]")
+    elif path:
+        yield path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def perplexity(loss: float) -> float:
+    """Return e to the power of a loss; infinite beyond the range of a float."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def html_language(language: str) -> str:
+    """Return the language tag for the page; plain ``zh`` would leave the choice of Han glyphs to chance."""
+    return "zh-Hans" if language == "zh" else language
+
+
+def expected_text(expected: Any) -> str:
+    """Return what a check expects, as text."""
+    return expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)
+
+
+def json_text(value: Any) -> str:
+    """Return indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def cell(text: str) -> str:
+    """Return text that is safe inside a line, a heading or a table cell of Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", " ".join(str(text).split())).replace("&", "&amp;")
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Return a code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

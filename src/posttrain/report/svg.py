@@ -1,0 +1,162 @@
+"""The few marks the figures are drawn with. Own SVG rather than matplotlib's, so that one drawing follows the reader's
+light or dark setting through CSS variables, keeps its text as text, and carries tooltips.
+
+Coordinates are in user units (about pixels at full width); the origin is the upper left corner.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup, escape
+
+WIDTH = 520.0
+"""All figures have this width, so that their text has one size when they stand side by side."""
+LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 34.0, 44.0
+
+
+def tag(name: str, /, *children: str | Markup, **attributes: str | float | None) -> Markup:
+    """Return one element; text is escaped, numbers are rounded, ``class_`` and ``stroke_width`` become SVG names."""
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _coordinate(value))
+        for key, value in attributes.items()
+        if value is not None
+    )
+    inside = Markup("").join(escape(child) for child in children)
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, inside)
+
+
+def _coordinate(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.1f}".removesuffix(".0")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Maps data from ``low..high`` to ``start..end``; logarithmic where ``log``."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Return the position of a value, kept inside the range; not a number stays not a number."""
+        if not math.isfinite(value):
+            return math.nan
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(max(value, low))
+        share = (value - low) / (high - low) if high > low else 0.5
+        return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Return at most six round values inside the range."""
+        return _log_ticks(self.low, self.high) if self.log else _linear_ticks(self.low, self.high)
+
+
+def _linear_ticks(low: float, high: float) -> list[float]:
+    if high <= low:
+        return [low]
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for multiples in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
+        if len(ticks) <= 6:
+            break
+    return ticks if len(ticks) >= 2 else [low, high]
+
+
+def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
+    """Return the range of the values with a margin on both sides; a single value gets a range around it."""
+    low, high = min(values), max(values)
+    margin = (high - low) * share or abs(high) * 0.1 or 1.0
+    return low - margin, high + margin
+
+
+def tick_text(ticks: Sequence[float]) -> Callable[[float], str]:
+    """Return a format with as many decimals as the distance of the ticks needs."""
+    distance = min((b - a for a, b in pairwise(ticks)), default=1.0)
+    largest = max((abs(tick) for tick in ticks), default=0.0)
+    if largest and largest < 0.01:
+        return lambda value: f"{value:.0e}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}") if value else "0"
+    digits = max(0, -math.floor(math.log10(distance) + 1e-9)) if distance > 0 else 0
+    digits += int(not math.isclose(distance, round(distance, digits), rel_tol=1e-6))
+    return lambda value: f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def axes(x: Scale, y: Scale | None, x_label: str, y_label: str = "", bottom: float | None = None) -> Markup:
+    """Return grid lines, tick labels and the names of both axes; without ``y`` only the horizontal axis."""
+    floor = y.start if y is not None else bottom
+    if floor is None:
+        raise ValueError("axes needs a vertical scale or the position of the bottom")
+    parts = []
+    if y is not None:
+        ticks = y.ticks()
+        text = tick_text(ticks) if not y.log else (lambda value: f"{value:g}")
+        for tick in ticks:
+            parts.append(tag("line", class_="grid", x1=x.start, x2=x.end, y1=y(tick), y2=y(tick)))
+            parts.append(tag("text", text(tick), class_="tick end", x=x.start - 8, y=y(tick) + 4))
+        parts.append(tag("text", y_label, class_="label", x=2, y=14))
+    ticks = x.ticks()
+    text = tick_text(ticks)
+    for tick in ticks:
+        if y is None:
+            parts.append(tag("line", class_="grid", x1=x(tick), x2=x(tick), y1=TOP - 8, y2=floor))
+        parts.append(tag("line", class_="axis", x1=x(tick), x2=x(tick), y1=floor, y2=floor + 4))
+        parts.append(tag("text", text(tick), class_="tick middle", x=x(tick), y=floor + 18))
+    parts.append(tag("line", class_="axis", x1=x.start, x2=x.end, y1=floor, y2=floor))
+    parts.append(tag("text", x_label, class_="label end", x=x.end, y=floor + 36))
+    return Markup("").join(parts)
+
+
+def path(points: Iterable[tuple[float, float]], class_: str) -> Markup:
+    """Return a line through the points; a point that is not finite interrupts it."""
+    commands, drawing = [], False
+    for x, y in points:
+        if math.isfinite(x) and math.isfinite(y):
+            commands.append(f"{'L' if drawing else 'M'}{_coordinate(x)} {_coordinate(y)}")
+            drawing = True
+        else:
+            drawing = False
+    return tag("path", class_=class_, d=" ".join(commands))
+
+
+def bar(x: float, y: float, width: float, height: float, class_: str, tooltip: str) -> Markup:
+    """Return a rectangle with a tooltip."""
+    return tag("rect", tag("title", tooltip), class_=class_, x=x, y=y, width=width, height=max(height, 0.0))
+
+
+def dot(x: float, y: float, class_: str, tooltip: str, radius: float = 4.0) -> Markup:
+    """Return a point with a tooltip."""
+    return tag("circle", tag("title", tooltip), class_=class_, cx=x, cy=y, r=radius)
+
+
+def columns(xs: Sequence[float], top: float, bottom: float, tooltips: Sequence[str]) -> Markup:
+    """Return invisible columns around the positions ``xs`` (ascending); hovering one shows its tooltip."""
+    edges = [xs[0], *((a + b) / 2 for a, b in pairwise(xs)), xs[-1]]
+    return Markup("").join(
+        bar(left, top, max(right - left, 2.0), bottom - top, "hover", tooltip)
+        for left, right, tooltip in zip(edges, edges[1:], tooltips, strict=False)
+    )
+
+
+def legend(entries: Sequence[tuple[str, str]], y: float = 14.0) -> Markup:
+    """Return a legend at the right end: (text, classes of its swatch) from left to right."""
+    parts, x = [], WIDTH - RIGHT
+    for text, classes in reversed(entries):
+        parts.append(tag("text", text, class_="label end", x=x, y=y))
+        x -= 8.6 * len(text) + 6
+        parts.append(tag("line", class_=classes, x1=x - 16, x2=x, y1=y - 4, y2=y - 4))
+        x -= 32
+    return Markup("").join(parts)

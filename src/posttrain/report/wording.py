@@ -1,0 +1,355 @@
+"""What the report says in sentences: what was done, and what the numbers show or don't.
+
+A sentence claims a difference only where the facts carry the verdict ``improved`` or ``worse``; anything else is
+``no difference shown``, which is not the same as ``no difference``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from posttrain.report import numbers
+from posttrain.report.facts import AccuracyComparison, EvalFacts, LossComparison, RunFacts, TrainFacts, Verdict
+
+VERDICT_TEXT: dict[Verdict, str] = {"improved": "improved", "worse": "worse", "not shown": "no difference shown"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing the run shows, or fails to show. ``verdict`` is None where nothing is compared."""
+
+    stage: str
+    topic: str
+    verdict: Verdict | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One headline number: what it is, its value, and a line below it."""
+
+    label: str
+    value: str
+    note: str
+    verdict: Verdict | None = None
+
+
+def paragraph(facts: RunFacts) -> str:
+    """Return what was done and what came of it, in one paragraph of plain sentences."""
+    sentences = [_data_sentence(facts), *(_train_sentence(facts, train) for train in facts.training)]
+    evaluation = facts.headline_evaluation
+    if evaluation is not None:
+        sentences += [_likelihood_sentence(evaluation), _accuracy_sentence(evaluation)]
+    unfinished = [stage.name for stage in facts.stages if stage.status != "complete"]
+    if unfinished:
+        sentences.append(f"The run is not complete: {_join(unfinished)} did not finish.")
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def findings(facts: RunFacts) -> tuple[Finding, ...]:
+    """Return what the run shows, each comparison with its verdict, in the order of the stages."""
+    found: list[Finding] = []
+    for train in facts.training:
+        found += _training_findings(train)
+    for evaluation in facts.evaluations:
+        found += [_loss_finding(evaluation, c) for c in evaluation.loss_comparisons]
+        found += [_accuracy_finding(evaluation, c) for c in evaluation.accuracy_comparisons]
+        found += _reply_findings(evaluation)
+    return tuple(found)
+
+
+def tiles(facts: RunFacts) -> tuple[Tile, ...]:
+    """Return the headline numbers: quality first, then cost."""
+    row: list[Tile] = []
+    evaluation = facts.headline_evaluation
+    if evaluation and (loss := evaluation.headline_loss):
+        first, last = evaluation.likelihood.get(loss.pair.a), evaluation.likelihood.get(loss.pair.b)
+        row.append(
+            Tile(
+                "Held-out loss",
+                numbers.signed(loss.pair.difference),
+                f"nats per token, {numbers.confidence(loss.pair.confidence)} interval "
+                f"{numbers.interval(loss.pair.low, loss.pair.high)}",
+                loss.verdict,
+            )
+        )
+        if first and last:
+            row.append(
+                Tile(
+                    "Perplexity",
+                    f"{numbers.fixed(first.perplexity, 2)} \N{RIGHTWARDS ARROW} {numbers.fixed(last.perplexity, 2)}",
+                    f"{numbers.signed_percent(loss.perplexity_change)} on {_plural(last.rows, 'held-out row')}",
+                )
+            )
+    if evaluation and (accuracy := evaluation.headline_accuracy):
+        pair = accuracy.pair
+        row.append(
+            Tile(
+                "Checked answers",
+                f"{pair.both_right + pair.only_a} \N{RIGHTWARDS ARROW} {pair.both_right + pair.only_b}"
+                f" of {accuracy.checked}",
+                f"{numbers.points(pair.difference)} points, {numbers.confidence(pair.confidence)} interval "
+                f"{numbers.points_interval(pair.low, pair.high)}",
+                accuracy.verdict,
+            )
+        )
+    for train in facts.training:
+        row += _cost_tiles(train, prefix=f"{train.stage.name}: " if len(facts.training) > 1 else "")
+    return tuple(row)
+
+
+def loss_sentence(evaluation: EvalFacts, comparison: LossComparison) -> str:
+    """Return the held-out comparison of two models in one or two sentences."""
+    pair = comparison.pair
+    first, second = evaluation.likelihood.get(pair.a), evaluation.likelihood.get(pair.b)
+    values = f" ({numbers.fixed(first.loss)} against {numbers.fixed(second.loss)})" if first and second else ""
+    bounds = f"{numbers.confidence(pair.confidence)} interval {numbers.interval(pair.low, pair.high)}"
+    if comparison.verdict == "not shown":
+        text = (
+            f"Held-out loss of {pair.b} against {pair.a}: no difference shown{values}. The difference is "
+            f"{numbers.signed(pair.difference)} nats per token and its {bounds} includes zero."
+        )
+    else:
+        lower = comparison.verdict == "improved"
+        text = (
+            f"Held-out loss of {pair.b} is {'lower' if lower else 'higher'} than that of {pair.a}{values}: "
+            f"{numbers.signed(pair.difference)} nats per token, {bounds}; perplexity "
+            f"{numbers.signed_percent(comparison.perplexity_change)}."
+        )
+    rows = len(comparison.row_differences)
+    if rows:
+        text += f" {comparison.rows_better} of {_plural(rows, 'held-out row')} became more likely."
+    return text
+
+
+def accuracy_sentence(comparison: AccuracyComparison) -> str:
+    """Return the comparison of checked answers in words, with the test and its number of prompts."""
+    pair = comparison.pair
+    test = f"McNemar's exact test {numbers.p_value(pair.p_value)}, n = {comparison.checked}"
+    bounds = f"{numbers.confidence(pair.confidence)} interval {numbers.points_interval(pair.low, pair.high)}"
+    counts = (
+        f"{pair.b} answered {pair.both_right + pair.only_b} of {comparison.checked} checked prompts correctly, "
+        f"{pair.a} {pair.both_right + pair.only_a} ({pair.only_b} gained, {pair.only_a} lost)"
+    )
+    difference = f"{numbers.points(pair.difference)} points, {bounds}; {test}"
+    if comparison.checked == 0:
+        return f"No prompt with a checkable answer was answered by both {pair.a} and {pair.b}."
+    if comparison.verdict == "improved":
+        return f"{counts}: more than {pair.a}. {difference}."
+    if comparison.verdict == "worse":
+        return f"{counts}: fewer than {pair.a}. {difference}."
+    if pair.only_a == pair.only_b == 0:
+        return f"{counts}: no difference shown. Both passed and failed exactly the same prompts."
+    text = f"{counts}: no difference shown. {difference}."
+    if not comparison.instruments_agree:
+        text += " Interval and exact test disagree, which happens with few prompts, so no claim is made."
+    return text
+
+
+def selection_notes(evaluation: EvalFacts, facts: RunFacts) -> list[str]:
+    """Return a caution for each compared model whose weights were chosen on the rows it is now judged by."""
+    rows = evaluation.stage.manifest.config.get("data") if evaluation.stage.manifest else None
+    return [
+        f"The weights of {train.stage.name} were chosen by their loss on these same rows, which flatters it a little."
+        for train in facts.training
+        if train.stage.name in evaluation.models[1:]
+        and train.config.get("keep") == "best"
+        and train.config.get("data") == rows
+        and len(train.held_out) > 2
+    ]
+
+
+# ---- the paragraph -------------------------------------------------------------------------------------------------
+
+
+def _data_sentence(facts: RunFacts) -> str:
+    parts = []
+    for data in facts.data:
+        ledger, result = data.stage.ledger, data.result
+        if ledger is None or result.train_rows is None:
+            continue
+        sources = _join(sorted(result.sources)) if result.sources else "the sources"
+        dropped = sum(ledger.dropped.values())
+        parts.append(
+            f"{_plural(ledger.rows_in, 'row')} were read from {sources}; {numbers.count(dropped)} "
+            f"{'was' if dropped == 1 else 'were'} dropped, {numbers.count(result.train_rows)} kept for training and "
+            f"{numbers.count(result.held_out_rows)} held out."
+        )
+    return " ".join(parts)
+
+
+def _train_sentence(facts: RunFacts, train: TrainFacts) -> str:
+    result, manifest = train.result, train.stage.manifest
+    steps = train.step_count
+    if steps is None or manifest is None:
+        return ""
+    start = train.config.get("start_from", "base")
+    start = (facts.model or "the base model") if start == "base" else f"the weights of stage {start}"
+    text = f"Stage {train.stage.name} trained {start} with {method(train)}"
+    ledger = train.stage.ledger
+    if ledger is not None:
+        text += f" on {_plural(ledger.rows_kept, 'example')}"
+    text += f" for {_plural(steps, 'step')}"
+    details = []
+    if batch := train.config.get("batch_size"):
+        details.append(f"{batch} examples each")
+    if result.epochs is not None:
+        details.append(f"{result.epochs:.3g} {'epoch' if result.epochs == 1 else 'epochs'}")
+    if result.tokens is not None:
+        details.append(f"{numbers.count(result.tokens)} tokens, {numbers.count(result.supervised_tokens)} supervised")
+    text += f" ({', '.join(details)})" if details else ""
+    text += f" in {numbers.duration(train.seconds)}" if train.seconds is not None else ""
+    return text + (f" on {_device(train)}." if manifest.device else ".")
+
+
+def method(train: TrainFacts) -> str:
+    """Return the objective and what was trained, for example ``SFT and LoRA of rank 16``."""
+    objective = train.config.get("objective")
+    adapter = train.config.get("adapter")
+    names = [str(objective["name"]).upper()] if isinstance(objective, dict) and "name" in objective else []
+    if isinstance(adapter, dict) and adapter.get("name") == "lora":
+        kind = "DoRA" if adapter.get("dora") else "rsLoRA" if adapter.get("rslora") else "LoRA"
+        names.append(f"{kind} of rank {adapter['rank']}" if "rank" in adapter else kind)
+    elif isinstance(adapter, dict) and adapter.get("name") == "full":
+        names.append("all weights")
+    trainable, total = train.result.trainable_parameters, train.result.total_parameters
+    text = " and ".join(names) or "the recipe's settings"
+    if trainable is not None and total:
+        text += (
+            f" ({numbers.compact(trainable)} of {numbers.compact(total)} parameters, "
+            f"{numbers.percent(trainable / total)})"
+        )
+    return text
+
+
+def _device(train: TrainFacts) -> str:
+    manifest = train.stage.manifest
+    if manifest is None:
+        return ""
+    cores = (manifest.provenance or {}).get("cpu_count")
+    device = manifest.device or "an unknown device"
+    inside = [f"{cores} cores"] if device == "cpu" and cores else []
+    inside += [str(manifest.dtype)] if manifest.dtype else []
+    name = "a CPU" if device == "cpu" else device
+    return f"{name} ({', '.join(inside)})" if inside else name
+
+
+def _likelihood_sentence(evaluation: EvalFacts) -> str:
+    comparison = evaluation.headline_loss
+    if comparison is None:
+        parts = [f"{name} {numbers.fixed(m.loss)}" for name, m in evaluation.likelihood.items()]
+        return f"Held-out loss in nats per token: {_join(parts)}." if parts else ""
+    pair = comparison.pair
+    first, second = evaluation.likelihood.get(pair.a), evaluation.likelihood.get(pair.b)
+    if not (first and second):
+        return loss_sentence(evaluation, comparison)
+    bounds = f"{numbers.confidence(pair.confidence)} interval {numbers.interval(pair.low, pair.high)}"
+    movement = {"improved": "fell", "worse": "rose", "not shown": "did not change demonstrably"}[comparison.verdict]
+    return (
+        f"On {_plural(second.rows, 'held-out row')} the loss {movement} from {numbers.fixed(first.loss)} to "
+        f"{numbers.fixed(second.loss)} nats per token (difference {numbers.signed(pair.difference)}, {bounds}), perplexity from "
+        f"{numbers.fixed(first.perplexity, 2)} to {numbers.fixed(second.perplexity, 2)}."
+    )
+
+
+def _accuracy_sentence(evaluation: EvalFacts) -> str:
+    comparison = evaluation.headline_accuracy
+    if comparison is None or comparison.checked == 0:
+        return ""
+    pair = comparison.pair
+    outcome = {
+        "improved": "an improvement",
+        "worse": "a loss",
+        "not shown": "no difference is shown",
+    }[comparison.verdict]
+    return (
+        f"Of {comparison.checked} prompts with a checkable answer {pair.a} got {pair.both_right + pair.only_a} right "
+        f"and {pair.b} {pair.both_right + pair.only_b}: {outcome} "
+        f"(McNemar's exact test {numbers.p_value(pair.p_value)})."
+    )
+
+
+# ---- findings ------------------------------------------------------------------------------------------------------
+
+
+def _training_findings(train: TrainFacts) -> list[Finding]:
+    found = []
+    name = train.stage.name
+    bad = [r.step for r in train.steps if not math.isfinite(r.loss)]
+    if bad:
+        found.append(Finding(name, "Training", None, f"The training loss was not finite at step {bad[0]}."))
+    lowest = train.lowest_held_out
+    if lowest is not None and len(train.held_out) > 1:
+        first, last = train.held_out[0], train.held_out[-1]
+        text = (
+            f"Held-out loss while training {name}: {numbers.fixed(first.loss)} at step {first.step}, lowest "
+            f"{numbers.fixed(lowest.loss)} at step {lowest.step}, {numbers.fixed(last.loss)} at the last (step {last.step})."
+        )
+        if lowest.step == first.step:
+            text += " It never went below its starting value: training did not help on these rows."
+        elif lowest.step != last.step:
+            kept = "best" if train.config.get("keep", "best") == "best" else "last"
+            text += (
+                " It rose again after its lowest point (over-fitting, or noise); "
+                f"the {'weights of the lowest point' if kept == 'best' else 'final weights'} were handed on."
+            )
+        found.append(Finding(name, "Training", None, text))
+    if train.result.stopped_early:
+        found.append(
+            Finding(name, "Training", None, f"Stage {name} stopped early: the held-out loss improved no more.")
+        )
+    return found
+
+
+def _loss_finding(evaluation: EvalFacts, comparison: LossComparison) -> Finding:
+    return Finding(evaluation.stage.name, "Held-out loss", comparison.verdict, loss_sentence(evaluation, comparison))
+
+
+def _accuracy_finding(evaluation: EvalFacts, comparison: AccuracyComparison) -> Finding:
+    return Finding(evaluation.stage.name, "Checked answers", comparison.verdict, accuracy_sentence(comparison))
+
+
+def _reply_findings(evaluation: EvalFacts) -> list[Finding]:
+    prompts = len(evaluation.prompts)
+    cut = [(model, evaluation.cut_replies(model)) for model in evaluation.models]
+    if not prompts or not any(number for _, number in cut):
+        return []
+    parts = _join([f"{number} of {model}" for model, number in cut])
+    text = (
+        f"Of {_plural(prompts, 'reply', 'replies')} for each model, these ended at the length limit and not by "
+        f"themselves: {parts}."
+    )
+    return [Finding(evaluation.stage.name, "Replies", None, text)]
+
+
+# ---- tiles ---------------------------------------------------------------------------------------------------------
+
+
+def _cost_tiles(train: TrainFacts, prefix: str) -> list[Tile]:
+    result = train.result
+    row = []
+    if train.seconds is not None:
+        note = _plural(train.step_count, "step") if train.step_count is not None else ""
+        row.append(Tile(f"{prefix}Training time", numbers.duration(train.seconds), note))
+    if result.tokens_per_second is not None:
+        share = result.matmul_share
+        note = "tokens per second" + (f", {numbers.percent(share, 0)} of matmul peak" if share is not None else "")
+        row.append(Tile(f"{prefix}Speed", numbers.count(result.tokens_per_second), note))
+    if train.peak_memory_bytes is not None:
+        note = f"while training on {_device(train)}"
+        row.append(Tile(f"{prefix}Peak memory", numbers.memory(train.peak_memory_bytes), note))
+    return row
+
+
+# ---- small words ---------------------------------------------------------------------------------------------------
+
+
+def _plural(number: int, one: str, many: str | None = None) -> str:
+    return f"{numbers.count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def _join(parts: list[str]) -> str:
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
