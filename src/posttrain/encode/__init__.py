@@ -1,0 +1,1 @@
+"""Rows become token ids with loss weights: render once, prove the masks, tokenise, pack, show. No torch here."""

@@ -1,0 +1,180 @@
+"""A tokenizer and its chat template as one value, and the rendering of conversations with it.
+
+The template is the truth: nothing is known here about any particular one. Rendering goes through the tokenizer's own
+``apply_chat_template``, so what is trained on is what any Hugging Face runtime renders at inference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from posttrain.errors import ModelError, TemplateError
+from posttrain.types import Message, message_dict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class RowRejected:
+    """Why one row can't be trained on: a short fixed reason (docs/masks.md lists them) and the detail of this case."""
+
+    reason: str
+    detail: str = ""
+
+
+class RejectedError(Exception):
+    """Carries a RowRejected up to where rows are counted. It never leaves ``posttrain.encode``' row functions."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.rejected = RowRejected(reason, detail)
+        super().__init__(f"{reason}: {detail}")
+
+
+@dataclass(frozen=True, eq=False)
+class ChatTemplate:
+    """A tokenizer with the chat template that goes with it. Make one with :func:`load_template`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    text: str | None = None
+    """Jinja source; None = the tokenizer's own template."""
+    name: str = "chat template"
+    """What messages call it: the file, or the tokenizer's folder."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further template variables, for example ``enable_thinking``."""
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), add_generation_prompt: bool = False
+    ) -> str:
+        """Render a conversation exactly as Hugging Face does.
+
+        Raises RejectedError ``template_raised`` with the template's own words where it refuses the conversation, and
+        TemplateError with the line where the template itself is no valid Jinja.
+        """
+        try:
+            return self._apply(_plain(messages), tools, add_generation_prompt)
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(
+                f"the chat template is no valid Jinja: {error.message}", where=f"{self.name}:{error.lineno}"
+            ) from error
+        except TypeError as error:
+            # Some templates add the arguments of a tool call to a string; most want the object they stand for.
+            if not any(message.tool_calls for message in messages):
+                raise _refusal(error) from error
+        except Exception as error:  # a template is foreign code: whatever it raises is its answer to this row
+            raise _refusal(error) from error
+        try:
+            return self._apply(_plain(messages, argument_text=True), tools, add_generation_prompt)
+        except Exception as error:
+            raise _refusal(error) from error
+
+    def _apply(self, plain: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]], prompt: bool) -> str:
+        rendered = self.tokenizer.apply_chat_template(
+            plain,
+            tools=[dict(tool) for tool in tools] or None,
+            chat_template=self.text,
+            add_generation_prompt=prompt,
+            tokenize=False,
+            **self.variables,
+        )
+        assert isinstance(rendered, str), "apply_chat_template(tokenize=False) must give text"
+        return rendered
+
+    @cached_property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Texts of all added tokens (special or not), longest first: these are never split by the tokenizer."""
+        texts = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip()}
+        return tuple(sorted(texts, key=lambda text: (-len(text), text)))
+
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of all added tokens."""
+        return frozenset(self.tokenizer.added_tokens_decoder)
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str] | None:
+        """Matches the text of any special token; None where there are none."""
+        texts = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
+
+
+def _plain(messages: Sequence[Message], argument_text: bool = False) -> list[dict[str, Any]]:
+    try:
+        dicts = [message_dict(message) for message in messages]
+    except ValueError as error:
+        raise RejectedError("bad_tool_arguments", f"the arguments of a tool call are no JSON: {error}") from error
+    if argument_text:
+        for message, plain in zip(messages, dicts, strict=True):
+            for call, out in zip(message.tool_calls, plain.get("tool_calls", ()), strict=True):
+                out["function"]["arguments"] = call.arguments
+    return dicts
+
+
+def _refusal(error: Exception) -> RejectedError:
+    if isinstance(error, RejectedError):
+        return error
+    said_by_template = type(error) is jinja2.TemplateError  # what raise_exception() in a template raises
+    return RejectedError("template_raised", str(error) if said_by_template else f"{type(error).__name__}: {error}")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a Hugging Face model folder. Nothing is fetched and no code of the folder is run.
+
+    Raises ModelError where the folder or its tokenizer is missing, unreadable, or can't tell where its tokens stand.
+    """
+    from transformers import AutoTokenizer  # seconds to import: only where a tokenizer is needed
+
+    if not folder.is_dir():
+        raise ModelError("no such model folder", where=str(folder), fix="give the folder of a Hugging Face model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # missing and damaged files surface as many exception types
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"no usable tokenizer in this folder ({first_line})",
+            where=str(folder),
+            fix="put tokenizer.json and tokenizer_config.json there (tokenizer.save_pretrained writes them)",
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "this tokenizer gives no character offsets, so masks can't be proven",
+            where=str(folder),
+            fix="convert it to a fast tokenizer (a folder with tokenizer.json)",
+        )
+    return tokenizer
+
+
+def load_template(
+    tokenizer: PreTrainedTokenizerBase, file: Path | None = None, variables: Mapping[str, Any] | None = None
+) -> ChatTemplate:
+    """Load the tokenizer's own chat template, or the one in a Jinja ``file``.
+
+    Raises TemplateError where there is none, or with file and line where it is no valid Jinja.
+    """
+    name = str(file) if file is not None else str(getattr(tokenizer, "name_or_path", "") or "the tokenizer's template")
+    text = None
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateError(f"can't read this template: {error}", where=name) from error
+    else:
+        try:
+            tokenizer.get_chat_template()
+        except ValueError as error:
+            raise TemplateError(
+                "this tokenizer has no chat template", where=name, fix="give one with template: FILE.jinja (--template)"
+            ) from error
+    template = ChatTemplate(tokenizer, text, name, dict(variables or {}))
+    # Compile it now, so that errors of syntax are told once. It may well refuse this conversation: rows are judged later.
+    with contextlib.suppress(RejectedError):
+        template.render([Message("user", "x")])
+    return template

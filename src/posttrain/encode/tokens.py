@@ -1,0 +1,438 @@
+"""Proven spans of characters become token ids with loss weights.
+
+A rendering is tokenised whole, without special tokens of the tokenizer's own (the template writes them). Two things
+are then held true at every span:
+
+- no token straddles its ends;
+- the tokens before its start are those inference feeds: the text up to the start, tokenised by itself, ends in them.
+
+Where one of them fails, the text is cut there and the pieces are tokenised apart, and kept only when they decode to
+the same text as the whole; otherwise the example is rejected.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posttrain.encode.spans import Rendering, Span, Tools, fit, supervised_renderings
+from posttrain.encode.template import ChatTemplate, RejectedError, RowRejected
+from posttrain.errors import TemplateError
+from posttrain.types import Message, Origin, SftRow, Tokens
+
+OverLength = Literal["drop", "truncate"]
+ROWS_AT_ONCE = 256
+"""Rows whose renderings are tokenised in one call (the tokenizer works on them in parallel)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedText:
+    """A rendering as tokens. Token k shows the characters [ends_T[k-1], ends_T[k]): all shown texts make the text.
+
+    A character of several tokens (byte-level BPE) is shown by the first of them; the others show nothing.
+    """
+
+    text: str
+    ids_T: NDArray[np.int32]
+    ends_T: NDArray[np.int64]
+    weights_T: NDArray[np.float32]
+    span_tokens: tuple[int, ...]
+    """Number of tokens of each supervised span."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a row became: training examples, and what was left out of it."""
+
+    examples: tuple[Tokens, ...]
+    dropped: tuple[RowRejected, ...]
+    """Examples of this row that were dropped: over-length, or their tokens could not be proven."""
+    notes: frozenset[str]
+    truncated: int
+    """Number of examples that were cut at the limit."""
+    conversation_tokens: int
+    """Length of the whole conversation (of the longest example), before anything was cut or dropped."""
+    assistant_tokens: tuple[int, ...]
+    """Length of every supervised assistant turn with its stop, before anything was cut or dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """The training examples of all rows, in order, and the lengths before anything was cut or dropped."""
+
+    examples: list[Tokens]
+    conversation_lengths: NDArray[np.int64]
+    """Tokens of each row whose masks were proven."""
+    assistant_lengths: NDArray[np.int64]
+    """Tokens of each supervised assistant turn of those rows."""
+
+    def lengths_record(self, limit: int) -> dict[str, Any]:
+        """Return the content of lengths.json (docs/run-folder.md)."""
+        return {
+            "limit": limit,
+            "conversation": _length_summary(self.conversation_lengths, limit),
+            "assistant": _length_summary(self.assistant_lengths, limit),
+        }
+
+
+class LedgerStep(Protocol):
+    """The counts of one step, as in posttrain.artifacts."""
+
+    rows_in: int
+    rows_out: int
+    added: int
+    truncated: int
+    notes: dict[str, int]
+
+
+class Ledger(Protocol):
+    """The part of posttrain.artifacts.Ledger that is written to here."""
+
+    def step(self, name: str, rows_in: int = 0) -> Any: ...  # noqa: D102
+
+    def drop(self, step: Any, origin: Origin, reason: str, detail: str = "") -> None: ...  # noqa: D102
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def encode_row(
+    row: SftRow, template: ChatTemplate, max_length: int, over_length: OverLength = "drop"
+) -> Encoded | RowRejected:
+    """Turn one row into training examples of at most ``max_length`` tokens, or say why that can't be done."""
+    return _encode_batch([row], template, max_length, over_length)[0]
+
+
+def encode_rows(
+    rows: Sequence[SftRow],
+    template: ChatTemplate,
+    max_length: int,
+    over_length: OverLength = "drop",
+    ledger: Ledger | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> EncodedRows:
+    """Encode rows in order. Every drop, cut and note goes to step ``encode`` of the ledger.
+
+    ``progress`` is called with the number of rows done. The step counts examples: a row that is expanded into n adds
+    n - 1, so what went in and was added is what came out and was dropped.
+    """
+    step: LedgerStep | None = ledger.step("encode", rows_in=len(rows)) if ledger is not None else None
+    notes: Counter[str] = Counter()
+    examples: list[Tokens] = []
+    conversation_lengths: list[int] = []
+    assistant_lengths: list[int] = []
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        batch = rows[begin : begin + ROWS_AT_ONCE]
+        for row, encoded in zip(batch, _encode_batch(batch, template, max_length, over_length), strict=True):
+            dropped = (encoded,) if isinstance(encoded, RowRejected) else encoded.dropped
+            if ledger is not None:
+                for rejected in dropped:
+                    ledger.drop(step, row.origin, rejected.reason, rejected.detail)
+            if isinstance(encoded, RowRejected):
+                continue
+            if step is not None:
+                step.added += len(encoded.examples) + len(dropped) - 1
+                step.rows_out += len(encoded.examples)
+                step.truncated += encoded.truncated
+            notes.update(encoded.notes)
+            examples.extend(encoded.examples)
+            conversation_lengths.append(encoded.conversation_tokens)
+            assistant_lengths.extend(encoded.assistant_tokens)
+        if progress is not None:
+            progress(begin + len(batch))
+    if step is not None:
+        step.notes.update(sorted(notes.items()))
+    return EncodedRows(examples, np.array(conversation_lengths, np.int64), np.array(assistant_lengths, np.int64))
+
+
+def encode_prompt(messages: Sequence[Message], template: ChatTemplate, tools: Tools = ()) -> NDArray[np.int32]:
+    """Encode the ids [T] a model is given to continue a conversation: the template's generation prompt comes last.
+
+    Raises TemplateError where the template refuses the conversation.
+    """
+    try:
+        fitted = fit(messages, tools, template)
+        text = template.render(fitted.messages, tools, add_generation_prompt=True)
+    except RejectedError as error:
+        raise TemplateError(
+            f"the template refuses this prompt: {error.rejected.detail}", where=template.name
+        ) from error
+    return _tokenise([text], template)[0][0]
+
+
+def stop_ids(template: ChatTemplate) -> NDArray[np.int32]:
+    """Encode the ids [T] with which an assistant turn of this template ends: generation may stop after them.
+
+    Raises TemplateError where the template writes no stop.
+    """
+    messages = (Message("user", "x"), Message("assistant", "y"))
+    row = SftRow(messages, Origin(template.name, 1), template.name)
+    try:
+        renderings, _ = supervised_renderings(row, template)
+    except RejectedError as error:
+        raise TemplateError(
+            f"this template has no provable stop: {error.rejected.detail}", where=template.name
+        ) from error
+    tokenised = tokenise_renderings(renderings[:1], template)[0]
+    if isinstance(tokenised, RowRejected):
+        raise TemplateError(f"this template has no provable stop: {tokenised.detail}", where=template.name)
+    span = renderings[0].spans[0]
+    after_content = tokenised.text.index("y", span.start) + 1
+    first, last = np.searchsorted(tokenised.ends_T, [after_content, span.end], "right")
+    return tokenised.ids_T[first:last]
+
+
+def _encode_batch(
+    rows: Sequence[SftRow], template: ChatTemplate, max_length: int, over_length: OverLength
+) -> list[Encoded | RowRejected]:
+    proven = [_proven(row, template) for row in rows]
+    renderings = [r for found in proven if not isinstance(found, RowRejected) for r in found[0]]
+    tokenised = iter(tokenise_renderings(renderings, template))
+    return [
+        found
+        if isinstance(found, RowRejected)
+        else _assemble(row, list(itertools.islice(tokenised, len(found[0]))), found[1], max_length, over_length)
+        for row, found in zip(rows, proven, strict=True)
+    ]
+
+
+def _proven(row: SftRow, template: ChatTemplate) -> tuple[tuple[Rendering, ...], frozenset[str]] | RowRejected:
+    try:
+        return supervised_renderings(row, template)
+    except RejectedError as error:
+        return error.rejected
+
+
+def _assemble(
+    row: SftRow,
+    texts: Sequence[TokenisedText | RowRejected],
+    notes: frozenset[str],
+    max_length: int,
+    over_length: OverLength,
+) -> Encoded | RowRejected:
+    good = [text for text in texts if isinstance(text, TokenisedText)]
+    dropped = [text for text in texts if isinstance(text, RowRejected)]
+    if not good:
+        return dropped[0]
+    row_id = row.id
+    examples, truncated = [], 0
+    for part, text in enumerate(good):
+        example = Tokens(text.ids_T, text.weights_T, row_id, part)
+        fitting = fit_length(example, max_length, over_length)
+        if isinstance(fitting, RowRejected):
+            dropped.append(fitting)
+        else:
+            examples.append(fitting)
+            truncated += fitting is not example
+    return Encoded(
+        tuple(examples),
+        tuple(dropped),
+        notes,
+        truncated,
+        conversation_tokens=max(len(text.ids_T) for text in good),
+        assistant_tokens=tuple(count for text in good for count in text.span_tokens),
+    )
+
+
+def fit_length(example: Tokens, max_length: int, over_length: OverLength) -> Tokens | RowRejected:
+    """Return the example itself where it fits, otherwise what the policy makes of it.
+
+    ``truncate`` cuts after ``max_length`` tokens and then removes what is no longer followed by a supervised token, so
+    that no half header of the next turn stays behind.
+    """
+    if len(example) <= max_length:
+        return example
+    too_long = RowRejected("too_long", f"{len(example)} tokens, limit {max_length}")
+    if over_length == "drop":
+        return too_long
+    supervised = np.flatnonzero(example.weights_T[:max_length])
+    if not len(supervised):
+        return too_long
+    end = int(supervised[-1]) + 1
+    return Tokens(example.ids_T[:end], example.weights_T[:end], example.row_id, example.part)
+
+
+def _length_summary(lengths: NDArray[np.int64], limit: int) -> dict[str, Any]:
+    quantiles = np.quantile(lengths, [0.5, 0.9, 0.95, 1.0], method="inverted_cdf") if len(lengths) else np.zeros(4)
+    p50, p90, p95, largest = (int(q) for q in quantiles)
+    return {
+        "values": lengths.tolist(),
+        "count": len(lengths),
+        "p50": p50,
+        "p90": p90,
+        "p95": p95,
+        "max": largest,
+        "share_over_limit": float(np.mean(lengths > limit)) if len(lengths) else 0.0,
+    }
+
+
+# ---- text to tokens --------------------------------------------------------------------------------------------------
+
+
+def tokenise_renderings(renderings: Sequence[Rendering], template: ChatTemplate) -> list[TokenisedText | RowRejected]:
+    """Tokenise renderings and weigh their tokens. Reasons: ``invalid_unicode``, ``tokens_not_provable``,
+    ``double_bos``.
+    """
+    sound = [_encodable(rendering.text) for rendering in renderings]
+    texts = [rendering.text for rendering, good in zip(renderings, sound, strict=True) if good]
+    pieces = iter(_tokenise(texts, template))
+    seen: dict[str, list[int]] = {}
+    return [
+        _weigh(rendering, next(pieces), template, seen)
+        if good
+        else RowRejected("invalid_unicode", "the text holds half of a surrogate pair")
+        for rendering, good in zip(renderings, sound, strict=True)
+    ]
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+Piece = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]
+"""(ids, starts, ends) of the tokens of one text: the offsets the tokenizer gives, ends rising and closing the text."""
+
+
+def _tokenise(texts: Sequence[str], template: ChatTemplate) -> list[Piece]:
+    if not texts:
+        return []
+    batch = template.tokenizer(
+        list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+    )
+    return [
+        _piece(text, ids, offsets)
+        for text, ids, offsets in zip(texts, batch["input_ids"], batch["offset_mapping"], strict=True)
+    ]
+
+
+def _piece(text: str, ids: list[int], offsets: list[tuple[int, int]]) -> Piece:
+    starts_ends = np.array(offsets, np.int64).reshape(-1, 2)
+    ends = np.maximum.accumulate(starts_ends[:, 1])
+    ends[-1:] = len(text)
+    return np.array(ids, np.int32), starts_ends[:, 0], ends
+
+
+def _joined(pieces: Iterable[Piece], lengths: Iterable[int]) -> Piece:
+    """One Piece of several that follow each other; ``lengths`` are those of their texts."""
+    ids, starts, ends, offset = [], [], [], 0
+    for piece, length in zip(pieces, lengths, strict=True):
+        ids.append(piece[0])
+        starts.append(piece[1] + offset)
+        ends.append(piece[2] + offset)
+        offset += length
+    return np.concatenate(ids), np.concatenate(starts), np.concatenate(ends)
+
+
+def _weigh(
+    rendering: Rendering, whole: Piece, template: ChatTemplate, seen: MutableMapping[str, list[int]]
+) -> TokenisedText | RowRejected:
+    piece, cuts = whole, [0]
+    while True:
+        wrong = _wrong_boundaries(rendering, piece, cuts, template, seen) - set(cuts)
+        if not wrong:
+            break
+        cuts = sorted({*cuts, *wrong})
+        texts = [rendering.text[a:b] for a, b in itertools.pairwise([*cuts, len(rendering.text)])]
+        piece = _joined(_tokenise(texts, template), map(len, texts))
+    if piece is not whole and not _faithful(piece, whole, rendering.text, template):
+        return RowRejected(
+            "tokens_not_provable",
+            "a token reaches over the edge of an assistant turn and can't be split without a trace",
+        )
+    ids, _, ends = piece
+    bos = template.tokenizer.bos_token_id
+    if bos is not None and len(ids) > 1 and ids[0] == ids[1] == bos:
+        return RowRejected("double_bos", f"the rendering begins with {template.tokenizer.bos_token!r} twice")
+    weights = np.zeros(len(ids), np.float32)
+    counts = []
+    for span in rendering.spans:
+        first, last = _token_range(span, rendering.text, piece, template)
+        weights[first:last] = span.weight
+        counts.append(last - first)
+    weights[:1] = 0.0  # nothing predicts the first token
+    return TokenisedText(rendering.text, ids, ends, weights, tuple(counts))
+
+
+def _wrong_boundaries(
+    rendering: Rendering,
+    piece: Piece,
+    cuts: Sequence[int],
+    template: ChatTemplate,
+    seen: MutableMapping[str, list[int]],
+) -> set[int]:
+    """Find ends of spans that a token straddles, and starts before which the tokens are not those inference feeds."""
+    text = rendering.text
+    wrong: set[int] = set()
+    for span in rendering.spans:
+        wrong.update(at for at in (span.start, span.end) if not _clean(at, text, piece, template))
+        if span.start not in wrong and not _fed_at_inference(span.start, text, piece, cuts, template, seen):
+            wrong.add(span.start)
+    return wrong
+
+
+def _clean(at: int, text: str, piece: Piece, template: ChatTemplate) -> bool:
+    """Whether a token ends and the next begins at this character.
+
+    White space that an added token swallows (its ``rstrip`` flag) stays with that token: no other reading exists.
+    """
+    ids, starts, ends = piece
+    k = int(np.searchsorted(ends, at, "right"))
+    if k == len(ids):
+        return True
+    if (k == 0 and at == 0) or (k > 0 and ends[k - 1] == at):
+        return bool(starts[k] >= at)
+    return int(ids[k]) in template.added_ids and text[at : int(ends[k])].isspace()
+
+
+def _fed_at_inference(
+    at: int,
+    text: str,
+    piece: Piece,
+    cuts: Sequence[int],
+    template: ChatTemplate,
+    seen: MutableMapping[str, list[int]],
+) -> bool:
+    """Whether the tokens before a character are those of the text before it, tokenised by itself.
+
+    Added tokens are split off before anything else, so what stands before the last of them has no say, nor has what
+    stands before a cut. That leaves a short header, the same for most rows; ``seen`` remembers its ids.
+    """
+    ids, _, ends = piece
+    k = int(np.searchsorted(ends, at, "right"))
+    first = int(np.searchsorted(ends, max(cut for cut in cuts if cut < at or cut == 0), "right"))
+    j = next((j for j in range(k - 1, first, -1) if int(ids[j]) in template.added_ids), first)
+    header = text[int(ends[j - 1]) if j else 0 : at]
+    if header not in seen:
+        seen[header] = _tokenise([header], template)[0][0].tolist()
+    return bool(seen[header] == ids[j:k].tolist())
+
+
+def _faithful(piece: Piece, whole: Piece, text: str, template: ChatTemplate) -> bool:
+    """Whether tokens of separately tokenised pieces still say the same text (no space put before each piece)."""
+    decoded = _decode(piece[0], template)
+    return decoded == text or decoded == _decode(whole[0], template)
+
+
+def _decode(ids: NDArray[np.int32], template: ChatTemplate) -> str:
+    decoded = template.tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(decoded, str), "one list of ids decodes to one text"
+    return decoded
+
+
+def _token_range(span: Span, text: str, piece: Piece, template: ChatTemplate) -> tuple[int, int]:
+    """Token indices [first, last) of a span whose boundaries are clean."""
+    _, _, ends = piece
+    first, last = (int(np.searchsorted(ends, at, "right")) for at in (span.start, span.end))
+    swallowed_start = first < len(ends) and (ends[first - 1] if first else 0) < span.start
+    swallowed_end = last < len(ends) and (ends[last - 1] if last else 0) < span.end
+    return first + int(swallowed_start), last + int(swallowed_end)
