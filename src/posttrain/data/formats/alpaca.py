@@ -1,0 +1,70 @@
+"""Alpaca: ``instruction``, optional ``input`` and ``output``; also the spellings of its relatives.
+
+GPTeacher writes ``response`` for ``output``; Dolly writes ``context`` for ``input``; LLaMA-Factory adds ``system`` and
+``history`` (earlier [question, answer] pairs); Self-Instruct keeps input and output in a list ``instances`` of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from posttrain.data.formats.base import (
+    Foreign,
+    Format,
+    RowError,
+    exchange,
+    json_value,
+    kind_of,
+    objects,
+    optional_text,
+    sft_row,
+)
+from posttrain.types import Message, Origin, SftRow
+
+_INPUTS = ("input", "context")
+_OUTPUTS = ("output", "response")
+
+
+def _detect(record: Foreign) -> bool:
+    return "instruction" in record and any(key in record for key in (*_OUTPUTS, "instances"))
+
+
+def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
+    instance = record
+    if _key(record, _OUTPUTS) is None and "instances" in record:
+        instances = objects(record, "instances")
+        if len(instances) != 1:
+            raise RowError("wrong_shape", f"'instances' holds {len(instances)} items, expected one")
+        instance = instances[0]
+    output = _key(instance, _OUTPUTS)
+    if "instruction" not in record or output is None:
+        raise RowError("wrong_shape", f"no instruction or no output; keys: {', '.join(record)}")
+    instruction = optional_text(record, "instruction")
+    given = optional_text(instance, _key(instance, _INPUTS) or "input")
+    # instruction and input joined and stripped as in LLaMA-Factory, so that both train on the same tokens
+    turns = exchange((instruction + "\n" + given).strip(), optional_text(instance, output))
+    used = {"instruction", "instances", "history", *_INPUTS, *_OUTPUTS}
+    return sft_row(record, used, (*_history(record), *turns), origin, source)
+
+
+def _key(record: Foreign, keys: tuple[str, ...]) -> str | None:
+    return next((key for key in keys if key in record), None)
+
+
+def _history(record: Foreign) -> Iterator[Message]:
+    history = record.get("history")
+    if isinstance(history, str):
+        history = json_value(history, "history") if history.strip() else None
+    for pair in history or ():
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise RowError("wrong_shape", f"'history' holds {kind_of(pair)}, expected [question, answer] pairs")
+        yield Message("user", pair[0])
+        yield Message("assistant", pair[1])
+
+
+ALPACA = Format(
+    "alpaca",
+    _detect,
+    _parse,
+    '{"instruction": "Translate to French.", "input": "Good morning", "output": "Bonjour"}',
+)

@@ -1,0 +1,28 @@
+"""ShareGPT: ``conversations`` with from and value (or role and content), optionally ``system`` and ``tools``."""
+
+from __future__ import annotations
+
+from posttrain.data.formats.base import Foreign, Format, is_preference, objects, sft_row
+from posttrain.data.formats.turns import parse_turn
+from posttrain.types import Origin, SftRow
+
+
+def _detect(record: Foreign) -> bool:
+    return _key(record) is not None and not is_preference(record)
+
+
+def _key(record: Foreign) -> str | None:
+    return next((key for key in ("conversations", "conversation") if key in record), None)
+
+
+def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
+    key = _key(record) or "conversations"
+    return sft_row(record, {key}, map(parse_turn, objects(record, key)), origin, source)
+
+
+SHAREGPT = Format(
+    "sharegpt",
+    _detect,
+    _parse,
+    '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}',
+)

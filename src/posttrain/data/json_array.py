@@ -1,0 +1,178 @@
+"""Read the elements of a JSON array one by one, without holding the file, and go on after a broken one."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator, Set
+from typing import Any, NamedTuple
+
+_DECODER = json.JSONDecoder()
+_GAP = re.compile(r"[ \t\r\n,]*")
+_WHITE = re.compile(r"[ \t\r\n]*")
+_OBJECT_AFTER_BREAK = re.compile(r"[,}\]\n][ \t\r\n]*(?=\{)")
+_LONGEST_LITERAL = 16
+_TRIM_CHARACTERS = 1 << 20
+
+
+class Element(NamedTuple):
+    """One element: its 1-based ``number``, the 1-based ``line`` it starts on, its value or what is wrong with it."""
+
+    number: int
+    line: int
+    value: Any
+    error: str | None = None
+
+
+def iterate_array(blocks: Iterable[bytes]) -> Iterator[Element]:
+    """Yield the elements of the JSON array in these UTF-8 blocks.
+
+    A broken element is yielded with ``error`` and the reading goes on at the next element: the next object with the
+    indentation of the first one, or, where elements do not stand on lines of their own, the next whole object that
+    shares a key with the elements before. A missing ``]`` and text after it are errors too. Bytes that are not UTF-8
+    arrive as lone surrogates (``surrogateescape``), so they cost only the row they stand in. Missing or doubled commas
+    between elements are forgiven.
+    """
+    text = _Text(blocks)
+    while (bracket := text.buffer.find("[")) < 0 and text.more():
+        pass
+    text.advance(bracket + 1)
+    number, indent, known_keys = 0, None, frozenset[str]()
+    while True:
+        text.trim()
+        text.advance(_skip(_GAP, text.buffer, text.at))
+        if text.at == len(text.buffer):
+            if text.more():
+                continue
+            yield Element(number + 1, text.line, None, "the file ends before the array is closed with ]")
+            return
+        if text.buffer[text.at] == "]":
+            yield from _after_the_end(text, number + 1)
+            return
+        if number == 0:
+            indent = _indent(text.buffer, text.at)
+        try:
+            value, end = _DECODER.raw_decode(text.buffer, text.at)
+        except (ValueError, RecursionError) as error:
+            if _cut_off(error, len(text.buffer)) and text.more():
+                continue
+            number += 1
+            following = _next_element(text, indent, known_keys)
+            lost = "up to the end of the file" if following is None else "up to the next readable element"
+            yield Element(number, text.line, None, f"{describe(error)}; dropped {lost}")
+            if following is None:
+                return
+            text.advance(following)
+            continue
+        if end == len(text.buffer) and text.more():
+            continue  # a number may go on in the next block
+        number += 1
+        if isinstance(value, dict):
+            known_keys = frozenset(value)
+        yield Element(number, text.line, value)
+        text.advance(end)
+
+
+class _Text:
+    """A growing window on decoded text. ``at`` is the place of reading in ``buffer``, ``line`` its 1-based line."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self._blocks = iter(blocks)
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape").decode
+        self._ended = False
+        self.buffer, self.at, self.line = "", 0, 1
+
+    def more(self) -> bool:
+        """Append at least as much as is there (so that a long element is not tried too often); False at the end."""
+        if self._ended:
+            return False
+        parts, wanted = [self.buffer], max(1, len(self.buffer) - self.at)
+        while wanted > 0 and not self._ended:
+            block = next(self._blocks, None)
+            self._ended = block is None
+            parts.append(self._decode(block or b"", self._ended))
+            wanted -= len(parts[-1])
+        grown = "".join(parts)
+        longer = len(grown) > len(self.buffer)
+        self.buffer = grown
+        return longer
+
+    def advance(self, position: int) -> None:
+        """Go on to a position, counting lines."""
+        self.line += self.buffer.count("\n", self.at, position)
+        self.at = position
+
+    def trim(self) -> None:
+        """Let go of what has been read."""
+        if self.at > _TRIM_CHARACTERS:
+            self.buffer, self.at = self.buffer[self.at :], 0
+
+
+def describe(error: ValueError | RecursionError) -> str:
+    """A JSON error in a few words, with the text around the place."""
+    if not isinstance(error, json.JSONDecodeError):
+        return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    around = error.doc[max(0, error.pos - 20) : error.pos + 20]
+    return f"{error.msg} near {around!r}"
+
+
+def _skip(pattern: re.Pattern[str], buffer: str, position: int) -> int:
+    """The end of a pattern that matches everywhere (it may match nothing)."""
+    match = pattern.match(buffer, position)
+    return match.end() if match else position
+
+
+def _cut_off(error: ValueError | RecursionError, length: int) -> bool:
+    """Whether the error may vanish once more of the text is there."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos >= length - _LONGEST_LITERAL
+
+
+def _indent(buffer: str, position: int) -> str | None:
+    """The white space before an element that starts a line of its own, otherwise None."""
+    start = buffer.rfind("\n", 0, position) + 1
+    before = buffer[start:position]
+    return before if start and not before.strip(" \t") else None
+
+
+def _next_element(text: _Text, indent: str | None, known_keys: Set[str]) -> int | None:
+    """Where the next whole element starts after the broken one at ``text.at``, or None."""
+    position = text.at + 1
+    while True:
+        match = _OBJECT_AFTER_BREAK.search(text.buffer, position)
+        if match is None:
+            # keep the last characters: a separator may stand at the edge of the window
+            position = max(position, len(text.buffer) - _LONGEST_LITERAL)
+            if not text.more():
+                return None
+            continue
+        start = match.end()
+        try:
+            value, end = _DECODER.raw_decode(text.buffer, start)
+        except (ValueError, RecursionError) as error:
+            if not (_cut_off(error, len(text.buffer)) and text.more()):
+                position = start
+            continue
+        if indent is None:
+            fits = not known_keys or not known_keys.isdisjoint(value)
+        else:
+            fits = _indent(text.buffer, start) == indent
+        end = _skip(_WHITE, text.buffer, end)
+        if fits and text.buffer[end : end + 1] in ("", ",", "]"):
+            return start
+        position = start
+
+
+def _after_the_end(text: _Text, number: int) -> Iterator[Element]:
+    """An error element where something other than white space follows the closing bracket."""
+    text.advance(text.at + 1)
+    while True:
+        text.advance(_skip(_WHITE, text.buffer, text.at))
+        if text.at < len(text.buffer):
+            found = text.buffer[text.at : text.at + 40]
+            yield Element(number, text.line, None, f"text after the end of the array, not read: {found!r}")
+            return
+        if not text.more():
+            return

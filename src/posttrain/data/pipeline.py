@@ -1,0 +1,205 @@
+"""The data stage: read -> format -> deduplicate -> split, every row accounted for in the ledger."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest, file_digest
+from posttrain.data.config import DataStage, Source
+from posttrain.data.formats import FORMATS, RowError, detect_format
+from posttrain.data.rows import rows_frame, write_rows
+from posttrain.data.sources import BadRecord, HubSet, Record, Resolve, hub_revision, locate, read
+from posttrain.data.split import held_out_prompts, prompt_key
+from posttrain.data.streams import COMPRESSED_SUFFIXES
+from posttrain.errors import DataError
+from posttrain.types import Origin, SftRow
+
+Progress = Callable[[str, int, int], None]
+"""Called now and then as ``progress(what, done, total)``; in bytes of the file or in rows, ``total`` 0 = not known."""
+
+_DETECTION_RECORDS = 100
+_FRAME_ROWS = 8192
+_SHOWN_REJECTS = 3
+
+
+def prepare(
+    stage: DataStage, out: StageDir, seed: int, resolve: Resolve, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Read all sources, drop what can't be used and exact duplicates, split, and write the stage's files.
+
+    Writes ``rows/train.parquet``, ``rows/held_out.parquet`` and ``ledger.json`` into ``out`` and returns the stage's
+    ``result``: {``train_rows``, ``held_out_rows``, ``sources`` {name: rows}}. The text is held once, in columns.
+
+    Raises DataError where a source can't be read, no row is left, or the rows can't be split as asked; ConfigError for
+    an unknown format; RunError where ``out`` can't be written. The ledger is written also where no row is left.
+    """
+    ledger = Ledger()
+    steps = _Steps(ledger)
+    names = _source_names(stage)
+    for source in stage.sources:
+        if source.format != "auto":
+            FORMATS[source.format]  # an unknown one is told before any file is read
+    frames: list[pl.DataFrame] = []
+    prompts: list[str] = []
+    found = (
+        row
+        for source, name in zip(stage.sources, names, strict=True)
+        for row in _unique(steps, _rows(steps, source, name, resolve, progress))
+    )
+    while batch := list(itertools.islice(found, _FRAME_ROWS)):
+        frames.append(rows_frame([row for row, _ in batch], [row_id for _, row_id in batch]))
+        prompts += [prompt_key(row.messages) for row, _ in batch]
+    if not frames:
+        ledger.write(out.file("ledger.json"))
+        raise _nothing_left(ledger, stage)
+
+    held_out = held_out_prompts(prompts, stage.held_out, seed)
+    steps.split.rows_in = steps.split.rows_out = len(prompts)
+    side = pl.Series("held_out", [prompt in held_out for prompt in prompts], dtype=pl.Boolean)
+    held_out_rows = int(side.sum())
+    steps.split.notes = {"train": len(prompts) - held_out_rows, "held_out": held_out_rows}
+    table = pl.concat(frames, rechunk=False).with_columns(side)
+    write_rows(out.file("rows", "train.parquet"), table.lazy().filter(~pl.col("held_out")))
+    write_rows(out.file("rows", "held_out.parquet"), table.lazy().filter(pl.col("held_out")))
+    ledger.write(out.file("ledger.json"))
+    counts = Counter(table["source"].to_list())
+    return {
+        "train_rows": len(prompts) - held_out_rows,
+        "held_out_rows": held_out_rows,
+        "sources": {name: counts[name] for name in names},
+    }
+
+
+def inputs_digest(stage: DataStage, resolve: Resolve) -> str:
+    """sha256 over the content of everything the stage reads: file bytes, or the commit of a hub data set.
+
+    Raises DataError where a source is missing.
+    """
+    content = []
+    for source in stage.sources:
+        for part in locate(source.path, resolve, source.split).parts:
+            content.append([part.label, hub_revision(part) if isinstance(part, HubSet) else file_digest(part.path)])
+    return digest(content)
+
+
+class _Steps:
+    """The four steps of the ledger, all open at once because rows flow through them one by one."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.read: LedgerStep = ledger.step("read")
+        self.format: LedgerStep = ledger.step("format")
+        self.deduplicate: LedgerStep = ledger.step("deduplicate")
+        self.split: LedgerStep = ledger.step("split")
+        self.seen: dict[str, Origin] = {}
+        """Content id of every kept row and where it stood first."""
+
+    def note(self, what: str) -> None:
+        """Count something about the reading that concerns no row."""
+        self.read.notes[what] = self.read.notes.get(what, 0) + 1
+
+
+def _source_names(stage: DataStage) -> list[str]:
+    names = [source.name or _stem(source.path) for source in stage.sources]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"two sources are called {twice[0]!r}",
+            where="sources",
+            fix="give each source a name of its own (name: ...)",
+        )
+    return names
+
+
+def _stem(path: str) -> str:
+    """The name of a path without folders, compression and data suffix."""
+    name = Path(path).name
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return Path(name).stem
+
+
+def _rows(steps: _Steps, source: Source, name: str, resolve: Resolve, progress: Progress | None) -> Iterator[SftRow]:
+    """The good rows of a source, at most ``max_rows``; everything else goes to the ledger."""
+    located = locate(source.path, resolve, source.split)
+    for ignored in located.ignored:
+        steps.note(f"ignored file {source.path.rstrip('/')}/{ignored}")
+    left = source.max_rows
+    for part in located.parts:
+        if left == 0:
+            steps.note(f"not read (max_rows) {part.label}")
+            continue
+        tick = None if progress is None else _ticker(progress, part.label)
+        for row in itertools.islice(_part_rows(steps, read(part, tick), part.label, source.format, name), left):
+            left = None if left is None else left - 1
+            yield row
+
+
+def _ticker(progress: Progress, label: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(label, done, total)
+
+
+def _part_rows(
+    steps: _Steps, records: Iterator[Record | BadRecord], label: str, format_name: str, source: str
+) -> Iterator[SftRow]:
+    """The typed rows of one file or hub data set. DataError where it holds no rows, or no format fits."""
+    head: list[Record | BadRecord] = []
+    good: list[Record] = []
+    for record in records:
+        head.append(record)
+        if isinstance(record, Record):
+            good.append(record)
+            if len(good) == _DETECTION_RECORDS:
+                break
+    if not head:
+        raise DataError("no rows in it", where=label, fix="give a file with rows")
+    if format_name != "auto":
+        chosen = FORMATS[format_name]
+    elif good:
+        chosen = detect_format([record.value for record in good], label)
+    for record in itertools.chain(head, records):
+        steps.read.rows_in += 1
+        if isinstance(record, BadRecord):
+            steps.ledger.drop(steps.read, record.origin, record.reason, record.detail)
+            continue
+        steps.read.rows_out += 1
+        steps.format.rows_in += 1
+        try:
+            row = chosen.parse(record.value, record.origin, source)
+        except RowError as rejected:
+            steps.ledger.drop(steps.format, record.origin, rejected.reason, rejected.detail)
+            continue
+        steps.format.rows_out += 1
+        yield row
+
+
+def _unique(steps: _Steps, rows: Iterator[SftRow]) -> Iterator[tuple[SftRow, str]]:
+    """The rows whose conversation has not been seen, each with its content id."""
+    step = steps.deduplicate
+    for row in rows:
+        step.rows_in += 1
+        row_id = row.id
+        first = steps.seen.setdefault(row_id, row.origin)
+        if first is not row.origin:
+            steps.ledger.drop(step, row.origin, "exact_duplicate", f"same as {first}")
+            continue
+        step.rows_out += 1
+        yield row, row_id
+
+
+def _nothing_left(ledger: Ledger, stage: DataStage) -> DataError:
+    """The error of a stage whose every row was dropped, with the main reasons and the first examples."""
+    reasons = Counter({reason: count for step in ledger.steps for reason, count in step.dropped.items()})
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(3))
+    examples = "".join(f"\n  {r.origin}: {r.reason}: {r.detail}" for r in ledger.rejects[:_SHOWN_REJECTS])
+    return DataError(
+        f"all {ledger.steps[0].rows_in} rows were dropped ({counts}){examples}",
+        where=", ".join(source.path for source in stage.sources),
+        fix="mend the rows, or name their format (format: ...); see docs/data-formats.md and the stage's ledger.json",
+    )

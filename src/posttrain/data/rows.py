@@ -1,0 +1,120 @@
+"""Conversations as Parquet files, the form in which the data stage hands them on (docs/run-folder.md)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from posttrain.artifacts import atomic_path, write_error
+from posttrain.errors import DataError
+from posttrain.types import Message, Origin, SftRow, ToolCall
+
+_MESSAGE: dict[str, Any] = {
+    "role": pl.String,
+    "content": pl.String,
+    "reasoning": pl.String,
+    "tool_calls": pl.String,
+    "weight": pl.Float64,
+}
+SCHEMA: dict[str, Any] = {
+    "id": pl.String,
+    "source": pl.String,
+    "file": pl.String,
+    "line": pl.Int64,
+    "messages": pl.List(pl.Struct(_MESSAGE)),
+    "tools": pl.String,
+    "meta": pl.String,
+}
+"""Columns and types. ``tool_calls``, ``tools`` and ``meta`` are JSON text: ``[]``, ``[]`` and ``{}`` where there is none."""
+
+
+def rows_frame(rows: Iterable[SftRow], ids: Sequence[str] | None = None) -> pl.DataFrame:
+    """The rows as a frame of :data:`SCHEMA`. Known content ``ids`` save computing them again."""
+    rows = list(rows)
+    return pl.DataFrame(
+        {
+            "id": ids if ids is not None else [row.id for row in rows],
+            "source": [row.source for row in rows],
+            "file": [row.origin.file for row in rows],
+            "line": [row.origin.line for row in rows],
+            "messages": _messages_column(rows),
+            "tools": [_json(list(row.tools)) for row in rows],
+            "meta": [_json(dict(row.meta)) for row in rows],
+        },
+        schema=SCHEMA,
+    )
+
+
+def write_rows(path: Path, rows: pl.LazyFrame | pl.DataFrame) -> None:
+    """Write a frame of :data:`SCHEMA` atomically, in blocks (a lazy frame is never held as a whole).
+
+    Raises RunError where the disk is full or can't be written.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            rows.lazy().select(list(SCHEMA)).sink_parquet(temporary, compression="zstd")
+        except pl.exceptions.PolarsError as error:
+            # polars wraps what the system says into its own text
+            number = re.search(r"os error (\d+)", str(error))
+            raise write_error(OSError(int(number[1]) if number else errno.EIO, str(error)), path) from error
+
+
+def read_rows(path: Path) -> list[SftRow]:
+    """The conversations of a Parquet file written by :func:`write_rows`.
+
+    Raises DataError where the file is missing, damaged or has other columns.
+    """
+    try:
+        frame = pl.read_parquet(path, columns=list(SCHEMA), glob=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"can't read these rows: {error}", where=str(path), fix="run the data stage again") from error
+    return [_row(record) for record in frame.iter_rows(named=True)]
+
+
+def _row(record: dict[str, Any]) -> SftRow:
+    return SftRow(
+        messages=tuple(_message(struct) for struct in record["messages"]),
+        origin=Origin(record["file"], record["line"]),
+        source=record["source"],
+        tools=tuple(json.loads(record["tools"])),
+        meta=json.loads(record["meta"]),
+    )
+
+
+def _message(struct: dict[str, Any]) -> Message:
+    calls = tuple(ToolCall(call["name"], call["arguments"]) for call in json.loads(struct["tool_calls"]))
+    return Message(struct["role"], struct["content"], struct["reasoning"], calls, struct["weight"])
+
+
+def _messages_column(rows: Sequence[SftRow]) -> pl.Series:
+    """The turns of every row as one column of lists of structs.
+
+    Flat columns grouped again by row: built from nested Python values, polars takes ten times as long and keeps
+    four times the memory.
+    """
+    turns = [(number, turn) for number, row in enumerate(rows) for turn in row.messages]
+    flat = pl.DataFrame(
+        {
+            "row": [number for number, _ in turns],
+            "role": [turn.role for _, turn in turns],
+            "content": [turn.content for _, turn in turns],
+            "reasoning": [turn.reasoning for _, turn in turns],
+            "tool_calls": [_json([{"name": c.name, "arguments": c.arguments} for c in t.tool_calls]) for _, t in turns],
+            "weight": [turn.weight for _, turn in turns],
+        },
+        schema={"row": pl.Int64, **_MESSAGE},
+    )
+    grouped = flat.group_by("row", maintain_order=True).agg(pl.struct(list(_MESSAGE)).alias("messages"))
+    return grouped["messages"]
+
+
+def _json(value: Any) -> str:
+    if not value:
+        return "[]" if isinstance(value, list) else "{}"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,109 @@
+"""Bytes of a file, decompressed block by block, and its lines. One loop for all four compressions.
+
+Lines end at LF only (CR before it is left to the reader): U+2028, U+2029, U+0085, VT and FF are legal inside JSON
+strings, and ``str.splitlines`` would cut a row in two there.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import zstandard
+
+Tick = Callable[[int, int], None]
+"""Called as ``tick(done, total)`` while a file is read: bytes on disk, or rows where a reader counts rows."""
+
+BLOCK_BYTES = 1 << 20
+
+
+class _Decompressor(Protocol):
+    """What zlib, bz2, lzma and zstandard have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+_COMPRESSIONS: tuple[tuple[bytes, Callable[[], _Decompressor]], ...] = (
+    (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),  # gzip header and checksum
+    (b"BZh", bz2.BZ2Decompressor),
+    (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
+    (b"\x28\xb5\x2f\xfd", lambda: zstandard.ZstdDecompressor().decompressobj()),
+)
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+
+
+class Stream:
+    """The decompressed blocks of one file, readable once.
+
+    The compression is recognised by its first bytes. ``damage`` is set, and the blocks end, where compressed data are
+    cut off or corrupt: everything before that place is still delivered. ``tick`` gets the position on disk.
+    """
+
+    def __init__(self, path: Path, tick: Tick | None = None) -> None:
+        self.path, self.tick = path, tick
+        self.damage: str | None = None
+        self._blocks = self._decompressed()
+        self.head = next(self._blocks, b"")
+        """The first block, also delivered by ``blocks``."""
+
+    def blocks(self) -> Iterator[bytes]:
+        """All blocks from the beginning."""
+        yield self.head
+        yield from self._blocks
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines without their LF; the last one also where no LF ends it."""
+        rest = b""
+        for block in self.blocks():
+            first, *others = block.split(b"\n")
+            rest += first
+            if others:
+                yield rest
+                yield from others[:-1]
+                rest = others[-1]
+        if rest:
+            yield rest
+
+    def _raw(self) -> Iterator[bytes]:
+        total = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+                if self.tick is not None:
+                    self.tick(file.tell(), total)
+
+    def _decompressed(self) -> Iterator[bytes]:
+        raw = self._raw()
+        first = next(raw, b"")
+        make = next((make for magic, make in _COMPRESSIONS if first.startswith(magic)), None)
+        if make is None:
+            yield first
+            yield from raw
+            return
+        decompressor = make()
+        block: bytes | None = first
+        try:
+            while block is not None:
+                while block:
+                    if out := decompressor.decompress(block):
+                        yield out
+                    block = decompressor.unused_data if decompressor.eof else b""
+                    # several members may follow one another; zeros after the last one are padding
+                    if block := block.lstrip(b"\0"):
+                        decompressor = make()
+                block = next(raw, None)
+                if block and decompressor.eof and (block := block.lstrip(b"\0")):
+                    decompressor = make()
+        except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError) as error:
+            self.damage = f"the compressed data are corrupt: {error}"
+            return
+        if not decompressor.eof:
+            self.damage = "the compressed file is cut off: what followed is lost"
