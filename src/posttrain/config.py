@@ -624,14 +624,14 @@ def _override_one(document: Document, assignment: str, annotation: type, shortha
 
 
 def _override_value(text: str, where: str) -> Any:
-    node = _composed(text, where)
-    if node is None:
-        if text.strip():
-            raise ConfigError("'#' starts a comment in YAML", where=where, fix="put the value in quotes")
-        return None
-    if text[node.end_mark.index :].strip():
-        raise ConfigError("' #' starts a comment in YAML", where=where, fix="put the value in quotes")
-    return _document(node, where).value
+    try:
+        node = _composed(text, where)
+        rest = text if node is None else text[node.end_mark.index :]
+        if rest.strip():
+            raise ConfigError("'#' starts a comment in YAML", fix="put the value in quotes")
+        return None if node is None else _document(node, where).value
+    except ConfigError as error:
+        raise ConfigError(error.problem.removeprefix("(top level): "), where=where, fix=error.fix) from None
 
 
 def _assigned(
@@ -697,6 +697,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _written_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds U+0085 away unless it is told to escape it.
+    return dumper.represent_scalar(_TAG + "str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _written_text)
 for _name, _pattern in (("int", _INT), ("float", _FLOAT)):
     _Dumper.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern.pattern})$", re.ASCII), None)
 
