@@ -15,7 +15,7 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
     Returns indices into ``lengths``; every index stands in exactly one micro-batch, longer examples alone. Equal
     input gives equal output: ties go to the earlier example and the older micro-batch; indices rise within a
     micro-batch, and micro-batches are ordered by their first index. Best-fit-decreasing needs at most
-    11/9 of the fewest possible micro-batches, plus 6/9 (Johnson 1973; Dosa 2007 for the constant).
+    11/9 of the fewest possible micro-batches, plus 4 (Johnson et al. 1974, doi:10.1137/0203025).
     """
     if budget < 1:
         raise ValueError(f"budget must be at least 1 token, not {budget}")

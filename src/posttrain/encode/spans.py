@@ -246,7 +246,7 @@ def _only_header_differs(conversation: str, prompt: str, text: str, i: int) -> N
 def _difference(prompt: str | None, text: str, i: int) -> str:
     if prompt is None:
         return f"nothing stands before assistant turn {i + 1}, so what the template adds to its text can't be judged"
-    same = next(k for k in range(len(prompt)) if prompt[k] != text[k : k + 1])
+    same = next((k for k in range(len(prompt)) if prompt[k] != text[k : k + 1]), len(prompt))
     given, rendered = _excerpt(prompt[same:], 30), _excerpt(text[same:], 30)
     return f"before assistant turn {i + 1} the model is given {given} where the rendering has {rendered}"
 

@@ -1,0 +1,295 @@
+"""One row at every stage on its way to a loss: messages, rendered text, tokens with weights, place in a micro-batch.
+
+``show_row`` gives a value; ``as_json``, ``as_terminal`` and ``as_html`` draw it.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.encode.collate import collate
+from posttrain.encode.packing import pack
+from posttrain.encode.spans import supervised_renderings
+from posttrain.encode.template import ChatTemplate, RejectedError, RowRejected
+from posttrain.encode.tokens import OverLength, TokenisedText, fit_length, tokenise_renderings
+from posttrain.types import SftRow, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ShownToken:
+    """One token: its id, the text it shows, the weight of predicting it."""
+
+    id: int
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an example stands when this row is packed alone: micro-batch, first token, and states that predict."""
+
+    micro_batch: int
+    start: int
+    predicting: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShownExample:
+    """One training example made of the row."""
+
+    tokens: tuple[ShownToken, ...]
+    rendered: str
+    """The whole rendering; longer than what the tokens show where it was cut."""
+    truncated: bool
+    rejected: RowRejected | None
+    """Why this example is not trained on; its tokens are then shown all the same, where there are any."""
+    place: Place | None
+
+    @property
+    def supervised(self) -> int:
+        """Number of supervised tokens."""
+        return sum(token.weight != 0 for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRow:
+    """A row and what becomes of it."""
+
+    row: SftRow
+    examples: tuple[ShownExample, ...]
+    notes: tuple[str, ...]
+    rejected: RowRejected | None
+    """Why the whole row is rejected, or None."""
+
+
+def show_row(
+    row: SftRow,
+    template: ChatTemplate,
+    max_length: int | None = None,
+    over_length: OverLength = "drop",
+    budget: int = 2048,
+) -> ShownRow:
+    """Take one row through every stage of encoding. Without ``max_length`` nothing is over-length."""
+    try:
+        renderings, notes = supervised_renderings(row, template)
+    except RejectedError as error:
+        return ShownRow(row, (), (), error.rejected)
+    texts = tokenise_renderings(renderings, template)
+    fitted = [
+        text
+        if isinstance(text, RowRejected)
+        else fit_length(Tokens(text.ids_T, text.weights_T, row.id, part), max_length or len(text.ids_T), over_length)
+        for part, text in enumerate(texts)
+    ]
+    kept = [example for example in fitted if isinstance(example, Tokens)]
+    places = iter(_places(kept, budget))
+    examples = []
+    for rendering, text, example in zip(renderings, texts, fitted, strict=True):
+        tokens = () if isinstance(text, RowRejected) else _shown_tokens(text)
+        if isinstance(example, Tokens):
+            cut = len(example) < len(tokens)
+            examples.append(ShownExample(tokens[: len(example)], rendering.text, cut, None, next(places)))
+        else:
+            examples.append(ShownExample(tokens, rendering.text, False, example, None))
+    return ShownRow(row, tuple(examples), tuple(sorted(notes)), None)
+
+
+def _shown_tokens(text: TokenisedText) -> tuple[ShownToken, ...]:
+    ends = text.ends_T.tolist()
+    return tuple(
+        ShownToken(token_id, text.text[start:end], round(weight, 6))
+        for token_id, start, end, weight in zip(
+            text.ids_T.tolist(), [0, *ends[:-1]], ends, text.weights_T.tolist(), strict=True
+        )
+    )
+
+
+def _places(examples: list[Tokens], budget: int) -> list[Place]:
+    places: dict[int, Place] = {}
+    for number, members in enumerate(pack([len(example) for example in examples], budget)):
+        starts = collate([examples[k] for k in members]).segment_starts.tolist()
+        for k, start in zip(members, starts, strict=False):
+            places[k] = Place(number, start, examples[k].supervised)
+    return [places[k] for k in range(len(examples))]
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def as_json(shown: ShownRow) -> dict[str, Any]:
+    """Return a JSON value. ``tokens`` holds the tokens of all examples in order; their texts join to ``rendered`` unless cut."""
+    return {
+        "origin": {"file": shown.row.origin.file, "line": shown.row.origin.line},
+        "row_id": shown.row.id,
+        "messages": [asdict(message) for message in shown.row.messages],
+        "tools": [dict(tool) for tool in shown.row.tools],
+        "rendered": "".join(example.rendered for example in shown.examples),
+        "tokens": [
+            {"id": token.id, "text": token.text, "weight": token.weight, "example": number}
+            for number, example in enumerate(shown.examples)
+            for token in example.tokens
+        ],
+        "examples": [_example_json(example) for example in shown.examples],
+        "notes": list(shown.notes),
+        "rejected": _rejected_json(shown.rejected),
+    }
+
+
+def _example_json(example: ShownExample) -> dict[str, Any]:
+    place = example.place
+    return {
+        "rendered": example.rendered,
+        "tokens": len(example.tokens),
+        "supervised": example.supervised,
+        "truncated": example.truncated,
+        "rejected": _rejected_json(example.rejected),
+        "place": place and {"micro_batch": place.micro_batch, "start": place.start, "predicting": place.predicting},
+    }
+
+
+def _rejected_json(rejected: RowRejected | None) -> dict[str, str] | None:
+    return None if rejected is None else {"reason": rejected.reason, "detail": rejected.detail}
+
+
+# ---- shared by both drawings -----------------------------------------------------------------------------------------
+
+
+_SIGNS = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421, 0xA0: 0x237D}
+"""A visible sign for every control character: data must not be able to steer a terminal."""
+
+
+def _printable(text: str) -> str:
+    """Replace control characters by their signs, except line ends and tabs."""
+    return text.translate({code: sign for code, sign in _SIGNS.items() if code not in (0x09, 0x0A)})
+
+
+def _visible(text: str) -> str:
+    """Show also line ends, tabs, and a token that shows nothing (the rest of a character before it)."""
+    if not text:
+        return "\u00b7"
+    return _printable(text.replace("\t", "\u2192").replace("\n", "\u21b5\n"))
+
+
+def _facts(example: ShownExample) -> str:
+    parts = [f"{len(example.tokens)} tokens", f"{example.supervised} supervised"]
+    if example.truncated:
+        parts.append("truncated")
+    if example.place is not None:
+        parts.append(f"micro-batch {example.place.micro_batch}, tokens from {example.place.start}")
+    if example.rejected is not None:
+        parts.append(f"dropped: {example.rejected.reason} ({example.rejected.detail})")
+    return ", ".join(parts)
+
+
+def _message_lines(shown: ShownRow) -> list[tuple[str, str]]:
+    """(role with weight, text) of every message, reasoning and tool calls included."""
+    lines = []
+    for message in shown.row.messages:
+        role = message.role if message.weight is None else f"{message.role} (weight {message.weight:g})"
+        if message.reasoning:
+            lines.append((f"{role}: reasoning", message.reasoning))
+        if message.content or not message.tool_calls:
+            lines.append((role, message.content))
+        lines.extend((f"{role}: call", f"{call.name} {call.arguments}") for call in message.tool_calls)
+    return lines
+
+
+# ---- terminal --------------------------------------------------------------------------------------------------------
+
+
+def as_terminal(shown: ShownRow) -> RenderableType:
+    """Draw for a terminal: supervised tokens on green, alternating shades so that their edges show."""
+    messages = Table(show_header=False, box=None, padding=(0, 1))
+    messages.add_column(style="bold", no_wrap=True)
+    messages.add_column(overflow="fold")
+    for role, text in _message_lines(shown):
+        messages.add_row(Text(role), Text(_printable(text)))
+    parts: list[RenderableType] = [Panel(messages, title=f"messages ({shown.row.origin})", title_align="left")]
+    if shown.rejected is not None:
+        reason = Text(f"{shown.rejected.reason}: {shown.rejected.detail}", style="bold red")
+        return Group(*parts, Panel(reason, title="row rejected", title_align="left"))
+    if shown.notes:
+        parts.append(Text(f"notes: {', '.join(shown.notes)}", style="yellow"))
+    for number, example in enumerate(shown.examples):
+        title = f"example {number + 1} of {len(shown.examples)}: {_facts(example)}"
+        parts.append(Panel(Text(_printable(example.rendered)), title="rendered text", title_align="left"))
+        parts.append(Panel(_coloured(example), title=Text(title), title_align="left"))
+    parts.append(Text.assemble("supervised: ", ("like this", SHADES[0]), ("  context: ", ""), ("like this", "dim")))
+    return Group(*parts)
+
+
+SHADES = ("black on green", "black on bright_green")
+"""Styles of supervised tokens in a terminal, taking turns."""
+
+
+def _coloured(example: ShownExample) -> Text:
+    text = Text(overflow="fold")
+    for k, token in enumerate(example.tokens):
+        if token.weight == 0:
+            style = "dim"
+        else:
+            style = SHADES[k % 2] if token.weight > 0 else "black on red"
+        text.append(_visible(token.text), style=style)
+    return text
+
+
+# ---- HTML ------------------------------------------------------------------------------------------------------------
+
+
+def as_html(shown: ShownRow) -> str:
+    """Draw as one self-contained page, light and dark; the id and weight of a token show when it is pointed at."""
+    origin = html.escape(str(shown.row.origin))
+    messages = "".join(
+        f"<tr><th>{html.escape(role)}</th><td><pre>{html.escape(text)}</pre></td></tr>"
+        for role, text in _message_lines(shown)
+    )
+    body = [f"<h1>{origin}</h1><h2>Messages</h2><table>{messages}</table>"]
+    if shown.rejected is not None:
+        reason, detail = html.escape(shown.rejected.reason), html.escape(shown.rejected.detail)
+        body.append(f'<p class="rejected"><b>Row rejected: {reason}.</b> {detail}</p>')
+    if shown.notes:
+        body.append(f"<p>Notes: {html.escape(', '.join(shown.notes))}</p>")
+    for number, example in enumerate(shown.examples):
+        body.append(
+            f"<h2>Example {number + 1} of {len(shown.examples)}</h2><p>{html.escape(_facts(example))}</p>"
+            f"<h3>Rendered text</h3><pre>{html.escape(example.rendered)}</pre>"
+            f'<h3>Tokens</h3><pre class="tokens">{"".join(map(_token_html, example.tokens))}</pre>'
+        )
+    if shown.examples:
+        body.append('<p><span class="supervised">supervised token</span> <span class="context">context</span></p>')
+    return _PAGE.replace("@TITLE@", origin).replace("@BODY@", "\n".join(body))
+
+
+def _token_html(token: ShownToken) -> str:
+    kind = "supervised" if token.weight else "context"
+    tip = f"id {token.id}, weight {token.weight:g}"
+    return f'<span class="{kind}" title="{tip}">{html.escape(_visible(token.text))}</span>'
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>@TITLE@</title>
+<style>
+:root { color-scheme: light dark; --ink: #1c1e21; --paper: #ffffff; --faint: #6b7280; --line: #d9dce1;
+  --good: #bfe8c8; --good-edge: #2e7d42; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --paper: #16181c; --faint: #9097a1; --line: #343841;
+  --good: #1f5130; --good-edge: #6fcf87; --bad: #ff8a80; } }
+body { margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.3rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; } h3 { font-size: 1rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 0.9rem/1.6 ui-monospace, monospace; margin: 0; }
+table { border-collapse: collapse; width: 100%; } th, td { border-top: 1px solid var(--line); padding: 0.3rem 0.6rem;
+  text-align: left; vertical-align: top; } th { white-space: nowrap; font-weight: 600; }
+.tokens span { border-right: 1px solid var(--line); } .context { color: var(--faint); }
+.supervised { background: var(--good); border-bottom: 2px solid var(--good-edge); } .rejected { color: var(--bad); }
+</style></head><body>
+@BODY@
+</body></html>
+"""
