@@ -174,9 +174,9 @@ def min_words(reply: str, expected: Annotated[int, Ge(1)]) -> bool:
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
 _NUMBER = re.compile(
-    r"""(?<![^\W\d_]) (?<![\d.,])                      # not inside a word (H2O) or a number
+    rf"""(?<!\d) (?<!{_LETTER})                         # not inside a number or a word (H2O)
         (?P<sign> (?<![\w)\]]) - )?                    # a minus sign, but not the one of 5-3
-        (?P<whole> \d{1,3}(?:,\d{3})+(?!\d) | \d+ )
+        (?P<whole> \d{{1,3}}(?:,\d{{3}})+(?!\d) | \d+ | (?=\.\d) )
         (?P<part> \.\d+ )?
         (?: \s?/\s? (?P<below> \d+ ) (?![\d.,]*\d) )?  # a fraction
     """,
