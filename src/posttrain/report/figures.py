@@ -126,8 +126,8 @@ def length_figure(train: TrainFacts, which: str, statistics: LengthStatistics, l
     edges = np.linspace(0, max(end, 1.0), 41)
     heights, _ = np.histogram(values[values <= end], bins=edges)
     heights[-1] += tail
-    x = Scale(0, float(edges[-1]), LEFT, WIDTH - RIGHT)
-    y = Scale(0, float(heights.max()) * 1.05, HEIGHT - BOTTOM, TOP - 8)
+    x = Scale(0, float(edges[-1]), LEFT, WIDTH - RIGHT, whole=True)
+    y = Scale(0, float(heights.max()) * 1.05, HEIGHT - BOTTOM, TOP - 8, whole=True)
     parts = [axes(x, y, "tokens", "rows")]
     for index, (height, (low, high)) in enumerate(zip(heights, pairwise(edges), strict=True)):
         last = index == len(heights) - 1
@@ -146,8 +146,8 @@ def length_figure(train: TrainFacts, which: str, statistics: LengthStatistics, l
     marks = [("P50", statistics.p50, "mark"), ("P90", statistics.p90, "mark"), ("P95", statistics.p95, "mark")]
     if limit <= edges[-1]:
         marks.append(("limit", float(limit), "mark limit"))
-    for row, (name, value, classes) in enumerate(marks):
-        parts.append(tag("line", class_=classes, x1=x(value), x2=x(value), y1=TOP - 8, y2=y(0)))
+    parts += [tag("line", class_=classes, x1=x(v), x2=x(v), y1=TOP - 8, y2=y(0)) for _, v, classes in marks]
+    for row, (name, value, _) in enumerate(marks):
         right = x(value) > WIDTH * 0.72
         parts.append(
             tag(
@@ -240,7 +240,7 @@ def rate_figure(train: TrainFacts) -> Figure | None:
         "Learning rate",
         "rate",
         lambda record: record.learning_rate,
-        lambda value: f"learning rate {numbers.learning_rate(value)}",
+        lambda value: f"learning rate {numbers.scientific(value)}",
         from_zero=True,
     )
 
@@ -312,7 +312,7 @@ def _frame(
     first, last = min(steps), max(steps)
     low, high = (min(values) / 1.1, max(values) * 1.1) if log else padded(values)
     low = 0.0 if from_zero else low
-    x = Scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT)
+    x = Scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT, whole=True)
     return x, Scale(low, high, HEIGHT - BOTTOM, TOP - 8, log)
 
 
@@ -393,13 +393,13 @@ def row_difference_figure(evaluation: EvalFacts, comparison: LossComparison) -> 
     # The outermost bars collect what lies beyond the 1st and 99th percentile; one bin edge is exactly zero.
     low, high = (float(v) for v in np.quantile(values, [0.01, 0.99]))
     width = max(high, 0.0) - min(low, 0.0) or 1.0
-    size = width / 36
+    size = width / min(36.0, max(10.0, 2 * math.sqrt(len(values))))
     first, last = math.floor(min(low, 0.0) / size), math.ceil(max(high, 0.0) / size)
     edges = np.arange(first, last + 1) * size
     edges = edges if len(edges) > 1 else np.array([-size, 0.0, size])
     heights, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
     x = Scale(float(edges[0]), float(edges[-1]), LEFT, WIDTH - RIGHT)
-    y = Scale(0, float(heights.max()) * 1.05, HEIGHT - BOTTOM, TOP - 8)
+    y = Scale(0, float(heights.max()) * 1.05, HEIGHT - BOTTOM, TOP - 8, whole=True)
     parts = [axes(x, y, "nats per token; left of zero is better", "rows")]
     for height, (start, end) in zip(heights, pairwise(edges), strict=True):
         classes = "fill s1" if end <= size / 2 else "fill s2"
@@ -428,7 +428,7 @@ def accuracy_figure(evaluation: EvalFacts) -> Figure | None:
         known = [r for m in models if (r := evaluation.accuracy[m].by_class.get(name)) is not None and r.checked]
         if len(known) == len(models):
             groups.append((name, known))
-    x = Scale(0, 1, LEFT / 4, WIDTH - RIGHT)
+    x = Scale(0, 1, LEFT / 4, WIDTH - RIGHT - 44)
     lane = 19
     bottom = TOP + sum(24 + lane * len(models) for _ in groups)
     percent = Scale(0, 100, x.start, x.end)
@@ -446,11 +446,7 @@ def accuracy_figure(evaluation: EvalFacts) -> Figure | None:
             )
             parts.append(_whisker(x, y, rate.low, rate.high, classes))
             parts.append(dot(x(rate.accuracy), y, f"dot {classes}", tooltip, 5))
-            parts.append(
-                tag(
-                    "text", f"{rate.passed}/{rate.checked}", class_="halo", x=min(x(rate.high) + 8, x.end - 34), y=y + 4
-                )
-            )
+            parts.append(tag("text", f"{rate.passed}/{rate.checked}", class_="tick end", x=WIDTH - 2, y=y + 4))
         top += 24 + lane * len(models)
     parts.append(legend([(model, f"swatch s{index % 6}") for index, model in enumerate(models)]))
     return Figure(
@@ -483,12 +479,13 @@ class Figures:
     rows: Figure | None
     curves: dict[str, tuple[Figure, ...]]
     lengths: dict[str, tuple[Figure, ...]]
-    likelihood: dict[str, tuple[Figure, ...]]
+    loss_difference: dict[str, tuple[Figure, ...]]
+    row_differences: dict[str, tuple[Figure, ...]]
     accuracy: dict[str, tuple[Figure, ...]]
 
     def all(self) -> list[Figure]:
         """Return every figure."""
-        sections = (self.curves, self.lengths, self.likelihood, self.accuracy)
+        sections = (self.curves, self.lengths, self.loss_difference, self.row_differences, self.accuracy)
         return [*([self.rows] if self.rows else []), *(f for s in sections for figures in s.values() for f in figures)]
 
 
@@ -508,9 +505,9 @@ def draw(facts: RunFacts) -> Figures:
             for t in facts.training
             if t.lengths
         },
-        likelihood={
-            e.stage.name: _drawn(loss_difference_figure(e), *(row_difference_figure(e, c) for c in e.loss_comparisons))
-            for e in facts.evaluations
+        loss_difference={e.stage.name: _drawn(loss_difference_figure(e)) for e in facts.evaluations},
+        row_differences={
+            e.stage.name: _drawn(*(row_difference_figure(e, c) for c in e.loss_comparisons)) for e in facts.evaluations
         },
         accuracy={e.stage.name: _drawn(accuracy_figure(e)) for e in facts.evaluations},
     )

@@ -92,6 +92,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def short_duration(seconds: float | None) -> str:
+    """``42 s``, ``3.9 min``, ``2 h 05 min``."""
+    return duration(seconds).replace("minutes", "min").replace("seconds", "s")
+
+
 def memory(value: float | None) -> str:
     """Bytes as ``3.12 GB`` (1 GB = 10^9 bytes)."""
     if value is None:
@@ -99,8 +104,8 @@ def memory(value: float | None) -> str:
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"
 
 
-def learning_rate(value: float | None) -> str:
-    """``2e-4``: the shortest scientific form."""
+def scientific(value: float | None) -> str:
+    """``2e-4``: the shortest scientific form, at most three significant digits."""
     if value is None:
         return NOTHING
     if not value:

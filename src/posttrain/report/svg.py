@@ -13,6 +13,8 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
+from posttrain.report import numbers
+
 WIDTH = 520.0
 """All figures have this width, so that their text has one size when they stand side by side."""
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 34.0, 44.0
@@ -42,6 +44,8 @@ class Scale:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
+    """Whether only whole numbers have a meaning (steps, rows), so that no tick stands between them."""
 
     def __call__(self, value: float) -> float:
         """Return the position of a value, kept inside the range; not a number stays not a number."""
@@ -54,16 +58,18 @@ class Scale:
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Return at most six round values inside the range."""
-        return _log_ticks(self.low, self.high) if self.log else _linear_ticks(self.low, self.high)
+        """Return at most seven round values inside the range."""
+        return _log_ticks(self.low, self.high) if self.log else _linear_ticks(self.low, self.high, self.whole)
 
 
-def _linear_ticks(low: float, high: float) -> list[float]:
+def _linear_ticks(low: float, high: float, whole: bool) -> list[float]:
     if high <= low:
         return [low]
-    rough = (high - low) / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
+    least = (high - low) / 6
+    least = max(least, 1.0) if whole else least
+    power = 10.0 ** math.floor(math.log10(least))
+    sizes = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(size * power for size in sizes if size * power >= least * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -89,7 +95,7 @@ def tick_text(ticks: Sequence[float]) -> Callable[[float], str]:
     distance = min((b - a for a, b in pairwise(ticks)), default=1.0)
     largest = max((abs(tick) for tick in ticks), default=0.0)
     if largest and largest < 0.01:
-        return lambda value: f"{value:.0e}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}") if value else "0"
+        return numbers.scientific
     digits = max(0, -math.floor(math.log10(distance) + 1e-9)) if distance > 0 else 0
     digits += int(not math.isclose(distance, round(distance, digits), rel_tol=1e-6))
     return lambda value: f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
@@ -153,10 +159,10 @@ def columns(xs: Sequence[float], top: float, bottom: float, tooltips: Sequence[s
 
 def legend(entries: Sequence[tuple[str, str]], y: float = 14.0) -> Markup:
     """Return a legend at the right end: (text, classes of its swatch) from left to right."""
-    parts, x = [], WIDTH - RIGHT
-    for text, classes in reversed(entries):
-        parts.append(tag("text", text, class_="label end", x=x, y=y))
-        x -= 8.6 * len(text) + 6
-        parts.append(tag("line", class_=classes, x1=x - 16, x2=x, y1=y - 4, y2=y - 4))
-        x -= 32
+    widths = [7.6 * len(text) + 40 for text, _ in entries]  # a generous guess: the reader's font is not known
+    parts, x = [], WIDTH - RIGHT - sum(widths) + 16
+    for (text, classes), width in zip(entries, widths, strict=True):
+        parts.append(tag("line", class_=classes, x1=x, x2=x + 14, y1=y - 4, y2=y - 4))
+        parts.append(tag("text", text, class_="label", x=x + 20, y=y))
+        x += width
     return Markup("").join(parts)

@@ -33,6 +33,8 @@ class Tile:
     value: str
     note: str
     verdict: Verdict | None = None
+    quality: bool = False
+    """Whether it says how good a model is rather than what it cost."""
 
 
 def paragraph(facts: RunFacts) -> str:
@@ -72,6 +74,7 @@ def tiles(facts: RunFacts) -> tuple[Tile, ...]:
                 f"nats per token, {numbers.confidence(loss.pair.confidence)} interval "
                 f"{numbers.interval(loss.pair.low, loss.pair.high)}",
                 loss.verdict,
+                quality=True,
             )
         )
         if first and last:
@@ -80,6 +83,7 @@ def tiles(facts: RunFacts) -> tuple[Tile, ...]:
                     "Perplexity",
                     f"{numbers.fixed(first.perplexity, 2)} \N{RIGHTWARDS ARROW} {numbers.fixed(last.perplexity, 2)}",
                     f"{numbers.signed_percent(loss.perplexity_change)} on {_plural(last.rows, 'held-out row')}",
+                    quality=True,
                 )
             )
     if evaluation and (accuracy := evaluation.headline_accuracy):
@@ -92,18 +96,19 @@ def tiles(facts: RunFacts) -> tuple[Tile, ...]:
                 f"{numbers.points(pair.difference)} points, {numbers.confidence(pair.confidence)} interval "
                 f"{numbers.points_interval(pair.low, pair.high)}",
                 accuracy.verdict,
+                quality=True,
             )
         )
-    for train in facts.training:
-        row += _cost_tiles(train, prefix=f"{train.stage.name}: " if len(facts.training) > 1 else "")
-    return tuple(row)
+    return (*row, *_cost_tiles(facts))
 
 
 def loss_sentence(evaluation: EvalFacts, comparison: LossComparison) -> str:
     """Return the held-out comparison of two models in one or two sentences."""
     pair = comparison.pair
     first, second = evaluation.likelihood.get(pair.a), evaluation.likelihood.get(pair.b)
-    values = f" ({numbers.fixed(first.loss)} against {numbers.fixed(second.loss)})" if first and second else ""
+    values = (
+        f" ({pair.a} {numbers.fixed(first.loss)}, {pair.b} {numbers.fixed(second.loss)})" if first and second else ""
+    )
     bounds = f"{numbers.confidence(pair.confidence)} interval {numbers.interval(pair.low, pair.high)}"
     if comparison.verdict == "not shown":
         text = (
@@ -169,7 +174,8 @@ def _data_sentence(facts: RunFacts) -> str:
         ledger, result = data.stage.ledger, data.result
         if ledger is None or result.train_rows is None:
             continue
-        sources = _join(sorted(result.sources)) if result.sources else "the sources"
+        names = sorted(result.sources)
+        sources = _join(names) if 0 < len(names) <= 4 else f"{len(names)} sources" if names else "the sources"
         dropped = sum(ledger.dropped.values())
         parts.append(
             f"{_plural(ledger.rows_in, 'row')} were read from {sources}; {numbers.count(dropped)} "
@@ -186,7 +192,7 @@ def _train_sentence(facts: RunFacts, train: TrainFacts) -> str:
         return ""
     start = train.config.get("start_from", "base")
     start = (facts.model or "the base model") if start == "base" else f"the weights of stage {start}"
-    text = f"Stage {train.stage.name} trained {start} with {method(train)}"
+    text = f"Stage {train.stage.name} trained {start} by {method(train)}"
     ledger = train.stage.ledger
     if ledger is not None:
         text += f" on {_plural(ledger.rows_kept, 'example')}"
@@ -204,17 +210,16 @@ def _train_sentence(facts: RunFacts, train: TrainFacts) -> str:
 
 
 def method(train: TrainFacts) -> str:
-    """Return the objective and what was trained, for example ``SFT and LoRA of rank 16``."""
+    """Return the objective and what was trained, for example ``SFT with LoRA of rank 16 (... parameters)``."""
     objective = train.config.get("objective")
     adapter = train.config.get("adapter")
-    names = [str(objective["name"]).upper()] if isinstance(objective, dict) and "name" in objective else []
+    text = str(objective["name"]).upper() if isinstance(objective, dict) and "name" in objective else "training"
     if isinstance(adapter, dict) and adapter.get("name") == "lora":
         kind = "DoRA" if adapter.get("dora") else "rsLoRA" if adapter.get("rslora") else "LoRA"
-        names.append(f"{kind} of rank {adapter['rank']}" if "rank" in adapter else kind)
+        text += f" with {kind} of rank {adapter['rank']}" if "rank" in adapter else f" with {kind}"
     elif isinstance(adapter, dict) and adapter.get("name") == "full":
-        names.append("all weights")
+        text += " of all weights"
     trainable, total = train.result.trainable_parameters, train.result.total_parameters
-    text = " and ".join(names) or "the recipe's settings"
     if trainable is not None and total:
         text += (
             f" ({numbers.compact(trainable)} of {numbers.compact(total)} parameters, "
@@ -278,10 +283,14 @@ def _training_findings(train: TrainFacts) -> list[Finding]:
     name = train.stage.name
     bad = [r.step for r in train.steps if not math.isfinite(r.loss)]
     if bad:
-        found.append(Finding(name, "Training", None, f"The training loss was not finite at step {bad[0]}."))
+        found.append(Finding(name, "Training", None, f"The training loss of {name} was not finite at step {bad[0]}."))
+    lost = [r.step for r in train.held_out if not math.isfinite(r.loss)]
+    if lost:
+        found.append(Finding(name, "Training", None, f"The held-out loss of {name} was not finite at step {lost[0]}."))
     lowest = train.lowest_held_out
-    if lowest is not None and len(train.held_out) > 1:
-        first, last = train.held_out[0], train.held_out[-1]
+    finite = [record for record in train.held_out if math.isfinite(record.loss)]
+    if lowest is not None and len(finite) > 1:
+        first, last = finite[0], finite[-1]
         text = (
             f"Held-out loss while training {name}: {numbers.fixed(first.loss)} at step {first.step}, lowest "
             f"{numbers.fixed(lowest.loss)} at step {lowest.step}, {numbers.fixed(last.loss)} at the last (step {last.step})."
@@ -289,11 +298,10 @@ def _training_findings(train: TrainFacts) -> list[Finding]:
         if lowest.step == first.step:
             text += " It never went below its starting value: training did not help on these rows."
         elif lowest.step != last.step:
-            kept = "best" if train.config.get("keep", "best") == "best" else "last"
-            text += (
-                " It rose again after its lowest point (over-fitting, or noise); "
-                f"the {'weights of the lowest point' if kept == 'best' else 'final weights'} were handed on."
-            )
+            text += " It rose again after its lowest point (over-fitting, or noise)."
+            if train.stage.status == "complete":
+                kept = "weights of the lowest point" if train.config.get("keep") == "best" else "final weights"
+                text += f" The {kept} were handed on."
         found.append(Finding(name, "Training", None, text))
     if train.result.stopped_early:
         found.append(
@@ -326,19 +334,31 @@ def _reply_findings(evaluation: EvalFacts) -> list[Finding]:
 # ---- tiles ---------------------------------------------------------------------------------------------------------
 
 
-def _cost_tiles(train: TrainFacts, prefix: str) -> list[Tile]:
-    result = train.result
+def _cost_tiles(facts: RunFacts) -> list[Tile]:
+    """Return time of all train stages together, speed of the last one, and the highest memory."""
     row = []
-    if train.seconds is not None:
-        note = _plural(train.step_count, "step") if train.step_count is not None else ""
-        row.append(Tile(f"{prefix}Training time", numbers.duration(train.seconds), note))
-    if result.tokens_per_second is not None:
-        share = result.matmul_share
+    several = len(facts.training) > 1
+    timed = [train for train in facts.training if train.seconds is not None]
+    if timed:
+        steps = [
+            _plural(train.step_count, "step") + (f" of {train.stage.name}" if several else "")
+            for train in timed
+            if train.step_count is not None
+        ]
+        seconds = sum(train.seconds for train in timed if train.seconds is not None)
+        row.append(Tile("Training time", numbers.short_duration(seconds), _join(steps)))
+    measured = [train for train in facts.training if train.result.tokens_per_second is not None]
+    if measured:
+        last = measured[-1]
+        share = last.result.matmul_share
         note = "tokens per second" + (f", {numbers.percent(share, 0)} of matmul peak" if share is not None else "")
-        row.append(Tile(f"{prefix}Speed", numbers.count(result.tokens_per_second), note))
-    if train.peak_memory_bytes is not None:
-        note = f"while training on {_device(train)}"
-        row.append(Tile(f"{prefix}Peak memory", numbers.memory(train.peak_memory_bytes), note))
+        label = f"Speed of {last.stage.name}" if several else "Speed"
+        row.append(Tile(label, numbers.count(last.result.tokens_per_second), note))
+    peaks = [(train.peak_memory_bytes, train) for train in facts.training if train.peak_memory_bytes is not None]
+    if peaks:
+        peak, train = max(peaks, key=lambda item: item[0])
+        note = f"while training {f'{train.stage.name} ' if several else ''}on {_device(train)}"
+        row.append(Tile("Peak memory", numbers.memory(peak), note))
     return row
 
 
