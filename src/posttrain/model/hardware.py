@@ -1,0 +1,100 @@
+"""What this machine is and what it is good at: device, compute type, memory, matrix-product peak."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import psutil
+import torch
+
+from posttrain.errors import ConfigError
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_STATUS = Path("/proc/self/status")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` = cuda, else mps, else cpu; anything else is a torch device name that must exist here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device {name!r} can't be used here: {str(error).splitlines()[0]}", fix="device: auto"
+        ) from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``bf16`` or ``fp32`` as named; ``auto`` = bf16 where a bf16 matrix product is at least 1.3x as fast as fp32."""
+    if name != "auto":
+        return DTYPES[name]
+    return torch.bfloat16 if matmul_flops(torch.bfloat16, device) > 1.3 * matmul_flops(torch.float32, device) else torch.float32
+
+
+@cache
+def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """Measured peak of a [1024 x 1024] @ [1024 x 1024] product in FLOP/s (best of a tenth of a second)."""
+    a = torch.randn(1024, 1024, device=device).to(dtype)
+    best, start = float("inf"), time.perf_counter()
+    while time.perf_counter() - start < 0.1 or best == float("inf"):
+        begin = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * 1024**3 / best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Highest memory in bytes since `reset_peak_memory`: allocated on a CUDA device, otherwise resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():
+        line = next(text for text in _STATUS.read_text().splitlines() if text.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes and can't be reset
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak, so that a stage does not report the memory of the stage before it. Linux and CUDA only."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def current_memory(device: torch.device) -> int:
+    """Memory in use now in bytes (see peak_memory)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse large freed blocks instead of returning them to the kernel.
+
+    A training step allocates and frees the same large tensors again and again. With the default thresholds each of
+    them is mapped and unmapped, and every page of it faults in anew: measured as a quarter of the step time on CPU
+    (docs/log.md). No effect outside glibc. ``POSTTRAIN_KEEP_FREED_MEMORY=0`` switches it off.
+    """
+    if not sys.platform.startswith("linux") or os.environ.get("POSTTRAIN_KEEP_FREED_MEMORY") == "0":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # musl
+        return
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -1,0 +1,116 @@
+"""Load a causal language model from a HF folder, ready for packed training or for generation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from posttrain.errors import ModelError
+from posttrain.model import attention
+
+GENERATION_ATTENTION = "sdpa"
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model of a HF folder in ``dtype`` on ``device``, in eval mode, with attention per packed segment.
+
+    Raises ModelError where the folder has no config.json or no weights, or where they do not fit each other.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError("no config.json here: this is not a HF model folder", where=str(folder), fix="give a folder with config.json, weights and tokenizer")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(p.name for p in folder.glob("*.bin"))
+        hint = f"convert {pickled[0]} to safetensors first: pickled weights are never loaded" if pickled else "download the weights (*.safetensors) as well"
+        raise ModelError("no weights (*.safetensors) in this model folder", where=str(folder), fix=hint)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model: PreTrainedModel
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention.IMPLEMENTATION,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise ModelError(f"the model can't be loaded: {str(error).splitlines()[0]}", where=str(folder)) from error
+    except Exception as error:  # safetensors raises its own type for damaged files
+        if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
+            raise ModelError(f"damaged weights: {error}", where=str(folder), fix="download the folder again") from error
+        raise
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(f"{len(missing)} weights are missing from this folder, the first: {missing[0]}", where=str(folder), fix="download the folder again")
+    return model.to(device).eval()  # type: ignore[arg-type, no-any-return]
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and advice out of our output."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def causal_lm(model: torch.nn.Module) -> PreTrainedModel:
+    """The HF model inside a PEFT wrapper, or the model itself."""
+    inner = getattr(model, "base_model", None)
+    return inner.model if inner is not None and hasattr(inner, "peft_config") else model  # type: ignore[return-value]
+
+
+def final_hidden(model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, segment_lengths: tuple[int, ...]) -> Tensor:
+    """Final hidden states [T, D] of packed sequences; logits are never formed here."""
+    decoder = causal_lm(model).get_decoder()
+    output = decoder(
+        input_ids=ids_T[None],
+        position_ids=positions_T[None],
+        use_cache=False,
+        segment_lengths=segment_lengths,
+    )
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
+
+
+def output_head(model: torch.nn.Module) -> tuple[Tensor, float | None]:
+    """The output head [V, D] and the final logit soft-cap (None for most models).
+
+    Raises ModelError for heads that are more than one matrix.
+    """
+    inner = causal_lm(model)
+    head = inner.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        raise ModelError(f"the output head is a {type(head).__name__}, not a plain matrix: not supported")
+    config: Any = inner.config.get_text_config()
+    if getattr(config, "logit_scale", None) not in (None, 1.0) or getattr(config, "logits_scaling", None) not in (None, 1.0):
+        raise ModelError("this model scales its logits after the output head, which is not supported")
+    return head.weight, getattr(config, "final_logit_softcapping", None)
+
+
+@contextlib.contextmanager
+def generating(model: torch.nn.Module) -> Iterator[PreTrainedModel]:
+    """The model with a cache-aware attention for the length of the block, in eval mode and without gradients."""
+    inner = causal_lm(model)
+    inner.set_attn_implementation(GENERATION_ATTENTION)
+    try:
+        with torch.no_grad():
+            yield inner
+    finally:
+        inner.set_attn_implementation(attention.IMPLEMENTATION)

@@ -1,0 +1,101 @@
+"""Log-probabilities of given next tokens: the only place where logits exist.
+
+``token_logps(hidden_SD, head_VD, targets_S)`` returns log p(target) for S supervised positions, computed in chunks so
+that never more than ``CHUNK`` rows of the vocabulary are in memory. The product with the output head runs in the compute
+type; log-sum-exp and the gathered logit are fp32. One primitive serves every objective.
+
+With a frozen head the gradient of each log-probability with respect to its hidden state,
+``d logp_s / d hidden_s = head[target_s] - softmax(logits_s) @ head``, does not depend on what comes after, so it is
+formed in the forward pass while the logits are at hand and only scaled in the backward pass: two large products a token
+instead of three, and no logits kept.
+
+Shapes: S positions, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 512
+"""Positions whose logits exist at once. Smaller chunks read the head's weights more often."""
+_STRIP = 64
+"""Rows turned from logits into probabilities at once: their fp32 copy stays in the processor's cache."""
+
+
+def _logps_and_residual(logits_CV: Tensor, targets_C: Tensor, cap: float | None) -> Tensor:
+    """fp32 log-probabilities [C] of the targets; overwrites the logits with the residual d(-log p) / d logits.
+
+    The residual is softmax - onehot(target), times the slope of the cap where there is one. ``p - 1`` is formed in fp32
+    before rounding, so that it stays right at confident predictions.
+    """
+    logps_C = torch.empty(len(logits_CV), dtype=torch.float32, device=logits_CV.device)
+    for begin in range(0, len(logits_CV), _STRIP):
+        strip = slice(begin, begin + _STRIP)
+        z = logits_CV[strip].float()
+        if cap is not None:
+            z = torch.tanh(z / cap).mul_(cap)
+        target_logit = z.gather(1, targets_C[strip, None])
+        top = z.amax(dim=1, keepdim=True)
+        slope = 1 - (z / cap).square() if cap is not None else None
+        z = z.sub_(top).exp_()
+        total = z.sum(dim=1, keepdim=True)
+        logps_C[strip] = (target_logit - top - total.log())[:, 0]
+        residual = z.div_(total)
+        residual.scatter_add_(1, targets_C[strip, None], torch.full_like(target_logit, -1.0))
+        logits_CV[strip] = residual if slope is None else residual.mul_(slope)
+    return logps_C
+
+
+class _TokenLogps(torch.autograd.Function):
+    """hidden [S, D], head [V, D], targets [S] -> log p [S] in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: float | None) -> Tensor:
+        logps_S = torch.empty(len(hidden_SD), dtype=torch.float32, device=hidden_SD.device)
+        head_trains, hidden_trains = ctx.needs_input_grad[1], ctx.needs_input_grad[0]
+        unit_gradient_SD = torch.empty_like(hidden_SD) if hidden_trains and not head_trains else None
+        for begin in range(0, len(hidden_SD), CHUNK):
+            chunk = slice(begin, begin + CHUNK)
+            residual_CV = hidden_SD[chunk] @ head_VD.T
+            logps_S[chunk] = _logps_and_residual(residual_CV, targets_S[chunk], cap)
+            if unit_gradient_SD is not None:
+                torch.mm(residual_CV, head_VD, out=unit_gradient_SD[chunk])
+        if unit_gradient_SD is not None:
+            ctx.save_for_backward(unit_gradient_SD)
+        else:
+            ctx.save_for_backward(hidden_SD, head_VD, targets_S)
+        ctx.head_trains, ctx.cap = head_trains, cap
+        return logps_S
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        upstream_S1 = -grads[0][:, None]
+        if not ctx.head_trains:
+            (unit_gradient_SD,) = ctx.saved_tensors
+            return unit_gradient_SD * upstream_S1.to(unit_gradient_SD.dtype), None, None, None
+        hidden_SD, head_VD, targets_S = ctx.saved_tensors
+        d_hidden_SD = torch.empty_like(hidden_SD)
+        d_head_VD = torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device)
+        for begin in range(0, len(hidden_SD), CHUNK):
+            chunk = slice(begin, begin + CHUNK)
+            residual_CV = hidden_SD[chunk] @ head_VD.T
+            _logps_and_residual(residual_CV, targets_S[chunk], ctx.cap)
+            residual_CV *= upstream_S1[chunk].to(residual_CV.dtype)
+            torch.mm(residual_CV, head_VD, out=d_hidden_SD[chunk])
+            # Chunks are summed in fp32: rounding every partial sum to bf16 would bias the head.
+            d_head_VD += residual_CV.T @ hidden_SD[chunk]
+        return d_hidden_SD, d_head_VD.to(head_VD.dtype), None, None
+
+
+def token_logps(hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: float | None = None) -> Tensor:
+    """log p(targets_S) in fp32 [S] from final hidden states and the output head.
+
+    hidden_SD: [S, D] in the compute type. head_VD: [V, D], cast to the compute type. targets_S: int64 [S].
+    cap: final logit soft-cap of some models (Gemma 2), logits = cap * tanh(logits / cap).
+    Differentiable in hidden_SD and head_VD.
+    """
+    result: Tensor = _TokenLogps.apply(hidden_SD, head_VD.to(hidden_SD.dtype), targets_S, cap)
+    return result

@@ -1,0 +1,139 @@
+"""Checkpoints for exact resume: everything a step depends on, in one safetensors file, never pickle.
+
+Two files take turns (``checkpoints/a.safetensors`` and ``b``), so a damaged newest one falls back to the one
+before. What is not here is derived: the order of the data and the random numbers of a step are functions of the seed
+and the step (see plan.py and loop.py).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from posttrain.artifacts import atomic_path
+from posttrain.errors import CheckpointError
+
+SLOTS = ("a.safetensors", "b.safetensors")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The small numbers of a run between two steps."""
+
+    step: int = 0
+    """Finished optimizer steps."""
+    tokens: int = 0
+    supervised_tokens: int = 0
+    seconds: float = 0.0
+    """Training time so far, over all processes that worked on the run."""
+    best_step: int = -1
+    best_loss: float = float("inf")
+    evaluations_without_improvement: int = 0
+    stopped_early: bool = False
+
+    def advanced(self, **changes: object) -> Progress:
+        """A copy with some numbers changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """The optimizer's state as flat names: ``exp_avg/<parameter>`` and so on. ``names``: id(parameter) -> name."""
+    return {
+        f"{key}/{names[id(parameter)]}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[int, str]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            suffix = f"/{names[id(parameter)]}"
+            state = {key[: -len(suffix)]: value for key, value in tensors.items() if key.endswith(suffix)}
+            optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True) for key, value in state.items()
+            }
+
+
+class Checkpoints:
+    """The checkpoint files of one training stage."""
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder, self.digest = folder, digest
+
+    def save(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> float:
+        """Write the next checkpoint atomically over the older slot; returns the seconds it took."""
+        begin = time.perf_counter()
+        tensors = {f"weights/{k}": v.detach().cpu().contiguous() for k, v in weights.items()}
+        tensors |= {f"optimizer/{k}": v.detach().cpu().contiguous() for k, v in optimizer.items()}
+        metadata = {"progress": json.dumps(asdict(progress)), "digest": self.digest, "content": _content(tensors)}
+        with atomic_path(self._older()) as temporary:
+            save_file(tensors, temporary, metadata)
+        return time.perf_counter() - begin
+
+    def load(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+        """The newest whole checkpoint as (progress, weights, optimizer), or None where there is none.
+
+        A damaged one is passed over with a warning. Raises CheckpointError where all are damaged or where one belongs
+        to another configuration.
+        """
+        found, damaged = [], []
+        for name in SLOTS:
+            path = self.folder / name
+            if not path.exists():
+                continue
+            try:
+                found.append(self._read(path))
+            except CheckpointError as error:
+                damaged.append(error)
+        if not found and damaged:
+            raise CheckpointError(f"no usable checkpoint: {damaged[0]}", fix=f"remove {self.folder} to start this stage again")
+        for error in damaged:
+            warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+        return max(found, key=lambda item: item[0].step) if found else None
+
+    def _read(self, path: Path) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            progress = Progress(**json.loads(metadata["progress"]))
+            content, digest = metadata["content"], metadata["digest"]
+        except Exception as error:  # safetensors' own type, OSError, KeyError: all mean the same to the user
+            raise CheckpointError(f"this checkpoint is damaged ({error})", where=str(path)) from error
+        if content != _content(tensors):
+            raise CheckpointError("this checkpoint is damaged (its content does not match its checksum)", where=str(path))
+        if digest != self.digest:
+            raise CheckpointError(
+                "this checkpoint belongs to another configuration, model or data",
+                where=str(path),
+                fix=f"remove {self.folder} to start this stage again, or restore the configuration it was made with",
+            )
+        weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
+        optimizer = {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
+        return progress, weights, optimizer
+
+    def _older(self) -> Path:
+        paths = [self.folder / name for name in SLOTS]
+        return min(paths, key=lambda p: p.stat().st_mtime_ns if p.exists() else -1)
+
+
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    """xxh3 of all tensors in the order of their names."""
+    state = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        state.update(name.encode())
+        state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()

@@ -1,0 +1,394 @@
+"""The training loop: plan -> micro-batches -> log-probabilities -> objective -> optimizer step -> metrics -> checkpoint.
+
+What a step computes depends on (weights, optimizer state, step number) and on nothing else: the data order and the random
+numbers are functions of the seed and the step. So a run that is killed and resumed gives the same bits as one that is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from posttrain.artifacts import MetricsLog, StageDir, atomic_path
+from posttrain.encode.collate import collate
+from posttrain.errors import ConfigError, RunError, TrainingError
+from posttrain.model import adapters, export, fused, hardware
+from posttrain.model.config import LoraAdapter
+from posttrain.model.flops import step_flops
+from posttrain.model.load import load_model
+from posttrain.model.score import batch_logps, score
+from posttrain.objectives.sft import sft_loss
+from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
+from posttrain.train.config import TrainStage
+from posttrain.train.optimizer import build_optimizer, clip_gradients
+from posttrain.train.plan import Plan
+from posttrain.train.schedule import learning_rate
+from posttrain.train.track import Tracker, open_trackers
+from posttrain.types import Tokens
+
+EVALUATIONS_PER_RUN = 10
+CHECKPOINT_TIME_SHARE = 0.05
+
+Observer = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """What a training stage starts from."""
+
+    model_folder: Path
+    examples: Sequence[Tokens]
+    held_out: Sequence[Tokens] = ()
+    adapter_folder: Path | None = None
+    """The adapter of an earlier stage to continue (or to merge, when all weights are trained)."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """row id -> file:line, to name rows in errors."""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model ready to train: what is trained, and in which type it computes."""
+
+    model: nn.Module
+    trained: Mapping[str, Tensor]
+    compute_dtype: torch.dtype
+    device: torch.device
+
+
+def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | None, seed: int) -> Trainee:
+    """Load the model, attach or continue the adapter, put the hot path in place."""
+    device = hardware.resolve_device(stage.device)
+    compute_dtype = hardware.choose_dtype(stage.dtype, device)
+    if isinstance(stage.adapter, LoraAdapter):
+        base = load_model(model_folder, compute_dtype, device)
+        if adapter_folder is None:
+            model: nn.Module = adapters.attach_lora(base, stage.adapter, seed)
+        else:
+            mismatch = adapters.adapter_mismatch(adapter_folder, stage.adapter)
+            if mismatch is not None:
+                raise ConfigError(mismatch, where=str(adapter_folder), fix="use the same adapter settings, or start_from: base")
+            model = adapters.load_adapter(base, adapter_folder, trainable=True)
+        fused.fuse(model)
+    else:
+        model = load_model(model_folder, torch.float32, device)
+        if adapter_folder is not None:
+            model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
+        model.requires_grad_(True)
+    if stage.gradient_checkpointing:
+        causal = model.base_model.model if isinstance(model, PeftModel) else model
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Trainee(model.train(), adapters.trainable_parameters(model), compute_dtype, device)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step gives, already on the host."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+    flops: float
+
+
+def optimizer_step(
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Sequence[Tokens]],
+    rate: float,
+    max_grad_norm: float | None,
+) -> StepResult:
+    """One optimizer step over all micro-batches of the effective batch. Raises TrainingError on a non-finite loss."""
+    step_weight = float(sum(e.weights_T.sum(dtype="float64") for group in micro_batches for e in group))
+    loss = torch.zeros((), device=trainee.device)
+    flops = 0.0
+    for group in micro_batches:
+        logps_S, weights_S = batch_logps(trainee.model, collate(group), trainee.compute_dtype)
+        share = sft_loss(logps_S, weights_S, step_weight)
+        share.backward()  # type: ignore[no-untyped-call]
+        loss += share.detach()
+        flops += step_flops(trainee.model, [len(e) for e in group], len(logps_S))
+    norm = clip_gradients(list(trainee.trained.values()), max_grad_norm)
+    # The one host synchronisation of a step: without it a NaN would reach the weights.
+    loss_value, norm_value = torch.stack([loss, norm]).tolist()
+    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+        optimizer.zero_grad(set_to_none=True)
+        raise TrainingError(f"loss {loss_value}, gradient norm {norm_value}")
+    for group_options in optimizer.param_groups:
+        group_options["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(
+        loss=loss_value,
+        grad_norm=norm_value,
+        tokens=sum(len(e) for group in micro_batches for e in group),
+        supervised_tokens=sum(e.supervised for group in micro_batches for e in group),
+        flops=flops,
+    )
+
+
+def train(
+    stage: TrainStage, inputs: TrainInputs, out: StageDir, *, seed: int, digest: str, observer: Observer = lambda record: None
+) -> dict[str, Any]:
+    """Run or resume a training stage and return its ``result`` (docs/run-folder.md).
+
+    Writes metrics.jsonl, checkpoints/, and adapter/ or model/ (and last/ where the best weights are not the last).
+    ``observer`` gets every metrics record. Ctrl-C and SIGTERM end the run after the current step with a checkpoint.
+    """
+    hardware.keep_freed_memory()
+    trainee = prepare_model(stage, inputs.model_folder, inputs.adapter_folder, seed)
+    names = {id(p): name for name, p in trainee.trained.items()}
+    optimizer = build_optimizer(trainee.model, trainee.trained, stage)
+    plan = Plan(
+        tuple(len(e) for e in inputs.examples), stage.batch_size, stage.micro_batch_tokens, stage.epochs, seed, stage.max_steps
+    )
+    checkpoints = Checkpoints(out.file("checkpoints"), digest)
+    progress = _restore(checkpoints, trainee, optimizer, names)
+    log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
+    trackers = open_trackers(stage.track, out.path)
+    run = _Run(stage, inputs, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer, seed)
+    try:
+        with _interruptible() as interrupted:
+            progress = run.steps(progress, interrupted)
+    finally:
+        log.close()
+        for tracker in trackers:
+            tracker.close()
+    return run.finish(progress)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The parts of one training run, fixed while it goes; what changes is `Progress` and the tensors themselves."""
+
+    stage: TrainStage
+    inputs: TrainInputs
+    plan: Plan
+    trainee: Trainee
+    optimizer: torch.optim.Optimizer
+    names: Mapping[int, str]
+    checkpoints: Checkpoints
+    out: StageDir
+    log: MetricsLog
+    trackers: Sequence[Tracker]
+    observer: Observer
+    seed: int
+
+    @property
+    def best_weights(self) -> Path:
+        return self.out.file("checkpoints", "best.safetensors")
+
+    def steps(self, progress: Progress, interrupted: Callable[[], bool]) -> Progress:
+        """All remaining steps, with evaluations and checkpoints in between."""
+        if progress.step == 0:
+            self.evaluate(progress)
+        since_checkpoint, write_seconds = 0.0, 0.0
+        while progress.step < self.plan.total_steps and not progress.stopped_early:
+            begin = time.perf_counter()
+            progress = self.step(progress)
+            if self._evaluation_due(progress.step):
+                progress = self.evaluate(progress)
+            since_checkpoint += time.perf_counter() - begin
+            if interrupted() or self._checkpoint_due(progress, since_checkpoint, write_seconds):
+                write_seconds = self.save(progress)
+                since_checkpoint = 0.0
+            if interrupted():
+                raise RunError(f"interrupted after step {progress.step}", fix="run the same command again to go on from here")
+        return progress
+
+    def step(self, progress: Progress) -> Progress:
+        """One optimizer step and its metrics record."""
+        step, stage, plan = progress.step, self.stage, self.plan
+        # Dropout draws from (seed, step): a resumed step draws what the interrupted one would have drawn.
+        torch.manual_seed(self.seed * 1_000_003 + step)
+        rate = learning_rate(
+            step,
+            plan.total_steps,
+            peak=stage.learning_rate,
+            schedule=stage.schedule,
+            warmup_steps=round(stage.warmup * plan.total_steps),
+            floor=stage.learning_rate_floor,
+        )
+        groups = [[self.inputs.examples[i] for i in group] for group in plan.micro_batches(step)]
+        begin = time.perf_counter()
+        try:
+            result = optimizer_step(self.trainee, self.optimizer, groups, rate, stage.max_grad_norm)
+        except TrainingError as error:
+            raise self._diagnosed(error, step, [e for group in groups for e in group]) from None
+        seconds = time.perf_counter() - begin
+        progress = progress.advanced(
+            step=step + 1,
+            tokens=progress.tokens + result.tokens,
+            supervised_tokens=progress.supervised_tokens + result.supervised_tokens,
+            seconds=progress.seconds + seconds,
+        )
+        self._record(
+            split="train",
+            step=step + 1,
+            total_steps=plan.total_steps,
+            epoch=plan.epoch_after(step),
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            learning_rate=rate,
+            tokens=result.tokens,
+            supervised_tokens=result.supervised_tokens,
+            tokens_per_second=result.tokens / seconds,
+            flops_per_second=result.flops / seconds,
+            memory_bytes=hardware.current_memory(self.trainee.device),
+            seconds=progress.seconds,
+        )
+        return progress
+
+    def evaluate(self, progress: Progress) -> Progress:
+        """Held-out loss; keeps the best weights and counts towards early stopping. Nothing without held-out rows."""
+        if not self.inputs.held_out:
+            return progress
+        trainee, stopping = self.trainee, self.stage.early_stopping
+        scores = score(trainee.model, self.inputs.held_out, self.stage.micro_batch_tokens, trainee.compute_dtype)
+        loss = scores.mean()
+        self._record(
+            split="held_out",
+            step=progress.step,
+            loss=loss,
+            supervised_tokens=sum(e.supervised for e in self.inputs.held_out),
+            rows=len(self.inputs.held_out),
+            seconds=progress.seconds,
+        )
+        if progress.step == 0:
+            return progress
+        margin = stopping.min_improvement if stopping is not None else 0.0
+        if loss < progress.best_loss - margin:
+            with atomic_path(self.best_weights) as temporary:
+                save_file({k: v.detach().cpu().contiguous() for k, v in trainee.trained.items()}, temporary)
+            return progress.advanced(best_loss=loss, best_step=progress.step, evaluations_without_improvement=0)
+        waited = progress.evaluations_without_improvement + 1
+        stop = stopping is not None and waited >= stopping.patience
+        return progress.advanced(evaluations_without_improvement=waited, stopped_early=stop)
+
+    def save(self, progress: Progress) -> float:
+        """Write a checkpoint; returns the seconds it took."""
+        return self.checkpoints.save(progress, self.trainee.trained, optimizer_tensors(self.optimizer, self.names))
+
+    def finish(self, progress: Progress) -> dict[str, Any]:
+        """Write the final weights in their ecosystem format and return the result numbers."""
+        model, keep_best = self.trainee.model, self.stage.keep == "best" and progress.best_step > 0
+        chosen = "adapter" if isinstance(model, PeftModel) else "model"
+        if keep_best and progress.best_step != progress.step:
+            self._write_weights("last")
+            best = load_file(self.best_weights)
+            with torch.no_grad():
+                for name, parameter in self.trainee.trained.items():
+                    parameter.copy_(best[name])
+        self._write_weights(chosen)
+        records = self.out.metrics()
+        steps = [r for r in records if r["split"] == "train"]
+        rates, flops = [r["tokens_per_second"] for r in steps], [r["flops_per_second"] for r in steps]
+        peak = hardware.matmul_flops(self.trainee.compute_dtype, self.trainee.device)
+        return {
+            "steps": progress.step,
+            "planned_steps": self.plan.total_steps,
+            "epochs": self.plan.epoch_after(progress.step - 1),
+            "tokens": progress.tokens,
+            "supervised_tokens": progress.supervised_tokens,
+            "tokens_per_second": median(rates),
+            "training_seconds": progress.seconds,
+            "first_loss": steps[0]["loss"],
+            "last_loss": steps[-1]["loss"],
+            "best_step": progress.best_step if progress.best_step > 0 else None,
+            "best_held_out_loss": progress.best_loss if progress.best_step > 0 else None,
+            "kept": "best" if keep_best else "last",
+            "stopped_early": progress.stopped_early,
+            "trainable_parameters": sum(p.numel() for p in self.trainee.trained.values()),
+            "total_parameters": sum(p.numel() for p in model.parameters()),
+            "peak_memory_bytes": hardware.peak_memory(self.trainee.device),
+            "matmul_share": median(flops) / peak,
+            "matmul_peak_flops": peak,
+            "device": str(self.trainee.device),
+            "dtype": str(self.trainee.compute_dtype).removeprefix("torch."),
+        }
+
+    def _write_weights(self, folder: str) -> None:
+        with atomic_path(self.out.file(folder)) as temporary:
+            temporary.mkdir()
+            if isinstance(self.trainee.model, PeftModel):
+                adapters.save_adapter(self.trainee.model, temporary)
+            else:
+                export.save_model(self.trainee.model, temporary, torch.float32, self.inputs.model_folder)  # type: ignore[arg-type]
+
+    def _record(self, **record: Any) -> None:
+        self.log.write(**record)
+        for tracker in self.trackers:
+            tracker.log(record)
+        self.observer(record)
+
+    def _evaluation_due(self, step: int) -> bool:
+        every = self.stage.evaluate_every or max(1, math.ceil(self.plan.total_steps / EVALUATIONS_PER_RUN))
+        return step % every == 0 or step == self.plan.total_steps
+
+    def _checkpoint_due(self, progress: Progress, since_checkpoint: float, write_seconds: float) -> bool:
+        if progress.step == self.plan.total_steps or progress.stopped_early:
+            return True
+        if self.stage.checkpoint_every != "auto":
+            return progress.step % self.stage.checkpoint_every == 0
+        return write_seconds <= CHECKPOINT_TIME_SHARE * since_checkpoint
+
+    def _diagnosed(self, error: TrainingError, step: int, examples: Sequence[Tokens]) -> TrainingError:
+        """The error with the step and the rows whose own loss is not finite."""
+        scores = score(self.trainee.model, examples, 1, self.trainee.compute_dtype)
+        bad = [e for e, nll in zip(examples, scores.nll_N, strict=True) if not math.isfinite(nll)]
+        rows = ", ".join(self.inputs.origins.get(e.row_id, e.row_id) for e in (bad or examples))
+        what = f"rows with a non-finite loss of their own: {rows}" if bad else f"no single row is at fault; rows of the step: {rows}"
+        return TrainingError(
+            f"non-finite training at step {step + 1}: {error.problem}; {what}",
+            where=str(self.out.path),
+            fix="lower learning_rate, use dtype: fp32, or remove the rows; the last checkpoint is intact",
+        )
+
+
+def _restore(
+    checkpoints: Checkpoints, trainee: Trainee, optimizer: torch.optim.Optimizer, names: Mapping[int, str]
+) -> Progress:
+    """Put the newest checkpoint into the model and the optimizer; a fresh Progress where there is none."""
+    loaded = checkpoints.load()
+    if loaded is None:
+        return Progress()
+    progress, weights, state = loaded
+    with torch.no_grad():
+        for name, parameter in trainee.trained.items():
+            parameter.copy_(weights[name])
+    restore_optimizer(optimizer, state, names)
+    return progress
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second one ends at once."""
+    requested = False
+
+    def request(number: int, frame: object) -> None:
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+
+    try:
+        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals stay with whoever owns them
+        previous = {}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,58 @@
+"""Which examples every optimizer step computes: a pure function of the lengths, the seed and the configuration.
+
+The plan is never stored: a resumed run derives the same one again and goes on at its step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from posttrain.encode.packing import pack, shuffled_order
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of a run. Steps take ``batch_size`` examples each from epoch-wise shuffles laid end to end."""
+
+    lengths: tuple[int, ...]
+    batch_size: int
+    micro_batch_tokens: int
+    epochs: float
+    seed: int
+    max_steps: int | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """Examples the whole run looks at, repeats counted."""
+        return max(1, round(self.epochs * len(self.lengths)))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run; the last one may be smaller."""
+        steps = math.ceil(self.num_examples / self.batch_size)
+        return min(steps, self.max_steps) if self.max_steps is not None else steps
+
+    def step_examples(self, step: int) -> list[int]:
+        """Indices of the examples of a step (0-based)."""
+        begin = step * self.batch_size
+        end = min(begin + self.batch_size, self.num_examples)
+        count = len(self.lengths)
+        epochs = range(begin // count, (end - 1) // count + 1)
+        order = [int(index) for epoch in epochs for index in shuffled_order(count, self.seed, epoch)]
+        offset = epochs[0] * count
+        return order[begin - offset : end - offset]
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """The examples of a step packed into micro-batches of at most ``micro_batch_tokens`` tokens."""
+        return micro_batches(self.step_examples(step), self.lengths, self.micro_batch_tokens)
+
+    def epoch_after(self, step: int) -> float:
+        """Epochs done when ``step`` (0-based) is finished."""
+        return min((step + 1) * self.batch_size, self.num_examples) / len(self.lengths)
+
+
+def micro_batches(examples: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Pack the given examples; an example longer than the budget goes alone."""
+    return [[examples[i] for i in group] for group in pack([lengths[e] for e in examples], budget)]
