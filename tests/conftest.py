@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("../shared/data is not here")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct in Hugging Face format."""
+    folder = os.environ.get("POSTTRAIN_DEMO_MODEL")
+    if not folder:
+        pytest.skip("POSTTRAIN_DEMO_MODEL names no model folder")
+    return Path(folder)
