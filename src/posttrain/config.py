@@ -386,15 +386,12 @@ def _is_config(annotation: Any) -> bool:
 def words(annotation: Any) -> str:
     """A type in plain words: ``a number greater than 0``, ``one of 'cosine', 'linear'``."""
     shape = _shape(annotation)
-    text = _words(shape)
     limits = [limit for one in shape.limits for limit in (one if isinstance(one, bounds.GroupedMetadata) else [one])]
-    said = [text for limit in limits for text in _limit_words(limit, shape.base)]
-    if said:
-        text += " " + " and ".join(said)
-    return text + (" or null" if shape.nullable else "")
+    said = " and ".join(text for limit in limits for text in _limit_words(limit, shape.base))
+    return _words(shape, f" {said}" if said else "") + (" or null" if shape.nullable else "")
 
 
-def _words(shape: _Shape) -> str:
+def _words(shape: _Shape, limits: str) -> str:
     base, origin = shape.base, get_origin(shape.base)
     if shape.tag is not None:
         return f"a mapping with {shape.tag}: {' or '.join(_variants(shape))}"
@@ -404,12 +401,13 @@ def _words(shape: _Shape) -> str:
         values = [repr(value) for value in get_args(base)]
         return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
     if origin in (tuple, list):
-        return f"a list, each entry {words(get_args(base)[0])}"
+        return f"a list{limits}, each entry {words(get_args(base)[0])}"
     if origin is dict:
-        return "a mapping"
+        return f"a mapping{limits}"
     if _is_config(base):
         return f"a mapping ({', '.join(_fields(base))})"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "any value"}[base]
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "any value"}
+    return plain[base] + limits
 
 
 def _limit_words(limit: Any, base: Any) -> Iterator[str]:
@@ -419,12 +417,12 @@ def _limit_words(limit: Any, base: Any) -> Iterator[str]:
         case bounds.Gt(gt=bound):
             yield f"greater than {bound}"
         case bounds.Le(le=bound):
-            yield f"of at most {bound}"
+            yield f"at most {bound}"
         case bounds.Lt(lt=bound):
             yield f"below {bound}"
         case bounds.MinLen(min_length=bound):
-            things = "characters" if base is str else "entries"
-            yield f"with at least {bound} {things if bound != 1 else {'characters': 'character', 'entries': 'entry'}[things]}"
+            singular, plural = ("character", "characters") if base is str else ("entry", "entries")
+            yield f"with at least {bound} {singular if bound == 1 else plural}"
         case _:
             return
 
@@ -439,7 +437,7 @@ def _shown(value: Any) -> str:
         case str():
             return repr(value if len(value) <= 60 else value[:57] + "...")
         case dict():
-            return "a mapping"
+            return "a mapping" if value else "an empty mapping"
         case list():
             return "an empty list" if not value else "a list"
         case _:

@@ -305,7 +305,7 @@ def test_a_full_file_becomes_frozen_values():
         ("main: {shape: circle, side: 2}", "p.yaml:2: main.side: unknown key; known here: shape, radius"),
         (
             "main: {shape: circle, radius: 11}",
-            "p.yaml:2: main.radius: must be a number greater than 0 and of at most 10, got 11",
+            "p.yaml:2: main.radius: must be a number greater than 0 and at most 10, got 11",
         ),
         ("main: circle", "p.yaml:2: main: must be a mapping with shape: square or circle, got 'circle'"),
         ("frame: 3", "p.yaml:2: frame: must be a mapping (width) or null, got 3"),
@@ -321,7 +321,7 @@ def test_a_full_file_becomes_frozen_values():
         ("parts: 3", "p.yaml:2: parts: must be a mapping, got 3"),
         (
             "points: []",
-            "p.yaml:2: points: must be a list, each entry a whole number with at least 1 entry, got an empty list",
+            "p.yaml:2: points: must be a list with at least 1 entry, each entry a whole number, got an empty list",
         ),
         ("points: [a]", "p.yaml:2: points.0: must be a whole number, got 'a'"),
         ("width: 3", "p.yaml:2: width: unknown key here; it belongs one level deeper: 'frame.width'"),

@@ -184,7 +184,7 @@ ENTRY = "knowledge:\n  - id: a\n    language: en\n    prompt: Hi\n    check: "
         ),
         (
             ENTRY + "{kind: contains_any, expected: x}\n",
-            ":5: knowledge.0.check.expected: must be a list, each entry text with at least 1 character with at least 1 entry, got 'x' (prompt 'a')",
+            ":5: knowledge.0.check.expected: must be a list with at least 1 entry, each entry text with at least 1 character, got 'x' (prompt 'a')",
         ),
         (ENTRY + "{kind: contains_any, expected: []}\n", ":5: knowledge.0.check.expected: must be a list"),
         (

@@ -38,7 +38,7 @@ class Recipe:
     """One reproducible experiment."""
 
     name: str
-    """Name of the run folder, runs/<name>: letters, digits, ``-``, ``_`` and ``.``."""
+    """Name of the run folder ``runs/<name>``: letters, digits, ``-``, ``_`` and ``.``."""
     model: str
     """The base model: a demo asset, a hub name (``org/name``) or a folder in Hugging Face format."""
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
