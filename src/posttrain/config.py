@@ -155,7 +155,7 @@ def read_yaml(path: str | Path) -> Document:
     except FileNotFoundError:
         raise ConfigError(f"no such file{_neighbour(file)}", where=str(path)) from None
     except OSError as error:
-        raise ConfigError(f"can't read this file: {error.strerror or error}", where=str(path)) from error
+        raise ConfigError(f"can't read this file: {error.strerror or error}", where=str(path)) from None
     return parse_yaml(_decoded(raw, str(path)), str(path))
 
 
@@ -205,7 +205,15 @@ def _composed(text: str, file: str) -> yaml.Node | None:
             raise ConfigError(
                 "a tab is used for indentation", where=f"{file}:{tab_line}", fix="YAML allows only spaces there"
             ) from None
-        raise ConfigError(_plain_words(error.problem or str(error)), where=f"{file}:{line}") from None
+        problem = error.problem or str(error)
+        opened = error.context_mark.line + 1 if error.context_mark else line
+        if problem == "found unexpected end of stream":
+            raise ConfigError("the quote opened here is never closed", where=f"{file}:{opened}") from None
+        if problem.startswith(("expected ',' or ']'", "expected ',' or '}'")):
+            closing = problem[17]
+            message = f"a ',' or the closing {closing!r} of the bracket opened on line {opened} is missing"
+            raise ConfigError(message, where=f"{file}:{line}") from None
+        raise ConfigError(_YAML_WORDS.get(problem, f"this is not YAML: {problem}"), where=f"{file}:{line}") from None
     except (ValueError, OverflowError, RecursionError) as error:
         # For example "\UFFFFFFFF": PyYAML hands the escape to chr() unchecked.
         raise ConfigError(f"this is not YAML: {error}", where=file) from None
@@ -228,10 +236,6 @@ _YAML_WORDS = {
     "expected <block end>, but found '<scalar>'": "text after the end of a quoted value",
     "but found another document": "a second document starts here ('---'): write one file for each",
 }
-
-
-def _plain_words(problem: str) -> str:
-    return _YAML_WORDS.get(problem, f"this is not YAML: {problem}")
 
 
 def _document(root: yaml.Node, file: str) -> Document:
@@ -519,10 +523,12 @@ def _must_be(allowed: str, value: Any, near: Sequence[str] | Mapping[str, Any] =
 
 
 def _spelling_hint(annotation: Any, value: Any) -> str:
-    """How to write it instead: numbers as text (``"16"``, ``1_000``, ``1,000``) and the truth values of YAML 1.1."""
+    """How to write it instead: numbers as text (``"16"``, ``1_000``, ``1,000``), the truth values of YAML 1.1, lists."""
+    shape = _shape(annotation)
+    if isinstance(value, dict) and get_origin(shape.base) in (tuple, list):
+        return " (start each entry with '- ')"
     if not isinstance(value, str):
         return ""
-    shape = _shape(annotation)
     bases = {_shape(member).base for member in (shape.members or (annotation,))}
     plain = re.sub(r"[_, ]", "", value)
     if {int, float} & bases and _FLOAT.fullmatch(plain) and math.isfinite(float(plain)):
