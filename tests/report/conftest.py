@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,10 +275,16 @@ def _evaluate(run: RunDir) -> None:
     stage.write_manifest(_manifest("eval", 410, 96.0, config, result={}, dtype="bf16"))
 
 
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A complete run, written once."""
+    return write_run(tmp_path_factory.mktemp("runs") / "quickstart")
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    """A complete run."""
-    return write_run(tmp_path / "quickstart")
+def run(pristine: RunDir, tmp_path: Path) -> RunDir:
+    """A copy of the complete run for one test."""
+    return RunDir(Path(shutil.copytree(pristine.path, tmp_path / "quickstart")))
 
 
 @pytest.fixture

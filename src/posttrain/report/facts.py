@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -335,13 +336,19 @@ def read_run(run: RunDir, title: str | None = None) -> RunFacts:
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)  # building one is much slower than using it
+
+
 def _parse(kind: type[T], value: Any, path: Path) -> T:
     try:
-        return TypeAdapter(kind).validate_python(value)
+        parsed: T = _adapter(cast(Hashable, kind)).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole value"
         raise RunError(f"{place}: {first['msg']}", where=str(path)) from error
+    return parsed
 
 
 def _json_lines(path: Path) -> list[Any]:

@@ -13,6 +13,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def _package_text(name: str) -> str:
     return (resources.files("posttrain.report") / name).read_text(encoding="utf-8")
 
 
+@cache
 def _environment(*, autoescape: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("posttrain.report", "."),
