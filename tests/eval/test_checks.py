@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import json
+import re
 
 import pytest
 from hypothesis import given
@@ -191,3 +193,16 @@ def test_quotes_and_markdown_do_not_hide_the_ends():
     assert CHECKS["ends_with"]("「去吗？」", ("?",))
     assert CHECKS["starts_with"]("# Dear you", ("Dear",))
     assert not CHECKS["starts_with"]("Hello, dear", ("Dear",))
+
+
+@pytest.mark.shared
+def test_the_answers_of_gsm8k_are_read(shared_data):
+    """With the data set's own ``####`` always; by the last number of the worked solution in 97 of 100 cases."""
+    lines = (shared_data / "gsm8k" / "grade_school_math__data__test.jsonl").read_text(encoding="utf-8").splitlines()
+    solutions = [json.loads(line)["answer"] for line in lines]
+    gold = [float(text.split("#### ")[1].replace(",", "")) for text in solutions]
+    assert all(number_equals(text, number) for text, number in zip(solutions, gold, strict=True))
+    worked = [re.sub("<<.*?>>", "", text.split("####")[0]) for text in solutions]
+    right = sum(number_equals(text, number) for text, number in zip(worked, gold, strict=True))
+    assert right == 1282
+    assert len(gold) == 1319
