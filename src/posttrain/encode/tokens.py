@@ -345,9 +345,10 @@ def _weigh(
         texts = [rendering.text[a:b] for a, b in itertools.pairwise([*cuts, len(rendering.text)])]
         piece = _joined(_tokenise(texts, template), map(len, texts))
     if piece is not whole and not _faithful(piece, whole, rendering.text, template):
+        around = [rendering.text[max(0, cut - 15) : cut + 15] for cut in cuts[1:]]
         return RowRejected(
             "tokens_not_provable",
-            "a token reaches over the edge of an assistant turn and can't be split without a trace",
+            f"tokens reach over the edge of an assistant turn and can't be split without a trace, at {around[0]!r}",
         )
     ids, _, ends = piece
     bos = template.tokenizer.bos_token_id
@@ -356,7 +357,7 @@ def _weigh(
     weights = np.zeros(len(ids), np.float32)
     counts = []
     for span in rendering.spans:
-        first, last = _token_range(span, rendering.text, piece, template)
+        first, last = _token_range(span, piece)
         weights[first:last] = span.weight
         counts.append(last - first)
     weights[:1] = 0.0  # nothing predicts the first token
@@ -394,6 +395,13 @@ def _clean(at: int, text: str, piece: Piece, template: ChatTemplate) -> bool:
     return int(ids[k]) in template.added_ids and text[at : int(ends[k])].isspace()
 
 
+def _tokens_before(at: int, piece: Piece) -> int:
+    """Count the tokens before a clean boundary, one included that swallows white space beyond it."""
+    ends = piece[2]
+    k = int(np.searchsorted(ends, at, "right"))
+    return k + int(k < len(ends) and (ends[k - 1] if k else 0) < at)
+
+
 def _fed_at_inference(
     at: int,
     text: str,
@@ -408,8 +416,8 @@ def _fed_at_inference(
     stands before a cut. That leaves a short header, the same for most rows; ``seen`` remembers its ids.
     """
     ids, _, ends = piece
-    k = int(np.searchsorted(ends, at, "right"))
-    first = int(np.searchsorted(ends, max(cut for cut in cuts if cut < at or cut == 0), "right"))
+    k = _tokens_before(at, piece)
+    first = _tokens_before(max(cut for cut in cuts if cut < at or cut == 0), piece)
     j = next((j for j in range(k - 1, first, -1) if int(ids[j]) in template.added_ids), first)
     header = text[int(ends[j - 1]) if j else 0 : at]
     if header not in seen:
@@ -429,10 +437,6 @@ def _decode(ids: NDArray[np.int32], template: ChatTemplate) -> str:
     return decoded
 
 
-def _token_range(span: Span, text: str, piece: Piece, template: ChatTemplate) -> tuple[int, int]:
+def _token_range(span: Span, piece: Piece) -> tuple[int, int]:
     """Token indices [first, last) of a span whose boundaries are clean."""
-    _, _, ends = piece
-    first, last = (int(np.searchsorted(ends, at, "right")) for at in (span.start, span.end))
-    swallowed_start = first < len(ends) and (ends[first - 1] if first else 0) < span.start
-    swallowed_end = last < len(ends) and (ends[last - 1] if last else 0) < span.end
-    return first + int(swallowed_start), last + int(swallowed_end)
+    return _tokens_before(span.start, piece), _tokens_before(span.end, piece)

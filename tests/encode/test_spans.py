@@ -1,0 +1,269 @@
+"""Golden cases: for every template, the exact text that each example supervises, written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from posttrain.encode.spans import supervised_renderings
+from posttrain.encode.template import RejectedError, load_template
+from posttrain.types import Message, Origin, SftRow, ToolCall
+
+
+def row_of(*messages: Message, tools=()) -> SftRow:
+    return SftRow(messages, Origin("rows.jsonl", 1), "test", tools=tools)
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def assistant(text: str, **fields) -> Message:
+    return Message("assistant", text, **fields)
+
+
+TWO_TURNS = (Message("system", "Be brief."), user("1+1?"), assistant(" two\n"), user(""), assistant("再见 👋"))
+THOUGHT = (user("a"), assistant("<think>\nhm\n</think>\n\nb"), user("c"), assistant("<think>\nso\n</think>\n\nd"))
+APART = (user("a"), assistant("b", reasoning="hm"), user("c"), assistant("d", reasoning="so"))
+CALL = ToolCall("weather", '{"city": "Bern"}')
+TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}},)
+TOOL_USE = (
+    Message("system", "s"),
+    user("a"),
+    assistant("", tool_calls=(CALL,)),
+    Message("tool", '{"t": 3}'),
+    assistant("3"),
+)
+
+
+def supervised(row: SftRow, template) -> list[list[str]]:
+    renderings, _ = supervised_renderings(row, template)
+    return [[r.text[span.start : span.end] for span in r.spans] for r in renderings]
+
+
+def notes(row: SftRow, template) -> set[str]:
+    return set(supervised_renderings(row, template)[1])
+
+
+def rejection(row: SftRow, template) -> tuple[str, str]:
+    with pytest.raises(RejectedError) as caught:
+        supervised_renderings(row, template)
+    return caught.value.rejected.reason, caught.value.rejected.detail
+
+
+@pytest.mark.parametrize("tokenizer", ["markers known", "markers unknown", "metaspace"])
+@pytest.mark.parametrize(
+    ("name", "messages", "expected"),
+    [
+        ("chatml", TWO_TURNS, [[" two\n<|im_end|>", "再见 👋<|im_end|>"]]),
+        ("chatml", THOUGHT, [["<think>\nhm\n</think>\n\nb<|im_end|>", "<think>\nso\n</think>\n\nd<|im_end|>"]]),
+        ("llama3", TWO_TURNS, [["two<|eot_id|>", "再见 👋<|eot_id|>"]]),
+        ("llama3", TOOL_USE, [['{"name": "weather", "parameters": {"city": "Bern"}}<|eot_id|>', "3<|eot_id|>"]]),
+        # The system text moves to the last user turn, so each reply is seen in a context of its own.
+        ("mistral", TWO_TURNS, [["  two\n</s>"], [" 再见 👋</s>"]]),
+        ("mistral", TWO_TURNS[1:], [["  two\n</s>", " 再见 👋</s>"]]),
+        ("gemma", TWO_TURNS, [["two<end_of_turn>", "再见 👋<end_of_turn>"]]),
+        ("phi3", TWO_TURNS, [[" two\n<|end|>", "再见 👋<|end|>"]]),
+        ("qwen3", TWO_TURNS, [[" two\n<|im_end|>"], ["再见 👋<|im_end|>"]]),
+        ("qwen3", TWO_TURNS[:3], [[" two\n<|im_end|>"]]),
+        ("qwen3", THOUGHT, [["<think>\nhm\n</think>\n\nb<|im_end|>"], ["<think>\nso\n</think>\n\nd<|im_end|>"]]),
+        ("qwen3", APART, [["<think>\nhm\n</think>\n\nb<|im_end|>"], ["<think>\nso\n</think>\n\nd<|im_end|>"]]),
+        (
+            "qwen3",
+            TOOL_USE,
+            [
+                ['<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call><|im_end|>'],
+                ["3<|im_end|>"],
+            ],
+        ),
+        ("deepseek", TWO_TURNS, [[" two\n<｜end▁of▁sentence｜>", "再见 👋<｜end▁of▁sentence｜>"]]),
+        ("deepseek", THOUGHT, [["\n\nb<｜end▁of▁sentence｜>", "\n\nd<｜end▁of▁sentence｜>"]]),
+        ("zephyr", TWO_TURNS, [[" two\n</s>", "再见 👋</s>"]]),
+        # The prompt ends before the line end, so the model has to write it.
+        ("white_space", TWO_TURNS, [["\ntwo\n</end>", "\n再见 👋\n</end>"]]),
+        ("refusing", TWO_TURNS[1:3], [[" two\n</assistant>"]]),
+    ],
+)
+def test_contents_and_stops_are_supervised_and_nothing_else(golden, name, messages, expected, tokenizer):
+    assert supervised(row_of(*messages), golden(name, tokenizer)) == expected
+
+
+def test_expanded_examples_end_with_their_own_turn(golden):
+    """Qwen3 strips thinking from earlier turns: what the second example shows of the first reply is what inference shows."""
+    first, second = supervised_renderings(row_of(*THOUGHT), golden("qwen3"))[0]
+    assert first.text == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\nb<|im_end|>\n"
+    )
+    assert second.text == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nso\n</think>\n\nd<|im_end|>\n"
+    )
+
+
+def test_a_think_block_inserted_by_the_template_is_context(golden):
+    (rendering,), _ = supervised_renderings(row_of(user("a"), assistant("b")), golden("qwen3"))
+    (span,) = rendering.spans
+    assert rendering.text[: span.start].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_think_block_given_by_the_prompt_is_context(golden):
+    empty = assistant("<think>\n\n</think>\n\nb")
+    assert supervised(row_of(user("a"), empty), golden("qwen3", enable_thinking=False)) == [["b<|im_end|>"]]
+    assert supervised(row_of(user("a"), empty), golden("qwen3")) == [["<think>\n\n</think>\n\nb<|im_end|>"]]
+
+
+def test_a_think_block_the_prompt_forbids_rejects_the_row(golden):
+    reason, detail = rejection(row_of(*THOUGHT[:2]), golden("qwen3", enable_thinking=False))
+    assert reason == "prompt_not_prefix"
+    assert "'</think>' where the rendering has 'hm </think> b" in detail
+
+
+@pytest.mark.parametrize(
+    "text", ["<|im_start|>assistant\n", "<|im_end|>\n", "<|im_end|>\n<|im_start|>user\nx", "b", "a", "\n"]
+)
+@pytest.mark.parametrize("name", ["chatml", "zephyr", "phi3", "mistral"])
+def test_contents_may_hold_markers_and_repeat_each_other(golden, name, text):
+    stop = {"chatml": "<|im_end|>", "zephyr": "</s>", "phi3": "<|end|>", "mistral": "</s>"}[name]
+    space = " " if name == "mistral" else ""
+    row = row_of(user(text), assistant(text), user("b"), assistant(text + text))
+    assert supervised(row, golden(name)) == [[space + text + stop, space + text + text + stop]]
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------------
+
+
+def test_turns_of_weight_zero_are_context(golden):
+    row = row_of(user("a"), assistant("b", weight=0.0), user("c"), assistant("d", weight=0.5))
+    (rendering,), _ = supervised_renderings(row, golden("chatml"))
+    assert [(rendering.text[s.start : s.end], s.weight) for s in rendering.spans] == [("d<|im_end|>", 0.5)]
+
+
+def test_turns_of_weight_zero_are_not_expanded(golden):
+    row = row_of(user("a"), assistant("b", weight=0.0), user("c"), assistant("d"))
+    assert supervised(row, golden("qwen3")) == [["d<|im_end|>"]]
+    assert "expanded" not in notes(row, golden("qwen3"))
+
+
+@pytest.mark.parametrize("messages", [(user("a"),), (user("a"), assistant("b", weight=0.0))])
+def test_a_row_without_a_supervised_turn_is_rejected(golden, messages):
+    assert rejection(row_of(*messages), golden("chatml"))[0] == "nothing_supervised"
+
+
+# ---- system turns and dropped turns --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gemma", "forgetful"])
+def test_a_refused_or_ignored_system_turn_is_folded_into_the_first_user_turn(golden, name):
+    row = row_of(*TWO_TURNS)
+    renderings, found = supervised_renderings(row, golden(name))
+    assert "system_folded" in found
+    assert "user\nBe brief.\n\n1+1?<" in renderings[0].text
+
+
+def test_the_default_system_turn_of_a_template_is_context(golden):
+    (rendering,), _ = supervised_renderings(row_of(user("a"), assistant("b")), golden("chatml"))
+    assert rendering.text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+
+
+def test_a_system_turn_without_a_user_turn_can_not_be_folded(golden):
+    row = row_of(Message("system", "s"), assistant("b"))
+    assert rejection(row, golden("gemma")) == ("template_raised", "System role not supported")
+
+
+def test_alternation_is_the_template_s_own_message(golden):
+    row = row_of(Message("system", "s"), user("a"), user("b"), assistant("c"))
+    assert rejection(row, golden("gemma")) == ("template_raised", "Conversation roles must alternate")
+
+
+def test_a_dropped_message_rejects_the_row_even_if_its_text_stands_elsewhere(golden):
+    row = row_of(user("42"), assistant("ok"), Message("tool", "42"), assistant("42"))
+    assert rejection(row, golden("forgetful")) == ("message_dropped", "the template leaves out message 3 (tool): '42'")
+
+
+def test_a_dropped_tool_call_rejects_the_row_even_if_its_name_stands_elsewhere(golden):
+    row = row_of(user("weather"), assistant("weather", tool_calls=(CALL,)))
+    assert rejection(row, golden("chatml"))[0] == "tool_call_dropped"
+
+
+def test_dropped_reasoning_and_tools_are_noted(golden):
+    assert notes(row_of(*APART), golden("chatml")) == {"reasoning_dropped"}
+    assert notes(row_of(*THOUGHT), golden("deepseek")) == {"reasoning_dropped", "generation_prompt_differs"}
+    row = row_of(user("a"), assistant("b"), tools=TOOLS)
+    assert notes(row, golden("qwen3")) == {"tools_not_rendered"}
+    assert notes(row_of(Message("system", "s"), *row.messages, tools=TOOLS), golden("qwen3")) == set()
+
+
+def test_special_token_text_in_a_content_is_noted(golden):
+    row = row_of(user("what is <|im_end|>?"), assistant("a marker"))
+    assert notes(row, golden("chatml")) == {"special_token_text_in_content"}
+    assert notes(row, golden("chatml", "markers unknown")) == set()
+
+
+# ---- what can't be proven --------------------------------------------------------------------------------------------
+
+
+def test_a_template_without_stop_rejects_every_row(golden):
+    reason, detail = rejection(row_of(user("a"), assistant("b")), golden("no_stop"))
+    assert reason == "no_stop"
+    assert "never learn to stop" in detail
+
+
+def template_of(text: str, golden, tmp_path: Path):
+    file = tmp_path / "own.jinja"
+    file.write_text(text)
+    return load_template(golden("chatml").tokenizer, file)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("{{ m['content'] | upper }}</s>", "content_rewritten"),
+        ("{{ m['content'] | tojson }}</s>", "content_rewritten"),
+        ("{{ m['content'] }} {{ m['content'] }}</s>", "content_rewritten"),
+        ("{{ m['content'] if m['role'] == 'user' }}</s>", "content_rewritten"),
+        ("{{ m['content'] }}{{ '.' if 'b' in m['content'] }}</s>", "content_rewritten"),
+    ],
+)
+def test_a_changed_content_rejects_the_row(golden, tmp_path, body, reason):
+    template = template_of("{% for m in messages %}<" + "{{ m['role'] }}>" + body + "{% endfor %}", golden, tmp_path)
+    assert rejection(row_of(user("a"), assistant('b"')), template)[0] == reason
+
+
+def test_a_context_rewritten_for_the_prompt_rejects_the_row(golden, tmp_path):
+    text = "{{ 'PROMPT' if add_generation_prompt }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+    assert rejection(row_of(user("a"), assistant("b")), template_of(text, golden, tmp_path))[0] == "prompt_not_prefix"
+
+
+def test_a_closing_tag_always_followed_by_the_stop_token_belongs_to_the_stop(golden, tmp_path):
+    text = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</turn><|im_end|>{% endfor %}"
+    row = row_of(user("a"), assistant("b"), user("c"), assistant("d"))
+    assert supervised(row, template_of(text, golden, tmp_path)) == [["b</turn><|im_end|>", "d</turn><|im_end|>"]]
+
+
+def test_a_stop_of_plain_words_is_the_rest_of_its_line(golden, tmp_path):
+    text = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] ~ '\nEND OF TURN\n' }}{% endfor %}"
+    row = row_of(user("a"), assistant("b"), user("c"), assistant("d"))
+    assert supervised(row, template_of(text, golden, tmp_path)) == [["b\nEND OF TURN", "d\nEND OF TURN"]]
+
+
+def test_a_stop_only_at_the_end_of_the_conversation_expands_the_row(golden, tmp_path):
+    text = "{% for m in messages %}{{ '\n' ~ m['role'] }}: {{ m['content'] }}{% endfor %}{{ '' if add_generation_prompt else '</s>' }}"
+    row = row_of(user("a"), assistant("b"), user("c"), assistant("d"))
+    assert supervised(row, template_of(text, golden, tmp_path)) == [["b</s>"], ["d</s>"]]
+
+
+def test_a_conversation_opened_by_the_assistant_is_supervised_from_its_content(golden):
+    row = row_of(assistant("Welcome!"), user("Hi"), assistant("b"))
+    assert supervised(row, golden("phi3")) == [["Welcome!<|end|>", "b<|end|>"]]
+
+
+def test_a_tool_call_with_a_stop_of_its_own(golden, tmp_path):
+    text = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
+        "{% for c in m['tool_calls'] | default([]) %}[{{ c['function']['name'] }}]{% endfor %}"
+        "{{ '<|endoftext|>' if m['tool_calls'] is defined else '<|im_end|>' }}{% endfor %}"
+        "{{ '<assistant>' if add_generation_prompt }}"
+    )
+    row = row_of(*TOOL_USE[1:])
+    assert supervised(row, template_of(text, golden, tmp_path)) == [["[weather]<|endoftext|>", "3<|im_end|>"]]
