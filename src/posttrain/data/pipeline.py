@@ -76,6 +76,26 @@ def prepare(
     }
 
 
+def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:
+    """Row ``index`` (0 = the first) of a source, bad ones counted.
+
+    Raises DataError where there are fewer rows, or where that one can't be used, with its reason.
+    """
+    ledger = Ledger()
+    steps = _Steps(ledger)
+    good = 0
+    for row in _rows(steps, source, "rows", resolve, None):
+        if steps.read.rows_in > index:
+            break
+        good += 1
+    if index >= steps.read.rows_in:
+        raise DataError(f"no row {index}: there are {steps.read.rows_in}", where=source.path, fix="rows count from 0")
+    if index - good < len(ledger.rejects):
+        reject = ledger.rejects[index - good]
+        raise DataError(f"row {index} can't be used: {reject.reason}: {reject.detail}", where=str(reject.origin))
+    return row
+
+
 def inputs_digest(stage: DataStage, resolve: Resolve) -> str:
     """sha256 over the content of everything the stage reads: file bytes, or the commit of a hub data set.
 

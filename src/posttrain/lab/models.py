@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from posttrain.artifacts import RunDir
-from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer, stop_ids
+from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
+from posttrain.encode.tokens import stop_ids
 from posttrain.errors import ModelError, TemplateError
 from posttrain.model import fused
 from posttrain.model.adapters import load_adapter
@@ -30,7 +31,9 @@ def stage_weights(run: RunDir, stage: str, base: Path) -> Weights:
         return Weights(base, out.file("adapter"))
     if out.file("model").is_dir():
         return Weights(out.file("model"))
-    raise ModelError("this stage has no weights (adapter/ or model/)", where=str(out.path), fix="run it first: posttrain run")
+    raise ModelError(
+        "this stage has no weights (adapter/ or model/)", where=str(out.path), fix="run it first: posttrain run"
+    )
 
 
 def load_weights(weights: Weights, dtype: torch.dtype, device: torch.device) -> nn.Module:

@@ -1,0 +1,187 @@
+"""The command line: thin verbs. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from posttrain import __version__
+from posttrain.errors import PosttrainError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="posttrain",
+    help="Post-train language models end to end, with proof of every step.\n\n"
+    "Start with: posttrain run recipes/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, for example sft.learning_rate=1e-4.", show_default=False),
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
+
+
+def main() -> None:
+    """Entry point: a posttrain error is one message on stderr and exit code 2; Ctrl-C is 130."""
+    try:
+        app()
+    except PosttrainError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """Handle options that stand before any command."""
+    if version:
+        typer.echo(f"posttrain {__version__}")
+        raise typer.Exit
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Run a recipe: every stage that is not finished yet, in order. Killed? Run it again: it resumes exactly."""
+    _execute(recipe, overrides, runs, only_training=False)
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Run only the train stages of a recipe, and the data stages they read."""
+    _execute(recipe, overrides, runs, only_training=True)
+
+
+def _execute(recipe_file: Path, overrides: list[str] | None, runs: Path, *, only_training: bool) -> None:
+    from posttrain.artifacts import RunDir
+    from posttrain.errors import ConfigError
+    from posttrain.lab.display import Display
+    from posttrain.lab.experiment import Experiment
+    from posttrain.lab.recipe import load_recipe
+    from posttrain.report.terminal import terminal_summary
+    from posttrain.train.config import TrainStage
+
+    recipe = load_recipe(recipe_file, overrides or [])
+    only = [name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)] if only_training else None
+    if only == []:
+        raise ConfigError("this recipe has no train stage", where=str(recipe_file))
+    console = _console()
+    run_dir = RunDir(runs / recipe.name)
+    with Display(console) as display:
+        Experiment(recipe, run_dir, display).execute(only)
+    console.print(terminal_summary(run_dir))
+    page = run_dir.path / "report" / "index.html"
+    console.print(f"\nOpen {page}" if page.exists() and not only_training else f"\nResults are in {run_dir.path}", highlight=False)
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/quickstart.")]) -> None:
+    """Write report/index.html, report/report.md and summary.json anew from what a run folder holds."""
+    from posttrain.artifacts import RunDir
+    from posttrain.errors import RunError
+    from posttrain.report.page import write_report
+
+    if not (run_folder / "recipe.yaml").is_file():
+        raise RunError("no recipe.yaml here: this is not a run folder", where=str(run_folder), fix="give a folder below runs/")
+    typer.echo(f"Open {write_report(RunDir(run_folder))}")
+
+
+@app.command()
+def show(
+    conversations: Annotated[str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")],
+    model: Annotated[str, typer.Option("--model", help="A HF model folder, a demo asset or a hub name: its tokenizer is used.")],
+    row: Annotated[int, typer.Option("--row", min=0, help="Which row; 0 is the first.")] = 0,
+    template: Annotated[Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")] = None,
+    row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print tokens with ids, texts and weights as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with the coloured tokens.")] = None,
+) -> None:
+    """Show one row at every stage: messages, rendered text, tokens. What is trained on is coloured."""
+    import json
+
+    from posttrain.artifacts import write_text
+    from posttrain.assets import resolve_data
+    from posttrain.data.config import Source
+    from posttrain.data.pipeline import row_at
+    from posttrain.encode import show as shown
+    from posttrain.lab.models import template_of
+    from posttrain.model.source import model_folder
+
+    found = row_at(Source(path=conversations, format=row_format), row, resolve_data)
+    value = shown.show_row(found, template_of(model_folder(model), str(template) if template else None))
+    if html is not None:
+        write_text(html, shown.as_html(value))
+    if as_json:
+        typer.echo(json.dumps(shown.as_json(value), ensure_ascii=False))
+    else:
+        _console().print(shown.as_terminal(value))
+    if value.rejected is not None:
+        raise typer.Exit(2)
+
+
+@app.command()
+def chat(
+    target: Annotated[str, typer.Argument(help="A run's train stage (runs/NAME/STAGE), an adapter or model folder, an asset or a hub name.")],
+    base: Annotated[str | None, typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Answer this one prompt and end.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 = always the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Sample from the most likely tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens.")] = 512,
+    template: Annotated[Path | None, typer.Option("--template", help="A Jinja chat template instead of the model's own.")] = None,
+) -> None:
+    """Talk to a model in the terminal; replies stream. /reset forgets the conversation, /quit ends."""
+    from posttrain.generate.decode import Sampling
+    from posttrain.lab.chat import converse
+
+    converse(target, base, prompt, system, Sampling(temperature, top_p, seed), max_new_tokens, template)
+
+
+@app.command()
+def verify(
+    conversations: Annotated[str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")],
+    model: Annotated[str, typer.Option("--model", help="A HF model folder, a demo asset or a hub name.")],
+    rows: Annotated[int, typer.Option("--rows", min=2, help="How many rows to use.")] = 8,
+    template: Annotated[Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")] = None,
+    max_length: Annotated[int, typer.Option("--max-length", min=2, help="Longer rows are left out.")] = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Prove the training invariants on your own model and rows; exit code 1 if one does not hold."""
+    from posttrain.lab.verify import verify_model
+
+    if not verify_model(conversations, model, rows, template, max_length, as_json, _console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors (put it beside yaml-language-server's $schema)."""
+    import json
+
+    from posttrain.config import json_schema
+    from posttrain.lab.recipe import Recipe
+
+    typer.echo(json.dumps(json_schema(Recipe), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Replies of several models to the same prompts, checked where a prompt says what a right reply looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from posttrain.encode.template import ChatTemplate
+from posttrain.encode.tokens import encode_prompt
+from posttrain.eval.checks import passes
+from posttrain.eval.prompts import Prompt
+from posttrain.eval.stats import accuracy_difference, discordance, mcnemar, wilson
+from posttrain.generate.decode import replies
+from posttrain.types import Message
+
+
+def reply_records(
+    model_name: str,
+    model: Any,
+    prompts: Sequence[Prompt],
+    template: ChatTemplate,
+    stops: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+) -> list[dict[str, Any]]:
+    """The lines of replies.jsonl (docs/run-folder.md) of one model: greedy replies with their verdicts."""
+    encoded = [encode_prompt([Message("user", p.text)], template) for p in prompts]
+    records = []
+    for prompt, reply in zip(prompts, replies(model, encoded, stops, max_new_tokens), strict=True):
+        text = template.tokenizer.decode(reply.ids, skip_special_tokens=True)
+        verdict = None
+        if prompt.check is not None:
+            verdict = asdict(prompt.check) | {"passed": passes(prompt.check, text)}
+        records.append(
+            {
+                "model": model_name,
+                "prompt_id": prompt.id,
+                "class": prompt.prompt_class,
+                "language": prompt.language,
+                "prompt": prompt.text,
+                "reply": text,
+                "finish_reason": reply.finish,
+                "tokens": len(reply.ids),
+                "check": verdict,
+            }
+        )
+    return records
+
+
+def accuracy_record(
+    records: Sequence[Mapping[str, Any]], *, confidence: float, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The content of accuracy.json (docs/run-folder.md). Prompts without a check do not count."""
+    verdicts: dict[str, dict[str, bool]] = {}
+    classes: dict[str, str] = {}
+    for r in records:
+        if r["check"] is not None:
+            verdicts.setdefault(r["model"], {})[r["prompt_id"]] = r["check"]["passed"]
+            classes[r["prompt_id"]] = r["class"]
+
+    def share(passed: Sequence[bool]) -> dict[str, Any]:
+        interval = wilson(sum(passed), len(passed), confidence)
+        return {
+            "passed": sum(passed),
+            "checked": len(passed),
+            "accuracy": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+        }
+
+    models = {
+        name: {
+            "all": share(list(found.values())),
+            "by_class": {
+                c: share([passed for p, passed in found.items() if classes[p] == c]) for c in dict.fromkeys(classes.values())
+            },
+        }
+        for name, found in verdicts.items()
+    }
+    pairs = []
+    for name in list(verdicts)[1:]:
+        first = next(iter(verdicts))
+        ids = list(verdicts[first])
+        a, b = [verdicts[first][i] for i in ids], [verdicts[name][i] for i in ids]
+        interval = accuracy_difference(a, b, confidence=confidence, resamples=resamples, seed=seed)
+        counts = discordance(a, b)
+        pairs.append(
+            {
+                "a": first,
+                "b": name,
+                "difference": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "confidence": confidence,
+                **counts._asdict(),
+                "p_value": mcnemar(counts.only_a, counts.only_b),
+            }
+        )
+    return {"models": models, "pairs": pairs}

@@ -1,0 +1,83 @@
+"""Talk to a model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from posttrain.encode.template import ChatTemplate
+from posttrain.encode.tokens import encode_prompt
+from posttrain.generate.decode import Sampling, decode, without_stop
+from posttrain.lab.models import load_weights, stop_sequences, template_of
+from posttrain.lab.targets import resolve_target
+from posttrain.model import hardware
+from posttrain.types import Message
+
+
+def converse(
+    target: str,
+    base: str | None,
+    prompt: str | None,
+    system: str | None,
+    sampling: Sampling,
+    max_new_tokens: int,
+    template_file: Path | None,
+) -> None:
+    """Answer one prompt, or talk until /quit or the end of input. Replies are streamed to stdout."""
+    weights, own_template = resolve_target(target, base)
+    template = template_of(weights.folder, str(template_file) if template_file else own_template)
+    device = hardware.resolve_device("auto")
+    model = load_weights(weights, hardware.choose_dtype("auto", device), device)
+    stops = stop_sequences(model, template)
+    opening = [Message("system", system)] if system else []
+    history = list(opening)
+
+    def answer(text: str) -> None:
+        history.append(Message("user", text))
+        reply = ""
+        for piece in stream(model, history, template, stops, max_new_tokens, sampling):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            reply += piece
+        sys.stdout.write("\n")
+        history.append(Message("assistant", reply))
+
+    if prompt is not None:
+        answer(prompt)
+        return
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            return
+        if text in ("/quit", "/exit"):
+            return
+        if text == "/reset":
+            history[:] = opening
+        elif text:
+            answer(text)
+
+
+def stream(
+    model: object,
+    history: Sequence[Message],
+    template: ChatTemplate,
+    stops: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> Iterator[str]:
+    """The reply piece by piece. A character whose bytes are not all there yet waits for the next token."""
+    ids: list[int] = []
+    told = ""
+    longest_stop = max((len(stop) for stop in stops), default=0)
+    for new in decode(model, [encode_prompt(history, template)], stops, max_new_tokens, sampling):  # type: ignore[arg-type]
+        ids.append(new.token)
+        whole = without_stop(ids, stops) if new.finish == "stop" else ids
+        # A stop of several tokens must not be shown half: hold its possible beginning back until it is decided.
+        sure = whole if new.finish else whole[: len(whole) - (longest_stop - 1)] if longest_stop > 1 else whole
+        text = template.tokenizer.decode(sure, skip_special_tokens=True)
+        if new.finish is None and text.endswith("�"):
+            continue
+        yield text[len(told) :]
+        told = text

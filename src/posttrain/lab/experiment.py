@@ -1,0 +1,311 @@
+"""Run a recipe: stages in the order of their references, each finished once, resumed where it was cut.
+
+A stage's identity is the digest of its configuration, the recipe's seed, what it reads (by digest) and the model. A stage
+that is complete under the same identity is not run again; one that was running goes on; one whose
+identity changed starts anew, and the old folder is kept under ``.replaced/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from posttrain import assets
+from posttrain.artifacts import (
+    Ledger,
+    RunDir,
+    StageDir,
+    digest,
+    file_digest,
+    provenance,
+    write_error,
+    write_json,
+    write_text,
+)
+from posttrain.config import resolved_yaml
+from posttrain.data.config import DataStage
+from posttrain.data.pipeline import inputs_digest, prepare
+from posttrain.data.rows import read_rows
+from posttrain.encode.template import ChatTemplate
+from posttrain.encode.tokens import EncodedRows, encode_rows
+from posttrain.errors import DataError, PosttrainError
+from posttrain.eval.config import EvalStage
+from posttrain.eval.prompts import BUILTIN, load_prompts
+from posttrain.lab.display import Display
+from posttrain.lab.recipe import BASE, Recipe, Stage, execution_order, stage_inputs
+from posttrain.report.config import ReportStage
+from posttrain.report.page import write_report
+from posttrain.train.config import TrainStage
+from posttrain.types import SftRow
+
+GENERATION_CODE = 1
+"""Raised when a stage's results would differ for the same configuration, so that old runs are computed again."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe with its run folder and its display."""
+
+    recipe: Recipe
+    run: RunDir
+    display: Display
+
+    @cached_property
+    def base_folder(self) -> Path:
+        """The local folder of the recipe's model, fetched where needed."""
+        from posttrain.model.source import model_folder
+
+        return model_folder(self.recipe.model, self.display.tick)
+
+    @cached_property
+    def base_digest(self) -> str:
+        """Identity of the model's files."""
+        return model_digest(self.base_folder)
+
+    def execute(self, only: Sequence[str] | None = None) -> None:
+        """Run all stages, or the named ones with everything they read. Holds the run's lock."""
+        wanted = _closure(self.recipe, only) if only else set(self.recipe.stages)
+        with self.run.lock():
+            write_text(self.run.path / "recipe.yaml", resolved_yaml(self.recipe))
+            for name in execution_order(self.recipe):
+                if name in wanted:
+                    self._stage(name, self.recipe.stages[name])
+
+    def _stage(self, name: str, stage: Stage) -> None:
+        out = self.run.stage(name)
+        inputs = self._input_digests(name, stage)
+        identity = digest({"stage": stage, "seed": self.recipe.seed, "inputs": inputs, "code": GENERATION_CODE})
+        manifest = out.manifest()
+        if isinstance(stage, ReportStage):
+            manifest = None  # reading artefacts is cheap, and the report must show what is there now
+        if manifest is not None and manifest["digest"] == identity and manifest["status"] == "complete":
+            self.display.stage(name, stage.kind, "unchanged")
+            return
+        resuming = manifest is not None and manifest["digest"] == identity
+        if manifest is not None and not resuming:
+            self._set_aside(out, manifest)
+        self.display.stage(name, stage.kind, "resuming" if resuming else "running")
+        fields: dict[str, Any] = {
+            "kind": stage.kind,
+            "status": "running",
+            "config": stage,
+            "digest": identity,
+            "inputs": inputs,
+            "started": time.time(),
+            "provenance": provenance(),
+        }
+        out.write_manifest(fields)
+        begin = time.perf_counter()
+        try:
+            result = self._run(name, stage, out, identity)
+        except PosttrainError as error:
+            if "interrupted" not in error.problem:
+                out.write_manifest(fields | {"status": "failed", "finished": time.time(), "error": str(error)})
+            raise
+        except Exception:
+            out.write_manifest(fields | {"status": "failed", "finished": time.time(), "error": traceback.format_exc()})
+            raise
+        seconds = time.perf_counter() - begin
+        from_result = {key: result.get(key) for key in ("peak_memory_bytes", "device", "dtype")}
+        done = {"status": "complete", "finished": time.time(), "seconds": seconds, **from_result, "result": result}
+        out.write_manifest(fields | done)
+        if isinstance(stage, ReportStage):
+            write_report(self.run, stage.title)  # once more, now that this stage is part of the record
+
+    def _input_digests(self, name: str, stage: Stage) -> dict[str, str]:
+        """What the stage reads, by content."""
+        if isinstance(stage, ReportStage):
+            return {}
+        found = {key: self._stage_digest(other) for key, other in stage_inputs(self.recipe, name).items()}
+        if isinstance(stage, DataStage):
+            found["sources"] = inputs_digest(stage, assets.resolve_data)
+        else:
+            found[BASE] = self.base_digest
+        for key in ("template", "prompts"):
+            file = getattr(stage, key, None)
+            if file is not None:
+                path = BUILTIN if file == "builtin" else Path(file)
+                if not path.is_file():
+                    raise DataError(f"no such {key} file", where=f"stages.{name}.{key}: {file}")
+                found[key] = file_digest(path)
+        return found
+
+    def _stage_digest(self, name: str) -> str:
+        manifest = self.run.stage(name).manifest()
+        assert manifest is not None and manifest["status"] == "complete", name
+        return str(manifest["digest"])
+
+    def _set_aside(self, out: StageDir, manifest: Mapping[str, Any]) -> None:
+        target = self.run.path / ".replaced" / f"{out.path.name}-{manifest['digest'][:8]}"
+        try:
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(out.path, target)
+        except OSError as error:
+            raise write_error(error, target) from error
+        self.display.note(f"its configuration or inputs changed; the old results are in {target}")
+
+    def _run(self, name: str, stage: Stage, out: StageDir, identity: str) -> dict[str, Any]:
+        runners: dict[type, Callable[[], dict[str, Any]]] = {
+            DataStage: lambda: self._data(stage, out),  # type: ignore[arg-type]
+            TrainStage: lambda: self._train(stage, out, identity),  # type: ignore[arg-type]
+            EvalStage: lambda: self._eval(stage, out),  # type: ignore[arg-type]
+            ReportStage: lambda: {"page": str(write_report(self.run, stage.title))},  # type: ignore[union-attr]
+        }
+        return runners[type(stage)]()
+
+    # ---- one method a kind -----------------------------------------------------------------------------------------
+
+    def _data(self, stage: DataStage, out: StageDir) -> dict[str, Any]:
+        result = prepare(stage, out, self.recipe.seed, assets.resolve_data, self.display.tick)
+        self.display.note(f"{result['train_rows']:,} rows to train on, {result['held_out_rows']:,} held out")
+        return result
+
+    def _train(self, stage: TrainStage, out: StageDir, identity: str) -> dict[str, Any]:
+        from posttrain.lab.models import Weights, stage_weights, template_of
+        from posttrain.model import hardware
+        from posttrain.train.loop import TrainInputs, train
+
+        hardware.reset_peak_memory(hardware.resolve_device(stage.device))
+        start = (
+            Weights(self.base_folder)
+            if stage.start_from == BASE
+            else stage_weights(self.run, stage.start_from, self.base_folder)
+        )
+        template = template_of(start.folder, stage.template)
+        rows = read_rows(self.run.stage(stage.data).file("rows", "train.parquet"))
+        ledger = Ledger()
+        encoded = self._encode(rows, template, stage, ledger, "encoding rows")
+        ledger.write(out.file("ledger.json"))
+        write_json(out.file("lengths.json"), encoded.lengths_record(stage.max_length))
+        if not encoded.examples:
+            raise _nothing_left(ledger, encoded, stage.max_length, out)
+        held_out_rows = read_rows(self.run.stage(stage.data).file("rows", "held_out.parquet"))
+        held_out = self._encode(held_out_rows, template, stage, Ledger(), "encoding held-out rows")
+        self._tell_encoding(ledger, encoded)
+        inputs = TrainInputs(
+            model_folder=start.folder,
+            adapter_folder=start.adapter,
+            examples=encoded.examples,
+            held_out=held_out.examples,
+            origins={row.id: str(row.origin) for row in rows},
+        )
+        return train(stage, inputs, out, seed=self.recipe.seed, digest=identity, observer=self.display.record)
+
+    def _eval(self, stage: EvalStage, out: StageDir) -> dict[str, Any]:
+        from posttrain.eval.likelihood import likelihood_record, row_records
+        from posttrain.eval.replies import accuracy_record, reply_records
+        from posttrain.lab.models import Weights, load_weights, stage_weights, stop_sequences, template_of
+        from posttrain.model import hardware
+        from posttrain.model.score import Scores, score
+
+        device = hardware.resolve_device(stage.device)
+        hardware.reset_peak_memory(device)
+        dtype = hardware.choose_dtype("auto", device)
+        template = template_of(self.base_folder, stage.template)
+        rows = read_rows(self.run.stage(stage.data).file("rows", "held_out.parquet"))
+        ledger = Ledger()
+        encoded = encode_rows(rows, template, stage.max_length, "drop", ledger)
+        ledger.write(out.file("ledger.json"))
+        prompts = load_prompts(stage.prompts) if stage.prompts is not None else ()
+        chance = {"confidence": stage.confidence, "resamples": stage.resamples, "seed": self.recipe.seed}
+        scores: dict[str, Scores] = {}
+        records: list[dict[str, Any]] = []
+        for name in stage.models:
+            weights = Weights(self.base_folder) if name == BASE else stage_weights(self.run, name, self.base_folder)
+            model = load_weights(weights, dtype, device)
+            if encoded.examples:
+                done = 0
+
+                def advance(count: int, name: str = name) -> None:
+                    nonlocal done
+                    done += count
+                    self.display.tick(f"scoring held-out rows under {name}", done, len(encoded.examples))
+
+                scores[name] = score(model, encoded.examples, stage.batch_tokens, dtype, advance)
+                self.display.note(f"{name}: held-out loss {scores[name].mean():.4f} on {len(encoded.examples)} rows")
+            if prompts:
+                self.display.tick(f"replies of {name}", 0, 0)
+                records += reply_records(
+                    name, model, prompts, template, stop_sequences(model, template), stage.max_new_tokens
+                )
+                self.display.tick(f"replies of {name}", 1, 1)
+        result: dict[str, Any] = {
+            "models": list(stage.models),
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        if scores:
+            likelihood = likelihood_record(scores, **chance)  # type: ignore[arg-type]
+            write_json(out.file("likelihood.json"), likelihood)
+            _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, encoded.examples))
+            result["loss"] = {name: entry["loss"] for name, entry in likelihood["models"].items()}
+        if records:
+            _write_lines(out.file("replies.jsonl"), records)
+            if any(r["check"] is not None for r in records):
+                accuracy = accuracy_record(records, **chance)  # type: ignore[arg-type]
+                write_json(out.file("accuracy.json"), accuracy)
+                result["accuracy"] = {name: entry["all"]["accuracy"] for name, entry in accuracy["models"].items()}
+        return result | {"peak_memory_bytes": hardware.peak_memory(device)}
+
+    # ---- helpers of the methods above ------------------------------------------------------------------------------
+
+    def _encode(
+        self, rows: Sequence[SftRow], template: ChatTemplate, stage: TrainStage, ledger: Ledger, label: str
+    ) -> EncodedRows:
+        return encode_rows(
+            rows,
+            template,
+            stage.max_length,
+            stage.over_length,
+            ledger,
+            lambda done: self.display.tick(label, done, len(rows)),
+        )
+
+    def _tell_encoding(self, ledger: Ledger, encoded: EncodedRows) -> None:
+        step = ledger.steps[-1]
+        tokens = sum(len(e) for e in encoded.examples)
+        share = sum(e.supervised for e in encoded.examples) / tokens
+        dropped = ", ".join(f"{count} {reason}" for reason, count in step.dropped.items()) or "none"
+        self.display.note(
+            f"{len(encoded.examples):,} examples, {tokens:,} tokens, {share:.0%} supervised; dropped: {dropped}"
+        )
+
+
+def model_digest(folder: Path) -> str:
+    """Identity of a model: sha256 over its configuration, tokenizer and weights."""
+    names = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"))
+    return digest([[p.name, file_digest(p)] for p in names])
+
+
+def _closure(recipe: Recipe, names: Sequence[str]) -> set[str]:
+    """The named stages and everything they read, directly or not."""
+    wanted: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name not in wanted:
+            wanted.add(name)
+            todo += stage_inputs(recipe, name).values()
+    return wanted
+
+
+def _nothing_left(ledger: Ledger, encoded: EncodedRows, max_length: int, out: StageDir) -> DataError:
+    dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[-1].dropped.items())
+    fix = f"see {out.file('ledger.json')} for every row and its reason"
+    if len(encoded.conversation_lengths):
+        shortest = int(encoded.conversation_lengths.min())
+        fix = f"raise max_length (it is {max_length}, the shortest row has {shortest} tokens), or over_length: truncate"
+    return DataError(f"nothing to train on: all rows were dropped ({dropped})", where=str(out.path), fix=fix)
+
+
+def _write_lines(path: Path, records: Any) -> None:
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
