@@ -207,7 +207,7 @@ def _begin(text: str, head: str, prompt: str | None, end: int, turn: Message, i:
     body = text[len(prompt) : end] if prompt is not None and given and len(prompt) <= end else None
     if region is not None and not calls and _same(region, turn.content):
         notes = {"white_space_rewritten"} if region not in turn.content else set()
-        return _after_head(text, head, prompt, notes | ({"reasoning_dropped"} if turn.reasoning else set()))
+        return _after_head(text, head, prompt, notes | _dropped_reasoning(region, turn.reasoning))
     if body is not None and reasoning is not None and _reasons(body, reasoning, answer, calls):
         return end - len(body), frozenset()
     if region is not None and _holds(region, answer, calls):
@@ -269,7 +269,7 @@ def _holds(part: str, answer: str, calls: bool) -> bool:
 
 def _thought(turn: Message) -> tuple[str | None, str]:
     """(reasoning, answer) of a turn: from its own field, or from a think block that opens its content."""
-    if turn.reasoning and turn.reasoning.strip():
+    if turn.reasoning is not None:
         return turn.reasoning, turn.content
     before, closed, answer = turn.content.rpartition("</think>")
     if not closed:
