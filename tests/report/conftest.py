@@ -251,7 +251,7 @@ def _evaluate(run: RunDir) -> None:
     for index, (kind, language, prompt, base_reply, sft_reply, expected, base_ok, sft_ok) in enumerate(PROMPTS):
         for model, reply, passed in (("base", base_reply, base_ok), ("sft", sft_reply, sft_ok)):
             cut = len(reply) > 150 and language == "en"
-            check = None if expected is None else {"kind": "contains", "expected": expected, "passed": passed}
+            check = None if expected is None else {"kind": "contains_any", "expected": [expected], "passed": passed}
             record = {"model": model, "prompt_id": f"{kind}-{language}-{index}", "class": kind, "language": language}
             record |= {"prompt": prompt, "reply": reply, "finish_reason": "length" if cut else "stop"}
             replies.append({**record, "tokens": 96 if cut else len(reply) // 3, "check": check})

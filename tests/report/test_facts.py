@@ -210,6 +210,16 @@ def test_replies_that_were_not_asked_for_are_no_gap(run: RunDir, edit_json: Edit
     assert read_run(run).gaps == ()
 
 
+def test_replies_without_any_check_need_no_accuracy(run: RunDir) -> None:
+    path = run.path / "evaluate/replies.jsonl"
+    records = [json.loads(line) | {"check": None} for line in path.read_text(encoding="utf-8").split("\n") if line]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    (run.path / "evaluate/accuracy.json").unlink()
+    facts = read_run(run)
+    assert facts.gaps == ()
+    assert facts.evaluations[0].outcomes == ("not checked",)
+
+
 def test_the_report_stage_itself_is_left_out(run: RunDir) -> None:
     run.stage("report").write_manifest({"kind": "report", "status": "running"})
     assert read_run(run).status == "complete"

@@ -16,7 +16,7 @@ import pytest
 
 from posttrain.artifacts import RunDir, write_text
 from posttrain.report import numbers
-from posttrain.report.page import cell, fenced, flattened, write_report
+from posttrain.report.page import cell, check_words, fenced, flattened, write_report
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -345,6 +345,13 @@ def test_fence_is_longer_than_any_inside() -> None:
 
 def test_cell_escapes_what_markdown_or_html_would_read() -> None:
     assert cell("a | b\n<script> & `x` *y*") == r"a \| b \<script\> &amp; \`x\` \*y\*"
+
+
+def test_checks_in_words() -> None:
+    assert check_words("contains_any", ["7", "seven"]) == "contains any: 7, seven"
+    assert check_words("number_equals", 80) == "number equals: 80"
+    parts = [{"kind": "contains_any", "expected": ["木星"]}, {"kind": "max_words", "expected": 5}]
+    assert check_words("all_of", parts) == "contains any: 木星; max words: 5"
 
 
 def test_flattened_configuration() -> None:

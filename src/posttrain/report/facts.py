@@ -501,13 +501,14 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
             )
             or ()
         )
-        accuracy = _optional(
-            gaps,
-            stage,
-            folder.file("accuracy.json"),
-            "the accuracy of checked answers is not known",
-            lambda path: _parse(AccuracyFile, _json(path), path),
-        ) or AccuracyFile({})
+        if not replies or any(reply.check for reply in replies):
+            accuracy = _optional(
+                gaps,
+                stage,
+                folder.file("accuracy.json"),
+                "the accuracy of checked answers is not known",
+                lambda path: _parse(AccuracyFile, _json(path), path),
+            ) or AccuracyFile({})
     seen = [*likelihood.models, *accuracy.models, *(reply.model for reply in replies)]
     declared = [name for name in config.get("models") or () if name in seen]
     models = tuple(dict.fromkeys([*declared, *seen]))

@@ -193,15 +193,15 @@ def loss_figure(train: TrainFacts) -> Figure | None:
         parts.append(path([(x(s), y(v)) for s, v in smooth], "line s0"))
     parts.append(_hover(x, y, raw, lambda s, v: f"step {s:,.0f}: training loss {v:.3f}"))
     parts.append(path([(x(s), y(v)) for s, v in held_out], "line s1"))
-    best = train.result.best_step
+    lowest = train.lowest_held_out
     for step, loss in held_out:
-        chosen = step == best
+        chosen = lowest is not None and step == lowest.step
         note = f"step {step:,}: held-out loss {loss:.4f}" + (" (lowest)" if chosen else "")
         parts.append(dot(x(step), y(loss), "dot s1" + (" chosen" if chosen else ""), note, 6 if chosen else 3.5))
     parts.append(legend([("training", "swatch s0"), ("held-out", "swatch s1")]))
     caption = (
         f"Training loss of each step{f' (faint) and its mean over {window} steps' if window > 1 else ''}; held-out loss as points"
-        + (", the lowest one ringed." if best is not None and held_out else ".")
+        + (", the lowest one ringed." if held_out else ".")
     )
     return Figure(
         file_name(train.stage.name, "loss"),

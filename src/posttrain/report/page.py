@@ -131,7 +131,7 @@ def _environment(*, autoescape: bool) -> Environment:
         "accuracy_rows": accuracy_rows,
         "accuracy_sentence": wording.accuracy_sentence,
         "cell": cell,
-        "expected": expected_text,
+        "check_words": check_words,
         "fenced": fenced,
         "flattened": flattened,
         "html_language": html_language,
@@ -187,9 +187,13 @@ def html_language(language: str) -> str:
     return "zh-Hans" if language == "zh" else language
 
 
-def expected_text(expected: Any) -> str:
-    """Return what a check expects, as text."""
-    return expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)
+def check_words(kind: str, expected: Any) -> str:
+    """Return what a check asks for: ``contains any: 7, seven``; parts of a combined check are joined by ``; ``."""
+    if isinstance(expected, list) and expected and all(isinstance(part, Mapping) for part in expected):
+        return "; ".join(check_words(str(part.get("kind", kind)), part.get("expected")) for part in expected)
+    values = expected if isinstance(expected, list) else [expected]
+    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+    return f"{kind.replace('_', ' ')}: {', '.join(texts)}"
 
 
 def json_text(value: Any) -> str:

@@ -17,7 +17,7 @@ from posttrain.report import numbers
 
 WIDTH = 520.0
 """All figures have this width, so that their text has one size when they stand side by side."""
-LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 34.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 16.0, 34.0, 44.0
 
 
 def tag(name: str, /, *children: str | Markup, **attributes: str | float | None) -> Markup:
