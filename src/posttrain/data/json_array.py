@@ -38,7 +38,7 @@ def iterate_array(blocks: Iterable[bytes]) -> Iterator[Element]:
     while (bracket := text.buffer.find("[")) < 0 and text.more():
         pass
     text.advance(bracket + 1)
-    number, indent, known_keys = 0, None, frozenset[str]()
+    number, objects_seen, indent, known_keys = 0, False, None, frozenset[str]()
     while True:
         text.trim()
         text.advance(_skip(_GAP, text.buffer, text.at))
@@ -50,8 +50,8 @@ def iterate_array(blocks: Iterable[bytes]) -> Iterator[Element]:
         if text.buffer[text.at] == "]":
             yield from _after_the_end(text, number + 1)
             return
-        if number == 0:
-            indent = _indent(text.buffer, text.at)
+        if not objects_seen and text.buffer[text.at] == "{":
+            objects_seen, indent = True, _indent(text.buffer, text.at)
         try:
             value, end = _DECODER.raw_decode(text.buffer, text.at)
         except (ValueError, RecursionError) as error:
@@ -65,7 +65,7 @@ def iterate_array(blocks: Iterable[bytes]) -> Iterator[Element]:
                 return
             text.advance(following)
             continue
-        if end == len(text.buffer) and text.more():
+        if not isinstance(value, dict) and end > len(text.buffer) - _LONGEST_LITERAL and text.more():
             continue  # a number may go on in the next block
         number += 1
         if isinstance(value, dict):

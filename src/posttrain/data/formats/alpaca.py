@@ -13,7 +13,7 @@ from posttrain.data.formats.base import (
     Format,
     RowError,
     exchange,
-    json_value,
+    items,
     kind_of,
     objects,
     optional_text,
@@ -52,10 +52,7 @@ def _key(record: Foreign, keys: tuple[str, ...]) -> str | None:
 
 
 def _history(record: Foreign) -> Iterator[Message]:
-    history = record.get("history")
-    if isinstance(history, str):
-        history = json_value(history, "history") if history.strip() else None
-    for pair in history or ():
+    for pair in items(record, "history"):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise RowError("wrong_shape", f"'history' holds {kind_of(pair)}, expected [question, answer] pairs")
         yield Message("user", pair[0])

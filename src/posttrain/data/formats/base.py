@@ -82,19 +82,25 @@ def optional_text(record: Foreign, key: str) -> str:
     return value
 
 
-def objects(record: Foreign, key: str) -> list[Foreign]:
-    """The list of objects under a key; JSON text (as in a CSV cell) is parsed; a missing or null one is empty."""
+def items(record: Foreign, key: str) -> list[Any]:
+    """The list under a key; JSON text (as in a CSV cell) is parsed; a missing, null or blank one is empty."""
     value = record.get(key)
     if isinstance(value, str):
         value = json_value(value, key) if value.strip() else None
     if value is None:
         return []
     if not isinstance(value, list):
-        raise RowError("wrong_shape", f"{key!r} is {kind_of(value)}, expected a list of objects")
-    for item in value:
+        raise RowError("wrong_shape", f"{key!r} is {kind_of(value)}, expected a list")
+    return value
+
+
+def objects(record: Foreign, key: str) -> list[Foreign]:
+    """The list under a key, as :func:`items`, where every item must be an object."""
+    found = items(record, key)
+    for item in found:
         if not isinstance(item, Mapping):
             raise RowError("wrong_shape", f"{key!r} holds {kind_of(item)}, expected objects")
-    return value
+    return found
 
 
 def json_value(text: str, what: str) -> Any:

@@ -1,0 +1,428 @@
+"""Foreign dicts become conversations; every entry of the table keeps the same promises."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from posttrain.data.formats import FORMATS, RowError, detect_format
+from posttrain.data.formats.text_pair import PAIRS
+from posttrain.data.formats.turns import ROLE_NAMES
+from posttrain.errors import ConfigError, DataError
+from posttrain.types import ROLES, Message, Origin, SftRow, ToolCall, message_dict
+
+ORIGIN = Origin("a.jsonl", 7)
+TEXTS = st.sampled_from(["", "x", " ", "\ud800", "[]", "{", '[{"role": "user"}]', '{"name": "f"}', "user", "gpt"])
+SCALARS = TEXTS | st.sampled_from([None, True, 0, -1.5, float("nan")])
+FIELDS = ["role", "from", "content", "value", "type", "text", "tool_calls", "name", "arguments", "weight", "output"]
+OBJECTS = st.dictionaries(st.sampled_from(FIELDS), SCALARS | st.lists(SCALARS, max_size=2), max_size=4)
+VALUES = SCALARS | OBJECTS | st.lists(SCALARS | OBJECTS | st.lists(OBJECTS | SCALARS, max_size=2), max_size=3)
+KEYS = ["messages", "conversations", "instruction", "input", "output", "instances", "prompt", "completion", "question"]
+RECORDS = st.dictionaries(
+    st.sampled_from([*KEYS, "answer", "history", "system", "tools", "id", "\ud800"]), VALUES, min_size=1, max_size=3
+)
+
+
+def parse(name: str, record: dict[str, Any]) -> SftRow:
+    return FORMATS[name].parse(record, ORIGIN, "source")
+
+
+def talk(row: SftRow) -> list[tuple[str, str]]:
+    return [(m.role, m.content) for m in row.messages]
+
+
+def reason(name: str, record: dict[str, Any]) -> str:
+    with pytest.raises(RowError) as caught:
+        parse(name, record)
+    assert caught.value.detail
+    return caught.value.reason
+
+
+# ---- contract of every format --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_example_is_detected_and_parsed(name: str) -> None:
+    record = json.loads(FORMATS[name].example)
+    assert detect_format([record], "a.jsonl").name == name
+    row = parse(name, record)
+    assert row.origin == ORIGIN
+    assert row.source == "source"
+    assert [m.role for m in row.messages] == ["user", "assistant"]
+    assert row.meta == {}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_key_order_and_foreign_keys_do_not_matter(name: str) -> None:
+    record = json.loads(FORMATS[name].example)
+    other = {"id": 5, "url": "x" * 201, "score": float("nan"), "nested": {"a": 1}, **dict(reversed(record.items()))}
+    row = parse(name, other)
+    assert row.messages == parse(name, record).messages
+    assert row.meta == {"id": 5}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_system_and_tools_are_read(name: str) -> None:
+    tools = [{"name": "search", "parameters": {"x": None}}]
+    for given_tools in (tools, json.dumps(tools)):
+        row = parse(name, json.loads(FORMATS[name].example) | {"system": "Be brief.", "tools": given_tools})
+        assert row.messages[0] == Message("system", "Be brief.")
+        assert row.tools == tuple(tools)
+    for nothing in (None, "", [], "[]", "null"):
+        assert parse(name, json.loads(FORMATS[name].example) | {"system": None, "tools": nothing}).tools == ()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("extra", [{"tools": 5}, {"tools": ["x"]}, {"tools": "not json"}, {"system": 5}])
+def test_a_wrong_system_or_tools_is_a_reject(name: str, extra: dict[str, Any]) -> None:
+    assert reason(name, json.loads(FORMATS[name].example) | extra) == "wrong_shape"
+
+
+def check_row_or_reject(name: str, record: dict[str, Any]) -> None:
+    try:
+        row = parse(name, record)
+    except RowError as error:
+        event(error.reason)
+        if error.reason not in REASONS:
+            raise
+        return
+    assert any(m.role == "assistant" for m in row.messages)
+    assert all(m.content.strip() or m.tool_calls for m in row.messages if m.role == "assistant")
+    assert all(m.role in ROLES for m in row.messages)
+    json.dumps(dict(row.meta), allow_nan=False).encode()
+    json.dumps([message_dict(m) for m in row.messages], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(change=RECORDS)
+def test_any_record_gives_a_valid_row_or_a_reject(name: str, change: dict[str, Any]) -> None:
+    check_row_or_reject(name, json.loads(FORMATS[name].example) | change)
+
+
+@given(
+    change=st.dictionaries(st.sampled_from([*FIELDS, "reasoning", "function_call", "loss_weight"]), VALUES, max_size=3)
+)
+def test_any_turn_gives_a_valid_row_or_a_reject(change: dict[str, Any]) -> None:
+    turn = {"role": "assistant", "content": [{"type": "text", "text": "y"}]} | change
+    check_row_or_reject("messages", {"messages": [turn]})
+
+
+REASONS = {
+    "wrong_shape",
+    "unknown_role",
+    "unsupported_content",
+    "empty_conversation",
+    "no_assistant_turn",
+    "empty_assistant_turn",
+    "empty_prompt",
+    "invalid_unicode",
+}
+
+
+@pytest.mark.parametrize("text", ["\ud800", "caf\udce9"])
+def test_text_that_is_not_unicode_is_a_reject_where_it_is_used(text: str) -> None:
+    assert reason("text_pair", {"question": text, "answer": "y"}) == "invalid_unicode"
+    assert reason("text_pair", {"question": "x", "answer": "y", "tools": [{"name": text}]}) == "invalid_unicode"
+    assert parse("text_pair", {"question": "x", "answer": "y", "id": text, text: 1}).meta == {}
+
+
+# ---- detection -----------------------------------------------------------------------------------------------------
+
+
+def test_the_format_of_most_rows_wins() -> None:
+    pair, alpaca = {"question": "x", "answer": "y"}, {"instruction": "x", "output": "y"}
+    assert detect_format([alpaca, pair, pair], "a").name == "text_pair"
+    assert detect_format([pair, alpaca, alpaca], "a").name == "alpaca"
+    assert detect_format([{"text": "x"}, pair], "a").name == "text_pair"
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"prompt": "x", "messages": []}, "messages"),
+        ({"conversations": [], "instruction": "x", "output": "y"}, "sharegpt"),
+        ({"instruction": "x", "input": "z", "response": "y", "prompt": "z"}, "alpaca"),
+        ({"instruction": "x", "input": "", "output": "y", "chosen": "y", "rejected": "z"}, "alpaca"),
+        ({"prompt": [], "completion": []}, "prompt_completion"),
+        ({"question": "x", "answer": None}, "text_pair"),
+    ],
+)
+def test_the_more_telling_keys_win(record: dict[str, Any], name: str) -> None:
+    assert detect_format([record], "a").name == name
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"text": "x"}, "text alone is not a conversation"),
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, "preference data"),
+        ({"conversations": [], "chosen": {}, "rejected": {}}, "preference data"),
+        ({"messages": [], "label": True}, "preference data"),
+        ({"question": ["x"], "answer": {}}, "keys found: question, answer"),
+        ({str(n): n for n in range(30)}, "keys found: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...;"),
+    ],
+)
+def test_no_format_fits(record: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        detect_format([record], "a.jsonl")
+    assert "a.jsonl: no row format fits" in str(caught.value)
+    assert words in str(caught.value)
+    assert "known formats: messages, sharegpt, alpaca, prompt_completion, text_pair" in str(caught.value)
+
+
+def test_a_misspelt_format_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown row format 'alpacca' \\(did you mean 'alpaca'\\?\\)"):
+        FORMATS["alpacca"]
+
+
+# ---- alpaca --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        ({"instruction": "Translate.", "input": "Hi"}, "Translate.\nHi"),
+        ({"instruction": "Translate.", "input": ""}, "Translate."),
+        ({"instruction": "Translate.", "input": None}, "Translate."),
+        ({"instruction": "Translate."}, "Translate."),
+        ({"instruction": " \nTranslate. ", "input": " Hi\n\n"}, "Translate. \n Hi"),
+        ({"instruction": None, "input": "Hi"}, "Hi"),
+        ({"instruction": "Sum up.", "context": "Text"}, "Sum up.\nText"),
+    ],
+)
+def test_alpaca_joins_instruction_and_input(record: dict[str, Any], prompt: str) -> None:
+    for key in ("output", "response"):
+        assert talk(parse("alpaca", record | {key: " Bonjour\n"})) == [("user", prompt), ("assistant", " Bonjour\n")]
+
+
+def test_alpaca_history_comes_before() -> None:
+    record = {"instruction": "c", "output": "d", "history": [["a", "b"]], "system": "s"}
+    expected = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    assert talk(parse("alpaca", record)) == expected
+    assert talk(parse("alpaca", record | {"history": '[["a", "b"]]'})) == expected
+    assert len(parse("alpaca", record | {"history": None}).messages) == 3
+
+
+def test_self_instruct_instances() -> None:
+    record = {"id": "t", "instruction": "Haiku.", "instances": [{"input": "summer", "output": "..."}]}
+    assert talk(parse("alpaca", record)) == [("user", "Haiku.\nsummer"), ("assistant", "...")]
+    assert reason("alpaca", record | {"instances": []}) == "wrong_shape"
+    assert reason("alpaca", record | {"instances": record["instances"] * 2}) == "wrong_shape"
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"instruction": "x", "output": ""}, "empty_assistant_turn"),
+        ({"instruction": "x", "output": None}, "empty_assistant_turn"),
+        ({"instruction": "x", "output": " \n"}, "empty_assistant_turn"),
+        ({"instruction": " ", "input": "", "output": "y"}, "empty_prompt"),
+        ({"instruction": "x", "output": 5}, "wrong_shape"),
+        ({"instruction": ["x"], "output": "y"}, "wrong_shape"),
+        ({"instruction": "x"}, "wrong_shape"),
+        ({"output": "x"}, "wrong_shape"),
+        ({"instruction": "x", "output": "y", "history": "z"}, "wrong_shape"),
+        ({"instruction": "x", "output": "y", "history": [["a"]]}, "wrong_shape"),
+        ({"instruction": "x", "output": "y", "history": 5}, "wrong_shape"),
+    ],
+)
+def test_alpaca_rejects(record: dict[str, Any], expected: str) -> None:
+    assert reason("alpaca", record) == expected
+
+
+# ---- conversations -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spelling", "role"), ROLE_NAMES.items())
+def test_every_role_name_means_its_role_in_both_spellings(spelling: str, role: str) -> None:
+    text = '{"name": "f", "arguments": {}}' if spelling in ("function_call", "tool_call") else "x"
+    turns = [{"from": spelling.upper(), "value": text}, {"role": "assistant", "content": "y"}]
+    for name, key in (("messages", "messages"), ("sharegpt", "conversations"), ("sharegpt", "conversation")):
+        row = parse(name, {key: turns})
+        assert [m.role for m in row.messages] == [role, "assistant"]
+        assert parse(name, {key: json.dumps(turns)}) == row
+
+
+def test_a_system_turn_wins_over_the_system_key() -> None:
+    turns = [{"from": "system", "value": "own"}, {"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    row = parse("sharegpt", {"conversations": turns, "system": "key"})
+    assert talk(row) == [("system", "own"), ("user", "x"), ("assistant", "y")]
+
+
+def test_sharegpt_function_calls() -> None:
+    call = '{"name": "area", "arguments": {"shape": "圆", "size": [4]}}'
+    turns = [
+        {"from": "human", "value": "area?"},
+        {"from": "function_call", "value": call},
+        {"from": "observation", "value": '{"area": 50.27}'},
+        {"from": "function_call", "value": f"[{call}, {call}]"},
+        {"from": "gpt", "value": "50.27"},
+    ]
+    row = parse("sharegpt", {"conversations": turns})
+    expected = ToolCall("area", '{"shape": "圆", "size": [4]}')
+    assert [m.role for m in row.messages] == ["user", "assistant", "tool", "assistant", "assistant"]
+    assert row.messages[1] == Message("assistant", "", tool_calls=(expected,))
+    assert row.messages[3].tool_calls == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("text", ("text", None, ())),
+        (" text\n", (" text\n", None, ())),
+        ([{"type": "text", "text": "a "}, {"type": "text", "value": "b"}, "c"], ("a bc", None, ())),
+        ([{"type": "output_text", "text": "a"}], ("a", None, ())),
+        ([{"text": "a"}], ("a", None, ())),
+        ([{"type": "reasoning", "value": "why"}, {"type": "text", "value": "a"}], ("a", "why", ())),
+        ([{"type": "thinking", "thinking": "why"}, {"type": "text", "text": "a"}], ("a", "why", ())),
+        ([{"type": "tool_call", "value": '{"name": "f", "arguments": "{\\"x\\": 1}"}'}], ("", None, ("f", '{"x": 1}'))),
+        ([{"type": "tool_call", "value": {"name": "f"}}], ("", None, ("f", "{}"))),
+    ],
+)
+def test_contents_and_their_parts(content: Any, expected: tuple[str, str | None, tuple[str, ...]]) -> None:
+    row = parse("messages", {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]})
+    text, reasoning, call = expected
+    calls = (ToolCall(*call),) if call else ()
+    assert row.messages[1] == Message("assistant", text, reasoning, calls)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]},
+        {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]},
+        {"tool_calls": [{"name": "f", "arguments": {"x": 1}}]},
+        {"tool_calls": '[{"name": "f", "parameters": {"x": 1}}]'},
+        {"function_call": {"name": "f", "arguments": '{"x": 1}'}, "tool_calls": None},
+    ],
+)
+def test_tool_calls_in_every_spelling(fields: dict[str, Any]) -> None:
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, **fields}]
+    row = parse("messages", {"messages": turns})
+    assert row.messages[1] == Message("assistant", "", tool_calls=(ToolCall("f", '{"x": 1}'),))
+
+
+def test_weights_are_kept_for_replies_only() -> None:
+    turns = [
+        {"role": "user", "content": "x", "loss_weight": 1.0},
+        {"role": "assistant", "content": "y", "weight": 0},
+        {"role": "user", "content": "x", "weight": None},
+        {"role": "assistant", "content": "y", "loss_weight": 0.5},
+        {"role": "assistant", "content": "y", "reasoning_content": "why"},
+    ]
+    row = parse("messages", {"messages": turns})
+    assert [m.weight for m in row.messages] == [None, 0.0, None, 0.5, None]
+    assert row.messages[4].reasoning == "why"
+
+
+@given(
+    turns=st.lists(
+        st.builds(
+            Message,
+            st.sampled_from(ROLES),
+            st.text(min_size=1, max_size=9).filter(str.strip),
+        ),
+        max_size=6,
+    )
+)
+def test_messages_are_the_inverse_of_message_dict(turns: list[Message]) -> None:
+    call = Message("assistant", "", "why", (ToolCall("f", '{"x": "\\u00e9"}'),))
+    row = parse("messages", {"messages": [message_dict(m) for m in [*turns, call]]})
+    *same, last = row.messages
+    assert same == turns
+    assert (last.role, last.reasoning, json.loads(last.tool_calls[0].arguments)) == ("assistant", "why", {"x": "é"})
+
+
+U, A = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([], "empty_conversation"),
+        (None, "empty_conversation"),
+        ("", "empty_conversation"),
+        ([U], "no_assistant_turn"),
+        ([U, {"role": "system", "content": "x"}], "no_assistant_turn"),
+        ([U, {"role": "assistant", "content": ""}], "empty_assistant_turn"),
+        ([U, {"role": "assistant", "content": None}], "empty_assistant_turn"),
+        ([U, {"role": "assistant"}], "empty_assistant_turn"),
+        ([U, A, U, {"role": "assistant", "content": [], "tool_calls": []}], "empty_assistant_turn"),
+        ([U, {"role": "assistant", "content": " ", "reasoning": "why"}], "empty_assistant_turn"),
+        ([{"role": "narrator", "content": "x"}, A], "unknown_role"),
+        ([{"role": 5, "content": "x"}, A], "unknown_role"),
+        ([{"content": "x"}, A], "unknown_role"),
+        ("not json", "wrong_shape"),
+        ({"role": "user"}, "wrong_shape"),
+        ([U, "y"], "wrong_shape"),
+        ([None], "wrong_shape"),
+        ([U, {"role": "assistant", "content": 5}], "wrong_shape"),
+        ([U, {"role": "assistant", "content": [5]}], "wrong_shape"),
+        ([U, {"role": "assistant", "content": [{"type": "text", "text": 5}]}], "wrong_shape"),
+        ([U, A | {"weight": -1}], "wrong_shape"),
+        ([U, A | {"weight": "1"}], "wrong_shape"),
+        ([U, A | {"weight": float("nan")}], "wrong_shape"),
+        ([U, A | {"tool_calls": [{"function": {}}]}], "wrong_shape"),
+        ([U, A | {"tool_calls": [{"name": "f", "arguments": "{x"}]}], "wrong_shape"),
+        ([U, A | {"tool_calls": [{"name": "f", "arguments": "[1]"}]}], "wrong_shape"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, A], "unsupported_content"),
+    ],
+)
+def test_conversation_rejects(turns: Any, expected: str) -> None:
+    assert reason("messages", {"messages": turns}) == expected
+    assert reason("sharegpt", {"conversations": turns}) == expected
+
+
+# ---- prompt and completion, pairs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", ["x", [U], U])
+@pytest.mark.parametrize("completion", ["y", [A], A])
+def test_prompt_and_completion_as_text_or_messages(prompt: Any, completion: Any) -> None:
+    assert talk(parse("prompt_completion", {"prompt": prompt, "completion": completion})) == [
+        ("user", "x"),
+        ("assistant", "y"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        ("", "y", "empty_prompt"),
+        ([], "y", "empty_prompt"),
+        ("x", "", "empty_assistant_turn"),
+        ("x", [], "no_assistant_turn"),
+        ("x", [A, U], "wrong_shape"),
+        ("x", None, "wrong_shape"),
+        (5, "y", "wrong_shape"),
+    ],
+)
+def test_prompt_completion_rejects(prompt: Any, completion: Any, expected: str) -> None:
+    assert reason("prompt_completion", {"prompt": prompt, "completion": completion}) == expected
+
+
+@pytest.mark.parametrize("keys", PAIRS)
+def test_every_pair_of_columns(keys: tuple[str, str]) -> None:
+    record = {keys[1]: " y ", keys[0]: " x "}
+    assert detect_format([record], "a").name == "text_pair"
+    row = parse("text_pair", record)
+    assert talk(row) == [("user", " x "), ("assistant", " y ")]
+    assert row.meta == {}
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"question": "x", "answer": None}, "empty_assistant_turn"),
+        ({"question": None, "answer": "y"}, "empty_prompt"),
+        ({"question": "x", "answer": 4}, "wrong_shape"),
+        ({"question": "x"}, "wrong_shape"),
+        ({"text": "x"}, "wrong_shape"),
+    ],
+)
+def test_pair_rejects(record: dict[str, Any], expected: str) -> None:
+    assert reason("text_pair", record) == expected
