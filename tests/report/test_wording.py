@@ -37,6 +37,13 @@ def test_improved_loss(run: RunDir, edit_json: Edit) -> None:
     assert "the loss fell from" in wording.paragraph(read_run(run))
 
 
+def test_an_interval_from_a_handful_of_rows_is_called_rough(run: RunDir) -> None:
+    assert "rough" not in finding(run, "Held-out loss").text
+    path = run.path / "evaluate/likelihood_rows.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: 2 * 10]))
+    assert "With only 10 rows the interval is rough." in finding(run, "Held-out loss").text
+
+
 def test_worse_loss(run: RunDir, edit_json: Edit) -> None:
     loss_pair(run, edit_json, 0.25, 0.20, 0.30)
     found = finding(run, "Held-out loss")

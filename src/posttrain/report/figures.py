@@ -123,7 +123,7 @@ def length_figure(train: TrainFacts, which: str, statistics: LengthStatistics, l
     # A few very long rows would squeeze all others into one bar: beyond four times P95 one last bar takes them all.
     end = float(min(values.max(), 4 * statistics.p95)) if statistics.p95 else float(values.max())
     tail = int((values > end).sum())
-    edges = np.linspace(0, max(end, 1.0), 41)
+    edges = np.linspace(0, max(end, 1.0), _bins(len(values)) + 1)
     heights, _ = np.histogram(values[values <= end], bins=edges)
     heights[-1] += tail
     x = Scale(0, float(edges[-1]), LEFT, WIDTH - RIGHT, whole=True)
@@ -158,7 +158,8 @@ def length_figure(train: TrainFacts, which: str, statistics: LengthStatistics, l
                 y=TOP + 6 + 17 * row,
             )
         )
-    over_text = f"{numbers.percent(statistics.share_over_limit)} are longer than the limit of {limit:,}"
+    share = statistics.share_over_limit
+    over_text = f"{numbers.percent(share) + ' are' if share else 'none is'} longer than the limit of {limit:,}"
     return Figure(
         file_name(train.stage.name, "lengths", which),
         {"conversation": "Whole conversations", "assistant": "Assistant replies"}[which],
@@ -187,7 +188,7 @@ def loss_figure(train: TrainFacts) -> Figure | None:
     smooth = _thinned(_running_mean(losses, window))
     parts = [
         axes(x, y, "step", "nats per token"),
-        path([(x(s), y(v)) for s, v in raw], "line raw s0"),
+        path([(x(s), y(v)) for s, v in raw], "line raw s0" if window > 1 else "line s0"),
     ]
     if window > 1:
         parts.append(path([(x(s), y(v)) for s, v in smooth], "line s0"))
@@ -277,7 +278,7 @@ def _one_curve(
     positive = [value for value in finite if value > 0]
     log = log_when_wide and len(positive) == len(finite) and max(finite) > 10 * float(np.median(finite))
     extent = [*finite, *([0.0] if from_zero else [])]
-    drawn_threshold = threshold is not None and min(finite) / 4 < threshold < max(finite) * 4
+    drawn_threshold = threshold is not None and min(finite) / 1.5 < threshold < max(finite) * 1.5
     if drawn_threshold and threshold is not None:
         extent.append(threshold)
     x, y = _frame(points, extent, log=log, from_zero=from_zero)
@@ -303,6 +304,11 @@ def _one_curve(
         HEIGHT,
         Markup("").join(parts),
     )
+
+
+def _bins(count: int) -> int:
+    """Return how many bars a histogram of so many values gets: few values make no fine picture."""
+    return min(40, max(10, round(2 * math.sqrt(count))))
 
 
 def _frame(
@@ -393,7 +399,7 @@ def row_difference_figure(evaluation: EvalFacts, comparison: LossComparison) -> 
     # The outermost bars collect what lies beyond the 1st and 99th percentile; one bin edge is exactly zero.
     low, high = (float(v) for v in np.quantile(values, [0.01, 0.99]))
     width = max(high, 0.0) - min(low, 0.0) or 1.0
-    size = width / min(36.0, max(10.0, 2 * math.sqrt(len(values))))
+    size = width / _bins(len(values))
     first, last = math.floor(min(low, 0.0) / size), math.ceil(max(high, 0.0) / size)
     edges = np.arange(first, last + 1) * size
     edges = edges if len(edges) > 1 else np.array([-size, 0.0, size])
@@ -412,7 +418,7 @@ def row_difference_figure(evaluation: EvalFacts, comparison: LossComparison) -> 
         file_name(evaluation.stage.name, "rows", pair.a, pair.b),
         f"Row by row: {pair.b} minus {pair.a}",
         f"Histogram of the loss difference of each held-out row; {text}.",
-        f"{text}. The outermost bars hold the most extreme 1% on each side.",
+        f"{text}. The outermost bars also hold what lies beyond.",
         HEIGHT,
         Markup("").join(parts),
     )

@@ -26,7 +26,4 @@ def terminal_summary(run: RunDir) -> RenderableType:
         table.add_row(Text(tile.label, "dim"), Text(tile.value, "bold"), Text(tile.note), verdict)
     lines: list[RenderableType] = [Text(f"{facts.title}: {facts.status}", "bold"), Padding(table, (0, 0, 0, 2))]
     lines += [Text(f"! {gap.text}", "yellow") for gap in facts.gaps]
-    page = run.path / "report" / "index.html"
-    if page.exists():
-        lines.append(Text.assemble("Report: ", (str(page), "bold underline")))
     return Group(*lines)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from posttrain.report import numbers
 from posttrain.report.facts import AccuracyComparison, EvalFacts, LossComparison, RunFacts, TrainFacts, Verdict
 
+FEW_ROWS = 30
+"""Below this many rows a bootstrap interval tends to be too narrow, which the report says."""
+
 VERDICT_TEXT: dict[Verdict, str] = {"improved": "improved", "worse": "worse", "not shown": "no difference shown"}
 
 
@@ -125,6 +128,8 @@ def loss_sentence(evaluation: EvalFacts, comparison: LossComparison) -> str:
     rows = len(comparison.row_differences)
     if rows:
         text += f" {comparison.rows_better} of {_plural(rows, 'held-out row')} became more likely."
+    if 0 < rows < FEW_ROWS:
+        text += f" With only {_plural(rows, 'row')} the interval is rough."
     return text
 
 
@@ -178,8 +183,8 @@ def _data_sentence(facts: RunFacts) -> str:
         sources = _join(names) if 0 < len(names) <= 4 else f"{len(names)} sources" if names else "the sources"
         dropped = sum(ledger.dropped.values())
         parts.append(
-            f"{_plural(ledger.rows_in, 'row')} were read from {sources}; {numbers.count(dropped)} "
-            f"{'was' if dropped == 1 else 'were'} dropped, {numbers.count(result.train_rows)} kept for training and "
+            f"{_plural(ledger.rows_in, 'row')} {'was' if ledger.rows_in == 1 else 'were'} read from {sources}; "
+            f"{numbers.count(dropped) if dropped else 'none'} {'was' if dropped < 2 else 'were'} dropped, {numbers.count(result.train_rows)} kept for training and "
             f"{numbers.count(result.held_out_rows)} held out."
         )
     return " ".join(parts)
@@ -291,10 +296,14 @@ def _training_findings(train: TrainFacts) -> list[Finding]:
     finite = [record for record in train.held_out if math.isfinite(record.loss)]
     if lowest is not None and len(finite) > 1:
         first, last = finite[0], finite[-1]
-        text = (
-            f"Held-out loss while training {name}: {numbers.fixed(first.loss)} at step {first.step}, lowest "
-            f"{numbers.fixed(lowest.loss)} at step {lowest.step}, {numbers.fixed(last.loss)} at the last (step {last.step})."
-        )
+        text = f"Held-out loss while training {name}: {numbers.fixed(first.loss)} at step {first.step}, "
+        if lowest.step == last.step:
+            text += f"lowest at the last measurement: {numbers.fixed(last.loss)} at step {last.step}."
+        else:
+            text += (
+                f"lowest {numbers.fixed(lowest.loss)} at step {lowest.step}, {numbers.fixed(last.loss)} at the last "
+                f"measurement (step {last.step})."
+            )
         if lowest.step == first.step:
             text += " It never went below its starting value: training did not help on these rows."
         elif lowest.step != last.step:
