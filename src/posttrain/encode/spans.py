@@ -214,7 +214,7 @@ def _begin(text: str, head: str, prompt: str | None, end: int, turn: Message, i:
         return _after_head(text, head, prompt, _dropped_reasoning(region, reasoning))
     if body is not None and _holds(body, answer, calls):
         return end - len(body), frozenset(_dropped_reasoning(body, reasoning))
-    if body is None:
+    if body is None and region is None:
         raise RejectedError("prompt_not_prefix", _difference(prompt, text, i))
     raise RejectedError(
         "content_rewritten", f"the template changes the text of assistant turn {i + 1}: {_excerpt(turn.content)}"

@@ -90,20 +90,22 @@ class ChatTemplate:
 
     @cached_property
     def added_tokens(self) -> tuple[str, ...]:
-        """Texts of all added tokens (special or not), longest first: these are never split by the tokenizer."""
+        """Texts of all added tokens (special or not) but white space, longest first: the tokenizer never splits them."""
         texts = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip()}
         return tuple(sorted(texts, key=lambda text: (-len(text), text)))
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
-        """Ids of all added tokens."""
-        return frozenset(self.tokenizer.added_tokens_decoder)
+        """Ids of ``added_tokens``."""
+        decoder = self.tokenizer.added_tokens_decoder
+        return frozenset(token_id for token_id, token in decoder.items() if token.content.strip())
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str] | None:
         """Matches the text of any special token; None where there are none."""
-        texts = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        texts = [text for text in self.added_tokens if text in special]
+        return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 
 def _plain(messages: Sequence[Message], argument_text: bool = False) -> list[dict[str, Any]]:
@@ -170,9 +172,12 @@ def load_template(
         try:
             tokenizer.get_chat_template()
         except ValueError as error:
-            raise TemplateError(
-                "this tokenizer has no chat template", where=name, fix="give one with template: FILE.jinja (--template)"
-            ) from error
+            problem = (
+                f"no default chat template: {error}"
+                if tokenizer.chat_template
+                else "this tokenizer has no chat template"
+            )
+            raise TemplateError(problem, where=name, fix="give one with template: FILE.jinja (--template)") from error
     template = ChatTemplate(tokenizer, text, name, dict(variables or {}))
     # Compile it now, so that errors of syntax are told once. It may well refuse this conversation: rows are judged later.
     with contextlib.suppress(RejectedError):

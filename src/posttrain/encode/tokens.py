@@ -330,7 +330,9 @@ def _joined(pieces: Iterable[Piece], lengths: Iterable[int]) -> Piece:
         starts.append(piece[1] + offset)
         ends.append(piece[2] + offset)
         offset += length
-    return np.concatenate(ids), np.concatenate(starts), np.concatenate(ends)
+    joined_ends = np.concatenate(ends)
+    joined_ends[-1:] = offset
+    return np.concatenate(ids), np.concatenate(starts), joined_ends
 
 
 def _weigh(
