@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from posttrain.artifacts import StageDir, read_json
 from posttrain.data.config import DataStage, Source
-from posttrain.data.pipeline import inputs_digest, prepare
+from posttrain.data.pipeline import inputs_digest, prepare, row_at
 from posttrain.data.rows import read_rows
 from posttrain.data.split import prompt_key
 from posttrain.errors import ConfigError, DataError, RunError
@@ -164,6 +164,24 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert told == [(str(path), path.stat().st_size, path.stat().st_size)]
 
 
+def test_broken_bytes_reach_the_ledger_spelt_out(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"messages": [{"caf\xe9": 1}]}\n"caf\xe9"\n{"messages": [{"role": "caf\xe9"}]}\n{"messages\xe9\n'
+        b'{"messages": [{"role": "user", "content": "caf\xe9"}, {"role": "assistant", "content": "x"}]}\n'
+        b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}], "caf\xe9": 1}\n'
+    )
+    _, ledger, train, _ = run(stage(tmp_path / "a.jsonl"), tmp_path / "out")
+    assert [(r["line"], r["reason"]) for r in ledger["rejects"]] == [
+        (1, "unknown_role"),
+        (2, "not_an_object"),
+        (3, "unknown_role"),
+        (4, "broken_json"),
+        (5, "invalid_unicode"),
+    ]
+    assert "caf\\udce9" in ledger["rejects"][1]["detail"]
+    assert [row.origin.line for row in train] == [6]
+
+
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +228,23 @@ def test_a_place_that_can_not_be_written_is_a_run_error(tmp_path: Path) -> None:
         run(stage(write(tmp_path / "a.jsonl", pairs([1]))), tmp_path / "out")
 
 
+# ---- one row -------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_by_its_number_counts_bad_ones(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["{", *pairs([1]), [2], {"question": "", "answer": "x"}, *pairs([4, 4]), "{"])
+    source = Source(path=str(path))
+    reasons = {0: "broken_json", 2: "not_an_object", 3: "empty_prompt", 6: "broken_json"}
+    for index in range(7):
+        if index in reasons:
+            with pytest.raises(DataError, match=rf"a\.jsonl:{index + 1}: row {index} can't be used: {reasons[index]}"):
+                row_at(source, index, no_asset)
+        else:
+            assert row_at(source, index, no_asset).origin.line == index + 1
+    with pytest.raises(DataError, match="no row 7: there are 7"):
+        row_at(source, 7, no_asset)
+
+
 # ---- identity ------------------------------------------------------------------------------------------------------
 
 
@@ -231,9 +266,20 @@ def test_the_digest_of_a_hub_set_is_its_commit(monkeypatch: pytest.MonkeyPatch) 
     config = stage(Source(path="org/rows"))
     digests = []
     for commit in ("one", "two", "one"):
-        monkeypatch.setattr("posttrain.data.pipeline.hub_revision", lambda part, commit=commit: f"{part.name} {commit}")
+        monkeypatch.setattr("posttrain.data.sources.hub_revision", lambda part, commit=commit: f"{part.name} {commit}")
         digests.append(inputs_digest(config, no_asset))
     assert digests[0] == digests[2] != digests[1]
+
+
+def test_the_digest_of_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", pairs([1]))
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("posttrain.data.sources.file_digest", refuse)
+    with pytest.raises(DataError, match=r"a\.jsonl: can't read the file: Permission denied"):
+        inputs_digest(stage(path), no_asset)
 
 
 def test_the_digest_of_a_missing_source_is_an_error(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest, file_digest
+from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
 from posttrain.data.config import DataStage, Source
 from posttrain.data.formats import FORMATS, RowError, detect_format
 from posttrain.data.rows import rows_frame, write_rows
-from posttrain.data.sources import BadRecord, HubSet, Record, Resolve, hub_revision, locate, read
+from posttrain.data.sources import BadRecord, Record, Resolve, content_digest, locate, read
 from posttrain.data.split import held_out_prompts, prompt_key
-from posttrain.data.streams import COMPRESSED_SUFFIXES
+from posttrain.data.streams import COMPRESSED_SUFFIXES, printable
 from posttrain.errors import DataError
 from posttrain.types import Origin, SftRow
 
@@ -85,15 +85,15 @@ def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:
     steps = _Steps(ledger)
     good = 0
     for row in _rows(steps, source, "rows", resolve, None):
+        if steps.read.rows_in == index + 1:
+            return row
         if steps.read.rows_in > index:
             break
         good += 1
     if index >= steps.read.rows_in:
         raise DataError(f"no row {index}: there are {steps.read.rows_in}", where=source.path, fix="rows count from 0")
-    if index - good < len(ledger.rejects):
-        reject = ledger.rejects[index - good]
-        raise DataError(f"row {index} can't be used: {reject.reason}: {reject.detail}", where=str(reject.origin))
-    return row
+    reject = ledger.rejects[index - good]  # rows before it that were not good stand there first
+    raise DataError(f"row {index} can't be used: {reject.reason}: {reject.detail}", where=str(reject.origin))
 
 
 def inputs_digest(stage: DataStage, resolve: Resolve) -> str:
@@ -104,7 +104,7 @@ def inputs_digest(stage: DataStage, resolve: Resolve) -> str:
     content = []
     for source in stage.sources:
         for part in locate(source.path, resolve, source.split).parts:
-            content.append([part.label, hub_revision(part) if isinstance(part, HubSet) else file_digest(part.path)])
+            content.append([part.label, content_digest(part)])
     return digest(content)
 
 
@@ -119,6 +119,10 @@ class _Steps:
         self.split: LedgerStep = ledger.step("split")
         self.seen: dict[str, Origin] = {}
         """Content id of every kept row and where it stood first."""
+
+    def drop(self, step: LedgerStep, origin: Origin, reason: str, detail: str) -> None:
+        """Record one dropped row; broken bytes in the detail are spelt out."""
+        self.ledger.drop(step, origin, reason, printable(detail))
 
     def note(self, what: str) -> None:
         """Count something about the reading that concerns no row."""
@@ -186,14 +190,14 @@ def _part_rows(
     for record in itertools.chain(head, records):
         steps.read.rows_in += 1
         if isinstance(record, BadRecord):
-            steps.ledger.drop(steps.read, record.origin, record.reason, record.detail)
+            steps.drop(steps.read, record.origin, record.reason, record.detail)
             continue
         steps.read.rows_out += 1
         steps.format.rows_in += 1
         try:
             row = chosen.parse(record.value, record.origin, source)
         except RowError as rejected:
-            steps.ledger.drop(steps.format, record.origin, rejected.reason, rejected.detail)
+            steps.drop(steps.format, record.origin, rejected.reason, rejected.detail)
             continue
         steps.format.rows_out += 1
         yield row
@@ -207,7 +211,7 @@ def _unique(steps: _Steps, rows: Iterator[SftRow]) -> Iterator[tuple[SftRow, str
         row_id = row.id
         first = steps.seen.setdefault(row_id, row.origin)
         if first is not row.origin:
-            steps.ledger.drop(step, row.origin, "exact_duplicate", f"same as {first}")
+            steps.drop(step, row.origin, "exact_duplicate", f"same as {first}")
             continue
         step.rows_out += 1
         yield row, row_id

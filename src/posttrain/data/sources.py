@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import polars as pl
 
+from posttrain.artifacts import file_digest
 from posttrain.data.json_array import describe, iterate_array
-from posttrain.data.streams import COMPRESSED_SUFFIXES, Stream, Tick
+from posttrain.data.streams import COMPRESSED_SUFFIXES, Stream, Tick, printable
 from posttrain.errors import DataError
 from posttrain.table import did_you_mean
 from posttrain.types import Origin
@@ -117,8 +118,8 @@ def _folder(label: str, folder: Path) -> Located:
     if not data:
         found = f" (found {', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
         raise DataError(f"the folder holds no data file{found}", where=label, fix=f"put rows into {_KNOWN} files")
-    files = tuple(DataFile(f"{label.rstrip('/')}/{name}", folder / name) for name in data)
-    return Located(files, tuple(name for name in names if name not in set(data)))
+    files = tuple(DataFile(printable(f"{label.rstrip('/')}/{name}"), folder / name) for name in data)
+    return Located(files, tuple(printable(name) for name in names if name not in set(data)))
 
 
 def _data_suffix(path: Path) -> str | None:
@@ -127,6 +128,23 @@ def _data_suffix(path: Path) -> str | None:
     for compressed in COMPRESSED_SUFFIXES:
         name = name.removesuffix(compressed)
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def content_digest(part: DataFile | HubSet) -> str:
+    """The identity of a part's content: the sha256 of a file's bytes, the commit of a hub data set.
+
+    Raises DataError where it can't be read.
+    """
+    if isinstance(part, HubSet):
+        return hub_revision(part)
+    try:
+        return file_digest(part.path)
+    except OSError as error:
+        raise _unreadable(part, error) from error
+
+
+def _unreadable(file: DataFile, error: OSError) -> DataError:
+    return DataError(f"can't read the file: {error.strerror or error}", where=file.label, fix="check its permissions")
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -147,7 +165,7 @@ def read(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Record |
     try:
         yield from _file(part, tick)
     except OSError as error:
-        raise DataError(f"can't read the file: {error.strerror or error}", where=part.label) from error
+        raise _unreadable(part, error) from error
 
 
 def _file(file: DataFile, tick: Tick | None) -> Iterator[Record | BadRecord]:

@@ -21,6 +21,11 @@ Tick = Callable[[int, int], None]
 BLOCK_BYTES = 1 << 20
 
 
+def printable(text: str) -> str:
+    """The text with lone surrogates (from broken bytes) spelt out, so that it can be written anywhere."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class _Decompressor(Protocol):
     """What zlib, bz2, lzma and zstandard have in common."""
 

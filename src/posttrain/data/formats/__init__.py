@@ -10,6 +10,7 @@ from posttrain.data.formats.messages import MESSAGES
 from posttrain.data.formats.prompt_completion import PROMPT_COMPLETION
 from posttrain.data.formats.sharegpt import SHAREGPT
 from posttrain.data.formats.text_pair import TEXT_PAIR
+from posttrain.data.streams import printable
 from posttrain.errors import DataError
 from posttrain.table import Table
 from posttrain.types import SftRow
@@ -32,7 +33,7 @@ def detect_format(records: Sequence[Foreign], where: str) -> Format[SftRow]:
     if fits[best]:
         return FORMATS[best]
     keys = list(dict.fromkeys(key for record in records for key in record))
-    found = ", ".join(keys[:12]) + (", ..." if len(keys) > 12 else "")
+    found = printable(", ".join(keys[:12])) + (", ..." if len(keys) > 12 else "")
     if any(map(is_preference, records)):
         hint = "this looks like preference data; name a format to train on its conversations alone"
     elif keys == ["text"]:
