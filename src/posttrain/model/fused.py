@@ -105,22 +105,22 @@ class _GatedMlp(torch.autograd.Function):
 
 
 class _RmsNorm(torch.autograd.Function):
-    """x * rsqrt(mean(x^2) + epsilon) * weight over the last axis, with a frozen weight."""
+    """x * rsqrt(mean(x^2) + epsilon) * weight over the last axis, with a frozen weight; fp32 inside."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse.to(x.dtype)).mul_(weight)
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        return F.rms_norm(x, x.shape[-1:], weight, epsilon)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, inverse = ctx.saved_tensors
-        g = grads[0] * weight
-        dot = (g * x).sum(dim=-1, keepdim=True, dtype=torch.float32)
-        correction = (dot * inverse.pow(3)).div_(-x.shape[-1]).to(x.dtype)
-        return g.mul_(inverse.to(x.dtype)).addcmul_(x, correction), None, None
+        x, weight = ctx.saved_tensors
+        wide = x.float()
+        inverse = wide.square().mean(dim=-1, keepdim=True).add_(ctx.epsilon).rsqrt_()
+        g = grads[0] * weight.float()
+        correction = (g * wide).mean(dim=-1, keepdim=True).mul_(inverse.pow(3)).neg_()
+        return g.mul_(inverse).addcmul_(wide, correction).to(x.dtype), None, None
 
 
 # ---- putting them in place -----------------------------------------------------------------------------------------
