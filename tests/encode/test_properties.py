@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from posttrain.encode.collate import collate
@@ -53,7 +53,7 @@ LAYOUTS = {
 
 conversations = st.lists(st.tuples(texts, texts), min_size=1, max_size=4)
 relaxed = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -73,9 +73,10 @@ def supervised_text(tokens, tokenizer) -> str:
 @relaxed
 def test_any_conversation(golden, name, tokenizer, turns):
     layout, template, row = LAYOUTS[name], golden(name, tokenizer), row_of(turns)
+    # These two read think blocks out of a content; that has a test of its own.
+    assume(name not in ("qwen3", "deepseek") or not any("</think>" in reply for _, reply in turns))
     encoded = encode_row(row, template, 10**9)
     assert isinstance(encoded, Encoded), encoded
-    # An empty user turn that is also trimmed away leaves nothing to miss; only system turns could be folded here.
     assert not encoded.dropped
     examples = encoded.examples
     expected = [layout.supervised(reply) for _, reply in turns]
@@ -109,6 +110,7 @@ def test_any_conversation(golden, name, tokenizer, turns):
 @relaxed
 def test_truncation_leaves_a_prefix_that_ends_in_a_reply(golden, turns, limit, name):
     template, row = golden(name, "markers unknown"), row_of(turns)
+    assume(not any("</think>" in reply for _, reply in turns))
     whole = encode_row(row, template, 10**9)
     cut = encode_row(row, template, limit, "truncate")
     dropped = encode_row(row, template, limit)
@@ -131,19 +133,19 @@ def test_truncation_leaves_a_prefix_that_ends_in_a_reply(golden, turns, limit, n
 thoughts = st.lists(st.sampled_from(["hm", "你", "\n", "so.", " ", "<|im_end|>", "[INST]"]), max_size=4).map("".join)
 
 
-@given(turns=st.lists(st.tuples(thoughts, thoughts, st.booleans()), min_size=1, max_size=3))
+@given(turns=st.lists(st.tuples(thoughts, thoughts), min_size=1, max_size=3))
 @relaxed
 def test_thinking_is_supervised_in_its_own_turn_only(golden, turns):
     """Qwen3's layout: the reasoning in its own field and in a block of the content give the same examples."""
     template = golden("qwen3")
-    inside = [Message("assistant", f"<think>\n{thought}\n</think>\n\n{reply}") for thought, reply, _ in turns]
-    apart = [Message("assistant", reply, reasoning=thought) for thought, reply, _ in turns]
+    inside = [Message("assistant", f"<think>\n{thought}\n</think>\n\n{reply}") for thought, reply in turns]
+    apart = [Message("assistant", reply, reasoning=thought) for thought, reply in turns]
     for turns_given, kind in ((inside, "inside"), (apart, "apart")):
         messages = [m for message in turns_given for m in (Message("user", "q"), message)]
         encoded = encode_row(SftRow(tuple(messages), Origin("f", 1), "s"), template, 10**9)
         assert isinstance(encoded, Encoded), encoded
         assert len(encoded.examples) == len(turns)
-        for tokens, (thought, reply, _) in zip(encoded.examples, turns, strict=True):
+        for tokens, (thought, reply) in zip(encoded.examples, turns, strict=True):
             text = supervised_text(tokens, template.tokenizer)
             answer = reply.lstrip("\n") if kind == "inside" else reply
             if kind == "inside" or thought.strip():
