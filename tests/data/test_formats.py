@@ -72,6 +72,7 @@ def test_system_and_tools_are_read(name: str) -> None:
         row = parse(name, json.loads(FORMATS[name].example) | {"system": "Be brief.", "tools": given_tools})
         assert row.messages[0] == Message("system", "Be brief.")
         assert row.tools == tuple(tools)
+        assert row.meta == {}
     for nothing in (None, "", [], "[]", "null"):
         assert parse(name, json.loads(FORMATS[name].example) | {"system": None, "tools": nothing}).tools == ()
 

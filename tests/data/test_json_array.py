@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -56,6 +58,16 @@ def test_long_arrays_are_read_through_a_window() -> None:
     found = elements("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]", 1 << 16)
     assert good(found) == rows
     assert [element.line for element in found] == list(range(2, 4002))
+
+
+def test_memory_does_not_grow_with_the_file() -> None:
+    block = b'{"text": "' + b"x" * 65_000 + b'"},\n'
+    tracemalloc.start()
+    count = sum(1 for _ in iterate_array(itertools.chain([b"["], itertools.repeat(block, 400), [b"]"])))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 400
+    assert peak < 8_000_000  # of 26 million characters
 
 
 def test_bom_commas_too_many_and_too_few_are_forgiven() -> None:

@@ -119,6 +119,13 @@ def test_the_same_conversation_in_two_formats_is_one_row(tmp_path: Path) -> None
     assert [row.source for row in train] == ["a"]
 
 
+def test_a_file_read_twice_is_a_file_of_duplicates(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "a.jsonl", pairs(range(3))))
+    result, ledger, *_ = run(stage(path, Source(path=path, name="again")), tmp_path / "out")
+    assert result["sources"] == {"a": 3, "again": 0}
+    assert ledger["dropped"] == {"exact_duplicate": 3}
+
+
 def test_sources_names_formats_and_limits(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [*pairs(range(3)), "{", *pairs(range(3, 9))])
     kto = {"prompt": "x", "completion": "y", "label": False}

@@ -282,6 +282,16 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
         locate("data/rows.jsonl", no_asset)
 
 
+def test_a_missing_file_in_a_folder_that_is_there_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate("data/rows", no_asset).parts == (HubSet("data/rows", "train"),)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="data/rows: no such file"):
+        locate("data/rows", no_asset)
+
+
 def test_a_name_is_resolved_as_an_asset_and_keeps_its_name(tmp_path: Path) -> None:
     file = write(tmp_path / "deep" / "alpaca.json", json.dumps(ROWS))
     (part,) = locate("alpaca_demo", {"alpaca_demo": file.path}.get).parts

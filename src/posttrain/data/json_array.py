@@ -150,7 +150,7 @@ def _next_element(text: _Text, indent: str | None, known_keys: Set[str]) -> int 
             continue
         start = match.end()
         try:
-            value, end = _DECODER.raw_decode(text.buffer, start)
+            value, _ = _DECODER.raw_decode(text.buffer, start)
         except (ValueError, RecursionError) as error:
             if not (_cut_off(error, len(text.buffer)) and text.more()):
                 position = start
@@ -159,8 +159,7 @@ def _next_element(text: _Text, indent: str | None, known_keys: Set[str]) -> int 
             fits = not known_keys or not known_keys.isdisjoint(value)
         else:
             fits = _indent(text.buffer, start) == indent
-        end = _skip(_WHITE, text.buffer, end)
-        if fits and text.buffer[end : end + 1] in ("", ",", "]"):
+        if fits:
             return start
         position = start
 
