@@ -1,0 +1,1 @@
+"""Evaluation: likelihood, replies, checks and their uncertainty."""

@@ -1,0 +1,1 @@
+"""Experiments: recipes, their stages, and what the command line does with them."""

@@ -25,7 +25,7 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+        lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=targets,
         use_rslora=adapter.rslora,
@@ -55,7 +55,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Pe
         with _quiet_peft():
             wrapped: PeftModel = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except Exception as error:  # PEFT, safetensors and torch each raise their own types here
-        raise ModelError(f"the adapter does not fit this model: {str(error).splitlines()[0]}", where=str(folder)) from error
+        raise ModelError(
+            f"the adapter does not fit this model: {str(error).splitlines()[0]}", where=str(folder)
+        ) from error
     return wrapped.eval()
 
 
@@ -83,8 +85,6 @@ def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:
 def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Name -> parameter for everything that is trained."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 
 
 @contextlib.contextmanager

@@ -61,7 +61,13 @@ class _SegmentAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, lengths: tuple[int, ...], scale: float, window: int | None
+        ctx: FunctionCtx,
+        q_HTD: Tensor,
+        k_KTD: Tensor,
+        v_KTD: Tensor,
+        lengths: tuple[int, ...],
+        scale: float,
+        window: int | None,
     ) -> Tensor:
         heads, tokens, size = q_HTD.shape
         groups = heads // k_KTD.shape[0]
@@ -101,7 +107,14 @@ class _SegmentAttention(torch.autograd.Function):
 
 
 def _reference_attention(
-    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, lengths: tuple[int, ...], scale: float, window: int | None, softcap: float | None, dropout: float
+    q_HTD: Tensor,
+    k_KTD: Tensor,
+    v_KTD: Tensor,
+    lengths: tuple[int, ...],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
 ) -> Tensor:
     """The same by autograd, one segment at a time; also the path for score caps, dropout and accelerators."""
     groups = q_HTD.shape[0] // k_KTD.shape[0]
@@ -112,11 +125,20 @@ def _reference_attention(
             causal = window is None or length <= window
             bias = None if causal else _causal_bias(length, length, window, q.dtype, q.device)
             out = F.scaled_dot_product_attention(
-                q[None], k[None], v[None], attn_mask=bias, is_causal=causal, scale=scale, dropout_p=dropout, enable_gqa=groups > 1
+                q[None],
+                k[None],
+                v[None],
+                attn_mask=bias,
+                is_causal=causal,
+                scale=scale,
+                dropout_p=dropout,
+                enable_gqa=groups > 1,
             )[0]
         else:
             scores = (q @ k.repeat_interleave(groups, 0).transpose(1, 2) * scale).float()
-            scores = torch.tanh(scores / softcap) * softcap + _causal_bias(length, length, window, torch.float32, q.device)
+            scores = torch.tanh(scores / softcap) * softcap + _causal_bias(
+                length, length, window, torch.float32, q.device
+            )
             p = F.dropout(scores.softmax(-1).to(v.dtype), dropout)
             out = p @ v.repeat_interleave(groups, 0)
         parts.append(out.transpose(0, 1))

@@ -12,7 +12,17 @@ from transformers import PreTrainedModel
 from posttrain.errors import ModelError
 from posttrain.model.load import causal_lm, quiet_transformers
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "generation_config.json",
+)
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
@@ -24,7 +34,10 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     inner = causal_lm(model)
     head, tied = inner.get_output_embeddings(), inner.config.get_text_config().tie_word_embeddings
     if tied and hasattr(head, "lora_A"):
-        raise ModelError("the output head is adapted and tied to the input embedding: merging would change both", fix="leave lm_head out of adapter.targets")
+        raise ModelError(
+            "the output head is adapted and tied to the input embedding: merging would change both",
+            fix="leave lm_head out of adapter.targets",
+        )
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return merged
 

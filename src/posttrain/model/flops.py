@@ -25,5 +25,5 @@ def step_flops(model: nn.Module, lengths: Sequence[int], supervised: int) -> flo
     config = causal_lm(model).config.get_text_config()
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     attention = 6.0 * config.num_hidden_layers * width * sum(length * length for length in lengths)
-    head = supervised * head_VD.numel() * (6 if head_VD.requires_grad else 4)
-    return tokens * per_token + attention + head
+    head: float = supervised * head_VD.numel() * (6 if head_VD.requires_grad else 4)
+    return float(tokens * per_token + attention + head)

@@ -77,7 +77,7 @@ class _GatedMlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: tuple[float, float, float], *tensors: Tensor) -> Tensor:
-        w_gate, w_up, w_down, a_gate, b_gate, a_up, b_up, a_down, b_down = tensors
+        w_gate, w_up, w_down = tensors[:3]
         low = [t.to(x.dtype) for t in tensors[3:]]
         gate, inner_gate = _project(x, w_gate, None, Lora(low[0], low[1], scales[0]))
         up, inner_up = _project(x, w_up, None, Lora(low[2], low[3], scales[1]))
@@ -95,7 +95,9 @@ class _GatedMlp(torch.autograd.Function):
         scales = ctx.scales
         activated = F.silu(gate)
         product = activated * up
-        d_product, da_down, db_down = _project_backward(grads[0], product, inner_down, w_down, Lora(low[4], low[5], scales[2]))
+        d_product, da_down, db_down = _project_backward(
+            grads[0], product, inner_down, w_down, Lora(low[4], low[5], scales[2])
+        )
         d_up = activated.mul_(d_product)
         d_gate = torch.ops.aten.silu_backward(d_product.mul_(up), gate)
         dx, da_gate, db_gate = _project_backward(d_gate, x, inner_gate, w_gate, Lora(low[0], low[1], scales[0]))
@@ -148,18 +150,19 @@ class _Slot(NamedTuple):
 
 def _slot(module: nn.Module) -> _Slot | None:
     """The slot of a LoRA layer with one plain adapter (no dropout, no DoRA) on a frozen ``nn.Linear``, else None."""
-    if type(module) is not LoraLinear or len(module.active_adapters) != 1 or type(module.base_layer) is not nn.Linear:
+    layer: Any = module  # PEFT's layers are typed as a union of everything a module can hold
+    if type(layer) is not LoraLinear or len(layer.active_adapters) != 1 or type(layer.base_layer) is not nn.Linear:
         return None
-    name = module.active_adapters[0]
+    name: str = layer.active_adapters[0]
     plain = (
-        name in module.lora_A
-        and isinstance(module.lora_dropout[name], nn.Identity)
-        and name not in module.lora_variant
-        and module.lora_A[name].bias is None
-        and module.lora_B[name].bias is None
-        and not module.base_layer.weight.requires_grad
+        name in layer.lora_A
+        and isinstance(layer.lora_dropout[name], nn.Identity)
+        and name not in layer.lora_variant
+        and layer.lora_A[name].bias is None
+        and layer.lora_B[name].bias is None
+        and not layer.base_layer.weight.requires_grad
     )
-    return _Slot(module, name) if plain else None
+    return _Slot(layer, name) if plain else None
 
 
 def _lora_forward(slot: _Slot) -> Callable[..., Tensor]:
@@ -216,12 +219,12 @@ def _norm_forward(module: nn.Module) -> Callable[..., Tensor] | None:
 
 
 @torch.no_grad()
-def _agrees(module: nn.Module, fused: Callable[..., Tensor], width: int) -> bool:
+def _agrees(module: nn.Module, fused: Callable[..., Tensor]) -> bool:
     """Whether a fused forward gives what the module itself gives on a probe."""
-    parameter = next(module.parameters())
-    dtype = next((p.dtype for p in module.parameters() if not p.requires_grad), parameter.dtype)
+    frozen = next(p for p in module.parameters() if not p.requires_grad)
+    dtype, width = frozen.dtype, frozen.shape[-1]  # of the first matrix or of the norm: both take the hidden size
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(1, 5, width, generator=generator).to(parameter.device, dtype)
+    probe = torch.randn(1, 5, width, generator=generator).to(frozen.device, dtype)
     own, ours = module.forward(probe).float(), fused(probe).float()
     return bool((own - ours).abs().max() <= _PROBE_TOLERANCE.get(dtype, 1e-5) * own.abs().max().clamp(min=1e-6))
 
@@ -235,7 +238,7 @@ def fuse(model: nn.Module) -> dict[str, int]:
     inside_mlp: set[int] = set()
     for module in model.modules():
         fused = _mlp_forward(module)
-        if fused is not None and _agrees(module, fused, module.gate_proj.base_layer.in_features):  # type: ignore[union-attr, arg-type]
+        if fused is not None and _agrees(module, fused):
             module.forward = fused
             inside_mlp.update(id(part) for part in module.children())
             counts["mlp"] += 1
@@ -246,7 +249,7 @@ def fuse(model: nn.Module) -> dict[str, int]:
             counts["lora"] += 1
             continue
         norm = _norm_forward(module)
-        if norm is not None and _agrees(module, norm, module.weight.shape[0]):  # type: ignore[arg-type, union-attr]
+        if norm is not None and _agrees(module, norm):
             module.forward = norm
             counts["norm"] += 1
     return counts

@@ -41,7 +41,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """``bf16`` or ``fp32`` as named; ``auto`` = bf16 where a bf16 matrix product is at least 1.3x as fast as fp32."""
     if name != "auto":
         return DTYPES[name]
-    return torch.bfloat16 if matmul_flops(torch.bfloat16, device) > 1.3 * matmul_flops(torch.float32, device) else torch.float32
+    return (
+        torch.bfloat16
+        if matmul_flops(torch.bfloat16, device) > 1.3 * matmul_flops(torch.float32, device)
+        else torch.float32
+    )
 
 
 @cache

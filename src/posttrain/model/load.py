@@ -27,10 +27,18 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ModelError("no config.json here: this is not a HF model folder", where=str(folder), fix="give a folder with config.json, weights and tokenizer")
+        raise ModelError(
+            "no config.json here: this is not a HF model folder",
+            where=str(folder),
+            fix="give a folder with config.json, weights and tokenizer",
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for p in folder.glob("*.bin"))
-        hint = f"convert {pickled[0]} to safetensors first: pickled weights are never loaded" if pickled else "download the weights (*.safetensors) as well"
+        hint = (
+            f"convert {pickled[0]} to safetensors first: pickled weights are never loaded"
+            if pickled
+            else "download the weights (*.safetensors) as well"
+        )
         raise ModelError("no weights (*.safetensors) in this model folder", where=str(folder), fix=hint)
     try:
         with quiet_transformers():
@@ -53,8 +61,12 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
         raise
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ModelError(f"{len(missing)} weights are missing from this folder, the first: {missing[0]}", where=str(folder), fix="download the folder again")
-    return model.to(device).eval()  # type: ignore[arg-type, no-any-return]
+        raise ModelError(
+            f"{len(missing)} weights are missing from this folder, the first: {missing[0]}",
+            where=str(folder),
+            fix="download the folder again",
+        )
+    return model.to(device).eval()
 
 
 @contextlib.contextmanager
@@ -73,10 +85,12 @@ def quiet_transformers() -> Iterator[None]:
 def causal_lm(model: torch.nn.Module) -> PreTrainedModel:
     """The HF model inside a PEFT wrapper, or the model itself."""
     inner = getattr(model, "base_model", None)
-    return inner.model if inner is not None and hasattr(inner, "peft_config") else model  # type: ignore[return-value]
+    return inner.model if inner is not None and hasattr(inner, "peft_config") else model
 
 
-def final_hidden(model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, segment_lengths: tuple[int, ...]) -> Tensor:
+def final_hidden(
+    model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, segment_lengths: tuple[int, ...]
+) -> Tensor:
     """Final hidden states [T, D] of packed sequences; logits are never formed here."""
     decoder = causal_lm(model).get_decoder()
     output = decoder(
@@ -99,7 +113,10 @@ def output_head(model: torch.nn.Module) -> tuple[Tensor, float | None]:
     if type(head) is not torch.nn.Linear or head.bias is not None:
         raise ModelError(f"the output head is a {type(head).__name__}, not a plain matrix: not supported")
     config: Any = inner.config.get_text_config()
-    if getattr(config, "logit_scale", None) not in (None, 1.0) or getattr(config, "logits_scaling", None) not in (None, 1.0):
+    if getattr(config, "logit_scale", None) not in (None, 1.0) or getattr(config, "logits_scaling", None) not in (
+        None,
+        1.0,
+    ):
         raise ModelError("this model scales its logits after the output head, which is not supported")
     return head.weight, getattr(config, "final_logit_softcapping", None)
 

@@ -79,6 +79,12 @@ def _hub_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
-        raise ModelError("the hub has no such model (or it needs a token)", where=name, fix="check the name; huggingface-cli login for gated models") from error
+        raise ModelError(
+            "the hub has no such model (or it needs a token)",
+            where=name,
+            fix="check the name; huggingface-cli login for gated models",
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError("can't reach the hub and the model is not in its cache", where=name, fix="connect, or give a local folder") from error
+        raise ModelError(
+            "can't reach the hub and the model is not in its cache", where=name, fix="connect, or give a local folder"
+        ) from error

@@ -56,14 +56,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[int, str]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[int, str]
+) -> None:
     """The inverse of `optimizer_tensors`."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             suffix = f"/{names[id(parameter)]}"
             state = {key[: -len(suffix)]: value for key, value in tensors.items() if key.endswith(suffix)}
             optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True) for key, value in state.items()
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in state.items()
             }
 
 
@@ -99,9 +102,11 @@ class Checkpoints:
             except CheckpointError as error:
                 damaged.append(error)
         if not found and damaged:
-            raise CheckpointError(f"no usable checkpoint: {damaged[0]}", fix=f"remove {self.folder} to start this stage again")
-        for error in damaged:
-            warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+            raise CheckpointError(
+                f"no usable checkpoint: {damaged[0]}", fix=f"remove {self.folder} to start this stage again"
+            )
+        for damage in damaged:
+            warnings.warn(f"{damage}; going on from the checkpoint before it", stacklevel=2)
         return max(found, key=lambda item: item[0].step) if found else None
 
     def _read(self, path: Path) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
@@ -114,7 +119,9 @@ class Checkpoints:
         except Exception as error:  # safetensors' own type, OSError, KeyError: all mean the same to the user
             raise CheckpointError(f"this checkpoint is damaged ({error})", where=str(path)) from error
         if content != _content(tensors):
-            raise CheckpointError("this checkpoint is damaged (its content does not match its checksum)", where=str(path))
+            raise CheckpointError(
+                "this checkpoint is damaged (its content does not match its checksum)", where=str(path)
+            )
         if digest != self.digest:
             raise CheckpointError(
                 "this checkpoint belongs to another configuration, model or data",
@@ -135,5 +142,5 @@ def _content(tensors: Mapping[str, Tensor]) -> str:
     state = xxhash.xxh3_128()
     for name in sorted(tensors):
         state.update(name.encode())
-        state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()

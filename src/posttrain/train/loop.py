@@ -27,7 +27,7 @@ from posttrain.errors import ConfigError, RunError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
 from posttrain.model.config import LoraAdapter
 from posttrain.model.flops import step_flops
-from posttrain.model.load import load_model
+from posttrain.model.load import causal_lm, load_model
 from posttrain.model.score import batch_logps, score
 from posttrain.objectives.sft import sft_loss
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
@@ -78,7 +78,9 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
         else:
             mismatch = adapters.adapter_mismatch(adapter_folder, stage.adapter)
             if mismatch is not None:
-                raise ConfigError(mismatch, where=str(adapter_folder), fix="use the same adapter settings, or start_from: base")
+                raise ConfigError(
+                    mismatch, where=str(adapter_folder), fix="use the same adapter settings, or start_from: base"
+                )
             model = adapters.load_adapter(base, adapter_folder, trainable=True)
         fused.fuse(model)
     else:
@@ -87,8 +89,7 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
             model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
         model.requires_grad_(True)
     if stage.gradient_checkpointing:
-        causal = model.base_model.model if isinstance(model, PeftModel) else model
-        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        causal_lm(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Trainee(model.train(), adapters.trainable_parameters(model), compute_dtype, device)
 
 
@@ -117,7 +118,7 @@ def optimizer_step(
     for group in micro_batches:
         logps_S, weights_S = batch_logps(trainee.model, collate(group), trainee.compute_dtype)
         share = sft_loss(logps_S, weights_S, step_weight)
-        share.backward()  # type: ignore[no-untyped-call]
+        share.backward()
         loss += share.detach()
         flops += step_flops(trainee.model, [len(e) for e in group], len(logps_S))
     norm = clip_gradients(list(trainee.trained.values()), max_grad_norm)
@@ -140,7 +141,13 @@ def optimizer_step(
 
 
 def train(
-    stage: TrainStage, inputs: TrainInputs, out: StageDir, *, seed: int, digest: str, observer: Observer = lambda record: None
+    stage: TrainStage,
+    inputs: TrainInputs,
+    out: StageDir,
+    *,
+    seed: int,
+    digest: str,
+    observer: Observer = lambda record: None,
 ) -> dict[str, Any]:
     """Run or resume a training stage and return its ``result`` (docs/run-folder.md).
 
@@ -152,7 +159,12 @@ def train(
     names = {id(p): name for name, p in trainee.trained.items()}
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
     plan = Plan(
-        tuple(len(e) for e in inputs.examples), stage.batch_size, stage.micro_batch_tokens, stage.epochs, seed, stage.max_steps
+        tuple(len(e) for e in inputs.examples),
+        stage.batch_size,
+        stage.micro_batch_tokens,
+        stage.epochs,
+        seed,
+        stage.max_steps,
     )
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
     progress = _restore(checkpoints, trainee, optimizer, names)
@@ -205,7 +217,9 @@ class _Run:
                 write_seconds = self.save(progress)
                 since_checkpoint = 0.0
             if interrupted():
-                raise RunError(f"interrupted after step {progress.step}", fix="run the same command again to go on from here")
+                raise RunError(
+                    f"interrupted after step {progress.step}", fix="run the same command again to go on from here"
+                )
         return progress
 
     def step(self, progress: Progress) -> Progress:
@@ -325,7 +339,7 @@ class _Run:
             if isinstance(self.trainee.model, PeftModel):
                 adapters.save_adapter(self.trainee.model, temporary)
             else:
-                export.save_model(self.trainee.model, temporary, torch.float32, self.inputs.model_folder)  # type: ignore[arg-type]
+                export.save_model(self.trainee.model, temporary, torch.float32, self.inputs.model_folder)
 
     def _record(self, **record: Any) -> None:
         self.log.write(**record)
@@ -349,7 +363,11 @@ class _Run:
         scores = score(self.trainee.model, examples, 1, self.trainee.compute_dtype)
         bad = [e for e, nll in zip(examples, scores.nll_N, strict=True) if not math.isfinite(nll)]
         rows = ", ".join(self.inputs.origins.get(e.row_id, e.row_id) for e in (bad or examples))
-        what = f"rows with a non-finite loss of their own: {rows}" if bad else f"no single row is at fault; rows of the step: {rows}"
+        what = (
+            f"rows with a non-finite loss of their own: {rows}"
+            if bad
+            else f"no single row is at fault; rows of the step: {rows}"
+        )
         return TrainingError(
             f"non-finite training at step {step + 1}: {error.problem}; {what}",
             where=str(self.out.path),

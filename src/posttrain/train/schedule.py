@@ -7,7 +7,13 @@ from typing import Literal
 
 
 def learning_rate(
-    step: int, total_steps: int, *, peak: float, schedule: Literal["cosine", "linear", "constant"], warmup_steps: int, floor: float
+    step: int,
+    total_steps: int,
+    *,
+    peak: float,
+    schedule: Literal["cosine", "linear", "constant"],
+    warmup_steps: int,
+    floor: float,
 ) -> float:
     """The rate used by optimizer step ``step`` (0-based) of ``total_steps``.
 

@@ -66,7 +66,9 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 def open_trackers(names: Sequence[str], stage_folder: Path) -> list[Tracker]:
     """One tracker a name; a missing package is a ConfigError."""
-    return [TensorBoardTracker(stage_folder) if name == "tensorboard" else RunTracker(name, stage_folder) for name in names]
+    return [
+        TensorBoardTracker(stage_folder) if name == "tensorboard" else RunTracker(name, stage_folder) for name in names
+    ]
 
 
 def _need(package: str) -> None:

@@ -1,0 +1,36 @@
+# Two commands are enough on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test fast lint bench clean
+
+demo: .venv/.installed
+	$(BIN)/posttrain run recipes/quickstart.yaml
+
+test: lint
+	$(BIN)/pytest
+
+fast: .venv/.installed-dev
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff format --check src tests benchmarks recipes
+	$(BIN)/mypy
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/sft_speed.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing (a few minutes the first time) ..."
+	$(INSTALL) -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(INSTALL) -e '.[dev]'
+	touch $@
