@@ -124,7 +124,7 @@ def _places(examples: list[Tokens], budget: int) -> list[Place]:
 
 
 def as_json(shown: ShownRow) -> dict[str, Any]:
-    """Return a JSON value. ``tokens`` holds the tokens of all examples in order; their texts join to ``rendered`` unless cut."""
+    """Return a JSON value. ``tokens`` are those of all examples in order; uncut, their texts join to ``rendered``."""
     return {
         "origin": {"file": shown.row.origin.file, "line": shown.row.origin.line},
         "row_id": shown.row.id,
@@ -287,7 +287,7 @@ h1 { font-size: 1.3rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margi
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 0.9rem/1.6 ui-monospace, monospace; margin: 0; }
 table { border-collapse: collapse; width: 100%; } th, td { border-top: 1px solid var(--line); padding: 0.3rem 0.6rem;
   text-align: left; vertical-align: top; } th { white-space: nowrap; font-weight: 600; }
-.tokens span { border-right: 1px solid var(--line); } .context { color: var(--faint); }
+th { width: 1%; } .tokens span { border-right: 1px solid var(--line); } .context { color: var(--faint); }
 .supervised { background: var(--good); border-bottom: 2px solid var(--good-edge); } .rejected { color: var(--bad); }
 </style></head><body>
 @BODY@

@@ -93,9 +93,10 @@ def supervised_renderings(row: SftRow, template: ChatTemplate) -> tuple[tuple[Re
 
 
 def fit(messages: Sequence[Message], tools: Tools, template: ChatTemplate) -> Fitted:
-    """Render a conversation; where the template refuses or ignores a leading system turn, fold it into the first user
-    turn (system text, blank line, user text; note ``system_folded``). Raises RejectedError ``template_raised`` or
-    ``message_dropped``.
+    """Render a conversation in a form the template takes.
+
+    Where it refuses or ignores a leading system turn, that is folded into the first user turn (system text, blank
+    line, user text; note ``system_folded``). Raises RejectedError ``template_raised`` or ``message_dropped``.
     """
     messages = tuple(messages)
     folded = _fold_system(messages)
@@ -154,7 +155,8 @@ def _row_notes(row: SftRow, fitted: Fitted, template: ChatTemplate) -> frozenset
     special = template.special_pattern
     if special is not None and any(special.search(message.content) for message in row.messages):
         notes.add("special_token_text_in_content")
-    names = [str(tool.get("function", tool).get("name", "")) for tool in row.tools]
+    functions = [tool.get("function", tool) for tool in row.tools]
+    names = [str(function.get("name", "")) for function in functions if isinstance(function, Mapping)]
     if any(name and name not in fitted.text for name in names):
         notes.add("tools_not_rendered")
     return frozenset(notes)
@@ -287,7 +289,7 @@ def _same(left: str, right: str) -> bool:
 
 
 def _calls_rendered(messages: tuple[Message, ...], tools: Tools, template: ChatTemplate, text: str) -> bool:
-    """Whether every tool call of the last message shows in its rendering: each name is replaced by a mark and looked for."""
+    """Whether every tool call of the last message is rendered: each name is replaced by a mark and looked for."""
     turn = messages[-1]
     marks = [mark for _, mark in zip(turn.tool_calls, _marks([text]), strict=False)]
     calls = tuple(replace(call, name=mark) for call, mark in zip(turn.tool_calls, marks, strict=True))
@@ -326,7 +328,7 @@ def _stop_length(
 
 
 def _followed(text: str, tail: str, messages: tuple[Message, ...], tools: Tools, template: ChatTemplate) -> str:
-    """Render what stands after the last turn's content when a user turn follows; ``tail`` where that can't be rendered."""
+    """Render what stands after the last turn's content when a user turn follows; ``tail`` where that can't be."""
     try:
         longer = template.render((*messages, Message("user", "x")), tools)
     except RejectedError:
@@ -336,7 +338,7 @@ def _followed(text: str, tail: str, messages: tuple[Message, ...], tools: Tools,
 
 
 def _closing_marker(text: str, template: ChatTemplate) -> str | None:
-    """Find the tail of a tool-calling turn that ends unlike a plain one: its only closing token, where there is only one."""
+    """Find the tail of a tool-calling turn that ends unlike a plain one: its closing token, if it has only one."""
     known = "|".join(map(re.escape, template.added_tokens))
     closing = re.search(rf"\s*(?:(?:{known})\s*)+\Z", text) if known else None
     if closing is None or len(re.findall(known, closing.group())) != 1:

@@ -90,7 +90,7 @@ class ChatTemplate:
 
     @cached_property
     def added_tokens(self) -> tuple[str, ...]:
-        """Texts of all added tokens (special or not) but white space, longest first: the tokenizer never splits them."""
+        """Texts of all added tokens but white space, longest first: the tokenizer never splits them."""
         texts = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip()}
         return tuple(sorted(texts, key=lambda text: (-len(text), text)))
 
@@ -179,7 +179,7 @@ def load_template(
             )
             raise TemplateError(problem, where=name, fix="give one with template: FILE.jinja (--template)") from error
     template = ChatTemplate(tokenizer, text, name, dict(variables or {}))
-    # Compile it now, so that errors of syntax are told once. It may well refuse this conversation: rows are judged later.
+    # Compile it now, so that errors of syntax are told once. It may refuse this conversation: rows are judged later.
     with contextlib.suppress(RejectedError):
         template.render([Message("user", "x")])
     return template
