@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -22,6 +23,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TextIO
+
+from safetensors import SafetensorError
 
 from posttrain.errors import RunError
 from posttrain.types import Origin
@@ -72,7 +75,8 @@ def _jsonable(value: Any) -> Any:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling path that replaces ``path`` when the block ends well, and is removed otherwise.
 
-    A full disk or a read-only folder becomes a RunError that names the path.
+    A full disk or a read-only folder becomes a RunError that names the path, also where a library raises a type of its
+    own for it (safetensors).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -81,31 +85,58 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if path.is_dir():  # a folder can't be replaced in one call; the new one is complete before the old one goes
             shutil.rmtree(path)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise write_error(error, path) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+        _remove(temporary)
 
 
-def write_error(error: OSError, path: Path) -> RunError:
-    """The RunError of a failed write, with the reason in words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError("the disk is full", where=str(path), fix="free some space and run again: it resumes")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RunError("can't write here (read-only or no permission)", where=str(path), fix="choose another run folder with --runs DIR")
-    return RunError(f"can't write: {error.strerror or error}", where=str(path))
+def _remove(path: Path) -> None:
+    """Remove a file or folder if it is there and can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written below a folder. Only for who holds the run's lock."""
+    for path in folder.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            _remove(path)
+
+
+def write_error(error: Exception, path: Path) -> RunError:
+    """The RunError of a failed write, with the reason in words.
+
+    ``error``: an OSError, or the error of a library that names the system's error number (``os error 28``).
+    """
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
+    where = str(path)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return RunError("the disk is full", where=where, fix="free some space and run the same command again: it resumes")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RunError(
+            "can't write here (read-only or no permission)", where=where, fix="choose another place with --runs DIR"
+        )
+    if number in (errno.EEXIST, errno.ENOTDIR):
+        return RunError(
+            "can't write here: a file stands where a folder is needed",
+            where=where,
+            fix="move that file away, or choose another place with --runs DIR",
+        )
+    reason = os.strerror(number) if number is not None else str(error)
+    return RunError(f"can't write: {reason}", where=where, fix="run the same command again when that is mended: it resumes")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically (UTF-8)."""
-    with atomic_path(path) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -251,17 +282,16 @@ class StageDir:
     def metrics(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl; a half-written last line (a kill) is left out."""
         path = self.file("metrics.jsonl")
-        return [record for record, _ in _records(path)] if path.exists() else []
+        return list(_records(path)) if path.exists() else []
 
 
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """(record, byte offset after it) for every whole line."""
-    offset = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        offset += len(line)
-        if not line.endswith(b"\n"):
-            return
-        yield json.loads(line), offset
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The record of every whole line."""
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise RunError(f"this line is no JSON: {error}", where=f"{path}:{number}", fix="remove the line") from error
 
 
 class MetricsLog:
@@ -275,7 +305,7 @@ class MetricsLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                kept = [record for record, _ in _records(path) if record.get("step", 0) <= resume_after]
+                kept = [record for record in _records(path) if record.get("step", 0) <= resume_after]
                 write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
             self._file: TextIO = path.open("a", encoding="utf-8")
         except OSError as error:

@@ -9,6 +9,7 @@
     |- ModelError       a model folder or adapter can't be loaded
     |- AssetError       a named asset is unknown, can't be fetched, or has the wrong sha256
     |- RunError         the run folder is locked, read-only, full, or holds something unexpected
+    |   `- InterruptedRunError   Ctrl-C or SIGTERM; what was finished is kept (exit code 130, not 2)
     |- CheckpointError  a checkpoint is damaged or belongs to another configuration
     `- TrainingError    training can't go on (non-finite loss, nothing to train on)
 
@@ -48,6 +49,10 @@ class AssetError(PosttrainError):
 
 class RunError(PosttrainError):
     """The run folder can't be used."""
+
+
+class InterruptedRunError(RunError):
+    """The user stopped the run; the same command goes on from where it was."""
 
 
 class CheckpointError(PosttrainError):

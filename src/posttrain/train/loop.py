@@ -17,13 +17,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.artifacts import MetricsLog, StageDir, atomic_path
 from posttrain.encode.collate import collate
-from posttrain.errors import ConfigError, RunError, TrainingError
+from posttrain.errors import ConfigError, InterruptedRunError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
 from posttrain.model.config import LoraAdapter
 from posttrain.model.flops import step_flops
@@ -217,7 +216,7 @@ class _Run:
                 write_seconds = self.save(progress)
                 since_checkpoint = 0.0
             if interrupted():
-                raise RunError(
+                raise InterruptedRunError(
                     f"interrupted after step {progress.step}", fix="run the same command again to go on from here"
                 )
         return progress
@@ -298,7 +297,7 @@ class _Run:
     def finish(self, progress: Progress) -> dict[str, Any]:
         """Write the final weights in their ecosystem format and return the result numbers."""
         model, keep_best = self.trainee.model, self.stage.keep == "best" and progress.best_step > 0
-        chosen = "adapter" if isinstance(model, PeftModel) else "model"
+        chosen = "adapter" if isinstance(self.stage.adapter, LoraAdapter) else "model"
         if keep_best and progress.best_step != progress.step:
             self._write_weights("last")
             best = load_file(self.best_weights)
@@ -336,7 +335,7 @@ class _Run:
     def _write_weights(self, folder: str) -> None:
         with atomic_path(self.out.file(folder)) as temporary:
             temporary.mkdir()
-            if isinstance(self.trainee.model, PeftModel):
+            if isinstance(self.stage.adapter, LoraAdapter):
                 adapters.save_adapter(self.trainee.model, temporary)
             else:
                 export.save_model(self.trainee.model, temporary, torch.float32, self.inputs.model_folder)
