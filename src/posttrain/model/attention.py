@@ -167,7 +167,8 @@ def segment_attention(
     """
     if unused.get("s_aux") is not None:
         raise ModelError("this model uses attention sinks, which packed training does not support")
-    q_HTD, k_KTD, v_KTD = query[0], key[0], value[0]
+    # Under autocast rotary positions leave queries and keys in fp32; the backward pass runs outside of autocast.
+    q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window if sliding_window is not None and max(segment_lengths) > sliding_window else None
     if query.device.type == "cpu" and softcap is None and dropout == 0.0:

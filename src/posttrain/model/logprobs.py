@@ -25,16 +25,21 @@ _STRIP = 64
 """Rows turned from logits into probabilities at once: their fp32 copy stays in the processor's cache."""
 
 
+def _accurate(dtype: torch.dtype) -> torch.dtype:
+    """The type of log-sum-exp: fp32, or fp64 for fp64 logits (so that gradients can be checked numerically)."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _logps_and_residual(logits_CV: Tensor, targets_C: Tensor, cap: float | None) -> Tensor:
     """fp32 log-probabilities [C] of the targets; overwrites the logits with the residual d(-log p) / d logits.
 
     The residual is softmax - onehot(target), times the slope of the cap where there is one. ``p - 1`` is formed in fp32
     before rounding, so that it stays right at confident predictions.
     """
-    logps_C = torch.empty(len(logits_CV), dtype=torch.float32, device=logits_CV.device)
+    logps_C = torch.empty(len(logits_CV), dtype=_accurate(logits_CV.dtype), device=logits_CV.device)
     for begin in range(0, len(logits_CV), _STRIP):
         strip = slice(begin, begin + _STRIP)
-        z = logits_CV[strip].float()
+        z = logits_CV[strip].to(logps_C.dtype)
         if cap is not None:
             z = torch.tanh(z / cap).mul_(cap)
         target_logit = z.gather(1, targets_C[strip, None])
@@ -54,7 +59,7 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: float | None) -> Tensor:
-        logps_S = torch.empty(len(hidden_SD), dtype=torch.float32, device=hidden_SD.device)
+        logps_S = torch.empty(len(hidden_SD), dtype=_accurate(hidden_SD.dtype), device=hidden_SD.device)
         head_trains, hidden_trains = ctx.needs_input_grad[1], ctx.needs_input_grad[0]
         unit_gradient_SD = torch.empty_like(hidden_SD) if hidden_trains and not head_trains else None
         for begin in range(0, len(hidden_SD), CHUNK):
@@ -78,7 +83,7 @@ class _TokenLogps(torch.autograd.Function):
             return unit_gradient_SD * upstream_S1.to(unit_gradient_SD.dtype), None, None, None
         hidden_SD, head_VD, targets_S = ctx.saved_tensors
         d_hidden_SD = torch.empty_like(hidden_SD)
-        d_head_VD = torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device)
+        d_head_VD = torch.zeros(head_VD.shape, dtype=_accurate(head_VD.dtype), device=head_VD.device)
         for begin in range(0, len(hidden_SD), CHUNK):
             chunk = slice(begin, begin + CHUNK)
             residual_CV = hidden_SD[chunk] @ head_VD.T

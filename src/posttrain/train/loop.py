@@ -88,7 +88,10 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
             model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
         model.requires_grad_(True)
     if stage.gradient_checkpointing:
-        causal_lm(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner = causal_lm(model)
+        # transformers renamed this method in 5.2x and warns about the old name
+        enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return Trainee(model.train(), adapters.trainable_parameters(model), compute_dtype, device)
 
 
