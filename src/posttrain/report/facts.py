@@ -295,7 +295,7 @@ def prompt_outcome(replies: Sequence[Reply], models: Sequence[str]) -> Outcome:
 def read_run(run: RunDir, title: str | None = None) -> RunFacts:
     """All facts of a run folder.
 
-    ``title`` replaces the recipe's name as the heading. Raises RunError where the folder does not exist, no stage has
+    ``title`` replaces the heading, which is that of the recipe's report stage, or the recipe's name. Raises RunError where the folder does not exist, no stage has
     started in it, or a manifest can't be read; anything less is a Gap.
     """
     if not run.path.is_dir():
@@ -318,10 +318,13 @@ def read_run(run: RunDir, title: str | None = None) -> RunFacts:
     if not any(stage.kind == "eval" for stage in stages):
         gaps.append(Gap("", "missing", "The recipe has no eval stage, so nothing here compares models."))
     name = str(recipe.get("name") or run.path.resolve().name)
+    own_titles = (
+        c.get("title") for c in map(_mapping, _mapping(recipe.get("stages")).values()) if c.get("kind") == "report"
+    )
     seed = recipe.get("seed")
     return RunFacts(
         name=name,
-        title=title or name,
+        title=title or next((str(own) for own in own_titles if own), name),
         model=_model_name(recipe.get("model")),
         seed=seed if isinstance(seed, int) else None,
         recipe_text=recipe_text,

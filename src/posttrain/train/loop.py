@@ -150,11 +150,13 @@ def train(
     seed: int,
     digest: str,
     observer: Observer = lambda record: None,
+    on_interrupt: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run or resume a training stage and return its ``result`` (docs/run-folder.md).
 
     Writes metrics.jsonl, checkpoints/, and adapter/ or model/ (and last/ where the best weights are not the last).
-    ``observer`` gets every metrics record. Ctrl-C and SIGTERM end the run after the current step with a checkpoint.
+    ``observer`` gets every metrics record. Ctrl-C and SIGTERM end the run after the current step with a checkpoint
+    and an InterruptedRunError; ``on_interrupt`` is called at once, because a step may take a while.
     """
     hardware.keep_freed_memory()
     trainee = prepare_model(stage, inputs.model_folder, inputs.adapter_folder, seed)
@@ -174,7 +176,7 @@ def train(
     trackers = open_trackers(stage.track, out.path)
     run = _Run(stage, inputs, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer, seed)
     try:
-        with _interruptible() as interrupted:
+        with _interruptible(on_interrupt) as interrupted:
             progress = run.steps(progress, interrupted)
     finally:
         log.close()
@@ -393,7 +395,7 @@ def _restore(
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def _interruptible(on_interrupt: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second one ends at once."""
     requested = False
 
@@ -402,6 +404,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         if requested:
             raise KeyboardInterrupt
         requested = True
+        on_interrupt()
 
     try:
         previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
