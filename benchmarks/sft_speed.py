@@ -5,6 +5,9 @@
     python benchmarks/sft_speed.py --against PYTHON SCRIPT --model DIR --data FILE
                                                         runs both in turn, three times, and prints the ratios of medians
 
+TRL also trains the line end that the template writes after the stop token, which no model has to produce. The benchmark does the
+same, so that both sides compute the same loss; ``--stop-only`` supervises as posttrain does.
+
 Settings: 48 rows, one epoch, 8 rows a step, LoRA r=16 alpha=32 on all linear layers, bf16, constant rate 2e-4, no checkpoints,
 tokens counted as the chat template renders them. The same keys as the peer's line: tokens, seconds, tokens_per_second,
 peak_rss_gb, losses. ``seconds`` covers all optimizer steps, not loading. The peak is the process's, loading included.
@@ -22,10 +25,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
+from posttrain.types import Tokens
+
 ROWS, BATCH = 48, 8
 
 
-def measure(model: Path, data: str, rows: int, share: bool) -> dict[str, Any]:
+def with_tail(example: Tokens) -> Tokens:
+    """The example with everything after its last stop supervised as well, as TRL does for a completion."""
+    weights_T = example.weights_T.copy()
+    weights_T[int(np.flatnonzero(weights_T)[-1]) :] = 1.0
+    return Tokens(example.ids_T, weights_T, example.row_id)
+
+
+def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, Any]:
     """Train once in this process."""
     from posttrain.assets import resolve_data
     from posttrain.data.config import Source
@@ -40,9 +54,13 @@ def measure(model: Path, data: str, rows: int, share: bool) -> dict[str, Any]:
 
     hardware.keep_freed_memory()
     template = template_of(model, None)
-    found = [row_at(Source(path=data), index, resolve_data) for index in range(rows)]
+    found = [row_at(Source(path=data), index, resolve_data) for index in range(options.rows)]
     examples = encode_rows(found, template, 1024).examples
-    stage = TrainStage(kind="train", data="rows", batch_size=BATCH, schedule="constant", warmup=0.0, dtype="bf16")
+    if not options.stop_only:
+        examples = [with_tail(example) for example in examples]
+    stage = TrainStage(
+        kind="train", data="rows", batch_size=BATCH, schedule="constant", warmup=0.0, dtype=options.dtype
+    )
     trainee = prepare_model(stage, model, None, seed=0)
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
     plan = Plan(tuple(len(e) for e in examples), BATCH, stage.micro_batch_tokens, 1.0, seed=0)
@@ -65,7 +83,7 @@ def measure(model: Path, data: str, rows: int, share: bool) -> dict[str, Any]:
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         "losses": losses,
     }
-    if share:
+    if options.share:
         peak = hardware.matmul_flops(trainee.compute_dtype, trainee.device)
         line |= {"matmul_peak_gflops": round(peak / 1e9), "share_of_peak": round(flops / seconds / peak, 3)}
     return line
@@ -109,7 +127,9 @@ def main() -> None:
     parser.add_argument("--model", help="HF model folder; default: the demo asset")
     parser.add_argument("--data", help="rows; default: the demo asset alpaca_en_demo")
     parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--share", action="store_true")
+    parser.add_argument("--stop-only", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--against", nargs=2, metavar=("PYTHON", "SCRIPT"))
     options = parser.parse_args()
@@ -122,7 +142,7 @@ def main() -> None:
     if options.against:
         compare(*options.against, model, Path(data), options.rows, options.repeats)
     else:
-        print(json.dumps(measure(model, data, options.rows, options.share)))
+        print(json.dumps(measure(options, model, data)))
 
 
 if __name__ == "__main__":
