@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from posttrain.types import Tokens
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -52,3 +56,46 @@ def tiny_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         LlamaForCausalLM(config).save_pretrained(folder)
     copy_tokenizer(demo_model, folder)
     return folder
+
+
+SMALL_VOCABULARY = 199
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with grouped queries, random weights, 199 tokens and no tokenizer: milliseconds a step."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("small-model")
+    config = LlamaConfig(
+        vocab_size=SMALL_VOCABULARY,
+        hidden_size=32,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_examples() -> Callable[..., list[Tokens]]:
+    """``random_examples(lengths, seed=0, vocabulary=199)``: examples whose second half is supervised, some at weight 0.5."""
+
+    def make(lengths: Sequence[int], seed: int = 0, vocabulary: int = SMALL_VOCABULARY) -> list[Tokens]:
+        draw = np.random.default_rng(seed)
+        examples = []
+        for number, length in enumerate(lengths):
+            weights_T = np.where(draw.random(length) < 0.2, 0.5, 1.0).astype(np.float32)
+            weights_T[: max(1, length // 2)] = 0.0
+            ids_T = draw.integers(3, vocabulary, length).astype(np.int32)
+            examples.append(Tokens(ids_T, weights_T, f"row-{number}"))
+        return examples
+
+    return make

@@ -1,0 +1,206 @@
+"""Attention per packed segment: against float64 with an explicit mask, alone against packed, and nothing leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from posttrain.encode.collate import collate
+from posttrain.errors import ModelError
+from posttrain.model import attention
+from posttrain.model.attention import segment_attention
+from posttrain.model.load import final_hidden, load_model
+from posttrain.types import Tokens
+
+CPU = torch.device("cpu")
+
+
+def inputs(heads: int, kv_heads: int, tokens: int, size: int = 8, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    torch.manual_seed(tokens)
+    return [torch.randn(1, n, tokens, size, dtype=dtype) for n in (heads, kv_heads, kv_heads)]
+
+
+def attend(qkv: list[Tensor], lengths: tuple[int, ...], **options: object) -> Tensor:
+    """[T, H, D]"""
+    return segment_attention(nn.Identity(), *qkv, None, segment_lengths=lengths, **options)[0][0]  # type: ignore[arg-type]
+
+
+def eager(
+    qkv: list[Tensor],
+    lengths: tuple[int, ...],
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The definition in the given type with one [T x T] mask for all segments."""
+    q, k, v = (x[0] for x in qkv)
+    groups = q.shape[0] // k.shape[0]
+    k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+    segment_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    place_T = torch.arange(len(segment_T))
+    distance = place_T[:, None] - place_T[None, :]
+    allowed = (segment_T[:, None] == segment_T[None, :]) & (distance >= 0)
+    if window is not None:
+        allowed &= distance < window
+    scores = q @ k.transpose(1, 2) * (scale if scale is not None else q.shape[-1] ** -0.5)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return (scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ v).transpose(0, 1)
+
+
+def with_gradients(function: Callable[[list[Tensor]], Tensor], qkv: list[Tensor]) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in qkv]
+    out = function(leaves)
+    torch.manual_seed(99)
+    out.backward(torch.randn(out.shape, dtype=torch.float64).to(out.dtype))
+    return [out.detach(), *(x.grad for x in leaves if x.grad is not None)]
+
+
+def largest_relative(got: list[Tensor], exact: list[Tensor]) -> float:
+    assert len(got) == len(exact) == 4
+    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(got, exact, strict=True))
+
+
+LENGTHS = [(1,), (255,), (256,), (257,), (600,), (1, 1, 1), (255, 1, 257), (256, 256), (600, 2, 31)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)], ids=["mha", "gqa", "mqa"])
+def test_forward_and_backward_equal_float64(lengths: tuple[int, ...], heads: tuple[int, int]) -> None:
+    qkv = inputs(*heads, sum(lengths))
+    exact = with_gradients(lambda x: eager(x, lengths), [x.double() for x in qkv])
+    assert largest_relative(with_gradients(lambda x: attend(x, lengths), qkv), exact) < 3e-6
+
+
+@pytest.mark.parametrize("window", [1, 7, 256, 300])
+@pytest.mark.parametrize("lengths", [(255, 1, 257), (600, 8, 7, 6)], ids=str)
+def test_sliding_window(lengths: tuple[int, ...], window: int) -> None:
+    qkv = inputs(4, 2, sum(lengths))
+    exact = with_gradients(lambda x: eager(x, lengths, window=window), [x.double() for x in qkv])
+    assert largest_relative(with_gradients(lambda x: attend(x, lengths, sliding_window=window), qkv), exact) < 3e-6
+
+
+def test_scale_and_score_cap() -> None:
+    lengths = (40, 1, 70)
+    qkv = inputs(4, 2, sum(lengths))
+    for window in (None, 9):
+        exact = with_gradients(lambda x: eager(x, lengths, window, 5.0, 0.3), [x.double() for x in qkv])  # noqa: B023
+        got = with_gradients(
+            lambda x: attend(x, lengths, sliding_window=window, softcap=5.0, scaling=0.3),  # noqa: B023
+            qkv,
+        )
+        assert largest_relative(got, exact) < 3e-6
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_reference_path_agrees(heads: tuple[int, int], window: int | None) -> None:
+    """The path of accelerators and of attention dropout, at dropout 0."""
+    lengths = (257, 1, 40)
+    qkv = inputs(*heads, sum(lengths))
+
+    def reference(x: list[Tensor]) -> Tensor:
+        return attention._reference_attention(x[0][0], x[1][0], x[2][0], lengths, 8**-0.5, window, None, 0.0)
+
+    exact = with_gradients(lambda x: eager(x, lengths, window=window), [x.double() for x in qkv])
+    assert largest_relative(with_gradients(reference, qkv), exact) < 3e-6
+
+
+def test_dropout_drops_and_keeps_the_mean() -> None:
+    qkv = inputs(4, 2, 60)
+    torch.manual_seed(0)
+    dropped = torch.stack([attend(qkv, (40, 20), dropout=0.5) for _ in range(400)])
+    plain = attend(qkv, (40, 20))
+    assert not torch.equal(dropped[0], plain)
+    assert float((dropped.mean(0) - plain).abs().mean()) < 0.1 * float(plain.abs().mean())
+
+
+def test_gradcheck_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    qkv = [x.requires_grad_() for x in inputs(4, 2, 10, size=3, dtype=torch.float64)]
+    for window in (None, 2):
+        assert torch.autograd.gradcheck(lambda *x: attend(list(x), (7, 1, 2), sliding_window=window), qkv)  # noqa: B023
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_is_every_segment_alone(dtype: torch.dtype) -> None:
+    lengths = (31, 1, 257, 300)
+    qkv = inputs(4, 2, sum(lengths), dtype=dtype)
+    packed = attend(qkv, lengths)
+    start = 0
+    for length in lengths:
+        alone = attend([x[:, :, start : start + length] for x in qkv], (length,))
+        assert float((packed[start : start + length] - alone).abs().max()) <= (1e-6 if dtype == torch.float32 else 0.0)
+        start += length
+
+
+def test_nothing_leaks_into_other_segments() -> None:
+    lengths = (31, 270, 9)
+    qkv = inputs(4, 2, sum(lengths))
+    before = with_gradients(lambda x: attend(x, lengths), qkv)
+    inside = slice(31, 301)
+    changed = [x.clone() for x in qkv]
+    for x in changed:
+        x[:, :, inside] = torch.randn_like(x[:, :, inside]) * 50
+    after = with_gradients(lambda x: attend(x, lengths), changed)
+    for axis, a, b in zip((0, 2, 2, 2), before, after, strict=True):
+        for outside in (slice(0, 31), slice(301, None)):
+            index = (slice(None),) * axis + (outside,)
+            assert torch.equal(a[index], b[index])
+        assert not torch.equal(a[(slice(None),) * axis + (inside,)], b[(slice(None),) * axis + (inside,)])
+
+
+def test_nothing_leaks_back_in_time() -> None:
+    qkv = inputs(4, 2, 300)
+    changed = [x.clone() for x in qkv]
+    for x in changed:
+        x[:, :, 280:] += 10
+    assert torch.equal(attend(qkv, (300,))[:256], attend(changed, (300,))[:256])
+    assert float((attend(qkv, (300,))[:280] - attend(changed, (300,))[:280]).abs().max()) < 1e-6
+
+
+def test_under_autocast_forward_and_backward_run_in_one_type() -> None:
+    """Rotary positions leave queries and keys in fp32 beside bf16 values when all weights train in bf16."""
+    lengths = (20, 30)
+    qkv = inputs(4, 2, 50)
+    exact = with_gradients(lambda x: eager(x, lengths), [x.double() for x in qkv])
+
+    def mixed(x: list[Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return attend([x[0], x[1], x[2].bfloat16()], lengths)
+
+    for got, truth in zip(with_gradients(mixed, qkv), exact, strict=True):
+        assert float((got.double() - truth).norm() / truth.norm()) < 0.02
+
+
+def test_attention_sinks_are_refused() -> None:
+    with pytest.raises(ModelError, match="attention sinks"):
+        attend(inputs(4, 4, 5), (5,), s_aux=torch.zeros(4))
+
+
+def test_model_equals_hugging_face_on_padded_rows(
+    small_model: Path, random_examples: Callable[..., list[Tokens]]
+) -> None:
+    """Packed with our attention against transformers' own eager model on one padded batch."""
+    examples = random_examples([5, 1, 260, 33])
+    batch = collate(examples)
+    packed_TD = final_hidden(
+        load_model(small_model, torch.float32, CPU),
+        torch.from_numpy(batch.ids_T),
+        torch.from_numpy(batch.positions_T),
+        tuple(batch.segment_lengths.tolist()),
+    ).detach()
+    hf = AutoModelForCausalLM.from_pretrained(small_model, attn_implementation="eager").eval()
+    width = max(len(e) for e in examples)
+    ids_BT = torch.from_numpy(np.stack([np.pad(e.ids_T, (0, width - len(e))) for e in examples])).long()
+    mask_BT = torch.from_numpy(np.stack([np.arange(width) < len(e) for e in examples])).long()
+    with torch.no_grad():
+        padded = hf.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+    expected_TD = torch.cat([padded[row, : len(e)] for row, e in enumerate(examples)])
+    assert float((packed_TD - expected_TD).abs().max() / expected_TD.abs().max()) < 1e-5
