@@ -3,7 +3,7 @@
 Sequences lie side by side in one row of T tokens; ``segment_lengths`` says where they end. There is no [T x T] mask and
 no padding, so nothing can leak from one sequence to the next. On a CPU plain matrix products beat
 ``scaled_dot_product_attention`` in bf16 at a few hundred tokens (docs/log.md); the backward pass recomputes
-the probabilities instead of keeping them. On other devices torch's own attention is used, one segment at a time.
+the probabilities of long segments instead of keeping them. On other devices torch's own attention is used, one segment at a time.
 
 Shapes: H query heads, K key/value heads (H = K * G), T packed tokens, D head size.
 """
@@ -24,6 +24,8 @@ from posttrain.errors import ModelError
 IMPLEMENTATION = "posttrain_segments"
 QUERY_BLOCK = 256
 """Queries handled at once; keys beyond the block's end are never computed."""
+KEPT_KEYS = 512
+"""Probabilities of blocks with at most so many keys are kept for the backward pass: at most 2 H KEPT_KEYS bytes a token."""
 
 
 @lru_cache(maxsize=64)
@@ -74,18 +76,22 @@ class _SegmentAttention(torch.autograd.Function):
         q_KGTD = (q_HTD * scale).view(-1, groups, tokens, size)
         k_KTD, v_KTD = k_KTD.contiguous(), v_KTD.contiguous()
         out_TKGD = torch.empty(tokens, heads // groups, groups, size, dtype=q_HTD.dtype, device=q_HTD.device)
+        kept = []
         for start, begin, end in _blocks(lengths):
             q_KND = q_KGTD[:, :, begin:end].reshape(-1, groups * (end - begin), size)
             p = _probabilities(q_KND, k_KTD[:, start:end], end - begin, window)
+            if end - start <= KEPT_KEYS:
+                kept.append(p)
             out = torch.bmm(p, v_KTD[:, start:end]).view(-1, groups, end - begin, size)
             out_TKGD[begin:end] = out.permute(2, 0, 1, 3)
-        ctx.save_for_backward(q_KGTD, k_KTD, v_KTD)
+        ctx.save_for_backward(q_KGTD, k_KTD, v_KTD, *kept)
         ctx.lengths, ctx.scale, ctx.window = lengths, scale, window  # type: ignore[attr-defined]
         return out_TKGD.view(tokens, heads, size)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_KGTD, k_KTD, v_KTD = ctx.saved_tensors
+        q_KGTD, k_KTD, v_KTD, *kept_list = ctx.saved_tensors
+        kept = iter(kept_list)
         kv_heads, groups, tokens, size = q_KGTD.shape
         d_out_KGTD = grads[0].view(tokens, kv_heads, groups, size).permute(1, 2, 0, 3)
         dq_TKGD = torch.empty(tokens, kv_heads, groups, size, dtype=k_KTD.dtype, device=k_KTD.device)
@@ -95,7 +101,7 @@ class _SegmentAttention(torch.autograd.Function):
             q_KND = q_KGTD[:, :, begin:end].reshape(kv_heads, rows, size)
             d_out = d_out_KGTD[:, :, begin:end].reshape(kv_heads, rows, size)
             k, v = k_KTD[:, start:end], v_KTD[:, start:end]
-            p = _probabilities(q_KND, k, end - begin, ctx.window)
+            p = next(kept) if end - start <= KEPT_KEYS else _probabilities(q_KND, k, end - begin, ctx.window)
             dv[:, start:end] += torch.bmm(p.transpose(1, 2), d_out)
             dp = torch.bmm(d_out, v.transpose(1, 2))
             ds = torch._softmax_backward_data(dp, p, -1, dp.dtype)
