@@ -45,7 +45,7 @@ def main() -> None:
         sys.exit(130 if isinstance(error, InterruptedRunError) else 2)
 
 
-def _show_warning(message: Warning | str, *details: object) -> None:
+def _show_warning(message: Warning | str, *details: object, **more: object) -> None:
     """One line instead of a place in the source: it is for users."""
     typer.echo(f"warning: {message}", err=True)
 
@@ -196,7 +196,7 @@ def verify(
         str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")
     ],
     model: Annotated[str, typer.Option("--model", help="A HF model folder, a demo asset or a hub name.")],
-    rows: Annotated[int, typer.Option("--rows", min=2, help="How many rows to use.")] = 8,
+    rows: Annotated[int, typer.Option("--rows", min=2, help="How many rows to compute with.")] = 8,
     template: Annotated[
         Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
     ] = None,

@@ -1,0 +1,403 @@
+"""Prove the training invariants on the user's own model and rows, in fp32: ``posttrain verify``.
+
+Every check runs the functions that training runs, and compares them with the same thing done the plain way. What is
+written here is only the plain way, the random adapter and the comparison.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from posttrain import assets
+from posttrain.artifacts import Ledger, StageDir
+from posttrain.data.config import DataStage, Source
+from posttrain.data.pipeline import prepare
+from posttrain.data.rows import read_rows
+from posttrain.encode.collate import collate
+from posttrain.encode.show import ShownExample, show_row
+from posttrain.encode.template import ChatTemplate
+from posttrain.encode.tokens import encode_rows, stop_ids
+from posttrain.errors import DataError, TemplateError
+from posttrain.lab.models import template_of
+from posttrain.model import fused, hardware, logprobs
+from posttrain.model.adapters import attach_lora, trainable_parameters
+from posttrain.model.config import LoraAdapter
+from posttrain.model.export import merge_adapter
+from posttrain.model.load import final_hidden, load_model, output_head
+from posttrain.model.score import batch_logps
+from posttrain.model.source import model_folder
+from posttrain.train.config import TrainStage
+from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, train
+from posttrain.types import Message, SftRow, Tokens
+
+ROWS_READ = 4
+"""Rows read for each one asked for, because some may be too long."""
+VALUE_TOLERANCE = 1e-5
+"""Largest difference between log-probabilities that are the same number by another route, relative to 1 + the
+largest of them: fp32 keeps 7 digits, and a model sums in another order."""
+GRADIENT_TOLERANCE = 1e-4
+"""The same for gradients: 2-norm of the difference relative to the 2-norm, the worst tensor counts."""
+STRIP = 64
+"""Positions of the plain log-softmax at once: [64, V] in fp64."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One invariant and what was measured. ``difference`` and ``tolerance`` are relative; 0 = bitwise."""
+
+    name: str
+    meaning: str
+    difference: float
+    tolerance: float
+    detail: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is within the tolerance (NaN never is)."""
+        return self.difference <= self.tolerance
+
+
+def verify_model(
+    conversations: str,
+    model: str,
+    rows: int,
+    template: Path | None,
+    max_length: int,
+    as_json: bool,
+    console: Console,
+) -> bool:
+    """Run all checks, print them as a table or as JSON, and return whether all hold.
+
+    conversations: a data file, folder, demo asset or hub name. model: a HF folder, demo asset or hub name. rows: how many
+    rows to compute with: the shortest of the first ``ROWS_READ * rows`` that fit ``max_length`` tokens. The masks of all of
+    those are checked. Raises DataError where fewer than two rows are usable.
+    """
+    progress: Callable[[str], None] = lambda name: None  # noqa: E731
+    with console.status("reading") as status:
+        if not as_json:
+            progress = lambda name: status.update(name)  # noqa: E731
+        folder = model_folder(model)
+        chat = template_of(folder, str(template) if template else None)
+        found, examples = usable_rows(conversations, rows, chat, max_length)
+        checks = []
+        for check in all_checks(folder, chat, found, examples):
+            progress(f"{check.name} done")
+            checks.append(check)
+    holds = all(check.holds for check in checks)
+    computed, tokens = len({example.row_id for example in examples}), sum(len(example) for example in examples)
+    if as_json:
+        listed = [asdict(check) | {"holds": check.holds} for check in checks]
+        record = {"model": model, "rows": computed, "tokens": tokens, "holds": holds, "checks": listed}
+        console.out(json.dumps(record), highlight=False)
+        return holds
+    console.print(_table(checks), soft_wrap=False)
+    failed = [check.name for check in checks if not check.holds]
+    verdict = f"NOT true: {', '.join(failed)}" if failed else "every invariant holds"
+    where = f"masks of {len(found)} rows, the rest on {computed} rows ({tokens:,} tokens) in fp32"
+    console.print(f"{verdict} ({where})", style="bold red" if failed else "green", highlight=False)
+    return holds
+
+
+def usable_rows(
+    conversations: str, rows: int, template: ChatTemplate, max_length: int
+) -> tuple[list[SftRow], list[Tokens]]:
+    """All rows read, and the examples of the shortest ``rows`` of them that fit ``max_length`` tokens."""
+    source = Source(path=conversations, max_rows=ROWS_READ * rows)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = StageDir(Path(scratch))
+        prepare(DataStage(kind="data", sources=(source,), held_out=0), out, 0, assets.resolve_data)
+        found = read_rows(out.file("rows", "train.parquet"))
+    ledger = Ledger()
+    by_row: dict[str, list[Tokens]] = {}
+    for example in encode_rows(found, template, max_length, "drop", ledger).examples:
+        by_row.setdefault(example.row_id, []).append(example)
+    if len(by_row) < 2:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[-1].dropped.items()) or "none"
+        raise DataError(
+            f"only {len(by_row)} of the first {len(found)} rows can be used (dropped: {reasons}); at least 2 are needed",
+            where=conversations,
+            fix=f"give more rows, or raise --max-length (it is {max_length})",
+        )
+    shortest = sorted(by_row.values(), key=lambda members: sum(map(len, members)))[:rows]
+    return found, [example for members in shortest for example in members]
+
+
+def all_checks(
+    folder: Path, template: ChatTemplate, rows: Sequence[SftRow], examples: Sequence[Tokens]
+) -> Iterator[Check]:
+    """All checks, one after the other. One model is in memory at a time."""
+    yield check_masks(template, rows)
+    yield check_resume(folder, examples)
+    device = hardware.resolve_device("auto")
+    base = load_model(folder, torch.float32, device).requires_grad_(False)
+    yield check_chunked(base, examples)
+    before = _logps(base, [examples])
+    model = attach_lora(base, LoraAdapter(rank=8, alpha=16), seed=0)
+    yield _values(
+        "fresh LoRA = base",
+        "a new adapter (B = 0) leaves every log-probability as it was",
+        before,
+        _logps(model, [examples]),
+    )
+    _randomise(model)
+    trainee = Trainee(model.train(), trainable_parameters(model), torch.float32, device)
+    generic = _gradient(trainee, [examples])
+    generic_logps = _logps(model, [examples])
+    counts = fused.fuse(model)
+    whole = _gradient(trainee, [examples])
+    yield _gradients(
+        "hot path = generic",
+        "our hand-written layers give the loss and the gradient of PEFT's own",
+        generic,
+        whole,
+        ", ".join(f"{count} {kind}" for kind, count in counts.items()) + " modules",
+    )
+    one_by_one = [[example] for example in examples]
+    yield _values(
+        "packed = one by one",
+        "examples side by side don't see each other",
+        _logps(model, one_by_one),
+        _logps(model, [examples]),
+    )
+    parts = _split(examples)
+    yield _gradients(
+        "batch split = whole",
+        f"micro-batches of {', '.join(str(len(p)) for p in parts)} examples give the loss and gradient of one of {len(examples)}",
+        whole,
+        _gradient(trainee, parts),
+    )
+    fused.unfuse(model)
+    moved = float((generic_logps - before).abs().max())
+    merged = merge_adapter(model)
+    yield _values(
+        "merged = adapter",
+        "a random adapter merged into the weights is the same model",
+        generic_logps,
+        _logps(merged, [examples]),
+        f"the adapter moves log-probabilities by up to {moved:.2g}",
+    )
+
+
+# ---- the checks ----------------------------------------------------------------------------------------------------
+
+
+def check_masks(template: ChatTemplate, rows: Sequence[SftRow]) -> Check:
+    """Supervised text = the assistant turns and their stop, and nothing else, of every row."""
+    try:
+        stop = [int(i) for i in stop_ids(template)]
+    except TemplateError:
+        stop = []
+    wrong = [str(row.origin) for row in rows if not _masked_right(row, template, stop)]
+    detail = f"wrong: {', '.join(wrong)}" if wrong else f"stop: {template.tokenizer.decode(stop)!r}"
+    if not stop:
+        detail = "this template writes no stop: a tuned model would not learn to end its reply"
+    meaning = "exactly the assistant turns are supervised, each with its stop token"
+    return Check("masks", meaning, len(wrong) / len(rows) if stop else 1.0, 0.0, detail)
+
+
+def _masked_right(row: SftRow, template: ChatTemplate, stop: list[int]) -> bool:
+    turns = [m for m in row.messages if m.role == "assistant" and m.weight != 0]
+    runs = [run for example in show_row(row, template).examples for run in _runs(example)]
+    return len(runs) == len(turns) and all(
+        ids[len(ids) - len(stop) :] == stop and _says(text.removesuffix(template.tokenizer.decode(stop)), turn)
+        for (ids, text), turn in zip(runs, turns, strict=True)
+    )
+
+
+def _runs(example: ShownExample) -> Iterator[tuple[list[int], str]]:
+    """(ids, text) of every unbroken run of supervised tokens."""
+    for supervised, tokens in itertools.groupby(example.tokens, lambda token: token.weight != 0):
+        if supervised:
+            members = list(tokens)
+            yield [token.id for token in members], "".join(token.text for token in members)
+
+
+def _says(text: str, turn: Message) -> bool:
+    """Whether a supervised text is the turn. Templates may trim it; reasoning and calls are written in ways of their own."""
+    squeezed, content = "".join(text.split()), "".join(turn.content.split())
+    if turn.reasoning or turn.tool_calls or "</think>" in turn.content:
+        return content.rpartition("</think>")[2] in squeezed
+    return squeezed == content
+
+
+class _KilledError(Exception):
+    """Stands in for kill -9 in the middle of a run."""
+
+
+def check_resume(folder: Path, examples: Sequence[Tokens]) -> Check:
+    """Three steps at a stretch, and three with a kill in the second: the same adapter to the last bit."""
+    stage = TrainStage(
+        kind="train",
+        data="rows",
+        adapter=LoraAdapter(rank=8, alpha=16, dropout=0.1),
+        batch_size=2,
+        epochs=3,
+        max_steps=3,
+        learning_rate=1e-3,
+        dtype="fp32",
+        keep="last",
+        checkpoint_every=1,
+    )
+    inputs = TrainInputs(folder, examples)
+
+    def kill(record: Mapping[str, object]) -> None:
+        if record["step"] == 2:
+            raise _KilledError
+
+    with tempfile.TemporaryDirectory() as scratch:
+        straight, resumed = StageDir(Path(scratch, "straight")), StageDir(Path(scratch, "resumed"))
+        train(stage, inputs, straight, seed=0, digest="verify")
+        try:
+            train(stage, inputs, resumed, seed=0, digest="verify", observer=kill)
+        except _KilledError:
+            train(stage, inputs, resumed, seed=0, digest="verify")
+        a, b = (load_file(out.file("adapter", "adapter_model.safetensors")) for out in (straight, resumed))
+        steps = [[r["loss"] for r in out.metrics()] for out in (straight, resumed)]
+    different = sum(int((a[name] != b[name]).sum()) for name in a) + (steps[0] != steps[1])
+    total = sum(tensor.numel() for tensor in a.values())
+    return Check(
+        "resumed = uninterrupted",
+        "killed in the second of three steps and run again: the same adapter, bit by bit",
+        different / total,
+        0.0,
+        f"{total:,} numbers compared",
+    )
+
+
+def check_chunked(model: nn.Module, examples: Sequence[Tokens]) -> Check:
+    """Log-probabilities from chunks, with their gradient, against a plain fp64 log-softmax over the full vocabulary."""
+    batch = collate(examples)
+    head_VD, cap = output_head(model)
+    ids_T = torch.from_numpy(batch.ids_T).to(head_VD.device)
+    with torch.no_grad():
+        hidden_TD = final_hidden(
+            model, ids_T, torch.from_numpy(batch.positions_T).to(head_VD.device), tuple(batch.segment_lengths.tolist())
+        )
+    # more positions than one chunk holds, however few tokens there are
+    places_S = torch.arange(logprobs.CHUNK + STRIP, device=ids_T.device) % (len(ids_T) - 1)
+    hidden_SD, targets_S = hidden_TD[places_S].requires_grad_(True), ids_T[places_S + 1]
+    logps_S = logprobs.token_logps(hidden_SD, head_VD, targets_S, cap)
+    (gradient_SD,) = torch.autograd.grad(logps_S.sum(), hidden_SD)
+    value, gradient = 0.0, 0.0
+    wide_head_VD = head_VD.double()
+    for begin in range(0, len(targets_S), STRIP):
+        strip = slice(begin, begin + STRIP)
+        h = hidden_SD.detach()[strip].double().requires_grad_(True)
+        logits_CV = h @ wide_head_VD.T
+        logits_CV = logits_CV if cap is None else torch.tanh(logits_CV / cap) * cap
+        plain_C = logits_CV.log_softmax(-1).gather(1, targets_S[strip, None])[:, 0]
+        (plain_gradient_CD,) = torch.autograd.grad(plain_C.sum(), h)
+        value = max(value, _relative(plain_C.detach(), logps_S.detach()[strip].double()))
+        gradient = max(gradient, _norm_ratio(plain_gradient_CD, gradient_SD[strip].double()))
+    return Check(
+        "chunked = full logits",
+        "log-probabilities and gradient of the chunked output head are those of a plain softmax in fp64",
+        max(value, gradient),
+        VALUE_TOLERANCE,
+        f"{len(targets_S):,} positions; value {value:.1e}, gradient {gradient:.1e}",
+    )
+
+
+# ---- running the real thing ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _logps(model: nn.Module, groups: Sequence[Sequence[Tokens]]) -> Tensor:
+    """Log-probabilities [S] of all supervised tokens, packed as given, in the order of the examples."""
+    return torch.cat([batch_logps(model, collate(group), torch.float32).logps_S for group in groups])
+
+
+@torch.no_grad()
+def _randomise(model: nn.Module) -> None:
+    """Give B of every adapter pair small random numbers: a fresh adapter would make the other checks trivial."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in trainable_parameters(model).items():
+        if "lora_B" in name:
+            drawn = torch.randn(parameter.shape, generator=generator) * 0.1 / math.sqrt(parameter.shape[0])
+            parameter.copy_(drawn)
+
+
+class _Recorder(torch.optim.Optimizer):
+    """An optimizer that changes nothing and keeps the gradients it is given."""
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        super().__init__(list(named.values()), {"lr": 0.0})
+        self.named = named
+        self.gradients: dict[str, Tensor] = {}
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        """Keep the gradients."""
+        self.gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in self.named.items()}
+
+
+def _gradient(trainee: Trainee, groups: Sequence[Sequence[Tokens]]) -> dict[str, Tensor]:
+    """Loss and gradient of one real optimizer step over these micro-batches; the weights stay as they are."""
+    recorder = _Recorder(trainee.trained)
+    result = optimizer_step(trainee, recorder, groups, rate=0.0, max_grad_norm=None)
+    return {"loss": torch.tensor([result.loss]), **recorder.gradients}
+
+
+def _split(examples: Sequence[Tokens]) -> list[list[Tokens]]:
+    """Three micro-batches of unlike size (two where there are only two examples), for example 3, 1, 4."""
+    count = len(examples)
+    first = max(1, round(count * 5 / 12))
+    second = min(count, first + max(1, count // 6))
+    return [list(part) for part in (examples[:first], examples[first:second], examples[second:]) if len(part)]
+
+
+# ---- comparing and telling -----------------------------------------------------------------------------------------
+
+
+def _relative(expected: Tensor, found: Tensor) -> float:
+    """Largest difference relative to 1 + the largest expected number. NaN where a number is not finite."""
+    worst = (expected - found).abs().max() / (1 + expected.abs().max())
+    return float(worst) if torch.isfinite(worst) else math.nan
+
+
+def _norm_ratio(expected: Tensor, found: Tensor) -> float:
+    """2-norm of the difference relative to the 2-norm."""
+    return float((expected - found).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def _values(name: str, meaning: str, expected: Tensor, found: Tensor, detail: str = "") -> Check:
+    return Check(name, meaning, _relative(expected, found), VALUE_TOLERANCE, detail)
+
+
+def _gradients(
+    name: str, meaning: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], detail: str = ""
+) -> Check:
+    differences = [_norm_ratio(expected[key], found[key]) for key in expected]
+    return Check(name, meaning, float(np.max(differences)), GRADIENT_TOLERANCE, detail)
+
+
+def _table(checks: Sequence[Check]) -> Table:
+    table = Table(show_lines=True)
+    table.add_column("check and what it means")
+    table.add_column("largest\ndifference", justify="right", no_wrap=True)
+    table.add_column("tolerance", justify="right", no_wrap=True)
+    table.add_column("holds", no_wrap=True)
+    for check in checks:
+        told = Text.assemble(
+            (check.name, "bold"), f"\n{check.meaning}", (f"\n{check.detail}" if check.detail else "", "dim")
+        )
+        verdict = Text("yes", "green") if check.holds else Text("NO", "bold red")
+        table.add_row(told, _number(check.difference), _number(check.tolerance), verdict)
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
