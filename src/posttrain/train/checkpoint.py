@@ -60,14 +60,20 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[int, str]
 ) -> None:
     """The inverse of `optimizer_tensors`."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for flat, value in tensors.items():
+        key, _, name = flat.partition("/")
+        states.setdefault(name, {})[key] = value
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            suffix = f"/{names[id(parameter)]}"
-            state = {key[: -len(suffix)]: value for key, value in tensors.items() if key.endswith(suffix)}
             optimizer.state[parameter] = {
                 key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                for key, value in state.items()
+                for key, value in states.get(names[id(parameter)], {}).items()
             }
+
+
+class _DamagedError(CheckpointError):
+    """This file is unreadable or not what was written; the other slot may still serve."""
 
 
 class Checkpoints:
@@ -81,7 +87,8 @@ class Checkpoints:
         begin = time.perf_counter()
         tensors = {f"weights/{k}": v.detach().cpu().contiguous() for k, v in weights.items()}
         tensors |= {f"optimizer/{k}": v.detach().cpu().contiguous() for k, v in optimizer.items()}
-        metadata = {"progress": json.dumps(asdict(progress)), "digest": self.digest, "content": _content(tensors)}
+        metadata = {"progress": json.dumps(asdict(progress)), "digest": self.digest}
+        metadata["content"] = _content(tensors, metadata)
         with atomic_path(self._older()) as temporary:
             save_file(tensors, temporary, metadata)
         return time.perf_counter() - begin
@@ -99,7 +106,7 @@ class Checkpoints:
                 continue
             try:
                 found.append(self._read(path))
-            except CheckpointError as error:
+            except _DamagedError as error:
                 damaged.append(error)
         if not found and damaged:
             raise CheckpointError(
@@ -115,13 +122,11 @@ class Checkpoints:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             progress = Progress(**json.loads(metadata["progress"]))
-            content, digest = metadata["content"], metadata["digest"]
+            content, digest = metadata.pop("content"), metadata["digest"]
         except Exception as error:  # safetensors' own type, OSError, KeyError: all mean the same to the user
-            raise CheckpointError(f"this checkpoint is damaged ({error})", where=str(path)) from error
-        if content != _content(tensors):
-            raise CheckpointError(
-                "this checkpoint is damaged (its content does not match its checksum)", where=str(path)
-            )
+            raise _DamagedError(f"this checkpoint is damaged ({error})", where=str(path)) from error
+        if content != _content(tensors, metadata):
+            raise _DamagedError("this checkpoint is damaged (its content does not match its checksum)", where=str(path))
         if digest != self.digest:
             raise CheckpointError(
                 "this checkpoint belongs to another configuration, model or data",
@@ -137,10 +142,11 @@ class Checkpoints:
         return min(paths, key=lambda p: p.stat().st_mtime_ns if p.exists() else -1)
 
 
-def _content(tensors: Mapping[str, Tensor]) -> str:
-    """xxh3 of all tensors in the order of their names."""
-    state = xxhash.xxh3_128()
+def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """xxh3 of the metadata and of all tensors, with their types and shapes, in the order of their names."""
+    state = xxhash.xxh3_128(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
-        state.update(name.encode())
-        state.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        tensor = tensors[name].contiguous()
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()

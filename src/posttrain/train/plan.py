@@ -8,6 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from posttrain.encode.packing import pack, shuffled_order
 
@@ -40,9 +44,11 @@ class Plan:
         end = min(begin + self.batch_size, self.num_examples)
         count = len(self.lengths)
         epochs = range(begin // count, (end - 1) // count + 1)
-        order = [int(index) for epoch in epochs for index in shuffled_order(count, self.seed, epoch)]
-        offset = epochs[0] * count
-        return order[begin - offset : end - offset]
+        parts = [
+            _epoch_order(count, self.seed, epoch)[max(0, begin - epoch * count) : end - epoch * count]
+            for epoch in epochs
+        ]
+        return [int(index) for part in parts for index in part]
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """The examples of a step packed into micro-batches of at most ``micro_batch_tokens`` tokens."""
@@ -51,6 +57,12 @@ class Plan:
     def epoch_after(self, step: int) -> float:
         """Epochs done when ``step`` (0-based) is finished."""
         return min((step + 1) * self.batch_size, self.num_examples) / len(self.lengths)
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """`shuffled_order`, drawn once an epoch and not once a step."""
+    return shuffled_order(count, seed, epoch)
 
 
 def micro_batches(examples: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
