@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -53,7 +54,7 @@ def test_shares_of_any_split_add_up(tokens: list[tuple[float, float]], cuts: lis
     weights_S = torch.tensor([t[1] for t in tokens], dtype=torch.float64)
     total = weights_S.sum().item()
     edges = [0, *sorted(min(c, len(tokens)) for c in cuts), len(tokens)]
-    shares = [sft_loss(logps_S[a:b], weights_S[a:b], total) for a, b in zip(edges, edges[1:], strict=False)]
+    shares = [sft_loss(logps_S[a:b], weights_S[a:b], total) for a, b in itertools.pairwise(edges)]
     whole = sft_loss(logps_S, weights_S, total).item()
     assert float(sum(shares)) == pytest.approx(whole, rel=1e-12, abs=1e-12)
 
