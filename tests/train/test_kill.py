@@ -1,0 +1,119 @@
+"""A run that is killed with SIGKILL again and again ends in the same bits as one that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+KILLS = 20
+STEPS_PER_LIFE = 18
+TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
+
+
+class Server:
+    """tests/train/training_server.py, and the training processes it forks."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = model
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        script = str(Path(__file__).with_name("training_server.py"))
+        self.process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self._line() == "ready"
+
+    def start(self, out: Path, max_steps: int, die_in_save: tuple[int, str] | None = None) -> int:
+        order = {"model": str(self.model), "out": str(out), "max_steps": max_steps, "die_in_save": die_in_save}
+        stdin: IO[str] | None = self.process.stdin
+        assert stdin is not None
+        stdin.write(json.dumps(order) + "\n")
+        stdin.flush()
+        return int(self._line())
+
+    def status(self) -> int:
+        return int(self._line())
+
+    def _line(self) -> str:
+        stdout: IO[str] | None = self.process.stdout
+        assert stdout is not None
+        line = stdout.readline().strip()
+        assert line, "the training server has died"
+        return line
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(small_model: Path) -> Iterator[Server]:
+    server = Server(small_model)
+    yield server
+    server.close()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def assert_same(cut: Path, whole: Path) -> None:
+    for name in ("adapter", "last"):
+        files = sorted(p.name for p in (whole / name).glob("*"))
+        assert files == sorted(p.name for p in (cut / name).glob("*"))
+        for file in files:
+            assert (cut / name / file).read_bytes() == (whole / name / file).read_bytes(), f"{name}/{file}"
+    assert records(cut) == records(whole)
+
+
+def lines_of(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(server: Server, tmp_path: Path) -> None:
+    """Every life ends after a random number of records and a random moment more: in a step, a write, an evaluation."""
+    steps = KILLS * STEPS_PER_LIFE + 20
+    server.start(tmp_path / "whole", steps)
+    assert server.status() == 0
+    draw, log = random.Random(0), tmp_path / "cut" / "metrics.jsonl"
+    reached = []
+    for _ in range(KILLS):
+        pid = server.start(tmp_path / "cut", steps)
+        target = lines_of(log) + draw.randrange(STEPS_PER_LIFE)
+        deadline = time.monotonic() + 60
+        while lines_of(log) < target and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(draw.random() * 0.02)
+        os.kill(pid, signal.SIGKILL)
+        assert os.WTERMSIG(server.status()) == signal.SIGKILL
+        reached.append(lines_of(log))
+    assert max(reached) < lines_of(tmp_path / "whole" / "metrics.jsonl")
+    server.start(tmp_path / "cut", steps)
+    assert server.status() == 0
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_killed_while_a_checkpoint_is_written(server: Server, tmp_path: Path) -> None:
+    """At the very first checkpoint, at later ones, half-way through the file and just before it takes its name."""
+    server.start(tmp_path / "whole", 12)
+    assert server.status() == 0
+    for which, where in ((1, "half"), (1, "whole"), (2, "half"), (4, "half"), (3, "whole"), (1, "half")):
+        server.start(tmp_path / "cut", 12, (which, where))
+        assert os.WTERMSIG(server.status()) == signal.SIGKILL
+    server.start(tmp_path / "cut", 12)
+    assert server.status() == 0
+    assert_same(tmp_path / "cut", tmp_path / "whole")
