@@ -1,0 +1,217 @@
+"""posttrain run and train: recipes, second runs, changes, kills, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.demo_model
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+SMALL = ["sft.max_steps=2", "sft.batch_size=2", "evaluate.max_new_tokens=2", "evaluate.resamples=100"]
+Cli = Callable[..., Any]
+
+
+def manifest(run: Path, stage: str) -> dict[str, Any]:
+    return json.loads((run / stage / "manifest.json").read_text())
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / "sft" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_runs_two_steps(path: Path, cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path) -> None:
+    text = path.read_text()
+    sources = len(re.findall(r"- path:", text))
+    assert sources
+    small = [f"prepare.sources.{k}.max_rows=8" for k in range(sources)]
+    if not re.search(r"- path: alpaca_", text):  # rows of the hub or of the user
+        small.append(f"prepare.sources.0.path={rows_file}")
+    done = cli("run", path, f"model={tiny_model}", "prepare.held_out=3", f"evaluate.prompts={prompts_file}", *SMALL, *small, "--runs", tmp_path)
+    assert done.code == 0, done.err
+    run = tmp_path / re.search(r"^name: (\S+)", text, re.MULTILINE)[1]  # type: ignore[index]
+    assert {name: manifest(run, name)["status"] for name in ("prepare", "sft", "evaluate", "report")} == dict.fromkeys(
+        ("prepare", "sft", "evaluate", "report"), "complete"
+    )
+    assert manifest(run, "sft")["result"]["steps"] == 2
+    assert done.out.rstrip().endswith(f"Open {run / 'report' / 'index.html'}")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["schema"] >= 1
+    full = "name: full" in text
+    assert (run / "sft" / ("model" if full else "adapter")).is_dir()
+
+
+def test_a_run_says_what_it_does(finished_run: Path, cli: Cli, recipe: Path) -> None:
+    page = (finished_run / "report" / "index.html").read_text()
+    assert "A tiny run" in page
+    assert (finished_run / "recipe.yaml").read_text().count("kind:") == 4
+    ledger = json.loads((finished_run / "prepare" / "ledger.json").read_text())
+    assert (ledger["rows_in"], ledger["rows_kept"]) == (20, 20)
+    steps = [r for r in metrics(finished_run) if r["split"] == "train"]
+    assert [r["step"] for r in steps] == [1, 2, 3]
+    assert manifest(finished_run, "evaluate")["inputs"].keys() == {"data", "models.1", "base", "prompts"}
+
+
+def test_the_second_time_everything_is_unchanged(finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished_run, run)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.parent.name in ("prepare", "sft", "evaluate")}
+    done = cli("run", recipe, "--runs", tmp_path / "runs")
+    assert done.code == 0, done.err
+    assert re.findall(r"^(\w+) \(\w+\) (\w+)", done.out, re.MULTILINE) == [
+        ("prepare", "unchanged"),
+        ("sft", "unchanged"),
+        ("evaluate", "unchanged"),
+        ("report", "running"),
+    ]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert not (run / ".replaced").exists()
+
+
+def test_a_change_reruns_that_stage_and_what_follows(finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished_run, run)
+    old = (run / "sft" / "adapter" / "adapter_model.safetensors").read_bytes()
+    done = cli("run", recipe, "sft.learning_rate=2e-3", "--runs", tmp_path / "runs")
+    assert done.code == 0, done.err
+    states = dict(re.findall(r"^(\w+) \(\w+\) (\w+)", done.out, re.MULTILINE))
+    assert states == {"prepare": "unchanged", "sft": "running", "evaluate": "running", "report": "running"}
+    kept = sorted(p.name.rsplit("-", 1)[0] for p in (run / ".replaced").iterdir())
+    assert kept == ["evaluate", "sft"]
+    (replaced,) = (run / ".replaced").glob("sft-*/adapter/adapter_model.safetensors")
+    assert replaced.read_bytes() == old
+    assert (run / "sft" / "adapter" / "adapter_model.safetensors").read_bytes() != old
+    assert "the old results are in" in done.out
+
+
+def test_changed_rows_rerun_everything(finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path, rows_file: Path) -> None:
+    mine = tmp_path / rows_file.name
+    lines = rows_file.read_text().splitlines()
+    mine.write_text("\n".join(lines) + "\n")
+    arguments = ["run", recipe, f"prepare.sources.0.path={mine}", "--runs", tmp_path / "runs"]
+    assert cli(*arguments).code == 0
+    mine.write_text("\n".join(lines[:-1]) + "\n")
+    states = dict(re.findall(r"^(\w+) \(\w+\) (\w+)", cli(*arguments).out, re.MULTILINE))
+    assert set(states.values()) == {"running"}
+
+
+def test_train_runs_only_training_and_what_it_reads(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    done = cli("train", recipe, "--runs", tmp_path / "runs")
+    assert done.code == 0, done.err
+    run = tmp_path / "runs" / "tiny"
+    assert sorted(p.parent.name for p in run.glob("*/manifest.json")) == ["prepare", "sft"]
+    assert done.out.rstrip().endswith(f"Results are in {run}")
+    # the report of what is there names what is not
+    report = cli("report", run)
+    assert report.code == 0, report.err
+    assert "evaluate" in (run / "report" / "report.md").read_text()
+
+
+def test_train_without_a_train_stage(cli: Cli, tmp_path: Path, rows_file: Path) -> None:
+    path = tmp_path / "data_only.yaml"
+    path.write_text(f"name: d\nmodel: m\nstages:\n  rows: {{kind: data, sources: [{{path: {rows_file}}}]}}\n")
+    assert "no train stage" in cli("train", path, "--runs", tmp_path).refused()
+
+
+def test_a_second_stage_starts_from_the_first(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    text = recipe.read_text()
+    second = "  more: {kind: train, data: prepare, start_from: sft, adapter: {name: lora, rank: 4, alpha: 8}, max_steps: 1, batch_size: 4, dtype: fp32}\n"
+    recipe.write_text(text + second)
+    done = cli("run", recipe, "'evaluate.models=[base, sft, more]'".strip("'"), "--runs", tmp_path)
+    assert done.code == 0, done.err
+    first, more = (metrics_of(tmp_path / "tiny", s) for s in ("sft", "more"))
+    assert manifest(tmp_path / "tiny", "more")["inputs"].keys() >= {"start_from", "data", "base"}
+    # before its first step the second stage scores held-out rows as the first did after its last
+    assert more[0]["loss"] == pytest.approx(first[-1]["loss"], rel=1e-5)
+
+
+def metrics_of(run: Path, stage: str) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in records if r["split"] == "held_out"]
+
+
+# ---- kill -9 and Ctrl-C ----------------------------------------------------------------------------------------------
+
+LONG = ["sft.max_steps=120", "sft.epochs=100", "sft.evaluate_every=1000"]
+
+
+def started(recipe: Path, runs: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "posttrain.cli", "train", str(recipe), *LONG, "--runs", str(runs)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    for _ in range(3000):
+        if any(r["step"] >= step for r in metrics(run) if r["split"] == "train"):
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    raise AssertionError("the run never came that far")
+
+
+def test_killed_and_interrupted_and_run_again_is_as_if_nothing_happened(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    straight = cli("train", recipe, *LONG, "--runs", tmp_path / "straight")
+    assert straight.code == 0, straight.err
+    run = tmp_path / "runs" / "tiny"
+
+    killed = started(recipe, tmp_path / "runs")
+    wait_for_step(killed, run, 5)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert manifest(run, "sft")["status"] == "running"
+    # what a kill in the middle of a write leaves behind
+    (run / "sft" / ".adapter.99999.tmp").mkdir()
+    (run / "sft" / "checkpoints" / ".a.safetensors.99999.tmp").write_bytes(b"half")
+    # and the unfinished run can be looked at
+    report = cli("report", run)
+    assert report.code == 0, report.err
+    assert "A tiny run" in (run / "report" / "report.md").read_text()
+
+    reached = max(r["step"] for r in metrics(run))
+    interrupted = started(recipe, tmp_path / "runs")
+    wait_for_step(interrupted, run, reached + 10)
+    interrupted.send_signal(signal.SIGINT)
+    out, err = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 130, err
+    assert re.fullmatch(r"error: interrupted after step \d+\n  fix: run the same command again to go on from here\n", err)
+    assert "stopping after this step; Ctrl-C again stops at once" in out
+    assert "sft (train) resuming" in out
+    assert not list(run.rglob(".*.tmp"))
+    stopped_after = int(re.search(r"step (\d+)", err)[1])  # type: ignore[index]
+
+    done = cli("train", recipe, *LONG, "--runs", tmp_path / "runs")
+    assert done.code == 0, done.err
+    assert f"step {stopped_after + 1}/120" in done.out
+    adapters = [tmp_path / runs / "tiny" / "sft" / "adapter" / "adapter_model.safetensors" for runs in ("straight", "runs")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    records = [r for r in metrics(run) if r["split"] == "train"]
+    assert [r["step"] for r in records] == list(range(1, 121))
+    assert [r["loss"] for r in records] == [r["loss"] for r in metrics(tmp_path / "straight" / "tiny") if r["split"] == "train"]
+
+
+def test_ctrl_c_outside_training(cli: Cli, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from posttrain.lab import experiment
+
+    def press(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "prepare", press)
+        done = cli("run", recipe, "--runs", tmp_path)
+    assert done.code == 130
+    assert done.err == f"error: interrupted\n".replace("error: ", f"error: {tmp_path / 'tiny'}: ") + "  fix: run the same command again: what is finished is kept\n"
+    assert manifest(tmp_path / "tiny", "prepare")["status"] == "running"
+    assert cli("train", recipe, "--runs", tmp_path).code == 0

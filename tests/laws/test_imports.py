@@ -1,0 +1,205 @@
+"""Laws of the house: which room may know which, who loads torch, and what no module may do."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "posttrain"
+MODULES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path in MODULES.items()}
+
+FLOORS = [
+    {"types", "errors"},
+    {"config", "table", "artifacts", "assets", "encode"},
+    {"data", "objectives", "model"},
+    {"generate", "train"},
+    {"synth", "eval"},
+    {"lab", "report"},
+    {"board"},
+    {"cli"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+SAME_FLOOR = {(room, known) for room in ("config", "assets", "encode", "artifacts") for known in ("table", "artifacts")}
+SAME_FLOOR |= {("lab", "report")}  # it runs the report stage
+NARROW = {
+    "types": set(),
+    "errors": set(),
+    "objectives": {"types"},
+    "report": {"types", "errors", "table", "artifacts", "config", "eval.stats"},
+}
+"""Rooms that may know less than their floor allows."""
+FOREIGN = {"transformers": {"model", "generate", "encode"}, "peft": {"model"}}
+
+
+def room_of(module: str) -> str:
+    return module.removesuffix(".py").split("/")[0]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every module a tree imports, wherever it does; names taken from the package itself count as modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "posttrain":
+                yield from (f"posttrain.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def own_imports(module: str) -> set[str]:
+    """What a module imports of the package, without the leading ``posttrain.``."""
+    names = {name.removeprefix("posttrain.") for name in imported(TREES[module]) if name.startswith("posttrain.")}
+    return {name for name in names if not name.startswith("__")}
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(module) for module in MODULES} - {"__init__"} <= FLOOR.keys()
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__.py"])
+def test_imports_point_down(module: str) -> None:
+    room = room_of(module)
+    for target in own_imports(module):
+        other = target.split(".")[0]
+        below = FLOOR[other] < FLOOR[room]
+        assert other == room or below or (room, other) in SAME_FLOOR, f"{module} imports {target}, which is not below it"
+        if room in NARROW and other != room:
+            assert any(target == known or target.startswith(f"{known}.") for known in NARROW[room]), f"{module}: {target}"
+
+
+def test_the_law_sees_imports_in_functions_and_upwards() -> None:
+    tree = ast.parse("def f():\n    from posttrain.cli import app\n    import torch\nfrom posttrain import assets")
+    assert set(imported(tree)) == {"posttrain.cli", "torch", "posttrain.assets"}
+    assert FLOOR["cli"] > FLOOR["data"]
+
+
+@pytest.mark.parametrize(("package", "rooms"), FOREIGN.items())
+def test_third_parties_are_touched_in_one_place(package: str, rooms: set[str]) -> None:
+    users = {room_of(m) for m, tree in TREES.items() for name in imported(tree) if name.split(".")[0] == package}
+    assert users == rooms
+
+
+TORCH_FREE = [
+    *(f"posttrain.{m.removesuffix('.py').replace('/', '.')}" for m in MODULES if m.startswith(("data/", "report/"))),
+    *("posttrain.config", "posttrain.lab.recipe", "posttrain.lab.display", "posttrain.eval.stats", "posttrain.assets"),
+    *("posttrain.train.config", "posttrain.model.config", "posttrain.eval.config"),
+]
+
+
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_data_report_and_configuration_load_no_torch() -> None:
+    names = [name.removesuffix(".__init__") for name in TORCH_FREE]
+    done = fresh(
+        "import importlib, json, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "print(json.dumps(sorted({'torch', 'transformers', 'peft'} & set(sys.modules))))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
+HELP = "import sys; sys.argv = ['posttrain', *{}]\nfrom posttrain.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["schema"]], ids=" ".join)
+def test_the_command_line_answers_without_torch(arguments: list[str]) -> None:
+    check = "assert not {'torch', 'transformers', 'peft', 'polars'} & set(sys.modules)"
+    done = fresh(HELP.format(arguments) + check)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_help_takes_less_than_half_a_second_of_cpu_time() -> None:
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "posttrain.cli", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(once() for _ in range(3)) < 0.5
+
+
+def configuration_fields() -> list[tuple[str, str]]:
+    from posttrain.config import sections
+    from posttrain.lab.recipe import Recipe
+
+    return [(section.path or "recipe", key.name) for section in sections(Recipe) for key in section.keys]
+
+
+def test_every_configuration_field_is_read_by_some_code() -> None:
+    read: set[str] = set()
+    for module, tree in TREES.items():
+        if module.endswith("config.py"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)
+    fields = configuration_fields()
+    assert len(fields) > 40
+    assert [f"{section}: {name}" for section, name in fields if name not in read] == []
+
+
+def test_configurations_are_frozen() -> None:
+    for module in (m for m in MODULES if m.endswith("/config.py")):
+        name = f"posttrain.{module.removesuffix('.py').replace('/', '.')}"
+        loaded = __import__(name, fromlist=["_"])
+        own = [v for v in vars(loaded).values() if isinstance(v, type) and v.__module__ == name]
+        assert own
+        for kind in own:
+            assert dataclasses.is_dataclass(kind)
+            assert kind.__dataclass_params__.frozen, kind  # type: ignore[attr-defined]
+
+
+def test_no_module_is_a_drawer() -> None:
+    drawers = re.compile(r"(^|_)(utils?|helpers?|common|misc)(_|$)")
+    parts = {part for module in MODULES for part in module.removesuffix(".py").split("/")}
+    assert [part for part in parts if drawers.search(part)] == []
+
+
+@pytest.mark.parametrize("module", list(MODULES))
+def test_no_exception_is_swallowed(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{module}:{node.lineno}: bare except"
+            silent = all(isinstance(s, ast.Pass) or _is_ellipsis(s) for s in node.body)
+            assert not silent, f"{module}:{node.lineno}: swallowed"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "suppress":
+            named = {arg.id for arg in node.args if isinstance(arg, ast.Name)}
+            assert not named & {"Exception", "BaseException"}, f"{module}:{node.lineno}: suppresses everything"
+
+
+def _is_ellipsis(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and statement.value.value is ...
+
+
+def test_no_print_and_no_path_of_a_machine() -> None:
+    for module, path in MODULES.items():
+        calls = [n for n in ast.walk(TREES[module]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        assert not any(call.func.id == "print" for call in calls if isinstance(call.func, ast.Name)), module
+        assert not re.search(r"/(home|root|work|tmp/w)/", path.read_text(encoding="utf-8")), module
+
+
+def test_sources_are_ascii_but_for_content() -> None:
+    """Comments and names are ASCII; foreign text stands in strings only."""
+    for module, path in MODULES.items():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            comment = line.partition("  # ")[2] if not line.lstrip().startswith("#") else line
+            assert comment.isascii(), f"{module}:{number}"
+
