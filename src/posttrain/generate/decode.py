@@ -44,12 +44,14 @@ def decode(
     prompts: Sequence[NDArray[np.int32]],
     stops: Sequence[tuple[int, ...]],
     max_new_tokens: int,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    sampling: Sampling = Sampling(),
 ) -> Iterator[NewToken]:
     """Continue every prompt until one of the ``stops`` (token sequences) or ``max_new_tokens``.
 
     Yields tokens step by step, for all unfinished prompts in order; tokens of the stop are yielded as well.
     """
+    if not prompts:
+        return
     with generating(model) as inner:
         device = inner.get_input_embeddings().weight.device
         generator = torch.Generator(device).manual_seed(sampling.seed)
@@ -65,14 +67,15 @@ def decode(
         step_ids = ids_BT
         for produced in range(1, max_new_tokens + 1):
             positions = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -step_ids.shape[1] :]
-            logits_BV = inner(
-                input_ids=step_ids,
-                attention_mask=mask_BT,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            with torch.no_grad():  # here and not around the loop: the caller runs between two tokens
+                logits_BV = inner(
+                    input_ids=step_ids,
+                    attention_mask=mask_BT,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]
             tokens = _choose(logits_BV.float(), sampling, generator).tolist()
             keep = []
             for place, (prompt_index, token) in enumerate(zip(live, tokens, strict=True)):
@@ -97,9 +100,13 @@ def _choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -
     """Next token of every row [B]."""
     if sampling.temperature == 0:
         return logits_BV.argmax(dim=-1)
-    p_BV, order_BV = (logits_BV / sampling.temperature).softmax(-1).sort(dim=-1, descending=True)
-    outside = p_BV.cumsum(-1) - p_BV >= sampling.top_p  # never the most likely one
-    drawn_B1 = torch.multinomial(p_BV.masked_fill(outside, 0.0), 1, generator=generator)
+    below_top_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)  # a tiny temperature makes no infinities of it
+    p_BV, order_BV = (below_top_BV / sampling.temperature).softmax(-1).sort(dim=-1, descending=True)
+    if sampling.top_p < 1:  # a running sum may reach 1 before the last token
+        outside = p_BV.cumsum(-1) - p_BV >= sampling.top_p
+        outside[:, 0] = False
+        p_BV = p_BV.masked_fill(outside, 0.0)
+    drawn_B1 = torch.multinomial(p_BV, 1, generator=generator)
     return order_BV.gather(1, drawn_B1)[:, 0]
 
 

@@ -75,9 +75,11 @@ def stream(
         ids.append(new.token)
         whole = without_stop(ids, stops) if new.finish == "stop" else ids
         # A stop of several tokens must not be shown half: hold its possible beginning back until it is decided.
-        sure = whole if new.finish else whole[: len(whole) - (longest_stop - 1)] if longest_stop > 1 else whole
+        sure = whole if new.finish else whole[: max(0, len(whole) - max(0, longest_stop - 1))]
         text = template.tokenizer.decode(sure, skip_special_tokens=True)
-        if new.finish is None and text.endswith("�"):
-            continue
+        if text.endswith("�"):
+            if new.finish is None:
+                continue
+            text = text.rstrip("�")  # the limit came in the middle of a character
         yield text[len(told) :]
         told = text

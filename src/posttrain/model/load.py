@@ -91,8 +91,16 @@ def causal_lm(model: torch.nn.Module) -> PreTrainedModel:
 def final_hidden(
     model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, segment_lengths: tuple[int, ...]
 ) -> Tensor:
-    """Final hidden states [T, D] of packed sequences; logits are never formed here."""
+    """Final hidden states [T, D] of packed sequences; logits are never formed here.
+
+    Raises ModelError for a model with another attention than ours: the segments would see each other.
+    """
     decoder = causal_lm(model).get_decoder()
+    if decoder.config._attn_implementation != attention.IMPLEMENTATION:
+        raise ModelError(
+            f"packed sequences need attention per segment, but this model has {decoder.config._attn_implementation!r}",
+            fix="load it with posttrain.model.load.load_model, and finish generating before",
+        )
     output = decoder(
         input_ids=ids_T[None],
         position_ids=positions_T[None],
@@ -123,11 +131,11 @@ def output_head(model: torch.nn.Module) -> tuple[Tensor, float | None]:
 
 @contextlib.contextmanager
 def generating(model: torch.nn.Module) -> Iterator[PreTrainedModel]:
-    """The model with a cache-aware attention for the length of the block, in eval mode and without gradients."""
+    """The model with a cache-aware attention for the length of the block. Packed forward passes are refused in it."""
     inner = causal_lm(model)
-    inner.set_attn_implementation(GENERATION_ATTENTION)
+    # Score caps (Gemma 2) are beyond torch's own attention function.
+    inner.set_attn_implementation(GENERATION_ATTENTION if inner._supports_sdpa else "eager")
     try:
-        with torch.no_grad():
-            yield inner
+        yield inner
     finally:
         inner.set_attn_implementation(attention.IMPLEMENTATION)

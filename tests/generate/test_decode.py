@@ -1,0 +1,223 @@
+"""Decoding against transformers' own generate; rows that leave, stops, limits and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import chisquare
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from posttrain.encode.collate import collate
+from posttrain.errors import ModelError
+from posttrain.generate.decode import NewToken, Sampling, decode, replies, without_stop
+from posttrain.model.adapters import attach_lora
+from posttrain.model.config import LoraAdapter
+from posttrain.model.fused import fuse
+from posttrain.model.load import load_model
+from posttrain.model.score import batch_logps
+from posttrain.types import Tokens
+
+CPU = torch.device("cpu")
+Prompt = NDArray[np.int32]
+
+
+@pytest.fixture(scope="module")
+def model(small_model: Path) -> nn.Module:
+    return load_model(small_model, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    draw = np.random.default_rng(4)
+    return [draw.integers(3, 199, n).astype(np.int32) for n in (5, 1, 17, 9, 2)]
+
+
+def collected(tokens: Sequence[NewToken], count: int) -> list[list[int]]:
+    out: list[list[int]] = [[] for _ in range(count)]
+    for new in tokens:
+        out[new.prompt].append(new.token)
+    return out
+
+
+def hugging_face(folder: Path, prompt: Prompt, stop: int | None, max_new_tokens: int) -> list[int]:
+    """Greedy generate of one prompt by transformers' eager code."""
+    hf = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    ids = torch.from_numpy(prompt).long()[None]
+    options = {"do_sample": False, "max_new_tokens": max_new_tokens, "eos_token_id": stop, "pad_token_id": 0}
+    out = hf.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    return [int(i) for i in out[0, len(prompt) :]]
+
+
+def test_greedy_is_hugging_faces_generate_for_a_ragged_batch(
+    model: nn.Module, prompts: list[Prompt], small_model: Path
+) -> None:
+    free = collected(list(decode(model, prompts, [], 24)), len(prompts))
+    # Stop on a token that some replies contain and others do not, so that rows leave at different times.
+    stop = next(t for t in free[0] if 0 < sum(t in ids for ids in free) < len(free))
+    ours = collected(list(decode(model, prompts, [(stop,)], 24)), len(prompts))
+    assert ours == [hugging_face(small_model, p, stop, 24) for p in prompts]
+    assert len({len(ids) for ids in ours}) > 1
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "qwen3"])
+def test_other_caches_and_windows(family: str, prompts: list[Prompt], tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        family, vocab_size=199, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=6, initializer_range=0.3, pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    ours = collected(list(decode(load_model(tmp_path, torch.float32, CPU), prompts, [], 20)), len(prompts))
+    assert ours == [hugging_face(tmp_path, p, None, 20) for p in prompts]
+
+
+def test_a_row_that_leaves_changes_no_other(model: nn.Module, prompts: list[Prompt]) -> None:
+    free = collected(list(decode(model, prompts, [], 20)), len(prompts))
+    for token in {ids[place] for ids, place in product(free, (0, 3, 9))}:
+        stopped = collected(list(decode(model, prompts, [(token,)], 20)), len(prompts))
+        for ids, whole in zip(stopped, free, strict=True):
+            expected = whole[: whole.index(token) + 1] if token in whole else whole
+            assert ids == expected
+
+
+def test_the_order_of_prompts_is_kept_and_every_row_finishes_once(model: nn.Module, prompts: list[Prompt]) -> None:
+    tokens = list(decode(model, prompts, [], 3))
+    assert [t.prompt for t in tokens] == [0, 1, 2, 3, 4] * 3
+    assert [t.finish for t in tokens] == [None] * 10 + ["length"] * 5
+
+
+def test_stops_of_one_and_of_several_tokens(model: nn.Module, prompts: list[Prompt]) -> None:
+    (free,) = collected(list(decode(model, prompts[:1], [], 12)), 1)
+    pair, triple = tuple(free[4:6]), tuple(free[2:5])
+    first_pair = next(i for i in range(11) if tuple(free[i : i + 2]) == pair)
+    (reply,) = replies(model, prompts[:1], [pair], 12)
+    assert (reply.ids, reply.finish) == (free[:first_pair], "stop")
+    (reply,) = replies(model, prompts[:1], [triple, (198, 198)], 12)
+    assert reply.finish == "stop"
+    assert tuple(free[len(reply.ids) : len(reply.ids) + 3]) == triple
+    # Half a stop at the end is text.
+    (reply,) = replies(model, prompts[:1], [(free[11], 5)], 12)
+    assert (reply.ids, reply.finish) == (free, "length")
+    # Of two stops that both fit, the longer one is cut off.
+    assert without_stop([7, 8, 9], [(9,), (8, 9)]) == [7]
+    assert without_stop([7, 8, 9], [(8,)]) == [7, 8, 9]
+
+
+def test_limits(model: nn.Module, prompts: list[Prompt]) -> None:
+    assert list(decode(model, prompts, [], 0)) == []
+    assert [r.finish for r in replies(model, prompts, [], 0)] == ["length"] * 5
+    assert [len(r.ids) for r in replies(model, prompts, [], 1)] == [1] * 5
+    assert replies(model, [], [], 5) == []
+
+
+def test_an_adapted_model_decodes_with_its_adapter(small_model: Path, prompts: list[Prompt]) -> None:
+    def adapted() -> nn.Module:
+        model = attach_lora(load_model(small_model, torch.float32, CPU), LoraAdapter(rank=4), seed=0)
+        torch.manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.3)
+        return model
+
+    hot = adapted()
+    assert fuse(hot)["mlp"] == 2
+    ours = collected(list(decode(hot, prompts, [], 12)), len(prompts))
+    merged = adapted().merge_and_unload()  # type: ignore[operator]
+    assert ours == collected(list(decode(merged, prompts, [], 12)), len(prompts))
+    assert ours != collected(list(decode(load_model(small_model, torch.float32, CPU), prompts, [], 12)), len(prompts))
+
+
+def test_the_caller_is_left_alone_between_tokens(
+    model: nn.Module, prompts: list[Prompt], random_examples: Callable[..., list[Tokens]]
+) -> None:
+    """Gradients stay on, and a packed pass is refused while another attention is in place instead of leaking."""
+    batch = collate(random_examples([5, 6]))
+    running = decode(model, prompts, [], 5)
+    next(running)
+    assert torch.is_grad_enabled()
+    with pytest.raises(ModelError, match="attention per segment"):
+        batch_logps(model, batch, torch.float32)
+    running.close()  # type: ignore[attr-defined]
+    assert batch_logps(model, batch, torch.float32).logps_S.requires_grad
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+def drawn(model: nn.Module, prompt: Prompt, sampling: Sampling, count: int) -> NDArray[np.int64]:
+    """The first token of ``count`` replies to one prompt."""
+    return np.array([t.token for t in decode(model, [prompt] * count, [], 1, sampling)])
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, prompt: Prompt, temperature: float) -> NDArray[np.float64]:
+    logits = model(input_ids=torch.from_numpy(prompt).long()[None], segment_lengths=(len(prompt),)).logits[0, -1]
+    return (logits.double() / temperature).softmax(-1).numpy()
+
+
+def test_sampling_is_seeded(model: nn.Module, prompts: list[Prompt]) -> None:
+    runs = [list(decode(model, prompts, [], 10, Sampling(1.0, 0.9, seed))) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.5])
+def test_frequencies_are_the_softmax(temperature: float, model: nn.Module, prompts: list[Prompt]) -> None:
+    count = 20_000
+    p = probabilities(model, prompts[0], temperature)
+    seen = np.bincount(drawn(model, prompts[0], Sampling(temperature, seed=3), count), minlength=len(p))
+    often = p * count >= 5
+    observed, expected = np.append(seen[often], seen[~often].sum()), np.append(p[often], p[~often].sum()) * count
+    assert chisquare(observed[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.7, 0.95])
+def test_top_p_draws_from_the_smallest_set_that_reaches_it(
+    top_p: float, model: nn.Module, prompts: list[Prompt]
+) -> None:
+    p = probabilities(model, prompts[2], 1.0)
+    order = np.argsort(-p)
+    size = int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1
+    kept = order[:size]
+    tokens = drawn(model, prompts[2], Sampling(1.0, top_p, seed=1), 6000)
+    assert set(tokens) <= set(kept)
+    expected = p[kept] / p[kept].sum() * len(tokens)
+    often = expected >= 5
+    observed = np.array([(tokens == t).sum() for t in kept])
+    observed, expected = (
+        np.append(observed[often], observed[~often].sum()),
+        np.append(expected[often], expected[~often].sum()),
+    )
+    if (expected > 0).sum() > 1:
+        assert chisquare(observed[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, 0.0), Sampling(1e-38), Sampling(1e-4), Sampling(0.5, 1e-9)])
+def test_extremes_are_greedy(sampling: Sampling, model: nn.Module, prompts: list[Prompt]) -> None:
+    greedy = collected(list(decode(model, prompts, [], 8)), len(prompts))
+    assert collected(list(decode(model, prompts, [], 8, sampling)), len(prompts)) == greedy
+
+
+@pytest.mark.slow
+@pytest.mark.demo_model
+def test_greedy_is_hugging_faces_generate_on_smollm2(demo_model: Path) -> None:
+    from posttrain.encode.template import load_template, load_tokenizer
+    from posttrain.encode.tokens import encode_prompt
+    from posttrain.types import Message
+
+    template = load_template(load_tokenizer(demo_model), None)
+    questions = [
+        "What is the capital of France?",
+        "Count from one to five.",
+        "Write one sentence about the sea, please.",
+    ]
+    prompts = [encode_prompt([Message("user", q)], template) for q in questions]
+    ours = collected(list(decode(load_model(demo_model, torch.float32, CPU), prompts, [(2,)], 24)), len(prompts))
+    assert ours == [hugging_face(demo_model, np.asarray(p, np.int32), 2, 24) for p in prompts]
