@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -46,14 +47,17 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, tokeniz
     """Write a HF model folder (safetensors, config, tokenizer files) into an existing folder, weights as ``dtype``."""
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
     config = model.config
-    kept, config.dtype = config.dtype, dtype
-    implementation = config._attn_implementation
+    kept, implementation = config.dtype, config._attn_implementation
     try:
         config._attn_implementation = None  # ours is not known to those who load this folder
         with quiet_transformers():
             model.save_pretrained(folder, state_dict=state)
     finally:
         config.dtype, config._attn_implementation = kept, implementation
+    # save_pretrained writes the type the model has in memory, not the one of the tensors it was given
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     copy_tokenizer(tokenizer_from, folder)
 
 

@@ -1,0 +1,159 @@
+"""What is written is what was trained, for anyone: plain PEFT and plain transformers compute the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from posttrain.artifacts import StageDir
+from posttrain.encode.collate import collate
+from posttrain.errors import ConfigError, ModelError
+from posttrain.model.adapters import adapter_mismatch, attach_lora, load_adapter, save_adapter
+from posttrain.model.config import FullWeights, LoraAdapter
+from posttrain.model.export import merge_adapter, save_model
+from posttrain.model.fused import fuse
+from posttrain.model.load import final_hidden, load_model, output_head
+from posttrain.train.config import TrainStage
+from posttrain.train.loop import TrainInputs, train
+from posttrain.types import Tokens
+
+CPU = torch.device("cpu")
+MakeExamples = Callable[..., list[Tokens]]
+
+
+@torch.no_grad()
+def our_logits(model: nn.Module, examples: list[Tokens]) -> Tensor:
+    batch = collate(examples)
+    ids, positions = torch.from_numpy(batch.ids_T), torch.from_numpy(batch.positions_T)
+    return final_hidden(model, ids, positions, tuple(batch.segment_lengths.tolist())) @ output_head(model)[0].T
+
+
+@torch.no_grad()
+def their_logits(model: nn.Module, examples: list[Tokens]) -> Tensor:
+    """One row at a time through the model's own forward pass."""
+    rows = [torch.from_numpy(e.ids_T.astype(np.int64))[None] for e in examples]
+    return torch.cat([model(input_ids=row).logits[0] for row in rows])
+
+
+def largest_relative(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def trained(folder: Path, examples: list[Tokens], out: Path, adapter: LoraAdapter | FullWeights) -> None:
+    stage = TrainStage(
+        kind="train", data="rows", adapter=adapter, dtype="fp32", device="cpu", batch_size=2, learning_rate=1e-2
+    )
+    train(stage, TrainInputs(folder, examples), StageDir(out), seed=0, digest="d")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own affair
+@pytest.mark.parametrize(
+    "adapter",
+    [LoraAdapter(rank=4), LoraAdapter(rank=4, rslora=True), LoraAdapter(rank=4, dora=True)],
+    ids=["lora", "rslora", "dora"],
+)
+def test_adapter_merged_plain_peft_and_plain_folder_agree(
+    adapter: LoraAdapter, small_model: Path, random_examples: MakeExamples, tmp_path: Path
+) -> None:
+    examples = random_examples([9, 30, 2, 17])
+    trained(small_model, examples, tmp_path, adapter)
+    ours = load_adapter(load_model(small_model, torch.float32, CPU), tmp_path / "adapter", trainable=False)
+    fuse(ours)
+    logits = our_logits(ours, examples)
+    base = their_logits(AutoModelForCausalLM.from_pretrained(small_model).eval(), examples)
+    assert largest_relative(base, logits) > 1e-3  # training did something
+
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small_model), tmp_path / "adapter").eval()
+    assert largest_relative(their_logits(plain, examples), logits) < 1e-5
+
+    merged = merge_adapter(ours)  # also with the hot path in place
+    assert largest_relative(our_logits(merged, examples), logits) < 1e-5
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    save_model(merged, folder, torch.float32, small_model)
+    assert merged.config._attn_implementation == "posttrain_segments"
+    hf = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert largest_relative(their_logits(hf, examples), logits) < 1e-5
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")  # tied: one matrix
+
+
+def test_a_fully_trained_model_loads_anywhere(small_model: Path, random_examples: MakeExamples, tmp_path: Path) -> None:
+    examples = random_examples([9, 30, 2, 17])
+    trained(small_model, examples, tmp_path, FullWeights())
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    assert hf.dtype == torch.float32
+    assert hf.config._attn_implementation != "posttrain_segments"
+    logits = our_logits(load_model(tmp_path / "model", torch.float32, CPU), examples)
+    assert largest_relative(their_logits(hf, examples), logits) < 1e-5
+    base = our_logits(load_model(small_model, torch.float32, CPU), examples)
+    assert largest_relative(base, logits) > 1e-3
+
+
+def test_bf16_export_is_the_rounded_model(small_model: Path, random_examples: MakeExamples, tmp_path: Path) -> None:
+    model = load_model(small_model, torch.float32, CPU)
+    save_model(model, tmp_path, torch.bfloat16, small_model)
+    assert model.dtype == torch.float32
+    again = load_model(tmp_path, torch.bfloat16, CPU)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.bfloat16())
+    assert '"dtype": "bfloat16"' in (tmp_path / "config.json").read_text()
+
+
+def test_a_tied_head_is_not_merged(small_model: Path) -> None:
+    adapter = LoraAdapter(rank=2, targets=("lm_head", "q_proj"))
+    model = attach_lora(load_model(small_model, torch.float32, CPU), adapter, seed=0)
+    with pytest.raises(ModelError, match="tied to the input embedding"):
+        merge_adapter(model)
+
+
+def test_fresh_adapters(small_model: Path) -> None:
+    """B is zero, A is drawn from the seed and fp32 on a bf16 base; the caller's random numbers are left alone."""
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    made = []
+    for seed in (0, 0, 1):
+        model = attach_lora(load_model(small_model, torch.bfloat16, CPU), LoraAdapter(rank=4), seed)
+        made.append({n: p.detach() for n, p in model.named_parameters() if p.requires_grad})
+    assert torch.equal(torch.rand(3), expected)
+    assert len(made[0]) == 28
+    for name, parameter in made[0].items():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, made[1][name])
+        if "lora_B" in name:
+            assert not parameter.any()
+        else:
+            assert not torch.equal(parameter, made[2][name])
+            # Kaiming-uniform with a = sqrt(5): the bound is 1 / sqrt(inputs), here drawn in bf16.
+            assert float(parameter.abs().max()) <= parameter.shape[1] ** -0.5 * (1 + 2**-8)
+
+
+def test_targets_that_match_nothing_name_what_there_is(small_model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.targets(.|\n)*down_proj, gate_proj, k_proj"):
+        attach_lora(load_model(small_model, torch.float32, CPU), LoraAdapter(targets=("query",)), seed=0)
+
+
+def test_adapter_folders_that_do_not_fit(small_model: Path, tmp_path: Path) -> None:
+    base = load_model(small_model, torch.float32, CPU)
+    with pytest.raises(ModelError, match=r"no adapter_config\.json"):
+        load_adapter(base, tmp_path, trainable=False)
+    save_adapter(attach_lora(load_model(small_model, torch.float32, CPU), LoraAdapter(rank=4), 0), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert adapter_mismatch(tmp_path, LoraAdapter(rank=4)) is None
+    for changed in (LoraAdapter(rank=5), LoraAdapter(rank=4, alpha=1), LoraAdapter(rank=4, dora=True)):
+        assert "but the adapter to continue has" in str(adapter_mismatch(tmp_path, changed))
+    whole = (tmp_path / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="does not fit"):
+        load_adapter(base, tmp_path, trainable=False)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="pickled weights are never loaded"):
+        load_adapter(load_model(small_model, torch.float32, CPU), tmp_path, trainable=False)

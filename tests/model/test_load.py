@@ -1,0 +1,149 @@
+"""Model folders that can't be loaded are told in one message; scoring, hardware and arithmetic counts by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from posttrain.errors import ConfigError, ModelError
+from posttrain.model import hardware
+from posttrain.model.adapters import attach_lora
+from posttrain.model.config import LoraAdapter
+from posttrain.model.flops import step_flops
+from posttrain.model.load import load_model
+from posttrain.model.score import score
+from posttrain.model.source import model_folder
+from posttrain.types import Tokens
+
+CPU = torch.device("cpu")
+MakeExamples = Callable[..., list[Tokens]]
+
+
+@pytest.fixture
+def folder(small_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_model, tmp_path / "model"))
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def truncated(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def weight_missing(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def wrong_shape(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def unknown_type(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "no-such-model"}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_config, "no config.json here"),
+        (without_weights, "no weights"),
+        (pickled, "convert pytorch_model.bin to safetensors first"),
+        (truncated, "damaged weights|can't be loaded"),
+        (weight_missing, "1 weights are missing .* model.layers.1.mlp.up_proj.weight"),
+        (wrong_shape, "can't be loaded"),
+        (broken_config, "can't be loaded"),
+        (unknown_type, "can't be loaded"),
+    ],
+)
+def test_bad_folders_are_told(damage: Callable[[Path], None], message: str, folder: Path) -> None:
+    damage(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(folder, torch.float32, CPU)
+    assert str(folder) in str(caught.value)
+
+
+def test_names_that_are_no_model(tmp_path: Path) -> None:
+    assert model_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(ModelError, match="did you mean"):
+        model_folder("smollm2-135m-instrukt")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ModelError, match="this is a file"):
+        model_folder(str(tmp_path / "file"))
+    with pytest.raises(ModelError, match="no such model"):
+        model_folder("./nothing/here")
+
+
+def test_scores_do_not_depend_on_packing(small_model: Path, random_examples: MakeExamples) -> None:
+    examples = random_examples([9, 30, 2, 17, 25, 6])
+    model = load_model(small_model, torch.float32, CPU).train()
+    seen: list[int] = []
+    packed = score(model, examples, 1000, torch.float32, seen.append)
+    alone = score(model, examples, 1, torch.float32)
+    np.testing.assert_allclose(packed.nll_N, alone.nll_N, rtol=1e-5)
+    np.testing.assert_array_equal(packed.weight_N, [float(e.weights_T.sum()) for e in examples])
+    assert seen == [6]
+    assert model.training
+    assert packed.mean() == pytest.approx(packed.nll_N.sum() / packed.weight_N.sum())
+
+
+def test_flops_by_hand(small_model: Path) -> None:
+    """Two layers: q and o 32x32, k and v 16x32, three of 56x32; head 199x32."""
+    linear = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 56 * 32)
+    attention = 6 * 2 * 32 * (10 * 10 + 5 * 5)
+    model = load_model(small_model, torch.float32, CPU)
+    assert step_flops(model, [10, 5], 7) == 15 * linear * 6 + attention + 7 * 199 * 32 * 6
+    model.requires_grad_(False)
+    assert step_flops(model, [10, 5], 7) == 15 * linear * 4 + attention + 7 * 199 * 32 * 4
+    adapted = attach_lora(model, LoraAdapter(rank=2, targets=("q_proj",)), 0)
+    assert step_flops(adapted, [10, 5], 7) == 15 * (linear * 4 + 2 * 2 * (32 + 32) * 6) + attention + 7 * 199 * 32 * 4
+
+
+def test_compute_type_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {torch.float32: 1.0, torch.bfloat16: 1.31}
+    monkeypatch.setattr(hardware, "matmul_flops", lambda dtype, device: speeds[dtype])
+    assert hardware.choose_dtype("auto", CPU) == torch.bfloat16
+    speeds[torch.bfloat16] = 1.29
+    assert hardware.choose_dtype("auto", CPU) == torch.float32
+    assert hardware.choose_dtype("bf16", CPU) == torch.bfloat16
+    assert hardware.choose_dtype("fp32", CPU) == torch.float32
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "nonsense", "meta2"])
+def test_a_device_that_is_not_here(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"can't be used here(.|\n)*device: auto"):
+        hardware.resolve_device(name)
+
+
+def test_peak_memory_starts_anew() -> None:
+    hardware.reset_peak_memory(CPU)
+    before = hardware.peak_memory(CPU)
+    block = torch.ones(8_000_000)
+    grown = hardware.peak_memory(CPU)
+    assert grown - before > 20_000_000
+    assert hardware.current_memory(CPU) <= grown
+    del block
