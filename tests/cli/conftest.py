@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,10 +108,10 @@ def recipe(recipe_text: str, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(recipe_text: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished_run(recipe_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run; tests only read it."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(recipe_text, encoding="utf-8")
     done = posttrain("run", folder / "tiny.yaml", "--runs", folder / "runs")
     assert done.code == 0, done.err
-    yield folder / "runs" / "tiny"
+    return folder / "runs" / "tiny"

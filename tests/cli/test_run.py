@@ -29,18 +29,34 @@ def manifest(run: Path, stage: str) -> dict[str, Any]:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "sft" / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if path.exists()
+        else []
+    )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_runs_two_steps(path: Path, cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path) -> None:
+def test_every_recipe_runs_two_steps(
+    path: Path, cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path
+) -> None:
     text = path.read_text()
     sources = len(re.findall(r"- path:", text))
     assert sources
     small = [f"prepare.sources.{k}.max_rows=8" for k in range(sources)]
     if not re.search(r"- path: alpaca_", text):  # rows of the hub or of the user
         small.append(f"prepare.sources.0.path={rows_file}")
-    done = cli("run", path, f"model={tiny_model}", "prepare.held_out=3", f"evaluate.prompts={prompts_file}", *SMALL, *small, "--runs", tmp_path)
+    done = cli(
+        "run",
+        path,
+        f"model={tiny_model}",
+        "prepare.held_out=3",
+        f"evaluate.prompts={prompts_file}",
+        *SMALL,
+        *small,
+        "--runs",
+        tmp_path,
+    )
     assert done.code == 0, done.err
     run = tmp_path / re.search(r"^name: (\S+)", text, re.MULTILINE)[1]  # type: ignore[index]
     assert {name: manifest(run, name)["status"] for name in ("prepare", "sft", "evaluate", "report")} == dict.fromkeys(
@@ -68,7 +84,11 @@ def test_a_run_says_what_it_does(finished_run: Path, cli: Cli, recipe: Path) -> 
 def test_the_second_time_everything_is_unchanged(finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path) -> None:
     run = tmp_path / "runs" / "tiny"
     shutil.copytree(finished_run, run)
-    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.parent.name in ("prepare", "sft", "evaluate")}
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in run.rglob("*")
+        if p.is_file() and p.parent.name in ("prepare", "sft", "evaluate")
+    }
     done = cli("run", recipe, "--runs", tmp_path / "runs")
     assert done.code == 0, done.err
     assert re.findall(r"^(\w+) \(\w+\) (\w+)", done.out, re.MULTILINE) == [
@@ -81,7 +101,9 @@ def test_the_second_time_everything_is_unchanged(finished_run: Path, cli: Cli, t
     assert not (run / ".replaced").exists()
 
 
-def test_a_change_reruns_that_stage_and_what_follows(finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path) -> None:
+def test_a_change_reruns_that_stage_and_what_follows(
+    finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path
+) -> None:
     run = tmp_path / "runs" / "tiny"
     shutil.copytree(finished_run, run)
     old = (run / "sft" / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -97,7 +119,9 @@ def test_a_change_reruns_that_stage_and_what_follows(finished_run: Path, cli: Cl
     assert "the old results are in" in done.out
 
 
-def test_changed_rows_rerun_everything(finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path, rows_file: Path) -> None:
+def test_changed_rows_rerun_everything(
+    finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path, rows_file: Path
+) -> None:
     mine = tmp_path / rows_file.name
     lines = rows_file.read_text().splitlines()
     mine.write_text("\n".join(lines) + "\n")
@@ -145,7 +169,7 @@ def metrics_of(run: Path, stage: str) -> list[dict[str, Any]]:
 
 # ---- kill -9 and Ctrl-C ----------------------------------------------------------------------------------------------
 
-LONG = ["sft.max_steps=120", "sft.epochs=100", "sft.evaluate_every=1000"]
+LONG = ["sft.max_steps=60", "sft.epochs=100", "sft.evaluate_every=1000"]
 
 
 def started(recipe: Path, runs: Path) -> subprocess.Popen[str]:
@@ -162,6 +186,7 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
     raise AssertionError("the run never came that far")
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_and_run_again_is_as_if_nothing_happened(cli: Cli, tmp_path: Path, recipe: Path) -> None:
     straight = cli("train", recipe, *LONG, "--runs", tmp_path / "straight")
     assert straight.code == 0, straight.err
@@ -186,7 +211,9 @@ def test_killed_and_interrupted_and_run_again_is_as_if_nothing_happened(cli: Cli
     interrupted.send_signal(signal.SIGINT)
     out, err = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130, err
-    assert re.fullmatch(r"error: interrupted after step \d+\n  fix: run the same command again to go on from here\n", err)
+    assert re.fullmatch(
+        r"error: interrupted after step \d+\n  fix: run the same command again to go on from here\n", err
+    )
     assert "stopping after this step; Ctrl-C again stops at once" in out
     assert "sft (train) resuming" in out
     assert not list(run.rglob(".*.tmp"))
@@ -194,12 +221,16 @@ def test_killed_and_interrupted_and_run_again_is_as_if_nothing_happened(cli: Cli
 
     done = cli("train", recipe, *LONG, "--runs", tmp_path / "runs")
     assert done.code == 0, done.err
-    assert f"step {stopped_after + 1}/120" in done.out
-    adapters = [tmp_path / runs / "tiny" / "sft" / "adapter" / "adapter_model.safetensors" for runs in ("straight", "runs")]
+    assert f"step {stopped_after + 1}/60" in done.out
+    adapters = [
+        tmp_path / runs / "tiny" / "sft" / "adapter" / "adapter_model.safetensors" for runs in ("straight", "runs")
+    ]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     records = [r for r in metrics(run) if r["split"] == "train"]
-    assert [r["step"] for r in records] == list(range(1, 121))
-    assert [r["loss"] for r in records] == [r["loss"] for r in metrics(tmp_path / "straight" / "tiny") if r["split"] == "train"]
+    assert [r["step"] for r in records] == list(range(1, 61))
+    assert [r["loss"] for r in records] == [
+        r["loss"] for r in metrics(tmp_path / "straight" / "tiny") if r["split"] == "train"
+    ]
 
 
 def test_ctrl_c_outside_training(cli: Cli, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +243,7 @@ def test_ctrl_c_outside_training(cli: Cli, tmp_path: Path, recipe: Path, monkeyp
         patch.setattr(experiment, "prepare", press)
         done = cli("run", recipe, "--runs", tmp_path)
     assert done.code == 130
-    assert done.err == f"error: interrupted\n".replace("error: ", f"error: {tmp_path / 'tiny'}: ") + "  fix: run the same command again: what is finished is kept\n"
+    where = tmp_path / "tiny"
+    assert done.err == f"error: {where}: interrupted\n  fix: run the same command again: what is finished is kept\n"
     assert manifest(tmp_path / "tiny", "prepare")["status"] == "running"
     assert cli("train", recipe, "--runs", tmp_path).code == 0

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
     from posttrain.model.score import Scores
 
+SHOWN_REJECTS = 3
+"""Dropped rows shown in an error."""
 GENERATION_CODE = 1
 """Raised when a stage's results would differ for the same configuration, so that old runs are computed again."""
 
@@ -67,9 +69,12 @@ class Experiment:
     @cached_property
     def base_folder(self) -> Path:
         """The local folder of the recipe's model, fetched where needed."""
+        from posttrain.model.load import check_model_folder
         from posttrain.model.source import model_folder
 
-        return model_folder(self.recipe.model, self.display.tick)
+        folder = model_folder(self.recipe.model, self.display.tick)
+        check_model_folder(folder)
+        return folder
 
     @cached_property
     def base_digest(self) -> str:
@@ -82,9 +87,19 @@ class Experiment:
         with self.run.lock():
             write_text(self.run.path / "recipe.yaml", resolved_yaml(self.recipe))
             remove_leftovers(self.run.path)
+            self._check_files(wanted)
             for name in execution_order(self.recipe):
                 if name in wanted:
                     self._stage(name, self.recipe.stages[name])
+
+    def _check_files(self, names: set[str]) -> None:
+        """Find out before anything runs that the model or a file is missing."""
+        for name in names:
+            for key, path in _own_files(self.recipe.stages[name]).items():
+                if not path.is_file():
+                    raise DataError(f"no such {key} file", where=f"stages.{name}.{key}: {path}")
+        if any(isinstance(self.recipe.stages[name], TrainStage | EvalStage) for name in names):
+            _ = self.base_folder
 
     def _stage(self, name: str, stage: Stage) -> None:
         out = self.run.stage(name)
@@ -133,13 +148,7 @@ class Experiment:
             found["sources"] = inputs_digest(stage, self._resolve)
         else:
             found[BASE] = self.base_digest
-        for key in ("template", "prompts"):
-            file = getattr(stage, key, None)
-            if file is not None:
-                path = BUILTIN if file == "builtin" else Path(file)
-                if not path.is_file():
-                    raise DataError(f"no such {key} file", where=f"stages.{name}.{key}: {file}")
-                found[key] = file_digest(path)
+        found |= {key: file_digest(path) for key, path in _own_files(stage).items()}
         return found
 
     def _stage_digest(self, name: str) -> str:
@@ -338,6 +347,16 @@ def model_digest(folder: Path) -> str:
     return digest([[p.name, file_digest(p)] for p in names])
 
 
+def _own_files(stage: Stage) -> dict[str, Path]:
+    """The files a stage's configuration names, by key; they are part of its identity."""
+    found = {}
+    if isinstance(stage, TrainStage | EvalStage) and stage.template is not None:
+        found["template"] = Path(stage.template)
+    if isinstance(stage, EvalStage) and stage.prompts is not None:
+        found["prompts"] = BUILTIN if stage.prompts == "builtin" else Path(stage.prompts)
+    return found
+
+
 def _closure(recipe: Recipe, names: Sequence[str]) -> set[str]:
     """The named stages and everything they read, directly or not."""
     wanted: set[str] = set()
@@ -352,11 +371,12 @@ def _closure(recipe: Recipe, names: Sequence[str]) -> set[str]:
 
 def _nothing_left(ledger: Ledger, encoded: EncodedRows, max_length: int, out: StageDir) -> DataError:
     dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[-1].dropped.items())
+    examples = "".join(f"\n  {r.origin}: {r.reason}: {r.detail}" for r in ledger.rejects[:SHOWN_REJECTS])
     fix = f"see {out.file('ledger.json')} for every row and its reason"
     if len(encoded.conversation_lengths):
         shortest = int(encoded.conversation_lengths.min())
         fix = f"raise max_length (it is {max_length}, the shortest row has {shortest} tokens), or over_length: truncate"
-    return DataError(f"nothing to train on: all rows were dropped ({dropped})", where=str(out.path), fix=fix)
+    return DataError(f"nothing to train on: all rows were dropped ({dropped}){examples}", where=str(out.path), fix=fix)
 
 
 def _write_lines(path: Path, records: Any) -> None:

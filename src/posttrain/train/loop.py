@@ -120,7 +120,7 @@ def optimizer_step(
     for group in micro_batches:
         logps_S, weights_S = batch_logps(trainee.model, collate(group), trainee.compute_dtype)
         share = sft_loss(logps_S, weights_S, step_weight)
-        share.backward()
+        torch.autograd.backward(share)
         loss += share.detach()
         flops += step_flops(trainee.model, [len(e) for e in group], len(logps_S))
     norm = clip_gradients(list(trainee.trained.values()), max_grad_norm)
