@@ -58,7 +58,12 @@ GOOD = {
     "reasoning-en-birds": ["20 - 8 = 12. Answer: 12 birds"],
     "reasoning-en-train": ["60 * 3 = 180, so it travels 180 kilometres."],
     "reasoning-en-sweets": ["Half of 18 is 9.\nAnswer: 9"],
-    "reasoning-en-shortest": ["Ben is taller than Max. Answer: Max", "Max is the shortest.", "Max.", "The shortest of the three is **Max**."],
+    "reasoning-en-shortest": [
+        "Ben is taller than Max. Answer: Max",
+        "Max is the shortest.",
+        "Max.",
+        "The shortest of the three is **Max**.",
+    ],
     "reasoning-en-weekday": ["Tuesday, Wednesday, Thursday. It is Thursday."],
     "reasoning-zh-pencils": ["5+3=8，答案：8"],
     "reasoning-zh-sum": ["10加5等于15。答案：15"],

@@ -120,7 +120,14 @@ def test_more_confidence_is_a_wider_interval(rows, less, more):
 
 @pytest.mark.parametrize(
     ("a", "b", "tokens"),
-    [([], [], []), ([1.0], [1.0, 2.0], [1]), ([1.0], [1.0], [0]), ([math.nan], [1.0], [1]), ([1.0], [math.inf], [1]), ([[1.0]], [[1.0]], [[1]])],
+    [
+        ([], [], []),
+        ([1.0], [1.0, 2.0], [1]),
+        ([1.0], [1.0], [0]),
+        ([math.nan], [1.0], [1]),
+        ([1.0], [math.inf], [1]),
+        ([[1.0]], [[1.0]], [[1]]),
+    ],
 )
 def test_impossible_losses_are_refused(a, b, tokens):
     with pytest.raises(ValueError, match=r"lists of one length|finite"):
@@ -243,7 +250,9 @@ def test_discordance_sums_up_and_gives_the_difference(pairs):
     found = stats.discordance(a, b)
     assert sum(found) == len(pairs)
     assert found.both_right + found.only_a == sum(a)
-    assert (found.only_b - found.only_a) / len(pairs) == pytest.approx(stats.accuracy_difference(a, b, resamples=1).estimate)
+    assert (found.only_b - found.only_a) / len(pairs) == pytest.approx(
+        stats.accuracy_difference(a, b, resamples=1).estimate
+    )
 
 
 # ---- quantiles -----------------------------------------------------------------------------------------------------

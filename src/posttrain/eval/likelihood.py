@@ -13,9 +13,7 @@ from posttrain.model.score import Scores
 from posttrain.types import Tokens
 
 
-def likelihood_record(
-    scores: Mapping[str, Scores], *, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+def likelihood_record(scores: Mapping[str, Scores], *, confidence: float, resamples: int, seed: int) -> dict[str, Any]:
     """The content of likelihood.json (docs/run-folder.md): every model, and every later model against the first."""
     first = next(iter(scores))
     models = {

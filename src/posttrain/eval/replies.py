@@ -72,7 +72,8 @@ def accuracy_record(
         name: {
             "all": share(list(found.values())),
             "by_class": {
-                c: share([passed for p, passed in found.items() if classes[p] == c]) for c in dict.fromkeys(classes.values())
+                c: share([passed for p, passed in found.items() if classes[p] == c])
+                for c in dict.fromkeys(classes.values())
             },
         }
         for name, found in verdicts.items()

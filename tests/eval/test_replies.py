@@ -1,0 +1,63 @@
+"""Replies and their verdicts: real decoding on the tiny model, and accuracy counted by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from posttrain.eval.checks import Check
+from posttrain.eval.prompts import Prompt
+from posttrain.eval.replies import accuracy_record, reply_records
+from posttrain.lab.models import Weights, load_weights, stop_sequences, template_of
+
+
+def verdict(model: str, prompt: str, prompt_class: str, passed: bool | None) -> dict[str, Any]:
+    check = None if passed is None else {"kind": "contains_any", "expected": ["x"], "passed": passed}
+    return {"model": model, "prompt_id": prompt, "class": prompt_class, "check": check}
+
+
+def test_accuracy_counts_checked_prompts_only_and_pairs_them() -> None:
+    records = [
+        verdict("base", "p1", "knowledge", True),
+        verdict("base", "p2", "knowledge", False),
+        verdict("base", "p3", "reasoning", False),
+        verdict("base", "p4", "reasoning", None),
+        verdict("sft", "p1", "knowledge", True),
+        verdict("sft", "p2", "knowledge", True),
+        verdict("sft", "p3", "reasoning", False),
+        verdict("sft", "p4", "reasoning", None),
+    ]
+    record = accuracy_record(records, confidence=0.95, resamples=500, seed=0)
+    base, sft = record["models"]["base"], record["models"]["sft"]
+    assert (base["all"]["passed"], base["all"]["checked"]) == (1, 3)
+    assert (sft["by_class"]["knowledge"]["passed"], sft["by_class"]["reasoning"]["passed"]) == (2, 0)
+    assert 0 < base["all"]["low"] < 1 / 3 < base["all"]["high"] < 1
+    (pair,) = record["pairs"]
+    assert pair["difference"] == pytest.approx(1 / 3)
+    counts = {key: pair[key] for key in ("both_right", "only_a", "only_b", "both_wrong")}
+    assert counts == {"both_right": 1, "only_a": 0, "only_b": 1, "both_wrong": 1}
+    assert pair["p_value"] == 1.0  # one discordant prompt says nothing
+
+
+def test_every_prompt_gets_a_reply_and_only_checked_ones_a_verdict(tiny_model: Path) -> None:
+    template = template_of(tiny_model, None)
+    model = load_weights(Weights(tiny_model), torch.float32, torch.device("cpu"))
+    prompts = [
+        Prompt(id="free", prompt_class="rewriting", language="en", text="Rewrite: hello", check=None),
+        Prompt(
+            id="checked",
+            prompt_class="knowledge",
+            language="zh",
+            text="法国的首都是哪里?",
+            check=Check(kind="contains_any", expected=("巴黎",)),
+        ),
+    ]
+    records = reply_records("base", model, prompts, template, stop_sequences(model, template), max_new_tokens=5)
+    assert [r["prompt_id"] for r in records] == ["free", "checked"]
+    assert records[0]["check"] is None
+    assert records[1]["check"]["passed"] is ("巴黎" in records[1]["reply"])
+    assert all(r["tokens"] <= 5 and r["finish_reason"] in ("stop", "length") for r in records)
+    assert all("<|im_end|>" not in r["reply"] for r in records)
