@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.errors import ModelError
 from posttrain.model.config import FullWeights, LoraAdapter
-from posttrain.model.load import causal_lm
+from posttrain.model.load import causal_lm, load_model
 from posttrain.model.score import score
 from posttrain.train.config import TrainStage
 from posttrain.train.loop import optimizer_step, prepare_model
@@ -116,6 +116,33 @@ def test_which_parts_take_the_hot_path(family: str, tmp_path: Path) -> None:
     assert any(name.endswith("proj") for name in own) == (
         family != "gpt2"
     )  # its layers are transposed: PEFT's own code
+
+
+HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("qwen3_5_text", HYBRID, "mix neighbours"),
+        ("qwen3_next", HYBRID | MOE | {"linear_num_value_heads": 4, "linear_num_key_heads": 2}, "mix neighbours"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "mix neighbours"),
+        ("mamba", {}, "mix neighbours"),
+        ("rwkv", {}, "mix neighbours"),
+        ("bloom", {"n_head": 4, "n_layer": 2}, "position biases"),
+        ("stablelm", {}, "can't compute packed sequences"),
+        ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "can't compute packed sequences"),
+        ("gpt_oss", {"num_local_experts": 4, "head_dim": 8}, "attention sinks"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # these models' own
+def test_models_that_would_leak_between_segments_are_refused(
+    family: str, changes: dict[str, Any], message: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(built(family, tmp_path, **changes), dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

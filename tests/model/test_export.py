@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +148,9 @@ def test_adapter_folders_that_do_not_fit(small_model: Path, tmp_path: Path) -> N
         load_adapter(base, tmp_path, trainable=False)
     save_adapter(attach_lora(load_model(small_model, torch.float32, CPU), LoraAdapter(rank=4), 0), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    targets = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)  # and not in the order of this process's hashes
+    assert len(targets) >= 7
     assert adapter_mismatch(tmp_path, LoraAdapter(rank=4)) is None
     for changed in (LoraAdapter(rank=5), LoraAdapter(rank=4, alpha=1), LoraAdapter(rank=4, dora=True)):
         assert "but the adapter to continue has" in str(adapter_mismatch(tmp_path, changed))

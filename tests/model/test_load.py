@@ -76,7 +76,7 @@ def unknown_type(folder: Path) -> None:
         (truncated, "damaged weights|can't be loaded"),
         (weight_missing, "1 weights are missing .* model.layers.1.mlp.up_proj.weight"),
         (wrong_shape, "can't be loaded"),
-        (broken_config, "can't be loaded"),
+        (broken_config, "can't be loaded|is no JSON"),
         (unknown_type, "can't be loaded"),
     ],
 )

@@ -7,6 +7,7 @@ arXiv:2106.09685, section 4.1), from the given seed, so a fresh adapter leaves t
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from posttrain.artifacts import write_json
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.config import LoraAdapter
 
@@ -66,6 +68,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     with _quiet_peft():
         model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's generic model card says nothing true of this run
+    # PEFT writes the set of targets in the order of this process's hashes; equal runs shall give equal files.
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    write_json(folder / "adapter_config.json", config)
 
 
 def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:

@@ -1,0 +1,242 @@
+"""The invariants once more on SmolLM2-135M-Instruct with real-looking conversations."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from posttrain.artifacts import Ledger
+from posttrain.encode.collate import collate
+from posttrain.encode.template import load_template, load_tokenizer
+from posttrain.encode.tokens import encode_rows
+from posttrain.model.adapters import attach_lora, load_adapter, save_adapter, trainable_parameters
+from posttrain.model.config import LoraAdapter
+from posttrain.model.export import merge_adapter
+from posttrain.model.fused import fuse, unfuse
+from posttrain.model.load import final_hidden, load_model, output_head
+from posttrain.model.logprobs import token_logps
+from posttrain.model.score import batch_logps, score
+from posttrain.objectives.sft import sft_loss
+from posttrain.types import Message, Origin, SftRow, Tokens
+
+pytestmark = [pytest.mark.slow, pytest.mark.demo_model]
+CPU = torch.device("cpu")
+TALKS = [
+    [("user", "What is the capital of France?"), ("assistant", "The capital of France is Paris.")],
+    [
+        ("system", "You answer in one sentence."),
+        ("user", "Why is the sky blue?"),
+        ("assistant", "Air scatters short waves of sunlight more than long ones, so blue comes from everywhere."),
+        ("user", "And at sunset?"),
+        ("assistant", "Then the light has a longer way and most of the blue is lost on it, which leaves red."),
+    ],
+    [("user", "把下面的句子改写得更礼貌：把门关上。"), ("assistant", "请您把门关上，谢谢。")],
+    [("user", "Write a Python function that adds two numbers."), ("assistant", "def add(a, b):\n    return a + b\n")],
+    [("user", "Count " * 60), ("assistant", "one two three four five six seven eight nine ten " * 14)],
+    [("user", "Say hi."), ("assistant", "Hi! 🎉")],
+]
+
+
+@pytest.fixture(scope="module")
+def examples(demo_model: Path) -> list[Tokens]:
+    rows = [
+        SftRow(tuple(Message(role, text) for role, text in talk), Origin("talks", n), "talks")  # type: ignore[arg-type]
+        for n, talk in enumerate(TALKS)
+    ]
+    encoded = encode_rows(rows, load_template(load_tokenizer(demo_model), None), 1024, "drop", Ledger()).examples
+    assert len(encoded) == len(TALKS)
+    return list(encoded)
+
+
+def adapted(folder: Path, *, trained: bool) -> nn.Module:
+    model = attach_lora(load_model(folder, torch.float32, CPU), LoraAdapter(rank=16), seed=0)
+    if trained:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in trainable_parameters(model).items():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.01)
+    return model
+
+
+@torch.no_grad()
+def our_logits(model: nn.Module, examples: list[Tokens]) -> Tensor:
+    batch = collate(examples)
+    ids, positions = torch.from_numpy(batch.ids_T), torch.from_numpy(batch.positions_T)
+    return final_hidden(model, ids, positions, tuple(batch.segment_lengths.tolist())) @ output_head(model)[0].T
+
+
+@torch.no_grad()
+def their_logits(model: nn.Module, examples: list[Tokens]) -> Tensor:
+    rows = [torch.from_numpy(e.ids_T.astype(np.int64))[None] for e in examples]
+    return torch.cat([model(input_ids=row).logits[0] for row in rows])
+
+
+def largest_relative(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def test_packed_is_one_by_one_and_transformers_own_padded_batch(demo_model: Path, examples: list[Tokens]) -> None:
+    model = load_model(demo_model, torch.float32, CPU)
+    packed, alone = (score(model, examples, budget, torch.float32) for budget in (100_000, 1))
+    np.testing.assert_allclose(packed.nll_N, alone.nll_N, rtol=1e-5)
+    hf = AutoModelForCausalLM.from_pretrained(demo_model, attn_implementation="eager").eval()
+    width = max(len(e) for e in examples)
+    ids_BT = torch.from_numpy(np.stack([np.pad(e.ids_T, (0, width - len(e))) for e in examples])).long()
+    mask_BT = torch.from_numpy(np.stack([np.arange(width) < len(e) for e in examples])).long()
+    with torch.no_grad():
+        padded = hf(input_ids=ids_BT, attention_mask=mask_BT).logits
+    nll_N = []
+    for row, example in enumerate(examples):
+        logps = padded[row, : len(example) - 1].double().log_softmax(-1)
+        chosen = logps.gather(1, torch.from_numpy(example.ids_T[1:].astype(np.int64))[:, None])[:, 0]
+        nll_N.append(-float((chosen * torch.from_numpy(example.weights_T[1:])).sum()))
+    np.testing.assert_allclose(packed.nll_N, nll_N, rtol=1e-5)
+    assert (
+        largest_relative(our_logits(model, examples), torch.cat([padded[n, : len(e)] for n, e in enumerate(examples)]))
+        < 1e-5
+    )
+
+
+def test_fresh_adapter_is_the_base(demo_model: Path, examples: list[Tokens]) -> None:
+    base = load_model(demo_model, torch.float32, CPU).requires_grad_(False)
+    fuse(base)
+    expected = batch_logps(base, collate(examples), torch.float32).logps_S
+    model = adapted(demo_model, trained=False)
+    assert fuse(model) == {"mlp": 30, "lora": 120, "norm": 61}
+    assert torch.equal(batch_logps(model, collate(examples), torch.float32).logps_S.detach(), expected)
+
+
+def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, examples: list[Tokens]) -> None:
+    model = adapted(demo_model, trained=True)
+    found = []
+    for hot in (False, True):
+        (fuse if hot else unfuse)(model)
+        model.zero_grad(set_to_none=True)
+        logps_S, weights_S = batch_logps(model, collate(examples), torch.float32)
+        loss = sft_loss(logps_S, weights_S, float(weights_S.sum()))
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = {n: p.grad for n, p in trainable_parameters(model).items() if p.grad is not None}
+        assert len(gradients) == 420
+        found.append((loss.item(), gradients))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    scale = max(float(g.norm()) for g in found[0][1].values())
+    for name, gradient in found[0][1].items():
+        # Relative to the tensor itself, or to the largest gradient where this one is nearly nothing.
+        difference = float((found[1][1][name] - gradient).norm())
+        assert difference < 1e-5 * max(float(gradient.norm()), 1e-2 * scale), name
+
+
+def test_chunked_is_full_logits(demo_model: Path, examples: list[Tokens]) -> None:
+    model = load_model(demo_model, torch.float32, CPU).requires_grad_(False)
+    batch = collate(examples)
+    with torch.no_grad():
+        lengths = tuple(batch.segment_lengths.tolist())
+        hidden_TD = final_hidden(model, torch.from_numpy(batch.ids_T), torch.from_numpy(batch.positions_T), lengths)
+    hidden_SD = hidden_TD[torch.from_numpy(batch.predict_S)].requires_grad_()
+    head_VD, targets_S = output_head(model)[0], torch.from_numpy(batch.targets_S)
+    logps_S = token_logps(hidden_SD, head_VD, targets_S)
+    (gradient,) = torch.autograd.grad(logps_S.sum(), hidden_SD)
+    logps_S = logps_S.detach()
+    exact_SD = hidden_SD.detach().double().requires_grad_()
+    exact_S = (exact_SD @ head_VD.double().T).log_softmax(-1).gather(1, targets_S[:, None])[:, 0]
+    (exact_gradient,) = torch.autograd.grad(exact_S.sum(), exact_SD)
+    exact_S = exact_S.detach()
+    assert float((logps_S - exact_S).abs().max()) < 1e-5 * float(exact_S.abs().max())
+    assert largest_relative(gradient, exact_gradient) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own affair
+def test_merged_and_plain_peft_are_the_adapter(demo_model: Path, examples: list[Tokens], tmp_path: Path) -> None:
+    model = adapted(demo_model, trained=True)
+    save_adapter(model, tmp_path)  # type: ignore[arg-type]
+    fuse(model)
+    logits = our_logits(model, examples)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(demo_model), tmp_path).eval()
+    assert largest_relative(their_logits(plain, examples), logits) < 1e-5
+    again = load_adapter(load_model(demo_model, torch.float32, CPU), tmp_path, trainable=False)
+    merged = merge_adapter(again)
+    assert largest_relative(our_logits(merged, examples), logits) < 1e-5
+    base = our_logits(load_model(demo_model, torch.float32, CPU), examples)
+    assert largest_relative(base, logits) > 1e-2
+
+
+RECIPE = """
+name: cut
+seed: 3
+model: {model}
+stages:
+  rows:
+    kind: data
+    sources: [{{path: {rows}}}]
+    held_out: 2
+  sft:
+    kind: train
+    data: rows
+    max_steps: 5
+    epochs: 5
+    batch_size: 2
+    evaluate_every: 2
+    checkpoint_every: 1
+    dtype: bf16
+"""
+
+
+def test_command_line_resumes_to_the_bit_after_a_kill(demo_model: Path, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in TALKS]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(model=demo_model, rows=data), encoding="utf-8")
+
+    def command(runs: str) -> subprocess.Popen[str]:
+        main = [sys.executable, "-c", "from posttrain.cli import main; main()"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [*main, "train", str(recipe), "--runs", str(tmp_path / runs)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+
+    def metrics(runs: str) -> list[dict[str, Any]]:
+        times = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
+        path = tmp_path / runs / "cut" / "sft" / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
+
+    whole = command("whole")
+    output, _ = whole.communicate(timeout=600)
+    assert whole.returncode == 0, output
+    for records in (2, 5):  # of nine: steps 1 to 5, and evaluations before step 1 and after 2, 4, 5
+        cut = command("cut")
+        deadline = time.monotonic() + 300
+        while len(metrics("cut")) < records and time.monotonic() < deadline and cut.poll() is None:
+            time.sleep(0.01)
+        cut.send_signal(signal.SIGKILL)
+        cut.communicate()
+        assert cut.returncode == -signal.SIGKILL
+    last = command("cut")
+    output, _ = last.communicate(timeout=600)
+    assert last.returncode == 0, output
+    assert metrics("cut") == metrics("whole")
+    assert len(metrics("cut")) == 9
+    for folder in ("adapter", "last"):
+        for file in (tmp_path / "whole" / "cut" / "sft" / folder).glob("*"):
+            assert file.read_bytes() == (tmp_path / "cut" / "cut" / "sft" / folder / file.name).read_bytes(), file.name
