@@ -24,7 +24,7 @@ def converse(
     max_new_tokens: int,
     template_file: Path | None,
 ) -> None:
-    """Answer one prompt, or talk until /quit or the end of input. Replies are streamed to stdout."""
+    """Answer one prompt, or talk until /quit or the end of input. Replies are streamed to stdout; Ctrl-C ends a reply."""
     weights, own_template = resolve_target(target, base)
     template = template_of(weights.folder, str(template_file) if template_file else own_template)
     device = hardware.resolve_device("auto")
@@ -36,19 +36,25 @@ def converse(
     def answer(text: str) -> None:
         history.append(Message("user", text))
         reply = ""
-        for piece in stream(model, history, template, stops, max_new_tokens, sampling):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-            reply += piece
+        try:
+            for piece in stream(model, history, template, stops, max_new_tokens, sampling):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+                reply += piece
+        except KeyboardInterrupt:
+            if prompt is not None:
+                raise
+            sys.stdout.write(" [stopped]")
         sys.stdout.write("\n")
         history.append(Message("assistant", reply))
 
     if prompt is not None:
         answer(prompt)
         return
+    sign = "> " if sys.stdin.isatty() else ""
     while True:
         try:
-            text = input("> ").strip()
+            text = input(sign).strip()
         except EOFError:
             return
         if text in ("/quit", "/exit"):

@@ -16,6 +16,7 @@ from rich.text import Text
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines of progress where the output is no terminal."""
+TRAINING = "training"
 WIDE = 100
 """Columns from which on the progress bar is long."""
 
@@ -87,14 +88,15 @@ class Display:
             self.note(f"{label} {work.count() or 'working'}  {work.eta()}".rstrip())
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """One metrics record of a training stage."""
+        """One metrics record of a training stage; what went before it (loading, encoding) is over then."""
+        self._work = {label: work for label, work in self._work.items() if label == TRAINING}
         if record["split"] == "held_out":
             self._held_out = record["loss"]
             self.note(f"step {record['step']}: held-out loss {record['loss']:.4f}")
             return
         step, total = record["step"], record["total_steps"]
-        work = self._advance("training", step, total, first=step - 1)
-        if len(self._work) == 1 and work.first == step - 1:  # the first step took its own time
+        work = self._advance(TRAINING, step, total, first=step - 1)
+        if work.first == step - 1 and not work.facts:  # the first step took its own time
             work.begun = time.monotonic() - record["tokens"] / record["tokens_per_second"]
         held_out = f"  held-out {self._held_out:.3f}" if self._held_out is not None else ""
         work.facts = (
@@ -104,7 +106,7 @@ class Display:
         if self._live is None and (step in (work.first + 1, total) or self._plain_line_due(work)):
             self.note(f"step {step}/{total}  {work.facts}  {work.eta()}".rstrip())
         if step == total:
-            del self._work["training"]
+            del self._work[TRAINING]
 
     def _advance(self, label: str, done: int, total: int, first: int) -> _Work:
         """The piece of work of this label, new or brought up to date."""

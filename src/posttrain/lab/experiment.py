@@ -217,6 +217,7 @@ class Experiment:
             held_out=held_out.examples,
             origins={row.id: str(row.origin) for row in rows},
         )
+        self.display.tick("loading the model", 0, 0)
         result = train(
             stage,
             inputs,

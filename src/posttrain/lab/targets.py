@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from posttrain.artifacts import RunDir
+from posttrain.artifacts import RunDir, read_json
 from posttrain.config import build, read_yaml
 from posttrain.errors import ModelError
 from posttrain.lab.models import Weights, stage_weights
@@ -22,20 +21,22 @@ def resolve_target(target: str, base: str | None = None) -> tuple[Weights, str |
     path = Path(target)
     if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
         recipe = build(Recipe, read_yaml(path.parent / "recipe.yaml"))
+        kind = read_json(path / "manifest.json")["kind"]
+        if kind != "train":
+            raise _name_a_train_stage(path.parent, f"this is a {kind} stage, it has no weights", target)
         weights = stage_weights(RunDir(path.parent), path.name, model_folder(base or recipe.model))
         return weights, getattr(recipe.stages.get(path.name), "template", None)
     if (path / "recipe.yaml").is_file():
-        trained = [
-            p.parent.name for p in sorted(path.glob("*/manifest.json")) if json.loads(p.read_text())["kind"] == "train"
-        ]
-        raise ModelError(
-            "this is a run; name one of its train stages",
-            where=target,
-            fix=", ".join(str(path / t) for t in trained) or "it has none",
-        )
+        raise _name_a_train_stage(path, "this is a run", target)
     if (path / "adapter_config.json").is_file():
-        own = json.loads((path / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        own = read_json(path / "adapter_config.json").get("base_model_name_or_path")
         if not (base or own):
             raise ModelError("this adapter does not name its base model", where=target, fix="give it with --base")
         return Weights(model_folder(base or own), path), None
     return Weights(model_folder(target)), None
+
+
+def _name_a_train_stage(run: Path, problem: str, target: str) -> ModelError:
+    trained = [str(p.parent) for p in sorted(run.glob("*/manifest.json")) if read_json(p)["kind"] == "train"]
+    fix = f"name a train stage: {', '.join(trained)}" if trained else "this run has trained nothing yet"
+    return ModelError(problem, where=target, fix=fix)
