@@ -107,6 +107,7 @@ def test_twenty_kills_at_random_moments(server: Server, tmp_path: Path) -> None:
     assert_same(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(server: Server, tmp_path: Path) -> None:
     """At the very first checkpoint, at later ones, half-way through the file and just before it takes its name."""
     server.start(tmp_path / "whole", 12)
