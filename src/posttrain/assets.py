@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import html.parser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -220,9 +221,11 @@ def _index() -> str:
     named = os.environ.get("PIP_INDEX_URL")
     if named:
         return named
-    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    # not "pip config get": some versions of pip (23.2) don't look into $PIP_CONFIG_FILE there
+    command = [sys.executable, "-m", "pip", "config", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or DEFAULT_INDEX
+    found = re.search(r"^(?:global|install|download)\.index-url='(.+)'$", done.stdout, re.MULTILINE)
+    return found[1] if found else DEFAULT_INDEX
 
 
 def _links(page: str) -> dict[str, str]:

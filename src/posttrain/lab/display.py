@@ -11,12 +11,14 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines of progress where the output is no terminal."""
 TRAINING = "training"
+NUMBERS_WIDTH = 40
+"""Columns for everything beside the label and the bar: the longest count, times and spaces."""
 WIDE = 100
 """Columns from which on the progress bar is long."""
 
@@ -30,10 +32,10 @@ class _Work:
     total: int
     first: int
     begun: float
+    told: float
+    """When a plain line was last written."""
     facts: str = ""
     spinner: Spinner = field(default_factory=lambda: Spinner("dots"))
-    told: float = field(default_factory=time.monotonic)
-    """When a plain line was last written."""
 
     def count(self) -> str:
         """``12/34``, or ``3.1M/95.4M`` for large numbers (bytes); nothing where the total is not known."""
@@ -111,7 +113,8 @@ class Display:
     def _advance(self, label: str, done: int, total: int, first: int) -> _Work:
         """The piece of work of this label, new or brought up to date."""
         if label not in self._work:
-            self._work[label] = _Work(label, done, total, first, time.monotonic())
+            now = time.monotonic()
+            self._work[label] = _Work(label, done, total, first, begun=now, told=now)
         work = self._work[label]
         work.done, work.total = done, total
         return work
@@ -128,14 +131,12 @@ class Display:
         bar_width = 32 if self.console.width >= WIDE else 16
         lines: list[RenderableType] = []
         for work in tuple(self._work.values()):
-            line = Table.grid(padding=(0, 1))
-            line.add_column(no_wrap=True)
-            line.add_column(no_wrap=True, overflow="ellipsis")
-            for _ in range(4):
-                line.add_column(no_wrap=True)
+            line = Table.grid(*(Column(no_wrap=True) for _ in range(6)), padding=(0, 1))
+            label = Text(work.label)
+            label.truncate(max(10, self.console.width - bar_width - NUMBERS_WIDTH), overflow="ellipsis")
             bar = ProgressBar(total=work.total or None, completed=work.done, width=bar_width, pulse=not work.total)
             elapsed = _clock(time.monotonic() - work.begun)
-            line.add_row(work.spinner, work.label, bar, work.count(), elapsed, Text(work.eta(), "cyan"))
+            line.add_row(work.spinner, label, bar, work.count(), elapsed, Text(work.eta(), "cyan"))
             lines.append(line)
             if work.facts:
                 lines.append(Text(f"  {work.facts}", "cyan", no_wrap=True, overflow="ellipsis"))

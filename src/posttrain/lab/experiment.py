@@ -215,7 +215,7 @@ class Experiment:
             adapter_folder=start.adapter,
             examples=encoded.examples,
             held_out=held_out.examples,
-            origins={row.id: str(row.origin) for row in rows},
+            origins={row.id: str(row.origin) for row in [*rows, *held_out_rows]},
         )
         self.display.tick("loading the model", 0, 0)
         result = train(

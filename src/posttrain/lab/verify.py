@@ -28,10 +28,10 @@ from posttrain.data.config import DataStage, Source
 from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_rows
 from posttrain.encode.collate import collate
-from posttrain.encode.show import ShownExample, show_row
+from posttrain.encode.show import ShownExample, ShownRow, show_row
 from posttrain.encode.template import ChatTemplate
-from posttrain.encode.tokens import encode_rows, stop_ids
-from posttrain.errors import DataError, TemplateError
+from posttrain.encode.tokens import encode_prompt, encode_rows, stop_ids
+from posttrain.errors import DataError
 from posttrain.lab.models import template_of
 from posttrain.model import fused, hardware, logprobs
 from posttrain.model.adapters import attach_lora, trainable_parameters
@@ -142,6 +142,11 @@ def all_checks(
     """All checks, one after the other. One model is in memory at a time."""
     yield check_masks(template, rows)
     yield check_resume(folder, examples)
+    yield from model_checks(folder, examples)
+
+
+def model_checks(folder: Path, examples: Sequence[Tokens]) -> Iterator[Check]:
+    """The checks that need no training run: the base, a fresh adapter, a random one, and the merged model."""
     device = hardware.resolve_device("auto")
     base = load_model(folder, torch.float32, device).requires_grad_(False)
     yield check_chunked(base, examples)
@@ -196,42 +201,51 @@ def all_checks(
 
 
 def check_masks(template: ChatTemplate, rows: Sequence[SftRow]) -> Check:
-    """Supervised text = the assistant turns and their stop, and nothing else, of every row."""
-    try:
-        stop = [int(i) for i in stop_ids(template)]
-    except TemplateError:
-        stop = []
-    wrong = [str(row.origin) for row in rows if not _masked_right(row, template, stop)]
-    detail = f"wrong: {', '.join(wrong)}" if wrong else f"stop: {template.tokenizer.decode(stop)!r}"
-    if not stop:
-        detail = "this template writes no stop: a tuned model would not learn to end its reply"
+    """Supervised text = the assistant turns and their stop, and nothing else, of every row that is not rejected."""
+    stop = stop_ids(template).tolist()
+    shown = [show_row(row, template) for row in rows]
+    trained = [s for s in shown if s.rejected is None and all(example.rejected is None for example in s.examples)]
+    wrong = [str(s.row.origin) for s in trained if not _masked_right(s, template, stop)]
+    detail = f"wrong: {', '.join(wrong)}" if wrong else f"{len(trained)} rows; stop {template.tokenizer.decode(stop)!r}"
     meaning = "exactly the assistant turns are supervised, each with its stop token"
-    return Check("masks", meaning, len(wrong) / len(rows) if stop else 1.0, 0.0, detail)
+    return Check("masks", meaning, len(wrong) / len(trained), 0.0, detail)
 
 
-def _masked_right(row: SftRow, template: ChatTemplate, stop: list[int]) -> bool:
-    turns = [m for m in row.messages if m.role == "assistant" and m.weight != 0]
-    runs = [run for example in show_row(row, template).examples for run in _runs(example)]
-    return len(runs) == len(turns) and all(
-        ids[len(ids) - len(stop) :] == stop and _says(text.removesuffix(template.tokenizer.decode(stop)), turn)
-        for (ids, text), turn in zip(runs, turns, strict=True)
-    )
+def _masked_right(shown: ShownRow, template: ChatTemplate, stop: list[int]) -> bool:
+    messages = shown.row.messages
+    turns = [k for k, m in enumerate(messages) if m.role == "assistant" and m.weight != 0]
+    runs = [run for example in shown.examples for run in _runs(example)]
+    if len(runs) != len(turns):
+        return False
+    for (before, ids, text), k in zip(runs, turns, strict=True):
+        body = text.removesuffix(template.tokenizer.decode(stop))
+        fed = encode_prompt(messages[:k], template, shown.row.tools).tolist()
+        if ids[len(ids) - len(stop) :] != stop or not _says(body, messages[k], fed == before):
+            return False
+    return True
 
 
-def _runs(example: ShownExample) -> Iterator[tuple[list[int], str]]:
-    """(ids, text) of every unbroken run of supervised tokens."""
+def _runs(example: ShownExample) -> Iterator[tuple[list[int], list[int], str]]:
+    """(ids before it, its ids, its text) of every unbroken run of supervised tokens."""
+    before: list[int] = []
     for supervised, tokens in itertools.groupby(example.tokens, lambda token: token.weight != 0):
+        members = list(tokens)
+        ids = [token.id for token in members]
         if supervised:
-            members = list(tokens)
-            yield [token.id for token in members], "".join(token.text for token in members)
+            yield before, ids, "".join(token.text for token in members)
+        before = before + ids
 
 
-def _says(text: str, turn: Message) -> bool:
-    """Whether a supervised text is the turn. Templates may trim it; reasoning and calls are written in ways of their own."""
-    squeezed, content = "".join(text.split()), "".join(turn.content.split())
-    if turn.reasoning or turn.tool_calls or "</think>" in turn.content:
-        return content.rpartition("</think>")[2] in squeezed
-    return squeezed == content
+def _says(text: str, turn: Message, all_new: bool) -> bool:
+    """Whether a supervised text is the turn, which a template may have trimmed.
+
+    ``all_new``: the text begins where the prompt of inference ends; then white space in front of the turn is the model's to
+    write. Reasoning and calls are written in ways of the template's own, so of such turns only the content is looked for.
+    """
+    content = turn.content.strip()
+    if turn.reasoning or turn.tool_calls or "</think>" in content:
+        return content.rpartition("</think>")[2].strip() in text
+    return text.strip() == content and (all_new or text in turn.content)
 
 
 class _KilledError(Exception):

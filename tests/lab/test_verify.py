@@ -1,0 +1,243 @@
+"""posttrain verify: true on a sound model, and every check fails when what it guards is broken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from posttrain.errors import DataError, TemplateError
+from posttrain.lab import verify
+from posttrain.lab.models import template_of
+from posttrain.model import fused, logprobs, score
+from posttrain.train import loop
+
+pytestmark = pytest.mark.demo_model
+
+NAMES = [
+    "masks",
+    "resumed = uninterrupted",
+    "chunked = full logits",
+    "fresh LoRA = base",
+    "hot path = generic",
+    "packed = one by one",
+    "batch split = whole",
+    "merged = adapter",
+]
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of two turns and of one, in two languages, and one that is far too long."""
+    rows: list[list[tuple[str, str]]] = [
+        [("user", f"What comes after {k}?"), ("assistant", f"It is {k + 1}.")] for k in range(6)
+    ]
+    rows.append([("user", "你好"), ("assistant", "你好！"), ("user", "再见"), ("assistant", "再见 👋。")])
+    rows.append([("system", "Be brief."), ("user", "Hi"), ("assistant", "Hi.\n\n```python\nprint(1)\n```")])
+    rows.append([("user", "long"), ("assistant", "word " * 400)])
+    path = tmp_path_factory.mktemp("verify") / "rows.jsonl"
+    lines = [json.dumps({"messages": [{"role": r, "content": c} for r, c in row]}, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def run(name: str, conversations: Path, model: Path) -> verify.Check:
+    """One check, and as little as possible of what comes before it."""
+    template = template_of(model, None)
+    found, examples = verify.usable_rows(str(conversations), 4, template, 128)
+    if name == "masks":
+        return verify.check_masks(template, found)
+    if name == "resumed = uninterrupted":
+        return verify.check_resume(model, examples)
+    return next(check for check in verify.model_checks(model, examples) if check.name == name)
+
+
+def test_everything_holds_and_is_told(
+    conversations: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify.verify_model(str(conversations), str(tiny_model), 4, None, 128, False, Console(width=80))
+    told = capsys.readouterr().out
+    assert all(name in told for name in NAMES)
+    assert told.count("yes") == len(NAMES)
+    assert "every invariant holds (masks of 9 rows, the rest on 4 rows" in " ".join(told.split())
+    assert max(map(len, told.splitlines()[:-1])) <= 80
+
+
+def test_json(conversations: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.verify_model(str(conversations), str(tiny_model), 4, None, 128, True, Console())
+    record = json.loads(capsys.readouterr().out)
+    assert record["holds"] is True
+    assert [check["name"] for check in record["checks"]] == NAMES
+    assert record["rows"] == 4
+    by_name = {check["name"]: check for check in record["checks"]}
+    assert by_name["resumed = uninterrupted"]["difference"] == 0.0
+    assert "30" not in by_name["hot path = generic"]["detail"]
+    assert "2 mlp, 8 lora, 5 norm" in by_name["hot path = generic"]["detail"]
+
+
+def drop_the_stop(patch: pytest.MonkeyPatch) -> None:
+    from posttrain.encode import tokens
+
+    whole = tokens._token_range
+    patch.setattr(tokens, "_token_range", lambda span, piece: (whole(span, piece)[0], whole(span, piece)[1] - 1))
+
+
+def supervise_one_token_more(patch: pytest.MonkeyPatch) -> None:
+    from posttrain.encode import tokens
+
+    whole = tokens._token_range
+    patch.setattr(tokens, "_token_range", lambda span, piece: (whole(span, piece)[0] - 1, whole(span, piece)[1]))
+
+
+def forget_the_moments(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(loop, "restore_optimizer", lambda *arguments: None)
+
+
+def repeat_the_random_numbers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(loop.torch, "manual_seed", lambda seed: None)
+
+
+def shift_the_log_probabilities(patch: pytest.MonkeyPatch) -> None:
+    whole = logprobs._logps_and_residual
+    patch.setattr(logprobs, "_logps_and_residual", lambda *arguments: whole(*arguments) + 1e-3)
+
+
+def keep_the_whole_one_hot(patch: pytest.MonkeyPatch) -> None:
+    """The right value with a wrong gradient."""
+
+    def wrong(logits_CV: torch.Tensor, targets_C: torch.Tensor, cap: float | None) -> torch.Tensor:
+        logps_C = whole(logits_CV, targets_C, cap)
+        logits_CV *= 1.001
+        return logps_C
+
+    whole = logprobs._logps_and_residual
+    patch.setattr(logprobs, "_logps_and_residual", wrong)
+
+
+def start_with_a_changed_model(patch: pytest.MonkeyPatch) -> None:
+    def attach(*arguments: Any, **more: Any) -> Any:
+        model = whole(*arguments, **more)
+        verify._randomise(model)
+        return model
+
+    whole = verify.attach_lora
+    patch.setattr(verify, "attach_lora", attach)
+
+
+def scale_a_hand_written_gradient(patch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: Any, **more: Any) -> Any:
+        dx, da, db = whole(*arguments, **more)
+        return dx, da, db * 1.01
+
+    whole = fused._project_backward
+    patch.setattr(fused, "_project_backward", wrong)
+
+
+def let_segments_see_each_other(patch: pytest.MonkeyPatch) -> None:
+    whole = score.final_hidden
+    patch.setattr(score, "final_hidden", lambda model, ids, places, lengths: whole(model, ids, places, (sum(lengths),)))
+
+
+def average_each_micro_batch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(loop, "sft_loss", lambda logps, weights, whole: -(weights * logps).sum() / weights.sum())
+
+
+def forget_to_merge(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(verify, "merge_adapter", lambda model: model.unload())
+
+
+@pytest.mark.parametrize(
+    ("name", "break_it"),
+    [
+        ("masks", drop_the_stop),
+        ("masks", supervise_one_token_more),
+        ("resumed = uninterrupted", forget_the_moments),
+        ("resumed = uninterrupted", repeat_the_random_numbers),
+        ("chunked = full logits", shift_the_log_probabilities),
+        ("chunked = full logits", keep_the_whole_one_hot),
+        ("fresh LoRA = base", start_with_a_changed_model),
+        ("hot path = generic", scale_a_hand_written_gradient),
+        ("packed = one by one", let_segments_see_each_other),
+        ("batch split = whole", average_each_micro_batch),
+        ("merged = adapter", forget_to_merge),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value.split()[0],
+)
+def test_a_check_fails_when_its_subject_is_broken(
+    name: str,
+    break_it: Callable[[pytest.MonkeyPatch], None],
+    conversations: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    break_it(monkeypatch)
+    assert not run(name, conversations, tiny_model).holds
+
+
+TEMPLATES = sorted((Path(__file__).parents[1] / "encode" / "templates").glob("*.jinja"))
+
+
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
+def test_masks_of_other_templates(file: Path, conversations: Path, tiny_model: Path) -> None:
+    template = template_of(tiny_model, str(file))
+    found = verify.usable_rows(str(conversations), 4, template_of(tiny_model, None), 128)[0]
+    if file.stem in ("no_stop", "refusing"):
+        with pytest.raises(TemplateError, match="no provable stop"):
+            verify.check_masks(template, found)
+    else:
+        assert verify.check_masks(template, found).holds
+
+
+def test_too_few_rows(conversations: Path, tiny_model: Path) -> None:
+    with pytest.raises(DataError, match=r"only 0 of the first 9 rows can be used \(dropped: 9 too_long\)") as caught:
+        verify.usable_rows(str(conversations), 4, template_of(tiny_model, None), 10)
+    assert "--max-length" in str(caught.value)
+
+
+def test_nan_never_holds() -> None:
+    nan = torch.tensor([float("nan")])
+    assert not verify._values("x", "", torch.zeros(1), nan).holds
+    assert not verify._gradients(
+        "x", "", {"a": torch.ones(1), "b": torch.ones(1)}, {"a": nan, "b": torch.ones(1)}
+    ).holds
+    assert not verify._gradients(
+        "x", "", {"a": torch.ones(1), "b": torch.ones(1)}, {"a": torch.ones(1), "b": nan}
+    ).holds
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(2, [1, 1]), (3, [1, 1, 1]), (8, [3, 1, 4]), (12, [5, 2, 5])])
+def test_splits(count: int, sizes: list[int]) -> None:
+    examples: list[Any] = list(range(count))
+    parts = verify._split(examples)
+    assert [len(part) for part in parts] == sizes
+    assert [example for part in parts for example in part] == examples
+
+
+def test_exit_code(
+    conversations: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sys
+
+    from posttrain.cli import main
+
+    arguments = [
+        "posttrain",
+        "verify",
+        "--conversations",
+        str(conversations),
+        "--model",
+        str(tiny_model),
+        "--rows",
+        "2",
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    forget_to_merge(monkeypatch)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert "NOT true: merged = adapter" in capsys.readouterr().out
