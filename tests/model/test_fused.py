@@ -191,6 +191,35 @@ def test_unknown_norms_keep_their_own_code(kind: str) -> None:
     assert "forward" not in vars(module[0])
 
 
+def test_gated_norms_work_with_and_without_their_gate() -> None:
+    module = RMSNorm("gated")
+    x, gate = torch.randn(3, 16), torch.randn(3, 16)
+    expected, plain = module(x, gate), module(x)
+    fuse(module)
+    assert torch.equal(module(x, gate), expected)
+    assert torch.allclose(module(x), plain, rtol=1e-6, atol=1e-6)
+
+    class NeedsRMSNorm(RMSNorm):
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+            return RMSNorm.forward(self, x, gate)
+
+    module = NeedsRMSNorm("gated")
+    assert fuse(module)["norm"] == 0
+    assert torch.equal(module(x, gate), expected)
+
+
+def test_another_active_adapter_is_used(small_model: Path, random_examples: Callable[..., list[Tokens]]) -> None:
+    model = adapted(small_model, LoraAdapter(rank=4))
+    config = model.peft_config["default"]  # type: ignore[union-attr, index]
+    model.add_adapter("second", config)  # type: ignore[operator]
+    fuse(model)
+    with torch.no_grad():
+        first = batch_logps(model, collate(random_examples([20])), torch.float32).logps_S
+        model.set_adapter("second")  # type: ignore[operator]
+        second = batch_logps(model, collate(random_examples([20])), torch.float32).logps_S
+    assert float((first - second).abs().max()) > 0.01  # the second one is fresh: the base
+
+
 def test_known_norm_is_taken_and_a_trainable_one_is_not() -> None:
     module = nn.Sequential(RMSNorm("plain"))
     x = torch.randn(3, 16, requires_grad=True)

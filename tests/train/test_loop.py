@@ -22,7 +22,7 @@ from posttrain.model.score import Scores
 from posttrain.train import checkpoint, loop
 from posttrain.train.checkpoint import Checkpoints
 from posttrain.train.config import EarlyStopping, TrainStage
-from posttrain.train.loop import TrainInputs, optimizer_step, prepare_model, train
+from posttrain.train.loop import TrainInputs, optimizer_step, prepare_model, settled_dtype, train
 from posttrain.train.optimizer import build_optimizer
 from posttrain.types import Tokens
 
@@ -280,15 +280,15 @@ def test_best_weights_are_kept_and_last_ones_beside_them(
     [
         (EarlyStopping(patience=1), 4, 3),
         (EarlyStopping(patience=2), 6, 6),
-        (EarlyStopping(patience=2, min_improvement=0.2), 3, None),
-        (EarlyStopping(patience=3, min_improvement=0.2), 4, None),
+        (EarlyStopping(patience=2, min_improvement=0.2), 3, 3),
+        (EarlyStopping(patience=3, min_improvement=0.2), 4, 3),
         (None, 6, 6),
     ],
 )
 def test_early_stopping(
     stopping: EarlyStopping | None,
     steps: int,
-    best: int | None,
+    best: int,
     make_stage: MakeStage,
     small_model: Path,
     examples: list[Tokens],
@@ -304,8 +304,8 @@ def test_early_stopping(
         digest="d",
     )
     assert (result["steps"], result["stopped_early"], result["planned_steps"]) == (steps, steps < 6, 6)
-    if best is not None:
-        assert result["best_step"] == best
+    # The kept weights have the lowest loss of all, also where it was too little to count as improvement.
+    assert result["best_step"] == best
 
 
 def test_evaluation_is_the_likelihood_of_the_held_out_rows(
@@ -477,3 +477,26 @@ def test_metrics_and_result_say_what_was_done(
     assert result["trainable_parameters"] == sum(t.numel() for t in weights(tmp_path).values())
     assert 0 < result["matmul_share"] < 1
     assert all(r["tokens_per_second"] > 0 and r["memory_bytes"] > 0 for r in lines)
+
+
+def test_the_measured_type_is_kept_when_a_run_resumes(
+    tmp_path: Path, make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, out = make_stage(dtype="auto"), StageDir(tmp_path)
+    monkeypatch.setattr("posttrain.model.hardware.choose_dtype", lambda name, device: torch.bfloat16)
+    assert settled_dtype(stage, out).dtype == "bf16"
+    monkeypatch.setattr("posttrain.model.hardware.choose_dtype", lambda name, device: torch.float32)
+    assert settled_dtype(stage, out).dtype == "bf16"
+    assert settled_dtype(make_stage(dtype="fp32"), out).dtype == "fp32"
+
+
+def test_a_non_finite_held_out_loss_names_the_row(
+    make_stage: MakeStage, poisoned_model: Path, random_examples: MakeExamples, tmp_path: Path
+) -> None:
+    good, held_out = random_examples([12] * 4, vocabulary=70), random_examples([12] * 3, vocabulary=70)
+    ids_T = held_out[1].ids_T.copy()
+    ids_T[2] = 77
+    held_out[1] = Tokens(ids_T, held_out[1].weights_T, "bad-row")
+    inputs = TrainInputs(poisoned_model, good, held_out=held_out, origins={"bad-row": "rows.jsonl:7"})
+    with pytest.raises(TrainingError, match=r"step 0: held-out loss nan.*rows.jsonl:7"):
+        train(make_stage(epochs=1), inputs, StageDir(tmp_path / "run"), seed=0, digest="d")

@@ -118,9 +118,9 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         inverse = wide.square().mean(dim=-1, keepdim=True).add_(ctx.epsilon).rsqrt_()
-        g = grads[0] * weight.float()
+        g = grads[0] * weight.to(wide.dtype)
         correction = (g * wide).mean(dim=-1, keepdim=True).mul_(inverse.pow(3)).neg_()
         return g.mul_(inverse).addcmul_(wide, correction).to(x.dtype), None, None
 
@@ -135,7 +135,8 @@ class _Slot(NamedTuple):
     adapter: str
 
     def ready(self) -> bool:
-        return not (self.layer.disable_adapters or self.layer.merged)
+        layer = self.layer
+        return not (layer.disable_adapters or layer.merged) and list(layer.active_adapters) == [self.adapter]
 
     def base(self) -> nn.Linear:
         return self.layer.base_layer  # type: ignore[no-any-return]
@@ -160,7 +161,7 @@ def _slot(module: nn.Module) -> _Slot | None:
         and name not in layer.lora_variant
         and layer.lora_A[name].bias is None
         and layer.lora_B[name].bias is None
-        and not layer.base_layer.weight.requires_grad
+        and not any(p.requires_grad for p in layer.base_layer.parameters())
     )
     return _Slot(layer, name) if plain else None
 
@@ -190,9 +191,9 @@ def _mlp_forward(module: nn.Module) -> Callable[..., Tensor] | None:
         return None
     generic = module.forward
 
-    def forward(x: Tensor) -> Tensor:
-        if not all(s.ready() for s in ready):
-            return generic(x)  # type: ignore[no-any-return]
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not all(s.ready() for s in ready):
+            return generic(x, *args, **kwargs)  # type: ignore[no-any-return]
         pairs = [s.pair() for s in ready]
         weights = [s.base().weight for s in ready]
         scales = tuple(scale for _, _, scale in pairs)
@@ -211,7 +212,11 @@ def _norm_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     if not named_so or not isinstance(weight, Tensor) or weight.dim() != 1 or weight.requires_grad or epsilon is None:
         return None
 
-    def forward(x: Tensor) -> Tensor:
+    generic = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs:  # a gated norm takes its gate here
+            return generic(x, *args, **kwargs)  # type: ignore[no-any-return]
         y: Tensor = _RmsNorm.apply(x, weight, epsilon)
         return y
 
@@ -220,12 +225,15 @@ def _norm_forward(module: nn.Module) -> Callable[..., Tensor] | None:
 
 @torch.no_grad()
 def _agrees(module: nn.Module, fused: Callable[..., Tensor]) -> bool:
-    """Whether a fused forward gives what the module itself gives on a probe."""
+    """Whether a fused forward gives what the module itself gives on a probe; False where it can't be probed."""
     frozen = next(p for p in module.parameters() if not p.requires_grad)
     dtype, width = frozen.dtype, frozen.shape[-1]  # of the first matrix or of the norm: both take the hidden size
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(1, 5, width, generator=generator).to(frozen.device, dtype)
-    own, ours = module.forward(probe).float(), fused(probe).float()
+    try:
+        own, ours = module.forward(probe).float(), fused(probe).float()
+    except Exception:  # it wants more than one tensor: whatever it is, it is not ours
+        return False
     return bool((own - ours).abs().max() <= _PROBE_TOLERANCE.get(dtype, 1e-5) * own.abs().max().clamp(min=1e-6))
 
 

@@ -66,6 +66,12 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        if attention.IMPLEMENTATION in str(error):
+            raise ModelError(
+                "this architecture brings attention code of its own, which can't keep packed sequences apart",
+                where=str(folder),
+                fix="choose a model whose attention transformers lets be replaced (most since 2024)",
+            ) from error
         raise ModelError(f"the model can't be loaded: {str(error).splitlines()[0]}", where=str(folder)) from error
     except Exception as error:  # safetensors raises its own type for damaged files
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":

@@ -33,8 +33,8 @@ def _accurate(dtype: torch.dtype) -> torch.dtype:
 def _logps_and_residual(logits_CV: Tensor, targets_C: Tensor, cap: float | None) -> Tensor:
     """fp32 log-probabilities [C] of the targets; overwrites the logits with the residual d(-log p) / d logits.
 
-    The residual is softmax - onehot(target), times the slope of the cap where there is one. ``p - 1`` is formed in fp32
-    before rounding, so that it stays right at confident predictions.
+    The residual is softmax - onehot(target), times the slope of the cap where there is one. ``1 - p`` of the
+    target is the sum of all other probabilities, not a difference, so it keeps all its digits at confident predictions.
     """
     logps_C = torch.empty(len(logits_CV), dtype=_accurate(logits_CV.dtype), device=logits_CV.device)
     for begin in range(0, len(logits_CV), _STRIP):
@@ -42,14 +42,17 @@ def _logps_and_residual(logits_CV: Tensor, targets_C: Tensor, cap: float | None)
         z = logits_CV[strip].to(logps_C.dtype)
         if cap is not None:
             z = torch.tanh(z / cap).mul_(cap)
-        target_logit = z.gather(1, targets_C[strip, None])
+        index = targets_C[strip, None]
+        target_logit = z.gather(1, index)
         top = z.amax(dim=1, keepdim=True)
         slope = 1 - (z / cap).square() if cap is not None else None
         z = z.sub_(top).exp_()
-        total = z.sum(dim=1, keepdim=True)
-        logps_C[strip] = (target_logit - top - total.log())[:, 0]
-        residual = z.div_(total)
-        residual.scatter_add_(1, targets_C[strip, None], torch.full_like(target_logit, -1.0))
+        own = z.gather(1, index)
+        rest = z.scatter_(1, index, 0.0).sum(dim=1, keepdim=True)
+        total = rest + own
+        # Where the target is the likeliest token, log p = -log1p(rest): exact also when rest is lost beside 1.
+        logps_C[strip] = torch.where(own == 1, -torch.log1p(rest), target_logit - top - total.log())[:, 0]
+        residual = z.div_(total).scatter_(1, index, -rest / total)
         logits_CV[strip] = residual if slope is None else residual.mul_(slope)
     return logps_C
 

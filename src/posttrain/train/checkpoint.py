@@ -38,6 +38,8 @@ class Progress:
     """Training time so far, over all processes that worked on the run."""
     best_step: int = -1
     best_loss: float = float("inf")
+    loss_to_beat: float = float("inf")
+    """The held-out loss that the next one must undercut by ``min_improvement`` to count as improvement."""
     evaluations_without_improvement: int = 0
     stopped_early: bool = False
 

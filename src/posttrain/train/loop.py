@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from posttrain.artifacts import MetricsLog, StageDir, atomic_path
+from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, write_json
 from posttrain.encode.collate import collate
 from posttrain.errors import ConfigError, InterruptedRunError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
@@ -95,6 +95,17 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
     return Trainee(model.train(), adapters.trainable_parameters(model), compute_dtype, device)
 
 
+def settled_dtype(stage: TrainStage, out: StageDir) -> TrainStage:
+    """The stage with ``dtype: auto`` measured, once a run: a resumed run must compute in the type it began with."""
+    if stage.dtype != "auto":
+        return stage
+    path = out.file("checkpoints", "compute.json")
+    if not path.exists():
+        measured = hardware.choose_dtype("auto", hardware.resolve_device(stage.device))
+        write_json(path, {"dtype": next(name for name, dtype in hardware.DTYPES.items() if dtype == measured)})
+    return replace(stage, dtype=read_json(path)["dtype"])
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one optimizer step gives, already on the host."""
@@ -159,6 +170,7 @@ def train(
     and an InterruptedRunError; ``on_interrupt`` is called at once, because a step may take a while.
     """
     hardware.keep_freed_memory()
+    stage = settled_dtype(stage, out)
     trainee = prepare_model(stage, inputs.model_folder, inputs.adapter_folder, seed)
     names = {id(p): name for name, p in trainee.trained.items()}
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
@@ -276,6 +288,9 @@ class _Run:
         trainee, stopping = self.trainee, self.stage.early_stopping
         scores = score(trainee.model, self.inputs.held_out, self.stage.micro_batch_tokens, trainee.compute_dtype)
         loss = scores.mean()
+        if not math.isfinite(loss):
+            error = TrainingError(f"held-out loss {loss}")
+            raise self._diagnosed(error, progress.step - 1, self.inputs.held_out)
         self._record(
             split="held_out",
             step=progress.step,
@@ -286,11 +301,12 @@ class _Run:
         )
         if progress.step == 0:
             return progress
-        margin = stopping.min_improvement if stopping is not None else 0.0
-        if loss < progress.best_loss - margin:
+        if loss < progress.best_loss:
             with atomic_path(self.best_weights) as temporary:
                 save_file({k: v.detach().cpu().contiguous() for k, v in trainee.trained.items()}, temporary)
-            return progress.advanced(best_loss=loss, best_step=progress.step, evaluations_without_improvement=0)
+            progress = progress.advanced(best_loss=loss, best_step=progress.step)
+        if loss < progress.loss_to_beat - (stopping.min_improvement if stopping is not None else 0.0):
+            return progress.advanced(loss_to_beat=loss, evaluations_without_improvement=0)
         waited = progress.evaluations_without_improvement + 1
         stop = stopping is not None and waited >= stopping.patience
         return progress.advanced(evaluations_without_improvement=waited, stopped_early=stop)
