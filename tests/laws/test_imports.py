@@ -74,9 +74,13 @@ def test_imports_point_down(module: str) -> None:
     for target in own_imports(module):
         other = target.split(".")[0]
         below = FLOOR[other] < FLOOR[room]
-        assert other == room or below or (room, other) in SAME_FLOOR, f"{module} imports {target}, which is not below it"
+        assert other == room or below or (room, other) in SAME_FLOOR, (
+            f"{module} imports {target}, which is not below it"
+        )
         if room in NARROW and other != room:
-            assert any(target == known or target.startswith(f"{known}.") for known in NARROW[room]), f"{module}: {target}"
+            assert any(target == known or target.startswith(f"{known}.") for known in NARROW[room]), (
+                f"{module}: {target}"
+            )
 
 
 def test_the_law_sees_imports_in_functions_and_upwards() -> None:
@@ -186,7 +190,9 @@ def test_no_exception_is_swallowed(module: str) -> None:
 
 
 def _is_ellipsis(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and statement.value.value is ...
+    return (
+        isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and statement.value.value is ...
+    )
 
 
 def test_no_print_and_no_path_of_a_machine() -> None:
@@ -202,4 +208,3 @@ def test_sources_are_ascii_but_for_content() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             comment = line.partition("  # ")[2] if not line.lstrip().startswith("#") else line
             assert comment.isascii(), f"{module}:{number}"
-

@@ -202,50 +202,49 @@ def model_checks(folder: Path, examples: Sequence[Tokens]) -> Iterator[Check]:
 
 def check_masks(template: ChatTemplate, rows: Sequence[SftRow]) -> Check:
     """Supervised text = the assistant turns and their stop, and nothing else, of every row that is not rejected."""
-    stop = stop_ids(template).tolist()
+    # as text: where a stop is no token of its own, its first character may share one with what stands before it
+    stop = str(template.tokenizer.decode(stop_ids(template).tolist()))
     shown = [show_row(row, template) for row in rows]
     trained = [s for s in shown if s.rejected is None and all(example.rejected is None for example in s.examples)]
     wrong = [str(s.row.origin) for s in trained if not _masked_right(s, template, stop)]
-    detail = f"wrong: {', '.join(wrong)}" if wrong else f"{len(trained)} rows; stop {template.tokenizer.decode(stop)!r}"
+    detail = f"wrong: {', '.join(wrong)}" if wrong else f"{len(trained)} rows; stop {stop!r}"
     meaning = "exactly the assistant turns are supervised, each with its stop token"
     return Check("masks", meaning, len(wrong) / len(trained), 0.0, detail)
 
 
-def _masked_right(shown: ShownRow, template: ChatTemplate, stop: list[int]) -> bool:
+def _masked_right(shown: ShownRow, template: ChatTemplate, stop: str) -> bool:
     messages = shown.row.messages
     turns = [k for k, m in enumerate(messages) if m.role == "assistant" and m.weight != 0]
     runs = [run for example in shown.examples for run in _runs(example)]
     if len(runs) != len(turns):
         return False
-    for (before, ids, text), k in zip(runs, turns, strict=True):
-        body = text.removesuffix(template.tokenizer.decode(stop))
+    for (before, text), k in zip(runs, turns, strict=True):
         fed = encode_prompt(messages[:k], template, shown.row.tools).tolist()
-        if ids[len(ids) - len(stop) :] != stop or not _says(body, messages[k], fed == before):
+        if not text.endswith(stop) or not _says(text.removesuffix(stop), messages[k], fed == before):
             return False
     return True
 
 
-def _runs(example: ShownExample) -> Iterator[tuple[list[int], list[int], str]]:
-    """(ids before it, its ids, its text) of every unbroken run of supervised tokens."""
+def _runs(example: ShownExample) -> Iterator[tuple[list[int], str]]:
+    """(ids before it, its text) of every unbroken run of supervised tokens."""
     before: list[int] = []
     for supervised, tokens in itertools.groupby(example.tokens, lambda token: token.weight != 0):
         members = list(tokens)
-        ids = [token.id for token in members]
         if supervised:
-            yield before, ids, "".join(token.text for token in members)
-        before = before + ids
+            yield before, "".join(token.text for token in members)
+        before = before + [token.id for token in members]
 
 
 def _says(text: str, turn: Message, all_new: bool) -> bool:
-    """Whether a supervised text is the turn, which a template may have trimmed.
+    """Whether a supervised text is the turn, word by word: a template may trim it or lay it out anew.
 
     ``all_new``: the text begins where the prompt of inference ends; then white space in front of the turn is the model's to
     write. Reasoning and calls are written in ways of the template's own, so of such turns only the content is looked for.
     """
-    content = turn.content.strip()
-    if turn.reasoning or turn.tool_calls or "</think>" in content:
-        return content.rpartition("</think>")[2].strip() in text
-    return text.strip() == content and (all_new or text in turn.content)
+    if turn.reasoning or turn.tool_calls or "</think>" in turn.content:
+        return " ".join(turn.content.rpartition("</think>")[2].split()) in " ".join(text.split())
+    begins_right = all_new or not text[:1].isspace() or turn.content[:1].isspace()
+    return begins_right and text.split() == turn.content.split()
 
 
 class _KilledError(Exception):
