@@ -91,8 +91,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to reuse large freed blocks instead of returning them to the kernel.
 
     A training step allocates and frees the same large tensors again and again. With the default thresholds each of
-    them is mapped and unmapped, and every page of it faults in anew: measured as a quarter of the step time on CPU
-    (docs/log.md). No effect outside glibc. ``POSTTRAIN_KEEP_FREED_MEMORY=0`` switches it off.
+    them is mapped and unmapped, and every page of it faults in anew (docs/log.md). No effect outside glibc. ``POSTTRAIN_KEEP_FREED_MEMORY=0`` switches it off.
     """
     if not sys.platform.startswith("linux") or os.environ.get("POSTTRAIN_KEEP_FREED_MEMORY") == "0":
         return
@@ -100,5 +99,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # musl
         return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    # Older versions of glibc take at most 32 MB; trimming is only switched off where large blocks stay in the heap.
+    if mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 1 << 25):
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
