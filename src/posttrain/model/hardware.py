@@ -87,11 +87,18 @@ def current_memory(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def return_freed_memory() -> None:
+    """Give the freed blocks that `keep_freed_memory` holds back to the kernel (glibc's malloc_trim)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to reuse large freed blocks instead of returning them to the kernel.
 
     A training step allocates and frees the same large tensors again and again. With the default thresholds each of
-    them is mapped and unmapped, and every page of it faults in anew (docs/log.md). No effect outside glibc. ``POSTTRAIN_KEEP_FREED_MEMORY=0`` switches it off.
+    them is mapped and unmapped, and every page of it faults in anew (docs/log.md). No effect outside glibc.
+    ``POSTTRAIN_KEEP_FREED_MEMORY=0`` switches it off.
     """
     if not sys.platform.startswith("linux") or os.environ.get("POSTTRAIN_KEEP_FREED_MEMORY") == "0":
         return

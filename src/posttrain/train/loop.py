@@ -39,6 +39,8 @@ from posttrain.types import Tokens
 
 EVALUATIONS_PER_RUN = 10
 CHECKPOINT_TIME_SHARE = 0.05
+FRAGMENTED = 1.25
+"""Freed memory goes back to the system when a step leaves so many times more of it than the leanest one did."""
 
 Observer = Callable[[Mapping[str, Any]], None]
 
@@ -223,9 +225,14 @@ class _Run:
         if progress.step == 0:
             self.evaluate(progress)
         since_checkpoint, write_seconds = 0.0, 0.0
+        settled = math.inf
         while progress.step < self.plan.total_steps and not progress.stopped_early:
             begin = time.perf_counter()
             progress = self.step(progress)
+            memory = hardware.current_memory(self.trainee.device)
+            settled = min(settled, memory)
+            if memory > FRAGMENTED * settled:  # micro-batches of many sizes leave holes behind
+                hardware.return_freed_memory()
             if self._evaluation_due(progress.step):
                 progress = self.evaluate(progress)
             since_checkpoint += time.perf_counter() - begin
