@@ -116,7 +116,9 @@ def write_error(error: Exception, path: Path) -> RunError:
     number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
     where = str(path)
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return RunError("the disk is full", where=where, fix="free some space and run the same command again: it resumes")
+        return RunError(
+            "the disk is full", where=where, fix="free some space and run the same command again: it resumes"
+        )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(
             "can't write here (read-only or no permission)", where=where, fix="choose another place with --runs DIR"
@@ -128,7 +130,9 @@ def write_error(error: Exception, path: Path) -> RunError:
             fix="move that file away, or choose another place with --runs DIR",
         )
     reason = os.strerror(number) if number is not None else str(error)
-    return RunError(f"can't write: {reason}", where=where, fix="run the same command again when that is mended: it resumes")
+    return RunError(
+        f"can't write: {reason}", where=where, fix="run the same command again when that is mended: it resumes"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
