@@ -59,7 +59,13 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     if not options.stop_only:
         examples = [with_tail(example) for example in examples]
     stage = TrainStage(
-        kind="train", data="rows", batch_size=BATCH, schedule="constant", warmup=0.0, dtype=options.dtype
+        kind="train",
+        data="rows",
+        batch_size=BATCH,
+        micro_batch_tokens=1024,
+        schedule="constant",
+        warmup=0.0,
+        dtype=options.dtype,
     )
     trainee = prepare_model(stage, model, None, seed=0)
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)

@@ -247,3 +247,28 @@ def test_ctrl_c_outside_training(cli: Cli, tmp_path: Path, recipe: Path, monkeyp
     assert done.err == f"error: {where}: interrupted\n  fix: run the same command again: what is finished is kept\n"
     assert manifest(tmp_path / "tiny", "prepare")["status"] == "running"
     assert cli("train", recipe, "--runs", tmp_path).code == 0
+
+
+def test_an_evaluation_goes_on_with_the_models_it_had_not_finished(
+    cli: Cli, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from posttrain.lab.experiment import Experiment
+
+    evaluate = Experiment._evaluate_model
+    asked: list[str] = []
+
+    def cut_before_sft(self: Experiment, name: str, *rest: Any) -> Any:
+        asked.append(name)
+        if name == "sft" and len(asked) == 2:
+            raise KeyboardInterrupt
+        return evaluate(self, name, *rest)
+
+    monkeypatch.setattr(Experiment, "_evaluate_model", cut_before_sft)
+    assert cli("run", recipe, "--runs", tmp_path / "cut").code == 130
+    assert cli("run", recipe, "--runs", tmp_path / "cut").code == 0
+    assert asked == ["base", "sft", "sft"]
+    assert cli("run", recipe, "--runs", tmp_path / "whole").code == 0
+    for name in ("likelihood.json", "likelihood_rows.jsonl", "replies.jsonl", "accuracy.json"):
+        cut, whole = ((tmp_path / run / "tiny" / "evaluate" / name).read_bytes() for run in ("cut", "whole"))
+        assert cut == whole, name
+    assert not (tmp_path / "cut" / "tiny" / "evaluate" / "parts").exists()

@@ -32,6 +32,7 @@ def test_loss_verdict_needs_an_interval_without_zero() -> None:
     assert loss_verdict(-0.1, 0.1) == "not shown"
     assert loss_verdict(-0.1, 0.0) == "not shown"
     assert loss_verdict(0.0, 0.0) == "not shown"
+    assert loss_verdict(-0.2, -0.2) == "not shown"
 
 
 def test_accuracy_verdict_needs_interval_and_exact_test() -> None:

@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from posttrain import assets
 from posttrain.artifacts import (
     Ledger,
@@ -26,6 +28,7 @@ from posttrain.artifacts import (
     digest,
     file_digest,
     provenance,
+    read_json,
     remove_leftovers,
     write_error,
     write_json,
@@ -252,7 +255,12 @@ class Experiment:
         scores: dict[str, Scores] = {}
         records: list[dict[str, Any]] = []
         for name in stage.models:
-            found, told = self._evaluate_model(name, stage, encoded.examples, prompts, template, dtype, device)
+            part = out.file("parts", f"{name}-{str(dtype).removeprefix('torch.')}.json")
+            if part.exists():  # a killed evaluation goes on with the models it had not finished
+                found, told = _read_part(part)
+            else:
+                found, told = self._evaluate_model(name, stage, encoded.examples, prompts, template, dtype, device)
+                _write_part(part, found, told)
             records += told
             if found is not None:
                 scores[name] = found
@@ -274,6 +282,7 @@ class Experiment:
             accuracy = accuracy_record(records, **chance._asdict())
             write_json(out.file("accuracy.json"), accuracy)
             result["accuracy"] = {name: entry["all"]["accuracy"] for name, entry in accuracy["models"].items()}
+        shutil.rmtree(out.file("parts"))  # all of it stands in the files above
         return result
 
     def _evaluate_model(
@@ -332,6 +341,22 @@ class Experiment:
         self.display.note(
             f"{len(encoded.examples):,} examples, {tokens:,} tokens, {share:.0%} supervised; dropped: {dropped}"
         )
+
+
+def _write_part(path: Path, scores: Scores | None, records: Sequence[Mapping[str, Any]]) -> None:
+    """Keep the results of one model. Python writes floats so that they are read back to the bit."""
+    numbers = None if scores is None else {"nll": scores.nll_N.tolist(), "weight": scores.weight_N.tolist()}
+    write_json(path, {"scores": numbers, "replies": records})
+
+
+def _read_part(path: Path) -> tuple[Scores | None, list[dict[str, Any]]]:
+    """The inverse of `_write_part`."""
+    from posttrain.model.score import Scores
+
+    part = read_json(path)
+    numbers = part["scores"]
+    scores = None if numbers is None else Scores(np.array(numbers["nll"]), np.array(numbers["weight"]))
+    return scores, part["replies"]
 
 
 class _Chance(NamedTuple):

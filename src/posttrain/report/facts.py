@@ -255,7 +255,12 @@ class RunFacts:
 
 
 def loss_verdict(low: float, high: float) -> Verdict:
-    """``improved`` where the whole interval of the loss difference is below zero, ``worse`` where it is above."""
+    """``improved`` where the whole interval of the loss difference is below zero, ``worse`` where it is above.
+
+    An interval without width is a bootstrap over one row: it shows nothing.
+    """
+    if low == high:
+        return "not shown"
     if high < 0:
         return "improved"
     return "worse" if low > 0 else "not shown"

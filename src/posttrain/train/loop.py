@@ -264,6 +264,12 @@ class _Run:
             result = optimizer_step(self.trainee, self.optimizer, groups, rate, stage.max_grad_norm)
         except TrainingError as error:
             raise self._diagnosed(error, step, [e for group in groups for e in group]) from None
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the device is out of memory at step {step + 1}",
+                where=str(self.out.path),
+                fix="lower micro_batch_tokens (the result stays the same), or set gradient_checkpointing: true",
+            ) from error
         seconds = time.perf_counter() - begin
         progress = progress.advanced(
             step=step + 1,
