@@ -52,12 +52,6 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digest(folder: Path) -> str:
-    """One sha256 over the names and contents of all files below a folder."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in files])
-
-
 def _jsonable(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)

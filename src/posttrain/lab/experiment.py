@@ -53,11 +53,12 @@ from posttrain.types import SftRow, Tokens
 if TYPE_CHECKING:
     import torch
 
+    from posttrain.lab.models import Weights
     from posttrain.model.score import Scores
 
 SHOWN_REJECTS = 3
 """Dropped rows shown in an error."""
-GENERATION_CODE = 1
+RESULTS_VERSION = 1
 """Raised when a stage's results would differ for the same configuration, so that old runs are computed again."""
 
 
@@ -107,7 +108,7 @@ class Experiment:
     def _stage(self, name: str, stage: Stage) -> None:
         out = self.run.stage(name)
         inputs = self._input_digests(name, stage)
-        identity = digest({"stage": stage, "seed": self.recipe.seed, "inputs": inputs, "code": GENERATION_CODE})
+        identity = digest({"stage": stage, "seed": self.recipe.seed, "inputs": inputs, "code": RESULTS_VERSION})
         manifest = out.manifest()
         if isinstance(stage, ReportStage):
             manifest = None  # reading artefacts is cheap, and the report must show what is there now
@@ -192,16 +193,12 @@ class Experiment:
         return result
 
     def _train(self, stage: TrainStage, out: StageDir, identity: str) -> dict[str, Any]:
-        from posttrain.lab.models import Weights, stage_weights, template_of
+        from posttrain.lab.models import template_of
         from posttrain.model import hardware
         from posttrain.train.loop import TrainInputs, train
 
         hardware.reset_peak_memory(hardware.resolve_device(stage.device))
-        start = (
-            Weights(self.base_folder)
-            if stage.start_from == BASE
-            else stage_weights(self.run, stage.start_from, self.base_folder)
-        )
+        start = self._weights(stage.start_from)
         template = template_of(start.folder, stage.template)
         rows = read_rows(self.run.stage(stage.data).file("rows", "train.parquet"))
         ledger = Ledger()
@@ -245,6 +242,7 @@ class Experiment:
         device = hardware.resolve_device(stage.device)
         hardware.reset_peak_memory(device)
         dtype = hardware.choose_dtype("auto", device)
+        dtype_name = str(dtype).removeprefix("torch.")
         template = template_of(self.base_folder, stage.template)
         rows = read_rows(self.run.stage(stage.data).file("rows", "held_out.parquet"))
         ledger = Ledger()
@@ -255,7 +253,7 @@ class Experiment:
         scores: dict[str, Scores] = {}
         records: list[dict[str, Any]] = []
         for name in stage.models:
-            part = out.file("parts", f"{name}-{str(dtype).removeprefix('torch.')}.json")
+            part = out.file("parts", f"{name}-{dtype_name}.json")
             if part.exists():  # a killed evaluation goes on with the models it had not finished
                 found, told = _read_part(part)
             else:
@@ -268,7 +266,7 @@ class Experiment:
         result: dict[str, Any] = {
             "models": list(stage.models),
             "device": str(device),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": dtype_name,
             "peak_memory_bytes": hardware.peak_memory(device),
         }
         if scores:
@@ -297,11 +295,10 @@ class Experiment:
     ) -> tuple[Scores | None, list[dict[str, Any]]]:
         """Held-out likelihood (None without rows) and replies of one model, which is in memory only in here."""
         from posttrain.eval.replies import reply_records
-        from posttrain.lab.models import Weights, load_weights, stage_weights, stop_sequences
+        from posttrain.lab.models import load_weights, stop_sequences
         from posttrain.model.score import score
 
-        weights = Weights(self.base_folder) if name == BASE else stage_weights(self.run, name, self.base_folder)
-        model = load_weights(weights, dtype, device)
+        model = load_weights(self._weights(name), dtype, device)
         done = 0
 
         def advance(count: int) -> None:
@@ -320,6 +317,14 @@ class Experiment:
         return found, records
 
     # ---- helpers of the methods above ------------------------------------------------------------------------------
+
+    def _weights(self, model_name: str) -> Weights:
+        """What a model name of the recipe means: the base, or what a train stage has written."""
+        from posttrain.lab.models import Weights, stage_weights
+
+        if model_name == BASE:
+            return Weights(self.base_folder)
+        return stage_weights(self.run, model_name, self.base_folder)
 
     def _encode(
         self, rows: Sequence[SftRow], template: ChatTemplate, stage: TrainStage, ledger: Ledger, label: str
