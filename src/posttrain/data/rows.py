@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,28 @@ SCHEMA: dict[str, Any] = {
 }
 """Columns and types. ``tool_calls``, ``tools`` and ``meta`` are JSON text: ``[]``, ``[]`` and ``{}`` where there is none."""
 
+_VERDICT: dict[str, Any] = {
+    "step": pl.String,
+    "check": pl.String,
+    "value": pl.Float64,
+    "limit": pl.String,
+    "passed": pl.Boolean,
+}
+_SCORE: dict[str, Any] = {"name": pl.String, "value": pl.Float64, "by": pl.String}
+LINEAGE: dict[str, Any] = {
+    "parents": pl.List(pl.String),
+    "verdicts": pl.List(pl.Struct(_VERDICT)),
+    "scores": pl.List(pl.Struct(_SCORE)),
+    "cluster": pl.String,
+    "split": pl.String,
+    "weight": pl.Float64,
+}
+"""What a row carries from step to step: ids of the rows it came from, every verdict with value and limit, scores with the
+model that gave them, id of its cluster of near-duplicates or topic (null: none known), split, and sampling weight."""
+
 
 def rows_frame(rows: Iterable[SftRow], ids: Sequence[str] | None = None) -> pl.DataFrame:
-    """The rows as a frame of :data:`SCHEMA`. Known content ``ids`` save computing them again."""
+    """The rows as a frame of :data:`SCHEMA` and fresh :data:`LINEAGE`. Known content ``ids`` save computing them again."""
     rows = list(rows)
     return pl.DataFrame(
         {
@@ -46,19 +65,25 @@ def rows_frame(rows: Iterable[SftRow], ids: Sequence[str] | None = None) -> pl.D
             "messages": _messages_column(rows),
             "tools": [_json(list(row.tools)) for row in rows],
             "meta": [_json(dict(row.meta)) for row in rows],
+            "parents": [[]] * len(rows),
+            "verdicts": [[]] * len(rows),
+            "scores": [[]] * len(rows),
+            "cluster": [None] * len(rows),
+            "split": [None] * len(rows),
+            "weight": [1.0] * len(rows),
         },
-        schema=SCHEMA,
+        schema=SCHEMA | LINEAGE,
     )
 
 
-def write_rows(path: Path, rows: pl.LazyFrame | pl.DataFrame) -> None:
-    """Write a frame of :data:`SCHEMA` atomically, in blocks (a lazy frame is never held as a whole).
+def write_rows(path: Path, rows: pl.LazyFrame | pl.DataFrame, extra: Mapping[str, Any] | None = None) -> None:
+    """Write a frame of :data:`SCHEMA` and :data:`LINEAGE` atomically, in blocks (a lazy frame is never held as a whole).
 
-    Raises RunError where the disk is full or can't be written.
+    ``extra``: further columns to write, with their types. Raises RunError where the disk is full or can't be written.
     """
     with atomic_path(path) as temporary:
         try:
-            rows.lazy().select(list(SCHEMA)).sink_parquet(temporary, compression="zstd")
+            rows.lazy().select([*SCHEMA, *LINEAGE, *(extra or {})]).sink_parquet(temporary, compression="zstd")
         except pl.exceptions.PolarsError as error:
             # polars wraps what the system says into its own text
             number = re.search(r"os error (\d+)", str(error))

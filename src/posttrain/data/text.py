@@ -1,0 +1,46 @@
+"""The one tokenizer for comparing texts: under ROUGE-L, n-grams, MinHash, SimHash, decontamination and length filters.
+
+NFKC, casefold, then every CJK character is a token of its own, and so is every other run of letters, digits and marks.
+Punctuation and symbols are no tokens; numbers stay as they are, so "3 + 4" and "5 + 9" differ.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Literal
+
+from posttrain.types import Message
+
+Fields = Literal["user", "assistant", "conversation"]
+
+CJK = (
+    "\u3040-\u30ff"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # ideographs
+    "\u1100-\u11ff\uac00-\ud7af"  # Hangul
+)
+_TOKEN = re.compile(rf"[{CJK}]|(?:(?![{CJK}])[^\W_])(?:(?![{CJK}])[\w\u0300-\u036f])*")
+
+
+def normalised(text: str) -> str:
+    """NFKC and casefold."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def tokens(text: str) -> list[str]:
+    """The tokens of a text; none where it has neither letters nor digits."""
+    return _TOKEN.findall(normalised(text))
+
+
+def ngrams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
+    """All runs of n tokens; fewer than n tokens are one shingle, no tokens are none."""
+    if len(words) < n:
+        return {tuple(words)} if words else set()
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+
+def compared_text(messages: Sequence[Message], fields: Fields) -> str:
+    """The turns of a conversation that are compared, a line each: those of the user, of the assistant, or all but system."""
+    roles = {"user": ("user",), "assistant": ("assistant",), "conversation": ("user", "assistant", "tool")}[fields]
+    return "\n".join(message.content for message in messages if message.role in roles)
