@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.encode.collate import collate
+from posttrain.encode.segments import Segments
 from posttrain.types import Tokens
 
 
@@ -16,10 +17,8 @@ def tokens(ids: list[int], weights: list[float], row_id: str = "r") -> Tokens:
 def test_by_hand():
     batch = collate([tokens([5, 6, 7], [0, 1, 0.5], "a"), tokens([8, 9], [0, 2], "b")])
     assert batch.ids_T.tolist() == [5, 6, 7, 8, 9]
-    assert batch.positions_T.tolist() == [0, 1, 2, 0, 1]
-    assert batch.segment_lengths.tolist() == [3, 2]
-    assert batch.segment_starts.tolist() == [0, 3, 5]
-    assert batch.weights_T.tolist() == [0, 1, 0.5, 0, 2]
+    assert batch.segments.positions.tolist() == [0, 1, 2, 0, 1]
+    assert batch.segments == Segments([3, 2])
     assert batch.predict_S.tolist() == [0, 1, 3]
     assert batch.targets_S.tolist() == [6, 7, 9]
     assert batch.target_weights_S.tolist() == [1, 0.5, 2]
@@ -42,12 +41,12 @@ def test_side_by_side_equals_one_by_one(parts: list[list[tuple[int, float]]]):
     examples = [tokens([i for i, _ in part], [0.0, *(w for _, w in part[1:])]) for part in parts]
     batch = collate(examples)
     singles = [collate([example]) for example in examples]
-    starts = batch.segment_starts[:-1]
+    starts = batch.segments.starts
     assert len(batch.ids_T) == sum(map(len, examples))  # no padding
     assert batch.predict_S.tolist() == [
         int(i) + int(s) for one, s in zip(singles, starts, strict=True) for i in one.predict_S
     ]
     assert batch.targets_S.tolist() == [int(i) for one in singles for i in one.targets_S]
     assert batch.target_weights_S.sum() == sum(example.weights_T.sum() for example in examples)
-    segment_T = np.repeat(np.arange(len(examples)), batch.segment_lengths)
+    segment_T = np.repeat(np.arange(len(examples)), batch.segments.lengths)
     assert (segment_T[batch.predict_S] == segment_T[batch.predict_S + 1]).all()

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.encode.collate import collate
+from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.generate.decode import NewToken, Sampling, decode, replies, without_stop
 from posttrain.model.adapters import attach_lora
@@ -158,7 +159,7 @@ def drawn(model: nn.Module, prompt: Prompt, sampling: Sampling, count: int) -> N
 
 @torch.no_grad()
 def probabilities(model: nn.Module, prompt: Prompt, temperature: float) -> NDArray[np.float64]:
-    logits = model(input_ids=torch.from_numpy(prompt).long()[None], segment_lengths=(len(prompt),)).logits[0, -1]
+    logits = model(input_ids=torch.from_numpy(prompt).long()[None], segments=Segments([len(prompt)])).logits[0, -1]
     return (logits.double() / temperature).softmax(-1).numpy()
 
 

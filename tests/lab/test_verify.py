@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from posttrain.encode.segments import Segments
 from posttrain.errors import DataError, TemplateError
 from posttrain.lab import verify
 from posttrain.lab.models import template_of
@@ -140,7 +141,7 @@ def scale_a_hand_written_gradient(patch: pytest.MonkeyPatch) -> None:
 
 def let_segments_see_each_other(patch: pytest.MonkeyPatch) -> None:
     whole = score.final_hidden
-    patch.setattr(score, "final_hidden", lambda model, ids, places, lengths: whole(model, ids, places, (sum(lengths),)))
+    patch.setattr(score, "final_hidden", lambda model, ids, segments: whole(model, ids, Segments([len(ids)])))
 
 
 def average_each_micro_batch(patch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from posttrain.encode.collate import collate
+from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model import attention
 from posttrain.model.attention import segment_attention
@@ -26,9 +27,10 @@ def inputs(heads: int, kv_heads: int, tokens: int, size: int = 8, dtype: torch.d
     return [torch.randn(1, n, tokens, size, dtype=dtype) for n in (heads, kv_heads, kv_heads)]
 
 
-def attend(qkv: list[Tensor], lengths: tuple[int, ...], **options: object) -> Tensor:
+def attend(qkv: list[Tensor], segments: tuple[int, ...] | Segments, **options: object) -> Tensor:
     """[T, H, D]"""
-    return segment_attention(nn.Identity(), *qkv, None, segment_lengths=lengths, **options)[0][0]  # type: ignore[arg-type]
+    segments = segments if isinstance(segments, Segments) else Segments(segments)
+    return segment_attention(nn.Identity(), *qkv, None, segments=segments, **options)[0][0]  # type: ignore[arg-type]
 
 
 def eager(
@@ -106,7 +108,7 @@ def test_reference_path_agrees(heads: tuple[int, int], window: int | None) -> No
     qkv = inputs(*heads, sum(lengths))
 
     def reference(x: list[Tensor]) -> Tensor:
-        return attention._reference_attention(x[0][0], x[1][0], x[2][0], lengths, 8**-0.5, window, None, 0.0)
+        return attention._reference_attention(x[0][0], x[1][0], x[2][0], Segments(lengths), 8**-0.5, window, None, 0.0)
 
     exact = with_gradients(lambda x: eager(x, lengths, window=window), [x.double() for x in qkv])
     assert largest_relative(with_gradients(reference, qkv), exact) < 3e-6
@@ -123,6 +125,7 @@ def test_dropout_drops_and_keeps_the_mean() -> None:
 
 def test_gradcheck_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    attention._blocks.cache_clear()
     qkv = [x.requires_grad_() for x in inputs(4, 2, 10, size=3, dtype=torch.float64)]
     for window in (None, 2):
         assert torch.autograd.gradcheck(lambda *x: attend(list(x), (7, 1, 2), sliding_window=window), qkv)  # noqa: B023
@@ -179,6 +182,51 @@ def test_under_autocast_forward_and_backward_run_in_one_type() -> None:
         assert float((got.double() - truth).norm() / truth.norm()) < 0.02
 
 
+TREES = [
+    Segments((20, 5, 7), (-1, 0, 0)),
+    Segments((1, 1, 1), (-1, 0, 1)),
+    Segments((300, 9, 2, 260, 4, 30), (-1, 0, 1, 0, -1, 4)),
+    Segments((5, 255, 256, 257), (-1, 0, 0, 1)),
+]
+
+
+def separate(qkv: list[Tensor], segments: Segments, **options: object) -> Tensor:
+    """The same by definition: every segment with all before it as a sequence of its own, its last part taken."""
+    parts = []
+    for index, length in enumerate(segments.lengths):
+        places = torch.cat([torch.arange(*span) for span in segments.spans(index)])
+        parts.append(eager([x[:, :, places] for x in qkv], (len(places),), **options)[-length:])  # type: ignore[arg-type]
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("segments", TREES, ids=str)
+@pytest.mark.parametrize("window", [None, 6, 270])
+def test_shared_prefixes_equal_separate_sequences_in_float64(segments: Segments, window: int | None) -> None:
+    qkv = inputs(4, 2, sum(segments.lengths))
+    exact = with_gradients(lambda x: separate(x, segments, window=window), [x.double() for x in qkv])
+    assert largest_relative(with_gradients(lambda x: attend(x, segments, sliding_window=window), qkv), exact) < 3e-6
+
+    def reference(x: list[Tensor]) -> Tensor:
+        return attention._reference_attention(x[0][0], x[1][0], x[2][0], segments, 8**-0.5, window, None, 0.0)
+
+    assert largest_relative(with_gradients(reference, qkv), exact) < 3e-6
+
+
+def test_shared_prefixes_with_a_score_cap() -> None:
+    qkv, segments = inputs(4, 2, 32), TREES[0]
+    exact = with_gradients(lambda x: separate(x, segments, softcap=5.0), [x.double() for x in qkv])
+    assert largest_relative(with_gradients(lambda x: attend(x, segments, softcap=5.0), qkv), exact) < 3e-6
+
+
+def test_gradcheck_of_a_shared_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 3)
+    attention._blocks.cache_clear()
+    qkv = [x.requires_grad_() for x in inputs(4, 2, 12, size=3, dtype=torch.float64)]
+    segments = Segments((4, 5, 3), (-1, 0, 0))
+    assert torch.autograd.gradcheck(lambda *x: attend(list(x), segments), qkv)
+    attention._blocks.cache_clear()
+
+
 def test_attention_sinks_are_refused() -> None:
     with pytest.raises(ModelError, match="attention sinks"):
         attend(inputs(4, 4, 5), (5,), s_aux=torch.zeros(4))
@@ -190,12 +238,8 @@ def test_model_equals_hugging_face_on_padded_rows(
     """Packed with our attention against transformers' own eager model on one padded batch."""
     examples = random_examples([5, 1, 260, 33])
     batch = collate(examples)
-    packed_TD = final_hidden(
-        load_model(small_model, torch.float32, CPU),
-        torch.from_numpy(batch.ids_T),
-        torch.from_numpy(batch.positions_T),
-        tuple(batch.segment_lengths.tolist()),
-    ).detach()
+    model = load_model(small_model, torch.float32, CPU)
+    packed_TD = final_hidden(model, torch.from_numpy(batch.ids_T), batch.segments).detach()
     hf = AutoModelForCausalLM.from_pretrained(small_model, attn_implementation="eager").eval()
     width = max(len(e) for e in examples)
     ids_BT = torch.from_numpy(np.stack([np.pad(e.ids_T, (0, width - len(e))) for e in examples])).long()

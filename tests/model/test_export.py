@@ -33,8 +33,7 @@ MakeExamples = Callable[..., list[Tokens]]
 @torch.no_grad()
 def our_logits(model: nn.Module, examples: list[Tokens]) -> Tensor:
     batch = collate(examples)
-    ids, positions = torch.from_numpy(batch.ids_T), torch.from_numpy(batch.positions_T)
-    return final_hidden(model, ids, positions, tuple(batch.segment_lengths.tolist())) @ output_head(model)[0].T
+    return final_hidden(model, torch.from_numpy(batch.ids_T), batch.segments) @ output_head(model)[0].T
 
 
 @torch.no_grad()

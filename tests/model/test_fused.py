@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from posttrain.encode.collate import collate
+from posttrain.encode.collate import Batch, collate, collate_shared
 from posttrain.model.adapters import attach_lora, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.fused import fuse, unfuse
@@ -38,11 +38,14 @@ def adapted(
 
 
 def loss_and_gradients(
-    model: nn.Module, examples: Sequence[Tokens], dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    examples: Sequence[Tokens],
+    dtype: torch.dtype = torch.float32,
+    lay: Callable[[Sequence[Tokens]], Batch] = collate,
 ) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)  # dropout
-    logps_S, weights_S = batch_logps(model, collate(examples), dtype)
+    logps_S, weights_S = batch_logps(model, lay(examples), dtype)
     loss = sft_loss(logps_S, weights_S, float(weights_S.sum()))
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item(), {n: p.grad.clone() for n, p in trainable_parameters(model).items() if p.grad is not None}
@@ -81,6 +84,28 @@ def test_loss_and_all_gradients_equal_the_generic_graph(
     again, again_gradients = loss_and_gradients(model, examples)
     assert again == loss
     assert all(torch.equal(again_gradients[n], gradients[n]) for n in gradients)
+
+
+@pytest.mark.parametrize("hot", [False, True])
+def test_shared_prefixes_give_the_loss_and_gradients_of_whole_sequences(
+    hot: bool, small_model: Path, random_examples: Callable[..., list[Tokens]]
+) -> None:
+    examples = random_examples([60, 90, 70, 40])
+    for example, source, length in (
+        (examples[1], examples[0], 50),
+        (examples[2], examples[0], 50),
+        (examples[2], examples[1], 70),
+    ):
+        example.ids_T[:length] = source.ids_T[:length]
+    examples.append(examples[0])
+    assert sum(collate_shared(examples).segments.lengths) < 180 < sum(map(len, examples))
+    model = adapted(small_model, LoraAdapter(rank=4)).train()
+    if hot:
+        fuse(model)
+    loss, gradients = loss_and_gradients(model, examples)
+    shared_loss, shared_gradients = loss_and_gradients(model, examples, lay=collate_shared)
+    assert shared_loss == pytest.approx(loss, rel=1e-6)
+    assert largest_relative(shared_gradients, gradients) < 1e-5
 
 
 def test_rslora_scales_by_the_root_of_the_rank(small_model: Path, random_examples: Callable[..., list[Tokens]]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from posttrain.encode.collate import collate, collate_shared
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model import hardware
 from posttrain.model.adapters import attach_lora
@@ -112,16 +113,30 @@ def test_scores_do_not_depend_on_packing(small_model: Path, random_examples: Mak
     assert packed.mean() == pytest.approx(packed.nll_N.sum() / packed.weight_N.sum())
 
 
-def test_flops_by_hand(small_model: Path) -> None:
-    """Two layers: q and o 32x32, k and v 16x32, three of 56x32; head 199x32."""
+def test_flops_by_hand(small_model: Path, random_examples: MakeExamples) -> None:
+    """Two layers: q and o 32x32, k and v 16x32, three of 56x32; head 199x32. 5 and 3 tokens are supervised."""
     linear = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 56 * 32)
     attention = 6 * 2 * 32 * (10 * 10 + 5 * 5)
+    batch = collate(random_examples([10, 5]))
     model = load_model(small_model, torch.float32, CPU)
-    assert step_flops(model, [10, 5], 7) == 15 * linear * 6 + attention + 7 * 199 * 32 * 6
+    assert step_flops(model, batch) == 15 * linear * 6 + attention + 8 * 199 * 32 * 6
     model.requires_grad_(False)
-    assert step_flops(model, [10, 5], 7) == 15 * linear * 4 + attention + 7 * 199 * 32 * 4
+    assert step_flops(model, batch) == 15 * linear * 4 + attention + 8 * 199 * 32 * 4
     adapted = attach_lora(model, LoraAdapter(rank=2, targets=("q_proj",)), 0)
-    assert step_flops(adapted, [10, 5], 7) == 15 * (linear * 4 + 2 * 2 * (32 + 32) * 6) + attention + 7 * 199 * 32 * 4
+    assert step_flops(adapted, batch) == 15 * (linear * 4 + 2 * 2 * (32 + 32) * 6) + attention + 8 * 199 * 32 * 4
+
+
+def test_flops_of_a_shared_prefix(small_model: Path, random_examples: MakeExamples) -> None:
+    """20 tokens, then 4 and 6 more that attend to them; the last token of each is a target only."""
+    first, second = random_examples([25, 27])
+    second.ids_T[:20] = first.ids_T[:20]
+    second.ids_T[20] = first.ids_T[20] + 1
+    batch = collate_shared([first, second])
+    assert batch.segments.lengths == (20, 4, 6)
+    model = load_model(small_model, torch.float32, CPU).requires_grad_(False)
+    linear = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 56 * 32)
+    pairs = 20 * 20 / 2 + 4 * (20 + 4 / 2) + 6 * (20 + 6 / 2)
+    assert step_flops(model, batch) == 30 * linear * 4 + 12 * 2 * 32 * pairs + (13 + 14) * 199 * 32 * 4
 
 
 def test_compute_type_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,8 +75,7 @@ def adapted(folder: Path, *, trained: bool) -> nn.Module:
 @torch.no_grad()
 def our_logits(model: nn.Module, examples: list[Tokens]) -> Tensor:
     batch = collate(examples)
-    ids, positions = torch.from_numpy(batch.ids_T), torch.from_numpy(batch.positions_T)
-    return final_hidden(model, ids, positions, tuple(batch.segment_lengths.tolist())) @ output_head(model)[0].T
+    return final_hidden(model, torch.from_numpy(batch.ids_T), batch.segments) @ output_head(model)[0].T
 
 
 @torch.no_grad()
@@ -144,8 +143,7 @@ def test_chunked_is_full_logits(demo_model: Path, examples: list[Tokens]) -> Non
     model = load_model(demo_model, torch.float32, CPU).requires_grad_(False)
     batch = collate(examples)
     with torch.no_grad():
-        lengths = tuple(batch.segment_lengths.tolist())
-        hidden_TD = final_hidden(model, torch.from_numpy(batch.ids_T), torch.from_numpy(batch.positions_T), lengths)
+        hidden_TD = final_hidden(model, torch.from_numpy(batch.ids_T), batch.segments)
     hidden_SD = hidden_TD[torch.from_numpy(batch.predict_S)].requires_grad_()
     head_VD, targets_S = output_head(model)[0], torch.from_numpy(batch.targets_S)
     logps_S = token_logps(hidden_SD, head_VD, targets_S)

@@ -114,8 +114,8 @@ def _shown_tokens(text: TokenisedText) -> tuple[ShownToken, ...]:
 def _places(examples: list[Tokens], budget: int) -> list[Place]:
     places: dict[int, Place] = {}
     for number, members in enumerate(pack([len(example) for example in examples], budget)):
-        starts = collate([examples[k] for k in members]).segment_starts.tolist()
-        for k, start in zip(members, starts, strict=False):
+        starts = collate([examples[k] for k in members]).segments.starts
+        for k, start in zip(members, starts, strict=True):
             places[k] = Place(number, start, examples[k].supervised)
     return [places[k] for k in range(len(examples))]
 

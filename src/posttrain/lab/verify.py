@@ -27,7 +27,7 @@ from posttrain.artifacts import Ledger, StageDir
 from posttrain.data.config import DataStage, Source
 from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_rows
-from posttrain.encode.collate import collate
+from posttrain.encode.collate import collate, collate_shared
 from posttrain.encode.show import ShownExample, ShownRow, show_row
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt, encode_rows, stop_ids
@@ -174,7 +174,7 @@ def model_checks(folder: Path, examples: Sequence[Tokens]) -> Iterator[Check]:
     one_by_one = [[example] for example in examples]
     yield _values(
         "packed = one by one",
-        "examples side by side don't see each other",
+        "examples in one micro-batch, their common prefixes computed once, don't see each other",
         _logps(model, one_by_one),
         _logps(model, [examples]),
     )
@@ -297,9 +297,7 @@ def check_chunked(model: nn.Module, examples: Sequence[Tokens]) -> Check:
     head_VD, cap = output_head(model)
     ids_T = torch.from_numpy(batch.ids_T).to(head_VD.device)
     with torch.no_grad():
-        hidden_TD = final_hidden(
-            model, ids_T, torch.from_numpy(batch.positions_T).to(head_VD.device), tuple(batch.segment_lengths.tolist())
-        )
+        hidden_TD = final_hidden(model, ids_T, batch.segments)
     # more positions than one chunk holds, however few tokens there are
     places_S = torch.arange(logprobs.CHUNK + STRIP, device=ids_T.device) % (len(ids_T) - 1)
     hidden_SD, targets_S = hidden_TD[places_S].requires_grad_(True), ids_T[places_S + 1]
@@ -331,7 +329,7 @@ def check_chunked(model: nn.Module, examples: Sequence[Tokens]) -> Check:
 @torch.no_grad()
 def _logps(model: nn.Module, groups: Sequence[Sequence[Tokens]]) -> Tensor:
     """Log-probabilities [S] of all supervised tokens, packed as given, in the order of the examples."""
-    return torch.cat([batch_logps(model, collate(group), torch.float32).logps_S for group in groups])
+    return torch.cat([batch_logps(model, collate_shared(group), torch.float32).logps_S for group in groups])
 
 
 @torch.no_grad()

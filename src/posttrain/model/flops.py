@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
+from posttrain.encode.collate import Batch
 from posttrain.model.load import causal_lm, output_head
 
 
-def step_flops(model: nn.Module, lengths: Sequence[int], supervised: int) -> float:
-    """Floating-point operations of one step's forward and backward pass over packed sequences.
+def step_flops(model: nn.Module, batch: Batch) -> float:
+    """Floating-point operations of one micro-batch's forward and backward pass.
 
     Counted are the necessary matrix products only: linear layers (2 per weight and token forward, 2 backward to the
-    activations, 2 more where the weight itself trains), causal attention (half of the square, forward once and backward
+    activations, 2 more where the weight itself trains), causal attention (one product for every query and key at or before it, forward once and backward
     twice), and the output head at supervised tokens. Recomputation is not counted: it is not progress.
     """
-    tokens = sum(lengths)
+    segments, supervised = batch.segments, len(batch.predict_S)
+    tokens = sum(segments.lengths)
     head_VD, _ = output_head(model)
     per_token = 0.0
     for module in model.modules():
@@ -24,6 +24,7 @@ def step_flops(model: nn.Module, lengths: Sequence[int], supervised: int) -> flo
             per_token += module.weight.numel() * (6 if module.weight.requires_grad else 4)
     config = causal_lm(model).config.get_text_config()
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    attention = 6.0 * config.num_hidden_layers * width * sum(length * length for length in lengths)
+    pairs = sum(n * (d + n / 2) for n, d in zip(segments.lengths, segments.depths, strict=True))
+    attention = 12.0 * config.num_hidden_layers * width * pairs
     head: float = supervised * head_VD.numel() * (6 if head_VD.requires_grad else 4)
     return float(tokens * per_token + attention + head)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model import attention
 
@@ -91,20 +92,20 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
 
 @torch.no_grad()
 def _prove_packing(model: PreTrainedModel, folder: Path) -> None:
-    """Refuse a model whose packed computation is not its own: one short sequence behind another, and alone.
+    """Refuse a model whose packed computation is not its own: a short sequence behind others, its prefix shared, and alone.
 
     Layers that mix neighbours without attention (convolutions, recurrences) let sequences leak into each other, and
     models with position biases inside their own attention lose them in ours. Nothing would tell but worse results.
     """
-    first, second = 5, 11
+    segments = Segments([5, 6, 3, 7], parents=[-1, -1, 1, 1])
     embedding = model.get_input_embeddings()
     device = embedding.weight.device
-    ids_T = torch.arange(first + second, device=device) % embedding.num_embeddings
-    positions_T = torch.cat([torch.arange(first, device=device), torch.arange(second, device=device)])
+    ids_T = torch.arange(sum(segments.lengths), device=device) % embedding.num_embeddings
+    probed = torch.cat([torch.arange(start, end, device=device) for start, end in segments.spans(3)])
     try:
-        packed_TD = final_hidden(model, ids_T, positions_T, (first, second))[first:].float()
+        packed_TD = final_hidden(model, ids_T, segments)[probed].float()
         model.set_attn_implementation("eager")
-        own_TD = model.get_decoder()(input_ids=ids_T[None, first:], use_cache=False).last_hidden_state[0].float()
+        own_TD = model.get_decoder()(input_ids=ids_T[None, probed], use_cache=False).last_hidden_state[0].float()
     except (TypeError, AttributeError, KeyError) as error:
         raise ModelError(
             f"the code of this model ({type(model).__name__}) can't compute packed sequences: {error}",
@@ -141,10 +142,8 @@ def causal_lm(model: torch.nn.Module) -> PreTrainedModel:
     return inner.model if inner is not None and hasattr(inner, "peft_config") else model
 
 
-def final_hidden(
-    model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, segment_lengths: tuple[int, ...]
-) -> Tensor:
-    """Final hidden states [T, D] of packed sequences; logits are never formed here.
+def final_hidden(model: torch.nn.Module, ids_T: Tensor, segments: Segments) -> Tensor:
+    """Final hidden states [T, D] of packed sequences; logits are never formed here. ids_T: int64 on the model's device.
 
     Raises ModelError for a model with another attention than ours: the segments would see each other.
     """
@@ -156,9 +155,9 @@ def final_hidden(
         )
     output = decoder(
         input_ids=ids_T[None],
-        position_ids=positions_T[None],
+        position_ids=torch.from_numpy(segments.positions).to(ids_T.device)[None],
         use_cache=False,
-        segment_lengths=segment_lengths,
+        segments=segments,
     )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from posttrain.encode.collate import Batch, collate
+from posttrain.encode.collate import Batch, collate_shared
 from posttrain.encode.packing import pack
 from posttrain.model.load import final_hidden, output_head
 from posttrain.model.logprobs import token_logps
@@ -32,12 +32,12 @@ def batch_logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> T
     """
     head_VD, cap = output_head(model)
     device = head_VD.device
-    ids_T, positions_T, predict_S, targets_S = (
-        torch.from_numpy(a).to(device) for a in (batch.ids_T, batch.positions_T, batch.predict_S, batch.targets_S)
+    ids_T, predict_S, targets_S = (
+        torch.from_numpy(a).to(device) for a in (batch.ids_T, batch.predict_S, batch.targets_S)
     )
     mixed = head_VD.dtype == torch.float32 and compute_dtype != torch.float32
     with torch.autocast(device.type, compute_dtype) if mixed else contextlib.nullcontext():
-        hidden_TD = final_hidden(model, ids_T, positions_T, tuple(batch.segment_lengths.tolist()))
+        hidden_TD = final_hidden(model, ids_T, batch.segments)
         logps_S = token_logps(hidden_TD[predict_S].to(compute_dtype), head_VD, targets_S, cap)
     return TokenLogps(logps_S, torch.from_numpy(batch.target_weights_S).to(device))
 
@@ -67,7 +67,7 @@ def score(
     model.eval()
     for group in pack([len(e) for e in examples], micro_batch_tokens):
         members = [examples[i] for i in group]
-        logps_S, weights_S = batch_logps(model, collate(members), compute_dtype)
+        logps_S, weights_S = batch_logps(model, collate_shared(members), compute_dtype)
         weighted = (-logps_S * weights_S).double().cpu().numpy()
         begin = 0
         for index, member in zip(group, members, strict=True):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, write_json
-from posttrain.encode.collate import collate
+from posttrain.encode.collate import collate_shared
 from posttrain.errors import ConfigError, InterruptedRunError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
 from posttrain.model.config import LoraAdapter
@@ -115,6 +115,9 @@ class StepResult:
     loss: float
     grad_norm: float
     tokens: int
+    """Of the examples, as rendered."""
+    computed_tokens: int
+    """That went through the model: common prefixes once, nothing behind the last prediction."""
     supervised_tokens: int
     flops: float
 
@@ -129,13 +132,15 @@ def optimizer_step(
     """One optimizer step over all micro-batches of the effective batch. Raises TrainingError on a non-finite loss."""
     step_weight = float(sum(e.weights_T.sum(dtype="float64") for group in micro_batches for e in group))
     loss = torch.zeros((), device=trainee.device)
-    flops = 0.0
+    flops, computed = 0.0, 0
     for group in micro_batches:
-        logps_S, weights_S = batch_logps(trainee.model, collate(group), trainee.compute_dtype)
+        batch = collate_shared(group)
+        logps_S, weights_S = batch_logps(trainee.model, batch, trainee.compute_dtype)
         share = sft_loss(logps_S, weights_S, step_weight)
         torch.autograd.backward(share)
         loss += share.detach()
-        flops += step_flops(trainee.model, [len(e) for e in group], len(logps_S))
+        flops += step_flops(trainee.model, batch)
+        computed += len(batch.ids_T)
     norm = clip_gradients(list(trainee.trained.values()), max_grad_norm)
     # The one host synchronisation of a step: without it a NaN would reach the weights.
     loss_value, norm_value = torch.stack([loss, norm]).tolist()
@@ -150,6 +155,7 @@ def optimizer_step(
         loss=loss_value,
         grad_norm=norm_value,
         tokens=sum(len(e) for group in micro_batches for e in group),
+        computed_tokens=computed,
         supervised_tokens=sum(e.supervised for group in micro_batches for e in group),
         flops=flops,
     )
@@ -286,6 +292,7 @@ class _Run:
             grad_norm=result.grad_norm,
             learning_rate=rate,
             tokens=result.tokens,
+            computed_tokens=result.computed_tokens,
             supervised_tokens=result.supervised_tokens,
             tokens_per_second=result.tokens / seconds,
             flops_per_second=result.flops / seconds,
