@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,18 @@ def read_rows(path: Path) -> list[SftRow]:
         frame = pl.read_parquet(path, columns=list(SCHEMA), glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"can't read these rows: {error}", where=str(path), fix="run the data stage again") from error
+    return frame_rows(frame)
+
+
+def frame_rows(frame: pl.DataFrame) -> list[SftRow]:
+    """The conversations of a frame with the columns of :data:`SCHEMA`, in order."""
     return [_row(record) for record in frame.iter_rows(named=True)]
+
+
+def conversations(block: pl.DataFrame) -> Iterator[tuple[Message, ...]]:
+    """The turns of every row of a block of rows (its column ``messages``)."""
+    for turns in block["messages"].to_list():
+        yield tuple(_message(struct) for struct in turns)
 
 
 def _row(record: dict[str, Any]) -> SftRow:
@@ -113,7 +124,8 @@ def _row(record: dict[str, Any]) -> SftRow:
 
 
 def _message(struct: dict[str, Any]) -> Message:
-    calls = tuple(ToolCall(call["name"], call["arguments"]) for call in json.loads(struct["tool_calls"]))
+    written = struct["tool_calls"]
+    calls = () if written == "[]" else tuple(ToolCall(c["name"], c["arguments"]) for c in json.loads(written))
     return Message(struct["role"], struct["content"], struct["reasoning"], calls, struct["weight"])
 
 
