@@ -1,0 +1,314 @@
+"""How much of each source goes into the training set (Tulu 3, arXiv 2411.15124, section 4.1.2).
+
+Every source gets a target: all it has, a number or share (``counts``), or its part of the whole (``weights``). Very large sets are
+capped, ``share`` sub-samples every source alike, ``leave_out`` takes sources away for an ablation. Rows of the splits
+``validation`` and ``test`` are never touched, so mixes made after the split are judged on the same held-out rows.
+
+The rows of a source are laid end to end in the order of a seeded hash of their content id, each as long as it counts (its
+weight, times its tokens where the mix is by tokens). A row stays where its middle lies inside the target: a smaller
+target keeps a part of what a larger one keeps, whatever order the rows came in. More than there is comes from repetition, only
+when asked for: then no row is added, but the lineage column ``weight`` says how many times a row counts, and training
+repeats it that many times in an epoch (:func:`row_repeats`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import polars as pl
+from annotated_types import Ge, Gt, Le
+
+from posttrain.data.rows import LINEAGE, conversations
+from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, blocks, count_rows
+from posttrain.data.text import compared_text, tokens
+from posttrain.errors import DataError
+from posttrain.table import did_you_mean
+
+HELD_OUT_SPLITS = ("validation", "test")
+"""Splits whose rows no mix touches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixStep:
+    """Decide how much of each source is trained on: weights, counts, caps, sub-samples."""
+
+    kind: Literal["mix"]
+    by: Literal["rows", "tokens"] = "rows"
+    """What amounts are counted in; tokens are those of the comparison tokenizer, over the whole conversation."""
+    weights: dict[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
+    """Source -> its part of the mix, relative to the other weights. Without ``total``: the largest mix of these proportions."""
+    counts: dict[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
+    """Source -> how much of it: a share of what it has below 1, otherwise a number of rows (or tokens)."""
+    total: Annotated[float, Gt(0)] | None = None
+    """Size of the whole mix; what ``counts`` and sources that are not named leave of it goes to ``weights``."""
+    cap: Annotated[float, Gt(0)] | None = None
+    """No source gives more than this (down-sampling of very large sets)."""
+    caps: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
+    """Source -> the most it gives, in place of ``cap``."""
+    share: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Keep this share of every source's target: a sub-sample stratified by source."""
+    leave_out: tuple[str, ...] = ()
+    """Sources that give nothing."""
+    upsample: bool = False
+    """Whether a target above what a source has is met by repeating its rows; otherwise it is an error."""
+    max_repeats: Annotated[int, Ge(1)] = 4
+    """The most times one row may count when repeated (beyond four epochs repeated rows teach little)."""
+
+    def decide(self, rows: Path, seed: int, run: StepRun) -> Decisions:
+        """Which rows stay and how many times each counts. Raises DataError where the targets can't be met."""
+        table = _measured(rows, self.by, seed, run)
+        mixed = table.filter(~pl.col("held_out"))
+        available = dict(mixed.group_by("source").agg(pl.col("amount").sum()).sort("source").iter_rows())
+        wanted = targets(self, available)
+        placed = pl.concat([_placed(group, wanted) for group in [*mixed.partition_by("source"), mixed.head(0)]])
+        limited = {name for name, target in wanted.items() if target < available[name]}
+        decided = placed.filter(pl.col("source").is_in(limited)) if limited else placed.head(0)
+        return Decisions(
+            rejects=_rejects(decided, wanted, available, self.by),
+            verdicts=_verdicts(decided, wanted),
+            columns=_weights(table, placed) if any(wanted[name] > available[name] for name in wanted) else None,
+            facts={
+                "by": self.by,
+                "share": self.share,
+                "untouched_rows": len(table) - len(mixed),
+                "sources": _source_facts(placed, wanted, available),
+            },
+        )
+
+
+def targets(step: MixStep, available: Mapping[str, float]) -> dict[str, float]:
+    """Source -> amount wanted of it, given the amounts there are. Whole numbers where the mix is by rows.
+
+    Raises DataError for an unknown source, and where a target is more than there is and may not be repeated.
+    """
+    _check_names(step, available)
+    room = {name: min(amount, _cap(step, name)) for name, amount in available.items()}
+    counted = {name: count * room[name] if count < 1 else count for name, count in step.counts.items()}
+    whole = {name: room[name] for name in available if name not in step.weights and name not in counted}
+    wanted = {**whole, **counted, **_by_weight(step, room, sum(whole.values()) + sum(counted.values()))}
+    for name, amount in wanted.items():
+        _check_amount(step, name, amount, available[name])
+    final = {name: 0.0 if name in step.leave_out else wanted[name] * step.share for name in available}
+    return _rounded(final) if step.by == "rows" else final
+
+
+def row_repeats(path: Path) -> dict[str, int]:
+    """Content id -> how many times the row is trained on in an epoch, of a rows file; only ids that count more than once.
+
+    Raises DataError for a weight that is no whole number: training repeats rows, it does not scale them.
+    """
+    if "weight" not in pl.scan_parquet(path, glob=False).collect_schema():
+        return {}  # written before rows carried a weight
+    counted = pl.scan_parquet(path, glob=False).select("id", pl.col("weight").fill_null(1.0))
+    odd = counted.filter((pl.col("weight") < 1) | (pl.col("weight") != pl.col("weight").round())).head(1).collect()
+    if len(odd):
+        row_id, weight = odd.row(0)
+        raise DataError(
+            f"row {row_id} has the weight {weight:g}, and training repeats rows a whole number of times",
+            where=str(path),
+            fix="weights come from a mix step with upsample: true; leave rows out with counts, weights or share",
+        )
+    repeated = counted.group_by("id").agg(pl.col("weight").sum()).filter(pl.col("weight") > 1).collect()
+    return {row_id: int(weight) for row_id, weight in repeated.iter_rows()}
+
+
+# ---- targets -------------------------------------------------------------------------------------------------------
+
+
+def _check_names(step: MixStep, available: Mapping[str, float]) -> None:
+    for key in ("weights", "counts", "caps", "leave_out"):
+        for name in getattr(step, key):
+            if name not in available:
+                raise DataError(
+                    f"there is no source {name!r} among the rows{did_you_mean(name, available)}",
+                    where=f"mix.{key}",
+                    fix=f"sources here: {', '.join(available) or 'none'}",
+                )
+    for name in step.weights:
+        if name in step.counts:
+            raise DataError(f"{name!r} has a weight and a count", where="mix.counts", fix="keep one of the two")
+    if step.weights and not any(step.weights.values()):
+        raise DataError("all weights are 0", where="mix.weights", fix="give at least one source a weight above 0")
+    if step.total is not None and not step.weights:
+        raise DataError("total is shared out by weights, and there are none", where="mix.total", fix="give weights")
+
+
+def _cap(step: MixStep, name: str) -> float:
+    cap = step.caps.get(name, step.cap)
+    return math.inf if cap is None else cap
+
+
+def _by_weight(step: MixStep, room: Mapping[str, float], taken: float) -> dict[str, float]:
+    """The amounts of the sources that have a weight."""
+    if not step.weights:
+        return {}
+    if step.total is not None:
+        if step.total <= taken:
+            raise DataError(
+                f"counts and sources without a weight already make {taken:,.0f} of {step.total:,.0f} {step.by}",
+                where="mix.total",
+                fix="raise total, or give those sources a weight or a smaller count",
+            )
+        one = (step.total - taken) / sum(step.weights.values())
+    else:
+        ratios = [room[name] / weight for name, weight in step.weights.items() if weight > 0]
+        one = max(ratios) if step.upsample else min(ratios)
+    return {name: weight * one for name, weight in step.weights.items()}
+
+
+def _check_amount(step: MixStep, name: str, amount: float, available: float) -> None:
+    cap = _cap(step, name)
+    if amount > cap * (1 + 1e-9):
+        raise DataError(
+            f"{amount:,.0f} {step.by} of {name!r} are asked for, above its cap of {cap:,.0f}",
+            where="mix.caps" if name in step.caps else "mix.cap",
+            fix="raise the cap, or ask for less",
+        )
+    if amount <= available * (1 + 1e-9):
+        return
+    if not step.upsample:
+        raise DataError(
+            f"{amount:,.0f} {step.by} of {name!r} are asked for, and it has {available:,.0f}",
+            where="mix.weights" if name in step.weights else "mix.counts",
+            fix="ask for less, or repeat its rows with upsample: true",
+        )
+    if amount > available * step.max_repeats:
+        raise DataError(
+            f"{amount:,.0f} {step.by} of {name!r} would repeat its {available:,.0f} more than {step.max_repeats} times",
+            where="mix.max_repeats",
+            fix="ask for less, or raise max_repeats",
+        )
+
+
+def _rounded(amounts: Mapping[str, float]) -> dict[str, float]:
+    """Whole numbers with the rounded sum: the largest remainders are rounded up (ties by name)."""
+    floors = {name: math.floor(amount + 1e-9) for name, amount in amounts.items()}
+    left = math.floor(sum(amounts.values()) + 0.5 + 1e-9) - sum(floors.values())
+    order = sorted(amounts, key=lambda name: (round(floors[name] - amounts[name], 9), name))
+    raised = set(order[:left])
+    return {name: float(floors[name] + (name in raised)) for name in amounts}
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _measured(rows: Path, by: Literal["rows", "tokens"], seed: int, run: StepRun) -> pl.DataFrame:
+    """One line a row: place, source, whether it is held out, hash, weight so far, and how much it counts."""
+    columns = ["id", "source", "file", "line", "split", "weight", *(["messages"] if by == "tokens" else [])]
+    total, parts = count_rows(rows), []
+    for begin, block in blocks(rows, columns) if total else [(0, pl.read_parquet(rows, columns=columns))]:
+        run.progress("mix", begin, total)
+        lengths = _lengths(block) if by == "tokens" else [1] * len(block)
+        hashes = [hashlib.sha256(f"mix:{seed}:{row_id}".encode()).digest() for row_id in block["id"]]
+        weight = pl.col("weight").fill_null(1.0)
+        parts.append(
+            block.select(
+                pl.Series("row", range(begin, begin + len(block)), dtype=pl.UInt32),
+                "source",
+                "file",
+                "line",
+                pl.col("split").is_in(HELD_OUT_SPLITS).fill_null(False).alias("held_out"),
+                pl.Series("hash", hashes, dtype=pl.Binary),
+                weight,
+                (weight * pl.Series("length", lengths, dtype=pl.Float64)).alias("amount"),
+            )
+        )
+    run.progress("mix", total, total)
+    return pl.concat(parts)
+
+
+def _lengths(block: pl.DataFrame) -> list[int]:
+    return [len(tokens(compared_text(turns, "conversation"))) for turns in conversations(block)]
+
+
+def _placed(group: pl.DataFrame, wanted: Mapping[str, float]) -> pl.DataFrame:
+    """The rows of one source in the order of their hash, with their position and how many times they count."""
+    source = group["source"].first()
+    ordered = group.sort("hash", "file", "line").with_columns(
+        position=pl.col("amount").cum_sum() - pl.col("amount") / 2
+    )
+    target, amount = wanted.get(str(source), 0.0), float(group["amount"].sum())
+    times = math.floor(target / amount + 1e-9) if amount else int(target > 0)
+    rest = target - times * amount
+    # Rows without any token have a middle at 0; a source that gives nothing gives none of them either.
+    counted = times + ((pl.col("position") <= rest) & (rest > 1e-9)).cast(pl.Int64)
+    return ordered.with_columns(times=counted)
+
+
+def _rejects(
+    decided: pl.DataFrame, wanted: Mapping[str, float], available: Mapping[str, float], by: str
+) -> pl.DataFrame:
+    details = {
+        name: f"{wanted[name]:,.0f} of {amount:,.0f} {by} of {name} are wanted" for name, amount in available.items()
+    }
+    return (
+        decided.filter(pl.col("times") == 0)
+        .select(
+            "row",
+            reason=pl.lit("mix_quota"),
+            detail=pl.col("source").replace_strict(details, return_dtype=pl.String),
+            twin=pl.lit(None, dtype=pl.String),
+        )
+        .select([pl.col(name).cast(kind) for name, kind in REJECTS.items()])
+    )
+
+
+def _verdicts(decided: pl.DataFrame, wanted: Mapping[str, float]) -> pl.DataFrame:
+    limits = {name: f"<= {target:.10g}" for name, target in wanted.items()}
+    return decided.select(
+        "row",
+        check=pl.lit("mix_position"),
+        value=pl.col("position"),
+        limit=pl.col("source").replace_strict(limits, return_dtype=pl.String),
+        passed=pl.col("times") > 0,
+    ).select([pl.col(name).cast(kind) for name, kind in VERDICTS.items()])
+
+
+def _weights(table: pl.DataFrame, placed: pl.DataFrame) -> pl.DataFrame:
+    """The lineage column ``weight`` of every row of the file: what it was, times how often the mix repeats it."""
+    counted = table.select("row", "weight").join(
+        placed.select("row", "times"), on="row", how="left", maintain_order="left"
+    )
+    times = pl.col("times").fill_null(1).clip(lower_bound=1)  # dropped and held-out rows keep theirs
+    return counted.select((pl.col("weight") * times).cast(LINEAGE["weight"]).alias("weight"))
+
+
+def _source_facts(
+    placed: pl.DataFrame, wanted: Mapping[str, float], available: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    kept = (
+        placed.filter(pl.col("times") > 0)
+        .group_by("source")
+        .agg(
+            pl.len().alias("rows"),
+            (pl.col("amount") * pl.col("times")).sum().alias("amount"),
+            pl.col("times").max().alias("most"),
+        )
+    )
+    found = {source: (rows, amount, most) for source, rows, amount, most in kept.iter_rows()}
+    before, after = sum(available.values()), sum(amount for _, amount, _ in found.values())
+    rows_before = dict(placed.group_by("source").len().iter_rows())
+    return [
+        {
+            "source": name,
+            "rows_before": rows_before[name],
+            "rows": rows,
+            "available": amount,
+            "target": wanted[name],
+            "amount": taken,
+            "share_before": _ratio(amount, before),
+            "share": _ratio(taken, after),
+            "most_repeats": most,
+        }
+        for name, amount in available.items()
+        for rows, taken, most in (found.get(name, (0, 0.0, 0)),)
+    ]
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
