@@ -40,7 +40,12 @@ def ngrams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
-def compared_text(messages: Sequence[Message], fields: Fields) -> str:
-    """The turns of a conversation that are compared, a line each: those of the user, of the assistant, or all but system."""
+def compared_turns(messages: Sequence[Message], fields: Fields) -> list[str]:
+    """The turns of a conversation that are compared: those of the user, of the assistant, or all but system."""
     roles = {"user": ("user",), "assistant": ("assistant",), "conversation": ("user", "assistant", "tool")}[fields]
-    return "\n".join(message.content for message in messages if message.role in roles)
+    return [message.content for message in messages if message.role in roles]
+
+
+def compared_text(messages: Sequence[Message], fields: Fields) -> str:
+    """The turns of a conversation that are compared, a line each."""
+    return "\n".join(compared_turns(messages, fields))
