@@ -1,0 +1,269 @@
+"""The prompts of a benchmark, from a file, a folder or the hub. Nothing of a benchmark is shipped: give its path.
+
+A benchmark is read strictly: a row that can't be read, or has no prompt where one is expected, is an error, because a
+prompt that is not in the index is contamination that can't be found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import MinLen
+
+from posttrain.artifacts import digest
+from posttrain.data.formats import RowError
+from posttrain.data.formats.base import items, kind_of, objects, optional_text
+from posttrain.data.formats.turns import parse_turn
+from posttrain.data.sources import BadRecord, DataFile, HubSet, Resolve, content_digest, locate, read
+from posttrain.data.streams import COMPRESSED_SUFFIXES, Stream
+from posttrain.data.text import tokens
+from posttrain.errors import DataError
+from posttrain.table import Table
+from posttrain.types import Origin
+
+Turns = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One set of evaluation prompts: a file, a folder of files, or a hub data set (``org/name``)."""
+
+    name: Annotated[str, MinLen(1)]
+    """Name in tables. mt_bench, vicuna, alpaca_eval, arena_hard, ifeval and gsm8k are read by their own layout."""
+    path: str
+    """A file (JSON, JSON Lines, CSV, Parquet, or .txt with one prompt a line), a folder of such files, or a hub name."""
+    columns: tuple[str, ...] = ()
+    """Columns that make up the prompt, joined by a line break; default: those of the layout that fits."""
+    split: str = "test"
+    """Split of a hub data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One evaluation prompt: its benchmark, its id there, and the turns of the user."""
+
+    benchmark: str
+    id: str
+    turns: Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the records of a benchmark are read: the user's turns of one, or None where it is of another layout."""
+
+    name: str
+    turns: Callable[[Mapping[str, Any]], Turns | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A benchmark by name: its layouts, and the sizes its published editions have (a file may be a part of one)."""
+
+    layouts: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+# ---- layouts -------------------------------------------------------------------------------------------------------
+
+
+def _messages(record: Mapping[str, Any]) -> Turns | None:
+    """OpenAI messages or ShareGPT conversations: the turns of the user."""
+    key = next((key for key in ("messages", "conversations", "conversation") if record.get(key)), None)
+    if key is None:
+        return None
+    return tuple(turn.content for turn in map(parse_turn, objects(record, key)) if turn.role == "user")
+
+
+def _turns(record: Mapping[str, Any]) -> Turns | None:
+    """MT-Bench, Vicuna, Arena-Hard v0.1: a list of turns, each text or ``{content}``."""
+    if "turns" not in record:
+        return None
+    return tuple(_turn(turn, "turns") for turn in items(record, "turns"))
+
+
+def _prompt(record: Mapping[str, Any]) -> Turns | None:
+    """IFEval, Arena-Hard, hub copies of MT-Bench: text, a list of turns, or messages under ``prompt``."""
+    given = record.get("prompt")
+    if given is None or isinstance(given, str):
+        return None if given is None else (given,)
+    found = items(record, "prompt")
+    if found and all(isinstance(turn, Mapping) and "role" in turn for turn in found):
+        return tuple(turn.content for turn in map(parse_turn, found) if turn.role == "user")
+    return tuple(_turn(turn, "prompt") for turn in found)
+
+
+def _instruction(record: Mapping[str, Any]) -> Turns | None:
+    """AlpacaEval, Alpaca, Self-Instruct: instruction and input, joined as in training rows."""
+    if "instruction" not in record:
+        return None
+    inner = objects(record, "instances") if "instances" in record else [record]
+    given = [optional_text(each, key) for each in inner for key in ("input", "context")]
+    return ("\n".join([optional_text(record, "instruction"), *filter(None, given)]),)
+
+
+def _question(record: Mapping[str, Any]) -> Turns | None:
+    """GSM8K and most question sets; a passage or context stands before the question, as the model sees it."""
+    key = next((key for key in ("question", "problem", "Question") if record.get(key) is not None), None)
+    if key is None:
+        return None
+    before = [optional_text(record, name) for name in ("passage", "context")]
+    return ("\n".join([*filter(None, before), optional_text(record, key)]),)
+
+
+def _single(record: Mapping[str, Any]) -> Turns | None:
+    """Anything else with one text under a usual name."""
+    key = next((key for key in ("query", "input", "text", "goal", "user") if record.get(key) is not None), None)
+    return None if key is None else (optional_text(record, key),)
+
+
+def _turn(turn: Any, key: str) -> str:
+    if isinstance(turn, Mapping):
+        return optional_text(turn, "content")
+    if not isinstance(turn, str):
+        raise RowError("wrong_shape", f"{key!r} holds {kind_of(turn)}, expected text")
+    return turn
+
+
+LAYOUTS: Table[Layout] = Table(
+    "prompt layout",
+    {
+        layout.name: layout
+        for layout in (
+            Layout("messages", _messages),
+            Layout("turns", _turns),
+            Layout("instruction", _instruction),
+            Layout("prompt", _prompt),
+            Layout("question", _question),
+            Layout("single", _single),
+        )
+    },
+)
+"""Layouts by name, the more telling ones first: a record is read by the first one that fits it."""
+
+KNOWN: Mapping[str, Known] = {
+    "mt_bench": Known(("turns", "prompt"), (80,)),
+    "vicuna": Known(("turns",), (80,)),
+    "alpaca_eval": Known(("instruction",), (805,)),
+    "arena_hard": Known(("turns", "prompt"), (500, 750)),
+    "ifeval": Known(("prompt",), (541,)),
+    "gsm8k": Known(("question",), (1319,)),
+}
+"""The benchmarks that are read by their own layout only."""
+
+_IDS = ("question_id", "uid", "prompt_id", "task_id", "doc_id", "key", "id")
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def load(benchmark: Benchmark, resolve: Resolve) -> list[Prompt]:
+    """All prompts of a benchmark, in order; records whose prompt is blank are left out.
+
+    The id is the record's own where it has one, otherwise its number (``#1`` is the first). Raises DataError where a record can't be read
+    or no layout fits it, and where there is no prompt at all.
+    """
+    records = (record for part in _parts(benchmark, resolve) for record in _records(part))
+    prompts = []
+    for number, (origin, value) in enumerate(records, 1):
+        try:
+            turns = tuple(turn for turn in _record_turns(benchmark, value) if turn.strip())
+        except RowError as error:
+            raise DataError(
+                f"no prompt can be read here: {error.detail}",
+                where=str(origin),
+                fix="name the columns of the prompt (columns: [...]); see docs/data-decontamination.md",
+            ) from error
+        if turns:
+            given = next((value[key] for key in _IDS if value.get(key) is not None), None)
+            prompts.append(Prompt(benchmark.name, f"#{number}" if given is None else str(given), turns))
+    if not prompts:
+        raise DataError("no prompts in it", where=benchmark.path, fix="give the benchmark's file of prompts")
+    return prompts
+
+
+def content_digests(benchmarks: Sequence[Benchmark], resolve: Resolve) -> dict[str, str]:
+    """Benchmark -> digest of the content of all it is read from."""
+    return {b.name: digest([content_digest(part) for part in _parts(b, resolve)]) for b in benchmarks}
+
+
+def size_note(benchmark: str, prompts: int) -> str | None:
+    """What to say where a known benchmark has another number of prompts than any of its published editions."""
+    known = KNOWN.get(benchmark)
+    if known is None or prompts in known.sizes:
+        return None
+    return f"{prompts} prompts; the published {benchmark} has {' or '.join(map(str, known.sizes))}"
+
+
+def _parts(benchmark: Benchmark, resolve: Resolve) -> tuple[DataFile | HubSet, ...]:
+    folder = Path(benchmark.path).expanduser()
+    texts = sorted(path for path in folder.rglob("*") if _is_text(path)) if folder.is_dir() else []
+    if texts:
+        others = [path.name for path in folder.rglob("*") if path.is_file() and not _is_text(path)]
+        if others:
+            raise DataError(
+                f"the folder holds .txt files and others ({others[0]})",
+                where=benchmark.path,
+                fix="give the benchmark's own file, or a folder of files of one kind",
+            )
+        return tuple(DataFile(f"{benchmark.path.rstrip('/')}/{p.relative_to(folder).as_posix()}", p) for p in texts)
+    return locate(benchmark.path, resolve, benchmark.split).parts
+
+
+def _is_text(path: Path) -> bool:
+    name = path.name.lower()
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.endswith(".txt")
+
+
+def _records(part: DataFile | HubSet) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
+    if isinstance(part, DataFile) and _is_text(part.path):
+        yield from _text_lines(part)
+        return
+    for record in read(part):
+        if isinstance(record, BadRecord):
+            raise DataError(
+                f"a benchmark is read whole, and this is no record: {record.reason}: {record.detail}",
+                where=str(record.origin),
+                fix="mend the file or fetch it again",
+            )
+        yield record.origin, record.value
+
+
+def _text_lines(file: DataFile) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
+    """A prompt a line, without the blank ones."""
+    stream = Stream(file.path)
+    for number, line in enumerate(stream.lines(), 1):
+        origin = Origin(file.label, number)
+        try:
+            text = line.decode("utf-8").removeprefix("\ufeff").strip()
+        except UnicodeDecodeError as error:
+            raise DataError("the text is not UTF-8", where=str(origin), fix="save the file as UTF-8") from error
+        if text:
+            yield origin, {"prompt": text}
+    if stream.damage is not None:
+        raise DataError(stream.damage, where=file.label, fix="fetch the file again")
+
+
+def _record_turns(benchmark: Benchmark, value: Mapping[str, Any]) -> Turns:
+    if benchmark.columns:
+        missing = [name for name in benchmark.columns if name not in value]
+        if missing:
+            raise RowError("wrong_shape", f"no column {missing[0]!r}; columns: {', '.join(value)}")
+        return ("\n".join(filter(None, (optional_text(value, name) for name in benchmark.columns))),)
+    known = KNOWN.get(benchmark.name)
+    names = known.layouts if known is not None else tuple(LAYOUTS)
+    for name in names:
+        turns = LAYOUTS[name].turns(value)
+        if turns is not None:
+            return turns
+    wanted = f"the layout of {benchmark.name}" if known is not None else "a known layout"
+    raise RowError("wrong_shape", f"not {wanted} ({', '.join(names)}); keys: {', '.join(value)}")
+
+
+def wordless(prompts: Sequence[Prompt]) -> int:
+    """Prompts without a single letter or digit: nothing can be compared with them."""
+    return sum(not any(tokens(turn) for turn in prompt.turns) for prompt in prompts)
