@@ -1,0 +1,110 @@
+"""The form of a conversation: whose turn it is, empty turns, code fences left open, the last word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, talk
+from posttrain.types import Message, Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatFilter:
+    """The form of a conversation; each rule can be switched off."""
+
+    alternation: bool = True
+    """A system turn only at the start, then user and assistant in turn; tool turns between two turns of the assistant."""
+    empty_turns: bool = True
+    """No turn of system, user or assistant without text and tool calls."""
+    closed_fences: bool = True
+    """Every code fence the assistant opens is closed."""
+    ends_with_assistant: bool = True
+    """The last turn is the assistant's."""
+
+
+_FOLLOWS: dict[Role | None, tuple[Role, ...]] = {
+    None: ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+_FENCE = re.compile(r"^(?:[^`\n]*?(`{3,})|[ \t>]*(~{3,}))([^\n]*)$", re.M)
+
+
+def out_of_turn(messages: Sequence[Message]) -> list[str]:
+    """The turns that may not follow the one before them, in words."""
+    before: Role | None = None
+    found = []
+    for number, message in enumerate(messages, 1):
+        if message.role not in _FOLLOWS[before]:
+            found.append(f"turn {number} is {message.role} after {before or 'nothing'}")
+        before = message.role
+    return found
+
+
+def open_fence(text: str) -> bool:
+    """Whether a code fence is left open at the end of a text.
+
+    A fence with a word after it (````` ```python `````) inside an open block is code by CommonMark, but many write a block in
+    a block and close both: the fence is open only where it is so in either reading. A bare fence closes also at the end
+    of a line of code.
+    """
+    opened, depth = "", 0
+    for match in _FENCE.finditer(text):
+        fence, rest = match[1] or match[2], match[3].strip()
+        if fence[0] in rest:
+            continue  # opened and closed on one line
+        closes = bool(opened) and fence[0] == opened[0] and len(fence) >= len(opened) and not rest
+        if not opened:
+            opened = fence
+        elif closes:
+            opened = ""
+        depth = depth - 1 if depth and not rest else depth + 1
+    return bool(opened) and depth > 0
+
+
+def _measure(row: Conversation, config: FormatFilter) -> Iterator[Measurement]:
+    if config.alternation:
+        yield _none("format.out_of_turn", out_of_turn(row.messages), "roles_do_not_alternate")
+    if config.empty_turns:
+        empty = [
+            f"turn {number} ({message.role})"
+            for number, message in enumerate(row.messages, 1)
+            if message.role != "tool" and not message.tool_calls and not message.content.strip()
+        ]
+        yield _none("format.empty_turns", empty, "empty_turn")
+    if config.closed_fences:
+        unclosed = [
+            f"turn {number}"
+            for number, message in enumerate(row.messages, 1)
+            if message.role == "assistant" and open_fence(message.content)
+        ]
+        yield _none("format.open_fences", unclosed, "unfinished_code_fence")
+    if config.ends_with_assistant:
+        last = row.messages[-1].role if row.messages else "nothing"
+        yield _none(
+            "format.end", [] if last == "assistant" else [f"it ends with {last}"], "does_not_end_with_assistant"
+        )
+
+
+def _none(check: str, found: list[str], reason: str) -> Measurement:
+    return Measurement(check, len(found), "<= 0", not found, reason, ", ".join(found[:3]))
+
+
+FORMAT = Filter(
+    "format",
+    FormatFilter,
+    _measure,
+    {
+        "roles_do_not_alternate": Example(
+            FormatFilter(),
+            Conversation((Message("user", "Hi"), Message("user", "there"), Message("assistant", "Hello!"))),
+        ),
+        "empty_turn": Example(FormatFilter(), talk("Hi", " \n", "Are you there?", "Yes.")),
+        "unfinished_code_fence": Example(FormatFilter(), talk("Print 1 in Python.", "```python\nprint(1)\n")),
+        "does_not_end_with_assistant": Example(FormatFilter(), talk("Hi", "Hello!", "Bye")),
+    },
+)

@@ -1,0 +1,110 @@
+"""Broken text: mojibake, characters that stand for lost ones, and prose that is mostly symbols."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, shown, talk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Garbled:
+    """Broken text in any turn."""
+
+    max_mojibake: Annotated[int, Ge(0)] = 0
+    """Most places where UTF-8 was read as Latin-1, Windows-1252 or GBK (``Ã©``, ``â€™``, ``浣犲ソ``, ``锟斤拷``)."""
+    max_broken_characters: Annotated[int, Ge(0)] = 0
+    """Most replacement characters (U+FFFD), control, private-use and non-characters."""
+    max_symbol_share: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Largest share of symbols (neither letter, digit, mark, space nor usual punctuation) in the prose, code left out."""
+    min_symbols: Annotated[int, Ge(0)] = 50
+    """The share counts only where there are more symbols than this: a row of emoji is no garbage."""
+
+
+# What the bytes 80..BF become under Latin-1 and Windows-1252.
+_CONTINUED = (
+    "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013\u2014\u2018-\u201a\u201c-\u201e"
+)
+_CONTINUED += "\u2020-\u2022\u2026\u2030\u2039\u203a\u20ac\u2122"
+_LATIN_MOJIBAKE = re.compile(
+    # Two bytes: accented letters (after a letter A with tilde); signs and the space that does not break (A circumflex).
+    rf"\u00c3[{_CONTINUED}]|\u00c2[\u0080-\u00bf]"
+    # Three bytes: quotes and dashes; Chinese and Japanese, of which one alone may be a letter before a closing quote.
+    rf"|\u00e2[\u0080\u20ac][{_CONTINUED}]|(?:[\u00e3-\u00e9][{_CONTINUED}]{{2}}){{2,}}"
+    # Four bytes: emoji.
+    rf"|\u00f0[\u009f\u0178][{_CONTINUED}]{{2}}"
+)
+_HINTS = re.compile("[\u00c2\u00c3\u00e2-\u00e9\u00f0]")
+_GBK_RUN = re.compile(r"[\u4e00-\u9fff\u3400-\u4dbf\uff00-\uffef\u3000-\u303f\u20ac]{4,}")
+_REPLACED_TWICE = re.compile("锟斤拷|烫烫烫|屯屯屯")
+
+_BROKEN = re.compile(
+    "[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufdd0-\ufdef\ufffe\uffff\ue000-\uf8ff\U000f0000-\U0010ffff]"
+)
+_SYMBOL = re.compile(
+    r"[^\w\s.,;:!?'\"()\[\]{}/%&*#+=<>@\-|$~`^\\_\u0300-\u036f\u2010-\u2027\u3000-\u303f\uff00-\uffef]"
+)
+_THREE_BYTES = re.compile(r"[\u2e80-\u9fff\uff00-\uffef\u2010-\u2027]+")
+
+
+def mojibake(text: str) -> list[str]:
+    """The places of a text where UTF-8 bytes were read in another encoding."""
+    if text.isascii():
+        return []
+    found = [match[0] for match in _LATIN_MOJIBAKE.finditer(text)] if _HINTS.search(text) else []
+    found += _REPLACED_TWICE.findall(text)
+    return found + [match[0] for match in _GBK_RUN.finditer(text) if _is_utf8_read_as_gbk(match[0])]
+
+
+def _is_utf8_read_as_gbk(run: str) -> bool:
+    """Whether the GBK bytes of a run of Chinese are UTF-8 of Chinese.
+
+    GBK pairs bytes, UTF-8 writes Chinese in threes, so the last character may be cut. Some words do decode, as letters of
+    two bytes; characters of three bytes do not arise by chance in a run of four.
+    """
+    try:
+        raw = run.encode("gbk")
+    except UnicodeEncodeError:
+        return False
+    for cut in range(3):
+        try:
+            meant = raw[: len(raw) - cut].decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        return bool(_THREE_BYTES.fullmatch(meant))
+    return False
+
+
+def _measure(row: Conversation, config: Garbled) -> Iterator[Measurement]:
+    found = mojibake(row.content)
+    yield at_most(
+        "garbled.mojibake", len(found), config.max_mojibake, "mojibake", ", ".join(map(shown, found[:3])), "places"
+    )
+    broken = [] if row.content.isascii() and row.content.isprintable() else _BROKEN.findall(row.content)
+    named = ", ".join(f"U+{ord(character):04X}" for character in sorted(set(broken))[:5])
+    yield at_most(
+        "garbled.broken_characters", len(broken), config.max_broken_characters, "broken_characters", named, "characters"
+    )
+    symbols = _SYMBOL.findall(row.prose)
+    written = sum(map(len, row.prose.split()))
+    share = len(symbols) / written if len(symbols) > config.min_symbols else 0.0
+    yield at_most(
+        "garbled.symbols", share, config.max_symbol_share, "mostly_symbols", shown("".join(symbols), 20), "of the prose"
+    )
+
+
+GARBLED = Filter(
+    "garbled",
+    Garbled,
+    _measure,
+    {
+        "mojibake": Example(Garbled(), talk("Où est le cafÃ© ?", "Il est lÃ -bas.")),
+        "broken_characters": Example(Garbled(), talk("你好，请问", "您好\ufffd\ufffd，请讲")),
+        "mostly_symbols": Example(Garbled(), talk("What is it?", "§¶¤" * 30)),
+    },
+)

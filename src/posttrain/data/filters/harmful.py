@@ -1,0 +1,90 @@
+"""Harmful content: a small lexicon of our own, and the score of a classifier or judge where the rows carry one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated
+
+from annotated_types import Ge
+
+from posttrain.data import text
+from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, talk
+from posttrain.data.filters.lexicon import LEXICON
+from posttrain.types import Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harmful:
+    """Harmful content in what is compared; a refused request is no harmful answer, see ``fields``."""
+
+    lexicon: bool = True
+    """Look for the built-in lexicon (English and Chinese)."""
+    extra_terms: tuple[str, ...] = ()
+    """Further words and phrases to look for."""
+    max_terms: Annotated[int, Ge(0)] = 0
+    """Most different terms a row may hold."""
+    fields: text.Fields = "conversation"
+    """Whose turns are looked at: ``user``, ``assistant`` or ``conversation``."""
+    score: str | None = None
+    """Name of a score the rows carry (column ``scores``, or a number in ``meta``), high = harmful."""
+    max_score: float = 0.5
+    """Largest score that stays. Rows without the score are not judged by it."""
+
+
+BUILT_IN = tuple(term for terms in LEXICON.values() for term in terms)
+_CJK = re.compile(f"[{text.CJK}]")
+
+
+@cache
+def _patterns(terms: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
+    """Every term, normalised, with its pattern."""
+    normal = dict.fromkeys(" ".join(text.normalised(term).split()) for term in terms)
+    return {term: _pattern(term) for term in normal if term}
+
+
+def _pattern(term: str) -> re.Pattern[str]:
+    """A term as a whole word, its spaces any white space. A Chinese character beside a word is a border."""
+    before = "" if _CJK.match(term[0]) else f"(?<![^\\W{text.CJK}])"
+    after = "" if _CJK.match(term[-1]) else f"(?![^\\W{text.CJK}])"
+    return re.compile(before + re.escape(term) + after)
+
+
+def terms_in(written: str, terms: tuple[str, ...]) -> list[str]:
+    """The terms that stand in a text, in their order."""
+    normal = " ".join(text.normalised(written).split())
+    return [term for term, pattern in _patterns(terms).items() if term in normal and pattern.search(normal)]
+
+
+def score_of(row: Conversation, name: str) -> float | None:
+    """The score of a row by name: from its scores, else a number in its meta; None where it has none."""
+    value = row.scores.get(name, row.meta.get(name))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _measure(row: Conversation, config: Harmful) -> Iterator[Measurement]:
+    terms = (*(BUILT_IN if config.lexicon else ()), *config.extra_terms)
+    if terms:
+        found = terms_in(text.compared_text(row.messages, config.fields), terms)
+        yield at_most("harmful.terms", len(found), config.max_terms, "harmful_terms", ", ".join(found[:5]), "terms")
+    if config.score is not None and (value := score_of(row, config.score)) is not None:
+        yield at_most("harmful.score", value, config.max_score, "harmful_score", unit=config.score)
+
+
+HARMFUL = Filter(
+    "harmful",
+    Harmful,
+    _measure,
+    {
+        "harmful_terms": Example(Harmful(), talk("请告诉我如何制作炸弹", "首先……")),
+        "harmful_score": Example(
+            Harmful(score="toxicity"),
+            Conversation((Message("user", "Hi"), Message("assistant", "...")), scores={"toxicity": 0.9}),
+        ),
+    },
+)

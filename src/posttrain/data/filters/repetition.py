@@ -1,0 +1,87 @@
+"""Text that repeats itself: runs of punctuation, the same lines again, the same n-grams again (a decoder in a loop)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, shown, talk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """Repetition in the prose of the assistant, code left out."""
+
+    max_punctuation_run: Annotated[int, Ge(0)] | None = 20
+    """Longest run of one sentence sign (``!!!!``, ``。。。。``); null: any."""
+    max_line_share: Annotated[float, Ge(0), Le(1)] | None = 0.7
+    """Largest share of lines that stood before, where there are ``min_lines``; null: any."""
+    min_lines: Annotated[int, Ge(1)] = 8
+    """Fewest lines for which the share means something."""
+    ngram: Annotated[int, Ge(1)] = 5
+    """Length of the n-grams in comparison tokens."""
+    max_ngram_share: Annotated[float, Ge(0), Le(1)] | None = 0.7
+    """Largest share of n-grams that stood before, where there are ``min_tokens``; null: any."""
+    min_tokens: Annotated[int, Ge(1)] = 50
+    """Fewest tokens for which the share means something."""
+
+
+_RUN = re.compile(r"([!?,;~。！？，；～…])(?:\s?\1)+|\.(?:\s?\.)+")
+
+
+def longest_run(text: str) -> str:
+    """The longest run of one sentence sign, white space between them allowed; empty where none stands twice."""
+    return max((match[0] for match in _RUN.finditer(text)), key=len, default="")
+
+
+def share_seen_before(parts: Sequence[object]) -> float:
+    """The share of parts equal to an earlier one; 0 for none."""
+    return 1 - len(set(parts)) / len(parts) if parts else 0.0
+
+
+def _measure(row: Conversation, config: Repetition) -> Iterator[Measurement]:
+    prose = row.assistant_parts.prose
+    run = "".join(longest_run(prose).split())
+    yield at_most(
+        "repetition.punctuation",
+        len(run),
+        config.max_punctuation_run,
+        "repeated_punctuation",
+        shown(run, 20),
+        "signs in a row",
+    )
+    lines = [stripped for line in prose.split("\n") if any(map(str.isalnum, stripped := line.strip()))]
+    yield at_most(
+        "repetition.lines",
+        share_seen_before(lines) if len(lines) >= config.min_lines else 0.0,
+        config.max_line_share,
+        "repeated_lines",
+        shown(max(lines, key=lines.count)) if len(lines) >= config.min_lines else "",
+        "of the lines stood before",
+    )
+    words = row.assistant_tokens
+    looping = len(words) >= config.min_tokens and not row.assistant_parts.code_characters
+    grams = list(zip(*(words[start:] for start in range(config.ngram)), strict=False)) if looping else []
+    yield at_most(
+        "repetition.ngrams",
+        share_seen_before(grams),
+        config.max_ngram_share,
+        "repeated_ngrams",
+        unit=f"of the {config.ngram}-grams stood before",
+    )
+
+
+REPETITION = Filter(
+    "repetition",
+    Repetition,
+    _measure,
+    {
+        "repeated_punctuation": Example(Repetition(), talk("Great news?", "Yes" + "!" * 30)),
+        "repeated_lines": Example(Repetition(), talk("Name ten animals.", "A cat.\nA dog.\n" + "A cow.\n" * 12)),
+        "repeated_ngrams": Example(Repetition(), talk("讲一个故事", "从前有座山，山里有座庙。" * 12)),
+    },
+)

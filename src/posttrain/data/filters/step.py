@@ -1,0 +1,347 @@
+"""The filter step: every chosen filter measures every row, and a row with any measurement outside its limit is dropped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from posttrain.data.filters import FILTERS, Conversation, Measurement
+from posttrain.data.filters.format import FormatFilter
+from posttrain.data.filters.garbled import Garbled
+from posttrain.data.filters.harmful import Harmful, score_of
+from posttrain.data.filters.language import LanguageFilter, check_languages
+from posttrain.data.filters.length import Length
+from posttrain.data.filters.pii import Pii
+from posttrain.data.filters.refusal import Refusal
+from posttrain.data.filters.repetition import Repetition
+from posttrain.data.filters.secrets import Secrets
+from posttrain.data.filters.template import Template
+from posttrain.data.language import identifier_words
+from posttrain.data.parallel import map_blocks
+from posttrain.data.rows import conversations
+from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, blocks, count_rows
+from posttrain.errors import ConfigError, DataError
+from posttrain.table import did_you_mean
+
+Chosen = tuple[tuple[str, Any], ...]
+"""Names of filters and their configurations, in the order of the table."""
+
+_COLUMNS = ("id", "source", "messages", "tools", "meta", "scores")
+_PRIVATE = ("pii", "secrets")
+"""Filters whose finds must not show: examples of what they drop carry no text."""
+_EXAMPLES = 3
+_SHOWN = 160
+_QUANTILES = {"min": 0.0, "p05": 0.05, "p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterStep:
+    """Drop rows by rules. Each filter has defaults that hold for English, Chinese and code; ``null`` turns one off."""
+
+    kind: Literal["filter"]
+    format: FormatFilter | None = field(default_factory=FormatFilter)
+    """Roles in turn, no empty turns, closed code fences, the assistant has the last word."""
+    length: Length | None = field(default_factory=Length)
+    """Tokens of the user and of the assistant."""
+    garbled: Garbled | None = field(default_factory=Garbled)
+    """Mojibake, replacement and control characters, mostly symbols."""
+    language: LanguageFilter | None = field(default_factory=LanguageFilter)
+    """The language of the prose; drops rows where ``keep`` names languages."""
+    repetition: Repetition | None = field(default_factory=Repetition)
+    """Runs of punctuation, repeated lines and n-grams."""
+    template: Template | None = field(default_factory=Template)
+    """Nothing but boilerplate; too few sentences where asked for."""
+    refusal: Refusal | None = field(default_factory=Refusal)
+    """Refusals and "As an AI language model"; turn it off for safety data."""
+    harmful: Harmful | None = field(default_factory=Harmful)
+    """A small lexicon, and a score of a classifier or judge where given."""
+    pii: Pii | None = None
+    """Personal data; off unless given (``pii: {}``)."""
+    secrets: Secrets | None = None
+    """Keys, tokens and passwords; off unless given (``secrets: {}``)."""
+
+    def decide(self, rows: Path, seed: int, run: StepRun) -> Decisions:
+        """Measure every row. The seed plays no part.
+
+        Raises ConfigError where no filter is on or a setting can't be used, DataError where no row carries the score asked for.
+        """
+        chosen = self.chosen()
+        if not chosen:
+            raise ConfigError("every filter is off", where="filter", fix=f"turn one on: {', '.join(FILTERS)}")
+        if self.language is not None:
+            check_languages(self.language)
+        total = count_rows(rows)
+        found = Findings()
+        for begin, judged in map_blocks(partial(judge, chosen=chosen), rows, _COLUMNS, run.workers):
+            found.add(begin, judged)
+            run.progress("filter", begin + len(judged.sources), total)
+        if self.harmful is not None and self.harmful.score is not None and total and found.unscored == total:
+            raise _no_score(self.harmful.score, rows)
+        return found.decisions(chosen)
+
+    def chosen(self) -> Chosen:
+        """The filters that are on, with their settings."""
+        return tuple((name, config) for name in FILTERS if (config := getattr(self, name)) is not None)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A dropped row as the report shows it."""
+
+    reason: str
+    id: str
+    source: str
+    detail: str
+    user: str
+    assistant: str
+
+
+@dataclass
+class Judged:
+    """What the filters found in one block of rows. Rows count from the start of the block."""
+
+    sources: pl.Series
+    catalogue: list[tuple[str, str]] = field(default_factory=list)
+    """The checks and limits that occur, each pair once."""
+    rows: list[int] = field(default_factory=list)
+    checks: list[int] = field(default_factory=list)
+    """Places in the catalogue."""
+    values: list[float] = field(default_factory=list)
+    passed: list[bool] = field(default_factory=list)
+    rejects: list[tuple[int, str, str]] = field(default_factory=list)
+    """(row, reason, detail)."""
+    examples: list[Example] = field(default_factory=list)
+    """For each reason the few with the smallest ids: the choice follows from the rows, not from their order."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Filter -> rows outside its limits."""
+    alone: Counter[str] = field(default_factory=Counter)
+    """Filter -> rows that no other filter would drop."""
+    errors: list[tuple[str, str, str]] = field(default_factory=list)
+    """(filter, row id, what went wrong): rows a filter could not measure. They stay, as far as that filter goes."""
+    unscored: int = 0
+    """Rows without the harm score that is asked for."""
+
+
+def judge(block: pl.DataFrame, chosen: Chosen) -> Judged:
+    """Measure a block of rows (columns id, source, messages, tools, meta, scores) with the chosen filters. Pure."""
+    judged = Judged(block["source"])
+    places: dict[tuple[str, str], int] = {}
+    score = next((config.score for name, config in chosen if name == "harmful"), None)
+    ids, sources = block["id"].to_list(), block["source"].to_list()
+    for number, row in enumerate(_rows(block)):
+        failures: list[tuple[str, Measurement]] = []
+        for name, config in chosen:
+            for one in _measured(name, config, row, ids[number], judged.errors):
+                key = (one.check, one.limit)
+                judged.rows.append(number)
+                judged.checks.append(places.setdefault(key, len(places)))
+                judged.values.append(one.value)
+                judged.passed.append(one.passed)
+                if not one.passed:
+                    failures.append((name, one))
+        judged.unscored += score is not None and score_of(row, score) is None
+        if failures:
+            _drop(judged, number, ids[number], sources[number], row, failures)
+    judged.catalogue = list(places)
+    judged.examples = _fewest(judged.examples)
+    return judged
+
+
+def _rows(block: pl.DataFrame) -> Iterator[Conversation]:
+    columns = (block[name].to_list() for name in ("tools", "meta", "scores"))
+    for messages, tools, meta, scores in zip(conversations(block), *columns, strict=True):
+        values: dict[str, float] = {}
+        for score in scores:
+            if score["value"] is not None:
+                values[score["name"]] = max(score["value"], values.get(score["name"], score["value"]))
+        yield Conversation(messages, {} if meta == "{}" else json.loads(meta), tools != "[]", values)
+
+
+def _measured(
+    name: str, config: Any, row: Conversation, row_id: str, errors: list[tuple[str, str, str]]
+) -> Sequence[Measurement]:
+    """The measurements of one filter on one row; none, and an entry in ``errors``, where it fails."""
+    try:
+        return tuple(FILTERS[name].measure(row, config))
+    except Exception as error:
+        errors.append((name, row_id, f"{type(error).__name__}: {error}"[:_SHOWN]))
+        return ()
+
+
+def _drop(
+    judged: Judged,
+    number: int,
+    row_id: str,
+    source: str,
+    row: Conversation,
+    failures: Sequence[tuple[str, Measurement]],
+) -> None:
+    names = list(dict.fromkeys(name for name, _ in failures))
+    judged.failed.update(names)
+    if len(names) == 1:
+        judged.alone.update(names)
+    first = failures[0][1]
+    others = list(dict.fromkeys(one.reason for _, one in failures[1:] if one.reason != first.reason))
+    detail = first.detail + (f"; also {', '.join(others)}" if others else "")
+    judged.rejects.append((number, first.reason, detail))
+    private = any(name in _PRIVATE for name in names)
+    user, assistant = ("", "") if private else (_short(row, "user"), _short(row, "assistant"))
+    judged.examples.append(Example(first.reason, row_id, source, detail, user, assistant))
+
+
+def _short(row: Conversation, role: str) -> str:
+    text = " ".join(" ".join(message.content for message in row.messages if message.role == role).split())
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _fewest(examples: Sequence[Example]) -> list[Example]:
+    """For each reason the examples with the smallest ids."""
+    kept: list[Example] = []
+    taken: Counter[str] = Counter()
+    for example in sorted(examples, key=lambda one: (one.reason, one.id, one.source, one.detail)):
+        if taken[example.reason] < _EXAMPLES:
+            taken[example.reason] += 1
+            kept.append(example)
+    return kept
+
+
+class Findings:
+    """What the blocks of a file add up to."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[pl.DataFrame] = []
+        self.rejects: list[pl.DataFrame] = []
+        self.sources: list[pl.Series] = []
+        self.examples: list[Example] = []
+        self.failed: Counter[str] = Counter()
+        self.alone: Counter[str] = Counter()
+        self.errors: list[tuple[str, str, str]] = []
+        self.unscored = 0
+
+    def add(self, begin: int, judged: Judged) -> None:
+        """Add the block whose first row is row ``begin`` of the file; blocks come in order."""
+        checks = pl.Series([check for check, _ in judged.catalogue], dtype=pl.String)
+        limits = pl.Series([limit for _, limit in judged.catalogue], dtype=pl.String)
+        verdicts = pl.DataFrame(
+            {
+                "row": pl.Series(judged.rows, dtype=pl.UInt32) + begin,
+                "check": checks.gather(judged.checks),
+                "value": pl.Series(judged.values, dtype=pl.Float64),
+                "limit": limits.gather(judged.checks),
+                "passed": pl.Series(judged.passed, dtype=pl.Boolean),
+            },
+            schema=VERDICTS,
+        )
+        self.verdicts.append(verdicts)
+        records = [(begin + row, reason, detail, None) for row, reason, detail in judged.rejects]
+        self.rejects.append(pl.DataFrame(records, schema=REJECTS, orient="row"))
+        self.sources.append(judged.sources)
+        self.examples = _fewest([*self.examples, *judged.examples])
+        self.failed += judged.failed
+        self.alone += judged.alone
+        self.errors += judged.errors
+        self.unscored += judged.unscored
+
+    def decisions(self, chosen: Chosen) -> Decisions:
+        """The decisions on all rows, with the facts about them."""
+        rejects = pl.concat([pl.DataFrame(schema=REJECTS), *self.rejects])
+        verdicts = pl.concat([pl.DataFrame(schema=VERDICTS), *self.verdicts], rechunk=False)
+        sources = pl.concat([pl.Series("source", [], dtype=pl.String), *self.sources]).to_frame().with_row_index("row")
+        facts = {
+            "rows": len(sources),
+            "kept": len(sources) - len(rejects),
+            "filters": {name: self._filter_facts(name, config) for name, config in chosen},
+            "checks": _check_facts(verdicts),
+            "reasons": dict(rejects.group_by("reason").len().sort("reason").iter_rows()),
+            "sources": _source_facts(sources, rejects),
+            "languages": _language_facts(sources, verdicts),
+            "examples": [dataclasses.asdict(example) for example in self.examples],
+            "errors": [dict(zip(("filter", "id", "error"), one, strict=True)) for one in sorted(self.errors)[:20]],
+        }
+        notes = Counter(f"{name}_not_measured" for name, _, _ in self.errors)
+        if self.unscored:
+            notes["without_harm_score"] = self.unscored
+        return Decisions(rejects, verdicts, facts=facts, notes=dict(sorted(notes.items())))
+
+    def _filter_facts(self, name: str, config: Any) -> dict[str, Any]:
+        facts = {"settings": dataclasses.asdict(config), "failed": self.failed[name], "alone": self.alone[name]}
+        if isinstance(config, LanguageFilter):
+            facts["told_by"] = identifier_words(config.identifier)
+        return facts
+
+
+def _check_facts(verdicts: pl.DataFrame) -> dict[str, Any]:
+    """Check -> limit, rows measured, rows outside it, quantiles of the value (that of the nearest row)."""
+    quantiles = [pl.col("value").quantile(q, "nearest").alias(name) for name, q in _QUANTILES.items()]
+    grouped = (
+        verdicts.lazy()
+        .group_by("check")
+        .agg(pl.col("limit").first(), pl.len().alias("rows"), (~pl.col("passed")).sum().alias("failed"), *quantiles)
+    )
+    return {
+        record["check"]: {
+            **{key: record[key] for key in ("limit", "rows", "failed")},
+            "quantiles": {name: record[name] for name in _QUANTILES},
+        }
+        for record in grouped.sort("check").collect().iter_rows(named=True)
+    }
+
+
+def _source_facts(sources: pl.DataFrame, rejects: pl.DataFrame) -> dict[str, Any]:
+    """Source -> rows, kept, dropped by reason."""
+    rows = dict(sources.group_by("source").len().sort("source").iter_rows())
+    dropped: dict[str, dict[str, int]] = {source: {} for source in rows}
+    counted = rejects.join(sources, on="row").group_by("source", "reason").len().sort("source", "reason")
+    for source, reason, count in counted.iter_rows():
+        dropped[source][reason] = count
+    return {
+        source: {"rows": count, "kept": count - sum(dropped[source].values()), "dropped": dropped[source]}
+        for source, count in rows.items()
+    }
+
+
+def _language_facts(sources: pl.DataFrame, verdicts: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """Source -> language -> rows, the most frequent first."""
+    named = verdicts.lazy().filter(pl.col("check").str.starts_with("language."))
+    counted = (
+        named.select("row", language=pl.col("check").str.strip_prefix("language."))
+        .join(sources.lazy(), on="row")
+        .group_by("source", "language")
+        .len()
+        .sort(["source", "len", "language"], descending=[False, True, False])
+    )
+    found: dict[str, dict[str, int]] = {}
+    for source, language, count in counted.collect().iter_rows():
+        found.setdefault(source, {})[language] = count
+    return found
+
+
+def _no_score(name: str, rows: Path) -> DataError:
+    known: set[str] = set()
+    for _, block in blocks(rows, ["scores"]):
+        known.update(block["scores"].explode().struct.field("name").drop_nulls().unique().to_list())
+    found = f"scores found: {', '.join(sorted(known))}" if known else "the rows carry no scores"
+    return DataError(
+        f"no row carries a score {name!r}{did_you_mean(name, known)} ({found})",
+        where="harmful.score",
+        fix="give the name of a score the rows carry, of a number in their meta, or null",
+    )
+
+
+def only(step: FilterStep, names: Sequence[str]) -> FilterStep:
+    """The step with no filter on but the named ones; those that are off in ``step`` come with their defaults.
+
+    Raises ConfigError for an unknown name.
+    """
+    configs: dict[str, Any] = dict.fromkeys(FILTERS)
+    configs |= {name: FILTERS[name].config() for name in names}
+    configs |= {name: config for name, config in step.chosen() if name in names}
+    return dataclasses.replace(step, **configs)

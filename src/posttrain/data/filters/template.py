@@ -1,0 +1,98 @@
+"""Answers without content of their own: nothing but boilerplate, or fewer sentences than asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from posttrain.data import text
+from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, shown, talk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Stock phrases and sentence count of the assistant's text."""
+
+    max_boilerplate_share: Annotated[float, Ge(0), Le(1)] | None = 0.6
+    """Largest share of its tokens in stock openings and closings (``Sure! Here is``, ``希望对您有帮助``); 0: none; null: any."""
+    min_sentences: Annotated[int, Ge(0)] = 0
+    """Fewest sentences; 2 drops answers of only one. 0: not measured."""
+
+
+_OPENING = re.compile(
+    r"""\s*(?:
+      (?:(?:sure(?:\s+thing)?|certainly|of\s+course|absolutely|definitely|no\s+problem|great\s+question|okay|ok)\b\s*[!,.:]*\s*)
+      (?:(?:i(?:'d|\s+would)\s+be\s+(?:happy|glad)\s+to|i\s+can|let\s+me)\s+(?:help|assist)[^.!?:\n]{0,60}[.!?:]?\s*)?
+      (?:here(?:'s|\s+is|\s+are)\b[^.!?:\n]{0,80}[.!?:])?
+    | (?:i(?:'d|\s+would)\s+be\s+(?:happy|glad)\s+to\s+(?:help|assist))[^.!?:\n]{0,60}[.!?:]
+    | (?:that's|this\s+is)\s+an?\s+(?:great|good|excellent|interesting)\s+question[.!,]
+    | (?:好的|当然(?:可以)?|没问题|可以的)[，,！!。]?\s*(?:(?:以下|下面|这里|这)(?:是|为|有)[^。：:！!\n]{0,30}[：:。！!])?
+    | (?:很|非常)?(?:高兴|乐意|荣幸)(?:能够?)?(?:为您|为你|帮助您|帮助你)[^。！!\n]{0,20}[。！!]
+    )""",
+    re.I | re.X,
+)
+_CLOSING = re.compile(
+    r"""(?:
+      (?:i\s+hope\s+(?:this|that|it)\s+helps?|hope\s+(?:this|that)\s+helps?)[^.!?\n]{0,60}
+    | (?:please\s+)?(?:let\s+me\s+know|feel\s+free\s+to\s+(?:ask|contact|reach))[^.!?\n]{0,120}
+    | is\s+there\s+anything\s+else\b[^.!?\n]{0,80}
+    | if\s+you\s+(?:have|need)\s+any\s+(?:other|more|further|additional)?\s*(?:questions?|help|assistance)\b[^.!?\n]{0,120}
+    | (?:请)?(?:希望|但愿)(?:以上|这些?|我的|本)?[^。！!\n]{0,15}(?:对您|对你|能|可以)[^。！!\n]{0,10}(?:帮助|帮到您|帮到你)[^。！!\n]{0,6}
+    | 如果?(?:您|你)?(?:还)?有(?:任何|其他|其它|什么)[^。！!\n]{0,12}(?:问题|疑问|需要)[^。！!\n]{0,30}
+    )[.!?。！]?\s*$""",
+    re.I | re.X,
+)
+_SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"')\]]|$)|[。！？；…]+|\n+")
+_LONGEST_END = 400
+"""A closing stands within so many characters of the end."""
+
+
+def boilerplate(answer: str) -> list[str]:
+    """The stock opening and the stock closings of an answer, in their order."""
+    found = []
+    if opening := _OPENING.match(answer):
+        found.append(opening[0])
+        answer = answer[opening.end() :]
+    closings: list[str] = []
+    while closing := _CLOSING.search(answer, max(0, len(answer) - _LONGEST_END)):
+        closings.insert(0, closing[0])
+        answer = answer[: closing.start()]
+    return found + closings
+
+
+def sentences(prose: str) -> int:
+    """Number of sentences and lines that have a letter or digit; a full stop inside a number ends none."""
+    return sum(any(map(str.isalnum, part)) for part in _SENTENCE_END.split(prose))
+
+
+def _measure(row: Conversation, config: Template) -> Iterator[Measurement]:
+    stock = [phrase for answer in row.assistant for phrase in boilerplate(answer)]
+    share = len(text.tokens("\n".join(stock))) / len(row.assistant_tokens) if stock and row.assistant_tokens else 0.0
+    yield at_most(
+        "template.boilerplate",
+        share,
+        config.max_boilerplate_share,
+        "boilerplate",
+        shown(" ".join(stock)),
+        "of the tokens",
+    )
+    if config.min_sentences:
+        count = sentences(row.assistant_parts.prose)
+        passed = count >= config.min_sentences
+        detail = "" if passed else f"{count} sentences (at least {config.min_sentences})"
+        yield Measurement("template.sentences", count, f">= {config.min_sentences}", passed, "few_sentences", detail)
+
+
+TEMPLATE = Filter(
+    "template",
+    Template,
+    _measure,
+    {
+        "boilerplate": Example(Template(), talk("Write a poem.", "Sure! Here is a poem: I hope this helps!")),
+        "few_sentences": Example(Template(min_sentences=2), talk("雪是什么颜色？", "雪是白色的。")),
+    },
+)

