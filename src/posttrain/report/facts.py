@@ -349,7 +349,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)  # building one is much slower than using it
 
 
-def _parse(kind: type[T], value: Any, path: Path) -> T:
+def parse(kind: type[T], value: Any, path: Path) -> T:
+    """``value`` as ``kind``; RunError that names the file and the place inside it where it does not fit."""
     try:
         parsed: T = _adapter(cast(Hashable, kind)).validate_python(value)
     except ValidationError as error:
@@ -418,7 +419,7 @@ def _stage(folder: StageDir, name: str, declared_kind: str) -> tuple[Stage, list
     if raw is None:
         gap = Gap(name, "not started", f"Stage {name} ({declared_kind}) has not started.")
         return Stage(name, declared_kind, "not started", None, None), [gap]
-    manifest = _parse(Manifest, raw, folder.file("manifest.json"))
+    manifest = parse(Manifest, raw, folder.file("manifest.json"))
     stage = Stage(name, manifest.kind, manifest.status, manifest, None)
     gaps: list[Gap] = []
     if manifest.status == "failed":
@@ -432,7 +433,7 @@ def _stage(folder: StageDir, name: str, declared_kind: str) -> tuple[Stage, list
 
 
 def _ledger(path: Path) -> LedgerFacts:
-    ledger = _parse(LedgerFacts, _json(path), path)
+    ledger = parse(LedgerFacts, _json(path), path)
     try:
         Ledger(list(ledger.steps)).check()
     except AssertionError as error:
@@ -444,7 +445,7 @@ def _result(kind: type[T], stage: Stage, run: RunDir, gaps: list[Gap]) -> T:
     """Return the typed ``result`` of a stage; an empty one where it is absent or damaged."""
     value = stage.manifest.result if stage.manifest else None
     try:
-        return _parse(kind, value or {}, run.stage(stage.name).file("manifest.json"))
+        return parse(kind, value or {}, run.stage(stage.name).file("manifest.json"))
     except RunError as error:
         gaps.append(Gap(stage.name, "damaged", f"Stage {stage.name}: its result can't be read ({error.problem})."))
         return kind()
@@ -460,7 +461,7 @@ def _train_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> TrainFacts:
             raise RunError(f"a line is not JSON: {error}", where=str(path)) from error
         train = [r for r in records if r.get("split") == "train"]
         held_out = [r for r in records if r.get("split") == "held_out"]
-        return _parse(tuple[TrainRecord, ...], train, path), _parse(tuple[HeldOutRecord, ...], held_out, path)
+        return parse(tuple[TrainRecord, ...], train, path), parse(tuple[HeldOutRecord, ...], held_out, path)
 
     metrics = _optional(gaps, stage, folder.file("metrics.jsonl"), "there are no training curves", read_metrics)
     lengths = _optional(
@@ -468,7 +469,7 @@ def _train_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> TrainFacts:
         stage,
         folder.file("lengths.json"),
         "there is no distribution of token lengths",
-        lambda path: _parse(Lengths, _json(path), path),
+        lambda path: parse(Lengths, _json(path), path),
     )
     steps, held_out = metrics or ((), ())
     return TrainFacts(stage, _result(TrainResult, stage, run, gaps), steps, held_out, lengths)
@@ -482,7 +483,7 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
         stage,
         folder.file("likelihood.json"),
         "held-out loss and perplexity are not known",
-        lambda path: _parse(LikelihoodFile, _json(path), path),
+        lambda path: parse(LikelihoodFile, _json(path), path),
     ) or LikelihoodFile({})
     rows: tuple[LikelihoodRow, ...] = ()
     if likelihood.models:
@@ -492,7 +493,7 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
                 stage,
                 folder.file("likelihood_rows.jsonl"),
                 "the change of each held-out row is not known",
-                lambda path: _parse(tuple[LikelihoodRow, ...], _json_lines(path), path),
+                lambda path: parse(tuple[LikelihoodRow, ...], _json_lines(path), path),
             )
             or ()
         )
@@ -505,7 +506,7 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
                 stage,
                 folder.file("replies.jsonl"),
                 "there are no replies to read",
-                lambda path: _parse(tuple[Reply, ...], _json_lines(path), path),
+                lambda path: parse(tuple[Reply, ...], _json_lines(path), path),
             )
             or ()
         )
@@ -515,7 +516,7 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
                 stage,
                 folder.file("accuracy.json"),
                 "the accuracy of checked answers is not known",
-                lambda path: _parse(AccuracyFile, _json(path), path),
+                lambda path: parse(AccuracyFile, _json(path), path),
             ) or AccuracyFile({})
     seen = [*likelihood.models, *accuracy.models, *(reply.model for reply in replies)]
     declared = [name for name in config.get("models") or () if name in seen]

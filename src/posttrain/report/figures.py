@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
+from posttrain.artifacts import LedgerStep
 from posttrain.report import numbers
 from posttrain.report.facts import EvalFacts, LossComparison, RunFacts, TrainFacts
 from posttrain.report.records import LengthStatistics, TrainRecord
@@ -81,17 +82,28 @@ def file_name(*parts: str) -> str:
 
 def rows_figure(facts: RunFacts) -> Figure | None:
     """Return the funnel: one bar for each step of each stage's ledger, kept rows beside dropped ones."""
-    lanes = [(stage.name, step) for stage in facts.stages if stage.ledger for step in stage.ledger.steps]
-    if not lanes:
-        return None
+    lanes = [
+        (f"{stage.name} \N{MIDDLE DOT} {step.name}", step)
+        for stage in facts.stages
+        if stage.ledger
+        for step in stage.ledger.steps
+    ]
+    return funnel_figure(lanes) if lanes else None
+
+
+def funnel_figure(lanes: Sequence[tuple[str, LedgerStep]], *, shares: bool = False) -> Figure:
+    """Return one bar for each (name, step of a ledger), in order; with ``shares`` the kept share of what came in."""
     most = max(step.rows_in + step.added for _, step in lanes) or 1
     x = Scale(0, most, 2, WIDTH - RIGHT)
     parts = [legend([("kept", "swatch s1"), ("dropped", "swatch s2")])]
     top = TOP
-    for stage, step in lanes:
+    for name, step in lanes:
         dropped = sum(step.dropped.values())
-        text = f"{numbers.count(step.rows_in + step.added)} \N{RIGHTWARDS ARROW} {numbers.count(step.rows_out)}"
-        parts.append(tag("text", f"{stage} \N{MIDDLE DOT} {step.name}", class_="label strong", x=2, y=top + 12))
+        came = step.rows_in + step.added
+        text = f"{numbers.count(came)} \N{RIGHTWARDS ARROW} {numbers.count(step.rows_out)}"
+        if shares and came:
+            text += f" ({numbers.percent(step.rows_out / came)})"
+        parts.append(tag("text", name, class_="label strong", x=2, y=top + 12))
         parts.append(tag("text", text, class_="tick end", x=WIDTH - RIGHT, y=top + 12))
         parts.append(tag("rect", class_="track", x=2, y=top + 19, width=WIDTH - RIGHT - 2, height=12))
         kept_end = x(step.rows_out)
@@ -105,7 +117,7 @@ def rows_figure(facts: RunFacts) -> Figure | None:
         "rows",
         "Rows, step by step",
         "Rows kept and dropped at each step. "
-        + ". ".join(f"{stage}, {s.name}: {s.rows_in + s.added:,} to {s.rows_out:,}" for stage, s in lanes),
+        + ". ".join(f"{name}: {s.rows_in + s.added:,} to {s.rows_out:,}" for name, s in lanes),
         "Every bar starts with the rows that came into the step; hover over the dropped part for the reasons.",
         top,
         Markup("").join(parts),
@@ -126,13 +138,41 @@ def length_figure(train: TrainFacts, which: str, statistics: LengthStatistics, l
     edges = np.linspace(0, max(end, 1.0), _bins(len(values)) + 1)
     heights, _ = np.histogram(values[values <= end], bins=edges)
     heights[-1] += tail
+    marks = [("P50", statistics.p50), ("P90", statistics.p90), ("P95", statistics.p95)]
+    parts = length_histogram(edges.tolist(), heights.tolist(), marks, limit, tail=tail)
+    share = statistics.share_over_limit
+    over_text = f"{numbers.percent(share) + ' are' if share else 'none is'} longer than the limit of {limit:,}"
+    return Figure(
+        file_name(train.stage.name, "lengths", which),
+        {"conversation": "Whole conversations", "assistant": "Assistant replies"}[which],
+        f"Histogram of token lengths ({which}): median {statistics.p50:,.0f}, P90 {statistics.p90:,.0f}, "
+        f"P95 {statistics.p95:,.0f}, longest {statistics.max:,.0f}; {over_text}.",
+        f"{statistics.count:,} {'conversations' if which == 'conversation' else 'replies'}; {over_text}."
+        + (f" The last bar holds all {tail:,} beyond {edges[-2]:,.0f} tokens." if tail else ""),
+        HEIGHT,
+        Markup("").join(parts),
+    )
+
+
+def length_histogram(
+    edges: Sequence[float],
+    heights: Sequence[int],
+    quantiles: Sequence[tuple[str, float]],
+    limit: float | None,
+    *,
+    tail: int,
+) -> list[Markup]:
+    """Return the drawing of a histogram of token lengths with its quantiles and, where it lies inside, the limit.
+
+    ``tail``: rows beyond the last edge, counted in the last bar. Bars beyond the limit have the colour of what is lost.
+    """
     x = Scale(0, float(edges[-1]), LEFT, WIDTH - RIGHT, whole=True)
-    y = Scale(0, float(heights.max()) * 1.05, HEIGHT - BOTTOM, TOP - 8, whole=True)
+    y = Scale(0, float(max(heights)) * 1.05, HEIGHT - BOTTOM, TOP - 8, whole=True)
     parts = [axes(x, y, "tokens", "rows")]
     for index, (height, (low, high)) in enumerate(zip(heights, pairwise(edges), strict=True)):
         last = index == len(heights) - 1
         span = f"{low:,.0f} tokens and more" if last and tail else f"{low:,.0f} to {high:,.0f} tokens"
-        over = " s2" if low >= limit else " s1"
+        over = " s2" if limit is not None and low >= limit else " s1"
         parts.append(
             bar(
                 x(low) + 0.5,
@@ -143,8 +183,8 @@ def length_figure(train: TrainFacts, which: str, statistics: LengthStatistics, l
                 f"{span}: {height:,} rows",
             )
         )
-    marks = [("P50", statistics.p50, "mark"), ("P90", statistics.p90, "mark"), ("P95", statistics.p95, "mark")]
-    if limit <= edges[-1]:
+    marks = [(name, value, "mark") for name, value in quantiles]
+    if limit is not None and limit <= edges[-1]:
         marks.append(("limit", float(limit), "mark limit"))
     parts += [tag("line", class_=classes, x1=x(v), x2=x(v), y1=TOP - 8, y2=y(0)) for _, v, classes in marks]
     for row, (name, value, _) in enumerate(marks):
@@ -158,18 +198,7 @@ def length_figure(train: TrainFacts, which: str, statistics: LengthStatistics, l
                 y=TOP + 6 + 17 * row,
             )
         )
-    share = statistics.share_over_limit
-    over_text = f"{numbers.percent(share) + ' are' if share else 'none is'} longer than the limit of {limit:,}"
-    return Figure(
-        file_name(train.stage.name, "lengths", which),
-        {"conversation": "Whole conversations", "assistant": "Assistant replies"}[which],
-        f"Histogram of token lengths ({which}): median {statistics.p50:,.0f}, P90 {statistics.p90:,.0f}, "
-        f"P95 {statistics.p95:,.0f}, longest {statistics.max:,.0f}; {over_text}.",
-        f"{statistics.count:,} {'conversations' if which == 'conversation' else 'replies'}; {over_text}."
-        + (f" The last bar holds all {tail:,} beyond {edges[-2]:,.0f} tokens." if tail else ""),
-        HEIGHT,
-        Markup("").join(parts),
-    )
+    return parts
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
