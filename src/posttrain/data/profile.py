@@ -356,7 +356,7 @@ def _parts(table: pl.DataFrame, column: str) -> list[dict[str, Any]]:
         amount = int(whole.sum(dtype=np.int64))
         found.append(
             {
-                column: part[column][0],
+                "name": part[column][0],
                 "rows": len(part),
                 "share": len(part) / len(table),
                 "rows_counted": float(part["weight"].sum()),
@@ -368,7 +368,7 @@ def _parts(table: pl.DataFrame, column: str) -> list[dict[str, Any]]:
                 "languages": _shares(part, "language")[:3],
             }
         )
-    return sorted(found, key=lambda entry: (order.get(entry[column], 3), -entry["rows"], entry[column]))
+    return sorted(found, key=lambda entry: (order.get(entry["name"], 3), -entry["rows"], entry["name"]))
 
 
 def _p50(values: NDArray[Any]) -> int:

@@ -46,7 +46,7 @@ def write_report(run: RunDir, title: str | None = None) -> Path:
     figures = draw(facts)
     folder = run.path / "report"
     shutil.rmtree(folder / "figures", ignore_errors=True)
-    figure_css = _package_text("figure.css")
+    figure_css = package_text("figure.css")
     for figure in figures.all():
         write_text(folder / "figures" / f"{figure.name}.svg", figure.standalone(figure_css))
     write_text(folder / "report.md", render_markdown(facts, figures))
@@ -57,15 +57,15 @@ def write_report(run: RunDir, title: str | None = None) -> Path:
 
 def render_page(facts: RunFacts, figures: Figures) -> str:
     """Return the HTML page."""
-    script = _package_text("page.js")
+    script = package_text("page.js")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _environment(autoescape=True)
+        environment(autoescape=True)
         .get_template("page.html.jinja")
         .render(
             **_context(facts, figures),
-            figure_css=Markup(_package_text("figure.css")),
-            page_css=Markup(_package_text("page.css")),
+            figure_css=Markup(package_text("figure.css")),
+            page_css=Markup(package_text("page.css")),
             script=Markup(script),
             script_hash=f"sha256-{script_hash}",
         )
@@ -74,7 +74,7 @@ def render_page(facts: RunFacts, figures: Figures) -> str:
 
 def render_markdown(facts: RunFacts, figures: Figures) -> str:
     """Return the report as Markdown, with the figures as links to figures/*.svg."""
-    text = _environment(autoescape=False).get_template("report.md.jinja").render(**_context(facts, figures))
+    text = environment(autoescape=False).get_template("report.md.jinja").render(**_context(facts, figures))
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -97,12 +97,14 @@ def _context(facts: RunFacts, figures: Figures) -> dict[str, Any]:
     }
 
 
-def _package_text(name: str) -> str:
+def package_text(name: str) -> str:
+    """Return a style sheet or script of this package."""
     return (resources.files("posttrain.report") / name).read_text(encoding="utf-8")
 
 
 @cache
-def _environment(*, autoescape: bool) -> Environment:
+def environment(*, autoescape: bool) -> Environment:
+    """Return the templates of this package, with the formats of numbers as filters."""
     environment = Environment(
         loader=PackageLoader("posttrain.report", "."),
         autoescape=autoescape,

@@ -1,0 +1,251 @@
+"""profile.json of a data profile as frozen values (docs/data-profile.md describes every key)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.artifacts import LedgerStep
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledFile:
+    """One file that was looked at."""
+
+    file: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class CounterFacts:
+    """What lengths are counted in."""
+
+    name: str
+    is_model: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the rows files."""
+
+    name: str
+    type: str
+    nulls: int
+
+
+@dataclass(frozen=True, slots=True)
+class MetaKey:
+    """One key of the rows' ``meta``, with frequent values."""
+
+    key: str
+    rows: int
+    types: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCount:
+    """Conversations of so many turns."""
+
+    turns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFacts:
+    """Turns of a conversation, the system turn left out."""
+
+    mean: float
+    max: int
+    counts: tuple[TurnCount, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Rows between neighbouring ``edges``; ``beyond`` lie past the last one and are counted nowhere else."""
+
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+    beyond: int
+
+
+@dataclass(frozen=True, slots=True)
+class OverLimit:
+    """Rows longer than a limit."""
+
+    limit: int
+    rows: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class LengthFacts:
+    """Token lengths of one part of the conversations; ``percentiles`` are the 0th to the 100th."""
+
+    count: int
+    total: int
+    mean: float
+    min: int
+    p50: int
+    p90: int
+    p95: int
+    max: int
+    percentiles: tuple[int, ...]
+    histogram: Histogram
+    over: tuple[OverLimit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Covering:
+    """The sequence length that covers ``share`` of the conversations, and the same rounded up to a multiple of 64."""
+
+    share: float
+    length: int
+    rounded: int
+    rounded_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageShare:
+    """Rows in one language."""
+
+    language: str
+    rows: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartFacts:
+    """One source or split; ``rows_counted`` counts repeated rows as often as they are trained on."""
+
+    name: str
+    rows: int
+    share: float
+    rows_counted: float
+    tokens: int
+    token_share: float | None
+    turns: float
+    user_p50: int
+    assistant_p50: int
+    p95: int
+    languages: tuple[LanguageShare, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FunnelLine:
+    """One step of the chain before."""
+
+    step: str
+    rows_in: int
+    added: int
+    rows_out: int
+    dropped: dict[str, int]
+    notes: dict[str, int]
+    kept_share: float | None
+    share_of_start: float | None
+    folder: str | None = None
+
+    def as_step(self) -> LedgerStep:
+        """The line as a step of a ledger."""
+        return LedgerStep(self.step, self.rows_in, self.rows_out, self.added, dropped=self.dropped, notes=self.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedExample:
+    """One dropped row; a ledger alone knows no text."""
+
+    file: str
+    line: int
+    detail: str | None = None
+    id: str | None = None
+    twin: str | None = None
+    prompt: str | None = None
+    reply: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Rows dropped by one step for one reason."""
+
+    step: str
+    reason: str
+    rows: int
+    examples: tuple[RemovedExample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterMember:
+    """One row of a cluster, with its similarity to the one that stands for it."""
+
+    row_id: str
+    similarity: float | None
+    kept: bool
+    prompt: str | None
+    reply: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Some rows of one cluster."""
+
+    cluster: str | int
+    size: int
+    members: tuple[ClusterMember, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSize:
+    """Clusters of so many rows."""
+
+    size: int
+    clusters: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """Clusters of near-duplicates with more than one row."""
+
+    clusters: int
+    rows: int
+    dropped: int
+    sizes: tuple[ClusterSize, ...]
+    examples: tuple[Cluster, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """The table of benchmarks of a decontamination, as it was written."""
+
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileFacts:
+    """The whole of profile.json."""
+
+    schema: int
+    rows: int
+    files: tuple[ProfiledFile, ...]
+    tokenizer: CounterFacts
+    columns: tuple[Column, ...]
+    distinct_ids: int
+    rows_counted: float
+    features: dict[str, int]
+    meta_keys: tuple[MetaKey, ...]
+    turns: TurnFacts
+    lengths: dict[str, LengthFacts]
+    covering: Covering
+    languages: tuple[LanguageShare, ...]
+    language_rule: str
+    sources: tuple[PartFacts, ...]
+    splits: tuple[PartFacts, ...]
+    funnel: tuple[FunnelLine, ...]
+    removed: tuple[Removed, ...]
+    clusters: ClusterFacts | None
+    contamination: Contamination | None
+
+    @property
+    def removed_rows(self) -> int:
+        """Rows that the whole chain dropped."""
+        return sum(sum(line.dropped.values()) for line in self.funnel)
