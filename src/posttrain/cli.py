@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -58,10 +58,10 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
         raise typer.Exit
 
 
-def _console() -> Console:
+def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=True)
+    return Console(soft_wrap=True, stderr=stderr)
 
 
 @app.command()
@@ -208,6 +208,60 @@ def verify(
 
     if not verify_model(conversations, model, rows, template, max_length, as_json, _console()):
         raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILES...", help="Data files of any known format, rows.parquet or demo assets."),
+    ],
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A HF model folder, a demo asset, a hub name, an adapter or runs/NAME/STAGE."),
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for rows.parquet with the scores, and what is kept.")
+    ],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option("--template", help="A Jinja chat template instead of the model's own.")
+    ] = None,
+    max_length: Annotated[int, typer.Option("--max-length", min=2, help="Longer rows stay without scores.")] = 2048,
+    batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens computed at once.")] = 4096,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp32"], typer.Option("--dtype", help="Type of products; auto = the faster one here.")
+    ] = "auto",
+    row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Score rows with a model: loss, IFD and mean log-prob of the answers. Killed? Run it again: it goes on."""
+    import json
+
+    from posttrain.assets import resolve_data
+    from posttrain.lab.display import Display
+    from posttrain.lab.scoring import Scoring, score_files, summary
+
+    scoring = Scoring(
+        model=model,
+        base=base,
+        template=template,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        device=device,
+        dtype=dtype,
+        row_format=row_format,
+    )
+    console = _console(stderr=as_json)
+    with Display(console) as display:
+        facts = score_files(files, out, scoring, resolve_data, display)
+    if as_json:
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+    else:
+        console.print(summary(facts, out))
 
 
 @app.command()

@@ -1,0 +1,176 @@
+"""Numbers about rows that selection goes by: scores they carry, keys of their meta, the length of the answers.
+
+A signal is named in a recipe as text:
+
+    loss, ifd, judge, ...    a score of the lineage column ``scores``
+    meta.KEY                 a number or a label under a key of the row's meta
+    length                   comparison tokens of all assistant turns
+
+Several scores of one name by one model (a judge asked twice) count as their mean.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from posttrain.data.parallel import map_blocks
+from posttrain.data.rows import conversations
+from posttrain.data.steps import StepRun, blocks, count_rows
+from posttrain.data.text import compared_text, tokens
+from posttrain.errors import DataError
+from posttrain.table import did_you_mean
+
+LENGTH = "length"
+META = "meta."
+BY_MODEL = ("loss", "mean_logp", "loss_alone", "ifd")
+"""Scores that ``posttrain score`` writes."""
+PRODUCT = "complexity_x_quality"
+VALUES: dict[str, Any] = {"row": pl.UInt32, "turn": pl.UInt32, "value": pl.Float64}
+"""One value of a signal: the row's place in the file, the turn it is about (0: the whole row)."""
+
+
+def signal_values(
+    name: str, rows: Path, labels: Sequence[str], scored_by: str | None, run: StepRun, *, turns: bool = False
+) -> pl.DataFrame:
+    """The values [VALUES] of a signal, as far as the rows of a file have it; with ``turns`` those of single turns as well.
+
+    Turns count from 1: the scores ``NAME.1``, ``NAME.2``, or the entries of a list under ``meta.KEY``. Where a row has
+    values of its turns, they stand for the row. Raises DataError where several models gave the score.
+    """
+    if name == LENGTH:
+        return _lengths(rows, run)
+    if name.startswith(META):
+        found = _meta_values(name.removeprefix(META), rows, labels)
+    else:
+        found = _scores(name, rows, scored_by)
+    if not turns:
+        return found.filter(pl.col("turn") == 0)
+    return found.filter((pl.col("turn") > 0) | (pl.col("turn").max().over("row") == 0))
+
+
+def row_signal(name: str, rows: Path, labels: Sequence[str], scored_by: str | None, run: StepRun) -> pl.Series:
+    """The value of a signal for every row of a file, null where it has none."""
+    values = signal_values(name, rows, labels, scored_by, run)
+    return _for_every_row(values, rows).rename(name)
+
+
+def turn_products(first: str, second: str, rows: Path, scored_by: str | None, run: StepRun) -> pl.Series:
+    """The sum over the turns of one signal times another, for every row.
+
+    Null where one of them is missing, or they are not about the same turns. Raises DataError where that is so everywhere.
+    """
+    left, right = (signal_values(name, rows, (), scored_by, run, turns=True) for name in (first, second))
+    for name, found in ((first, left), (second, right)):
+        if not len(found) and count_rows(rows):
+            raise missing(name, rows)
+    both = left.join(right, on=["row", "turn"], how="full", coalesce=True, suffix="_right")
+    complete = pl.col("value").is_not_null().all() & pl.col("value_right").is_not_null().all()
+    product = pl.col("value") * pl.col("value_right")
+    summed = both.group_by("row").agg(value=pl.when(complete).then(product.sort_by("turn").sum()))
+    if len(summed) and summed["value"].null_count() == len(summed):
+        raise DataError(
+            f"no row has {first!r} and {second!r} for the same turns",
+            where=str(rows),
+            fix=f"give both for the whole row, or both for every turn ({first}.1, {second}.1, ...)",
+        )
+    return _for_every_row(summed, rows).rename(PRODUCT)
+
+
+def missing(name: str, rows: Path) -> DataError:
+    """The error of a signal that no row has, with the command that makes it."""
+    if name.startswith(META):
+        return DataError(
+            f"no row has a number or one of the labels under {name.removeprefix(META)!r} in its meta",
+            where="select.rule",
+            fix="name a key that the rows' meta has; give its texts in order as labels",
+        )
+    known: set[str] = set()
+    for _, block in blocks(rows, ["scores"]):
+        known.update(block["scores"].explode().struct.field("name").drop_nulls().unique())
+    found = f"they carry: {', '.join(sorted(known))}" if known else "they carry no scores"
+    if name in BY_MODEL:
+        fix = f"score them first: posttrain score {rows} --model MODEL -o scored, then select from scored/rows.parquet"
+    else:
+        fix = f"name a score they carry, {LENGTH}, or a key of their meta as {META}KEY"
+    return DataError(
+        f"no row carries the score {name!r}{did_you_mean(name, known)} ({found})", where=str(rows), fix=fix
+    )
+
+
+def _for_every_row(values: pl.DataFrame, rows: Path) -> pl.Series:
+    every = pl.DataFrame({"row": pl.int_range(count_rows(rows), dtype=pl.UInt32, eager=True)})
+    return every.join(values.select("row", "value"), on="row", how="left", maintain_order="left")["value"]
+
+
+def _scores(name: str, rows: Path, scored_by: str | None) -> pl.DataFrame:
+    pattern = rf"^{re.escape(name)}(\.[1-9][0-9]*)?$"
+    frames = [pl.DataFrame(schema=VALUES | {"by": pl.String})]
+    models: set[str | None] = set()
+    for begin, block in blocks(rows, ["scores"]):
+        entries = (
+            block.with_row_index("row", begin)
+            .explode("scores")
+            .select("row", score="scores")
+            .unnest("score")
+            .filter(pl.col("name").str.contains(pattern) & pl.col("value").is_finite())
+        )
+        if scored_by is not None:
+            entries = entries.filter(pl.col("by").str.starts_with(scored_by))
+        models.update(entries["by"].unique())
+        turn = pl.col("name").str.extract(r"\.([1-9][0-9]*)$").cast(pl.UInt32).fill_null(0)
+        frames.append(entries.select(pl.col("row").cast(pl.UInt32), turn.alias("turn"), "value", "by"))
+    if len(models) > 1:
+        raise DataError(
+            f"the score {name!r} was given by {len(models)} models: {', '.join(sorted(map(str, models)))}",
+            where="select.scored_by",
+            fix="name the one to use, for example scored_by: " + sorted(map(str, models))[0],
+        )
+    return pl.concat(frames).group_by("row", "turn", maintain_order=True).agg(pl.col("value").mean())
+
+
+def _meta_values(key: str, rows: Path, labels: Sequence[str]) -> pl.DataFrame:
+    ranks = {label.casefold(): float(rank) for rank, label in enumerate(labels, 1)}
+    found: list[tuple[int, int, float]] = []
+    for begin, block in blocks(rows, ["meta"]):
+        for row, text in enumerate(block["meta"].to_list(), begin):
+            if text == "{}":
+                continue
+            value = json.loads(text).get(key)
+            if isinstance(value, list):
+                numbers = [_number(entry, ranks) for entry in value]
+                found += [(row, turn, n) for turn, n in enumerate(numbers, 1) if n is not None]
+            elif (number := _number(value, ranks)) is not None:
+                found.append((row, 0, number))
+    return pl.DataFrame(found, schema=VALUES, orient="row")
+
+
+def _number(value: Any, ranks: dict[str, float]) -> float | None:
+    """A number as it is, a label as its rank, text that is a number (a CSV cell) as that; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, str):
+        text = value.strip().casefold()
+        return ranks.get(text, float(text) if re.fullmatch(r"[-+]?\d+(\.\d+)?", text, re.ASCII) else None)
+    return None
+
+
+def _lengths(rows: Path, run: StepRun) -> pl.DataFrame:
+    total = count_rows(rows)
+    frames = [pl.DataFrame(schema=VALUES)]
+    for begin, lengths in map_blocks(_answer_lengths, rows, ["messages"], run.workers):
+        places = pl.int_range(begin, begin + len(lengths), dtype=pl.UInt32, eager=True)
+        frames.append(pl.DataFrame({"row": places, "turn": 0, "value": lengths}, schema=VALUES))
+        run.progress("length of answers", begin + len(lengths), total)
+    return pl.concat(frames)
+
+
+def _answer_lengths(block: pl.DataFrame) -> list[float]:
+    return [float(len(tokens(compared_text(messages, "assistant")))) for messages in conversations(block)]

@@ -1,0 +1,449 @@
+"""posttrain score: what a model thinks of every row, as scores the rows carry on (docs/data-selection.md).
+
+For the tokens of a row that the model itself must write, each turn's stop included, in nats a token:
+
+    loss         mean of -log p(token | everything before it)
+    mean_logp    -loss: what GRAPE compares responses by (Zhang et al. 2025, arXiv 2502.04194)
+    loss_alone   the same mean where nothing of the conversation stands before the answer (posttrain.encode.alone)
+    ifd          loss / loss_alone: above 1 the prompt is of no help (Li et al. 2024, arXiv 2308.12032)
+    assistant_tokens, tokens   how many were averaged, and the length of the conversation
+
+Rows that can't be encoded, or are too long, stay in the file without scores and are counted by reason. What is computed
+is kept in blocks under ``cache/``, by model, template and type of numbers: a killed scoring goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
+
+from posttrain.artifacts import (
+    Ledger,
+    LedgerStep,
+    RunDir,
+    StageDir,
+    atomic_path,
+    digest,
+    file_digest,
+    read_json,
+    remove_leftovers,
+)
+from posttrain.data.config import DataStage, Source
+from posttrain.data.pipeline import prepare
+from posttrain.data.rows import LINEAGE, SCHEMA, frame_rows, write_rows
+from posttrain.data.sources import Resolve
+from posttrain.data.steps import REJECTS, Decisions, apply, blocks
+from posttrain.encode.alone import answer_opening, answers_alone
+from posttrain.encode.template import ChatTemplate
+from posttrain.encode.tokens import encode_rows
+from posttrain.errors import InterruptedRunError
+from posttrain.lab.display import Display
+from posttrain.types import SftRow, Tokens
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from posttrain.lab.models import Weights
+
+STEP = "score"
+SCORING = "scoring rows"
+CACHE_ROWS = 128
+"""Rows computed and kept together: what a kill costs at most."""
+QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+_CACHED: dict[str, Any] = {
+    "id": pl.String,
+    "reason": pl.String,
+    "nll": pl.Float64,
+    "nll_alone": pl.Float64,
+    "assistant_tokens": pl.Int64,
+    "tokens": pl.Int64,
+}
+"""One row of the cache: sums in nats over ``assistant_tokens`` tokens; ``reason`` is null where they are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What to score with."""
+
+    model: str
+    """A HF model folder, a demo asset, a hub name, an adapter folder or a run's train stage."""
+    base: str | None = None
+    """Base model of an adapter folder, where it is not the one the adapter names."""
+    template: Path | None = None
+    """A Jinja chat template instead of the model's own."""
+    max_length: int = 2048
+    """Longer conversations stay without scores."""
+    batch_tokens: int = 4096
+    """Tokens computed at once."""
+    device: str = "auto"
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Type of the matrix products; ``auto`` = bf16 where it is faster here, and what was begun stays what it was."""
+    row_format: str = "auto"
+    """Format of files that are no rows.parquet."""
+
+
+def score_files(
+    files: Sequence[str], out: Path, scoring: Scoring, resolve: Resolve, display: Display
+) -> dict[str, Any]:
+    """Score the rows of all files; writes rows.parquet, rejects.parquet, facts.json and ledger.json into ``out``.
+
+    A file may be of any known format, or the rows.parquet of an earlier step: then its rows keep what they carry.
+    Scores of the same name by the same model are replaced. Returns the facts: model, and per source the
+    number of rows, the unscored by reason and the quantiles of every score.
+    """
+    with RunDir(out).lock():
+        remove_leftovers(out)
+        try:
+            return _score(files, out, scoring, resolve, display)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                "interrupted", where=str(out), fix="run the same command again: what is computed is kept"
+            ) from None
+
+
+def _score(files: Sequence[str], out: Path, scoring: Scoring, resolve: Resolve, display: Display) -> dict[str, Any]:
+    from posttrain.lab.models import template_of
+    from posttrain.lab.targets import resolve_target
+
+    weights, own_template = resolve_target(scoring.model, scoring.base)
+    template_file = str(scoring.template) if scoring.template else own_template
+    template = template_of(weights.folder, template_file)
+    opening = answer_opening(template)
+    rows, before = _gathered(files, out, scoring.row_format, resolve, display)
+    identity = _identity(weights, template_file)
+    by = f"{_label(scoring.model)}@{identity[:8]}"
+    dtype_name, device = _numbers(scoring, out / "cache", identity)
+    cache = _cache_folder(out / "cache", identity, dtype_name, scoring.max_length)
+    known = _cached(cache)
+    ids = _ids(rows)
+    wanted = ids - set(known["id"])
+    if len(wanted) < len(ids):
+        display.note(f"{len(ids) - len(wanted):,} rows were scored before")
+    if wanted:
+        encoder = _Encoder(template, opening, scoring.max_length)
+        _compute(rows, wanted, encoder, weights, scoring.batch_tokens, dtype_name, device, cache, display)
+        known = _cached(cache)
+    columns, counts = _with_scores(rows, known, by)
+    facts = {
+        "model": scoring.model,
+        "by": by,
+        "dtype": dtype_name,
+        "max_length": scoring.max_length,
+        "opening": template.tokenizer.decode(opening.tolist()),
+        "sources": _by_source(rows, known),
+    }
+    line = apply(STEP, rows, Decisions(pl.DataFrame(schema=REJECTS), columns=columns, facts=facts, notes=counts), out)
+    ledger = Ledger([*before.steps, line], before.rejects)
+    ledger.write(out / "ledger.json")
+    return facts
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _gathered(
+    files: Sequence[str], out: Path, row_format: str, resolve: Resolve, display: Display
+) -> tuple[Path, Ledger]:
+    """One file with the rows of all files, and the account of what was read. Files of rows are taken as they are."""
+    finished = [Path(file) for file in files if _is_rows(Path(file))]
+    raw = [file for file in files if Path(file) not in finished]
+    ledger = Ledger()
+    if raw:
+        sources = tuple(Source(path=file, format=row_format) for file in raw)
+        stage = StageDir(out / "read")
+        prepare(DataStage(kind="data", sources=sources, held_out=0), stage, 0, resolve, display.tick)
+        told = read_json(stage.file("ledger.json"))
+        ledger.steps += [LedgerStep(**step) for step in told["steps"] if step["name"] != "split"]
+        finished.append(stage.file("rows", "train.parquet"))
+    if len(finished) == 1:
+        return finished[0], ledger
+    rows = out / "read" / "rows.parquet"
+    write_rows(rows, pl.concat([pl.scan_parquet(path, glob=False) for path in finished]))
+    return rows, ledger
+
+
+def _is_rows(path: Path) -> bool:
+    """Whether this is a Parquet file that a step of the data chain has written."""
+    if path.suffix != ".parquet" or not path.is_file():
+        return False
+    with contextlib.suppress(OSError, pl.exceptions.PolarsError):
+        return set(SCHEMA | LINEAGE) <= pl.read_parquet_schema(path).keys()
+    return False
+
+
+def _with_scores(rows: Path, known: pl.DataFrame, by: str) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The new ``scores`` of every row of a file, and how many rows were scored and not, by reason."""
+    named = _named(known).select("id", scores=_structs(by))
+    old = pl.scan_parquet(rows).select("id", "scores").collect()
+    others = pl.element().struct.field("by") != by
+    frame = old.select("id", kept=pl.col("scores").list.eval(pl.element().filter(others))).join(
+        named, on="id", how="left", maintain_order="left"
+    )
+    scores = pl.concat_list(pl.col("kept"), pl.col("scores").fill_null([]))
+    reasons = old.join(known, on="id", how="left")["reason"].value_counts().sort("reason", nulls_last=False)
+    counts = {"scored" if reason is None else f"unscored: {reason}": count for reason, count in reasons.iter_rows()}
+    return frame.select(scores=scores), counts
+
+
+SCORES = ("loss", "mean_logp", "loss_alone", "ifd", "assistant_tokens", "tokens")
+"""Names of the scores, in the order in which they are written."""
+
+
+def _named(known: pl.DataFrame) -> pl.DataFrame:
+    """The scored rows with a column for each score."""
+    loss, alone = pl.col("nll") / pl.col("assistant_tokens"), pl.col("nll_alone") / pl.col("assistant_tokens")
+    return known.filter(pl.col("reason").is_null()).with_columns(
+        loss=loss, mean_logp=-loss, loss_alone=alone, ifd=pl.col("nll") / pl.col("nll_alone")
+    )
+
+
+def _structs(by: str) -> pl.Expr:
+    entries = [
+        pl.struct(name=pl.lit(name), value=pl.col(name).cast(pl.Float64), by=pl.lit(by)).alias(name) for name in SCORES
+    ]
+    finite = pl.element().struct.field("value").is_finite()
+    return pl.concat_list(entries).list.eval(pl.element().filter(finite))
+
+
+def _by_source(rows: Path, known: pl.DataFrame) -> dict[str, Any]:
+    """Per source: rows, those scored, those not by reason, and quantiles of every score."""
+    placed = pl.scan_parquet(rows).select("id", "source").collect().join(known, on="id", how="left")
+    facts = {}
+    for (source,), part in sorted(placed.group_by("source")):
+        named = _named(part)
+        reasons = part["reason"].drop_nulls().value_counts().sort("reason")
+        facts[str(source)] = {
+            "rows": len(part),
+            "scored": len(named),
+            "unscored": dict(reasons.iter_rows()),
+            "ifd_above_1": int((named["ifd"] > 1).sum()),
+            **{name: _quantiles(named[name]) for name in SCORES if len(named)},
+        }
+    return facts
+
+
+def _quantiles(values: pl.Series) -> dict[str, float]:
+    numbers = values.to_numpy()
+    return {name: float(np.quantile(numbers, q)) for name, q in QUANTILES.items()} | {"mean": float(numbers.mean())}
+
+
+# ---- identity --------------------------------------------------------------------------------------------------------
+
+
+def _identity(weights: Weights, template_file: str | None) -> str:
+    """Digest of what decides the scores of a row: the model's files, its adapter's, and the chat template."""
+    from posttrain.lab.experiment import model_digest
+
+    adapter = None if weights.adapter is None else model_digest(weights.adapter)
+    template = None if template_file is None else file_digest(Path(template_file))
+    return digest([model_digest(weights.folder), adapter, template])
+
+
+def _label(model: str) -> str:
+    """The name by which scores remember a model: an asset's or hub name, a folder's name, run/stage of a train stage."""
+    path = Path(model)
+    if (path / "manifest.json").is_file():
+        return f"{path.resolve().parent.name}/{path.resolve().name}"
+    return path.resolve().name if path.exists() else model
+
+
+# ---- computing -------------------------------------------------------------------------------------------------------
+
+
+class _Encoder(NamedTuple):
+    """How rows become examples."""
+
+    template: ChatTemplate
+    opening: NDArray[np.int32]
+    """What stands before an answer alone."""
+    max_length: int
+
+
+class _Answer(NamedTuple):
+    """What is computed for one row: its examples, and its answers alone. ``reason``: why there are none."""
+
+    row_id: str
+    examples: tuple[Tokens, ...]
+    alone: tuple[Tokens, ...]
+    reason: str | None
+
+
+def _answers(rows: Sequence[SftRow], ids: Sequence[str], encoder: _Encoder) -> list[_Answer]:
+    """The rows encoded as for training; a row one of whose examples can't be encoded or is too long has none."""
+    ledger = Ledger()
+    encoded = encode_rows(rows, encoder.template, encoder.max_length, "drop", ledger)
+    reasons = {reject.origin: reject.reason for reject in ledger.rejects}
+    examples: dict[str, list[Tokens]] = {}
+    for example in encoded.examples:
+        examples.setdefault(example.row_id, []).append(_unweighted(example))
+    return [
+        _Answer(row_id, (), (), reasons[row.origin])
+        if row.origin in reasons
+        else _Answer(
+            row_id,
+            tuple(examples[row.id]),
+            tuple(alone for example in examples[row.id] for alone in answers_alone(example, encoder.opening)),
+            None,
+        )
+        for row, row_id in zip(rows, ids, strict=True)
+    ]
+
+
+def _unweighted(example: Tokens) -> Tokens:
+    """The example with weight 1 at every supervised token: scores are plain means."""
+    return replace(example, weights_T=(example.weights_T != 0).astype(np.float32))
+
+
+def _compute(
+    rows: Path,
+    wanted: AbstractSet[str],
+    encoder: _Encoder,
+    weights: Weights,
+    batch_tokens: int,
+    dtype_name: str,
+    device: torch.device,
+    cache: Path,
+    display: Display,
+) -> None:
+    """Score the wanted rows of a file, a part at a time; every part is a file of the cache."""
+    from posttrain.lab.models import load_weights
+    from posttrain.model import hardware
+
+    dtype = hardware.DTYPES[dtype_name]
+    display.tick("loading the model", 0, 0)
+    model = load_weights(weights, dtype, device)
+    display.tick("loading the model", 1, 1)
+    done = 0
+    for part in _parts(rows, wanted):
+        ids = part["id"].to_list()
+        answers = _answers(frame_rows(part), ids, encoder)
+        told = _part_progress(display, done, len(ids), len(wanted), answers)
+        frame = _likelihoods(model, answers, batch_tokens, dtype, told)
+        with atomic_path(cache / f"{ids[0]}.parquet") as temporary:
+            frame.write_parquet(temporary)
+        done += len(ids)
+        display.tick(SCORING, done, len(wanted))
+
+
+def _part_progress(
+    display: Display, before: int, rows: int, total: int, answers: Sequence[_Answer]
+) -> Callable[[int], None]:
+    """Told the number of examples computed, shows rows."""
+    examples = sum(len(answer.examples) + len(answer.alone) for answer in answers)
+    computed = 0
+
+    def advance(count: int) -> None:
+        nonlocal computed
+        computed += count
+        if computed < examples:
+            display.tick(SCORING, before + rows * computed // examples, total)
+
+    return advance
+
+
+def _likelihoods(
+    model: nn.Module,
+    answers: Sequence[_Answer],
+    batch_tokens: int,
+    dtype: torch.dtype,
+    progress: Callable[[int], None],
+) -> pl.DataFrame:
+    """The lines of ``_CACHED`` for these rows."""
+    from posttrain.model.score import score
+
+    under = [example for answer in answers for example in answer.examples]
+    alone = [example for answer in answers for example in answer.alone]
+    sums = score(model, [*under, *alone], batch_tokens, dtype, progress).nll_N.tolist()
+    nll, nll_alone = iter(sums[: len(under)]), iter(sums[len(under) :])
+    lines = []
+    for answer in answers:
+        own = sum(next(nll) for _ in answer.examples)
+        own_alone = sum(next(nll_alone) for _ in answer.alone)
+        reason = answer.reason if math.isfinite(own) and math.isfinite(own_alone) else "not_finite"
+        lines.append(
+            {
+                "id": answer.row_id,
+                "reason": reason,
+                "nll": own,
+                "nll_alone": own_alone,
+                "assistant_tokens": sum(example.supervised for example in answer.examples),
+                "tokens": max((len(example) for example in answer.examples), default=0),
+            }
+        )
+    return pl.DataFrame(lines, schema=_CACHED)
+
+
+def _ids(rows: Path) -> set[str]:
+    return set(pl.scan_parquet(rows).select(pl.col("id").unique()).collect()["id"])
+
+
+def _parts(rows: Path, wanted: AbstractSet[str]) -> Iterator[pl.DataFrame]:
+    """The wanted rows, each once, in parts of ``CACHE_ROWS``.
+
+    The rows of a block are taken in the order of their ids, so that what is computed together, and with it the
+    rounding, does not depend on the order of the rows.
+    """
+    seen: set[str] = set()
+    for _, block in blocks(rows, list(SCHEMA)):
+        fresh = block.filter(pl.col("id").is_in(sorted(wanted - seen))).unique("id", keep="any").sort("id")
+        seen.update(fresh["id"])
+        for begin in range(0, len(fresh), CACHE_ROWS):
+            yield fresh.slice(begin, CACHE_ROWS)
+
+
+def _numbers(scoring: Scoring, cache: Path, identity: str) -> tuple[str, torch.device]:
+    """Type of the products and device. ``auto`` goes on with the type in which scores of this model were begun."""
+    from posttrain.model import hardware
+
+    device = hardware.resolve_device(scoring.device)
+    begun = [n for n in hardware.DTYPES if _cache_folder(cache, identity, n, scoring.max_length).is_dir()]
+    if scoring.dtype == "auto" and begun:
+        return begun[0], device
+    dtype = hardware.choose_dtype(scoring.dtype, device)
+    return next(name for name, known in hardware.DTYPES.items() if known == dtype), device
+
+
+def _cache_folder(cache: Path, identity: str, dtype_name: str, max_length: int) -> Path:
+    return cache / f"{identity[:16]}-{dtype_name}-{max_length}"
+
+
+def _cached(folder: Path) -> pl.DataFrame:
+    """All lines of the cache, each row once."""
+    parts = [pl.read_parquet(path) for path in sorted(folder.glob("*.parquet"))]
+    return pl.concat([pl.DataFrame(schema=_CACHED), *parts]).unique("id", keep="first", maintain_order=True)
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def summary(facts: dict[str, Any], out: Path) -> RenderableType:
+    """Per source: rows scored and not, the middle and the tails of loss and IFD, and where the rows are."""
+    table = Table(Column("source", no_wrap=True), box=None, pad_edge=False)
+    for column in ("rows", "scored", "loss: quartiles", "IFD: quartiles", "IFD > 1"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for source, told in facts["sources"].items():
+        quartiles = [
+            "  ".join(f"{told[name][q]:.3f}" for q in ("p25", "p50", "p75")) if name in told else "-"
+            for name in ("loss", "ifd")
+        ]
+        table.add_row(source, f"{told['rows']:,}", f"{told['scored']:,}", *quartiles, f"{told['ifd_above_1']:,}")
+    unscored: Counter[str] = Counter()
+    for told in facts["sources"].values():
+        unscored.update(told["unscored"])
+    lines = [f"without scores: {', '.join(f'{count:,} {reason}' for reason, count in unscored.items())}"] * bool(
+        unscored
+    )
+    return Group(table, *lines, f"scored by {facts['by']} ({facts['dtype']}): {out / 'rows.parquet'}")
