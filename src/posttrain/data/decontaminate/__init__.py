@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from posttrain.data.decontaminate.benchmarks import Benchmark
+from posttrain.data.decontaminate.proposals import EmbeddingTier
 from posttrain.data.decontaminate.step import DecontaminateStep
 
-__all__ = ["Benchmark", "DecontaminateStep"]
+__all__ = ["Benchmark", "DecontaminateStep", "EmbeddingTier"]

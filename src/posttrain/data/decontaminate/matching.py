@@ -41,11 +41,7 @@ class Matcher:
 
     def __call__(self, block: pl.DataFrame) -> pl.DataFrame:
         """All [HITS] of a block over the limit, and the highest of each row, of rows by their place in the block."""
-        turns = [
-            (row, turn)
-            for row, messages in enumerate(conversations(block))
-            for turn in compared_turns(messages, self.fields)
-        ]
+        turns = turns_of(block, self.fields)
         encoded = encode(self.index, turns)
         found = [self._hits(postings, encoded, turns) for postings in self.index.postings]
         hits = pl.concat([pl.DataFrame(schema=HITS), *found]).sort("row", "text")
@@ -87,6 +83,13 @@ def matcher(
         if len(its) < n and (short_prompts == "alone" or words(its) < ALONE_BELOW)
     }
     return Matcher(build(found, n), fields, limit, bound), owners
+
+
+def turns_of(block: pl.DataFrame, fields: Fields) -> list[tuple[int, str]]:
+    """(row by its place in the block, text) of every turn that is compared."""
+    return [
+        (row, turn) for row, messages in enumerate(conversations(block)) for turn in compared_turns(messages, fields)
+    ]
 
 
 def words(found: Sequence[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,44 +12,22 @@ import polars as pl
 from annotated_types import Ge, Lt, MinLen
 
 from posttrain.data.decontaminate.benchmarks import Benchmark, Prompt, content_digests, load, size_note, wordless
-from posttrain.data.decontaminate.matching import HITS, Matcher, ShortPrompts, matcher
+from posttrain.data.decontaminate.matching import HITS, ShortPrompts, matcher
+from posttrain.data.decontaminate.proposals import EmbeddingTier, proposer, threshold_of
+from posttrain.data.decontaminate.tables import (
+    MATCHES,
+    PROPOSALS,
+    benchmark_table,
+    found_prompts,
+    text_table,
+    verdict_table,
+    with_removed,
+)
 from posttrain.data.parallel import map_blocks
 from posttrain.data.sources import Resolve
-from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, count_rows
+from posttrain.data.steps import REJECTS, Decisions, StepRun, count_rows
 from posttrain.data.text import Fields, tokens
 from posttrain.errors import ConfigError
-
-MATCHES: dict[str, Any] = {
-    "row": pl.UInt32,
-    "id": pl.String,
-    "source": pl.String,
-    "benchmark": pl.String,
-    "prompt": pl.String,
-    "turn": pl.UInt32,
-    "overlap": pl.Float64,
-    "limit": pl.Float64,
-    "found_by": pl.String,
-    "text": pl.String,
-}
-"""One prompt in one row: the row's place, id and source; the prompt's benchmark, id, turn (from 1) and beginning; the share
-of that turn's tokens that stand in the row; how it was found (``8-gram``, ``exact``)."""
-
-BENCHMARKS: dict[str, Any] = {
-    "source": pl.String,
-    "benchmark": pl.String,
-    "prompts": pl.UInt32,
-    "contaminated_prompts": pl.UInt32,
-    "share": pl.Float64,
-    "limit": pl.Float64,
-    "contaminated": pl.Boolean,
-    "rows": pl.UInt32,
-    "matching_rows": pl.UInt32,
-    "removed_rows": pl.UInt32,
-}
-"""One benchmark against one source: its prompts, those that a row of the source overlaps, their share and the verdict; the
-rows of the source, those that match this benchmark, those removed for it."""
-
-_SHOWN = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,173 +49,151 @@ class DecontaminateStep:
     """A source is contaminated where its rows overlap more than this share of a benchmark's prompts."""
     short_prompts: ShortPrompts = "anywhere"
     """Where a prompt of fewer tokens than an n-gram must stand: anywhere in a turn, or alone (a turn, line, sentence)."""
+    embedding: EmbeddingTier | None = None
+    """Also propose rows that hold a prompt in other words or another language; default: no."""
 
     def decide(self, rows: Path, seed: int, run: StepRun) -> Decisions:
         """Which rows overlap which prompts. Raises ConfigError and DataError where a benchmark can't be read."""
-        prompts = load_all(self.benchmarks, run.resolve)
-        finder, owners = matcher(
+        _check(self)
+        prompts = [prompt for benchmark in self.benchmarks for prompt in load(benchmark, run.resolve)]
+        find, owners = matcher(
             prompts, n=self.ngram, limit=self.limit, fields=self.fields, short_prompts=self.short_prompts
         )
-        hits = find(finder, rows, run)
+        texts = text_table(prompts, owners, self.ngram)
         table = pl.read_parquet(rows, columns=["id", "source"]).with_row_index("row")
-        matches = _matches(self, hits.filter(pl.col("overlap") > self.limit), prompts, owners, table)
-        below = _matches(self, hits.filter(pl.col("overlap") <= self.limit), prompts, owners, table)
-        benchmarks = _benchmarks(self, matches, prompts, table)
-        rejects = _rejects(self, matches, benchmarks, table)
+
+        hits = _over_rows(find, rows, run, "decontaminate")
+        matches = found_prompts(hits.filter(pl.col("overlap") > self.limit), texts, table, self.limit)
+        nearest = found_prompts(hits.filter(pl.col("overlap") <= self.limit), texts, table, self.limit)
+        verdicts = [verdict_table("overlap", hits, len(table), pl.col("value") <= self.limit, f"<= {self.limit:g}")]
+        tables = {"matches": matches.select(list(MATCHES)), "nearest": nearest.select(list(MATCHES))}
+
+        proposals = matches.clear()
+        if self.embedding is not None:
+            threshold = threshold_of(self.embedding)
+            propose = proposer(self.embedding, self.fields, [prompts[x].turns[turn] for x, turn in owners])
+            cosines = _over_rows(propose, rows, run, "decontaminate by meaning")
+            near = found_prompts(cosines.filter(pl.col("overlap") >= threshold), texts, table, threshold)
+            proposals = near.join(matches, on="row", how="anti", maintain_order="left")
+            named = proposals.with_columns(found_by=pl.lit(self.embedding.encoder)).rename({"overlap": "cosine"})
+            tables["proposals"] = named.select(list(PROPOSALS))
+            if self.embedding.drop:
+                passed = pl.col("value") < threshold
+                verdicts.append(verdict_table("cosine", cosines, len(table), passed, f"< {threshold:g}"))
+
+        benchmarks = benchmark_table(matches, prompts, table, self.source_limit)
+        rejects = _rejects(self, matches, proposals, benchmarks, table)
+        tables["benchmarks"] = with_removed(benchmarks, matches, rejects)
         return Decisions(
             rejects=rejects,
-            verdicts=_verdicts(self, hits, len(table)),
-            tables={
-                "matches": matches.select(list(MATCHES)),
-                "nearest": below.select(list(MATCHES)),
-                "benchmarks": _with_removed(benchmarks, matches, rejects),
+            verdicts=pl.concat(verdicts),
+            tables=tables,
+            facts={
+                **_settings(self, proposals),
+                "matching_rows": matches["row"].n_unique(),
+                "removed_rows": len(rejects),
+                "benchmarks": _benchmark_facts(self, prompts, matches, run.resolve),
             },
-            facts=_facts(self, prompts, matches, rejects, content_digests(self.benchmarks, run.resolve)),
-            notes={} if self.action != "report" else {"contaminated": matches["row"].n_unique()},
+            notes=_notes(matches, proposals, rejects),
         )
 
 
-def load_all(benchmarks: Sequence[Benchmark], resolve: Resolve) -> list[Prompt]:
-    """The prompts of all benchmarks. ConfigError where two have one name."""
-    twice = [name for name, count in Counter(b.name for b in benchmarks).items() if count > 1]
+def _check(step: DecontaminateStep) -> None:
+    """ConfigError where two benchmarks have one name, or what is asked for contradicts itself."""
+    twice = [name for name, count in Counter(b.name for b in step.benchmarks).items() if count > 1]
     if twice:
         raise ConfigError(
             f"two benchmarks are called {twice[0]!r}",
             where="decontaminate.benchmarks",
             fix="give each a name of its own, or put the files of one benchmark into one folder",
         )
-    return [prompt for benchmark in benchmarks for prompt in load(benchmark, resolve)]
+    if step.action == "report" and step.embedding is not None and step.embedding.drop:
+        raise ConfigError(
+            "action: report drops nothing, and embedding.drop asks to drop proposed rows",
+            where="decontaminate.embedding.drop",
+            fix="leave drop out, or choose action: drop_rows",
+        )
 
 
-def find(finder: Matcher, rows: Path, run: StepRun) -> pl.DataFrame:
+def _over_rows(find: Callable[[pl.DataFrame], pl.DataFrame], rows: Path, run: StepRun, what: str) -> pl.DataFrame:
     """[HITS] over a whole file of rows, in order."""
     total = count_rows(rows)
     found = [pl.DataFrame(schema=HITS)]
-    for begin, hits in map_blocks(finder, rows, ("messages",), run.workers):
+    for begin, hits in map_blocks(find, rows, ("messages",), run.workers):
         found.append(hits.with_columns(pl.col("row") + pl.lit(begin, pl.UInt32)))
-        run.progress("decontaminate", begin, total)
-    run.progress("decontaminate", total, total)
+        run.progress(what, begin, total)
+    run.progress(what, total, total)
     return pl.concat(found)
 
 
-# ---- tables --------------------------------------------------------------------------------------------------------
-
-
-def _matches(
-    step: DecontaminateStep,
-    hits: pl.DataFrame,
-    prompts: Sequence[Prompt],
-    owners: Sequence[tuple[int, int]],
-    table: pl.DataFrame,
-) -> pl.DataFrame:
-    """[MATCHES] and the number of the prompt: for every row and prompt, the turn that overlaps most (the first of equals)."""
-    texts = pl.DataFrame(
-        {
-            "text": range(len(owners)),
-            "number": [number for number, _ in owners],
-            "turn": [turn + 1 for _, turn in owners],
-            "short": [len(tokens(prompts[number].turns[turn])) < step.ngram for number, turn in owners],
-            "shown": [prompts[number].turns[turn][:_SHOWN] for number, turn in owners],
-            "benchmark": [prompts[number].benchmark for number, _ in owners],
-            "prompt": [prompts[number].id for number, _ in owners],
-        },
-        schema_overrides={"text": pl.UInt32},
-    )
-    best = hits.join(texts, on="text", how="left").sort("row", "number", -pl.col("overlap"), "turn")
-    best = best.unique(["row", "number"], keep="first", maintain_order=True).join(table, on="row", how="left")
-    return best.sort("row", -pl.col("overlap"), "number").select(
-        "number",
-        pl.col("row").cast(pl.UInt32),
-        "id",
-        "source",
-        "benchmark",
-        "prompt",
-        pl.col("turn").cast(pl.UInt32),
-        "overlap",
-        pl.lit(step.limit).alias("limit"),
-        pl.when("short").then(pl.lit("exact")).otherwise(pl.lit(f"{step.ngram}-gram")).alias("found_by"),
-        pl.col("shown").alias("text"),
-    )
-
-
-def _benchmarks(
-    step: DecontaminateStep, matches: pl.DataFrame, prompts: Sequence[Prompt], table: pl.DataFrame
-) -> pl.DataFrame:
-    """[BENCHMARKS] without the removed rows: every source against every benchmark, by name."""
-    sizes = Counter(prompt.benchmark for prompt in prompts)
-    sources = table.group_by("source").agg(pl.len().alias("rows")).sort("source")
-    pairs = sources.join(pl.DataFrame({"benchmark": list(sizes), "prompts": list(sizes.values())}), how="cross")
-    found = matches.group_by("source", "benchmark").agg(
-        pl.col("number").n_unique().alias("contaminated_prompts"), pl.col("row").n_unique().alias("matching_rows")
-    )
-    joined = pairs.join(found, on=["source", "benchmark"], how="left", maintain_order="left")
-    counted = joined.with_columns(pl.col("contaminated_prompts", "matching_rows").fill_null(0))
-    return counted.with_columns(
-        share=pl.col("contaminated_prompts") / pl.col("prompts"), limit=pl.lit(step.source_limit)
-    ).with_columns(contaminated=pl.col("share") > step.source_limit)
+# ---- what goes -----------------------------------------------------------------------------------------------------
 
 
 def _rejects(
-    step: DecontaminateStep, matches: pl.DataFrame, benchmarks: pl.DataFrame, table: pl.DataFrame
+    step: DecontaminateStep,
+    matches: pl.DataFrame,
+    proposals: pl.DataFrame,
+    benchmarks: pl.DataFrame,
+    table: pl.DataFrame,
 ) -> pl.DataFrame:
-    """[REJECTS]: matching rows by their highest overlap, then the other rows of contaminated sources."""
+    """[REJECTS]: matching rows by their highest overlap, proposed rows where asked for, the rest of contaminated sources."""
     if step.action == "report":
         return pl.DataFrame(schema=REJECTS)
+    share = (pl.col("overlap") * 100).floor().cast(pl.Int64)
     first = matches.unique("row", keep="first", maintain_order=True)
-    share = (pl.col("overlap") * 100).floor().cast(pl.Int64).cast(pl.String)
-    detail = pl.format("{} of {} {}", share + "%", "benchmark", "prompt")
-    rows = first.select("row", reason=pl.lit("contaminated"), detail=detail, twin=pl.lit(None, pl.String))
+    parts = [_reject(first, "contaminated", pl.format("{}% of {} {}", share, "benchmark", "prompt"))]
+    if step.embedding is not None and step.embedding.drop:
+        why = pl.format("cosine {} with {} {}", pl.col("overlap").round(2), "benchmark", "prompt")
+        parts.append(_reject(proposals, "proposed_contamination", why))
     if step.action == "drop_sources":
         worst = benchmarks.filter("contaminated").sort("source", -pl.col("share"), maintain_order=True)
         worst = worst.unique("source", keep="first", maintain_order=True)
+        rest = table.join(pl.concat(parts), on="row", how="anti").join(worst, on="source", how="inner").sort("row")
         why = pl.format("{}: {} of {} prompts of {}", "source", "contaminated_prompts", "prompts", "benchmark")
-        others = table.join(first, on="row", how="anti").join(worst, on="source", how="inner").sort("row")
-        whole = others.select(
-            pl.col("row").cast(pl.UInt32),
-            reason=pl.lit("contaminated_source"),
-            detail=why,
-            twin=pl.lit(None, pl.String),
-        )
-        rows = pl.concat([rows, whole])
-    return rows
+        parts.append(_reject(rest, "contaminated_source", why))
+    return pl.concat(parts)
 
 
-def _with_removed(benchmarks: pl.DataFrame, matches: pl.DataFrame, rejects: pl.DataFrame) -> pl.DataFrame:
-    """[BENCHMARKS] with the rows that were removed because they match."""
-    gone = matches.join(rejects, on="row", how="semi").group_by("source", "benchmark")
-    counts = gone.agg(pl.col("row").n_unique().alias("removed_rows"))
-    joined = benchmarks.join(counts, on=["source", "benchmark"], how="left", maintain_order="left")
-    return joined.with_columns(pl.col("removed_rows").fill_null(0)).select(
-        [pl.col(name).cast(kind) for name, kind in BENCHMARKS.items()]
-    )
+def _reject(rows: pl.DataFrame, reason: str, detail: pl.Expr) -> pl.DataFrame:
+    """[REJECTS] of one reason."""
+    return rows.select("row", reason=pl.lit(reason), detail=detail, twin=pl.lit(None, pl.String))
 
 
-def _verdicts(step: DecontaminateStep, hits: pl.DataFrame, total: int) -> pl.DataFrame:
-    """[VERDICTS]: the highest overlap of every row with any prompt; 0 where it shares no n-gram with one."""
-    highest = hits.group_by("row").agg(pl.col("overlap").max())
-    rows = pl.DataFrame({"row": pl.Series(range(total), dtype=pl.UInt32)})
-    value = pl.col("overlap").fill_null(0.0)
-    return (
-        rows.join(highest, on="row", how="left", maintain_order="left")
-        .select(
-            "row",
-            check=pl.lit("overlap"),
-            value=value,
-            limit=pl.lit(f"<= {step.limit:g}"),
-            passed=value <= step.limit,
-        )
-        .select([pl.col(name).cast(kind) for name, kind in VERDICTS.items()])
-    )
+def _notes(matches: pl.DataFrame, proposals: pl.DataFrame, rejects: pl.DataFrame) -> dict[str, int]:
+    """Rows that match or are proposed and stay all the same."""
+    stay = {"contaminated": matches, "proposed_contamination": proposals}
+    counts = {name: frame.join(rejects, on="row", how="anti")["row"].n_unique() for name, frame in stay.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
-def _facts(
-    step: DecontaminateStep,
-    prompts: Sequence[Prompt],
-    matches: pl.DataFrame,
-    rejects: pl.DataFrame,
-    digests: dict[str, str],
-) -> dict[str, Any]:
-    """Settings, and for every benchmark what is known of it and found of it in all sources together."""
+# ---- facts ---------------------------------------------------------------------------------------------------------
+
+
+def _settings(step: DecontaminateStep, proposals: pl.DataFrame) -> dict[str, Any]:
+    tier = step.embedding
+    return {
+        "ngram": step.ngram,
+        "limit": step.limit,
+        "source_limit": step.source_limit,
+        "fields": step.fields,
+        "short_prompts": step.short_prompts,
+        "action": step.action,
+        "embedding": None
+        if tier is None
+        else {
+            "encoder": tier.encoder,
+            "threshold": threshold_of(tier),
+            "drop": tier.drop,
+            "proposed_rows": len(proposals),
+        },
+    }
+
+
+def _benchmark_facts(
+    step: DecontaminateStep, prompts: Sequence[Prompt], matches: pl.DataFrame, resolve: Resolve
+) -> list[dict[str, Any]]:
+    """Of every benchmark what it is, and what was found of it in all sources together."""
+    digests = content_digests(step.benchmarks, resolve)
     told = []
     for benchmark in step.benchmarks:
         own = [prompt for prompt in prompts if prompt.benchmark == benchmark.name]
@@ -256,14 +212,4 @@ def _facts(
                 "matching_rows": found["row"].n_unique(),
             }
         )
-    return {
-        "ngram": step.ngram,
-        "limit": step.limit,
-        "source_limit": step.source_limit,
-        "fields": step.fields,
-        "short_prompts": step.short_prompts,
-        "action": step.action,
-        "matching_rows": matches["row"].n_unique(),
-        "removed_rows": len(rejects),
-        "benchmarks": told,
-    }
+    return told
