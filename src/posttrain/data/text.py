@@ -20,17 +20,23 @@ CJK = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # ideographs
     "\u1100-\u11ff\uac00-\ud7af"  # Hangul
 )
-_TOKEN = re.compile(rf"[{CJK}]|(?:(?![{CJK}])[^\W_])(?:(?![{CJK}])[\w\u0300-\u036f])*")
+_MARKS = "\u0300-\u036f"
+_TOKEN = re.compile(rf"[{CJK}]|[^\W_{CJK}][^\W{CJK}]*(?:[{_MARKS}]+[^\W{CJK}]*)*")
+_ASCII_TOKEN = re.compile(r"[a-z0-9][a-z0-9_]*")
+"""The same for ASCII, in half the time."""
 
 
 def normalised(text: str) -> str:
     """NFKC and casefold."""
+    if text.isascii():
+        return text.lower()
     return unicodedata.normalize("NFKC", text).casefold()
 
 
 def tokens(text: str) -> list[str]:
     """The tokens of a text; none where it has neither letters nor digits."""
-    return _TOKEN.findall(normalised(text))
+    normal = normalised(text)
+    return (_ASCII_TOKEN if normal.isascii() else _TOKEN).findall(normal)
 
 
 def ngrams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
