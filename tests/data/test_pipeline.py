@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from posttrain.artifacts import StageDir, read_json
 from posttrain.data.config import DataStage, Source
+from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import inputs_digest, prepare, row_at
 from posttrain.data.rows import read_rows
 from posttrain.data.split import prompt_key
@@ -304,3 +306,24 @@ def test_no_torch_and_no_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_mix_is_made_of_the_rows_that_are_not_held_out(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", pairs(range(40)))
+    write(tmp_path / "b.jsonl", pairs(range(100, 120)))
+    plain = stage(tmp_path / "a.jsonl", tmp_path / "b.jsonl", held_out=0.25)
+    _, _, every, same = run(plain, tmp_path / "plain")
+    mixed = replace(plain, mix=MixStep(kind="mix", counts={"a": 7}))
+    result, ledger, train, held_out = run(mixed, tmp_path / "mixed")
+    assert [row.id for row in held_out] == [row.id for row in same]
+    assert {row.id for row in train} < {row.id for row in every}
+    held_b = sum(row.source == "b" for row in held_out)
+    assert (result["train_rows"], result["held_out_rows"]) == (27 - held_b, 15)
+    assert result["sources"] == {"a": 7 + 15 - held_b, "b": 20}
+    assert [(s["name"], s["rows_in"], s["rows_out"]) for s in ledger["steps"]][-2:] == [
+        ("split", 60, 60),
+        ("mix", 60, 42 - held_b),
+    ]
+    assert ledger["dropped"] == {"mix_quota": 18 + held_b}
+    with pytest.raises(DataError, match="leaves no row to train on"):
+        run(replace(plain, mix=MixStep(kind="mix", leave_out=("a", "b"))), tmp_path / "none")

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 
+from posttrain.data.mix import MixStep
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -31,3 +33,5 @@ class DataStage:
     sources: Annotated[tuple[Source, ...], MinLen(1)]
     held_out: Annotated[float, Ge(0)] = 0.05
     """Rows kept for evaluation: a share below 1, or a number of rows. Rows with the same prompt stay together."""
+    mix: MixStep | None = None
+    """How much of each source is trained on, of the rows that are not held out; so every mix is judged on the same rows."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import polars as pl
 from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
 from posttrain.data.config import DataStage, Source
 from posttrain.data.formats import FORMATS, RowError, detect_format
+from posttrain.data.mix import MixStep
 from posttrain.data.rows import rows_frame, write_rows
 from posttrain.data.sources import BadRecord, Record, Resolve, content_digest, locate, read
 from posttrain.data.split import held_out_prompts, prompt_key
+from posttrain.data.steps import StepRun, apply
 from posttrain.data.streams import COMPRESSED_SUFFIXES, printable
 from posttrain.errors import DataError
 from posttrain.types import Origin, SftRow
@@ -41,7 +45,7 @@ def prepare(
     """
     ledger = Ledger()
     steps = _Steps(ledger)
-    names = _source_names(stage)
+    names = source_names(stage)
     for source in stage.sources:
         if source.format != "auto":
             FORMATS[source.format]  # an unknown one is told before any file is read
@@ -67,13 +71,29 @@ def prepare(
     table = pl.concat(frames, rechunk=False).with_columns(side)
     write_rows(out.file("rows", "train.parquet"), table.lazy().filter(~pl.col("held_out")))
     write_rows(out.file("rows", "held_out.parquet"), table.lazy().filter(pl.col("held_out")))
+    train_rows = len(prompts) - held_out_rows
+    if stage.mix is not None:
+        line = _mix(stage.mix, out, seed, StepRun(resolve, progress=progress or StepRun.progress))
+        ledger.steps.append(replace(line, rows_in=len(prompts), rows_out=line.rows_out + held_out_rows))
+        train_rows = line.rows_out
     ledger.write(out.file("ledger.json"))
-    counts = Counter(table["source"].to_list())
+    counts = Counter(table.filter("held_out")["source"].to_list())
+    counts.update(pl.read_parquet(out.file("rows", "train.parquet"), columns=["source"])["source"].to_list())
     return {
-        "train_rows": len(prompts) - held_out_rows,
+        "train_rows": train_rows,
         "held_out_rows": held_out_rows,
         "sources": {name: counts[name] for name in names},
     }
+
+
+def _mix(step: MixStep, out: StageDir, seed: int, run: StepRun) -> LedgerStep:
+    """Apply a mix to rows/train.parquet; its own files (facts, rejects) go to ``mix/``."""
+    train = out.file("rows", "train.parquet")
+    line = apply(step.kind, train, step.decide(train, seed, run), out.file("mix"))
+    os.replace(out.file("mix", "rows.parquet"), train)
+    if not line.rows_out:
+        raise DataError("the mix leaves no row to train on", where="mix", fix="raise its counts, caps or share")
+    return line
 
 
 def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:
@@ -129,7 +149,8 @@ class _Steps:
         self.read.notes[what] = self.read.notes.get(what, 0) + 1
 
 
-def _source_names(stage: DataStage) -> list[str]:
+def source_names(stage: DataStage) -> list[str]:
+    """The name of every source, as rows carry it. Raises DataError where two have one name."""
     names = [source.name or _stem(source.path) for source in stage.sources]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -36,6 +36,7 @@ from posttrain.artifacts import (
 )
 from posttrain.config import resolved_yaml
 from posttrain.data.config import DataStage
+from posttrain.data.mix_rows import row_repeats
 from posttrain.data.pipeline import inputs_digest, prepare
 from posttrain.data.rows import read_rows
 from posttrain.encode.template import ChatTemplate
@@ -200,9 +201,11 @@ class Experiment:
         hardware.reset_peak_memory(hardware.resolve_device(stage.device))
         start = self._weights(stage.start_from)
         template = template_of(start.folder, stage.template)
-        rows = read_rows(self.run.stage(stage.data).file("rows", "train.parquet"))
+        train_path = self.run.stage(stage.data).file("rows", "train.parquet")
+        rows = read_rows(train_path)
         ledger = Ledger()
         encoded = self._encode(rows, template, stage, ledger, "encoding rows")
+        examples = repeated_examples(encoded.examples, row_repeats(train_path), ledger)
         ledger.write(out.file("ledger.json"))
         write_json(out.file("lengths.json"), encoded.lengths_record(stage.max_length))
         if not encoded.examples:
@@ -213,7 +216,7 @@ class Experiment:
         inputs = TrainInputs(
             model_folder=start.folder,
             adapter_folder=start.adapter,
-            examples=encoded.examples,
+            examples=examples,
             held_out=held_out.examples,
             origins={row.id: str(row.origin) for row in [*rows, *held_out_rows]},
         )
@@ -339,7 +342,7 @@ class Experiment:
         )
 
     def _tell_encoding(self, ledger: Ledger, encoded: EncodedRows) -> None:
-        step = ledger.steps[-1]
+        step = ledger.steps[0]
         tokens = sum(len(e) for e in encoded.examples)
         share = sum(e.supervised for e in encoded.examples) / tokens
         dropped = ", ".join(f"{count} {reason}" for reason, count in step.dropped.items()) or "none"
@@ -362,6 +365,17 @@ def _read_part(path: Path) -> tuple[Scores | None, list[dict[str, Any]]]:
     numbers = part["scores"]
     scores = None if numbers is None else Scores(np.array(numbers["nll"]), np.array(numbers["weight"]))
     return scores, part["replies"]
+
+
+def repeated_examples(examples: list[Tokens], repeats: Mapping[str, int], ledger: Ledger) -> list[Tokens]:
+    """The examples of an epoch, each as often as its row counts (see ``data.mix``); repetitions go to the ledger."""
+    if not repeats:
+        return examples
+    step = ledger.step("repeat", rows_in=len(examples))
+    once = {(example.row_id, example.part): example for example in examples}
+    out = [example for (row_id, _), example in once.items() for _ in range(repeats.get(row_id, 1))]
+    step.rows_out, step.added = len(out), len(out) - len(examples)
+    return out
 
 
 class _Chance(NamedTuple):
@@ -401,7 +415,7 @@ def _closure(recipe: Recipe, names: Sequence[str]) -> set[str]:
 
 
 def _nothing_left(ledger: Ledger, encoded: EncodedRows, max_length: int, out: StageDir) -> DataError:
-    dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[-1].dropped.items())
+    dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[0].dropped.items())
     examples = "".join(f"\n  {r.origin}: {r.reason}: {r.detail}" for r in ledger.rejects[:SHOWN_REJECTS])
     fix = f"see {out.file('ledger.json')} for every row and its reason"
     if len(encoded.conversation_lengths):
