@@ -15,6 +15,9 @@ from posttrain.artifacts import atomic_path, write_error
 from posttrain.errors import DataError
 from posttrain.types import Message, Origin, SftRow, ToolCall
 
+BLOCK_ROWS = 8192
+"""Rows whose text is in memory at once; files are written in row groups of so many, so that a block is read alone."""
+
 _MESSAGE: dict[str, Any] = {
     "role": pl.String,
     "content": pl.String,
@@ -91,7 +94,8 @@ def write_rows(path: Path, rows: pl.LazyFrame | pl.DataFrame, extra: Mapping[str
     """
     with atomic_path(path) as temporary:
         try:
-            rows.lazy().select([*SCHEMA, *LINEAGE, *(extra or {})]).sink_parquet(temporary, compression="zstd")
+            wanted = rows.lazy().select([*SCHEMA, *LINEAGE, *(extra or {})])
+            wanted.sink_parquet(temporary, compression="zstd", compression_level=1, row_group_size=BLOCK_ROWS)
         except pl.exceptions.PolarsError as error:
             # polars wraps what the system says into its own text
             number = re.search(r"os error (\d+)", str(error))

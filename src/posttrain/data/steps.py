@@ -22,11 +22,9 @@ from typing import Any, Protocol
 import polars as pl
 
 from posttrain.artifacts import Ledger, LedgerStep, write_json
+from posttrain.data.rows import BLOCK_ROWS as BLOCK_ROWS
 from posttrain.data.rows import LINEAGE, SCHEMA, write_rows
 from posttrain.data.sources import Resolve
-
-BLOCK_ROWS = 8192
-"""Rows whose text is in memory at once."""
 
 Progress = Callable[[str, int, int], None]
 """Called now and then as ``progress(what, done, total)``."""
