@@ -8,7 +8,8 @@
 TRL also trains the line end that the template writes after the stop token, which no model has to produce. The benchmark does the
 same, so that both sides compute the same loss; ``--stop-only`` supervises as posttrain does.
 
-Settings: 48 rows, one epoch, 8 rows a step, LoRA r=16 alpha=32 on all linear layers, bf16, constant rate 2e-4, no checkpoints,
+Settings: 48 rows, one epoch, 8 rows a step, LoRA r=16 alpha=32 on all linear layers, constant rate 2e-4, no checkpoints; bf16
+where the machine multiplies it fast, otherwise fp32, measured at the start and the same for both sides (``--dtype`` sets it);
 tokens counted as the chat template renders them. The same keys as the peer's line: tokens, seconds, tokens_per_second,
 peak_rss_gb, losses. ``seconds`` covers all optimizer steps, not loading. The peak is the process's, loading included.
 """
@@ -88,6 +89,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
         "tokens_per_second": round(tokens / seconds, 1),
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         "losses": losses,
+        "dtype": str(trainee.compute_dtype).removeprefix("torch."),
     }
     if options.share:
         peak = hardware.matmul_flops(trainee.compute_dtype, trainee.device)
@@ -102,12 +104,14 @@ def last_json_line(command: list[str]) -> dict[str, Any]:
     return line
 
 
-def compare(python: str, script: str, model: Path, data: Path, rows: int, repeats: int) -> None:
-    """Peer and posttrain in turn, medians, ratios."""
-    peer_command = [python, script, "sft", "--model", str(model), "--data", str(data), "--rows", str(rows)]
-    own_command = [sys.executable, __file__, "--model", str(model), "--data", str(data), "--rows", str(rows), "--share"]
+def compare(options: argparse.Namespace, model: Path, data: Path) -> None:
+    """Peer and posttrain in turn, in the same type, medians, ratios."""
+    python, script = options.against
+    common = ["--model", str(model), "--data", str(data), "--rows", str(options.rows), "--dtype", options.dtype]
+    peer_command = [python, script, "sft", *common]
+    own_command = [sys.executable, __file__, *common, "--share"]
     lines: dict[str, list[dict[str, Any]]] = {"peer": [], "own": []}
-    for _ in range(repeats):
+    for _ in range(options.repeats):
         for name, command in (("peer", peer_command), ("own", own_command)):
             lines[name].append(last_json_line(command))
             print(json.dumps(lines[name][-1]), flush=True)
@@ -117,7 +121,8 @@ def compare(python: str, script: str, model: Path, data: Path, rows: int, repeat
     print(
         json.dumps(
             {
-                "repeats": repeats,
+                "repeats": options.repeats,
+                "dtype": options.dtype,
                 "median_tokens_per_second": speed,
                 "median_peak_rss_gb": memory,
                 "speed_ratio": round(speed["own"] / speed["peer"], 2),
@@ -133,7 +138,7 @@ def main() -> None:
     parser.add_argument("--model", help="HF model folder; default: the demo asset")
     parser.add_argument("--data", help="rows; default: the demo asset alpaca_en_demo")
     parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--share", action="store_true")
     parser.add_argument("--stop-only", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
@@ -141,12 +146,16 @@ def main() -> None:
     options = parser.parse_args()
 
     from posttrain.assets import DATA, fetch
+    from posttrain.model import hardware
     from posttrain.model.source import model_folder
 
+    if options.dtype == "auto":
+        chosen = hardware.choose_dtype("auto", hardware.resolve_device("auto"))
+        options.dtype = next(name for name, dtype in hardware.DTYPES.items() if dtype == chosen)
     model = model_folder(options.model or "smollm2-135m-instruct")
     data = options.data or str(fetch(DATA["alpaca_en_demo"]))
     if options.against:
-        compare(*options.against, model, Path(data), options.rows, options.repeats)
+        compare(options, model, Path(data))
     else:
         print(json.dumps(measure(options, model, data)))
 

@@ -15,7 +15,7 @@ from posttrain.encode.collate import collate
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model import attention
-from posttrain.model.attention import segment_attention
+from posttrain.model.attention import rotary_attention, segment_attention
 from posttrain.model.load import final_hidden, load_model
 from posttrain.types import Tokens
 
@@ -225,6 +225,28 @@ def test_gradcheck_of_a_shared_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     segments = Segments((4, 5, 3), (-1, 0, 0))
     assert torch.autograd.gradcheck(lambda *x: attend(list(x), segments), qkv)
     attention._blocks.cache_clear()
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["mha", "gqa"])
+def test_rotary_positions_inside_equal_float64(heads: tuple[int, int]) -> None:
+    segments = TREES[2]
+    tokens = sum(segments.lengths)
+    qkv = inputs(*heads, tokens)
+    angles = torch.randn(tokens, 8, dtype=torch.float64)  # not the same in both halves: the general case
+
+    def rotated(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
+
+    def ours(x: list[Tensor]) -> Tensor:
+        by_token = [t[0].transpose(0, 1) for t in x]
+        cos, sin = angles.cos().to(x[0].dtype), angles.sin().to(x[0].dtype)
+        return rotary_attention(*by_token, cos, sin, segments, 8**-0.5)
+
+    exact = with_gradients(
+        lambda x: separate([rotated(x[0]), rotated(x[1]), x[2]], segments), [x.double() for x in qkv]
+    )
+    assert largest_relative(with_gradients(ours, qkv), exact) < 3e-6
 
 
 def test_attention_sinks_are_refused() -> None:

@@ -58,12 +58,18 @@ def largest_relative(got: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
 
 
 ADAPTERS = {
-    "lora": (LoraAdapter(rank=4, alpha=8), {"mlp": 2, "lora": 8, "norm": 5}),
-    "rslora": (LoraAdapter(rank=4, alpha=8, rslora=True), {"mlp": 2, "lora": 8, "norm": 5}),
-    "attention only": (LoraAdapter(rank=4, targets=("q_proj", "v_proj")), {"mlp": 0, "lora": 4, "norm": 5}),
-    "half an mlp": (LoraAdapter(rank=4, targets=("gate_proj", "down_proj")), {"mlp": 0, "lora": 4, "norm": 5}),
-    "dropout": (LoraAdapter(rank=4, dropout=0.3), {"mlp": 0, "lora": 0, "norm": 5}),
-    "dora": (LoraAdapter(rank=4, dora=True), {"mlp": 0, "lora": 0, "norm": 5}),
+    "lora": (LoraAdapter(rank=4, alpha=8), {"attention": 2, "mlp": 2, "lora": 8, "norm": 5}),
+    "rslora": (LoraAdapter(rank=4, alpha=8, rslora=True), {"attention": 2, "mlp": 2, "lora": 8, "norm": 5}),
+    "attention only": (
+        LoraAdapter(rank=4, targets=("q_proj", "v_proj")),
+        {"attention": 2, "mlp": 0, "lora": 4, "norm": 5},
+    ),
+    "half an mlp": (
+        LoraAdapter(rank=4, targets=("gate_proj", "down_proj")),
+        {"attention": 2, "mlp": 0, "lora": 4, "norm": 5},
+    ),
+    "dropout": (LoraAdapter(rank=4, dropout=0.3), {"attention": 2, "mlp": 0, "lora": 0, "norm": 5}),
+    "dora": (LoraAdapter(rank=4, dora=True), {"attention": 2, "mlp": 0, "lora": 0, "norm": 5}),
 }
 
 
@@ -175,7 +181,7 @@ def test_disabled_and_merged_adapters_take_pefts_path(
 def test_every_function_passes_gradcheck_in_float64(small_model: Path) -> None:
     """One layer's parts in float64, by numerical differentiation with respect to input and adapter weights."""
     model = adapted(small_model, LoraAdapter(rank=2)).double()
-    assert fuse(model) == {"mlp": 2, "lora": 8, "norm": 5}
+    assert fuse(model) == {"attention": 2, "mlp": 2, "lora": 8, "norm": 5}
     layer = model.get_submodule("base_model.model.model.layers.0")
     torch.manual_seed(0)
     x = torch.randn(1, 3, 32, dtype=torch.float64, requires_grad=True)
@@ -271,10 +277,10 @@ class Mlp(nn.Module):
 @pytest.mark.parametrize(
     ("mlp", "counts"),
     [
-        (lambda: Mlp(nn.SiLU()), {"mlp": 1, "lora": 0, "norm": 0}),
-        (lambda: Mlp(nn.GELU()), {"mlp": 0, "lora": 3, "norm": 0}),
-        (lambda: Mlp(nn.SiLU(), bias=True), {"mlp": 0, "lora": 3, "norm": 0}),
-        (lambda: Mlp(nn.SiLU(), swapped=True), {"mlp": 0, "lora": 3, "norm": 0}),
+        (lambda: Mlp(nn.SiLU()), {"attention": 0, "mlp": 1, "lora": 0, "norm": 0}),
+        (lambda: Mlp(nn.GELU()), {"attention": 0, "mlp": 0, "lora": 3, "norm": 0}),
+        (lambda: Mlp(nn.SiLU(), bias=True), {"attention": 0, "mlp": 0, "lora": 3, "norm": 0}),
+        (lambda: Mlp(nn.SiLU(), swapped=True), {"attention": 0, "mlp": 0, "lora": 3, "norm": 0}),
     ],
     ids=["known", "gelu", "biases", "other order"],
 )

@@ -115,7 +115,7 @@ def test_fresh_adapter_is_the_base(demo_model: Path, examples: list[Tokens]) -> 
     fuse(base)
     expected = batch_logps(base, collate(examples), torch.float32).logps_S
     model = adapted(demo_model, trained=False)
-    assert fuse(model) == {"mlp": 30, "lora": 120, "norm": 61}
+    assert fuse(model) == {"attention": 30, "mlp": 30, "lora": 120, "norm": 61}
     assert torch.equal(batch_logps(model, collate(examples), torch.float32).logps_S.detach(), expected)
 
 

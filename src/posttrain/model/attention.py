@@ -85,46 +85,72 @@ def _probabilities(q_KND: Tensor, k_KTD: Tensor, queries: int, window: int | Non
     return torch.softmax(scores, dim=-1)
 
 
+def _rotate(x: Tensor, cos_TD: Tensor, sin_TD: Tensor, out: Tensor) -> Tensor:
+    """out = x cos + rotate_half(x) sin over the last axis, x and out [..., T, D] (RoFormer, arXiv 2104.09864, eq. 34)."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out[..., :half].copy_(first).mul_(cos_TD[:, :half]).addcmul_(second, sin_TD[:, :half], value=-1)
+    out[..., half:].copy_(second).mul_(cos_TD[:, half:]).addcmul_(first, sin_TD[:, half:])
+    return out
+
+
+def _rotate_back(d: Tensor, cos_TD: Tensor, sin_TD: Tensor, out: Tensor) -> Tensor:
+    """The adjoint of `_rotate`."""
+    return _rotate(d, cos_TD, torch.cat(sin_TD.chunk(2, dim=-1)[::-1], dim=-1).neg_(), out)
+
+
 class _SegmentAttention(torch.autograd.Function):
-    """q [H, T, D], k and v [K, T, D] -> [T, H, D]."""
+    """q [T, H, D], k and v [T, K, D] -> [T, H, D]; q and k are rotated by cos and sin [T, D] where these are given."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx,
-        q_HTD: Tensor,
-        k_KTD: Tensor,
-        v_KTD: Tensor,
+        q_THD: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        cos_TD: Tensor | None,
+        sin_TD: Tensor | None,
         segments: Segments,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        heads, tokens, size = q_HTD.shape
-        groups = heads // k_KTD.shape[0]
-        q_KGTD = (q_HTD * scale).view(-1, groups, tokens, size)
-        k_KTD, v_KTD = k_KTD.contiguous(), v_KTD.contiguous()
-        out_TKGD = torch.empty(tokens, heads // groups, groups, size, dtype=q_HTD.dtype, device=q_HTD.device)
+        tokens, heads, size = q_THD.shape
+        kv_heads = k_TKD.shape[1]
+        groups = heads // kv_heads
+        q_KGTD = q_THD.new_empty(kv_heads, groups, tokens, size)
+        k_KTD = k_TKD.new_empty(kv_heads, tokens, size)
+        q_source, k_source = q_THD.view(tokens, kv_heads, groups, size).permute(1, 2, 0, 3), k_TKD.transpose(0, 1)
+        if cos_TD is None or sin_TD is None:
+            q_KGTD.copy_(q_source)
+            k_KTD.copy_(k_source)
+        else:
+            _rotate(q_source, cos_TD, sin_TD, q_KGTD)
+            _rotate(k_source, cos_TD, sin_TD, k_KTD)
+        q_KGTD.mul_(scale)
+        v_KTD = v_TKD.transpose(0, 1)
+        out_TKGD = q_THD.new_empty(tokens, kv_heads, groups, size)
         kept = []
         for begin, end, spans, keep in _blocks(segments):
-            q_KND = q_KGTD[:, :, begin:end].reshape(-1, groups * (end - begin), size)
+            q_KND = q_KGTD[:, :, begin:end].reshape(kv_heads, groups * (end - begin), size)
             p = _probabilities(q_KND, _gather(k_KTD, spans), end - begin, window)
             if keep:
                 kept.append(p)
-            out = torch.bmm(p, _gather(v_KTD, spans)).view(-1, groups, end - begin, size)
+            out = torch.bmm(p, _gather(v_KTD, spans)).view(kv_heads, groups, end - begin, size)
             out_TKGD[begin:end] = out.permute(2, 0, 1, 3)
-        ctx.save_for_backward(q_KGTD, k_KTD, v_KTD, *kept)
+        ctx.save_for_backward(q_KGTD, k_KTD, v_KTD, cos_TD, sin_TD, *kept)  # type: ignore[arg-type]
         ctx.segments, ctx.scale, ctx.window = segments, scale, window  # type: ignore[attr-defined]
         return out_TKGD.view(tokens, heads, size)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_KGTD, k_KTD, v_KTD, *kept_list = ctx.saved_tensors
+        q_KGTD, k_KTD, v_KTD, cos_TD, sin_TD, *kept_list = ctx.saved_tensors
         kept = iter(kept_list)
         kv_heads, groups, tokens, size = q_KGTD.shape
         d_out_KGTD = grads[0].view(tokens, kv_heads, groups, size).permute(1, 2, 0, 3)
         dq_TKGD = torch.empty(tokens, kv_heads, groups, size, dtype=k_KTD.dtype, device=k_KTD.device)
         # A prefix gets the gradients of all that continue it: summed in fp32.
         wide = torch.promote_types(k_KTD.dtype, torch.float32)
-        dk_KTD, dv_KTD = torch.zeros_like(k_KTD, dtype=wide), torch.zeros_like(v_KTD, dtype=wide)
+        dk_KTD, dv_KTD = (torch.zeros_like(k_KTD, dtype=wide) for _ in range(2))
         for begin, end, spans, keep in _blocks(ctx.segments):
             rows = groups * (end - begin)
             q_KND = q_KGTD[:, :, begin:end].reshape(kv_heads, rows, size)
@@ -137,8 +163,16 @@ class _SegmentAttention(torch.autograd.Function):
             _scatter_add(dk_KTD, torch.bmm(ds.transpose(1, 2), q_KND), spans)
             dq = torch.bmm(ds, k).view(kv_heads, groups, end - begin, size)
             dq_TKGD[begin:end] = dq.permute(2, 0, 1, 3)
-        dq_HTD = dq_TKGD.mul_(ctx.scale).view(tokens, kv_heads * groups, size).transpose(0, 1)
-        return dq_HTD, dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype), None, None, None
+        dq_TKGD.mul_(ctx.scale)
+        if cos_TD is not None:
+            by_token = dq_TKGD.view(tokens, -1, size).transpose(0, 1)
+            dq_TKGD = _rotate_back(
+                by_token, cos_TD, sin_TD, torch.empty_like(dq_TKGD).view(tokens, -1, size).transpose(0, 1)
+            ).transpose(0, 1)
+            dk_KTD = _rotate_back(dk_KTD, cos_TD, sin_TD, torch.empty_like(dk_KTD))
+        dq_THD = dq_TKGD.reshape(tokens, kv_heads * groups, size)
+        d_keys, d_values = (d.to(k_KTD.dtype).transpose(0, 1) for d in (dk_KTD, dv_KTD))
+        return dq_THD, d_keys, d_values, None, None, None, None, None
 
 
 def _reference_attention(
@@ -193,6 +227,7 @@ def segment_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    observed: dict[str, Any] | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention function for transformers' AttentionInterface: query [1, H, T, D], key and value [1, K, T, D].
@@ -200,18 +235,42 @@ def segment_attention(
     Returns ([1, T, H, D], None). The lengths of ``segments`` sum to T. Raises ModelError for layers this can't compute exactly
     (attention sinks).
     """
+    if observed is not None:  # what a layer really asks for, whatever its attributes are called
+        observed |= {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
     if unused.get("s_aux") is not None:
         raise ModelError("this model uses attention sinks, which packed training does not support")
     # Under autocast rotary positions leave queries and keys in fp32; the backward pass runs outside of autocast.
     q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    longest = max(d + n for d, n in zip(segments.depths, segments.lengths, strict=True))
-    window = sliding_window if sliding_window is not None and longest > sliding_window else None
+    window = _effective_window(sliding_window, segments)
     if query.device.type == "cpu" and softcap is None and dropout == 0.0:
-        out = _SegmentAttention.apply(q_HTD, k_KTD, v_KTD, segments, scale, window)
+        by_token = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))
+        out = _SegmentAttention.apply(*by_token, None, None, segments, scale, window)
     else:
         out = _reference_attention(q_HTD, k_KTD, v_KTD, segments, scale, window, softcap, dropout)
     return out[None], None
+
+
+def rotary_attention(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cos_TD: Tensor,
+    sin_TD: Tensor,
+    segments: Segments,
+    scale: float,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """Rotary positions and attention per segment in one function on a CPU: [T, H, D]. All in one type."""
+    window = _effective_window(sliding_window, segments)
+    out: Tensor = _SegmentAttention.apply(q_THD, k_TKD, v_TKD, cos_TD, sin_TD, segments, scale, window)
+    return out
+
+
+def _effective_window(sliding_window: int | None, segments: Segments) -> int | None:
+    """The window where a sequence is longer than it."""
+    longest = max(d + n for d, n in zip(segments.depths, segments.lengths, strict=True))
+    return sliding_window if sliding_window is not None and longest > sliding_window else None
 
 
 AttentionInterface.register(IMPLEMENTATION, segment_attention)

@@ -1,6 +1,6 @@
 """The hot path of adapter training: hand-written gradients for layers whose base weights are frozen.
 
-``fuse(model)`` replaces the ``forward`` of RMSNorm, of PEFT's LoRA linear layers and of gated MLPs by autograd functions
+``fuse(model)`` replaces the ``forward`` of RMSNorm, of PEFT's LoRA linear layers, of gated MLPs and of rotary attention by functions
 that keep less and compute less than the generic graph: no weight gradients for frozen matrices, no fp32 round trips of
 activations, the gated product recomputed instead of kept. Nothing is recognised by model name: a module is replaced
 only when its parts have the expected shape *and* its own forward pass agrees with ours on a probe, so an unknown
@@ -11,13 +11,17 @@ Shapes: T tokens, D input size, O output size, R adapter rank, F inner size of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from posttrain.encode.segments import Segments
+from posttrain.model.attention import IMPLEMENTATION, rotary_attention
 
 _PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
@@ -33,43 +37,85 @@ class Lora(NamedTuple):
 # ---- the arithmetic, shared by the functions below -----------------------------------------------------------------
 
 
-def _project(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None, lora: Lora) -> tuple[Tensor, Tensor]:
-    """y = x W^T + bias + scale (x A^T) B^T, and the inner activation x A^T [T, R]."""
-    inner_TR = x_TD @ lora.a_RD.T
-    y_TO = F.linear(x_TD, weight_OD, bias_O)
-    y_TO.addmm_(inner_TR, lora.b_OR.T, alpha=lora.scale)
-    return y_TO, inner_TR
+def _project(
+    x_TD: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], loras: Sequence[Lora]
+) -> tuple[list[Tensor], Tensor]:
+    """y = x W^T + bias + scale (x A^T) B^T for layers with the same input, and all inner activations x A^T [T, sum of R].
+
+    The skinny products of all layers are one: together they are wide enough for the processor.
+    """
+    inner_TR = x_TD @ _stacked(loras).T
+    outputs = []
+    for weight_OD, bias_O, lora, own_TR in zip(weights, biases, loras, _inner_parts(inner_TR, loras), strict=True):
+        y_TO = F.linear(x_TD, weight_OD, bias_O)
+        y_TO.addmm_(own_TR, lora.b_OR.T, alpha=lora.scale)
+        outputs.append(y_TO)
+    return outputs, inner_TR
 
 
 def _project_backward(
-    dy_TO: Tensor, x_TD: Tensor, inner_TR: Tensor, weight_OD: Tensor, lora: Lora, into_TD: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dA, dB); dx is added to ``into_TD`` where given."""
-    db_OR = (inner_TR.T @ dy_TO).mul_(lora.scale).T  # a third faster than dy^T inner, whose long axis comes first
-    d_inner_TR = (dy_TO @ lora.b_OR).mul_(lora.scale)
-    da_RD = d_inner_TR.T @ x_TD
-    dx_TD = dy_TO @ weight_OD if into_TD is None else into_TD.addmm_(dy_TO, weight_OD)
-    dx_TD.addmm_(d_inner_TR, lora.a_RD)
-    return dx_TD, da_RD, db_OR
+    dys: Sequence[Tensor],
+    x_TD: Tensor,
+    inner_TR: Tensor,
+    weights: Sequence[Tensor],
+    loras: Sequence[Lora],
+    want_dx: bool = True,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """(dx or None, [dA, dB of the first layer, dA, dB of the second, ...])."""
+    dx_TD = None
+    d_inner_TR = torch.empty_like(inner_TR)
+    pairs: list[Tensor] = []
+    for dy_TO, weight_OD, lora, own_TR, d_own_TR in zip(
+        dys, weights, loras, _inner_parts(inner_TR, loras), _inner_parts(d_inner_TR, loras), strict=True
+    ):
+        db_OR = (own_TR.T @ dy_TO).mul_(lora.scale).T  # a third faster than dy^T inner, whose long axis comes first
+        d_own_TR.copy_(dy_TO @ lora.b_OR).mul_(lora.scale)
+        if want_dx:
+            dx_TD = dy_TO @ weight_OD if dx_TD is None else dx_TD.addmm_(dy_TO, weight_OD)
+        pairs += [d_own_TR, db_OR]
+    stacked_RD = _stacked(loras)
+    if dx_TD is not None:
+        dx_TD.addmm_(d_inner_TR, stacked_RD)
+    pairs[::2] = (d_inner_TR.T @ x_TD).split([len(lora.a_RD) for lora in loras])
+    return dx_TD, pairs
 
 
-class _LoraLinear(torch.autograd.Function):
-    """x [T, D] -> [T, O] with frozen W and bias."""
+def _stacked(loras: Sequence[Lora]) -> Tensor:
+    """The A of all adapters, one below the other."""
+    return loras[0].a_RD if len(loras) == 1 else torch.cat([lora.a_RD for lora in loras])
+
+
+def _inner_parts(inner_TR: Tensor, loras: Sequence[Lora]) -> tuple[Tensor, ...]:
+    parts: tuple[Tensor, ...] = inner_TR.split([len(lora.a_RD) for lora in loras], dim=1)
+    return parts
+
+
+def _cast(tensors: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype) -> list[Lora]:
+    """Adapters A, B, A, B, ... in the compute type."""
+    low = [t.to(dtype) for t in tensors]
+    return [Lora(a, b, scale) for a, b, scale in zip(low[::2], low[1::2], scales, strict=True)]
+
+
+class _LoraLinears(torch.autograd.Function):
+    """x [T, D] -> one [T, O] for each of n layers with frozen W and bias: ``tensors`` are n W, n biases, n times A and B."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        lora = Lora(a.to(x.dtype), b.to(x.dtype), scale)
-        y, inner = _project(x, weight, bias, lora)
-        ctx.save_for_backward(x, inner, weight, a, b)
-        ctx.scale = scale
-        return y
+    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        n = len(scales)
+        weights, biases, adapters = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+        outputs, inner = _project(x, weights, biases, _cast(adapters, scales, x.dtype))  # type: ignore[arg-type]
+        ctx.save_for_backward(x, inner, *weights, *adapters)
+        ctx.scales = scales
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, weight, a, b = ctx.saved_tensors
-        lora = Lora(a.to(x.dtype), b.to(x.dtype), ctx.scale)
-        dx, da, db = _project_backward(grads[0], x, inner, weight, lora)
-        return dx, None, None, da.to(a.dtype), db.to(b.dtype), None
+        x, inner, *tensors = ctx.saved_tensors
+        n = len(ctx.scales)
+        weights, adapters = tensors[:n], tensors[n:]
+        loras = _cast(adapters, ctx.scales, x.dtype)
+        dx, pairs = _project_backward(grads, x, inner, weights, loras, want_dx=ctx.needs_input_grad[0])
+        return dx, None, *[None] * (2 * n), *(g.to(t.dtype) for g, t in zip(pairs, adapters, strict=True))
 
 
 class _GatedMlp(torch.autograd.Function):
@@ -78,32 +124,27 @@ class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: tuple[float, float, float], *tensors: Tensor) -> Tensor:
         w_gate, w_up, w_down = tensors[:3]
-        low = [t.to(x.dtype) for t in tensors[3:]]
-        gate, inner_gate = _project(x, w_gate, None, Lora(low[0], low[1], scales[0]))
-        up, inner_up = _project(x, w_up, None, Lora(low[2], low[3], scales[1]))
+        *in_loras, out_lora = _cast(tensors[3:], scales, x.dtype)
+        (gate, up), inner = _project(x, (w_gate, w_up), (None, None), in_loras)
         product = F.silu(gate).mul_(up)
-        y, inner_down = _project(product, w_down, None, Lora(low[4], low[5], scales[2]))
-        ctx.save_for_backward(x, gate, up, inner_gate, inner_up, inner_down, *tensors)
+        (y,), inner_down = _project(product, (w_down,), (None,), (out_lora,))
+        ctx.save_for_backward(x, gate, up, inner, inner_down, *tensors)
         ctx.scales = scales
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate, up, inner_gate, inner_up, inner_down, *tensors = ctx.saved_tensors
+        x, gate, up, inner, inner_down, *tensors = ctx.saved_tensors
         w_gate, w_up, w_down = tensors[:3]
-        low = [t.to(x.dtype) for t in tensors[3:]]
-        scales = ctx.scales
+        *in_loras, out_lora = _cast(tensors[3:], ctx.scales, x.dtype)
         activated = F.silu(gate)
-        product = activated * up
-        d_product, da_down, db_down = _project_backward(
-            grads[0], product, inner_down, w_down, Lora(low[4], low[5], scales[2])
-        )
+        d_product, out_pair = _project_backward(grads, activated * up, inner_down, (w_down,), (out_lora,))
+        assert d_product is not None
         d_up = activated.mul_(d_product)
         d_gate = torch.ops.aten.silu_backward(d_product.mul_(up), gate)
-        dx, da_gate, db_gate = _project_backward(d_gate, x, inner_gate, w_gate, Lora(low[0], low[1], scales[0]))
-        dx, da_up, db_up = _project_backward(d_up, x, inner_up, w_up, Lora(low[2], low[3], scales[1]), into_TD=dx)
-        adapters = (da_gate, db_gate, da_up, db_up, da_down, db_down)
-        return dx, None, None, None, None, *(g.to(t.dtype) for g, t in zip(adapters, tensors[3:], strict=True))
+        dx, in_pairs = _project_backward((d_gate, d_up), x, inner, (w_gate, w_up), in_loras)
+        adapters = (g.to(t.dtype) for g, t in zip((*in_pairs, *out_pair), tensors[3:], strict=True))
+        return dx, None, None, None, None, *adapters
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -166,18 +207,116 @@ def _slot(module: nn.Module) -> _Slot | None:
     return _Slot(layer, name) if plain else None
 
 
+def _lora_outputs(slots: Sequence[_Slot], x: Tensor) -> tuple[Tensor, ...]:
+    """The outputs [..., O] of LoRA layers that share their input x [..., D]."""
+    bases, pairs = [s.base() for s in slots], [s.pair() for s in slots]
+    outputs = _LoraLinears.apply(
+        x.reshape(-1, x.shape[-1]),
+        tuple(scale for _, _, scale in pairs),
+        *(base.weight for base in bases),
+        *(base.bias for base in bases),
+        *(t for a, b, _ in pairs for t in (a, b)),
+    )
+    return tuple(y.view(*x.shape[:-1], -1) for y in outputs)
+
+
 def _lora_forward(slot: _Slot) -> Callable[..., Tensor]:
     generic = slot.layer.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not slot.ready() or args or kwargs:
             return generic(x, *args, **kwargs)  # type: ignore[no-any-return]
-        a, b, scale = slot.pair()
-        base = slot.base()
-        y: Tensor = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, scale)
-        return y.view(*x.shape[:-1], -1)
+        return _lora_outputs([slot], x)[0]
 
     return forward
+
+
+def _attention_forward(module: nn.Module) -> Callable[..., tuple[Tensor, None]] | None:
+    """The fused forward of a rotary self-attention of the usual parts, or None where the module is something else.
+
+    Query, key and value projections are computed together, positions are rotated and attention is formed in one function.
+    Scale and window are those that the module itself hands to its attention function on a probe.
+    """
+    inner: Any = module
+    parts = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    size: int | None = getattr(module, "head_dim", None)
+    if size is None or not all(isinstance(part, nn.Module) for part in parts):
+        return None
+    if getattr(module, "attention_dropout", 0.0) or next(module.parameters()).device.type != "cpu":
+        return None
+    probe = _probe_attention(module, size)
+    if probe is None or probe.options["softcap"] is not None or probe.options["scaling"] is None:
+        return None
+    scale, window = probe.options["scaling"], probe.options["sliding_window"]
+    found = [_slot(part) for part in parts[:3] if isinstance(part, nn.Module)]
+    slots = [s for s in found if s is not None]
+    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    generic = module.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        segments, rotation = kwargs.get("segments"), kwargs.get("position_embeddings")
+        if args or segments is None or rotation is None or kwargs.get("past_key_values") is not None:
+            return generic(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+        if len(slots) == 3 and all(s.ready() for s in slots):
+            projected = _lora_outputs(slots, hidden_states)
+        else:
+            projected = tuple(part(hidden_states) for part in (inner.q_proj, inner.k_proj, inner.v_proj))
+        q, k, v = (y[0].view(y.shape[1], -1, size) for y in projected)
+        if norms[0] is not None and norms[1] is not None:
+            q, k = norms[0](q), norms[1](k)
+        cos, sin = (x[0].to(v.dtype) for x in rotation)
+        mixed = rotary_attention(q.to(v.dtype), k.to(v.dtype), v, cos, sin, segments, scale, window)
+        return inner.o_proj(mixed.reshape(1, len(mixed), -1)), None
+
+    return forward if probe.agrees(module, forward) else None
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout, which would draw anew in every pass."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+class _AttentionProbe(NamedTuple):
+    """A forward pass of an attention module on random packed segments that share a prefix."""
+
+    hidden_1TD: Tensor
+    given: dict[str, Any]
+    own: Tensor
+    options: dict[str, Any]
+
+    def agrees(self, module: nn.Module, fused: Callable[..., tuple[Tensor, None]]) -> bool:
+        """Whether another forward pass of the module gives its own output."""
+        try:
+            with torch.no_grad(), _evaluating(module):
+                return _close(self.own, fused(self.hidden_1TD, **self.given)[0], self.own.dtype)
+        except (RuntimeError, TypeError, ValueError):  # parts of other shapes: not ours
+            return False
+
+
+@torch.no_grad()
+def _probe_attention(module: Any, size: int) -> _AttentionProbe | None:
+    """The module's own output on a probe, and the options it hands to its attention function; None where it can't run."""
+    if getattr(getattr(module, "config", None), "_attn_implementation", None) != IMPLEMENTATION:
+        return None
+    weight = next(p for p in module.parameters() if p.dim() == 2)
+    generator = torch.Generator().manual_seed(0)
+    hidden_1TD = torch.randn(1, 9, weight.shape[1], generator=generator).to(weight.dtype)
+    angles = torch.randn(1, 9, size // 2, generator=generator).repeat(1, 1, 2)
+    rotation = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
+    given = {"position_embeddings": rotation, "segments": Segments([3, 4, 2], [-1, -1, 1])}
+    options: dict[str, Any] = {}
+    try:
+        with _evaluating(module):
+            own = module.forward(hidden_1TD, attention_mask=None, observed=options, **given)[0]
+    except Exception:  # it wants something else: whatever it is, it is not ours
+        return None
+    return _AttentionProbe(hidden_1TD, given, own, options) if options else None
 
 
 def _mlp_forward(module: nn.Module) -> Callable[..., Tensor] | None:
@@ -223,6 +362,11 @@ def _norm_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     return forward
 
 
+def _close(own: Tensor, ours: Tensor, dtype: torch.dtype) -> bool:
+    limit = _PROBE_TOLERANCE.get(dtype, 1e-5) * own.float().abs().max().clamp(min=1e-6)
+    return own.shape == ours.shape and bool((own.float() - ours.float()).abs().max() <= limit)
+
+
 @torch.no_grad()
 def _agrees(module: nn.Module, fused: Callable[..., Tensor]) -> bool:
     """Whether a fused forward gives what the module itself gives on a probe; False where it can't be probed."""
@@ -231,10 +375,10 @@ def _agrees(module: nn.Module, fused: Callable[..., Tensor]) -> bool:
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(1, 5, width, generator=generator).to(frozen.device, dtype)
     try:
-        own, ours = module.forward(probe).float(), fused(probe).float()
+        own, ours = module.forward(probe), fused(probe)
     except Exception:  # it wants more than one tensor: whatever it is, it is not ours
         return False
-    return bool((own - ours).abs().max() <= _PROBE_TOLERANCE.get(dtype, 1e-5) * own.abs().max().clamp(min=1e-6))
+    return _close(own, ours, dtype)
 
 
 def fuse(model: nn.Module) -> dict[str, int]:
@@ -242,7 +386,7 @@ def fuse(model: nn.Module) -> dict[str, int]:
 
     Call after the adapter is attached. Only frozen base weights qualify, so a fully trained model is left alone.
     """
-    counts = {"mlp": 0, "lora": 0, "norm": 0}
+    counts = {"attention": 0, "mlp": 0, "lora": 0, "norm": 0}
     inside_mlp: set[int] = set()
     for module in model.modules():
         fused = _mlp_forward(module)
@@ -260,6 +404,11 @@ def fuse(model: nn.Module) -> dict[str, int]:
         if norm is not None and _agrees(module, norm):
             module.forward = norm
             counts["norm"] += 1
+    for module in model.modules():  # last: it calls the modules above
+        attention = _attention_forward(module)
+        if attention is not None:
+            module.forward = attention
+            counts["attention"] += 1
     return counts
 
 
