@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from posttrain.types import Message
+from posttrain.types import Message, Role
 
 Fields = Literal["user", "assistant", "conversation"]
+COMPARED_ROLES: Mapping[Fields, tuple[Role, ...]] = {
+    "user": ("user",),
+    "assistant": ("assistant",),
+    "conversation": ("user", "assistant", "tool"),
+}
+"""The turns that are compared: those of the user, of the assistant, or all but system."""
 
 CJK = (
     "\u3040-\u30ff"  # kana
@@ -47,9 +53,8 @@ def ngrams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
 
 
 def compared_turns(messages: Sequence[Message], fields: Fields) -> list[str]:
-    """The turns of a conversation that are compared: those of the user, of the assistant, or all but system."""
-    roles = {"user": ("user",), "assistant": ("assistant",), "conversation": ("user", "assistant", "tool")}[fields]
-    return [message.content for message in messages if message.role in roles]
+    """The turns of a conversation that are compared, in order."""
+    return [message.content for message in messages if message.role in COMPARED_ROLES[fields]]
 
 
 def compared_text(messages: Sequence[Message], fields: Fields) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from posttrain.data.decontaminate.benchmarks import Benchmark
-from posttrain.data.decontaminate.proposals import EmbeddingTier
-from posttrain.data.decontaminate.step import DecontaminateStep
+from posttrain.data.decontaminate.config import Benchmark, DecontaminateStep, EmbeddingTier
 
 __all__ = ["Benchmark", "DecontaminateStep", "EmbeddingTier"]

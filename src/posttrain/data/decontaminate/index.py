@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain.data.decontaminate.sieve import Sieve, sieve
 from posttrain.data.text import tokens
 
 _CHUNK = 1 << 22
@@ -53,6 +54,8 @@ class Index:
     """One for every length of n-gram in use: n, and the lengths of shorter texts."""
     n: int
     """Tokens of an n-gram (8 in Tulu 3)."""
+    sieve: Sieve
+    """What tells quickly that a turn shares no n-gram."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,18 @@ class Cover:
     """Matched tokens of the text."""
 
 
-def build(texts: Sequence[Sequence[str]], n: int) -> Index:
-    """The index of evaluation texts (the tokens of a turn of a prompt each) by their n-grams."""
+def build(texts: Sequence[str], n: int) -> Index:
+    """The index of evaluation texts (a turn of a prompt each) by their n-grams."""
     vocabulary: dict[str, int] = {}
-    numbered = [[vocabulary.setdefault(token, len(vocabulary) + 1) for token in text] for text in texts]
-    lengths = sorted({min(len(ids), n) for ids in numbered} - {0})
+    numbered = [[vocabulary.setdefault(token, len(vocabulary) + 1) for token in tokens(text)] for text in texts]
+    sizes = [min(len(ids), n) for ids in numbered]
+    lengths = sorted({*sizes} - {0})
     return Index(
         vocabulary=vocabulary,
         length_X=np.array([len(ids) for ids in numbered], np.int32),
         postings=tuple(_postings(numbered, size, longer=size == n) for size in lengths),
         n=n,
+        sieve=sieve({k: [text for text, size in zip(texts, sizes, strict=True) if size == k] for k in lengths}),
     )
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from posttrain.data.decontaminate.benchmarks import Prompt
+from posttrain.data.decontaminate.config import ShortPrompts
 from posttrain.data.decontaminate.index import Index, Postings, Turns, build, covers, encode, windows
-from posttrain.data.rows import conversations
-from posttrain.data.text import CJK, Fields, compared_turns, tokens
-
-ShortPrompts = Literal["anywhere", "alone"]
+from posttrain.data.decontaminate.sieve import passing
+from posttrain.data.text import CJK, COMPARED_ROLES, Fields, tokens
 
 ALONE_BELOW = 4
 """A short prompt of fewer words must stand alone; two CJK characters count as one word."""
@@ -42,6 +40,8 @@ class Matcher:
     def __call__(self, block: pl.DataFrame) -> pl.DataFrame:
         """All [HITS] of a block over the limit, and the highest of each row, of rows by their place in the block."""
         turns = turns_of(block, self.fields)
+        near = passing(self.index.sieve, [turn for _, turn in turns])
+        turns = [turns[number] for number in near.tolist()]
         encoded = encode(self.index, turns)
         found = [self._hits(postings, encoded, turns) for postings in self.index.postings]
         hits = pl.concat([pl.DataFrame(schema=HITS), *found]).sort("row", "text")
@@ -76,20 +76,20 @@ def matcher(
 ) -> tuple[Matcher, list[tuple[int, int]]]:
     """The matcher of all turns of all prompts, and for each of its texts (number of the prompt, number of the turn)."""
     owners = [(number, turn) for number, prompt in enumerate(prompts) for turn in range(len(prompt.turns))]
-    found = [tuple(tokens(prompts[number].turns[turn])) for number, turn in owners]
+    texts = [prompts[number].turns[turn] for number, turn in owners]
+    found = [tuple(tokens(text)) for text in texts]
     bound = {
         text: its
         for text, its in enumerate(found)
         if len(its) < n and (short_prompts == "alone" or words(its) < ALONE_BELOW)
     }
-    return Matcher(build(found, n), fields, limit, bound), owners
+    return Matcher(build(texts, n), fields, limit, bound), owners
 
 
 def turns_of(block: pl.DataFrame, fields: Fields) -> list[tuple[int, str]]:
     """(row by its place in the block, text) of every turn that is compared."""
-    return [
-        (row, turn) for row, messages in enumerate(conversations(block)) for turn in compared_turns(messages, fields)
-    ]
+    turns = block.select("messages").with_row_index("row").explode("messages").unnest("messages")
+    return turns.filter(pl.col("role").is_in(COMPARED_ROLES[fields])).select("row", "content").rows()
 
 
 def words(found: Sequence[str]) -> float:

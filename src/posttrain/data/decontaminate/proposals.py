@@ -9,30 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated
 
 import numpy as np
 import polars as pl
-from annotated_types import Gt, Le
 
+from posttrain.data.decontaminate.config import EmbeddingTier
 from posttrain.data.decontaminate.matching import HITS, turns_of
 from posttrain.data.encoders import ENCODERS, Encoder, Vectors
 from posttrain.data.text import Fields
 
 _NOISE = 1e-4
 """More than the texts that are encoded together can change of a cosine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingTier:
-    """Propose rows that say what an evaluation prompt says in other words or another language."""
-
-    encoder: str = "use-multilingual"
-    """The sentence encoder (extra ``embed``)."""
-    threshold: Annotated[float, Gt(0), Le(1)] | None = None
-    """Cosine from which a turn is proposed; default: the one calibrated for the encoder."""
-    drop: bool = False
-    """Whether proposed rows are dropped; without it they are only listed."""
 
 
 @dataclass(frozen=True)

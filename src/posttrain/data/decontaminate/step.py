@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import polars as pl
-from annotated_types import Ge, Lt, MinLen
 
-from posttrain.data.decontaminate.benchmarks import Benchmark, Prompt, content_digests, load, size_note, wordless
-from posttrain.data.decontaminate.matching import HITS, ShortPrompts, matcher
-from posttrain.data.decontaminate.proposals import EmbeddingTier, proposer, threshold_of
+from posttrain.data.decontaminate.benchmarks import Prompt, content_digests, load, size_note, wordless
+from posttrain.data.decontaminate.config import DecontaminateStep
+from posttrain.data.decontaminate.matching import HITS, matcher
+from posttrain.data.decontaminate.proposals import proposer, threshold_of
 from posttrain.data.decontaminate.tables import (
     MATCHES,
     PROPOSALS,
@@ -26,76 +25,54 @@ from posttrain.data.decontaminate.tables import (
 from posttrain.data.parallel import map_blocks
 from posttrain.data.sources import Resolve
 from posttrain.data.steps import REJECTS, Decisions, StepRun, count_rows
-from posttrain.data.text import Fields, tokens
+from posttrain.data.text import tokens
 from posttrain.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecontaminateStep:
-    """Find the rows that hold evaluation prompts (the rule of Tulu 3) and drop them."""
+def decide(step: DecontaminateStep, rows: Path, run: StepRun) -> Decisions:
+    """What :meth:`DecontaminateStep.decide` says."""
+    _check(step)
+    prompts = [prompt for benchmark in step.benchmarks for prompt in load(benchmark, run.resolve)]
+    find, owners = matcher(
+        prompts, n=step.ngram, limit=step.limit, fields=step.fields, short_prompts=step.short_prompts
+    )
+    texts = text_table(prompts, owners, step.ngram)
+    table = pl.read_parquet(rows, columns=["id", "source"]).with_row_index("row")
 
-    kind: Literal["decontaminate"]
-    benchmarks: Annotated[tuple[Benchmark, ...], MinLen(1)]
-    """The evaluation prompts to look for."""
-    action: Literal["drop_rows", "drop_sources", "report"] = "drop_rows"
-    """drop_rows: matching rows go. drop_sources: with them all rows of a contaminated source. report: nothing goes."""
-    fields: Fields = "user"
-    """Turns of the training rows that are compared."""
-    ngram: Annotated[int, Ge(2)] = 8
-    """Tokens of an n-gram."""
-    limit: Annotated[float, Ge(0), Lt(1)] = 0.5
-    """A row overlaps a prompt where more than this share of the prompt's tokens stands in it."""
-    source_limit: Annotated[float, Ge(0), Lt(1)] = 0.02
-    """A source is contaminated where its rows overlap more than this share of a benchmark's prompts."""
-    short_prompts: ShortPrompts = "anywhere"
-    """Where a prompt of fewer tokens than an n-gram must stand: anywhere in a turn, or alone (a turn, line, sentence)."""
-    embedding: EmbeddingTier | None = None
-    """Also propose rows that hold a prompt in other words or another language; default: no."""
+    hits = _over_rows(find, rows, run, "decontaminate")
+    matches = found_prompts(hits.filter(pl.col("overlap") > step.limit), texts, table, step.limit)
+    nearest = found_prompts(hits.filter(pl.col("overlap") <= step.limit), texts, table, step.limit)
+    verdicts = [verdict_table("overlap", hits, len(table), pl.col("value") <= step.limit, f"<= {step.limit:g}")]
+    tables = {"matches": matches.select(list(MATCHES)), "nearest": nearest.select(list(MATCHES))}
 
-    def decide(self, rows: Path, seed: int, run: StepRun) -> Decisions:
-        """Which rows overlap which prompts. Raises ConfigError and DataError where a benchmark can't be read."""
-        _check(self)
-        prompts = [prompt for benchmark in self.benchmarks for prompt in load(benchmark, run.resolve)]
-        find, owners = matcher(
-            prompts, n=self.ngram, limit=self.limit, fields=self.fields, short_prompts=self.short_prompts
-        )
-        texts = text_table(prompts, owners, self.ngram)
-        table = pl.read_parquet(rows, columns=["id", "source"]).with_row_index("row")
+    proposals = matches.clear()
+    if step.embedding is not None:
+        threshold = threshold_of(step.embedding)
+        propose = proposer(step.embedding, step.fields, [prompts[x].turns[turn] for x, turn in owners])
+        cosines = _over_rows(propose, rows, run, "decontaminate by meaning")
+        near = found_prompts(cosines.filter(pl.col("overlap") >= threshold), texts, table, threshold)
+        proposals = near.join(matches, on="row", how="anti", maintain_order="left")
+        named = proposals.with_columns(found_by=pl.lit(step.embedding.encoder)).rename({"overlap": "cosine"})
+        tables["proposals"] = named.select(list(PROPOSALS))
+        if step.embedding.drop:
+            passed = pl.col("value") < threshold
+            verdicts.append(verdict_table("cosine", cosines, len(table), passed, f"< {threshold:g}"))
 
-        hits = _over_rows(find, rows, run, "decontaminate")
-        matches = found_prompts(hits.filter(pl.col("overlap") > self.limit), texts, table, self.limit)
-        nearest = found_prompts(hits.filter(pl.col("overlap") <= self.limit), texts, table, self.limit)
-        verdicts = [verdict_table("overlap", hits, len(table), pl.col("value") <= self.limit, f"<= {self.limit:g}")]
-        tables = {"matches": matches.select(list(MATCHES)), "nearest": nearest.select(list(MATCHES))}
-
-        proposals = matches.clear()
-        if self.embedding is not None:
-            threshold = threshold_of(self.embedding)
-            propose = proposer(self.embedding, self.fields, [prompts[x].turns[turn] for x, turn in owners])
-            cosines = _over_rows(propose, rows, run, "decontaminate by meaning")
-            near = found_prompts(cosines.filter(pl.col("overlap") >= threshold), texts, table, threshold)
-            proposals = near.join(matches, on="row", how="anti", maintain_order="left")
-            named = proposals.with_columns(found_by=pl.lit(self.embedding.encoder)).rename({"overlap": "cosine"})
-            tables["proposals"] = named.select(list(PROPOSALS))
-            if self.embedding.drop:
-                passed = pl.col("value") < threshold
-                verdicts.append(verdict_table("cosine", cosines, len(table), passed, f"< {threshold:g}"))
-
-        benchmarks = benchmark_table(matches, prompts, table, self.source_limit)
-        rejects = _rejects(self, matches, proposals, benchmarks, table)
-        tables["benchmarks"] = with_removed(benchmarks, matches, rejects)
-        return Decisions(
-            rejects=rejects,
-            verdicts=pl.concat(verdicts),
-            tables=tables,
-            facts={
-                **_settings(self, proposals),
-                "matching_rows": matches["row"].n_unique(),
-                "removed_rows": len(rejects),
-                "benchmarks": _benchmark_facts(self, prompts, matches, run.resolve),
-            },
-            notes=_notes(matches, proposals, rejects),
-        )
+    benchmarks = benchmark_table(matches, prompts, table, step.source_limit)
+    rejects = _rejects(step, matches, proposals, benchmarks, table)
+    tables["benchmarks"] = with_removed(benchmarks, matches, rejects)
+    return Decisions(
+        rejects=rejects,
+        verdicts=pl.concat(verdicts),
+        tables=tables,
+        facts={
+            **_settings(step, proposals),
+            "matching_rows": matches["row"].n_unique(),
+            "removed_rows": len(rejects),
+            "benchmarks": _benchmark_facts(step, prompts, matches, run.resolve),
+        },
+        notes=_notes(matches, proposals, rejects),
+    )
 
 
 def _check(step: DecontaminateStep) -> None:
