@@ -135,7 +135,11 @@ def profile(
         "sources": _parts(table, "source"),
         "splits": _parts(table, "split") if table["split"].null_count() < len(table) else [],
         "funnel": funnel(chain, steps) if chain is not None else [],
-        "removed": [*(_unread(chain) if chain is not None else []), *(e for step in steps for e in _removed(*step))],
+        "removed": [
+            *(_unread(chain) if chain is not None else []),
+            *(entry for step in steps for entry in _removed(*step)),
+            *(_removed("mix", chain / "mix") if chain is not None else []),
+        ],
         "clusters": _last(_clusters(folder) for _, folder in steps),
         "contamination": _last(_contamination(folder) for _, folder in steps),
     }
