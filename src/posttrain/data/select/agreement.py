@@ -1,8 +1,13 @@
-"""How far signals agree about which rows are more and which are less: rank correlation, pair by pair."""
+"""How far signals agree about which rows are more and which are less, pair by pair.
+
+``spearman`` is the rank correlation; ``middle_shared`` is the share of the rows in the middle half by one signal that are
+in the middle half by the other (0.5 by chance): whether a band of difficulty means the same by both.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,28 +27,31 @@ def spearman(first: pl.Series, second: pl.Series) -> float | None:
     return float(np.clip(np.dot(centred[0], centred[1]) / (norms[0] * norms[1]), -1.0, 1.0))
 
 
-def agreement(table: pl.DataFrame, signals: list[str]) -> list[dict[str, Any]]:
-    """For every two signals: rank correlation and number of rows that have both, over all rows and source by source.
+def middle_shared(first: pl.Series, second: pl.Series) -> float | None:
+    """The share of the middle half (quartiles included) of one column that is in the middle half of the other.
 
-    ``table``: column ``source`` and one column for each signal.
+    The larger of the two halves counts, so the order of the columns plays no part. None where nothing lies there.
+    """
+    quartiles = [np.quantile(column, [0.25, 0.75]) if len(column) else (0.0, 0.0) for column in (first, second)]
+    middles = [column.is_between(*ends) for column, ends in zip((first, second), quartiles, strict=True)]
+    larger = max(int(middle.sum()) for middle in middles)
+    return int((middles[0] & middles[1]).sum()) / larger if larger else None
+
+
+def agreement(table: pl.DataFrame, signals: Sequence[str]) -> list[dict[str, Any]]:
+    """For every two signals and the rows that have both, over all rows (``source`` null) and source by source.
+
+    ``table``: column ``source`` and one column for each signal. Each entry has ``source``, ``a``, ``b``, ``rows``,
+    ``spearman``, ``middle_shared``.
     """
     groups: list[tuple[str | None, pl.DataFrame]] = [(None, table)]
-    if table["source"].n_unique() > 1:
-        groups += [
-            (str(part["source"][0]), part)
-            for part in table.sort("source", maintain_order=True).partition_by("source", maintain_order=True)
-        ]
-    found = []
+    parts = table.sort("source", maintain_order=True).partition_by("source", maintain_order=True)
+    if len(parts) > 1:
+        groups += [(str(part["source"][0]), part) for part in parts]
+    found: list[dict[str, Any]] = []
     for source, part in groups:
-        for first, second in itertools.combinations(signals, 2):
-            both = part.select(first, second).drop_nulls()
-            found.append(
-                {
-                    "source": source,
-                    "a": first,
-                    "b": second,
-                    "rows": len(both),
-                    "spearman": spearman(both[first], both[second]),
-                }
-            )
+        for a, b in itertools.combinations(signals, 2):
+            both = part.select(a, b).drop_nulls()
+            measured = {"spearman": spearman(both[a], both[b]), "middle_shared": middle_shared(both[a], both[b])}
+            found.append({"source": source, "a": a, "b": b, "rows": len(both), **measured})
     return found

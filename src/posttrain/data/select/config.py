@@ -108,13 +108,11 @@ class Medium:
 
     method: Literal["medium"]
     signal: str = "loss"
-    """A score the rows carry (``loss``, ``ifd``, a judge's), ``length``, or ``meta.KEY``: numbers, or ``labels``."""
+    """A score the rows carry (``loss``, ``ifd``, a judge's), ``length``, or ``meta.KEY``: numbers, or ``labels`` of the step."""
     low: Share = 0.25
     """Lower end of the band, as a share of the source's rows."""
     high: Share = 0.75
     """Upper end of the band."""
-    labels: Annotated[tuple[str, ...], MinLen(1)] = LABELS
-    """Texts under ``meta.KEY``, from easy to hard; they count 1, 2, 3 and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +155,6 @@ class Diversity:
     """What too near means."""
     budget: Annotated[float, Gt(0)] | None = None
     """Most rows kept: a share of all rows below 1, otherwise a number; null: all that are apart."""
-    labels: Annotated[tuple[str, ...], MinLen(1)] = LABELS
-    """Texts under ``meta.KEY``, from low to high."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +188,6 @@ class FewButGood:
     """What too near means."""
     budget: Annotated[float, Gt(0)] = 1000
     """Most rows kept: a share of all rows below 1, otherwise a number. LIMA has 1,000."""
-    labels: Annotated[tuple[str, ...], MinLen(1)] = LABELS
-    """Texts under ``meta.KEY``, from low to high."""
 
 
 Rule = Annotated[Medium | Ifd | Grape | Diversity | Deita | FewButGood, Discriminator("method")]
@@ -208,6 +202,8 @@ class SelectStep:
     """How to choose."""
     scored_by: str | None = None
     """Which scores to read where several models gave them: the beginning of their ``by``, for example the model's name."""
+    labels: Annotated[tuple[str, ...], MinLen(1)] = LABELS
+    """Texts under a ``meta.KEY``, from low to high (easy to hard, bad to good); they count 1, 2, 3 and so on."""
     unscored: Literal["drop", "keep"] = "drop"
     """What happens to rows without the signal the rule needs. Where no row has it, that is an error."""
     compare: tuple[str, ...] = ("loss", "ifd", "length")

@@ -125,7 +125,8 @@ def _grown(taken: Vectors, used: int, more: Vectors) -> Vectors:
     """An array whose first rows are ``taken[:used]`` and ``more``; its size doubles when it is full."""
     if used + len(more) > len(taken):
         larger = np.zeros((max(1024, 2 * (used + len(more))), more.shape[1]), np.float32)
-        larger[:used] = taken[:used]
+        if used:
+            larger[:used] = taken[:used]
         taken = larger
     taken[used : used + len(more)] = more
     return taken

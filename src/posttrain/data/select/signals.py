@@ -60,12 +60,14 @@ def row_signal(name: str, rows: Path, labels: Sequence[str], scored_by: str | No
     return _for_every_row(values, rows).rename(name)
 
 
-def turn_products(first: str, second: str, rows: Path, scored_by: str | None, run: StepRun) -> pl.Series:
+def turn_products(
+    first: str, second: str, rows: Path, labels: Sequence[str], scored_by: str | None, run: StepRun
+) -> pl.Series:
     """The sum over the turns of one signal times another, for every row.
 
     Null where one of them is missing, or they are not about the same turns. Raises DataError where that is so everywhere.
     """
-    left, right = (signal_values(name, rows, (), scored_by, run, turns=True) for name in (first, second))
+    left, right = (signal_values(name, rows, labels, scored_by, run, turns=True) for name in (first, second))
     for name, found in ((first, left), (second, right)):
         if not len(found) and count_rows(rows):
             raise missing(name, rows)

@@ -27,7 +27,6 @@ from posttrain.data.parallel import map_blocks
 from posttrain.data.rows import conversations
 from posttrain.data.select.agreement import agreement
 from posttrain.data.select.config import (
-    LABELS,
     Deita,
     Distance,
     Diversity,
@@ -50,6 +49,9 @@ from posttrain.errors import ConfigError
 
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 NO_SCORE = "no_score"
+RESERVED = {"row", "id", "source", "place", "kept", "low", "high", "rank", "best", "winner", "candidates"}
+RESERVED |= {"value", "order", "near", "taken", "looked_at", "instruction"}
+"""Names of columns in here that no signal may have."""
 _ENCODED_ROWS = 256
 """Texts embedded at once."""
 
@@ -63,12 +65,18 @@ class Context:
     seed: int
     run: StepRun
 
-    def signal(self, name: str, labels: Sequence[str] = LABELS) -> pl.Series:
+    def signal(self, name: str) -> pl.Series:
         """A signal for every row, in the order of the file. Raises DataError where no row has it."""
-        values = row_signal(name, self.rows, labels, self.step.scored_by, self.run)
+        values = self.read(name)
         if len(values) and values.null_count() == len(values):
             raise missing_signal(name, self.rows)
         return values
+
+    def read(self, name: str) -> pl.Series:
+        """A signal for every row, in the order of the file; null where a row has none."""
+        if name in RESERVED:
+            raise ConfigError(f"a signal can't be called {name!r}", where="select", fix="give the score another name")
+        return row_signal(name, self.rows, self.step.labels, self.step.scored_by, self.run)
 
 
 @dataclass
@@ -204,9 +212,9 @@ def _compared(table: pl.DataFrame, used: Sequence[str], context: Context) -> tup
     """The table with the signals whose agreement is asked for, as far as any row has them, and the names of all."""
     names = list(used)
     for name in context.step.compare:
-        if name in names:
+        if name in names or (name == "loss" and "mean_logp" in names):  # the same number with the other sign
             continue
-        values = row_signal(name, context.rows, LABELS, context.step.scored_by, context.run)
+        values = context.read(name)
         if values.null_count() < len(values):
             table = table.with_columns(values.gather(table["row"]).alias(name))
             names.append(name)
@@ -237,7 +245,7 @@ def _medium(rule: Medium, context: Context) -> Outcome:
             fix="for example low: 0.25, high: 0.75",
         )
     name, value = rule.signal, pl.col(rule.signal)
-    table = _table(context, [context.signal(name, rule.labels)])
+    table = _table(context, [context.signal(name)])
     outcome = Outcome(table, [name])
     scored = _scored(table, name, context, outcome).with_columns(
         low=value.quantile(rule.low, "linear").over("source"), high=value.quantile(rule.high, "linear").over("source")
@@ -368,7 +376,7 @@ def _diversity(rule: Diversity, context: Context) -> Outcome:
         table = _table(context, [])
         outcome, ordered = Outcome(table, []), table
     else:
-        table = _table(context, [context.signal(rule.order_by, rule.labels)])
+        table = _table(context, [context.signal(rule.order_by)])
         outcome = Outcome(table, [rule.order_by])
         scored = _scored(table, rule.order_by, context, outcome)
         ordered = _ordered(scored, rule.order_by, rule.prefer == "high", rule.within_source)
@@ -378,7 +386,9 @@ def _diversity(rule: Diversity, context: Context) -> Outcome:
 
 
 def _deita(rule: Deita, context: Context) -> Outcome:
-    product = turn_products(rule.complexity, rule.quality, context.rows, context.step.scored_by, context.run)
+    product = turn_products(
+        rule.complexity, rule.quality, context.rows, context.step.labels, context.step.scored_by, context.run
+    )
     table = _table(context, [product])
     outcome = Outcome(table, [PRODUCT])
     ordered = _ordered(_scored(table, PRODUCT, context, outcome), PRODUCT, True, False)
@@ -387,7 +397,7 @@ def _deita(rule: Deita, context: Context) -> Outcome:
 
 
 def _few_but_good(rule: FewButGood, context: Context) -> Outcome:
-    table = _table(context, [context.signal(rule.order_by, rule.labels)])
+    table = _table(context, [context.signal(rule.order_by)])
     outcome = Outcome(table, [rule.order_by])
     passing = _passing(rule.gates, table, context, outcome)
     ordered = _ordered(_scored(passing, rule.order_by, context, outcome), rule.order_by, True, rule.within_source)
