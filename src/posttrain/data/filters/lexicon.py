@@ -1,145 +1,113 @@
-"""Words and phrases that speak of serious harm, by subject. Kept moderate: what has a usual harmless meaning is left out.
+"""Words and phrases that ask for or describe serious harm, by subject. Kept moderate: requests, slurs, what has no other use.
 
-Matched on text after NFKC and casefold. English entries match whole words, white space in them matches any; Chinese has
-no spaces, so its entries are long enough not to arise across the border of two words.
+Matched as whole words on text after NFKC and casefold, white space as one space. Chinese has no spaces, so its entries
+must not arise across the border of two words: a common word for oral sex stands inside "crossing" + "traffic", and is left out.
+Speaking about a subject (news, prevention, history, fiction) is no harm, so acts are listed as requests: every way of
+asking with every act.
 """
 
 from __future__ import annotations
 
-LEXICON: dict[str, tuple[str, ...]] = {
+_ASK = ("how to", "how do i", "how can i", "how do you", "ways to", "steps to", "instructions to", "teach me to")
+_ASK_ZH = ("如何", "怎么", "怎样", "教我", "教你", "告诉我")
+
+_ACTS: dict[str, tuple[str, ...]] = {
     "weapons": (
-        "how to make a bomb",
-        "how to build a bomb",
+        "make a bomb",
+        "make bombs",
+        "build a bomb",
+        "build bombs",
         "make a pipe bomb",
         "build a pipe bomb",
-        "homemade explosive",
-        "homemade explosives",
-        "improvised explosive device",
+        "make explosives",
         "make a molotov cocktail",
-        "synthesize sarin",
         "make nerve gas",
+        "make sarin",
         "make ricin",
+    ),
+    "drugs": ("cook meth", "make meth", "make crystal meth", "make methamphetamine", "make heroin", "sell drugs"),
+    "violence": (
+        "kill someone",
+        "murder someone",
+        "kill my wife",
+        "kill my husband",
+        "poison someone",
+        "kidnap someone",
+        "dispose of a body",
+        "hide a dead body",
+        "plan a terrorist attack",
+        "commit a mass shooting",
+    ),
+    "self_harm": ("kill myself", "commit suicide", "hang myself", "cut myself"),
+    "crime": (
+        "steal a car",
+        "rob a bank",
+        "steal credit card numbers",
+        "steal someone's identity",
+        "make counterfeit money",
+        "launder money",
+        "write ransomware",
+        "create ransomware",
+        "hack someone's account",
+        "hack into someone's account",
+        "stalk someone",
+        "blackmail someone",
+    ),
+}
+_ACTS_ZH: dict[str, tuple[str, ...]] = {
+    "weapons": (
         "制作炸弹",
         "制造炸弹",
         "自制炸弹",
-        "自制炸药",
+        "做炸弹",
         "制造炸药",
+        "制作炸药",
         "制作燃烧瓶",
         "制造枪支",
-        "自制枪支",
-        "制造沙林",
         "制造毒气",
     ),
-    "drugs": (
-        "cook meth",
-        "make meth",
-        "synthesize methamphetamine",
-        "make crystal meth",
-        "制造冰毒",
-        "制作冰毒",
-        "合成冰毒",
-        "制造毒品",
-        "制作毒品",
-        "贩卖毒品的方法",
-        "如何贩毒",
-    ),
-    "violence": (
-        "how to kill someone",
-        "how to murder",
-        "how to poison someone",
-        "get away with murder",
-        "dispose of a dead body",
-        "plan a mass shooting",
-        "carry out a terrorist attack",
-        "如何杀人",
-        "怎么杀人",
-        "怎样杀人",
-        "杀人的方法",
-        "如何毒死",
-        "怎么毒死",
-        "如何分尸",
-        "策划恐怖袭击",
-        "实施恐怖袭击",
-    ),
-    "self_harm": (
-        "how to kill myself",
-        "how to commit suicide",
-        "best way to commit suicide",
-        "painless suicide",
-        "ways to kill yourself",
-        "how to hang myself",
-        "自杀的方法",
-        "如何自杀",
-        "怎么自杀",
-        "怎样自杀",
-        "无痛自杀",
-        "自残的方法",
-    ),
-    "minors": (
-        "child porn",
-        "child pornography",
-        "child sexual abuse material",
-        "underage porn",
-        "sex with a minor",
-        "sex with minors",
-        "sex with a child",
-        "儿童色情",
-        "未成年色情",
-        "幼女色情",
-        "恋童癖资源",
-    ),
-    "sexual": (
-        "blowjob",
-        "cumshot",
-        "gangbang",
-        "creampie porn",
-        "hardcore porn",
-        "anal sex",
-        "rape her",
-        "rape him",
-        "口交",
-        "肛交",
-        "轮奸",
-        "强奸她",
-        "成人视频下载",
-    ),
-    "hate": (
-        "nigger",
-        "niggers",
-        "faggot",
-        "faggots",
-        "kike",
-        "kikes",
-        "gas the jews",
-        "heil hitler",
-        "white power",
-        "黑鬼",
-        "尼哥",
-        "支那猪",
-        "死基佬",
-    ),
+    "drugs": ("制造冰毒", "制作冰毒", "合成冰毒", "制造毒品", "制作毒品", "贩卖毒品"),
+    "violence": ("杀人", "毒死", "谋杀", "绑架", "分尸", "处理尸体", "策划恐怖袭击", "实施恐怖袭击"),
+    "self_harm": ("自杀", "割腕"),
     "crime": (
-        "steal credit card numbers",
-        "stolen credit card numbers",
-        "credit card fraud tutorial",
-        "make counterfeit money",
-        "print counterfeit money",
-        "write ransomware",
-        "create ransomware",
-        "hack into someone's account",
-        "hack someone's account",
-        "build a botnet",
         "盗取信用卡",
         "盗刷信用卡",
         "制造假币",
         "制作假币",
-        "制作假钞",
+        "印假钞",
         "编写勒索软件",
         "盗取他人账号",
-        "如何洗钱",
-        "怎么洗钱",
-        "如何诈骗",
-        "怎么诈骗",
+        "盗号",
+        "抢银行",
+        "骗保",
     ),
 }
+_TERMS: dict[str, tuple[str, ...]] = {
+    "weapons": ("improvised explosive device instructions", "homemade explosives recipe"),
+    "minors": (
+        "child porn",
+        "child pornography download",
+        "underage porn",
+        "sex with a minor",
+        "sex with minors",
+        "sex with a child",
+        "儿童色情下载",
+        "幼女色情",
+        "恋童癖资源",
+    ),
+    "sexual": ("blowjob", "cumshot", "gangbang", "hardcore porn", "肛交", "轮奸她", "强奸她", "成人视频下载"),
+    "hate": ("nigger", "niggers", "faggot", "faggots", "kike", "kikes", "gas the jews", "支那猪", "死基佬"),
+}
+
+
+def _requests() -> dict[str, list[str]]:
+    """Every way of asking with every act."""
+    found = {subject: list(terms) for subject, terms in _TERMS.items()}
+    for asks, acts, between in ((_ASK, _ACTS, " "), (_ASK_ZH, _ACTS_ZH, "")):
+        for subject, of_subject in acts.items():
+            found.setdefault(subject, []).extend(ask + between + act for ask in asks for act in of_subject)
+    return found
+
+
+LEXICON: dict[str, tuple[str, ...]] = {subject: tuple(terms) for subject, terms in _requests().items()}
 """Subject -> entries."""

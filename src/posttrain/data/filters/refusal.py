@@ -36,8 +36,8 @@ _ENGLISH = re.compile(
     rf"""
       (?:^|[.!?\n]\s*|sorry,?\s+(?:but\s+)?|unfortunately,?\s+|however,?\s+)"?
       (?:as\s+{_SELF}|(?:(?:since|because)\s+)?i(?:[’']m|\s+am)\s+(?:(?:just|only|merely|simply)\s+)?{_SELF})[^.!?\n]{{0,100}}?\b{_LACK}\b
-    | ^\W*(?:i[’']m|i\s+am|i\s+apologi[sz]e|(?:my\s+)?apologies|sorry|unfortunately)\b[^.!?\n]{{0,40}}\bi\s*{_CANT}\s+(?:(?:to|of|directly|actually)\s+)?(?:{_VERBS})
-    | ^\W*i\s*{_CANT}\s+(?:to\s+)?(?:assist|help|fulfil+|comply|provide|engage|generate|create|support|participate|condone|promote)\b
+    | ^\W*(?:(?:i[’']m\s+|i\s+am\s+)?(?:(?:very|so|really|truly)\s+)?(?:sorry|afraid)|i\s+apologi[sz]e|(?:my\s+)?apologies|unfortunately)\b[^.!?\n]{{0,40}}\bi\s*{_CANT}\s+(?:(?:to|of|directly|actually)\s+)?(?:{_VERBS})
+    | ^\W*(?:no\W+)?i\s*{_CANT}\s+(?:to\s+)?(?:assist|help|fulfil+|comply|provide|engage|generate|create|support|participate|condone|promote)\b
     """,
     re.I | re.X,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -30,11 +31,12 @@ class Repetition:
     """Fewest tokens for which the share means something."""
 
 
-_RUN = re.compile(r"([!?,;~。！？，；～…])(?:\s?\1)+|\.(?:\s?\.)+")
+_RUN = re.compile(r"([!?,;~.。！？，；～…])\1+")
+_WORD = re.compile(r"[^\W_]")
 
 
 def longest_run(text: str) -> str:
-    """The longest run of one sentence sign, white space between them allowed; empty where none stands twice."""
+    """The longest run of one sentence sign; empty where none stands twice."""
     return max((match[0] for match in _RUN.finditer(text)), key=len, default="")
 
 
@@ -45,7 +47,7 @@ def share_seen_before(parts: Sequence[object]) -> float:
 
 def _measure(row: Conversation, config: Repetition) -> Iterator[Measurement]:
     prose = row.assistant_parts.prose
-    run = "".join(longest_run(prose).split())
+    run = longest_run(prose)
     yield at_most(
         "repetition.punctuation",
         len(run),
@@ -54,18 +56,17 @@ def _measure(row: Conversation, config: Repetition) -> Iterator[Measurement]:
         shown(run, 20),
         "signs in a row",
     )
-    lines = [stripped for line in prose.split("\n") if any(map(str.isalnum, stripped := line.strip()))]
+    lines = [line.strip() for line in prose.split("\n") if _WORD.search(line)]
+    many = len(lines) >= config.min_lines
+    share = share_seen_before(lines) if many else 0.0
+    over = config.max_line_share is not None and share > config.max_line_share
+    often = shown(Counter(lines).most_common(1)[0][0]) if over else ""
     yield at_most(
-        "repetition.lines",
-        share_seen_before(lines) if len(lines) >= config.min_lines else 0.0,
-        config.max_line_share,
-        "repeated_lines",
-        shown(max(lines, key=lines.count)) if len(lines) >= config.min_lines else "",
-        "of the lines stood before",
+        "repetition.lines", share, config.max_line_share, "repeated_lines", often, "of the lines stood before"
     )
     words = row.assistant_tokens
     looping = len(words) >= config.min_tokens and not row.assistant_parts.code_characters
-    grams = list(zip(*(words[start:] for start in range(config.ngram)), strict=False)) if looping else []
+    grams = [*zip(*(words[start:] for start in range(config.ngram)), strict=False)] if looping else []
     yield at_most(
         "repetition.ngrams",
         share_seen_before(grams),

@@ -42,26 +42,44 @@ _CLOSING = re.compile(
     | is\s+there\s+anything\s+else\b[^.!?\n]{0,80}
     | if\s+you\s+(?:have|need)\s+any\s+(?:other|more|further|additional)?\s*(?:questions?|help|assistance)\b[^.!?\n]{0,120}
     | (?:请)?(?:希望|但愿)(?:以上|这些?|我的|本)?[^。！!\n]{0,15}(?:对您|对你|能|可以)[^。！!\n]{0,10}(?:帮助|帮到您|帮到你)[^。！!\n]{0,6}
-    | 如果?(?:您|你)?(?:还)?有(?:任何|其他|其它|什么)[^。！!\n]{0,12}(?:问题|疑问|需要)[^。！!\n]{0,30}
+    | (?:如果|如)(?:您|你)?(?:还)?有(?:任何|其他|其它|什么)[^。！!\n]{0,12}(?:问题|疑问|需要)[^。！!\n]{0,30}
     )[.!?。！]?\s*$""",
     re.I | re.X,
 )
+_CLOSING_HINTS = (
+    "hope",
+    "let me know",
+    "feel free",
+    "anything else",
+    "if you",
+    "希望",
+    "但愿",
+    "如果",
+    "如有",
+    "如您",
+    "如你",
+    "如还有",
+)
+"""Every closing holds one of these."""
 _SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"')\]]|$)|[。！？；…]+|\n+")
 _LONGEST_END = 400
 """A closing stands within so many characters of the end."""
 
 
 def boilerplate(answer: str) -> list[str]:
-    """The stock opening and the stock closings of an answer, in their order."""
+    """The stock opening and the stock closings of an answer, in their order; a closing that is all of it is its content."""
     found = []
     if opening := _OPENING.match(answer):
         found.append(opening[0])
         answer = answer[opening.end() :]
     closings: list[str] = []
+    end = answer[-_LONGEST_END:].lower()
+    if not any(hint in end for hint in _CLOSING_HINTS):
+        return found
     while closing := _CLOSING.search(answer, max(0, len(answer) - _LONGEST_END)):
         closings.insert(0, closing[0])
         answer = answer[: closing.start()]
-    return found + closings
+    return found + closings if found or answer.strip() else []
 
 
 def sentences(prose: str) -> int:
