@@ -99,15 +99,20 @@ def blocks(
         yield begin, frame.slice(begin, size).collect()
 
 
-def apply(name: str, rows: Path, decisions: Decisions, out: Path) -> LedgerStep:
-    """Write the files of a finished step (see the head of this module) and return its line of the ledger."""
+def apply(
+    name: str, rows: Path, decisions: Decisions, out: Path, before_ledger: Callable[[], object] = lambda: None
+) -> LedgerStep:
+    """Write the files of a finished step (see the head of this module) and return its line of the ledger.
+
+    ``before_ledger`` writes what further files the step has.
+    """
     total = count_rows(rows)
     rejects = decisions.rejects.select([pl.col(c).cast(t) for c, t in REJECTS.items()]).sort("row")
     if rejects["row"].n_unique() != len(rejects):
         raise AssertionError(f"step {name!r} dropped a row twice")
-    carried = _carried(rows, name, decisions)
-    kept = carried.join(rejects.lazy(), on="row", how="anti", maintain_order="left")
-    dropped = carried.join(rejects.lazy(), on="row", how="inner", maintain_order="left")
+    carried = _carried(rows, name, decisions, rejects)
+    kept = carried.filter(~pl.col("dropped"))
+    dropped = carried.filter("dropped")
     write_rows(out / "rows.parquet", kept)
     write_rows(
         out / "rejects.parquet",
@@ -121,21 +126,39 @@ def apply(name: str, rows: Path, decisions: Decisions, out: Path) -> LedgerStep:
     ledger = Ledger()
     line = ledger.step(name, rows_in=total)
     line.rows_out, line.dropped, line.notes = total - len(rejects), counts, dict(decisions.notes)
+    before_ledger()
     ledger.write(out / "ledger.json")
     return line
 
 
-def _carried(rows: Path, name: str, decisions: Decisions) -> pl.LazyFrame:
-    """All rows with their place, their new lineage columns, and the verdicts of this step appended to theirs."""
-    frame = pl.scan_parquet(rows, row_index_name="row")
+def _carried(rows: Path, name: str, decisions: Decisions, rejects: pl.DataFrame) -> pl.LazyFrame:
+    """All rows with their place, new lineage columns, the verdicts of this step appended to theirs, and why they go.
+
+    What is known of the rows stands beside them line by line: a join would hold their text.
+    """
+    places = pl.DataFrame({"row": pl.arange(count_rows(rows), dtype=pl.UInt32, eager=True)})
+    why = rejects.with_columns(dropped=pl.lit(True))
+    beside = [
+        places.join(why, on="row", how="left", maintain_order="left").with_columns(pl.col("dropped").fill_null(False))
+    ]
+    frame = pl.scan_parquet(rows)
     if decisions.columns is not None:
-        fresh = decisions.columns.with_row_index("row")
-        frame = frame.drop([c for c in decisions.columns.columns if c in LINEAGE], strict=False)
-        frame = frame.join(fresh.lazy(), on="row", how="left", maintain_order="left")
+        fresh = [column for column in decisions.columns.columns if column in LINEAGE]
+        if len(decisions.columns) != len(places):
+            raise AssertionError(f"step {name!r} gave columns of {len(decisions.columns)} rows for {len(places)}")
+        beside.append(decisions.columns.select(fresh))
+        frame = frame.drop(fresh)
     if len(decisions.verdicts):
-        struct = pl.struct(pl.lit(name).alias("step"), "check", "value", "limit", "passed")
-        grouped = decisions.verdicts.group_by("row", maintain_order=True).agg(struct.alias("fresh"))
-        frame = frame.join(grouped.lazy(), on="row", how="left", maintain_order="left").with_columns(
-            verdicts=pl.concat_list(pl.col("verdicts"), pl.col("fresh").fill_null([]))
+        # Few names and limits stand in many verdicts: as codes they take a third of the memory. They become text again
+        # block by block.
+        code = pl.Categorical()
+        verdict = pl.struct(
+            pl.lit(name, code).alias("step"), pl.col("check").cast(code), "value", pl.col("limit").cast(code), "passed"
         )
-    return frame.select("row", *SCHEMA, *LINEAGE)
+        grouped = decisions.verdicts.group_by("row", maintain_order=True).agg(verdict.alias("fresh"))
+        beside.append(places.join(grouped, on="row", how="left", maintain_order="left").select("fresh"))
+    frame = pl.concat([frame, *(part.lazy() for part in beside)], how="horizontal")
+    if len(decisions.verdicts):
+        verdicts = pl.col("fresh").cast(LINEAGE["verdicts"]).fill_null([])
+        frame = frame.with_columns(verdicts=pl.concat_list("verdicts", verdicts))
+    return frame.select("row", *SCHEMA, *LINEAGE, "dropped", "reason", "detail", "twin")
