@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from posttrain.artifacts import read_json
 from posttrain.config import Document, build
 from posttrain.data.rows import read_rows, rows_frame, write_rows
-from posttrain.data.split import SplitStep, held_out_prompts, ngram_hashes, prompt_key, write_splits
+from posttrain.data.split import SplitStep, held_out_prompts, prompt_key, write_splits
+from posttrain.data.split_rows import ngram_hashes
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.data.text import ngrams, tokens
 from posttrain.errors import DataError
