@@ -8,13 +8,14 @@ docs/data-decontamination.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.errors import ConfigError
-from posttrain.table import Table
+from posttrain.table import Table, did_you_mean
 
 Vectors = NDArray[np.float32]
 
@@ -27,8 +28,8 @@ class Encoder(Protocol):
         """The name in :data:`ENCODERS`."""
 
     @property
-    def threshold(self) -> float:
-        """Cosine from which two texts are taken to say the same."""
+    def threshold(self) -> float | None:
+        """Cosine from which two texts are taken to say the same; None where it was not calibrated."""
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Float32 [N, D], every row of length 1 (of length 0 for a text without content)."""
@@ -69,3 +70,67 @@ def unit_rows(vectors: NDArray[Any]) -> Vectors:
 
 ENCODERS: Table[Callable[[], Encoder]] = Table("encoder", {UseMultilingual.name: UseMultilingual})
 """Encoders by name. Making one loads its weights."""
+
+
+class StaticEncoder:
+    """A folder of static embeddings (model2vec): the mean of the vectors of a text's word pieces, nothing more.
+
+    ``model.safetensors`` with ``embeddings`` [V, D] (and, where there are, ``weights`` [V] and ``mapping`` [V]) and
+    ``tokenizer.json``. Thousands of texts a second; word order plays no part. Its threshold depends on the model: none is known.
+    """
+
+    threshold = None
+
+    def __init__(self, folder: Path) -> None:
+        self.name = str(folder)
+        try:
+            from safetensors import SafetensorError
+            from safetensors.numpy import load_file
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ConfigError("static embeddings need the package tokenizers", fix="pip install tokenizers") from error
+        try:
+            arrays = load_file(folder / "model.safetensors")
+            self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            vectors = arrays["embeddings"].astype(np.float32)
+        except (OSError, KeyError, SafetensorError) as error:
+            raise ConfigError(
+                f"not a folder of static embeddings: {error}",
+                where=str(folder),
+                fix="it needs model.safetensors with an array 'embeddings', and tokenizer.json",
+            ) from error
+        except Exception as error:  # what the tokenizers library raises has no type of its own
+            raise ConfigError(f"can't read its tokenizer: {error}", where=str(folder / "tokenizer.json")) from error
+        if "mapping" in arrays:
+            vectors = vectors[arrays["mapping"]]
+        if "weights" in arrays:
+            vectors *= arrays["weights"].astype(np.float32)[:, None]
+        self._vectors: Vectors = vectors
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._unknown = self._tokenizer.token_to_id("[UNK]")
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Float32 [N, D]."""
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        means = np.zeros((len(texts), self._vectors.shape[1]), np.float32)
+        for number, encoding in enumerate(found):
+            pieces = [piece for piece in encoding.ids if piece != self._unknown]
+            if pieces:
+                means[number] = self._vectors[pieces].mean(axis=0)
+        return unit_rows(means)
+
+
+def make_encoder(name: str) -> Encoder:
+    """The encoder of a name in :data:`ENCODERS`, or of a folder of static embeddings. Loads its weights.
+
+    Raises ConfigError for an unknown name, a missing package, or a folder that holds something else.
+    """
+    if name in ENCODERS:
+        return ENCODERS[name]()
+    if Path(name).expanduser().is_dir():
+        return StaticEncoder(Path(name).expanduser())
+    raise ConfigError(
+        f"unknown encoder {name!r}{did_you_mean(name, ENCODERS)}",
+        fix=f"known: {', '.join(ENCODERS)}, or the folder of a static embedding model",
+    )

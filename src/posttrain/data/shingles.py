@@ -17,6 +17,7 @@ from functools import cache
 from itertools import accumulate
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from posttrain.data.text import normalised
@@ -33,10 +34,18 @@ _SEPARATOR, _CJK, _START, _INSIDE, _MIXED, _NUMERIC = 0, 1, 2, 3, 4, 8
 alone. ``_NUMERIC`` is a flag on top: a digit or Chinese numeral."""
 
 _CODE_POINTS = 0x110000
+_ASSIGNED = 0x20000
+"""Above it there is nothing but ideographs, and what is no part of any token."""
 _TABULATED = ((0x0, 0xD800), (0xE000, 0x10000), (0x1F000, 0x1FB00))
-_IDEOGRAPHS = ((0x20000, 0x2F800), (0x2FA20, 0x40000))
-_CJK_RANGES = ((0x3040, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x1100, 0x1200), (0xAC00, 0xD7B0))
-_CHINESE_NUMERALS = "〇零一二三四五六七八九十百千万亿两兩萬億"
+"""Code points whose folding is looked up; a text with others is normalised by itself."""
+_PLAIN_IDEOGRAPHS = ((0x20000, 0x2F800), (0x2FA20, 0x40000))
+_CJK_RANGES = (
+    *((0x3040, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00)),
+    *((0x20000, 0x40000), (0x1100, 0x1200), (0xAC00, 0xD7B0)),
+)
+"""The same as :data:`posttrain.data.text.CJK`."""
+_LINE_END = 10
+CHINESE_NUMERALS = "〇零一二三四五六七八九十百千万亿两兩萬億"
 
 _BASE = 0x9E3779B97F4A7C15
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
@@ -123,45 +132,44 @@ class _Tables:
 
 @cache
 def _tables() -> _Tables:
-    codes = np.arange(_CODE_POINTS, dtype=np.uint64)
-    own_hashes = mix(codes + np.uint64(1))
-    kinds = np.full(_CODE_POINTS, _MIXED, np.uint8)
-    normal_kinds = np.full(_CODE_POINTS, _MIXED, np.uint8)
-    folded = codes.copy()
+    normal_kinds = _normal_kinds()
+    own_hashes = mix(np.arange(_CODE_POINTS, dtype=np.uint64) + np.uint64(1))
+    folded = np.arange(_CODE_POINTS)
+    alone = np.zeros(_CODE_POINTS, np.bool_)
+    alone[slice(*_PLAIN_IDEOGRAPHS[0])] = alone[slice(*_PLAIN_IDEOGRAPHS[1])] = alone[_LINE_END] = True
+    blank = np.zeros(_CODE_POINTS, np.bool_)
     seconds = _second_characters()
     for first, last in _TABULATED:
-        characters = [chr(code) for code in range(first, last) if code != 10]
+        characters = [chr(code) for code in range(first, last) if code != _LINE_END]
         whole = "\n".join(characters)
         normal = unicodedata.normalize("NFKC", whole).casefold().split("\n")
         parts = unicodedata.normalize("NFKD", whole).split("\n")
         for character, result, decomposed in zip(characters, normal, parts, strict=True):
+            leading = decomposed[0]
+            if leading > "\x7f" and (unicodedata.combining(leading) or leading in seconds):
+                continue  # it joins with what stands before it
             code = ord(character)
-            normal_kinds[code] = _kind(character)
-            if unicodedata.combining(decomposed[0]) or decomposed[0] in seconds:
-                continue  # joins with what stands before it
             if len(result) == 1:
-                kinds[code], folded[code] = _kind(result), ord(result)
-            elif all(_kind(part) == _SEPARATOR for part in result):
-                kinds[code] = _SEPARATOR
-    for first, last in _IDEOGRAPHS:
-        kinds[first:last] = normal_kinds[first:last] = _CJK
-    normal_kinds[0x2F800:0x2FA20] = _CJK
-    kinds[10] = normal_kinds[10] = _SEPARATOR
-    rest = np.flatnonzero(normal_kinds == _MIXED)
-    for code in rest[rest < 0x20000].tolist():
-        normal_kinds[code] = _kind(chr(code))
-    normal_kinds[0x40000:] = _SEPARATOR
+                alone[code], folded[code] = True, ord(result)
+            else:
+                blank[code] = not normal_kinds[[ord(part) for part in result]].any()
+    kinds = np.where(alone, normal_kinds[folded], np.where(blank, _SEPARATOR, _MIXED)).astype(np.uint8)
     return _Tables(kinds, own_hashes[folded], normal_kinds, own_hashes)
 
 
-def _kind(character: str) -> int:
-    numeric = _NUMERIC if character.isdecimal() or character in _CHINESE_NUMERALS else 0
-    code = ord(character)
-    if any(first <= code < last for first, last in (*_CJK_RANGES, *_IDEOGRAPHS, (0x2F800, 0x2FA20))):
-        return _CJK | numeric
-    if character.isalnum():
-        return _START | numeric
-    return _INSIDE if character == "_" or 0x300 <= code < 0x370 else _SEPARATOR
+def _normal_kinds() -> U8:
+    """What every code point is in a text that has been normalised."""
+    codes = np.arange(_CODE_POINTS)
+    low = [chr(code) for code in range(_ASSIGNED)]
+    letters = np.zeros(_CODE_POINTS, np.bool_)
+    letters[:_ASSIGNED] = np.fromiter((character.isalnum() for character in low), np.bool_, _ASSIGNED)
+    kinds = np.where(letters, _START, _SEPARATOR).astype(np.uint8)
+    kinds[(codes == ord("_")) | (codes >= 0x300) & (codes < 0x370)] = _INSIDE
+    for first, last in _CJK_RANGES:
+        kinds[first:last] = _CJK
+    kinds[:_ASSIGNED] |= np.fromiter((_NUMERIC * character.isdecimal() for character in low), np.uint8, _ASSIGNED)
+    kinds[[ord(numeral) for numeral in CHINESE_NUMERALS]] |= _NUMERIC
+    return kinds
 
 
 def _second_characters() -> set[str]:
@@ -205,7 +213,7 @@ def _hash_chunk(texts: Sequence[str]) -> TokenHashes:
     return _merged(mixed_N, unfolded, plain)
 
 
-def _code_points(texts: Sequence[str]) -> tuple[NDArray[np.unsignedinteger], Offsets]:
+def _code_points(texts: Sequence[str]) -> tuple[NDArray[np.uint8 | np.uint32], Offsets]:
     """The code points of all texts, each with a line end behind it, and the place of these line ends."""
     joined = "\n".join(texts) + "\n"
     ends_N = np.fromiter(accumulate(len(text) + 1 for text in texts), np.int64, len(texts)) - 1
@@ -216,7 +224,7 @@ def _code_points(texts: Sequence[str]) -> tuple[NDArray[np.unsignedinteger], Off
 
 def _runs(kinds_C: U8, hashes_C: U64, ends_N: Offsets) -> TokenHashes:
     """The tokens in an array of classified code points. The last code point is a separator."""
-    numeric_C, kinds_C = kinds_C >= _NUMERIC, kinds_C & 7
+    numeric_C, kinds_C = kinds_C >= _NUMERIC, kinds_C & np.uint8(_NUMERIC - 1)
     cjk_C, word_C = kinds_C == _CJK, kinds_C >= _START
     inner_C = word_C[1:] & word_C[:-1]
     first_C = cjk_C | word_C
@@ -297,8 +305,6 @@ def _short(words: TokenHashes, texts: Sequence[str], numbers: NDArray[np.intp], 
 
 def text_hash(text: str) -> int:
     """64-bit hash of a text as it is."""
-    import xxhash
-
     return int(xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")))
 
 

@@ -1,0 +1,142 @@
+"""Near-duplicates by meaning: cosines of sentence vectors, every row against every kept row, in the order of ranks.
+
+No index: matrix products of blocks are exact, and the kept rows are all there is to compare with. Texts are encoded in
+batches by rank, so the vectors do not depend on the order of the file or on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posttrain.data.dedup.greedy import Ranks, Settled
+from posttrain.data.encoders import Encoder, Vectors, make_encoder
+from posttrain.data.engine import map_blocks
+from posttrain.data.select.texts import Texts, compared_texts
+from posttrain.data.steps import StepRun
+from posttrain.data.text import Fields
+from posttrain.errors import ConfigError
+
+_BATCH = 256
+"""Texts encoded together."""
+_KEPT_BLOCK = 8192
+_ROUNDING = 1e-6
+"""Equal texts encoded in different batches have a cosine of 1 but for this."""
+
+
+@cache
+def _encoder(name: str) -> Encoder:
+    """One of each for a process: making it loads its weights."""
+    return make_encoder(name)
+
+
+def default_threshold(name: str) -> float:
+    """The encoder's own threshold. Raises ConfigError where it has none that was calibrated."""
+    threshold = _encoder(name).threshold
+    if threshold is None:
+        raise ConfigError(
+            f"no threshold is known for the encoder {name!r}",
+            where="dedup.threshold",
+            fix="give a cosine: 0.9 is a cautious start; look at the pairs in clusters.parquet",
+        )
+    return threshold
+
+
+def settle_by_cosine(
+    rows: Path,
+    fields: Fields,
+    row_of_rank: NDArray[np.int64],
+    blank_N: NDArray[np.bool_],
+    name: str,
+    threshold: float,
+    tell_apart: Callable[[Ranks, Ranks, NDArray[np.float64]], NDArray[np.float64]],
+    run: StepRun,
+) -> Settled:
+    """Walk the ranks whose text is not blank. ``tell_apart(left, right, cosines)`` gives the cosines that count."""
+    best_N, representative_N = np.zeros(len(blank_N)), np.full(len(blank_N), -1, np.int64)
+    ranks = np.flatnonzero(~blank_N)
+    batches = [ranks[begin : begin + _BATCH] for begin in range(0, len(ranks), _BATCH)]
+    limit = threshold - _ROUNDING
+    kept, compared = _Kept(), 0
+    with compared_texts(rows, fields) as texts:
+        found = map_blocks(partial(_encode, name), _batch_texts(texts, batches, row_of_rank), run)
+        for number, (batch, vectors_B) in enumerate(zip(batches, found, strict=True), 1):
+            best_B, nearest_B = np.zeros(len(batch)), np.full(len(batch), -1, np.int64)
+            for others, vectors in kept.blocks():
+                cosines = _that_count(vectors_B @ vectors.T, batch, others, limit, tell_apart)
+                _improve(best_B, nearest_B, cosines, others)
+                compared += cosines.size
+            within = _that_count(vectors_B @ vectors_B.T, batch, batch, limit, tell_apart)
+            for place in range(len(batch)):
+                if best_B[place] < limit:  # it stays, so the later ones are compared with it
+                    later = slice(place + 1, None)
+                    _improve(
+                        best_B[later], nearest_B[later], within[later, place : place + 1], batch[place : place + 1]
+                    )
+            stays_B = best_B < limit
+            best_N[batch], representative_N[batch] = np.minimum(best_B, 1.0), np.where(stays_B, -1, nearest_B)
+            kept.add(batch[stays_B], vectors_B[stays_B])
+            compared += len(batch) * (len(batch) - 1) // 2
+            run.progress("encoding", min(number * _BATCH, len(ranks)), len(ranks))
+    return Settled(representative_N, best_N, compared)
+
+
+def _encode(name: str, texts: Sequence[str]) -> Vectors:
+    return _encoder(name).encode(texts)
+
+
+def _batch_texts(texts: Texts, batches: list[Ranks], row_of_rank: NDArray[np.int64]) -> Iterator[list[str]]:
+    for batch in batches:
+        yield [texts[row] for row in row_of_rank[batch].tolist()]
+
+
+def _that_count(
+    cosines_BK: NDArray[np.float32],
+    batch: Ranks,
+    others: Ranks,
+    limit: float,
+    tell_apart: Callable[[Ranks, Ranks, NDArray[np.float64]], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """The cosines, with those above the limit as ``tell_apart`` has them (only where the other row comes first)."""
+    cosines = cosines_BK.astype(np.float64)
+    right, left = np.nonzero(cosines >= limit)
+    first = others[left] < batch[right]
+    right, left = right[first], left[first]
+    cosines[right, left] = tell_apart(others[left], batch[right], cosines[right, left])
+    return cosines
+
+
+def _improve(best_B: NDArray[np.float64], nearest_B: Ranks, cosines_BK: NDArray[np.float64], others: Ranks) -> None:
+    """Put larger cosines, and whose they are, in the place of smaller ones."""
+    if not cosines_BK.size:
+        return
+    places = cosines_BK.argmax(axis=1)
+    values = cosines_BK[np.arange(len(places)), places]
+    better = values > best_B
+    best_B[better], nearest_B[better] = values[better], others[places[better]]
+
+
+class _Kept:
+    """The vectors of the rows that stay, in blocks of one size."""
+
+    def __init__(self) -> None:
+        self._full: list[tuple[Ranks, Vectors]] = []
+        self._ranks: list[Ranks] = []
+        self._vectors: list[Vectors] = []
+
+    def add(self, ranks: Ranks, vectors: Vectors) -> None:
+        """Add rows."""
+        self._ranks.append(ranks)
+        self._vectors.append(vectors)
+        if sum(map(len, self._ranks)) >= _KEPT_BLOCK:
+            self._full.append((np.concatenate(self._ranks), np.concatenate(self._vectors)))
+            self._ranks, self._vectors = [], []
+
+    def blocks(self) -> Iterator[tuple[Ranks, Vectors]]:
+        """All of them, the earlier ranks first."""
+        yield from self._full
+        yield from zip(self._ranks, self._vectors, strict=True)

@@ -1,0 +1,90 @@
+"""Who stays: rows are taken in their order, and a row goes where a row that stays is similar to it.
+
+A dropped row never speaks for another: no chain of similar rows removes anything by itself. The result is that of looking at
+the rows one by one; it is found in rounds, in which every row that no undecided row before it could drop is settled at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posttrain.data.dedup.buckets import Buckets
+
+Ranks = NDArray[np.int64]
+Similarity = Callable[[Ranks, Ranks], NDArray[np.float64]]
+"""Similarities of pairs (left_P, right_P) -> float64 [P]."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of N rows, by rank."""
+
+    representative_N: Ranks
+    """Rank of the kept row a dropped one is most similar to; -1 for rows that stay."""
+    similarity_N: NDArray[np.float64]
+    """Largest similarity to a kept row it was compared with; 0 where none was proposed."""
+    pairs: int
+    """Pairs compared."""
+
+    @property
+    def dropped(self) -> NDArray[np.bool_]:
+        """Which rows go."""
+        return self.representative_N >= 0
+
+
+def settle(buckets: Buckets, count: int, threshold: float, similarity: Similarity) -> Settled:
+    """Walk the ranks 0 .. count - 1; pairs are compared only within a bucket, the earlier rank being one that stays."""
+    best_N, representative_N = np.zeros(count), np.full(count, -1, np.int64)
+    decided_N = np.zeros(count, np.bool_)
+    ranks = buckets.ranks
+    bucket = np.repeat(np.arange(len(buckets.offsets) - 1), np.diff(buckets.offsets))
+    compared = 0
+    while len(ranks):
+        starts = np.flatnonzero(np.concatenate([[True], bucket[1:] != bucket[:-1]]))
+        heads = np.repeat(ranks[starts], np.diff(np.append(starts, len(ranks))))
+        waiting_N = np.zeros(count, np.bool_)
+        waiting_N[ranks[ranks != heads]] = True
+        settled = ~waiting_N[heads]  # the head of this bucket is the head of all its buckets: it stays
+        pairs = np.unique(heads[settled] * count + ranks[settled])
+        left, right = pairs // count, pairs % count
+        left, right = left[left != right], right[left != right]
+        values = similarity(left, right)
+        compared += len(values)
+        _note(best_N, representative_N, left, right, values, threshold)
+        decided_N[heads[settled]] = True
+        decided_N[right[values >= threshold]] = True
+        ranks, bucket = _undecided(ranks, bucket, decided_N)
+    return Settled(representative_N, best_N, compared)
+
+
+def _note(
+    best_N: NDArray[np.float64],
+    representative_N: Ranks,
+    left: Ranks,
+    right: Ranks,
+    values: NDArray[np.float64],
+    threshold: float,
+) -> None:
+    """Remember the most similar kept row of each right one (the earlier of equals)."""
+    order = np.lexsort((left, -values, right))
+    order = order[np.concatenate([np.ones(min(1, len(order)), np.bool_), np.diff(right[order]) != 0])]
+    left, right, values = left[order], right[order], values[order]
+    better = values > best_N[right]
+    best_N[right[better]] = values[better]
+    similar = values >= threshold
+    representative_N[right[similar]] = left[similar]
+
+
+def _undecided(ranks: Ranks, bucket: Ranks, decided_N: NDArray[np.bool_]) -> tuple[Ranks, Ranks]:
+    """What is left of the buckets: undecided rows, where at least two share one."""
+    open_ = ~decided_N[ranks]
+    ranks, bucket = ranks[open_], bucket[open_]
+    same = bucket[1:] == bucket[:-1]
+    several = np.zeros(len(ranks), np.bool_)
+    several[1:] |= same
+    several[:-1] |= same
+    return ranks[several], bucket[several]

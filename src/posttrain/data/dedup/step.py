@@ -1,0 +1,438 @@
+"""The dedup step: propose, compare exactly, decide in a total order, and say what was done.
+
+Pass 1 hashes every row to keys (:mod:`minhash`, :mod:`simhash`, :mod:`ngram`); rows that share one are proposed. Pass 2 reads only
+the proposed rows again, for their exact sets of shingles. Memory holds the keys of all rows and the shingles of proposed
+ones, never text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from posttrain.data.dedup import minhash, ngram, simhash
+from posttrain.data.dedup.buckets import Buckets, group
+from posttrain.data.dedup.config import DedupStep
+from posttrain.data.dedup.embedding import default_threshold, settle_by_cosine
+from posttrain.data.dedup.greedy import Ranks, Settled, settle
+from posttrain.data.dedup.jaccard import distinct, jaccards
+from posttrain.data.dedup.order import Order, total_order
+from posttrain.data.dedup.texts import Details, compared_texts, details, joined_details, plain
+from posttrain.data.engine import map_rows
+from posttrain.data.rows import LINEAGE
+from posttrain.data.shingles import U64, Shingles, hash_shingles, hash_tokens, text_hash
+from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun
+from posttrain.data.text import Fields
+from posttrain.errors import ConfigError
+
+TOKENIZER = "NFKC, casefold; CJK characters one by one, other runs of letters and digits whole; no punctuation"
+_READ_BY = {
+    "threshold": ("ngram", "minhash", "simhash", "embedding"),
+    "ngram": ("ngram", "minhash", "simhash"),
+    "num_perm": ("minhash",),
+    "recall": ("minhash",),
+    "distance": ("simhash",),
+    "encoder": ("embedding",),
+}
+_THRESHOLD, _NGRAM, _NUM_PERM, _RECALL, _DISTANCE, _ENCODER = 0.7, 5, 128, 0.99, 6, "use-multilingual"
+_CURVE = tuple(round(0.05 * step, 2) for step in range(1, 21))
+_LARGEST_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a method found, with what is to be told about it."""
+
+    settled: Settled
+    exact_N: NDArray[np.bool_]
+    """By rank: dropped rows whose text equals their representative's."""
+    numbers_N: NDArray[np.float64]
+    """By rank: largest similarity to a kept row from which only numbers tell it apart; 0 where there is none."""
+    threshold: float
+    measure: str
+    facts: dict[str, Any]
+    probability: Callable[[float], float] | None = None
+    """P(similarity) that a pair is proposed; None where every pair is."""
+
+
+def decide(step: DedupStep, rows: Path, seed: int, run: StepRun) -> Decisions:
+    """See :class:`DedupStep`."""
+    _check(step)
+    order = total_order(rows, step.prefer)
+    if step.method == "exact":
+        blank_N, found = _exact(step, rows, order, run)
+    elif step.method == "embedding":
+        blank_N, found = _by_cosine(step, rows, order, run)
+    else:
+        blank_N, found = _by_jaccard(step, rows, order, seed, run)
+    return _decisions(step, rows, order, blank_N, found)
+
+
+def _check(step: DedupStep) -> None:
+    for option, methods in _READ_BY.items():
+        if getattr(step, option) is not None and step.method not in methods:
+            raise ConfigError(
+                f"the method {step.method!r} has no use for {option!r}",
+                where=f"dedup.{option}",
+                fix=f"leave it out, or choose a method that reads it: {', '.join(methods)}",
+            )
+
+
+# ---- exact ---------------------------------------------------------------------------------------------------------
+
+
+def _exact(step: DedupStep, rows: Path, order: Order, run: StepRun) -> tuple[NDArray[np.bool_], _Found]:
+    """Rows of equal text: the first of each group stays."""
+    work = partial(_text_keys, step.fields)
+    keys_R = np.concatenate(
+        [np.empty((0, 2), np.uint64), *(part for _, part in map_rows(work, rows, ["messages"], run, "hashing"))]
+    )
+    blank_N = keys_R[order.row_of_rank, 1] == 0
+    ranks = np.flatnonzero(~blank_N)
+    keys = keys_R[order.row_of_rank[ranks], 0]
+    _, first, group_of = np.unique(keys, return_index=True, return_inverse=True)
+    representative_N = np.full(len(blank_N), -1, np.int64)
+    representative_N[ranks] = ranks[first[group_of]]
+    representative_N[representative_N == np.arange(len(blank_N))] = -1
+    dropped_N = representative_N >= 0
+    settled = Settled(representative_N, dropped_N.astype(np.float64), int(dropped_N.sum()))
+    return blank_N, _Found(settled, dropped_N, np.zeros(len(blank_N)), 1.0, "equal text", {})
+
+
+def _text_keys(fields: Fields, block: pl.DataFrame) -> U64:
+    """Uint64 [N, 2]: hash of the normalised text of every row, and whether there is any."""
+    texts = [plain(text) for text in compared_texts(block, fields)]
+    return np.array([[text_hash(text), bool(text)] for text in texts], np.uint64).reshape(-1, 2)
+
+
+# ---- by Jaccard similarity -----------------------------------------------------------------------------------------
+
+
+def _by_jaccard(step: DedupStep, rows: Path, order: Order, seed: int, run: StepRun) -> tuple[NDArray[np.bool_], _Found]:
+    threshold, n = step.threshold or _THRESHOLD, step.ngram or _NGRAM
+    probability: Callable[[float], float] | None = None
+    if step.method == "minhash":
+        shape = _bands(step, threshold)
+        blank_N, buckets = _propose_by_minhash(step.fields, n, shape, rows, order, seed, run)
+        facts: dict[str, Any] = {
+            "bands": shape.bands,
+            "rows_per_band": shape.rows,
+            "num_perm": shape.bands * shape.rows,
+        }
+        probability = shape.probability
+    elif step.method == "simhash":
+        distance = _DISTANCE if step.distance is None else step.distance
+        blank_N, buckets = _propose_by_simhash(step.fields, n, distance, rows, order, run)
+        facts = {"bits": simhash.BITS, "distance": distance}
+        probability = partial(simhash.probability, distance=distance)
+    else:
+        blank_N, buckets = _propose_by_prefix(step.fields, n, threshold, rows, order, run)
+        facts = {}
+    proposed_R = np.zeros(len(blank_N), np.bool_)
+    proposed_R[order.row_of_rank[buckets.ranks]] = True
+    known = _details(proposed_R, step.fields, n, rows, run)
+    place_R = np.cumsum(proposed_R) - 1
+    compare = _Comparison(place_R[order.row_of_rank], known, step.distinct_numbers, threshold)
+    settled = settle(buckets, len(blank_N), threshold, compare.jaccard)
+    facts = {"ngram": n, **facts, "proposed_rows": int(proposed_R.sum()), "compared_pairs": settled.pairs}
+    found = _Found(settled, compare.exact(settled), compare.numbers_N, threshold, "Jaccard", facts, probability)
+    return blank_N, found
+
+
+def _bands(step: DedupStep, threshold: float) -> minhash.Bands:
+    recall, num_perm = step.recall or _RECALL, step.num_perm or _NUM_PERM
+    shape = minhash.choose_bands(threshold, recall, num_perm)
+    if shape is None:
+        raise ConfigError(
+            f"{num_perm} permutations can't propose {recall:.4g} of the pairs at a similarity of {threshold:g}",
+            where="dedup.num_perm",
+            fix="raise num_perm or threshold, lower recall, or use the method ngram, which misses none",
+        )
+    return shape
+
+
+def _shingled(fields: Fields, n: int, block: pl.DataFrame) -> tuple[NDArray[np.bool_], Shingles]:
+    """(which rows have nothing to compare, the shingles of all)."""
+    texts = compared_texts(block, fields)
+    blank = np.fromiter((not text or text.isspace() for text in texts), np.bool_, len(texts))
+    return blank, hash_shingles(hash_tokens(texts), texts, n)
+
+
+def _minhash_block(
+    fields: Fields, n: int, shape: minhash.Bands, factors: NDArray[np.uint32], block: pl.DataFrame
+) -> tuple[NDArray[np.bool_], U64]:
+    blank, shingles = _shingled(fields, n, block)
+    return blank, minhash.band_keys(shingles, shape, factors)
+
+
+def _propose_by_minhash(
+    fields: Fields, n: int, shape: minhash.Bands, rows: Path, order: Order, seed: int, run: StepRun
+) -> tuple[NDArray[np.bool_], Buckets]:
+    total = len(order.row_of_rank)
+    blank_R, keys_BR = np.empty(total, np.bool_), np.empty((shape.bands, total), np.uint64)
+    work = partial(_minhash_block, fields, n, shape, minhash.multipliers(shape.bands * shape.rows, seed))
+    for begin, (blank, keys) in map_rows(work, rows, ["messages"], run, "hashing"):
+        blank_R[begin : begin + len(blank)], keys_BR[:, begin : begin + len(blank)] = blank, keys
+    compared = np.flatnonzero(~blank_R)
+    ranks = order.rank_of_row[compared]
+    return blank_R[order.row_of_rank], group((keys[compared], ranks) for keys in keys_BR)
+
+
+def _simhash_block(fields: Fields, n: int, block: pl.DataFrame) -> tuple[NDArray[np.bool_], U64]:
+    blank, shingles = _shingled(fields, n, block)
+    return blank, simhash.fingerprints(shingles)
+
+
+def _propose_by_simhash(
+    fields: Fields, n: int, distance: int, rows: Path, order: Order, run: StepRun
+) -> tuple[NDArray[np.bool_], Buckets]:
+    total = len(order.row_of_rank)
+    blank_R, prints_R = np.empty(total, np.bool_), np.empty(total, np.uint64)
+    for begin, (blank, prints) in map_rows(partial(_simhash_block, fields, n), rows, ["messages"], run, "hashing"):
+        blank_R[begin : begin + len(blank)], prints_R[begin : begin + len(blank)] = blank, prints
+    compared = np.flatnonzero(~blank_R)
+    buckets = simhash.propose(prints_R[compared], order.rank_of_row[compared], distance)
+    return blank_R[order.row_of_rank], buckets
+
+
+def _count_block(fields: Fields, n: int, block: pl.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.uint32]]:
+    blank, shingles = _shingled(fields, n, block)
+    return blank, ngram.slot_counts(distinct(shingles))
+
+
+def _prefix_block(
+    fields: Fields, n: int, threshold: float, counts: NDArray[np.uint32], block: pl.DataFrame
+) -> tuple[U64, NDArray[np.int64]]:
+    _, shingles = _shingled(fields, n, block)
+    first = ngram.prefixes(distinct(shingles), counts, threshold)
+    return first.values, np.diff(first.offsets_N)
+
+
+def _propose_by_prefix(
+    fields: Fields, n: int, threshold: float, rows: Path, order: Order, run: StepRun
+) -> tuple[NDArray[np.bool_], Buckets]:
+    counts = np.zeros(ngram.SLOTS, np.uint32)
+    blanks = []
+    for _, (blank, found) in map_rows(partial(_count_block, fields, n), rows, ["messages"], run, "counting"):
+        counts += found
+        blanks.append(blank)
+    blank_R = np.concatenate([np.empty(0, np.bool_), *blanks])
+    work = partial(_prefix_block, fields, n, threshold, counts)
+    keys, ranks = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for begin, (values, sizes) in map_rows(work, rows, ["messages"], run, "hashing"):
+        block_ranks = np.repeat(order.rank_of_row[begin : begin + len(sizes)], sizes)
+        there = ~np.repeat(blank_R[begin : begin + len(sizes)], sizes)
+        # the hash's lower bits are the fuller ones once it is cut
+        keys.append(values[there] << np.uint64(12))
+        ranks.append(block_ranks[there])
+    return blank_R[order.row_of_rank], group([(np.concatenate(keys), np.concatenate(ranks))])
+
+
+# ---- by cosine -----------------------------------------------------------------------------------------------------
+
+
+def _by_cosine(step: DedupStep, rows: Path, order: Order, run: StepRun) -> tuple[NDArray[np.bool_], _Found]:
+    name = step.encoder or _ENCODER
+    threshold = step.threshold or default_threshold(name)
+    total = len(order.row_of_rank)
+    known = _details(np.ones(total, np.bool_), step.fields, None, rows, run)
+    blank_N = known.texts_N[order.row_of_rank] == np.uint64(text_hash(""))
+    compare = _Comparison(order.row_of_rank, known, step.distinct_numbers, threshold)
+    settled = settle_by_cosine(rows, step.fields, order.row_of_rank, blank_N, name, threshold, compare.tell_apart, run)
+    facts = {"encoder": name, "compared_pairs": settled.pairs}
+    return blank_N, _Found(settled, compare.exact(settled), compare.numbers_N, threshold, "cosine", facts)
+
+
+# ---- exact comparison ----------------------------------------------------------------------------------------------
+
+
+def _details(wanted_R: NDArray[np.bool_], fields: Fields, n: int | None, rows: Path, run: StepRun) -> Details:
+    """The details of the wanted rows, in the order of the file."""
+    work = partial(_details_block, fields, n)
+    return joined_details([part for _, part in map_rows(work, rows, ["messages"], run, "comparing", only=wanted_R)])
+
+
+def _details_block(fields: Fields, n: int | None, block: pl.DataFrame) -> Details:
+    return details(compared_texts(block, fields), n)
+
+
+class _Comparison:
+    """Exact similarities by rank, with what was told apart by numbers remembered."""
+
+    def __init__(self, place_N: NDArray[np.int64], known: Details, distinct_numbers: bool, threshold: float) -> None:
+        self._place_N, self._known = place_N, known
+        self._distinct_numbers, self._threshold = distinct_numbers, threshold
+        self.numbers_N = np.zeros(len(place_N))
+
+    def jaccard(self, left: Ranks, right: Ranks) -> NDArray[np.float64]:
+        """The Jaccard similarity of every pair; 0 where only numbers tell two similar texts apart."""
+        assert self._known.sets is not None
+        values = jaccards(self._known.sets, self._place_N[left], self._place_N[right])
+        return self.tell_apart(left, right, values)
+
+    def tell_apart(self, left: Ranks, right: Ranks, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The similarities, with 0 where two similar texts differ in numbers and nothing else."""
+        if not self._distinct_numbers:
+            return values
+        a, b = self._place_N[left], self._place_N[right]
+        apart = values >= self._threshold
+        apart &= self._known.skeletons_N[a] == self._known.skeletons_N[b]
+        apart &= self._known.quantities_N[a] != self._known.quantities_N[b]
+        np.maximum.at(self.numbers_N, right[apart], values[apart])
+        return np.where(apart, 0.0, values)
+
+    def exact(self, settled: Settled) -> NDArray[np.bool_]:
+        """By rank: dropped rows whose text equals their representative's."""
+        dropped = np.flatnonzero(settled.dropped)
+        texts, place = self._known.texts_N, self._place_N
+        exact_N = np.zeros(len(place), np.bool_)
+        exact_N[dropped] = texts[place[dropped]] == texts[place[settled.representative_N[dropped]]]
+        return exact_N
+
+
+# ---- what follows --------------------------------------------------------------------------------------------------
+
+
+def _decisions(step: DedupStep, rows: Path, order: Order, blank_N: NDArray[np.bool_], found: _Found) -> Decisions:
+    clusters = _clusters(order, found.settled)
+    numbered = int(((found.numbers_N > 0) & ~found.settled.dropped).sum())
+    notes = {"nothing_to_compare": int(blank_N.sum()), "told_apart_by_numbers": numbered, "scored": order.scored}
+    return Decisions(
+        rejects=_rejects(rows, order, found),
+        verdicts=_verdicts(step, order, blank_N, found),
+        columns=_cluster_column(rows, clusters),
+        tables={"clusters": clusters},
+        facts=_facts(step, order, blank_N, found, clusters),
+        notes={name: count for name, count in notes.items() if count and name != "scored"},
+    )
+
+
+def _rejects(rows: Path, order: Order, found: _Found) -> pl.DataFrame:
+    dropped = np.flatnonzero(found.settled.dropped)
+    twins = order.row_of_rank[found.settled.representative_N[dropped]]
+    places = pl.scan_parquet(rows, glob=False).select("file", "line").collect()[twins]
+    reasons = np.where(found.exact_N[dropped], "exact_duplicate", "near_duplicate")
+    return (
+        pl.DataFrame(
+            {
+                "row": order.row_of_rank[dropped],
+                "reason": reasons.astype(object),
+                "similarity": found.settled.similarity_N[dropped],
+                "twin": order.ids[twins],
+                "file": places["file"],
+                "line": places["line"],
+            },
+            schema_overrides={"reason": pl.String},
+        )
+        .select(
+            pl.col("row").cast(pl.UInt32),
+            "reason",
+            pl.format("{} {} with {}:{}", pl.lit(found.measure), pl.col("similarity").round(4), "file", "line").alias(
+                "detail"
+            ),
+            "twin",
+        )
+        .select(list(REJECTS))
+    )
+
+
+def _verdicts(step: DedupStep, order: Order, blank_N: NDArray[np.bool_], found: _Found) -> pl.DataFrame:
+    """The largest similarity to a kept row, of every row that was compared; and where only numbers told two apart."""
+    compared = np.flatnonzero(~blank_N)
+    kept = ~found.settled.dropped
+    numbered = np.flatnonzero((found.numbers_N > 0) & kept)
+    similar = pl.DataFrame(
+        {
+            "row": order.row_of_rank[compared],
+            "check": pl.Series([f"{step.method}_similarity"]).new_from_index(0, len(compared)),
+            "value": found.settled.similarity_N[compared],
+            "limit": pl.Series([f"< {found.threshold:.10g}"]).new_from_index(0, len(compared)),
+            "passed": kept[compared],
+        }
+    ).sort("row")
+    apart = pl.DataFrame(
+        {
+            "row": order.row_of_rank[numbered],
+            "check": pl.Series([f"{step.method}_similarity_but_numbers"]).new_from_index(0, len(numbered)),
+            "value": found.numbers_N[numbered],
+            "limit": pl.Series(["any"]).new_from_index(0, len(numbered)),
+            "passed": np.ones(len(numbered), np.bool_),
+        }
+    )
+    return pl.concat([frame.select([pl.col(c).cast(t) for c, t in VERDICTS.items()]) for frame in (similar, apart)])
+
+
+def _clusters(order: Order, settled: Settled) -> pl.DataFrame:
+    """Rows with duplicates and their duplicates: cluster by cluster, the kept row first, then by similarity."""
+    dropped = np.flatnonzero(settled.dropped)
+    kept = np.unique(settled.representative_N[dropped])
+    ranks = np.concatenate([kept, dropped])
+    heads = np.concatenate([kept, settled.representative_N[dropped]])
+    similarity = np.concatenate([np.ones(len(kept)), settled.similarity_N[dropped]])
+    inside = np.lexsort((ranks, -similarity, ranks != heads, heads))
+    ranks, heads, similarity = ranks[inside], heads[inside], similarity[inside]
+    numbers = np.searchsorted(np.unique(heads), heads)
+    return pl.DataFrame(
+        {
+            "cluster": numbers.astype(np.uint32),
+            "row": order.row_of_rank[ranks].astype(np.uint32),
+            "id": order.ids[order.row_of_rank[ranks]],
+            "representative": order.ids[order.row_of_rank[heads]],
+            "similarity": similarity,
+            "kept": ranks == heads,
+        }
+    )
+
+
+def _cluster_column(rows: Path, clusters: pl.DataFrame) -> pl.DataFrame | None:
+    """The lineage column ``cluster``: the representative's id for rows of a cluster, otherwise what it was."""
+    if clusters.is_empty():
+        return None
+    before = pl.scan_parquet(rows, glob=False).select("cluster").with_row_index("row").collect()
+    fresh = clusters.select("row", fresh="representative")
+    joined = before.join(fresh, on="row", how="left", maintain_order="left")
+    return joined.select(cluster=pl.coalesce("fresh", "cluster").cast(LINEAGE["cluster"]))
+
+
+def _facts(
+    step: DedupStep, order: Order, blank_N: NDArray[np.bool_], found: _Found, clusters: pl.DataFrame
+) -> dict[str, Any]:
+    dropped_N = found.settled.dropped
+    sizes = clusters.group_by("cluster").len()["len"]
+    facts: dict[str, Any] = {
+        "method": step.method,
+        "measure": found.measure,
+        "threshold": found.threshold,
+        "fields": step.fields,
+        "tokenizer": TOKENIZER,
+        **found.facts,
+        "distinct_numbers": step.distinct_numbers,
+        "prefer": step.prefer,
+        "rows": len(blank_N),
+        "rows_with_score": order.scored,
+        "nothing_to_compare": int(blank_N.sum()),
+        "told_apart_by_numbers": int(((found.numbers_N > 0) & ~dropped_N).sum()),
+        "exact_duplicates": int(found.exact_N.sum()),
+        "near_duplicates": int((dropped_N & ~found.exact_N).sum()),
+        "clusters": len(sizes),
+        "largest_clusters": sizes.sort(descending=True).head(_LARGEST_SHOWN).to_list(),
+    }
+    if found.probability is None:
+        return facts
+    probability = found.probability
+    similar = found.settled.similarity_N[dropped_N]
+    chances = np.array([probability(value) for value in np.unique(similar)])
+    missed = (1 / chances - 1)[np.searchsorted(np.unique(similar), similar)]
+    at = [round(min(1.0, found.threshold + 0.05 * step), 4) for step in range(5)]
+    return facts | {
+        "probability": [[value, probability(value)] for value in _CURVE],
+        "missed_at": [[value, 1 - probability(value)] for value in dict.fromkeys(at)],
+        "expected_missed_rows": float(missed.sum()),
+    }

@@ -1,0 +1,149 @@
+"""Where the work on blocks runs: in this process, in a pool of processes, or on a Ray cluster. The results are the same.
+
+A function of one item is all an engine knows; it must be a pure, picklable one (a function of a module, or a
+``functools.partial`` of one). Results come in the order of the items, whatever was finished first.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posttrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from posttrain.data.steps import StepRun
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_Part = tuple[int, NDArray[np.int64] | None]
+"""Where a block begins, and the places of the wanted rows in it (None: all)."""
+
+ENGINES = ("local", "ray")
+_AHEAD = 2
+"""Items sent ahead for each worker: enough to keep it busy, few enough that results do not pile up."""
+
+
+def map_blocks(function: Callable[[Item], Result], items: Iterable[Item], run: StepRun) -> Iterator[Result]:
+    """``function(item)`` for every item, in their order, on the engine that ``run`` names.
+
+    Raises ConfigError for an unknown engine, and for ``ray`` where it is not installed; what ``function`` raises comes through.
+    """
+    if run.engine not in ENGINES:
+        raise ConfigError(f"unknown engine {run.engine!r}", where="engine", fix=f"known: {', '.join(ENGINES)}")
+    if run.engine == "ray":
+        return _on_ray(function, items, run.workers)
+    if run.workers > 1:
+        return _in_processes(function, items, run.workers)
+    return map(function, items)
+
+
+def map_rows(
+    work: Callable[[pl.DataFrame], Result],
+    rows: Path,
+    columns: Sequence[str],
+    run: StepRun,
+    what: str,
+    only: NDArray[np.bool_] | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """(place of the first row, result of ``work``) for every block of a file of rows; ``what`` names it to the progress bar.
+
+    ``only``: bool [rows of the file], the rows that are wanted; blocks without one are left out. Each worker reads its own
+    blocks, so on a cluster every node must see the file under the same path.
+    """
+    from posttrain.data.steps import BLOCK_ROWS, count_rows
+
+    total = count_rows(rows)
+    items: list[_Part] = [
+        (begin, None if only is None else np.flatnonzero(only[begin : begin + BLOCK_ROWS]))
+        for begin in range(0, total, BLOCK_ROWS)
+    ]
+    items = [(begin, places) for begin, places in items if places is None or len(places)]
+    function = partial(_work_on_rows, work, rows.absolute(), tuple(columns), BLOCK_ROWS)
+    for (begin, _), result in zip(items, map_blocks(function, items, run), strict=True):
+        yield begin, result
+        run.progress(what, min(begin + BLOCK_ROWS, total), total)
+
+
+def _work_on_rows(
+    work: Callable[[pl.DataFrame], Result], rows: Path, columns: tuple[str, ...], size: int, part: _Part
+) -> Result:
+    import polars as pl
+
+    begin, places = part
+    block = pl.scan_parquet(rows, glob=False).select(columns).slice(begin, size).collect()
+    return work(block if places is None else block[places])
+
+
+# ---- processes -----------------------------------------------------------------------------------------------------
+
+
+def _in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    # spawn: polars has threads, and a forked child would inherit their locks but not the threads
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _one_thread_each) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > _AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _one_thread_each() -> None:
+    """The pool already uses the cores it was given. Runs before the worker loads polars."""
+    for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+# ---- Ray -----------------------------------------------------------------------------------------------------------
+
+
+def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """On the cluster of ``RAY_ADDRESS``, or on one of ``workers`` processes that is started here and stopped again."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "the engine ray needs the package ray", where="engine", fix="pip install 'posttrain[ray]'"
+        ) from error
+    started = not ray.is_initialized()
+    if started:
+        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
+        ray.init(
+            include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **local
+        )
+    try:
+        task = ray.remote(num_cpus=1)(function)
+        ahead = _AHEAD * max(workers, _ray_cpus(ray))
+        waiting: deque[Any] = deque()
+        for item in items:
+            waiting.append(task.remote(item))
+            if len(waiting) > ahead:
+                yield ray.get(waiting.popleft())
+        while waiting:
+            yield ray.get(waiting.popleft())
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _ray_cpus(ray: Any) -> int:
+    return int(ray.cluster_resources().get("CPU", 1))
