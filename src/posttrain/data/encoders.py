@@ -28,8 +28,8 @@ class Encoder(Protocol):
         """The name in :data:`ENCODERS`."""
 
     @property
-    def threshold(self) -> float | None:
-        """Cosine from which two texts are taken to say the same; None where it was not calibrated."""
+    def threshold(self) -> float:
+        """Cosine from which two texts are taken to say the same."""
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Float32 [N, D], every row of length 1 (of length 0 for a text without content)."""
@@ -72,14 +72,16 @@ ENCODERS: Table[Callable[[], Encoder]] = Table("encoder", {UseMultilingual.name:
 """Encoders by name. Making one loads its weights."""
 
 
+_KNOWN_SHARE = 0.9
+
+
 class StaticEncoder:
     """A folder of static embeddings (model2vec): the mean of the vectors of a text's word pieces, nothing more.
 
     ``model.safetensors`` with ``embeddings`` [V, D] (and, where there are, ``weights`` [V] and ``mapping`` [V]) and
-    ``tokenizer.json``. Thousands of texts a second; word order plays no part. Its threshold depends on the model: none is known.
+    ``tokenizer.json``. Thousands of texts a second; word order plays no part. A text with
+    more than a tenth of unknown pieces (another script) has no vector: what is left of it would look like any other.
     """
-
-    threshold = None
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
@@ -110,13 +112,22 @@ class StaticEncoder:
         self._tokenizer.no_truncation()
         self._unknown = self._tokenizer.token_to_id("[UNK]")
 
+    @property
+    def threshold(self) -> float:
+        """Raises ConfigError: it depends on the model, and none is known."""
+        raise ConfigError(
+            "no threshold is known for this model",
+            where=self.name,
+            fix="give a cosine: 0.9 is a cautious start; look at the pairs that are found",
+        )
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Float32 [N, D]."""
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         means = np.zeros((len(texts), self._vectors.shape[1]), np.float32)
         for number, encoding in enumerate(found):
             pieces = [piece for piece in encoding.ids if piece != self._unknown]
-            if pieces:
+            if pieces and len(pieces) >= _KNOWN_SHARE * len(encoding.ids):
                 means[number] = self._vectors[pieces].mean(axis=0)
         return unit_rows(means)
 

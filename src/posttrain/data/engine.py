@@ -12,14 +12,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from functools import partial
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,7 +40,8 @@ _AHEAD = 2
 def map_blocks(function: Callable[[Item], Result], items: Iterable[Item], run: StepRun) -> Iterator[Result]:
     """``function(item)`` for every item, in their order, on the engine that ``run`` names.
 
-    Raises ConfigError for an unknown engine, and for ``ray`` where it is not installed; what ``function`` raises comes through.
+    Raises ConfigError for an unknown engine, and for ``ray`` where it is not installed; RunError where a worker process is
+    killed; what ``function`` raises comes through.
     """
     if run.engine not in ENGINES:
         raise ConfigError(f"unknown engine {run.engine!r}", where="engine", fix=f"known: {', '.join(ENGINES)}")
@@ -91,20 +93,32 @@ def _work_on_rows(
 
 
 def _in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    # spawn: polars has threads, and a forked child would inherit their locks but not the threads
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _one_thread_each) as pool:
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > _AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
+    pool = _pool(workers)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > _AHEAD * workers:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        _pool.cache_clear()
+        raise RunError(
+            "a worker process was killed (out of memory?)",
+            where="workers",
+            fix="run again with fewer workers; what was finished is kept",
+        ) from error
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@cache
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """The workers of this process. They stay for later work, because starting one takes as long as thousands of rows."""
+    # spawn: polars has threads, and a forked child would inherit their locks but not the threads
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread_each)
 
 
 def _one_thread_each() -> None:
@@ -117,33 +131,33 @@ def _one_thread_each() -> None:
 
 
 def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """On the cluster of ``RAY_ADDRESS``, or on one of ``workers`` processes that is started here and stopped again."""
+    ray = _ray(workers)
+    task, shared = ray.remote(num_cpus=1)(_apply), ray.put(function)
+    ahead = _AHEAD * int(ray.cluster_resources().get("CPU", workers))
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(task.remote(shared, item))
+        if len(waiting) > ahead:
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())
+
+
+def _ray(workers: int) -> Any:
+    """Ray, connected: to the cluster of ``RAY_ADDRESS``, or to one of ``workers`` processes that ends with this process."""
     try:
         import ray
     except ImportError as error:
         raise ConfigError(
             "the engine ray needs the package ray", where="engine", fix="pip install 'posttrain[ray]'"
         ) from error
-    started = not ray.is_initialized()
-    if started:
-        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
-        ray.init(
-            include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **local
+    if not ray.is_initialized():
+        local: dict[str, Any] = (
+            {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
         )
-    try:
-        task = ray.remote(num_cpus=1)(function)
-        ahead = _AHEAD * max(workers, _ray_cpus(ray))
-        waiting: deque[Any] = deque()
-        for item in items:
-            waiting.append(task.remote(item))
-            if len(waiting) > ahead:
-                yield ray.get(waiting.popleft())
-        while waiting:
-            yield ray.get(waiting.popleft())
-    finally:
-        if started:
-            ray.shutdown()
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    return ray
 
 
-def _ray_cpus(ray: Any) -> int:
-    return int(ray.cluster_resources().get("CPU", 1))
+def _apply(function: Callable[[Item], Result], item: Item) -> Result:
+    return function(item)

@@ -19,13 +19,15 @@ from posttrain.data.engine import map_blocks
 from posttrain.data.select.texts import Texts, compared_texts
 from posttrain.data.steps import StepRun
 from posttrain.data.text import Fields
-from posttrain.errors import ConfigError
 
 _BATCH = 256
 """Texts encoded together."""
 _KEPT_BLOCK = 8192
 _ROUNDING = 1e-6
 """Equal texts encoded in different batches have a cosine of 1 but for this."""
+
+THRESHOLDS = {"use-multilingual": 0.9}
+"""Cosines for deletion, calibrated in docs/data-dedup.md: higher than those from which a pair is worth a look."""
 
 
 @cache
@@ -35,15 +37,8 @@ def _encoder(name: str) -> Encoder:
 
 
 def default_threshold(name: str) -> float:
-    """The encoder's own threshold. Raises ConfigError where it has none that was calibrated."""
-    threshold = _encoder(name).threshold
-    if threshold is None:
-        raise ConfigError(
-            f"no threshold is known for the encoder {name!r}",
-            where="dedup.threshold",
-            fix="give a cosine: 0.9 is a cautious start; look at the pairs in clusters.parquet",
-        )
-    return threshold
+    """The cosine from which rows are dropped. Raises ConfigError where it was not calibrated for this encoder."""
+    return THRESHOLDS[name] if name in THRESHOLDS else _encoder(name).threshold
 
 
 def settle_by_cosine(

@@ -88,7 +88,8 @@ def _numbered(sets: Sets, texts_P: NDArray[np.int64]) -> U64:
 def spans(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The integers of all ranges ``starts[i] .. starts[i] + counts[i]``, one range after another."""
     ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    places: NDArray[np.int64] = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    return places
 
 
 def offsets_of(counts: NDArray[np.integer]) -> Offsets:
