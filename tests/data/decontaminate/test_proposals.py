@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from posttrain.data import encoders
 from posttrain.data.decontaminate import Benchmark, DecontaminateStep, EmbeddingTier, proposals
 from posttrain.data.decontaminate.benchmarks import load
 from posttrain.data.encoders import Vectors, unit_rows
@@ -46,7 +47,7 @@ class Words:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(proposals, "ENCODERS", {"words": Words})
+    monkeypatch.setattr(encoders, "ENCODERS", {"words": Words})
     proposals.loaded.cache_clear()
     yield
     proposals.loaded.cache_clear()

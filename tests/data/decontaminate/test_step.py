@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import polars as pl
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from posttrain.data import steps
 from posttrain.data.decontaminate import Benchmark, DecontaminateStep, EmbeddingTier
-from posttrain.data.parallel import map_blocks
 from posttrain.data.steps import Decisions, apply
 from posttrain.errors import ConfigError
 from posttrain.types import SftRow
@@ -161,7 +160,7 @@ def test_order_workers_and_blocks_change_nothing(
     assert by_id(again, shuffled) == expected
     assert again.tables["benchmarks"].equals(first.tables["benchmarks"])
 
-    monkeypatch.setattr("posttrain.data.decontaminate.step.map_blocks", partial(map_blocks, size=50))
+    monkeypatch.setattr(steps, "BLOCK_ROWS", 50)
     for workers in (1, 2):
         blocked = decide(rows_file(rows), bench, ngram=4, workers=workers)
         assert blocked.rejects.equals(first.rejects)

@@ -15,7 +15,7 @@ import polars as pl
 
 from posttrain.data.decontaminate.config import EmbeddingTier
 from posttrain.data.decontaminate.matching import HITS, turns_of
-from posttrain.data.encoders import ENCODERS, Encoder, Vectors
+from posttrain.data.encoders import Encoder, Vectors, make_encoder
 from posttrain.data.text import Fields
 
 _NOISE = 1e-4
@@ -60,7 +60,7 @@ class Proposer:
 @cache
 def loaded(name: str) -> Encoder:
     """The encoder of a name, made once in a process."""
-    return ENCODERS[name]()
+    return make_encoder(name)
 
 
 def proposer(tier: EmbeddingTier, fields: Fields, texts: Sequence[str]) -> Proposer:

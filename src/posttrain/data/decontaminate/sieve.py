@@ -16,7 +16,7 @@ from posttrain.data.shingles import hash_tokens
 
 Keys = NDArray[np.uint64]
 
-_BITS = 22
+_MOST_BITS = 21
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -31,11 +31,7 @@ class Sieve:
 def sieve(texts: Mapping[int, Sequence[str]]) -> Sieve:
     """The sieve of texts by the length of the n-grams they are looked for with; none has fewer tokens than that."""
     keys = {size: np.unique(dict(_windows(hash_tokens(its).hashes_T, [size]))[size]) for size, its in texts.items()}
-    begins = {}
-    for size, known in keys.items():
-        begins[size] = np.zeros(1 << _BITS, np.bool_)
-        begins[size][known >> np.uint64(64 - _BITS)] = True
-    return Sieve(keys, begins)
+    return Sieve(keys, {size: _begins(known) for size, known in keys.items()})
 
 
 def passing(through: Sieve, texts: Sequence[str]) -> NDArray[np.int64]:
@@ -43,11 +39,22 @@ def passing(through: Sieve, texts: Sequence[str]) -> NDArray[np.int64]:
     words = hash_tokens(texts)
     found = np.zeros(len(words.hashes_T), np.bool_)
     for size, keys in _windows(words.hashes_T, list(through.keys)):
-        near = np.flatnonzero(through.begins[size][keys >> np.uint64(64 - _BITS)])
+        near = np.flatnonzero(through.begins[size].take(_leading(keys, through.begins[size])))
         known = through.keys[size]
         place = np.searchsorted(known, keys[near])
         found[near[known[np.minimum(place, len(known) - 1)] == keys[near]]] = True
     return np.unique(np.searchsorted(words.offsets_N, np.flatnonzero(found), side="right") - 1)
+
+
+def _begins(keys: Keys) -> NDArray[np.bool_]:
+    """Which leading bits the keys begin with: few enough that most strange keys begin otherwise."""
+    table = np.zeros(1 << min(_MOST_BITS, (64 * len(keys)).bit_length()), np.bool_)
+    table[_leading(keys, table)] = True
+    return table
+
+
+def _leading(keys: Keys, table: NDArray[np.bool_]) -> Keys:
+    return keys >> np.uint64(65 - len(table).bit_length())
 
 
 def _windows(hashes_T: Keys, sizes: Sequence[int]) -> Iterator[tuple[int, Keys]]:

@@ -22,9 +22,9 @@ from posttrain.data.decontaminate.tables import (
     verdict_table,
     with_removed,
 )
-from posttrain.data.parallel import map_blocks
+from posttrain.data.engine import map_rows
 from posttrain.data.sources import Resolve
-from posttrain.data.steps import REJECTS, Decisions, StepRun, count_rows
+from posttrain.data.steps import REJECTS, Decisions, StepRun
 from posttrain.data.text import tokens
 from posttrain.errors import ConfigError
 
@@ -94,12 +94,9 @@ def _check(step: DecontaminateStep) -> None:
 
 def _over_rows(find: Callable[[pl.DataFrame], pl.DataFrame], rows: Path, run: StepRun, what: str) -> pl.DataFrame:
     """[HITS] over a whole file of rows, in order."""
-    total = count_rows(rows)
     found = [pl.DataFrame(schema=HITS)]
-    for begin, hits in map_blocks(find, rows, ("messages",), run.workers):
+    for begin, hits in map_rows(find, rows, ("messages",), run, what):
         found.append(hits.with_columns(pl.col("row") + pl.lit(begin, pl.UInt32)))
-        run.progress(what, begin, total)
-    run.progress(what, total, total)
     return pl.concat(found)
 
 
