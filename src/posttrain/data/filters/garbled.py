@@ -40,7 +40,7 @@ _LATIN_MOJIBAKE = re.compile(
     rf"|\u00f0[\u009f\u0178][{_CONTINUED}]{{2}}"
 )
 _HINTS = re.compile("[\u00c2\u00c3\u00e2-\u00e9\u00f0]")
-_GBK_RUN = re.compile(r"[\u4e00-\u9fff\u3400-\u4dbf\uff00-\uffef\u3000-\u303f\u20ac]{4,}")
+_GBK_RUN = re.compile(r"[^\x00-\x7f\s\ufffd\ue000-\uf8ff]{4,}")
 _UTF8_BYTES = re.compile(rb"(?:[\xe2-\xef][\x80-\xbf]{2}){2}")
 """What UTF-8 read as GBK has in its bytes, looked for before every run of characters is."""
 _REPLACED_TWICE = re.compile("锟斤拷|烫烫烫|屯屯屯")

@@ -40,17 +40,18 @@ _CJK = re.compile(f"[{text.CJK}]")
 
 
 @cache
-def _patterns(terms: tuple[str, ...]) -> dict[str, dict[str, re.Pattern[str]]]:
-    """First characters -> the terms that begin so, normalised, each with its pattern: few beginnings stand for many terms."""
-    found: dict[str, dict[str, re.Pattern[str]]] = {}
+def _by_beginning(terms: tuple[str, ...]) -> dict[str, list[str]]:
+    """First characters -> the terms that begin so, normalised: few beginnings stand for many terms."""
+    found: dict[str, list[str]] = {}
     for term in dict.fromkeys(" ".join(text.normalised(term).split()) for term in terms):
         if term:
-            found.setdefault(term[: 2 if _CJK.match(term) else 6], {})[term] = _pattern(term)
+            found.setdefault(term[: 2 if _CJK.match(term) else 6], []).append(term)
     return found
 
 
+@cache
 def _pattern(term: str) -> re.Pattern[str]:
-    """A term as a whole word, its spaces any white space. A Chinese character beside a word is a border."""
+    """A term as a whole word. A Chinese character beside a word is a border."""
     before = "" if _CJK.match(term[0]) else f"(?<![^\\W{text.CJK}])"
     after = "" if _CJK.match(term[-1]) else f"(?![^\\W{text.CJK}])"
     return re.compile(before + re.escape(term) + after)
@@ -59,10 +60,8 @@ def _pattern(term: str) -> re.Pattern[str]:
 def terms_in(written: str, terms: tuple[str, ...]) -> list[str]:
     """The terms that stand in a text, sorted."""
     normal = " ".join(text.normalised(written).split())
-    near = (begun for beginning, begun in _patterns(terms).items() if beginning in normal)
-    return sorted(
-        term for begun in near for term, pattern in begun.items() if term in normal and pattern.search(normal)
-    )
+    near = [begun for beginning, begun in _by_beginning(terms).items() if beginning in normal]
+    return sorted(term for begun in near for term in begun if term in normal and _pattern(term).search(normal))
 
 
 def score_of(row: Conversation, name: str) -> float | None:

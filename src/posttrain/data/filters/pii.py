@@ -66,7 +66,7 @@ def _is_social_security(number: str) -> bool:
 
 def _is_phone(number: str) -> bool:
     digits = re.sub(r"\D", "", number)
-    fictional = re.search(r"5550?1\d\d$|^1?(\d)\1{2}5551|555\d{4}$|12345", digits)
+    fictional = re.search(r"5550?1\d\d$|^1?(\d)\1{2}5551|555\d{4}$|1234567", digits)
     return not fictional and len(set(digits)) > 3
 
 
