@@ -7,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from posttrain.types import Tokens
+
+# No test is about time: a busy machine must not fail one.
+settings.register_profile("posttrain", deadline=None)
+settings.load_profile("posttrain")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -226,6 +226,13 @@ class Ledger:
         """Write ledger.json atomically."""
         write_json(path, self.as_dict())
 
+    @classmethod
+    def read(cls, path: Path) -> Ledger:
+        """The account that `write` wrote."""
+        told = read_json(path)
+        rejects = [Reject(Origin(r["file"], r["line"]), r["step"], r["reason"], r["detail"]) for r in told["rejects"]]
+        return cls([LedgerStep(**step) for step in told["steps"]], rejects)
+
 
 # ---- provenance ----------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,13 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(soft_wrap=True, stderr=stderr)
 
 
+def _errors_console() -> Console:
+    """For progress beside JSON on stdout."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, stderr=True)
+
+
 @app.command()
 def run(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Run a recipe: every stage that is not finished yet, in order. Killed? Run it again: it resumes exactly."""
@@ -158,6 +165,94 @@ def show(
         _console().print(shown.as_terminal(value))
     if value.rejected is not None:
         raise typer.Exit(2)
+
+
+data_app = typer.Typer(
+    name="data",
+    help="One step of data engineering on files of any known format; options of a step are its keys in a recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.add_typer(data_app)
+_STEP_CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+OutFolder = Annotated[Path, typer.Option("-o", "--out", help="Folder to write into.")]
+
+
+def _data_step(kind: str, about: str) -> None:
+    """Add ``posttrain data <kind>``."""
+
+    @data_app.command(kind, help=about, context_settings=_STEP_CONTEXT)
+    def command(
+        ctx: typer.Context,
+        out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write into.")] = None,
+        row_format: Annotated[
+            str, typer.Option("--format", help="Row format, where it should not be detected.")
+        ] = "auto",
+        workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
+        engine: Annotated[str, typer.Option("--engine", help="local, or ray (extra ray).")] = "local",
+        seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is random.")] = 0,
+        as_json: Annotated[bool, typer.Option("--json", help="Print ledger and facts as JSON.")] = False,
+        help_wanted: Annotated[
+            bool, typer.Option("--help", help="Show this message with all options of the step.")
+        ] = False,
+    ) -> None:
+        import json
+
+        from posttrain.errors import ConfigError
+        from posttrain.lab import data_commands
+
+        if help_wanted:
+            typer.echo(ctx.get_help() + "\n\n" + data_commands.options_help(kind))
+            raise typer.Exit
+        files, options = data_commands.split_arguments(ctx.args)
+        if out is None:
+            raise ConfigError("no output folder", where=f"posttrain data {kind}", fix="say where to write: -o DIR")
+        wanted = data_commands.DataCommand(
+            files=tuple(files), out=out, row_format=row_format, workers=workers, engine=engine, seed=seed
+        )
+        told = data_commands.run_data_command(kind, options, wanted, _errors_console() if as_json else _console())
+        if as_json:
+            typer.echo(json.dumps(told, ensure_ascii=False))
+        else:
+            _console().print(data_commands.summary(kind, told, out), highlight=False)
+
+
+for _kind, _about in {
+    "filter": "Drop rows by rules: format, length, language, garbled, repetition, template, refusal, harmful, pii, secrets.",
+    "dedup": "Drop duplicates and near-duplicates: exact, n-gram, MinHash, SimHash or embeddings, verified pair by pair.",
+    "decontaminate": "Find and drop rows that hold prompts of benchmarks (the rule of Tulu 3).",
+    "select": "Choose rows by difficulty, IFD, GRAPE, diversity or quality; scores come from posttrain score.",
+    "mix": "Decide how much of each source is trained on.",
+    "split": "Split into train, validation and test; near-duplicates and equal prompts stay together.",
+}.items():
+    _data_step(_kind, f"{_about}\n\nposttrain data {_kind} FILES... -o DIR [--KEY VALUE]...")
+
+
+@data_app.command("profile")
+def data_profile(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILES...", help="Data files of any known format, or a data stage of a run.")
+    ],
+    out: OutFolder,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Count tokens with this model's tokenizer and chat template.")
+    ] = None,
+    row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
+) -> None:
+    """Describe rows: lengths, turns, languages, sources, what every step removed. A table, profile.html, profile.json."""
+    from posttrain.lab import data_commands
+
+    page, shown = data_commands.run_profile(
+        files, out, model, row_format, workers, _errors_console() if as_json else _console()
+    )
+    if as_json:
+        typer.echo((out / "profile.json").read_text(encoding="utf-8"))
+    else:
+        _console().print(shown)
+        _console().print(f"\nOpen {page}", highlight=False)
 
 
 @app.command()

@@ -198,8 +198,8 @@ def test_clusters_and_contamination(tmp_path: Path) -> None:
     clusters = pl.DataFrame(
         {
             "cluster": ["p", "p", "p", "q", "q", "r"],
-            "row_id": ids,
-            "representative_id": [ids[0]] * 3 + [ids[3]] * 2 + [ids[5]],
+            "id": ids,
+            "representative": [ids[0]] * 3 + [ids[3]] * 2 + [ids[5]],
             "similarity": [1.0, 0.9, 0.75, 1.0, 0.7, 1.0],
             "kept": [True, False, False, True, False, True],
         }

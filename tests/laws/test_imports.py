@@ -120,10 +120,19 @@ def test_data_report_and_configuration_load_no_torch() -> None:
 HELP = "import sys; sys.argv = ['posttrain', *{}]\nfrom posttrain.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["schema"]], ids=" ".join)
-def test_the_command_line_answers_without_torch(arguments: list[str]) -> None:
-    check = "assert not {'torch', 'transformers', 'peft', 'polars'} & set(sys.modules)"
-    done = fresh(HELP.format(arguments) + check)
+@pytest.mark.parametrize(
+    ("arguments", "without"),
+    [
+        (["--help"], ["torch", "transformers", "peft", "polars"]),
+        (["run", "--help"], ["torch", "transformers", "peft", "polars"]),
+        (["data", "--help"], ["torch", "transformers", "peft", "polars"]),
+        (["schema"], ["torch", "transformers", "peft"]),
+        (["data", "dedup", "--help"], ["torch", "transformers", "peft"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_the_command_line_answers_without_torch(arguments: list[str], without: list[str]) -> None:
+    done = fresh(HELP.format(arguments) + f"assert not set({without!r}) & set(sys.modules)")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

@@ -110,7 +110,7 @@ def folder(tmp_path: Path) -> Path:
                 "rows": 62,
                 "dropped": 50,
                 "sizes": [{"size": 2, "clusters": 11}, {"size": 40, "clusters": 1}],
-                "examples": [{"cluster": "c1", "size": 40, "members": [{"row_id": "bb", "similarity": 1.0, "kept": True, "prompt": "写诗", "reply": "春眠不觉晓"}, {"row_id": "aa", "similarity": 0.83, "kept": False, "prompt": ATTACK, "reply": None}]}],
+                "examples": [{"cluster": "c1", "size": 40, "members": [{"id": "bb", "similarity": 1.0, "kept": True, "prompt": "写诗", "reply": "春眠不觉晓"}, {"id": "aa", "similarity": 0.83, "kept": False, "prompt": ATTACK, "reply": None}]}],
             },
             "contamination": {"columns": ["benchmark", "prompts", "share", "contaminated"], "rows": [{"benchmark": "MT-Bench", "prompts": 80, "share": 0.0375, "contaminated": True}]},
         },

@@ -6,8 +6,17 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
+from pydantic import Discriminator
 
+from posttrain.data.decontaminate.config import DecontaminateStep
+from posttrain.data.dedup.config import DedupStep
+from posttrain.data.filters.step import FilterStep
 from posttrain.data.mix import MixStep
+from posttrain.data.select.config import SelectStep
+from posttrain.data.split import SplitStep
+
+ChainStep = Annotated[FilterStep | DedupStep | DecontaminateStep | SelectStep | SplitStep, Discriminator("kind")]
+"""A step of the data chain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +36,30 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class DataStage:
-    """Read, check, deduplicate exactly and split rows."""
+    """Read and check rows, drop exact duplicates, run the chain of steps, and split."""
 
     kind: Literal["data"]
     sources: Annotated[tuple[Source, ...], MinLen(1)]
-    held_out: Annotated[float, Ge(0)] = 0.05
-    """Rows kept for evaluation: a share below 1, or a number of rows. Rows with the same prompt stay together."""
+    steps: tuple[ChainStep, ...] = ()
+    """What is done with the rows between reading and splitting, in this order; a ``split`` step comes last."""
+    held_out: Annotated[float, Ge(0)] | None = None
+    """Rows kept for evaluation: a share below 1, or a number of rows (default 0.05). Rows with the same prompt stay together.
+    Not beside a ``split`` step, whose validation rows are the held-out ones."""
     mix: MixStep | None = None
     """How much of each source is trained on, of the rows that are not held out; so every mix is judged on the same rows."""
+    profile: bool = True
+    """Whether to look at the rows that are left and write profile.json and profile.html."""
+    workers: Annotated[int, Ge(1)] = 1
+    """Processes the steps may use; the result does not depend on it."""
+    engine: Literal["local", "ray"] = "local"
+    """``ray`` runs the steps on a Ray cluster (extra ``ray``); the result is the same."""
+
+    @property
+    def held_out_amount(self) -> float:
+        """The share or number of rows to hold out where no split step decides."""
+        return 0.05 if self.held_out is None else self.held_out
+
+    @property
+    def splits(self) -> bool:
+        """Whether a split step decides which rows are held out."""
+        return any(isinstance(step, SplitStep) for step in self.steps)

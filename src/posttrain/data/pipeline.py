@@ -1,11 +1,12 @@
-"""The data stage: read -> format -> deduplicate -> split, every row accounted for in the ledger."""
+"""The data stage: read -> format -> exact duplicates -> chain of steps -> split, every row accounted for in the ledger."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,87 +14,154 @@ from typing import Any
 import polars as pl
 
 from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
+from posttrain.data.chain import run_step, run_steps
 from posttrain.data.config import DataStage, Source
 from posttrain.data.formats import FORMATS, RowError, detect_format
 from posttrain.data.mix import MixStep
-from posttrain.data.rows import rows_frame, write_rows
+from posttrain.data.profile import profile
+from posttrain.data.rows import BLOCK_ROWS, conversations, rows_frame, write_rows
 from posttrain.data.sources import BadRecord, Record, Resolve, content_digest, locate, read
-from posttrain.data.split import held_out_prompts, prompt_key
-from posttrain.data.steps import StepRun, apply
+from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
+from posttrain.data.steps import Progress, StepRun, blocks, count_rows
 from posttrain.data.streams import COMPRESSED_SUFFIXES, printable
-from posttrain.errors import DataError
+from posttrain.errors import ConfigError, DataError
 from posttrain.types import Origin, SftRow
 
-Progress = Callable[[str, int, int], None]
-"""Called now and then as ``progress(what, done, total)``; in bytes of the file or in rows, ``total`` 0 = not known."""
-
 _DETECTION_RECORDS = 100
-_FRAME_ROWS = 8192
 _SHOWN_REJECTS = 3
 
 
 def prepare(
     stage: DataStage, out: StageDir, seed: int, resolve: Resolve, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Read all sources, drop what can't be used and exact duplicates, split, and write the stage's files.
+    """Read all sources, drop what can't be used and exact duplicates, run the steps, split, and write the stage's files.
 
-    Writes ``rows/train.parquet``, ``rows/held_out.parquet`` and ``ledger.json`` into ``out`` and returns the stage's
-    ``result``: {``train_rows``, ``held_out_rows``, ``sources`` {name: rows}}. The text is held once, in columns.
+    Writes ``read/rows.parquet``, a folder for every step, ``rows/train.parquet``, ``rows/held_out.parquet`` (with a split
+    step that takes test rows also ``rows/test.parquet``), ``profile.json`` and ``ledger.json`` into ``out`` and returns the stage's
+    ``result``: {``train_rows``, ``held_out_rows``, ``sources`` {name: rows}}. Text is in memory in blocks only. What is
+    finished in ``out`` already is not done again: a killed stage goes on at the step where it was.
 
     Raises DataError where a source can't be read, no row is left, or the rows can't be split as asked; ConfigError for
     an unknown format; RunError where ``out`` can't be written. The ledger is written also where no row is left.
     """
-    ledger = Ledger()
-    steps = _Steps(ledger)
-    names = source_names(stage)
-    for source in stage.sources:
-        if source.format != "auto":
-            FORMATS[source.format]  # an unknown one is told before any file is read
-    frames: list[pl.DataFrame] = []
-    prompts: list[str] = []
-    found = (
-        row
-        for source, name in zip(stage.sources, names, strict=True)
-        for row in _unique(steps, _rows(steps, source, name, resolve, progress))
-    )
-    while batch := list(itertools.islice(found, _FRAME_ROWS)):
-        frames.append(rows_frame([row for row, _ in batch], [row_id for _, row_id in batch]))
-        prompts += [prompt_key(row.messages) for row, _ in batch]
-    if not frames:
+    _check_split(stage)
+    read_rows, ledger = gather(stage.sources, out.file("read"), resolve, progress)
+    if not ledger.steps[-1].rows_out:
         ledger.write(out.file("ledger.json"))
         raise _nothing_left(ledger, stage)
-
-    held_out = held_out_prompts(prompts, stage.held_out, seed)
-    steps.split.rows_in = steps.split.rows_out = len(prompts)
-    side = pl.Series("held_out", [prompt in held_out for prompt in prompts], dtype=pl.Boolean)
-    held_out_rows = int(side.sum())
-    steps.split.notes = {"train": len(prompts) - held_out_rows, "held_out": held_out_rows}
-    table = pl.concat(frames, rechunk=False).with_columns(side)
-    write_rows(out.file("rows", "train.parquet"), table.lazy().filter(~pl.col("held_out")))
-    write_rows(out.file("rows", "held_out.parquet"), table.lazy().filter(pl.col("held_out")))
-    train_rows = len(prompts) - held_out_rows
+    run = StepRun(resolve, stage.workers, stage.engine, progress or (lambda what, done, total: None))
+    rows, lines = run_steps(stage.steps, read_rows, out.file("steps"), seed, run)
+    ledger.steps += lines
+    if not stage.splits:
+        ledger.steps.append(_hold_out(rows, stage.held_out_amount, seed, out))
+    else:
+        _write_sides(rows, out)
     if stage.mix is not None:
-        line = _mix(stage.mix, out, seed, StepRun(resolve, progress=progress or StepRun.progress))
-        ledger.steps.append(replace(line, rows_in=len(prompts), rows_out=line.rows_out + held_out_rows))
-        train_rows = line.rows_out
+        ledger.steps.append(_mix(stage.mix, out, seed, run))
+    result = _result(out, source_names(stage.sources))
     ledger.write(out.file("ledger.json"))
-    counts = Counter(table.filter("held_out")["source"].to_list())
-    counts.update(pl.read_parquet(out.file("rows", "train.parquet"), columns=["source"])["source"].to_list())
-    return {
-        "train_rows": train_rows,
-        "held_out_rows": held_out_rows,
-        "sources": {name: counts[name] for name in names},
-    }
+    if stage.profile:
+        profile(list(_sides(out).values()), out.path, chain=out.path, workers=stage.workers, progress=run.progress)
+    return result
+
+
+def gather(
+    sources: Sequence[Source], out: Path, resolve: Resolve, progress: Progress | None = None
+) -> tuple[Path, Ledger]:
+    """One file with the good rows of all sources, and the account of the reading: ``rows.parquet``, ``ledger.json`` in ``out``.
+
+    Exact duplicates are dropped here, the first stays. A reading that is finished in ``out`` is not done again.
+    """
+    path = out / "rows.parquet"
+    if (out / "ledger.json").exists():
+        return path, Ledger.read(out / "ledger.json")
+    names = source_names(sources)
+    for source in sources:
+        if source.format != "auto":
+            FORMATS[source.format]  # an unknown one is told before any file is read
+    ledger = Ledger()
+    steps = _Steps(ledger)
+    found = (
+        row
+        for source, name in zip(sources, names, strict=True)
+        for row in _unique(steps, _rows(steps, source, name, resolve, progress))
+    )
+    parts = out / "parts"
+    shutil.rmtree(parts, ignore_errors=True)
+    count = 0
+    while batch := list(itertools.islice(found, BLOCK_ROWS)):
+        write_rows(
+            parts / f"{count:06d}.parquet", rows_frame([row for row, _ in batch], [row_id for _, row_id in batch])
+        )
+        count += 1
+    if count:
+        write_rows(path, pl.scan_parquet([parts / f"{number:06d}.parquet" for number in range(count)], glob=False))
+    shutil.rmtree(parts, ignore_errors=True)
+    ledger.write(out / "ledger.json")
+    return path, ledger
+
+
+def _check_split(stage: DataStage) -> None:
+    if not stage.splits:
+        return
+    if not isinstance(stage.steps[-1], SplitStep) or sum(isinstance(step, SplitStep) for step in stage.steps) > 1:
+        raise ConfigError("a split step comes once and last", where="steps", fix="move it to the end of the steps")
+    if stage.held_out is not None:
+        raise ConfigError(
+            "held_out and a split step both say which rows are held out", where="held_out", fix="remove one of them"
+        )
+
+
+def _hold_out(rows: Path, held_out: float, seed: int, out: StageDir) -> LedgerStep:
+    """Write the two sides of a simple split and return its line of the ledger."""
+    prompts = [prompt_key(turns) for _, block in blocks(rows, ["messages"]) for turns in conversations(block)]
+    chosen = held_out_prompts(prompts, held_out, seed)
+    side = pl.LazyFrame({"held_out": pl.Series([prompt in chosen for prompt in prompts], dtype=pl.Boolean)})
+    table = pl.concat([pl.scan_parquet(rows, glob=False), side], how="horizontal")
+    for name, wanted in (("train", ~pl.col("held_out")), ("held_out", pl.col("held_out"))):
+        split = pl.lit("train" if name == "train" else "validation")
+        write_rows(out.file("rows", f"{name}.parquet"), table.filter(wanted).with_columns(split=split))
+    held_out_rows = count_rows(out.file("rows", "held_out.parquet"))
+    notes = {"train": len(prompts) - held_out_rows, "held_out": held_out_rows}
+    return LedgerStep("split", rows_in=len(prompts), rows_out=len(prompts), notes=notes)
 
 
 def _mix(step: MixStep, out: StageDir, seed: int, run: StepRun) -> LedgerStep:
     """Apply a mix to rows/train.parquet; its own files (facts, rejects) go to ``mix/``."""
     train = out.file("rows", "train.parquet")
-    line = apply(step.kind, train, step.decide(train, seed, run), out.file("mix"))
+    line = run_step(step, train, out.file("mix"), seed, run)
     os.replace(out.file("mix", "rows.parquet"), train)
     if not line.rows_out:
         raise DataError("the mix leaves no row to train on", where="mix", fix="raise its counts, caps or share")
-    return line
+    others = sum(count_rows(path) for side, path in _sides(out).items() if side != "train")
+    return replace(line, rows_in=line.rows_in + others, rows_out=line.rows_out + others)
+
+
+SIDES = {"train": "train", "held_out": "validation", "test": "test"}
+"""File of a data stage -> split of its rows."""
+
+
+def _write_sides(rows: Path, out: StageDir) -> None:
+    """The files of a stage whose rows carry their split; test rows have a file where there are any."""
+    frame = pl.scan_parquet(rows, glob=False)
+    for name, split in SIDES.items():
+        part = frame.filter(pl.col("split") == split)
+        if name != "test" or part.select(pl.len()).collect().item():
+            write_rows(out.file("rows", f"{name}.parquet"), part)
+
+
+def _sides(out: StageDir) -> dict[str, Path]:
+    """The rows files of a stage that are there."""
+    paths = {side: out.file("rows", f"{side}.parquet") for side in SIDES}
+    return {side: path for side, path in paths.items() if path.exists()}
+
+
+def _result(out: StageDir, names: Sequence[str]) -> dict[str, Any]:
+    sources = Counter[str]()
+    for path in _sides(out).values():
+        sources.update(dict(pl.scan_parquet(path, glob=False).group_by("source").len().collect().iter_rows()))
+    counts = {f"{side}_rows": count_rows(path) for side, path in _sides(out).items()}
+    return {**counts, "sources": {name: sources[name] for name in [*names, *sorted(sources.keys() - set(names))]}}
 
 
 def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:
@@ -129,14 +197,13 @@ def inputs_digest(stage: DataStage, resolve: Resolve) -> str:
 
 
 class _Steps:
-    """The four steps of the ledger, all open at once because rows flow through them one by one."""
+    """The three steps of reading, all open at once because rows flow through them one by one."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.read: LedgerStep = ledger.step("read")
         self.format: LedgerStep = ledger.step("format")
         self.deduplicate: LedgerStep = ledger.step("deduplicate")
-        self.split: LedgerStep = ledger.step("split")
         self.seen: dict[str, Origin] = {}
         """Content id of every kept row and where it stood first."""
 
@@ -149,9 +216,9 @@ class _Steps:
         self.read.notes[what] = self.read.notes.get(what, 0) + 1
 
 
-def source_names(stage: DataStage) -> list[str]:
+def source_names(sources: Sequence[Source]) -> list[str]:
     """The name of every source, as rows carry it. Raises DataError where two have one name."""
-    names = [source.name or _stem(source.path) for source in stage.sources]
+    names = [source.name or _stem(source.path) for source in sources]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(

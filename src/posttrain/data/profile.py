@@ -488,7 +488,7 @@ def _clusters(folder: Path) -> dict[str, Any] | None:
     path = folder / "clusters.parquet"
     if not path.exists():
         return None
-    table = pl.read_parquet(path, columns=["cluster", "row_id", "representative_id", "similarity", "kept"])
+    table = pl.read_parquet(path, columns=["cluster", "id", "representative", "similarity", "kept"])
     clusters = (
         table.group_by("cluster")
         .agg(pl.len().alias("size"), pl.col("similarity").min().alias("least"))
@@ -502,10 +502,10 @@ def _clusters(folder: Path) -> dict[str, Any] | None:
     least = clusters.join(largest, on="cluster", how="anti").sort("least", "cluster").head(CLUSTER_EXAMPLES - half)
     chosen = pl.concat([largest, least])
     members = table.filter(pl.col("cluster").is_in(chosen["cluster"].to_list())).sort(
-        ["cluster", "kept", "similarity", "row_id"], descending=[False, True, True, False]
+        ["cluster", "kept", "similarity", "id"], descending=[False, True, True, False]
     )
     shown = members.group_by("cluster", maintain_order=True).head(CLUSTER_MEMBERS)
-    texts = _texts(folder, set(shown["row_id"].to_list()))
+    texts = _texts(folder, set(shown["id"].to_list()))
     return {
         "clusters": len(clusters),
         "rows": int(clusters["size"].sum()),
@@ -516,9 +516,9 @@ def _clusters(folder: Path) -> dict[str, Any] | None:
                 "cluster": cluster,
                 "size": size,
                 "members": [
-                    {**member, **texts.get(member["row_id"], {"prompt": None, "reply": None})}
+                    {**member, **texts.get(member["id"], {"prompt": None, "reply": None})}
                     for member in shown.filter(pl.col("cluster") == cluster)
-                    .select("row_id", "similarity", "kept")
+                    .select("id", "similarity", "kept")
                     .to_dicts()
                 ],
             }

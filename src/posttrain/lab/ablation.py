@@ -91,7 +91,7 @@ def _sub_samples(recipe: Recipe, where: str) -> Mapping[str, tuple[str, Recipe]]
 
 def _source_names(recipe: Recipe) -> dict[str, list[str]]:
     """Data stage -> the names of its sources."""
-    return {name: source_names(stage) for name, stage in recipe.stages.items() if isinstance(stage, DataStage)}
+    return {name: source_names(stage.sources) for name, stage in recipe.stages.items() if isinstance(stage, DataStage)}
 
 
 def _with_mix(recipe: Recipe, stages: Set[str], change: Change) -> Recipe:
@@ -114,7 +114,7 @@ def _with_whole_paths(recipe: Recipe) -> Recipe:
     for name, stage in recipe.stages.items():
         if isinstance(stage, DataStage):
             # named first: the default name is the stem of the path as it was written
-            sources = zip(stage.sources, source_names(stage), strict=True)
+            sources = zip(stage.sources, source_names(stage.sources), strict=True)
             stage = replace(stage, sources=tuple(replace(s, name=own, path=whole(s.path)) for s, own in sources))
         for key in ("template", "prompts"):
             value = getattr(stage, key, None)

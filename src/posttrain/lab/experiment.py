@@ -47,6 +47,7 @@ from posttrain.eval.prompts import BUILTIN, Prompt, load_prompts
 from posttrain.lab.display import Display
 from posttrain.lab.recipe import BASE, Recipe, Stage, execution_order, stage_inputs
 from posttrain.report.config import ReportStage
+from posttrain.report.data_page import write_data_page
 from posttrain.report.page import write_report
 from posttrain.train.config import TrainStage
 from posttrain.types import SftRow, Tokens
@@ -190,6 +191,8 @@ class Experiment:
 
     def _data(self, stage: DataStage, out: StageDir) -> dict[str, Any]:
         result = prepare(stage, out, self.recipe.seed, self._resolve, self.display.tick)
+        if stage.profile:
+            write_data_page(out.path, f"{self.recipe.name}: {out.path.name}")
         self.display.note(f"{result['train_rows']:,} rows to train on, {result['held_out_rows']:,} held out")
         return result
 

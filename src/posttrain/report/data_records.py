@@ -177,7 +177,7 @@ class Removed:
 class ClusterMember:
     """One row of a cluster, with its similarity to the one that stands for it."""
 
-    row_id: str
+    id: str
     similarity: float | None
     kept: bool
     prompt: str | None

@@ -1,0 +1,227 @@
+"""``posttrain data STEP FILES... -o DIR``: one step of the data chain alone, on files of any known format."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import polars as pl
+import yaml
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from posttrain import assets
+from posttrain.artifacts import Ledger, LedgerStep, RunDir, digest, read_json, remove_leftovers, write_json
+from posttrain.config import Document, Section, build, override, parse_yaml, sections
+from posttrain.data.chain import finished_line, nothing_left, run_step
+from posttrain.data.config import ChainStep, DataStage, Source
+from posttrain.data.mix import MixStep
+from posttrain.data.pipeline import SIDES, gather, inputs_digest
+from posttrain.data.profile import COMPARISON, profile
+from posttrain.data.rows import LINEAGE, SCHEMA, write_rows
+from posttrain.data.steps import Step, StepRun, count_rows
+from posttrain.errors import ConfigError, DataError, InterruptedRunError
+from posttrain.lab.display import Display
+from posttrain.report.data_page import read_profile, terminal_profile, write_data_page
+
+STEPS: dict[str, type] = {
+    get_args(get_type_hints(variant)["kind"])[0]: variant for variant in (*get_args(get_args(ChainStep)[0]), MixStep)
+}
+"""Name of every step -> its configuration."""
+FORMER, READ, STEP = "command.json", ".read", ".step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand:
+    """What a command line says besides the options of the step."""
+
+    files: tuple[str, ...]
+    out: Path
+    row_format: str = "auto"
+    workers: int = 1
+    engine: str = "local"
+    seed: int = 0
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files, and the options of a step as ``key=value``: ``--key value``, ``--key=value``, dashes in keys for underscores.
+
+    A key without a value after it is ``true``.
+    """
+    files, options = [], []
+    left = list(arguments)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--"):
+            files.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            value = left.pop(0) if left and not left[0].startswith("--") else "true"
+        options.append(f"{key.replace('-', '_')}={value}")
+    return files, options
+
+
+def step_of(kind: str, options: Sequence[str]) -> Step:
+    """The configuration of a step from ``key=value`` options. Raises ConfigError as for a recipe."""
+    document = Document(f"posttrain data {kind}", {"kind": kind}, {})
+    step: Step = build(STEPS[kind], override(document, [_quoted(option) for option in options], STEPS[kind]))
+    return step
+
+
+def _quoted(option: str) -> str:
+    """An option whose value is no YAML (a path with a colon, say) is a text."""
+    key, _, value = option.partition("=")
+    try:
+        parse_yaml(f"value: {value}", "option")
+    except ConfigError:
+        return f"{key}={json.dumps(value)}"
+    return option
+
+
+def run_data_command(kind: str, options: Sequence[str], command: DataCommand, console: Console) -> dict[str, Any]:
+    """Run one step and return its facts with the ledger; everything is written into ``command.out``.
+
+    rows.parquet, rejects.parquet, the step's tables, facts.json and ledger.json, whose first lines are those of the reading.
+    A killed command goes on where it was, a finished one is not run again, another one in the same folder replaces it.
+    """
+    step = step_of(kind, options)
+    out = command.out
+    sources = tuple(Source(path=file, format=command.row_format) for file in command.files)
+    if not sources:
+        raise ConfigError("no files", where=f"posttrain data {kind}", fix=f"posttrain data {kind} rows.jsonl -o out")
+    stage = DataStage(kind="data", sources=sources)
+    with RunDir(out).lock(), Display(console) as display:
+        remove_leftovers(out)
+        identity = digest([inputs_digest(stage, assets.resolve_data), stage, step, command.seed])
+        if not (out / FORMER).exists() or read_json(out / FORMER) != identity:
+            for stale in (out / "ledger.json", out / READ, out / STEP):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            write_json(out / FORMER, identity)
+        if not (out / "ledger.json").exists():
+            try:
+                _run(step, sources, command, display)
+            except KeyboardInterrupt:
+                raise InterruptedRunError(
+                    "interrupted", where=str(out), fix="run the same command again: what is finished is kept"
+                ) from None
+    ledger = read_json(out / "ledger.json")
+    if not ledger["rows_kept"]:
+        raise nothing_left(LedgerStep(**ledger["steps"][-1]), out)
+    return {"ledger": ledger, "facts": read_json(out / "facts.json")}
+
+
+def _run(step: Step, sources: Sequence[Source], command: DataCommand, display: Display) -> None:
+    out = command.out
+    rows, ledger = gather_rows(sources, out / READ, display)
+    if not ledger.steps[-1:] or not ledger.steps[-1].rows_out:
+        raise DataError("no usable rows", where=", ".join(command.files), fix="see docs/data-formats.md")
+    run = StepRun(assets.resolve_data, command.workers, command.engine, display.tick)
+    line = finished_line(out / STEP) or run_step(step, rows, out / STEP, command.seed, run)
+    for path in sorted((out / STEP).iterdir()):
+        if path.name != "ledger.json":
+            os.replace(path, out / path.name)
+    Ledger([*ledger.steps, line], ledger.rejects).write(out / "ledger.json")
+    for folder in (STEP, READ):
+        shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def gather_rows(sources: Sequence[Source], out: Path, display: Display) -> tuple[Path, Ledger]:
+    """One file with the rows of all sources and the account of the reading.
+
+    A rows.parquet of an earlier step is taken as it is, with what its rows carry; other files are read in their format.
+    """
+    finished = [Path(source.path) for source in sources if is_rows(Path(source.path))]
+    raw = [source for source in sources if Path(source.path) not in finished]
+    if not finished:
+        return gather(raw, out, assets.resolve_data, display.tick)
+    ledger = Ledger()
+    total = sum(count_rows(path) for path in finished)
+    taken = ledger.step("read", rows_in=total)
+    taken.rows_out = total
+    if raw:
+        read, ledger = gather(raw, out, assets.resolve_data, display.tick)
+        finished.append(read)
+    if len(finished) == 1:
+        return finished[0], ledger
+    rows = out / "all.parquet"
+    write_rows(rows, pl.concat([pl.scan_parquet(path, glob=False) for path in finished]))
+    return rows, ledger
+
+
+def is_rows(path: Path) -> bool:
+    """Whether this is a Parquet file that a step of the data chain has written."""
+    if path.suffix != ".parquet" or not path.is_file():
+        return False
+    try:
+        return set(SCHEMA | LINEAGE) <= pl.read_parquet_schema(path).keys()
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+
+
+def run_profile(
+    files: Sequence[str], out: Path, model: str | None, row_format: str, workers: int, console: Console
+) -> tuple[Path, RenderableType]:
+    """Profile files of rows, or the data stage of a run with its chain; returns the page and the table for the terminal."""
+    stage = Path(files[0])
+    chain = stage if len(files) == 1 and (stage / "ledger.json").exists() else None
+    counter = COMPARISON
+    if model is not None:
+        from posttrain.lab.lengths import model_counter
+        from posttrain.lab.models import template_of
+        from posttrain.model.source import model_folder
+
+        counter = model_counter(template_of(model_folder(model), None), model)
+    with RunDir(out).lock(), Display(console) as display:
+        if chain is not None:
+            rows = [path for path in (chain / "rows" / f"{side}.parquet" for side in SIDES) if path.exists()]
+            rows = rows or [chain / "rows.parquet"]
+        else:
+            read = out / READ
+            shutil.rmtree(read, ignore_errors=True)
+            rows = [gather_rows([Source(path=file, format=row_format) for file in files], read, display)[0]]
+        profile(rows, out, counter=counter, chain=chain, workers=workers, progress=display.tick)
+        shutil.rmtree(out / READ, ignore_errors=True)
+    page = write_data_page(out, ", ".join(Path(file).name for file in files))
+    return page, terminal_profile(read_profile(out))
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def summary(kind: str, told: Mapping[str, Any], out: Path) -> RenderableType:
+    """The account of a command as a table: every step with what came in, what was dropped and why, what is left."""
+    table = Table(title=f"posttrain data {kind}", title_justify="left")
+    for heading in ("step", "rows in", "dropped", "rows out"):
+        table.add_column(heading, justify="left" if heading in ("step", "dropped") else "right")
+    for line in (LedgerStep(**step) for step in told["ledger"]["steps"]):
+        dropped = ", ".join(
+            f"{reason} {count:,}" for reason, count in sorted(line.dropped.items(), key=lambda i: -i[1])
+        )
+        table.add_row(line.name, f"{line.rows_in:,}", dropped or "-", f"{line.rows_out:,}")
+    facts = {key: value for key, value in told["facts"].items() if isinstance(value, str | int | float | bool)}
+    shown = yaml.safe_dump(facts, allow_unicode=True, sort_keys=False).strip() if facts else ""
+    rejects = f"{out / 'rejects.parquet'} lists what was dropped; {out / 'facts.json'} says how it was decided"
+    return Group(table, Text(shown, "dim"), Text(f"Rows are in {out / 'rows.parquet'}; {rejects}"))
+
+
+def options_help(kind: str) -> str:
+    """Every option of a step, for ``--help``: name, allowed values, default, meaning."""
+    found: tuple[Section, ...] = sections(STEPS[kind])
+    lines = ["Options of the step (the keys of a recipe; --a.b for a key b inside of a):", ""]
+    for section in found:
+        path = section.path.lstrip(".").replace("[]", ".0")
+        for key in section.keys:
+            name = ".".join(part for part in (path, key.name) if part)
+            if name == "kind":
+                continue
+            default = "required" if key.default is None else f"default {key.default}"
+            choice = f" (with {section.choice})" if section.choice else ""
+            lines.append(f"--{name}{choice}  [{key.allowed}; {default}]\n    {key.meaning}\n")
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""posttrain data ...: one step alone, its options, its files, its refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from posttrain.lab import data_commands
+
+Cli = Callable[..., Any]
+KINDS = ["filter", "dedup", "decontaminate", "select", "mix", "split"]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    lines = [
+        {
+            "prompt": f"Tell me about {word} and what it is used for in daily life.",
+            "completion": f"{word} is useful. Very.",
+        }
+        for word in ("iron", "copper", "clay", "wool", "glass", "paper", "stone", "silk")
+    ]
+    lines.append(
+        {"prompt": "Tell me about iron and what it is used for in daily life!", "completion": "Another answer."}
+    )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{broken\n")
+    return path
+
+
+def test_dedup_writes_what_it_promises(cli: Cli, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("data", "dedup", pairs, "-o", out, "--method", "minhash", "--threshold", "0.7", "--fields", "user")
+    done = cli(*command)
+    assert done.code == 0, done.err
+    for name in ("rows.parquet", "clusters.parquet", "rejects.parquet", "ledger.json", "facts.json"):
+        assert (out / name).is_file(), name
+    assert not [path.name for path in out.iterdir() if path.is_dir()]
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert ledger["rows_in"] == 10
+    assert ledger["rows_kept"] == 8 == len(pl.read_parquet(out / "rows.parquet"))
+    assert [r["reason"] for r in ledger["rejects"]] == ["broken_json"]
+    rejects = pl.read_parquet(out / "rejects.parquet")
+    assert rejects["twin"][0] in pl.read_parquet(out / "rows.parquet")["id"].to_list()
+    before = (out / "rows.parquet").stat().st_mtime_ns
+    told = cli(*command, "--json")
+    assert (out / "rows.parquet").stat().st_mtime_ns == before  # finished: not run again
+    assert json.loads(told.out)["facts"]["threshold"] == 0.7
+
+
+def test_another_command_in_the_same_folder_replaces_it(cli: Cli, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert cli("data", "dedup", pairs, "-o", out).code == 0
+    assert cli("data", "dedup", pairs, "-o", out, "--method=exact").code == 0
+    assert len(pl.read_parquet(out / "rows.parquet")) == 9  # a full stop and an exclamation mark differ
+    assert json.loads((out / "facts.json").read_text())["method"] == "exact"
+
+
+def test_steps_follow_each_other_with_lineage(cli: Cli, pairs: Path, tmp_path: Path) -> None:
+    assert (
+        cli("data", "filter", pairs, "-o", tmp_path / "a", "--length.min_user_tokens", "3", "--refusal", "null").code
+        == 0
+    )
+    done = cli("data", "split", tmp_path / "a" / "rows.parquet", "-o", tmp_path / "b", "--validation", "2")
+    assert done.code == 0, done.err
+    train = pl.read_parquet(tmp_path / "b" / "train.parquet")
+    assert {v["step"] for verdicts in train["verdicts"].to_list() for v in verdicts} >= {"filter"}
+    assert set(train["file"]) == {str(pairs)}
+    done = cli("data", "profile", tmp_path / "b" / "rows.parquet", "-o", tmp_path / "c", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["rows"] == len(pl.read_parquet(tmp_path / "b" / "rows.parquet"))
+    assert "<html" in (tmp_path / "c" / "profile.html").read_text()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_teaches_every_option(cli: Cli, kind: str) -> None:
+    shown = cli("data", kind, "--help")
+    assert shown.code == 0
+    for field in data_commands.STEPS[kind].__dataclass_fields__:
+        assert field == "kind" or f"--{field}" in shown.out
+
+
+def test_every_step_has_a_command() -> None:
+    assert sorted(data_commands.STEPS) == sorted(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dedup", "PAIRS"], "-o DIR"),
+        (["dedup", "-o", "OUT"], "no files"),
+        (["dedup", "nowhere.jsonl", "-o", "OUT"], "nowhere.jsonl"),
+        (["dedup", "PAIRS", "-o", "OUT", "--methd", "exact"], "did you mean 'method'"),
+        (["dedup", "PAIRS", "-o", "OUT", "--method", "minhsh"], "did you mean 'minhash'"),
+        (["dedup", "PAIRS", "-o", "OUT", "--threshold", "1.5"], "threshold"),
+        (["decontaminate", "PAIRS", "-o", "OUT"], "benchmarks"),
+        (["decontaminate", "PAIRS", "-o", "OUT", "--benchmarks", "[{name: x, path: none.json}]"], "none.json"),
+        (["select", "PAIRS", "-o", "OUT", "--rule", "{method: medium}"], "posttrain score"),
+        (["mix", "PAIRS", "-o", "OUT", "--counts", "{par: 3}"], "pairs"),
+        (["split", "PAIRS", "-o", "OUT", "--validation", "5000"], "can't"),
+        (["filter", "PAIRS", "-o", "OUT", "--length.min_user_tokens", "500"], "dropped all"),
+        (["dedup", "PAIRS", "-o", "OUT", "--engine", "sparc"], "local, ray"),
+    ],
+)
+def test_refusals(arguments: list[str], said: str, cli: Cli, pairs: Path, tmp_path: Path) -> None:
+    words = [{"PAIRS": str(pairs), "OUT": str(tmp_path / "out")}.get(word, word) for word in arguments]
+    assert said in cli("data", *words).refused()
+
+
+def test_arguments_are_told_apart() -> None:
+    files, options = data_commands.split_arguments(
+        ["a.jsonl", "--num-perm", "64", "b.csv", "--x=1", "--upsample", "--y", "2"]
+    )
+    assert files == ["a.jsonl", "b.csv"]
+    assert options == ["num_perm=64", "x=1", "upsample=true", "y=2"]
