@@ -197,7 +197,7 @@ UNRELATED = (
 def test_what_is_found_in_unrelated_sets_has_been_read(
     shared_data: Path, rows_file: Rows, benchmark: Callable[[str], Benchmark]
 ) -> None:
-    """22 matching rows among 16,780. Each shares more than half of a prompt word for word (docs/data-decontamination.md)."""
+    """14 matching rows among 16,780. Each shares more than half of a prompt word for word (docs/data-decontamination.md)."""
     rows = [its for path in UNRELATED for its in read_rows(shared_data / path)]
     found = decide(rows_file(rows), *map(benchmark, PATHS))
     table = found.tables["benchmarks"].filter(found.tables["benchmarks"]["matching_rows"] > 0)

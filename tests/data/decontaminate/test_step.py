@@ -200,3 +200,16 @@ def test_the_configuration_is_checked() -> None:
     ):
         with pytest.raises(ValidationError):
             adapter.validate_python(good | bad)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_changes_nothing(rows_file: Rows, benchmark_file: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(steps, "BLOCK_ROWS", 50)
+    rows = rows_file([row(f"{TEN} {i}" if i % 7 == 0 else f"nothing {i}", line=i) for i in range(120)])
+    step = DecontaminateStep(kind="decontaminate", benchmarks=(benchmark_file([TEN]),))
+    local, ray = (step.decide(rows, 0, replace(RUN, engine=engine, workers=2)) for engine in ("local", "ray"))
+    assert len(local.rejects) == 18
+    assert ray.rejects.equals(local.rejects)
+    assert ray.verdicts.equals(local.verdicts)
+    assert ray.tables["matches"].equals(local.tables["matches"])
