@@ -17,7 +17,7 @@ from posttrain.artifacts import read_json
 from posttrain.config import Document, build
 from posttrain.data.rows import read_rows, rows_frame, write_rows
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key, write_splits
-from posttrain.data.split_rows import ngram_hashes
+from posttrain.data.split_rows import distinct_ngrams
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.data.text import ngrams, tokens
 from posttrain.errors import DataError
@@ -345,7 +345,7 @@ def test_everything_to_train_and_an_empty_file(tmp_path: Path) -> None:
 
 @given(texts=st.lists(st.lists(st.sampled_from("abc"), max_size=9), max_size=8), n=st.integers(1, 5))
 def test_hashed_ngrams_are_the_sets_of_ngrams(texts: list[list[str]], n: int) -> None:
-    grams, owners = ngram_hashes(texts, n)
+    grams, owners = distinct_ngrams([" ".join(words) for words in texts], n)
     found = [set(grams[owners == number].tolist()) for number in range(len(texts))]
     sets = [ngrams(words, n) for words in texts]
     assert [len(one) for one in found] == [len(one) for one in sets]

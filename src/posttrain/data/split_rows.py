@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import xxhash
 from numpy.typing import NDArray
 
+from posttrain.data.dedup.texts import compared_texts
 from posttrain.data.rows import conversations
+from posttrain.data.shingles import hash_shingles, hash_tokens
 from posttrain.data.split import SPLITS, SplitStep, prompt_key, room_of, smallest, wanted_rows
 from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, blocks, count_rows
 from posttrain.data.text import Fields, compared_text, tokens
@@ -331,51 +332,23 @@ def _row_grams(
     rows: Path, places: NDArray[np.int64], step: SplitStep
 ) -> Iterator[tuple[int, NDArray[np.uint64], NDArray[np.int64]]]:
     """Block by block: place of its first row, hashes of the distinct n-grams of the rows at ``places``, and their places."""
-    known: dict[str, int] = {}
     for begin, block in blocks(rows, ["messages"]):
         wanted = places[(places >= begin) & (places < begin + len(block))] - begin
-        if not len(wanted):
-            continue
-        words = [tokens(compared_text(turns, step.compare)) for turns in conversations(block[wanted.tolist()])]
-        grams, owners = ngram_hashes(words, step.ngram, known)
-        yield begin, grams, wanted[owners] + begin
+        if len(wanted):
+            grams, owners = distinct_ngrams(compared_texts(block[wanted.tolist()], step.compare), step.ngram)
+            yield begin, grams, wanted[owners] + begin
 
 
-def ngram_hashes(
-    texts: Sequence[Sequence[str]], n: int, known: dict[str, int] | None = None
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def distinct_ngrams(texts: Sequence[str], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Hashes of the distinct n-grams of each text, and the number of the text each belongs to.
 
-    A text of fewer than n tokens is one n-gram, one without tokens none: the sets of ``text.ngrams`` as 64-bit hashes
-    (a polynomial in the xxh3 hashes of the tokens). ``known`` keeps token hashes from call to call.
+    The sets of ``text.ngrams``: a text of fewer than n tokens is one n-gram, one without tokens has none.
     """
-    known = {} if known is None else known
-    lengths = np.array([len(words) for words in texts], np.int64)
-    for word in {word for words in texts for word in words}.difference(known):
-        known[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
-    flat = np.fromiter((known[word] for words in texts for word in words), np.uint64, int(lengths.sum()))
-    owner = np.repeat(np.arange(len(texts)), lengths)
-    factor = np.uint64(0x9E3779B97F4A7C15)
-    with np.errstate(over="ignore"):
-        whole = np.zeros(max(0, len(flat) - n + 1), np.uint64)
-        for offset in range(n if len(whole) else 0):
-            whole = whole * factor + flat[offset : offset + len(whole)]
-        inside = owner[: len(whole)] == owner[n - 1 :] if len(whole) else np.empty(0, np.bool_)
-        ends = np.cumsum(lengths)
-        short = np.flatnonzero((lengths > 0) & (lengths < n))
-        hashes = np.zeros(len(short), np.uint64)
-        for offset in range(n - 1):
-            there = lengths[short] > offset
-            at = (ends[short] - lengths[short] + offset)[there]
-            hashes[there] = hashes[there] * factor + flat[at]
-        hashes = (hashes + lengths[short].astype(np.uint64)) * factor  # not the n-gram of a longer text
-    pairs = pl.DataFrame(
-        {
-            "gram": np.concatenate([whole[inside], hashes]),
-            "owner": np.concatenate([owner[: len(whole)][inside], short]),
-        },
-        schema={"gram": pl.UInt64, "owner": pl.Int64},
-    ).unique(maintain_order=True)
+    words = hash_tokens(texts)
+    shingles = hash_shingles(words, texts, n)
+    owners = np.repeat(np.arange(len(texts)), np.diff(shingles.offsets_N))
+    spoken = (np.diff(words.offsets_N) > 0)[owners]
+    pairs = pl.DataFrame({"gram": shingles.hashes_S[spoken], "owner": owners[spoken]}).unique(maintain_order=True)
     return pairs["gram"].to_numpy(), pairs["owner"].to_numpy()
 
 
