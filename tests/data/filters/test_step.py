@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from posttrain.config import build, load, parse_yaml, resolved_yaml
 from posttrain.data import steps
+from posttrain.data.engine import map_rows
 from posttrain.data.filters import FILTERS, Conversation
 from posttrain.data.filters import step as filter_step
 from posttrain.data.filters.step import FilterStep, only
@@ -110,7 +112,7 @@ def test_order_workers_and_blocks_play_no_part(tmp_path: Path, monkeypatch: pyte
         row(f"Say {n}.", "As an AI language model, I can't." if n % 3 else "Done.", n, "ab"[n % 2]) for n in range(40)
     ]
     expected = decide(FilterStep(kind="filter"), many, tmp_path)
-    monkeypatch.setattr(filter_step, "map_blocks", _small_blocks)
+    monkeypatch.setattr(filter_step, "map_rows", partial(map_rows, size=16))
     split = decide(FilterStep(kind="filter"), many, tmp_path, dataclasses.replace(RUN, workers=2))
     assert split.verdicts.equals(expected.verdicts)
     assert split.rejects.equals(expected.rejects)
@@ -120,12 +122,6 @@ def test_order_workers_and_blocks_play_no_part(tmp_path: Path, monkeypatch: pyte
     shuffled = decide(FilterStep(kind="filter"), [many[n] for n in order], tmp_path)
     assert shuffled.facts == expected.facts
     assert {order[r] for r in shuffled.rejects["row"]} == set(expected.rejects["row"])
-
-
-def _small_blocks(work: Any, rows: Path, columns: Sequence[str], workers: int) -> Any:
-    from posttrain.data.parallel import map_blocks
-
-    return map_blocks(work, rows, columns, workers, size=16)
 
 
 def test_an_odd_row_costs_its_measurement_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

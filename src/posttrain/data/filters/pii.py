@@ -51,8 +51,10 @@ def chinese_id_is_valid(number: str) -> bool:
 def _is_email(address: str) -> bool:
     domain = address.rpartition("@")[2].lower()
     labels = domain.split(".")
-    reserved = labels[-1] in ("example", "test", "invalid", "localhost") or "example" in labels[-2:]
-    return not reserved and not re.match(r"(?:domain|email|mail|company|yourdomain|yourcompany|test|abc|xyz)\.", domain)
+    reserved = labels[-1] in ("example", "test", "invalid", "localhost") or any(
+        label.startswith("example") for label in labels
+    )
+    return not reserved and not re.match(r"(?:(?:your|my)?(?:domain|email|mail|company)|test|abc|xyz)\.", domain)
 
 
 def _is_card(number: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from posttrain.data.engine import map_rows
 from posttrain.data.filters import FILTERS, Conversation, Measurement
 from posttrain.data.filters.format import FormatFilter
 from posttrain.data.filters.garbled import Garbled
@@ -25,7 +26,6 @@ from posttrain.data.filters.repetition import Repetition
 from posttrain.data.filters.secrets import Secrets
 from posttrain.data.filters.template import Template
 from posttrain.data.language import identifier_words
-from posttrain.data.parallel import map_blocks
 from posttrain.data.rows import conversations
 from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, blocks, count_rows
 from posttrain.errors import ConfigError, DataError
@@ -80,9 +80,8 @@ class FilterStep:
             check_languages(self.language)
         total = count_rows(rows)
         found = Findings()
-        for begin, judged in map_blocks(partial(judge, chosen=chosen), rows, _COLUMNS, run.workers):
+        for begin, judged in map_rows(partial(judge, chosen=chosen), rows, _COLUMNS, run, "filter"):
             found.add(begin, judged)
-            run.progress("filter", begin + len(judged.sources), total)
         if self.harmful is not None and self.harmful.score is not None and total and found.unscored == total:
             raise _no_score(self.harmful.score, rows)
         return found.decisions(chosen)
