@@ -20,11 +20,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from posttrain.artifacts import read_json, write_json
+from posttrain.data.engine import map_rows
 from posttrain.data.language import identifier, identifier_words, language_of
-from posttrain.data.parallel import map_blocks
 from posttrain.data.prose import parts_of
 from posttrain.data.rows import LINEAGE, SCHEMA, conversations
-from posttrain.data.steps import Progress, count_rows
+from posttrain.data.steps import Progress, StepRun, count_rows
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.types import Message
@@ -109,12 +109,11 @@ def profile(
     if not any(sizes.values()):
         raise DataError("no rows to profile", where=", ".join(map(str, files)), fix="give a file with rows")
     seen = _Seen()
-    for path, size in sizes.items():
-        what = f"profile {path.name}"
-        for begin, block in map_blocks(partial(_look, counter=counter), path, (*SCHEMA, *LINEAGE), workers):
-            progress(what, begin, size)
+    run = StepRun(lambda name: None, workers, progress=progress)
+    for path in sizes:
+        look = partial(_look, counter=counter)
+        for _, block in map_rows(look, path, (*SCHEMA, *LINEAGE), run, f"profile {path.name}"):
             seen.add(block)
-        progress(what, size, size)
     table = pl.concat(seen.tables)
     steps = chain_steps(chain) if chain is not None else []
     found: dict[str, Any] = {

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import random
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ import pytest
 
 from posttrain.config import build, load, parse_yaml, resolved_yaml
 from posttrain.data import steps
-from posttrain.data.engine import map_rows
 from posttrain.data.filters import FILTERS, Conversation
-from posttrain.data.filters import step as filter_step
 from posttrain.data.filters.step import FilterStep, only
 from posttrain.data.rows import LINEAGE, rows_frame, write_rows
 from posttrain.data.steps import Decisions, StepRun, apply
@@ -112,7 +109,7 @@ def test_order_workers_and_blocks_play_no_part(tmp_path: Path, monkeypatch: pyte
         row(f"Say {n}.", "As an AI language model, I can't." if n % 3 else "Done.", n, "ab"[n % 2]) for n in range(40)
     ]
     expected = decide(FilterStep(kind="filter"), many, tmp_path)
-    monkeypatch.setattr(filter_step, "map_rows", partial(map_rows, size=16))
+    monkeypatch.setattr("posttrain.data.steps.BLOCK_ROWS", 16)
     split = decide(FilterStep(kind="filter"), many, tmp_path, dataclasses.replace(RUN, workers=2))
     assert split.verdicts.equals(expected.verdicts)
     assert split.rejects.equals(expected.rejects)

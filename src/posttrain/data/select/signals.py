@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from posttrain.data.parallel import map_blocks
+from posttrain.data.engine import map_rows
 from posttrain.data.rows import conversations
 from posttrain.data.steps import StepRun, blocks, count_rows
 from posttrain.data.text import compared_text, tokens
@@ -165,12 +165,10 @@ def _number(value: Any, ranks: dict[str, float]) -> float | None:
 
 
 def _lengths(rows: Path, run: StepRun) -> pl.DataFrame:
-    total = count_rows(rows)
     frames = [pl.DataFrame(schema=VALUES)]
-    for begin, lengths in map_blocks(_answer_lengths, rows, ["messages"], run.workers):
+    for begin, lengths in map_rows(_answer_lengths, rows, ["messages"], run, "length of answers"):
         places = pl.int_range(begin, begin + len(lengths), dtype=pl.UInt32, eager=True)
         frames.append(pl.DataFrame({"row": places, "turn": 0, "value": lengths}, schema=VALUES))
-        run.progress("length of answers", begin + len(lengths), total)
     return pl.concat(frames)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from posttrain.data.encoders import ENCODERS, Vectors
+from posttrain.data.engine import map_rows
 from posttrain.data.filters.format import FormatFilter
 from posttrain.data.filters.garbled import Garbled
 from posttrain.data.filters.length import Length
@@ -23,7 +24,6 @@ from posttrain.data.filters.refusal import Refusal
 from posttrain.data.filters.repetition import Repetition
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.filters.template import Template
-from posttrain.data.parallel import map_blocks
 from posttrain.data.rows import conversations
 from posttrain.data.select.agreement import agreement
 from posttrain.data.select.config import (
@@ -311,7 +311,7 @@ def _ifd(rule: Ifd, context: Context) -> Outcome:
 def _grape(rule: Grape, context: Context) -> Outcome:
     keys = [
         key
-        for _, found in map_blocks(_instruction_keys, context.rows, ["messages", "tools"], context.run.workers)
+        for _, found in map_rows(_instruction_keys, context.rows, ["messages", "tools"], context.run, "instructions")
         for key in found
     ]
     table = _table(context, [context.signal("mean_logp"), pl.Series("instruction", keys, dtype=pl.String)])
