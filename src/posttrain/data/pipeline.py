@@ -16,6 +16,7 @@ import polars as pl
 from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
 from posttrain.data.chain import run_step, run_steps
 from posttrain.data.config import DataStage, Source
+from posttrain.data.decontaminate import DecontaminateStep
 from posttrain.data.formats import FORMATS, RowError, detect_format
 from posttrain.data.mix import MixStep
 from posttrain.data.profile import profile
@@ -185,15 +186,21 @@ def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:
 
 
 def inputs_digest(stage: DataStage, resolve: Resolve) -> str:
-    """sha256 over the content of everything the stage reads: file bytes, or the commit of a hub data set.
+    """sha256 over the content of everything the stage and its steps read: file bytes, or the commit of a hub data set.
 
-    Raises DataError where a source is missing.
+    Raises DataError where a source or benchmark is missing.
     """
     content = []
     for source in stage.sources:
         for part in locate(source.path, resolve, source.split).parts:
             content.append([part.label, content_digest(part)])
-    return digest(content)
+    beside = [step_inputs(step, resolve) for step in stage.steps]
+    return digest([*content, *filter(None, beside)])
+
+
+def step_inputs(step: object, resolve: Resolve) -> dict[str, str]:
+    """What a step reads beside the rows, by name, and the digests of their content: a changed benchmark is another input."""
+    return step.inputs(resolve) if isinstance(step, DecontaminateStep) else {}
 
 
 class _Steps:

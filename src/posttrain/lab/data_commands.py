@@ -22,7 +22,7 @@ from posttrain.config import Document, Section, build, override, parse_yaml, sec
 from posttrain.data.chain import finished_line, nothing_left, run_step
 from posttrain.data.config import ChainStep, DataStage, Source
 from posttrain.data.mix import MixStep
-from posttrain.data.pipeline import SIDES, gather, inputs_digest
+from posttrain.data.pipeline import SIDES, gather, inputs_digest, step_inputs
 from posttrain.data.profile import COMPARISON, profile
 from posttrain.data.rows import LINEAGE, SCHEMA, write_rows
 from posttrain.data.steps import Step, StepRun, count_rows
@@ -99,7 +99,8 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
     stage = DataStage(kind="data", sources=sources)
     with RunDir(out).lock(), Display(console) as display:
         remove_leftovers(out)
-        identity = digest([inputs_digest(stage, assets.resolve_data), stage, step, command.seed])
+        inputs = [inputs_digest(stage, assets.resolve_data), step_inputs(step, assets.resolve_data)]
+        identity = digest([inputs, stage, step, command.seed])
         if not (out / FORMER).exists() or read_json(out / FORMER) != identity:
             for stale in (out / "ledger.json", out / READ, out / STEP):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)

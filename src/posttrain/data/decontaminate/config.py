@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from posttrain.data.text import Fields
 
 if TYPE_CHECKING:
+    from posttrain.data.sources import Resolve
     from posttrain.data.steps import Decisions, StepRun
 
 ShortPrompts = Literal["anywhere", "alone"]
@@ -69,3 +70,9 @@ class DecontaminateStep:
         from posttrain.data.decontaminate.step import decide  # here: reading a recipe needs no polars
 
         return decide(self, rows, run)
+
+    def inputs(self, resolve: Resolve) -> dict[str, str]:
+        """Benchmark -> digest of the content of all it is read from. Raises DataError where one is missing."""
+        from posttrain.data.decontaminate.benchmarks import content_digests
+
+        return content_digests(self.benchmarks, resolve)

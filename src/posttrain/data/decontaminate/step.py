@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from posttrain.data.decontaminate.benchmarks import Prompt, content_digests, load, size_note, wordless
+from posttrain.data.decontaminate.benchmarks import Prompt, load, size_note, wordless
 from posttrain.data.decontaminate.config import DecontaminateStep
 from posttrain.data.decontaminate.matching import HITS, matcher
 from posttrain.data.decontaminate.proposals import proposer, threshold_of
@@ -167,7 +167,7 @@ def _benchmark_facts(
     step: DecontaminateStep, prompts: Sequence[Prompt], matches: pl.DataFrame, resolve: Resolve
 ) -> list[dict[str, Any]]:
     """Of every benchmark what it is, and what was found of it in all sources together."""
-    digests = content_digests(step.benchmarks, resolve)
+    digests = step.inputs(resolve)
     told = []
     for benchmark in step.benchmarks:
         own = [prompt for prompt in prompts if prompt.benchmark == benchmark.name]
