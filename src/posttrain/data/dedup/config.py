@@ -26,7 +26,7 @@ class DedupStep:
     threshold: Annotated[float, Gt(0), Le(1)] | None = None
     """Similarity from which a row is dropped: Jaccard of the n-gram sets (default 0.7), or cosine (default: the encoder's)."""
     fields: Fields = "user"
-    """The turns that are compared: ``conversation`` keeps several answers to one prompt, ``user`` does not."""
+    """The turns that are compared: ``user`` keeps one answer to a prompt, ``assistant`` every different one."""
     ngram: Annotated[int, Ge(1), Le(64)] | None = None
     """Tokens of a shingle (default 5); a shorter text is one shingle. Not for ``exact`` and ``embedding``."""
     num_perm: Annotated[int, Ge(1), Le(4096)] | None = None
@@ -34,7 +34,7 @@ class DedupStep:
     recall: Annotated[float, Gt(0), Lt(1)] | None = None
     """``minhash``: share of the pairs exactly at the threshold that must be proposed (default 0.99)."""
     distance: Annotated[int, Ge(0), Le(12)] | None = None
-    """``simhash``: the most bits of 64 in which the fingerprints of a proposed pair differ (default 6)."""
+    """``simhash``: the most bits of 64 in which the fingerprints of a proposed pair differ (default 8)."""
     encoder: str | None = None
     """``embedding``: a known encoder (default use-multilingual), or the folder of a static embedding model."""
     distinct_numbers: bool = True

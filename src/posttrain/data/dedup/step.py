@@ -41,7 +41,7 @@ _READ_BY = {
     "distance": ("simhash",),
     "encoder": ("embedding",),
 }
-_THRESHOLD, _NGRAM, _NUM_PERM, _RECALL, _DISTANCE, _ENCODER = 0.7, 5, 128, 0.99, 6, "use-multilingual"
+_THRESHOLD, _NGRAM, _NUM_PERM, _RECALL, _DISTANCE, _ENCODER = 0.7, 5, 128, 0.99, 8, "use-multilingual"
 _CURVE = tuple(round(0.05 * step, 2) for step in range(1, 21))
 _LARGEST_SHOWN = 5
 
