@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.data.filters import FILTERS
 from posttrain.data.filters.base import Conversation, talk
-from posttrain.data.filters.format import open_fence, out_of_turn
+from posttrain.data.filters.structure import open_fence, out_of_turn
 from posttrain.data.filters.garbled import Garbled, mojibake
 from posttrain.data.filters.harmful import BUILT_IN, Harmful, terms_in
 from posttrain.data.filters.language import LanguageFilter
@@ -29,7 +29,7 @@ def reasons(name: str, row: Conversation, config: object = None) -> list[str]:
     return [m.reason for m in FILTERS[name].measure(row, config or FILTERS[name].config()) if not m.passed]
 
 
-# ---- format --------------------------------------------------------------------------------------------------------
+# ---- structure --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_whose_turn_it_is(roles: str, wrong: int) -> None:
 def test_a_call_is_no_empty_turn() -> None:
     call = Message("assistant", "", tool_calls=(ToolCall("f", "{}"),))
     talked = (Message("user", "x"), call, Message("tool", ""), Message("assistant", "y"))
-    assert reasons("format", Conversation(talked)) == []
+    assert reasons("structure", Conversation(talked)) == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import polars as pl
 
 from posttrain.data.engine import map_rows
 from posttrain.data.filters import FILTERS, Conversation, Measurement
-from posttrain.data.filters.format import FormatFilter
 from posttrain.data.filters.garbled import Garbled
 from posttrain.data.filters.harmful import Harmful, score_of
 from posttrain.data.filters.language import LanguageFilter, check_languages
@@ -24,6 +23,7 @@ from posttrain.data.filters.pii import Pii
 from posttrain.data.filters.refusal import Refusal
 from posttrain.data.filters.repetition import Repetition
 from posttrain.data.filters.secrets import Secrets
+from posttrain.data.filters.structure import Structure
 from posttrain.data.filters.template import Template
 from posttrain.data.language import identifier_words
 from posttrain.data.rows import conversations
@@ -47,7 +47,7 @@ class FilterStep:
     """Drop rows by rules. Each filter has defaults that hold for English, Chinese and code; ``null`` turns one off."""
 
     kind: Literal["filter"]
-    format: FormatFilter | None = field(default_factory=FormatFilter)
+    structure: Structure | None = field(default_factory=Structure)
     """Roles in turn, no empty turns, closed code fences, the assistant has the last word."""
     length: Length | None = field(default_factory=Length)
     """Tokens of the user and of the assistant."""

@@ -17,12 +17,12 @@ import polars as pl
 
 from posttrain.data.encoders import ENCODERS, Vectors
 from posttrain.data.engine import map_rows
-from posttrain.data.filters.format import FormatFilter
 from posttrain.data.filters.garbled import Garbled
 from posttrain.data.filters.length import Length
 from posttrain.data.filters.refusal import Refusal
 from posttrain.data.filters.repetition import Repetition
 from posttrain.data.filters.step import FilterStep
+from posttrain.data.filters.structure import Structure
 from posttrain.data.filters.template import Template
 from posttrain.data.rows import conversations
 from posttrain.data.select.agreement import agreement
@@ -181,7 +181,7 @@ def gate_filters(gates: Gates | StrictGates) -> FilterStep:
     """The filter step that measures the gates."""
     return FilterStep(
         kind="filter",
-        format=FormatFilter(),
+        structure=Structure(),
         length=Length(
             min_user_tokens=gates.min_user_tokens,
             max_user_tokens=None,

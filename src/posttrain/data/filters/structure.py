@@ -11,7 +11,7 @@ from posttrain.types import Message, Role
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormatFilter:
+class Structure:
     """The form of a conversation; each rule can be switched off."""
 
     alternation: bool = True
@@ -68,27 +68,27 @@ def open_fence(text: str) -> bool:
     return bool(opened) and depth > 0
 
 
-def _measure(row: Conversation, config: FormatFilter) -> Iterator[Measurement]:
+def _measure(row: Conversation, config: Structure) -> Iterator[Measurement]:
     if config.alternation:
-        yield _none("format.out_of_turn", out_of_turn(row.messages), "roles_do_not_alternate")
+        yield _none("structure.out_of_turn", out_of_turn(row.messages), "roles_do_not_alternate")
     if config.empty_turns:
         empty = [
             f"turn {number} ({message.role})"
             for number, message in enumerate(row.messages, 1)
             if message.role != "tool" and not message.tool_calls and not message.content.strip()
         ]
-        yield _none("format.empty_turns", empty, "empty_turn")
+        yield _none("structure.empty_turns", empty, "empty_turn")
     if config.closed_fences:
         unclosed = [
             f"turn {number}"
             for number, message in enumerate(row.messages, 1)
             if message.role == "assistant" and open_fence(message.content)
         ]
-        yield _none("format.open_fences", unclosed, "unfinished_code_fence")
+        yield _none("structure.open_fences", unclosed, "unfinished_code_fence")
     if config.ends_with_assistant:
         last = row.messages[-1].role if row.messages else "nothing"
         yield _none(
-            "format.end", [] if last == "assistant" else [f"it ends with {last}"], "does_not_end_with_assistant"
+            "structure.end", [] if last == "assistant" else [f"it ends with {last}"], "does_not_end_with_assistant"
         )
 
 
@@ -96,17 +96,17 @@ def _none(check: str, found: list[str], reason: str) -> Measurement:
     return Measurement(check, len(found), "<= 0", not found, reason, ", ".join(found[:3]))
 
 
-FORMAT = Filter(
-    "format",
-    FormatFilter,
+STRUCTURE = Filter(
+    "structure",
+    Structure,
     _measure,
     {
         "roles_do_not_alternate": Example(
-            FormatFilter(),
+            Structure(),
             Conversation((Message("user", "Hi"), Message("user", "there"), Message("assistant", "Hello!"))),
         ),
-        "empty_turn": Example(FormatFilter(), talk("Hi", " \n", "Are you there?", "Yes.")),
-        "unfinished_code_fence": Example(FormatFilter(), talk("Print 1 in Python.", "```python\nprint(1)\n")),
-        "does_not_end_with_assistant": Example(FormatFilter(), talk("Hi", "Hello!", "Bye")),
+        "empty_turn": Example(Structure(), talk("Hi", " \n", "Are you there?", "Yes.")),
+        "unfinished_code_fence": Example(Structure(), talk("Print 1 in Python.", "```python\nprint(1)\n")),
+        "does_not_end_with_assistant": Example(Structure(), talk("Hi", "Hello!", "Bye")),
     },
 )
