@@ -6,7 +6,6 @@ import pytest
 
 from posttrain.data.filters import FILTERS
 from posttrain.data.filters.base import Conversation, talk
-from posttrain.data.filters.structure import open_fence, out_of_turn
 from posttrain.data.filters.garbled import Garbled, mojibake
 from posttrain.data.filters.harmful import BUILT_IN, Harmful, terms_in
 from posttrain.data.filters.language import LanguageFilter
@@ -14,6 +13,7 @@ from posttrain.data.filters.pii import chinese_id_is_valid, iban_is_valid, luhn,
 from posttrain.data.filters.refusal import Refusal, refusal
 from posttrain.data.filters.repetition import Repetition, longest_run, share_seen_before
 from posttrain.data.filters.secrets import entropy, secrets
+from posttrain.data.filters.structure import open_fence, out_of_turn
 from posttrain.data.filters.template import Template, boilerplate, sentences
 from posttrain.types import Message, Role, ToolCall
 
