@@ -132,11 +132,14 @@ def message_dict(message: Message) -> dict[str, Any]:
     return out
 
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def content_id(messages: tuple[Message, ...], tools: tuple[Mapping[str, Any], ...] = ()) -> str:
     """First 16 hex digits of the sha256 of the canonical JSON of messages and tools (weights included)."""
     payload = [
         [[m.role, m.content, m.reasoning, [[c.name, c.arguments] for c in m.tool_calls], m.weight] for m in messages],
         list(tools),
     ]
-    text = json.dumps(payload, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _CANONICAL.encode(payload)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

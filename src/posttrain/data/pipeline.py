@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
 from posttrain.data.chain import run_step, run_steps
 from posttrain.data.config import DataStage, Source
 from posttrain.data.decontaminate import DecontaminateStep
-from posttrain.data.formats import FORMATS, RowError, detect_format
+from posttrain.data.engine import map_blocks
+from posttrain.data.formats import FORMATS
 from posttrain.data.mix import MixStep
 from posttrain.data.profile import profile
-from posttrain.data.rows import BLOCK_ROWS, conversations, rows_frame, write_rows
-from posttrain.data.sources import BadRecord, Record, Resolve, content_digest, locate, read
+from posttrain.data.reading import Raw, RawBlock, Unusable, Usable, known_format, parse, part_path, read_block
+from posttrain.data.rows import BLOCK_ROWS, conversations, write_rows
+from posttrain.data.sources import Resolve, content_digest, locate, read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
 from posttrain.data.steps import Progress, StepRun, blocks, count_rows
 from posttrain.data.streams import COMPRESSED_SUFFIXES, printable
 from posttrain.errors import ConfigError, DataError
 from posttrain.types import Origin, SftRow
 
-_DETECTION_RECORDS = 100
 _SHOWN_REJECTS = 3
 
 
@@ -46,7 +48,7 @@ def prepare(
     an unknown format; RunError where ``out`` can't be written. The ledger is written also where no row is left.
     """
     _check_split(stage)
-    read_rows, ledger = gather(stage.sources, out.file("read"), resolve, progress)
+    read_rows, ledger = gather(stage.sources, out.file("read"), resolve, progress, stage.workers, stage.engine)
     if not ledger.steps[-1].rows_out:
         ledger.write(out.file("ledger.json"))
         raise _nothing_left(ledger, stage)
@@ -67,11 +69,17 @@ def prepare(
 
 
 def gather(
-    sources: Sequence[Source], out: Path, resolve: Resolve, progress: Progress | None = None
+    sources: Sequence[Source],
+    out: Path,
+    resolve: Resolve,
+    progress: Progress | None = None,
+    workers: int = 1,
+    engine: str = "local",
 ) -> tuple[Path, Ledger]:
     """One file with the good rows of all sources, and the account of the reading: ``rows.parquet``, ``ledger.json`` in ``out``.
 
-    Exact duplicates are dropped here, the first stays. A reading that is finished in ``out`` is not done again.
+    Exact duplicates are dropped here, the first stays. A reading that is finished in ``out`` is not done again. Neither
+    ``workers`` nor ``engine`` changes the result.
     """
     path = out / "rows.parquet"
     if (out / "ledger.json").exists():
@@ -82,21 +90,17 @@ def gather(
             FORMATS[source.format]  # an unknown one is told before any file is read
     ledger = Ledger()
     steps = _Steps(ledger)
-    found = (
-        row
-        for source, name in zip(sources, names, strict=True)
-        for row in _unique(steps, _rows(steps, source, name, resolve, progress))
-    )
-    parts = out / "parts"
+    run = StepRun(resolve, workers, engine)
+    parts = (out / "parts").absolute()
     shutil.rmtree(parts, ignore_errors=True)
-    count = 0
-    while batch := list(itertools.islice(found, BLOCK_ROWS)):
-        write_rows(
-            parts / f"{count:06d}.parquet", rows_frame([row for row, _ in batch], [row_id for _, row_id in batch])
-        )
-        count += 1
-    if count:
-        write_rows(path, pl.scan_parquet([parts / f"{number:06d}.parquet" for number in range(count)], glob=False))
+    numbers = itertools.count()
+    kept = [
+        _account(steps, outcomes)
+        for source, name in zip(sources, names, strict=True)
+        for outcomes in _read(steps, source, name, parts, numbers, progress, run)
+    ]
+    if any(map(any, kept)):
+        write_rows(path, _kept_rows(parts, kept))
     shutil.rmtree(parts, ignore_errors=True)
     ledger.write(out / "ledger.json")
     return path, ledger
@@ -170,19 +174,17 @@ def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:
 
     Raises DataError where there are fewer rows, or where that one can't be used, with its reason.
     """
-    ledger = Ledger()
-    steps = _Steps(ledger)
-    good = 0
-    for row in _rows(steps, source, "rows", resolve, None):
-        if steps.read.rows_in == index + 1:
-            return row
-        if steps.read.rows_in > index:
-            break
-        good += 1
-    if index >= steps.read.rows_in:
-        raise DataError(f"no row {index}: there are {steps.read.rows_in}", where=source.path, fix="rows count from 0")
-    reject = ledger.rejects[index - good]  # rows before it that were not good stand there first
-    raise DataError(f"row {index} can't be used: {reject.reason}: {reject.detail}", where=str(reject.origin))
+    count = 0
+    for part in locate(source.path, resolve, source.split).parts:
+        format_name, records = known_format(read_raw(part), part.label, source.format)
+        for record in records:
+            if count == index:
+                row = parse(record, format_name, "rows")
+                if isinstance(row, SftRow):
+                    return row
+                raise DataError(f"row {index} can't be used: {row.reason}: {row.detail}", where=str(row.origin))
+            count += 1
+    raise DataError(f"no row {index}: there are {count}", where=source.path, fix="rows count from 0")
 
 
 def inputs_digest(stage: DataStage, resolve: Resolve) -> str:
@@ -244,72 +246,74 @@ def _stem(path: str) -> str:
     return Path(name).stem
 
 
-def _rows(steps: _Steps, source: Source, name: str, resolve: Resolve, progress: Progress | None) -> Iterator[SftRow]:
-    """The good rows of a source, at most ``max_rows``; everything else goes to the ledger."""
-    located = locate(source.path, resolve, source.split)
+def _read(
+    steps: _Steps,
+    source: Source,
+    name: str,
+    parts: Path,
+    numbers: Iterator[int],
+    progress: Progress | None,
+    run: StepRun,
+) -> Iterator[list[Usable | Unusable]]:
+    """What became of the records of a source, block by block; its good rows, at most ``max_rows``, are in ``parts``."""
+    located = locate(source.path, resolve=run.resolve, split=source.split)
     for ignored in located.ignored:
         steps.note(f"ignored file {source.path.rstrip('/')}/{ignored}")
     left = source.max_rows
+    if left is not None:
+        run = replace(run, workers=1, engine="local")  # where to stop is known only block after block
+
+    def raw_blocks(records: Iterator[Raw]) -> Iterator[RawBlock]:
+        while left != 0 and (batch := list(itertools.islice(records, BLOCK_ROWS))):
+            yield RawBlock(next(numbers), left, batch)
+
     for part in located.parts:
         if left == 0:
             steps.note(f"not read (max_rows) {part.label}")
             continue
         tick = None if progress is None else _ticker(progress, part.label)
-        for row in itertools.islice(_part_rows(steps, read(part, tick), part.label, source.format, name), left):
-            left = None if left is None else left - 1
-            yield row
+        format_name, records = known_format(read_raw(part, tick), part.label, source.format)
+        for outcomes in map_blocks(partial(read_block, parts, format_name, name), raw_blocks(records), run):
+            if left is not None:
+                left -= sum(isinstance(outcome, Usable) for outcome in outcomes)
+            yield outcomes
 
 
 def _ticker(progress: Progress, label: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(label, done, total)
 
 
-def _part_rows(
-    steps: _Steps, records: Iterator[Record | BadRecord], label: str, format_name: str, source: str
-) -> Iterator[SftRow]:
-    """The typed rows of one file or hub data set. DataError where it holds no rows, or no format fits."""
-    head: list[Record | BadRecord] = []
-    good: list[Record] = []
-    for record in records:
-        head.append(record)
-        if isinstance(record, Record):
-            good.append(record)
-            if len(good) == _DETECTION_RECORDS:
-                break
-    if not head:
-        raise DataError("no rows in it", where=label, fix="give a file with rows")
-    if format_name != "auto":
-        chosen = FORMATS[format_name]
-    elif good:
-        chosen = detect_format([record.value for record in good], label)
-    for record in itertools.chain(head, records):
-        steps.read.rows_in += 1
-        if isinstance(record, BadRecord):
-            steps.drop(steps.read, record.origin, record.reason, record.detail)
+def _account(steps: _Steps, outcomes: Sequence[Usable | Unusable]) -> list[bool]:
+    """Enter the records of a block into the ledger. Of every good row: whether its conversation had not been seen."""
+    fresh: list[bool] = []
+    for outcome in outcomes:
+        if isinstance(outcome, Unusable):
+            steps.drop(
+                steps.read if outcome.step == "read" else steps.format, outcome.origin, outcome.reason, outcome.detail
+            )
             continue
-        steps.read.rows_out += 1
-        steps.format.rows_in += 1
-        try:
-            row = chosen.parse(record.value, record.origin, source)
-        except RowError as rejected:
-            steps.drop(steps.format, record.origin, rejected.reason, rejected.detail)
-            continue
-        steps.format.rows_out += 1
-        yield row
+        first = steps.seen.setdefault(outcome.id, outcome.origin)
+        fresh.append(first is outcome.origin)
+        if not fresh[-1]:
+            steps.drop(steps.deduplicate, outcome.origin, "exact_duplicate", f"same as {first}")
+    unread = sum(isinstance(outcome, Unusable) and outcome.step == "read" for outcome in outcomes)
+    for step, rows_in, rows_out in (
+        (steps.read, len(outcomes), len(outcomes) - unread),
+        (steps.format, len(outcomes) - unread, len(fresh)),
+        (steps.deduplicate, len(fresh), sum(fresh)),
+    ):
+        step.rows_in += rows_in
+        step.rows_out += rows_out
+    return fresh
 
 
-def _unique(steps: _Steps, rows: Iterator[SftRow]) -> Iterator[tuple[SftRow, str]]:
-    """The rows whose conversation has not been seen, each with its content id."""
-    step = steps.deduplicate
-    for row in rows:
-        step.rows_in += 1
-        row_id = row.id
-        first = steps.seen.setdefault(row_id, row.origin)
-        if first is not row.origin:
-            steps.drop(step, row.origin, "exact_duplicate", f"same as {first}")
-            continue
-        step.rows_out += 1
-        yield row, row_id
+def _kept_rows(parts: Path, kept: Sequence[Sequence[bool]]) -> pl.LazyFrame:
+    """The rows of all parts but the duplicates."""
+    rows = pl.scan_parquet([part_path(parts, number) for number in range(len(kept))], glob=False)
+    if all(map(all, kept)):
+        return rows
+    fresh = pl.Series("fresh", list(itertools.chain.from_iterable(kept)), dtype=pl.Boolean)
+    return pl.concat([rows, fresh.to_frame().lazy()], how="horizontal").filter("fresh")
 
 
 def _nothing_left(ledger: Ledger, stage: DataStage) -> DataError:

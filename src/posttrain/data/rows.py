@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -87,15 +87,21 @@ def rows_frame(rows: Iterable[SftRow], ids: Sequence[str] | None = None) -> pl.D
     )
 
 
-def write_rows(path: Path, rows: pl.LazyFrame | pl.DataFrame, extra: Mapping[str, Any] | None = None) -> None:
+def write_rows(
+    path: Path,
+    rows: pl.LazyFrame | pl.DataFrame,
+    extra: Mapping[str, Any] | None = None,
+    compression: Literal["zstd", "lz4"] = "zstd",
+) -> None:
     """Write a frame of :data:`SCHEMA` and :data:`LINEAGE` atomically, in blocks (a lazy frame is never held as a whole).
 
-    ``extra``: further columns to write, with their types. Raises RunError where the disk is full or can't be written.
+    ``extra``: further columns to write, with their types; ``lz4`` is for files that are read once and removed. Raises RunError where the disk is full or can't be written.
     """
     with atomic_path(path) as temporary:
         try:
             wanted = rows.lazy().select([*SCHEMA, *LINEAGE, *(extra or {})])
-            wanted.sink_parquet(temporary, compression="zstd", compression_level=1, row_group_size=BLOCK_ROWS)
+            level = 1 if compression == "zstd" else None
+            wanted.sink_parquet(temporary, compression=compression, compression_level=level, row_group_size=BLOCK_ROWS)
         except pl.exceptions.PolarsError as error:
             # polars wraps what the system says into its own text
             number = re.search(r"os error (\d+)", str(error))

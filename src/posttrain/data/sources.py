@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
@@ -51,6 +51,23 @@ class BadRecord:
     origin: Origin
     reason: str
     detail: str
+
+
+class RawLine(NamedTuple):
+    """One line of a JSON Lines file, not parsed yet: that is work for whoever gets it."""
+
+    origin: Origin
+    line: bytes
+
+    def parsed(self) -> Record | BadRecord:
+        """The record of the line."""
+        # bytes that are not UTF-8 become lone surrogates: they cost a row only where they stand in its text
+        text = self.line.decode("utf-8", "surrogateescape").lstrip("\ufeff")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return BadRecord(self.origin, "broken_json", describe(error))
+        return _record(self.origin, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +168,13 @@ def _unreadable(file: DataFile, error: OSError) -> DataError:
 
 
 def read(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Record | BadRecord]:
-    """The records of one file or hub data set, in order.
+    """The records of one file or hub data set, in order; see :func:`read_raw`."""
+    for record in read_raw(part, tick):
+        yield record.parsed() if isinstance(record, RawLine) else record
+
+
+def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[RawLine | Record | BadRecord]:
+    """The records of one file or hub data set, in order; lines of JSON as they are.
 
     The line of an origin is the 1-based line where a JSON row starts; in a JSON array whose first element stands on the
     line of its bracket it is the 1-based element number; in CSV and Parquet files and hub data sets the 1-based number
@@ -168,10 +191,11 @@ def read(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Record |
         raise _unreadable(part, error) from error
 
 
-def _file(file: DataFile, tick: Tick | None) -> Iterator[Record | BadRecord]:
+def _file(file: DataFile, tick: Tick | None) -> Iterator[RawLine | Record | BadRecord]:
     stream = Stream(file.path, tick)
     kind = sniff(stream, file)
     last = 0
+    readers: dict[Kind, Callable[[Stream, str], Iterator[RawLine | Record | BadRecord]]]
     readers = {"array": _array, "lines": _lines, "csv": _csv}
     rows = _parquet(file, tick) if kind == "parquet" else readers[kind](stream, file.label)
     for row in rows:
@@ -242,19 +266,10 @@ def _record(origin: Origin, value: Any) -> Record | BadRecord:
     return BadRecord(origin, "not_an_object", f"{type(value).__name__}: {str(value)[:80]}")
 
 
-def _lines(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
+def _lines(stream: Stream, label: str) -> Iterator[RawLine]:
     for number, line in enumerate(stream.lines(), 1):
-        if line.isspace() or not line:
-            continue
-        # bytes that are not UTF-8 become lone surrogates: they cost a row only where they stand in its text
-        text = line.decode("utf-8", "surrogateescape").lstrip("\ufeff")
-        origin = Origin(label, number)
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield BadRecord(origin, "broken_json", describe(error))
-            continue
-        yield _record(origin, value)
+        if line and not line.isspace():
+            yield RawLine(Origin(label, number), line)
 
 
 def _array(stream: Stream, label: str) -> Iterator[Record | BadRecord]:

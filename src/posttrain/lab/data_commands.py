@@ -120,7 +120,7 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
 
 def _run(step: Step, sources: Sequence[Source], command: DataCommand, display: Display) -> None:
     out = command.out
-    rows, ledger = gather_rows(sources, out / READ, display)
+    rows, ledger = gather_rows(sources, out / READ, display, command.workers, command.engine)
     if not ledger.steps[-1:] or not ledger.steps[-1].rows_out:
         raise DataError("no usable rows", where=", ".join(command.files), fix="see docs/data-formats.md")
     run = StepRun(assets.resolve_data, command.workers, command.engine, display.tick)
@@ -133,7 +133,9 @@ def _run(step: Step, sources: Sequence[Source], command: DataCommand, display: D
         shutil.rmtree(out / folder, ignore_errors=True)
 
 
-def gather_rows(sources: Sequence[Source], out: Path, display: Display) -> tuple[Path, Ledger]:
+def gather_rows(
+    sources: Sequence[Source], out: Path, display: Display, workers: int = 1, engine: str = "local"
+) -> tuple[Path, Ledger]:
     """One file with the rows of all sources and the account of the reading.
 
     A rows.parquet of an earlier step is taken as it is, with what its rows carry; other files are read in their format.
@@ -141,13 +143,13 @@ def gather_rows(sources: Sequence[Source], out: Path, display: Display) -> tuple
     finished = [Path(source.path) for source in sources if is_rows(Path(source.path))]
     raw = [source for source in sources if Path(source.path) not in finished]
     if not finished:
-        return gather(raw, out, assets.resolve_data, display.tick)
+        return gather(raw, out, assets.resolve_data, display.tick, workers, engine)
     ledger = Ledger()
     total = sum(count_rows(path) for path in finished)
     taken = ledger.step("read", rows_in=total)
     taken.rows_out = total
     if raw:
-        read, ledger = gather(raw, out, assets.resolve_data, display.tick)
+        read, ledger = gather(raw, out, assets.resolve_data, display.tick, workers, engine)
         finished.append(read)
     if len(finished) == 1:
         return finished[0], ledger

@@ -123,6 +123,8 @@ def is_preference(record: Foreign) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,0 +1,105 @@
+"""From raw records to a file of typed rows, block by block: the part of reading that runs on an engine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from posttrain.data.formats import FORMATS, RowError, detect_format
+from posttrain.data.rows import rows_frame, write_rows
+from posttrain.data.sources import BadRecord, RawLine, Record
+from posttrain.errors import DataError
+from posttrain.types import Origin, SftRow
+
+Raw = RawLine | Record | BadRecord
+
+_DETECTION_RECORDS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A record that became no row: at which step, where, why, and the detail of this case."""
+
+    step: Literal["read", "format"]
+    origin: Origin
+    reason: str
+    detail: str
+
+
+class Usable(NamedTuple):
+    """A row that was written: its content id and where it stood."""
+
+    id: str
+    origin: Origin
+
+
+class RawBlock(NamedTuple):
+    """Some records of one file."""
+
+    number: int
+    """Place among all blocks."""
+    most: int | None
+    """Stop after so many good rows."""
+    records: list[Raw]
+
+
+def part_path(parts: Path, number: int) -> Path:
+    """The file of a block's rows."""
+    return parts / f"{number:06d}.parquet"
+
+
+def known_format(records: Iterator[Raw], label: str, name: str) -> tuple[str | None, Iterator[Raw]]:
+    """The name of the records' format and all of the records. None where none of them is good.
+
+    ``auto`` looks at the first good ones. Raises DataError where there is no record, or no format fits.
+    """
+    head: list[Raw] = []
+    good: list[Record] = []
+    for record in records:
+        head.append(record)
+        parsed = record.parsed() if isinstance(record, RawLine) else record
+        if name != "auto":
+            break
+        if isinstance(parsed, Record):
+            good.append(parsed)
+            if len(good) == _DETECTION_RECORDS:
+                break
+    if not head:
+        raise DataError("no rows in it", where=label, fix="give a file with rows")
+    everything = itertools.chain(head, records)
+    if name != "auto":
+        return name, everything
+    return detect_format([record.value for record in good], label).name if good else None, everything
+
+
+def parse(record: Raw, format_name: str | None, source: str) -> SftRow | Unusable:
+    """The typed row of one record."""
+    parsed = record.parsed() if isinstance(record, RawLine) else record
+    if isinstance(parsed, BadRecord):
+        return Unusable("read", parsed.origin, parsed.reason, parsed.detail)
+    assert format_name is not None, "a good record has a format"
+    try:
+        return FORMATS[format_name].parse(parsed.value, parsed.origin, source)
+    except RowError as rejected:
+        return Unusable("format", parsed.origin, rejected.reason, rejected.detail)
+
+
+def read_block(parts: Path, format_name: str | None, source: str, block: RawBlock) -> list[Usable | Unusable]:
+    """Parse the records of a block, write its good rows (:func:`part_path`), and say what became of each record."""
+    rows: list[SftRow] = []
+    found: list[Usable | Unusable] = []
+    for record in block.records:
+        row = parse(record, format_name, source)
+        if isinstance(row, Unusable):
+            found.append(row)
+            continue
+        rows.append(row)
+        found.append(Usable(row.id, row.origin))
+        if len(rows) == block.most:
+            break
+    ids = [outcome.id for outcome in found if isinstance(outcome, Usable)]
+    write_rows(part_path(parts, block.number), rows_frame(rows, ids), compression="lz4")
+    return found
