@@ -121,6 +121,13 @@ def test_order_workers_and_blocks_play_no_part(tmp_path: Path, monkeypatch: pyte
     assert {order[r] for r in shuffled.rejects["row"]} == set(expected.rejects["row"])
 
 
+def test_two_limits_of_one_check_are_both_told(tmp_path: Path) -> None:
+    tools = SftRow(ROWS[0].messages, Origin("f.jsonl", 9), "s", tools=({"name": "search"},))
+    for order in ([ROWS[0], tools], [tools, ROWS[0]]):
+        decisions = decide(FilterStep(kind="filter"), order, tmp_path)
+        assert decisions.facts["checks"]["refusal.turns"]["limit"] == "<= 0 or any"
+
+
 def test_an_odd_row_costs_its_measurement_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = FILTERS["length"]
 

@@ -283,7 +283,12 @@ def _check_facts(verdicts: pl.DataFrame) -> dict[str, Any]:
     grouped = (
         verdicts.lazy()
         .group_by("check")
-        .agg(pl.col("limit").first(), pl.len().alias("rows"), (~pl.col("passed")).sum().alias("failed"), *quantiles)
+        .agg(
+            pl.col("limit").unique().sort().str.join(" or ").alias("limit"),
+            pl.len().alias("rows"),
+            (~pl.col("passed")).sum().alias("failed"),
+            *quantiles,
+        )
     )
     return {
         record["check"]: {
