@@ -336,7 +336,6 @@ def score(
     """Score rows with a model: loss, IFD and mean log-prob of the answers. Killed? Run it again: it goes on."""
     import json
 
-    from posttrain.assets import resolve_data
     from posttrain.lab.display import Display
     from posttrain.lab.scoring import Scoring, score_files, summary
 
@@ -352,7 +351,7 @@ def score(
     )
     console = _console(stderr=as_json)
     with Display(console) as display:
-        facts = score_files(files, out, scoring, resolve_data, display)
+        facts = score_files(files, out, scoring, display)
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False))
     else:

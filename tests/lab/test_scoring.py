@@ -55,7 +55,7 @@ def score(tiny_model: Path) -> Callable[..., dict[str, Any]]:
     def run(files: Sequence[str], out: Path, **settings: Any) -> dict[str, Any]:
         with Display(Console(quiet=True)) as display:
             chosen = Scoring(**{"model": str(tiny_model), "dtype": "fp32", **settings})
-            return score_files(files, out, chosen, lambda name: None, display)
+            return score_files(files, out, chosen, display)
 
     return run
 
@@ -215,15 +215,15 @@ def test_an_interrupted_scoring_goes_on(
     score([file], tmp_path / "whole")
     settings = Scoring(model=str(tiny_model), dtype="fp32")
     with pytest.raises(InterruptedRunError, match="what is computed is kept"):
-        score_files([file], tmp_path / "out", settings, lambda name: None, Impatient(after=6))
+        score_files([file], tmp_path / "out", settings, Impatient(after=6))
     assert not (tmp_path / "out" / "rows.parquet").exists()
     watched = Impatient(after=10**9)
-    score_files([file], tmp_path / "out", settings, lambda name: None, watched)
+    score_files([file], tmp_path / "out", settings, watched)
     assert watched.told[-1] == (4, 4)  # two parts of three were there
     assert [done for done, _ in watched.told] == sorted(done for done, _ in watched.told)
     assert scores_of(tmp_path / "out") == scores_of(tmp_path / "whole")
     finished = Impatient(after=0)
-    score_files([file], tmp_path / "out", settings, lambda name: None, finished)
+    score_files([file], tmp_path / "out", settings, finished)
     assert finished.told == []
 
 
@@ -285,7 +285,7 @@ def slow_scoring(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[[], subp
         "from posttrain.lab import scoring\nfrom posttrain.lab.display import Display\nfrom pathlib import Path\n"
         "from rich.console import Console\nscoring.CACHE_ROWS = 2\n"
         f"settings = scoring.Scoring(model={str(tiny_model)!r}, dtype='fp32')\n"
-        f"scoring.score_files([{file!r}], Path({str(tmp_path / 'out')!r}), settings, lambda n: None, Display(Console()))\n"
+        f"scoring.score_files([{file!r}], Path({str(tmp_path / 'out')!r}), settings, Display(Console()))\n"
     )
     started: list[subprocess.Popen[bytes]] = []
 

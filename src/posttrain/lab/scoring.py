@@ -14,8 +14,8 @@ is kept in blocks under ``cache/``, by model, template and type of numbers: a ki
 
 from __future__ import annotations
 
-import contextlib
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -31,24 +31,20 @@ from rich.table import Column, Table
 
 from posttrain.artifacts import (
     Ledger,
-    LedgerStep,
     RunDir,
-    StageDir,
     atomic_path,
     digest,
     file_digest,
-    read_json,
     remove_leftovers,
 )
-from posttrain.data.config import DataStage, Source
-from posttrain.data.pipeline import prepare
-from posttrain.data.rows import LINEAGE, SCHEMA, frame_rows, write_rows
-from posttrain.data.sources import Resolve
+from posttrain.data.config import Source
+from posttrain.data.rows import SCHEMA, frame_rows
 from posttrain.data.steps import REJECTS, Decisions, apply, blocks
 from posttrain.encode.alone import answer_opening, answers_alone
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
 from posttrain.errors import InterruptedRunError
+from posttrain.lab.data_commands import READ, gather_rows
 from posttrain.lab.display import Display
 from posttrain.types import SftRow, Tokens
 
@@ -60,7 +56,7 @@ if TYPE_CHECKING:
 
 STEP = "score"
 SCORING = "scoring rows"
-CACHE_ROWS = 128
+CACHE_ROWS = 64
 """Rows computed and kept together: what a kill costs at most."""
 QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 _CACHED: dict[str, Any] = {
@@ -95,9 +91,7 @@ class Scoring:
     """Format of files that are no rows.parquet."""
 
 
-def score_files(
-    files: Sequence[str], out: Path, scoring: Scoring, resolve: Resolve, display: Display
-) -> dict[str, Any]:
+def score_files(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
     """Score the rows of all files; writes rows.parquet, rejects.parquet, facts.json and ledger.json into ``out``.
 
     A file may be of any known format, or the rows.parquet of an earlier step: then its rows keep what they carry.
@@ -107,14 +101,14 @@ def score_files(
     with RunDir(out).lock():
         remove_leftovers(out)
         try:
-            return _score(files, out, scoring, resolve, display)
+            return _score(files, out, scoring, display)
         except KeyboardInterrupt:
             raise InterruptedRunError(
                 "interrupted", where=str(out), fix="run the same command again: what is computed is kept"
             ) from None
 
 
-def _score(files: Sequence[str], out: Path, scoring: Scoring, resolve: Resolve, display: Display) -> dict[str, Any]:
+def _score(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
     from posttrain.lab.models import template_of
     from posttrain.lab.targets import resolve_target
 
@@ -122,7 +116,9 @@ def _score(files: Sequence[str], out: Path, scoring: Scoring, resolve: Resolve, 
     template_file = str(scoring.template) if scoring.template else own_template
     template = template_of(weights.folder, template_file)
     opening = answer_opening(template)
-    rows, before = _gathered(files, out, scoring.row_format, resolve, display)
+    read = out / READ
+    shutil.rmtree(read, ignore_errors=True)
+    rows, before = gather_rows([Source(path=file, format=scoring.row_format) for file in files], read, display)
     identity = _identity(weights, template_file)
     by = f"{_label(scoring.model)}@{identity[:8]}"
     dtype_name, device = _numbers(scoring, out / "cache", identity)
@@ -148,40 +144,11 @@ def _score(files: Sequence[str], out: Path, scoring: Scoring, resolve: Resolve, 
     line = apply(STEP, rows, Decisions(pl.DataFrame(schema=REJECTS), columns=columns, facts=facts, notes=counts), out)
     ledger = Ledger([*before.steps, line], before.rejects)
     ledger.write(out / "ledger.json")
+    shutil.rmtree(read, ignore_errors=True)
     return facts
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
-
-
-def _gathered(
-    files: Sequence[str], out: Path, row_format: str, resolve: Resolve, display: Display
-) -> tuple[Path, Ledger]:
-    """One file with the rows of all files, and the account of what was read. Files of rows are taken as they are."""
-    finished = [Path(file) for file in files if _is_rows(Path(file))]
-    raw = [file for file in files if Path(file) not in finished]
-    ledger = Ledger()
-    if raw:
-        sources = tuple(Source(path=file, format=row_format) for file in raw)
-        stage = StageDir(out / "read")
-        prepare(DataStage(kind="data", sources=sources, held_out=0), stage, 0, resolve, display.tick)
-        told = read_json(stage.file("ledger.json"))
-        ledger.steps += [LedgerStep(**step) for step in told["steps"] if step["name"] != "split"]
-        finished.append(stage.file("rows", "train.parquet"))
-    if len(finished) == 1:
-        return finished[0], ledger
-    rows = out / "read" / "rows.parquet"
-    write_rows(rows, pl.concat([pl.scan_parquet(path, glob=False) for path in finished]))
-    return rows, ledger
-
-
-def _is_rows(path: Path) -> bool:
-    """Whether this is a Parquet file that a step of the data chain has written."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return False
-    with contextlib.suppress(OSError, pl.exceptions.PolarsError):
-        return set(SCHEMA | LINEAGE) <= pl.read_parquet_schema(path).keys()
-    return False
 
 
 def _with_scores(rows: Path, known: pl.DataFrame, by: str) -> tuple[pl.DataFrame, dict[str, int]]:
