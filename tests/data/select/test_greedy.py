@@ -27,13 +27,18 @@ def test_seen_hashes_are_a_set(fresh: int, texts: list[set[int]]) -> None:
 
 
 def test_hashes_of_texts() -> None:
-    assert len(ngram_hashes("one two three four", 3)) == 2
-    assert len(ngram_hashes("one two", 3)) == 1
-    assert len(ngram_hashes("北京的天气", 3)) == 3
-    assert ngram_hashes("ＡＢＣ one two", 3).tolist() == ngram_hashes("abc, ONE two!", 3).tolist()
-    assert ngram_hashes("???", 3).tolist() != ngram_hashes("!!!", 3).tolist()  # no tokens: the text itself
-    assert len(ngram_hashes("", 3)) == 1
-    assert not set(ngram_hashes("3 + 4", 3).tolist()) & set(ngram_hashes("5 + 9", 3).tolist())
+    def hashes(text: str) -> list[int]:
+        return list(ngram_hashes(["before", text, "after"], 3)[1].tolist())
+
+    assert len(hashes("one two three four")) == 2
+    assert len(hashes("one two")) == 1
+    assert len(hashes("北京的天气")) == 3
+    assert hashes("ＡＢＣ one two") == hashes("abc, ONE two!")
+    assert hashes("???") != hashes("!!!")  # no tokens: the text itself
+    assert len(hashes("")) == 1
+    assert not set(hashes("3 + 4")) & set(hashes("5 + 9"))
+    assert len(hashes("no no no no no no")) == 1
+    assert ngram_hashes([], 3) == []
 
 
 def test_ngram_walk_by_hand() -> None:

@@ -463,7 +463,7 @@ def test_agreement_is_reported(select: Callable[..., Any], scored: Any) -> None:
 def test_missing_scores_name_the_command(select: Callable[..., Any], scored: Any) -> None:
     with pytest.raises(
         DataError,
-        match=r"no row carries the score 'loss' \(they carry no scores\)(.|\n)*posttrain score .*rows.parquet --model",
+        match=r"no row carries the score 'loss' \(they carry no scores\)(.|\n)*posttrain score FILES --model",
     ):
         select([scored("x")], {"method": "medium"})
     with pytest.raises(DataError, match=r"'judgs' \(did you mean 'judge'\?\)"):

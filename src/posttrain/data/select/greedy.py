@@ -5,15 +5,15 @@ Both walk a given order once. The result follows from the order alone, not from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from posttrain.data.encoders import Vectors
-from posttrain.data.text import ngrams, normalised, tokens
+from posttrain.data.shingles import hash_shingles, hash_tokens
 
 Hashes = NDArray[np.uint64]
 
@@ -61,11 +61,10 @@ class SeenHashes:
         self._sorted.append(merged)
 
 
-def ngram_hashes(text: str, n: int) -> Hashes:
-    """The distinct 64-bit hashes of a text's n-grams, sorted. A text without any token is one n-gram as it stands."""
-    grams = ngrams(tokens(text), n) or {(normalised(text).strip(),)}
-    hashes = [xxhash.xxh3_64_intdigest("\n".join(gram).encode("utf-8", "surrogatepass")) for gram in grams]
-    return np.unique(np.array(hashes, np.uint64))
+def ngram_hashes(texts: Sequence[str], n: int) -> list[Hashes]:
+    """The distinct hashes of every text's n-grams, sorted; at least one a text (see posttrain.data.shingles)."""
+    shingles = hash_shingles(hash_tokens(texts), texts, n)
+    return [np.unique(shingles.hashes_S[begin:end]) for begin, end in itertools.pairwise(shingles.offsets_N.tolist())]
 
 
 def walk_ngrams(texts: Iterable[Hashes], count: int, min_novelty: float, budget: int | None) -> Walk:

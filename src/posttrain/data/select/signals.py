@@ -78,7 +78,7 @@ def turn_products(
     if len(summed) and summed["value"].null_count() == len(summed):
         raise DataError(
             f"no row has {first!r} and {second!r} for the same turns",
-            where=str(rows),
+            where="select.rule",
             fix=f"give both for the whole row, or both for every turn ({first}.1, {second}.1, ...)",
         )
     return _for_every_row(summed, rows).rename(PRODUCT)
@@ -97,7 +97,7 @@ def missing(name: str, rows: Path) -> DataError:
         known.update(block["scores"].explode().struct.field("name").drop_nulls().unique())
     found = f"they carry: {', '.join(sorted(known))}" if known else "they carry no scores"
     if name in BY_MODEL:
-        fix = f"score them first: posttrain score {rows} --model MODEL -o scored, then select from scored/rows.parquet"
+        fix = "score them first: posttrain score FILES --model MODEL -o scored, then select from scored/rows.parquet"
     else:
         fix = f"name a score they carry, {LENGTH}, or a key of their meta as {META}KEY"
     return DataError(

@@ -466,7 +466,7 @@ def _walk(texts: Texts, rows: Sequence[int], distance: Distance, budget: int | N
             run.progress(label, min(begin + _ENCODED_ROWS, len(rows)), len(rows))
 
     if isinstance(distance, NgramNovelty):
-        hashes = (ngram_hashes(text, distance.n) for part in parts() for text in part)
+        hashes = (found for part in parts() for found in ngram_hashes(part, distance.n))
         return walk_ngrams(hashes, len(rows), distance.min_novelty, budget)
     encoder = ENCODERS[distance.encoder]()
     vectors: Iterator[Vectors] = map(encoder.encode, parts())
