@@ -320,12 +320,17 @@ class _Index:
         held = self.owners[np.repeat(low, hits) + within]
         pairs, counts = np.unique(asked * len(self.places) + held, return_counts=True)
         asked, held = np.divmod(pairs, max(len(self.places), 1))
-        frame = pl.DataFrame(
-            {"row": asked, "overlap": counts / self.sizes[held], "number": held, "held_out": self.places[held]},
-            schema={"row": pl.UInt32, "overlap": pl.Float64, "number": pl.Int64, "held_out": pl.UInt32},
+        overlap = counts / self.sizes[held]
+        # Within a row the pairs stand in the order of ``held``: of equal overlaps the first one counts.
+        starts = np.flatnonzero(np.diff(asked, prepend=-1))
+        highest = np.maximum.reduceat(overlap, starts) if len(starts) else overlap
+        best = np.flatnonzero(overlap == np.repeat(highest, np.diff(starts, append=len(asked))))
+        _, first = np.unique(asked[best], return_index=True)
+        chosen = best[first]
+        return pl.DataFrame(
+            {"row": asked[chosen], "overlap": overlap[chosen], "held_out": self.places[held[chosen]]},
+            schema={"row": pl.UInt32, "overlap": pl.Float64, "held_out": pl.UInt32},
         )
-        best = frame.sort(["row", "overlap", "number"], descending=[False, True, False])
-        return best.group_by("row", maintain_order=True).first().select("row", "overlap", "held_out")
 
 
 def _row_grams(
