@@ -15,6 +15,8 @@ from posttrain.artifacts import atomic_path, write_error
 from posttrain.errors import DataError
 from posttrain.types import Message, Origin, SftRow, ToolCall
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 BLOCK_ROWS = 8192
 """Rows whose text is in memory at once; files are written in row groups of so many, so that a block is read alone."""
 
@@ -76,8 +78,8 @@ def rows_frame(rows: Iterable[SftRow], ids: Sequence[str] | None = None) -> pl.D
             "file": [row.origin.file for row in rows],
             "line": [row.origin.line for row in rows],
             "messages": _messages_column(rows),
-            "tools": [_json(list(row.tools)) for row in rows],
-            "meta": [_json(dict(row.meta)) for row in rows],
+            "tools": [_json(list(row.tools)) if row.tools else "[]" for row in rows],
+            "meta": [_json(dict(row.meta)) if row.meta else "{}" for row in rows],
         },
         schema=SCHEMA,
     )
@@ -160,7 +162,10 @@ def _messages_column(rows: Sequence[SftRow]) -> pl.Series:
             "role": [turn.role for _, turn in turns],
             "content": [turn.content for _, turn in turns],
             "reasoning": [turn.reasoning for _, turn in turns],
-            "tool_calls": [_json([{"name": c.name, "arguments": c.arguments} for c in t.tool_calls]) for _, t in turns],
+            "tool_calls": [
+                _json([{"name": c.name, "arguments": c.arguments} for c in t.tool_calls]) if t.tool_calls else "[]"
+                for _, t in turns
+            ],
             "weight": [turn.weight for _, turn in turns],
         },
         schema={"row": pl.Int64, **_MESSAGE},
@@ -172,4 +177,4 @@ def _messages_column(rows: Sequence[SftRow]) -> pl.Series:
 def _json(value: Any) -> str:
     if not value:
         return "[]" if isinstance(value, list) else "{}"
-    return json.dumps(value, ensure_ascii=False)
+    return _ENCODER.encode(value)

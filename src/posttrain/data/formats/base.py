@@ -15,6 +15,7 @@ Foreign = Mapping[str, Any]
 """A record as its author wrote it."""
 
 _LONGEST_META = 200
+_SIDE_KEYS = frozenset(("system", "tools"))
 
 
 class RowError(Exception):
@@ -48,6 +49,8 @@ def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin
     turns = tuple(messages)
     if not turns:
         raise RowError("empty_conversation", "no turns")
+    if record.keys().isdisjoint(_SIDE_KEYS) and _is_plain_talk(turns):
+        return SftRow(turns, origin, source, (), _meta(record, used))  # nearly every row passes all that follows
     if (system := optional_text(record, "system")) and all(turn.role != "system" for turn in turns):
         turns = (Message("system", system), *turns)
     if all(turn.role != "assistant" for turn in turns):
@@ -62,7 +65,20 @@ def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin
             raise RowError("invalid_unicode", f"turn {number} holds a lone surrogate or bytes that are not UTF-8")
     if tools and not _is_unicode(json.dumps(tools, ensure_ascii=False)):
         raise RowError("invalid_unicode", "the tools hold a lone surrogate or bytes that are not UTF-8")
-    return SftRow(turns, origin, source, tools, _meta(record, used | {"system", "tools"}))
+    return SftRow(turns, origin, source, tools, _meta(record, used | _SIDE_KEYS))
+
+
+def _is_plain_talk(turns: tuple[Message, ...]) -> bool:
+    """Whether these turns surely are a good conversation: without calls, nothing empty, no broken characters."""
+    answered = False
+    for turn in turns:
+        if turn.tool_calls or turn.reasoning is not None or not (turn.content.isascii() or _is_unicode(turn.content)):
+            return False
+        if turn.role == "assistant":
+            answered = True
+            if not turn.content or turn.content.isspace():
+                return False
+    return answered
 
 
 def exchange(prompt: str, reply: str) -> tuple[Message, Message]:

@@ -32,6 +32,7 @@ ROLE_NAMES: Mapping[str, Role] = {
 }
 """Every role name that is understood, and the role it stands for."""
 
+_PLAIN_ROLES: Mapping[Any, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 _CALL_ROLES = ("function_call", "tool_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking")
@@ -44,6 +45,9 @@ def parse_turn(turn: Foreign) -> Message:
     ``function_call`` is the JSON of the call. ``weight`` or ``loss_weight`` is kept for assistant turns.
     Raises RowError with ``unknown_role`` or ``wrong_shape``.
     """
+    content = turn.get("content")
+    if len(turn) == 2 and isinstance(content, str) and (plain := _PLAIN_ROLES.get(turn.get("role"))) is not None:
+        return Message(plain, content)  # nearly every turn; what follows would give the same
     name = turn.get("role", turn.get("from"))
     role = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
