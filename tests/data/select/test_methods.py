@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from posttrain.config import Document, build
 from posttrain.data.select import SelectStep
-from posttrain.data.steps import REJECTS, VERDICTS, Decisions
+from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun
 from posttrain.errors import ConfigError, DataError
 
 WORDS = [
@@ -514,3 +514,40 @@ def test_the_yaml_form() -> None:
         read({"method": "grap"})
     with pytest.raises(ConfigError, match="must be a number of at least 0 and at most 1"):
         read({"method": "medium", "low": 25})
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(decide: Callable[..., Decisions], scored: Any, frame: Any, tmp_path: Path) -> None:
+    """More rows than one block, so that both workers have some."""
+    rows = [
+        scored(f"prompt {k % 700}", "answer " * (3 + k % 9), {"loss": 1.0, "mean_logp": -k / 100}) for k in range(9000)
+    ]
+    rule = {"method": "grape", "gates": {"max_ngram_share": 1, "min_assistant_tokens": 4}}
+    alone = decide(frame(rows), rule)
+    both = build(SelectStep, Document("x.yaml", {"kind": "select", "rule": rule}, {(): 1})).decide(
+        tmp_path / "rows.parquet", 0, StepRun(resolve=lambda name: None, workers=2)
+    )
+    assert both.rejects.equals(alone.rejects)
+    assert both.verdicts.equals(alone.verdicts)
+    assert both.facts == alone.facts
+    assert both.facts["groups"]["instructions"] == 700
+
+
+@pytest.mark.shared
+def test_a_small_set_of_real_rows(select: Callable[..., Any], shared_data: Path, tmp_path: Path) -> None:
+    """English and Chinese come in proportion to what passes; every kept row passes every check."""
+    from posttrain.data.config import Source
+    from posttrain.data.pipeline import gather
+
+    folder = shared_data / "llama-factory-demo"
+    files = [folder / f"data__alpaca_{language}_demo.json" for language in ("en", "zh")]
+    sources = [Source(path=str(file), name=file.stem, max_rows=250) for file in files]
+    rows, _ = gather(sources, tmp_path / "read", lambda name: None)
+    found = select(pl.read_parquet(rows), {"method": "few_but_good", "budget": 40})
+    assert len(found.kept) == 40
+    passing = {s: told["rows"] for s, told in found.facts["sources"].items()}
+    assert set(passing) == {file.stem for file in files}
+    kept = {s: told["kept"] for s, told in found.facts["sources"].items()}
+    assert all(count >= 10 for count in kept.values())
+    for prompt in found.kept:
+        assert all(passed for _, _, passed in found.verdicts[prompt].values())
