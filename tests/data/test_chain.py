@@ -22,7 +22,22 @@ from posttrain.data.rows import read_rows
 from posttrain.data.split import SplitStep
 from posttrain.errors import ConfigError, DataError
 
-WORDS = "river mountain garden castle forest window bridge market harbour valley island meadow lantern orchard".split()
+WORDS = [
+    "river",
+    "mountain",
+    "garden",
+    "castle",
+    "forest",
+    "window",
+    "bridge",
+    "market",
+    "harbour",
+    "valley",
+    "island",
+    "meadow",
+    "lantern",
+    "orchard",
+]
 
 
 def question(number: int) -> str:
