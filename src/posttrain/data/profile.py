@@ -386,7 +386,7 @@ def chain_steps(chain: Path) -> list[tuple[str, Path]]:
     folders = sorted(path.parent for path in (chain / "steps").glob("*/ledger.json"))
     if folders:
         return [(folder.name, folder) for folder in folders]
-    return [(read_json(chain / "ledger.json")["steps"][0]["name"], chain)] if (chain / "ledger.json").exists() else []
+    return [(read_json(chain / "ledger.json")["steps"][-1]["name"], chain)] if (chain / "ledger.json").exists() else []
 
 
 def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
@@ -426,7 +426,7 @@ def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> list[dict[str, Any
 def _unread(chain: Path) -> list[dict[str, Any]]:
     """What the stage itself dropped (unreadable, of no format, exact duplicates): its ledger keeps place and detail, no text."""
     path = chain / "ledger.json"
-    if (chain / "rejects.parquet").exists() or not path.exists():
+    if not path.exists():
         return []
     ledger = read_json(path)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
