@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from posttrain.artifacts import Ledger, read_json
 from posttrain.data.mix import MixStep
-from posttrain.data.profile import Counts, TokenCounter, comparison_counts, length_summary, profile
+from posttrain.data.profile import (
+    Counts,
+    TokenCounter,
+    chain_steps,
+    comparison_counts,
+    funnel,
+    length_summary,
+    profile,
+)
 from posttrain.data.rows import rows_frame, write_rows
 from posttrain.data.split import SplitStep
 from posttrain.data.steps import REJECTS, Decisions, StepRun, apply
@@ -189,6 +197,17 @@ def test_the_funnel_of_a_chain(tmp_path: Path) -> None:
     assert [example["id"] for example in short] == sorted(example["id"] for example in short)
     assert short[0]["prompt"].startswith("prompt number")
     assert sum(split["rows"] for split in found["splits"]) == kept
+
+
+def test_the_mix_of_a_stage_comes_after_its_steps(tmp_path: Path) -> None:
+    step = tmp_path / "steps" / "01-filter"
+    for folder, names in ((tmp_path, ("read", "mix")), (step, ("filter",))):
+        folder.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger()
+        for name in names:
+            ledger.step(name, 5).rows_out = 5
+        ledger.write(folder / "ledger.json")
+    assert [line["step"] for line in funnel(tmp_path, chain_steps(tmp_path))] == ["read", "filter", "mix"]
 
 
 def test_clusters_and_contamination(tmp_path: Path) -> None:

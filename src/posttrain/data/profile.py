@@ -392,7 +392,7 @@ def chain_steps(chain: Path) -> list[tuple[str, Path]]:
 def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
     """One line a step, in order: rows in and out, and what was dropped.
 
-    The stage's own ledger comes first (reading, formats, exact duplicates) and last (the split into train and held-out);
+    The stage's own ledger comes first (reading, formats, exact duplicates) and last (held-out rows, the mix of the others);
     the lines of its chain of steps stand between, once each.
     """
     inner = [
@@ -404,8 +404,8 @@ def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> list[dict[str, Any
     own = read_json(chain / "ledger.json")["steps"] if (chain / "ledger.json").exists() else []
     names = {line["name"] for line in inner}
     outer = [{**line, "folder": None} for line in own if line["name"] not in names]
-    last = [line for line in outer if line["name"] == "split"]
-    lines = [line for line in outer if line["name"] != "split"] + inner + last
+    last = [line for line in outer if line["name"] in ("split", "mix")]
+    lines = [line for line in outer if line not in last] + inner + last
     start = lines[0]["rows_in"] if lines else 0
     return [
         {
