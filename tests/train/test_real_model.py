@@ -22,6 +22,7 @@ from posttrain.artifacts import Ledger
 from posttrain.encode.collate import collate
 from posttrain.encode.template import load_template, load_tokenizer
 from posttrain.encode.tokens import encode_rows
+from posttrain.model import hardware
 from posttrain.model.adapters import attach_lora, load_adapter, save_adapter, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.export import merge_adapter
@@ -189,7 +190,7 @@ stages:
     batch_size: 2
     evaluate_every: 2
     checkpoint_every: 1
-    dtype: bf16
+    dtype: {dtype}
 """
 
 
@@ -198,7 +199,9 @@ def test_command_line_resumes_to_the_bit_after_a_kill(demo_model: Path, tmp_path
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(model=demo_model, rows=data), encoding="utf-8")
+    chosen = hardware.choose_dtype("auto", CPU)  # bf16 only where it isn't emulated: that takes minutes a step
+    dtype = next(name for name, known in hardware.DTYPES.items() if known == chosen)
+    recipe.write_text(RECIPE.format(model=demo_model, rows=data, dtype=dtype), encoding="utf-8")
 
     def command(runs: str) -> subprocess.Popen[str]:
         main = [sys.executable, "-c", "from posttrain.cli import main; main()"]
