@@ -22,7 +22,7 @@ from posttrain.data.engine import map_blocks
 from posttrain.data.formats import FORMATS
 from posttrain.data.mix import MixStep
 from posttrain.data.profile import profile
-from posttrain.data.reading import Raw, RawBlock, Unusable, Usable, known_format, parse, part_path, read_block
+from posttrain.data.reading import Outcome, Raw, RawBlock, known_format, parse, part_path, raw_block, read_block
 from posttrain.data.rows import BLOCK_ROWS, conversations, write_rows
 from posttrain.data.sources import Resolve, content_digest, locate, read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
@@ -95,9 +95,9 @@ def gather(
     shutil.rmtree(parts, ignore_errors=True)
     numbers = itertools.count()
     kept = [
-        _account(steps, outcomes)
+        _account(steps, outcome)
         for source, name in zip(sources, names, strict=True)
-        for outcomes in _read(steps, source, name, parts, numbers, progress, run)
+        for outcome in _read(steps, source, name, parts, numbers, progress, run)
     ]
     if any(map(any, kept)):
         write_rows(path, _kept_rows(parts, kept))
@@ -254,7 +254,7 @@ def _read(
     numbers: Iterator[int],
     progress: Progress | None,
     run: StepRun,
-) -> Iterator[list[Usable | Unusable]]:
+) -> Iterator[Outcome]:
     """What became of the records of a source, block by block; its good rows, at most ``max_rows``, are in ``parts``."""
     located = locate(source.path, resolve=run.resolve, split=source.split)
     for ignored in located.ignored:
@@ -263,9 +263,9 @@ def _read(
     if left is not None:
         run = replace(run, workers=1, engine="local")  # where to stop is known only block after block
 
-    def raw_blocks(records: Iterator[Raw]) -> Iterator[RawBlock]:
+    def raw_blocks(label: str, records: Iterator[Raw]) -> Iterator[RawBlock]:
         while left != 0 and (batch := list(itertools.islice(records, BLOCK_ROWS))):
-            yield RawBlock(next(numbers), left, batch)
+            yield raw_block(next(numbers), left, label, batch)
 
     for part in located.parts:
         if left == 0:
@@ -273,33 +273,39 @@ def _read(
             continue
         tick = None if progress is None else _ticker(progress, part.label)
         format_name, records = known_format(read_raw(part, tick), part.label, source.format)
-        for outcomes in map_blocks(partial(read_block, parts, format_name, name), raw_blocks(records), run):
+        for outcome in map_blocks(partial(read_block, parts, format_name, name), raw_blocks(part.label, records), run):
             if left is not None:
-                left -= sum(isinstance(outcome, Usable) for outcome in outcomes)
-            yield outcomes
+                left -= len(outcome.ids)
+            yield outcome
 
 
 def _ticker(progress: Progress, label: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(label, done, total)
 
 
-def _account(steps: _Steps, outcomes: Sequence[Usable | Unusable]) -> list[bool]:
+def _account(steps: _Steps, outcome: Outcome) -> list[bool]:
     """Enter the records of a block into the ledger. Of every good row: whether its conversation had not been seen."""
+    bad = dict(outcome.unusable)
+    places = (place for place in range(outcome.records) if place not in bad)
     fresh: list[bool] = []
-    for outcome in outcomes:
-        if isinstance(outcome, Unusable):
-            steps.drop(
-                steps.read if outcome.step == "read" else steps.format, outcome.origin, outcome.reason, outcome.detail
-            )
-            continue
-        first = steps.seen.setdefault(outcome.id, outcome.origin)
-        fresh.append(first is outcome.origin)
-        if not fresh[-1]:
-            steps.drop(steps.deduplicate, outcome.origin, "exact_duplicate", f"same as {first}")
-    unread = sum(isinstance(outcome, Unusable) and outcome.step == "read" for outcome in outcomes)
+    copies: dict[int, tuple[Origin, Origin]] = {}
+    for row_id, line, place in zip(outcome.ids, outcome.lines, places, strict=True):
+        origin = Origin(outcome.label, line)
+        first = steps.seen.setdefault(row_id, origin)
+        fresh.append(first is origin)
+        if first is not origin:
+            copies[place] = origin, first
+    for place in sorted([*bad, *copies]):
+        if place in copies:
+            origin, first = copies[place]
+            steps.drop(steps.deduplicate, origin, "exact_duplicate", f"same as {first}")
+        else:
+            found = bad[place]
+            steps.drop(steps.read if found.step == "read" else steps.format, found.origin, found.reason, found.detail)
+    unread = sum(found.step == "read" for found in bad.values())
     for step, rows_in, rows_out in (
-        (steps.read, len(outcomes), len(outcomes) - unread),
-        (steps.format, len(outcomes) - unread, len(fresh)),
+        (steps.read, outcome.records, outcome.records - unread),
+        (steps.format, outcome.records - unread, len(fresh)),
         (steps.deduplicate, len(fresh), sum(fresh)),
     ):
         step.rows_in += rows_in

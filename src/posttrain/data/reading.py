@@ -29,11 +29,25 @@ class Unusable:
     detail: str
 
 
-class Usable(NamedTuple):
-    """A row that was written: its content id and where it stood."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the records of a block, which is all of one file."""
 
-    id: str
-    origin: Origin
+    label: str
+    records: int
+    ids: list[str]
+    """Content ids of the rows that were written."""
+    lines: list[int]
+    """Where they stood."""
+    unusable: list[tuple[int, Unusable]]
+    """The others, each with its place among the records."""
+
+
+class Lines(NamedTuple):
+    """Lines of JSON in one piece, cheap to send."""
+
+    numbers: list[int]
+    text: bytes
 
 
 class RawBlock(NamedTuple):
@@ -43,7 +57,17 @@ class RawBlock(NamedTuple):
     """Place among all blocks."""
     most: int | None
     """Stop after so many good rows."""
-    records: list[Raw]
+    label: str
+    records: list[Raw] | Lines
+
+
+def raw_block(number: int, most: int | None, label: str, records: list[Raw]) -> RawBlock:
+    """A block, its lines joined where all records are lines."""
+    lines = [record for record in records if isinstance(record, RawLine)]
+    if len(lines) < len(records):
+        return RawBlock(number, most, label, records)
+    joined = Lines([record.origin.line for record in lines], b"\n".join([record.line for record in lines]))
+    return RawBlock(number, most, label, joined)
 
 
 def part_path(parts: Path, number: int) -> Path:
@@ -87,19 +111,26 @@ def parse(record: Raw, format_name: str | None, source: str) -> SftRow | Unusabl
         return Unusable("format", parsed.origin, rejected.reason, rejected.detail)
 
 
-def read_block(parts: Path, format_name: str | None, source: str, block: RawBlock) -> list[Usable | Unusable]:
+def read_block(parts: Path, format_name: str | None, source: str, block: RawBlock) -> Outcome:
     """Parse the records of a block, write its good rows (:func:`part_path`), and say what became of each record."""
     rows: list[SftRow] = []
-    found: list[Usable | Unusable] = []
-    for record in block.records:
+    unusable: list[tuple[int, Unusable]] = []
+    for place, record in enumerate(_records(block)):
         row = parse(record, format_name, source)
         if isinstance(row, Unusable):
-            found.append(row)
+            unusable.append((place, row))
             continue
         rows.append(row)
-        found.append(Usable(row.id, row.origin))
         if len(rows) == block.most:
             break
-    ids = [outcome.id for outcome in found if isinstance(outcome, Usable)]
+    ids = [row.id for row in rows]
     write_rows(part_path(parts, block.number), rows_frame(rows, ids), compression="lz4")
-    return found
+    return Outcome(block.label, len(rows) + len(unusable), ids, [row.origin.line for row in rows], unusable)
+
+
+def _records(block: RawBlock) -> Iterator[Raw]:
+    if not isinstance(block.records, Lines):
+        yield from block.records
+        return
+    for number, line in zip(block.records.numbers, block.records.text.split(b"\n"), strict=True):
+        yield RawLine(Origin(block.label, number), line)
