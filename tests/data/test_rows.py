@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.data.rows import SCHEMA, read_rows, rows_frame, write_rows
+from posttrain.data.rows import LINEAGE, SCHEMA, read_rows, rows_frame, write_rows
 from posttrain.errors import DataError, RunError
 from posttrain.types import ROLES, Message, Origin, SftRow, ToolCall
 
@@ -59,8 +59,8 @@ def test_the_file_is_as_the_run_folder_says(tmp_path: Path) -> None:
     path = tmp_path / "rows" / "train.parquet"
     write_rows(path, rows_frame([row]))
     frame = pl.read_parquet(path)
-    assert dict(frame.schema) == SCHEMA
-    assert frame.to_dicts() == [
+    assert dict(frame.schema) == SCHEMA | LINEAGE
+    assert frame.select(list(SCHEMA)).to_dicts() == [
         {
             "id": row.id,
             "source": "a",
