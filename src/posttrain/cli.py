@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -110,6 +110,27 @@ def _execute(recipe_file: Path, overrides: list[str] | None, runs: Path, *, only
     console.print(
         f"\nOpen {page}" if page.exists() and not only_training else f"\nResults are in {run_dir.path}", highlight=False
     )
+
+
+@app.command()
+def ablate(
+    recipe: RecipeFile,
+    kind: Annotated[
+        str, typer.Option("--kind", help="leave_one_out (a recipe a source), or sub_samples (5 to 100% of the rows).")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the recipes.")],
+) -> None:
+    """Write the recipes of a data ablation, complete and runnable, beside the unchanged one."""
+    from posttrain.errors import ConfigError
+    from posttrain.lab.ablation import Kind, ablation_recipes
+    from posttrain.table import did_you_mean
+
+    known: tuple[Kind, ...] = get_args(Kind)
+    chosen = next((name for name in known if name == kind), None)
+    if chosen is None:
+        raise ConfigError(f"unknown plan {kind!r}{did_you_mean(kind, known)}", fix=f"known: {', '.join(known)}")
+    for planned in ablation_recipes(recipe, out, chosen):
+        typer.echo(f"posttrain run {planned.path}    # {planned.changed}")
 
 
 @app.command()

@@ -118,3 +118,13 @@ def test_arguments_are_told_apart() -> None:
     )
     assert files == ["a.jsonl", "b.csv"]
     assert options == ["num_perm=64", "x=1", "upsample=true", "y=2"]
+
+
+def test_ablation_plans_are_written_and_told(cli: Cli, tmp_path: Path) -> None:
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
+    done = cli("ablate", recipe, "--kind", "sub_samples", "-o", tmp_path / "plan")
+    assert done.code == 0, done.err
+    written = sorted((tmp_path / "plan").glob("*.yaml"))
+    assert len(written) == 6
+    assert all(f"posttrain run {path}" in done.out for path in written)
+    assert "did you mean 'sub_samples'" in cli("ablate", recipe, "--kind", "subsamples", "-o", tmp_path).refused()

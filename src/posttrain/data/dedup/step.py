@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from posttrain.data.dedup import minhash, ngram, simhash
 from posttrain.data.dedup.buckets import Buckets, group
 from posttrain.data.dedup.config import DedupStep
-from posttrain.data.dedup.embedding import default_threshold, settle_by_cosine
 from posttrain.data.dedup.greedy import Ranks, Settled, settle
 from posttrain.data.dedup.jaccard import distinct, jaccards
 from posttrain.data.dedup.order import Order, total_order
@@ -239,6 +238,8 @@ def _propose_by_prefix(
 
 
 def _by_cosine(step: DedupStep, rows: Path, order: Order, run: StepRun) -> tuple[NDArray[np.bool_], _Found]:
+    from posttrain.data.dedup.embedding import default_threshold, settle_by_cosine  # other workers do without it
+
     name = step.encoder or _ENCODER
     threshold = step.threshold or default_threshold(name)
     total = len(order.row_of_rank)
