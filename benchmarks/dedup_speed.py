@@ -36,25 +36,27 @@ from posttrain.data.text import ngrams, tokens
 
 def measured(command: list[str]) -> tuple[str, dict[str, float]]:
     """Run a command; what it prints, and its seconds, processor seconds and largest memory."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    watched = psutil.Process(process.pid)
     peak, cpu = 0, {}
-    while process.poll() is None:
-        resident = 0
-        for one in [watched, *_children(watched)]:
-            try:
-                times = one.cpu_times()
-                cpu[one.pid] = times.user + times.system
-                resident += one.memory_info().rss
-            except psutil.Error:
-                continue
-        peak = max(peak, resident)
-        time.sleep(0.05)
-    out = process.stdout.read() if process.stdout else ""
+    with tempfile.TemporaryFile("w+") as printed:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.DEVNULL, text=True)
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            resident = 0
+            for one in [watched, *_children(watched)]:
+                try:
+                    times = one.cpu_times()
+                    cpu[one.pid] = times.user + times.system
+                    resident += one.memory_info().rss
+                except psutil.Error:
+                    continue
+            peak = max(peak, resident)
+            time.sleep(0.05)
+        seconds = time.perf_counter() - start
+        printed.seek(0)
+        out = printed.read()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    seconds = time.perf_counter() - start
     return out, {"seconds": seconds, "cpu_seconds": sum(cpu.values()), "peak_rss_gb": peak / 1e9}
 
 
