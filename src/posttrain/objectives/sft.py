@@ -9,7 +9,11 @@ gradient accumulation long did in the field, weights tokens of short micro-batch
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sft_loss(logps_S: Tensor, weights_S: Tensor, step_weight: float) -> Tensor:
@@ -19,3 +23,15 @@ def sft_loss(logps_S: Tensor, weights_S: Tensor, step_weight: float) -> Tensor:
     step_weight: sum of the weights of the whole optimizer step.
     """
     return -(weights_S * logps_S).sum() / step_weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftObjective:
+    """Imitate the assistant turns: mean negative log-likelihood over all supervised tokens of a step."""
+
+    rows: ClassVar[Literal["conversations"]] = "conversations"
+    needs_reference: ClassVar[bool] = False
+    supervises_prompt: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 2e-4
+
+    name: Literal["sft"] = "sft"

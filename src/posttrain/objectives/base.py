@@ -1,0 +1,106 @@
+"""What an objective receives and gives, and the two functions of log-probabilities that need care.
+
+Shapes: P pairs, B sequences. Objectives use methods of tensors only, so that configurations are parsed without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SequenceLogps(NamedTuple):
+    """Of every sequence: the sum of the log-probabilities of its supervised tokens, and how many these are. Both fp32 [B]."""
+
+    sums_B: Tensor
+    counts_B: Tensor
+
+    @property
+    def means_B(self) -> Tensor:  # noqa: N802 - carries its shape, as the fields do
+        """Mean log-probability of a token."""
+        return self.sums_B / self.counts_B
+
+
+class PairLogps(NamedTuple):
+    """Both sides of P pairs."""
+
+    chosen: SequenceLogps
+    rejected: SequenceLogps
+    conversation: SequenceLogps | None = None
+    """Prompt and chosen reply together, every token but the first supervised; only where the objective asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A mean to be: the detached sum over this micro-batch and how many rows it is over."""
+
+    total: Tensor
+    rows: Tensor | float
+
+
+class Loss(NamedTuple):
+    """A micro-batch's share of the step's loss (scalar, differentiable): the shares of a step add up to its loss."""
+
+    share: Tensor
+    metrics: Mapping[str, Metric] = {}
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log(1 / (1 + exp(-x))), finite with an exact gradient for every finite x."""
+    return -(-x).logaddexp(x.new_zeros(()))
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x < 0, finite with a finite gradient up to x = 0 (Maechler 2012, log1mexp-note, eq. 7).
+
+    x above -1e-7 is taken as -1e-7, the nearest to certainty that fp32 can tell from it, and has the gradient 0.
+    """
+    x = x.clamp(max=-1e-7)
+    near = x > -math.log(2)
+    # Each branch sees harmless values where the other is taken: a NaN times 0 would be NaN in the gradient.
+    small = x.where(near, x.new_full((), -1.0))
+    large = x.where(~near, x.new_full((), -1.0))
+    return (-small.expm1()).log().where(near, (-large.exp()).log1p())
+
+
+def log_ratio(policy: SequenceLogps, reference: SequenceLogps) -> SequenceLogps:
+    """log pi(y|x) - log pi_ref(y|x) of every sequence [B]: the sum over its tokens, and how many these are."""
+    return SequenceLogps(policy.sums_B - reference.sums_B, policy.counts_B)
+
+
+def log_ratios(policy: PairLogps, reference: PairLogps | None) -> PairLogps:
+    """The log-ratio of both sides of every pair.
+
+    Raises:
+        ValueError: there is no reference, and the objective can't do without.
+
+    """
+    if reference is None:
+        raise ValueError("this objective compares the policy with a reference, and none was given")
+    return PairLogps(log_ratio(policy.chosen, reference.chosen), log_ratio(policy.rejected, reference.rejected))
+
+
+def metric(values_B: Tensor) -> Metric:
+    """The mean of one value a row [B]."""
+    return Metric(values_B.detach().sum(), float(len(values_B)))
+
+
+def reward_metrics(chosen_P: Tensor, rejected_P: Tensor) -> dict[str, Metric]:
+    """What is logged of the rewards of both sides [P]. Equal rewards are half a success: the model can't tell the sides apart."""
+    margins_P = chosen_P - rejected_P
+    return {
+        "rewards/chosen": metric(chosen_P),
+        "rewards/rejected": metric(rejected_P),
+        "rewards/margins": metric(margins_P),
+        "rewards/accuracies": metric((margins_P.sign() + 1) / 2),
+    }
+
+
+def logp_metrics(policy: PairLogps) -> dict[str, Metric]:
+    """What is logged of the log-probabilities: the sum over a reply, mean over pairs."""
+    return {"logps/chosen": metric(policy.chosen.sums_B), "logps/rejected": metric(policy.rejected.sums_B)}

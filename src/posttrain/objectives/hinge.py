@@ -1,0 +1,50 @@
+"""Hinge loss: ask for a margin of 1 / beta and stop pushing once a pair has it.
+
+    h = [log pi(y_w|x) - log pi_ref(y_w|x)] - [log pi(y_l|x) - log pi_ref(y_l|x)]
+    L = max(0, 1 - beta h)
+
+The calibration loss of SLiC-HF is max(0, delta - log pi(y_w|x) + log pi(y_l|x)) (Zhao et al. 2023, arXiv:2305.10425).
+Liu et al. (2023, arXiv:2309.06657) put DPO's log-ratios in its place and call that hinge-norm; this is their form, and the
+one TRL has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Gt
+
+from posttrain.objectives.base import Loss, PairLogps, log_ratios, logp_metrics, reward_metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def hinge_losses(margins_P: Tensor, beta: float) -> Tensor:
+    """The loss of every pair [P]. margins_P: h above, in nats [P]. At the kink the gradient is 0."""
+    return (1 - beta * margins_P).relu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HingeObjective:
+    """Hinge loss on the log-ratios (SLiC, Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657)."""
+
+    rows: ClassVar[Literal["pairs"]] = "pairs"
+    needs_reference: ClassVar[bool] = True
+    supervises_prompt: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 5e-6
+
+    name: Literal["hinge"] = "hinge"
+    beta: Annotated[float, Gt(0)] = 0.1
+    """A pair is left alone once its margin reaches 1 / beta nats."""
+    reference: str | None = None
+    """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
+
+    def loss(self, policy: PairLogps, reference: PairLogps | None, step_pairs: int) -> Loss:
+        """This micro-batch's share of the loss of a step of ``step_pairs`` pairs."""
+        ratios = log_ratios(policy, reference)
+        chosen_P, rejected_P = ratios.chosen.sums_B, ratios.rejected.sums_B
+        losses_P = hinge_losses(chosen_P - rejected_P, self.beta)
+        metrics = reward_metrics(self.beta * chosen_P, self.beta * rejected_P) | logp_metrics(policy)
+        return Loss(losses_P.sum() / step_pairs, metrics)

@@ -1,0 +1,114 @@
+"""Kahneman-Tversky Optimization: learn from single replies marked desirable or not.
+
+    r = log pi(y|x) - log pi_ref(y|x)                                sums over the reply
+    z = max(0, mean of log pi(y'|x) - log pi_ref(y'|x))              y' the reply of another row; no gradient
+    L = lambda_D (1 - sigmoid(beta (r - z)))                         y desirable
+        lambda_U (1 - sigmoid(beta (z - r)))                         y undesirable
+                                                                     (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7 and 8)
+
+z, the reference point, stands for KL(pi || pi_ref): a reply is a gain only if the policy prefers it by more than it has
+drifted in general. It is one number for a whole optimizer step (docs/decisions/008-kto-reference-point-over-the-step.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Gt
+
+from posttrain.objectives.base import Loss, Metric, SequenceLogps, log_ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOWEST_BALANCE, HIGHEST_BALANCE = 1.0, 4 / 3
+"""Where lambda_D n_D / (lambda_U n_U) should lie (arXiv:2402.01306, first version; the later ones go up to 3/2, eq. 9)."""
+
+
+def reference_point(policy_mismatched: SequenceLogps, reference_mismatched: SequenceLogps) -> Tensor:
+    """z of a step (scalar), without a gradient. The arguments are of all its rows, each with the reply of another row."""
+    return log_ratio(policy_mismatched, reference_mismatched).sums_B.detach().mean().clamp(min=0)
+
+
+def kto_losses(
+    ratios_B: Tensor,
+    desirable_B: Tensor,
+    reference_point: Tensor,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """The loss of every row [B]. ratios_B: r above, in nats. desirable_B: bool. reference_point: z above (scalar)."""
+    gains_B = beta * (ratios_B - reference_point)
+    desirable_losses_B = desirable_weight * (-gains_B).sigmoid()  # 1 - sigmoid(a) = sigmoid(-a), without cancellation
+    undesirable_losses_B = undesirable_weight * gains_B.sigmoid()
+    return desirable_losses_B.where(desirable_B, undesirable_losses_B)
+
+
+def balance_warning(
+    desirable: int, undesirable: int, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> str | None:
+    """What to tell a user whose two kinds of rows weigh too differently; None where all is well."""
+    if not desirable or not undesirable:
+        return f"all {desirable + undesirable} rows are {'desirable' if desirable else 'undesirable'}: KTO needs both kinds"
+    ratio = desirable_weight * desirable / (undesirable_weight * undesirable)
+    if LOWEST_BALANCE - 1e-9 <= ratio <= HIGHEST_BALANCE + 1e-9:
+        return None
+    low, high = LOWEST_BALANCE * desirable_weight / ratio, HIGHEST_BALANCE * desirable_weight / ratio
+    low_other, high_other = undesirable_weight * ratio / HIGHEST_BALANCE, undesirable_weight * ratio / LOWEST_BALANCE
+    return (
+        f"{desirable} desirable rows of weight {desirable_weight:g} and {undesirable} undesirable rows of weight "
+        f"{undesirable_weight:g} stand {ratio:.3g} to 1; KTO works best from {LOWEST_BALANCE:g} to {HIGHEST_BALANCE:.3g}: "
+        f"set desirable_weight from {low:.3g} to {high:.3g}, or undesirable_weight from {low_other:.3g} to {high_other:.3g}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KtoObjective:
+    """Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv:2402.01306): single replies, desirable or not."""
+
+    rows: ClassVar[Literal["feedback"]] = "feedback"
+    needs_reference: ClassVar[bool] = True
+    supervises_prompt: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 5e-6
+
+    name: Literal["kto"] = "kto"
+    beta: Annotated[float, Gt(0)] = 0.1
+    """How fast gains and losses saturate; smaller lets the policy move further from the reference."""
+    desirable_weight: Annotated[float, Gt(0)] = 1.0
+    """The paper's lambda_D: weight of desirable rows."""
+    undesirable_weight: Annotated[float, Gt(0)] = 1.0
+    """The paper's lambda_U: weight of undesirable rows."""
+    reference: str | None = None
+    """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
+
+    def loss(
+        self,
+        policy: SequenceLogps,
+        reference: SequenceLogps,
+        desirable_B: Tensor,
+        reference_point: Tensor,
+        step_rows: int,
+    ) -> Loss:
+        """This micro-batch's share of the loss of a step of ``step_rows`` rows.
+
+        Rewards and log-probabilities are means over the rows of their kind. The mean margin is the difference of the two
+        means, no mean over rows, so it is left to whoever adds up the metrics of a step.
+        """
+        ratios_B, point = log_ratio(policy, reference).sums_B, reference_point.detach()
+        losses_B = kto_losses(ratios_B, desirable_B, point, self.beta, self.desirable_weight, self.undesirable_weight)
+        rewards_B, rows = self.beta * ratios_B, float(len(ratios_B))
+        metrics = {
+            "rewards/chosen": _metric_of(rewards_B, desirable_B),
+            "rewards/rejected": _metric_of(rewards_B, ~desirable_B),
+            "logps/chosen": _metric_of(policy.sums_B, desirable_B),
+            "logps/rejected": _metric_of(policy.sums_B, ~desirable_B),
+            "kl": Metric(point * rows, rows),
+        }
+        return Loss(losses_B.sum() / step_rows, metrics)
+
+
+def _metric_of(values_B: Tensor, kind_B: Tensor) -> Metric:
+    """The mean of a value [B] over the rows of one kind (bool [B]); the count stays on the device."""
+    return Metric((values_B.detach() * kind_B).sum(), kind_B.sum())
