@@ -52,6 +52,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     from posttrain.train.loop import optimizer_step, prepare_model
     from posttrain.train.optimizer import build_optimizer
     from posttrain.train.plan import Plan
+    from posttrain.train.tasks import make_task
 
     hardware.keep_freed_memory()
     template = template_of(model, None)
@@ -70,12 +71,13 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     )
     trainee = prepare_model(stage, model, None, seed=0)
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
+    task = make_task(stage.objective)
     plan = Plan(tuple(len(e) for e in examples), BATCH, stage.micro_batch_tokens, 1.0, seed=0)
     losses, flops = [], 0.0
     start = time.perf_counter()
     for step in range(plan.total_steps):
         groups = [[examples[i] for i in group] for group in plan.micro_batches(step)]
-        result = optimizer_step(trainee, optimizer, groups, stage.learning_rate, stage.max_grad_norm)
+        result = optimizer_step(trainee, optimizer, task, groups, stage.peak_learning_rate, stage.max_grad_norm)
         losses.append(round(result.loss, 4))
         flops += result.flops
     seconds = time.perf_counter() - start

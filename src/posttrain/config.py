@@ -475,15 +475,15 @@ def build(annotation: type[T], document: Document, path: ConfigPath = ()) -> T:
         # JSON mode, because strict mode on Python values takes instances of the dataclasses only.
         return checker.validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
-        raw = [_problem(annotation, value, found["loc"], found["type"]) for found in error.errors(include_url=False)]
+        raw = [_problem(annotation, value, found) for found in error.errors(include_url=False)]
     problems = [Problem((*path, *problem.path), problem.message) for problem in _told_once(raw)]
     raise document.error(problems) from None
 
 
-def _problem(annotation: Any, value: Any, location: tuple[str | int, ...], kind: str) -> Problem:
-    """One finding of pydantic as path and words. ``location`` also holds labels of unions, which are no keys."""
+def _problem(annotation: Any, value: Any, found: Mapping[str, Any]) -> Problem:
+    """One finding of pydantic as path and words. Its location also holds labels of unions, which are no keys."""
     path: ConfigPath = ()
-    parts = list(location)
+    parts, kind = list(found["loc"]), found["type"]
     while parts:
         shape = _shape(annotation)
         if shape.tag is not None:
@@ -504,6 +504,8 @@ def _problem(annotation: Any, value: Any, location: tuple[str | int, ...], kind:
             path = (*path, part)
             annotation = get_args(shape.base)[1 if get_origin(shape.base) is dict else 0]
             value = value[part]
+    if kind == "value_error":  # settings that are right alone and wrong together: a configuration said so itself
+        return Problem(path, str(found["ctx"]["error"]))
     return _wrong_value(annotation, value, path)
 
 

@@ -11,7 +11,8 @@ import torch
 from posttrain.eval.checks import Check
 from posttrain.eval.prompts import Prompt
 from posttrain.eval.replies import accuracy_record, reply_records
-from posttrain.lab.models import Weights, load_weights, stop_sequences, template_of
+from posttrain.lab.models import stop_sequences, template_of
+from posttrain.model.frozen import frozen_model
 
 
 def verdict(model: str, prompt: str, prompt_class: str, passed: bool | None) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def test_accuracy_counts_checked_prompts_only_and_pairs_them() -> None:
 
 def test_every_prompt_gets_a_reply_and_only_checked_ones_a_verdict(tiny_model: Path) -> None:
     template = template_of(tiny_model, None)
-    model = load_weights(Weights(tiny_model), torch.float32, torch.device("cpu"))
+    model = frozen_model(tiny_model, None, torch.float32, torch.device("cpu"))
     prompts = [
         Prompt(id="free", prompt_class="rewriting", language="en", text="Rewrite: hello", check=None),
         Prompt(

@@ -15,9 +15,11 @@ from posttrain.errors import ModelError
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.model.load import causal_lm, load_model
 from posttrain.model.score import score
+from posttrain.objectives import SftObjective
 from posttrain.train.config import TrainStage
 from posttrain.train.loop import optimizer_step, prepare_model
 from posttrain.train.optimizer import build_optimizer
+from posttrain.train.tasks import make_task
 from posttrain.types import Tokens
 
 COMMON: dict[str, Any] = {
@@ -98,7 +100,9 @@ def test_packed_loss_equals_eager_and_a_step_lowers_it(
         assert before == pytest.approx(expected, rel=2e-6)
         optimizer = build_optimizer(trainee.model, trainee.trained, options)
         for _ in range(3):
-            result = optimizer_step(trainee, optimizer, [examples[:3], examples[3:]], 3e-3, 1.0)
+            result = optimizer_step(
+                trainee, optimizer, make_task(SftObjective()), [examples[:3], examples[3:]], 3e-3, 1.0
+            )
         assert result.loss < before
         # What was trained is what transformers computes with the same weights.
         after = score(trainee.model, examples, 1000, torch.float32).mean()

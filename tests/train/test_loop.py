@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from posttrain.artifacts import StageDir
 from posttrain.errors import CheckpointError, ConfigError, InterruptedRunError, RunError, TrainingError
 from posttrain.model.config import FullWeights, LoraAdapter
-from posttrain.model.score import Scores
+from posttrain.objectives import SftObjective
 from posttrain.train import checkpoint, loop
 from posttrain.train.checkpoint import Checkpoints
 from posttrain.train.config import EarlyStopping, TrainStage
 from posttrain.train.loop import TrainInputs, optimizer_step, prepare_model, settled_dtype, train
 from posttrain.train.optimizer import build_optimizer
+from posttrain.train.tasks import make_task
 from posttrain.types import Tokens
 
 MakeStage = Callable[..., TrainStage]
@@ -93,7 +94,9 @@ def test_loss_is_token_weighted_over_the_whole_step(
     trainee = prepare_model(make_stage(), small_model, None, seed=0)
     scores = score(trainee.model, examples, 1, torch.float32)
     optimizer = build_optimizer(trainee.model, trainee.trained, make_stage())
-    step = optimizer_step(trainee, optimizer, [examples[:5], examples[5:7], examples[7:]], 1e-3, None)
+    step = optimizer_step(
+        trainee, optimizer, make_task(SftObjective()), [examples[:5], examples[5:7], examples[7:]], 1e-3, None
+    )
     assert step.loss == pytest.approx(scores.nll_N.sum() / scores.weight_N.sum(), rel=1e-6)
     assert abs(step.loss - float(np.mean(scores.nll_N / scores.weight_N))) > 1e-3
 
@@ -113,7 +116,7 @@ def test_gradient_checkpointing_changes_memory_only(
         layer = trainee.model.get_submodule("base_model.model.model.layers.1.self_attn")
         layer.register_forward_pre_hook(lambda *_: calls.append(1))  # noqa: B023
         optimizer = build_optimizer(trainee.model, trainee.trained, stage)
-        step = optimizer_step(trainee, optimizer, [examples[:3]], 1e-3, None)
+        step = optimizer_step(trainee, optimizer, make_task(SftObjective()), [examples[:3]], 1e-3, None)
         found.append((step.loss, step.grad_norm, {n: p.detach().clone() for n, p in trainee.trained.items()}))
         assert len(calls) == (2 if on else 1)
     assert found[0][:2] == found[1][:2]
@@ -247,7 +250,7 @@ def held_out_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float
 
     def use(losses: Sequence[float]) -> None:
         left: Iterator[float] = iter(losses)
-        monkeypatch.setattr(loop, "score", lambda *_: Scores(np.array([next(left)]), np.array([1.0])))
+        monkeypatch.setattr(loop, "evaluate", lambda *_: (next(left), {}))
 
     return use
 
@@ -398,16 +401,16 @@ def test_a_refused_step_changes_nothing(
     bad = Tokens(np.full(8, 77, np.int32), np.array([0] * 4 + [1] * 4, np.float32), "bad")
     trainee = prepare_model(make_stage(), poisoned_model, None, seed=0)
     optimizer = build_optimizer(trainee.model, trainee.trained, make_stage())
-    optimizer_step(trainee, optimizer, [good], 1e-3, 1.0)
+    optimizer_step(trainee, optimizer, make_task(SftObjective()), [good], 1e-3, 1.0)
     weights_before = {n: p.detach().clone() for n, p in trainee.trained.items()}
     moments_before = [{k: v.clone() for k, v in s.items()} for s in optimizer.state.values()]
     with pytest.raises(TrainingError, match="loss nan"):
-        optimizer_step(trainee, optimizer, [good[:1], [bad]], 1e-3, 1.0)
+        optimizer_step(trainee, optimizer, make_task(SftObjective()), [good[:1], [bad]], 1e-3, 1.0)
     assert same_bits({n: p.detach() for n, p in trainee.trained.items()}, weights_before)
     assert all(p.grad is None for p in trainee.trained.values())
     for state, before in zip(optimizer.state.values(), moments_before, strict=True):
         assert same_bits(state, before)
-    assert optimizer_step(trainee, optimizer, [good], 1e-3, 1.0).loss < 10
+    assert optimizer_step(trainee, optimizer, make_task(SftObjective()), [good], 1e-3, 1.0).loss < 10
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

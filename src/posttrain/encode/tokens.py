@@ -76,8 +76,8 @@ class EncodedRows:
         """Return the content of lengths.json (docs/run-folder.md)."""
         return {
             "limit": limit,
-            "conversation": _length_summary(self.conversation_lengths, limit),
-            "assistant": _length_summary(self.assistant_lengths, limit),
+            "conversation": length_summary(self.conversation_lengths, limit),
+            "assistant": length_summary(self.assistant_lengths, limit),
         }
 
 
@@ -106,7 +106,7 @@ def encode_row(
     row: SftRow, template: ChatTemplate, max_length: int, over_length: OverLength = "drop"
 ) -> Encoded | RowRejected:
     """Turn one row into training examples of at most ``max_length`` tokens, or say why that can't be done."""
-    return _encode_batch([row], template, max_length, over_length)[0]
+    return encode_batch([row], template, max_length, over_length)[0]
 
 
 def encode_rows(
@@ -129,7 +129,7 @@ def encode_rows(
     assistant_lengths: list[int] = []
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         batch = rows[begin : begin + ROWS_AT_ONCE]
-        for row, encoded in zip(batch, _encode_batch(batch, template, max_length, over_length), strict=True):
+        for row, encoded in zip(batch, encode_batch(batch, template, max_length, over_length), strict=True):
             dropped = (encoded,) if isinstance(encoded, RowRejected) else encoded.dropped
             if ledger is not None:
                 for rejected in dropped:
@@ -188,9 +188,10 @@ def stop_ids(template: ChatTemplate) -> NDArray[np.int32]:
     return tokenised.ids_T[first:last]
 
 
-def _encode_batch(
+def encode_batch(
     rows: Sequence[SftRow], template: ChatTemplate, max_length: int, over_length: OverLength
 ) -> list[Encoded | RowRejected]:
+    """`encode_row` over several rows whose renderings are tokenised in one call."""
     proven = [_proven(row, template) for row in rows]
     renderings = [r for found in proven if not isinstance(found, RowRejected) for r in found[0]]
     tokenised = iter(tokenise_renderings(renderings, template))
@@ -258,7 +259,8 @@ def fit_length(example: Tokens, max_length: int, over_length: OverLength) -> Tok
     return Tokens(example.ids_T[:end], example.weights_T[:end], example.row_id, example.part)
 
 
-def _length_summary(lengths: NDArray[np.int64], limit: int) -> dict[str, Any]:
+def length_summary(lengths: NDArray[np.int64], limit: int) -> dict[str, Any]:
+    """Values, quantiles and share over the limit of some lengths (docs/run-folder.md, lengths.json)."""
     quantiles = np.quantile(lengths, [0.5, 0.9, 0.95, 1.0], method="inverted_cdf") if len(lengths) else np.zeros(4)
     p50, p90, p95, largest = (int(q) for q in quantiles)
     return {

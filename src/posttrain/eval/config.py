@@ -10,13 +10,15 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 @dataclass(frozen=True, kw_only=True)
 class EvalStage:
-    """Compare models: held-out likelihood and replies to fixed prompts."""
+    """Compare models: held-out likelihood or held-out preferences, and replies to fixed prompts."""
 
     kind: Literal["eval"]
     data: str
-    """The data stage whose held-out rows are scored."""
+    """The data stage whose held-out rows are scored: conversations by their likelihood, pairs by which reply is favoured."""
     models: Annotated[tuple[str, ...], MinLen(1)]
     """``base`` and names of train stages; later ones are compared with the first."""
+    reference: str | None = None
+    """Pairs only: the model whose log-probabilities rewards are measured from; null = the first of ``models``."""
     prompts: str | None = "builtin"
     """``builtin`` (posttrain's own 36+ prompts), a YAML file of the same form, or null for no replies."""
     max_new_tokens: Annotated[int, Ge(1)] = 96

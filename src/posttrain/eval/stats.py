@@ -85,6 +85,30 @@ def accuracy_difference(
     return _bootstrap_ratio(difference, np.ones_like(difference), confidence, resamples, seed)
 
 
+def mean_difference(
+    values_a_R: ArrayLike,
+    values_b_R: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Difference of the means of a value that two models have on the same rows, by paired bootstrap over rows.
+
+    Percentile interval, as in ``loss_difference``.
+
+    Raises:
+        ValueError: no rows, unequal lengths, or a value that is not finite.
+
+    """
+    a, b = np.asarray(values_a_R, dtype=np.float64), np.asarray(values_b_R, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or a.size == 0:
+        raise ValueError(f"two lists of one length are needed, not {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("values must be finite")
+    return _bootstrap_ratio(b - a, np.ones_like(a), confidence, resamples, seed)
+
+
 def wilson(passed: int, checked: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927; method 3 of Newcombe 1998, without continuity correction).
 

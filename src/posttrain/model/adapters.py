@@ -23,7 +23,11 @@ from posttrain.model.config import LoraAdapter
 
 
 def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> PeftModel:
-    """The model with a fresh adapter; everything else frozen. Raises ConfigError where a target matches no layer."""
+    """The model with a fresh adapter; everything else frozen, but for the score head of a reward model, which trains in fp32.
+
+    Raises ConfigError where a target matches no layer.
+    """
+    scoring = hasattr(model, "score")
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     config = LoraConfig(
         r=adapter.rank,
@@ -32,7 +36,8 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
         target_modules=targets,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scoring else "CAUSAL_LM",
+        modules_to_save=["score"] if scoring else None,
     )
     with torch.random.fork_rng(), _quiet_peft():
         torch.manual_seed(seed)
@@ -44,7 +49,17 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
                 f"adapter.targets {targets!r} can't be used: {str(error).splitlines()[0]}",
                 fix=f"linear layers of this model: {', '.join(linear)}",
             ) from error
+        if scoring:
+            _draw_score_head(wrapped)
     return wrapped.eval()
+
+
+def _draw_score_head(model: PeftModel) -> None:
+    """Scores of a fresh head start near 0 whatever the size of the hidden states (Stiennon et al. 2020, arXiv:2009.01325, C.1)."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ".score." in name:
+            drawn = torch.randn(parameter.shape) / (parameter.shape[-1] + 1) ** 0.5
+            parameter.data = drawn.to(parameter.device)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:

@@ -7,11 +7,11 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from posttrain.encode.segments import Segments
@@ -19,6 +19,8 @@ from posttrain.errors import ModelError
 from posttrain.model import attention
 
 GENERATION_ATTENTION = "sdpa"
+NEW_HEAD = "score.weight"
+"""The one weight a language model's folder lacks when it becomes a reward model."""
 PACKING_TOLERANCE = {torch.float32: 1e-3}
 """Largest relative difference of packed from alone: rounding gives 5e-7 in fp32, 0.013 in bf16; leaks 0.26 and more."""
 
@@ -47,17 +49,24 @@ def check_model_folder(folder: Path) -> None:
         ) from error
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, *, head: Literal["tokens", "score"] = "tokens"
+) -> PreTrainedModel:
     """The model of a HF folder in ``dtype`` on ``device``, in eval mode, with attention per packed segment.
 
-    Raises ModelError where the folder has no config.json or no weights, or where they do not fit each other.
+    ``head``: ``score`` gives a reward model, with one score in place of the output head (HF's sequence classification); where
+    the folder has no score head yet, it is drawn by HF's own initialisation. Raises ModelError where the folder has no
+    config.json or no weights, or where they do not fit each other.
     """
     check_model_folder(folder)
+    kind, options = (
+        (AutoModelForCausalLM, {}) if head == "tokens" else (AutoModelForSequenceClassification, {"num_labels": 1})
+    )
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
             model: PreTrainedModel
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -78,8 +87,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
             raise ModelError(f"damaged weights: {error}", where=str(folder), fix="download the folder again") from error
         raise
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    missing = sorted(key for key in report["missing_keys"] if key != NEW_HEAD)
+    if missing:
         raise ModelError(
             f"{len(missing)} weights are missing from this folder, the first: {missing[0]}",
             where=str(folder),

@@ -53,7 +53,6 @@ class Scores(NamedTuple):
         return float(self.nll_N.sum() / self.weight_N.sum())
 
 
-@torch.no_grad()
 def score(
     model: nn.Module,
     examples: Sequence[Tokens],
@@ -62,20 +61,44 @@ def score(
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
     """Likelihood of every example under the model. ``progress`` is called with the number of examples done."""
+    groups = [[example] for example in examples]
+    return weigh(examples, sequence_logps(model, groups, micro_batch_tokens, compute_dtype, progress))
+
+
+def weigh(examples: Sequence[Tokens], logps: Sequence[NDArray[np.float32]]) -> Scores:
+    """The scores of examples whose supervised tokens have these log-probabilities."""
     nll_N, weight_N = np.zeros(len(examples)), np.zeros(len(examples))
+    for index, (example, logps_S) in enumerate(zip(examples, logps, strict=True)):
+        weights_T = example.weights_T.astype(np.float64)
+        nll_N[index] = -logps_S @ weights_T[weights_T != 0]
+        weight_N[index] = weights_T.sum()
+    return Scores(nll_N, weight_N)
+
+
+@torch.no_grad()
+def sequence_logps(
+    model: nn.Module,
+    groups: Sequence[Sequence[Tokens]],
+    micro_batch_tokens: int,
+    compute_dtype: torch.dtype,
+    progress: Callable[[int], None] | None = None,
+) -> list[NDArray[np.float32]]:
+    """log p [S] of the supervised tokens of every sequence, in the order of the groups.
+
+    The sequences of a group (both sides of a pair) are computed together, so that they share their prefix. ``progress`` is
+    called with the number of groups done.
+    """
+    found: list[list[NDArray[np.float32]]] = [[] for _ in groups]
+    lengths = [len(group[0]) if len(group) == 1 else len(collate_shared(group).ids_T) for group in groups]
     training = model.training
     model.eval()
-    for group in pack([len(e) for e in examples], micro_batch_tokens):
-        members = [examples[i] for i in group]
-        logps_S, weights_S = batch_logps(model, collate_shared(members), compute_dtype)
-        weighted = (-logps_S * weights_S).double().cpu().numpy()
-        begin = 0
-        for index, member in zip(group, members, strict=True):
-            end = begin + member.supervised
-            nll_N[index] = weighted[begin:end].sum()
-            weight_N[index] = float(member.weights_T.sum(dtype=np.float64))
-            begin = end
+    for indices in pack(lengths, micro_batch_tokens):
+        batch = collate_shared([sequence for index in indices for sequence in groups[index]])
+        logps_S = batch_logps(model, batch, compute_dtype).logps_S.float().cpu().numpy()
+        parts = iter(np.split(logps_S, np.cumsum(batch.counts_B)[:-1]))
+        for index in indices:
+            found[index] = [next(parts) for _ in groups[index]]
         if progress is not None:
-            progress(len(group))
+            progress(len(indices))
     model.train(training)
-    return Scores(nll_N, weight_N)
+    return [part for parts in found for part in parts]

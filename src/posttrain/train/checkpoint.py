@@ -84,6 +84,10 @@ class Checkpoints:
     def __init__(self, folder: Path, digest: str) -> None:
         self.folder, self.digest = folder, digest
 
+    def exist(self) -> bool:
+        """Whether there is a checkpoint to go on from, sound or not."""
+        return any((self.folder / name).exists() for name in SLOTS)
+
     def save(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> float:
         """Write the next checkpoint atomically over the older slot; returns the seconds it took."""
         begin = time.perf_counter()

@@ -9,13 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Discriminator
 
 from posttrain.model.config import FullWeights, LoraAdapter
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftObjective:
-    """Imitate the assistant turns: mean negative log-likelihood over all supervised tokens of a step."""
-
-    name: Literal["sft"] = "sft"
+from posttrain.objectives import Objective, SftObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +31,25 @@ class TrainStage:
     """The data stage whose rows are trained on."""
     start_from: str = "base"
     """``base`` (the recipe's model) or an earlier train stage."""
-    objective: SftObjective = field(default_factory=SftObjective)
+    objective: Objective = field(default_factory=SftObjective)
+    """What is learned, and from which rows (docs/objectives.md)."""
     adapter: Annotated[LoraAdapter | FullWeights, Discriminator("name")] = field(default_factory=LoraAdapter)
     template: str | None = None
     """A Jinja chat template file that replaces the tokenizer's own."""
     max_length: Annotated[int, Ge(2)] = 1024
     """Longest example in tokens."""
     over_length: Literal["drop", "truncate"] = "drop"
-    """What happens to longer ones; both are counted in the ledger."""
+    """What happens to longer ones; both are counted in the ledger. Replies that are compared are never cut."""
     epochs: Annotated[float, Gt(0)] = 1.0
     """Passes over the training rows (fractions allowed)."""
     max_steps: Annotated[int, Ge(1)] | None = None
     """Upper limit on optimizer steps."""
     batch_size: Annotated[int, Ge(1)] = 16
-    """Examples per optimizer step (the effective batch)."""
+    """Examples per optimizer step (the effective batch): conversations, pairs or labelled replies."""
     micro_batch_tokens: Annotated[int, Ge(1)] = 2048
     """Tokens that are computed at once; longer single examples go alone."""
-    learning_rate: Annotated[float, Gt(0)] = 2e-4
+    learning_rate: Annotated[float, Gt(0)] | None = None
+    """Highest rate; null = the objective's own (sft 2e-4, reward 1e-4, simpo 1e-6, the others 5e-6)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.05
     """Share of the steps during which the rate rises linearly from 0."""
@@ -81,3 +77,16 @@ class TrainStage:
     """Steps between checkpoints; ``auto`` = every step while writing costs at most 5% of the time."""
     track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Also log metrics there (extra ``track``)."""
+
+    def __post_init__(self) -> None:
+        if self.objective.rows != "conversations" and self.over_length == "truncate":
+            raise ValueError(
+                f"over_length: truncate can't be used with {self.objective.name}: a cut reply is another reply"
+            )
+        if self.objective.name == "kto" and self.batch_size < 2:
+            raise ValueError("kto needs a batch_size of at least 2: its reference point compares rows with each other")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest rate, whether it is written here or the objective's own."""
+        return self.objective.default_learning_rate if self.learning_rate is None else self.learning_rate

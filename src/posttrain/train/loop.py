@@ -10,12 +10,14 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,16 +28,19 @@ from posttrain.errors import ConfigError, InterruptedRunError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
 from posttrain.model.config import LoraAdapter
 from posttrain.model.flops import step_flops
+from posttrain.model.frozen import frozen_model
 from posttrain.model.load import causal_lm, load_model
-from posttrain.model.score import batch_logps, score
-from posttrain.objectives.sft import sft_loss
+from posttrain.model.score import sequence_logps
+from posttrain.objectives import RewardObjective
+from posttrain.objectives.base import Loss
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
 from posttrain.train.config import TrainStage
 from posttrain.train.optimizer import build_optimizer, clip_gradients
-from posttrain.train.plan import Plan
+from posttrain.train.plan import Plan, micro_batches
+from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
 from posttrain.train.schedule import learning_rate
+from posttrain.train.tasks import StepContext, Task, Unit, make_task
 from posttrain.train.track import Tracker, open_trackers
-from posttrain.types import Tokens
 
 EVALUATIONS_PER_RUN = 10
 CHECKPOINT_TIME_SHARE = 0.05
@@ -46,16 +51,31 @@ Observer = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Where the reference's log-probabilities are kept, and which model gives them."""
+
+    cache: Path
+    identity: str
+    """Digest of the model's files and the adapter's."""
+    model_folder: Path | None = None
+    """None: the weights the stage starts from."""
+    adapter_folder: Path | None = None
+
+
+@dataclass(frozen=True)
 class TrainInputs:
     """What a training stage starts from."""
 
     model_folder: Path
-    examples: Sequence[Tokens]
-    held_out: Sequence[Tokens] = ()
+    examples: Sequence[Unit]
+    """Conversations, pairs or labelled replies, as the objective needs them."""
+    held_out: Sequence[Unit] = ()
     adapter_folder: Path | None = None
     """The adapter of an earlier stage to continue (or to merge, when all weights are trained)."""
     origins: Mapping[str, str] = field(default_factory=dict)
     """row id -> file:line, to name rows in errors."""
+    reference: Reference | None = None
+    """None: the weights the stage starts from, kept in the stage's own folder."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +89,27 @@ class Trainee:
 
 
 def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | None, seed: int) -> Trainee:
-    """Load the model, attach or continue the adapter, put the hot path in place."""
+    """Load the model, attach or continue the adapter, put the hot path in place.
+
+    Preference objectives train without dropout: its noise would stand between the policy and its reference.
+    """
     device = hardware.resolve_device(stage.device)
     compute_dtype = hardware.choose_dtype(stage.dtype, device)
+    head: Literal["tokens", "score"] = "score" if isinstance(stage.objective, RewardObjective) else "tokens"
+    preferences = stage.objective.rows != "conversations"
     if isinstance(stage.adapter, LoraAdapter):
-        base = load_model(model_folder, compute_dtype, device)
+        lora = replace(stage.adapter, dropout=0.0) if preferences else stage.adapter
+        if lora != stage.adapter:
+            warnings.warn(f"adapter.dropout is off: {stage.objective.name} compares with a reference", stacklevel=2)
+        base = load_model(model_folder, compute_dtype, device, head=head)
+        if adapter_folder is not None and head == "score":
+            # a language model's adapter has no score head to continue
+            base = export.merge_adapter(adapters.load_adapter(base, adapter_folder, trainable=False))
+            adapter_folder = None
         if adapter_folder is None:
-            model: nn.Module = adapters.attach_lora(base, stage.adapter, seed)
+            model: nn.Module = adapters.attach_lora(base, lora, seed)
         else:
-            mismatch = adapters.adapter_mismatch(adapter_folder, stage.adapter)
+            mismatch = adapters.adapter_mismatch(adapter_folder, lora)
             if mismatch is not None:
                 raise ConfigError(
                     mismatch, where=str(adapter_folder), fix="use the same adapter settings, or start_from: base"
@@ -85,7 +117,7 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
             model = adapters.load_adapter(base, adapter_folder, trainable=True)
         fused.fuse(model)
     else:
-        model = load_model(model_folder, torch.float32, device)
+        model = load_model(model_folder, torch.float32, device, head=head)
         if adapter_folder is not None:
             model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
         model.requires_grad_(True)
@@ -94,6 +126,10 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
         # transformers renamed this method in 5.2x and warns about the old name
         enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    if preferences:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
     return Trainee(model.train(), adapters.trainable_parameters(model), compute_dtype, device)
 
 
@@ -120,30 +156,36 @@ class StepResult:
     """That went through the model: common prefixes once, nothing behind the last prediction."""
     supervised_tokens: int
     flops: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Means over the rows of the step, by the objective's names."""
 
 
 def optimizer_step(
     trainee: Trainee,
     optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[Sequence[Tokens]],
+    task: Task,
+    micro_batches: Sequence[Sequence[Unit]],
     rate: float,
     max_grad_norm: float | None,
 ) -> StepResult:
     """One optimizer step over all micro-batches of the effective batch. Raises TrainingError on a non-finite loss."""
-    step_weight = float(sum(e.weights_T.sum(dtype="float64") for group in micro_batches for e in group))
-    loss = torch.zeros((), device=trainee.device)
-    flops, computed = 0.0, 0
+    budget = max(sum(len(s) for unit in group for s in task.sequences(unit)) for group in micro_batches)
+    context = step_context(trainee, task, [unit for group in micro_batches for unit in group], budget)
+    sums = _Sums(trainee.device)
+    flops, computed, tokens, supervised = 0.0, 0, 0, 0
     for group in micro_batches:
-        batch = collate_shared(group)
-        logps_S, weights_S = batch_logps(trainee.model, batch, trainee.compute_dtype)
-        share = sft_loss(logps_S, weights_S, step_weight)
-        torch.autograd.backward(share)
-        loss += share.detach()
+        sequences = [sequence for unit in group for sequence in task.sequences(unit)]
+        batch = collate_shared(sequences)
+        found = task.loss(group, batch, task.forward(trainee.model, batch, trainee.compute_dtype), context)
+        torch.autograd.backward(found.share)
+        sums.add(found)
         flops += step_flops(trainee.model, batch)
         computed += len(batch.ids_T)
+        tokens += sum(map(len, sequences))
+        supervised += len(batch.targets_S)
     norm = clip_gradients(list(trainee.trained.values()), max_grad_norm)
     # The one host synchronisation of a step: without it a NaN would reach the weights.
-    loss_value, norm_value = torch.stack([loss, norm]).tolist()
+    loss_value, metrics, norm_value = sums.host(norm)
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         optimizer.zero_grad(set_to_none=True)
         raise TrainingError(f"loss {loss_value}, gradient norm {norm_value}")
@@ -151,14 +193,59 @@ def optimizer_step(
         group_options["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(
-        loss=loss_value,
-        grad_norm=norm_value,
-        tokens=sum(len(e) for group in micro_batches for e in group),
-        computed_tokens=computed,
-        supervised_tokens=sum(e.supervised for group in micro_batches for e in group),
-        flops=flops,
-    )
+    return StepResult(loss_value, norm_value, tokens, computed, supervised, flops, metrics)
+
+
+def step_context(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -> StepContext:
+    """What the micro-batches of a step share; computes what the task wants to know beforehand, without gradient."""
+    beside = [[sequence] for sequence in task.beside(units)]
+    return task.context(units, sequence_logps(trainee.model, beside, budget, trainee.compute_dtype) if beside else [])
+
+
+@torch.no_grad()
+def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -> tuple[float, dict[str, float]]:
+    """Loss and metrics over some units, as one step would give them."""
+    context = step_context(trainee, task, units, budget)
+    sums = _Sums(trainee.device)
+    training = trainee.model.training
+    trainee.model.eval()
+    for indices in micro_batches(range(len(units)), [unit_length(task, unit) for unit in units], budget):
+        group = [units[i] for i in indices]
+        batch = collate_shared([sequence for unit in group for sequence in task.sequences(unit)])
+        sums.add(task.loss(group, batch, task.forward(trainee.model, batch, trainee.compute_dtype), context))
+    trainee.model.train(training)
+    loss, metrics, _ = sums.host(torch.zeros((), device=trainee.device))
+    return loss, metrics
+
+
+def unit_length(task: Task, unit: Unit) -> int:
+    """Tokens of a unit that go through the model."""
+    sequences = task.sequences(unit)
+    return len(sequences[0]) if len(sequences) == 1 else len(collate_shared(sequences).ids_T)
+
+
+class _Sums:
+    """Losses and metrics of micro-batches added up on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device, dtype=torch.float64 if device.type != "mps" else torch.float32)
+        self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+
+    def add(self, found: Loss) -> None:
+        self.loss += found.share.detach()
+        for name, metric in found.metrics.items():
+            for into, value in ((self.totals, metric.total), (self.counts, metric.rows)):
+                into[name] = into.get(name, self.loss.new_zeros(())) + value
+
+    def host(self, norm: Tensor) -> tuple[float, dict[str, float], float]:
+        """(loss, mean of every metric that has a row, norm) in one transfer."""
+        names = list(self.totals)
+        stacked = [self.loss, norm.to(self.loss.dtype), *self.totals.values(), *(self.counts[name] for name in names)]
+        loss, norm_value, *rest = torch.stack(stacked).tolist()
+        totals, counts = rest[: len(names)], rest[len(names) :]
+        means = {name: t / n for name, t, n in zip(names, totals, counts, strict=True) if n > 0}
+        return loss, means, norm_value
 
 
 def train(
@@ -170,6 +257,7 @@ def train(
     digest: str,
     observer: Observer = lambda record: None,
     on_interrupt: Callable[[], None] = lambda: None,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Run or resume a training stage and return its ``result`` (docs/run-folder.md).
 
@@ -182,19 +270,23 @@ def train(
     trainee = prepare_model(stage, inputs.model_folder, inputs.adapter_folder, seed)
     names = {id(p): name for name, p in trainee.trained.items()}
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
-    plan = Plan(
-        tuple(len(e) for e in inputs.examples),
-        stage.batch_size,
-        stage.micro_batch_tokens,
-        stage.epochs,
-        seed,
-        stage.max_steps,
-    )
+    pad_id = causal_lm(trainee.model).config.get_text_config().pad_token_id
+    task = make_task(stage.objective, pad_id=pad_id)  # lengths do not depend on the reference
+    lengths = tuple(unit_length(task, unit) for unit in inputs.examples)
+    plan = Plan(lengths, stage.batch_size, stage.micro_batch_tokens, stage.epochs, seed, stage.max_steps)
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
+    if stage.objective.needs_reference:
+        # before the checkpoint is restored: the policy is still where it started
+        source = inputs.reference or Reference(out.file("reference.safetensors"), digest)
+        steps = [[inputs.examples[i] for i in plan.step_examples(step)] for step in range(plan.total_steps)]
+        reference = _reference(stage, source, trainee, task, [*steps, inputs.held_out], on_progress)
+        if source.model_folder is None and not checkpoints.exist():
+            _starts_at_reference(trainee, task, steps[0], reference, stage.micro_batch_tokens)
+        task = make_task(stage.objective, reference, pad_id)
     progress = _restore(checkpoints, trainee, optimizer, names)
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
     trackers = open_trackers(stage.track, out.path)
-    run = _Run(stage, inputs, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer, seed)
+    run = _Run(stage, inputs, task, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer, seed)
     try:
         with _interruptible(on_interrupt) as interrupted:
             progress = run.steps(progress, interrupted)
@@ -211,6 +303,7 @@ class _Run:
 
     stage: TrainStage
     inputs: TrainInputs
+    task: Task
     plan: Plan
     trainee: Trainee
     optimizer: torch.optim.Optimizer
@@ -259,7 +352,7 @@ class _Run:
         rate = learning_rate(
             step,
             plan.total_steps,
-            peak=stage.learning_rate,
+            peak=stage.peak_learning_rate,
             schedule=stage.schedule,
             warmup_steps=round(stage.warmup * plan.total_steps),
             floor=stage.learning_rate_floor,
@@ -267,7 +360,7 @@ class _Run:
         groups = [[self.inputs.examples[i] for i in group] for group in plan.micro_batches(step)]
         begin = time.perf_counter()
         try:
-            result = optimizer_step(self.trainee, self.optimizer, groups, rate, stage.max_grad_norm)
+            result = optimizer_step(self.trainee, self.optimizer, self.task, groups, rate, stage.max_grad_norm)
         except TrainingError as error:
             raise self._diagnosed(error, step, [e for group in groups for e in group]) from None
         except torch.OutOfMemoryError as error:
@@ -298,6 +391,7 @@ class _Run:
             flops_per_second=result.flops / seconds,
             memory_bytes=hardware.current_memory(self.trainee.device),
             seconds=progress.seconds,
+            **result.metrics,
         )
         return progress
 
@@ -306,8 +400,7 @@ class _Run:
         if not self.inputs.held_out:
             return progress
         trainee, stopping = self.trainee, self.stage.early_stopping
-        scores = score(trainee.model, self.inputs.held_out, self.stage.micro_batch_tokens, trainee.compute_dtype)
-        loss = scores.mean()
+        loss, metrics = evaluate(trainee, self.task, self.inputs.held_out, self.stage.micro_batch_tokens)
         if not math.isfinite(loss):
             error = TrainingError(f"held-out loss {loss}")
             raise self._diagnosed(error, progress.step - 1, self.inputs.held_out)
@@ -315,9 +408,10 @@ class _Run:
             split="held_out",
             step=progress.step,
             loss=loss,
-            supervised_tokens=sum(e.supervised for e in self.inputs.held_out),
+            supervised_tokens=sum(s.supervised for unit in self.inputs.held_out for s in self.task.sequences(unit)),
             rows=len(self.inputs.held_out),
             seconds=progress.seconds,
+            **metrics,
         )
         if progress.step == 0:
             return progress
@@ -398,10 +492,9 @@ class _Run:
             return progress.step % self.stage.checkpoint_every == 0
         return write_seconds <= CHECKPOINT_TIME_SHARE * since_checkpoint
 
-    def _diagnosed(self, error: TrainingError, step: int, examples: Sequence[Tokens]) -> TrainingError:
+    def _diagnosed(self, error: TrainingError, step: int, examples: Sequence[Unit]) -> TrainingError:
         """The error with the step and the rows whose own loss is not finite."""
-        scores = score(self.trainee.model, examples, 1, self.trainee.compute_dtype)
-        bad = [e for e, nll in zip(examples, scores.nll_N, strict=True) if not math.isfinite(nll)]
+        bad = [unit for unit in examples if not math.isfinite(evaluate(self.trainee, self.task, [unit], 1)[0])]
         rows = ", ".join(self.inputs.origins.get(e.row_id, e.row_id) for e in (bad or examples))
         what = (
             f"rows with a non-finite loss of their own: {rows}"
@@ -413,6 +506,51 @@ class _Run:
             where=str(self.out.path),
             fix="lower learning_rate, use dtype: fp32, or remove the rows; the last checkpoint is intact",
         )
+
+
+def _reference(
+    stage: TrainStage,
+    source: Reference,
+    trainee: Trainee,
+    task: Task,
+    steps: Sequence[Sequence[Unit]],
+    on_progress: Callable[[str, int, int], None],
+) -> ReferenceLogps:
+    """The reference's log-probabilities of everything the given steps will ask for, computed or read."""
+    dtype, budget = trainee.compute_dtype, stage.micro_batch_tokens
+    model = trainee.model
+    if source.model_folder is not None:
+        model = frozen_model(source.model_folder, source.adapter_folder, dtype, trainee.device)
+    units = {id(unit): task.sequences(unit) for step in steps for unit in step}  # epochs repeat them
+    beside = [(sequence,) for step in steps if step for sequence in task.beside(step)]
+    return reference_logps(
+        source.cache,
+        f"{source.identity} {dtype}",
+        [*units.values(), *beside],
+        lambda groups: sequence_logps(model, groups, budget, dtype),
+        dtype,
+        lambda done, total: on_progress("reference log-probabilities", done, total),
+    )
+
+
+def _starts_at_reference(
+    trainee: Trainee, task: Task, units: Sequence[Unit], reference: ReferenceLogps, budget: int
+) -> None:
+    """Before the first step policy and reference are one model: every log-ratio is 0, and the loss of DPO ln 2.
+
+    Raises TrainingError where they are not: then every later number would be measured from the wrong place.
+    """
+    groups = [task.sequences(unit) for unit in units]
+    own = sequence_logps(trainee.model, groups, budget, trainee.compute_dtype)
+    sequences = [sequence for group in groups for sequence in group]
+    for sequence, logps in zip(sequences, own, strict=True):
+        ratio = float(np.mean(logps - reference[sequence]))
+        if not abs(ratio) <= tolerance(trainee.compute_dtype):
+            raise TrainingError(
+                f"before the first step the policy is not its reference: the log-ratio of row {sequence.row_id} is "
+                f"{ratio:.2g} nats a token where it must be 0",
+                fix="the model computes something else each time (dropout, or weights changed on disk); see posttrain verify",
+            )
 
 
 def _restore(

@@ -25,7 +25,7 @@ def build_optimizer(model: nn.Module, trained: Mapping[str, Tensor], stage: Trai
     device = next(iter(trained.values())).device
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=stage.learning_rate,
+        lr=stage.peak_learning_rate,
         betas=(stage.adam_beta1, stage.adam_beta2),
         eps=stage.adam_epsilon,
         fused=device.type in ("cpu", "cuda"),

@@ -1,0 +1,103 @@
+"""Held-out preferences: which of two replies several models favour, with paired bootstrap intervals.
+
+A model's implicit reward of a reply is its log-ratio to the reference, log pi(y|x) - log pi_ref(y|x) (Rafailov et al. 2023,
+arXiv:2305.18290, eq. 5, without beta). The reference itself rewards nothing, so its accuracy is one half by definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posttrain.encode.preferences import PairTokens
+from posttrain.eval.stats import Interval, mean_difference
+
+MEASURES = ("reward_accuracy", "reward_margin", "ranking_accuracy")
+
+
+class PairScores(NamedTuple):
+    """Of every held-out pair: log p of each token of the chosen and of the rejected reply under one model."""
+
+    chosen: Sequence[NDArray[np.float32]]
+    rejected: Sequence[NDArray[np.float32]]
+
+
+def preference_record(
+    scores: Mapping[str, PairScores], reference: str, *, confidence: float, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The content of preferences.json (docs/run-folder.md): every model, and every later model against the first.
+
+    ``reference`` is one of the models.
+    """
+    chance: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    measured = {name: _measures(found, scores[reference]) for name, found in scores.items()}
+    zeros = np.zeros(len(scores[reference].chosen))
+    models = {}
+    for name, found in scores.items():
+        intervals = {key: _told(mean_difference(zeros, measured[name][key], **chance)) for key in MEASURES}
+        models[name] = intervals | {
+            "logps_chosen": float(np.mean([part.sum(dtype=np.float64) for part in found.chosen])),
+            "logps_rejected": float(np.mean([part.sum(dtype=np.float64) for part in found.rejected])),
+            "kl": _divergence(found, scores[reference]),
+        }
+    first, *others = scores
+    differences = [
+        {"a": first, "b": name}
+        | {key: _told(mean_difference(measured[first][key], measured[name][key], **chance)) for key in MEASURES}
+        for name in others
+    ]
+    return {
+        "reference": reference,
+        "pairs": len(zeros),
+        "confidence": confidence,
+        "resamples": resamples,
+        "models": models,
+        "differences": differences,
+    }
+
+
+def preference_rows(scores: Mapping[str, PairScores], pairs: Sequence[PairTokens]) -> Iterator[dict[str, Any]]:
+    """The lines of preference_rows.jsonl."""
+    for name, found in scores.items():
+        for pair, chosen, rejected in zip(pairs, found.chosen, found.rejected, strict=True):
+            yield {
+                "model": name,
+                "row_id": pair.row_id,
+                "chosen": float(chosen.sum(dtype=np.float64)),
+                "rejected": float(rejected.sum(dtype=np.float64)),
+                "chosen_tokens": len(chosen),
+                "rejected_tokens": len(rejected),
+            }
+
+
+def _measures(own: PairScores, reference: PairScores) -> dict[str, NDArray[np.float64]]:
+    """The value of every measure for every pair."""
+    margins = _sums(own.chosen) - _sums(reference.chosen) - (_sums(own.rejected) - _sums(reference.rejected))
+    means = [np.array([float(part.mean(dtype=np.float64)) for part in side]) for side in own]
+    return {
+        "reward_accuracy": _wins(margins),
+        "reward_margin": margins,
+        "ranking_accuracy": _wins(means[0] - means[1]),
+    }
+
+
+def _wins(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 where the chosen reply is favoured, 1/2 where neither is."""
+    return np.where(differences == 0, 0.5, (differences > 0).astype(np.float64))
+
+
+def _sums(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    return np.array([part.sum(dtype=np.float64) for part in parts])
+
+
+def _divergence(own: PairScores, reference: PairScores) -> float:
+    """Half the mean squared log-ratio of a reply's token, as the training logs it."""
+    ratios = [np.concatenate([*a]) - np.concatenate([*b]) for a, b in zip(own, reference, strict=True)]
+    return float(0.5 * np.mean(np.square(np.concatenate(ratios), dtype=np.float64)))
+
+
+def _told(interval: Interval) -> dict[str, float]:
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
