@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
+RowKind = Literal["conversations", "pairs", "feedback"]
+"""What a row says: imitate this, prefer one of these two, or this one was found good (or bad)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,16 @@ class PairRow:
     tools: tuple[Mapping[str, Any], ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def id(self) -> str:
+        """Stable content id, as of :class:`SftRow`, over the prompt, both sides and the tools."""
+        return _digest([_turns(self.prompt), _turns(self.chosen), _turns(self.rejected), list(self.tools)])
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation that steps for conversations look at: the prompt with the chosen side."""
+        return self.prompt + self.chosen
+
     def swap(self) -> PairRow:
         """The same pair with the sides exchanged."""
         return PairRow(self.prompt, self.rejected, self.chosen, self.origin, self.source, self.tools, self.meta)
@@ -94,6 +106,19 @@ class UnpairedRow:
     source: str
     tools: tuple[Mapping[str, Any], ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Stable content id, as of :class:`SftRow`, over the prompt, the completion, its label and the tools."""
+        return _digest([_turns(self.prompt), _turns(self.completion), self.desirable, list(self.tools)])
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation that steps for conversations look at: the prompt with the completion."""
+        return self.prompt + self.completion
+
+
+Row = SftRow | PairRow | UnpairedRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +162,13 @@ _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",
 
 def content_id(messages: tuple[Message, ...], tools: tuple[Mapping[str, Any], ...] = ()) -> str:
     """First 16 hex digits of the sha256 of the canonical JSON of messages and tools (weights included)."""
-    payload = [
-        [[m.role, m.content, m.reasoning, [[c.name, c.arguments] for c in m.tool_calls], m.weight] for m in messages],
-        list(tools),
-    ]
+    return _digest([_turns(messages), list(tools)])
+
+
+def _turns(messages: tuple[Message, ...]) -> list[list[Any]]:
+    return [[m.role, m.content, m.reasoning, [[c.name, c.arguments] for c in m.tool_calls], m.weight] for m in messages]
+
+
+def _digest(payload: list[Any]) -> str:
     text = _CANONICAL.encode(payload)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

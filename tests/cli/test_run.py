@@ -253,18 +253,18 @@ def test_ctrl_c_outside_training(cli: Cli, tmp_path: Path, recipe: Path, monkeyp
 def test_an_evaluation_goes_on_with_the_models_it_had_not_finished(
     cli: Cli, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from posttrain.lab.experiment import Experiment
+    from posttrain.lab import evaluation
 
-    evaluate = Experiment._evaluate_model
+    evaluate = evaluation._evaluate_model
     asked: list[str] = []
 
-    def cut_before_sft(self: Experiment, name: str, *rest: Any) -> Any:
+    def cut_before_sft(name: str, *rest: Any) -> Any:
         asked.append(name)
         if name == "sft" and len(asked) == 2:
             raise KeyboardInterrupt
-        return evaluate(self, name, *rest)
+        return evaluate(name, *rest)
 
-    monkeypatch.setattr(Experiment, "_evaluate_model", cut_before_sft)
+    monkeypatch.setattr(evaluation, "_evaluate_model", cut_before_sft)
     assert cli("run", recipe, "--runs", tmp_path / "cut").code == 130
     assert cli("run", recipe, "--runs", tmp_path / "cut").code == 0
     assert asked == ["base", "sft", "sft"]

@@ -1,8 +1,9 @@
-"""Foreign dicts become conversations; every entry of the table keeps the same promises."""
+"""Foreign dicts become rows; every entry of the table keeps the same promises. Preferences: test_preference_formats.py."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from posttrain.data.formats import FORMATS, RowError, detect_format
+from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
 from posttrain.data.formats.text_pair import PAIRS
 from posttrain.data.formats.turns import ROLE_NAMES
 from posttrain.errors import ConfigError, DataError
-from posttrain.types import ROLES, Message, Origin, SftRow, ToolCall, message_dict
+from posttrain.types import ROLES, Message, Origin, PairRow, SftRow, ToolCall, UnpairedRow, message_dict
 
 ORIGIN = Origin("a.jsonl", 7)
 TEXTS = st.sampled_from(["", "x", " ", "\ud800", "[]", "{", '[{"role": "user"}]', '{"name": "f"}', "user", "gpt"])
@@ -22,16 +24,31 @@ FIELDS = ["role", "from", "content", "value", "type", "text", "tool_calls", "nam
 OBJECTS = st.dictionaries(st.sampled_from(FIELDS), SCALARS | st.lists(SCALARS, max_size=2), max_size=4)
 VALUES = SCALARS | OBJECTS | st.lists(SCALARS | OBJECTS | st.lists(OBJECTS | SCALARS, max_size=2), max_size=3)
 KEYS = ["messages", "conversations", "instruction", "input", "output", "instances", "prompt", "completion", "question"]
+PREFERENCE_KEYS = ["chosen", "rejected", "label", "completions", "answers", "responses", "scores", "score_chosen"]
+PREFERENCE_KEYS += ["chosen_messages", "conversation_a", "winner", "response_j", "prompt_turns", "desirable", "meta"]
 RECORDS = st.dictionaries(
-    st.sampled_from([*KEYS, "answer", "history", "system", "tools", "id", "\ud800"]), VALUES, min_size=1, max_size=3
+    st.sampled_from([*KEYS, *PREFERENCE_KEYS, "answer", "history", "system", "tools", "id", "\ud800"]),
+    VALUES,
+    min_size=1,
+    max_size=3,
 )
+KINDS = {"conversations": SftRow, "pairs": PairRow, "feedback": UnpairedRow}
 
 
-def parse(name: str, record: dict[str, Any]) -> SftRow:
-    return FORMATS[name].parse(record, ORIGIN, "source")
+def parse(name: str, record: dict[str, Any]) -> Any:
+    """The row of a record; of rated answers the best against the worst."""
+    found = FORMATS[name].parse(record, ORIGIN, "source")
+    assert isinstance(found, Ranked) == FORMATS[name].rated
+    row = pairs_of(found, PairRule())[0] if isinstance(found, Ranked) else found
+    assert type(row) is KINDS[FORMATS[name].kind]
+    return row
 
 
-def talk(row: SftRow) -> list[tuple[str, str]]:
+def beside_margin(row: Any) -> dict[str, Any]:
+    return {key: value for key, value in row.meta.items() if key != "margin"}
+
+
+def talk(row: Any) -> list[tuple[str, str]]:
     return [(m.role, m.content) for m in row.messages]
 
 
@@ -53,16 +70,29 @@ def test_the_example_is_detected_and_parsed(name: str) -> None:
     assert row.origin == ORIGIN
     assert row.source == "source"
     assert [m.role for m in row.messages] == ["user", "assistant"]
-    assert row.meta == {}
+    assert beside_margin(row) == {}
+    assert ("margin" in row.meta) == FORMATS[name].rated
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("posttrain_")])
+def test_the_example_stands_in_the_docs(name: str) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    pages = [(docs / page).read_text(encoding="utf-8") for page in ("data-formats.md", "data-preferences.md")]
+    assert any(f"| `{name}` |" in page and f"`{FORMATS[name].example}` |" in page for page in pages)
+
+
+def test_every_reason_stands_in_the_docs() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data-formats.md").read_text(encoding="utf-8")
+    assert [reason for reason in (*REASONS, "undesirable") if f"`{reason}`" not in page] == []
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_key_order_and_foreign_keys_do_not_matter(name: str) -> None:
     record = json.loads(FORMATS[name].example)
-    other = {"id": 5, "url": "x" * 201, "score": float("nan"), "nested": {"a": 1}, **dict(reversed(record.items()))}
+    other = {"number": 5, "url": "x" * 201, "score": float("nan"), "nested": {"a": 1}, **dict(reversed(record.items()))}
     row = parse(name, other)
-    assert row.messages == parse(name, record).messages
-    assert row.meta == {"id": 5}
+    assert row.id == parse(name, record).id
+    assert beside_margin(row) == {"number": 5}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -72,7 +102,7 @@ def test_system_and_tools_are_read(name: str) -> None:
         row = parse(name, json.loads(FORMATS[name].example) | {"system": "Be brief.", "tools": given_tools})
         assert row.messages[0] == Message("system", "Be brief.")
         assert row.tools == tuple(tools)
-        assert row.meta == {}
+        assert beside_margin(row) == {}
     for nothing in (None, "", [], "[]", "null"):
         assert parse(name, json.loads(FORMATS[name].example) | {"system": None, "tools": nothing}).tools == ()
 
@@ -91,11 +121,16 @@ def check_row_or_reject(name: str, record: dict[str, Any]) -> None:
         if error.reason not in REASONS:
             raise
         return
+    turns = row.messages + (row.rejected if isinstance(row, PairRow) else ())
     assert any(m.role == "assistant" for m in row.messages)
-    assert all(m.content.strip() or m.tool_calls for m in row.messages if m.role == "assistant")
-    assert all(m.role in ROLES for m in row.messages)
+    assert all(m.content.strip() or m.tool_calls for m in turns if m.role == "assistant")
+    assert all(m.role in ROLES for m in turns)
     json.dumps(dict(row.meta), allow_nan=False).encode()
-    json.dumps([message_dict(m) for m in row.messages], ensure_ascii=False).encode()
+    json.dumps([message_dict(m) for m in turns], ensure_ascii=False).encode()
+    if not isinstance(row, SftRow):
+        replies = (row.chosen, row.rejected) if isinstance(row, PairRow) else (row.completion,)
+        assert all(reply[0].role == reply[-1].role == "assistant" for reply in replies)
+        assert any(m.content.strip() for m in row.prompt)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -121,6 +156,13 @@ REASONS = {
     "empty_assistant_turn",
     "empty_prompt",
     "invalid_unicode",
+    "equal_sides",
+    "no_final_reply",
+    "no_shared_prompt",
+    "too_few_answers",
+    "margin_too_small",
+    "tie",
+    "unknown_winner",
 }
 
 
@@ -147,7 +189,11 @@ def test_the_format_of_most_rows_wins() -> None:
         ({"prompt": "x", "messages": []}, "messages"),
         ({"conversations": [], "instruction": "x", "output": "y"}, "sharegpt"),
         ({"instruction": "x", "input": "z", "response": "y", "prompt": "z"}, "alpaca"),
-        ({"instruction": "x", "input": "", "output": "y", "chosen": "y", "rejected": "z"}, "alpaca"),
+        ({"instruction": "x", "input": "", "output": "y", "chosen": "y", "rejected": "z"}, "pairs"),
+        ({"instruction": "x", "output": "y", "kto_tag": False}, "feedback"),
+        ({"messages": [], "label": True}, "feedback"),
+        ({"messages": [], "label": 3}, "messages"),
+        ({"conversations": [], "chosen": {}, "rejected": {}}, "ranking"),
         ({"prompt": [], "completion": []}, "prompt_completion"),
         ({"question": "x", "answer": None}, "text_pair"),
     ],
@@ -160,9 +206,10 @@ def test_the_more_telling_keys_win(record: dict[str, Any], name: str) -> None:
     ("record", "words"),
     [
         ({"text": "x"}, "text alone is not a conversation"),
-        ({"prompt": "x", "chosen": "y", "rejected": "z"}, "preference data"),
-        ({"conversations": [], "chosen": {}, "rejected": {}}, "preference data"),
-        ({"messages": [], "label": True}, "preference data"),
+        ({"prompt": "x", "chosen": "y"}, "keys found: prompt, chosen"),
+        ({"text": "x", "label": True}, "keys found: text, label"),
+        ({"model_a": "x", "model_b": "y", "winner": "model_a"}, "keys found: model_a, model_b, winner"),
+        ({"prompt": "x", "completions": [{"response": "y"}, {"response": "z"}]}, "keys found: prompt, completions"),
         ({"question": ["x"], "answer": {}}, "keys found: question, answer"),
         ({str(n): n for n in range(30)}, "keys found: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...;"),
     ],
@@ -172,7 +219,7 @@ def test_no_format_fits(record: dict[str, Any], words: str) -> None:
         detect_format([record], "a.jsonl")
     assert "a.jsonl: no row format fits" in str(caught.value)
     assert words in str(caught.value)
-    assert "known formats: messages, sharegpt, alpaca, prompt_completion, text_pair" in str(caught.value)
+    assert "known formats: messages, sharegpt, alpaca, prompt_completion, text_pair, pairs" in str(caught.value)
 
 
 def test_a_misspelt_format_names_the_nearest() -> None:

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.data.rows import LINEAGE, SCHEMA, read_rows, rows_frame, write_rows
+from posttrain.data.rows import (
+    LINEAGE,
+    PREFERENCE,
+    SCHEMA,
+    frame_rows,
+    read_feedback,
+    read_pairs,
+    read_rows,
+    rows_frame,
+    rows_kind,
+    scan_rows,
+    write_rows,
+)
 from posttrain.errors import DataError, RunError
-from posttrain.types import ROLES, Message, Origin, SftRow, ToolCall
+from posttrain.types import ROLES, Message, Origin, PairRow, SftRow, ToolCall, UnpairedRow
 
 TEXT = st.text(max_size=20)
 JSON = st.recursive(
@@ -29,23 +42,98 @@ MESSAGES = st.builds(
     st.lists(st.builds(ToolCall, TEXT, OBJECTS.map(json.dumps)), max_size=2).map(tuple),
     st.none() | st.floats(0, 10),
 )
-ROWS = st.builds(
-    SftRow,
-    st.lists(MESSAGES, min_size=1, max_size=4).map(tuple),
+TALKS = st.lists(MESSAGES, min_size=1, max_size=4).map(tuple)
+BESIDE = (
     st.builds(Origin, TEXT, st.integers(1, 2**40)),
     TEXT,
     st.lists(OBJECTS, max_size=2).map(tuple),
     OBJECTS,
 )
+ROWS = st.builds(SftRow, TALKS, *BESIDE)
+PROMPTS = st.lists(MESSAGES, max_size=3).map(tuple)
+PAIRS = st.builds(PairRow, PROMPTS, TALKS, TALKS, *BESIDE)
+FEEDBACK = st.builds(UnpairedRow, PROMPTS, TALKS, st.booleans(), *BESIDE)
+READERS = {"conversations": read_rows, "pairs": read_pairs, "feedback": read_feedback}
 
 
 @settings(max_examples=40)
-@given(rows=st.lists(ROWS, max_size=5))
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[SftRow]) -> None:
+@pytest.mark.parametrize(("kind", "some"), [("conversations", ROWS), ("pairs", PAIRS), ("feedback", FEEDBACK)])
+@given(data=st.data())
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, kind: str, some: Any, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(some, max_size=5))
     path = tmp_path_factory.getbasetemp() / "round_trip.parquet"
     write_rows(path, rows_frame(rows))
+    assert READERS[kind](path) == rows
+    frame = pl.read_parquet(path)
+    assert dict(frame.schema) == SCHEMA | LINEAGE
+    assert frame["id"].to_list() == [row.id for row in rows]
+    assert [row.messages for row in frame_rows(frame)] == [row.messages for row in rows]
+    assert rows_kind(path) == (kind if rows else None)
+
+
+@given(pair=PAIRS)
+def test_swapping_the_sides_keeps_the_prompt(pair: PairRow) -> None:
+    other = pair.swap()
+    assert (other.prompt, other.chosen, other.rejected) == (pair.prompt, pair.rejected, pair.chosen)
+    assert other.swap() == pair
+    assert (other.id == pair.id) == (pair.chosen == pair.rejected)
+
+
+def test_ids_are_of_the_content_alone() -> None:
+    prompt, good, bad = (
+        (Message(role, text),) for role, text in (("user", "x"), ("assistant", "y"), ("assistant", "z"))
+    )
+    pair = PairRow(prompt, good, bad, Origin("a", 1), "a")
+    assert pair.id == PairRow(prompt, good, bad, Origin("b", 2), "b", meta={"margin": 1.0}).id
+    judged = UnpairedRow(prompt, good, True, Origin("a", 1), "a")
+    others = [
+        PairRow(prompt, good, good, Origin("a", 1), "a"),
+        PairRow(prompt, good, bad, Origin("a", 1), "a", tools=({"name": "f"},)),
+        PairRow((), prompt + good, bad, Origin("a", 1), "a"),
+        judged,
+        UnpairedRow(prompt, good, False, Origin("a", 1), "a"),
+        UnpairedRow((), prompt + good, True, Origin("a", 1), "a"),
+        SftRow(prompt + good, Origin("a", 1), "a"),
+    ]
+    assert len({pair.id, *(row.id for row in others)}) == 1 + len(others)
+
+
+KIND_ROWS = {
+    "conversations": SftRow((Message("user", "x"), Message("assistant", "y")), Origin("a", 1), "a"),
+    "pairs": PairRow(
+        (Message("user", "x"),), (Message("assistant", "y"),), (Message("assistant", "z"),), Origin("a", 1), "a"
+    ),
+    "feedback": UnpairedRow((Message("user", "x"),), (Message("assistant", "y"),), False, Origin("a", 1), "a"),
+}
+
+
+@pytest.mark.parametrize("found", READERS)
+@pytest.mark.parametrize("wanted", READERS)
+def test_another_kind_of_rows_is_told(tmp_path: Path, found: str, wanted: str) -> None:
+    path = tmp_path / "rows.parquet"
+    write_rows(path, rows_frame([KIND_ROWS[found]]))
+    if found == wanted:
+        assert READERS[wanted](path) == [KIND_ROWS[found]]
+        return
+    needed = "conversations are needed here" if wanted == "conversations" else f"this objective needs {wanted}"
+    with pytest.raises(DataError) as caught:
+        READERS[wanted](path)
+    assert f"{path}: these rows are {found}, but {needed}" in str(caught.value)
+    assert "see docs/data-preferences.md" in str(caught.value)
+    set_rows = f"set rows: {wanted}" in str(caught.value)
+    assert set_rows == (wanted == "conversations" or (found, wanted) == ("pairs", "feedback"))
+
+
+def test_files_without_the_columns_of_preferences_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.parquet"
+    rows = [KIND_ROWS["conversations"]] * 3
+    rows_frame(rows).drop(*PREFERENCE).write_parquet(path)
+    assert rows_kind(path) == "conversations"
     assert read_rows(path) == rows
-    assert pl.read_parquet(path)["id"].to_list() == [row.id for row in rows]
+    frame = scan_rows(path).select(*SCHEMA, *LINEAGE).collect()
+    assert frame.equals(rows_frame(rows))
+    with pytest.raises(DataError, match="this objective needs pairs"):
+        read_pairs(path)
 
 
 def test_the_file_is_as_the_run_folder_says(tmp_path: Path) -> None:
@@ -76,6 +164,9 @@ def test_the_file_is_as_the_run_folder_says(tmp_path: Path) -> None:
                     "weight": 0.5,
                 },
             ],
+            "prompt_turns": None,
+            "rejected": None,
+            "desirable": None,
             "tools": '[{"name": "add"}]',
             "meta": '{"class": "math"}',
         }
@@ -88,8 +179,9 @@ def test_missing_damaged_and_foreign_files_are_data_errors(tmp_path: Path) -> No
     damaged.write_bytes(b"PAR1 cut")
     pl.DataFrame({"text": ["x"]}).write_parquet(foreign)
     for path in (tmp_path / "missing.parquet", damaged, foreign):
-        with pytest.raises(DataError, match=path.name):
-            read_rows(path)
+        for read in (read_rows, read_pairs, read_feedback, rows_kind):
+            with pytest.raises(DataError, match=path.name):
+                read(path)
 
 
 def test_a_full_disk_is_a_run_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_the_page_of_keys_is_up_to_date():
     assert page == reference.replaced(page), "run: python -m posttrain.lab.reference docs/recipes.md"
     for stage in ("data", "train", "eval", "report"):
         assert f"### `stages.<name>` with `kind: {stage}`" in page
-    assert "| `learning_rate` | a number greater than 0 | `0.0002` |" in page
+    assert "| `learning_rate` | a number greater than 0 or null | `null` |" in page
 
 
 def test_the_errors_on_the_page_are_the_real_ones(tmp_path):
@@ -108,7 +108,7 @@ def test_the_schema_of_a_recipe_is_complete():
     assert set(schema["$defs"]) >= {"DataStage", "TrainStage", "EvalStage", "ReportStage", "LoraAdapter", "Source"}
     assert schema["required"] == ["name", "model", "stages"]
     train = schema["$defs"]["TrainStage"]
-    assert train["properties"]["learning_rate"]["default"] == 2e-4
+    assert train["properties"]["batch_size"]["default"] == 16
     assert train["properties"]["max_length"]["description"] == "Longest example in tokens."
     assert train["additionalProperties"] is False
 
@@ -241,7 +241,7 @@ def test_all_wrong_references_are_told_at_once(tmp_path):
 def test_lr_negative_and_rank_0(tmp_path):
     message = told(tmp_path, DATA + SFT, "sft.learning_rate=-0.1", "sft.adapter.rank=0")
     assert (
-        "override 'sft.learning_rate=-0.1': stages.sft.learning_rate: must be a number greater than 0, got -0.1"
+        "override 'sft.learning_rate=-0.1': stages.sft.learning_rate: must be a number greater than 0 or null, got -0.1"
         in message
     )
     assert (

@@ -16,7 +16,7 @@ from posttrain.errors import DataError, TemplateError
 from posttrain.lab import verify
 from posttrain.lab.models import template_of
 from posttrain.model import fused, logprobs, score
-from posttrain.train import loop
+from posttrain.train import loop, tasks
 
 pytestmark = pytest.mark.demo_model
 
@@ -145,7 +145,7 @@ def let_segments_see_each_other(patch: pytest.MonkeyPatch) -> None:
 
 
 def average_each_micro_batch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(loop, "sft_loss", lambda logps, weights, whole: -(weights * logps).sum() / weights.sum())
+    patch.setattr(tasks, "sft_loss", lambda logps, weights, whole: -(weights * logps).sum() / weights.sum())
 
 
 def forget_to_merge(patch: pytest.MonkeyPatch) -> None:

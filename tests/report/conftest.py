@@ -7,12 +7,15 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from posttrain.artifacts import Ledger, MetricsLog, RunDir, write_json, write_text
+from posttrain.eval.preferences import PairScores, preference_record, preference_rows
 from posttrain.types import Origin
 
 RECIPE = """\
@@ -204,6 +207,7 @@ def _sft(run: RunDir) -> None:
         "tokens": 241_380,
         "supervised_tokens": 149_655,
         "tokens_per_second": 621.4,
+        "training_seconds": 388.6,
         "first_loss": 2.19,
         "last_loss": 1.84,
         "best_step": best[0],
@@ -273,6 +277,187 @@ def _evaluate(run: RunDir) -> None:
     write_json(stage.file("accuracy.json"), {"models": accuracy, "pairs": [pair]})
     config = {"data": "prepare", "models": ["base", "sft"], "prompts": "builtin", "max_new_tokens": 96}
     stage.write_manifest(_manifest("eval", 410, 96.0, config, result={}, dtype="bf16"))
+
+
+# ---- preferences ---------------------------------------------------------------------------------------------------
+
+DPO = {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0, "robust": False, "sft_weight": 0.0, "reference": None}
+SIMPO = {"name": "simpo", "beta": 2.0, "gamma_beta_ratio": 0.5, "sft_weight": 0.0}
+KTO = {"name": "kto", "beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "reference": "base"}
+REWARD = {"name": "reward", "use_margin": False, "centering": 0.0}
+SFT_LOGPS = {"chosen": -214.2, "rejected": -198.6}
+"""Mean log-probability of both replies under the weights a preference stage starts from."""
+
+
+def add_pairs(run: RunDir) -> None:
+    """Add the data stage ``pairs``: 300 rows, 30 held out."""
+    ledger = Ledger()
+    read = ledger.step("read", rows_in=300)
+    read.rows_out = 300
+    split = ledger.step("split", rows_in=300)
+    split.rows_out = 300
+    split.notes["held out"] = 30
+    ledger.write(run.stage("pairs").file("ledger.json"))
+    result = {"train_rows": 270, "held_out_rows": 30, "sources": {"dpo_en_demo": 300}}
+    config = {"sources": [{"path": "dpo_en_demo"}], "rows": "auto", "held_out": 30}
+    run.stage("pairs").write_manifest(_manifest("data", 500, 1.1, config, result=result))
+    declare(run, "pairs", {"kind": "data", **config})
+
+
+def declare(run: RunDir, name: str, stage: dict[str, Any]) -> None:
+    """Add a stage to the recipe, in front of the report."""
+    recipe = yaml.safe_load((run.path / "recipe.yaml").read_text(encoding="utf-8"))
+    report = recipe["stages"].pop("report")
+    recipe["stages"] |= {name: stage, "report": report}
+    write_text(run.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+
+
+def _rewards(objective: dict[str, Any], gain: float, noise: float) -> dict[str, float]:
+    """What an objective logs once the chosen reply has gained ``gain`` nats on the rejected one (both fall)."""
+    name, scale = objective["name"], objective.get("beta", 1.0)
+    chosen, rejected = SFT_LOGPS["chosen"] - 0.4 * gain, SFT_LOGPS["rejected"] - 1.4 * gain
+    rewards = [scale * (chosen - SFT_LOGPS["chosen"]), scale * (rejected - SFT_LOGPS["rejected"])]
+    if name == "simpo":
+        rewards = [scale * chosen / 150, scale * rejected / 135]
+    margin = rewards[0] - rewards[1] + scale * noise
+    found = {"rewards/chosen": rewards[0] + scale * noise, "rewards/rejected": rewards[1]}
+    if name != "kto":
+        share = 0.5 if gain == 0 else 0.5 + 0.3 * math.tanh(gain / 4) + 0.05 * noise
+        found |= {"rewards/margins": margin, "rewards/accuracies": min(1.0, max(0.0, share))}
+    if name != "reward":
+        found |= {"logps/chosen": chosen + 30 * noise, "logps/rejected": rejected + 30 * noise}
+    if name in ("dpo", "ipo", "hinge", "kto"):
+        found["kl"] = 0.0007 * gain**2
+    loss = {"simpo": lambda m: math.log1p(math.exp(0.5 * scale - m)), "kto": lambda m: 0.5 - 0.06 * gain / 4}
+    return {"loss": loss.get(name, lambda m: math.log1p(math.exp(-m)))(margin), **found}
+
+
+def add_preference_stage(run: RunDir, name: str, objective: dict[str, Any], start: str = "sft", **config: Any) -> None:
+    """Add a train stage of 17 steps over the pairs (54 for KTO) with all its files."""
+    stage, random, steps, gain = run.stage(name), np.random.default_rng(len(name)), 17, config.pop("gain", 6.0)
+    kto = objective["name"] == "kto"
+    sides = ("desirable", "undesirable") if kto else ("chosen", "rejected")
+    values = [np.round(np.exp(random.normal(centre, 0.5, 270))).astype(int) for centre in (5.2, 4.9)]
+    replies = dict(zip(sides, (_lengths(v, 1024) for v in values), strict=True))
+    together = np.concatenate(values)
+    record = {"limit": 1024, "conversation": _lengths(together + 60, 1024), "assistant": _lengths(together, 1024)}
+    write_json(stage.file("lengths.json"), {**record, **replies})
+    ledger, rows = Ledger(), 540 if kto else 270
+    encode = ledger.step("encode", rows_in=rows)
+    dropped = {"equal_tokens": 1, "too_long": 3, "prompt_differs": 1}
+    for line, reason in enumerate(reason for reason, number in dropped.items() for _ in range(number)):
+        ledger.drop(encode, Origin("dpo_en_demo.json", line), reason)
+    encode.rows_out = rows - 5
+    ledger.write(stage.file("ledger.json"))
+    log, seconds = MetricsLog(stage.file("metrics.jsonl")), 0.0
+    for step in range(steps + 1):
+        reached = gain * (1 - math.exp(-step / 9))
+        if step:
+            seconds += 9.5
+            found = _rewards(objective, reached, float(random.normal(0, 0.4)))
+            rate = 5e-6 * min(1.0, step / 2) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            log.write(
+                split="train", step=step, epoch=step / steps, **found, grad_norm=2.1 + abs(float(random.normal(0, 0.3))),
+                learning_rate=rate, tokens=5800, computed_tokens=4900, supervised_tokens=4700,
+                tokens_per_second=5800 / 9.5 + float(random.normal(0, 9)), memory_bytes=3_300_000_000, seconds=seconds,
+                **{"lengths/chosen": 190.2, "lengths/rejected": 160.4},
+            )  # fmt: skip
+        if step % 2 == 0 or step == steps:
+            log.write(split="held_out", step=step, **_rewards(objective, 0.8 * reached, 0.0), rows=30, seconds=seconds)
+    log.close()
+    full = {
+        "data": "pairs", "start_from": start, "objective": objective, "batch_size": 16, "learning_rate": None,
+        "adapter": {"name": "lora", "rank": 16}, "max_length": 1024, "max_grad_norm": 1.0, "keep": "last", **config,
+    }  # fmt: skip
+    result = {
+        "steps": steps, "epochs": 1.0, "tokens": 98_600, "supervised_tokens": 79_900, "tokens_per_second": 611.5,
+        "training_seconds": 161.5, "first_loss": 0.70, "last_loss": 0.55, "best_step": steps,
+        "best_held_out_loss": 0.56, "stopped_early": False, "trainable_parameters": 4_884_480,
+        "total_parameters": 139_399_488, "peak_memory_bytes": 3_480_000_000, "matmul_share": 0.41,
+    }  # fmt: skip
+    started = 510 + 200 * len(list(run.path.glob("*/manifest.json")))
+    stage.write_manifest(
+        _manifest("train", started, 188.0, full, result=result, dtype="bf16", peak_memory_bytes=3_480_000_000)
+    )
+    declare(run, name, {"kind": "train", **full})
+
+
+def add_preference_eval(run: RunDir, gains: dict[str, float], name: str = "prefer", replies: bool = False) -> None:
+    """Add an eval stage over 30 pairs. ``gains``: model -> mean nats the chosen reply gained; the first is the reference."""
+    stage, random = run.stage(name), np.random.default_rng(5)
+    pairs = [SimpleNamespace(row_id=f"{index:016x}") for index in range(30)]
+    own = [random.normal(-1.4, 0.6, (int(n),)) for n in random.integers(60, 300, 60)]
+    luck = random.normal(0, 1, 30)
+    scores = {}
+    for model, gain in gains.items():
+        shifts = (
+            [(gain + 3.0 * abs(gain) ** 0.5 * z) * share for z in luck for share in (-0.4, -1.4)] if gain else [0] * 60
+        )
+        arrays = [(part + shift / len(part)).astype(np.float32) for part, shift in zip(own, shifts, strict=True)]
+        scores[model] = PairScores(arrays[0::2], arrays[1::2])
+    reference = next(iter(gains))
+    write_json(
+        stage.file("preferences.json"), preference_record(scores, reference, confidence=0.95, resamples=2000, seed=7)
+    )
+    lines = preference_rows(scores, pairs)  # type: ignore[arg-type]
+    write_text(stage.file("preference_rows.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+    ledger = Ledger()
+    ledger.step("encode held-out rows", rows_in=30).rows_out = 30
+    ledger.write(stage.file("ledger.json"))
+    if replies:
+        records = [
+            {
+                "model": model, "prompt_id": f"p{index}", "class": "knowledge", "language": "en", "prompt": "Why?",
+                "reply": "Because. " * (index + 1), "finish_reason": "length" if index == 3 else "stop",
+                "tokens": 20 + 10 * index + place, "check": None,
+            }
+            for index in range(4)
+            for place, model in enumerate(gains)
+        ]  # fmt: skip
+        write_text(stage.file("replies.jsonl"), "".join(json.dumps(record) + "\n" for record in records))
+    config = {"data": "pairs", "models": [*gains], "reference": None, "prompts": "builtin" if replies else None}
+    started = 1000 + 200 * len(list(run.path.glob("*/manifest.json")))
+    stage.write_manifest(_manifest("eval", started, 41.0, config, result={"reward_accuracy": {}}, dtype="bf16"))
+    declare(run, name, {"kind": "eval", **config})
+
+
+@pytest.fixture(scope="session")
+def pristine_preferences(pristine: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """SFT, then DPO; an eval over conversations of three models, and one over pairs of two."""
+    run = RunDir(tmp_path_factory.mktemp("preferences") / "quickstart")
+    shutil.copytree(pristine.path, run.path)
+    add_pairs(run)
+    add_preference_stage(run, "dpo", DPO)
+    add_preference_eval(run, {"sft": 0.0, "dpo": 5.0})
+    return run
+
+
+@pytest.fixture
+def preference_run(pristine_preferences: RunDir, tmp_path: Path) -> RunDir:
+    """A copy of the run with SFT and DPO for one test."""
+    return RunDir(Path(shutil.copytree(pristine_preferences.path, tmp_path / "preferences")))
+
+
+@pytest.fixture
+def two_objectives(run: RunDir) -> RunDir:
+    """SFT, then DPO and SimPO from it on the same pairs, compared on pairs and by their replies."""
+    add_pairs(run)
+    add_preference_stage(run, "dpo", DPO)
+    add_preference_stage(run, "simpo", SIMPO, gain=3.0)
+    add_preference_eval(run, {"sft": 0.0, "dpo": 5.0, "simpo": 2.0}, replies=True)
+    return run
+
+
+@pytest.fixture
+def preference_stage() -> Callable[..., None]:
+    """Add a train stage that learns from preferences: (run, name, objective, start="sft", gain=..., **config)."""
+    return add_preference_stage
+
+
+@pytest.fixture
+def preference_eval() -> Callable[..., None]:
+    """Add an eval stage over pairs: (run, {model: nats the chosen reply gained}, name="prefer", replies=False)."""
+    return add_preference_eval
 
 
 @pytest.fixture(scope="session")

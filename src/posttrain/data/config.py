@@ -11,12 +11,15 @@ from pydantic import Discriminator
 from posttrain.data.decontaminate.config import DecontaminateStep
 from posttrain.data.dedup.config import DedupStep
 from posttrain.data.filters.step import FilterStep
+from posttrain.data.formats.ranked import PairRule
 from posttrain.data.mix import MixStep
 from posttrain.data.select.config import SelectStep
 from posttrain.data.split import SplitStep
 
 ChainStep = Annotated[FilterStep | DedupStep | DecontaminateStep | SelectStep | SplitStep, Discriminator("kind")]
 """A step of the data chain."""
+RowsWanted = Literal["auto", "conversations", "pairs", "feedback"]
+"""A kind of row, or whatever the sources are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class Source:
     """Take only the first so many good rows."""
     split: str = "train"
     """Split of a hub data set."""
+    pairs: PairRule | None = None
+    """Which pairs are made of rated or ranked answers (UltraFeedback, Nectar, scored responses). Not for other formats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,9 @@ class DataStage:
 
     kind: Literal["data"]
     sources: Annotated[tuple[Source, ...], MinLen(1)]
+    rows: RowsWanted = "auto"
+    """What the rows should be: ``auto`` takes what the formats of the sources give, which must agree; ``conversations`` makes
+    preferences into replies to imitate, ``feedback`` makes pairs into judged replies."""
     steps: tuple[ChainStep, ...] = ()
     """What is done with the rows between reading and splitting, in this order; a ``split`` step comes last."""
     held_out: Annotated[float, Ge(0)] | None = None

@@ -82,10 +82,10 @@ def map_rows(
 def _work_on_rows(
     work: Callable[[pl.DataFrame], Result], rows: Path, columns: tuple[str, ...], size: int, part: _Part
 ) -> Result:
-    import polars as pl
+    from posttrain.data.rows import scan_rows
 
     begin, places = part
-    block = pl.scan_parquet(rows, glob=False).select(columns).slice(begin, size).collect()
+    block = scan_rows(rows).select(columns).slice(begin, size).collect()
     return work(block if places is None else block[places])
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,33 @@ import polars as pl
 
 from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
 from posttrain.data.chain import run_step, run_steps
-from posttrain.data.config import DataStage, Source
+from posttrain.data.config import DataStage, RowsWanted, Source
 from posttrain.data.decontaminate import DecontaminateStep
 from posttrain.data.engine import map_blocks
 from posttrain.data.formats import FORMATS
+from posttrain.data.formats.ranked import PairRule
+from posttrain.data.kinds import disagreement
 from posttrain.data.mix import MixStep
 from posttrain.data.profile import profile
-from posttrain.data.reading import Outcome, Raw, RawBlock, known_format, parse, part_path, raw_block, read_block
-from posttrain.data.rows import BLOCK_ROWS, conversations, write_rows
+from posttrain.data.reading import (
+    Outcome,
+    Raw,
+    RawBlock,
+    Reading,
+    Unusable,
+    known_format,
+    parse,
+    part_path,
+    raw_block,
+    read_block,
+)
+from posttrain.data.rows import BLOCK_ROWS, conversations, scan_rows, write_rows
 from posttrain.data.sources import Resolve, content_digest, locate, read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
 from posttrain.data.steps import Progress, StepRun, blocks, count_rows
 from posttrain.data.streams import COMPRESSED_SUFFIXES, printable
 from posttrain.errors import ConfigError, DataError
-from posttrain.types import Origin, SftRow
+from posttrain.types import Origin, Row, RowKind, SftRow
 
 _SHOWN_REJECTS = 3
 
@@ -48,7 +62,9 @@ def prepare(
     an unknown format; RunError where ``out`` can't be written. The ledger is written also where no row is left.
     """
     _check_split(stage)
-    read_rows, ledger = gather(stage.sources, out.file("read"), resolve, progress, stage.workers, stage.engine)
+    read_rows, ledger = gather(
+        stage.sources, out.file("read"), resolve, progress, stage.workers, stage.engine, stage.rows
+    )
     if not ledger.steps[-1].rows_out:
         ledger.write(out.file("ledger.json"))
         raise _nothing_left(ledger, stage)
@@ -75,11 +91,12 @@ def gather(
     progress: Progress | None = None,
     workers: int = 1,
     engine: str = "local",
+    wanted: RowsWanted = "auto",
 ) -> tuple[Path, Ledger]:
     """One file with the good rows of all sources, and the account of the reading: ``rows.parquet``, ``ledger.json`` in ``out``.
 
-    Exact duplicates are dropped here, the first stays. A reading that is finished in ``out`` is not done again. Neither
-    ``workers`` nor ``engine`` changes the result.
+    All rows are of one kind. Exact duplicates are dropped here, the first stays. A reading that is finished in ``out`` is not
+    done again. Neither ``workers`` nor ``engine`` changes the result.
     """
     path = out / "rows.parquet"
     if (out / "ledger.json").exists():
@@ -89,7 +106,7 @@ def gather(
         if source.format != "auto":
             FORMATS[source.format]  # an unknown one is told before any file is read
     ledger = Ledger()
-    steps = _Steps(ledger)
+    steps = _Steps(ledger, _Kind(wanted))
     run = StepRun(resolve, workers, engine)
     parts = (out / "parts").absolute()
     shutil.rmtree(parts, ignore_errors=True)
@@ -122,7 +139,7 @@ def _hold_out(rows: Path, held_out: float, seed: int, out: StageDir) -> LedgerSt
     prompts = [prompt_key(turns) for _, block in blocks(rows, ["messages"]) for turns in conversations(block)]
     chosen = held_out_prompts(prompts, held_out, seed)
     side = pl.LazyFrame({"held_out": pl.Series([prompt in chosen for prompt in prompts], dtype=pl.Boolean)})
-    table = pl.concat([pl.scan_parquet(rows, glob=False), side], how="horizontal")
+    table = pl.concat([scan_rows(rows), side], how="horizontal")
     for name, wanted in (("train", ~pl.col("held_out")), ("held_out", pl.col("held_out"))):
         split = pl.lit("train" if name == "train" else "validation")
         write_rows(out.file("rows", f"{name}.parquet"), table.filter(wanted).with_columns(split=split))
@@ -148,7 +165,7 @@ SIDES = {"train": "train", "held_out": "validation", "test": "test"}
 
 def _write_sides(rows: Path, out: StageDir) -> None:
     """The files of a stage whose rows carry their split; test rows have a file where there are any."""
-    frame = pl.scan_parquet(rows, glob=False)
+    frame = scan_rows(rows)
     for name, split in SIDES.items():
         part = frame.filter(pl.col("split") == split)
         if name != "test" or part.select(pl.len()).collect().item():
@@ -170,19 +187,29 @@ def _result(out: StageDir, names: Sequence[str]) -> dict[str, Any]:
 
 
 def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:
-    """Row ``index`` (0 = the first) of a source, bad ones counted.
+    """Row ``index`` (0 = the first) of a source, bad ones counted, as a conversation. Raises DataError as :func:`rows_at`."""
+    row = rows_at(source, index, resolve, "conversations")[0]
+    assert isinstance(row, SftRow)
+    return row
 
-    Raises DataError where there are fewer rows, or where that one can't be used, with its reason.
+
+def rows_at(source: Source, index: int, resolve: Resolve, wanted: RowsWanted = "auto") -> Sequence[Row]:
+    """What record ``index`` (0 = the first) of a source gives, bad ones counted: one row, or several (:func:`gather`).
+
+    Raises DataError where there are fewer records, or where that one can't be used, with its reason.
     """
     count = 0
     for part in locate(source.path, resolve, source.split).parts:
         format_name, records = known_format(read_raw(part), part.label, source.format)
+        reading = _reading(source, "rows", part.label, format_name, _Kind(wanted))
         for record in records:
             if count == index:
-                row = parse(record, format_name, "rows")
-                if isinstance(row, SftRow):
-                    return row
-                raise DataError(f"row {index} can't be used: {row.reason}: {row.detail}", where=str(row.origin))
+                found = parse(record, reading)
+                if isinstance(found, Unusable):
+                    raise DataError(
+                        f"row {index} can't be used: {found.reason}: {found.detail}", where=str(found.origin)
+                    )
+                return found
             count += 1
     raise DataError(f"no row {index}: there are {count}", where=source.path, fix="rows count from 0")
 
@@ -205,11 +232,52 @@ def step_inputs(step: object, resolve: Resolve) -> dict[str, str]:
     return step.inputs(resolve) if isinstance(step, DecontaminateStep) else {}
 
 
+class _Kind:
+    """What the rows of a stage say: what is wanted, or what the first file says."""
+
+    def __init__(self, wanted: RowsWanted) -> None:
+        self.wanted = wanted
+        self.first: tuple[str, RowKind] | None = None
+        """The first file, and what its rows say."""
+
+    def of(self, label: str, format_name: str) -> RowKind:
+        """The kind of the rows that are made of a file. Raises DataError where it is another than is wanted."""
+        kind = FORMATS[format_name].kind
+        if self.wanted == "auto":
+            self.first = self.first or (label, kind)
+            if kind != self.first[1]:
+                raise disagreement(label, kind, *self.first)
+            return kind
+        if self.wanted == "conversations" or kind == self.wanted or (kind, self.wanted) == ("pairs", "feedback"):
+            return self.wanted
+        raise DataError(
+            f"these rows are {kind} (read as {format_name!r}), and no {self.wanted} can be made of them",
+            where=label,
+            fix=f"give a source of {self.wanted}, name its format, or leave out rows: {self.wanted};"
+            " see docs/data-preferences.md",
+        )
+
+
+def _reading(source: Source, name: str, label: str, format_name: str | None, kind: _Kind) -> Reading:
+    """How a file of a source is read. Raises DataError where its rows are of the wrong kind, or a rule for pairs has no use."""
+    rule = source.pairs or PairRule()
+    if format_name is None:
+        return Reading(None, "conversations", name, rule)
+    if source.pairs is not None and not FORMATS[format_name].rated:
+        rated = ", ".join(known for known in FORMATS if FORMATS[known].rated)
+        raise DataError(
+            f"a rule for pairs is given, and these rows (read as {format_name!r}) are no rated answers",
+            where=label,
+            fix=f"leave out pairs, or name one of the formats that it is for: {rated}",
+        )
+    return Reading(format_name, kind.of(label, format_name), name, rule)
+
+
 class _Steps:
     """The three steps of reading, all open at once because rows flow through them one by one."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, kind: _Kind) -> None:
+        self.ledger, self.kind = ledger, kind
         self.read: LedgerStep = ledger.step("read")
         self.format: LedgerStep = ledger.step("format")
         self.deduplicate: LedgerStep = ledger.step("deduplicate")
@@ -273,9 +341,10 @@ def _read(
             continue
         tick = None if progress is None else _ticker(progress, part.label)
         format_name, records = known_format(read_raw(part, tick), part.label, source.format)
-        for outcome in map_blocks(partial(read_block, parts, format_name, name), raw_blocks(part.label, records), run):
+        reading = _reading(source, name, part.label, format_name, steps.kind)
+        for outcome in map_blocks(partial(read_block, parts, reading), raw_blocks(part.label, records), run):
             if left is not None:
-                left -= len(outcome.ids)
+                left -= outcome.used
             yield outcome
 
 
@@ -284,25 +353,22 @@ def _ticker(progress: Progress, label: str) -> Callable[[int, int], None]:
 
 
 def _account(steps: _Steps, outcome: Outcome) -> list[bool]:
-    """Enter the records of a block into the ledger. Of every good row: whether its conversation had not been seen."""
-    bad = dict(outcome.unusable)
-    places = (place for place in range(outcome.records) if place not in bad)
+    """Enter the records of a block into the ledger. Of every good row: whether its content had not been seen."""
     fresh: list[bool] = []
-    copies: dict[int, tuple[Origin, Origin]] = {}
-    for row_id, line, place in zip(outcome.ids, outcome.lines, places, strict=True):
+    dropped: list[tuple[int, LedgerStep, Origin, str, str]] = [
+        (place, steps.read if bad.step == "read" else steps.format, bad.origin, bad.reason, bad.detail)
+        for place, bad in outcome.unusable
+    ]
+    for row_id, line, place in zip(outcome.ids, outcome.lines, outcome.places, strict=True):
         origin = Origin(outcome.label, line)
         first = steps.seen.setdefault(row_id, origin)
         fresh.append(first is origin)
         if first is not origin:
-            copies[place] = origin, first
-    for place in sorted([*bad, *copies]):
-        if place in copies:
-            origin, first = copies[place]
-            steps.drop(steps.deduplicate, origin, "exact_duplicate", f"same as {first}")
-        else:
-            found = bad[place]
-            steps.drop(steps.read if found.step == "read" else steps.format, found.origin, found.reason, found.detail)
-    unread = sum(found.step == "read" for found in bad.values())
+            dropped.append((place, steps.deduplicate, origin, "exact_duplicate", f"same as {first}"))
+    for _, step, origin, reason, detail in sorted(dropped, key=itemgetter(0)):
+        steps.drop(step, origin, reason, detail)
+    unread = sum(bad.step == "read" for _, bad in outcome.unusable)
+    steps.format.added += len(fresh) - outcome.used
     for step, rows_in, rows_out in (
         (steps.read, outcome.records, outcome.records - unread),
         (steps.format, outcome.records - unread, len(fresh)),

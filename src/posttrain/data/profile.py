@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from posttrain.artifacts import read_json, write_json
 from posttrain.data.engine import map_rows
+from posttrain.data.kinds import kind_of_files
 from posttrain.data.language import identifier, identifier_words, language_of
+from posttrain.data.preference_profile import preference_summary, reply_columns
 from posttrain.data.prose import parts_of
-from posttrain.data.rows import LINEAGE, SCHEMA, conversations
+from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, conversations
 from posttrain.data.steps import Progress, StepRun, count_rows
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
@@ -105,6 +107,7 @@ def profile(
     """
     for path in files:
         _check_columns(path)
+    kind = kind_of_files(files)
     sizes = {path: count_rows(path) for path in files}
     if not any(sizes.values()):
         raise DataError("no rows to profile", where=", ".join(map(str, files)), fix="give a file with rows")
@@ -129,6 +132,7 @@ def profile(
         "turns": _turns(table["turns"].to_numpy()),
         "lengths": {name: length_summary(table[name].to_numpy(), limits) for name in ("whole", "user", "assistant")},
         "covering": _covering(table["whole"].to_numpy()),
+        "preferences": preference_summary(table, kind),
         "languages": _shares(table, "language"),
         "language_rule": identifier_words("auto"),
         "sources": _parts(table, "source"),
@@ -190,7 +194,7 @@ def _check_columns(path: Path) -> None:
         raise DataError(
             f"can't read these rows: {error}", where=str(path), fix="give rows.parquet of a step or a data stage"
         ) from error
-    missing = [name for name in (*SCHEMA, *LINEAGE) if name not in found]
+    missing = [name for name in (*SCHEMA, *LINEAGE) if name in REQUIRED and name not in found]
     if missing:
         raise DataError(
             f"the columns {', '.join(missing)} are missing",
@@ -224,6 +228,8 @@ def _look(block: pl.DataFrame, counter: TokenCounter) -> _Seen:
                 pl.Series(name, [getattr(count, name) for count in counts], dtype=pl.UInt32)
                 for name in ("whole", "user", "assistant")
             ),
+            "desirable",
+            *reply_columns(block, counter),
         )
     )
     return seen

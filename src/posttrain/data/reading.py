@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from posttrain.data.formats import FORMATS, RowError, detect_format
+from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
+from posttrain.data.kinds import rows_as
 from posttrain.data.rows import rows_frame, write_rows
 from posttrain.data.sources import BadRecord, RawLine, Record
 from posttrain.errors import DataError
-from posttrain.types import Origin, SftRow
+from posttrain.types import Origin, Row, RowKind, SftRow
 
 Raw = RawLine | Record | BadRecord
 
@@ -30,6 +32,19 @@ class Unusable:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """How the records of one file become rows."""
+
+    format: str | None
+    """None where no record is good."""
+    kind: RowKind
+    """What the rows should be."""
+    source: str
+    rule: PairRule
+    """Which pairs are made of rated answers."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of the records of a block, which is all of one file."""
 
@@ -39,8 +54,15 @@ class Outcome:
     """Content ids of the rows that were written."""
     lines: list[int]
     """Where they stood."""
+    places: list[int]
+    """The place among the records of the one that each row came from; a record may give several rows."""
     unusable: list[tuple[int, Unusable]]
     """The others, each with its place among the records."""
+
+    @property
+    def used(self) -> int:
+        """Records that gave rows."""
+        return self.records - len(self.unusable)
 
 
 class Lines(NamedTuple):
@@ -56,7 +78,7 @@ class RawBlock(NamedTuple):
     number: int
     """Place among all blocks."""
     most: int | None
-    """Stop after so many good rows."""
+    """Stop after so many good records."""
     label: str
     records: list[Raw] | Lines
 
@@ -99,33 +121,41 @@ def known_format(records: Iterator[Raw], label: str, name: str) -> tuple[str | N
     return detect_format([record.value for record in good], label).name if good else None, everything
 
 
-def parse(record: Raw, format_name: str | None, source: str) -> SftRow | Unusable:
-    """The typed row of one record."""
+def parse(record: Raw, reading: Reading) -> Sequence[Row] | Unusable:
+    """The typed rows of one record, one at least."""
     parsed = record.parsed() if isinstance(record, RawLine) else record
     if isinstance(parsed, BadRecord):
         return Unusable("read", parsed.origin, parsed.reason, parsed.detail)
-    assert format_name is not None, "a good record has a format"
+    assert reading.format is not None, "a good record has a format"
     try:
-        return FORMATS[format_name].parse(parsed.value, parsed.origin, source)
+        found = FORMATS[reading.format].parse(parsed.value, parsed.origin, reading.source)
+        if isinstance(found, SftRow):
+            return (found,)
+        pairs = pairs_of(found, reading.rule) if isinstance(found, Ranked) else (found,)
+        return [row for pair in pairs for row in rows_as(pair, reading.kind)]
     except RowError as rejected:
         return Unusable("format", parsed.origin, rejected.reason, rejected.detail)
 
 
-def read_block(parts: Path, format_name: str | None, source: str, block: RawBlock) -> Outcome:
+def read_block(parts: Path, reading: Reading, block: RawBlock) -> Outcome:
     """Parse the records of a block, write its good rows (:func:`part_path`), and say what became of each record."""
-    rows: list[SftRow] = []
+    rows: list[Row] = []
+    places: list[int] = []
     unusable: list[tuple[int, Unusable]] = []
+    used = 0
     for place, record in enumerate(_records(block)):
-        row = parse(record, format_name, source)
-        if isinstance(row, Unusable):
-            unusable.append((place, row))
+        found = parse(record, reading)
+        if isinstance(found, Unusable):
+            unusable.append((place, found))
             continue
-        rows.append(row)
-        if len(rows) == block.most:
+        rows += found
+        places += [place] * len(found)
+        used += 1
+        if used == block.most:
             break
     ids = [row.id for row in rows]
     write_rows(part_path(parts, block.number), rows_frame(rows, ids), compression="lz4")
-    return Outcome(block.label, len(rows) + len(unusable), ids, [row.origin.line for row in rows], unusable)
+    return Outcome(block.label, used + len(unusable), ids, [row.origin.line for row in rows], places, unusable)
 
 
 def _records(block: RawBlock) -> Iterator[Raw]:

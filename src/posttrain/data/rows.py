@@ -1,4 +1,4 @@
-"""Conversations as Parquet files, the form in which the data stage hands them on (docs/run-folder.md)."""
+"""Rows as Parquet files, the form in which the data stage hands them on (docs/run-folder.md)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import errno
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import polars as pl
 
 from posttrain.artifacts import atomic_path, write_error
 from posttrain.errors import DataError
-from posttrain.types import Message, Origin, SftRow, ToolCall
+from posttrain.types import Message, Origin, PairRow, Row, RowKind, SftRow, ToolCall, UnpairedRow
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -27,16 +28,23 @@ _MESSAGE: dict[str, Any] = {
     "tool_calls": pl.String,
     "weight": pl.Float64,
 }
+_TURNS = pl.List(pl.Struct(_MESSAGE))
+PREFERENCE: dict[str, Any] = {"prompt_turns": pl.Int64, "rejected": _TURNS, "desirable": pl.Boolean}
+"""What pairs and feedback say beside their conversation, null where a row does not say it: how many of the messages are the
+prompt (pairs and feedback), the turns of the rejected side (pairs), the label of the completion (feedback)."""
 SCHEMA: dict[str, Any] = {
     "id": pl.String,
     "source": pl.String,
     "file": pl.String,
     "line": pl.Int64,
-    "messages": pl.List(pl.Struct(_MESSAGE)),
+    "messages": _TURNS,
+    **PREFERENCE,
     "tools": pl.String,
     "meta": pl.String,
 }
-"""Columns and types. ``tool_calls``, ``tools`` and ``meta`` are JSON text: ``[]``, ``[]`` and ``{}`` where there is none."""
+"""Columns and types, of every kind of row. ``messages`` is the conversation; of a pair the prompt with the chosen side, of
+feedback the prompt with the completion. ``tool_calls``, ``tools`` and ``meta`` are JSON text: ``[]``, ``[]`` and ``{}`` where
+there is none."""
 
 _VERDICT: dict[str, Any] = {
     "step": pl.String,
@@ -57,6 +65,9 @@ LINEAGE: dict[str, Any] = {
 """What a row carries from step to step: ids of the rows it came from, every verdict with value and limit, scores with the
 model that gave them, id of its cluster of near-duplicates or topic (null: none known), split, and sampling weight."""
 
+REQUIRED = frozenset((SCHEMA | LINEAGE).keys() - PREFERENCE.keys())
+"""The columns that every rows file has. Those written before there were preferences lack :data:`PREFERENCE`."""
+
 _FRESH: dict[str, Any] = {
     "parents": [],
     "verdicts": [],
@@ -68,8 +79,11 @@ _FRESH: dict[str, Any] = {
 """The lineage of a row that has just been read."""
 
 
-def rows_frame(rows: Iterable[SftRow], ids: Sequence[str] | None = None) -> pl.DataFrame:
-    """The rows as a frame of :data:`SCHEMA` and fresh :data:`LINEAGE`. Known content ``ids`` save computing them again."""
+def rows_frame(rows: Iterable[Row], ids: Sequence[str] | None = None) -> pl.DataFrame:
+    """The rows, all of one kind, as a frame of :data:`SCHEMA` and fresh :data:`LINEAGE`.
+
+    Known content ``ids`` save computing them again.
+    """
     rows = list(rows)
     frame = pl.DataFrame(
         {
@@ -77,16 +91,32 @@ def rows_frame(rows: Iterable[SftRow], ids: Sequence[str] | None = None) -> pl.D
             "source": [row.source for row in rows],
             "file": [row.origin.file for row in rows],
             "line": [row.origin.line for row in rows],
-            "messages": _messages_column(rows),
+            "messages": _turns_column([row.messages for row in rows]),
+            **_preference_columns(rows),
             "tools": [_json(list(row.tools)) if row.tools else "[]" for row in rows],
             "meta": [_json(dict(row.meta)) if row.meta else "{}" for row in rows],
         },
         schema=SCHEMA,
     )
-    # one value repeated: from nested Python lists polars takes a hundred times as long
-    return frame.with_columns(
-        pl.Series(name, [_FRESH[name]], dtype=kind).new_from_index(0, len(frame)) for name, kind in LINEAGE.items()
-    )
+    return frame.with_columns(_repeated(name, kind, _FRESH[name], len(frame)) for name, kind in LINEAGE.items())
+
+
+def _repeated(name: str, kind: Any, value: Any, rows: int) -> pl.Series:
+    """One value in every row: from nested Python lists polars takes a hundred times as long."""
+    return pl.Series(name, [value], dtype=kind).new_from_index(0, rows)
+
+
+def _preference_columns(rows: Sequence[Row]) -> dict[str, Any]:
+    """The columns of :data:`PREFERENCE`; the first row tells the kind of all."""
+    columns: dict[str, Any] = {name: _repeated(name, kind, None, len(rows)) for name, kind in PREFERENCE.items()}
+    if not rows or isinstance(rows[0], SftRow):
+        return columns
+    columns["prompt_turns"] = [len(row.prompt) for row in cast(Sequence[PairRow | UnpairedRow], rows)]
+    if isinstance(rows[0], PairRow):
+        columns["rejected"] = _turns_column([row.rejected for row in cast(Sequence[PairRow], rows)])
+    else:
+        columns["desirable"] = [row.desirable for row in cast(Sequence[UnpairedRow], rows)]
+    return columns
 
 
 def write_rows(
@@ -110,37 +140,113 @@ def write_rows(
             raise write_error(OSError(int(number[1]) if number else errno.EIO, str(error)), path) from error
 
 
-def read_rows(path: Path) -> list[SftRow]:
-    """The conversations of a Parquet file written by :func:`write_rows`.
+def scan_rows(path: Path) -> pl.LazyFrame:
+    """A rows file with all columns of :data:`SCHEMA`: those of :data:`PREFERENCE` are null where the file lacks them."""
+    frame = pl.scan_parquet(path, glob=False)
+    lacking = PREFERENCE.keys() - frame.collect_schema().keys()
+    return frame.with_columns(
+        pl.lit(None, dtype=PREFERENCE[name]).alias(name) for name in PREFERENCE if name in lacking
+    )
+
+
+def rows_kind(path: Path) -> RowKind | None:
+    """What the rows of a file say, from its first row; None where it has no rows.
 
     Raises DataError where the file is missing, damaged or has other columns.
     """
-    try:
-        frame = pl.read_parquet(path, columns=list(SCHEMA), glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"can't read these rows: {error}", where=str(path), fix="run the data stage again") from error
-    return frame_rows(frame)
+    with _readable(path):
+        first = scan_rows(path).select("id", "prompt_turns", "desirable").head(1).collect()
+    if not len(first):
+        return None
+    if first["prompt_turns"][0] is None:
+        return "conversations"
+    return "pairs" if first["desirable"][0] is None else "feedback"
+
+
+def read_rows(path: Path) -> list[SftRow]:
+    """The conversations of a Parquet file written by :func:`write_rows`.
+
+    Raises DataError where the file is missing, damaged or has other columns, or where its rows are preferences.
+    """
+    return frame_rows(_frame(path, "conversations"))
+
+
+def read_pairs(path: Path) -> list[PairRow]:
+    """The pairs of a Parquet file, as :func:`read_rows`."""
+    return [
+        PairRow(prompt, chosen, _messages(record["rejected"]), *_beside(record))
+        for record in _frame(path, "pairs").iter_rows(named=True)
+        for prompt, chosen in (_parts(record),)
+    ]
+
+
+def read_feedback(path: Path) -> list[UnpairedRow]:
+    """The judged replies of a Parquet file, as :func:`read_rows`."""
+    return [
+        UnpairedRow(prompt, completion, record["desirable"], *_beside(record))
+        for record in _frame(path, "feedback").iter_rows(named=True)
+        for prompt, completion in (_parts(record),)
+    ]
 
 
 def frame_rows(frame: pl.DataFrame) -> list[SftRow]:
-    """The conversations of a frame with the columns of :data:`SCHEMA`, in order."""
-    return [_row(record) for record in frame.iter_rows(named=True)]
+    """The conversations of a frame with the columns of :data:`SCHEMA`, in order; of preferences what their ``messages`` hold."""
+    return [SftRow(_messages(record["messages"]), *_beside(record)) for record in frame.iter_rows(named=True)]
+
+
+def _frame(path: Path, wanted: RowKind) -> pl.DataFrame:
+    found = rows_kind(path)
+    if found is not None and found != wanted:
+        raise _other_kind(path, found, wanted)
+    columns = [name for name in SCHEMA if wanted != "conversations" or name not in PREFERENCE]
+    with _readable(path):
+        return scan_rows(path).select(columns).collect()
+
+
+def _other_kind(path: Path, found: RowKind, wanted: RowKind) -> DataError:
+    if wanted == "conversations":
+        problem, fix = "conversations are needed here", "set rows: conversations in the data stage"
+    elif (found, wanted) == ("pairs", "feedback"):
+        problem, fix = "this objective needs feedback", "set rows: feedback in the data stage"
+    else:
+        problem, fix = f"this objective needs {wanted}", f"give the data stage a source of {wanted}"
+    return DataError(
+        f"these rows are {found}, but {problem}", where=str(path), fix=f"{fix}; see docs/data-preferences.md"
+    )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"can't read these rows: {error}", where=str(path), fix="run the data stage again") from error
 
 
 def conversations(block: pl.DataFrame) -> Iterator[tuple[Message, ...]]:
     """The turns of every row of a block of rows (its column ``messages``)."""
-    for turns in block["messages"].to_list():
-        yield tuple(_message(struct) for struct in turns)
+    yield from map(_messages, block["messages"].to_list())
 
 
-def _row(record: dict[str, Any]) -> SftRow:
-    return SftRow(
-        messages=tuple(_message(struct) for struct in record["messages"]),
-        origin=Origin(record["file"], record["line"]),
-        source=record["source"],
-        tools=tuple(json.loads(record["tools"])),
-        meta=json.loads(record["meta"]),
-    )
+def rejected_sides(block: pl.DataFrame) -> Iterator[tuple[Message, ...]]:
+    """The turns of the rejected side of every pair of a block of rows (its column ``rejected``)."""
+    yield from map(_messages, block["rejected"].to_list())
+
+
+def _parts(record: dict[str, Any]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """(prompt, chosen side or completion)"""
+    messages, turns = _messages(record["messages"]), record["prompt_turns"]
+    return messages[:turns], messages[turns:]
+
+
+def _beside(record: dict[str, Any]) -> tuple[Origin, str, tuple[Any, ...], dict[str, Any]]:
+    """(origin, source, tools, meta)"""
+    origin = Origin(record["file"], record["line"])
+    return origin, record["source"], tuple(json.loads(record["tools"])), json.loads(record["meta"])
+
+
+def _messages(structs: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
+    return tuple(map(_message, structs))
 
 
 def _message(struct: dict[str, Any]) -> Message:
@@ -149,13 +255,13 @@ def _message(struct: dict[str, Any]) -> Message:
     return Message(struct["role"], struct["content"], struct["reasoning"], calls, struct["weight"])
 
 
-def _messages_column(rows: Sequence[SftRow]) -> pl.Series:
-    """The turns of every row as one column of lists of structs.
+def _turns_column(talks: Sequence[tuple[Message, ...]]) -> pl.Series:
+    """The turns of every row, one at least, as one column of lists of structs.
 
     Flat columns grouped again by row: built from nested Python values, polars takes ten times as long and keeps
     four times the memory.
     """
-    turns = [(number, turn) for number, row in enumerate(rows) for turn in row.messages]
+    turns = [(number, turn) for number, talk in enumerate(talks) for turn in talk]
     flat = pl.DataFrame(
         {
             "row": [number for number, _ in turns],

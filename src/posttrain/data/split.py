@@ -66,9 +66,9 @@ def write_splits(rows: Path, out: Path) -> dict[str, int]:
     """
     import polars as pl
 
-    from posttrain.data.rows import write_rows
+    from posttrain.data.rows import scan_rows, write_rows
 
-    frame = pl.scan_parquet(rows, glob=False)
+    frame = scan_rows(rows)
     counts = dict(frame.group_by("split").len().collect().iter_rows())
     for name in SPLITS:
         path = out / f"{name}.parquet"

@@ -23,7 +23,7 @@ import polars as pl
 
 from posttrain.artifacts import Ledger, LedgerStep, write_json
 from posttrain.data.rows import BLOCK_ROWS as BLOCK_ROWS
-from posttrain.data.rows import LINEAGE, SCHEMA, write_rows
+from posttrain.data.rows import LINEAGE, SCHEMA, scan_rows, write_rows
 from posttrain.data.sources import Resolve
 
 Progress = Callable[[str, int, int], None]
@@ -92,7 +92,7 @@ def blocks(
 ) -> Iterator[tuple[int, pl.DataFrame]]:
     """(place of the first row, block of rows) over a file of rows; only ``columns`` are read where they are given."""
     total = count_rows(rows)
-    frame = pl.scan_parquet(rows)
+    frame = scan_rows(rows)
     if columns is not None:
         frame = frame.select(list(columns))
     for begin in range(0, total, size):
@@ -141,7 +141,7 @@ def _carried(rows: Path, name: str, decisions: Decisions, rejects: pl.DataFrame)
     beside = [
         places.join(why, on="row", how="left", maintain_order="left").with_columns(pl.col("dropped").fill_null(False))
     ]
-    frame = pl.scan_parquet(rows)
+    frame = scan_rows(rows)
     if decisions.columns is not None:
         fresh = [column for column in decisions.columns.columns if column in LINEAGE]
         if len(decisions.columns) != len(places):

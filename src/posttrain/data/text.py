@@ -14,12 +14,6 @@ from typing import Literal
 from posttrain.types import Message, Role
 
 Fields = Literal["user", "assistant", "conversation"]
-ROLES: Mapping[Fields, tuple[Role, ...]] = {
-    "user": ("user",),
-    "assistant": ("assistant",),
-    "conversation": ("user", "assistant", "tool"),
-}
-"""Whose turns are compared."""
 COMPARED_ROLES: Mapping[Fields, tuple[Role, ...]] = {
     "user": ("user",),
     "assistant": ("assistant",),

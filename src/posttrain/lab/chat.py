@@ -9,9 +9,10 @@ from pathlib import Path
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt
 from posttrain.generate.decode import Sampling, decode, without_stop
-from posttrain.lab.models import load_weights, stop_sequences, template_of
+from posttrain.lab.models import stop_sequences, template_of
 from posttrain.lab.targets import resolve_target
 from posttrain.model import hardware
+from posttrain.model.frozen import frozen_model
 from posttrain.types import Message
 
 
@@ -28,7 +29,7 @@ def converse(
     weights, own_template = resolve_target(target, base)
     template = template_of(weights.folder, str(template_file) if template_file else own_template)
     device = hardware.resolve_device("auto")
-    model = load_weights(weights, hardware.choose_dtype("auto", device), device)
+    model = frozen_model(*weights, hardware.choose_dtype("auto", device), device)
     stops = stop_sequences(model, template)
     opening = [Message("system", system)] if system else []
     history = list(opening)

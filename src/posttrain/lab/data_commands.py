@@ -21,10 +21,11 @@ from posttrain.artifacts import Ledger, LedgerStep, RunDir, digest, read_json, r
 from posttrain.config import Document, Section, build, override, parse_yaml, sections
 from posttrain.data.chain import finished_line, nothing_left, run_step
 from posttrain.data.config import ChainStep, DataStage, Source
+from posttrain.data.kinds import kind_of_files
 from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import SIDES, gather, inputs_digest, step_inputs
 from posttrain.data.profile import COMPARISON, profile
-from posttrain.data.rows import LINEAGE, SCHEMA, write_rows
+from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, scan_rows, write_rows
 from posttrain.data.steps import Step, StepRun, count_rows
 from posttrain.errors import ConfigError, DataError, InterruptedRunError
 from posttrain.lab.display import Display
@@ -139,6 +140,7 @@ def gather_rows(
     """One file with the rows of all sources and the account of the reading.
 
     A rows.parquet of an earlier step is taken as it is, with what its rows carry; other files are read in their format.
+    Raises DataError where the rows are not all of one kind.
     """
     finished = [Path(source.path) for source in sources if is_rows(Path(source.path))]
     raw = [source for source in sources if Path(source.path) not in finished]
@@ -153,8 +155,9 @@ def gather_rows(
         finished.append(read)
     if len(finished) == 1:
         return finished[0], ledger
+    kind_of_files(finished)
     rows = out / "all.parquet"
-    write_rows(rows, pl.concat([pl.scan_parquet(path, glob=False) for path in finished]))
+    write_rows(rows, pl.concat([scan_rows(path).select(*SCHEMA, *LINEAGE) for path in finished]))
     return rows, ledger
 
 
@@ -163,7 +166,7 @@ def is_rows(path: Path) -> bool:
     if path.suffix != ".parquet" or not path.is_file():
         return False
     try:
-        return set(SCHEMA | LINEAGE) <= pl.read_parquet_schema(path).keys()
+        return pl.read_parquet_schema(path).keys() >= REQUIRED
     except (OSError, pl.exceptions.PolarsError):
         return False
 
@@ -189,10 +192,25 @@ def run_profile(
             read = out / READ
             shutil.rmtree(read, ignore_errors=True)
             rows = [gather_rows([Source(path=file, format=row_format) for file in files], read, display)[0]]
-        profile(rows, out, counter=counter, chain=chain, workers=workers, progress=display.tick)
+        found = profile(rows, out, counter=counter, chain=chain, workers=workers, progress=display.tick)
         shutil.rmtree(out / READ, ignore_errors=True)
     page = write_data_page(out, ", ".join(Path(file).name for file in files))
-    return page, terminal_profile(read_profile(out))
+    shown = terminal_profile(read_profile(out))
+    return page, Group(shown, _preference_part(found["preferences"])) if found["preferences"] else shown
+
+
+def _preference_part(found: Mapping[str, Any]) -> RenderableType:
+    """What is compared in pairs or judged in feedback, for the terminal."""
+    table = Table(title=f"Replies of {found['kind']}", title_justify="left", title_style="bold", box=None)
+    for heading in ("tokens", "rows", "P50", "P90", "P95", "max"):
+        table.add_column(heading, justify="left" if heading == "tokens" else "right")
+    for name, lengths in found["replies"].items():
+        table.add_row(name, *(f"{value:,}" for value in lengths.values()))
+    if found["kind"] == "pairs":
+        share = f"In {found['chosen_longer']:.1%} of {found['rows']:,} pairs the chosen reply is the longer one."
+    else:
+        share = f"{found['desirable']:.1%} of {found['rows']:,} replies are desirable."
+    return Group(table, Text(share))
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------

@@ -7,18 +7,15 @@ identity changed starts anew, and the old folder is kept under ``.replaced/``.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from posttrain import assets
 from posttrain.artifacts import (
@@ -28,7 +25,6 @@ from posttrain.artifacts import (
     digest,
     file_digest,
     provenance,
-    read_json,
     remove_leftovers,
     write_error,
     write_json,
@@ -38,26 +34,39 @@ from posttrain.config import resolved_yaml
 from posttrain.data.config import DataStage
 from posttrain.data.mix_rows import row_repeats
 from posttrain.data.pipeline import inputs_digest, prepare
-from posttrain.data.rows import read_rows
+from posttrain.data.rows import read_feedback, read_pairs, read_rows
+from posttrain.encode.preferences import (
+    EncodedUnits,
+    FeedbackTokens,
+    encode_feedback,
+    encode_pairs,
+    sequences_of,
+)
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import EncodedRows, encode_rows
 from posttrain.errors import DataError, InterruptedRunError, PosttrainError
 from posttrain.eval.config import EvalStage
-from posttrain.eval.prompts import BUILTIN, Prompt, load_prompts
+from posttrain.eval.prompts import BUILTIN
 from posttrain.lab.display import Display
+from posttrain.lab.evaluation import evaluate
 from posttrain.lab.recipe import BASE, Recipe, Stage, execution_order, stage_inputs
+from posttrain.objectives.kto import KtoObjective, balance_warning
 from posttrain.report.config import ReportStage
 from posttrain.report.data_page import write_data_page
 from posttrain.report.page import write_report
 from posttrain.train.config import TrainStage
-from posttrain.types import SftRow, Tokens
+from posttrain.types import RowKind
 
 if TYPE_CHECKING:
-    import torch
-
     from posttrain.lab.models import Weights
-    from posttrain.model.score import Scores
+    from posttrain.train.loop import Reference
 
+READERS: dict[RowKind, Callable[[Path], Sequence[Any]]] = {
+    "conversations": read_rows,
+    "pairs": read_pairs,
+    "feedback": read_feedback,
+}
+"""How the rows of each kind are read."""
 SHOWN_REJECTS = 3
 """Dropped rows shown in an error."""
 RESULTS_VERSION = 1
@@ -204,24 +213,26 @@ class Experiment:
         hardware.reset_peak_memory(hardware.resolve_device(stage.device))
         start = self._weights(stage.start_from)
         template = template_of(start.folder, stage.template)
-        train_path = self.run.stage(stage.data).file("rows", "train.parquet")
-        rows = read_rows(train_path)
+        files = {side: self.run.stage(stage.data).file("rows", f"{side}.parquet") for side in ("train", "held_out")}
+        rows = {side: READERS[stage.objective.rows](path) for side, path in files.items()}
         ledger = Ledger()
-        encoded = self._encode(rows, template, stage, ledger, "encoding rows")
-        examples = repeated_examples(encoded.examples, row_repeats(train_path), ledger)
+        encoded = self._encode(rows["train"], template, stage, ledger, "encoding rows")
+        examples = repeated_examples(encoded.examples, row_repeats(files["train"]), ledger)
         ledger.write(out.file("ledger.json"))
         write_json(out.file("lengths.json"), encoded.lengths_record(stage.max_length))
         if not encoded.examples:
             raise _nothing_left(ledger, encoded, stage.max_length, out)
-        held_out_rows = read_rows(self.run.stage(stage.data).file("rows", "held_out.parquet"))
-        held_out = self._encode(held_out_rows, template, stage, Ledger(), "encoding held-out rows")
-        self._tell_encoding(ledger, encoded)
+        held_out = self._encode(rows["held_out"], template, stage, Ledger(), "encoding held-out rows")
+        self._tell_encoding(ledger, examples)
+        if isinstance(stage.objective, KtoObjective):
+            self._check_balance(stage.objective, examples, self.run.stage(stage.data).path)
         inputs = TrainInputs(
             model_folder=start.folder,
             adapter_folder=start.adapter,
             examples=examples,
             held_out=held_out.examples,
-            origins={row.id: str(row.origin) for row in [*rows, *held_out_rows]},
+            origins={row.id: str(row.origin) for side in rows.values() for row in side},
+            reference=self._reference(stage) if stage.objective.needs_reference else None,
         )
         self.display.tick("loading the model", 0, 0)
         result = train(
@@ -232,6 +243,7 @@ class Experiment:
             digest=identity,
             observer=self.display.record,
             on_interrupt=lambda: self.display.note("stopping after this step; Ctrl-C again stops at once"),
+            on_progress=self.display.tick,
         )
         self.display.note(
             f"{result['steps']:,} steps, loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, "
@@ -239,88 +251,30 @@ class Experiment:
         )
         return result
 
+    def _reference(self, stage: TrainStage) -> Reference:
+        """What a stage compares with; stages with the same reference share its file."""
+        from posttrain.train.loop import Reference
+
+        name = getattr(stage.objective, "reference", None) or stage.start_from
+        weights = self._weights(name)
+        identity = weights_digest(weights, self.base_digest)
+        cache = self.run.path / ".reference" / f"{identity[:16]}.safetensors"
+        if name == stage.start_from:
+            return Reference(cache, identity)
+        return Reference(cache, identity, weights.folder, weights.adapter)
+
+    def _check_balance(self, objective: KtoObjective, examples: Sequence[FeedbackTokens], data: Path) -> None:
+        desirable = sum(example.desirable for example in examples)
+        counts = (desirable, len(examples) - desirable)
+        told = balance_warning(*counts, objective.desirable_weight, objective.undesirable_weight)
+        if told is not None and 0 in counts:
+            raise DataError(told, where=str(data), fix="add rows of the other kind, or train another objective")
+        if told is not None:
+            self.display.note(f"warning: {told}")
+
     def _eval(self, stage: EvalStage, out: StageDir) -> dict[str, Any]:
-        from posttrain.eval.likelihood import likelihood_record, row_records
-        from posttrain.eval.replies import accuracy_record
-        from posttrain.lab.models import template_of
-        from posttrain.model import hardware
-
-        device = hardware.resolve_device(stage.device)
-        hardware.reset_peak_memory(device)
-        dtype = hardware.choose_dtype("auto", device)
-        dtype_name = str(dtype).removeprefix("torch.")
-        template = template_of(self.base_folder, stage.template)
-        rows = read_rows(self.run.stage(stage.data).file("rows", "held_out.parquet"))
-        ledger = Ledger()
-        encoded = encode_rows(rows, template, stage.max_length, "drop", ledger)
-        ledger.write(out.file("ledger.json"))
-        prompts = load_prompts(stage.prompts) if stage.prompts is not None else ()
-        chance = _Chance(stage.confidence, stage.resamples, self.recipe.seed)
-        scores: dict[str, Scores] = {}
-        records: list[dict[str, Any]] = []
-        for name in stage.models:
-            part = out.file("parts", f"{name}-{dtype_name}.json")
-            if part.exists():  # a killed evaluation goes on with the models it had not finished
-                found, told = _read_part(part)
-            else:
-                found, told = self._evaluate_model(name, stage, encoded.examples, prompts, template, dtype, device)
-                _write_part(part, found, told)
-            records += told
-            if found is not None:
-                scores[name] = found
-                self.display.note(f"{name}: held-out loss {found.mean():.4f} on {len(encoded.examples)} rows")
-        result: dict[str, Any] = {
-            "models": list(stage.models),
-            "device": str(device),
-            "dtype": dtype_name,
-            "peak_memory_bytes": hardware.peak_memory(device),
-        }
-        if scores:
-            likelihood = likelihood_record(scores, **chance._asdict())
-            write_json(out.file("likelihood.json"), likelihood)
-            _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, encoded.examples))
-            result["loss"] = {name: entry["loss"] for name, entry in likelihood["models"].items()}
-        if records:
-            _write_lines(out.file("replies.jsonl"), records)
-        if any(r["check"] is not None for r in records):
-            accuracy = accuracy_record(records, **chance._asdict())
-            write_json(out.file("accuracy.json"), accuracy)
-            result["accuracy"] = {name: entry["all"]["accuracy"] for name, entry in accuracy["models"].items()}
-        shutil.rmtree(out.file("parts"))  # all of it stands in the files above
-        return result
-
-    def _evaluate_model(
-        self,
-        name: str,
-        stage: EvalStage,
-        examples: Sequence[Tokens],
-        prompts: Sequence[Prompt],
-        template: ChatTemplate,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> tuple[Scores | None, list[dict[str, Any]]]:
-        """Held-out likelihood (None without rows) and replies of one model, which is in memory only in here."""
-        from posttrain.eval.replies import reply_records
-        from posttrain.lab.models import load_weights, stop_sequences
-        from posttrain.model.score import score
-
-        model = load_weights(self._weights(name), dtype, device)
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            self.display.tick(f"held-out rows under {name}", done, len(examples))
-
-        found = score(model, examples, stage.batch_tokens, dtype, advance) if examples else None
-        if not prompts:
-            return found, []
-        label = f"replies of {name}"
-        self.display.tick(label, 0, 0)
-        stops = stop_sequences(model, template)
-        records = reply_records(name, model, prompts, template, stops, stage.max_new_tokens)
-        self.display.tick(label, 1, 1)
-        return found, records
+        rows = self.run.stage(stage.data).file("rows", "held_out.parquet")
+        return evaluate(stage, out, rows, self.base_folder, self._weights, self.recipe.seed, self.display)
 
     # ---- helpers of the methods above ------------------------------------------------------------------------------
 
@@ -333,66 +287,51 @@ class Experiment:
         return stage_weights(self.run, model_name, self.base_folder)
 
     def _encode(
-        self, rows: Sequence[SftRow], template: ChatTemplate, stage: TrainStage, ledger: Ledger, label: str
-    ) -> EncodedRows:
-        return encode_rows(
-            rows,
-            template,
-            stage.max_length,
-            stage.over_length,
-            ledger,
-            lambda done: self.display.tick(label, done, len(rows)),
-        )
+        self, rows: Sequence[Any], template: ChatTemplate, stage: TrainStage, ledger: Ledger, label: str
+    ) -> EncodedRows | EncodedUnits[Any]:
+        """The units of the objective's kind of rows."""
 
-    def _tell_encoding(self, ledger: Ledger, encoded: EncodedRows) -> None:
-        step = ledger.steps[0]
-        tokens = sum(len(e) for e in encoded.examples)
-        share = sum(e.supervised for e in encoded.examples) / tokens
-        dropped = ", ".join(f"{count} {reason}" for reason, count in step.dropped.items()) or "none"
-        self.display.note(
-            f"{len(encoded.examples):,} examples, {tokens:,} tokens, {share:.0%} supervised; dropped: {dropped}"
-        )
+        def progress(done: int) -> None:
+            self.display.tick(label, done, len(rows))
 
+        match stage.objective.rows:
+            case "conversations":
+                return encode_rows(rows, template, stage.max_length, stage.over_length, ledger, progress)
+            case "pairs":
+                return encode_pairs(rows, template, stage.max_length, ledger, progress)
+            case "feedback":
+                return encode_feedback(rows, template, stage.max_length, ledger, progress)
 
-def _write_part(path: Path, scores: Scores | None, records: Sequence[Mapping[str, Any]]) -> None:
-    """Keep the results of one model. Python writes floats so that they are read back to the bit."""
-    numbers = None if scores is None else {"nll": scores.nll_N.tolist(), "weight": scores.weight_N.tolist()}
-    write_json(path, {"scores": numbers, "replies": records})
+    def _tell_encoding(self, ledger: Ledger, examples: Sequence[Any]) -> None:
+        sequences = [sequence for example in examples for sequence in sequences_of(example)]
+        tokens = sum(map(len, sequences))
+        share = sum(sequence.supervised for sequence in sequences) / tokens
+        dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[0].dropped.items()) or "none"
+        self.display.note(f"{len(examples):,} examples, {tokens:,} tokens, {share:.0%} supervised; dropped: {dropped}")
 
 
-def _read_part(path: Path) -> tuple[Scores | None, list[dict[str, Any]]]:
-    """The inverse of `_write_part`."""
-    from posttrain.model.score import Scores
-
-    part = read_json(path)
-    numbers = part["scores"]
-    scores = None if numbers is None else Scores(np.array(numbers["nll"]), np.array(numbers["weight"]))
-    return scores, part["replies"]
-
-
-def repeated_examples(examples: list[Tokens], repeats: Mapping[str, int], ledger: Ledger) -> list[Tokens]:
+def repeated_examples(examples: list[Any], repeats: Mapping[str, int], ledger: Ledger) -> list[Any]:
     """The examples of an epoch, each as often as its row counts (see ``data.mix``); repetitions go to the ledger."""
     if not repeats:
         return examples
     step = ledger.step("repeat", rows_in=len(examples))
-    once = {(example.row_id, example.part): example for example in examples}
-    out = [example for (row_id, _), example in once.items() for _ in range(repeats.get(row_id, 1))]
+    out = [example for example in examples for _ in range(repeats.get(example.row_id, 1))]
     step.rows_out, step.added = len(out), len(out) - len(examples)
     return out
-
-
-class _Chance(NamedTuple):
-    """What intervals are made of."""
-
-    confidence: float
-    resamples: int
-    seed: int
 
 
 def model_digest(folder: Path) -> str:
     """Identity of a model: sha256 over its configuration, tokenizer and weights."""
     names = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"))
     return digest([[p.name, file_digest(p)] for p in names])
+
+
+def weights_digest(weights: Weights, base_digest: str) -> str:
+    """Identity of a base model with an adapter, or of a stage's own model."""
+    if weights.adapter is None:
+        return model_digest(weights.folder)
+    files = [file_digest(weights.adapter / name) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    return digest([base_digest, *files])
 
 
 def _own_files(stage: Stage) -> dict[str, Path]:
@@ -417,7 +356,9 @@ def _closure(recipe: Recipe, names: Sequence[str]) -> set[str]:
     return wanted
 
 
-def _nothing_left(ledger: Ledger, encoded: EncodedRows, max_length: int, out: StageDir) -> DataError:
+def _nothing_left(
+    ledger: Ledger, encoded: EncodedRows | EncodedUnits[Any], max_length: int, out: StageDir
+) -> DataError:
     dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[0].dropped.items())
     examples = "".join(f"\n  {r.origin}: {r.reason}: {r.detail}" for r in ledger.rejects[:SHOWN_REJECTS])
     fix = f"see {out.file('ledger.json')} for every row and its reason"
@@ -425,7 +366,3 @@ def _nothing_left(ledger: Ledger, encoded: EncodedRows, max_length: int, out: St
         shortest = int(encoded.conversation_lengths.min())
         fix = f"raise max_length (it is {max_length}, the shortest row has {shortest} tokens), or over_length: truncate"
     return DataError(f"nothing to train on: all rows were dropped ({dropped}){examples}", where=str(out.path), fix=fix)
-
-
-def _write_lines(path: Path, records: Any) -> None:
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))

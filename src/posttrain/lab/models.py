@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from posttrain.artifacts import RunDir
 from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
 from posttrain.encode.tokens import stop_ids
 from posttrain.errors import ModelError, TemplateError
-from posttrain.model import fused
-from posttrain.model.adapters import load_adapter
-from posttrain.model.load import causal_lm, load_model
+from posttrain.model.load import causal_lm
 
 
 class Weights(NamedTuple):
@@ -34,18 +31,6 @@ def stage_weights(run: RunDir, stage: str, base: Path) -> Weights:
     raise ModelError(
         "this stage has no weights (adapter/ or model/)", where=str(out.path), fix="run it first: posttrain run"
     )
-
-
-def load_weights(weights: Weights, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The model with its adapter where it has one; eval mode, nothing trains.
-
-    All models take the hot path, so that a comparison shows their weights and not two ways of rounding.
-    """
-    model: nn.Module = load_model(weights.folder, dtype, device).requires_grad_(False)
-    if weights.adapter is not None:
-        model = load_adapter(model, weights.adapter, trainable=False)
-    fused.fuse(model)
-    return model
 
 
 def template_of(folder: Path, file: str | None) -> ChatTemplate:

@@ -23,6 +23,7 @@ from pydantic import Discriminator
 from posttrain.config import ConfigPath, Document, Problem, build, override, read_yaml
 from posttrain.data.config import DataStage
 from posttrain.eval.config import EvalStage
+from posttrain.objectives import RewardObjective
 from posttrain.report.config import ReportStage
 from posttrain.table import did_you_mean
 from posttrain.train.config import TrainStage
@@ -59,7 +60,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = [*_name_problems(recipe), *_reference_problems(recipe)] or _cycle_problems(recipe)
     if problems:
         raise document.error(problems)
-    return _with_paths(recipe, document)
+    return _settled(recipe, document)
 
 
 # ---- the graph -----------------------------------------------------------------------------------------------------
@@ -95,7 +96,13 @@ def _references(stage: Stage) -> dict[str, tuple[str, type]]:
     """Key -> (name, kind of stage it must be). Where a train stage is due, ``base`` is as good."""
     match stage:
         case TrainStage():
-            return {"data": (stage.data, DataStage), "start_from": (stage.start_from, TrainStage)}
+            found: dict[str, tuple[str, type]] = {
+                "data": (stage.data, DataStage),
+                "start_from": (stage.start_from, TrainStage),
+            }
+            if (reference := getattr(stage.objective, "reference", None)) is not None:
+                found["objective.reference"] = (reference, TrainStage)
+            return found
         case EvalStage():
             models = {f"models.{index}": (name, TrainStage) for index, name in enumerate(stage.models)}
             return {"data": (stage.data, DataStage), **models}
@@ -153,6 +160,9 @@ def _reference_problems(recipe: Recipe) -> list[Problem]:
                 problems.append(Problem(_path(name, key), wrong))
         if isinstance(stage, EvalStage):
             seen = stage.models
+            if stage.reference is not None and stage.reference not in seen:
+                wrong = f"{stage.reference!r} is not one of this stage's models{did_you_mean(stage.reference, seen)}"
+                problems.append(Problem(_path(name, "reference"), wrong))
             problems += [
                 Problem(_path(name, f"models.{i}"), f"{model!r} is listed twice")
                 for i, model in enumerate(seen)
@@ -166,6 +176,9 @@ def _wrong_reference(recipe: Recipe, target: str, kind: type) -> str | None:
     fitting = [name for name, stage in recipe.stages.items() if isinstance(stage, kind)]
     fitting = [BASE, *fitting] if kind is TrainStage else fitting
     if target in fitting:
+        stage = recipe.stages.get(target)
+        if isinstance(stage, TrainStage) and isinstance(stage.objective, RewardObjective):
+            return f"{target!r} is a reward model: it scores replies and can't write or weigh them"
         return None
     known = (
         f"; {word} stages here: {', '.join(fitting) or 'none'}"
@@ -198,11 +211,11 @@ def _cycle_problems(recipe: Recipe) -> list[Problem]:
     return []
 
 
-# ---- paths ---------------------------------------------------------------------------------------------------------
+# ---- paths and rates ---------------------------------------------------------------------------------------------------------
 
 
-def _with_paths(recipe: Recipe, document: Document) -> Recipe:
-    """The recipe with its relative paths resolved (see the module's docstring for the rule)."""
+def _settled(recipe: Recipe, document: Document) -> Recipe:
+    """The recipe with its relative paths resolved (see the module's docstring for the rule) and every learning rate written out."""
     folder = Path(document.file).parent
 
     def resolved(text: str, path: ConfigPath) -> str:
@@ -213,19 +226,20 @@ def _with_paths(recipe: Recipe, document: Document) -> Recipe:
         return os.path.normpath(beside) if beside.exists() else expanded
 
     stages: dict[str, Any] = {
-        name: _stage_with_paths(stage, lambda text, key, name=name: resolved(text, _path(name, key)))  # type: ignore[misc]
+        name: _stage_settled(stage, lambda text, key, name=name: resolved(text, _path(name, key)))  # type: ignore[misc]
         for name, stage in recipe.stages.items()
     }
     return replace(recipe, model=resolved(recipe.model, ("model",)), stages=stages)
 
 
-def _stage_with_paths(stage: Stage, resolved: Callable[[str, str], str]) -> Stage:
+def _stage_settled(stage: Stage, resolved: Callable[[str, str], str]) -> Stage:
     match stage:
         case DataStage():
             sources = (replace(s, path=resolved(s.path, f"sources.{i}.path")) for i, s in enumerate(stage.sources))
             return replace(stage, sources=tuple(sources))
-        case TrainStage(template=str(template)):
-            return replace(stage, template=resolved(template, "template"))
+        case TrainStage():
+            own = stage.template and resolved(stage.template, "template")
+            return replace(stage, template=own, learning_rate=stage.peak_learning_rate)
         case EvalStage():
             own = stage.template and resolved(stage.template, "template")
             prompts = resolved(stage.prompts, "prompts") if stage.prompts not in (None, "builtin") else stage.prompts

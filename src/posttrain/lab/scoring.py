@@ -46,7 +46,7 @@ from posttrain.encode.tokens import encode_rows
 from posttrain.errors import InterruptedRunError
 from posttrain.lab.data_commands import READ, gather_rows
 from posttrain.lab.display import Display
-from posttrain.types import SftRow, Tokens
+from posttrain.types import Origin, SftRow, Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -249,23 +249,29 @@ class _Answer(NamedTuple):
 
 
 def _answers(rows: Sequence[SftRow], ids: Sequence[str], encoder: _Encoder) -> list[_Answer]:
-    """The rows encoded as for training; a row one of whose examples can't be encoded or is too long has none."""
+    """The rows encoded as for training; a row one of whose examples can't be encoded or is too long has none.
+
+    Pairs with the same prompt and chosen reply are one conversation, which is encoded once.
+    """
+    contents = [row.id for row in rows]
+    # in this ledger a conversation stands at its content: pairs made of one record share their origin
+    distinct = {content: replace(row, origin=Origin(content, 0)) for content, row in zip(contents, rows, strict=True)}
     ledger = Ledger()
-    encoded = encode_rows(rows, encoder.template, encoder.max_length, "drop", ledger)
-    reasons = {reject.origin: reject.reason for reject in ledger.rejects}
+    encoded = encode_rows(list(distinct.values()), encoder.template, encoder.max_length, "drop", ledger)
+    reasons = {reject.origin.file: reject.reason for reject in ledger.rejects}
     examples: dict[str, list[Tokens]] = {}
     for example in encoded.examples:
         examples.setdefault(example.row_id, []).append(_unweighted(example))
     return [
-        _Answer(row_id, (), (), reasons[row.origin])
-        if row.origin in reasons
+        _Answer(row_id, (), (), reasons[content])
+        if content in reasons
         else _Answer(
             row_id,
-            tuple(examples[row.id]),
-            tuple(alone for example in examples[row.id] for alone in answers_alone(example, encoder.opening)),
+            tuple(examples[content]),
+            tuple(alone for example in examples[content] for alone in answers_alone(example, encoder.opening)),
             None,
         )
-        for row, row_id in zip(rows, ids, strict=True)
+        for content, row_id in zip(contents, ids, strict=True)
     ]
 
 
@@ -286,12 +292,12 @@ def _compute(
     display: Display,
 ) -> None:
     """Score the wanted rows of a file, a part at a time; every part is a file of the cache."""
-    from posttrain.lab.models import load_weights
     from posttrain.model import hardware
+    from posttrain.model.frozen import frozen_model
 
     dtype = hardware.DTYPES[dtype_name]
     display.tick("loading the model", 0, 0)
-    model = load_weights(weights, dtype, device)
+    model = frozen_model(*weights, dtype, device)
     display.tick("loading the model", 1, 1)
     done = 0
     for part in _parts(rows, wanted):

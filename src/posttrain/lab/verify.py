@@ -40,8 +40,10 @@ from posttrain.model.export import merge_adapter
 from posttrain.model.load import final_hidden, load_model, output_head
 from posttrain.model.score import batch_logps
 from posttrain.model.source import model_folder
+from posttrain.objectives import SftObjective
 from posttrain.train.config import TrainStage
 from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, train
+from posttrain.train.tasks import make_task
 from posttrain.types import Message, SftRow, Tokens
 
 ROWS_READ = 4
@@ -358,7 +360,7 @@ class _Recorder(torch.optim.Optimizer):
 def _gradient(trainee: Trainee, groups: Sequence[Sequence[Tokens]]) -> dict[str, Tensor]:
     """Loss and gradient of one real optimizer step over these micro-batches; the weights stay as they are."""
     recorder = _Recorder(trainee.trained)
-    result = optimizer_step(trainee, recorder, groups, rate=0.0, max_grad_norm=None)
+    result = optimizer_step(trainee, recorder, make_task(SftObjective()), groups, rate=0.0, max_grad_norm=None)
     return {"loss": torch.tensor([result.loss]), **recorder.gradients}
 
 

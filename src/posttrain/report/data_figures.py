@@ -8,8 +8,9 @@ from markupsafe import Markup
 
 from posttrain.report import numbers
 from posttrain.report.data_records import ClusterFacts, Covering, FunnelLine, LengthFacts, ProfileFacts, TurnFacts
-from posttrain.report.figures import HEIGHT, Figure, funnel_figure, length_histogram
-from posttrain.report.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Scale, axes, bar, dot, legend, path, tag
+from posttrain.report.figure import Figure
+from posttrain.report.figures import funnel_figure, length_histogram
+from posttrain.report.svg import BOTTOM, LEFT, RIGHT, TOP, WIDE, WIDTH, Scale, axes, bar, dot, legend, path, tag
 
 PARTS = {"whole": "Whole conversations", "user": "User turns", "assistant": "Assistant turns"}
 MOST_COLUMNS = 20
@@ -36,7 +37,7 @@ def lengths_figure(name: str, facts: LengthFacts, limit: int | None) -> Figure:
         f"P95 {facts.p95:,}, longest {facts.max:,}.",
         f"Mean {numbers.fixed(facts.mean, 1)} tokens, longest {facts.max:,}."
         + (f" The last bar holds all {tail:,} beyond {facts.histogram.edges[-2]:,} tokens." if tail else ""),
-        HEIGHT,
+        WIDE.height,
         Markup("").join(drawn),
     )
 
@@ -45,7 +46,7 @@ def coverage_figure(facts: LengthFacts, covering: Covering) -> Figure:
     """Return which share of the conversations a sequence length covers."""
     end = max(facts.percentiles[99], covering.rounded, 1)
     x = Scale(0, end, LEFT, WIDTH - RIGHT, whole=True)
-    y = Scale(0, 100, HEIGHT - BOTTOM, TOP - 8)
+    y = Scale(0, 100, WIDE.height - BOTTOM, TOP - 8)
     points = [(length, percent) for percent, length in enumerate(facts.percentiles) if length <= end]
     at_x, at_y = x(covering.length), y(100 * covering.share)
     right = at_x > WIDTH * 0.6
@@ -74,7 +75,7 @@ def coverage_figure(facts: LengthFacts, covering: Covering) -> Figure:
         f"{numbers.percent(covering.share, 0)} up to {covering.length:,}.",
         f"{covering.rounded:,}, the next multiple of 64, covers {numbers.percent(covering.rounded_share)}."
         + (" The longest hundredth is not drawn." if end < facts.max else ""),
-        HEIGHT,
+        WIDE.height,
         Markup("").join(parts),
     )
 
@@ -116,7 +117,7 @@ def _columns(
         heights[min(number, last)] += count
     beyond = counts[-1][0] > last
     x = Scale(first - 0.5, last + 0.5, LEFT, WIDTH - RIGHT)
-    y = Scale(0, max(heights.values()) * 1.08, HEIGHT - BOTTOM, TOP - 8, whole=True)
+    y = Scale(0, max(heights.values()) * 1.08, WIDE.height - BOTTOM, TOP - 8, whole=True)
     ticks = Scale(first - 0.5, last + 0.5, LEFT, WIDTH - RIGHT, whole=True)
     parts = [axes(ticks, y, x_label, y_label)]
     width = min((x(first + 1) - x(first)) * 0.8, 90.0)
@@ -128,7 +129,7 @@ def _columns(
         title,
         f"{title}: " + ", ".join(f"{number:,}: {count:,}" for number, count in heights.items() if count) + ".",
         caption + (f" The last bar holds all of {last:,} and more." if beyond else ""),
-        HEIGHT,
+        WIDE.height,
         Markup("").join(parts),
     )
 

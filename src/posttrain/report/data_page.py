@@ -28,8 +28,8 @@ from posttrain.report.data_figures import (
     turns_figure,
 )
 from posttrain.report.data_records import PartFacts, ProfileFacts
-from posttrain.report.facts import parse
 from posttrain.report.page import environment, package_text
+from posttrain.report.reading import parse
 
 FEATURE_WORDS = {
     "system": "With a system turn",

@@ -6,26 +6,30 @@ failed or still running becomes a ``Gap`` in words, and the rest is read all the
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from posttrain.artifacts import Ledger, RunDir, StageDir
+from posttrain.artifacts import RunDir, StageDir
 from posttrain.errors import RunError
+from posttrain.report.preferences import (
+    EvalPreferences,
+    PreferenceTraining,
+    holds_pairs,
+    preference_training,
+    read_preferences,
+)
+from posttrain.report.reading import Gap, Stage, json_lines, json_value, ledger_facts, optional, parse
 from posttrain.report.records import (
     AccuracyFile,
     AccuracyPair,
     Check,
     DataResult,
     HeldOutRecord,
-    LedgerFacts,
     Lengths,
     LikelihoodFile,
     LikelihoodPair,
@@ -37,36 +41,14 @@ from posttrain.report.records import (
     TrainRecord,
     TrainResult,
 )
+from posttrain.report.verdicts import Verdict, loss_verdict, paired_gain_verdict
 
 T = TypeVar("T")
 
-Verdict = Literal["improved", "worse", "not shown"]
 Outcome = Literal["gained", "lost", "both right", "both wrong", "right", "wrong", "not checked"]
-StageStatus = Literal["not started", "running", "complete", "failed"]
-GapKind = Literal["not started", "running", "failed", "missing", "damaged"]
 
 
 # ---- derived facts -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Something this report can't show, and why."""
-
-    stage: str
-    kind: GapKind
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage as the run folder has it, whatever its kind."""
-
-    name: str
-    kind: str
-    status: StageStatus
-    manifest: Manifest | None
-    ledger: LedgerFacts | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +68,8 @@ class TrainFacts:
     steps: tuple[TrainRecord, ...]
     held_out: tuple[HeldOutRecord, ...]
     lengths: Lengths | None
+    preferences: PreferenceTraining | None
+    """Where the objective learns from preferences."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -184,6 +168,8 @@ class EvalFacts:
     accuracy: Mapping[str, ModelAccuracy]
     accuracy_comparisons: tuple[AccuracyComparison, ...]
     prompts: tuple[PromptReplies, ...]
+    preferences: EvalPreferences | None
+    """Where the held-out rows are pairs."""
 
     @property
     def headline_loss(self) -> LossComparison | None:
@@ -213,6 +199,12 @@ class EvalFacts:
     def cut_replies(self, model: str) -> int:
         """Count the replies of a model that ended at the length limit."""
         return sum(r.finish_reason == "length" for p in self.prompts for r in p.replies if r.model == model)
+
+    def reply_tokens(self, model: str) -> float | None:
+        """Return the mean length of a model's replies in tokens; None where there are none, or a length is missing."""
+        lengths = [reply.tokens for prompt in self.prompts for reply in prompt.replies if reply.model == model]
+        known = [tokens for tokens in lengths if tokens is not None]
+        return sum(known) / len(known) if known and len(known) == len(lengths) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,24 +239,6 @@ class RunFacts:
         """Unix seconds at which the first stage started."""
         return min((s.manifest.started for s in self.stages if s.manifest and s.manifest.started), default=None)
 
-    @property
-    def headline_evaluation(self) -> EvalFacts | None:
-        """The last eval stage that measured anything."""
-        measured = [e for e in self.evaluations if e.likelihood or e.accuracy or e.prompts]
-        return measured[-1] if measured else None
-
-
-def loss_verdict(low: float, high: float) -> Verdict:
-    """``improved`` where the whole interval of the loss difference is below zero, ``worse`` where it is above.
-
-    An interval without width is a bootstrap over one row: it shows nothing.
-    """
-    if low == high:
-        return "not shown"
-    if high < 0:
-        return "improved"
-    return "worse" if low > 0 else "not shown"
-
 
 def accuracy_verdict(pair: AccuracyPair) -> AccuracyComparison:
     """Call a difference shown only where the interval excludes zero and McNemar's test rejects at that level.
@@ -274,9 +248,7 @@ def accuracy_verdict(pair: AccuracyPair) -> AccuracyComparison:
     """
     excludes_zero = pair.low > 0 or pair.high < 0
     rejects = pair.p_value < 1 - pair.confidence
-    verdict: Verdict = "not shown"
-    if excludes_zero and rejects:
-        verdict = "improved" if pair.difference > 0 else "worse"
+    verdict = paired_gain_verdict(pair.low, pair.high, pair.p_value, pair.confidence)
     return AccuracyComparison(pair, verdict, instruments_agree=excludes_zero == rejects)
 
 
@@ -344,53 +316,6 @@ def read_run(run: RunDir, title: str | None = None) -> RunFacts:
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)  # building one is much slower than using it
-
-
-def parse(kind: type[T], value: Any, path: Path) -> T:
-    """``value`` as ``kind``; RunError that names the file and the place inside it where it does not fit."""
-    try:
-        parsed: T = _adapter(cast(Hashable, kind)).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole value"
-        raise RunError(f"{place}: {first['msg']}", where=str(path)) from error
-    return parsed
-
-
-def _json_lines(path: Path) -> list[Any]:
-    lines = path.read_bytes().split(b"\n")
-    try:
-        return [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
-        raise RunError(f"a line is not JSON: {error}", where=str(path)) from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"not JSON: {error}", where=str(path)) from error
-
-
-def _optional(gaps: list[Gap], stage: Stage, path: Path, lacks: str, read: Callable[[Path], T]) -> T | None:
-    """``read(path)``, or None with a gap where the file is absent (of a finished stage) or damaged."""
-    if not path.exists():
-        if stage.status == "complete":
-            gaps.append(Gap(stage.name, "missing", f"Stage {stage.name}: {path.name} is missing, so {lacks}."))
-        return None
-    try:
-        return read(path)
-    except (RunError, OSError) as error:
-        problem = error.problem if isinstance(error, RunError) else str(error)
-        gaps.append(
-            Gap(stage.name, "damaged", f"Stage {stage.name}: {path.name} can't be read ({problem}), so {lacks}.")
-        )
-        return None
-
-
 def _recipe(run: RunDir) -> tuple[str | None, Mapping[str, Any], list[Gap]]:
     path = run.path / "recipe.yaml"
     try:
@@ -428,17 +353,8 @@ def _stage(folder: StageDir, name: str, declared_kind: str) -> tuple[Stage, list
         gaps.append(Gap(name, "running", f"Stage {name} has not finished: it is still running, or was stopped."))
     if manifest.kind not in ("data", "train", "eval"):
         return stage, gaps
-    ledger = _optional(gaps, stage, folder.file("ledger.json"), "its rows can't be accounted for", _ledger)
+    ledger = optional(gaps, stage, folder.file("ledger.json"), "its rows can't be accounted for", ledger_facts)
     return Stage(name, manifest.kind, manifest.status, manifest, ledger), gaps
-
-
-def _ledger(path: Path) -> LedgerFacts:
-    ledger = parse(LedgerFacts, _json(path), path)
-    try:
-        Ledger(list(ledger.steps)).check()
-    except AssertionError as error:
-        raise RunError(str(error), where=str(path)) from error
-    return ledger
 
 
 def _result(kind: type[T], stage: Stage, run: RunDir, gaps: list[Gap]) -> T:
@@ -454,46 +370,59 @@ def _result(kind: type[T], stage: Stage, run: RunDir, gaps: list[Gap]) -> T:
 def _train_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> TrainFacts:
     folder = run.stage(stage.name)
 
-    def read_metrics(path: Path) -> tuple[tuple[TrainRecord, ...], tuple[HeldOutRecord, ...]]:
+    config = stage.manifest.config if stage.manifest else {}
+
+    def read_metrics(
+        path: Path,
+    ) -> tuple[tuple[TrainRecord, ...], tuple[HeldOutRecord, ...], PreferenceTraining | None]:
         try:
             records = folder.metrics()
         except ValueError as error:
             raise RunError(f"a line is not JSON: {error}", where=str(path)) from error
         train = [r for r in records if r.get("split") == "train"]
         held_out = [r for r in records if r.get("split") == "held_out"]
-        return parse(tuple[TrainRecord, ...], train, path), parse(tuple[HeldOutRecord, ...], held_out, path)
+        steps = parse(tuple[TrainRecord, ...], train, path)
+        measured = parse(tuple[HeldOutRecord, ...], held_out, path)
+        return steps, measured, preference_training(config, records, path)
 
-    metrics = _optional(gaps, stage, folder.file("metrics.jsonl"), "there are no training curves", read_metrics)
-    lengths = _optional(
+    metrics = optional(gaps, stage, folder.file("metrics.jsonl"), "there are no training curves", read_metrics)
+    lengths = optional(
         gaps,
         stage,
         folder.file("lengths.json"),
         "there is no distribution of token lengths",
-        lambda path: parse(Lengths, _json(path), path),
+        lambda path: parse(Lengths, json_value(path), path),
     )
-    steps, held_out = metrics or ((), ())
-    return TrainFacts(stage, _result(TrainResult, stage, run, gaps), steps, held_out, lengths)
+    path = folder.file("metrics.jsonl")
+    steps, held_out, preferences = metrics or ((), (), preference_training(config, (), path))
+    return TrainFacts(stage, _result(TrainResult, stage, run, gaps), steps, held_out, lengths, preferences)
 
 
 def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
     folder = run.stage(stage.name)
     config = stage.manifest.config if stage.manifest else {}
-    likelihood = _optional(
-        gaps,
-        stage,
-        folder.file("likelihood.json"),
-        "held-out loss and perplexity are not known",
-        lambda path: parse(LikelihoodFile, _json(path), path),
-    ) or LikelihoodFile({})
+    preferences = read_preferences(folder, stage, gaps)
+    likelihood = LikelihoodFile({})
+    if folder.file("likelihood.json").exists() or not holds_pairs(folder, stage):
+        likelihood = (
+            optional(
+                gaps,
+                stage,
+                folder.file("likelihood.json"),
+                "held-out loss and perplexity are not known",
+                lambda path: parse(LikelihoodFile, json_value(path), path),
+            )
+            or likelihood
+        )
     rows: tuple[LikelihoodRow, ...] = ()
     if likelihood.models:
         rows = (
-            _optional(
+            optional(
                 gaps,
                 stage,
                 folder.file("likelihood_rows.jsonl"),
                 "the change of each held-out row is not known",
-                lambda path: parse(tuple[LikelihoodRow, ...], _json_lines(path), path),
+                lambda path: parse(tuple[LikelihoodRow, ...], json_lines(path), path),
             )
             or ()
         )
@@ -501,24 +430,25 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
     accuracy = AccuracyFile({})
     if "prompts" not in config or config["prompts"] is not None:
         replies = (
-            _optional(
+            optional(
                 gaps,
                 stage,
                 folder.file("replies.jsonl"),
                 "there are no replies to read",
-                lambda path: parse(tuple[Reply, ...], _json_lines(path), path),
+                lambda path: parse(tuple[Reply, ...], json_lines(path), path),
             )
             or ()
         )
         if not replies or any(reply.check for reply in replies):
-            accuracy = _optional(
+            accuracy = optional(
                 gaps,
                 stage,
                 folder.file("accuracy.json"),
                 "the accuracy of checked answers is not known",
-                lambda path: parse(AccuracyFile, _json(path), path),
+                lambda path: parse(AccuracyFile, json_value(path), path),
             ) or AccuracyFile({})
-    seen = [*likelihood.models, *accuracy.models, *(reply.model for reply in replies)]
+    compared = preferences.models if preferences else {}
+    seen = [*likelihood.models, *compared, *accuracy.models, *(reply.model for reply in replies)]
     declared = [name for name in config.get("models") or () if name in seen]
     models = tuple(dict.fromkeys([*declared, *seen]))
     gaps += _contradictions(stage, accuracy.models, replies)
@@ -530,6 +460,7 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
         accuracy={m: accuracy.models[m] for m in models if m in accuracy.models},
         accuracy_comparisons=tuple(accuracy_verdict(pair) for pair in accuracy.pairs),
         prompts=_prompts(replies, models),
+        preferences=preferences,
     )
 
 

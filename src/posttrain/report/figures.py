@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,70 +11,29 @@ import numpy as np
 from markupsafe import Markup
 
 from posttrain.artifacts import LedgerStep
-from posttrain.report import numbers
+from posttrain.report import numbers, preference_figures
+from posttrain.report.curves import gradient_figure, loss_figure, rate_figure, speed_figure
 from posttrain.report.facts import EvalFacts, LossComparison, RunFacts, TrainFacts
-from posttrain.report.records import LengthStatistics, TrainRecord
+from posttrain.report.figure import Figure, file_name
+from posttrain.report.preference_comparison import PreferenceStages
+from posttrain.report.records import LengthStatistics
 from posttrain.report.svg import (
     BOTTOM,
     LEFT,
     RIGHT,
+    SMALL,
     TOP,
+    WIDE,
     WIDTH,
     Scale,
     axes,
     bar,
-    columns,
     dot,
     legend,
     padded,
-    path,
     tag,
+    whisker,
 )
-
-HEIGHT = 260.0
-MAX_POINTS = 400
-"""More steps than this are drawn as means of neighbouring steps (the table and metrics.jsonl keep them all)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One drawing. ``name`` is its file name without ending, ``alt`` says in words what it shows."""
-
-    name: str
-    title: str
-    alt: str
-    caption: str
-    height: float
-    body: Markup
-
-    def inline(self) -> Markup:
-        """Return the SVG for the page; colours come from the page's CSS variables."""
-        return tag(
-            "svg", self.body, class_="figure", viewBox=f"0 0 {WIDTH:g} {self.height:g}", role="img", aria_label=self.alt
-        )
-
-    def standalone(self, css: str) -> str:
-        """Return the SVG as a file of its own, with the given style sheet inside."""
-        style = Markup("<style>{}</style>").format(Markup(css))
-        background = tag("rect", class_="background", width="100%", height="100%")
-        drawing = tag(
-            "svg",
-            style + background + self.body,
-            xmlns="http://www.w3.org/2000/svg",
-            class_="figure",
-            viewBox=f"0 0 {WIDTH:g} {self.height:g}",
-            width=f"{WIDTH:g}",
-            height=f"{self.height:g}",
-            role="img",
-            aria_label=self.alt,
-        )
-        return f'<?xml version="1.0" encoding="UTF-8"?>\n{drawing}\n'
-
-
-def file_name(*parts: str) -> str:
-    """Return a file name from words: anything but letters, digits, ``-`` and ``_`` becomes ``-``."""
-    return "-".join(re.sub(r"[^\w-]+", "-", part) for part in parts)
-
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
@@ -149,9 +107,14 @@ def length_figure(train: TrainFacts, which: str, statistics: LengthStatistics, l
         f"P95 {statistics.p95:,.0f}, longest {statistics.max:,.0f}; {over_text}.",
         f"{statistics.count:,} {'conversations' if which == 'conversation' else 'replies'}; {over_text}."
         + (f" The last bar holds all {tail:,} beyond {edges[-2]:,.0f} tokens." if tail else ""),
-        HEIGHT,
+        WIDE.height,
         Markup("").join(parts),
     )
+
+
+def _bins(count: int) -> int:
+    """Return how many bars a histogram of so many values gets: few values make no fine picture."""
+    return min(40, max(10, round(2 * math.sqrt(count))))
 
 
 def length_histogram(
@@ -167,7 +130,7 @@ def length_histogram(
     ``tail``: rows beyond the last edge, counted in the last bar. Bars beyond the limit have the colour of what is lost.
     """
     x = Scale(0, float(edges[-1]), LEFT, WIDTH - RIGHT, whole=True)
-    y = Scale(0, float(max(heights)) * 1.05, HEIGHT - BOTTOM, TOP - 8, whole=True)
+    y = Scale(0, float(max(heights)) * 1.05, WIDE.height - BOTTOM, TOP - 8, whole=True)
     parts = [axes(x, y, "tokens", "rows")]
     for index, (height, (low, high)) in enumerate(zip(heights, pairwise(edges), strict=True)):
         last = index == len(heights) - 1
@@ -201,187 +164,6 @@ def length_histogram(
     return parts
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
-def loss_figure(train: TrainFacts) -> Figure | None:
-    """Return training and held-out loss over the steps."""
-    losses = [(record.step, record.loss) for record in train.steps]
-    held_out = [(r.step, r.loss) for r in train.held_out if math.isfinite(r.loss)]
-    finite = [loss for _, loss in [*losses, *held_out] if math.isfinite(loss)]
-    if not finite:
-        return None
-    x, y = _frame([*losses, *held_out], finite)
-    raw = _thinned(losses)
-    window = max(1, len(losses) // 20)
-    smooth = _thinned(_running_mean(losses, window))
-    parts = [
-        axes(x, y, "step", "nats per token"),
-        path([(x(s), y(v)) for s, v in raw], "line raw s0" if window > 1 else "line s0"),
-    ]
-    if window > 1:
-        parts.append(path([(x(s), y(v)) for s, v in smooth], "line s0"))
-    parts.append(_hover(x, y, raw, lambda s, v: f"step {s:,.0f}: training loss {v:.3f}"))
-    parts.append(path([(x(s), y(v)) for s, v in held_out], "line s1"))
-    lowest = train.lowest_held_out
-    for step, loss in held_out:
-        chosen = lowest is not None and step == lowest.step
-        note = f"step {step:,}: held-out loss {loss:.4f}" + (" (lowest)" if chosen else "")
-        parts.append(dot(x(step), y(loss), "dot s1" + (" chosen" if chosen else ""), note, 6 if chosen else 3.5))
-    parts.append(legend([("training", "swatch s0"), ("held-out", "swatch s1")]))
-    caption = (
-        f"Training loss of each step{f' (faint) and its mean over {window} steps' if window > 1 else ''}; held-out loss as points"
-        + (", the lowest one ringed." if held_out else ".")
-    )
-    return Figure(
-        file_name(train.stage.name, "loss"),
-        "Loss",
-        f"Loss in nats per supervised token over {len(losses):,} steps"
-        + (f"; training from {losses[0][1]:.3f} to {losses[-1][1]:.3f}" if losses else "")
-        + (f"; held-out from {held_out[0][1]:.3f} to {held_out[-1][1]:.3f}" if held_out else "")
-        + ".",
-        caption,
-        HEIGHT,
-        Markup("").join(parts),
-    )
-
-
-def gradient_figure(train: TrainFacts) -> Figure | None:
-    """Return the gradient norm before clipping, with the clipping limit."""
-    limit = train.config.get("max_grad_norm")
-    figure = _one_curve(
-        train,
-        "gradient-norm",
-        "Gradient norm",
-        "norm",
-        lambda record: record.grad_norm,
-        lambda value: f"gradient norm {value:.3g}",
-        log_when_wide=True,
-        threshold=float(limit) if isinstance(limit, int | float) else None,
-    )
-    return figure
-
-
-def rate_figure(train: TrainFacts) -> Figure | None:
-    """Return the learning rate over the steps."""
-    return _one_curve(
-        train,
-        "learning-rate",
-        "Learning rate",
-        "rate",
-        lambda record: record.learning_rate,
-        lambda value: f"learning rate {numbers.scientific(value)}",
-        from_zero=True,
-    )
-
-
-def speed_figure(train: TrainFacts) -> Figure | None:
-    """Return tokens per second over the steps."""
-    return _one_curve(
-        train,
-        "speed",
-        "Speed",
-        "tokens per second",
-        lambda record: record.tokens_per_second,
-        lambda value: f"{value:,.0f} tokens per second",
-        from_zero=True,
-    )
-
-
-def _one_curve(
-    train: TrainFacts,
-    name: str,
-    title: str,
-    unit: str,
-    value_of: Callable[[TrainRecord], float | None],
-    tooltip: Callable[[float], str],
-    *,
-    from_zero: bool = False,
-    log_when_wide: bool = False,
-    threshold: float | None = None,
-) -> Figure | None:
-    points = [(r.step, v) for r in train.steps if (v := value_of(r)) is not None]
-    finite = [value for _, value in points if math.isfinite(value)]
-    if not finite:
-        return None
-    positive = [value for value in finite if value > 0]
-    log = log_when_wide and len(positive) == len(finite) and max(finite) > 10 * float(np.median(finite))
-    extent = [*finite, *([0.0] if from_zero else [])]
-    drawn_threshold = threshold is not None and min(finite) / 1.5 < threshold < max(finite) * 1.5
-    if drawn_threshold and threshold is not None:
-        extent.append(threshold)
-    x, y = _frame(points, extent, log=log, from_zero=from_zero)
-    thinned = _thinned(points)
-    parts = [
-        axes(x, y, "step", unit + (", logarithmic" if log else "")),
-        path([(x(s), y(v)) for s, v in thinned], "line s0"),
-        _hover(x, y, thinned, lambda step, value: f"step {step:,.0f}: {tooltip(value)}"),
-    ]
-    caption = ""
-    if threshold is not None:
-        clipped = sum(value > threshold for value in finite)
-        caption = f"Clipped to {threshold:g} at {clipped:,} of {len(finite):,} steps."
-        if drawn_threshold:
-            parts.append(tag("line", class_="mark limit", x1=x.start, x2=x.end, y1=y(threshold), y2=y(threshold)))
-            parts.append(tag("text", f"clipped above {threshold:g}", class_="halo end", x=x.end, y=y(threshold) - 5))
-    return Figure(
-        file_name(train.stage.name, name),
-        title,
-        f"{title} over {len(points):,} steps: first {tooltip(points[0][1])}, last {tooltip(points[-1][1])}, "
-        f"highest {tooltip(max(finite))}.",
-        caption,
-        HEIGHT,
-        Markup("").join(parts),
-    )
-
-
-def _bins(count: int) -> int:
-    """Return how many bars a histogram of so many values gets: few values make no fine picture."""
-    return min(40, max(10, round(2 * math.sqrt(count))))
-
-
-def _frame(
-    points: Sequence[tuple[float, float]], values: Sequence[float], *, log: bool = False, from_zero: bool = False
-) -> tuple[Scale, Scale]:
-    steps = [step for step, _ in points]
-    first, last = min(steps), max(steps)
-    low, high = (min(values) / 1.1, max(values) * 1.1) if log else padded(values)
-    low = 0.0 if from_zero else low
-    x = Scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT, whole=True)
-    return x, Scale(low, high, HEIGHT - BOTTOM, TOP - 8, log)
-
-
-def _running_mean(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-    """Return the centred mean over ``window`` steps (fewer at the ends); values that are not finite are left out."""
-    values = np.array([value for _, value in points], dtype=np.float64)
-    known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    index = np.arange(len(values))
-    low = np.maximum(index - window // 2, 0)
-    high = np.minimum(index + (window + 1) // 2, len(values))
-    with np.errstate(invalid="ignore"):
-        means = (sums[high] - sums[low]) / (counts[high] - counts[low])
-    return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
-
-
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return at most MAX_POINTS points: means of neighbours where there are more."""
-    size = math.ceil(len(points) / MAX_POINTS) or 1
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [
-        (sum(step for step, _ in group) / len(group), sum(value for _, value in group) / len(group)) for group in groups
-    ]
-
-
-def _hover(x: Scale, y: Scale, points: Sequence[tuple[float, float]], tooltip: Callable[[float, float], str]) -> Markup:
-    """Return hover columns for at most 80 of the points."""
-    chosen = points[:: math.ceil(len(points) / 80) or 1]
-    if not chosen:
-        return Markup("")
-    return columns([x(step) for step, _ in chosen], y.end, y.start, [tooltip(*point) for point in chosen])
-
-
 # ---- comparisons ---------------------------------------------------------------------------------------------------
 
 
@@ -400,7 +182,7 @@ def loss_difference_figure(evaluation: EvalFacts) -> Figure | None:
         text = f"{pair.b} minus {pair.a}: {numbers.signed(pair.difference)}"
         classes = {"improved": "s1", "worse": "s2", "not shown": "s0"}[c.verdict]
         parts.append(tag("text", text, class_="halo strong", x=x.start + 4, y=y - 14))
-        parts.append(_whisker(x, y, pair.low, pair.high, classes))
+        parts.append(whisker(x, y, pair.low, pair.high, classes))
         tooltip = f"{text}, interval {numbers.interval(pair.low, pair.high)}"
         parts.append(dot(x(pair.difference), y, f"dot {classes}", tooltip, 5))
     level = numbers.confidence(comparisons[0].pair.confidence)
@@ -434,7 +216,7 @@ def row_difference_figure(evaluation: EvalFacts, comparison: LossComparison) -> 
     edges = edges if len(edges) > 1 else np.array([-size, 0.0, size])
     heights, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
     x = Scale(float(edges[0]), float(edges[-1]), LEFT, WIDTH - RIGHT)
-    y = Scale(0, float(heights.max()) * 1.05, HEIGHT - BOTTOM, TOP - 8, whole=True)
+    y = Scale(0, float(heights.max()) * 1.05, WIDE.height - BOTTOM, TOP - 8, whole=True)
     parts = [axes(x, y, "nats per token; left of zero is better", "rows")]
     for height, (start, end) in zip(heights, pairwise(edges), strict=True):
         classes = "fill s1" if end <= size / 2 else "fill s2"
@@ -448,7 +230,7 @@ def row_difference_figure(evaluation: EvalFacts, comparison: LossComparison) -> 
         f"Row by row: {pair.b} minus {pair.a}",
         f"Histogram of the loss difference of each held-out row; {text}.",
         f"{text}. The outermost bars also hold what lies beyond.",
-        HEIGHT,
+        WIDE.height,
         Markup("").join(parts),
     )
 
@@ -479,7 +261,7 @@ def accuracy_figure(evaluation: EvalFacts) -> Figure | None:
             tooltip = (
                 f"{model}, {name}: {rate.passed} of {rate.checked}, {numbers.percent_interval(rate.low, rate.high)}"
             )
-            parts.append(_whisker(x, y, rate.low, rate.high, classes))
+            parts.append(whisker(x, y, rate.low, rate.high, classes))
             parts.append(dot(x(rate.accuracy), y, f"dot {classes}", tooltip, 5))
             parts.append(tag("text", f"{rate.passed}/{rate.checked}", class_="tick end", x=WIDTH - 2, y=y + 4))
         top += 24 + lane * len(models)
@@ -498,15 +280,6 @@ def accuracy_figure(evaluation: EvalFacts) -> Figure | None:
     )
 
 
-def _whisker(x: Scale, y: float, low: float, high: float, classes: str) -> Markup:
-    return Markup("").join(
-        [
-            tag("line", class_=f"whisker {classes}", x1=x(low), x2=x(high), y1=y, y2=y),
-            *(tag("line", class_=f"whisker {classes}", x1=x(v), x2=x(v), y1=y - 5, y2=y + 5) for v in (low, high)),
-        ]
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Figures:
     """All figures of a report; the mappings go by stage name."""
@@ -517,35 +290,65 @@ class Figures:
     loss_difference: dict[str, tuple[Figure, ...]]
     row_differences: dict[str, tuple[Figure, ...]]
     accuracy: dict[str, tuple[Figure, ...]]
+    preferences: dict[str, tuple[Figure, ...]]
+    overlays: tuple[Figure, ...]
+    """Of several preference stages."""
 
     def all(self) -> list[Figure]:
         """Return every figure."""
-        sections = (self.curves, self.lengths, self.loss_difference, self.row_differences, self.accuracy)
-        return [*([self.rows] if self.rows else []), *(f for s in sections for figures in s.values() for f in figures)]
+        sections = (
+            self.curves,
+            self.lengths,
+            self.loss_difference,
+            self.row_differences,
+            self.accuracy,
+            self.preferences,
+        )
+        by_stage = [figure for section in sections for figures in section.values() for figure in figures]
+        return [*([self.rows] if self.rows else []), *by_stage, *self.overlays]
 
 
-def draw(facts: RunFacts) -> Figures:
-    """Draw every figure for which there are facts."""
+def draw(facts: RunFacts, stages: PreferenceStages | None = None) -> Figures:
+    """Draw every figure for which there are facts. ``stages``: the preference stages side by side, where there are several."""
     return Figures(
         rows=rows_figure(facts),
-        curves={
-            t.stage.name: _drawn(loss_figure(t), gradient_figure(t), rate_figure(t), speed_figure(t))
-            for t in facts.training
-        },
-        lengths={
-            t.stage.name: _drawn(
-                length_figure(t, "conversation", t.lengths.conversation, t.lengths.limit),
-                length_figure(t, "assistant", t.lengths.assistant, t.lengths.limit),
-            )
-            for t in facts.training
-            if t.lengths
-        },
+        curves={train.stage.name: curve_figures(train) for train in facts.training},
+        lengths={train.stage.name: length_figures(train) for train in facts.training if train.lengths},
         loss_difference={e.stage.name: _drawn(loss_difference_figure(e)) for e in facts.evaluations},
         row_differences={
             e.stage.name: _drawn(*(row_difference_figure(e, c) for c in e.loss_comparisons)) for e in facts.evaluations
         },
         accuracy={e.stage.name: _drawn(accuracy_figure(e)) for e in facts.evaluations},
+        preferences={
+            e.stage.name: _drawn(preference_figures.accuracy_figure(e), preference_figures.margin_figure(e))
+            for e in facts.evaluations
+        },
+        overlays=preference_figures.overlay_figures(stages) if stages else (),
     )
+
+
+def curve_figures(train: TrainFacts) -> tuple[Figure, ...]:
+    """Return the curves of a train stage: small ones where there are many."""
+    if train.preferences is None:
+        return _drawn(loss_figure(train), gradient_figure(train), rate_figure(train), speed_figure(train))
+    return _drawn(
+        loss_figure(train, SMALL),
+        *preference_figures.stage_figures(train, train.preferences),
+        gradient_figure(train, SMALL),
+        rate_figure(train, SMALL),
+        speed_figure(train, SMALL),
+    )
+
+
+def length_figures(train: TrainFacts) -> tuple[Figure, ...]:
+    """Return the histograms of token lengths; replies of two kinds share one."""
+    lengths = train.lengths
+    if lengths is None:
+        return ()
+    conversation = length_figure(train, "conversation", lengths.conversation, lengths.limit)
+    if lengths.sides:
+        return _drawn(conversation, preference_figures.sides_length_figure(train, lengths.sides))
+    return _drawn(conversation, length_figure(train, "assistant", lengths.assistant, lengths.limit))
 
 
 def _drawn(*figures: Figure | None) -> tuple[Figure, ...]:

@@ -22,11 +22,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from posttrain.artifacts import LedgerStep, RunDir, write_json, write_text
-from posttrain.report import numbers, wording
+from posttrain.report import numbers, preference_tables, preference_wording, wording
 from posttrain.report.facts import EvalFacts, RunFacts, read_run
-from posttrain.report.figures import Figures, draw, file_name
+from posttrain.report.figure import file_name
+from posttrain.report.figures import Figures, draw
+from posttrain.report.preference_comparison import PreferenceStages, preference_stages
 from posttrain.report.records import Rate
 from posttrain.report.summary import summary
+from posttrain.report.words import VERDICT_TEXT
 
 REJECT_LIMIT = 50
 """Dropped rows shown in the page for each stage; ledger.json has all of them."""
@@ -43,19 +46,20 @@ def write_report(run: RunDir, title: str | None = None) -> Path:
     equal bytes.
     """
     facts = read_run(run, title)
-    figures = draw(facts)
+    stages = preference_stages(facts)
+    figures = draw(facts, stages)
     folder = run.path / "report"
     shutil.rmtree(folder / "figures", ignore_errors=True)
     figure_css = package_text("figure.css")
     for figure in figures.all():
         write_text(folder / "figures" / f"{figure.name}.svg", figure.standalone(figure_css))
-    write_text(folder / "report.md", render_markdown(facts, figures))
-    write_text(folder / "index.html", render_page(facts, figures))
-    write_json(run.path / "summary.json", summary(facts))
+    write_text(folder / "report.md", render_markdown(facts, figures, stages))
+    write_text(folder / "index.html", render_page(facts, figures, stages))
+    write_json(run.path / "summary.json", summary(facts, stages))
     return folder / "index.html"
 
 
-def render_page(facts: RunFacts, figures: Figures) -> str:
+def render_page(facts: RunFacts, figures: Figures, stages: PreferenceStages | None) -> str:
     """Return the HTML page."""
     script = package_text("page.js")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -63,7 +67,7 @@ def render_page(facts: RunFacts, figures: Figures) -> str:
         environment(autoescape=True)
         .get_template("page.html.jinja")
         .render(
-            **_context(facts, figures),
+            **_context(facts, figures, stages),
             figure_css=Markup(package_text("figure.css")),
             page_css=Markup(package_text("page.css")),
             script=Markup(script),
@@ -72,20 +76,22 @@ def render_page(facts: RunFacts, figures: Figures) -> str:
     )
 
 
-def render_markdown(facts: RunFacts, figures: Figures) -> str:
+def render_markdown(facts: RunFacts, figures: Figures, stages: PreferenceStages | None) -> str:
     """Return the report as Markdown, with the figures as links to figures/*.svg."""
-    text = environment(autoescape=False).get_template("report.md.jinja").render(**_context(facts, figures))
+    text = environment(autoescape=False).get_template("report.md.jinja").render(**_context(facts, figures, stages))
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _context(facts: RunFacts, figures: Figures) -> dict[str, Any]:
+def _context(facts: RunFacts, figures: Figures, stages: PreferenceStages | None) -> dict[str, Any]:
     return {
         "facts": facts,
         "figures": figures,
+        "stages": stages,
+        "comparison_note": preference_wording.comparison_note(stages) if stages else "",
         "paragraph": wording.paragraph(facts),
         "findings": wording.findings(facts),
         "tiles": wording.tiles(facts),
-        "verdict_text": wording.VERDICT_TEXT,
+        "verdict_text": VERDICT_TEXT,
         "loss_sentence": wording.loss_sentence,
         "interval": numbers.interval,
         "points_interval": numbers.points_interval,
@@ -139,10 +145,18 @@ def environment(*, autoescape: bool) -> Environment:
         "html_language": html_language,
         "json_text": json_text,
         "method": wording.method,
+        "explanation": preference_wording.explanation,
+        "reference_text": preference_wording.reference_text,
+        "remarks": preference_wording.remarks,
+        "units": preference_wording.units,
         "perplexity": perplexity,
         "reasons": reasons,
         "selection_notes": wording.selection_notes,
         "slug": file_name,
+    }
+    environment.filters |= {
+        name: getattr(preference_tables, name)
+        for name in ("models_table", "differences_table", "course_table", "comparison_table", "length_rows")
     }
     return environment
 

@@ -77,6 +77,21 @@ class Lengths:
     limit: int
     conversation: LengthStatistics
     assistant: LengthStatistics
+    chosen: LengthStatistics | None = None
+    rejected: LengthStatistics | None = None
+    desirable: LengthStatistics | None = None
+    undesirable: LengthStatistics | None = None
+
+    @property
+    def sides(self) -> tuple[tuple[str, LengthStatistics], ...]:
+        """The replies of pairs or of feedback by kind, the better kind first; empty for conversations."""
+        kinds = (
+            ("chosen", self.chosen),
+            ("rejected", self.rejected),
+            ("desirable", self.desirable),
+            ("undesirable", self.undesirable),
+        )
+        return tuple((name, statistics) for name, statistics in kinds if statistics is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +118,23 @@ class HeldOutRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PreferenceRecord:
+    """One step or held-out measurement of preference training: means over the pairs (or rows), None where not logged."""
+
+    step: int
+    loss: float
+    rows: int | None = None
+    rewards_chosen: Annotated[float | None, Field(alias="rewards/chosen")] = None
+    rewards_rejected: Annotated[float | None, Field(alias="rewards/rejected")] = None
+    rewards_margins: Annotated[float | None, Field(alias="rewards/margins")] = None
+    rewards_accuracies: Annotated[float | None, Field(alias="rewards/accuracies")] = None
+    logps_chosen: Annotated[float | None, Field(alias="logps/chosen")] = None
+    logps_rejected: Annotated[float | None, Field(alias="logps/rejected")] = None
+    kl: float | None = None
+    nll: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainResult:
     """``result`` of a train stage. All optional: a stage that is not finished has none of it."""
 
@@ -111,6 +143,7 @@ class TrainResult:
     tokens: int | None = None
     supervised_tokens: int | None = None
     tokens_per_second: float | None = None
+    training_seconds: float | None = None
     first_loss: float | None = None
     last_loss: float | None = None
     best_step: int | None = None
@@ -170,6 +203,62 @@ class LikelihoodRow:
     row_id: str
     nll: float
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with the ends of its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPreferences:
+    """Held-out preferences of one model. Margins in nats, log-probabilities summed over a reply, ``kl`` in nats a reply token."""
+
+    reward_accuracy: Estimate
+    reward_margin: Estimate
+    ranking_accuracy: Estimate
+    logps_chosen: float
+    logps_rejected: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceDifference:
+    """``b`` minus ``a`` on the same pairs, with paired bootstrap intervals."""
+
+    a: str
+    b: str
+    reward_accuracy: Estimate
+    reward_margin: Estimate
+    ranking_accuracy: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencesFile:
+    """preferences.json."""
+
+    reference: str
+    pairs: int
+    confidence: float
+    models: dict[str, ModelPreferences]
+    differences: tuple[PreferenceDifference, ...] = ()
+    resamples: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """One line of preference_rows.jsonl: log-probabilities of both replies under one model, summed, in nats."""
+
+    model: str
+    row_id: str
+    chosen: float
+    rejected: float
+    chosen_tokens: int
+    rejected_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,16 @@ import math
 from collections import Counter
 from typing import Any
 
-from posttrain.report import wording
-from posttrain.report.facts import EvalFacts, RunFacts, Stage, TrainFacts
+from posttrain.report import preference_summary, wording
+from posttrain.report.facts import EvalFacts, RunFacts, TrainFacts
+from posttrain.report.preference_comparison import PreferenceStages
+from posttrain.report.reading import Stage
 from posttrain.report.records import LengthStatistics
 
 SCHEMA = 1
 
 
-def summary(facts: RunFacts) -> dict[str, Any]:
+def summary(facts: RunFacts, stages: PreferenceStages | None = None) -> dict[str, Any]:
     """Return the content of summary.json.
 
     Losses are in nats per token, memory in bytes, times in seconds, shares between 0 and 1. Numbers that are not finite
@@ -35,6 +37,7 @@ def summary(facts: RunFacts) -> dict[str, Any]:
         "data": [{"stage": data.stage.name, **dataclasses.asdict(data.result)} for data in facts.data],
         "training": [_training(train) for train in facts.training],
         "evaluations": [_evaluation(evaluation) for evaluation in facts.evaluations],
+        "preference_stages": preference_summary.stages(stages) if stages else None,
     }
     return {key: _finite(inner) for key, inner in value.items()}
 
@@ -79,7 +82,9 @@ def _training(train: TrainFacts) -> dict[str, Any]:
             "limit": lengths.limit,
             "conversation": _length_statistics(lengths.conversation),
             "assistant": _length_statistics(lengths.assistant),
+            **{name: _length_statistics(statistics) for name, statistics in lengths.sides},
         },
+        "preferences": preference_summary.training(train),
     }
 
 
@@ -109,6 +114,7 @@ def _evaluation(evaluation: EvalFacts) -> dict[str, Any]:
             {**dataclasses.asdict(c.pair), "checked": c.checked, "verdict": c.verdict}
             for c in evaluation.accuracy_comparisons
         ],
+        "preferences": preference_summary.evaluation(evaluation),
         "replies": {
             "prompts": len(evaluation.prompts),
             "outcomes": dict(Counter(prompt.outcome for prompt in evaluation.prompts)),

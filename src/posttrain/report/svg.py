@@ -16,8 +16,21 @@ from markupsafe import Markup, escape
 from posttrain.report import numbers
 
 WIDTH = 520.0
-"""All figures have this width, so that their text has one size when they stand side by side."""
+"""All figures but the small ones have this width, so that their text has one size when they stand side by side."""
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 16.0, 34.0, 44.0
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The size of a drawing."""
+
+    width: float
+    height: float
+
+
+WIDE = Box(WIDTH, 260.0)
+SMALL = Box(340.0, 200.0)
+"""Three of these stand side by side where two wide ones do."""
 
 
 def tag(name: str, /, *children: str | Markup, **attributes: str | float | None) -> Markup:
@@ -157,12 +170,27 @@ def columns(xs: Sequence[float], top: float, bottom: float, tooltips: Sequence[s
     )
 
 
-def legend(entries: Sequence[tuple[str, str]], y: float = 14.0) -> Markup:
+def legend(entries: Sequence[tuple[str, str]], y: float = 14.0, width: float = WIDTH) -> Markup:
     """Return a legend at the right end: (text, classes of its swatch) from left to right."""
-    widths = [7.6 * len(text) + 40 for text, _ in entries]  # a generous guess: the reader's font is not known
-    parts, x = [], WIDTH - RIGHT - sum(widths) + 16
+    widths = legend_widths(entries)
+    parts, x = [], width - RIGHT - sum(widths) + 16
     for (text, classes), width in zip(entries, widths, strict=True):
         parts.append(tag("line", class_=classes, x1=x, x2=x + 14, y1=y - 4, y2=y - 4))
         parts.append(tag("text", text, class_="label", x=x + 20, y=y))
         x += width
     return Markup("").join(parts)
+
+
+def legend_widths(entries: Sequence[tuple[str, str]]) -> list[float]:
+    """Return the room each entry takes: a generous guess, as the reader's font is not known."""
+    return [7.6 * len(text) + 40 for text, _ in entries]
+
+
+def whisker(x: Scale, y: float, low: float, high: float, classes: str) -> Markup:
+    """Return a horizontal interval with its ends."""
+    return Markup("").join(
+        [
+            tag("line", class_=f"whisker {classes}", x1=x(low), x2=x(high), y1=y, y2=y),
+            *(tag("line", class_=f"whisker {classes}", x1=x(v), x2=x(v), y1=y - 5, y2=y + 5) for v in (low, high)),
+        ]
+    )

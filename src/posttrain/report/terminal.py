@@ -9,7 +9,9 @@ from rich.text import Text
 
 from posttrain.artifacts import RunDir
 from posttrain.report import wording
-from posttrain.report.facts import Verdict, read_run
+from posttrain.report.facts import read_run
+from posttrain.report.verdicts import Verdict
+from posttrain.report.words import VERDICT_TEXT
 
 STYLES: dict[Verdict, str] = {"improved": "bold blue", "worse": "bold yellow", "not shown": "dim"}
 
@@ -22,7 +24,7 @@ def terminal_summary(run: RunDir) -> RenderableType:
     facts = read_run(run)
     table = Table.grid(padding=(0, 2))
     for tile in wording.tiles(facts):
-        verdict = Text(wording.VERDICT_TEXT[tile.verdict], STYLES[tile.verdict]) if tile.verdict else Text()
+        verdict = Text(VERDICT_TEXT[tile.verdict], STYLES[tile.verdict]) if tile.verdict else Text()
         table.add_row(Text(tile.label, "dim"), Text(tile.value, "bold"), Text(tile.note), verdict)
     lines: list[RenderableType] = [Text(f"{facts.title}: {facts.status}", "bold"), Padding(table, (0, 0, 0, 2))]
     lines += [Text(f"! {gap.text}", "yellow") for gap in facts.gaps]

@@ -7,48 +7,28 @@ A sentence claims a difference only where the facts carry the verdict ``improved
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import TypeVar
 
-from posttrain.report import numbers
-from posttrain.report.facts import AccuracyComparison, EvalFacts, LossComparison, RunFacts, TrainFacts, Verdict
+from posttrain.report import numbers, preference_wording
+from posttrain.report.facts import AccuracyComparison, EvalFacts, LossComparison, RunFacts, TrainFacts
+from posttrain.report.preferences import OBJECTIVE_NAMES
+from posttrain.report.words import FEW_ROWS, Finding, Tile, join, plural
 
-FEW_ROWS = 30
-"""Below this many rows a bootstrap interval tends to be too narrow, which the report says."""
-
-VERDICT_TEXT: dict[Verdict, str] = {"improved": "improved", "worse": "worse", "not shown": "no difference shown"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing the run shows, or fails to show. ``verdict`` is None where nothing is compared."""
-
-    stage: str
-    topic: str
-    verdict: Verdict | None
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One headline number: what it is, its value, and a line below it."""
-
-    label: str
-    value: str
-    note: str
-    verdict: Verdict | None = None
-    quality: bool = False
-    """Whether it says how good a model is rather than what it cost."""
+T = TypeVar("T")
 
 
 def paragraph(facts: RunFacts) -> str:
     """Return what was done and what came of it, in one paragraph of plain sentences."""
     sentences = [_data_sentence(facts), *(_train_sentence(facts, train) for train in facts.training)]
-    evaluation = facts.headline_evaluation
-    if evaluation is not None:
-        sentences += [_likelihood_sentence(evaluation), _accuracy_sentence(evaluation)]
+    for evaluation in facts.evaluations:
+        sentences.append(_likelihood_sentence(evaluation))
+        if evaluation.preferences is not None:
+            sentences.append(preference_wording.headline_sentence(evaluation.preferences))
+        sentences.append(_accuracy_sentence(evaluation))
     unfinished = [stage.name for stage in facts.stages if stage.status != "complete"]
     if unfinished:
-        sentences.append(f"The run is not complete: {_join(unfinished)} did not finish.")
+        sentences.append(f"The run is not complete: {join(unfinished)} did not finish.")
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -57,52 +37,67 @@ def findings(facts: RunFacts) -> tuple[Finding, ...]:
     found: list[Finding] = []
     for train in facts.training:
         found += _training_findings(train)
+        found += preference_wording.training_findings(train)
     for evaluation in facts.evaluations:
         found += [_loss_finding(evaluation, c) for c in evaluation.loss_comparisons]
+        if evaluation.preferences is not None:
+            found += preference_wording.evaluation_findings(evaluation.stage.name, evaluation.preferences)
         found += [_accuracy_finding(evaluation, c) for c in evaluation.accuracy_comparisons]
         found += _reply_findings(evaluation)
     return tuple(found)
 
 
 def tiles(facts: RunFacts) -> tuple[Tile, ...]:
-    """Return the headline numbers: quality first, then cost."""
+    """Return the headline numbers: quality first, then cost. Of each measure the last evaluation that has it."""
     row: list[Tile] = []
-    evaluation = facts.headline_evaluation
-    if evaluation and (loss := evaluation.headline_loss):
-        first, last = evaluation.likelihood.get(loss.pair.a), evaluation.likelihood.get(loss.pair.b)
-        row.append(
-            Tile(
-                "Held-out loss",
-                numbers.signed(loss.pair.difference),
-                f"nats per token, {numbers.confidence(loss.pair.confidence)} interval "
-                f"{numbers.interval(loss.pair.low, loss.pair.high)}",
-                loss.verdict,
-                quality=True,
-            )
-        )
-        if first and last:
-            row.append(
-                Tile(
-                    "Perplexity",
-                    f"{numbers.fixed(first.perplexity, 2)} \N{RIGHTWARDS ARROW} {numbers.fixed(last.perplexity, 2)}",
-                    f"{numbers.signed_percent(loss.perplexity_change)} on {_plural(last.rows, 'held-out row')}",
-                    quality=True,
-                )
-            )
-    if evaluation and (accuracy := evaluation.headline_accuracy):
-        pair = accuracy.pair
-        row.append(
-            Tile(
-                "Checked answers",
-                f"{pair.both_right + pair.only_a} \N{RIGHTWARDS ARROW} {pair.both_right + pair.only_b}"
-                f" of {accuracy.checked}",
-                f"{numbers.points(pair.difference)} points, {numbers.confidence(pair.confidence)} interval "
-                f"{numbers.points_interval(pair.low, pair.high)}",
-                accuracy.verdict,
-                quality=True,
-            )
-        )
+    if found := _last(facts, lambda evaluation: evaluation.headline_loss):
+        row += _loss_tiles(*found)
+    if preferences := _last(facts, lambda evaluation: evaluation.preferences):
+        row += preference_wording.tiles(preferences[1])
+    if accuracy := _last(facts, lambda evaluation: evaluation.headline_accuracy):
+        row.append(_accuracy_tile(accuracy[1]))
     return (*row, *_cost_tiles(facts))
+
+
+def _last(facts: RunFacts, measure: Callable[[EvalFacts], T | None]) -> tuple[EvalFacts, T] | None:
+    """Return the last evaluation with a measure, and the measure."""
+    return next(((e, found) for e in reversed(facts.evaluations) if (found := measure(e)) is not None), None)
+
+
+def _loss_tiles(evaluation: EvalFacts, comparison: LossComparison) -> list[Tile]:
+    pair = comparison.pair
+    first, last = evaluation.likelihood.get(pair.a), evaluation.likelihood.get(pair.b)
+    row = [
+        Tile(
+            "Held-out loss",
+            numbers.signed(pair.difference),
+            f"nats per token, {numbers.confidence(pair.confidence)} interval {numbers.interval(pair.low, pair.high)}",
+            comparison.verdict,
+            quality=True,
+        )
+    ]
+    if first and last:
+        row.append(
+            Tile(
+                "Perplexity",
+                f"{numbers.fixed(first.perplexity, 2)} \N{RIGHTWARDS ARROW} {numbers.fixed(last.perplexity, 2)}",
+                f"{numbers.signed_percent(comparison.perplexity_change)} on {plural(last.rows, 'held-out row')}",
+                quality=True,
+            )
+        )
+    return row
+
+
+def _accuracy_tile(comparison: AccuracyComparison) -> Tile:
+    pair = comparison.pair
+    return Tile(
+        "Checked answers",
+        f"{pair.both_right + pair.only_a} \N{RIGHTWARDS ARROW} {pair.both_right + pair.only_b} of {comparison.checked}",
+        f"{numbers.points(pair.difference)} points, {numbers.confidence(pair.confidence)} interval "
+        f"{numbers.points_interval(pair.low, pair.high)}",
+        comparison.verdict,
+        quality=True,
+    )
 
 
 def loss_sentence(evaluation: EvalFacts, comparison: LossComparison) -> str:
@@ -127,9 +122,9 @@ def loss_sentence(evaluation: EvalFacts, comparison: LossComparison) -> str:
         )
     rows = len(comparison.row_differences)
     if rows:
-        text += f" {comparison.rows_better} of {_plural(rows, 'held-out row')} became more likely."
+        text += f" {comparison.rows_better} of {plural(rows, 'held-out row')} became more likely."
     if 0 < rows < FEW_ROWS:
-        text += f" With only {_plural(rows, 'row')} the interval is rough."
+        text += f" With only {plural(rows, 'row')} the interval is rough."
     return text
 
 
@@ -180,10 +175,10 @@ def _data_sentence(facts: RunFacts) -> str:
         if ledger is None or result.train_rows is None:
             continue
         names = sorted(result.sources)
-        sources = _join(names) if 0 < len(names) <= 4 else f"{len(names)} sources" if names else "the sources"
+        sources = join(names) if 0 < len(names) <= 4 else f"{len(names)} sources" if names else "the sources"
         dropped = sum(ledger.dropped.values())
         parts.append(
-            f"{_plural(ledger.rows_in, 'row')} {'was' if ledger.rows_in == 1 else 'were'} read from {sources}; "
+            f"{plural(ledger.rows_in, 'row')} {'was' if ledger.rows_in == 1 else 'were'} read from {sources}; "
             f"{numbers.count(dropped) if dropped else 'none'} {'was' if dropped < 2 else 'were'} dropped, {numbers.count(result.train_rows)} kept for training and "
             f"{numbers.count(result.held_out_rows)} held out."
         )
@@ -200,11 +195,15 @@ def _train_sentence(facts: RunFacts, train: TrainFacts) -> str:
     text = f"Stage {train.stage.name} trained {start} by {method(train)}"
     ledger = train.stage.ledger
     if ledger is not None:
-        text += f" on {_plural(ledger.rows_kept, 'example')}"
-    text += f" for {_plural(steps, 'step')}"
+        rows = ledger.rows_kept
+        training = train.preferences
+        text += f" on {preference_wording.units(training, rows) if training else plural(rows, 'example')}"
+    if train.preferences is not None:
+        text += f" {preference_wording.reference_text(train, train.preferences)}"
+    text += f" for {plural(steps, 'step')}"
     details = []
     if batch := train.config.get("batch_size"):
-        details.append(f"{batch} examples each")
+        details.append(f"{batch} {_unit(train)} each")
     if result.epochs is not None:
         details.append(f"{result.epochs:.3g} {'epoch' if result.epochs == 1 else 'epochs'}")
     if result.tokens is not None:
@@ -218,7 +217,10 @@ def method(train: TrainFacts) -> str:
     """Return the objective and what was trained, for example ``SFT with LoRA of rank 16 (... parameters)``."""
     objective = train.config.get("objective")
     adapter = train.config.get("adapter")
-    text = str(objective["name"]).upper() if isinstance(objective, dict) and "name" in objective else "training"
+    name = str(objective["name"]) if isinstance(objective, dict) and "name" in objective else "training"
+    text = (
+        preference_wording.objective_text(train.preferences) if train.preferences else OBJECTIVE_NAMES.get(name, name)
+    )
     if isinstance(adapter, dict) and adapter.get("name") == "lora":
         kind = "DoRA" if adapter.get("dora") else "rsLoRA" if adapter.get("rslora") else "LoRA"
         text += f" with {kind} of rank {adapter['rank']}" if "rank" in adapter else f" with {kind}"
@@ -231,6 +233,12 @@ def method(train: TrainFacts) -> str:
             f"{numbers.percent(trainable / total)})"
         )
     return text
+
+
+def _unit(train: TrainFacts) -> str:
+    if train.preferences is None:
+        return "examples"
+    return "pairs" if train.preferences.paired else "judged replies"
 
 
 def _device(train: TrainFacts) -> str:
@@ -249,7 +257,7 @@ def _likelihood_sentence(evaluation: EvalFacts) -> str:
     comparison = evaluation.headline_loss
     if comparison is None:
         parts = [f"{name} {numbers.fixed(m.loss)}" for name, m in evaluation.likelihood.items()]
-        return f"Held-out loss in nats per token: {_join(parts)}." if parts else ""
+        return f"Held-out loss in nats per token: {join(parts)}." if parts else ""
     pair = comparison.pair
     first, second = evaluation.likelihood.get(pair.a), evaluation.likelihood.get(pair.b)
     if not (first and second):
@@ -257,8 +265,8 @@ def _likelihood_sentence(evaluation: EvalFacts) -> str:
     bounds = f"{numbers.confidence(pair.confidence)} interval {numbers.interval(pair.low, pair.high)}"
     movement = {"improved": "fell", "worse": "rose", "not shown": "did not change demonstrably"}[comparison.verdict]
     return (
-        f"On {_plural(second.rows, 'held-out row')} the loss {movement} from {numbers.fixed(first.loss)} to "
-        f"{numbers.fixed(second.loss)} nats per token (difference {numbers.signed(pair.difference)}, {bounds}), perplexity from "
+        f"On {plural(second.rows, 'held-out row')} the loss {movement} from {numbers.fixed(first.loss)} ({pair.a}) to "
+        f"{numbers.fixed(second.loss)} ({pair.b}) nats per token (difference {numbers.signed(pair.difference)}, {bounds}), perplexity from "
         f"{numbers.fixed(first.perplexity, 2)} to {numbers.fixed(second.perplexity, 2)}."
     )
 
@@ -332,9 +340,9 @@ def _reply_findings(evaluation: EvalFacts) -> list[Finding]:
     cut = [(model, evaluation.cut_replies(model)) for model in evaluation.models]
     if not prompts or not any(number for _, number in cut):
         return []
-    parts = _join([f"{number} of {model}" for model, number in cut])
+    parts = join([f"{number} of {model}" for model, number in cut])
     text = (
-        f"Of {_plural(prompts, 'reply', 'replies')} for each model, these ended at the length limit and not by "
+        f"Of {plural(prompts, 'reply', 'replies')} for each model, these ended at the length limit and not by "
         f"themselves: {parts}."
     )
     return [Finding(evaluation.stage.name, "Replies", None, text)]
@@ -350,12 +358,12 @@ def _cost_tiles(facts: RunFacts) -> list[Tile]:
     timed = [train for train in facts.training if train.seconds is not None]
     if timed:
         steps = [
-            _plural(train.step_count, "step") + (f" of {train.stage.name}" if several else "")
+            plural(train.step_count, "step") + (f" of {train.stage.name}" if several else "")
             for train in timed
             if train.step_count is not None
         ]
         seconds = sum(train.seconds for train in timed if train.seconds is not None)
-        row.append(Tile("Training time", numbers.short_duration(seconds), _join(steps)))
+        row.append(Tile("Training time", numbers.short_duration(seconds), join(steps)))
     measured = [train for train in facts.training if train.result.tokens_per_second is not None]
     if measured:
         last = measured[-1]
@@ -369,16 +377,3 @@ def _cost_tiles(facts: RunFacts) -> list[Tile]:
         note = f"while training {f'{train.stage.name} ' if several else ''}on {_device(train)}"
         row.append(Tile("Peak memory", numbers.memory(peak), note))
     return row
-
-
-# ---- small words ---------------------------------------------------------------------------------------------------
-
-
-def _plural(number: int, one: str, many: str | None = None) -> str:
-    return f"{numbers.count(number)} {one if number == 1 else many or one + 's'}"
-
-
-def _join(parts: list[str]) -> str:
-    if len(parts) < 2:
-        return "".join(parts)
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"

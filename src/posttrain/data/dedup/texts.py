@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from posttrain.data.dedup.jaccard import Sets, distinct, joined
 from posttrain.data.shingles import CHINESE_NUMERALS, U64, hash_shingles, hash_tokens, skeletons, text_hash
-from posttrain.data.text import ROLES, Fields, normalised
+from posttrain.data.text import COMPARED_ROLES, Fields, normalised
 
 _OPERATORS = r"-+*/×÷^%=<>≤≥≠±√"
 _BLANKS = r"[^\S\n]*"
@@ -37,7 +37,7 @@ class Details:
 def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
     """:func:`posttrain.data.text.compared_text` of every row of a block (its column ``messages``)."""
     turn = pl.element().struct
-    chosen = pl.element().filter(turn.field("role").is_in(ROLES[fields])).struct.field("content")
+    chosen = pl.element().filter(turn.field("role").is_in(COMPARED_ROLES[fields])).struct.field("content")
     return block.select(pl.col("messages").list.eval(chosen).list.join("\n")).to_series().to_list()
 
 

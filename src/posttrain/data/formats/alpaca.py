@@ -23,6 +23,8 @@ from posttrain.types import Message, Origin, SftRow
 
 _INPUTS = ("input", "context")
 _OUTPUTS = ("output", "response")
+QUESTION_KEYS = ("instruction", "history", *_INPUTS)
+"""What an instruction is asked with."""
 
 
 def _detect(record: Foreign) -> bool:
@@ -39,19 +41,25 @@ def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
     output = _key(instance, _OUTPUTS)
     if "instruction" not in record or output is None:
         raise RowError("wrong_shape", f"no instruction or no output; keys: {', '.join(record)}")
-    instruction = optional_text(record, "instruction")
-    given = optional_text(instance, _key(instance, _INPUTS) or "input")
-    # instruction and input joined and stripped as in LLaMA-Factory, so that both train on the same tokens
-    turns = exchange((instruction + "\n" + given).strip(), optional_text(instance, output))
-    used = {"instruction", "instances", "history", *_INPUTS, *_OUTPUTS}
-    return sft_row(record, used, (*_history(record), *turns), origin, source)
+    turns = exchange(question(record, instance), optional_text(instance, output))
+    used = {"instances", *QUESTION_KEYS, *_OUTPUTS}
+    return sft_row(record, used, (*history(record), *turns), origin, source)
 
 
 def _key(record: Foreign, keys: tuple[str, ...]) -> str | None:
     return next((key for key in keys if key in record), None)
 
 
-def _history(record: Foreign) -> Iterator[Message]:
+def question(record: Foreign, instance: Foreign) -> str:
+    """What the user asks: the instruction of a record with the input of an instance (which may be the record itself)."""
+    instruction = optional_text(record, "instruction")
+    given = optional_text(instance, _key(instance, _INPUTS) or "input")
+    # joined and stripped as in LLaMA-Factory, so that both train on the same tokens
+    return (instruction + "\n" + given).strip()
+
+
+def history(record: Foreign) -> Iterator[Message]:
+    """The earlier turns of a record."""
     for pair in items(record, "history"):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise RowError("wrong_shape", f"'history' holds {kind_of(pair)}, expected [question, answer] pairs")

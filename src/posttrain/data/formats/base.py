@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from posttrain.types import Message, Origin, SftRow
+from posttrain.types import Message, Origin, RowKind, SftRow
 
-Row = TypeVar("Row")
+Parsed = TypeVar("Parsed", covariant=True)
 Foreign = Mapping[str, Any]
 """A record as its author wrote it."""
 
@@ -27,17 +27,22 @@ class RowError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Format(Generic[Row]):
+class Format(Generic[Parsed]):
     """A foreign row format: how it is recognised, and how a record becomes a typed row.
 
-    ``detect`` looks at the keys of one record. ``parse(record, origin, source)`` returns the row or raises
-    :class:`RowError`. ``example`` is one record in JSON, for error messages, docs and the contract tests.
+    ``detect`` looks at the keys of one record. ``parse(record, origin, source)`` returns the row (of rated answers a
+    ``ranked.Ranked``) or raises :class:`RowError`. ``example`` is one record in JSON, for error messages, docs and the
+    contract tests.
     """
 
     name: str
     detect: Callable[[Foreign], bool]
-    parse: Callable[[Foreign, Origin, str], Row]
+    parse: Callable[[Foreign, Origin, str], Parsed]
     example: str
+    kind: RowKind = "conversations"
+    """What its rows say."""
+    rated: bool = False
+    """Whether its records are rated or ranked answers, of which a ``PairRule`` makes pairs."""
 
 
 def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin: Origin, source: str) -> SftRow:
@@ -119,6 +124,17 @@ def objects(record: Foreign, key: str) -> list[Foreign]:
     return found
 
 
+def finite(value: Any) -> float | None:
+    """A number, or a number written as text; None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def json_value(text: str, what: str) -> Any:
     """The value of JSON text inside a record, or a ``wrong_shape`` that says what it should have been."""
     try:
@@ -131,11 +147,6 @@ def kind_of(value: Any) -> str:
     """The JSON name of a value's type."""
     names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
-def is_preference(record: Foreign) -> bool:
-    """Whether a record compares or judges answers, so that its conversation alone would be half of it."""
-    return {"chosen", "rejected"} <= record.keys() or isinstance(record.get("label"), bool)
 
 
 def _is_unicode(text: str) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from posttrain.data.formats.base import Foreign, Format, is_preference, objects, sft_row
+from posttrain.data.formats.base import Foreign, Format, objects, sft_row
 from posttrain.data.formats.turns import parse_turn
 from posttrain.types import Origin, SftRow
 
 
 def _detect(record: Foreign) -> bool:
-    return "messages" in record and not is_preference(record)
+    return "messages" in record
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:

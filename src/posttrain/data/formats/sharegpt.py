@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from posttrain.data.formats.base import Foreign, Format, is_preference, objects, sft_row
+from posttrain.data.formats.base import Foreign, Format, objects, sft_row
 from posttrain.data.formats.turns import parse_turn
 from posttrain.types import Origin, SftRow
 
+CONVERSATION_KEYS = ("conversations", "conversation")
+
 
 def _detect(record: Foreign) -> bool:
-    return _key(record) is not None and not is_preference(record)
+    return _key(record) is not None
 
 
 def _key(record: Foreign) -> str | None:
-    return next((key for key in ("conversations", "conversation") if key in record), None)
+    return next((key for key in CONVERSATION_KEYS if key in record), None)
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.data.formats.base import Foreign, Format, RowError, exchange, is_preference, optional_text, sft_row
+from posttrain.data.formats.base import Foreign, Format, RowError, exchange, optional_text, sft_row
 from posttrain.types import Origin, SftRow
 
 PAIRS = (
@@ -24,8 +24,7 @@ PAIRS = (
 
 def _detect(record: Foreign) -> bool:
     keys = _keys(record)
-    texts = keys is not None and all(isinstance(record[key], str | None) for key in keys)
-    return texts and not is_preference(record)
+    return keys is not None and all(isinstance(record[key], str | None) for key in keys)
 
 
 def _keys(record: Foreign) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""One turn of a conversation, in any of the usual spellings, as a Message. Shared by ShareGPT and OpenAI messages."""
+"""One turn of a conversation, in any of the usual spellings, as a Message. Shared by all formats with messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.data.formats.base import Foreign, RowError, json_value, kind_of
+from posttrain.data.formats.base import Foreign, RowError, json_value, kind_of, objects
 from posttrain.types import Message, Role, ToolCall
 
 ROLE_NAMES: Mapping[str, Role] = {
@@ -65,6 +65,18 @@ def parse_turn(turn: Foreign) -> Message:
             break
     calls += _calls(turn.get("tool_calls")) + _calls(turn.get("function_call"))
     return Message(role, text, reasoning, calls, _weight(turn))
+
+
+def turns_under(record: Foreign, key: str, role: Role) -> tuple[Message, ...]:
+    """The turns under a key that holds text (one turn of ``role``), a message, or a list of messages."""
+    value = record.get(key)
+    if isinstance(value, str):
+        return (Message(role, value),)
+    if isinstance(value, Mapping):
+        return (parse_turn(value),)
+    if not isinstance(value, list):
+        raise RowError("wrong_shape", f"{key!r} is {kind_of(value)}, expected text or messages")
+    return tuple(map(parse_turn, objects(record, key)))
 
 
 def _content(content: Any) -> tuple[str, str | None, tuple[ToolCall, ...]]:

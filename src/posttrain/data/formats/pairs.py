@@ -1,0 +1,54 @@
+"""Pairs: ``chosen`` and ``rejected``, each text, a message or messages, with a prompt or as whole conversations.
+
+Where the sides are whole conversations, the turns they share are the prompt, and a ``prompt`` beside them only repeats it
+(as in ultrafeedback_binarized). Rated pairs (``score_chosen`` and ``score_rejected``, or the words the other way round) have
+the difference as their margin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from posttrain.data.formats import hh_rlhf, ranking
+from posttrain.data.formats.base import Foreign, Format, RowError, finite
+from posttrain.data.formats.prompts import prompt_of
+from posttrain.data.formats.sides import is_whole, pair_row, parted
+from posttrain.data.formats.turns import turns_under
+from posttrain.types import Origin, PairRow
+
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+
+
+def _detect(record: Foreign) -> bool:
+    told_better = hh_rlhf.detect(record) or ranking.detect(record)
+    return {"chosen", "rejected"} <= record.keys() and not told_better
+
+
+def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
+    prompt, used = prompt_of(record)
+    chosen, rejected = (turns_under(record, key, "assistant") for key in ("chosen", "rejected"))
+    if not prompt or is_whole(chosen) or is_whole(rejected):
+        shared, chosen, rejected = parted(chosen, rejected)
+        if not isinstance(record.get("prompt", ""), str) and shared[: len(prompt)] != prompt:
+            raise RowError("wrong_shape", "chosen and rejected are whole conversations that begin unlike the prompt")
+        prompt = shared
+    row = pair_row(record, {"chosen", "rejected", *used}, prompt, chosen, rejected, origin, source)
+    margin = _margin(record)
+    return row if margin is None else replace(row, meta={**row.meta, "margin": margin})
+
+
+def _margin(record: Foreign) -> float | None:
+    for better, worse in _SCORES:
+        scores = finite(record.get(better)), finite(record.get(worse))
+        if scores[0] is not None and scores[1] is not None:
+            return scores[0] - scores[1]
+    return None
+
+
+PAIRS = Format(
+    "pairs",
+    _detect,
+    _parse,
+    '{"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}',
+    "pairs",
+)

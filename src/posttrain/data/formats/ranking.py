@@ -1,0 +1,55 @@
+"""LLaMA-Factory's ranking: a conversation that waits for a reply, and the replies under ``chosen`` and ``rejected``.
+
+Its newer form has two whole conversations instead, ``chosen_messages`` and ``rejected_messages``.
+"""
+
+from __future__ import annotations
+
+from posttrain.data.formats.base import Foreign, Format, RowError, objects
+from posttrain.data.formats.prompts import prompt_key_of
+from posttrain.data.formats.sharegpt import CONVERSATION_KEYS
+from posttrain.data.formats.sides import is_whole, pair_row, parted
+from posttrain.data.formats.turns import parse_turn, turns_under
+from posttrain.types import Message, Origin, PairRow
+
+_TALKS = (*CONVERSATION_KEYS, "messages")
+_WHOLE = ("chosen_messages", "rejected_messages")
+_SIDES = ("chosen", "rejected")
+
+
+def detect(record: Foreign) -> bool:
+    """Whether a conversation has two replies, or there are two conversations."""
+    replies = record.keys() >= set(_SIDES) and _talk_key(record) is not None and prompt_key_of(record) is None
+    return replies or record.keys() >= set(_WHOLE)
+
+
+def _talk_key(record: Foreign) -> str | None:
+    return next((key for key in _TALKS if key in record), None)
+
+
+def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
+    if record.keys() >= set(_WHOLE):
+        chosen, rejected = (_turns(record, key) for key in _WHOLE)
+        return pair_row(record, set(_WHOLE), *parted(chosen, rejected), origin, source)
+    chosen, rejected = (turns_under(record, key, "assistant") for key in _SIDES)
+    used = {*_SIDES, *_TALKS}
+    if is_whole(chosen) or is_whole(rejected):
+        return pair_row(record, used, *parted(chosen, rejected), origin, source)
+    prompt = _turns(record, _talk_key(record) or "conversations")
+    if prompt and prompt[-1].role == "assistant":
+        raise RowError("wrong_shape", "the conversation before the two replies ends with a reply")
+    return pair_row(record, used, prompt, chosen, rejected, origin, source)
+
+
+def _turns(record: Foreign, key: str) -> tuple[Message, ...]:
+    return tuple(map(parse_turn, objects(record, key)))
+
+
+RANKING = Format(
+    "ranking",
+    detect,
+    _parse,
+    '{"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", "value": "Hello!"}, '
+    '"rejected": {"from": "gpt", "value": "Go away."}}',
+    "pairs",
+)

@@ -1,0 +1,196 @@
+"""An evaluation stage: held-out rows and prompts under several models, one model in memory at a time.
+
+What the data stage holds decides what is measured: of conversations the likelihood, of pairs which reply is favoured. A
+killed evaluation goes on with the models it had not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from posttrain.artifacts import Ledger, StageDir, read_json, write_json, write_text
+from posttrain.data.rows import read_pairs, read_rows, rows_kind
+from posttrain.encode.preferences import PairTokens, encode_pairs, sequences_of
+from posttrain.encode.template import ChatTemplate
+from posttrain.encode.tokens import encode_rows
+from posttrain.errors import DataError
+from posttrain.eval.config import EvalStage
+from posttrain.eval.prompts import Prompt, load_prompts
+from posttrain.lab.display import Display
+from posttrain.types import RowKind, Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    from posttrain.lab.models import Weights
+
+Logps = list[list[float]]
+"""log p of every supervised token of every held-out sequence, as they are kept between two lives of a process."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows of an evaluation, encoded."""
+
+    kind: RowKind
+    units: Sequence[Tokens | PairTokens]
+
+
+def evaluate(
+    stage: EvalStage,
+    out: StageDir,
+    rows: Path,
+    base_folder: Path,
+    weights: Callable[[str], Weights],
+    seed: int,
+    display: Display,
+) -> dict[str, Any]:
+    """Run or resume an evaluation stage and return its ``result`` (docs/run-folder.md).
+
+    rows: the held-out rows. weights: what a model name of the recipe means.
+    """
+    from posttrain.lab.models import template_of
+    from posttrain.model import hardware
+
+    device = hardware.resolve_device(stage.device)
+    hardware.reset_peak_memory(device)
+    dtype = hardware.choose_dtype("auto", device)
+    dtype_name = str(dtype).removeprefix("torch.")
+    template = template_of(base_folder, stage.template)
+    ledger = Ledger()
+    held_out = _held_out(rows, template, stage, ledger)
+    ledger.write(out.file("ledger.json"))
+    prompts = load_prompts(stage.prompts) if stage.prompts is not None else ()
+    logps: dict[str, Logps] = {}
+    replies: list[dict[str, Any]] = []
+    for name in stage.models:
+        part = out.file("parts", f"{name}-{dtype_name}.json")
+        if not part.exists():
+            found = _evaluate_model(name, stage, held_out, prompts, template, weights(name), dtype, device, display)
+            write_json(part, found)  # Python writes floats so that they are read back to the bit
+        found = read_json(part)
+        logps[name], replies = found["logps"], replies + found["replies"]
+    result: dict[str, Any] = {
+        "models": list(stage.models),
+        "device": str(device),
+        "dtype": dtype_name,
+        "peak_memory_bytes": hardware.peak_memory(device),
+    }
+    chance = {"confidence": stage.confidence, "resamples": stage.resamples, "seed": seed}
+    if held_out.units:
+        result |= _measure(stage, held_out, logps, out, chance, display)
+    result |= _check_replies(replies, out, chance)
+    shutil.rmtree(out.file("parts"))  # all of it stands in the files above
+    return result
+
+
+def _held_out(rows: Path, template: ChatTemplate, stage: EvalStage, ledger: Ledger) -> HeldOut:
+    kind = rows_kind(rows)
+    match kind:
+        case "pairs":
+            return HeldOut(kind, encode_pairs(read_pairs(rows), template, stage.max_length, ledger).examples)
+        case "feedback":
+            raise DataError(
+                "these held-out rows are single labelled replies, which can't be compared one with another",
+                where=str(rows),
+                fix="evaluate on a data stage of pairs or conversations (rows: pairs); training reports held-out feedback itself",
+            )
+        case _:
+            return HeldOut(
+                "conversations", encode_rows(read_rows(rows), template, stage.max_length, "drop", ledger).examples
+            )
+
+
+def _evaluate_model(
+    name: str,
+    stage: EvalStage,
+    held_out: HeldOut,
+    prompts: Sequence[Prompt],
+    template: ChatTemplate,
+    weights: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    display: Display,
+) -> dict[str, Any]:
+    """``logps`` of the held-out sequences and ``replies`` of one model, which is in memory only in here."""
+    from posttrain.eval.replies import reply_records
+    from posttrain.lab.models import stop_sequences
+    from posttrain.model.frozen import frozen_model
+    from posttrain.model.score import sequence_logps
+
+    model = frozen_model(*weights, dtype, device)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        display.tick(f"held-out rows under {name}", done, len(held_out.units))
+
+    groups = [sequences_of(unit) for unit in held_out.units]
+    logps = [part.tolist() for part in sequence_logps(model, groups, stage.batch_tokens, dtype, advance)]
+    records: list[dict[str, Any]] = []
+    if prompts:
+        label = f"replies of {name}"
+        display.tick(label, 0, 0)
+        stops = stop_sequences(model, template)
+        records = reply_records(name, model, prompts, template, stops, stage.max_new_tokens)
+        display.tick(label, 1, 1)
+    return {"logps": logps, "replies": records}
+
+
+def _measure(
+    stage: EvalStage,
+    held_out: HeldOut,
+    logps: Mapping[str, Logps],
+    out: StageDir,
+    chance: Mapping[str, Any],
+    display: Display,
+) -> dict[str, Any]:
+    """Write what the held-out rows say of the models; returns its part of the stage's result."""
+    from posttrain.eval.likelihood import likelihood_record, row_records
+    from posttrain.eval.preferences import PairScores, preference_record, preference_rows
+    from posttrain.model.score import weigh
+
+    arrays = {name: [np.array(part, np.float32) for part in found] for name, found in logps.items()}
+    if held_out.kind == "conversations":
+        examples = [unit for unit in held_out.units if isinstance(unit, Tokens)]
+        scores = {name: weigh(examples, found) for name, found in arrays.items()}
+        likelihood = likelihood_record(scores, **chance)
+        write_json(out.file("likelihood.json"), likelihood)
+        _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, examples))
+        for name, found in scores.items():
+            display.note(f"{name}: held-out loss {found.mean():.4f} on {len(examples)} rows")
+        return {"loss": {name: entry["loss"] for name, entry in likelihood["models"].items()}}
+    pairs = [unit for unit in held_out.units if isinstance(unit, PairTokens)]
+    sides = {name: PairScores(found[0::2], found[1::2]) for name, found in arrays.items()}
+    preferences = preference_record(sides, stage.reference or stage.models[0], **chance)
+    write_json(out.file("preferences.json"), preferences)
+    _write_lines(out.file("preference_rows.jsonl"), preference_rows(sides, pairs))
+    accuracy = {name: entry["reward_accuracy"]["estimate"] for name, entry in preferences["models"].items()}
+    for name, share in accuracy.items():
+        display.note(f"{name}: favours the chosen reply in {share:.1%} of {len(pairs)} held-out pairs")
+    return {"reward_accuracy": accuracy}
+
+
+def _check_replies(replies: Sequence[Mapping[str, Any]], out: StageDir, chance: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the replies and how many pass their checks; returns its part of the stage's result."""
+    from posttrain.eval.replies import accuracy_record
+
+    if replies:
+        _write_lines(out.file("replies.jsonl"), replies)
+    if not any(reply["check"] is not None for reply in replies):
+        return {}
+    accuracy = accuracy_record(replies, **chance)
+    write_json(out.file("accuracy.json"), accuracy)
+    return {"accuracy": {name: entry["all"]["accuracy"] for name, entry in accuracy["models"].items()}}
+
+
+def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))

@@ -1,0 +1,37 @@
+"""When a difference counts as shown."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Verdict = Literal["improved", "worse", "not shown"]
+
+
+def loss_verdict(low: float, high: float) -> Verdict:
+    """``improved`` where the whole interval of the loss difference is below zero, ``worse`` where it is above.
+
+    An interval without width is a bootstrap over one row: it shows nothing.
+    """
+    if low == high:
+        return "not shown"
+    if high < 0:
+        return "improved"
+    return "worse" if low > 0 else "not shown"
+
+
+def gain_verdict(low: float, high: float) -> Verdict:
+    """Judge a difference that is a gain where it is positive by its interval, as ``loss_verdict`` does."""
+    return loss_verdict(-high, -low)
+
+
+def paired_gain_verdict(low: float, high: float, p_value: float, confidence: float) -> Verdict:
+    """Call a difference of two shares over the same rows shown only where interval and exact test say so.
+
+    The bootstrap interval is too narrow for a handful of rows, hence the test. With the test an interval without width
+    may count: where every single row was gained, there is nothing to resample.
+    """
+    if p_value >= 1 - confidence:
+        return "not shown"
+    if low > 0:
+        return "improved"
+    return "worse" if high < 0 else "not shown"

@@ -1,0 +1,48 @@
+"""The pieces that sentences are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from posttrain.report import numbers
+from posttrain.report.verdicts import Verdict
+
+FEW_ROWS = 30
+"""Below this many rows a bootstrap interval tends to be too narrow, which the report says."""
+
+VERDICT_TEXT: dict[Verdict, str] = {"improved": "improved", "worse": "worse", "not shown": "no difference shown"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing the run shows, or fails to show. ``verdict`` is None where nothing is compared."""
+
+    stage: str
+    topic: str
+    verdict: Verdict | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One headline number: what it is, its value, and a line below it."""
+
+    label: str
+    value: str
+    note: str
+    verdict: Verdict | None = None
+    quality: bool = False
+    """Whether it says how good a model is rather than what it cost."""
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """``1 row``, ``1,999 rows``."""
+    return f"{numbers.count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def join(parts: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
