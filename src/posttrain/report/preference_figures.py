@@ -65,7 +65,7 @@ def stage_figures(train: TrainFacts, training: PreferenceTraining) -> tuple[Figu
             train, training, "rewards", "Rewards", "reward", lambda r: r.rewards_chosen, lambda r: r.rewards_rejected
         ),
         _measure(train, training, "margin", "Reward margin", "margin", lambda r: r.rewards_margins, line=0.0),
-        _measure(train, training, "accuracy", "Reward accuracy", "percent of pairs", _percent, line=50.0),
+        _measure(train, training, "accuracy", "Reward accuracy", "percent", _percent, line=50.0),
         _sides(
             train,
             training,

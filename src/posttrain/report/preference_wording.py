@@ -27,8 +27,8 @@ LOSSES = {
     "dpo": "The loss is the negative log-sigmoid of beta times the margin; while the policy still equals its reference it is ln 2 = 0.693.",
     "ipo": "The loss is the squared distance of the margin from its target 1 / (2 beta).",
     "hinge": "The loss is 1 less beta times the margin, and 0 from there on; while the policy still equals its reference it is 1.",
-    "simpo": "The loss is the negative log-sigmoid of the margin less gamma. There is no reference.",
-    "orpo": "The loss is the chosen reply's negative log-likelihood plus a penalty where its odds are not above those of the rejected one. There is no reference.",
+    "simpo": "The loss is the negative log-sigmoid of the margin less gamma.",
+    "orpo": "The loss is the chosen reply's negative log-likelihood plus a penalty where its odds are not above those of the rejected one.",
     "kto": "The loss is between 0 and 1 for a reply: how far from certain it is that a desirable reply counts as a gain, and an undesirable one as a loss, measured from the reference point.",
     "reward": "The loss is the negative log-sigmoid of the difference of both scores: ln 2 = 0.693 where they are equal.",
 }
