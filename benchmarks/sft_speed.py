@@ -19,14 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
+from side_by_side import compare, dtype_here
 
 from posttrain.types import Tokens
 
@@ -99,41 +98,6 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     return line
 
 
-def last_json_line(command: list[str]) -> dict[str, Any]:
-    """Run a command and read the JSON line it ends with."""
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    line: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return line
-
-
-def compare(options: argparse.Namespace, model: Path, data: Path) -> None:
-    """Peer and posttrain in turn, in the same type, medians, ratios."""
-    python, script = options.against
-    common = ["--model", str(model), "--data", str(data), "--rows", str(options.rows), "--dtype", options.dtype]
-    peer_command = [python, script, "sft", *common]
-    own_command = [sys.executable, __file__, *common, "--share"]
-    lines: dict[str, list[dict[str, Any]]] = {"peer": [], "own": []}
-    for _ in range(options.repeats):
-        for name, command in (("peer", peer_command), ("own", own_command)):
-            lines[name].append(last_json_line(command))
-            print(json.dumps(lines[name][-1]), flush=True)
-    speed, memory = (
-        {k: median(line[key] for line in v) for k, v in lines.items()} for key in ("tokens_per_second", "peak_rss_gb")
-    )
-    print(
-        json.dumps(
-            {
-                "repeats": options.repeats,
-                "dtype": options.dtype,
-                "median_tokens_per_second": speed,
-                "median_peak_rss_gb": memory,
-                "speed_ratio": round(speed["own"] / speed["peer"], 2),
-                "memory_ratio": round(memory["own"] / memory["peer"], 3),
-            }
-        )
-    )
-
-
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,16 +112,16 @@ def main() -> None:
     options = parser.parse_args()
 
     from posttrain.assets import DATA, fetch
-    from posttrain.model import hardware
     from posttrain.model.source import model_folder
 
-    if options.dtype == "auto":
-        chosen = hardware.choose_dtype("auto", hardware.resolve_device("auto"))
-        options.dtype = next(name for name, dtype in hardware.DTYPES.items() if dtype == chosen)
+    options.dtype = dtype_here(options.dtype)
     model = model_folder(options.model or "smollm2-135m-instruct")
     data = options.data or str(fetch(DATA["alpaca_en_demo"]))
     if options.against:
-        compare(options, model, Path(data))
+        common = ["--model", str(model), "--data", data, "--rows", str(options.rows), "--dtype", options.dtype]
+        python, script = options.against
+        own = [sys.executable, __file__, *common, "--share"]
+        compare([python, script, "sft", *common], own, options.repeats, options.dtype)
     else:
         print(json.dumps(measure(options, model, data)))
 

@@ -319,6 +319,7 @@ def _rewards(objective: dict[str, Any], gain: float, noise: float) -> dict[str, 
     rewards = [scale * (chosen - SFT_LOGPS["chosen"]), scale * (rejected - SFT_LOGPS["rejected"])]
     if name == "simpo":
         rewards = [scale * chosen / 150, scale * rejected / 135]
+        noise /= 100
     margin = rewards[0] - rewards[1] + scale * noise
     found = {"rewards/chosen": rewards[0] + scale * noise, "rewards/rejected": rewards[1]}
     if name != "kto":

@@ -138,6 +138,7 @@ def environment(*, autoescape: bool) -> Environment:
     environment.filters |= {
         "accuracy_rows": accuracy_rows,
         "accuracy_sentence": wording.accuracy_sentence,
+        "bracketed": bracketed,
         "cell": cell,
         "check_words": check_words,
         "fenced": fenced,
@@ -152,6 +153,7 @@ def environment(*, autoescape: bool) -> Environment:
         "perplexity": perplexity,
         "reasons": reasons,
         "selection_notes": wording.selection_notes,
+        "sentence_start": lambda text: text[:1].upper() + text[1:],
         "slug": file_name,
     }
     environment.filters |= {
@@ -215,6 +217,12 @@ def check_words(kind: str, expected: Any) -> str:
 def json_text(value: Any) -> str:
     """Return indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def bracketed(text: str) -> Markup:
+    """Return text that may break before its brackets, but not inside them."""
+    first, bracket, rest = text.partition(" (")
+    return Markup('{} <span class="nowrap">({}</span>').format(first, rest) if bracket else Markup("{}").format(text)
 
 
 def cell(text: str) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from posttrain.report.facts import EvalFacts, RunFacts, TrainFacts
-from posttrain.report.preferences import PreferenceTraining
+from posttrain.report.preferences import EvalPreferences, PreferenceTraining
 from posttrain.report.records import ModelPreferences
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,6 @@ class PreferenceStage:
     training: PreferenceTraining | None
     learning_rate: float | None
     held_out: ModelPreferences | None
-    """From the last eval stage over pairs that has this model."""
     kl: float | None
     """Distance from the start model, nats a reply token; None where it was measured from another model, or not at all."""
     replies: ReplyLengths | None
@@ -66,37 +62,47 @@ def preference_stages(facts: RunFacts) -> PreferenceStages | None:
     if len(trains) < 2:
         return None
     starts = {str(train.config.get("start_from", "base")) for train, _ in trains}
-    start = _column(facts, next(iter(starts)), None, None) if len(starts) == 1 else None
-    columns = tuple(_column(facts, train.stage.name, train, training) for train, training in trains)
+    names = [train.stage.name for train, _ in trains]
+    # All columns are read from one evaluation each: numbers of different rows or prompts can't be compared.
+    pairs = _covering(facts.evaluations, names, lambda e: e.preferences.models if e.preferences else ())
+    prompts = _covering(facts.evaluations, names, lambda e: {r.model for p in e.prompts for r in p.replies})
+    preferences = pairs.preferences if pairs else None
+    start = _column(next(iter(starts)), None, None, preferences, prompts) if len(starts) == 1 else None
     measured = start is not None and (start.held_out is not None or start.replies is not None)
-    evaluation = _latest(facts, lambda e: e.preferences if e.preferences and _of_any(e, columns) else None)
     return PreferenceStages(
-        stages=columns,
+        stages=tuple(_column(t.stage.name, t, training, preferences, prompts) for t, training in trains),
         start=start if measured else None,
         one_objective=len({training.objective for _, training in trains}) == 1,
         one_loss=all(_loss_of(training) == _loss_of(trains[0][1]) for _, training in trains),
-        reference=evaluation.reference if evaluation else None,
-        confidence=evaluation.confidence if evaluation else None,
-        pairs=evaluation.pairs if evaluation else None,
+        reference=preferences.reference if preferences else None,
+        confidence=preferences.confidence if preferences else None,
+        pairs=preferences.pairs if preferences else None,
     )
+
+
+def _covering(
+    evaluations: Sequence[EvalFacts], names: Sequence[str], models: Callable[[EvalFacts], Collection[str]]
+) -> EvalFacts | None:
+    """Return the evaluation that has most of the stages, the later one of equals; None where none has any."""
+    counted = [(sum(name in models(e) for name in names), index, e) for index, e in enumerate(evaluations)]
+    known = [entry for entry in counted if entry[0]]
+    return max(known, key=lambda entry: entry[:2])[2] if known else None
 
 
 def _loss_of(training: PreferenceTraining) -> tuple[str, dict[str, object]]:
     return training.objective, dict(training.settings)
 
 
-def _of_any(evaluation: EvalFacts, columns: tuple[PreferenceStage, ...]) -> bool:
-    compared = evaluation.preferences.models if evaluation.preferences else {}
-    return any(column.name in compared for column in columns)
-
-
 def _column(
-    facts: RunFacts, name: str, train: TrainFacts | None, training: PreferenceTraining | None
+    name: str,
+    train: TrainFacts | None,
+    training: PreferenceTraining | None,
+    preferences: EvalPreferences | None,
+    prompts: EvalFacts | None,
 ) -> PreferenceStage:
-    found = _latest(facts, lambda e: e.preferences if e.preferences and name in e.preferences.models else None)
-    held_out = found.models[name] if found else None
+    held_out = preferences.models.get(name) if preferences else None
     start = train.config.get("start_from", "base") if train else name
-    kl = held_out.kl if found and held_out and found.reference == start else None
+    kl = held_out.kl if preferences and held_out and preferences.reference == start else None
     if kl is None and training and training.paired and training.reference == start and training.held_out:
         kl = training.held_out[-1].kl
     return PreferenceStage(
@@ -106,7 +112,7 @@ def _column(
         learning_rate=_learning_rate(train) if train else None,
         held_out=held_out,
         kl=kl,
-        replies=_latest(facts, lambda evaluation: _replies(evaluation, name)),
+        replies=_replies(prompts, name) if prompts else None,
     )
 
 
@@ -124,8 +130,3 @@ def _replies(evaluation: EvalFacts, name: str) -> ReplyLengths | None:
         return None
     prompts = sum(any(reply.model == name for reply in prompt.replies) for prompt in evaluation.prompts)
     return ReplyLengths(mean, prompts, evaluation.cut_replies(name))
-
-
-def _latest(facts: RunFacts, find: Callable[[EvalFacts], T | None]) -> T | None:
-    """Return what is found in the last eval stage that has it."""
-    return next((found for e in reversed(facts.evaluations) if (found := find(e)) is not None), None)

@@ -58,11 +58,17 @@ class Curve:
 
 def stage_figures(train: TrainFacts, training: PreferenceTraining) -> tuple[Figure, ...]:
     """Return the small multiples of a preference stage: rewards, margin, accuracy, log-probabilities, distance."""
-    better, worse = training.sides
     point = training.objective == "kto"
     drawn = (
         _sides(
-            train, training, "rewards", "Rewards", "reward", lambda r: r.rewards_chosen, lambda r: r.rewards_rejected
+            train,
+            training,
+            "rewards",
+            "Rewards",
+            "reward",
+            lambda r: r.rewards_chosen,
+            lambda r: r.rewards_rejected,
+            held_out_alone=training.objective in ("simpo", "orpo"),  # levels of log-probability, other in every batch
         ),
         _measure(train, training, "margin", "Reward margin", "margin", lambda r: r.rewards_margins, line=0.0),
         _measure(train, training, "accuracy", "Reward accuracy", "percent", _percent, line=50.0),
@@ -70,7 +76,7 @@ def stage_figures(train: TrainFacts, training: PreferenceTraining) -> tuple[Figu
             train,
             training,
             "log-probabilities",
-            f"Log-probability of {better} and {worse}",
+            "Log-probability of the replies",
             "nats a reply",
             lambda r: r.logps_chosen,
             lambda r: r.logps_rejected,

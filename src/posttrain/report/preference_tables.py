@@ -105,7 +105,7 @@ def comparison_table(found: PreferenceStages) -> Table:
     lines: list[tuple[str, Callable[[PreferenceStage], str]]] = [
         ("Objective", lambda s: s.training.name if s.training else "start model"),
         ("Settings", lambda s: (s.training.settings_text if s.training else "") or NOTHING),
-        ("Learning rate", lambda s: numbers.scientific(s.learning_rate)),
+        ("Highest learning rate", lambda s: numbers.scientific(s.learning_rate)),
         ("Trained on", _trained_on),
         ("Steps", lambda s: numbers.count(s.train.step_count if s.train else None)),
         ("Held-out reward accuracy", lambda s: _measured(found, s, "reward_accuracy")),
@@ -119,7 +119,9 @@ def comparison_table(found: PreferenceStages) -> Table:
         ("Peak memory", lambda s: numbers.memory(s.train.peak_memory_bytes if s.train else None)),
     ]
     rows = [[name, *(text(stage) for stage in found.columns)] for name, text in lines]
-    return ["", *(stage.name for stage in found.columns)], [row for row in rows if set(row[1:]) != {NOTHING}]
+    return ["", *(stage.name for stage in found.columns)], [
+        row for row in rows if set(row[-len(found.stages) :]) != {NOTHING}
+    ]
 
 
 def _measured(found: PreferenceStages, stage: PreferenceStage, measure: Measure) -> str:

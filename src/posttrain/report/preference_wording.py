@@ -161,10 +161,13 @@ def _unchanged(train: TrainFacts, training: PreferenceTraining) -> Remark | None
 
 
 def _chance(train: TrainFacts, training: PreferenceTraining) -> Remark | None:
-    last = _end(training)
+    first, last = _start(training), _end(training)
     accuracy = last.rewards_accuracies if last else None
     if last is None or last.step == 0 or accuracy is None or not abs(accuracy - 0.5) <= NEAR_CHANCE:
         return None
+    before = first.rewards_accuracies if first else None
+    if before is not None and accuracy - before > NEAR_CHANCE:
+        return None  # without a reference the start may lie well below one half
     rows = f" of {units(training, last.rows)}" if last.rows else ""
     return Remark(
         "warning",
@@ -240,10 +243,16 @@ def comparison_note(found: PreferenceStages) -> str:
             "The stages have one objective with different settings. The height of loss, reward and margin depends on the "
             "settings, so of these curves compare the course only; accuracies and KL have one scale."
         )
-    return (
+    text = (
         "Losses of different objectives are different quantities: compare their course, not their height. Rewards and "
-        "margins have different units as well; accuracies have one scale."
+        "margins have different units as well."
     )
+    if len({s.training.reference is None for s in found.stages if s.training and s.training.paired}) > 1:
+        text += (
+            " Accuracy counts which reply gained more where there is a reference, and which one is likelier where there "
+            "is none, so their levels differ too."
+        )
+    return f"{text} The held-out numbers in the table are measured alike for all." if found.pairs else text
 
 
 # ---- evaluation ----------------------------------------------------------------------------------------------------
@@ -253,16 +262,22 @@ MORE = {"improved": "more", "worse": "fewer"}
 
 def headline_sentence(found: EvalPreferences) -> str:
     """Return what the held-out pairs say, for the paragraph."""
-    comparison = found.headline
-    if comparison is None:
+    if found.headline is None:
         shares = [f"{name} {numbers.percent(m.ranking_accuracy.estimate)}" for name, m in found.models.items()]
         return f"Share of {plural(found.pairs, 'held-out pair')} whose chosen reply is the likelier one a token: {join(shares)}."
-    outcome = {
+    outcomes = {
         "improved": "preference accuracy rose",
         "worse": "preference accuracy fell",
         "not shown": "no difference of preference accuracy is shown",
-    }[comparison.verdict("reward_accuracy")]
-    return f"{_shares(found, comparison, 'reward_accuracy')}: {outcome} ({_evidence(found, comparison, 'reward_accuracy')})."
+    }
+    parts: list[str] = []
+    for c in found.against_reference or (found.headline,):
+        last = found.models.get(c.difference.b)
+        share = _shares(found, c, "reward_accuracy")
+        if parts and last:
+            share = f"{c.difference.b} in {numbers.percent(last.reward_accuracy.estimate)}"
+        parts.append(f"{share}: {outcomes[c.verdict('reward_accuracy')]} ({_evidence(found, c, 'reward_accuracy')})")
+    return "; ".join(parts) + "."
 
 
 def accuracy_sentence(found: EvalPreferences, comparison: PreferenceComparison) -> str:
@@ -317,11 +332,12 @@ def tiles(found: EvalPreferences) -> list[Tile]:
     difference = comparison.difference
     first, last = found.models.get(difference.a), found.models.get(difference.b)
     level = numbers.confidence(found.confidence)
+    whose = f" of {difference.b}" if len(found.comparisons) > 1 else ""
     row = []
     if first and last:
         row.append(
             Tile(
-                "Preference accuracy",
+                f"Preference accuracy{whose}",
                 f"{numbers.percent(first.reward_accuracy.estimate, 0)} \N{RIGHTWARDS ARROW} "
                 f"{numbers.percent(last.reward_accuracy.estimate, 0)}",
                 f"{plural(found.pairs, 'held-out pair')}; {_points(found, difference.reward_accuracy)}",
@@ -332,7 +348,7 @@ def tiles(found: EvalPreferences) -> list[Tile]:
     margin = difference.reward_margin
     row.append(
         Tile(
-            "Preference margin",
+            f"Preference margin{whose}",
             numbers.signed(margin.estimate),
             f"nats against {difference.a}, {level} interval {numbers.interval(margin.low, margin.high)}",
             comparison.verdict("reward_margin"),
@@ -343,7 +359,7 @@ def tiles(found: EvalPreferences) -> list[Tile]:
 
 
 def _shares(found: EvalPreferences, comparison: PreferenceComparison, measure: Measure, *, brief: bool = False) -> str:
-    """Return the shares of both models: ``dpo favours the chosen reply in 73.3% of 30 held-out pairs, sft in 50.0% ...``."""
+    """Return the shares of both models: ``On 30 held-out pairs dpo favours the chosen reply in 73.3%, sft in 50.0% ...``."""
     difference = comparison.difference
     first, last = found.models.get(difference.a), found.models.get(difference.b)
     if first is None or last is None:
@@ -352,7 +368,7 @@ def _shares(found: EvalPreferences, comparison: PreferenceComparison, measure: M
     if brief:
         return f"{difference.b} {numbers.percent(after)}, {difference.a} {numbers.percent(before)}"
     text = (
-        f"{difference.b} favours the chosen reply in {numbers.percent(after)} of {plural(found.pairs, 'held-out pair')}, "
+        f"On {plural(found.pairs, 'held-out pair')} {difference.b} favours the chosen reply in {numbers.percent(after)}, "
         f"{difference.a} in {numbers.percent(before)}"
     )
     if found.at_chance_by_definition(difference.a):

@@ -182,10 +182,14 @@ class EvalPreferences:
     comparisons: tuple[PreferenceComparison, ...]
 
     @property
+    def against_reference(self) -> tuple[PreferenceComparison, ...]:
+        """The comparisons with the reference."""
+        return tuple(c for c in self.comparisons if c.difference.a == self.reference)
+
+    @property
     def headline(self) -> PreferenceComparison | None:
         """The last model against the reference; where nothing is compared with that, the last comparison."""
-        against = [c for c in self.comparisons if c.difference.a == self.reference]
-        return next(reversed(against or self.comparisons), None)
+        return next(reversed(self.against_reference or self.comparisons), None)
 
     def at_chance_by_definition(self, model: str) -> bool:
         """Whether the reward accuracy of a model is one half and its margin 0 because rewards are measured from it."""

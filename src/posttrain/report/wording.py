@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 def paragraph(facts: RunFacts) -> str:
     """Return what was done and what came of it, in one paragraph of plain sentences."""
-    sentences = [_data_sentence(facts), *(_train_sentence(facts, train) for train in facts.training)]
+    sentences = [_data_sentence(facts), *_train_sentences(facts)]
     for evaluation in facts.evaluations:
         sentences.append(_likelihood_sentence(evaluation))
         if evaluation.preferences is not None:
@@ -185,21 +185,30 @@ def _data_sentence(facts: RunFacts) -> str:
     return " ".join(parts)
 
 
-def _train_sentence(facts: RunFacts, train: TrainFacts) -> str:
+def _train_sentences(facts: RunFacts) -> list[str]:
+    """Return one sentence a train stage; what is as in the stage before is not said again."""
+    before: list[TrainFacts | None] = [None, *facts.training[:-1]]
+    return [_train_sentence(facts, train, last) for train, last in zip(facts.training, before, strict=False)]
+
+
+def _train_sentence(facts: RunFacts, train: TrainFacts, before: TrainFacts | None) -> str:
     result, manifest = train.result, train.stage.manifest
     steps = train.step_count
     if steps is None or manifest is None:
         return ""
     start = train.config.get("start_from", "base")
     start = (facts.model or "the base model") if start == "base" else f"the weights of stage {start}"
-    text = f"Stage {train.stage.name} trained {start} by {method(train)}"
+    how = method(train)
+    if before is not None and _adapter_text(before) == _adapter_text(train):
+        how = _objective_text(train) + (" in the same way" if _adapter_text(train) else "")
+    text = f"Stage {train.stage.name} trained {start} by {how}"
     ledger = train.stage.ledger
     if ledger is not None:
         rows = ledger.rows_kept
         training = train.preferences
         text += f" on {preference_wording.units(training, rows) if training else plural(rows, 'example')}"
     if train.preferences is not None:
-        text += f" {preference_wording.reference_text(train, train.preferences)}"
+        text += f", {preference_wording.reference_text(train, train.preferences)},"
     text += f" for {plural(steps, 'step')}"
     details = []
     if batch := train.config.get("batch_size"):
@@ -210,17 +219,26 @@ def _train_sentence(facts: RunFacts, train: TrainFacts) -> str:
         details.append(f"{numbers.count(result.tokens)} tokens, {numbers.count(result.supervised_tokens)} supervised")
     text += f" ({', '.join(details)})" if details else ""
     text += f" in {numbers.duration(train.seconds)}" if train.seconds is not None else ""
-    return text + (f" on {_device(train)}." if manifest.device else ".")
+    same = before is not None and _device(before) == _device(train)
+    return text + ("." if same or not manifest.device else f" on {_device(train)}.")
 
 
 def method(train: TrainFacts) -> str:
     """Return the objective and what was trained, for example ``SFT with LoRA of rank 16 (... parameters)``."""
+    return _objective_text(train) + _adapter_text(train)
+
+
+def _objective_text(train: TrainFacts) -> str:
+    if train.preferences is not None:
+        return preference_wording.objective_text(train.preferences)
     objective = train.config.get("objective")
-    adapter = train.config.get("adapter")
     name = str(objective["name"]) if isinstance(objective, dict) and "name" in objective else "training"
-    text = (
-        preference_wording.objective_text(train.preferences) if train.preferences else OBJECTIVE_NAMES.get(name, name)
-    )
+    return OBJECTIVE_NAMES.get(name, name)
+
+
+def _adapter_text(train: TrainFacts) -> str:
+    """Return what was trained: `` with LoRA of rank 16 (...)``."""
+    adapter, text = train.config.get("adapter"), ""
     if isinstance(adapter, dict) and adapter.get("name") == "lora":
         kind = "DoRA" if adapter.get("dora") else "rsLoRA" if adapter.get("rslora") else "LoRA"
         text += f" with {kind} of rank {adapter['rank']}" if "rank" in adapter else f" with {kind}"

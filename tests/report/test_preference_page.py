@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from posttrain.artifacts import RunDir, write_text
+from posttrain.report import numbers
+from posttrain.report.page import bracketed, cell, write_report
+
+Edit = Callable[[Path, Callable[[Any], None]], None]
+Add = Callable[..., None]
+VOID = {"meta", "link", "input", "br", "img", "hr"}
+PANELS = {"loss", "rewards", "margin", "accuracy", "log-probabilities", "kl", "gradient-norm", "learning-rate", "speed"}
+
+
+class Page(HTMLParser):
+    """Text, elements and headings of a page whose tags are balanced and whose references hold."""
+
+    def __init__(self, run: RunDir) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.parts: list[str] = []
+        self.feed(write_report(run).read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+        ids = [a["id"] for _, a in self.elements if "id" in a]
+        assert len(ids) == len(set(ids))
+        assert {(a["href"] or "")[1:] for tag, a in self.elements if tag == "a"} <= set(ids)
+        headings = [int(tag[1]) for tag, _ in self.elements if re.fullmatch(r"h\d", tag)]
+        assert all(b <= a + 1 for a, b in pairwise(headings))
+        self.text = " ".join("".join(self.parts).split())
+        self.markdown = (run.path / "report/report.md").read_text(encoding="utf-8")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+    def ids(self) -> set[str | None]:
+        return {a["id"] for _, a in self.elements if "id" in a}
+
+
+def artefact(run: RunDir, name: str) -> Any:
+    return json.loads((run.path / name).read_text(encoding="utf-8"))
+
+
+def figures(run: RunDir) -> set[str]:
+    return {path.stem for path in (run.path / "report/figures").iterdir()}
+
+
+def test_small_multiples_and_what_they_are(preference_run: RunDir) -> None:
+    page = Page(preference_run)
+    names = figures(preference_run)
+    assert {f"dpo-{panel}" for panel in PANELS} <= names
+    assert {"dpo-lengths-conversation", "dpo-lengths-replies"} <= names
+    assert {"prefer-preference-accuracy", "prefer-preference-margin"} <= names
+    small = [a for tag, a in page.elements if tag == "svg" and a.get("class") == "figure small"]
+    assert len(small) == len(PANELS)
+    assert all(len(a.get("aria-label") or "") > 30 for tag, a in page.elements if tag == "svg")
+    for path in (preference_run.path / "report/figures").iterdir():
+        ElementTree.parse(path)
+    images = re.findall(r"\]\(figures/([^)]+)\.svg\)", page.markdown)
+    assert set(images) == names
+
+
+def test_the_page_is_one_file_that_requests_nothing(two_objectives: RunDir) -> None:
+    page = Page(two_objectives)
+    loading = {"src", "href", "srcset", "data", "poster", "action", "formaction", "xlink:href", "background"}
+    targets = [value or "" for _, a in page.elements for name, value in a.items() if name in loading]
+    assert all(target.startswith("#") or target == "data:," for target in targets)
+    assert sum(tag == "script" for tag, _ in page.elements) == 1
+
+
+def test_numbers_equal_the_artefacts_on_page_and_in_markdown(preference_run: RunDir) -> None:
+    page = Page(preference_run)
+    record, lengths = artefact(preference_run, "prefer/preferences.json"), artefact(preference_run, "dpo/lengths.json")
+    dpo, (difference,) = record["models"]["dpo"], record["differences"]
+    share, margin = dpo["ranking_accuracy"], dpo["reward_margin"]
+    held_out = [
+        r
+        for r in map(json.loads, (preference_run.path / "dpo/metrics.jsonl").read_text().splitlines())
+        if r["split"] == "held_out"
+    ]
+    expected = [
+        f"{numbers.percent(share['estimate'])} ({numbers.percent(share['low'])} to {numbers.percent(share['high'])})",
+        f"{numbers.signed(margin['estimate'])} ({numbers.interval(margin['low'], margin['high'])})",
+        numbers.fixed(dpo["logps_chosen"], 1),
+        numbers.fixed(dpo["logps_rejected"], 1),
+        numbers.fixed(dpo["kl"], 4),
+        "50.0% by definition",
+        numbers.points_interval(difference["reward_accuracy"]["low"], difference["reward_accuracy"]["high"]),
+        numbers.interval(difference["reward_margin"]["low"], difference["reward_margin"]["high"]),
+        *(numbers.fixed(r["rewards/margins"]) for r in held_out),
+        *(numbers.percent(r["rewards/accuracies"]) for r in held_out),
+        *(numbers.fixed(r["logps/rejected"], 1) for r in held_out),
+        *(numbers.fixed(r["kl"], 4) for r in held_out),
+        *(f"{lengths[side][p]:,.0f}" for side in ("chosen", "rejected") for p in ("p50", "p90", "p95", "max")),
+        "265 pairs",
+        "Worth knowing",
+    ]
+    for number in expected:
+        assert number in page.text
+        assert number in page.markdown
+
+
+def test_the_summary_holds_the_artefacts_and_the_verdicts(preference_run: RunDir) -> None:
+    page = Page(preference_run)
+    summary, record = artefact(preference_run, "summary.json"), artefact(preference_run, "prefer/preferences.json")
+    found = summary["evaluations"][1]["preferences"]
+    assert found["models"] == record["models"]
+    assert {key: found["differences"][0][key] for key in record["differences"][0]} == record["differences"][0]
+    assert found["differences"][0]["verdicts"]["reward_margin"] == "improved"
+    assert summary["evaluations"][0]["preferences"] is None
+    training = summary["training"][1]["preferences"]
+    assert (training["objective"], training["reference"]) == ("dpo", "sft")
+    assert len(training["held_out"]) == 10
+    assert [remark["kind"] for remark in training["remarks"]] == ["fact"]
+    assert training["remarks"][0]["text"] in page.text
+    assert summary["training"][1]["lengths"]["chosen"]["count"] == 270
+    assert summary["training"][0]["preferences"] is None
+    assert summary["preference_stages"] is None
+    assert summary["paragraph"] in page.text
+    assert all(finding["text"] in page.text for finding in summary["findings"])
+    assert all(cell(finding["text"]) in page.markdown for finding in summary["findings"])
+
+
+def test_two_stages_stand_side_by_side(two_objectives: RunDir) -> None:
+    page = Page(two_objectives)
+    record = artefact(two_objectives, "prefer/preferences.json")
+    assert "preference-stages" in page.ids()
+    assert "Losses of different objectives are different quantities" in page.text
+    assert {"preferences-loss", "preferences-margin", "preferences-accuracy"} <= figures(two_objectives)
+    assert "preferences-kl" not in figures(two_objectives), "SimPO logs no distance, and one curve is no comparison"
+    for model in ("dpo", "simpo"):
+        share, margin = record["models"][model]["reward_accuracy"], record["models"][model]["reward_margin"]
+        for text in (
+            f"{numbers.percent(share['estimate'])} ({numbers.percent(share['low'])} to {numbers.percent(share['high'])})",
+            f"{numbers.signed(margin['estimate'])} ({numbers.interval(margin['low'], margin['high'])})",
+            numbers.fixed(record["models"][model]["kl"], 4),
+        ):
+            assert text in page.text
+            assert text in page.markdown
+    for text in ("beta 2, gamma/beta 0.5", "37.0 (4 prompts, 1 cut)", "3.1 minutes", "2.7 minutes", "612", "3.48 GB"):
+        assert text in page.text
+        assert text in page.markdown
+    stages = artefact(two_objectives, "summary.json")["preference_stages"]
+    assert [stage["name"] for stage in stages] == ["sft", "dpo", "simpo"]
+    assert stages[2]["replies"] == {"mean_tokens": 37.0, "prompts": 4, "cut": 1}
+    assert stages[1]["held_out"] == record["models"]["dpo"]
+
+
+def test_every_eval_and_train_stage_has_its_section(two_objectives: RunDir) -> None:
+    ids = Page(two_objectives).ids()
+    assert {"train-sft", "train-dpo", "train-simpo", "loss-evaluate", "accuracy-evaluate", "replies-evaluate"} <= ids
+    assert {"preferences-prefer", "replies-prefer"} <= ids
+    assert not {"loss-prefer", "accuracy-prefer", "preferences-evaluate"} & ids
+
+
+# ---- runs that are not whole ---------------------------------------------------------------------------------------
+
+
+def test_kto_has_kinds_and_no_margin(run: RunDir, preference_stage: Add) -> None:
+    preference_stage(run, "kto", {"name": "kto", "beta": 0.1, "reference": None})
+    page = Page(run)
+    names = {name.removeprefix("kto-") for name in figures(run) if name.startswith("kto-")}
+    assert {"rewards", "log-probabilities", "reference-point", "lengths-replies"} <= names
+    assert not {"margin", "accuracy", "kl"} & names
+    assert "Undesirable replies" in page.text
+    assert "Reward desirable" in page.text
+    assert "535 judged replies" in page.text
+    assert "so there is no margin and no accuracy" in page.text
+
+
+def test_a_reward_model_has_scores_alone(run: RunDir, preference_stage: Add) -> None:
+    preference_stage(run, "rm", {"name": "reward", "use_margin": False, "centering": 0.0})
+    page = Page(run)
+    names = {name.removeprefix("rm-") for name in figures(run) if name.startswith("rm-")}
+    assert {"rewards", "margin", "accuracy"} <= names
+    assert not {"log-probabilities", "kl"} & names
+    assert "Reward modelling with LoRA" in page.text
+
+
+def test_a_killed_run_without_held_out_shows_its_steps(preference_run: RunDir, edit_json: Edit) -> None:
+    shutil.rmtree(preference_run.path / "prefer")
+    (preference_run.path / "dpo/lengths.json").unlink()
+    path = preference_run.path / "dpo/metrics.jsonl"
+    records = [r for r in map(json.loads, path.read_text().splitlines()) if r["split"] == "train"][:3]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records) + '{"split": "tr')
+    edit_json(
+        preference_run.path / "dpo/manifest.json",
+        lambda m: [m.pop(key) for key in ("result", "seconds", "finished")] and m.update(status="running"),
+    )
+    page = Page(preference_run)
+    assert "Stage dpo has not finished" in page.text
+    assert "Stage prefer (eval) has not started." in page.text
+    assert {"dpo-rewards", "dpo-margin", "dpo-log-probabilities"} <= figures(preference_run)
+    assert "Held-out rewards while training" not in page.text
+    assert "preferences-prefer" not in page.ids()
+
+
+def test_a_stage_without_any_record_makes_a_page(preference_run: RunDir) -> None:
+    for name in ("metrics.jsonl", "ledger.json"):
+        (preference_run.path / "dpo" / name).unlink()
+    page = Page(preference_run)
+    assert "DPO (beta 0.1)" in page.text
+    assert not any(name.startswith("dpo-") and "lengths" not in name for name in figures(preference_run))
+
+
+def test_stages_without_an_evaluation_are_compared_by_their_curves(run: RunDir, preference_stage: Add) -> None:
+    for name, beta in (("dpo-beta-0.05", 0.05), ("dpo-beta-0.1", 0.1), ("dpo-beta-0.5", 0.5)):
+        preference_stage(run, name, {"name": "dpo", "beta": beta, "sft_weight": 0.0, "reference": None})
+    page = Page(run)
+    assert {"preferences-loss", "preferences-margin", "preferences-accuracy", "preferences-kl"} <= figures(run)
+    assert "one objective with different settings" in page.text
+    assert "Held-out reward accuracy" not in page.text
+    assert "measured alike" not in page.text
+
+
+def test_metrics_of_a_newer_kind_are_damaged_not_fatal(preference_run: RunDir) -> None:
+    path = preference_run.path / "dpo/metrics.jsonl"
+    path.write_text('{"split": "train", "step": 1, "loss": 0.69, "rewards/chosen": "high"}\n')
+    page = Page(preference_run)
+    assert "Stage dpo: metrics.jsonl can't be read (0.rewards/chosen" in page.text
+    assert "DPO (beta 0.1)" in page.text
+
+
+def test_hostile_names_are_escaped(run: RunDir, preference_eval: Add) -> None:
+    attack = '</title></style><script>alert(1)</script><b onmouseover="x">'
+    preference_eval(run, {"sft": 0.0, attack: 3.0}, replies=True)
+    page = Page(run)
+    assert sum(tag == "script" for tag, _ in page.elements) == 1
+    assert not any("onmouseover" in attributes for _, attributes in page.elements)
+    assert attack in page.text
+
+
+def test_a_nll_term_gets_its_panel(preference_run: RunDir) -> None:
+    path = preference_run.path / "dpo/metrics.jsonl"
+    records = [{**json.loads(line), "nll": 1.4} for line in path.read_text().splitlines()]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    Page(preference_run)
+    assert "dpo-nll" in figures(preference_run)
+
+
+@pytest.mark.parametrize("name", ["dpo", "prefer", "pairs"])
+def test_any_stage_may_be_missing(preference_run: RunDir, name: str) -> None:
+    shutil.rmtree(preference_run.path / name)
+    assert f"Stage {name} (" in Page(preference_run).text
+
+
+def test_equal_artefacts_give_equal_bytes(two_objectives: RunDir, tmp_path: Path) -> None:
+    twin = RunDir(Path(shutil.copytree(two_objectives.path, tmp_path / "elsewhere")))
+    for run in (two_objectives, twin):
+        write_report(run)
+    for name in ("report/index.html", "report/report.md", "summary.json"):
+        assert (two_objectives.path / name).read_bytes() == (twin.path / name).read_bytes()
+
+
+def test_brackets_stay_together() -> None:
+    assert bracketed("1.0 (0.5 to <2)") == '1.0 <span class="nowrap">(0.5 to &lt;2)</span>'
+    assert bracketed("<b>") == "&lt;b&gt;"
