@@ -16,10 +16,15 @@ from typing import Any
 
 import pytest
 
+from posttrain.assets import DATA
+from posttrain.data.config import DataStage
+from posttrain.eval.config import EvalStage
+from posttrain.lab.recipe import load_recipe
+from posttrain.train.config import TrainStage
+
 pytestmark = pytest.mark.demo_model
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
-SMALL = ["sft.max_steps=2", "sft.batch_size=2", "evaluate.max_new_tokens=2", "evaluate.resamples=100"]
 Cli = Callable[..., Any]
 
 
@@ -36,39 +41,68 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     )
 
 
+def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
+    """Overrides that make a recipe run in seconds; rows of the hub or of the user become ones that are here."""
+    overrides = []
+    for name, stage in load_recipe(path).stages.items():
+        match stage:
+            case DataStage():
+                overrides += [f"{name}.sources.{k}.max_rows=8" for k in range(len(stage.sources))]
+                for k, source in enumerate(stage.sources):
+                    if source.path not in DATA:
+                        own = "dpo_en_demo" if stage.rows == "pairs" else rows_file
+                        overrides.append(f"{name}.sources.{k}.path={own}")
+                if not stage.splits:
+                    overrides.append(f"{name}.held_out=3")
+            case TrainStage():
+                overrides += [f"{name}.max_steps=2", f"{name}.batch_size=2"]
+            case EvalStage():
+                overrides += [f"{name}.max_new_tokens=2", f"{name}.resamples=100"]
+                if stage.prompts is not None:
+                    overrides.append(f"{name}.prompts={prompts_file}")
+    return overrides
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_runs_two_steps(
     path: Path, cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path
 ) -> None:
-    text = path.read_text()
-    sources = len(re.findall(r"- path:", text))
-    assert sources
-    small = [f"prepare.sources.{k}.max_rows=8" for k in range(sources)]
-    if not re.search(r"- path: alpaca_", text):  # rows of the hub or of the user
-        small.append(f"prepare.sources.0.path={rows_file}")
-    if "kind: split" not in text:
-        small.append("prepare.held_out=3")
-    done = cli(
-        "run",
-        path,
-        f"model={tiny_model}",
-        f"evaluate.prompts={prompts_file}",
-        *SMALL,
-        *small,
-        "--runs",
-        tmp_path,
-    )
+    small = made_small(path, rows_file, prompts_file)
+    done = cli("run", path, f"model={tiny_model}", *small, "--runs", tmp_path)
     assert done.code == 0, done.err
-    run = tmp_path / re.search(r"^name: (\S+)", text, re.MULTILINE)[1]  # type: ignore[index]
-    assert {name: manifest(run, name)["status"] for name in ("prepare", "sft", "evaluate", "report")} == dict.fromkeys(
-        ("prepare", "sft", "evaluate", "report"), "complete"
-    )
-    assert manifest(run, "sft")["result"]["steps"] == 2
+    recipe = load_recipe(path)
+    run = tmp_path / recipe.name
+    assert {name: manifest(run, name)["status"] for name in recipe.stages} == dict.fromkeys(recipe.stages, "complete")
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, TrainStage):
+            assert manifest(run, name)["result"]["steps"] == 2
+            assert (run / name / ("model" if stage.adapter.name == "full" else "adapter")).is_dir()
+        if isinstance(stage, EvalStage):
+            pairs = recipe.stages[stage.data].rows == "pairs"  # type: ignore[union-attr]
+            assert (run / name / ("preferences.json" if pairs else "likelihood.json")).exists()
     assert done.out.rstrip().endswith(f"Open {run / 'report' / 'index.html'}")
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["schema"] >= 1
-    full = "name: full" in text
-    assert (run / "sft" / ("model" if full else "adapter")).is_dir()
+    assert json.loads((run / "summary.json").read_text())["schema"] >= 1
+
+
+def test_stages_with_one_reference_share_its_file(
+    cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path
+) -> None:
+    """Three values of beta from one SFT model; and DPO against the base, which is another reference."""
+    path = RECIPES[0].parent / "dpo_beta.yaml"
+    common = ("run", path, f"model={tiny_model}", *made_small(path, rows_file, prompts_file), "--runs", tmp_path)
+    assert cli(*common).code == 0
+    kept = tmp_path / "dpo_beta" / ".reference"
+    (shared,) = kept.iterdir()
+    written = shared.stat().st_mtime_ns
+    assert cli(*common, "dpo_0_5.objective.reference=base").code == 0
+    assert len(list(kept.iterdir())) == 2
+    assert shared.stat().st_mtime_ns == written
+    first = [
+        json.loads((tmp_path / "dpo_beta" / name / "metrics.jsonl").read_text().splitlines()[0])
+        for name in ("dpo_0_1", "dpo_0_5")
+    ]
+    assert first[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert first[1]["kl"] > 0  # the SFT model is not the base
 
 
 def test_a_run_says_what_it_does(finished_run: Path, cli: Cli, recipe: Path) -> None:

@@ -29,7 +29,7 @@ LOSSES = {
     "hinge": "The loss is 1 less beta times the margin, and 0 from there on; while the policy still equals its reference it is 1.",
     "simpo": "The loss is the negative log-sigmoid of the margin less gamma.",
     "orpo": "The loss is the chosen reply's negative log-likelihood plus a penalty where its odds are not above those of the rejected one.",
-    "kto": "The loss is between 0 and 1 for a reply: how far from certain it is that a desirable reply counts as a gain, and an undesirable one as a loss, measured from the reference point.",
+    "kto": "The loss of a reply lies between 0 and its weight (1 unless set): how far from certain it is that a desirable reply counts as a gain, and an undesirable one as a loss, measured from the reference point.",
     "reward": "The loss is the negative log-sigmoid of the difference of both scores: ln 2 = 0.693 where they are equal.",
 }
 REWARDS = {
@@ -38,7 +38,7 @@ REWARDS = {
     "hinge": "The reward of a reply is beta times the log-probability it gained against the reference.",
     "simpo": "The reward of a reply is beta times its mean log-probability a token.",
     "orpo": "The reward of a reply is the weight times its mean log-probability a token.",
-    "kto": "The reward of a reply is beta times the log-probability it gained against the reference. Desirable and undesirable replies belong to different prompts, so there is no margin and no accuracy.",
+    "kto": "The reward of a reply is beta times the log-probability it gained against the reference. The rows are single replies and no pairs, so there is no margin and no accuracy.",
     "reward": "The reward of a reply is the model's score.",
 }
 

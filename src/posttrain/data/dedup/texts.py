@@ -13,11 +13,15 @@ from posttrain.data.dedup.jaccard import Sets, distinct, joined
 from posttrain.data.shingles import CHINESE_NUMERALS, U64, hash_shingles, hash_tokens, skeletons, text_hash
 from posttrain.data.text import COMPARED_ROLES, Fields, normalised
 
-_OPERATORS = r"-+*/×÷^%=<>≤≥≠±√"
+_DIGITS = rf"\d{CHINESE_NUMERALS}"
+_OPERATORS = r"\-+*/×÷^%=<>≤≥≠±√"
 _BLANKS = r"[^\S\n]*"
 _QUANTITY = re.compile(
-    rf"[\d{CHINESE_NUMERALS}]+|(?<=\d){_BLANKS}[{_OPERATORS}]|[{_OPERATORS}](?={_BLANKS}\d)",
+    rf"([{_DIGITS}{_OPERATORS}](?:(?<=[{_DIGITS}])[{_DIGITS}]*|(?<=[{_OPERATORS}])(?={_BLANKS}\d)))"
+    rf"(?:(?<=\d){_BLANKS}([{_OPERATORS}]))?"
 )
+"""A number, or an operator before a digit; then an operator behind a digit. One set of characters begins every match: the
+search runs over all others three times as fast as over alternatives."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,18 @@ def plain(text: str) -> str:
 def details(texts: list[str], ngram: int | None) -> Details:
     """Everything exact comparison needs to know about some texts; shingles of ``ngram`` tokens where that is given."""
     words = hash_tokens(texts)
-    plains = [plain(text) for text in texts]
+    normal = [normalised(text) for text in texts]
     return Details(
         None if ngram is None else distinct(hash_shingles(words, texts, ngram)),
         skeletons(words),
-        _hashes([quantities(text) for text in texts]),
-        _hashes(plains),
+        _hashes([_quantities(text) for text in normal]),
+        _hashes([" ".join(text.split()) for text in normal]),
     )
 
 
-def quantities(text: str) -> str:
-    """The numbers of a text and the operators directly beside one, in order."""
-    found = _QUANTITY.findall(normalised(text))
-    return " ".join(part.strip() for part in found)
+def _quantities(normal: str) -> str:
+    """The numbers of a normalised text and the operators directly beside one, in order."""
+    return " ".join([part for pair in _QUANTITY.findall(normal) for part in pair if part])
 
 
 def joined_details(parts: list[Details]) -> Details:
