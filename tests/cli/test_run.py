@@ -47,7 +47,7 @@ def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
     for name, stage in load_recipe(path).stages.items():
         match stage:
             case DataStage():
-                overrides += [f"{name}.sources.{k}.max_rows=8" for k in range(len(stage.sources))]
+                overrides += [f"{name}.sources.{k}.max_rows=24" for k in range(len(stage.sources))]
                 for k, source in enumerate(stage.sources):
                     if source.path not in DATA:
                         own = "dpo_en_demo" if stage.rows == "pairs" else rows_file
@@ -55,9 +55,9 @@ def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
                 if not stage.splits:
                     overrides.append(f"{name}.held_out=3")
             case TrainStage():
-                overrides += [f"{name}.max_steps=2", f"{name}.batch_size=2"]
+                overrides += [f"{name}.max_steps=2", f"{name}.batch_size=2", f"{name}.max_length=400"]
             case EvalStage():
-                overrides += [f"{name}.max_new_tokens=2", f"{name}.resamples=100"]
+                overrides += [f"{name}.max_new_tokens=2", f"{name}.resamples=100", f"{name}.max_length=400"]
                 if stage.prompts is not None:
                     overrides.append(f"{name}.prompts={prompts_file}")
     return overrides
