@@ -47,13 +47,13 @@ def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
     for name, stage in load_recipe(path).stages.items():
         match stage:
             case DataStage():
-                overrides += [f"{name}.sources.{k}.max_rows=24" for k in range(len(stage.sources))]
+                overrides += [f"{name}.sources.{k}.max_rows=40" for k in range(len(stage.sources))]
                 for k, source in enumerate(stage.sources):
                     if source.path not in DATA:
                         own = "dpo_en_demo" if stage.rows == "pairs" else rows_file
                         overrides.append(f"{name}.sources.{k}.path={own}")
                 if not stage.splits:
-                    overrides.append(f"{name}.held_out=3")
+                    overrides.append(f"{name}.held_out=8")
             case TrainStage():
                 overrides += [f"{name}.max_steps=2", f"{name}.batch_size=2", f"{name}.max_length=400"]
             case EvalStage():
@@ -78,8 +78,9 @@ def test_every_recipe_runs_two_steps(
             assert manifest(run, name)["result"]["steps"] == 2
             assert (run / name / ("model" if stage.adapter.name == "full" else "adapter")).is_dir()
         if isinstance(stage, EvalStage):
-            pairs = recipe.stages[stage.data].rows == "pairs"  # type: ignore[union-attr]
-            assert (run / name / ("preferences.json" if pairs else "likelihood.json")).exists()
+            measured = "preferences.json" if recipe.stages[stage.data].rows == "pairs" else "likelihood.json"  # type: ignore[union-attr]
+            kept = json.loads((run / name / "ledger.json").read_text())["rows_out"]
+            assert (run / name / measured).exists() == (kept > 0)
     assert done.out.rstrip().endswith(f"Open {run / 'report' / 'index.html'}")
     assert json.loads((run / "summary.json").read_text())["schema"] >= 1
 
