@@ -94,7 +94,7 @@ class Display:
         self._work = {label: work for label, work in self._work.items() if label == TRAINING}
         if record["split"] == "held_out":
             self._held_out = record["loss"]
-            self.note(f"step {record['step']}: held-out loss {record['loss']:.4f}")
+            self.note(f"step {record['step']}: held-out loss {record['loss']:.4f}{_preference(record)}")
             return
         step, total = record["step"], record["total_steps"]
         work = self._advance(TRAINING, step, total, first=step - 1)
@@ -102,7 +102,7 @@ class Display:
             work.begun = time.monotonic() - record["tokens"] / record["tokens_per_second"]
         held_out = f"  held-out {self._held_out:.3f}" if self._held_out is not None else ""
         work.facts = (
-            f"loss {record['loss']:.3f}{held_out}  {record['tokens_per_second']:,.0f} tok/s  "
+            f"loss {record['loss']:.3f}{held_out}{_preference(record)}  {record['tokens_per_second']:,.0f} tok/s  "
             f"{record['memory_bytes'] / 1e9:.2f} GB"
         )
         if self._live is None and (step in (work.first + 1, total) or self._plain_line_due(work)):
@@ -141,6 +141,13 @@ class Display:
             if work.facts:
                 lines.append(Text(f"  {work.facts}", "cyan", no_wrap=True, overflow="ellipsis"))
         return Group(*lines)
+
+
+def _preference(record: Mapping[str, Any]) -> str:
+    """How far chosen and rejected replies are apart, where a record says so."""
+    if "rewards/margins" not in record:
+        return ""
+    return f"  margin {record['rewards/margins']:+.3f}  accuracy {record['rewards/accuracies']:.0%}"
 
 
 def _short(number: int, scale: int) -> str:
