@@ -28,7 +28,7 @@ from posttrain.encode.preferences import (
 )
 from posttrain.model.reward import batch_rewards
 from posttrain.model.score import batch_logps
-from posttrain.objectives import KtoObjective, Objective, RewardObjective, SftObjective
+from posttrain.objectives import KtoObjective, Objective, PairObjective, RewardObjective, SftObjective
 from posttrain.objectives.base import Loss, Metric, PairLogps, SequenceLogps
 from posttrain.objectives.kto import reference_point
 from posttrain.objectives.sft import sft_loss
@@ -95,7 +95,7 @@ def _conversations() -> Task:
     return Task(sequences_of, loss, context)
 
 
-def _pairs(objective: Any, reference: ReferenceLogps) -> Task:
+def _pairs(objective: PairObjective, reference: ReferenceLogps) -> Task:
     def sequences(unit: PairTokens) -> tuple[Tokens, ...]:
         sides = sequences_of(unit)
         return (*sides, with_prompt_supervised(unit.chosen)) if objective.supervises_prompt else sides
