@@ -15,7 +15,6 @@ from typing import IO, Any
 
 import pytest
 
-KILLS = 20
 STEPS_PER_LIFE = 18
 TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
 
@@ -32,8 +31,11 @@ class Server:
         )
         assert self._line() == "ready"
 
-    def start(self, out: Path, max_steps: int, die_in_save: tuple[int, str] | None = None) -> int:
-        order = {"model": str(self.model), "out": str(out), "max_steps": max_steps, "die_in_save": die_in_save}
+    def start(
+        self, out: Path, max_steps: int, die_in_save: tuple[int, str] | None = None, objective: str = "sft"
+    ) -> int:
+        order = {"model": str(self.model), "out": str(out), "max_steps": max_steps}
+        order |= {"die_in_save": die_in_save, "objective": objective}
         stdin: IO[str] | None = self.process.stdin
         assert stdin is not None
         stdin.write(json.dumps(order) + "\n")
@@ -84,15 +86,16 @@ def lines_of(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("objective", "kills"), [("sft", 20), ("dpo", 8)])
+def test_kills_at_random_moments(objective: str, kills: int, server: Server, tmp_path: Path) -> None:
     """Every life ends after a random number of records and a random moment more: in a step, a write, an evaluation."""
-    steps = KILLS * STEPS_PER_LIFE + 20
-    server.start(tmp_path / "whole", steps)
+    steps = kills * STEPS_PER_LIFE + 20
+    server.start(tmp_path / "whole", steps, objective=objective)
     assert server.status() == 0
     draw, log = random.Random(0), tmp_path / "cut" / "metrics.jsonl"
     reached = []
-    for _ in range(KILLS):
-        pid = server.start(tmp_path / "cut", steps)
+    for _ in range(kills):
+        pid = server.start(tmp_path / "cut", steps, objective=objective)
         target = lines_of(log) + draw.randrange(STEPS_PER_LIFE)
         deadline = time.monotonic() + 60
         while lines_of(log) < target and time.monotonic() < deadline:
@@ -102,7 +105,7 @@ def test_twenty_kills_at_random_moments(server: Server, tmp_path: Path) -> None:
         assert os.WTERMSIG(server.status()) == signal.SIGKILL
         reached.append(lines_of(log))
     assert max(reached) < lines_of(tmp_path / "whole" / "metrics.jsonl")
-    server.start(tmp_path / "cut", steps)
+    server.start(tmp_path / "cut", steps, objective=objective)
     assert server.status() == 0
     assert_same(tmp_path / "cut", tmp_path / "whole")
 

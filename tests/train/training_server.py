@@ -1,11 +1,12 @@
 """A process that has imported everything and forks one training process per line of its standard input.
 
 Run by test_kill.py: a fork costs milliseconds where a fresh interpreter would cost seconds of imports, and the test
-kills the forks with SIGKILL. Input: JSON {"model", "out", "max_steps", "die_in_save"}; output: the pid, then the exit status.
+kills the forks with SIGKILL. Input: JSON {"model", "out", "max_steps", "die_in_save", "objective"}; output: the pid, then the exit status.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -17,10 +18,13 @@ import numpy as np
 import torch
 
 from posttrain.artifacts import StageDir
+from posttrain.encode.preferences import PairTokens, with_reply_of
 from posttrain.model.config import LoraAdapter
+from posttrain.objectives import DpoObjective, SftObjective
 from posttrain.train import checkpoint
 from posttrain.train.config import TrainStage
 from posttrain.train.loop import TrainInputs, train
+from posttrain.train.tasks import Unit
 from posttrain.types import Tokens
 
 
@@ -33,10 +37,15 @@ def work(order: dict[str, Any]) -> None:
         weights_T = np.zeros(length, np.float32)
         weights_T[length // 2 :] = 1
         examples.append(Tokens(draw.integers(3, 199, length).astype(np.int32), weights_T, str(number)))
+    objective = {"sft": SftObjective(), "dpo": DpoObjective()}[order["objective"]]
+    units: list[Unit] = [*examples]
+    if order["objective"] == "dpo":  # the next example's reply to the same prompt is the rejected one
+        units = [PairTokens(a, with_reply_of(a, b), a.row_id) for a, b in itertools.pairwise(examples)]
     stage = TrainStage(
         kind="train",
         data="rows",
-        adapter=LoraAdapter(rank=8, dropout=0.1),
+        objective=objective,
+        adapter=LoraAdapter(rank=8, dropout=0.1 if order["objective"] == "sft" else 0.0),
         dtype="fp32",
         device="cpu",
         batch_size=4,
@@ -49,7 +58,7 @@ def work(order: dict[str, Any]) -> None:
     )
     if order["die_in_save"]:
         _die_in_save(*order["die_in_save"])
-    inputs = TrainInputs(Path(order["model"]), examples[:45], held_out=examples[45:])
+    inputs = TrainInputs(Path(order["model"]), units[:45], held_out=units[45:])
     train(stage, inputs, StageDir(Path(order["out"])), seed=1, digest="d")
 
 

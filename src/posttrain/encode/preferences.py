@@ -213,10 +213,11 @@ def mismatched(units: Sequence[FeedbackTokens]) -> list[Tokens]:
     "Next" is by row id, the last one is followed by the first; so the sequences depend on the set of units alone.
     """
     ordered = sorted((unit.tokens for unit in units), key=lambda tokens: tokens.row_id)
-    return [_with_reply_of(a, b) for a, b in zip(ordered, [*ordered[1:], *ordered[:1]], strict=True)]
+    return [with_reply_of(a, b) for a, b in zip(ordered, [*ordered[1:], *ordered[:1]], strict=True)]
 
 
-def _with_reply_of(prompt: Tokens, reply: Tokens) -> Tokens:
+def with_reply_of(prompt: Tokens, reply: Tokens) -> Tokens:
+    """The prompt of one sequence with the reply of another."""
     parts = [(prompt, slice(0, reply_start(prompt))), (reply, slice(reply_start(reply), None))]
     return Tokens(
         np.concatenate([tokens.ids_T[part] for tokens, part in parts]),
