@@ -7,7 +7,7 @@
 
 Settings: 16 pairs, one epoch, 4 pairs a step, LoRA r=16 alpha=32 on all linear layers, beta 0.1, constant rate 5e-6; bf16 where
 the machine multiplies it fast, otherwise fp32 (``--dtype`` sets it). TRL cuts a side at 1,024 tokens; posttrain would drop
-such a pair, but here it cuts as well, so that both compute the same. Tokens are counted as TRL counts them: prompt and reply of
+such a pair, but here it cuts as well, and leaves out a pair whose prompt alone is longer, so that both compute the same. Tokens are counted as TRL counts them: prompt and reply of
 both sides. ``seconds`` covers the reference's log-probabilities and all optimizer steps; ``reference_seconds`` is the first part of it.
 
 Parts that can be switched off: ``sharing`` (the prompt of a pair computed once), ``packing`` (several pairs side by side; without
@@ -30,7 +30,7 @@ import numpy as np
 from side_by_side import compare, dtype_here
 
 from posttrain.encode.collate import Batch, collate
-from posttrain.encode.preferences import PairTokens, encode_pairs
+from posttrain.encode.preferences import PairTokens, encode_pairs, reply_start
 from posttrain.types import PairRow, Tokens
 
 ROWS, BATCH, LONGEST = 16, 4, 1024
@@ -77,7 +77,8 @@ def read_pairs(data: str, rows: int, model: Path) -> list[PairTokens]:
 
     found = [row for index in range(rows) for row in rows_at(Source(path=data), index, resolve_data, "pairs")]
     pairs = encode_pairs([row for row in found if isinstance(row, PairRow)], template_of(model, None), 1 << 20).examples
-    return [PairTokens(cut(pair.chosen), cut(pair.rejected), pair.row_id) for pair in pairs]
+    answered = [pair for pair in pairs if reply_start(pair.chosen) < LONGEST]  # the peer leaves the others out as well
+    return [PairTokens(cut(pair.chosen), cut(pair.rejected), pair.row_id) for pair in answered]
 
 
 def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, Any]:
