@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from process_tree import usage
 
 _COPIES = 0.05
 _RECENT = 2_000
@@ -122,15 +123,7 @@ def watched(command: list[str], last_step: str, finished: Callable[[], Sequence[
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     whole = psutil.Process(process.pid)
     while process.poll() is None:
-        resident = 0
-        try:
-            for one in [whole, *whole.children(recursive=True)]:
-                times = one.cpu_times()
-                processor[one.pid] = times.user + times.system
-                resident += one.memory_info().rss
-        except psutil.Error:
-            pass
-        peak = max(peak, resident)
+        peak = max(peak, usage(whole, processor))
         for name in finished():
             if name not in known:
                 known.append(name)

@@ -30,27 +30,20 @@ from typing import Any
 
 import polars as pl
 import psutil
+from process_tree import usage
 
 from posttrain.data.text import ngrams, tokens
 
 
 def measured(command: list[str]) -> tuple[str, dict[str, float]]:
     """Run a command; what it prints, and its seconds, processor seconds and largest memory."""
-    peak, cpu = 0, {}
+    peak, cpu = 0, dict[int, float]()
     with tempfile.TemporaryFile("w+") as printed:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.DEVNULL, text=True)
         watched = psutil.Process(process.pid)
         while process.poll() is None:
-            resident = 0
-            for one in [watched, *_children(watched)]:
-                try:
-                    times = one.cpu_times()
-                    cpu[one.pid] = times.user + times.system
-                    resident += one.memory_info().rss
-                except psutil.Error:
-                    continue
-            peak = max(peak, resident)
+            peak = max(peak, usage(watched, cpu))
             time.sleep(0.05)
         seconds = time.perf_counter() - start
         printed.seek(0)
@@ -58,13 +51,6 @@ def measured(command: list[str]) -> tuple[str, dict[str, float]]:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
     return out, {"seconds": seconds, "cpu_seconds": sum(cpu.values()), "peak_rss_gb": peak / 1e9}
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.Error:
-        return []
 
 
 def own(corpus: Path, threshold: float, workers: int) -> dict[str, Any]:

@@ -308,6 +308,32 @@ def test_a_reward_model_scores_the_same_in_transformers(
     assert last["loss"] == pytest.approx(np.mean(np.log1p(np.exp(np.subtract(rejected, chosen)))), rel=1e-5)
 
 
+@pytest.mark.parametrize("adapter", [LoraAdapter(rank=4, alpha=8), FullWeights()], ids=["lora", "full"])
+def test_a_reward_model_goes_on_from_an_adapter(
+    adapter: Any, make_stage: MakeStage, small_model: Path, sft_adapter: Path
+) -> None:
+    """Its scores are those of the adapted body, not of the base; with LoRA the adapter it saves is one to the base."""
+    stage = make_stage(objective=RewardObjective(), adapter=adapter)
+    task, pairs = make_task(stage.objective), make_pairs(4)
+    found, base = (prepare_model(stage, small_model, folder, seed=0) for folder in (sft_adapter, None))
+    merged = prepare_model(
+        make_stage(objective=RewardObjective(), adapter=FullWeights()), small_model, sft_adapter, seed=0
+    )
+    rewards = [evaluate(trainee, task, pairs, 64)[1]["rewards/chosen"] for trainee in (found, base, merged)]
+    assert rewards[0] == pytest.approx(rewards[2], rel=1e-4, abs=1e-6)
+    assert abs(rewards[0] - rewards[1]) > 1e-4
+    assert any("score" in name for name in found.trained)
+    assert {p.dtype for p in found.trained.values()} == {torch.float32}
+
+
+@pytest.fixture
+def sft_adapter(make_stage: MakeStage, small_model: Path, tmp_path: Path) -> Path:
+    """The adapter that an SFT stage leaves."""
+    stage = make_stage(epochs=4, learning_rate=2e-2)
+    train(stage, TrainInputs(small_model, [p.chosen for p in make_pairs(8)]), StageDir(tmp_path), seed=0, digest="d")
+    return tmp_path / "adapter"
+
+
 def test_dropout_is_off_and_the_user_is_told(make_stage: MakeStage, small_model: Path) -> None:
     stage = make_stage(objective=DpoObjective(), adapter=LoraAdapter(rank=4, dropout=0.2))
     with pytest.warns(UserWarning, match="dropout is off"):

@@ -98,18 +98,10 @@ def encode_pairs(
         margin = row.meta.get("margin", 0.0)
         return PairTokens(chosen, rejected, row.id, float(margin) if isinstance(margin, int | float) else 0.0)
 
-    names = ("chosen", "rejected")
-    return _encode(
-        rows,
-        lambda row: (row.chosen, row.rejected),
-        unit,
-        lambda row: names,
-        names,
-        template,
-        max_length,
-        ledger,
-        progress,
-    )
+    def replies(row: PairRow) -> Replies:
+        return {"chosen": row.chosen, "rejected": row.rejected}
+
+    return _encode(rows, replies, unit, ("chosen", "rejected"), template, max_length, ledger, progress)
 
 
 def encode_feedback(
@@ -120,28 +112,25 @@ def encode_feedback(
     progress: Callable[[int], None] | None = None,
 ) -> EncodedUnits[FeedbackTokens]:
     """Encode labelled replies in order; drops go to step ``encode`` of the ledger, with the reasons of `encode_pairs`."""
-    names = ("desirable", "undesirable")
-    return _encode(
-        rows,
-        lambda row: (row.completion,),
-        lambda row, sides: FeedbackTokens(sides[0], row.desirable),
-        lambda row: names[:1] if row.desirable else names[1:],
-        names,
-        template,
-        max_length,
-        ledger,
-        progress,
-    )
+
+    def replies(row: UnpairedRow) -> Replies:
+        return {"desirable" if row.desirable else "undesirable": row.completion}
+
+    def unit(row: UnpairedRow, sides: Sequence[Tokens]) -> FeedbackTokens:
+        return FeedbackTokens(sides[0], row.desirable)
+
+    return _encode(rows, replies, unit, ("desirable", "undesirable"), template, max_length, ledger, progress)
 
 
 Row = TypeVar("Row", PairRow, UnpairedRow)
+Replies = Mapping[str, tuple[Message, ...]]
+"""The replies of a row by name, in the order of its sequences."""
 
 
 def _encode(
     rows: Sequence[Row],
-    replies: Callable[[Row], tuple[tuple[Message, ...], ...]],
+    replies: Callable[[Row], Replies],
     unit: Callable[[Row, Sequence[Tokens]], Unit | RowRejected],
-    names_of: Callable[[Row], tuple[str, ...]],
     names: tuple[str, ...],
     template: ChatTemplate,
     max_length: int,
@@ -155,12 +144,12 @@ def _encode(
     reply_lengths: dict[str, list[int]] = {name: [] for name in names}
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         batch = rows[begin : begin + ROWS_AT_ONCE]
-        sides = [_conversation(row, reply) for row in batch for reply in replies(row)]
+        sides = [_conversation(row, reply) for row in batch for reply in replies(row).values()]
         encoded = iter(encode_batch(sides, template, max_length, "drop"))
         for row in batch:
-            found = [next(encoded) for _ in replies(row)]
-            made = _whole(row.id, found, names_of(row))
-            for name, side in zip(names_of(row), found, strict=True):
+            found = {name: next(encoded) for name in replies(row)}
+            made = _whole(row.id, found)
+            for name, side in found.items():
                 if isinstance(side, Encoded):
                     conversation_lengths.append(side.conversation_tokens)
                     reply_lengths[name].append(sum(side.assistant_tokens))
@@ -170,7 +159,7 @@ def _encode(
                     ledger.drop(step, row.origin, result.reason, result.detail)
                 continue
             examples.append(result)
-            for note in sorted({n for side in found if isinstance(side, Encoded) for n in side.notes}):
+            for note in sorted({n for side in found.values() if isinstance(side, Encoded) for n in side.notes}):
                 notes[note] = notes.get(note, 0) + 1
         if progress is not None:
             progress(begin + len(batch))
@@ -188,10 +177,10 @@ def _conversation(row: PairRow | UnpairedRow, reply: tuple[Message, ...]) -> Sft
     return SftRow(prompt + supervised, row.origin, row.source, row.tools)
 
 
-def _whole(row_id: str, sides: Sequence[Encoded | RowRejected], names: Sequence[str]) -> list[Tokens] | RowRejected:
+def _whole(row_id: str, sides: Mapping[str, Encoded | RowRejected]) -> list[Tokens] | RowRejected:
     """The sequence of every side, or why the row can't be used."""
     made = []
-    for name, side in zip(names, sides, strict=True):
+    for name, side in sides.items():
         if isinstance(side, RowRejected):
             return RowRejected(side.reason, f"{name}: {side.detail}")
         if side.dropped:

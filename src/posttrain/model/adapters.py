@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -49,33 +50,40 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
                 f"adapter.targets {targets!r} can't be used: {str(error).splitlines()[0]}",
                 fix=f"linear layers of this model: {', '.join(linear)}",
             ) from error
-        if scoring:
-            _draw_score_head(wrapped)
     return wrapped.eval()
 
 
-def _draw_score_head(model: PeftModel) -> None:
-    """Scores of a fresh head start near 0 whatever the size of the hidden states (Stiennon et al. 2020, arXiv:2009.01325, C.1)."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and ".score." in name:
-            drawn = torch.randn(parameter.shape) / (parameter.shape[-1] + 1) ** 0.5
-            parameter.data = drawn.to(parameter.device)
-
-
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
-    """The model with the adapter of a PEFT folder. Raises ModelError for a missing, damaged or foreign adapter."""
+    """The model with the adapter of a PEFT folder. Raises ModelError for a missing, damaged or foreign adapter.
+
+    A reward model takes a language model's adapter as well; its own score head stays and trains beside it.
+    """
     if not (folder / "adapter_config.json").is_file():
         raise ModelError("no adapter_config.json here: this is not a PEFT adapter", where=str(folder))
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError("no adapter_model.safetensors here (pickled weights are never loaded)", where=str(folder))
     try:
         with _quiet_peft():
-            wrapped: PeftModel = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            wrapped: PeftModel = (
+                _reward_adapter(model, folder, trainable)
+                if hasattr(model, "score")
+                else PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            )
     except Exception as error:  # PEFT, safetensors and torch each raise their own types here
         raise ModelError(
             f"the adapter does not fit this model: {str(error).splitlines()[0]}", where=str(folder)
         ) from error
     return wrapped.eval()
+
+
+def _reward_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
+    """A reward model with a saved adapter; PEFT itself would ask a language model's adapter for a score head."""
+    config = PeftConfig.from_pretrained(str(folder))
+    config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], not trainable
+    state = {"base_model.model.score.weight": model.score.weight.detach().clone()}
+    wrapped: PeftModel = get_peft_model(model, config)
+    set_peft_model_state_dict(wrapped, state | load_file(folder / "adapter_model.safetensors"))
+    return wrapped
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

@@ -50,12 +50,17 @@ def check_model_folder(folder: Path) -> None:
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype, device: torch.device, *, head: Literal["tokens", "score"] = "tokens"
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    head: Literal["tokens", "score"] = "tokens",
+    seed: int = 0,
 ) -> PreTrainedModel:
     """The model of a HF folder in ``dtype`` on ``device``, in eval mode, with attention per packed segment.
 
-    ``head``: ``score`` gives a reward model, with one score in place of the output head (HF's sequence classification); where
-    the folder has no score head yet, it is drawn by HF's own initialisation. Raises ModelError where the folder has no
+    ``head``: ``score`` gives a reward model, with one score in place of the output head (HF's sequence classification), in fp32;
+    where the folder has no score head yet, it is drawn from ``seed``. Raises ModelError where the folder has no
     config.json or no weights, or where they do not fit each other.
     """
     check_model_folder(folder)
@@ -94,9 +99,20 @@ def load_model(
             where=str(folder),
             fix="download the folder again",
         )
+    if head == "score":
+        model.score.float()
+        if NEW_HEAD in report["missing_keys"]:
+            _draw(model.score.weight, seed)
     model = model.to(device).eval()
     _prove_packing(model, folder)
     return model
+
+
+@torch.no_grad()
+def _draw(head_1D: Tensor, seed: int) -> None:
+    """Scores of a fresh head start near 0 whatever the size of the hidden states (Stiennon et al. 2020, arXiv:2009.01325, C.1)."""
+    drawn = torch.randn(head_1D.shape, generator=torch.Generator().manual_seed(seed))
+    head_1D.copy_(drawn / (head_1D.shape[-1] + 1) ** 0.5)
 
 
 @torch.no_grad()

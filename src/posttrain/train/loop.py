@@ -101,11 +101,7 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
         lora = replace(stage.adapter, dropout=0.0) if preferences else stage.adapter
         if lora != stage.adapter:
             warnings.warn(f"adapter.dropout is off: {stage.objective.name} compares with a reference", stacklevel=2)
-        base = load_model(model_folder, compute_dtype, device, head=head)
-        if adapter_folder is not None and head == "score":
-            # a language model's adapter has no score head to continue
-            base = export.merge_adapter(adapters.load_adapter(base, adapter_folder, trainable=False))
-            adapter_folder = None
+        base = load_model(model_folder, compute_dtype, device, head=head, seed=seed)
         if adapter_folder is None:
             model: nn.Module = adapters.attach_lora(base, lora, seed)
         else:
@@ -117,7 +113,7 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
             model = adapters.load_adapter(base, adapter_folder, trainable=True)
         fused.fuse(model)
     else:
-        model = load_model(model_folder, torch.float32, device, head=head)
+        model = load_model(model_folder, torch.float32, device, head=head, seed=seed)
         if adapter_folder is not None:
             model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
         model.requires_grad_(True)

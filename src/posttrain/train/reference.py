@@ -30,7 +30,10 @@ TOLERANCE = {torch.float32: 1e-4}
 """Largest mean difference a token between two computations of the same log-probabilities; elsewhere `COARSE_TOLERANCE`."""
 COARSE_TOLERANCE = 0.05
 SAVE_SECONDS = 30.0
+GROUPS_AT_ONCE = 16
+"""Groups computed between two looks at the clock."""
 VERIFIED = 2
+"""Kept groups, the shortest, that are computed again when a file is read."""
 
 
 class ReferenceLogps:
@@ -44,9 +47,6 @@ class ReferenceLogps:
 
     def __getitem__(self, sequence: Tokens) -> NDArray[np.float32]:
         return self._logps[sequence_key(sequence)]
-
-    def __len__(self) -> int:
-        return len(self._logps)
 
     def of(self, sequences: Sequence[Tokens]) -> Tensor:
         """The values of several sequences, one after the other."""
@@ -82,14 +82,15 @@ def reference_logps(
     Raises CheckpointError where the file is damaged, belongs to another model, or disagrees with what is computed.
     """
     known = _read(path, identity) if path.exists() else {}
-    missing = [group for group in groups if any(sequence_key(s) not in known for s in group)]
-    kept = [group for group in groups if all(sequence_key(s) in known for s in group)]
+    kept: list[Sequence[Tokens]] = []
+    missing: list[Sequence[Tokens]] = []
+    for group in groups:
+        (kept if all(sequence_key(s) in known for s in group) else missing).append(group)
     _verify(path, sorted(kept, key=lambda group: sum(map(len, group)))[:VERIFIED], known, compute, dtype)
-    # Groups of like length side by side: each call packs what it is given.
     done, written = len(kept), time.monotonic()
     progress(done, len(groups))
-    for begin in range(0, len(missing), 16):
-        part = missing[begin : begin + 16]
+    for begin in range(0, len(missing), GROUPS_AT_ONCE):
+        part = missing[begin : begin + GROUPS_AT_ONCE]
         sequences = [s for group in part for s in group]
         known |= dict(zip(map(sequence_key, sequences), compute(part), strict=True))
         done += len(part)
