@@ -5,7 +5,7 @@ no padding, so nothing can leak from one sequence to the next. On a CPU plain ma
 ``scaled_dot_product_attention`` in bf16 at a few hundred tokens (docs/log.md); the backward pass recomputes
 the probabilities of long segments instead of keeping them. On other devices torch's own attention is used, one segment at a time.
 
-Shapes: H query heads, K key/value heads (H = K * G), T packed tokens, D head size.
+Shapes: H query heads, K key/value heads (H = K * G), L = lanes * K products of a batch, T packed tokens, D head size.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 
 IMPLEMENTATION = "posttrain_segments"
-QUERY_BLOCK = 256
-"""Queries handled at once; keys beyond the block's end are never computed."""
+QUERY_BLOCK = 128
+"""Queries handled at once; keys beyond the block's end are never computed. Smaller blocks waste less, larger ones multiply faster."""
 KEPT_KEYS = 512
 """Probabilities of blocks with at most so many keys are kept for the backward pass: at most 2 H KEPT_KEYS bytes a token."""
 
@@ -40,25 +40,47 @@ def _causal_bias(queries: int, keys: int, window: int | None, dtype: torch.dtype
     return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))
 
 
+def _even_lanes(kv_heads: int, threads: int) -> int:
+    """Into how many lanes the queries of a block are split, so that the products of a batch keep all threads busy to the end.
+
+    A batch of matrix products gives whole products to threads: three key/value heads on two threads leave one of them idle for a quarter of the time, six do not.
+    """
+    return min((1, 2, 4), key=lambda lanes: (-(-lanes * kv_heads // threads) / lanes, lanes))
+
+
 class _Block(NamedTuple):
     """Queries ``begin`` to ``end``, all in one segment, and the places of the keys up to the last of them."""
 
     begin: int
     end: int
     key_spans: tuple[tuple[int, int], ...]
+    lanes: int
     keep: bool
     """Whether probabilities are kept for the backward pass."""
 
+    def split(self, x_KGTD: Tensor) -> Tensor:
+        """The block's queries of [K, G, T, D] as [lanes * K, G * queries / lanes, D]: lane 0 has the first of them."""
+        kv_heads, groups, _, size = x_KGTD.shape
+        x = x_KGTD[:, :, self.begin : self.end].reshape(kv_heads, groups, self.lanes, -1, size)
+        return x.permute(2, 0, 1, 3, 4).reshape(self.lanes * kv_heads, -1, size)
+
+    def join(self, x_LND: Tensor, out_TKGD: Tensor) -> None:
+        """The adjoint of `split`, written to its place in [T, K, G, D]."""
+        _, kv_heads, groups, size = out_TKGD.shape
+        x = x_LND.view(self.lanes, kv_heads, groups, -1, size)
+        out_TKGD[self.begin : self.end].view(self.lanes, -1, kv_heads, groups, size).copy_(x.permute(0, 3, 1, 2, 4))
+
 
 @lru_cache(maxsize=64)
-def _blocks(segments: Segments) -> tuple[_Block, ...]:
+def _blocks(segments: Segments, lanes: int) -> tuple[_Block, ...]:
     blocks = []
     for index, (start, length) in enumerate(zip(segments.starts, segments.lengths, strict=True)):
         *before, (first, _) = segments.spans(index)
         for begin in range(start, start + length, QUERY_BLOCK):
             end = min(begin + QUERY_BLOCK, start + length)
             keys = segments.depths[index] + end - start
-            blocks.append(_Block(begin, end, (*before, (first, end)), keys <= KEPT_KEYS))
+            split = lanes if (end - begin) % lanes == 0 else 1
+            blocks.append(_Block(begin, end, (*before, (first, end)), split, keys <= KEPT_KEYS))
     return tuple(blocks)
 
 
@@ -76,12 +98,14 @@ def _scatter_add(into_KTD: Tensor, parts_KND: Tensor, spans: tuple[tuple[int, in
         begin += end - start
 
 
-def _probabilities(q_KND: Tensor, k_KTD: Tensor, queries: int, window: int | None) -> Tensor:
-    """Softmax over keys [K, G * queries, keys]; the score product is in the compute type, the softmax inside fp32."""
-    scores = torch.bmm(q_KND, k_KTD.transpose(1, 2))
-    keys = k_KTD.shape[1]
-    bias = _causal_bias(queries, keys, window, scores.dtype, scores.device)
-    scores.view(scores.shape[0], -1, queries, keys).add_(bias)
+def _probabilities(q_LND: Tensor, k_LTD: Tensor, block: _Block, window: int | None) -> Tensor:
+    """Softmax over keys [L, G * queries / lanes, keys]; the score product is in the compute type, the softmax inside fp32."""
+    scores = torch.bmm(q_LND, k_LTD.transpose(1, 2))
+    queries, keys = block.end - block.begin, k_LTD.shape[1]
+    masked = queries if window is None else keys  # without a window every query sees all keys before the block
+    bias = _causal_bias(queries, masked, window, scores.dtype, scores.device)
+    by_lane = scores.view(block.lanes, -1, queries // block.lanes, keys)
+    by_lane[..., keys - masked :].add_(bias.view(block.lanes, 1, -1, masked))
     return torch.softmax(scores, dim=-1)
 
 
@@ -128,17 +152,18 @@ class _SegmentAttention(torch.autograd.Function):
             _rotate(k_source, cos_TD, sin_TD, k_KTD)
         q_KGTD.mul_(scale)
         v_KTD = v_TKD.transpose(0, 1)
+        lanes = _even_lanes(kv_heads, torch.get_num_threads())
+        k_LTD, v_LTD = k_KTD.repeat(lanes, 1, 1), v_KTD.repeat(lanes, 1, 1)
         out_TKGD = q_THD.new_empty(tokens, kv_heads, groups, size)
         kept = []
-        for begin, end, spans, keep in _blocks(segments):
-            q_KND = q_KGTD[:, :, begin:end].reshape(kv_heads, groups * (end - begin), size)
-            p = _probabilities(q_KND, _gather(k_KTD, spans), end - begin, window)
-            if keep:
+        for block in _blocks(segments, lanes):
+            batch = block.lanes * kv_heads
+            p = _probabilities(block.split(q_KGTD), _gather(k_LTD[:batch], block.key_spans), block, window)
+            if block.keep:
                 kept.append(p)
-            out = torch.bmm(p, _gather(v_KTD, spans)).view(kv_heads, groups, end - begin, size)
-            out_TKGD[begin:end] = out.permute(2, 0, 1, 3)
+            block.join(torch.bmm(p, _gather(v_LTD[:batch], block.key_spans)), out_TKGD)
         ctx.save_for_backward(q_KGTD, k_KTD, v_KTD, cos_TD, sin_TD, *kept)  # type: ignore[arg-type]
-        ctx.segments, ctx.scale, ctx.window = segments, scale, window  # type: ignore[attr-defined]
+        ctx.segments, ctx.lanes, ctx.scale, ctx.window = segments, lanes, scale, window  # type: ignore[attr-defined]
         return out_TKGD.view(tokens, heads, size)
 
     @staticmethod
@@ -148,21 +173,21 @@ class _SegmentAttention(torch.autograd.Function):
         kv_heads, groups, tokens, size = q_KGTD.shape
         d_out_KGTD = grads[0].view(tokens, kv_heads, groups, size).permute(1, 2, 0, 3)
         dq_TKGD = torch.empty(tokens, kv_heads, groups, size, dtype=k_KTD.dtype, device=k_KTD.device)
+        k_LTD, v_LTD = k_KTD.repeat(ctx.lanes, 1, 1), v_KTD.repeat(ctx.lanes, 1, 1)
         # A prefix gets the gradients of all that continue it: summed in fp32.
         wide = torch.promote_types(k_KTD.dtype, torch.float32)
-        dk_KTD, dv_KTD = (torch.zeros_like(k_KTD, dtype=wide) for _ in range(2))
-        for begin, end, spans, keep in _blocks(ctx.segments):
-            rows = groups * (end - begin)
-            q_KND = q_KGTD[:, :, begin:end].reshape(kv_heads, rows, size)
-            d_out = d_out_KGTD[:, :, begin:end].reshape(kv_heads, rows, size)
-            k, v = _gather(k_KTD, spans), _gather(v_KTD, spans)
-            p = next(kept) if keep else _probabilities(q_KND, k, end - begin, ctx.window)
-            _scatter_add(dv_KTD, torch.bmm(p.transpose(1, 2), d_out), spans)
+        dk_LTD, dv_LTD = (torch.zeros_like(k_LTD, dtype=wide) for _ in range(2))
+        for block in _blocks(ctx.segments, ctx.lanes):
+            batch, spans = block.lanes * kv_heads, block.key_spans
+            q, d_out = block.split(q_KGTD), block.split(d_out_KGTD)
+            k, v = _gather(k_LTD[:batch], spans), _gather(v_LTD[:batch], spans)
+            p = next(kept) if block.keep else _probabilities(q, k, block, ctx.window)
+            _scatter_add(dv_LTD[:batch], torch.bmm(p.transpose(1, 2), d_out), spans)
             dp = torch.bmm(d_out, v.transpose(1, 2))
             ds = torch._softmax_backward_data(dp, p, -1, dp.dtype)
-            _scatter_add(dk_KTD, torch.bmm(ds.transpose(1, 2), q_KND), spans)
-            dq = torch.bmm(ds, k).view(kv_heads, groups, end - begin, size)
-            dq_TKGD[begin:end] = dq.permute(2, 0, 1, 3)
+            _scatter_add(dk_LTD[:batch], torch.bmm(ds.transpose(1, 2), q), spans)
+            block.join(torch.bmm(ds, k), dq_TKGD)
+        dk_KTD, dv_KTD = (d.view(ctx.lanes, kv_heads, tokens, size).sum(0) for d in (dk_LTD, dv_LTD))
         dq_TKGD.mul_(ctx.scale)
         if cos_TD is not None:
             by_token = dq_TKGD.view(tokens, -1, size).transpose(0, 1)
