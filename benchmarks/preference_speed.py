@@ -84,6 +84,7 @@ def read_pairs(data: str, rows: int, model: Path) -> list[PairTokens]:
 def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, Any]:
     """Train once in this process."""
     from posttrain.model import hardware
+    from posttrain.model.adapters import fresh_adapter_off
     from posttrain.model.score import sequence_logps
     from posttrain.objectives import DpoObjective, HingeObjective, IpoObjective, OrpoObjective, SimpoObjective
     from posttrain.train.config import TrainStage
@@ -119,7 +120,8 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     start = time.perf_counter()
     if objective.needs_reference:
         groups = [task.sequences(pair) for pair in pairs]
-        logps = sequence_logps(trainee.model, groups, stage.micro_batch_tokens, trainee.compute_dtype)
+        with fresh_adapter_off(trainee.model):
+            logps = sequence_logps(trainee.model, groups, stage.micro_batch_tokens, trainee.compute_dtype)
         keys = [sequence_key(sequence) for group in groups for sequence in group]
         task = make_task(objective, ReferenceLogps(dict(zip(keys, logps, strict=True))))
     reference_seconds = time.perf_counter() - start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from posttrain.lab import verify
 from posttrain.lab.models import template_of
 from posttrain.model import fused, logprobs, score
 from posttrain.train import loop, tasks
+from posttrain.train.tasks import StepContext
 
 pytestmark = pytest.mark.demo_model
 
@@ -27,9 +29,11 @@ NAMES = [
     "fresh LoRA = base",
     "hot path = generic",
     "packed = one by one",
+    "shared = separate",
     "batch split = whole",
     "merged = adapter",
 ]
+PREFERENCE_NAMES = [*NAMES[:4], "first loss", "kept reference = live", *NAMES[4:]]
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +51,48 @@ def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(name: str, conversations: Path, model: Path) -> verify.Check:
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs whose prompts are long enough to be shared, one of them of several turns."""
+    system = (
+        "You answer questions about numbers, in one short sentence, and you never tell how you found the answer. " * 2
+    )
+    rows: list[dict[str, Any]] = []
+    for k in range(5):
+        prompt = [{"role": "system", "content": system}, {"role": "user", "content": f"What comes after {k}?"}]
+        if k == 3:
+            prompt += [{"role": "assistant", "content": "Four."}, {"role": "user", "content": "And after that?"}]
+        good, bad = f"It is {k + 1}.", f"I guess that {k} is followed by something like {k + 2}, 大概。"
+        sides = {"chosen": good, "rejected": bad}
+        rows.append({"prompt": prompt, **{n: [{"role": "assistant", "content": t}] for n, t in sides.items()}})
+    path = tmp_path_factory.mktemp("verify") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def feedback(pairs: Path) -> Path:
+    """Every side of the pairs as a judged reply."""
+    path = pairs.parent / "feedback.jsonl"
+    lines = []
+    for row in map(json.loads, pairs.read_text(encoding="utf-8").splitlines()):
+        lines += [
+            {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+            for side in ("chosen", "rejected")
+        ]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def run(name: str, rows: Path, model: Path) -> verify.Check:
     """One check, and as little as possible of what comes before it."""
     template = template_of(model, None)
-    found, examples = verify.usable_rows(str(conversations), 4, template, 128)
+    usable = verify.usable_rows(str(rows), 4, template, 128)
     if name == "masks":
-        return verify.check_masks(template, found)
+        return verify.check_masks(template, usable.conversations)
     if name == "resumed = uninterrupted":
-        return verify.check_resume(model, examples)
-    return next(check for check in verify.model_checks(model, examples) if check.name == name)
+        return verify.check_resume(model, usable)
+    return next(check for check in verify.model_checks(model, usable) if check.name == name)
 
 
 def test_everything_holds_and_is_told(
@@ -67,6 +104,16 @@ def test_everything_holds_and_is_told(
     assert told.count("yes") == len(NAMES)
     assert "every invariant holds (masks of 9 rows, the rest on 4 rows" in " ".join(told.split())
     assert max(map(len, told.splitlines()[:-1])) <= 80
+
+
+@pytest.mark.parametrize("kind", ["pairs", "feedback"])
+def test_everything_holds_of_preferences(kind: str, request: pytest.FixtureRequest, tiny_model: Path) -> None:
+    template = template_of(tiny_model, None)
+    usable = verify.usable_rows(str(request.getfixturevalue(kind)), 4, template, 256)
+    assert (usable.kind, len(usable.units)) == (kind, 4)
+    checks = list(verify.all_checks(tiny_model, template, usable))
+    assert [check.name for check in checks] == PREFERENCE_NAMES
+    assert [check.name for check in checks if not check.holds] == []
 
 
 def test_json(conversations: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +195,34 @@ def average_each_micro_batch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tasks, "sft_loss", lambda logps, weights, whole: -(weights * logps).sum() / weights.sum())
 
 
+def average_the_pairs_of_each_micro_batch(patch: pytest.MonkeyPatch) -> None:
+    whole = tasks._pairs
+
+    def wrong(objective: Any, reference: Any) -> Any:
+        task = whole(objective, reference)
+        return replace(
+            task, loss=lambda units, batch, logps, context: task.loss(units, batch, logps, StepContext(len(units)))
+        )
+
+    patch.setattr(tasks, "_pairs", wrong)
+
+
+def let_replies_see_each_other(patch: pytest.MonkeyPatch) -> None:
+    """Every segment is taken for a continuation of the one before it."""
+    whole = score.final_hidden
+
+    def wrong(model: Any, ids: torch.Tensor, segments: Segments) -> torch.Tensor:
+        chained = [index - 1 if parent >= 0 else -1 for index, parent in enumerate(segments.parents)]
+        return whole(model, ids, Segments(segments.lengths, chained))
+
+    patch.setattr(score, "final_hidden", wrong)
+
+
+def keep_another_reference(patch: pytest.MonkeyPatch) -> None:
+    whole = verify.sequence_logps
+    patch.setattr(verify, "sequence_logps", lambda *arguments: [part + 0.01 for part in whole(*arguments)])
+
+
 def forget_to_merge(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(verify, "merge_adapter", lambda model: model.unload())
 
@@ -180,13 +255,38 @@ def test_a_check_fails_when_its_subject_is_broken(
     assert not run(name, conversations, tiny_model).holds
 
 
+@pytest.mark.parametrize(
+    ("name", "break_it"),
+    [
+        ("masks", supervise_one_token_more),
+        ("resumed = uninterrupted", forget_the_moments),
+        ("first loss", start_with_a_changed_model),
+        ("kept reference = live", keep_another_reference),
+        ("first loss", keep_another_reference),
+        ("packed = one by one", let_replies_see_each_other),
+        ("shared = separate", let_replies_see_each_other),
+        ("batch split = whole", average_the_pairs_of_each_micro_batch),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value.split()[0],
+)
+def test_a_check_of_pairs_fails_when_its_subject_is_broken(
+    name: str,
+    break_it: Callable[[pytest.MonkeyPatch], None],
+    pairs: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    break_it(monkeypatch)
+    assert not run(name, pairs, tiny_model).holds
+
+
 TEMPLATES = sorted((Path(__file__).parents[1] / "encode" / "templates").glob("*.jinja"))
 
 
 @pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
 def test_masks_of_other_templates(file: Path, conversations: Path, tiny_model: Path) -> None:
     template = template_of(tiny_model, str(file))
-    found = verify.usable_rows(str(conversations), 4, template_of(tiny_model, None), 128)[0]
+    found = verify.usable_rows(str(conversations), 4, template_of(tiny_model, None), 128).conversations
     if file.stem == "no_stop":
         with pytest.raises(TemplateError, match="no provable stop"):
             verify.check_masks(template, found)

@@ -69,7 +69,7 @@ def largest_relative(got: list[Tensor], exact: list[Tensor]) -> float:
     return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(got, exact, strict=True))
 
 
-LENGTHS = [(1,), (255,), (256,), (257,), (600,), (1, 1, 1), (255, 1, 257), (256, 256), (600, 2, 31)]
+LENGTHS = [(1,), (127,), (128,), (129,), (600,), (1, 1, 1), (127, 1, 257), (128, 128), (600, 2, 31)]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -78,6 +78,23 @@ def test_forward_and_backward_equal_float64(lengths: tuple[int, ...], heads: tup
     qkv = inputs(*heads, sum(lengths))
     exact = with_gradients(lambda x: eager(x, lengths), [x.double() for x in qkv])
     assert largest_relative(with_gradients(lambda x: attend(x, lengths), qkv), exact) < 3e-6
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("lengths", [(1,), (2,), (3,), (130, 7, 4), (258, 515)], ids=str)
+def test_lanes_change_nothing(
+    lanes: int, window: int | None, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_even_lanes", lambda kv_heads, threads: lanes)
+    qkv = inputs(9, 3, sum(lengths))
+    exact = with_gradients(lambda x: eager(x, lengths, window), [x.double() for x in qkv])
+    assert largest_relative(with_gradients(lambda x: attend(x, lengths, sliding_window=window), qkv), exact) < 3e-6
+
+
+def test_lanes_keep_all_threads_busy() -> None:
+    by_hand = {(3, 1): 1, (3, 2): 2, (8, 2): 1, (1, 2): 2, (1, 8): 4, (5, 4): 4, (8, 8): 1, (3, 8): 2}
+    assert {key: attention._even_lanes(*key) for key in by_hand} == by_hand
 
 
 @pytest.mark.parametrize("window", [1, 7, 256, 300])

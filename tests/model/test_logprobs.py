@@ -76,6 +76,41 @@ def test_equals_full_logits_across_chunk_edges(
         assert got.d_head_VD is None
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("positions", [1, 3, 4, 5, 40])
+@pytest.mark.parametrize("vocabulary", [36, 37, 40])
+def test_without_gradient_equals_full_logits_across_tile_edges(
+    positions: int, vocabulary: int, cap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "_TILE_ROWS", 4)
+    monkeypatch.setattr(logprobs, "_TILE_COLUMNS", 12)  # 36 columns are whole tiles, 37 leave one for the last
+    hidden, head, targets, upstream = problem(positions, vocabulary=vocabulary)
+    targets[0] = vocabulary - 1
+    exact = full_logits(hidden, head, targets, upstream, cap).logps_S
+    with torch.no_grad():
+        found = token_logps(hidden, head, targets, cap)
+    assert found.dtype == torch.float32
+    assert relative(found, exact) < 2e-6
+    assert relative(token_logps(hidden, head, targets, cap), exact) < 2e-6  # nothing here wants a gradient
+
+
+@pytest.mark.parametrize("rest", [1e-1, 1e-3, 1e-5, 1e-7, 1e-12])
+@pytest.mark.parametrize("column", [0, 20, 36])
+def test_without_gradient_confident_and_hopeless_predictions(
+    rest: float, column: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """log p of a token whose probability is 1 - rest, and of its 36 alternatives that share the rest."""
+    monkeypatch.setattr(logprobs, "_TILE_COLUMNS", 12)
+    head = torch.zeros(37, 1)
+    head[column] = 1.0
+    gap = math.log((1 - rest) / (rest / 36))
+    targets = torch.tensor([column, (column + 1) % 37])
+    with torch.no_grad():
+        found = token_logps(torch.full((2, 1), gap), head, targets)
+    exact = torch.tensor([math.log1p(-rest), math.log(rest / 36)], dtype=torch.float64)
+    torch.testing.assert_close(found.double(), exact, rtol=2e-6, atol=0)
+
+
 def test_equals_full_logits_at_the_real_chunk_size() -> None:
     data = problem(logprobs.CHUNK + 65, vocabulary=301)
     exact = full_logits(*data, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -172,6 +173,34 @@ def test_what_is_absent_leaves_no_section(folder: Path) -> None:
     for name in ("funnel", "removed", "clusters", "contamination", "splits"):
         assert f'id="{name}"' not in page
     assert isinstance(facts, ProfileFacts)
+
+
+def test_preferences_are_shown(folder: Path) -> None:
+    facts = read_profile(folder)
+    assert facts.preferences is None  # also of a profile written before there were preferences
+    assert 'id="preferences"' not in render_data_page(facts, "Rows")
+    one = {"rows": 200, "p50": 80, "p90": 310, "p95": 402, "max": 1999}
+    pairs = {
+        "kind": "pairs",
+        "rows": 200,
+        "replies": {"chosen": one, "rejected": one},
+        "chosen_longer": 0.625,
+        "desirable": None,
+    }
+    write_json(folder / "profile.json", json.loads((folder / "profile.json").read_text()) | {"preferences": pairs})
+    page = render_data_page(read_profile(folder), "Rows")
+    assert 'href="#preferences"' in page
+    assert "200 pairs; the chosen reply is the longer one in 62.5% of them" in page
+    assert '<th scope="row">Rejected</th>' in page
+    assert "1,999" in page
+    judged = {**pairs, "kind": "feedback", "replies": {"desirable": one}, "chosen_longer": None, "desirable": 0.25}
+    write_json(folder / "profile.json", json.loads((folder / "profile.json").read_text()) | {"preferences": judged})
+    page = render_data_page(read_profile(folder), "Rows")
+    assert "200 judged replies, 25.0% of them desirable" in page
+    console = Console(width=150)
+    with console.capture() as capture:
+        console.print(terminal_profile(read_profile(folder)))
+    assert "25.0% of them desirable" in capture.get()
 
 
 def test_the_terminal_shows_the_same(folder: Path) -> None:

@@ -230,6 +230,20 @@ def test_kto_reference_point_is_clamped_and_shared(make_stage: MakeStage, small_
     assert z == pytest.approx(max(0.0, float(expected)), rel=1e-4, abs=1e-5)
 
 
+def test_kto_margin_is_the_difference_of_the_mean_rewards(make_stage: MakeStage, small_model: Path) -> None:
+    stage, units = make_stage(objective=KtoObjective()), make_feedback()
+    task = make_task(stage.objective, start_reference(stage, small_model, units))
+    trainee = stirred(prepare_model(stage, small_model, None, seed=0))
+    _, metrics = loop.evaluate(trainee, task, units, 64)
+    assert metrics["rewards/margins"] == metrics["rewards/chosen"] - metrics["rewards/rejected"] != 0
+    good = [unit for unit in units if unit.desirable]
+    _, one_kind = loop.evaluate(
+        trainee, make_task(stage.objective, start_reference(stage, small_model, good)), good, 64
+    )
+    assert "rewards/chosen" in one_kind
+    assert "rewards/margins" not in one_kind
+
+
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
 

@@ -144,7 +144,7 @@ def _encode(
     reply_lengths: dict[str, list[int]] = {name: [] for name in names}
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         batch = rows[begin : begin + ROWS_AT_ONCE]
-        sides = [_conversation(row, reply) for row in batch for reply in replies(row).values()]
+        sides = [as_conversation(row, reply) for row in batch for reply in replies(row).values()]
         encoded = iter(encode_batch(sides, template, max_length, "drop"))
         for row in batch:
             found = {name: next(encoded) for name in replies(row)}
@@ -170,7 +170,7 @@ def _encode(
     return EncodedUnits(examples, np.array(conversation_lengths, np.int64), lengths)
 
 
-def _conversation(row: PairRow | UnpairedRow, reply: tuple[Message, ...]) -> SftRow:
+def as_conversation(row: PairRow | UnpairedRow, reply: tuple[Message, ...]) -> SftRow:
     """Prompt and reply as a conversation of which the turns of the reply are supervised."""
     prompt = tuple(replace(m, weight=0.0) if m.role == "assistant" else m for m in row.prompt)
     supervised = tuple(replace(m, weight=None) if m.role == "assistant" else m for m in reply)

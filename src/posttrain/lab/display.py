@@ -147,7 +147,8 @@ def _preference(record: Mapping[str, Any]) -> str:
     """How far chosen and rejected replies are apart, where a record says so."""
     if "rewards/margins" not in record:
         return ""
-    return f"  margin {record['rewards/margins']:+.3f}  accuracy {record['rewards/accuracies']:.0%}"
+    accuracy = f"  accuracy {record['rewards/accuracies']:.0%}" if "rewards/accuracies" in record else ""
+    return f"  margin {record['rewards/margins']:+.3f}{accuracy}"
 
 
 def _short(number: int, scale: int) -> str:

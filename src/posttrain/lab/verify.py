@@ -1,6 +1,6 @@
 """Prove the training invariants on the user's own model and rows, in fp32: ``posttrain verify``.
 
-Every check runs the functions that training runs, and compares them with the same thing done the plain way. What is
+The kind of rows decides the objective: SFT for conversations, DPO for pairs, KTO for judged replies. Every check runs the functions that training runs, and compares them with the same thing done the plain way. What is
 written here is only the plain way, the random adapter and the comparison.
 """
 
@@ -26,8 +26,9 @@ from posttrain import assets
 from posttrain.artifacts import Ledger, StageDir
 from posttrain.data.config import DataStage, Source
 from posttrain.data.pipeline import prepare
-from posttrain.data.rows import read_rows
+from posttrain.data.rows import read_feedback, read_pairs, read_rows, rows_kind
 from posttrain.encode.collate import collate, collate_shared
+from posttrain.encode.preferences import as_conversation, encode_feedback, encode_pairs, sequences_of
 from posttrain.encode.show import ShownExample, ShownRow, show_row
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt, encode_rows, stop_ids
@@ -38,14 +39,22 @@ from posttrain.model.adapters import attach_lora, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.export import merge_adapter
 from posttrain.model.load import final_hidden, load_model, output_head
-from posttrain.model.score import batch_logps
+from posttrain.model.score import batch_logps, sequence_logps
 from posttrain.model.source import model_folder
-from posttrain.objectives import SftObjective
+from posttrain.objectives import DpoObjective, KtoObjective, Objective, SftObjective
 from posttrain.train.config import TrainStage
-from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, train
-from posttrain.train.tasks import make_task
-from posttrain.types import Message, SftRow, Tokens
+from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, step_context, train
+from posttrain.train.reference import NO_REFERENCE, ReferenceLogps, sequence_key
+from posttrain.train.tasks import Task, Unit, make_task
+from posttrain.types import Message, RowKind, SftRow, Tokens
 
+OBJECTIVES: Mapping[RowKind, Objective] = {
+    "conversations": SftObjective(),
+    "pairs": DpoObjective(),
+    "feedback": KtoObjective(),
+}
+FIRST_LOSS: Mapping[RowKind, float] = {"pairs": math.log(2), "feedback": 0.5}
+"""The loss where the policy is the reference, whatever the rows: log-ratios of 0 make it a constant."""
 ROWS_READ = 4
 """Rows read for each one asked for, because some may be too long."""
 VALUE_TOLERANCE = 1e-5
@@ -53,6 +62,8 @@ VALUE_TOLERANCE = 1e-5
 largest of them: fp32 keeps 7 digits, and a model sums in another order."""
 GRADIENT_TOLERANCE = 1e-4
 """The same for gradients: 2-norm of the difference relative to the 2-norm, the worst tensor counts."""
+REFERENCE_TOKENS = 512
+"""Tokens of a micro-batch of the reference: some of the sequences together, not all."""
 STRIP = 64
 """Positions of the plain log-softmax at once: [64, V] in fp64."""
 
@@ -94,13 +105,14 @@ def verify_model(
             progress = lambda name: status.update(name)  # noqa: E731
         folder = model_folder(model)
         chat = template_of(folder, str(template) if template else None)
-        found, examples = usable_rows(conversations, rows, chat, max_length)
+        usable = usable_rows(conversations, rows, chat, max_length)
         checks = []
-        for check in all_checks(folder, chat, found, examples):
+        for check in all_checks(folder, chat, usable):
             progress(f"{check.name} done")
             checks.append(check)
     holds = all(check.holds for check in checks)
-    computed, tokens = len({example.row_id for example in examples}), sum(len(example) for example in examples)
+    computed = len({unit.row_id for unit in usable.units})
+    tokens = sum(len(sequence) for sequence in usable.sequences)
     if as_json:
         listed = [asdict(check) | {"holds": check.holds} for check in checks]
         record = {"model": model, "rows": computed, "tokens": tokens, "holds": holds, "checks": listed}
@@ -109,63 +121,117 @@ def verify_model(
     console.print(_table(checks), soft_wrap=False)
     failed = [check.name for check in checks if not check.holds]
     verdict = f"NOT true: {', '.join(failed)}" if failed else "every invariant holds"
-    where = f"masks of {len(found)} rows, the rest on {computed} rows ({tokens:,} tokens) in fp32"
+    where = f"masks of {usable.rows} rows, the rest on {computed} rows ({tokens:,} tokens) in fp32"
     console.print(f"{verdict} ({where})", style="bold red" if failed else "green", highlight=False)
     return holds
 
 
-def usable_rows(
-    conversations: str, rows: int, template: ChatTemplate, max_length: int
-) -> tuple[list[SftRow], list[Tokens]]:
-    """All rows read, and the examples of the shortest ``rows`` of them that fit ``max_length`` tokens."""
+@dataclass(frozen=True)
+class Usable:
+    """Rows to verify with."""
+
+    kind: RowKind
+    rows: int
+    """Rows read."""
+    conversations: Sequence[SftRow]
+    """All rows read as conversations; of a pair both sides."""
+    units: Sequence[Unit]
+    """What is computed with: the shortest rows, encoded."""
+
+    @property
+    def sequences(self) -> list[Tokens]:
+        """The sequences of all units."""
+        return [sequence for unit in self.units for sequence in sequences_of(unit)]
+
+
+def usable_rows(conversations: str, rows: int, template: ChatTemplate, max_length: int) -> Usable:
+    """All rows read, and the units of the shortest ``rows`` of them that fit ``max_length`` tokens."""
     source = Source(path=conversations, max_rows=ROWS_READ * rows)
     with tempfile.TemporaryDirectory() as scratch:
         out = StageDir(Path(scratch))
         prepare(DataStage(kind="data", sources=(source,), held_out=0), out, 0, assets.resolve_data)
-        found = read_rows(out.file("rows", "train.parquet"))
-    ledger = Ledger()
-    by_row: dict[str, list[Tokens]] = {}
-    for example in encode_rows(found, template, max_length, "drop", ledger).examples:
-        by_row.setdefault(example.row_id, []).append(example)
+        path = out.file("rows", "train.parquet")
+        kind = rows_kind(path) or "conversations"
+        ledger = Ledger()
+        units: Sequence[Unit]
+        match kind:
+            case "pairs":
+                pairs = read_pairs(path)
+                talks = [as_conversation(pair, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
+                units = encode_pairs(pairs, template, max_length, ledger).examples
+            case "feedback":
+                judged = read_feedback(path)
+                talks = [as_conversation(row, row.completion) for row in judged]
+                units = encode_feedback(judged, template, max_length, ledger).examples
+            case "conversations":
+                talks = read_rows(path)
+                units = encode_rows(talks, template, max_length, "drop", ledger).examples
+    step = ledger.steps[-1]
+    by_row: dict[str, list[Unit]] = {}
+    for unit in units:
+        by_row.setdefault(unit.row_id, []).append(unit)
     if len(by_row) < 2:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[-1].dropped.items()) or "none"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in step.dropped.items()) or "none"
         raise DataError(
-            f"only {len(by_row)} of the first {len(found)} rows can be used (dropped: {reasons}); at least 2 are needed",
+            f"only {len(by_row)} of the first {step.rows_in} rows can be used (dropped: {reasons}); at least 2 are needed",
             where=conversations,
             fix=f"give more rows, or raise --max-length (it is {max_length})",
         )
-    shortest = sorted(by_row.values(), key=lambda members: sum(map(len, members)))[:rows]
-    return found, [example for members in shortest for example in members]
+
+    def tokens(members: Sequence[Unit]) -> int:
+        return sum(len(sequence) for unit in members for sequence in sequences_of(unit))
+
+    shortest = sorted(by_row.values(), key=tokens)[:rows]
+    return Usable(kind, step.rows_in, talks, [unit for members in shortest for unit in members])
 
 
-def all_checks(
-    folder: Path, template: ChatTemplate, rows: Sequence[SftRow], examples: Sequence[Tokens]
-) -> Iterator[Check]:
+def all_checks(folder: Path, template: ChatTemplate, usable: Usable) -> Iterator[Check]:
     """All checks, one after the other. One model is in memory at a time."""
-    yield check_masks(template, rows)
-    yield check_resume(folder, examples)
-    yield from model_checks(folder, examples)
+    yield check_masks(template, usable.conversations)
+    yield check_resume(folder, usable)
+    yield from model_checks(folder, usable)
 
 
-def model_checks(folder: Path, examples: Sequence[Tokens]) -> Iterator[Check]:
+def model_checks(folder: Path, usable: Usable) -> Iterator[Check]:
     """The checks that need no training run: the base, a fresh adapter, a random one, and the merged model."""
     device = hardware.resolve_device("auto")
+    objective, units, sequences = OBJECTIVES[usable.kind], usable.units, usable.sequences
     base = load_model(folder, torch.float32, device).requires_grad_(False)
-    yield check_chunked(base, examples)
-    before = _logps(base, [examples])
+    yield check_chunked(base, sequences)
+    before = _logps(base, [sequences])
+    reference = _reference(base, make_task(objective), units) if objective.needs_reference else NO_REFERENCE
+    task = make_task(objective, reference)
     model = attach_lora(base, LoraAdapter(rank=8, alpha=16), seed=0)
+    trainee = Trainee(model.train(), trainable_parameters(model), torch.float32, device)
     yield _values(
         "fresh LoRA = base",
         "a new adapter (B = 0) leaves every log-probability as it was",
         before,
-        _logps(model, [examples]),
+        _logps(model, [sequences]),
     )
+    if objective.needs_reference:
+        expected = FIRST_LOSS[usable.kind]
+        yield _values(
+            "first loss",
+            f"before the first step the policy is its reference: the loss of {objective.name.upper()} is {expected:.4f}",
+            torch.tensor([expected]),
+            _gradient(trainee, task, [units])["loss"],
+        )
     _randomise(model)
-    trainee = Trainee(model.train(), trainable_parameters(model), torch.float32, device)
-    generic = _gradient(trainee, [examples])
-    generic_logps = _logps(model, [examples])
+    one_by_one = [[sequence] for sequence in sequences]
+    if objective.needs_reference:
+        with model.disable_adapter():
+            live = _logps(model, one_by_one)
+        yield _values(
+            "kept reference = live",
+            "what the reference was computed to say beforehand is what the model says with its adapter off",
+            live,
+            reference.of(sequences),
+        )
+    generic = _gradient(trainee, task, [units])
+    generic_logps = _logps(model, [sequences])
     counts = fused.fuse(model)
-    whole = _gradient(trainee, [examples])
+    whole = _gradient(trainee, task, [units])
     yield _gradients(
         "hot path = generic",
         "our hand-written layers give the loss and the gradient of PEFT's own",
@@ -173,19 +239,24 @@ def model_checks(folder: Path, examples: Sequence[Tokens]) -> Iterator[Check]:
         whole,
         ", ".join(f"{count} {kind}" for kind, count in counts.items()) + " modules",
     )
-    one_by_one = [[example] for example in examples]
     yield _values(
         "packed = one by one",
-        "examples in one micro-batch, their common prefixes computed once, don't see each other",
+        "sequences in one micro-batch, their common prefixes computed once, don't see each other",
         _logps(model, one_by_one),
-        _logps(model, [examples]),
+        _logps(model, [sequences]),
     )
-    parts = _split(examples)
+    yield _gradients(
+        "shared = separate",
+        "loss and gradient where common prefixes are computed once are those of every sequence by itself",
+        _separate_gradient(trainee, task, units),
+        whole,
+    )
+    parts = _split(units)
     yield _gradients(
         "batch split = whole",
-        f"micro-batches of {', '.join(str(len(p)) for p in parts)} examples give the loss and gradient of one of {len(examples)}",
+        f"micro-batches of {', '.join(str(len(p)) for p in parts)} rows give the loss and gradient of one of {len(units)}",
         whole,
-        _gradient(trainee, parts),
+        _gradient(trainee, task, parts),
     )
     fused.unfuse(model)
     moved = float((generic_logps - before).abs().max())
@@ -194,7 +265,7 @@ def model_checks(folder: Path, examples: Sequence[Tokens]) -> Iterator[Check]:
         "merged = adapter",
         "a random adapter merged into the weights is the same model",
         generic_logps,
-        _logps(merged, [examples]),
+        _logps(merged, [sequences]),
         f"the adapter moves log-probabilities by up to {moved:.2g}",
     )
 
@@ -253,12 +324,13 @@ class _KilledError(Exception):
     """Stands in for kill -9 in the middle of a run."""
 
 
-def check_resume(folder: Path, examples: Sequence[Tokens]) -> Check:
+def check_resume(folder: Path, usable: Usable) -> Check:
     """Three steps at a stretch, and three with a kill in the second: the same adapter to the last bit."""
     stage = TrainStage(
         kind="train",
         data="rows",
-        adapter=LoraAdapter(rank=8, alpha=16, dropout=0.1),
+        objective=OBJECTIVES[usable.kind],
+        adapter=LoraAdapter(rank=8, alpha=16, dropout=0.1 if usable.kind == "conversations" else 0.0),
         batch_size=2,
         epochs=3,
         max_steps=3,
@@ -267,7 +339,7 @@ def check_resume(folder: Path, examples: Sequence[Tokens]) -> Check:
         keep="last",
         checkpoint_every=1,
     )
-    inputs = TrainInputs(folder, examples)
+    inputs = TrainInputs(folder, usable.units)
 
     def kill(record: Mapping[str, object]) -> None:
         if record["step"] == 2:
@@ -357,14 +429,33 @@ class _Recorder(torch.optim.Optimizer):
         self.gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in self.named.items()}
 
 
-def _gradient(trainee: Trainee, groups: Sequence[Sequence[Tokens]]) -> dict[str, Tensor]:
+def _reference(base: nn.Module, task: Task, units: Sequence[Unit]) -> ReferenceLogps:
+    """What the base says of all sequences of a step, computed as training does it beforehand."""
+    groups = [task.sequences(unit) for unit in units] + [(sequence,) for sequence in task.beside(units)]
+    logps = sequence_logps(base, groups, REFERENCE_TOKENS, torch.float32)
+    keys = [sequence_key(sequence) for group in groups for sequence in group]
+    return ReferenceLogps(dict(zip(keys, logps, strict=True)))
+
+
+def _gradient(trainee: Trainee, task: Task, groups: Sequence[Sequence[Unit]]) -> dict[str, Tensor]:
     """Loss and gradient of one real optimizer step over these micro-batches; the weights stay as they are."""
     recorder = _Recorder(trainee.trained)
-    result = optimizer_step(trainee, recorder, make_task(SftObjective()), groups, rate=0.0, max_grad_norm=None)
+    result = optimizer_step(trainee, recorder, task, groups, rate=0.0, max_grad_norm=None)
     return {"loss": torch.tensor([result.loss]), **recorder.gradients}
 
 
-def _split(examples: Sequence[Tokens]) -> list[list[Tokens]]:
+def _separate_gradient(trainee: Trainee, task: Task, units: Sequence[Unit]) -> dict[str, Tensor]:
+    """The same with a forward pass of its own for every sequence."""
+    sequences = [sequence for unit in units for sequence in task.sequences(unit)]
+    outputs_S = torch.cat([task.forward(trainee.model, collate([one]), torch.float32) for one in sequences])
+    context = step_context(trainee, task, units, max(map(len, sequences)))
+    loss = task.loss(units, collate(sequences), outputs_S, context).share
+    names, parameters = zip(*trainee.trained.items(), strict=True)
+    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    return {"loss": loss.detach()[None], **dict(zip(names, gradients, strict=True))}
+
+
+def _split(examples: Sequence[Unit]) -> list[list[Unit]]:
     """Three micro-batches of unlike size (two where there are only two examples), for example 3, 1, 4."""
     count = len(examples)
     first = max(1, round(count * 5 / 12))

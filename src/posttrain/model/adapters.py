@@ -112,6 +112,21 @@ def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def fresh_adapter_off(model: nn.Module) -> Iterator[None]:
+    """Inside, a LoRA adapter that is still fresh (every B zero) is switched off: the same values for less work.
+
+    An adapter that has learned anything, DoRA and models without an adapter stay as they are.
+    """
+    zero = [not bool(p.any()) for name, p in model.named_parameters() if "lora_B" in name]
+    scaled = any("lora_magnitude_vector" in name for name, _ in model.named_parameters())
+    if isinstance(model, PeftModel) and zero and all(zero) and not scaled:
+        with model.disable_adapter():
+            yield
+    else:
+        yield
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Name -> parameter for everything that is trained."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

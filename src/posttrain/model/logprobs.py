@@ -21,6 +21,8 @@ from torch import Tensor
 
 CHUNK = 512
 """Positions whose logits exist at once. Smaller chunks read the head's weights more often."""
+_TILE_ROWS, _TILE_COLUMNS = 1024, 2048
+"""Logits at once where only log-probabilities are wanted: 8 MB of fp32."""
 _STRIP = 64
 """Rows turned from logits into probabilities at once: their fp32 copy stays in the processor's cache."""
 
@@ -55,6 +57,39 @@ def _logps_and_residual(logits_CV: Tensor, targets_C: Tensor, cap: float | None)
         residual = z.div_(total).scatter_(1, index, -rest / total)
         logits_CV[strip] = residual if slope is None else residual.mul_(slope)
     return logps_C
+
+
+def _logps_alone(hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: float | None) -> Tensor:
+    """fp32 log-probabilities [S] of the targets where no gradient is wanted: logits exist in tiles that stay in the cache.
+
+    A running maximum and sum, as in online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), with the target left out of the
+    sum for the reason given above.
+    """
+    wide = _accurate(hidden_SD.dtype)
+    logps_S = torch.empty(len(hidden_SD), dtype=wide, device=hidden_SD.device)
+    for begin in range(0, len(hidden_SD), _TILE_ROWS):
+        rows = slice(begin, begin + _TILE_ROWS)
+        hidden_CD, targets_C = hidden_SD[rows], targets_S[rows]
+        target_C = torch.empty(len(targets_C), dtype=wide, device=hidden_SD.device)
+        top_C, rest_C = torch.full_like(target_C, -torch.inf), torch.zeros_like(target_C)
+        for first in range(0, len(head_VD), _TILE_COLUMNS):
+            z = (hidden_CD @ head_VD[first : first + _TILE_COLUMNS].T).to(wide)
+            if cap is not None:
+                z = torch.tanh(z / cap).mul_(cap)
+            here = ((targets_C >= first) & (targets_C < first + z.shape[1])).nonzero()[:, 0]
+            places = targets_C[here] - first
+            target_C[here] = z[here, places]
+            z[here, places] = -torch.inf
+            tile_top_C = torch.maximum(top_C, z.amax(dim=1))
+            rest_C.mul_((top_C - tile_top_C).exp_())
+            top_C = tile_top_C
+            rest_C += z.sub_(top_C[:, None]).exp_().sum(dim=1)
+        # Both terms relative to the larger of the target and the rest: exact where either is lost beside the other.
+        ahead_C = (target_C - top_C).clamp(min=0)
+        rest_C *= (-ahead_C).exp()
+        behind_C = (target_C - top_C).clamp(max=0)
+        logps_S[rows] = torch.where(behind_C == 0, -torch.log1p(rest_C), behind_C - (rest_C + behind_C.exp()).log())
+    return logps_S
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -105,5 +140,7 @@ def token_logps(hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: floa
     cap: final logit soft-cap of some models (Gemma 2), logits = cap * tanh(logits / cap).
     Differentiable in hidden_SD and head_VD.
     """
+    if not (torch.is_grad_enabled() and (hidden_SD.requires_grad or head_VD.requires_grad)):
+        return _logps_alone(hidden_SD, head_VD.to(hidden_SD.dtype), targets_S, cap)
     result: Tensor = _TokenLogps.apply(hidden_SD, head_VD.to(hidden_SD.dtype), targets_S, cap)
     return result

@@ -27,7 +27,7 @@ from posttrain.report.data_figures import (
     steps_figure,
     turns_figure,
 )
-from posttrain.report.data_records import PartFacts, ProfileFacts
+from posttrain.report.data_records import PartFacts, PreferenceFacts, ProfileFacts
 from posttrain.report.page import environment, package_text
 from posttrain.report.reading import parse
 
@@ -90,6 +90,7 @@ def render_data_page(facts: ProfileFacts, title: str) -> str:
         sources=sources_figure(facts),
         languages=languages_figure(facts),
         clusters=clusters_figure(facts.clusters) if facts.clusters else None,
+        preference_sentence=preference_sentence(facts.preferences) if facts.preferences else None,
         first_shown=next((entry for entry in facts.removed if entry.examples and entry.examples[0].prompt), None),
         weighted=facts.rows_counted != facts.rows,
         language_words=language_words,
@@ -124,6 +125,19 @@ def paragraph(facts: ProfileFacts) -> str:
     if facts.rows != facts.distinct_ids:
         text += f" {numbers.count(facts.rows - facts.distinct_ids)} rows are exact copies of others."
     return text
+
+
+def preference_sentence(facts: PreferenceFacts) -> str:
+    """Return what the pairs or judged replies have in common, and what an objective could learn from it by mistake."""
+    if facts.kind == "feedback":
+        return (
+            f"{numbers.count(facts.rows)} judged replies, {numbers.percent(facts.desirable)} of them desirable. "
+            "KTO wants both kinds, or weights that make up for it."
+        )
+    return (
+        f"{numbers.count(facts.rows)} pairs; the chosen reply is the longer one in {numbers.percent(facts.chosen_longer)} of them. "
+        "Far from half, length alone tells the sides apart, and a model can learn just that."
+    )
 
 
 def tiles(facts: ProfileFacts) -> list[tuple[str, str, str]]:
@@ -187,6 +201,8 @@ def terminal_profile(facts: ProfileFacts) -> RenderableType:
         parts.append(_part_table("Splits", facts.splits, weighted=facts.rows_counted != facts.rows))
     if facts.contamination:
         parts.append(_contamination_table(facts))
+    if facts.preferences:
+        parts.append(Text(preference_sentence(facts.preferences)))
     found = ", ".join(f"{language_word(o.language)} {numbers.percent(o.share)}" for o in facts.languages[:8])
     parts.append(Text(f"Languages ({facts.language_rule}): {found}"))
     return Group(*parts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.artifacts import LedgerStep
+from posttrain.types import RowKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,28 @@ class PartFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyLengths:
+    """Tokens of the replies of one kind."""
+
+    rows: int
+    p50: int
+    p90: int
+    p95: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceFacts:
+    """Of pairs and of judged replies: lengths by kind of reply, and how often the good ones are the longer or the more."""
+
+    kind: RowKind
+    rows: int
+    replies: dict[str, ReplyLengths]
+    chosen_longer: float | None
+    desirable: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class FunnelLine:
     """One step of the chain before."""
 
@@ -244,6 +267,7 @@ class ProfileFacts:
     removed: tuple[Removed, ...]
     clusters: ClusterFacts | None
     contamination: Contamination | None
+    preferences: PreferenceFacts | None = None
 
     @property
     def removed_rows(self) -> int:

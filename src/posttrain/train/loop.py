@@ -241,6 +241,8 @@ class _Sums:
         loss, norm_value, *rest = torch.stack(stacked).tolist()
         totals, counts = rest[: len(names)], rest[len(names) :]
         means = {name: t / n for name, t, n in zip(names, totals, counts, strict=True) if n > 0}
+        if {"rewards/chosen", "rewards/rejected"} <= means.keys():  # of single replies it is no mean over rows
+            means.setdefault("rewards/margins", means["rewards/chosen"] - means["rewards/rejected"])
         return loss, means, norm_value
 
 
@@ -519,14 +521,15 @@ def _reference(
         model = frozen_model(source.model_folder, source.adapter_folder, dtype, trainee.device)
     units = {id(unit): task.sequences(unit) for step in steps for unit in step}  # epochs repeat them
     beside = [(sequence,) for step in steps if step for sequence in task.beside(step)]
-    return reference_logps(
-        source.cache,
-        f"{source.identity} {dtype}",
-        [*units.values(), *beside],
-        lambda groups: sequence_logps(model, groups, budget, dtype),
-        dtype,
-        lambda done, total: on_progress("reference log-probabilities", done, total),
-    )
+    with adapters.fresh_adapter_off(model):
+        return reference_logps(
+            source.cache,
+            f"{source.identity} {dtype}",
+            [*units.values(), *beside],
+            lambda groups: sequence_logps(model, groups, budget, dtype),
+            dtype,
+            lambda done, total: on_progress("reference log-probabilities", done, total),
+        )
 
 
 def _starts_at_reference(
