@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from posttrain.encode.collate import collate
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
+from posttrain.generate import decode as decode_module
 from posttrain.generate.decode import NewToken, Sampling, decode, replies, without_stop
 from posttrain.model.adapters import attach_lora
 from posttrain.model.config import LoraAdapter
@@ -138,15 +140,68 @@ def test_an_adapted_model_decodes_with_its_adapter(small_model: Path, prompts: l
 def test_the_caller_is_left_alone_between_tokens(
     model: nn.Module, prompts: list[Prompt], random_examples: Callable[..., list[Tokens]]
 ) -> None:
-    """Gradients stay on, and a packed pass is refused while another attention is in place instead of leaking."""
+    """Gradients stay on, and packed passes give what they always give and change nothing of the decoding."""
     batch = collate(random_examples([5, 6]))
+    before = batch_logps(model, batch, torch.float32).logps_S
+    whole = list(decode(model, prompts, [], 5))
     running = decode(model, prompts, [], 5)
-    next(running)
+    seen = [next(running) for _ in range(7)]
     assert torch.is_grad_enabled()
-    with pytest.raises(ModelError, match="attention per segment"):
-        batch_logps(model, batch, torch.float32)
-    running.close()  # type: ignore[attr-defined]
-    assert batch_logps(model, batch, torch.float32).logps_S.requires_grad
+    between = batch_logps(model, batch, torch.float32).logps_S
+    assert between.requires_grad
+    assert torch.equal(between, before)
+    assert [*seen, *running] == whole
+
+
+def test_a_pass_that_does_not_say_where_sequences_begin_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ModelError, match="packed passes"):
+        model(input_ids=torch.ones(1, 4, dtype=torch.int64))
+
+
+# ---- continuous batching -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 17, 64])
+def test_replies_do_not_depend_on_the_number_of_slots(slots: int, small_model: Path) -> None:
+    """Long and short prompts and limits, so that slots grow, move and are taken again; each reply is that of generate."""
+    model, draw = load_model(small_model, torch.float32, CPU), np.random.default_rng(5)
+    prompts = [draw.integers(3, 199, n).astype(np.int32) for n in (70, 3, 150, 1, 63, 64, 65, 20, 9, 130)]
+    limits = [5, 90, 1, 30, 4, 70, 2, 0, 12, 33]
+    found = replies(model, prompts, [(17,), (4, 9)], limits, slots=slots)
+    for prompt, limit, reply in zip(prompts, limits, found, strict=True):
+        whole = hugging_face(small_model, prompt, None, max(limit, 1))[:limit]
+        ends = [i for i in range(len(whole)) if whole[i] == 17 or whole[i - 1 : i + 1] == [4, 9]]
+        cut = whole[: ends[0] + 1] if ends else whole
+        expected = without_stop(cut, [(17,), (4, 9)]) if ends else cut
+        assert (reply.ids, reply.finish) == (expected, "stop" if ends else "length")
+
+
+def test_a_place_is_taken_as_soon_as_it_is_free(model: nn.Module, prompts: list[Prompt]) -> None:
+    tokens = list(decode(model, prompts, [], [4, 2, 4, 1, 1], slots=2))
+    # The longest prompts begin: 2 and 3. When 3 ends at once, 0 follows, then 4, then 1.
+    assert [t.prompt for t in tokens] == [2, 3, 0, 0, 2, 0, 2, 0, 2, 1, 4, 1]
+    assert [(t.prompt, t.finish) for t in tokens if t.finish] == [
+        (3, "length"),
+        (0, "length"),
+        (2, "length"),
+        (4, "length"),
+        (1, "length"),
+    ]
+
+
+def test_a_prefill_is_bounded(model: nn.Module, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = replies(model, prompts, [], 6)
+    passes: list[int] = []
+    run = decode_module.next_logits
+
+    def counted(model: nn.Module, ids_T: torch.Tensor, *rest: Any) -> torch.Tensor:
+        passes.append(len(ids_T))
+        return run(model, ids_T, *rest)
+
+    monkeypatch.setattr(decode_module, "next_logits", counted)
+    monkeypatch.setattr(decode_module, "PREFILL_TOKENS", 10)
+    assert replies(model, prompts, [], 6) == whole
+    assert passes[:3] == [17, 9, 8]  # 17 alone is over the bound and still goes; 5, 2 and 1 together
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
@@ -161,6 +216,25 @@ def drawn(model: nn.Module, prompt: Prompt, sampling: Sampling, count: int) -> N
 def probabilities(model: nn.Module, prompt: Prompt, temperature: float) -> NDArray[np.float64]:
     logits = model(input_ids=torch.from_numpy(prompt).long()[None], segments=Segments([len(prompt)])).logits[0, -1]
     return (logits.double() / temperature).softmax(-1).numpy()
+
+
+def test_what_is_drawn_does_not_depend_on_neighbours(model: nn.Module, prompts: list[Prompt]) -> None:
+    for sampling in (Sampling(1.0, 0.9, seed=3), Sampling(1.3, seed=5)):
+        together = replies(model, prompts, [], 15, sampling)
+        few = replies(model, prompts, [], 15, sampling, slots=2)
+        assert together == few
+        alone = replies(model, prompts[2:3], [], 15, Sampling(sampling.temperature, sampling.top_p, sampling.seed + 2))
+        assert alone == together[2:3]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_looking_at_the_likely_tokens_first_changes_nothing(
+    top_p: float, model: nn.Module, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = Sampling(1.7, top_p, seed=9)
+    whole = replies(model, prompts, [], 20, sampling)  # the vocabulary is smaller than LIKELY
+    monkeypatch.setattr(decode_module, "LIKELY", 6)
+    assert replies(model, prompts, [], 20, sampling) == whole
 
 
 def test_sampling_is_seeded(model: nn.Module, prompts: list[Prompt]) -> None:

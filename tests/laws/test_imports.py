@@ -38,7 +38,7 @@ NARROW = {
     "report": {"types", "errors", "table", "artifacts", "config", "eval.stats"},
 }
 """Rooms that may know less than their floor allows."""
-FOREIGN = {"transformers": {"model", "generate", "encode"}, "peft": {"model"}}
+FOREIGN = {"transformers": {"model", "encode"}, "peft": {"model"}}
 
 
 def room_of(module: str) -> str:

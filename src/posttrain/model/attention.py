@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
+from posttrain.model.slots import Prefill, Step
 
 IMPLEMENTATION = "posttrain_segments"
 QUERY_BLOCK = 128
@@ -247,7 +248,8 @@ def segment_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    segments: Segments,
+    segments: Segments | None = None,
+    slots: Prefill | Step | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -257,8 +259,9 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Attention function for transformers' AttentionInterface: query [1, H, T, D], key and value [1, K, T, D].
 
-    Returns ([1, T, H, D], None). The lengths of ``segments`` sum to T. Raises ModelError for layers this can't compute exactly
-    (attention sinks).
+    Returns ([1, T, H, D], None). The lengths of ``segments`` sum to T. With ``slots`` keys and values are kept for decoding, or
+    the T tokens are the next ones of as many sequences. Raises ModelError for layers this can't compute exactly (attention sinks), and
+    for calls that say neither.
     """
     if observed is not None:  # what a layer really asks for, whatever its attributes are called
         observed |= {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
@@ -267,6 +270,16 @@ def segment_attention(
     # Under autocast rotary positions leave queries and keys in fp32; the backward pass runs outside of autocast.
     q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if isinstance(slots, Step):
+        out = slots.attend(module.layer_idx, q_HTD, k_KTD, v_KTD, scale, sliding_window, softcap)  # type: ignore[arg-type]
+        return out[None], None
+    if segments is None:
+        raise ModelError(
+            "this model is loaded for packed passes, which say where sequences begin",
+            fix="use posttrain.model.load.final_hidden or posttrain.generate.decode",
+        )
+    if slots is not None:
+        slots.keep(module.layer_idx, k_KTD, v_KTD)  # type: ignore[arg-type]
     window = _effective_window(sliding_window, segments)
     if query.device.type == "cpu" and softcap is None and dropout == 0.0:
         by_token = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))

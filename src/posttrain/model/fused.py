@@ -259,7 +259,7 @@ def _attention_forward(module: nn.Module) -> Callable[..., tuple[Tensor, None]] 
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         segments, rotation = kwargs.get("segments"), kwargs.get("position_embeddings")
-        if args or segments is None or rotation is None or kwargs.get("past_key_values") is not None:
+        if args or segments is None or rotation is None or kwargs.get("slots") is not None:
             return generic(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
         if len(slots) == 3 and all(s.ready() for s in slots):
             projected = _lora_outputs(slots, hidden_states)

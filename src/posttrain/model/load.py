@@ -17,8 +17,8 @@ from transformers.utils import logging as transformers_logging
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model import attention
+from posttrain.model.slots import Prefill, Step
 
-GENERATION_ATTENTION = "sdpa"
 NEW_HEAD = "score.weight"
 """The one weight a language model's folder lacks when it becomes a reward model."""
 PACKING_TOLERANCE = {torch.float32: 1e-3}
@@ -176,7 +176,7 @@ def final_hidden(model: torch.nn.Module, ids_T: Tensor, segments: Segments) -> T
     if decoder.config._attn_implementation != attention.IMPLEMENTATION:
         raise ModelError(
             f"packed sequences need attention per segment, but this model has {decoder.config._attn_implementation!r}",
-            fix="load it with posttrain.model.load.load_model, and finish generating before",
+            fix="load it with posttrain.model.load.load_model",
         )
     output = decoder(
         input_ids=ids_T[None],
@@ -206,13 +206,21 @@ def output_head(model: torch.nn.Module) -> tuple[Tensor, float | None]:
     return head.weight, getattr(config, "final_logit_softcapping", None)
 
 
-@contextlib.contextmanager
-def generating(model: torch.nn.Module) -> Iterator[PreTrainedModel]:
-    """The model with a cache-aware attention for the length of the block. Packed forward passes are refused in it."""
-    inner = causal_lm(model)
-    # Score caps (Gemma 2) are beyond torch's own attention function.
-    inner.set_attn_implementation(GENERATION_ATTENTION if inner._supports_sdpa else "eager")
-    try:
-        yield inner
-    finally:
-        inner.set_attn_implementation(attention.IMPLEMENTATION)
+@torch.no_grad()
+def next_logits(model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, slots: Prefill | Step) -> Tensor:
+    """Logits [B, V] in fp32 after the last token of each of B sequences: new ones side by side, or one more token of each live one.
+
+    Whatever the model does to its logits (caps, scales) is done. Keys and values go to the cache of ``slots``.
+    """
+    lengths = slots.new if isinstance(slots, Prefill) else [1] * len(ids_T)
+    output = causal_lm(model)(
+        input_ids=ids_T[None],
+        position_ids=positions_T[None],
+        use_cache=False,
+        segments=Segments(lengths),
+        slots=slots,
+        logits_to_keep=torch.tensor(lengths, device=ids_T.device).cumsum(0) - 1,
+    )
+    slots.finish()
+    logits: Tensor = output.logits[0].float()
+    return logits
