@@ -85,6 +85,7 @@ def own(model: Path, prompts: list[list[int]], stop: int, slots: int, dtype: str
     import torch
 
     from posttrain.generate.decode import decode
+    from posttrain.generate.engine import Sampling
     from posttrain.model import hardware
     from posttrain.model.frozen import frozen_model
 
@@ -93,7 +94,7 @@ def own(model: Path, prompts: list[list[int]], stop: int, slots: int, dtype: str
     ids = [np.array(p, np.int32) for p in prompts]
     found: list[list[int]] = [[] for _ in prompts]
     start = time.perf_counter()
-    for new in decode(loaded, ids, [(stop,)], limits(), slots=slots):
+    for new in decode(loaded, ids, [(stop,)], [Sampling(max_tokens=limit) for limit in limits()], slots=slots):
         found[new.prompt].append(new.token)
     return found, time.perf_counter() - start
 

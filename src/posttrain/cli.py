@@ -300,10 +300,11 @@ def chat(
     ] = None,
 ) -> None:
     """Talk to a model in the terminal; replies stream. /reset forgets the conversation, /quit ends."""
-    from posttrain.generate.decode import Sampling
+    from posttrain.generate.engine import Sampling
     from posttrain.lab.chat import converse
 
-    converse(target, base, prompt, system, Sampling(temperature, top_p, seed), max_new_tokens, template)
+    sampling = Sampling(temperature, top_p, max_new_tokens, seed=seed)
+    converse(target, base, prompt, system, sampling, template)
 
 
 @app.command()

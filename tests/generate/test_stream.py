@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
-from posttrain.generate.decode import NewToken, Sampling
+from posttrain.generate.decode import NewToken
+from posttrain.generate.engine import Sampling
 from posttrain.lab import chat
 from posttrain.types import Message
 
@@ -40,7 +41,7 @@ def shown(
             yield NewToken(0, token, finish if place == len(ids) - 1 else None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(chat, "decode", scripted)
-    return list(chat.stream(object(), [Message("user", "x")], template, stops, 99, Sampling()))
+    return list(chat.stream(object(), [Message("user", "x")], template, stops, Sampling()))
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -12,6 +12,7 @@ from posttrain.eval.checks import passes
 from posttrain.eval.prompts import Prompt
 from posttrain.eval.stats import accuracy_difference, discordance, mcnemar, wilson
 from posttrain.generate.decode import replies
+from posttrain.generate.engine import Sampling
 from posttrain.types import Message
 
 
@@ -26,7 +27,7 @@ def reply_records(
     """The lines of replies.jsonl (docs/run-folder.md) of one model: greedy replies with their verdicts."""
     encoded = [encode_prompt([Message("user", p.text)], template) for p in prompts]
     records = []
-    for prompt, reply in zip(prompts, replies(model, encoded, stops, max_new_tokens), strict=True):
+    for prompt, reply in zip(prompts, replies(model, encoded, stops, Sampling(max_tokens=max_new_tokens)), strict=True):
         text = template.tokenizer.decode(reply.ids, skip_special_tokens=True)
         verdict = None
         if prompt.check is not None:

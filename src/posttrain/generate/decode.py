@@ -6,8 +6,8 @@ token is computed for the sake of a longer neighbour. ``decode`` is a generator:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from posttrain.generate.engine import Sampling
 from posttrain.model.load import causal_lm, next_logits
 from posttrain.model.slots import Prefill, SlotCache, Step
 
@@ -27,25 +28,24 @@ LIKELY = 512
 """Tokens looked at first when sampling from the top of the distribution."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen."""
+class Likely(NamedTuple):
+    """Log-probabilities of the model (temperature 1) at one place: of the token chosen, and of the most likely tokens, best first."""
 
-    temperature: float = 0.0
-    """0 = greedy (the most likely token)."""
-    top_p: float = 1.0
-    """Sample from the smallest set of tokens whose probability exceeds this (Holtzman et al. 2019, arXiv:1904.09751)."""
-    seed: int = 0
-    """Prompt number i draws from a generator of its own, seeded with ``seed + i``: what it says does not depend on its neighbours'
-    draws."""
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 class NewToken(NamedTuple):
-    """One decoded token of one prompt. ``finish`` is set on the last one."""
+    """One decoded token of one prompt. ``finish`` is set on the last one, ``likely`` where log-probabilities were asked for."""
 
     prompt: int
     token: int
     finish: FinishReason | None
+    likely: Likely | None = None
+
+
+Ended = Callable[[int, list[int]], bool]
+"""(prompt, its new tokens so far) -> whether the reply ends here for a reason of the caller's own."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class _Live:
     """A sequence that is being continued."""
 
     prompt: int
-    limit: int
+    sampling: Sampling
     generator: torch.Generator
     ids: list[int]
 
@@ -62,18 +62,23 @@ def decode(
     model: nn.Module,
     prompts: Sequence[NDArray[np.int32]],
     stops: Sequence[tuple[int, ...]],
-    max_new_tokens: int | Sequence[int],
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Sequence[Sampling],
     slots: int = SLOTS,
+    ended: Ended = lambda prompt, ids: False,
 ) -> Iterator[NewToken]:
-    """Continue every prompt until one of the ``stops`` (token sequences) or its ``max_new_tokens``.
+    """Continue every prompt until one of the ``stops`` (token sequences), its ``max_tokens``, or until it has ``ended``.
 
-    At most ``slots`` prompts are continued at once, long ones first. Yields tokens step by step, those of a step in the order
-    of the prompts; tokens of the stop are yielded as well.
+    ``sampling``: one for all, or one for each; stop strings in it are the caller's business. Prompt number i draws from a generator of its
+    own, seeded with ``seed + i`` where there is one sampling for all, else with its own seed (0 where it has none): what it says does
+    not depend on its neighbours' draws. At most ``slots`` prompts are continued at once, long ones first. Yields tokens step by
+    step, those of a step in the order of the prompts; tokens of the stop are yielded as well.
     """
-    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if isinstance(sampling, Sampling):
+        each = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
+    else:
+        each = list(sampling)
     device = causal_lm(model).get_input_embeddings().weight.device
-    queue = sorted((i for i, limit in enumerate(limits) if limit > 0), key=lambda i: -len(prompts[i]))
+    queue = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     cache, live = SlotCache(min(slots, len(queue))), list[_Live]()
     while queue or live:
         fresh = _admitted(queue, prompts, cache.slots - len(live))
@@ -81,7 +86,7 @@ def decode(
         if fresh:
             ids = np.concatenate([prompts[i] for i in fresh])
             places = np.concatenate([np.arange(len(prompts[i])) for i in fresh])
-            begun = [_Live(i, limits[i], torch.Generator().manual_seed(sampling.seed + i), []) for i in fresh]
+            begun = [_Live(i, each[i], torch.Generator().manual_seed(each[i].seed or 0), []) for i in fresh]
             step: Prefill | Step = Prefill(cache, [len(prompts[i]) for i in fresh])
         else:
             ids = np.array([sequence.ids[-1] for sequence in live])
@@ -91,7 +96,7 @@ def decode(
         logits_BV = next_logits(model, ids_T, places_T, step)
         first = len(live) if fresh else 0
         live += begun
-        yield from _advance(live, first, logits_BV, stops, sampling, cache)
+        yield from _advance(live, first, logits_BV, stops, ended, cache)
 
 
 def _admitted(queue: Sequence[int], prompts: Sequence[NDArray[np.int32]], free: int) -> list[int]:
@@ -111,43 +116,74 @@ def _advance(
     first: int,
     logits_BV: Tensor,
     stops: Sequence[tuple[int, ...]],
-    sampling: Sampling,
+    ended: Ended,
     cache: SlotCache,
 ) -> Iterator[NewToken]:
     """Choose a token for the sequences from slot ``first`` on; those that end leave ``live`` and the cache."""
     moved = live[first:]
-    tokens = _choose(logits_BV, sampling, [sequence.generator for sequence in moved])
+    samplings = [sequence.sampling for sequence in moved]
+    tokens = _choose(logits_BV, samplings, [sequence.generator for sequence in moved])
+    likely = _likely(logits_BV, tokens, samplings)
     new = []
-    for sequence, token in zip(moved, tokens, strict=True):
+    for sequence, token, found in zip(moved, tokens, likely, strict=True):
         sequence.ids.append(token)
         stopped = any(tuple(sequence.ids[-len(stop) :]) == stop for stop in stops)
-        finish: FinishReason | None = "stop" if stopped else "length" if len(sequence.ids) == sequence.limit else None
-        new.append(NewToken(sequence.prompt, token, finish))
+        finish: FinishReason | None = None
+        if stopped or ended(sequence.prompt, sequence.ids):
+            finish = "stop"
+        elif len(sequence.ids) == sequence.sampling.max_tokens:
+            finish = "length"
+        new.append(NewToken(sequence.prompt, token, finish, found))
     for slot in reversed(range(first, len(live))):
         if new[slot - first].finish is not None:
             cache.remove(slot)
             live[slot] = live[-1]
             live.pop()
-    yield from sorted(new)
+    yield from sorted(new, key=lambda token: token.prompt)
 
 
-def _choose(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
-    """Next token of every row [B]; each row takes one uniform number from its own generator."""
-    if sampling.temperature == 0:
-        return [int(token) for token in logits_BV.argmax(dim=-1).tolist()]
+def _choose(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
+    """Next token of every row [B]; each row that samples takes one uniform number from its own generator."""
+    chosen_B = logits_BV.argmax(dim=-1)
+    rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if rows:
+        chosen_B[rows] = _sample(logits_BV[rows], [samplings[r] for r in rows], [generators[r] for r in rows])
+    return [int(token) for token in chosen_B.tolist()]
+
+
+def _sample(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> Tensor:
+    """A draw from every row [B] by its temperature and top_p."""
+    device = logits_BV.device
     below_top_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)  # a tiny temperature makes no infinities of it
-    p_BV = (below_top_BV / sampling.temperature).softmax(-1).double()
-    drawn_B1 = torch.tensor([[torch.rand((), generator=g, dtype=torch.float64)] for g in generators]).to(p_BV.device)
+    temperature_B1, top_p_B1 = (
+        torch.tensor([[getattr(s, name)] for s in samplings], dtype=torch.float64, device=device)
+        for name in ("temperature", "top_p")
+    )
+    p_BV = (below_top_BV / temperature_B1).softmax(-1)
+    drawn_B1 = torch.tensor([[torch.rand((), generator=g, dtype=torch.float64)] for g in generators]).to(device)
     p_BN, order_BN = p_BV.topk(min(LIKELY, p_BV.shape[1]), dim=-1)
-    if bool((p_BN.sum(-1) < (sampling.top_p if sampling.top_p < 1 else drawn_B1[:, 0])).any()):
+    if bool((p_BN.sum(-1, keepdim=True) < torch.where(top_p_B1 < 1, top_p_B1, drawn_B1)).any()):
         p_BN, order_BN = p_BV.sort(dim=-1, descending=True, stable=True)
     up_to_BN = p_BN.cumsum(-1)
-    mass_B1 = torch.ones_like(drawn_B1)
-    if sampling.top_p < 1:  # the first token that reaches top_p is the last one kept
-        kept_B1 = (up_to_BN < sampling.top_p).sum(-1, keepdim=True).clamp(max=p_BN.shape[1] - 1)
-        mass_B1 = up_to_BN.gather(1, kept_B1)
-    place_B1 = torch.searchsorted(up_to_BN, drawn_B1 * mass_B1, right=True).clamp(max=p_BN.shape[1] - 1)
-    return [int(token) for token in order_BN.gather(1, place_B1)[:, 0].tolist()]
+    last = p_BN.shape[1] - 1
+    kept_B1 = (
+        (up_to_BN < top_p_B1).sum(-1, keepdim=True).clamp(max=last)
+    )  # the first that reaches top_p is the last one kept
+    mass_B1 = torch.where(top_p_B1 < 1, up_to_BN.gather(1, kept_B1), torch.ones_like(drawn_B1))
+    place_B1 = torch.searchsorted(up_to_BN, drawn_B1 * mass_B1, right=True).clamp(max=last)
+    return order_BN.gather(1, place_B1)[:, 0]
+
+
+def _likely(logits_BV: Tensor, tokens: Sequence[int], samplings: Sequence[Sampling]) -> list[Likely | None]:
+    """What the rows that ask for log-probabilities get."""
+    found: list[Likely | None] = [None] * len(tokens)
+    for row, (token, sampling) in enumerate(zip(tokens, samplings, strict=True)):
+        if sampling.logprobs is not None:
+            logps_V = logits_BV[row].log_softmax(-1)
+            best = logps_V.topk(min(sampling.logprobs, len(logps_V)))
+            top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+            found[row] = Likely(float(logps_V[token]), top)
+    return found
 
 
 class Reply(NamedTuple):
@@ -161,14 +197,13 @@ def replies(
     model: nn.Module,
     prompts: Sequence[NDArray[np.int32]],
     stops: Sequence[tuple[int, ...]],
-    max_new_tokens: int | Sequence[int],
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Sequence[Sampling],
     slots: int = SLOTS,
 ) -> list[Reply]:
     """Replies to all prompts, in their order. The stop is cut off."""
     ids: list[list[int]] = [[] for _ in prompts]
     finish: list[FinishReason] = ["length"] * len(prompts)
-    for new in decode(model, prompts, stops, max_new_tokens, sampling, slots):
+    for new in decode(model, prompts, stops, sampling, slots):
         ids[new.prompt].append(new.token)
         if new.finish is not None:
             finish[new.prompt] = new.finish

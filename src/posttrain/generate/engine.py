@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import math
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -218,17 +219,23 @@ def complete(engine: Engine, requests: Sequence[Request], progress: Progress | N
 def _run_in_thread(collect: Callable[[], Coroutine[Any, Any, list[Outcome]]]) -> list[Outcome]:
     """Run beside a loop that can't be entered a second time (a notebook's). Ctrl-C stops the work there too."""
     stops: list[Callable[[], object]] = []
+    interrupted = threading.Event()
 
     async def stoppable() -> list[Outcome]:
         loop, task = asyncio.get_running_loop(), asyncio.ensure_future(collect())
         stops.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        if interrupted.is_set():
+            task.cancel()
         return await task
 
     with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(lambda: asyncio.run(stoppable()))
+        thread.submit(
+            int
+        ).result()  # the thread is up before the work begins: an interrupted start would leave it running
         try:
-            return running.result()
+            return thread.submit(lambda: asyncio.run(stoppable())).result()
         except KeyboardInterrupt:
+            interrupted.set()
             for stop in stops:
                 stop()
             raise

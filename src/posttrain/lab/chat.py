@@ -8,7 +8,8 @@ from pathlib import Path
 
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt
-from posttrain.generate.decode import Sampling, decode, without_stop
+from posttrain.generate.decode import decode, without_stop
+from posttrain.generate.engine import Sampling
 from posttrain.lab.models import stop_sequences, template_of
 from posttrain.lab.targets import resolve_target
 from posttrain.model import hardware
@@ -22,7 +23,6 @@ def converse(
     prompt: str | None,
     system: str | None,
     sampling: Sampling,
-    max_new_tokens: int,
     template_file: Path | None,
 ) -> None:
     """Answer one prompt, or talk until /quit or the end of input. Replies are streamed to stdout; Ctrl-C ends a reply."""
@@ -38,7 +38,7 @@ def converse(
         history.append(Message("user", text))
         reply = ""
         try:
-            for piece in stream(model, history, template, stops, max_new_tokens, sampling):
+            for piece in stream(model, history, template, stops, sampling):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
                 reply += piece
@@ -71,14 +71,13 @@ def stream(
     history: Sequence[Message],
     template: ChatTemplate,
     stops: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
     sampling: Sampling,
 ) -> Iterator[str]:
     """The reply piece by piece. A character whose bytes are not all there yet waits for the next token."""
     ids: list[int] = []
     told = ""
     longest_stop = max((len(stop) for stop in stops), default=0)
-    for new in decode(model, [encode_prompt(history, template)], stops, max_new_tokens, sampling):  # type: ignore[arg-type]
+    for new in decode(model, [encode_prompt(history, template)], stops, sampling):  # type: ignore[arg-type]
         ids.append(new.token)
         whole = without_stop(ids, stops) if new.finish == "stop" else ids
         # A stop of several tokens must not be shown half: hold its possible beginning back until it is decided.

@@ -1,0 +1,251 @@
+"""A cache of answers in one SQLite file: what was answered once is never asked or paid again.
+
+Keyed by the sha256 of the canonical request (fingerprint with model and template, messages, sampling, number of the draw).
+Successes only: a failure is tried again by the next job. Answers are written as they arrive, so a job that is stopped,
+by Ctrl-C or kill -9, goes on where it was. Several processes may share a file (write-ahead log); two that ask the same thing at
+the same moment both pay, and the first answer stored is the one that stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import RunError
+from posttrain.generate.engine import (
+    Completion,
+    Engine,
+    Fingerprint,
+    Outcome,
+    Request,
+    TokenLogprob,
+    Usage,
+    canonical_request,
+    request_key,
+)
+from posttrain.types import ToolCall
+
+_APPLICATION = 0x70747263
+"""``ptrc`` in SQLite's header: this file is a request cache."""
+_VERSION = 1
+_PATIENCE = 60.0
+"""Seconds to wait for another process that is writing."""
+
+
+class RequestCache:
+    """Answers by key. Open it once per process; close it or use it in a ``with`` block.
+
+    Raises:
+        RunError: the file is damaged, is something else, is of another version, or can't be written. Names the file.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # One writer at a time uses it, but a notebook runs its jobs in another thread than it opens the cache in.
+            self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self) -> None:
+        ask = self._connection.execute
+        _write_ahead(self._connection)
+        ask("PRAGMA synchronous = NORMAL")  # in WAL mode a killed process loses nothing, a lost power the last answers
+        ask("BEGIN IMMEDIATE")
+        application, version = (ask(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+        empty = ask("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if empty:
+            ask(
+                "CREATE TABLE answers (key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL,"
+                " checksum TEXT NOT NULL, stored REAL NOT NULL) WITHOUT ROWID"
+            )
+            ask(f"PRAGMA application_id = {_APPLICATION}")
+            ask(f"PRAGMA user_version = {_VERSION}")
+        ask("COMMIT")
+        if not empty and application != _APPLICATION:
+            raise RunError("an SQLite file, but no request cache", where=str(self.path), fix="choose another file name")
+        if not empty and version != _VERSION:
+            raise RunError(
+                f"a request cache of version {version}; this posttrain reads version {_VERSION}",
+                where=str(self.path),
+                fix="choose another file name, or use the posttrain that wrote it",
+            )
+
+    def get(self, key: str) -> Completion | None:
+        """The answer stored under a key, marked as cached; None = there is none."""
+        with self._explained():
+            row = self._connection.execute("SELECT answer, checksum FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        if _checksum(row[0]) != row[1]:
+            raise self._damaged(f"the answer under {key[:16]} is not what was stored")
+        return _completion(json.loads(row[0]))
+
+    def put(self, key: str, request: bytes, answer: Completion) -> None:
+        """Store an answer with the canonical request it belongs to. An answer that is there already stays."""
+        text = json.dumps(dataclasses.asdict(dataclasses.replace(answer, cached=False)), separators=(",", ":"))
+        with self._explained():
+            self._connection.execute(
+                "INSERT INTO answers VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
+                (key, request.decode("ascii"), text, _checksum(text), time.time()),
+            )
+
+    def keys(self) -> list[str]:
+        """All keys, sorted."""
+        with self._explained():
+            return [row[0] for row in self._connection.execute("SELECT key FROM answers ORDER BY key")]
+
+    def check(self) -> None:
+        """Read the whole file and raise RunError where it is damaged. Slow for a large cache."""
+        with self._explained():
+            found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise self._damaged(found)
+        for key in self.keys():
+            self.get(key)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def __enter__(self) -> RequestCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What SQLite and the system raise, as one RunError that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"can't open the request cache: {error.strerror}", where=str(self.path)) from error
+        except sqlite3.OperationalError as error:
+            raise RunError(
+                f"can't use the request cache: {error}",
+                where=str(self.path),
+                fix="look at free space, permissions, and other processes that hold the file, and run again: it resumes",
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, detail: str) -> RunError:
+        return RunError(
+            f"the request cache is damaged: {detail}",
+            where=str(self.path),
+            fix="move the file (with its -wal and -shm beside it) away; what it held will be asked and paid again",
+        )
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log. SQLite does not wait for others here, so we do."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+def _completion(stored: dict[str, Any]) -> Completion:
+    logprobs = stored["logprobs"]
+    return Completion(
+        text=stored["text"],
+        finish=stored["finish"],
+        reasoning=stored["reasoning"],
+        tool_calls=tuple(ToolCall(**call) for call in stored["tool_calls"]),
+        logprobs=None
+        if logprobs is None
+        else tuple(
+            TokenLogprob(token, logprob, tuple((t, value) for t, value in top)) for token, logprob, top in logprobs
+        ),
+        usage=None if stored["usage"] is None else Usage(*stored["usage"]),
+        cached=True,
+    )
+
+
+class CachedEngine:
+    """Any engine behind a request cache. Equal requests of one batch are asked once."""
+
+    def __init__(self, engine: Engine, cache: RequestCache) -> None:
+        self.engine, self.cache = engine, cache
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the engine that answers."""
+        return self.engine.fingerprint
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+        """Answers from the cache first, then the others as the engine gives them, each stored the moment it is there."""
+        fingerprint = self.fingerprint
+        places: dict[str, list[int]] = {}  # key -> where it is asked
+        for index, request in enumerate(requests):
+            places.setdefault(request_key(fingerprint, request), []).append(index)
+        missing: list[str] = []
+        for key, indices in places.items():
+            answer = self.cache.get(key)
+            if answer is None:
+                missing.append(key)
+                continue
+            for index in indices:
+                yield index, answer
+        async with contextlib.aclosing(self._ask(missing, [requests[places[key][0]] for key in missing])) as answers:
+            async for key, outcome in answers:
+                first, *others = places[key]
+                yield first, outcome
+                same = dataclasses.replace(outcome, cached=True) if isinstance(outcome, Completion) else outcome
+                for index in others:
+                    yield index, same
+
+    async def _ask(self, keys: Sequence[str], requests: Sequence[Request]) -> AsyncGenerator[tuple[str, Outcome], None]:
+        """Outcomes of what the cache does not hold.
+
+        A task of its own takes and stores them: a slow reader must not leave paid answers where a kill loses them.
+        """
+        if not requests:
+            return
+        arrived: asyncio.Queue[tuple[str, Outcome] | Exception | None] = asyncio.Queue()
+
+        async def take() -> None:
+            try:
+                async with contextlib.aclosing(self.engine.generate(requests)) as outcomes:
+                    async for index, outcome in outcomes:
+                        if isinstance(outcome, Completion):
+                            request = canonical_request(self.fingerprint, requests[index])
+                            self.cache.put(keys[index], request, outcome)
+                        arrived.put_nowait((keys[index], outcome))
+            except Exception as error:
+                arrived.put_nowait(error)
+            else:
+                arrived.put_nowait(None)
+
+        task = asyncio.create_task(take())
+        try:
+            while (found := await arrived.get()) is not None:
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+        finally:
+            task.cancel()
+            await asyncio.wait([task])

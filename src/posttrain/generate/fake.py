@@ -1,0 +1,99 @@
+"""A scripted engine for tests: of judges, of loops over an engine, of your own code. Nothing is loaded and nothing is sent.
+
+::
+
+    FakeEngine(["first", "second", Failure("timeout", "scripted")])          # one after the other
+    FakeEngine({r"capital of France": "Paris", r".*": "I don't know."})      # by pattern, the first that is found
+    FakeEngine(lambda request: request.prompt[-1].content.upper())           # by function
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+
+from posttrain.errors import ConfigError
+from posttrain.generate.engine import Completion, Fingerprint, Outcome, Request, Usage, split_think
+from posttrain.types import Message
+
+Scripted = str | Outcome
+"""A reply's text (think blocks are parted from it as for a real engine), or the outcome itself."""
+Script = Callable[[Request], Scripted] | Mapping[str, Scripted] | Sequence[Scripted]
+
+
+class FakeEngine:
+    """Answers from a script.
+
+    ``script``: a function; patterns (``re.search`` in the last message or the raw prompt, in the order given); or a list, used up in
+    the order of the requests over all calls. ``delay``: seconds until an outcome arrives, one number or a function of the
+    request, all requests side by side. ``model``: the name in the fingerprint.
+
+    ``requests`` holds everything that was asked. Usage counts words, in the place of tokens.
+    """
+
+    def __init__(
+        self, script: Script, *, delay: float | Callable[[Request], float] = 0.0, model: str = "scripted"
+    ) -> None:
+        if isinstance(script, str):
+            raise ConfigError(
+                "one text is no script", where="FakeEngine", fix='give a list, patterns ({".*": text}) or a function'
+            )
+        self._script, self._delay, self._model = script, delay, model
+        self.requests: list[Request] = []
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """``fake`` and the name it was given."""
+        return Fingerprint(engine="fake", model=self._model)
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+        """The script's outcomes, ordered by their delay.
+
+        Raises:
+            ConfigError: the list is used up, or no pattern fits; names the request.
+
+        """
+        outcomes = [self._outcome(request) for request in requests]
+        delays = [self._delay if isinstance(self._delay, int | float) else self._delay(request) for request in requests]
+        passed = 0.0
+        for index in sorted(range(len(requests)), key=lambda i: delays[i]):
+            await asyncio.sleep(max(0.0, delays[index] - passed))
+            passed = max(passed, delays[index])
+            yield index, outcomes[index]
+
+    def _outcome(self, request: Request) -> Outcome:
+        self.requests.append(request)
+        found = self._scripted(request)
+        if not isinstance(found, str):
+            return found
+        text, reasoning = split_think(found)
+        words = sum(len(content.split()) for content in _contents(request.prompt))
+        return Completion(text, reasoning=reasoning, usage=Usage(words, len(found.split())))
+
+    def _scripted(self, request: Request) -> Scripted:
+        script = self._script
+        if callable(script):
+            return script(request)
+        if isinstance(script, Mapping):
+            last = _contents(request.prompt)[-1]
+            for pattern, reply in script.items():
+                if re.search(pattern, last, re.DOTALL):
+                    return reply
+            raise ConfigError(
+                f"no pattern of the script fits {last[:80]!r}",
+                where="FakeEngine",
+                fix='add a pattern, or ".*" at the end',
+            )
+        number = len(self.requests)
+        if number > len(script):
+            raise ConfigError(
+                f"request {number} came, but the script has {len(script)} replies",
+                where="FakeEngine",
+                fix="add replies",
+            )
+        return script[number - 1]
+
+
+def _contents(prompt: tuple[Message, ...] | str) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else [message.content for message in prompt]

@@ -1,0 +1,126 @@
+"""How many requests may be under way, learnt from how the server takes them.
+
+Additive increase, multiplicative decrease (Chiu and Jain 1989; the congestion avoidance of TCP, RFC 5681 section 3.1): every
+answer raises the limit by ``1 / limit``, so by one for a whole round of answers; a sign of overload multiplies it by 0.7
+(the factor of CUBIC, RFC 9438 section 4.6; halving would crawl where single requests fail at random). All requests sent
+before a cut belong to the round that caused it, so one storm cuts once. A ``Retry-After`` silences everyone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Literal
+
+DECREASE = 0.7
+Sign = Literal["answered", "overloaded", "neither"]
+"""What the end of a request says about the server's load."""
+
+
+class AdaptiveLimit:
+    """The limit as a number, without waiting. ``most``: it never goes above; it never goes below 1."""
+
+    def __init__(self, most: int, start: int | None = None) -> None:
+        if most < 1:
+            raise ValueError(f"at least one request must be allowed, not {most}")
+        self.most = most
+        self.limit = float(min(most, most if start is None else max(1, start)))
+        self._sent = 0
+        self._last_of_round = 0
+
+    def sent(self) -> int:
+        """Note a request and give its number, to be handed to :meth:`ended`."""
+        self._sent += 1
+        return self._sent
+
+    def ended(self, number: int, sign: Sign) -> None:
+        """Learn from the end of a request."""
+        if sign == "answered":
+            self.limit = min(float(self.most), self.limit + 1 / self.limit)
+        elif sign == "overloaded" and number > self._last_of_round:
+            self.limit = max(1.0, self.limit * DECREASE)
+            self._last_of_round = self._sent
+
+
+class Limiter:
+    """Lets requests pass while fewer than the adaptive limit are under way and no pause is on. For one event loop."""
+
+    def __init__(self, most: int, start: int | None = None) -> None:
+        self.adaptive = AdaptiveLimit(most, start)
+        self.under_way = 0
+        self._silent_until = 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def silence(self) -> float:
+        """Seconds until the server may be asked again."""
+        return max(0.0, self._silent_until - time.monotonic())
+
+    async def enter(self) -> int:
+        """Wait for a place; gives the number of the request."""
+        try:
+            while True:
+                if self.silence > 0:
+                    await asyncio.sleep(self.silence)
+                elif self.under_way < int(self.adaptive.limit):
+                    self.under_way += 1
+                    return self.adaptive.sent()
+                else:
+                    place = asyncio.get_running_loop().create_future()
+                    self._waiting.append(place)
+                    await place
+        except asyncio.CancelledError:
+            self._call_in()  # if it had been called in, the next one may come instead
+            raise
+
+    def leave(self, number: int, sign: Sign) -> None:
+        """Give the place back."""
+        self.under_way -= 1
+        self.adaptive.ended(number, sign)
+        self._call_in()
+
+    def pause(self, seconds: float) -> None:
+        """Let no one pass for this long; a pause that is on is never cut short."""
+        self._silent_until = max(self._silent_until, time.monotonic() + seconds)
+
+    def _call_in(self) -> None:
+        free = int(self.adaptive.limit) - self.under_way
+        while self._waiting and free > 0:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                free -= 1
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds the server asks to wait, or None.
+
+    Reads ``retry-after-ms`` and ``Retry-After`` as seconds or as a date (RFC 9110 section 10.2.3). A date that is over is 0;
+    what can't be read is None. ``now``: seconds since 1970, the clock's by default.
+    """
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        try:
+            seconds = float(text) * unit
+        except ValueError:
+            continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - (time.time() if now is None else now))
+
+
+def backoff(failures: int, first: float, longest: float, draw: random.Random) -> float:
+    """Seconds to wait after the nth failure in a row: uniform between 0 and ``min(longest, first * 2^(n-1))`` ("full jitter").
+
+    Source: Brooker 2015, "Exponential Backoff And Jitter" (AWS Architecture Blog): of the variants compared there the one
+    that finishes the work with the fewest calls. ``failures`` counts from 1.
+    """
+    return draw.uniform(0.0, min(longest, first * 2.0 ** min(failures - 1, 60)))

@@ -1,0 +1,157 @@
+"""The engine for a model in this process: any HF model or adapter, continuous batching, no server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from torch import nn
+
+from posttrain.encode.template import ChatTemplate
+from posttrain.encode.tokens import encode_prompt
+from posttrain.errors import TemplateError
+from posttrain.generate.decode import SLOTS, Likely, NewToken, decode, without_stop
+from posttrain.generate.engine import (
+    Completion,
+    Failure,
+    Fingerprint,
+    Outcome,
+    Request,
+    TokenLogprob,
+    Usage,
+    split_think,
+)
+from posttrain.model.load import causal_lm
+
+HELD_BACK = 8
+"""Tokens before a stop string's own length that are decoded with it: a token may be part of a character."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalEngine:
+    """Answers with a model of this process (see `posttrain.model.frozen.frozen_model`).
+
+    ``name`` is what the fingerprint calls the model: give the digest of its weights where answers are cached. ``stops``: token
+    sequences that end a reply (`posttrain.lab.models.stop_sequences`). ``slots``: replies made at once. A request's ``seed``
+    and number of the draw decide what is drawn, whatever else is asked; a prompt that the template refuses, or that leaves no
+    room for a token in the model's context, is a Failure ``invalid_request``.
+    """
+
+    model: nn.Module
+    template: ChatTemplate
+    stops: Sequence[tuple[int, ...]]
+    name: str
+    slots: int = SLOTS
+    _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Model, template and compute type."""
+        text = self.template.text or str(self.template.tokenizer.chat_template)
+        variables = json.dumps(dict(self.template.variables), sort_keys=True, default=str)
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return Fingerprint(
+            engine="transformers",
+            model=self.name,
+            template=xxhash.xxh3_128_hexdigest(f"{text}\n{variables}".encode()),
+            options=json.dumps({"dtype": dtype}),
+        )
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+        """Answer all requests; outcomes come as replies end. The work runs in a thread, so other engines go on meanwhile."""
+        running = True
+
+        def outcomes() -> Iterator[tuple[int, Outcome]]:
+            with self._busy:  # one decoding at a time: two would only halve the cache for each other
+                for found in self._outcomes(requests):
+                    if not running:
+                        return
+                    if found is not None:
+                        yield found
+
+        iterator = outcomes()
+        try:
+            while (found := await asyncio.to_thread(next, iterator, None)) is not None:
+                yield found
+        finally:
+            running = False
+
+    def _outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome] | None]:
+        """Outcomes as they are there, and None after every token that ends nothing."""
+        prompts: list[NDArray[np.int32]] = []
+        asked: list[int] = []
+        for index, request in enumerate(requests):
+            prompt = self._prompt(request)
+            if isinstance(prompt, Failure):
+                yield index, prompt
+            else:
+                prompts.append(prompt)
+                asked.append(index)
+        room = self._room()
+        samplings = []
+        for index, prompt in zip(asked, prompts, strict=True):
+            s = requests[index].sampling
+            limit = s.max_tokens if room is None else min(s.max_tokens, room - len(prompt))
+            samplings.append(replace(s, max_tokens=limit, seed=(s.seed or 0) + requests[index].sample))
+        replies: list[list[NewToken]] = [[] for _ in prompts]
+
+        def ended(place: int, ids: list[int]) -> bool:
+            return any(stop in self._tail(ids, stop) for stop in samplings[place].stop)
+
+        for new in decode(self.model, prompts, self.stops, samplings, self.slots, ended):
+            replies[new.prompt].append(new)
+            if new.finish is None:
+                yield None
+                continue
+            index = asked[new.prompt]
+            yield index, self._completion(requests[index], prompts[new.prompt], replies[new.prompt])
+
+    def _prompt(self, request: Request) -> NDArray[np.int32] | Failure:
+        if isinstance(request.prompt, str):
+            ids = np.array(self.template.tokenizer(request.prompt)["input_ids"], np.int32)
+        else:
+            try:
+                ids = encode_prompt(request.prompt, self.template, request.tools)
+            except TemplateError as error:
+                return Failure("invalid_request", error.problem)
+        room = self._room()
+        if not len(ids) or (room is not None and len(ids) >= room):
+            return Failure("invalid_request", f"the prompt has {len(ids)} tokens, the model's context {room}")
+        return ids
+
+    def _room(self) -> int | None:
+        """Tokens of the model's context, where it has a limit."""
+        return getattr(causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None)
+
+    def _tail(self, ids: list[int], stop: str) -> str:
+        return self._text(ids[-(len(stop.encode()) + HELD_BACK) :])
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.template.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _completion(self, request: Request, prompt: NDArray[np.int32], tokens: Sequence[NewToken]) -> Completion:
+        ids = [new.token for new in tokens]
+        kept = without_stop(ids, self.stops) if tokens[-1].finish == "stop" else ids
+        whole = self._text(kept)
+        places = [place for stop in request.sampling.stop if (place := whole.find(stop)) >= 0]
+        cut = whole[: min(places)] if places else whole
+        opened = self._text(prompt[-HELD_BACK:].tolist()).rstrip().endswith("<think>")
+        text, reasoning = split_think(cut, opened=opened)
+        finish = tokens[-1].finish
+        assert finish is not None, "a reply is told when it has ended"
+        logprobs = None
+        if request.sampling.logprobs is not None and reasoning is None and not places:
+            logprobs = tuple(self._logprob(new) for new in tokens[: len(kept)])
+        return Completion(text, finish, reasoning=reasoning, logprobs=logprobs, usage=Usage(len(prompt), len(ids)))
+
+    def _logprob(self, new: NewToken) -> TokenLogprob:
+        likely: Likely | None = new.likely
+        assert likely is not None, "log-probabilities were asked for"
+        top = tuple((self._text([token]), logprob) for token, logprob in likely.top)
+        return TokenLogprob(self._text([new.token]), likely.logprob, top)

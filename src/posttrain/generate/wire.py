@@ -1,0 +1,324 @@
+"""The OpenAI format, read and written by pure functions: a request as a body, a body as an outcome. Nothing is sent here.
+
+What servers were seen to do differently (OpenAI, vLLM, llama.cpp, Ollama, DeepSeek, OpenRouter) is met where it stands below.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from posttrain.generate.engine import (
+    THINK_CLOSE,
+    Completion,
+    Failure,
+    FailureReason,
+    FinishReason,
+    Outcome,
+    Request,
+    SplitReply,
+    TokenLogprob,
+    Usage,
+    split_think,
+)
+from posttrain.types import Message, ToolCall
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def body_of(request: Request, model: str, max_tokens_field: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON body that asks for a reply.
+
+    ``extra`` is laid over it; a value of None takes a field away (some models refuse ``temperature``).
+    """
+    sampling = request.sampling
+    raw = isinstance(request.prompt, str)
+    body: dict[str, Any] = {"model": model}
+    if isinstance(request.prompt, str):
+        body["prompt"] = request.prompt
+    else:
+        body["messages"] = messages_of(request.prompt)
+    body |= {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens" if raw else max_tokens_field: sampling.max_tokens,
+    }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if sampling.logprobs is not None:
+        body |= {"logprobs": sampling.logprobs} if raw else {"logprobs": True, "top_logprobs": sampling.logprobs}
+    if request.tools:
+        body["tools"] = [dict(tool) for tool in request.tools]
+    body |= extra
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as dictionaries. Calls are numbered and results matched to them in order, as the format wants ids.
+
+    The reasoning of earlier turns is not sent: templates of reasoning models drop it, and some providers refuse it.
+    """
+    out: list[dict[str, Any]] = []
+    open_calls: list[str] = []
+    number = 0
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.tool_calls:
+            turn["tool_calls"] = []
+            for call in message.tool_calls:
+                open_calls.append(f"call_{number}")
+                turn["tool_calls"].append(
+                    {
+                        "id": open_calls[-1],
+                        "type": "function",
+                        "function": {"name": call.name, "arguments": call.arguments},
+                    }
+                )
+                number += 1
+        if message.role == "tool" and open_calls:
+            turn["tool_call_id"] = open_calls.pop(0)
+        out.append(turn)
+    return out
+
+
+def most_tokens(body: Mapping[str, Any], max_tokens: int) -> Usage:
+    """The most a request can cost in tokens, for a reservation: bytes of the body as prompt tokens, plus room for a template.
+
+    A token of a byte-level vocabulary stands for at least one byte, and the JSON around the text has more bytes than the
+    marks a template puts there; 256 more cover a default system prompt.
+    """
+    size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return Usage(size + 256, max_tokens)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What a whole body with status 200 says: the outcome, and the usage even where the rest can't be read."""
+
+    outcome: Outcome
+    usage: Usage | None
+
+
+class _UnreadableError(Exception):
+    """The body is no answer; the message says what is wrong with it."""
+
+
+def read_answer(content: bytes, *, wants_logprobs: bool = False, opened: bool = False) -> Answer:
+    """The outcome of a body that came with status 200; chat and raw completions are told apart by their shape."""
+    usage = None
+    try:
+        body = _json(content)
+        usage = _usage(body.get("usage"))
+        return Answer(_completion(body, usage, wants_logprobs, opened), usage)
+    except _UnreadableError as error:
+        return Answer(Failure("bad_response", f"{error}: {excerpt(content)}"), usage)
+
+
+def _json(content: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _UnreadableError(f"not JSON ({error})" if content else "an empty body") from error
+    if not isinstance(body, dict):
+        raise _UnreadableError("not a JSON object")
+    return body
+
+
+def _usage(value: Any) -> Usage | None:
+    """Token counts; None where they are missing or no counts (some servers send null, some leave the field out)."""
+    if not isinstance(value, dict):
+        return None
+    read, written = value.get("prompt_tokens"), value.get("completion_tokens")
+    if type(read) is not int or type(written) is not int or min(read, written) < 0:
+        return None
+    return Usage(read, written)
+
+
+def _completion(body: dict[str, Any], usage: Usage | None, wants_logprobs: bool, opened: bool) -> Completion:
+    if body.get("error"):  # OpenRouter reports a failure of the model behind it with status 200
+        raise _UnreadableError("an error in the place of an answer")
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise _UnreadableError("no choices")
+    choice = choices[0]
+    message = choice.get("message")
+    apart: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    if message is None and isinstance(choice.get("text"), str):
+        raw = choice["text"]
+    elif isinstance(message, dict):
+        raw, apart = _text(message)
+        calls = _tool_calls(message.get("tool_calls"))
+    else:
+        raise _UnreadableError("a choice without message or text")
+    # A server that parts the thinking itself has found its tags already; what looks like one is quoted text then.
+    split = SplitReply(raw, apart) if apart is not None else split_think(raw, opened=opened)
+    logprobs = _logprobs(choice.get("logprobs")) if wants_logprobs else None
+    return Completion(
+        text=split.text,
+        finish=_finish(choice.get("finish_reason"), bool(calls)),
+        reasoning=split.reasoning,
+        tool_calls=calls,
+        logprobs=None if logprobs is None else logprobs_of_text(logprobs, split),
+        usage=usage,
+    )
+
+
+def _text(message: dict[str, Any]) -> tuple[str, str | None]:
+    """The text of a message and the thinking the server kept apart (``reasoning_content``, or ``reasoning`` in newer ones)."""
+    content = message.get("content")
+    apart = message.get("reasoning_content") or message.get("reasoning") or None  # "" = no thinking was found
+    if apart is not None and not isinstance(apart, str):
+        raise _UnreadableError("reasoning that is no text")
+    if isinstance(content, list):  # parts, as Mistral sends them: the thinking is one of them, with parts of its own
+        thinking = [p.get("thinking") for p in content if isinstance(p, dict) and p.get("type") == "thinking"]
+        apart = "".join(_joined(part) for part in thinking) if thinking else apart
+        content = _joined(content)
+    if content is None:  # a model that declines in OpenAI's structured form, calls a tool, or never stopped thinking
+        refusal = message.get("refusal")
+        content = refusal if isinstance(refusal, str) else ""
+    if not isinstance(content, str):
+        raise _UnreadableError("content that is no text")
+    return content, apart
+
+
+def _joined(parts: Any) -> str:
+    """The texts of a list of parts; a text that is no list is whole already."""
+    if isinstance(parts, str):
+        return parts
+    texts = [p.get("text") for p in parts or () if isinstance(p, dict) and p.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _tool_calls(value: Any) -> tuple[ToolCall, ...]:
+    if not value:
+        return ()
+    try:
+        found = [call["function"] for call in value]
+        return tuple(
+            ToolCall(f["name"], f["arguments"] if isinstance(f["arguments"], str) else json.dumps(f["arguments"]))
+            for f in found
+        )
+    except (KeyError, TypeError) as error:
+        raise _UnreadableError("tool calls that can't be read") from error
+
+
+def _finish(value: Any, has_calls: bool) -> FinishReason:
+    known: dict[Any, FinishReason] = {
+        "stop": "stop",
+        "length": "length",
+        "content_filter": "content_filter",
+        "tool_calls": "tool_calls",
+        "function_call": "tool_calls",
+        "eos": "stop",
+    }
+    found = known.get(value, "other") if isinstance(value, str) else "other"
+    return "tool_calls" if has_calls and found == "stop" else found
+
+
+def _logprobs(value: Any) -> tuple[TokenLogprob, ...] | None:
+    """The chat form ``{content: [{token, logprob, top_logprobs}]}`` or the older ``{tokens, token_logprobs, top_logprobs}``."""
+    if not value:
+        return None
+    try:
+        if value.get("content") is not None:
+            return tuple(
+                TokenLogprob(t["token"], float(t["logprob"]), _top(_pairs(t.get("top_logprobs") or ())))
+                for t in value["content"]
+            )
+        if value.get("tokens") is None:
+            return None
+        tops = value.get("top_logprobs") or [None] * len(value["tokens"])
+        rows = zip(value["tokens"], value["token_logprobs"], tops, strict=True)
+        return tuple(TokenLogprob(token, float(logprob), _top((top or {}).items())) for token, logprob, top in rows)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None  # the text is paid for and can be read: it is not thrown away
+
+
+def _pairs(tokens: Iterable[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    return [(t["token"], t["logprob"]) for t in tokens]
+
+
+def _top(pairs: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(((str(token), float(logprob)) for token, logprob in pairs), key=lambda pair: -pair[1]))
+
+
+def logprobs_of_text(logprobs: tuple[TokenLogprob, ...], split: SplitReply) -> tuple[TokenLogprob, ...] | None:
+    """Those of the tokens that write ``split.text``; None where thinking came first and the tokens don't spell the text.
+
+    Whole tokens: the first one may begin, and the last one end, outside of the text.
+    """
+    if split.reasoning is None:
+        return logprobs
+    spelt = "".join(t.token for t in logprobs)
+    thinking, closed, _ = spelt.rpartition(THINK_CLOSE)
+    start = spelt.find(split.text, len(thinking) + len(closed)) if closed else spelt.rfind(split.text)
+    if start < 0:
+        return None
+    end = start + len(split.text)
+    kept: list[TokenLogprob] = []
+    place = 0
+    for token in logprobs:
+        if place < end and place + len(token.token) > start:
+            kept.append(token)
+        place += len(token.token)
+    return tuple(kept)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+_FILTERED = ("content_filter", "content_policy_violation", "moderation")
+_NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_credits")
+
+
+class Rejection(NamedTuple):
+    """What a status other than 200 means: the reason, the server's words, and whether asking again can help."""
+
+    reason: FailureReason
+    detail: str
+    again: bool
+
+
+def read_error(status: int, content: bytes) -> Rejection:
+    """What a whole answer with a status other than 200 says. No provider bills these."""
+    code, words = _error_words(content)
+    detail = f"status {status}: {words}"
+    if any(name in code for name in _NO_CREDIT):  # comes as 429, and no waiting mends it
+        return Rejection("refused", detail, again=False)
+    if status == 429:
+        return Rejection("rate_limited", detail, again=True)
+    if status == 408:
+        return Rejection("timeout", detail, again=True)
+    if status >= 500:
+        return Rejection("server_error", detail, again=True)
+    if status in (401, 402, 403) or any(name in code for name in _FILTERED):
+        return Rejection("refused", detail, again=False)
+    return Rejection("invalid_request", detail, again=False)
+
+
+def _error_words(content: bytes) -> tuple[str, str]:
+    """(machine-readable code and type, message) of an error body; of anything else its beginning."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return "", excerpt(content)
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return "", _shortened(str(error))
+    code = f"{error.get('code', '')} {error.get('type', '')}"
+    return code, _shortened(str(error.get("message") or error.get("detail") or error))
+
+
+def excerpt(content: bytes) -> str:
+    """The beginning of a body on one line, for a message."""
+    return _shortened(content[:2_000].decode("utf-8", "replace"))
+
+
+def _shortened(text: str, length: int = 200) -> str:
+    text = " ".join(text.encode("utf-8", "replace").decode().split())  # a lone surrogate can't be printed
+    return text[:length] + ("..." if len(text) > length else "")

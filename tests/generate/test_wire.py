@@ -1,0 +1,320 @@
+"""The OpenAI format: bodies written by hand, answers of several servers, errors, and anything at all without a crash."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from posttrain.generate.engine import Completion, Failure, Request, Sampling, SplitReply, TokenLogprob, Usage
+from posttrain.generate.wire import body_of, logprobs_of_text, messages_of, most_tokens, read_answer, read_error
+from posttrain.types import Message, ToolCall
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def test_a_chat_body_written_by_hand() -> None:
+    request = Request(
+        (Message("system", "Be brief."), Message("user", "Where?", weight=0.5)),
+        Sampling(temperature=0.7, top_p=0.9, max_tokens=5, stop=("\n",), seed=7, logprobs=3),
+        tools=({"type": "function", "function": {"name": "f"}},),
+    )
+    assert body_of(request, "m", "max_completion_tokens", {"chat_template_kwargs": {"enable_thinking": False}}) == {
+        "model": "m",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where?"}],
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_completion_tokens": 5,
+        "stop": ["\n"],
+        "seed": 7,
+        "logprobs": True,
+        "top_logprobs": 3,
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+
+
+def test_a_raw_body_written_by_hand() -> None:
+    request = Request("Once", Sampling(max_tokens=5, logprobs=0))
+    assert body_of(request, "m", "max_completion_tokens", {}) == {
+        "model": "m",
+        "prompt": "Once",
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 5,
+        "logprobs": 0,
+    }
+
+
+def test_an_extra_field_of_null_takes_a_field_away() -> None:
+    body = body_of(Request("x"), "m", "max_tokens", {"temperature": None, "top_p": None, "reasoning_effort": "low"})
+    assert body == {"model": "m", "prompt": "x", "max_tokens": 1024, "reasoning_effort": "low"}
+
+
+def test_calls_are_numbered_and_results_matched_in_order() -> None:
+    messages = [
+        Message("user", "Weather?"),
+        Message("assistant", "", reasoning="hm", tool_calls=(ToolCall("f", '{"x":1}'), ToolCall("g", "{}"))),
+        Message("tool", "sun"),
+        Message("tool", "rain"),
+        Message("assistant", "", tool_calls=(ToolCall("h", "{}"),)),
+        Message("tool", "snow"),
+    ]
+    sent = messages_of(messages)
+    assert sent[1]["tool_calls"] == [
+        {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
+        {"id": "call_1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+    assert [turn.get("tool_call_id") for turn in sent] == [None, None, "call_0", "call_1", None, "call_2"]
+    assert not any("reasoning" in key for turn in sent for key in turn)
+
+
+def test_the_most_tokens_are_bytes_and_room_for_a_template() -> None:
+    body = {"prompt": "\u4f60\u597d"}
+    assert most_tokens(body, 7) == Usage(len('{"prompt": ""}') + 6 + 256, 7)
+    assert most_tokens({"prompt": "\ud83d"}, 7).prompt_tokens > 256
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def chat(choice: dict[str, Any], **body: Any) -> bytes:
+    return json.dumps({"choices": [choice], **body}).encode()
+
+
+def said(content: Any, finish: Any = "stop", **message: Any) -> bytes:
+    return chat({"message": {"content": content, **message}, "finish_reason": finish})
+
+
+def read(content: bytes, **how: Any) -> Completion:
+    outcome = read_answer(content, **how).outcome
+    assert isinstance(outcome, Completion), outcome
+    return outcome
+
+
+def test_an_answer_with_everything() -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    body = chat({"message": {"role": "assistant", "content": "Paris."}, "finish_reason": "stop"}, usage=usage)
+    assert read_answer(body) == (Completion("Paris.", usage=Usage(5, 2)), Usage(5, 2))
+
+
+def test_a_raw_answer() -> None:
+    assert read(chat({"text": " upon", "finish_reason": "length"})) == Completion(" upon", finish="length")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (said("Paris.", "length"), Completion("Paris.", "length")),
+        (said(None, "content_filter"), Completion("", "content_filter")),
+        (said("x", None), Completion("x", "other")),
+        (said("x", "eos"), Completion("x", "stop")),
+        (said("x", ["odd"]), Completion("x", "other")),
+        (said("<think>hm</think>\nParis."), Completion("Paris.", reasoning="hm")),
+        (said("<think>hm", "length"), Completion("", "length", reasoning="hm")),
+        (said("Paris.", reasoning_content="hm"), Completion("Paris.", reasoning="hm")),  # DeepSeek, vLLM
+        (said("Paris.", reasoning="hm"), Completion("Paris.", reasoning="hm")),  # newer vLLM, OpenRouter, Ollama
+        (said(None, "length", reasoning_content="hm"), Completion("", "length", reasoning="hm")),
+        (said("a </think> tag", reasoning_content="hm"), Completion("a </think> tag", reasoning="hm")),
+        (said("Paris.", reasoning_content=None), Completion("Paris.")),
+        (said("Paris.", reasoning_content="", reasoning=""), Completion("Paris.")),
+        (said([{"type": "text", "text": "Par"}, {"type": "text", "text": "is."}]), Completion("Paris.")),
+        (
+            said([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "P"}]),
+            Completion("P", reasoning="hm"),
+        ),
+        (said(None, refusal="I can't."), Completion("I can't.")),
+        (
+            said(None, "tool_calls", tool_calls=[{"function": {"name": "f", "arguments": '{"x": 1}'}}]),
+            Completion("", "tool_calls", tool_calls=(ToolCall("f", '{"x": 1}'),)),
+        ),
+        (  # Ollama: an object for arguments, and finish_reason stop
+            said("", tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]),
+            Completion("", "tool_calls", tool_calls=(ToolCall("f", '{"x": 1}'),)),
+        ),
+    ],
+)
+def test_answers_of_several_servers(body: bytes, expected: Completion) -> None:
+    assert read(body) == expected
+
+
+def test_a_block_the_template_opened() -> None:
+    assert read(said("hm", "length"), opened=True) == Completion("", "length", reasoning="hm")
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {}, [], {"prompt_tokens": 5}, {"prompt_tokens": -1, "completion_tokens": 2}, 7]
+)
+def test_usage_that_is_not_told_is_none(usage: Any) -> None:
+    answer = read_answer(chat({"text": "x", "finish_reason": "stop"}, usage=usage))
+    assert answer == (Completion("x"), None)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "an empty body"),
+        (b"<html>It works!</html>", "not JSON .*: <html>It works!</html>"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b'{"choices": []}', "no choices"),
+        (b'{"choices": {"0": 1}}', "no choices"),
+        (b'{"choices": [null]}', "no choices"),
+        (b'{"choices": [{}]}', "without message or text"),
+        (b'{"choices": [{"message": {"content": 5}}]}', "content that is no text"),
+        (b'{"choices": [{"message": {"content": "x", "reasoning": {"a": 1}}}]}', "reasoning that is no text"),
+        (b'{"choices": [{"message": {"content": "x", "tool_calls": [{}]}}]}', "tool calls"),
+        (b'{"error": {"message": "upstream"}}', "an error in the place of an answer.*upstream"),
+    ],
+)
+def test_a_whole_body_that_is_no_answer_says_why(body: bytes, words: str) -> None:
+    outcome = read_answer(body).outcome
+    assert isinstance(outcome, Failure)
+    assert outcome.reason == "bad_response"
+    assert re.search(words, outcome.detail)
+
+
+def test_usage_of_an_unreadable_answer_is_read_all_the_same() -> None:
+    body = json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}).encode()
+    answer = read_answer(body)
+    assert isinstance(answer.outcome, Failure)
+    assert answer.usage == Usage(5, 2)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = ["choices", "message", "content", "text", "logprobs", "tokens", "tool_calls", "usage", "error", "reasoning"]
+odd_bodies = st.recursive(
+    json_values,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=50)
+@given(st.dictionaries(st.sampled_from(NAMES), odd_bodies, max_size=5) | odd_bodies)
+def test_any_json_is_an_outcome(value: Any) -> None:
+    content = json.dumps(value).encode()
+    assert isinstance(read_answer(content, wants_logprobs=True).outcome, Completion | Failure)
+    assert read_error(500, content).reason
+
+
+@settings(max_examples=50)
+@given(odd_bodies, odd_bodies, odd_bodies)
+def test_any_choice_is_an_outcome(content: Any, logprobs: Any, calls: Any) -> None:
+    body = chat({"message": {"content": content, "tool_calls": calls}, "logprobs": logprobs})
+    assert isinstance(read_answer(body, wants_logprobs=True).outcome, Completion | Failure)
+
+
+@given(st.binary())
+def test_any_bytes_are_an_outcome(content: bytes) -> None:
+    assert isinstance(read_answer(content).outcome, Failure)
+    assert read_error(404, content).reason == "invalid_request"
+
+
+# ---- log-probabilities ---------------------------------------------------------------------------------------------
+
+CHAT_FORM = {
+    "content": [
+        {
+            "token": "m",
+            "logprob": -0.1,
+            "top_logprobs": [{"token": "M", "logprob": -2.4}, {"token": "m", "logprob": -0.1}],
+        },
+        {"token": "!", "logprob": -0.5, "top_logprobs": []},
+    ]
+}
+RAW_FORM = {"tokens": ["m", "!"], "token_logprobs": [-0.1, -0.5], "top_logprobs": [{"M": -2.4, "m": -0.1}, None]}
+READ = (TokenLogprob("m", -0.1, (("m", -0.1), ("M", -2.4))), TokenLogprob("!", -0.5))
+
+
+@pytest.mark.parametrize("form", [CHAT_FORM, RAW_FORM])
+def test_both_forms_are_read_best_first(form: dict[str, Any]) -> None:
+    body = chat({"text": "m!", "finish_reason": "stop", "logprobs": form})
+    assert read(body, wants_logprobs=True).logprobs == READ
+    assert read(body).logprobs is None
+
+
+@pytest.mark.parametrize(
+    "form",
+    [None, {}, {"content": None}, {"content": [{"token": "x"}]}, {"tokens": ["a"], "token_logprobs": [None]}, [1]],
+)
+def test_logprobs_that_are_not_there_or_unreadable_are_none_and_the_text_stays(form: Any) -> None:
+    found = read(chat({"text": "m!", "finish_reason": "stop", "logprobs": form}), wants_logprobs=True)
+    assert (found.text, found.logprobs) == ("m!", None)
+
+
+def tokens(*texts: str) -> tuple[TokenLogprob, ...]:
+    return tuple(TokenLogprob(text, -float(number)) for number, text in enumerate(texts))
+
+
+@pytest.mark.parametrize(
+    ("spelt", "split", "kept"),
+    [
+        (("<think>", "m", "</think>", "\n\n", "m", "<|end|>"), SplitReply("m", "m"), ["m"]),
+        (("hm", "</think>", "\nA", "B"), SplitReply("AB", "hm"), ["\nA", "B"]),
+        (("A", "B"), SplitReply("AB", "apart"), ["A", "B"]),
+        (("<think>", "hm"), SplitReply("", "hm"), []),
+        (("hm", "</think>", "\ufffd", "\ufffd"), SplitReply("\u4f60", "hm"), None),
+        (("A", "B"), SplitReply("other", None), ["A", "B"]),
+    ],
+)
+def test_logprobs_are_those_of_the_text(spelt: tuple[str, ...], split: SplitReply, kept: list[str] | None) -> None:
+    found = logprobs_of_text(tokens(*spelt), split)
+    assert (None if found is None else [t.token for t in found]) == kept
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+def error(code: str | None = None, message: str = "no", kind: str = "x") -> bytes:
+    return json.dumps({"error": {"message": message, "code": code, "type": kind}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason", "again"),
+    [
+        (429, error("rate_limit_exceeded"), "rate_limited", True),
+        (429, error("insufficient_quota"), "refused", False),
+        (429, b"", "rate_limited", True),
+        (500, b"<html>", "server_error", True),
+        (503, error(), "server_error", True),
+        (529, error(kind="overloaded_error"), "server_error", True),
+        (408, error(), "timeout", True),
+        (400, error("context_length_exceeded"), "invalid_request", False),
+        (400, error("content_filter"), "refused", False),
+        (400, error(kind="content_policy_violation"), "refused", False),
+        (422, b'{"detail": "no such field"}', "invalid_request", False),
+        (401, error(), "refused", False),
+        (402, error(), "refused", False),
+        (403, error(), "refused", False),
+        (404, error(), "invalid_request", False),
+    ],
+)
+def test_what_an_error_means(status: int, body: bytes, reason: str, again: bool) -> None:
+    found = read_error(status, body)
+    assert (found.reason, found.again) == (reason, again)
+    assert f"status {status}" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (error(message="too\nlong"), "too long"),
+        (b'{"error": "plain"}', "plain"),
+        (b'{"message": "llama.cpp"}', "llama.cpp"),
+        (b'{"detail": "FastAPI"}', "FastAPI"),
+        (b"x" * 5_000, "x" * 200 + "..."),
+        (b'{"error": {"message": "\\ud83d"}}', "?"),
+    ],
+)
+def test_the_servers_words_are_kept(body: bytes, words: str) -> None:
+    assert read_error(400, body).detail == f"status 400: {words}"
