@@ -1,0 +1,212 @@
+"""The engine for a model in this process: the protocol's promises on a real tokenizer, by comparison with decoding itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
+from posttrain.encode.tokens import encode_prompt
+from posttrain.generate import local
+from posttrain.generate.cache import CachedEngine, RequestCache
+from posttrain.generate.decode import NewToken, replies
+from posttrain.generate.engine import Completion, Failure, Outcome, Request, Sampling, Usage, complete
+from posttrain.generate.local import LocalEngine
+from posttrain.model.load import load_model
+from posttrain.types import Message
+
+STOPS = [(2,)]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> nn.Module:
+    return load_model(tiny_model, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def template(tiny_model: Path) -> ChatTemplate:
+    return load_template(load_tokenizer(tiny_model), None)
+
+
+@pytest.fixture
+def engine(model: nn.Module, template: ChatTemplate) -> LocalEngine:
+    return LocalEngine(model, template, STOPS, "tiny", slots=3)
+
+
+def ask(text: str, **sampling: Any) -> Request:
+    return Request((Message("user", text),), Sampling(**{"max_tokens": 6} | sampling))
+
+
+def scripted(texts: list[str], template: ChatTemplate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let decoding say given texts, each ended by the stop, with ``ended`` and limits obeyed as decoding does."""
+
+    def decode(model: Any, prompts: Any, stops: Any, samplings: Any, slots: int, ended: Any) -> Any:
+        for place, text in enumerate(texts):
+            ids: list[int] = []
+            for token in [*template.tokenizer(text, add_special_tokens=False)["input_ids"], 2]:
+                ids.append(token)
+                stop = token == 2 or ended(place, ids)
+                finish = "stop" if stop else "length" if len(ids) == samplings[place].max_tokens else None
+                yield NewToken(place, token, finish)
+                if finish:
+                    break
+
+    monkeypatch.setattr(local, "decode", decode)
+
+
+def texts_of(outcomes: list[Outcome]) -> list[str]:
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    return [outcome.text for outcome in outcomes if isinstance(outcome, Completion)]
+
+
+def test_outcomes_are_what_decoding_says(engine: LocalEngine, model: nn.Module, template: ChatTemplate) -> None:
+    requests = [
+        ask("Hi"),
+        ask("你好，世界", max_tokens=9),
+        ask("Why?", temperature=1.0, seed=5),
+        ask("Hi", max_tokens=1),
+    ]
+    outcomes = complete(engine, requests)
+    for request, outcome in zip(requests, outcomes, strict=True):
+        assert isinstance(request.prompt, tuple)
+        prompt = encode_prompt(request.prompt, template)
+        (reply,) = replies(model, [prompt], STOPS, [replace(request.sampling, seed=request.sampling.seed or 0)])
+        assert isinstance(outcome, Completion)
+        assert outcome.text == template.tokenizer.decode(reply.ids, skip_special_tokens=True)
+        assert outcome.finish == reply.finish
+        assert outcome.usage == Usage(len(prompt), len(reply.ids) + (reply.finish == "stop"))
+
+
+def test_draws_differ_by_sample_and_repeat_by_seed(engine: LocalEngine) -> None:
+    requests = [replace(ask("Say something", temperature=1.5, max_tokens=12, seed=3), sample=k) for k in range(4)]
+    first = texts_of(complete(engine, requests))
+    assert first == texts_of(complete(engine, requests))
+    assert first == texts_of(complete(engine, [*requests, ask("x")]))[:4]
+    assert len(set(first)) == 4
+
+
+def test_a_raw_prompt_is_continued_as_it_is(engine: LocalEngine, model: nn.Module, template: ChatTemplate) -> None:
+    (outcome,) = complete(engine, [Request("Once upon a time", Sampling(max_tokens=5))])
+    ids = np.array(template.tokenizer("Once upon a time")["input_ids"], np.int32)
+    (reply,) = replies(model, [ids], STOPS, Sampling(max_tokens=5))
+    assert texts_of([outcome]) == [template.tokenizer.decode(reply.ids, skip_special_tokens=True)]
+
+
+def test_stop_strings_think_blocks_and_limits(
+    engine: LocalEngine, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [
+        "one, two END three",
+        "<think>hm 🎉</think>The answer.",
+        "a long reply that is cut",
+        "<think>never ends",
+        "x\n\ny",
+    ]
+    scripted(said, template, monkeypatch)
+    outcomes = complete(
+        engine,
+        [
+            ask("1", stop=(" END", "two"), max_tokens=99),
+            ask("2", max_tokens=99),
+            ask("3", max_tokens=3),
+            ask("4", max_tokens=4),
+            ask("5", max_tokens=99, stop=("\n\n",)),
+        ],
+    )
+    found = [o for o in outcomes if isinstance(o, Completion)]
+    assert [o.text for o in found][:2] == ["one, ", "The answer."]
+    assert found[1].reasoning == "hm 🎉"
+    assert [o.finish for o in found] == ["stop", "stop", "length", "length", "stop"]
+    assert said[2].startswith(found[2].text)
+    assert (found[3].text, found[3].reasoning) == ("", "never ends"[: len(found[3].reasoning or "")])
+    assert found[4].text == "x"
+    assert found[0].usage is not None
+    assert found[0].usage.completion_tokens < 8  # it ended at the first stop string
+
+
+def test_logprobs(engine: LocalEngine) -> None:
+    (outcome,) = complete(engine, [ask("Hi", logprobs=2)])
+    assert isinstance(outcome, Completion)
+    assert outcome.logprobs is not None
+    assert "".join(token.token for token in outcome.logprobs) == outcome.text
+    assert all(token.logprob == token.top[0][1] <= 0 and len(token.top) == 2 for token in outcome.logprobs)
+    (plain,) = complete(engine, [ask("Hi")])
+    assert isinstance(plain, Completion)
+    assert plain.logprobs is None
+
+
+def test_a_prompt_without_room_is_a_failure_and_the_others_are_answered(engine: LocalEngine) -> None:
+    room = engine._room()
+    assert room is not None
+    outcomes = complete(engine, [ask("word " * (room + 5)), ask("Hi")])
+    assert isinstance(outcomes[0], Failure)
+    assert outcomes[0].reason == "invalid_request"
+    assert f"context {room}" in outcomes[0].detail
+    assert isinstance(outcomes[1], Completion)
+
+
+def test_a_cached_engine_asks_once(engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RequestCache(tmp_path / "cache.sqlite") as cache:
+        first = complete(CachedEngine(engine, cache), [ask("Hi"), ask("Ho")])
+        monkeypatch.setattr(local, "decode", None)  # nothing may be decoded again
+        again = complete(CachedEngine(engine, cache), [ask("Ho"), ask("Hi")])
+    assert texts_of(again) == texts_of(first)[::-1]
+    assert all(isinstance(outcome, Completion) and outcome.cached for outcome in again)
+
+
+def test_the_fingerprint_tells_models_templates_and_types_apart(
+    engine: LocalEngine, model: nn.Module, tiny_model: Path, template: ChatTemplate
+) -> None:
+    same = LocalEngine(model, load_template(load_tokenizer(tiny_model), None), STOPS, "tiny")
+    assert engine.fingerprint == same.fingerprint
+    thinking = ChatTemplate(template.tokenizer, template.text, template.name, {"enable_thinking": True})
+    other = load_model(tiny_model, torch.bfloat16, torch.device("cpu"))
+    prints = {
+        engine.fingerprint,
+        LocalEngine(model, template, STOPS, "other").fingerprint,
+        LocalEngine(model, thinking, STOPS, "tiny").fingerprint,
+        LocalEngine(other, template, STOPS, "tiny").fingerprint,
+    }
+    assert len(prints) == 4
+
+
+def test_closing_stops_the_work_and_frees_the_model(
+    engine: LocalEngine, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+
+    def endless(model: Any, prompts: Any, *rest: Any) -> Any:
+        nonlocal made
+        yield NewToken(0, 5, "length")
+        while made < 10_000:
+            made += 1
+            time.sleep(0.001)
+            yield NewToken(1, 5, None)
+
+    monkeypatch.setattr(local, "decode", endless)
+
+    async def one_only() -> None:
+        outcomes = engine.generate([ask("a"), ask("b")])
+        index, _ = await anext(outcomes)
+        assert index == 0
+        waiting = asyncio.ensure_future(anext(outcomes))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await outcomes.aclose()
+
+    asyncio.run(one_only())
+    stopped_at = made
+    assert 0 < stopped_at < 2_000
+    monkeypatch.undo()
+    assert texts_of(complete(engine, [ask("Hi")]))  # the lock is free again
+    assert made <= stopped_at + 5
