@@ -280,7 +280,7 @@ def check_masks(template: ChatTemplate, rows: Sequence[SftRow]) -> Check:
     shown = [show_row(row, template) for row in rows]
     trained = [s for s in shown if s.rejected is None and all(example.rejected is None for example in s.examples)]
     wrong = [str(s.row.origin) for s in trained if not _masked_right(s, template, stop)]
-    detail = f"wrong: {', '.join(wrong)}" if wrong else f"{len(trained)} rows; stop {stop!r}"
+    detail = f"wrong: {', '.join(wrong)}" if wrong else f"{len(trained)} conversations; stop {stop!r}"
     meaning = "exactly the assistant turns are supervised, each with its stop token"
     return Check("masks", meaning, len(wrong) / len(trained), 0.0, detail)
 

@@ -1,0 +1,151 @@
+"""The engine for a GGUF file in this process, through llama.cpp's own server code (package xllamacpp, extra ``llamacpp``).
+
+No port is opened and nothing is sent: requests are the same bodies a llama.cpp server reads, handed over as values. llama.cpp
+renders the chat template of the file, batches continuously over its slots, and counts tokens itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from posttrain.errors import ConfigError, ModelError
+from posttrain.generate.engine import Failure, Fingerprint, Outcome, Request
+from posttrain.generate.wire import body_of, read_answer, read_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufModel:
+    """A GGUF file and the room it gets."""
+
+    path: Path
+    context: Annotated[int, Ge(64)] = 4096
+    """Tokens of prompt and reply that one sequence may have."""
+    slots: Annotated[int, Ge(1)] = 4
+    """Replies made at once."""
+    threads: Annotated[int, Ge(0)] = 0
+    """Threads of the processor; 0 = llama.cpp's own choice."""
+    gpu_layers: Annotated[int, Ge(0)] = 0
+    """Layers computed on a GPU, where the installed build has one."""
+    opens_think: bool = False
+    """The template ends the prompt inside a think block."""
+
+
+class LlamaCppEngine:
+    """Answers with a GGUF model in this process.
+
+    Raises ConfigError where xllamacpp is not installed, ModelError where the file is missing or can't be loaded. A prompt that does
+    not fit the context is a Failure ``invalid_request``. Close it, or use it in a ``with`` block, to free the model.
+    """
+
+    def __init__(self, model: GgufModel) -> None:
+        self._model, self._digest = model, _digest(model.path)
+        self._server = _load(model)
+
+    def __enter__(self) -> LlamaCppEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model."""
+        self._server = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Digest of the file, and the context, which decides what is cut."""
+        return Fingerprint(
+            engine="llamacpp",
+            model=f"{self._model.path.name}:{self._digest[:16]}",
+            options=json.dumps({"context": self._model.context}),
+        )
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+        """Answer all requests, as many at once as there are slots. What llama.cpp has begun when this is closed is finished unseen."""
+        server = self._server
+        if server is None:
+            raise ConfigError("this engine is closed", where="LlamaCppEngine", fix="make a new one")
+        with ThreadPoolExecutor(self._model.slots) as threads:
+            loop = asyncio.get_running_loop()
+
+            async def answered(index: int) -> tuple[int, Outcome]:
+                return index, await loop.run_in_executor(threads, self._answer, server, requests[index])
+
+            tasks = [asyncio.ensure_future(answered(index)) for index in range(len(requests))]
+            try:
+                for task in asyncio.as_completed(tasks):
+                    yield await task
+            finally:
+                for waiting in tasks:
+                    waiting.cancel()
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(self, server: Any, request: Request) -> Outcome:
+        body = body_of(request, self._model.path.name, "max_tokens", {})
+        handle = server.handle_completions if isinstance(request.prompt, str) else server.handle_chat_completions
+        try:
+            found = handle(body)
+        except ValueError as error:  # a body it can't read, a template that refuses
+            return Failure("invalid_request", str(error), attempts=1)
+        content = json.dumps(found).encode()
+        if "error" in found:
+            rejection = read_error(int(found["error"].get("code", 500)), content)
+            return Failure(rejection.reason, rejection.detail, attempts=1)
+        wants = request.sampling.logprobs is not None
+        return read_answer(content, wants_logprobs=wants, opened=self._model.opens_think).outcome
+
+
+def _load(model: GgufModel) -> Any:
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise ConfigError(
+            "the llama.cpp engine needs the package xllamacpp", fix="pip install 'posttrain[llamacpp]'"
+        ) from error
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(model.path)
+    parameters.n_parallel = model.slots
+    parameters.n_ctx = model.context * model.slots  # llama.cpp divides it among the slots
+    parameters.n_gpu_layers = model.gpu_layers
+    parameters.verbosity = 0
+    if model.threads:
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = model.threads
+    try:
+        with _quiet():
+            return xllamacpp.Server(parameters)
+    except RuntimeError as error:
+        raise ModelError(
+            "llama.cpp can't load this file", where=str(model.path), fix="give a GGUF model that this llama.cpp knows"
+        ) from error
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"can't read this file: {error.strerror}", where=str(path), fix="give a GGUF file") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """llama.cpp logs its loading to the process's standard error whatever it is told."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
