@@ -1,9 +1,10 @@
 # Two commands are enough on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+SHARED ?= ../shared/data
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fast lint bench clean
+.PHONY: demo test fast lint bench reproduce clean
 
 demo: .venv/.installed
 	$(BIN)/posttrain run recipes/quickstart.yaml
@@ -21,6 +22,10 @@ lint: .venv/.installed-dev
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/sft_speed.py
+
+# Published numbers beside ours, from raw data that is not part of the project.
+reproduce: .venv/.installed
+	$(BIN)/python benchmarks/reproduce.py $(SHARED)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info

@@ -12,7 +12,9 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests load this file by its path
+from published import Row, run_script
 
 from posttrain.eval.ifeval.scoring import (
     InstructionVerdict,
@@ -22,19 +24,8 @@ from posttrain.eval.ifeval.scoring import (
     load_replies,
 )
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
 Followed = Mapping[str, tuple[bool, ...]]
 """Prompt -> which of its instructions are followed."""
-
-
-class Row(NamedTuple):
-    """One number: as published, as we get it, and how far it may be off."""
-
-    name: str
-    published: float
-    ours: float
-    tolerance: float
 
 
 def published_run(path: Path) -> Followed:
@@ -86,15 +77,10 @@ def share_followed(run: Followed) -> float:
     return 100 * sum(map(sum, run.values())) / sum(map(len, run.values()))
 
 
-def main() -> None:
+def main() -> int:
     """Print published against ours."""
-    found = rows(Path(sys.argv[1]) if len(sys.argv) > 1 else SHARED)
-    for row in found:
-        off = abs(row.published - row.ours) > row.tolerance
-        print(f"{row.name:<62} {row.published:>9.3f} {row.ours:>9.3f}  +-{row.tolerance:.3f}{'  OFF' if off else ''}")
-    if any(abs(row.published - row.ours) > row.tolerance for row in found):
-        sys.exit(1)
+    return run_script({"IFEval": rows})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

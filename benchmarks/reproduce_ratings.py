@@ -13,28 +13,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy.stats import spearmanr
 
-from posttrain.eval import alpaca_eval, elo, ratings
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests load this file by its path
+from published import Row, run_script
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+from posttrain.eval import alpaca_eval, elo, ratings
 
 WIKIPEDIA = {"A": 0.640, "B": 1.043, "C": 0.660, "D": 2.270}
 """The worked example of the article on the Bradley-Terry model: strengths with geometric mean 1."""
 WIKIPEDIA_WINS = {"AB": 2, "BA": 3, "AD": 1, "DA": 4, "BC": 5, "CB": 3, "CD": 1, "DC": 3}
-
-
-class Row(NamedTuple):
-    """One number: as published, as we get it, and how far it may be off."""
-
-    name: str
-    published: float
-    ours: float
-    tolerance: float
 
 
 def rows(shared: Path) -> list[Row]:
@@ -216,16 +208,7 @@ def _wikipedia() -> Iterator[Row]:
 
 
 def main() -> int:
-    found = rows(Path(sys.argv[1]) if len(sys.argv) > 1 else SHARED)
-    width = max(len(row.name) for row in found)
-    off = 0
-    for row in found:
-        good = abs(row.ours - row.published) <= row.tolerance
-        off += not good
-        mark = "" if good else "  OFF"
-        print(f"{row.name:{width}}  {row.published:14.8g}  {row.ours:14.8g}  {row.tolerance:8.1g}{mark}")
-    print(f"{len(found)} numbers, {off} off")
-    return 1 if off else 0
+    return run_script({"AlpacaEval, Bradley-Terry, Elo and arena ratings": rows})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Published numbers about judges, votes and refusals beside what this toolkit computes from the published raw data.
 
-    python benchmarks/reproduce_votes.py FOLDER      FOLDER: holds evaluation/mt_bench, evaluation/llmbar, evaluation/xstest, ...
+    python benchmarks/reproduce_votes.py [FOLDER]
 
-Prints a table (name, published, ours, allowed difference) and exits with 1 where a difference is larger than allowed. ``rows`` gives the same
-as values. Sources: MT-Bench agreement, arXiv:2306.05685, table 5, and FastChat's compute_agreement.py; kappas of the same votes,
-judgelab's report (in the folder); recorded GPT-4 scores, the judgment files; LLMBar, arXiv:2310.07641, the published
-statistics.json of every judge; Krippendorff's alpha, the worked example of his note of 2011; XSTest, arXiv:2308.01263, the authors'
-evaluation/analysis.ipynb. The folder is not part of the project.
+FOLDER is the shared data folder (default: ../shared/data beside the project). Prints a table (name, published, ours, allowed
+difference) and exits with 1 where a difference is larger than allowed. ``rows`` gives the same as values. Sources: MT-Bench
+agreement, arXiv:2306.05685, table 5, and FastChat's compute_agreement.py; kappas of the same votes, judgelab's report (in the
+folder); recorded GPT-4 scores, the judgment files; LLMBar, arXiv:2310.07641, the published statistics.json of every judge;
+Krippendorff's alpha, the worked example of his note of 2011; XSTest, arXiv:2308.01263, the authors' evaluation/analysis.ipynb.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests load this file by its path
+from published import Row, run_script
 
 from posttrain.eval.agreement import LlmBarStatistics, cohen_kappa, krippendorff_alpha, llmbar_statistics, raw_agreement
 from posttrain.eval.agreement import fleiss_kappa as fleiss
@@ -35,20 +38,6 @@ from posttrain.eval.mt_bench import (
 )
 from posttrain.eval.refusal import Label, load_labels, load_safety_prompts, refusal_table, xstest_label
 from posttrain.eval.verdicts import Missing, Verdict, majority, mt_bench_rating
-
-
-class Row(NamedTuple):
-    """One published number and ours."""
-
-    name: str
-    published: float
-    ours: float
-    tolerance: float
-    """The largest difference allowed: half of the last published digit, or 0 for counts."""
-
-    @property
-    def reproduced(self) -> bool:
-        return abs(self.published - self.ours) <= self.tolerance + 1e-12
 
 
 def rows(shared: Path) -> list[Row]:
@@ -274,7 +263,7 @@ def of_prompts(labels: Mapping[str, Label | None]) -> dict[str, Label | None]:
     return {key.removeprefix("v2-"): label for key, label in labels.items()}
 
 
-# ---- files and the table -------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -287,18 +276,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        print(f"usage: {sys.argv[0]} FOLDER (the one that holds evaluation/)", file=sys.stderr)
-        return 2
-    found = rows(Path(sys.argv[1]))
-    width = max(len(row.name) for row in found)
-    print(f"{'':{width}}  published       ours  allowed")
-    for row in found:
-        mark = "" if row.reproduced else "  DIFFERS"
-        print(f"{row.name:{width}}  {row.published:9.4g}  {row.ours:9.6g}  {row.tolerance:7.2g}{mark}")
-    missed = sum(not row.reproduced for row in found)
-    print(f"{len(found) - missed} of {len(found)} reproduced")
-    return 1 if missed else 0
+    return run_script({"Judges, votes, agreement and refusals": rows})
 
 
 if __name__ == "__main__":

@@ -381,6 +381,250 @@ def score(
 
 
 @app.command()
+def arena(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Judged pairs: JSON Lines, JSON, CSV or Parquet, one row a comparison."),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for ratings.json and arena.html.")] = Path("arena"),
+    method: Annotated[Literal["bt", "elo"], typer.Option("--method", help="Bradley-Terry or online Elo.")] = "bt",
+    interval: Annotated[
+        Literal["sandwich", "bootstrap"] | None,
+        typer.Option(
+            "--interval", help="Kind of interval; sandwich by default, bootstrap for Elo.", show_default=False
+        ),
+    ] = None,
+    anchor: Annotated[
+        str | None, typer.Option("--anchor", metavar="MODEL=1000", help="A model whose rating is given.")
+    ] = None,
+    style: Annotated[
+        bool, typer.Option("--style", help="Rate at equal style, from the columns tokens_a, tokens_b, headers_a, ...")
+    ] = False,
+    style_columns: Annotated[
+        str | None,
+        typer.Option("--style-columns", help="As --style, with these features instead of tokens,headers,lists,bold."),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Column (the prompt, say) whose equal values are not independent.")
+    ] = None,
+    model_a: Annotated[str, typer.Option("--model-a", help="Column of the first model.")] = "model_a",
+    model_b: Annotated[str, typer.Option("--model-b", help="Column of the second model.")] = "model_b",
+    winner: Annotated[str, typer.Option("--winner", help="Column of the winner: model_a, model_b, tie.")] = "winner",
+    weight: Annotated[str | None, typer.Option("--weight", help="Column of the rows' weights.")] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
+    as_json: Annotated[bool, typer.Option("--json", help="Print ratings.json.")] = False,
+) -> None:
+    """Rate models from judged pairs. Prints a table with intervals; writes ratings.json, and arena.html with the win matrix."""
+    from posttrain.lab import arena as rating
+
+    names = style_columns if style_columns is not None else rating.ARENA_STYLE if style else ""
+    command = rating.ArenaCommand(
+        file=file,
+        out=out,
+        method=method,
+        interval=interval,
+        anchor=None if anchor is None else rating.parse_anchor(anchor),
+        style=tuple(name.strip() for name in names.split(",") if name.strip()),
+        cluster=cluster,
+        model_a=model_a,
+        model_b=model_b,
+        winner=winner,
+        weight=weight,
+        confidence=confidence,
+    )
+    facts = rating.run_arena(command)
+    if as_json:
+        typer.echo((out / "ratings.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        _console().print(rating.arena_summary(facts, out), highlight=False)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model named in the file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one; differences are B - A.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="One row a model and prompt with scores, or one row a judged pair.")
+    ],
+    measures: Annotated[
+        list[str] | None,
+        typer.Option("--measure", help="Column with numbers or booleans; may be repeated.  [default: score]"),
+    ] = None,
+    item: Annotated[
+        str | None, typer.Option("--item", help="Column of the prompt.  [default: prompt_id, question_id, item or id]")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Column whose equal values mark prompts that are not independent.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Column of the model.  [default: model]")] = None,
+    model_a: Annotated[str | None, typer.Option("--model-a", help="Of judged pairs.  [default: model_a]")] = None,
+    model_b: Annotated[str | None, typer.Option("--model-b", help="Of judged pairs.  [default: model_b]")] = None,
+    winner: Annotated[str | None, typer.Option("--winner", help="Of judged pairs.  [default: winner]")] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
+    resamples: Annotated[int, typer.Option("--resamples", help="Bootstrap resamples and drawn permutations.")] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is drawn.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare two models on the same prompts. Difference with interval, permutation test, and what could have been found."""
+    import json
+
+    from posttrain.lab import comparison as comparing
+
+    command = comparing.CompareCommand(
+        a=a,
+        b=b,
+        file=file,
+        measures=tuple(measures or ()),
+        item=item,
+        cluster=cluster,
+        model=model,
+        model_a=model_a,
+        model_b=model_b,
+        winner=winner,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+    found = comparing.compare(command)
+    if as_json:
+        typer.echo(json.dumps(comparing.compare_json(command, found), ensure_ascii=False))
+    else:
+        _console().print(comparing.compare_summary(command, found), highlight=False)
+
+
+judge_app = typer.Typer(
+    name="judge",
+    help="Let a model judge replies: pairs or single ones, with its bias measured; or measure the judge against labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.add_typer(judge_app)
+
+
+def _judge_verb(verb: Literal["pairs", "single", "calibrate"], about: str) -> None:
+    """Add ``posttrain judge <verb>``. The three take the same options, but for those of pairs and of ratings."""
+
+    @judge_app.command(verb, help=about)
+    def command(
+        file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines: id, prompt, replies (docs/judges.md).")],
+        out: Annotated[Path, typer.Option("-o", "--out", help="Folder for verdicts.jsonl and summary.json.")],
+        kind: Annotated[
+            str,
+            typer.Option("--kind", help="pair or binary; for single replies single or rubric; or a YAML file."),
+        ] = "single" if verb == "single" else "pair",
+        endpoint: Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server.")] = None,
+        model: Annotated[str | None, typer.Option("--model", help="The server's model.")] = None,
+        api_key_env: Annotated[
+            str | None, typer.Option("--api-key-env", help="Environment variable with the key.")
+        ] = None,
+        concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Most requests at once.")] = 16,
+        local: Annotated[str | None, typer.Option("--local", help="Judge with a local model, as in chat.")] = None,
+        reward: Annotated[str | None, typer.Option("--reward", help="Judge pairs with a trained reward model.")] = None,
+        base: Annotated[
+            str | None,
+            typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names."),
+        ] = None,
+        panel: Annotated[
+            Path | None, typer.Option("--panel", help="YAML file with several judges; the majority decides.")
+        ] = None,
+        language: Annotated[Literal["en", "zh"], typer.Option("--language", help="Of the prompts.")] = "en",
+        orders: Annotated[
+            Literal["both", "original", "swapped"], typer.Option("--orders", help="Pairs: which reply is shown first.")
+        ] = "both",
+        samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of every question.")] = 1,
+        temperature: Annotated[
+            float | None, typer.Option("--temperature", min=0.0, help="Default: 0 for one draw, 1 for several.")
+        ] = None,
+        emphasis: Annotated[
+            Literal["no", "yes", "both"], typer.Option("--emphasis", help="Warn the judge of position and length.")
+        ] = "no",
+        turns: Annotated[
+            Literal["each", "last"], typer.Option("--turns", help="Judge every turn, or the last only.")
+        ] = "each",
+        reference: Annotated[
+            Literal["needed", "always", "never"],
+            typer.Option("--reference", help="Show reference answers; needed = maths, reasoning, coding, no category."),
+        ] = "needed",
+        criteria: Annotated[str, typer.Option("--criteria", help="Of the rubric: a text or a text file.")] = "",
+        max_tokens: Annotated[
+            int | None, typer.Option("--max-tokens", min=1, help="Longest reply of the judge.")
+        ] = None,
+        max_calls: Annotated[int | None, typer.Option("--max-calls", min=0, help="Cap on requests sent.")] = None,
+        max_money: Annotated[
+            float | None, typer.Option("--max-money", min=0.0, help="Cap on money; needs the prices.")
+        ] = None,
+        prompt_price: Annotated[
+            float | None, typer.Option("--prompt-price", min=0.0, help="Per million tokens read.")
+        ] = None,
+        completion_price: Annotated[
+            float | None, typer.Option("--completion-price", min=0.0, help="Per million tokens written.")
+        ] = None,
+        cache: Annotated[
+            Path | None, typer.Option("--cache", help="Request cache; default: requests.sqlite in the folder.")
+        ] = None,
+        check: Annotated[
+            bool, typer.Option("--check/--no-check", help="Try a judge of a YAML file on three calls first.")
+        ] = True,
+        as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+    ) -> None:
+        import json
+
+        from posttrain.eval.judges.config import JudgeSource, Plan
+        from posttrain.lab import judging
+        from posttrain.lab.display import Display
+        from posttrain.lab.judging_tables import summary_view
+
+        source = JudgeSource(
+            endpoint=endpoint,
+            model=model,
+            api_key_env=api_key_env,
+            concurrency=concurrency,
+            local=local,
+            reward=reward,
+            base=base,
+        )
+        wanted = judging.JudgeCommand(
+            file=file,
+            out=out,
+            kind=kind,
+            sources=judging.judge_sources(source, panel),
+            language=language,
+            plan=Plan(
+                orders=orders,
+                samples=samples,
+                temperature=temperature,
+                emphasis=emphasis,
+                turns=turns,
+                reference=reference,
+                criteria=judging.criteria_text(criteria),
+                max_tokens=max_tokens,
+            ),
+            check=check,
+            max_money=max_money,
+            max_calls=max_calls,
+            prompt_price=prompt_price,
+            completion_price=completion_price,
+            cache=cache,
+        )
+        judge = {"pairs": judging.judge_pairs, "single": judging.judge_single, "calibrate": judging.judge_calibrate}
+        console = _console(stderr=as_json)
+        with Display(console) as display:
+            summary = judge[verb](wanted, display)
+        if as_json:
+            typer.echo(json.dumps(summary, ensure_ascii=False))
+        else:
+            console.print(summary_view(summary, out), highlight=False)
+
+
+_judge_verb("pairs", "Which of two replies is better: both orders, win rates with intervals, and the judge's bias.")
+_judge_verb("single", "Rate single replies from 1 to 10, or from 1 to 5 by your own criteria.")
+_judge_verb(
+    "calibrate", "Run a judge over labelled pairs: accuracy, kappa, consistency, and whether it is good enough."
+)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors (put it beside yaml-language-server's $schema)."""
     import json

@@ -99,6 +99,15 @@ TORCH_FREE = [
     *(f"posttrain.{m.removesuffix('.py').replace('/', '.')}" for m in MODULES if m.startswith(("data/", "report/"))),
     *("posttrain.config", "posttrain.lab.recipe", "posttrain.lab.display", "posttrain.eval.stats", "posttrain.assets"),
     *("posttrain.train.config", "posttrain.model.config", "posttrain.eval.config"),
+    *(
+        f"posttrain.eval.{name}"
+        for name in ("agreement", "alpaca_eval", "diversity", "elo", "ifeval.scoring", "mt_bench")
+    ),
+    *(f"posttrain.eval.{name}" for name in ("overlap", "ratings", "refusal", "style_control", "verdicts")),
+    *(
+        f"posttrain.generate.{name}"
+        for name in ("engine", "openai", "cache", "cost", "fake", "limiter", "wire", "llamacpp")
+    ),
 ]
 
 

@@ -166,7 +166,9 @@ def _winner(word: str, where: str) -> Literal["a", "b", "tie"]:
 
 
 def records(path: str | Path) -> Iterator[tuple[str, Record]]:
-    """(place, row) of every row of a file; DataError at the first that can't be read."""
+    """(place, row) of every row of a file; DataError where there is no file, and at the first row that can't be read."""
+    if not Path(path).is_file():
+        raise DataError("there is no such file", where=str(path), fix="give a JSON Lines, JSON, CSV or Parquet file")
     for record in read(DataFile(str(path), Path(path))):
         where = f"{record.origin.file}:{record.origin.line}"
         if isinstance(record, BadRecord):

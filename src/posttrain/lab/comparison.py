@@ -1,0 +1,442 @@
+"""``posttrain compare A B FILE``: read scores or verdicts of two models -> pair by prompt -> difference, tests -> one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from posttrain.data.sources import Record
+from posttrain.errors import ConfigError, DataError
+from posttrain.eval import stats
+from posttrain.eval.ratings import (
+    OUTCOMES,
+    cell,
+    no_verdict,
+    records,
+)
+from posttrain.report import numbers
+from posttrain.table import did_you_mean
+
+Floats = NDArray[np.float64]
+
+ITEM_COLUMNS = ("prompt_id", "question_id", "item", "id")
+"""Where a file says which prompt a row is about, unless the user does; the first that is there."""
+
+
+# ---- options and result -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """What the command line says. A column that is None has its usual name."""
+
+    a: str
+    b: str
+    file: Path
+    measures: tuple[str, ...] = ()
+    """Columns with scores or booleans; ``score`` where none is named."""
+    item: str | None = None
+    """Column of the prompt; the first of :data:`ITEM_COLUMNS` that the file has."""
+    cluster: str | None = None
+    model: str | None = None
+    model_a: str | None = None
+    model_b: str | None = None
+    winner: str | None = None
+    confidence: float = 0.95
+    resamples: int = 10_000
+    seed: int = 0
+
+
+class McNemar(NamedTuple):
+    """How often only one of the two was right, and the exact test of it."""
+
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureComparison:
+    """Two models on one measure, paired by prompt. Differences are ``b - a``."""
+
+    measure: str
+    kind: Literal["scores", "booleans", "verdicts"]
+    mean_a: float
+    """Mean score, share of booleans that are true, or share of wins (ties one half)."""
+    mean_b: float
+    difference: stats.Interval
+    p_value: float
+    """Permutation test, two-sided."""
+    p_exact: bool
+    p_holm: float
+    """Adjusted for the number of measures compared at once (Holm); the same as ``p_value`` with one."""
+    mcnemar: McNemar | None
+    """For booleans with one row a prompt and model, and without clusters."""
+    minimum_detectable: float | None
+    """True difference that this many prompts would show in 80 of 100 cases; None with a single prompt."""
+    a_better: int
+    ties: int
+    b_better: int
+    pairs: int
+    """Prompts that both have a value for, or verdicts."""
+    units: int
+    """What is resampled and swapped as a whole: prompts, or groups of equal cluster."""
+    missing: int
+    """Prompts that one of the two has no value for, or rows without a verdict."""
+    different: bool
+    """Whether ``p_holm`` is below 1 - confidence."""
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Values of both models, row by row, before anything is computed."""
+
+    measure: str
+    kind: Literal["scores", "booleans", "verdicts"]
+    a_R: Floats
+    b_R: Floats
+    clusters_R: Sequence[Hashable]
+    missing: int
+    mcnemar: bool
+
+
+def compare(command: CompareCommand) -> tuple[MeasureComparison, ...]:
+    """Compare two models on every measure of a file.
+
+    Two kinds of file: one row for each model and prompt with scores or booleans, or one row for each judged pair with a
+    winner (it has the winner's column). Several values of one model on one prompt are averaged first; several verdicts on
+    one prompt stay rows, but the prompt is drawn and swapped as a whole. ``cluster`` joins prompts that are not independent.
+
+    Raises:
+        ConfigError: options that don't go together, or a model compared with itself.
+        DataError: the file can't be used, or the two have nothing in common.
+
+    """
+    if command.a == command.b:
+        raise ConfigError(f"{command.a!r} is compared with itself", fix="name two models")
+    if not 0 < command.confidence < 1:
+        raise ConfigError(f"confidence is {command.confidence}", where="--confidence", fix="between 0 and 1, like 0.95")
+    if command.resamples < 1:
+        raise ConfigError(f"resamples is {command.resamples}", where="--resamples", fix="at least 1")
+    rows = list(records(command.file))
+    if not rows:
+        raise DataError("no rows", where=str(command.file), fix="give a file of scores or judged pairs")
+    winner = command.winner or "winner"
+    judged = winner in rows[0][1].value
+    _refuse_unused(command, judged=judged)
+    if judged:
+        found = [_verdict_pairs(command, rows, winner)]
+    else:
+        found = [_score_pairs(command, rows, measure) for measure in command.measures or ("score",)]
+    compared = [_compared(command, pairs) for pairs in found]
+    adjusted = stats.holm([one.p_value for one in compared])
+    return tuple(_told(command, one, p, len(compared)) for one, p in zip(compared, adjusted, strict=True))
+
+
+def _refuse_unused(command: CompareCommand, *, judged: bool) -> None:
+    if judged and command.item and command.cluster:
+        raise ConfigError("verdicts are joined by --cluster already", where="--item", fix="name one of the two")
+    if judged:
+        unused = {"--measure": command.measures, "--model": command.model}
+    else:
+        unused = {"--model-a": command.model_a, "--model-b": command.model_b, "--winner": command.winner}
+    for option, given in unused.items():
+        if given:
+            what = "judged pairs (it has a winner)" if judged else "scores (it has no winner)"
+            raise ConfigError(f"{command.file} holds {what}: it has no use for this", where=option, fix="leave it out")
+
+
+# ---- read -------------------------------------------------------------------------------------------------
+
+
+def _verdict_pairs(command: CompareCommand, rows: Sequence[tuple[str, Record]], winner: str) -> _Pairs:
+    """Verdicts between the two models, whichever of them stands first."""
+    columns = (command.model_a or "model_a", command.model_b or "model_b")
+    group = command.cluster or command.item or _usual_item(rows[0][1])
+    shares_b: list[float] = []
+    clusters: list[Hashable] = []
+    known: set[str] = set()
+    missing = 0
+    for where, record in rows:
+        names = [str(cell(record, column, where)) for column in columns]
+        known.update(names)
+        if {*names} != {command.a, command.b}:
+            continue
+        verdict = cell(record, winner, where)
+        if no_verdict(verdict):
+            missing += 1
+            continue
+        share = OUTCOMES.get(str(verdict).strip().lower())
+        if share is None:
+            raise DataError(
+                f"unknown winner {verdict!r}{did_you_mean(str(verdict), OUTCOMES)}",
+                where=where,
+                fix=f"use one of {', '.join(OUTCOMES)}",
+            )
+        shares_b.append(share if names[0] == command.b else 1 - share)
+        clusters.append(len(clusters) if group is None else str(cell(record, group, where)))
+    _models_known(command, known)
+    if not shares_b:
+        raise DataError(
+            f"no verdict between {command.a} and {command.b}", where=str(command.file), fix="judge them on some prompts"
+        )
+    b_R = np.array(shares_b)
+    return _Pairs(winner, "verdicts", 1 - b_R, b_R, clusters, missing, mcnemar=False)
+
+
+def _score_pairs(command: CompareCommand, rows: Sequence[tuple[str, Record]], measure: str) -> _Pairs:
+    """One value for each model and prompt, of the prompts that both have."""
+    model, item = command.model or "model", command.item or _usual_item(rows[0][1])
+    if item is None:
+        raise DataError(
+            f"no column says which prompt a row is about (looked for {', '.join(ITEM_COLUMNS)})",
+            where=rows[0][0],
+            fix="name it with --item",
+        )
+    values: dict[str, dict[str, list[float]]] = {command.a: {}, command.b: {}}
+    clusters: dict[str, str] = {}
+    known: set[str] = set()
+    asked: set[str] = set()
+    boolean = True
+    for where, record in rows:
+        name = str(cell(record, model, where))
+        known.add(name)
+        if name not in values:
+            continue
+        key = str(cell(record, item, where))
+        asked.add(key)
+        group = key if command.cluster is None else str(cell(record, command.cluster, where))
+        if clusters.setdefault(key, group) != group:
+            raise DataError(
+                f"prompt {key!r} is in {command.cluster} {clusters[key]!r} and {group!r}",
+                where=where,
+                fix="a prompt belongs to one cluster",
+            )
+        value = _value(record, measure, where)
+        if value is not None:
+            boolean = boolean and isinstance(value, bool)
+            values[name].setdefault(key, []).append(float(value))
+    _models_known(command, known)
+    of_a, of_b = values[command.a], values[command.b]
+    paired = [key for key in of_a if key in of_b]
+    if not paired:
+        raise DataError(
+            f"no prompt has {measure} of both {command.a} and {command.b}",
+            where=str(command.file),
+            fix="score both on the same prompts",
+        )
+    single = all(len(found[key]) == 1 for found in (of_a, of_b) for key in paired)
+    return _Pairs(
+        measure,
+        "booleans" if boolean else "scores",
+        np.array([np.mean(of_a[key]) for key in paired]),
+        np.array([np.mean(of_b[key]) for key in paired]),
+        [clusters[key] for key in paired],
+        len(asked) - len(paired),
+        mcnemar=boolean and single and command.cluster is None,
+    )
+
+
+def _usual_item(record: Record) -> str | None:
+    return next((name for name in ITEM_COLUMNS if name in record.value), None)
+
+
+def _value(record: Record, measure: str, where: str) -> bool | float | None:
+    """A score or boolean; None where there is none. CSV writes them as words."""
+    value = cell(record, measure, where)
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if value is None or word in ("", "null", "none", "nan"):
+        return None
+    if word in ("true", "false"):
+        return word == "true"
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{measure} is {value!r}", where=where, fix="give a number, true or false, or null where there is none"
+        )
+    return number
+
+
+def _models_known(command: CompareCommand, known: set[str]) -> None:
+    for name in (command.a, command.b):
+        if name not in known:
+            shown = sorted(known)
+            raise DataError(
+                f"no model {name!r}{did_you_mean(name, shown)}",
+                where=str(command.file),
+                fix=f"the file has {', '.join(shown[:8])}{' ...' if len(shown) > 8 else ''}",
+            )
+
+
+# ---- compute ----------------------------------------------------------------------------------------------
+
+
+def _compared(command: CompareCommand, pairs: _Pairs) -> MeasureComparison:
+    settings: dict[str, Any] = {"seed": command.seed}
+    difference = stats.clustered_difference(
+        pairs.a_R,
+        pairs.b_R,
+        pairs.clusters_R,
+        confidence=command.confidence,
+        resamples=command.resamples,
+        **settings,
+    )
+    test = stats.permutation_test(
+        pairs.a_R, pairs.b_R, clusters_R=pairs.clusters_R, draws=command.resamples, **settings
+    )
+    only = None
+    if pairs.mcnemar:
+        table = stats.discordance(pairs.a_R == 1, pairs.b_R == 1)
+        only = McNemar(table.only_a, table.only_b, stats.mcnemar(table.only_a, table.only_b))
+    means_K = _cluster_means(pairs.b_R - pairs.a_R, pairs.clusters_R)
+    detectable = None
+    if len(means_K) > 1:
+        detectable = stats.minimum_detectable_difference(
+            float(np.std(means_K, ddof=1)), len(means_K), significance=1 - command.confidence
+        )
+    return MeasureComparison(
+        measure=pairs.measure,
+        kind=pairs.kind,
+        mean_a=float(pairs.a_R.mean()),
+        mean_b=float(pairs.b_R.mean()),
+        difference=difference,
+        p_value=test.p_value,
+        p_exact=test.exact,
+        p_holm=test.p_value,
+        mcnemar=only,
+        minimum_detectable=detectable,
+        a_better=int(np.count_nonzero(pairs.a_R > pairs.b_R)),
+        ties=int(np.count_nonzero(pairs.a_R == pairs.b_R)),
+        b_better=int(np.count_nonzero(pairs.b_R > pairs.a_R)),
+        pairs=len(pairs.a_R),
+        units=len(means_K),
+        missing=pairs.missing,
+        different=False,
+        sentence="",
+    )
+
+
+def _cluster_means(values_R: Floats, clusters_R: Sequence[Hashable]) -> Floats:
+    grouped: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values_R, clusters_R, strict=True):
+        grouped.setdefault(cluster, []).append(float(value))
+    return np.array([np.mean(group) for group in grouped.values()])
+
+
+def _told(command: CompareCommand, one: MeasureComparison, p_holm: float, measures: int) -> MeasureComparison:
+    """The same comparison with its p-value among all measures, whether that shows a difference, and the sentence."""
+    different = p_holm < 1 - command.confidence
+    judged = replace(one, p_holm=p_holm, different=different)
+    return replace(judged, sentence=sentence(command.a, command.b, judged, measures))
+
+
+def sentence(a: str, b: str, one: MeasureComparison, measures: int = 1) -> str:
+    """The result in plain words."""
+    p = f"{numbers.p_value(one.p_holm)}{f' after Holm for {measures} measures' if measures > 1 else ''}"
+    interval = f"{numbers.confidence(one.difference.confidence)} interval {_span(one)}"
+    what = {"scores": f"mean {one.measure}", "booleans": f"share of {one.measure}", "verdicts": "share of wins"}[
+        one.kind
+    ]
+    basis = f"{one.pairs:,} {'verdicts' if one.kind == 'verdicts' else 'prompts'}"
+    if one.units != one.pairs:
+        basis += f" in {one.units:,} groups"
+    seen = f"{_amount(one, one.difference.estimate)} ({interval}, {p}, {basis})"
+    if one.different:
+        better, worse = (b, a) if one.difference.estimate > 0 else (a, b)
+        return f"{better} has the higher {what} than {worse}: the difference {b} \N{MINUS SIGN} {a} is {seen}."
+    text = f"No difference shown in {what} between {a} and {b}: {b} \N{MINUS SIGN} {a} is {seen}."
+    if one.minimum_detectable:
+        text += (
+            f" A true difference would have to be about {_amount(one, one.minimum_detectable, sign=False)}"
+            " to be found in 80 of 100 such comparisons."
+        )
+    return text
+
+
+def _amount(one: MeasureComparison, value: float, *, sign: bool = True) -> str:
+    """Scores as they are, shares in percentage points."""
+    text = numbers.signed if sign else numbers.fixed
+    return text(value) if one.kind == "scores" else f"{text(100 * value, 1)} points"
+
+
+def _span(one: MeasureComparison) -> str:
+    low, high = one.difference.low, one.difference.high
+    return numbers.interval(low, high) if one.kind == "scores" else numbers.points_interval(low, high)
+
+
+def compare_json(command: CompareCommand, found: Sequence[MeasureComparison]) -> dict[str, Any]:
+    """The result as JSON."""
+    return {
+        "a": command.a,
+        "b": command.b,
+        "file": str(command.file),
+        "difference": "b - a",
+        "measures": [_plain(one) for one in found],
+    }
+
+
+def _plain(one: MeasureComparison) -> Mapping[str, Any]:
+    return {
+        **asdict(one),
+        "difference": one.difference._asdict(),
+        "mcnemar": None if one.mcnemar is None else one.mcnemar._asdict(),
+    }
+
+
+def compare_summary(command: CompareCommand, found: Sequence[MeasureComparison]) -> RenderableType:
+    """The result for the terminal: a table, and a sentence for each measure."""
+    table = Table(
+        title=f"A = {command.a}, B = {command.b}, paired by prompt",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    holm = ("Holm",) if len(found) > 1 else ()
+    for heading in ("measure", "pairs", "A", "B", "B \N{MINUS SIGN} A", "interval", "p", *holm, "B wins/ties/A wins"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for one in found:
+        table.add_row(
+            Text(one.measure),
+            numbers.count(one.pairs),
+            _mean(one, one.mean_a),
+            _mean(one, one.mean_b),
+            _amount(one, one.difference.estimate).removesuffix(" points"),
+            _span(one),
+            numbers.p_value(one.p_value).removeprefix("p = "),
+            *((numbers.p_value(one.p_holm).removeprefix("p = "),) if holm else ()),
+            f"{one.b_better:,}/{one.ties:,}/{one.a_better:,}",
+        )
+    parts: list[RenderableType] = [table, Text("")]
+    for one in found:
+        parts.append(Text(one.sentence))
+        if one.mcnemar:
+            parts.append(
+                Text(
+                    f"Only {command.a} right: {one.mcnemar.only_a:,}; only {command.b} right: {one.mcnemar.only_b:,}; "
+                    f"McNemar {numbers.p_value(one.mcnemar.p_value)}."
+                )
+            )
+        if one.missing:
+            rows = "rows without a verdict" if one.kind == "verdicts" else "prompts without a value of both"
+            parts.append(Text(f"{one.missing:,} {rows} are in none of these numbers."))
+    return Group(*parts)
+
+
+def _mean(one: MeasureComparison, value: float) -> str:
+    return numbers.fixed(value) if one.kind == "scores" else numbers.percent(value)

@@ -1,0 +1,221 @@
+"""Judging: what is asked, what becomes of it, votes, and the trial of a judge of one's own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from posttrain.errors import ConfigError
+from posttrain.eval.judges.config import JudgePrompt, Plan
+from posttrain.eval.judges.items import Item
+from posttrain.eval.judges.judge import (
+    Ask,
+    Game,
+    asks_of,
+    game_record,
+    judge,
+    outcome_of,
+    outcomes,
+    panel_outcomes,
+    prepared,
+    prompt_digest,
+    sampling_of,
+    try_out,
+)
+from posttrain.eval.judges.prompts import load_prompt
+from posttrain.eval.judges.scores import model_ratings, panel_ratings
+from posttrain.eval.judges.win_rates import win_rates
+from posttrain.eval.verdicts import Missing
+from posttrain.generate.engine import Completion, Failure, Usage
+from posttrain.generate.fake import FakeEngine
+
+PAIR = load_prompt("pair", "pair")
+TWO_TURNS = Item("q", ("Q1", "Q2"), ("a1", "a2"), ("b1", "b2"))
+
+
+def games_of(*verdicts):
+    """Games of one question: (order, verdict), samples numbered."""
+    counts: dict[str, int] = {}
+    found = []
+    for order, verdict in verdicts:
+        sample = counts.get(order, 0)
+        counts[order] = sample + 1
+        found.append(Game(Ask(0, 1, order, sample, False), verdict))
+    return found
+
+
+def test_everything_is_asked_in_order(items):
+    asks = asks_of([TWO_TURNS], Plan(samples=2, emphasis="both"), "pair")
+    assert len(asks) == len(set(asks)) == 2 * 2 * 2 * 2
+    assert asks[:4] == [
+        Ask(0, 1, "original", 0, False),
+        Ask(0, 1, "original", 1, False),
+        Ask(0, 1, "swapped", 0, False),
+        Ask(0, 1, "swapped", 1, False),
+    ]
+    assert [ask.turn for ask in asks_of([TWO_TURNS], Plan(turns="last", orders="swapped"), "pair")] == [2]
+    assert asks_of(items[:1], Plan(), "single") == [Ask(0, 1, "none", 0, False)]
+
+
+def test_requests_differ_where_asks_differ(items):
+    asks, requests = prepared([*items, TWO_TURNS], PAIR, Plan(samples=2, emphasis="both"))
+    assert len(requests) == len(asks) == len({(str(r.prompt), r.sample) for r in requests})
+
+
+def test_references_are_shown_where_they_are_needed():
+    def shown(category, reference="needed"):
+        item = Item("q", ("Q",), ("a",), ("b",), category=category, references=("R-42",))
+        _, (request, *_) = prepared([item], PAIR, Plan(reference=reference))
+        return "R-42" in request.prompt[-1].content
+
+    assert [shown(c) for c in ("math", "reasoning", "coding", "zh_math", None)] == [True] * 5
+    assert not shown("writing")
+    assert shown("writing", "always")
+    assert not shown("math", "never")
+
+
+def test_sampling_fits_the_plan():
+    assert sampling_of(PAIR, Plan()).temperature == 0
+    assert sampling_of(PAIR, Plan(samples=3)).temperature == 1
+    assert sampling_of(PAIR, Plan(samples=3, temperature=0.5, max_tokens=7)).max_tokens == 7
+    binary = sampling_of(load_prompt("binary", "pair"), Plan())
+    assert (binary.max_tokens, binary.logprobs) == (1, 5)
+    for prompt, plan in ((PAIR, Plan(samples=3, temperature=0.0)), (load_prompt("binary", "pair"), Plan(samples=3))):
+        with pytest.raises(ConfigError, match="3 samples"):
+            sampling_of(prompt, plan)
+
+
+@pytest.mark.parametrize(
+    ("games", "outcome"),
+    [
+        ([("original", "first"), ("swapped", "second")], "first"),
+        ([("original", "second"), ("swapped", "first")], "second"),
+        ([("original", "first"), ("swapped", "first")], "tie"),
+        ([("original", "first"), ("swapped", "tie")], "tie"),
+        ([("swapped", "first")], "second"),
+        ([("none", "first")], "first"),
+        # two of three samples decide an order; one to one is a tie
+        ([("original", v) for v in ("first", "second", "first")] + [("swapped", "second")], "first"),
+        ([("original", "first"), ("original", "second"), ("swapped", "tie")], "tie"),
+        # a sample without a verdict does not vote
+        ([("original", "first"), ("original", Missing("parse")), ("swapped", "second")], "first"),
+    ],
+)
+def test_outcomes_by_hand(games, outcome):
+    assert outcome_of(games_of(*games)) == outcome
+
+
+def test_an_order_without_a_verdict_leaves_no_outcome():
+    found = outcome_of(games_of(("original", "first"), ("swapped", Missing("length"))))
+    assert isinstance(found, Missing)
+    assert found.reason == "length"
+
+
+def test_a_panel_votes():
+    lost = Missing("parse")
+    votes = [
+        {(0, 1): "first", (1, 1): "first", (2, 1): lost, (3, 1): lost},
+        {(0, 1): "first", (1, 1): "second", (2, 1): "second", (3, 1): lost},
+        {(0, 1): "second", (1, 1): "tie", (2, 1): lost, (3, 1): lost},
+    ]
+    found = panel_outcomes(votes)
+    assert [found[q] for q in list(found)[:3]] == ["first", "tie", "second"]
+    assert isinstance(found[3, 1], Missing)
+    with pytest.raises(ValueError, match="same questions"):
+        panel_outcomes([{(0, 1): "first"}, {(1, 1): "first"}])
+
+
+def test_win_rates_by_hand():
+    found = win_rates(["first", "first", "tie", "second", Missing("parse")], "abcde")
+    assert (found.wins, found.losses, found.ties, found.missing) == (2, 1, 1, 1)
+    assert found.win_rate.estimate == 0.5
+    assert found.adjusted.estimate == 0.625
+    assert found.p_value == 1.0
+    assert win_rates(["first"] * 6, range(6)).p_value == 2 / 2**6
+    nothing = win_rates([Missing("parse")], "a")
+    assert nothing.win_rate is None
+    assert nothing.p_value == 1.0
+
+
+def test_win_rates_resample_questions_not_turns():
+    """Four turns of one question are one draw: the interval has no width, whatever they say."""
+    one = win_rates(["first", "second", "first", "tie"], ["q"] * 4)
+    assert one.win_rate.low == one.win_rate.high == 0.5
+    several = win_rates(["first", "second", "first", "tie"], "abcd")
+    assert several.win_rate.low < 0.5 < several.win_rate.high
+
+
+def test_single_ratings_by_hand():
+    items = [
+        Item("q1", ("Q",), ("five",), category="math", model_a="sft"),
+        Item("q2", ("Q",), ("nine",), category="writing", model_a="sft"),
+        Item("q3", ("Q",), ("mute",), category="writing", model_a="sft"),
+        Item("q1", ("Q",), ("nine",), category="math", model_a="dpo"),
+    ]
+    engine = FakeEngine({"five": "[[5]]", "nine": "[[9]]", "mute": "no rating"})
+    games = judge(engine, items, load_prompt("single", "single"), Plan())
+    found = model_ratings(items, games)
+    assert list(found) == ["sft", "dpo"]
+    assert found["sft"].overall.mean.estimate == 7
+    assert found["sft"].overall.calls.missing == {"parse": 1}
+    assert found["sft"].by_category["writing"].mean.estimate == 9
+    assert found["sft"].by_category["writing"].calls.asked == 2
+    assert found["dpo"].overall.mean.estimate == 9
+    other = [Game(game.ask, 6.0) for game in games]
+    panel = model_ratings(items, panel_ratings([games, other]))
+    assert panel["sft"].overall.mean.estimate == pytest.approx((5.5 + 7.5 + 6) / 3)
+    with pytest.raises(ValueError, match="same replies"):
+        panel_ratings([games, other[1:]])
+
+
+def test_a_judge_that_can_not_be_read_is_found_on_three_calls(items, judges):
+    engine = FakeEngine(judges["prose"])
+    with pytest.raises(ConfigError, match="none of 3 trial replies") as error:
+        try_out(engine, items, PAIR, Plan(), "mine.yaml")
+    assert len(engine.requests) == 3
+    assert "each in its own way" in str(error.value)
+    assert str(error.value).startswith("mine.yaml: ")
+
+
+def test_one_readable_trial_reply_is_enough_and_a_dead_server_is_no_fault_of_the_prompt(items, judges):
+    try_out(FakeEngine(["prose", "prose", "[[A]]"]), items, PAIR, Plan(), "mine.yaml")
+    with pytest.raises(ConfigError, match="answered none of 3 trial calls"):
+        try_out(FakeEngine(lambda request: Failure("timeout", "slow")), items, PAIR, Plan(), "mine.yaml")
+
+
+def test_records_hold_reply_verdict_and_reason(items):
+    engine = FakeEngine(
+        [
+            Completion("Well. [[A]]", usage=Usage(7, 3)),
+            Completion("cut", "length"),
+            Failure("rate_limited", "later", attempts=4),
+        ]
+    )
+    games = judge(engine, items[:1], PAIR, Plan(orders="original", samples=3))
+    good, cut, failed = (json.loads(json.dumps(game_record(game, items, "j"))) for game in games)
+    assert good["verdict"] == "first"
+    assert good["reply"] == "Well. [[A]]"
+    assert good["usage"] == {"prompt_tokens": 7, "completion_tokens": 3}
+    assert (good["item"], good["line"], good["sample"], good["missing"]) == ("one", 1, 0, None)
+    assert (cut["verdict"], cut["missing"], cut["finish"]) == (None, "length", "length")
+    assert (failed["missing"], failed["failure"], failed["attempts"]) == ("transport", "rate_limited", 4)
+    assert "reply" not in failed
+
+
+def test_the_digest_tells_prompts_apart():
+    other = JudgePrompt(task="pair", parser="pair_letter", prompt="{{reply_a}}{{reply_b}}")
+    digests = {
+        prompt_digest(prompt, plan)
+        for prompt in (PAIR, other, load_prompt("pair", "pair", "zh"))
+        for plan in (Plan(), Plan(criteria="brief"), Plan(reference="never"))
+    }
+    assert len(digests) == 9
+    assert prompt_digest(PAIR, Plan()) == prompt_digest(load_prompt("pair", "pair"), Plan(samples=3))
+
+
+def test_outcomes_keep_turns_apart():
+    games = [Game(Ask(0, turn, "none", 0, False), v) for turn, v in ((1, "first"), (2, "second"))]
+    assert outcomes(games) == {(0, 1): "first", (0, 2): "second"}
+    with pytest.raises(TypeError, match="rating"):
+        outcomes([Game(Ask(0, 1, "none", 0, False), 7.0)])
