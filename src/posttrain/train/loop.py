@@ -459,7 +459,8 @@ class _Run:
             "trainable_parameters": sum(p.numel() for p in self.trainee.trained.values()),
             "total_parameters": sum(p.numel() for p in model.parameters()),
             "peak_memory_bytes": hardware.peak_memory(self.trainee.device),
-            "matmul_share": median(flops) / peak,
+            # A peak measured while others used the machine may lie below what the training itself reached.
+            "matmul_share": median(flops) / peak if median(flops) <= peak else None,
             "matmul_peak_flops": peak,
             "device": str(self.trainee.device),
             "dtype": str(self.trainee.compute_dtype).removeprefix("torch."),
