@@ -18,7 +18,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.encode.collate import collate
 from posttrain.encode.segments import Segments
-from posttrain.errors import ModelError
 from posttrain.generate import decode as decode_module
 from posttrain.generate.decode import NewToken, decode, replies, without_stop
 from posttrain.generate.engine import Sampling
@@ -162,7 +161,7 @@ def test_the_caller_is_left_alone_between_tokens(
 
 
 def test_a_pass_that_does_not_say_where_sequences_begin_is_refused(model: nn.Module) -> None:
-    with pytest.raises(ModelError, match="packed passes"):
+    with pytest.raises(TypeError, match="packed passes"):
         model(input_ids=torch.ones(1, 4, dtype=torch.int64))
 
 

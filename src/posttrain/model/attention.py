@@ -260,8 +260,8 @@ def segment_attention(
     """Attention function for transformers' AttentionInterface: query [1, H, T, D], key and value [1, K, T, D].
 
     Returns ([1, T, H, D], None). The lengths of ``segments`` sum to T. With ``slots`` keys and values are kept for decoding, or
-    the T tokens are the next ones of as many sequences. Raises ModelError for layers this can't compute exactly (attention sinks), and
-    for calls that say neither.
+    the T tokens are the next ones of as many sequences. Raises ModelError for layers this can't compute exactly (attention sinks),
+    TypeError for calls that say neither.
     """
     if observed is not None:  # what a layer really asks for, whatever its attributes are called
         observed |= {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
@@ -274,10 +274,7 @@ def segment_attention(
         out = slots.attend(module.layer_idx, q_HTD, k_KTD, v_KTD, scale, sliding_window, softcap)  # type: ignore[arg-type]
         return out[None], None
     if segments is None:
-        raise ModelError(
-            "this model is loaded for packed passes, which say where sequences begin",
-            fix="use posttrain.model.load.final_hidden or posttrain.generate.decode",
-        )
+        raise TypeError("this model is loaded for packed passes: `segments` must say where sequences begin")
     if slots is not None:
         slots.keep(module.layer_idx, k_KTD, v_KTD)  # type: ignore[arg-type]
     window = _effective_window(sliding_window, segments)
