@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -226,9 +226,11 @@ def test_ctrl_c_stops_the_work_beside_a_running_loop() -> None:
                 self.closed = True
 
     engine = Endless([])
+    main = threading.main_thread().ident  # where a terminal's Ctrl-C arrives; os.kill may choose another thread
+    assert main is not None
 
     async def notebook() -> None:
-        complete(engine, TWO, lambda done, all_: os.kill(os.getpid(), signal.SIGINT))
+        complete(engine, TWO, lambda done, all_: signal.pthread_kill(main, signal.SIGINT))
 
     loop = asyncio.new_event_loop()  # asyncio.run would take the signal for itself, which a notebook does not
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
