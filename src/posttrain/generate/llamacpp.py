@@ -123,7 +123,10 @@ def _load(model: GgufModel) -> Any:
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = model.threads
     try:
         with _quiet():
-            return xllamacpp.Server(parameters)
+            server = xllamacpp.Server(parameters)
+            # One token, so that its loop surely runs: a server that is freed before waits for its end for ever (2026.10).
+            server.handle_completions({"prompt": "a", "max_tokens": 1})
+            return server
     except RuntimeError as error:
         raise ModelError(
             "llama.cpp can't load this file", where=str(model.path), fix="give a GGUF model that this llama.cpp knows"
