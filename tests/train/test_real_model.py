@@ -117,7 +117,8 @@ def test_fresh_adapter_is_the_base(demo_model: Path, examples: list[Tokens]) -> 
     expected = batch_logps(base, collate(examples), torch.float32).logps_S
     model = adapted(demo_model, trained=False)
     assert fuse(model) == {"attention": 30, "mlp": 30, "lora": 120, "norm": 61}
-    assert torch.equal(batch_logps(model, collate(examples), torch.float32).logps_S.detach(), expected)
+    with torch.no_grad():  # with a gradient the output head sums in another order
+        assert torch.equal(batch_logps(model, collate(examples), torch.float32).logps_S, expected)
 
 
 def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, examples: list[Tokens]) -> None:
