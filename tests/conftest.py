@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -24,6 +29,42 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("../shared/data is not here")
     return SHARED_DATA
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self) -> str:
+        """The message of a refusal: exit code 2, one error on stderr, no traceback."""
+        assert self.code == 2, f"exit code {self.code}: {self.out}{self.err}"
+        assert self.err.startswith("error: "), self.err
+        assert "Traceback" not in self.err + self.out
+        return self.err
+
+
+def posttrain(*arguments: str | Path) -> Outcome:
+    """Run the real entry point in this process."""
+    from posttrain.cli import main
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "argv", ["posttrain", *map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as end:
+                code = int(end.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Outcome]:
+    """The command line as a user meets it: arguments in; exit code, stdout and stderr out."""
+    return posttrain
 
 
 @pytest.fixture(scope="session")

@@ -2,54 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import sys
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def refused(self) -> str:
-        """The message of a refusal: exit code 2, one error on stderr, no traceback."""
-        assert self.code == 2, f"exit code {self.code}: {self.out}{self.err}"
-        assert self.err.startswith("error: "), self.err
-        assert "Traceback" not in self.err + self.out
-        return self.err
-
-
-def posttrain(*arguments: str | Path) -> Outcome:
-    """Run the real entry point in this process."""
-    from posttrain.cli import main
-
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(sys, "argv", ["posttrain", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-            except SystemExit as end:
-                code = int(end.code or 0)
-    return Outcome(code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(scope="session")
-def cli() -> Callable[..., Outcome]:
-    return posttrain
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +68,10 @@ def recipe(recipe_text: str, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(recipe_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(cli: Callable[..., Any], recipe_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run; tests only read it."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(recipe_text, encoding="utf-8")
-    done = posttrain("run", folder / "tiny.yaml", "--runs", folder / "runs")
+    done = cli("run", folder / "tiny.yaml", "--runs", folder / "runs")
     assert done.code == 0, done.err
     return folder / "runs" / "tiny"

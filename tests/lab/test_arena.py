@@ -41,24 +41,6 @@ def file(tmp_path: Path) -> Path:
     return write(tmp_path / "games.jsonl", games(WINS))
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the real entry point: exit code, stdout, stderr."""
-    from posttrain.cli import main
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["posttrain", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
-
-
 # ---- arena ---------------------------------------------------------------------------------------------------------
 
 

@@ -84,6 +84,7 @@ class Step:
 
     def __init__(self, cache: SlotCache) -> None:
         self.cache = cache
+        self._slots, self._places = torch.arange(len(cache.lengths)), torch.tensor(cache.lengths)
         self._biases: dict[int | None, list[Tensor]] = {}
 
     def attend(
@@ -97,13 +98,11 @@ class Step:
         softcap: float | None,
     ) -> Tensor:
         """Attention [B, H, D] of the new tokens to their own sequences and to themselves."""
-        lengths = self.cache.lengths
         heads, live, size = q_HBD.shape
         kv_heads = k_KBD.shape[0]
-        keys, values = self.cache.layer(layer, k_KBD, max(lengths) + 1)
-        slots, places = torch.arange(live), torch.tensor(lengths)
-        keys[slots, :, places] = k_KBD.transpose(0, 1)
-        values[slots, :, places] = v_KBD.transpose(0, 1)
+        keys, values = self.cache.layer(layer, k_KBD, max(self.cache.lengths) + 1)
+        keys[self._slots, :, self._places] = k_KBD.transpose(0, 1)
+        values[self._slots, :, self._places] = v_KBD.transpose(0, 1)
         q_NGD = (q_HBD * scale).view(kv_heads, -1, live, size).permute(2, 0, 1, 3).reshape(live * kv_heads, -1, size)
         flat_keys, flat_values = (x.view(-1, *x.shape[2:]) for x in (keys, values))
         out_NGD = torch.empty_like(q_NGD)

@@ -1,4 +1,4 @@
-"""Pairs with a known better reply, scripted judges, the misbehaving server and the command line of other tests."""
+"""Pairs with a known better reply, scripted judges, the misbehaving server of other tests."""
 
 from __future__ import annotations
 
@@ -29,13 +29,6 @@ def _borrowed(name: str, path: Path) -> ModuleType:
 
 
 serve = _borrowed("judges_server", TESTS / "generate" / "conftest.py").serve
-_posttrain = _borrowed("judges_cli", TESTS / "cli" / "conftest.py").posttrain
-
-
-@pytest.fixture(scope="session")
-def cli() -> Callable[..., object]:
-    return _posttrain
-
 
 RECORDS = [
     # the better reply is shorter, longer, longer, shorter; differences in length: 6, 6, 8, 10
