@@ -34,6 +34,8 @@ from posttrain.encode.preferences import PairTokens, encode_pairs, reply_start
 from posttrain.types import PairRow, Tokens
 
 ROWS, BATCH, LONGEST = 16, 4, 1024
+MICRO_BATCH_TOKENS = 4096
+"""Tokens computed at once: memory, not mathematics. 4 pairs of these rows have some 3,000."""
 OBJECTIVES = ("dpo", "ipo", "simpo", "orpo", "hinge")
 PARTS = ("sharing", "packing", "head", "fused")
 
@@ -162,7 +164,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
+    parser.add_argument("--micro-batch-tokens", type=int, default=MICRO_BATCH_TOKENS)
     parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--share", action="store_true")
     parser.add_argument("--without", choices=PARTS)
@@ -180,7 +182,8 @@ def main() -> None:
         common = ["--model", str(model), "--data", data, "--rows", str(options.rows), "--batch", str(options.batch)]
         common += ["--dtype", options.dtype]
         python, script = options.against
-        own = [sys.executable, __file__, options.objective, *common, "--share"]
+        budget = ["--micro-batch-tokens", str(options.micro_batch_tokens)]
+        own = [sys.executable, __file__, options.objective, *common, *budget, "--share"]
         compare([python, script, options.objective, *common], own, options.repeats, options.dtype)
     else:
         print(json.dumps(measure(options, model, data)))
