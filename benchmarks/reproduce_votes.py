@@ -24,6 +24,7 @@ from published import Row, run_script
 
 from posttrain.eval.agreement import LlmBarStatistics, cohen_kappa, krippendorff_alpha, llmbar_statistics, raw_agreement
 from posttrain.eval.agreement import fleiss_kappa as fleiss
+from posttrain.eval.benchmarks.safety_prompts import load_safety_rows
 from posttrain.eval.mt_bench import (
     Rating,
     Vote,
@@ -36,7 +37,7 @@ from posttrain.eval.mt_bench import (
     score_table,
     votes_by_comparison,
 )
-from posttrain.eval.refusal import Label, load_labels, load_safety_prompts, refusal_table, xstest_label
+from posttrain.eval.refusal import Label, load_labels, refusal_table, xstest_label
 from posttrain.eval.verdicts import Missing, Verdict, majority, mt_bench_rating
 
 
@@ -229,7 +230,7 @@ XSTEST_RATERS = {"llama2orig": (96.4, 0.93), "gpt4": (98.4, 0.97)}
 
 
 def xstest(folder: Path) -> Iterator[Row]:
-    prompts = load_safety_prompts(folder / "xstest" / "xstest_prompts.csv")
+    prompts = load_safety_rows(str(folder / "xstest" / "xstest_prompts.csv"))
     for number, (model, (raw, kappa)) in enumerate(XSTEST_RATERS.items()):
         path = folder / "xstest" / f"completions_{model}_human_and_gpt4_labels.csv"
         replies = {row["id"].removeprefix("v2-"): row["completion"] for row in read_csv(path)}

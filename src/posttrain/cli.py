@@ -15,6 +15,9 @@ from posttrain.errors import InterruptedRunError, PosttrainError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from posttrain.artifacts import RunDir
+    from posttrain.lab.recipe import Recipe
+
 app = typer.Typer(
     name="posttrain",
     help="Post-train language models end to end, with proof of every step.\n\n"
@@ -86,8 +89,6 @@ def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("ru
 def _execute(recipe_file: Path, overrides: list[str] | None, runs: Path, *, only_training: bool) -> None:
     from posttrain.artifacts import RunDir
     from posttrain.errors import ConfigError
-    from posttrain.lab.display import Display
-    from posttrain.lab.experiment import Experiment
     from posttrain.lab.recipe import load_recipe
     from posttrain.report.terminal import terminal_summary
     from posttrain.train.config import TrainStage
@@ -98,18 +99,26 @@ def _execute(recipe_file: Path, overrides: list[str] | None, runs: Path, *, only
         raise ConfigError("this recipe has no train stage", where=str(recipe_file))
     console = _console()
     run_dir = RunDir(runs / recipe.name)
-    try:
-        with Display(console) as display:
-            Experiment(recipe, run_dir, display).execute(only)
-    except KeyboardInterrupt:
-        raise InterruptedRunError(
-            "interrupted", where=str(run_dir.path), fix="run the same command again: what is finished is kept"
-        ) from None
+    _run_recipe(recipe, run_dir, only)
     console.print(terminal_summary(run_dir))
     page = run_dir.path / "report" / "index.html"
     console.print(
         f"\nOpen {page}" if page.exists() and not only_training else f"\nResults are in {run_dir.path}", highlight=False
     )
+
+
+def _run_recipe(recipe: Recipe, run_dir: RunDir, only: list[str] | None) -> None:
+    """Run stages with progress on the terminal; Ctrl-C is one clear message."""
+    from posttrain.lab.display import Display
+    from posttrain.lab.experiment import Experiment
+
+    try:
+        with Display(_console()) as display:
+            Experiment(recipe, run_dir, display).execute(only)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            "interrupted", where=str(run_dir.path), fix="run the same command again: what is finished is kept"
+        ) from None
 
 
 @app.command()
@@ -222,11 +231,12 @@ def _data_step(kind: str, about: str) -> None:
 
         from posttrain.errors import ConfigError
         from posttrain.lab import data_commands
+        from posttrain.lab.options import split_arguments
 
         if help_wanted:
             typer.echo(ctx.get_help() + "\n\n" + data_commands.options_help(kind))
             raise typer.Exit
-        files, options = data_commands.split_arguments(ctx.args)
+        files, options = split_arguments(ctx.args)
         if out is None:
             raise ConfigError("no output folder", where=f"posttrain data {kind}", fix="say where to write: -o DIR")
         wanted = data_commands.DataCommand(
@@ -380,6 +390,63 @@ def score(
         console.print(summary(facts, out))
 
 
+@app.command("eval")
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODELS...",
+            help="runs/NAME/STAGE, a model or adapter folder, an asset or a hub name; NAME=TARGET names it. The first is the baseline.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; its report is written to report/index.html.")],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmark",
+            help="BENCHMARK=PATH, as gsm8k=test.jsonl, or BENCHMARK alone where it has prompts of its own; may be repeated.",
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge", help="endpoint=URL,model=NAME, local=TARGET, reward=TARGET, gguf=FILE, or a YAML file (a panel)."
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", help="Show and check replies to builtin prompts, or to those of a YAML file."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of an eval stage, or BENCHMARK.KEY=VALUE, as gsm8k.max_prompts=50.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of draws and resamples.")] = 0,
+) -> None:
+    """Run benchmarks on models, with judges where they need one, and write one report. Killed? Run it again: it goes on."""
+    from posttrain.artifacts import RunDir
+    from posttrain.lab.eval_command import EvalCommand, eval_recipe
+    from posttrain.report.terminal import terminal_summary
+
+    command = EvalCommand(
+        models=tuple(models),
+        out=out,
+        benchmarks=tuple(benchmark or ()),
+        judge=judge,
+        prompts=prompts,
+        settings=tuple(setting or ()),
+        seed=seed,
+    )
+    run_dir = RunDir(out)
+    _run_recipe(eval_recipe(command), run_dir, None)
+    _console().print(terminal_summary(run_dir))
+    typer.echo(f"\nOpen {run_dir.path / 'report' / 'index.html'}")
+
+
 @app.command()
 def arena(
     file: Annotated[
@@ -503,62 +570,20 @@ app.add_typer(judge_app)
 
 
 def _judge_verb(verb: Literal["pairs", "single", "calibrate"], about: str) -> None:
-    """Add ``posttrain judge <verb>``. The three take the same options, but for those of pairs and of ratings."""
+    """Add ``posttrain judge <verb>``."""
 
-    @judge_app.command(verb, help=about)
+    @judge_app.command(verb, help=about, context_settings=_STEP_CONTEXT)
     def command(
-        file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON Lines: id, prompt, replies (docs/judges.md).")],
-        out: Annotated[Path, typer.Option("-o", "--out", help="Folder for verdicts.jsonl and summary.json.")],
+        ctx: typer.Context,
+        out: Annotated[
+            Path | None, typer.Option("-o", "--out", help="Folder for verdicts.jsonl and summary.json.")
+        ] = None,
         kind: Annotated[
             str,
-            typer.Option("--kind", help="pair or binary; for single replies single or rubric; or a YAML file."),
+            typer.Option("--kind", help="pair, five or binary; for single replies single or rubric; or a YAML file."),
         ] = "single" if verb == "single" else "pair",
-        endpoint: Annotated[str | None, typer.Option("--endpoint", help="URL of an OpenAI-compatible server.")] = None,
-        model: Annotated[str | None, typer.Option("--model", help="The server's model.")] = None,
-        api_key_env: Annotated[
-            str | None, typer.Option("--api-key-env", help="Environment variable with the key.")
-        ] = None,
-        concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Most requests at once.")] = 16,
-        local: Annotated[str | None, typer.Option("--local", help="Judge with a local model, as in chat.")] = None,
-        reward: Annotated[str | None, typer.Option("--reward", help="Judge pairs with a trained reward model.")] = None,
-        base: Annotated[
-            str | None,
-            typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names."),
-        ] = None,
         panel: Annotated[
             Path | None, typer.Option("--panel", help="YAML file with several judges; the majority decides.")
-        ] = None,
-        language: Annotated[Literal["en", "zh"], typer.Option("--language", help="Of the prompts.")] = "en",
-        orders: Annotated[
-            Literal["both", "original", "swapped"], typer.Option("--orders", help="Pairs: which reply is shown first.")
-        ] = "both",
-        samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of every question.")] = 1,
-        temperature: Annotated[
-            float | None, typer.Option("--temperature", min=0.0, help="Default: 0 for one draw, 1 for several.")
-        ] = None,
-        emphasis: Annotated[
-            Literal["no", "yes", "both"], typer.Option("--emphasis", help="Warn the judge of position and length.")
-        ] = "no",
-        turns: Annotated[
-            Literal["each", "last"], typer.Option("--turns", help="Judge every turn, or the last only.")
-        ] = "each",
-        reference: Annotated[
-            Literal["needed", "always", "never"],
-            typer.Option("--reference", help="Show reference answers; needed = maths, reasoning, coding, no category."),
-        ] = "needed",
-        criteria: Annotated[str, typer.Option("--criteria", help="Of the rubric: a text or a text file.")] = "",
-        max_tokens: Annotated[
-            int | None, typer.Option("--max-tokens", min=1, help="Longest reply of the judge.")
-        ] = None,
-        max_calls: Annotated[int | None, typer.Option("--max-calls", min=0, help="Cap on requests sent.")] = None,
-        max_money: Annotated[
-            float | None, typer.Option("--max-money", min=0.0, help="Cap on money; needs the prices.")
-        ] = None,
-        prompt_price: Annotated[
-            float | None, typer.Option("--prompt-price", min=0.0, help="Per million tokens read.")
-        ] = None,
-        completion_price: Annotated[
-            float | None, typer.Option("--completion-price", min=0.0, help="Per million tokens written.")
         ] = None,
         cache: Annotated[
             Path | None, typer.Option("--cache", help="Request cache; default: requests.sqlite in the folder.")
@@ -567,46 +592,22 @@ def _judge_verb(verb: Literal["pairs", "single", "calibrate"], about: str) -> No
             bool, typer.Option("--check/--no-check", help="Try a judge of a YAML file on three calls first.")
         ] = True,
         as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+        help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
     ) -> None:
         import json
 
-        from posttrain.eval.judges.config import JudgeSource, Plan
+        from posttrain.errors import ConfigError
         from posttrain.lab import judging
         from posttrain.lab.display import Display
         from posttrain.lab.judging_tables import summary_view
 
-        source = JudgeSource(
-            endpoint=endpoint,
-            model=model,
-            api_key_env=api_key_env,
-            concurrency=concurrency,
-            local=local,
-            reward=reward,
-            base=base,
-        )
-        wanted = judging.JudgeCommand(
-            file=file,
-            out=out,
-            kind=kind,
-            sources=judging.judge_sources(source, panel),
-            language=language,
-            plan=Plan(
-                orders=orders,
-                samples=samples,
-                temperature=temperature,
-                emphasis=emphasis,
-                turns=turns,
-                reference=reference,
-                criteria=judging.criteria_text(criteria),
-                max_tokens=max_tokens,
-            ),
-            check=check,
-            max_money=max_money,
-            max_calls=max_calls,
-            prompt_price=prompt_price,
-            completion_price=completion_price,
-            cache=cache,
-        )
+        if help_wanted:
+            typer.echo(ctx.get_help() + "\n\n" + judging.options_help())
+            raise typer.Exit
+        if out is None:
+            raise ConfigError("no output folder", where=f"posttrain judge {verb}", fix="say where to write: -o DIR")
+        file, judges = judging.parse_options(ctx.args, panel)
+        wanted = judging.JudgeCommand(file=file, out=out, kind=kind, judges=judges, check=check, cache=cache)
         judge = {"pairs": judging.judge_pairs, "single": judging.judge_single, "calibrate": judging.judge_calibrate}
         console = _console(stderr=as_json)
         with Display(console) as display:
@@ -617,11 +618,13 @@ def _judge_verb(verb: Literal["pairs", "single", "calibrate"], about: str) -> No
             console.print(summary_view(summary, out), highlight=False)
 
 
-_judge_verb("pairs", "Which of two replies is better: both orders, win rates with intervals, and the judge's bias.")
-_judge_verb("single", "Rate single replies from 1 to 10, or from 1 to 5 by your own criteria.")
-_judge_verb(
-    "calibrate", "Run a judge over labelled pairs: accuracy, kappa, consistency, and whether it is good enough."
-)
+_JUDGE_VERBS: dict[Literal["pairs", "single", "calibrate"], str] = {
+    "pairs": "Which of two replies is better: both orders, win rates with intervals, and the judge's bias.",
+    "single": "Rate single replies from 1 to 10, or from 1 to 5 by your own criteria.",
+    "calibrate": "Judge labelled pairs or rated replies: how far the judge agrees with people, and whether it is good enough.",
+}
+for _verb, _about in _JUDGE_VERBS.items():
+    _judge_verb(_verb, f"{_about}\n\nposttrain judge {_verb} FILE -o DIR [--KEY VALUE]...")
 
 
 @app.command()

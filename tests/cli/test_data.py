@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from posttrain.lab import data_commands
+from posttrain.lab.options import split_arguments
 
 Cli = Callable[..., Any]
 KINDS = ["filter", "dedup", "decontaminate", "select", "mix", "split"]
@@ -113,9 +114,7 @@ def test_refusals(arguments: list[str], said: str, cli: Cli, pairs: Path, tmp_pa
 
 
 def test_arguments_are_told_apart() -> None:
-    files, options = data_commands.split_arguments(
-        ["a.jsonl", "--num-perm", "64", "b.csv", "--x=1", "--upsample", "--y", "2"]
-    )
+    files, options = split_arguments(["a.jsonl", "--num-perm", "64", "b.csv", "--x=1", "--upsample", "--y", "2"])
     assert files == ["a.jsonl", "b.csv"]
     assert options == ["num_perm=64", "x=1", "upsample=true", "y=2"]
 

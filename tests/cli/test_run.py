@@ -58,6 +58,8 @@ def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
                 overrides += [f"{name}.max_steps=2", f"{name}.batch_size=2", f"{name}.max_length=400"]
             case EvalStage():
                 overrides += [f"{name}.max_new_tokens=2", f"{name}.resamples=100", f"{name}.max_length=400"]
+                for key in stage.benchmarks:
+                    overrides += [f"{name}.benchmarks.{key}.max_prompts=4", f"{name}.benchmarks.{key}.max_tokens=2"]
                 if stage.prompts is not None:
                     overrides.append(f"{name}.prompts={prompts_file}")
     return overrides

@@ -123,6 +123,65 @@ def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
     assert agreement.cohen_kappa(a, b, resamples=500) == whole
 
 
+# ---- two raters on a scale -----------------------------------------------------------------------------------------
+
+RATINGS = st.lists(st.tuples(st.integers(1, 10), st.integers(1, 10)), min_size=1, max_size=30)
+COEFFICIENTS = (agreement.pearson_correlation, agreement.spearman_correlation, agreement.quadratic_kappa)
+
+
+def test_correlations_by_hand():
+    # Deviations -1 0 1 and -1 2 -1: nothing in common. Ranks 1 2 3 and 1 3 2: 1 - 6 * 2 / (3 * 8).
+    assert agreement.pearson_correlation([1, 2, 3], [4, 7, 4], **FEW).estimate == pytest.approx(0)
+    assert agreement.spearman_correlation([1, 2, 3], [1, 30, 20], **FEW).estimate == pytest.approx(0.5)
+    # Squared differences 0 1 1 0, and over all pairs of (1 2 3 4) and (1 3 2 4) a mean of 2.5.
+    assert agreement.quadratic_kappa([1, 2, 3, 4], [1, 3, 2, 4], **FEW).estimate == pytest.approx(1 - 0.5 / 2.5)
+
+
+@given(RATINGS)
+def test_correlations_are_those_of_scipy(rows):
+    from scipy.stats import pearsonr, spearmanr
+
+    a, b = zip(*rows, strict=True)
+    found = [one(a, b, resamples=1).estimate for one in COEFFICIENTS[:2]]
+    if len(set(a)) == 1 or len(set(b)) == 1:
+        assert all(map(math.isnan, found))
+    else:
+        assert found == pytest.approx([pearsonr(a, b).statistic, spearmanr(a, b).statistic], abs=1e-9)
+
+
+@given(RATINGS)
+def test_quadratic_kappa_is_weighted_kappa_over_the_whole_scale(rows):
+    a, b = zip(*rows, strict=True)
+    weighted = agreement.cohen_kappa(a, b, weights="quadratic", levels=range(1, 11), resamples=1).estimate
+    assert agreement.quadratic_kappa(a, b, resamples=1).estimate == pytest.approx(weighted, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
+def test_resamples_of_ratings_are_those_of_whole_clusters(coefficient):
+    """Two clusters: the bootstrap draws one of them twice, or both. Values far from zero lose nothing to rounding."""
+    a, b = [1e6 + x for x in (1, 2, 3, 9, 5, 7)], [1e6 + x for x in (2, 1, 3, 5, 9, 8)]
+    whole, *halves = (
+        coefficient(a[part], b[part], resamples=1).estimate for part in (slice(None), slice(0, 3), slice(3, 6))
+    )
+    found = coefficient(a, b, clusters_I=[0, 0, 0, 1, 1, 1], resamples=400)
+    assert found.estimate == pytest.approx(whole)
+    assert (found.low, found.high) == pytest.approx((min(whole, *halves), max(whole, *halves)))
+
+
+def test_resamples_with_one_value_are_left_out():
+    found = agreement.spearman_correlation([1, 2], [1, 2], resamples=400)
+    assert tuple(found[:3]) == pytest.approx((1, 1, 1))
+    found = agreement.pearson_correlation([0.1, 0.3], [0.7, 0.9], resamples=400)
+    assert tuple(found[:3]) == pytest.approx((1, 1, 1))
+
+
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
+def test_lists_of_ratings_must_be_whole(coefficient):
+    for a, b in (([], []), ([1.0], [1.0, 2.0]), ([1.0], [math.nan]), ([[1.0]], [[1.0]])):
+        with pytest.raises(ValueError, match=r"two lists|finite"):
+            coefficient(a, b)
+
+
 # ---- LLMBar --------------------------------------------------------------------------------------------------------
 
 

@@ -112,7 +112,7 @@ def test_l1_with_one_coefficient_by_hand(mean, strength, sigmoid):
     assert (found[0] == 0) == (sigmoid == 0.5)
 
 
-regressions = st.tuples(st.integers(0, 10_000), st.integers(6, 40), st.integers(1, 3), st.floats(-3, 3))
+regressions = st.tuples(st.integers(0, 10_000), st.integers(6, 40), st.integers(1, 5), st.floats(-3, 3))
 
 
 def drawn_regression(seed, rows, columns):

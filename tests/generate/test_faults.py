@@ -20,6 +20,7 @@ from posttrain.generate.cost import Ledger, Prices, totals
 from posttrain.generate.engine import Completion, Failure, Request, Usage, complete, request_key
 from posttrain.generate.openai import Endpoint, OpenAIEngine
 from posttrain.types import Message
+from servers import seeded_faults
 
 Serve = Callable[..., Any]
 PRICES = Prices(prompt_per_million=1.0, completion_per_million=2.0)
@@ -46,9 +47,7 @@ def requests_named(names: list[str]) -> list[Request]:
     return [Request((Message("user", name),)) for name in names]
 
 
-def test_a_thousand_requests_at_twenty_percent_faults(
-    serve: Serve, seeded_faults: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_thousand_requests_at_twenty_percent_faults(serve: Serve, tmp_path: Path) -> None:
     server = serve(does=seeded_faults(0.2, seed=0))
     endpoint = Endpoint(
         url=server.url, model="m", concurrency=32, request_timeout=1.0, first_backoff=0.002, longest_backoff=0.02
@@ -105,9 +104,7 @@ def test_a_thousand_requests_at_twenty_percent_faults(
     assert set(does.values()) == set(SEEN_AS)
 
 
-def test_a_second_job_asks_only_for_what_failed(
-    serve: Serve, seeded_faults: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_second_job_asks_only_for_what_failed(serve: Serve, tmp_path: Path) -> None:
     server = serve(does=lambda name, attempt: "not json" if attempt == 1 and name.endswith("7") else "answer")
     engine = OpenAIEngine(Endpoint(url=server.url, model="m"))
     requests = requests_named([str(n) for n in range(50)])
@@ -137,9 +134,7 @@ def test_a_storm_passes_without_loss(serve: Serve, fault: str) -> None:
         assert len(server.asked) < 400  # a limiter that learns nothing was seen to need 700
 
 
-def test_a_job_killed_five_times_ends_as_one_that_was_not(
-    serve: Serve, seeded_faults: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_a_job_killed_five_times_ends_as_one_that_was_not(serve: Serve, tmp_path: Path) -> None:
     number = 175
     names = [f"question {n}" for n in range(number)]
     script = str(Path(__file__).with_name("killed_job.py"))

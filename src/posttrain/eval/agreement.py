@@ -151,6 +151,123 @@ def llmbar_statistics(
     )
 
 
+# ---- two raters on a scale -----------------------------------------------------------------------------------------
+
+
+def pearson_correlation(
+    values_a_I: ArrayLike,
+    values_b_I: ArrayLike,
+    *,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Pearson's correlation of two raters' numbers; nan where one of them gives the same number to all items.
+
+    Raises:
+        ValueError: no items, unequal lengths, or a number that is not finite.
+
+    """
+
+    def correlations(sums_DX: Floats) -> Floats:
+        count_D, a_D, b_D, aa_D, bb_D, ab_D = sums_DX.T
+        spreads = [aa_D / count_D - (a_D / count_D) ** 2, bb_D / count_D - (b_D / count_D) ** 2]
+        a_spread_D, b_spread_D = (np.where(spread < _NO_SPREAD, 0.0, spread) for spread in spreads)
+        return _ratio(ab_D / count_D - a_D * b_D / count_D**2, np.sqrt(a_spread_D * b_spread_D))
+
+    return _interval(_moments(values_a_I, values_b_I), correlations, clusters_I, confidence, resamples, seed)
+
+
+def quadratic_kappa(
+    values_a_I: ArrayLike,
+    values_b_I: ArrayLike,
+    *,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Quadratically weighted kappa of two raters' numbers, whole or not: ``1 - mean (a_i - b_i)^2 / mean over i, j of (a_i - b_j)^2``.
+
+    Of whole ratings it is ``cohen_kappa`` with quadratic weights over all levels of the scale, used or not (Cohen 1968); of any numbers
+    it is Lin's concordance correlation (Lin 1989). nan where both raters always give one and the same number.
+
+    Raises:
+        ValueError: as ``pearson_correlation``.
+
+    """
+
+    def kappas(sums_DX: Floats) -> Floats:
+        count_D, a_D, b_D, aa_D, bb_D, ab_D = sums_DX.T
+        seen_D = (aa_D + bb_D - 2 * ab_D) / count_D
+        expected_D = (aa_D + bb_D) / count_D - 2 * a_D * b_D / count_D**2
+        return 1 - _ratio(seen_D, expected_D)
+
+    return _interval(_moments(values_a_I, values_b_I), kappas, clusters_I, confidence, resamples, seed)
+
+
+def spearman_correlation(
+    values_a_I: ArrayLike,
+    values_b_I: ArrayLike,
+    *,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Spearman's rank correlation, equal numbers at their mean rank; nan where one rater gives the same number to all items.
+
+    The ranks are made anew in every resample. Time grows with the square of the number of different pairs (a, b), which is small
+    for ratings on a scale.
+
+    Raises:
+        ValueError: as ``pearson_correlation``.
+
+    """
+    pairs_I2 = np.column_stack(_two_lists(values_a_I, values_b_I))
+    kinds_T2, kind_I = np.unique(pairs_I2, axis=0, return_inverse=True)
+    kind_I = kind_I.ravel()
+    parts_IT = np.zeros((len(pairs_I2), len(kinds_T2)))
+    parts_IT[np.arange(len(pairs_I2)), kind_I] = 1
+    levels_T2 = np.column_stack([np.unique(kinds_T, return_inverse=True)[1] for kinds_T in kinds_T2.T])
+
+    def centred_ranks(counts_DT: Floats, level_T: NDArray[np.intp]) -> Floats:
+        counts_DL = counts_DT @ np.eye(level_T.max() + 1)[level_T]
+        middle_DT = (np.cumsum(counts_DL, axis=1) - counts_DL / 2)[:, level_T]
+        ranks_DT: Floats = middle_DT - counts_DT.sum(axis=1, keepdims=True) / 2
+        return ranks_DT
+
+    def correlations(counts_DT: Floats) -> Floats:
+        a_DT, b_DT = (centred_ranks(counts_DT, level_T) for level_T in levels_T2.T)
+        spread_D = (counts_DT * a_DT**2).sum(axis=1) * (counts_DT * b_DT**2).sum(axis=1)
+        return _ratio((counts_DT * a_DT * b_DT).sum(axis=1), np.sqrt(spread_D))
+
+    return _interval(parts_IT, correlations, clusters_I, confidence, resamples, seed)
+
+
+_NO_SPREAD = 1e-12
+"""A variance below it, of numbers whose largest distance from their middle is 1, is rounding."""
+
+
+def _moments(values_a_I: ArrayLike, values_b_I: ArrayLike) -> Floats:
+    """Per item: 1, a, b, a^2, b^2 and ab, counted from the common mean in units of the largest distance from it (against rounding)."""
+    a_I, b_I = _two_lists(values_a_I, values_b_I)
+    both = np.concatenate((a_I, b_I))
+    unit = float(np.abs(both - both.mean()).max()) or 1.0
+    a_I, b_I = (a_I - both.mean()) / unit, (b_I - both.mean()) / unit
+    return np.column_stack((np.ones_like(a_I), a_I, b_I, a_I**2, b_I**2, a_I * b_I))
+
+
+def _two_lists(values_a_I: ArrayLike, values_b_I: ArrayLike) -> tuple[Floats, Floats]:
+    a_I, b_I = np.asarray(values_a_I, dtype=np.float64), np.asarray(values_b_I, dtype=np.float64)
+    if a_I.shape != b_I.shape or a_I.ndim != 1 or a_I.size == 0:
+        raise ValueError(f"two lists of one length are needed, not {a_I.shape} and {b_I.shape}")
+    if not (np.isfinite(a_I).all() and np.isfinite(b_I).all()):
+        raise ValueError("ratings must be finite")
+    return a_I, b_I
+
+
 # ---- a judge in both orders ----------------------------------------------------------------------------------------
 
 

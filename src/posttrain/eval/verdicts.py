@@ -185,14 +185,7 @@ def pair_verdict(text: str) -> Verdict | Missing:
     Judges reason before they decide, so a later line overrules an earlier one. A line with two different marks can't be read
     ("[[A]] or [[B]]", or the instructions repeated) and is ``ambiguous``; an earlier clear line does not save it.
     """
-    for line in reversed(text.splitlines()):
-        marks = [mark[1].upper() for mark in _PAIR.finditer(line)]
-        named = {_LETTERS[mark] for mark in marks}
-        if len(named) > 1:
-            return Missing("ambiguous", line.strip()[:200])
-        if named:
-            return named.pop()
-    return Missing("parse", _end(text))
+    return _last_line(text, lambda line: {_LETTERS[mark[1].upper()] for mark in _PAIR.finditer(line)})
 
 
 def arena_hard(text: str) -> FiveVerdict | Missing:
@@ -212,6 +205,28 @@ def side(verdict: FiveVerdict) -> Verdict:
     if verdict == "tie":
         return "tie"
     return "first" if verdict.startswith("first") else "second"
+
+
+# ---- labels --------------------------------------------------------------------------------------------------------
+
+_MARKED = re.compile(r"(?:\[\[|【【)\s*([^\[\]【】]+?)\s*(?:\]\]|】】)")
+
+
+def label(text: str, labels: Sequence[str]) -> int | Missing:
+    r"""The place of a label in ``labels``: the one in the last line that has one in double brackets, in any case.
+
+    As in ``pair_verdict`` a later line overrules, and a line with two different labels is ``ambiguous``. Other words in brackets do not count.
+
+    >>> label("It says sorry, but helps.\n[[Partly]]", ("complies", "refuses", "partly"))
+    2
+    """
+    place = {name.casefold(): number for number, name in enumerate(labels)}
+
+    def named(line: str) -> set[int]:
+        words = (mark[1].casefold() for mark in _MARKED.finditer(line))
+        return {place[word] for word in words if word in place}
+
+    return _last_line(text, named)
 
 
 # ---- several verdicts ----------------------------------------------------------------------------------------------
@@ -315,6 +330,17 @@ def account(values: Sequence[object]) -> Accounting:
         parsed=len(values) - reasons.total(),
         missing={reason: count for reason, count in reasons.items() if count},
     )
+
+
+def _last_line(text: str, named: Callable[[str], set[T]]) -> T | Missing:
+    """What the last line that names something says; two different things can't be read."""
+    for line in reversed(text.splitlines()):
+        found = named(line)
+        if len(found) > 1:
+            return Missing("ambiguous", line.strip()[:200])
+        if found:
+            return found.pop()
+    return Missing("parse", _end(text))
 
 
 def _end(text: str) -> str:

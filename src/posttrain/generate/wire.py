@@ -47,7 +47,7 @@ def body_of(request: Request, model: str, max_tokens_field: str, extra: Mapping[
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if sampling.seed is not None:
-        body["seed"] = sampling.seed
+        body["seed"] = sampling.seed + request.sample  # several draws with one seed would be one draw
     if sampling.logprobs is not None:
         body |= {"logprobs": sampling.logprobs} if raw else {"logprobs": True, "top_logprobs": sampling.logprobs}
     if request.tools:

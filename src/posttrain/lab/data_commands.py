@@ -29,6 +29,7 @@ from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, scan_rows, write_rows
 from posttrain.data.steps import Step, StepRun, count_rows
 from posttrain.errors import ConfigError, DataError, InterruptedRunError
 from posttrain.lab.display import Display
+from posttrain.lab.options import option_line
 from posttrain.report.data_page import read_profile, terminal_profile, write_data_page
 
 STEPS: dict[str, type] = {
@@ -48,25 +49,6 @@ class DataCommand:
     workers: int = 1
     engine: str = "local"
     seed: int = 0
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files, and the options of a step as ``key=value``: ``--key value``, ``--key=value``, dashes in keys for underscores.
-
-    A key without a value after it is ``true``.
-    """
-    files, options = [], []
-    left = list(arguments)
-    while left:
-        word = left.pop(0)
-        if not word.startswith("--"):
-            files.append(word)
-            continue
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            value = left.pop(0) if left and not left[0].startswith("--") else "true"
-        options.append(f"{key.replace('-', '_')}={value}")
-    return files, options
 
 
 def step_of(kind: str, options: Sequence[str]) -> Step:
@@ -242,7 +224,5 @@ def options_help(kind: str) -> str:
             name = ".".join(part for part in (path, key.name) if part)
             if name == "kind":
                 continue
-            default = "required" if key.default is None else f"default {key.default}"
-            choice = f" (with {section.choice})" if section.choice else ""
-            lines.append(f"--{name}{choice}  [{key.allowed}; {default}]\n    {key.meaning}\n")
+            lines.append(option_line(name, key, section.choice))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""An evaluation stage: held-out rows and prompts under several models, one model in memory at a time.
+"""An evaluation stage: held-out rows, prompts and benchmarks under several models, one model in memory at a time.
 
 What the data stage holds decides what is measured: of conversations the likelihood, of pairs which reply is favoured. A
 killed evaluation goes on with the models it had not finished.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,19 @@ from posttrain.encode.preferences import PairTokens, encode_pairs, sequences_of
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
 from posttrain.errors import DataError
+from posttrain.eval.benchmarks.base import Chance
 from posttrain.eval.config import EvalStage
 from posttrain.eval.prompts import Prompt, load_prompts
+from posttrain.generate.cache import CachedEngine, RequestCache
+from posttrain.lab.benchmarking import answer_benchmarks, measure_benchmarks, prepare_benchmarks
 from posttrain.lab.display import Display
 from posttrain.types import RowKind, Tokens
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from posttrain.generate.engine import Engine
     from posttrain.lab.models import Weights
 
 Logps = list[list[float]]
@@ -46,49 +52,114 @@ class HeldOut:
 def evaluate(
     stage: EvalStage,
     out: StageDir,
-    rows: Path,
-    base_folder: Path,
-    weights: Callable[[str], Weights],
+    rows: Path | None,
+    contenders: Mapping[str, Callable[[], Contender]],
+    cache: Path,
     seed: int,
     display: Display,
 ) -> dict[str, Any]:
     """Run or resume an evaluation stage and return its ``result`` (docs/run-folder.md).
 
-    rows: the held-out rows. weights: what a model name of the recipe means.
+    rows: the held-out rows. contenders: what the names of ``stage.models`` mean. cache: the request cache of the run.
     """
-    from posttrain.lab.models import template_of
     from posttrain.model import hardware
 
     device = hardware.resolve_device(stage.device)
     hardware.reset_peak_memory(device)
     dtype = hardware.choose_dtype("auto", device)
     dtype_name = str(dtype).removeprefix("torch.")
-    template = template_of(base_folder, stage.template)
     ledger = Ledger()
-    held_out = _held_out(rows, template, stage, ledger)
+    scored = [name for name in stage.models if name not in stage.others] if rows is not None else []
+    held_out = HeldOut("conversations", ())
+    if rows is not None and scored:
+        held_out = _held_out(rows, contenders[scored[0]]().template, stage, ledger)
     ledger.write(out.file("ledger.json"))
     prompts = load_prompts(stage.prompts) if stage.prompts is not None else ()
+    benchmarks = prepare_benchmarks(stage.benchmarks)
+    chance = Chance(stage.confidence, stage.resamples, seed)
+    parts = out.file("parts", dtype_name)
     logps: dict[str, Logps] = {}
     replies: list[dict[str, Any]] = []
-    for name in stage.models:
-        part = out.file("parts", f"{name}-{dtype_name}.json")
-        if not part.exists():
-            found = _evaluate_model(name, stage, held_out, prompts, template, weights(name), dtype, device, display)
-            write_json(part, found)  # Python writes floats so that they are read back to the bit
-        found = read_json(part)
-        logps[name], replies = found["logps"], replies + found["replies"]
-    result: dict[str, Any] = {
-        "models": list(stage.models),
-        "device": str(device),
-        "dtype": dtype_name,
-        "peak_memory_bytes": hardware.peak_memory(device),
-    }
-    chance = {"confidence": stage.confidence, "resamples": stage.resamples, "seed": seed}
-    if held_out.units:
-        result |= _measure(stage, held_out, logps, out, chance, display)
-    result |= _check_replies(replies, out, chance)
+    with RequestCache(cache) as answers:
+        for name in stage.models:
+            opened = OpenModel(contenders[name], dtype, device, stage.slots)
+            part = parts / name / "held_out.json"
+            if not part.exists():
+                own = held_out if name in scored else replace(held_out, units=())
+                found = _evaluate_model(name, stage, own, prompts, opened, display)
+                write_json(part, found)  # Python writes floats so that they are read back to the bit
+            found = read_json(part)
+            replies += found["replies"]
+            if name in scored:
+                logps[name] = found["logps"]
+            engine = partial(_cached, opened, answers)
+            answer_benchmarks(name, benchmarks, engine, parts, seed, display)
+            del opened, engine  # the next model needs the room
+        result: dict[str, Any] = {
+            "models": list(stage.models),
+            "device": str(device),
+            "dtype": dtype_name,
+        }
+        if held_out.units:
+            result |= _measure(stage, held_out, logps, out, asdict(chance), display)
+        result |= _check_replies(replies, out, asdict(chance))
+        if benchmarks:
+            result["benchmarks"] = measure_benchmarks(
+                benchmarks, stage.models, stage.judge, answers, parts, out, chance, display
+            )
+    result["peak_memory_bytes"] = hardware.peak_memory(device)
     shutil.rmtree(out.file("parts"))  # all of it stands in the files above
     return result
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What a model name of an evaluation means."""
+
+    weights: Weights
+    template: ChatTemplate
+    identity: str
+    """Digest of the weights."""
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model of an evaluation, in memory from its first use on."""
+
+    contender: Callable[[], Contender]
+    dtype: torch.dtype
+    device: torch.device
+    slots: int
+
+    @cached_property
+    def known(self) -> Contender:
+        """Its files."""
+        return self.contender()
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """Its weights, loaded."""
+        from posttrain.model.frozen import frozen_model
+
+        return frozen_model(*self.known.weights, self.dtype, self.device)
+
+    @cached_property
+    def stops(self) -> list[tuple[int, ...]]:
+        """What ends its replies."""
+        from posttrain.lab.models import stop_sequences
+
+        return stop_sequences(self.model, self.known.template)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """It as an engine for benchmarks."""
+        from posttrain.generate.local import LocalEngine
+
+        return LocalEngine(self.model, self.known.template, self.stops, self.known.identity, self.slots)
+
+
+def _cached(opened: OpenModel, answers: RequestCache) -> Engine:
+    return CachedEngine(opened.engine, answers)
 
 
 def _held_out(rows: Path, template: ChatTemplate, stage: EvalStage, ledger: Ledger) -> HeldOut:
@@ -113,19 +184,13 @@ def _evaluate_model(
     stage: EvalStage,
     held_out: HeldOut,
     prompts: Sequence[Prompt],
-    template: ChatTemplate,
-    weights: Weights,
-    dtype: torch.dtype,
-    device: torch.device,
+    opened: OpenModel,
     display: Display,
 ) -> dict[str, Any]:
-    """``logps`` of the held-out sequences and ``replies`` of one model, which is in memory only in here."""
+    """``logps`` of the held-out sequences and ``replies`` of one model."""
     from posttrain.eval.replies import reply_records
-    from posttrain.lab.models import stop_sequences
-    from posttrain.model.frozen import frozen_model
     from posttrain.model.score import sequence_logps
 
-    model = frozen_model(*weights, dtype, device)
     done = 0
 
     def advance(count: int) -> None:
@@ -133,14 +198,17 @@ def _evaluate_model(
         done += count
         display.tick(f"held-out rows under {name}", done, len(held_out.units))
 
-    groups = [sequences_of(unit) for unit in held_out.units]
-    logps = [part.tolist() for part in sequence_logps(model, groups, stage.batch_tokens, dtype, advance)]
+    logps: Logps = []
+    if held_out.units:
+        groups = [sequences_of(unit) for unit in held_out.units]
+        found = sequence_logps(opened.model, groups, stage.batch_tokens, opened.dtype, advance)
+        logps = [part.tolist() for part in found]
     records: list[dict[str, Any]] = []
     if prompts:
         label = f"replies of {name}"
         display.tick(label, 0, 0)
-        stops = stop_sequences(model, template)
-        records = reply_records(name, model, prompts, template, stops, stage.max_new_tokens)
+        template = opened.known.template
+        records = reply_records(name, opened.model, prompts, template, opened.stops, stage.max_new_tokens)
         display.tick(label, 1, 1)
     return {"logps": logps, "replies": records}
 

@@ -12,8 +12,8 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +45,14 @@ from posttrain.encode.preferences import (
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import EncodedRows, encode_rows
 from posttrain.errors import DataError, InterruptedRunError, PosttrainError
+from posttrain.eval.benchmarks import AnyBenchmark, benchmark_files, with_files
 from posttrain.eval.config import EvalStage
+from posttrain.eval.judges.config import JudgeSource
 from posttrain.eval.prompts import BUILTIN
+from posttrain.lab.benchmarking import check_benchmarks, tasks_digest
 from posttrain.lab.display import Display
-from posttrain.lab.evaluation import evaluate
-from posttrain.lab.recipe import BASE, Recipe, Stage, execution_order, stage_inputs
+from posttrain.lab.evaluation import Contender, evaluate
+from posttrain.lab.recipe import BASE, JUDGE_TARGETS, Recipe, Stage, execution_order, stage_inputs
 from posttrain.objectives.kto import KtoObjective, balance_warning
 from posttrain.report.config import ReportStage
 from posttrain.report.data_page import write_data_page
@@ -110,7 +113,10 @@ class Experiment:
     def _check_files(self, names: set[str]) -> None:
         """Find out before anything runs that the model or a file is missing."""
         for name in names:
-            for key, path in _own_files(self.recipe.stages[name]).items():
+            stage = self.recipe.stages[name]
+            if isinstance(stage, EvalStage):
+                check_benchmarks(stage.benchmarks, stage.models, stage.judge, f"stages.{name}")
+            for key, path in _own_files(stage).items():
                 if not path.is_file():
                     raise DataError(f"no such {key} file", where=f"stages.{name}.{key}: {path}")
         if any(isinstance(self.recipe.stages[name], TrainStage | EvalStage) for name in names):
@@ -164,6 +170,9 @@ class Experiment:
         else:
             found[BASE] = self.base_digest
         found |= {key: file_digest(path) for key, path in _own_files(stage).items()}
+        if isinstance(stage, EvalStage):
+            found |= {f"benchmarks.{key}": tasks_digest(_fetched(one)) for key, one in stage.benchmarks.items()}
+            found |= {f"others.{key}": outside_contender(target).identity for key, target in stage.others.items()}
         return found
 
     def _stage_digest(self, name: str) -> str:
@@ -273,8 +282,36 @@ class Experiment:
             self.display.note(f"warning: {told}")
 
     def _eval(self, stage: EvalStage, out: StageDir) -> dict[str, Any]:
-        rows = self.run.stage(stage.data).file("rows", "held_out.parquet")
-        return evaluate(stage, out, rows, self.base_folder, self._weights, self.recipe.seed, self.display)
+        rows = None if stage.data is None else self.run.stage(stage.data).file("rows", "held_out.parquet")
+        contenders = {name: partial(self._contender, stage, name) for name in stage.models}
+        requests = self.run.path / ".requests.sqlite"
+        return evaluate(self._with_files(stage), out, rows, contenders, requests, self.recipe.seed, self.display)
+
+    def _contender(self, stage: EvalStage, name: str) -> Contender:
+        """What a model name of an evaluation means."""
+        from posttrain.lab.models import template_of
+
+        if name in stage.others:
+            return outside_contender(stage.others[name])
+        weights = self._weights(name)
+        template = template_of(self.base_folder if weights.adapter is not None else weights.folder, stage.template)
+        return Contender(weights, template, weights_digest(weights, self.base_digest))
+
+    def _with_files(self, stage: EvalStage) -> EvalStage:
+        """The stage with files of the hub fetched, and stages that judge as their folders."""
+        benchmarks = {key: _fetched(benchmark) for key, benchmark in stage.benchmarks.items()}
+        judge = stage.judge
+        if judge is not None:
+            judge = replace(judge, judges=tuple(self._judge_source(source) for source in judge.judges))
+        return replace(stage, benchmarks=benchmarks, judge=judge)
+
+    def _judge_source(self, source: JudgeSource) -> JudgeSource:
+        own: dict[str, Any] = {
+            key: str(self.run.stage(value).path)
+            for key in JUDGE_TARGETS
+            if (value := getattr(source, key)) in self.recipe.stages
+        }
+        return replace(source, **own)
 
     # ---- helpers of the methods above ------------------------------------------------------------------------------
 
@@ -339,9 +376,33 @@ def _own_files(stage: Stage) -> dict[str, Path]:
     found = {}
     if isinstance(stage, TrainStage | EvalStage) and stage.template is not None:
         found["template"] = Path(stage.template)
-    if isinstance(stage, EvalStage) and stage.prompts is not None:
-        found["prompts"] = BUILTIN if stage.prompts == "builtin" else Path(stage.prompts)
+    if isinstance(stage, EvalStage):
+        if stage.prompts is not None:
+            found["prompts"] = BUILTIN if stage.prompts == "builtin" else Path(stage.prompts)
+        for key, benchmark in stage.benchmarks.items():
+            for name, file in benchmark_files(benchmark).items():
+                if not assets.is_hub_file(file):
+                    found[f"benchmarks.{key}.{name}"] = Path(file)
+        for place, source in enumerate(stage.judge.judges if stage.judge is not None else ()):
+            if source.gguf is not None:
+                found[f"judge.judges.{place}.gguf"] = Path(source.gguf)
     return found
+
+
+def _fetched(benchmark: AnyBenchmark) -> AnyBenchmark:
+    """The benchmark with its files of the hub in the local cache."""
+    files = benchmark_files(benchmark)
+    return with_files(benchmark, {k: str(assets.hub_file(f)) for k, f in files.items() if assets.is_hub_file(f)})
+
+
+def outside_contender(target: str) -> Contender:
+    """A model from outside the recipe, with its own chat template."""
+    from posttrain.lab.models import template_of
+    from posttrain.lab.targets import resolve_target
+
+    weights, template_file = resolve_target(target)
+    identity = weights_digest(weights, "" if weights.adapter is None else model_digest(weights.folder))
+    return Contender(weights, template_of(weights.folder, template_file), identity)
 
 
 def _closure(recipe: Recipe, names: Sequence[str]) -> set[str]:

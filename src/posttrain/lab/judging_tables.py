@@ -47,9 +47,10 @@ def _head(summary: Mapping[str, Any]) -> Iterator[RenderableType]:
     for judge in summary["judges"]:
         calls = judge["calls"]
         cached = f", {calls['cached']} from the cache" if calls["cached"] else ""
+        again = f", {calls['asked_again']} cut off and asked again" if calls["asked_again"] else ""
         yield Text(
             f"judge {judge['name']}: {calls['asked']} calls asked, {calls['answered']} answered, {calls['parsed']} parsed"
-            f"{_reasons(calls)}{cached}"
+            f"{_reasons(calls)}{again}{cached}"
         )
         if calls["asked"] and 1 - calls["parsed"] / calls["asked"] > WEAK:
             yield Text(f"! {1 - calls['parsed'] / calls['asked']:.0%} of the calls have no verdict", "yellow")
@@ -125,6 +126,13 @@ def _panel(panel: Mapping[str, Any]) -> Text:
 
 
 def _calibration(name: str, found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    yield _of_ratings(name, found) if "spearman" in found else _of_pairs(name, found)
+    yield Text(f"{name}: {found['decision']}", _STYLES[found["decision"]])
+    for reason in found["reasons"]:
+        yield Text(f"  {reason}")
+
+
+def _of_pairs(name: str, found: Mapping[str, Any]) -> Table:
     measured = found["measured"]
     table = _table(f"{name} against the labels of {found['pairs']} pairs", ("", "estimate and interval"))
     table.add_row("accuracy, both orders agree", share(measured["both_orders"]))
@@ -132,10 +140,21 @@ def _calibration(name: str, found: Mapping[str, Any]) -> Iterator[RenderableType
     table.add_row("accuracy of a constant answer", f"{found['chance']:.1%}")
     table.add_row("Cohen's kappa", number(measured["kappa"]))
     table.add_row("consistency", share(measured["orders"]["consistent"]))
-    yield table
-    yield Text(f"{name}: {found['decision']}", _STYLES[found["decision"]])
-    for reason in found["reasons"]:
-        yield Text(f"  {reason}")
+    return table
+
+
+def _of_ratings(name: str, found: Mapping[str, Any]) -> Table:
+    title = f"{name} against people's ratings of {found['replies']} replies, {found['rated']} of them rated by it"
+    table = _table(title, ("", "estimate and interval"))
+    table.add_row("rank correlation (Spearman)", number(found["spearman"]))
+    table.add_row("correlation (Pearson)", number(found["pearson"]))
+    table.add_row("quadratic kappa", number(found["kappa"]))
+    table.add_row("points off on average", number(found["error"]))
+    table.add_row("points off, of a constant answer", f"{found['constant_error']:.2f}")
+    table.add_row("milder than people by", number(found["shift"]))
+    table.add_row("less than half a point off", share(found["exact"]))
+    table.add_row("at most one point off", share(found["within_one"]))
+    return table
 
 
 def _bias(name: str, report: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -152,6 +171,7 @@ def _bias(name: str, report: Mapping[str, Any]) -> Iterator[RenderableType]:
     table.add_row(f"ties (of {one['judged']} outcomes)", share(one["ties"]), "")
     table.add_row(f"longer wins (of {length['decided']})", share(length["longer"]), f"{length['p_value']:.3g}")
     table.add_row("winner is longer by, in characters", number(length["difference"], 0), "")
+    table.add_row("slope of winning on length", number(length["slope"]), "")
     table.add_row("questions without an outcome", str(one["dropped"]), "")
     yield table
     if report["by_category"]:

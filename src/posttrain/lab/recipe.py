@@ -22,7 +22,9 @@ from pydantic import Discriminator
 
 from posttrain.config import ConfigPath, Document, Problem, build, override, read_yaml
 from posttrain.data.config import DataStage
+from posttrain.eval.benchmarks import benchmark_files, with_files
 from posttrain.eval.config import EvalStage
+from posttrain.eval.judges.config import JudgeSource
 from posttrain.objectives import RewardObjective
 from posttrain.report.config import ReportStage
 from posttrain.table import did_you_mean
@@ -30,6 +32,9 @@ from posttrain.train.config import TrainStage
 
 BASE = "base"
 """The recipe's model, wherever a train stage could be named."""
+
+JUDGE_TARGETS = ("local", "reward")
+"""Keys of a judge that may name a train stage of the recipe."""
 
 Stage = Annotated[DataStage | TrainStage | EvalStage | ReportStage, Discriminator("kind")]
 
@@ -55,7 +60,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: names file, line and config path of everything that is wrong.
 
     """
-    document = override(read_yaml(path), overrides, Recipe, shorthand="stages")
+    return recipe_of(override(read_yaml(path), overrides, Recipe, shorthand="stages"))
+
+
+def recipe_of(document: Document) -> Recipe:
+    """The recipe that a document holds, checked. Raises ConfigError as `load_recipe`."""
     recipe = build(Recipe, document)
     problems = [*_name_problems(recipe), *_reference_problems(recipe)] or _cycle_problems(recipe)
     if problems:
@@ -74,7 +83,7 @@ def stage_inputs(recipe: Recipe, name: str) -> dict[str, str]:
     """
     if isinstance(recipe.stages[name], ReportStage):
         return {other: other for other, stage in recipe.stages.items() if not isinstance(stage, ReportStage)}
-    return {key: stage for key, (stage, _) in _references(recipe.stages[name]).items() if stage != BASE}
+    return {key: stage for key, (stage, _) in _references(recipe, recipe.stages[name]).items() if stage != BASE}
 
 
 def execution_order(recipe: Recipe) -> tuple[str, ...]:
@@ -92,7 +101,7 @@ def execution_order(recipe: Recipe) -> tuple[str, ...]:
     return tuple(done)
 
 
-def _references(stage: Stage) -> dict[str, tuple[str, type]]:
+def _references(recipe: Recipe, stage: Stage) -> dict[str, tuple[str, type]]:
     """Key -> (name, kind of stage it must be). Where a train stage is due, ``base`` is as good."""
     match stage:
         case TrainStage():
@@ -104,8 +113,15 @@ def _references(stage: Stage) -> dict[str, tuple[str, type]]:
                 found["objective.reference"] = (reference, TrainStage)
             return found
         case EvalStage():
-            models = {f"models.{index}": (name, TrainStage) for index, name in enumerate(stage.models)}
-            return {"data": (stage.data, DataStage), **models}
+            found = {} if stage.data is None else {"data": (stage.data, DataStage)}
+            for index, name in enumerate(stage.models):
+                if name not in stage.others:
+                    found[f"models.{index}"] = (name, TrainStage)
+            for index, source in enumerate(stage.judge.judges if stage.judge is not None else ()):
+                for key in JUDGE_TARGETS:
+                    if (target := getattr(source, key)) in recipe.stages:
+                        found[f"judge.judges.{index}.{key}"] = (target, TrainStage)
+            return found
         case _:
             return {}
 
@@ -154,8 +170,8 @@ def _name_problems(recipe: Recipe) -> list[Problem]:
 def _reference_problems(recipe: Recipe) -> list[Problem]:
     problems = []
     for name, stage in recipe.stages.items():
-        for key, (target, kind) in _references(stage).items():
-            wrong = _wrong_reference(recipe, target, kind)
+        for key, (target, kind) in _references(recipe, stage).items():
+            wrong = _wrong_reference(recipe, target, kind, scores=key.endswith(".reward"))
             if wrong:
                 problems.append(Problem(_path(name, key), wrong))
         if isinstance(stage, EvalStage):
@@ -168,16 +184,39 @@ def _reference_problems(recipe: Recipe) -> list[Problem]:
                 for i, model in enumerate(seen)
                 if model in seen[:i]
             ]
+            problems += _eval_problems(recipe, name, stage)
     return problems
 
 
-def _wrong_reference(recipe: Recipe, target: str, kind: type) -> str | None:
+def _eval_problems(recipe: Recipe, name: str, stage: EvalStage) -> list[Problem]:
+    problems = []
+    if stage.data is None and stage.prompts is None and not stage.benchmarks:
+        problems.append(Problem(("stages", name), "nothing to measure: give data, prompts or benchmarks"))
+    for other in stage.others:
+        path: ConfigPath = ("stages", name, "others", other)
+        if other == BASE or other in recipe.stages:
+            problems.append(Problem(path, f"{other!r} is a name of this recipe; give the model another one"))
+        elif other not in stage.models:
+            problems.append(Problem(path, f"{other!r} is not one of this stage's models; add it to models"))
+    for key in (*stage.benchmarks, *stage.others):
+        if not re.fullmatch(r"\w[\w.-]{0,99}", key):
+            where = "benchmarks" if key in stage.benchmarks else "others"
+            wrong = f"the name {key!r} can't be used; use letters, digits, '-', '_' and '.', starting with a letter or digit"
+            problems.append(Problem(("stages", name, where, key), wrong))
+    return problems
+
+
+def _wrong_reference(recipe: Recipe, target: str, kind: type, *, scores: bool = False) -> str | None:
+    """What is wrong with a reference; ``scores``: a reward model is due."""
     word = {DataStage: "data", TrainStage: "train"}[kind]
     fitting = [name for name, stage in recipe.stages.items() if isinstance(stage, kind)]
     fitting = [BASE, *fitting] if kind is TrainStage else fitting
     if target in fitting:
         stage = recipe.stages.get(target)
-        if isinstance(stage, TrainStage) and isinstance(stage.objective, RewardObjective):
+        rewards = isinstance(stage, TrainStage) and isinstance(stage.objective, RewardObjective)
+        if scores and not rewards:
+            return f"{target!r} is no reward model (a train stage with objective: {{name: reward}})"
+        if rewards and not scores:
             return f"{target!r} is a reward model: it scores replies and can't write or weigh them"
         return None
     known = (
@@ -226,13 +265,23 @@ def _settled(recipe: Recipe, document: Document) -> Recipe:
         return os.path.normpath(beside) if beside.exists() else expanded
 
     stages: dict[str, Any] = {
-        name: _stage_settled(stage, lambda text, key, name=name: resolved(text, _path(name, key)))  # type: ignore[misc]
+        name: _stage_settled(
+            stage,
+            lambda text, key, name=name: resolved(text, _path(name, key)),  # type: ignore[misc]
+            tuple(recipe.stages),
+        )
         for name, stage in recipe.stages.items()
     }
     return replace(recipe, model=resolved(recipe.model, ("model",)), stages=stages)
 
 
-def _stage_settled(stage: Stage, resolved: Callable[[str, str], str]) -> Stage:
+def _source_settled(source: JudgeSource, resolved: Callable[[str, str], str], stages: Sequence[str]) -> JudgeSource:
+    given = {key: value for key in ("local", "gguf", "reward", "base") if (value := getattr(source, key)) is not None}
+    settled: dict[str, Any] = {key: resolved(value, key) for key, value in given.items() if value not in stages}
+    return replace(source, **settled)
+
+
+def _stage_settled(stage: Stage, resolved: Callable[[str, str], str], stages: Sequence[str]) -> Stage:
     match stage:
         case DataStage():
             sources = (replace(s, path=resolved(s.path, f"sources.{i}.path")) for i, s in enumerate(stage.sources))
@@ -243,6 +292,20 @@ def _stage_settled(stage: Stage, resolved: Callable[[str, str], str]) -> Stage:
         case EvalStage():
             own = stage.template and resolved(stage.template, "template")
             prompts = resolved(stage.prompts, "prompts") if stage.prompts not in (None, "builtin") else stage.prompts
-            return replace(stage, template=own, prompts=prompts)
+            others = {name: resolved(target, f"others.{name}") for name, target in stage.others.items()}
+            benchmarks = {
+                key: with_files(
+                    one, {k: resolved(file, f"benchmarks.{key}.{k}") for k, file in benchmark_files(one).items()}
+                )
+                for key, one in stage.benchmarks.items()
+            }
+            judge = stage.judge and replace(
+                stage.judge,
+                judges=tuple(
+                    _source_settled(one, lambda text, key, i=i: resolved(text, f"judge.judges.{i}.{key}"), stages)  # type: ignore[misc]
+                    for i, one in enumerate(stage.judge.judges)
+                ),
+            )
+            return replace(stage, template=own, prompts=prompts, others=others, benchmarks=benchmarks, judge=judge)
         case _:
             return stage

@@ -1,34 +1,16 @@
-"""Pairs with a known better reply, scripted judges, the misbehaving server of other tests."""
+"""Pairs with a known better reply, and scripted judges."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from posttrain.eval.judges.items import Item, read_items
 from posttrain.generate.engine import Request
-
-TESTS = Path(__file__).resolve().parents[2]
-
-
-def _borrowed(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-serve = _borrowed("judges_server", TESTS / "generate" / "conftest.py").serve
 
 RECORDS = [
     # the better reply is shorter, longer, longer, shorter; differences in length: 6, 6, 8, 10

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.eval.judges.bias import bias_report
+from posttrain.eval.judges.bias import bias_report, length_slope
 from posttrain.eval.judges.config import Plan
 from posttrain.eval.judges.items import Item
 from posttrain.eval.judges.judge import Ask, Game, judge, prepared
@@ -238,3 +241,68 @@ def test_nothing_is_reported_of_nothing(items):
         bias_report(items, [])
     found = bias_report(items, [Game(Ask(0, 1, "none", 0, False), Missing("transport", "invalid_request: long"))])
     assert found.overall.failures == {"invalid_request": 1}
+
+
+# ---- how far length decides ----------------------------------------------------------------------------------------
+
+Z = 1.959963984540054
+
+
+def test_the_slope_by_hand():
+    """Three times as long (1 + 2 characters against 1 + 0) and three wins of four: odds 3 at a ratio of 3 is a slope of 1."""
+    found = length_slope([(2, 0), (2, 0), (2, 0), (0, 2)], [False] * 4, "abcd")
+    assert found.estimate == pytest.approx(1, abs=1e-11)
+    half = Z * math.sqrt(4 / 3 / (4 * 3 / 16 * math.log(3) ** 2))
+    assert (found.low, found.high) == pytest.approx((1 - half, 1 + half))
+
+
+def test_a_tie_is_half_a_win_of_each():
+    found = length_slope([(2, 0), (0, 2)], [False, True], "ab")
+    assert found.estimate == pytest.approx(1, abs=1e-11)
+
+
+def test_turns_of_one_item_are_one_observation():
+    lengths = [(20, 10), (12, 30), (7, 5), (80, 90)]
+    once = length_slope(lengths, [False] * 4, "abcd")
+    twice = length_slope([one for one in lengths for _ in range(2)], [False] * 8, "aabbccdd")
+    assert twice == pytest.approx(once)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ties", "clusters"),
+    [
+        ([(5, 3), (9, 2)], [False, False], "ab"),  # the longer one always wins
+        ([(3, 5), (2, 9)], [False, False], "ab"),  # never
+        ([(5, 3), (9, 2)], [True, True], "ab"),  # nothing is decided
+        ([(5, 5), (2, 2)], [False, False], "ab"),  # no difference in length
+        ([(5, 3), (3, 5)], [False, False], "aa"),  # one item
+        ([], [], ""),
+    ],
+)
+def test_no_slope_where_there_is_none(lengths, ties, clusters):
+    assert length_slope(lengths, ties, clusters) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000), st.booleans()), min_size=3, max_size=30))
+def test_the_slope_maximises_the_likelihood(rows):
+    found = length_slope([row[:2] for row in rows], [row[2] for row in rows], [str(k) for k in range(len(rows))])
+    if found is None:
+        return
+
+    def loss(slope):
+        total = 0.0
+        for one, other, tie in rows:
+            x = slope * math.log((1 + one) / (1 + other))
+            total += (np.logaddexp(0, -x) + np.logaddexp(0, x)) / 2 if tie else np.logaddexp(0, -x)
+        return total
+
+    step = 1e-3 * max(1.0, abs(found.estimate))
+    assert loss(found.estimate) <= min(loss(found.estimate - step), loss(found.estimate + step)) + 1e-12
+
+
+def test_the_report_holds_the_slope_of_all_outcomes(items, judges):
+    perfect = report(items, judges["perfect"]).overall.length
+    lengths = [(4, 10), (9, 3), (12, 4), (4, 14)]
+    assert perfect.slope == length_slope(lengths, [False] * 4, "abcd")
+    assert report(items, judges["longer"]).overall.length.slope is None
+    assert report(items, judges["first"]).overall.length.slope is None

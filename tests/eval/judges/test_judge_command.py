@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 
-from posttrain.eval.judges.config import JudgeSource
+from posttrain.config import build, parse_yaml
+from posttrain.eval.judges.config import JudgeConfig
 from posttrain.eval.judges.parsers import PARSERS
 from posttrain.eval.judges.prompts import load_prompt
 from posttrain.generate.fake import FakeEngine
+from posttrain.lab import judges as judge_room
 from posttrain.lab import judging
 
 
@@ -37,7 +40,7 @@ def scripted(monkeypatch):
 
     def use(script, model="scripted"):
         engine = FakeEngine(script, model=model)
-        monkeypatch.setattr(judging, "open_engine", lambda source, command: engine)
+        monkeypatch.setattr(judge_room, "open_engine", lambda source, config, ledger: engine)
         return engine
 
     return use
@@ -164,7 +167,9 @@ def test_single_with_a_rubric_and_criteria_from_a_file(cli, scripted, tmp_path):
 def test_a_panel_votes_and_shares_the_cache_and_the_folder(cli, monkeypatch, judges, pairs_file, tmp_path):
     scripts = {"p": judges["perfect"], "q": judges["perfect"], "r": judges["longer"]}
     monkeypatch.setattr(
-        judging, "open_engine", lambda source, command: FakeEngine(scripts[source.model], model=source.model)
+        judge_room,
+        "open_engine",
+        lambda source, config, ledger: FakeEngine(scripts[source.model], model=source.model),
     )
     panel = tmp_path / "panel.yaml"
     judges_yaml = "".join(f"  - {{endpoint: 'http://127.0.0.1:9/v1', model: {name}}}\n" for name in "pqr")
@@ -240,9 +245,22 @@ def test_the_weighted_verdict_on_a_server(cli, serve, pairs_file, tmp_path):
     [
         (("pairs",), "who judges?"),
         (("pairs", "--endpoint", "http://x/v1"), "endpoint and model belong together"),
-        (("pairs", *SERVER, "--local", "x"), "one of endpoint, local and reward"),
+        (
+            ("pairs", *SERVER, "--local", "x"),
+            "one of endpoint, local, gguf and reward is needed, not endpoint and local",
+        ),
         (("pairs", "--local", "x", "--api-key-env", "KEY"), "a key is for a server only"),
-        (("pairs", "--local", "x", "--concurrency", "3"), "for servers only"),
+        (("pairs", "--local", "x", "--concurrency", "3"), "for servers and GGUF files only"),
+        (
+            ("pairs", "--local", "x", "--max-tokens-field", "max_completion_tokens"),
+            "max_tokens_field is for servers only",
+        ),
+        (("pairs", *SERVER, "--context", "4096"), "context is for GGUF files only"),
+        (("pairs", "--gguf", "none.gguf"), "none.gguf: can't read this file"),
+        (("pairs", *SERVER, "--smaples", "3"), "unknown option --smaples (did you mean 'samples'?)"),
+        (("pairs", *SERVER, "--samples", "0"), "samples: must be a whole number of at least 1, got 0"),
+        (("pairs", *SERVER, "--retry-cut", "0"), "retry_cut: must be a whole number of at least 1, got 0"),
+        (("pairs", *SERVER, "other.jsonl"), "one file of items is needed, not 2"),
         (("pairs", "--local", "x", "--max-calls", "3"), "caps and prices are for servers"),
         (("pairs", *SERVER, "--base", "x"), "base is for a local or a reward model"),
         (("pairs", "--panel", "panel.yaml", "--model", "x"), "a panel's file names all judges"),
@@ -256,6 +274,8 @@ def test_the_weighted_verdict_on_a_server(cli, serve, pairs_file, tmp_path):
         (("single", *SERVER, "--orders", "original"), "single replies have no order"),
         (("calibrate", *SERVER, "--orders", "original"), "labels are compared with both orders"),
         (("calibrate", *SERVER, "--turns", "last"), "labels are about the last turn"),
+        (("calibrate", *SERVER, "--kind", "single", "--orders", "original"), "single replies have no order"),
+        (("calibrate", "--reward", "x", "--kind", "single"), "a reward model judges pairs"),
     ],
 )
 def test_refusals(cli, pairs_file, tmp_path, arguments, told):
@@ -284,11 +304,13 @@ def test_what_the_guide_shows_works(pairs_file, tmp_path, monkeypatch, capsys):
     import re
 
     guide = (Path(__file__).resolve().parents[3] / "docs" / "judges.md").read_text(encoding="utf-8")
-    own, panel = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    own, panel, recipe = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
     (tmp_path / "own.yaml").write_text(own, encoding="utf-8")
     (tmp_path / "panel.yaml").write_text(panel, encoding="utf-8")
     assert load_prompt(str(tmp_path / "own.yaml"), "pair").emphasis == "Which patch stands first means nothing."
-    assert len(judging.judge_sources(JudgeSource(), tmp_path / "panel.yaml")) == 3
+    assert len(judging.judge_config([], tmp_path / "panel.yaml").judges) == 3
+    in_recipe = build(JudgeConfig, parse_yaml(recipe, "recipe.yaml"), ("judge",))
+    assert [source.kind for source in in_recipe.judges] == ["endpoint", "gguf"]
     for name in PARSERS:
         assert f"| `{name}` |" in guide
     (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
@@ -350,6 +372,55 @@ def test_a_reward_model_judges_as_transformers_scores(cli, monkeypatch, tiny_mod
         "no trained score head"
         in cli("judge", "pairs", pairs_file, "-o", tmp_path / "o", "--reward", tiny_model).refused()
     )
+
+
+@pytest.mark.demo_model
+def test_a_gguf_file_judges(cli, pairs_file, tmp_path, monkeypatch):
+    pytest.importorskip("xllamacpp")
+    from posttrain.assets import MODELS, fetch
+    from posttrain.generate import llamacpp
+
+    one_thread = functools.partial(llamacpp.GgufModel, threads=1)  # its threads spin where others want the processor
+    monkeypatch.setattr(llamacpp, "GgufModel", one_thread)
+    gguf = fetch(MODELS["smollm2-135m-instruct"])
+    short = tmp_path / "short.yaml"  # few tokens to read: the engine is what is tried here
+    short.write_text("task: pair\nparser: pair_letter\nprompt: 'Which is better, {{reply_a}} or {{reply_b}}?'\n")
+    options = ("--kind", short, "--no-check", "--orders", "original", "--max-tokens", "2", "--retry-cut", "2")
+    judge = ("--gguf", gguf, "--context", "128", "--concurrency", "2")
+    done = cli("judge", "pairs", pairs_file, "-o", tmp_path / "out", *judge, *options)
+    assert done.code == 0, done.err
+    summary, lines = read(tmp_path / "out")
+    assert summary["judges"][0]["fingerprint"]["engine"] == "llamacpp"
+    assert len(lines) == 4
+    assert all(line["asked_again"] for line in lines)  # a small model says more than two tokens
+    assert {line["usage"]["completion_tokens"] for line in lines} == {4}
+    assert summary["judges"][0]["calls"]["missing"] == {"length": 4}
+    assert "4 cut off and asked again" in done.out
+
+
+def test_a_gguf_judge_without_llama_cpp_is_told(cli, pairs_file, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    (tmp_path / "judge.gguf").write_bytes(b"GGUF")
+    error = cli("judge", "pairs", pairs_file, "-o", tmp_path / "out", "--gguf", tmp_path / "judge.gguf").refused()
+    assert "posttrain[llamacpp]" in error
+
+
+def test_help_lists_the_options_of_judges(cli):
+    told = cli("judge", "calibrate", "--help")
+    assert told.code == 0
+    for option in (*judging.OPTIONS, "kind", "panel"):
+        assert f"--{option} " in told.out
+    assert "--concurrency  [a whole number of at least 1 or null; default null]" in told.out
+
+
+def test_any_text_may_be_an_option(cli, scripted, judges, pairs_file, tmp_path):
+    """What YAML would take for a number or a mapping stays the text that was typed."""
+    scripted(judges["perfect"])
+    server = ("--endpoint", "http://127.0.0.1:9/v1", "--model=7", "--api-key-env", "null")
+    assert cli("judge", "pairs", pairs_file, "-o", tmp_path / "out", *server).code == 0
+    assert read(tmp_path / "out")[0]["judges"][0]["name"] == "7"
 
 
 def test_nothing_of_it_loads_torch():

@@ -39,7 +39,7 @@ def test_every_own_prompt_shows_what_it_must(kind, task, language):
         assert (f"B-{word}" in user) == (task == "pair")
         assert "R-" not in user
         assert ("CRITERIA" in user) == (kind == "rubric")
-        assert f"R-{word}" in text_of(prompt, turn, reference=True)[1]
+        assert (f"R-{word}" in text_of(prompt, turn, reference=True)[1]) == (task != "label")
         assert str(prompt.emphasis).strip() in text_of(prompt, turn, emphasis=True)[1]
         assert str(prompt.emphasis).strip() not in user
     # the first turn is context of the second, and nothing of the second is told in the first

@@ -27,7 +27,8 @@ from posttrain.eval.judges.prompts import load_prompt
 from posttrain.eval.judges.scores import model_ratings, panel_ratings
 from posttrain.eval.judges.win_rates import win_rates
 from posttrain.eval.verdicts import Missing
-from posttrain.generate.engine import Completion, Failure, Usage
+from posttrain.generate.cache import CachedEngine, RequestCache
+from posttrain.generate.engine import Completion, Failure, TokenLogprob, Usage
 from posttrain.generate.fake import FakeEngine
 
 PAIR = load_prompt("pair", "pair")
@@ -192,7 +193,7 @@ def test_records_hold_reply_verdict_and_reason(items):
             Failure("rate_limited", "later", attempts=4),
         ]
     )
-    games = judge(engine, items[:1], PAIR, Plan(orders="original", samples=3))
+    games = judge(engine, items[:1], PAIR, Plan(orders="original", samples=3, retry_cut=1))
     good, cut, failed = (json.loads(json.dumps(game_record(game, items, "j"))) for game in games)
     assert good["verdict"] == "first"
     assert good["reply"] == "Well. [[A]]"
@@ -219,3 +220,93 @@ def test_outcomes_keep_turns_apart():
     assert outcomes(games) == {(0, 1): "first", (0, 2): "second"}
     with pytest.raises(TypeError, match="rating"):
         outcomes([Game(Ask(0, 1, "none", 0, False), 7.0)])
+
+
+# ---- replies that are cut off --------------------------------------------------------------------------------------
+
+CUT = Completion("Both are good, but the", "length", usage=Usage(9, 16))
+
+
+def cut_below(limit):
+    """A judge that needs this many tokens."""
+    return lambda request: CUT if request.sampling.max_tokens < limit else "So:\n[[A]]"
+
+
+def test_a_reply_that_is_cut_is_asked_for_once_more_with_more_tokens(items):
+    def script(request):
+        long = "1+1?" in request.prompt[-1].content
+        return cut_below(64)(request) if long else "[[A]]"
+
+    engine = FakeEngine(script)
+    games = judge(engine, items, PAIR, Plan(max_tokens=16))
+    assert [game.value for game in games] == ["first"] * 8
+    assert [game.asked_again for game in games] == [True, True] + [False] * 6
+    assert [request.sampling.max_tokens for request in engine.requests] == [16] * 8 + [64] * 2
+    # nothing else of the question has changed
+    for first, second in zip(engine.requests[:2], engine.requests[8:], strict=True):
+        assert first.prompt == second.prompt
+    record = game_record(games[0], items, "j")
+    assert (record["asked_again"], record["finish"], record["reply"]) == (True, "stop", "So:\n[[A]]")
+    assert "asked_again" not in game_record(games[2], items, "j")
+
+
+def test_what_is_cut_again_stays_missing(items):
+    engine = FakeEngine(cut_below(65))
+    (game,) = judge(engine, items[:1], PAIR, Plan(max_tokens=16, orders="original"))
+    assert isinstance(game.value, Missing)
+    assert game.value.reason == "length"
+    assert game.asked_again
+    assert len(engine.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "limits"),
+    [
+        (Plan(max_tokens=16, retry_cut=1, orders="original"), [16]),
+        (Plan(max_tokens=16, retry_cut=2, orders="original"), [16, 32]),
+        (Plan(max_tokens=30_000, orders="original"), [30_000, 32_768]),
+        (Plan(max_tokens=40_000, orders="original"), [40_000]),
+    ],
+)
+def test_how_many_more_tokens(items, plan, limits):
+    engine = FakeEngine(cut_below(10**6))
+    judge(engine, items[:1], PAIR, plan)
+    assert [request.sampling.max_tokens for request in engine.requests] == limits
+
+
+def test_a_second_call_that_fails_leaves_the_first_reply(items):
+    engine = FakeEngine([CUT, Failure("invalid_request", "longer than the context")])
+    (game,) = judge(engine, items[:1], PAIR, Plan(max_tokens=16, orders="original"))
+    assert isinstance(game.value, Missing)
+    assert game.value.reason == "length"
+    assert "asked again with 64 tokens: invalid_request: longer than the context" in game.value.detail
+    assert game.outcome == CUT
+
+
+def test_only_replies_that_hit_the_limit_are_asked_for_again(items):
+    endless = FakeEngine([Completion("<think>thinking that the server cut without saying so", "stop")])
+    (game,) = judge(endless, items[:1], PAIR, Plan(orders="original"))
+    assert (game.value.reason, game.asked_again) == ("length", False)
+    # a verdict of one token is whole
+    token = TokenLogprob("m", -0.1, (("m", -0.1), ("M", -2.4)))
+    binary = FakeEngine([Completion("m", "length", logprobs=(token,))])
+    (game,) = judge(binary, items[:1], load_prompt("binary", "pair"), Plan(orders="original"))
+    assert (game.value, game.asked_again) == ("first", False)
+
+
+def test_an_answer_with_more_tokens_has_its_own_place_in_the_cache(items, tmp_path):
+    engine = FakeEngine(cut_below(64))
+    with RequestCache(tmp_path / "cache.sqlite") as cache:
+        for asked in (4, 4):
+            games = judge(CachedEngine(engine, cache), items[:2], PAIR, Plan(max_tokens=16, orders="original"))
+            assert len(engine.requests) == asked
+            assert [game.value for game in games] == ["first", "first"]
+        assert len(cache.keys()) == 4
+
+
+def test_a_trial_asks_again_too(items):
+    engine = FakeEngine(cut_below(64))
+    try_out(engine, items, PAIR, Plan(max_tokens=16), "mine.yaml")
+    assert len(engine.requests) == 6
+    with pytest.raises(ConfigError, match=r"can be read by parser pair_letter \(length\)"):
+        try_out(FakeEngine(cut_below(65)), items, PAIR, Plan(max_tokens=16), "mine.yaml")

@@ -5,14 +5,19 @@ A pure function of items and games. Everything is counted over *questions* (an i
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
+from scipy.special import expit
 
 from posttrain.eval.agreement import OrderEffects, order_effects
 from posttrain.eval.judges.items import Item
 from posttrain.eval.judges.judge import Game, Question, by_question, outcome_of, two_games
 from posttrain.eval.judges.win_rates import POINTS, mean_interval
+from posttrain.eval.ratings import normal_quantile
 from posttrain.eval.stats import Interval, mcnemar, wilson
 from posttrain.eval.verdicts import Accounting, Missing, Verdict, account
 
@@ -28,6 +33,9 @@ class LengthPreference(NamedTuple):
     """Two-sided p-value of an even split (exact sign test)."""
     difference: Interval | None
     """Mean of winner's minus loser's length in characters, by bootstrap over items."""
+    slope: Interval | None
+    """Slope of winning on length (`length_slope`), ties included: 0 = length does not matter, 1 = twice as long doubles the odds. None
+    where it is infinite (the longer one always wins, or never) or where there is one item only."""
 
 
 class BiasSummary(NamedTuple):
@@ -166,18 +174,75 @@ def _length_preference(items: Sequence[Item], decided: Mapping[Question, Verdict
     differences: list[float] = []
     clusters: list[str] = []
     for (place, turn), outcome in decided.items():
-        item = items[place]
-        a, b = len(item.replies_a[turn - 1]), len(item.replies_b[turn - 1])
-        if outcome != "tie" and a != b:
-            differences.append(float(a - b if outcome == "first" else b - a))
-            clusters.append(item.id)
+        winner, loser = _lengths(items[place], turn, outcome)
+        if outcome != "tie" and winner != loser:
+            differences.append(float(winner - loser))
+            clusters.append(items[place].id)
     longer = sum(difference > 0 for difference in differences)
     return LengthPreference(
         decided=len(differences),
         longer=chance.share(longer, len(differences)),
         p_value=mcnemar(longer, len(differences) - longer),
         difference=chance.mean(differences, clusters),
+        slope=length_slope(
+            [_lengths(items[place], turn, outcome) for (place, turn), outcome in decided.items()],
+            [outcome == "tie" for outcome in decided.values()],
+            [items[place].id for place, _ in decided],
+            chance.confidence,
+        ),
     )
+
+
+def _lengths(item: Item, turn: int, outcome: Verdict) -> tuple[int, int]:
+    """Characters of winner and loser; of a tie those of the longer and the shorter one."""
+    a, b = len(item.replies_a[turn - 1]), len(item.replies_b[turn - 1])
+    if outcome == "tie":
+        return max(a, b), min(a, b)
+    return (a, b) if outcome == "first" else (b, a)
+
+
+def length_slope(
+    lengths_Q2: Sequence[tuple[int, int]], ties_Q: Sequence[bool], clusters_Q: Sequence[str], confidence: float = 0.95
+) -> Interval | None:
+    """How far length decides: the slope s of the logistic model ``P(one wins) = sigmoid(s x)`` with
+    ``x = ln((1 + characters of the one) / (1 + characters of the other))``.
+
+    One coefficient, no intercept: neither reply has a name. A tie is half a win of each. ``lengths_Q2``: characters of winner and loser
+    (of a tie in any order). A reply that is twice as long has ``2^s`` times the odds. Maximum likelihood; Wald
+    interval with the sandwich variance over clusters, times K / (K - 1) for K clusters. None where the slope is infinite (every
+    difference decided for the longer reply, or every one for the shorter, and no ties), without a decision, and with one cluster.
+    """
+    x_Q = np.array([math.log((1 + winner) / (1 + loser)) for winner, loser in lengths_Q2])
+    won_Q = np.where(np.asarray(ties_Q, dtype=bool), 0.5, 1.0)
+    kept = x_Q != 0
+    x_Q, won_Q = x_Q[kept], won_Q[kept]
+    names = [name for name, keep in zip(clusters_Q, kept, strict=True) if keep]
+    decided_Q = won_Q == 1
+    bounded = not decided_Q.all() or ((x_Q > 0).any() and (x_Q < 0).any())
+    if not decided_Q.any() or not bounded or len(set(names)) < 2:
+        return None
+
+    def gradient(slope: float) -> float:
+        return float(x_Q @ (won_Q - expit(slope * x_Q)))
+
+    # The gradient falls with the slope: its zero is found by halving, whatever the lengths are.
+    low, high = -1.0, 1.0
+    while gradient(low) < 0:
+        low *= 2
+    while gradient(high) > 0:
+        high *= 2
+    while high - low > 1e-12 * max(1.0, abs(low), abs(high)):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gradient(middle) > 0 else (low, middle)
+    slope = (low + high) / 2
+    chances_Q = expit(slope * x_Q)
+    places = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    scores_K = np.zeros(len(places))
+    np.add.at(scores_K, [places[name] for name in names], x_Q * (won_Q - chances_Q))
+    information = float((chances_Q * (1 - chances_Q) * x_Q**2).sum())
+    variance = len(places) / (len(places) - 1) * float((scores_K**2).sum()) / information**2
+    half = normal_quantile(confidence) * math.sqrt(variance)
+    return Interval(slope, slope - half, slope + half, confidence)
 
 
 # ---- mitigations ---------------------------------------------------------------------------------------------------

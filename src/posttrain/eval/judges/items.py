@@ -2,7 +2,7 @@
 
 One object a line: ``id``, ``prompt`` (or ``turns``, a list), ``reply_a`` and ``reply_b`` (pairs) or ``reply`` (single); each reply is a text,
 or a list with one text a turn. Optional: ``category``, ``model_a``, ``model_b`` (``model``), ``reference`` (a text for the last turn, or a
-list), ``label``.
+list), ``label``: which reply people found better, or of single replies their rating, a number.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _LABELS: dict[object, Verdict] = {
 }
 
 
+_WANTED = {"pair": "a, b or tie is needed", "single": "a number is needed"}
 _NOWHERE = Origin("", 0)
 
 
@@ -44,6 +45,8 @@ class Item:
     """A reference answer a turn, empty where there is none; or no references at all."""
     label: Verdict | None = None
     """Which reply people found better: ``first`` is a."""
+    rating: float | None = None
+    """How good people found a single reply."""
     origin: Origin = _NOWHERE
 
 
@@ -84,8 +87,8 @@ def read_items(path: Path, task: Literal["pair", "single"], *, labelled: bool = 
             key = (item.id, item.model_a, item.model_b)
             if key in seen:
                 raise ValueError(f"id {item.id!r} comes a second time (first in line {seen[key]})")
-            if labelled and item.label is None:
-                raise ValueError("no label: a, b or tie is needed")
+            if labelled and item.label is None and item.rating is None:
+                raise ValueError(f"no label: {_WANTED[task]}")
         except (ValueError, RecursionError) as error:
             bad.append(BadLine(origin, _words(error)))
             continue
@@ -130,7 +133,8 @@ def _item(record: Any, task: str, origin: Origin) -> Item:
         model_a=models[0],
         model_b=models[1] if pair else "",
         references=_references(record, len(turns)),
-        label=_label(record),
+        label=_label(record) if pair else None,
+        rating=None if pair else _rating(record),
         origin=origin,
     )
 
@@ -178,5 +182,14 @@ def _label(record: Mapping[str, Any]) -> Verdict | None:
         return None
     word = "" if isinstance(value, bool) else str(value).strip().lower()
     if word not in _LABELS:
-        raise ValueError(f"label {value!r}: a, b or tie is needed (also 1 and 2)")
+        raise ValueError(f"label {value!r}: {_WANTED['pair']} (also 1 and 2)")
     return _LABELS[word]
+
+
+def _rating(record: Mapping[str, Any]) -> float | None:
+    value = record.get("label")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
+        raise ValueError(f"label {value!r}: {_WANTED['single']}")
+    return float(value)

@@ -6,17 +6,18 @@ Both orders by default. Verdicts of games are in positions (``first`` was shown 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from posttrain.artifacts import digest
 from posttrain.errors import ConfigError
-from posttrain.eval.judges.config import JudgePrompt, Plan
+from posttrain.eval.judges.config import JudgePrompt, JudgeTask, Plan
 from posttrain.eval.judges.items import Item
 from posttrain.eval.judges.parsers import PARSERS, TOP_LOGPROBS, Read
 from posttrain.eval.judges.prompts import check_fits, messages_text
 from posttrain.eval.mt_bench import needs_reference
 from posttrain.eval.verdicts import Missing, TwoGames, Verdict, majority, mirrored
-from posttrain.generate.engine import Completion, Engine, Outcome, Progress, Request, Sampling, complete
+from posttrain.generate.engine import Completion, Engine, Failure, Outcome, Progress, Request, Sampling, complete
 from posttrain.types import Message
 
 Order = Literal["original", "swapped", "none"]
@@ -41,11 +42,13 @@ class Game(NamedTuple):
 
     ask: Ask
     value: Verdict | float | Missing
-    """A verdict in positions, a rating, or why there is none."""
+    """A verdict in positions, a rating, the place of a label, or why there is none."""
     to_second: float | None = None
     """Probability of the reply shown second, where the judge gives one."""
     outcome: Outcome | None = None
     """The reply or the failed call; None for a judge that writes nothing (a reward model)."""
+    asked_again: bool = False
+    """The first reply was cut off at its limit, and the question was asked once more with a higher one."""
 
 
 Question = tuple[int, int]
@@ -55,7 +58,7 @@ Question = tuple[int, int]
 # ---- asking --------------------------------------------------------------------------------------------------------
 
 
-def asks_of(items: Sequence[Item], plan: Plan, task: Literal["pair", "single"]) -> list[Ask]:
+def asks_of(items: Sequence[Item], plan: Plan, task: JudgeTask) -> list[Ask]:
     """Everything the plan asks: items, turns, prompt variants, orders and samples, in this order."""
     orders: tuple[Order, ...] = ("none",)
     if task == "pair":
@@ -121,15 +124,18 @@ def judge(
 ) -> list[Game]:
     """Ask everything the plan asks. Put a `CachedEngine` around the engine and a stopped job goes on where it was.
 
+    What is cut off at its limit is asked once more with ``plan.retry_cut`` times the tokens, and a second reply takes the place of the
+    first. ``progress`` begins anew for these.
+
     Raises:
         ConfigError: the plan does not fit the prompt or the items; or what the engine raises for a whole batch.
 
     """
     asks, requests = prepared(items, prompt, plan)
-    outcomes = complete(engine, requests, progress)
+    heard = _heard(engine, requests, prompt, plan, progress)
     return [
-        Game(ask, *PARSERS[prompt.parser].read(outcome, prompt), outcome)
-        for ask, outcome in zip(asks, outcomes, strict=True)
+        Game(ask, one.read.value, one.read.to_second, one.outcome, one.asked_again)
+        for ask, one in zip(asks, heard, strict=True)
     ]
 
 
@@ -146,6 +152,55 @@ def prepared(items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> tuple[li
     return asks, [request_of(items[ask.item], ask, prompt, plan, sampling) for ask in asks]
 
 
+class _Heard(NamedTuple):
+    """What came back for one request."""
+
+    read: Read
+    outcome: Outcome
+    asked_again: bool = False
+
+
+MOST_TOKENS = 32_768
+"""A reply that was cut off is not asked for with more than this."""
+
+
+def _heard(
+    engine: Engine, requests: Sequence[Request], prompt: JudgePrompt, plan: Plan, progress: Progress | None = None
+) -> list[_Heard]:
+    """Ask all requests, those that were cut off once more."""
+    parser = PARSERS[prompt.parser]
+    heard = [_Heard(parser.read(outcome, prompt), outcome) for outcome in complete(engine, requests, progress)]
+    longer = {
+        place: request
+        for place, one in enumerate(heard)
+        if _was_cut(one) and (request := _with_more_tokens(requests[place], plan)) is not None
+    }
+    if not longer:
+        return heard
+    for place, outcome in zip(longer, complete(engine, list(longer.values()), progress), strict=True):
+        first, limit = heard[place], longer[place].sampling.max_tokens
+        heard[place] = _Heard(parser.read(outcome, prompt), outcome, asked_again=True)
+        if isinstance(outcome, Failure):  # the first reply is still what is known
+            told = Missing("length", f"cut off; asked again with {limit} tokens: {outcome.reason}: {outcome.detail}")
+            heard[place] = _Heard(Read(told), first.outcome, asked_again=True)
+    return heard
+
+
+def _was_cut(one: _Heard) -> bool:
+    """Cut off at its limit of tokens, so that there is no verdict (one that is read from its first token has one)."""
+    missing = isinstance(one.read.value, Missing) and one.read.value.reason == "length"
+    return missing and isinstance(one.outcome, Completion) and one.outcome.finish == "length"
+
+
+def _with_more_tokens(request: Request, plan: Plan) -> Request | None:
+    """The same question with room for a longer reply; None where there is no more to give."""
+    sampling = request.sampling
+    limit = min(sampling.max_tokens * plan.retry_cut, MOST_TOKENS)
+    if limit <= sampling.max_tokens:
+        return None
+    return replace(request, sampling=replace(sampling, max_tokens=limit))
+
+
 TRIAL_CALLS = 3
 
 
@@ -159,13 +214,13 @@ def try_out(engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Pl
     _, requests = prepared(items, prompt, plan)
     last = len(requests) - 1
     places = sorted({0, last // 2, last})
-    outcomes = complete(engine, [requests[place] for place in places])
-    found: list[Read] = [PARSERS[prompt.parser].read(outcome, prompt) for outcome in outcomes]
-    if not all(isinstance(one.value, Missing) for one in found):
+    heard = _heard(engine, [requests[place] for place in places], prompt, plan)
+    if not all(isinstance(one.read.value, Missing) for one in heard):
         return
-    answered = [(one, o) for one, o in zip(found, outcomes, strict=True) if isinstance(o, Completion)]
+    answered = [(one.read, one.outcome) for one in heard if isinstance(one.outcome, Completion)]
     if not answered:
-        detail = found[0].value.detail if isinstance(found[0].value, Missing) else ""
+        first = heard[0].read.value
+        detail = first.detail if isinstance(first, Missing) else ""
         raise ConfigError(
             f"the judge answered none of {len(places)} trial calls ({detail})", where=where, fix="mend the server first"
         )
@@ -272,6 +327,8 @@ def game_record(game: Game, items: Sequence[Item], judge_name: str) -> dict[str,
         "missing": game.value.reason if isinstance(game.value, Missing) else None,
         "detail": game.value.detail if isinstance(game.value, Missing) else None,
     }
+    if game.asked_again:
+        record["asked_again"] = True
     if game.to_second is not None:
         record["to_second"] = game.to_second
     if isinstance(outcome, Completion):

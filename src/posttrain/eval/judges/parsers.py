@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from posttrain.eval.alpaca_eval import preference_from_logprobs
-from posttrain.eval.judges.config import JudgePrompt
+from posttrain.eval.judges.config import JudgePrompt, JudgeTask
 from posttrain.eval.verdicts import (
     Missing,
     Verdict,
     arena_hard,
+    label,
     mt_bench_pair,
     mt_bench_rating,
     mt_bench_scores,
@@ -33,7 +34,7 @@ class Read(NamedTuple):
     """What one call says."""
 
     value: Verdict | float | Missing
-    """A verdict in positions, or a rating."""
+    """A verdict in positions, a rating, or the place of a label among the prompt's."""
     to_second: float | None = None
     """Probability of the reply shown second, where the judge gives one."""
 
@@ -42,7 +43,7 @@ class Read(NamedTuple):
 class Parser:
     """How replies are read. ``logprobs``: it needs the log-probabilities of the first token."""
 
-    task: Literal["pair", "single"]
+    task: JudgeTask
     read: Callable[[Outcome, JudgePrompt], Read]
     logprobs: bool = False
 
@@ -89,8 +90,10 @@ PARSERS: Table[Parser] = Table(
             lambda outcome, prompt: Read(read(outcome, lambda text: rating(text, prompt.lowest, prompt.highest))),
         ),
         "rating_mt_bench": Parser("single", lambda outcome, _: Read(read(outcome, mt_bench_rating))),
+        "label": Parser("label", lambda outcome, prompt: Read(read(outcome, lambda text: label(text, prompt.labels)))),
     },
 )
 """``pair_letter``: the last line with ``[[A]]``, ``[[B]]`` or ``[[C]]``. ``pair_mt_bench``: MT-Bench's own rule. ``pair_scores``: two ratings
 ``[[8, 6]]``, a difference up to 0.1 is a tie. ``pair_five``: Arena-Hard's ``[[A>>B]]``, without its strength. ``pair_logprob``: ``m`` and ``M``
-by probability. ``rating``: one ``[[7]]`` on the prompt's scale. ``rating_mt_bench``: MT-Bench's own rule, no check of the scale."""
+by probability. ``rating``: one ``[[7]]`` on the prompt's scale. ``rating_mt_bench``: MT-Bench's own rule, no check of the scale.
+``label``: the last line with one of the prompt's labels, ``[[refuses]]``."""

@@ -9,13 +9,17 @@ from typing import Literal, get_args
 
 from posttrain.config import Document, Problem, build, read_yaml
 from posttrain.errors import ConfigError
-from posttrain.eval.judges.config import JudgePrompt, JudgePrompts
+from posttrain.eval.judges.config import JudgePrompt, JudgePrompts, JudgeTask
 from posttrain.eval.judges.items import Item
 from posttrain.eval.judges.parsers import PARSERS
 from posttrain.table import did_you_mean
 
 Language = Literal["en", "zh"]
-KINDS = {"pair": ("pair", "binary"), "single": ("single", "rubric")}
+KINDS: dict[JudgeTask, tuple[str, ...]] = {
+    "pair": ("pair", "binary", "five"),
+    "single": ("single", "rubric"),
+    "label": ("refusal",),
+}
 """The judges posttrain brings, by task."""
 
 _PLACE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -23,11 +27,11 @@ _LINE = re.compile(r"^\{\{\s*(\w+)\s*\}\}\n?", re.MULTILINE)
 _ALL = frozenset({"question", "reference", "emphasis", "criteria"})
 _PLACES = {
     "pair": _ALL | {"reply_a", "reply_b", "conversation_a", "conversation_b"},
-    "single": _ALL | {"reply", "conversation"},
+    **dict.fromkeys(("single", "label"), _ALL | {"reply", "conversation"}),
 }
 
 
-def load_prompt(kind: str, task: Literal["pair", "single"], language: Language = "en") -> JudgePrompt:
+def load_prompt(kind: str, task: JudgeTask, language: Language = "en") -> JudgePrompt:
     """The prompt of a judge: one of posttrain's kinds (`KINDS`), or a YAML file (a name that ends in .yaml or .yml).
 
     Raises:
@@ -73,6 +77,11 @@ def _check(prompt: JudgePrompt, document: Document, task: str) -> None:
         problems.append(
             Problem(("prompt",), "the replies are not shown: " + " or ".join(map(str, _replies(prompt.task))))
         )
+    if (parser.task == "label") != bool(prompt.labels):
+        wrong = "this parser needs labels" if parser.task == "label" else f"{prompt.parser} reads no labels"
+        problems.append(Problem(("labels",), wrong))
+    if len({label.casefold() for label in prompt.labels}) < len(prompt.labels):
+        problems.append(Problem(("labels",), "a label stands twice"))
     if prompt.highest <= prompt.lowest:
         problems.append(Problem(("highest",), f"must be above lowest ({prompt.lowest:g})"))
     if problems:
@@ -80,9 +89,9 @@ def _check(prompt: JudgePrompt, document: Document, task: str) -> None:
 
 
 def _replies(task: str) -> tuple[tuple[str, ...], ...]:
-    if task == "single":
-        return ("reply",), ("conversation",)
-    return ("reply_a", "reply_b"), ("conversation_a", "conversation_b")
+    if task == "pair":
+        return ("reply_a", "reply_b"), ("conversation_a", "conversation_b")
+    return ("reply",), ("conversation",)
 
 
 def _shows(text: str, names: tuple[str, ...]) -> bool:
@@ -134,7 +143,7 @@ def messages_text(
         "emphasis": (prompt.emphasis or "").strip() if emphasis else "",
         "criteria": criteria.strip(),
     }
-    if prompt.task == "single":
+    if prompt.task != "pair":
         values |= {"reply": item.replies_a[turn - 1], "conversation": _conversation(prompt, item, item.replies_a, turn)}
     else:
         shown = (item.replies_b, item.replies_a) if swapped else (item.replies_a, item.replies_b)

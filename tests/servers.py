@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-import pytest
 
 Schedule = Callable[[str, int], str]
 """(name of the request, how many times it has come) -> what the server does with it."""
@@ -195,28 +192,16 @@ async def _send(
     await writer.drain()
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    """``serve(does=..., think_time=...)``: a running server, stopped at the end of the test."""
-    with contextlib.ExitStack() as stack:
-        yield lambda **how: stack.enter_context(Server(**how))
+def seeded_faults(share: float, seed: int, billed: bool = True) -> Schedule:
+    """Every attempt of every request fails with this probability, the same whatever the order the requests come in.
 
-
-@pytest.fixture(scope="session")
-def seeded_faults() -> Callable[..., Schedule]:
-    """``seeded_faults(share, seed, billed=True)``: every attempt of every request fails with this probability.
-
-    The same faults whatever the order the requests come in. ``billed``: whole answers that can't be read are among them.
+    ``billed``: whole answers that can't be read are among the faults.
     """
+    quick = FAULTS_QUICK + (FAULTS_BILLED if billed else ())
+    faults = 4 * quick + FAULTS_SLOW  # a timeout takes the test as long as a hundred refusals
 
-    def make(share: float, seed: int, billed: bool = True) -> Schedule:
-        quick = FAULTS_QUICK + (FAULTS_BILLED if billed else ())
-        faults = 4 * quick + FAULTS_SLOW  # a timeout takes the test as long as a hundred refusals
+    def does(name: str, attempt: int) -> str:
+        draw = random.Random(f"{seed}/{name}/{attempt}")
+        return draw.choice(faults) if draw.random() < share else "answer"
 
-        def does(name: str, attempt: int) -> str:
-            draw = random.Random(f"{seed}/{name}/{attempt}")
-            return draw.choice(faults) if draw.random() < share else "answer"
-
-        return does
-
-    return make
+    return does

@@ -1,0 +1,55 @@
+"""Benchmarks: one file each, a configuration with tasks and a score (`base.Benchmark`).
+
+To add one, write its file and name it in the union below: recipes and ``posttrain eval`` accept it, and the contract tests
+(tests/contract/test_benchmarks.py) try it from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Discriminator
+
+from posttrain.eval.benchmarks.alpaca_eval import AlpacaEvalBenchmark
+from posttrain.eval.benchmarks.arena_hard import ArenaHardBenchmark
+from posttrain.eval.benchmarks.base import Benchmark
+from posttrain.eval.benchmarks.diversity import DiversityBenchmark
+from posttrain.eval.benchmarks.gsm8k import Gsm8kBenchmark
+from posttrain.eval.benchmarks.ifeval import IfevalBenchmark
+from posttrain.eval.benchmarks.mt_bench import MtBenchBenchmark
+from posttrain.eval.benchmarks.overlap import OverlapBenchmark
+from posttrain.eval.benchmarks.pairwise import PairwiseBenchmark
+from posttrain.eval.benchmarks.safety import SafetyBenchmark
+
+AnyBenchmark = Annotated[
+    AlpacaEvalBenchmark
+    | ArenaHardBenchmark
+    | DiversityBenchmark
+    | Gsm8kBenchmark
+    | IfevalBenchmark
+    | MtBenchBenchmark
+    | OverlapBenchmark
+    | PairwiseBenchmark
+    | SafetyBenchmark,
+    Discriminator("name"),
+]
+"""What a stage's ``benchmarks`` may hold, told apart by ``name``."""
+
+NO_FILES = ("builtin", "file", "first")
+"""Values of a file key that name no file."""
+
+
+def benchmark_files(benchmark: Benchmark) -> dict[str, str]:
+    """The files a benchmark's configuration names, by key."""
+    found = {key: getattr(benchmark, key) for key in benchmark.file_keys}
+    return {key: value for key, value in found.items() if value is not None and value not in NO_FILES}
+
+
+def with_files(benchmark: AnyBenchmark, files: Mapping[str, Any]) -> AnyBenchmark:
+    """The benchmark with other files, by key."""
+    return replace(benchmark, **files)
+
+
+__all__ = ["NO_FILES", "AnyBenchmark", "Benchmark", "benchmark_files", "with_files"]

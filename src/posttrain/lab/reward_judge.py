@@ -1,0 +1,148 @@
+"""A trained reward model as a judge of pairs: the higher score wins. It sees one reply at a time: no order, no samples, no prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import ModelError
+from posttrain.eval.judges.config import JudgeSource, Plan
+from posttrain.eval.judges.items import Item
+from posttrain.eval.judges.judge import Game, asks_of
+from posttrain.eval.verdicts import Missing, Verdict
+from posttrain.generate.engine import Fingerprint, Progress
+from posttrain.types import Message, SftRow
+
+if TYPE_CHECKING:
+    import torch
+
+    from posttrain.types import Tokens
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class RewardJudge:
+    """A reward model in memory."""
+
+    model: Any
+    template: Any
+    room: int
+    """Tokens of its context."""
+    pad_id: int | None
+    dtype: torch.dtype
+    fingerprint: Fingerprint
+
+    def judge(self, items: Sequence[Item], plan: Plan, progress: Progress | None = None) -> list[Game]:
+        """Pairs: the higher score wins, equal scores are a tie. Of the plan only ``turns`` means something.
+
+        A reply whose conversation the template refuses, or that is longer than the model's context, leaves its pair without a verdict.
+        """
+        import numpy as np
+        import torch
+
+        from posttrain.encode.collate import collate_shared
+        from posttrain.encode.packing import pack
+        from posttrain.model.reward import batch_rewards
+
+        asks = asks_of(items, replace(plan, orders="original", samples=1, emphasis="no"), "pair")
+        conversations = [_conversation(items[ask.item], ask.turn, second) for ask in asks for second in (False, True)]
+        encoded = _scored(conversations, self.template, self.room, self.pad_id)
+        places = [place for place, tokens in enumerate(encoded) if not isinstance(tokens, Missing)]
+        sequences: list[Tokens] = [tokens for tokens in encoded if not isinstance(tokens, Missing)]
+        rewards_N = np.full(len(encoded), np.nan)
+        done = 0
+        for indices in pack([len(sequence) for sequence in sequences], BATCH_TOKENS):
+            with torch.no_grad():
+                batch = collate_shared([sequences[index] for index in indices])
+                found_B = batch_rewards(self.model, batch, self.dtype).float().cpu().numpy()
+            rewards_N[[places[index] for index in indices]] = found_B
+            done += len(indices)
+            if progress is not None:
+                progress(done, len(sequences))
+        games = []
+        for number, ask in enumerate(asks):
+            sides = encoded[2 * number : 2 * number + 2]
+            lost = next((side for side in sides if isinstance(side, Missing)), None)
+            a, b = rewards_N[2 * number], rewards_N[2 * number + 1]
+            won: Verdict = "tie" if a == b else "first" if a > b else "second"
+            games.append(Game(ask._replace(order="none"), won if lost is None else lost))
+        return games
+
+
+def open_reward_judge(source: JudgeSource) -> RewardJudge:
+    """Load the model of ``source.reward``.
+
+    Raises:
+        ModelError: the target has no trained score head.
+
+    """
+    from posttrain.lab.experiment import model_digest, weights_digest
+    from posttrain.lab.models import template_of
+    from posttrain.lab.targets import resolve_target
+    from posttrain.model import hardware
+    from posttrain.model.adapters import load_adapter
+    from posttrain.model.load import causal_lm, load_model
+
+    assert source.reward is not None, "the caller chose a reward model"
+    weights, template_file = resolve_target(source.reward, source.base)
+    _check_score_head(weights.adapter or weights.folder, source.reward)
+    device = hardware.resolve_device("auto")
+    dtype = hardware.choose_dtype("auto", device)
+    base = load_model(weights.folder, dtype, device, head="score").requires_grad_(False)
+    model = base if weights.adapter is None else load_adapter(base, weights.adapter, trainable=False)
+    text_config = causal_lm(model).config.get_text_config()
+    identity = weights_digest(weights, "" if weights.adapter is None else model_digest(weights.folder))
+    return RewardJudge(
+        model,
+        template_of(weights.folder, template_file),
+        room=getattr(text_config, "max_position_embeddings", None) or 1 << 30,
+        pad_id=text_config.pad_token_id,
+        dtype=dtype,
+        fingerprint=Fingerprint("reward", f"{source.reward}@{identity[:16]}", options=str(dtype)),
+    )
+
+
+def _check_score_head(folder: Path, target: str) -> None:
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "np") as weights:
+            if any(key.endswith("score.weight") for key in weights.keys()):  # noqa: SIM118 - no mapping
+                return
+    raise ModelError(
+        "this model has no trained score head: it is no reward model",
+        where=target,
+        fix="train one with the objective reward, or let it judge in words with --local",
+    )
+
+
+def _conversation(item: Item, turn: int, second: bool) -> SftRow:
+    replies = item.replies_b if second else item.replies_a
+    messages: list[Message] = []
+    for number in range(turn):
+        messages.append(Message("user", item.turns[number]))
+        messages.append(Message("assistant", replies[number], weight=None if number == turn - 1 else 0.0))
+    return SftRow(tuple(messages), item.origin, "judge")
+
+
+def _scored(rows: Sequence[SftRow], template: Any, room: int, pad_id: int | None) -> list[Tokens | Missing]:
+    """Every conversation as a reward model scores it, or why it can't be."""
+    from posttrain.encode.preferences import scored_at_end
+    from posttrain.encode.template import RowRejected
+    from posttrain.encode.tokens import encode_batch
+
+    found: list[Tokens | Missing] = []
+    for result in encode_batch(rows, template, room, "drop"):
+        if isinstance(result, RowRejected):
+            found.append(Missing("transport", f"invalid_request: {result.reason}: {result.detail}"))
+        elif len(result.examples) != 1:
+            dropped = (
+                result.dropped[0] if result.dropped else RowRejected("reply_rewritten", "the template rewrites it")
+            )
+            found.append(Missing("transport", f"invalid_request: {dropped.reason}: {dropped.detail}"))
+        else:
+            found.append(scored_at_end(result.examples[0], pad_id))
+    return found
