@@ -390,7 +390,11 @@ def score(
         console.print(summary(facts, out))
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    epilog="Benchmarks with prompts of their own: pairwise, safety, diversity. With your file: mt_bench, alpaca_eval, arena_hard, ifeval, "
+    "gsm8k, overlap. What each measures and its keys: docs/benchmarks.md",
+)
 def evaluate(
     models: Annotated[
         list[str],

@@ -80,7 +80,8 @@ def test_every_recipe_runs_two_steps(
             assert manifest(run, name)["result"]["steps"] == 2
             assert (run / name / ("model" if stage.adapter.name == "full" else "adapter")).is_dir()
         if isinstance(stage, EvalStage):
-            measured = "preferences.json" if recipe.stages[stage.data].rows == "pairs" else "likelihood.json"  # type: ignore[union-attr]
+            files = {"pairs": "preferences.json", "feedback": "feedback.json"}
+            measured = files.get(recipe.stages[stage.data].rows, "likelihood.json")  # type: ignore[union-attr]
             kept = json.loads((run / name / "ledger.json").read_text())["steps"][-1]["rows_out"]
             assert (run / name / measured).exists() == (kept > 0)
     assert done.out.rstrip().endswith(f"Open {run / 'report' / 'index.html'}")

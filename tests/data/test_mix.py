@@ -17,10 +17,10 @@ from posttrain.artifacts import read_json
 from posttrain.config import Document, build
 from posttrain.data.mix import MixStep, targets
 from posttrain.data.mix_rows import row_repeats
-from posttrain.data.rows import rows_frame, write_rows
+from posttrain.data.rows import PREFERENCE, rows_frame, write_rows
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.errors import DataError
-from posttrain.types import Message, Origin, SftRow
+from posttrain.types import Message, Origin, PairRow, Row, SftRow
 
 RUN = StepRun(resolve=lambda name: None)
 
@@ -30,7 +30,7 @@ def row(source: str, number: int, words: int = 3) -> SftRow:
     return SftRow(messages, Origin(f"{source}.jsonl", number + 1), source)
 
 
-def write(path: Path, rows: Sequence[SftRow], **columns: list[Any]) -> Path:
+def write(path: Path, rows: Sequence[Row], **columns: list[Any]) -> Path:
     frame = rows_frame(rows).with_columns(**{name: pl.Series(name, values) for name, values in columns.items()})
     write_rows(path, frame)
     return path
@@ -152,6 +152,41 @@ def test_by_tokens_the_nearest_whole_row_decides(tmp_path: Path) -> None:
     assert (facts["b"]["available"], facts["b"]["target"], facts["b"]["amount"]) == (300, 100, 90)
     more, _ = mixed(path, tmp_path / "more", mix(by="tokens", counts={"b": 106}))
     assert Counter(more["source"]) == {"a": 10, "b": 4}  # the fourth row lies at 90..120, its middle at 105
+
+
+def pair(source: str, number: int, chosen: int, rejected: int) -> PairRow:
+    """Two words of the user; so many words on each side."""
+    replies = [(Message("assistant", "word " * words),) for words in (chosen, rejected)]
+    prompt = (Message("system", "not counted"), Message("user", f"{source} {number}"))
+    return PairRow(prompt, *replies, Origin(f"{source}.jsonl", number + 1), source)
+
+
+def test_by_tokens_a_pair_counts_its_prompt_once_and_both_replies(tmp_path: Path) -> None:
+    rows = [*(pair("a", n, 3, 5) for n in range(10)), *(pair("b", n, 3, 35) for n in range(10))]
+    path = write(tmp_path / "in.parquet", rows)
+    kept, decisions = mixed(path, tmp_path / "out", mix(by="tokens", weights={"a": 1, "b": 1}))
+    # a pair of a is 2 + 3 + 5 = 10 tokens, one of b 40: 100 against 400, of which two rows and a half are 100; the middle of
+    # the third row lies at 100, so it stays
+    facts = {entry["source"]: entry for entry in decisions.facts["sources"]}
+    assert [facts[name]["available"] for name in "ab"] == [100, 400]
+    assert Counter(kept["source"]) == {"a": 10, "b": 3}
+    by_rows, _ = mixed(path, tmp_path / "rows", mix(weights={"a": 1, "b": 1}))
+    assert Counter(by_rows["source"]) == {"a": 10, "b": 10}
+    # swapped sides are as long
+    swapped = write(tmp_path / "swapped.parquet", [one.swap() for one in rows])
+    again = mix(by="tokens").decide(swapped, 0, RUN).facts["sources"]
+    assert [entry["available"] for entry in again] == [100, 400]
+
+
+def test_files_from_before_there_were_pairs_are_mixed_by_tokens(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.parquet", [row("a", n, 10) for n in range(4)])
+    new = mix(by="tokens", share=0.5).decide(path, 0, RUN)
+    for name, frame in (("old", pl.read_parquet(path)), ("none", pl.read_parquet(path).head(0))):
+        frame.drop(*PREFERENCE).write_parquet(tmp_path / f"{name}.parquet")
+    old = mix(by="tokens", share=0.5).decide(tmp_path / "old.parquet", 0, RUN)
+    assert old.facts == new.facts
+    assert old.rejects.equals(new.rejects)
+    assert mix(by="tokens").decide(tmp_path / "none.parquet", 0, RUN).facts["sources"] == []
 
 
 def test_repetition_is_a_weight(tmp_path: Path) -> None:

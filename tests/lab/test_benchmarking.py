@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from posttrain.artifacts import RunDir
 from posttrain.errors import ConfigError, PosttrainError
+from posttrain.eval.benchmarks import AnyBenchmark
 from posttrain.eval.judges.config import JudgeConfig, JudgeSource
 from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Scripted
@@ -214,6 +215,12 @@ def test_the_command_runs_benchmarks_and_writes_a_report(cli: Any, tmp_path: Pat
     assert (out / "evaluate" / "benchmarks" / "safety.json").exists()
     again = cli(*arguments)
     assert "unchanged" in again.out
+
+
+def test_the_help_names_every_benchmark(cli: Any) -> None:
+    told = cli("eval", "--help").out
+    names = [get_args(get_type_hints(kind)["name"])[0] for kind in get_args(get_args(AnyBenchmark)[0])]
+    assert [name for name in names if name not in told] == []
 
 
 @pytest.mark.parametrize(

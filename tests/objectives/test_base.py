@@ -11,6 +11,7 @@ from posttrain.objectives.base import (
     PairLogps,
     SequenceLogps,
     log1mexp,
+    log_ratio_rounding,
     log_ratios,
     log_sigmoid,
     logp_metrics,
@@ -60,6 +61,14 @@ def test_log_ratios_by_hand() -> None:
         log_ratios(policy, None)
 
 
+def test_rounding_grows_with_the_tokens_of_both_replies() -> None:
+    nothing = torch.zeros(2)
+    ratios = PairLogps(
+        SequenceLogps(nothing, torch.tensor([3.0, 400.0])), SequenceLogps(nothing, torch.tensor([5.0, 100.0]))
+    )
+    assert log_ratio_rounding(ratios).tolist() == pytest.approx([8e-5, 5e-3])
+
+
 def test_metrics_by_hand() -> None:
     # Three pairs: won by 2, lost by 1, equal. Accuracy (1 + 0 + 1/2) / 3.
     chosen_P, rejected_P = torch.tensor([3.0, 0.0, 1.0], requires_grad=True), torch.tensor([1.0, 1.0, 1.0])
@@ -72,6 +81,11 @@ def test_metrics_by_hand() -> None:
     }
     assert {m.rows for m in metrics.values()} == {3.0}
     assert not any(m.total.requires_grad for m in metrics.values())
+
+    # The same where rounding may be as large as 1: only the first pair is told apart.
+    assert reward_metrics(chosen_P, rejected_P, 1.0)["rewards/accuracies"].total.item() == 1 + 0.5 + 0.5
+    rounding_P = torch.tensor([2.0, 0.5, 0.0])
+    assert reward_metrics(chosen_P, rejected_P, rounding_P)["rewards/accuracies"].total.item() == 0.5 + 0 + 0.5
 
     ones = torch.ones(2)
     policy = PairLogps(SequenceLogps(torch.tensor([-1.0, -2.0]), ones), SequenceLogps(torch.tensor([-4.0, -8.0]), ones))

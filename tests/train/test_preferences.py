@@ -205,6 +205,25 @@ def test_at_the_start_dpo_is_ln_2(make_stage: MakeStage, small_model: Path, tmp_
         assert record["loss"] == pytest.approx(math.log(2), rel=1e-5)
         assert record["rewards/margins"] == pytest.approx(0, abs=1e-5)
         assert record["kl"] == pytest.approx(0, abs=1e-9)
+        assert record["rewards/accuracies"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "objective", [DpoObjective(), IpoObjective(), IpoObjective(average="sum"), HingeObjective()], ids=lambda o: o.name
+)
+def test_before_the_first_step_half_of_all_pairs_are_right(
+    objective: Objective, make_stage: MakeStage, small_model: Path
+) -> None:
+    """Batches cut in another way round otherwise; a pair that only rounding decides is half right."""
+    stage, units = make_stage(objective=objective), make_pairs(24)
+    reference = start_reference(stage, small_model, units)  # each sequence alone
+    trainee, task = prepare_model(stage, small_model, None, seed=0), make_task(objective, reference)
+    found = [evaluate(trainee, task, units, budget)[1] for budget in (1, 128, 10_000)]
+    found.append(one_step(trainee, task, [units[:5], units[5:]])[0].metrics)
+    assert [metrics["rewards/accuracies"] for metrics in found] == [0.5] * 4
+    assert any(metrics["rewards/margins"] != 0 for metrics in found), "nothing was rounded: the test shows nothing"
+    stirred(trainee)
+    assert {evaluate(trainee, task, [unit], 1)[1]["rewards/accuracies"] for unit in units} == {0.0, 1.0}
 
 
 def test_kto_rows_meet_the_reply_of_the_next_row() -> None:

@@ -34,7 +34,7 @@ class MixStep:
 
     kind: Literal["mix"]
     by: Literal["rows", "tokens"] = "rows"
-    """What amounts are counted in; tokens are those of the comparison tokenizer, over the whole conversation."""
+    """What amounts are counted in; tokens are those of the comparison tokenizer, over the whole conversation; of pairs also the rejected reply."""
     weights: dict[str, Annotated[float, Ge(0)]] = field(default_factory=dict)
     """Source -> its part of the mix, relative to the other weights. Without ``total``: the largest mix of these proportions."""
     counts: dict[str, Annotated[float, Ge(0)]] = field(default_factory=dict)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
 from posttrain.data.mix import MixStep, targets
-from posttrain.data.rows import LINEAGE, conversations
+from posttrain.data.rows import LINEAGE, conversations, rejected_sides, scan_rows
 from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, blocks, count_rows
 from posttrain.data.text import compared_text, tokens
 from posttrain.errors import DataError
+from posttrain.types import Message
 
 HELD_OUT_SPLITS = ("validation", "test")
 """Splits whose rows no mix touches."""
@@ -64,9 +65,9 @@ def row_repeats(path: Path) -> dict[str, int]:
 
 def _measured(rows: Path, by: Literal["rows", "tokens"], seed: int, run: StepRun) -> pl.DataFrame:
     """One line a row: place, source, whether it is held out, hash, weight so far, and how much it counts."""
-    columns = ["id", "source", "file", "line", "split", "weight", *(["messages"] if by == "tokens" else [])]
+    columns = ["id", "source", "file", "line", "split", "weight", *(["messages", "rejected"] if by == "tokens" else [])]
     total, parts = count_rows(rows), []
-    for begin, block in blocks(rows, columns) if total else [(0, pl.read_parquet(rows, columns=columns))]:
+    for begin, block in blocks(rows, columns) if total else [(0, scan_rows(rows).select(columns).collect())]:
         run.progress("mix", begin, total)
         lengths = _lengths(block) if by == "tokens" else [1] * len(block)
         hashes = [hashlib.sha256(f"mix:{seed}:{row_id}".encode()).digest() for row_id in block["id"]]
@@ -88,7 +89,15 @@ def _measured(rows: Path, by: Literal["rows", "tokens"], seed: int, run: StepRun
 
 
 def _lengths(block: pl.DataFrame) -> list[int]:
-    return [len(tokens(compared_text(turns, "conversation"))) for turns in conversations(block)]
+    """Tokens of every row as it is trained on: of a pair the prompt once and both replies."""
+    lengths = [_tokens_of(turns) for turns in conversations(block)]
+    if block["rejected"].null_count():
+        return lengths
+    return [one + _tokens_of(other) for one, other in zip(lengths, rejected_sides(block), strict=True)]
+
+
+def _tokens_of(turns: Sequence[Message]) -> int:
+    return len(tokens(compared_text(turns, "conversation")))
 
 
 def _placed(group: pl.DataFrame, wanted: Mapping[str, float]) -> pl.DataFrame:

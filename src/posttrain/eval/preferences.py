@@ -1,7 +1,8 @@
 """Held-out preferences: which of two replies several models favour, with paired bootstrap intervals.
 
 A model's implicit reward of a reply is its log-ratio to the reference, log pi(y|x) - log pi_ref(y|x) (Rafailov et al. 2023,
-arXiv:2305.18290, eq. 5, without beta). The reference itself rewards nothing, so its accuracy is one half by definition.
+arXiv:2305.18290, eq. 5, without beta). The reference itself rewards nothing, so its accuracy is one half by definition, and a
+difference of rewards within rounding (`posttrain.types.resolved`) counts one half for every model.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 
 from posttrain.encode.preferences import PairTokens
 from posttrain.eval.stats import Interval, mean_difference
+from posttrain.types import LOGP_ROUNDING, resolved
+
+ReplyLogps = Sequence[NDArray[np.float32]]
+"""Of every reply: log p of each of its tokens under one model."""
 
 MEASURES = ("reward_accuracy", "reward_margin", "ranking_accuracy")
 
@@ -21,8 +26,8 @@ MEASURES = ("reward_accuracy", "reward_margin", "ranking_accuracy")
 class PairScores(NamedTuple):
     """Of every held-out pair: log p of each token of the chosen and of the rejected reply under one model."""
 
-    chosen: Sequence[NDArray[np.float32]]
-    rejected: Sequence[NDArray[np.float32]]
+    chosen: ReplyLogps
+    rejected: ReplyLogps
 
 
 def preference_record(
@@ -35,18 +40,18 @@ def preference_record(
     chance: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     measured = {name: _measures(found, scores[reference]) for name, found in scores.items()}
     zeros = np.zeros(len(scores[reference].chosen))
-    models = {}
+    models, start = {}, scores[reference]
     for name, found in scores.items():
-        intervals = {key: _told(mean_difference(zeros, measured[name][key], **chance)) for key in MEASURES}
+        intervals = {key: told(mean_difference(zeros, measured[name][key], **chance)) for key in MEASURES}
         models[name] = intervals | {
-            "logps_chosen": float(np.mean([part.sum(dtype=np.float64) for part in found.chosen])),
-            "logps_rejected": float(np.mean([part.sum(dtype=np.float64) for part in found.rejected])),
-            "kl": _divergence(found, scores[reference]),
+            "logps_chosen": float(sums(found.chosen).mean()),
+            "logps_rejected": float(sums(found.rejected).mean()),
+            "kl": divergence([*found.chosen, *found.rejected], [*start.chosen, *start.rejected]),
         }
     first, *others = scores
     differences = [
         {"a": first, "b": name}
-        | {key: _told(mean_difference(measured[first][key], measured[name][key], **chance)) for key in MEASURES}
+        | {key: told(mean_difference(measured[first][key], measured[name][key], **chance)) for key in MEASURES}
         for name in others
     ]
     return {
@@ -75,10 +80,11 @@ def preference_rows(scores: Mapping[str, PairScores], pairs: Sequence[PairTokens
 
 def _measures(own: PairScores, reference: PairScores) -> dict[str, NDArray[np.float64]]:
     """The value of every measure for every pair."""
-    margins = _sums(own.chosen) - _sums(reference.chosen) - (_sums(own.rejected) - _sums(reference.rejected))
+    margins = sums(own.chosen) - sums(reference.chosen) - (sums(own.rejected) - sums(reference.rejected))
+    rounding = LOGP_ROUNDING * (token_counts(own.chosen) + token_counts(own.rejected))
     means = [np.array([float(part.mean(dtype=np.float64)) for part in side]) for side in own]
     return {
-        "reward_accuracy": _wins(margins),
+        "reward_accuracy": _wins(resolved(margins, rounding)),
         "reward_margin": margins,
         "ranking_accuracy": _wins(means[0] - means[1]),
     }
@@ -86,18 +92,25 @@ def _measures(own: PairScores, reference: PairScores) -> dict[str, NDArray[np.fl
 
 def _wins(differences: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 where the chosen reply is favoured, 1/2 where neither is."""
-    return np.where(differences == 0, 0.5, (differences > 0).astype(np.float64))
+    return (np.sign(differences) + 1) / 2
 
 
-def _sums(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+def sums(parts: ReplyLogps) -> NDArray[np.float64]:
+    """log p of every reply: the sum over its tokens."""
     return np.array([part.sum(dtype=np.float64) for part in parts])
 
 
-def _divergence(own: PairScores, reference: PairScores) -> float:
+def token_counts(parts: ReplyLogps) -> NDArray[np.float64]:
+    """Tokens of every reply."""
+    return np.array([len(part) for part in parts], np.float64)
+
+
+def divergence(own: ReplyLogps, reference: ReplyLogps) -> float:
     """Half the mean squared log-ratio of a reply's token, as the training logs it."""
-    ratios = [np.concatenate([*a]) - np.concatenate([*b]) for a, b in zip(own, reference, strict=True)]
+    ratios = [a - b for a, b in zip(own, reference, strict=True)]
     return float(0.5 * np.mean(np.square(np.concatenate(ratios), dtype=np.float64)))
 
 
-def _told(interval: Interval) -> dict[str, float]:
+def told(interval: Interval) -> dict[str, float]:
+    """An interval as it stands in a record."""
     return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from posttrain.artifacts import Ledger, StageDir, read_json, write_json, write_text
-from posttrain.data.rows import read_pairs, read_rows, rows_kind
-from posttrain.encode.preferences import PairTokens, encode_pairs, sequences_of
+from posttrain.data.rows import read_feedback, read_pairs, read_rows, rows_kind
+from posttrain.encode.preferences import FeedbackTokens, PairTokens, encode_feedback, encode_pairs, sequences_of
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
-from posttrain.errors import DataError
 from posttrain.eval.benchmarks.base import Chance
 from posttrain.eval.config import EvalStage
 from posttrain.eval.prompts import Prompt, load_prompts
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 Logps = list[list[float]]
 """log p of every supervised token of every held-out sequence, as they are kept between two lives of a process."""
+Arrays = list[NDArray[np.float32]]
+"""The same as arrays."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class HeldOut:
     """The held-out rows of an evaluation, encoded."""
 
     kind: RowKind
-    units: Sequence[Tokens | PairTokens]
+    units: Sequence[Tokens | PairTokens | FeedbackTokens]
 
 
 def evaluate(
@@ -168,11 +170,7 @@ def _held_out(rows: Path, template: ChatTemplate, stage: EvalStage, ledger: Ledg
         case "pairs":
             return HeldOut(kind, encode_pairs(read_pairs(rows), template, stage.max_length, ledger).examples)
         case "feedback":
-            raise DataError(
-                "these held-out rows are single labelled replies, which can't be compared one with another",
-                where=str(rows),
-                fix="evaluate on a data stage of pairs or conversations (rows: pairs); training reports held-out feedback itself",
-            )
+            return HeldOut(kind, encode_feedback(read_feedback(rows), template, stage.max_length, ledger).examples)
         case _:
             return HeldOut(
                 "conversations", encode_rows(read_rows(rows), template, stage.max_length, "drop", ledger).examples
@@ -222,29 +220,74 @@ def _measure(
     display: Display,
 ) -> dict[str, Any]:
     """Write what the held-out rows say of the models; returns its part of the stage's result."""
+    arrays = {name: [np.array(part, np.float32) for part in found] for name, found in logps.items()}
+    reference = stage.reference or next(iter(arrays))
+    match held_out.kind:
+        case "conversations":
+            examples = [unit for unit in held_out.units if isinstance(unit, Tokens)]
+            return _measure_likelihood(arrays, examples, out, chance, display)
+        case "pairs":
+            pairs = [unit for unit in held_out.units if isinstance(unit, PairTokens)]
+            return _measure_pairs(arrays, pairs, reference, out, chance, display)
+        case "feedback":
+            replies = [unit for unit in held_out.units if isinstance(unit, FeedbackTokens)]
+            return _measure_feedback(arrays, replies, reference, out, chance, display)
+
+
+def _measure_likelihood(
+    arrays: Mapping[str, Arrays], examples: Sequence[Tokens], out: StageDir, chance: Mapping[str, Any], display: Display
+) -> dict[str, Any]:
     from posttrain.eval.likelihood import likelihood_record, row_records
-    from posttrain.eval.preferences import PairScores, preference_record, preference_rows
     from posttrain.model.score import weigh
 
-    arrays = {name: [np.array(part, np.float32) for part in found] for name, found in logps.items()}
-    if held_out.kind == "conversations":
-        examples = [unit for unit in held_out.units if isinstance(unit, Tokens)]
-        scores = {name: weigh(examples, found) for name, found in arrays.items()}
-        likelihood = likelihood_record(scores, **chance)
-        write_json(out.file("likelihood.json"), likelihood)
-        _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, examples))
-        for name, found in scores.items():
-            display.note(f"{name}: held-out loss {found.mean():.4f} on {len(examples)} rows")
-        return {"loss": {name: entry["loss"] for name, entry in likelihood["models"].items()}}
-    pairs = [unit for unit in held_out.units if isinstance(unit, PairTokens)]
+    scores = {name: weigh(examples, found) for name, found in arrays.items()}
+    likelihood = likelihood_record(scores, **chance)
+    write_json(out.file("likelihood.json"), likelihood)
+    _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, examples))
+    for name, found in scores.items():
+        display.note(f"{name}: held-out loss {found.mean():.4f} on {len(examples)} rows")
+    return {"loss": {name: entry["loss"] for name, entry in likelihood["models"].items()}}
+
+
+def _measure_pairs(
+    arrays: Mapping[str, Arrays],
+    pairs: Sequence[PairTokens],
+    reference: str,
+    out: StageDir,
+    chance: Mapping[str, Any],
+    display: Display,
+) -> dict[str, Any]:
+    from posttrain.eval.preferences import PairScores, preference_record, preference_rows
+
     sides = {name: PairScores(found[0::2], found[1::2]) for name, found in arrays.items()}
-    preferences = preference_record(sides, stage.reference or stage.models[0], **chance)
+    preferences = preference_record(sides, reference, **chance)
     write_json(out.file("preferences.json"), preferences)
     _write_lines(out.file("preference_rows.jsonl"), preference_rows(sides, pairs))
     accuracy = {name: entry["reward_accuracy"]["estimate"] for name, entry in preferences["models"].items()}
     for name, share in accuracy.items():
         display.note(f"{name}: favours the chosen reply in {share:.1%} of {len(pairs)} held-out pairs")
     return {"reward_accuracy": accuracy}
+
+
+def _measure_feedback(
+    arrays: Mapping[str, Arrays],
+    replies: Sequence[FeedbackTokens],
+    reference: str,
+    out: StageDir,
+    chance: Mapping[str, Any],
+    display: Display,
+) -> dict[str, Any]:
+    from posttrain.eval.feedback import feedback_record, feedback_rows
+
+    feedback = feedback_record(arrays, [reply.desirable for reply in replies], reference, **chance)
+    write_json(out.file("feedback.json"), feedback)
+    _write_lines(out.file("feedback_rows.jsonl"), feedback_rows(arrays, replies))
+    found = {name: entry["separation"] for name, entry in feedback["models"].items()}
+    separation = {name: None if one is None else one["estimate"] for name, one in found.items()}
+    for name, area in separation.items():
+        told = "only one kind of replies is held out" if area is None else f"in {area:.1%} of all pairs of them"
+        display.note(f"{name}: a good reply is rewarded more than a bad one: {told}")
+    return {"separation": separation}
 
 
 def _check_replies(replies: Sequence[Mapping[str, Any]], out: StageDir, chance: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from posttrain.types import LOGP_ROUNDING, resolved
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -90,14 +92,23 @@ def metric(values_B: Tensor) -> Metric:
     return Metric(values_B.detach().sum(), float(len(values_B)))
 
 
-def reward_metrics(chosen_P: Tensor, rejected_P: Tensor) -> dict[str, Metric]:
-    """What is logged of the rewards of both sides [P]. Equal rewards are half a success: the model can't tell the sides apart."""
+def log_ratio_rounding(ratios: PairLogps) -> Tensor:
+    """How far rounding may move the difference of the two log-ratios of a pair, in nats [P]."""
+    return LOGP_ROUNDING * (ratios.chosen.counts_B + ratios.rejected.counts_B)
+
+
+def reward_metrics(chosen_P: Tensor, rejected_P: Tensor, rounding_P: Tensor | float = 0.0) -> dict[str, Metric]:
+    """What is logged of the rewards of both sides [P].
+
+    A margin within ``rounding_P`` (in the unit of the rewards [P]) is half a success: the model can't tell the sides
+    apart. So a policy that is still its reference is right in exactly half of the pairs.
+    """
     margins_P = chosen_P - rejected_P
     return {
         "rewards/chosen": metric(chosen_P),
         "rewards/rejected": metric(rejected_P),
         "rewards/margins": metric(margins_P),
-        "rewards/accuracies": metric((margins_P.sign() + 1) / 2),
+        "rewards/accuracies": metric((resolved(margins_P, rounding_P).sign() + 1) / 2),
     }
 
 

@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from posttrain.objectives.base import Loss, PairLogps, log_ratios, log_sigmoid, logp_metrics, metric, reward_metrics
+from posttrain.objectives.base import (
+    Loss,
+    PairLogps,
+    log_ratio_rounding,
+    log_ratios,
+    log_sigmoid,
+    logp_metrics,
+    metric,
+    reward_metrics,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +81,8 @@ class DpoObjective:
         ratios = log_ratios(policy, reference)
         chosen_P, rejected_P = ratios.chosen.sums_B, ratios.rejected.sums_B
         losses_P = dpo_losses(chosen_P - rejected_P, self.beta, self.label_smoothing, self.robust)
-        metrics = reward_metrics(self.beta * chosen_P, self.beta * rejected_P) | logp_metrics(policy)
+        rounding_P = self.beta * log_ratio_rounding(ratios)
+        metrics = reward_metrics(self.beta * chosen_P, self.beta * rejected_P, rounding_P) | logp_metrics(policy)
         if self.sft_weight:
             nll_P = -policy.chosen.means_B
             losses_P = losses_P + self.sft_weight * nll_P

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
-from posttrain.objectives.base import Loss, PairLogps, log_ratios, logp_metrics, reward_metrics
+from posttrain.objectives.base import Loss, PairLogps, log_ratio_rounding, log_ratios, logp_metrics, reward_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,5 +46,6 @@ class HingeObjective:
         ratios = log_ratios(policy, reference)
         chosen_P, rejected_P = ratios.chosen.sums_B, ratios.rejected.sums_B
         losses_P = hinge_losses(chosen_P - rejected_P, self.beta)
-        metrics = reward_metrics(self.beta * chosen_P, self.beta * rejected_P) | logp_metrics(policy)
+        rounding_P = self.beta * log_ratio_rounding(ratios)
+        metrics = reward_metrics(self.beta * chosen_P, self.beta * rejected_P, rounding_P) | logp_metrics(policy)
         return Loss(losses_P.sum() / step_pairs, metrics)

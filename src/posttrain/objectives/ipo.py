@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
-from posttrain.objectives.base import Loss, PairLogps, log_ratios, logp_metrics, reward_metrics
+from posttrain.objectives.base import Loss, PairLogps, log_ratio_rounding, log_ratios, logp_metrics, reward_metrics
+from posttrain.types import LOGP_ROUNDING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,10 +46,13 @@ class IpoObjective:
     def loss(self, policy: PairLogps, reference: PairLogps | None, step_pairs: int) -> Loss:
         """This micro-batch's share of the loss of a step of ``step_pairs`` pairs."""
         ratios = log_ratios(policy, reference)
+        rounding: Tensor | float
         if self.average == "tokens":
             chosen_P, rejected_P = ratios.chosen.means_B, ratios.rejected.means_B
+            rounding = 2 * LOGP_ROUNDING  # a token of each side
         else:
             chosen_P, rejected_P = ratios.chosen.sums_B, ratios.rejected.sums_B
+            rounding = log_ratio_rounding(ratios)
         losses_P = ipo_losses(chosen_P - rejected_P, self.beta)
-        metrics = reward_metrics(self.beta * chosen_P, self.beta * rejected_P) | logp_metrics(policy)
-        return Loss(losses_P.sum() / step_pairs, metrics)
+        rewards = reward_metrics(self.beta * chosen_P, self.beta * rejected_P, self.beta * rounding)
+        return Loss(losses_P.sum() / step_pairs, rewards | logp_metrics(policy))

@@ -77,7 +77,7 @@ def reference_text(train: TrainFacts, training: PreferenceTraining) -> str:
 
 def explanation(training: PreferenceTraining) -> str:
     """Return what loss and rewards of the stage mean."""
-    margin = " The margin is the chosen reply's reward less the rejected one's; accuracy is the share of pairs with a margin above 0."
+    margin = " The margin is the chosen reply's reward less the rejected one's; accuracy is the share of pairs with a margin above 0, where a margin within rounding counts half."
     words = f"{LOSSES[training.objective]} {REWARDS[training.objective]}" + (margin if training.paired else "")
     if training.reference is not None:
         words += (

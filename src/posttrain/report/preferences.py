@@ -21,6 +21,7 @@ from posttrain.report.records import (
     PreferencesFile,
 )
 from posttrain.report.verdicts import Verdict, gain_verdict, paired_gain_verdict
+from posttrain.types import LOGP_ROUNDING, resolved
 
 Measure = Literal["reward_accuracy", "reward_margin", "ranking_accuracy"]
 
@@ -255,7 +256,7 @@ def row_wins(rows: Sequence[PreferenceRow], reference: str) -> Wins:
     return {
         model: {
             "reward_accuracy": [
-                _win(own.chosen - start.chosen, own.rejected - start.rejected)
+                _win(resolved(own.chosen - start.chosen - (own.rejected - start.rejected), _rounding(own)), 0.0)
                 for own, start in zip(group, by_model[reference], strict=True)
             ],
             "ranking_accuracy": [_win(r.chosen / r.chosen_tokens, r.rejected / r.rejected_tokens) for r in group],
@@ -276,6 +277,10 @@ def sign_tests(wins: Wins, a: str, b: str) -> dict[Measure, SignTest]:
         )
         for measure in wins[a]
     }
+
+
+def _rounding(row: PreferenceRow) -> float:
+    return LOGP_ROUNDING * (row.chosen_tokens + row.rejected_tokens)
 
 
 def _win(chosen: float, rejected: float) -> float:

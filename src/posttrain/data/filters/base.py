@@ -94,6 +94,9 @@ class Filter(Generic[C]):
     """Pure; every measurement whose ``passed`` is false drops the row, the first one gives the reason."""
     dropped: Mapping[str, Example[C]]
     """Every reason, with an example."""
+    replies: Literal["all", "wanted"] = "all"
+    """Which replies of preference rows it looks at. ``all``: a row goes where either reply is bad. ``wanted``: only what is to be
+    imitated, for traits that a rejected or undesirable reply is there to show."""
 
 
 def talk(*turns: str) -> Conversation:

@@ -92,4 +92,5 @@ HARMFUL = Filter(
             Conversation((Message("user", "Hi"), Message("assistant", "...")), scores={"toxicity": 0.9}),
         ),
     },
+    replies="wanted",
 )

@@ -26,7 +26,7 @@ from posttrain.data.filters.secrets import Secrets
 from posttrain.data.filters.structure import Structure
 from posttrain.data.filters.template import Template
 from posttrain.data.language import identifier_words
-from posttrain.data.rows import conversations
+from posttrain.data.rows import conversations, rejected_sides
 from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, blocks, count_rows
 from posttrain.errors import ConfigError, DataError
 from posttrain.table import did_you_mean
@@ -34,7 +34,9 @@ from posttrain.table import did_you_mean
 Chosen = tuple[tuple[str, Any], ...]
 """Names of filters and their configurations, in the order of the table."""
 
-_COLUMNS = ("id", "source", "messages", "tools", "meta", "scores")
+REJECTED = "rejected."
+"""Before the check of a measurement on the rejected side of a pair; its reasons begin with ``rejected_``."""
+_COLUMNS = ("id", "source", "messages", "prompt_turns", "rejected", "desirable", "tools", "meta", "scores")
 _PRIVATE = ("pii", "secrets")
 """Filters whose finds must not show: examples of what they drop carry no text."""
 _EXAMPLES = 3
@@ -73,22 +75,39 @@ class FilterStep:
 
         Raises ConfigError where no filter is on or a setting can't be used, DataError where no row carries the score asked for.
         """
-        chosen = self.chosen()
-        if not chosen:
-            raise ConfigError("every filter is off", where="filter", fix=f"turn one on: {', '.join(FILTERS)}")
-        if self.language is not None:
-            check_languages(self.language)
-        total = count_rows(rows)
-        found = Findings()
-        for begin, judged in map_rows(partial(judge, chosen=chosen), rows, _COLUMNS, run, "filter"):
-            found.add(begin, judged)
-        if self.harmful is not None and self.harmful.score is not None and total and found.unscored == total:
-            raise _no_score(self.harmful.score, rows)
-        return found.decisions(chosen)
+        return decide(self, rows, run)
 
     def chosen(self) -> Chosen:
         """The filters that are on, with their settings."""
         return tuple((name, config) for name in FILTERS if (config := getattr(self, name)) is not None)
+
+
+def decide(step: FilterStep, rows: Path, run: StepRun, rejected: bool = True) -> Decisions:
+    """What :meth:`FilterStep.decide` returns. ``rejected``: whether the rejected sides of pairs are measured as well."""
+    chosen = step.chosen()
+    if not chosen:
+        raise ConfigError("every filter is off", where="filter", fix=f"turn one on: {', '.join(FILTERS)}")
+    if step.language is not None:
+        check_languages(step.language)
+    total = count_rows(rows)
+    found = Findings()
+    for begin, judged in map_rows(partial(judge, chosen=chosen, rejected=rejected), rows, _COLUMNS, run, "filter"):
+        found.add(begin, judged)
+    if step.harmful is not None and step.harmful.score is not None and total and found.unscored == total:
+        raise _no_score(step.harmful.score, rows)
+    return found.decisions(chosen)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """One row as filters see it."""
+
+    whole: Conversation
+    """The conversation; of preference rows the prompt with the chosen reply, or with the judged one."""
+    wanted: Conversation
+    """What is to be imitated of it: the same, or the prompt alone where the reply was found undesirable."""
+    rejected: Conversation | None = None
+    """Of a pair the prompt with the rejected reply."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +148,16 @@ class Judged:
     """Rows without the harm score that is asked for."""
 
 
-def judge(block: pl.DataFrame, chosen: Chosen) -> Judged:
-    """Measure a block of rows (columns id, source, messages, tools, meta, scores) with the chosen filters. Pure."""
+def judge(block: pl.DataFrame, chosen: Chosen, rejected: bool = True) -> Judged:
+    """Measure a block of rows (the columns of preferences among them) with the chosen filters. Pure.
+
+    ``rejected``: whether the rejected sides of pairs are measured as well.
+    """
     judged = Judged(block["source"])
     places: dict[tuple[str, str], int] = {}
     score = next((config.score for name, config in chosen if name == "harmful"), None)
     ids, sources = block["id"].to_list(), block["source"].to_list()
-    for number, row in enumerate(_rows(block)):
+    for number, row in enumerate(_rows(block, rejected)):
         failures: list[tuple[str, Measurement]] = []
         for name, config in chosen:
             for one in _measured(name, config, row, ids[number], judged.errors):
@@ -146,30 +168,51 @@ def judge(block: pl.DataFrame, chosen: Chosen) -> Judged:
                 judged.passed.append(one.passed)
                 if not one.passed:
                     failures.append((name, one))
-        judged.unscored += score is not None and score_of(row, score) is None
+        judged.unscored += score is not None and score_of(row.whole, score) is None
         if failures:
-            _drop(judged, number, ids[number], sources[number], row, failures)
+            _drop(judged, number, ids[number], sources[number], row, _in_order(failures))
     judged.catalogue = list(places)
     judged.examples = _fewest(judged.examples)
     return judged
 
 
-def _rows(block: pl.DataFrame) -> Iterator[Conversation]:
-    columns = (block[name].to_list() for name in ("tools", "meta", "scores"))
-    for messages, tools, meta, scores in zip(conversations(block), *columns, strict=True):
+def _rows(block: pl.DataFrame, rejected: bool) -> Iterator[Sides]:
+    columns = (block[name].to_list() for name in ("tools", "meta", "scores", "prompt_turns", "desirable"))
+    others = rejected_sides(block) if rejected and not block["rejected"].null_count() else iter(())
+    for messages, tools, meta, scores, turns, desirable in zip(conversations(block), *columns, strict=True):
         values: dict[str, float] = {}
         for score in scores:
             if score["value"] is not None:
                 values[score["name"]] = max(score["value"], values.get(score["name"], score["value"]))
-        yield Conversation(messages, {} if meta == "{}" else json.loads(meta), tools != "[]", values)
+        offered = tools != "[]"
+        whole = Conversation(messages, {} if meta == "{}" else json.loads(meta), offered, values)
+        wanted = Conversation(messages[:turns], tools=offered) if desirable is False else whole
+        other = next(others, None)
+        yield Sides(whole, wanted, None if other is None else Conversation(messages[:turns] + other, tools=offered))
+
+
+def _of_rejected(one: Measurement) -> Measurement:
+    return one._replace(check=REJECTED + one.check, reason=one.reason and f"rejected_{one.reason}")
+
+
+def _in_order(failures: Sequence[tuple[str, Measurement]]) -> list[tuple[str, Measurement]]:
+    """Those of the rejected side last, and without those that the prompt already has on the other side."""
+    own = [(name, one) for name, one in failures if not one.check.startswith(REJECTED)]
+    known = {(one.check, one.value, one.detail) for _, one in own}
+    others = [(name, one) for name, one in failures if one.check.startswith(REJECTED)]
+    return own + [(n, m) for n, m in others if (m.check.removeprefix(REJECTED), m.value, m.detail) not in known]
 
 
 def _measured(
-    name: str, config: Any, row: Conversation, row_id: str, errors: list[tuple[str, str, str]]
+    name: str, config: Any, row: Sides, row_id: str, errors: list[tuple[str, str, str]]
 ) -> Sequence[Measurement]:
-    """The measurements of one filter on one row; none, and an entry in ``errors``, where it fails."""
+    """The measurements of one filter on one row, its rejected side last; none, and an entry in ``errors``, where it fails."""
+    one = FILTERS[name]
     try:
-        return tuple(FILTERS[name].measure(row, config))
+        if one.replies == "wanted":
+            return tuple(one.measure(row.wanted, config))
+        other = () if row.rejected is None else map(_of_rejected, one.measure(row.rejected, config))
+        return (*one.measure(row.whole, config), *other)
     except Exception as error:
         errors.append((name, row_id, f"{type(error).__name__}: {error}"[:_SHOWN]))
         return ()
@@ -180,7 +223,7 @@ def _drop(
     number: int,
     row_id: str,
     source: str,
-    row: Conversation,
+    row: Sides,
     failures: Sequence[tuple[str, Measurement]],
 ) -> None:
     names = list(dict.fromkeys(name for name, _ in failures))
@@ -192,7 +235,8 @@ def _drop(
     detail = first.detail + (f"; also {', '.join(others)}" if others else "")
     judged.rejects.append((number, first.reason, detail))
     private = any(name in _PRIVATE for name in names)
-    user, assistant = ("", "") if private else (_short(row, "user"), _short(row, "assistant"))
+    shown = row.rejected if row.rejected is not None and first.check.startswith(REJECTED) else row.whole
+    user, assistant = ("", "") if private else (_short(shown, "user"), _short(shown, "assistant"))
     judged.examples.append(Example(first.reason, row_id, source, detail, user, assistant))
 
 

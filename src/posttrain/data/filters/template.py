@@ -113,4 +113,5 @@ TEMPLATE = Filter(
         "boilerplate": Example(Template(), talk("Write a poem.", "Sure! Here is a poem: I hope this helps!")),
         "few_sentences": Example(Template(min_sentences=2), talk("雪是什么颜色？", "雪是白色的。")),
     },
+    replies="wanted",
 )

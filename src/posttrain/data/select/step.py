@@ -22,6 +22,7 @@ from posttrain.data.filters.length import Length
 from posttrain.data.filters.refusal import Refusal
 from posttrain.data.filters.repetition import Repetition
 from posttrain.data.filters.step import FilterStep
+from posttrain.data.filters.step import decide as decide_filters
 from posttrain.data.filters.structure import Structure
 from posttrain.data.filters.template import Template
 from posttrain.data.rows import conversations
@@ -170,7 +171,7 @@ def _scored(table: pl.DataFrame, name: str, context: Context, outcome: Outcome) 
 
 def _passing(gates: Gates | StrictGates, table: pl.DataFrame, context: Context, outcome: Outcome) -> pl.DataFrame:
     """The rows that pass the gates; the others are dropped."""
-    decided = gate_filters(gates).decide(context.rows, context.seed, context.run)
+    decided = decide_filters(gate_filters(gates), context.rows, context.run, rejected=False)
     outcome.rejects.append(decided.rejects.select(list(REJECTS)))
     outcome.verdicts.append(decided.verdicts.select(list(VERDICTS)))
     outcome.facts["gates"] = {key: decided.facts[key] for key in ("rows", "kept", "reasons", "checks")}
