@@ -123,8 +123,10 @@ def mean_difference(
     return _bootstrap_ratio(b - a, np.ones_like(a), confidence, resamples, seed)
 
 
-def wilson(passed: int, checked: int, confidence: float = 0.95) -> Interval:
+def wilson(passed: float, checked: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927; method 3 of Newcombe 1998, without continuity correction).
+
+    ``passed`` may be a number with halves (ties): then the interval is somewhat too wide, never too narrow.
 
     Raises:
         ValueError: not ``0 <= passed <= checked``, or nothing was checked.

@@ -121,6 +121,15 @@ def test_ratings_that_do_not_exist_are_told(judged):
     assert any("No ratings: Bradley-Terry ratings would be infinite" in note for note in record["notes"])
 
 
+def test_nothing_but_ties_is_no_rating(judged):
+    every = benchmark(against="all")
+    answers = judged.answers(TASKS, base=["q1"] * 4, sft=["q1"] * 4)
+    record = judged.record(every, every.score(answers, judged.judges(judged.better_wins), judged.chance), answers)
+    assert record["ratings"]["rows"] == []
+    assert record["ratings"]["wins"] == [[0, 2], [2, 0]]
+    assert "No ratings: every comparison with a verdict is a tie." in record["notes"]
+
+
 def test_without_any_verdict_there_is_no_number(judged):
     every = benchmark(against="all")
     answers = judged.answers(TASKS, base=["q1"] * 4, sft=["mute"] * 4)

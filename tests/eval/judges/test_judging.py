@@ -26,6 +26,7 @@ from posttrain.eval.judges.judge import (
 from posttrain.eval.judges.prompts import load_prompt
 from posttrain.eval.judges.scores import model_ratings, panel_ratings
 from posttrain.eval.judges.win_rates import win_rates
+from posttrain.eval.stats import wilson
 from posttrain.eval.verdicts import Missing
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.engine import Completion, Failure, TokenLogprob, Usage
@@ -310,3 +311,8 @@ def test_a_trial_asks_again_too(items):
     assert len(engine.requests) == 6
     with pytest.raises(ConfigError, match=r"can be read by parser pair_letter \(length\)"):
         try_out(FakeEngine(cut_below(65)), items, PAIR, Plan(max_tokens=16), "mine.yaml")
+
+
+def test_equal_outcomes_are_no_certainty() -> None:
+    assert win_rates(["first"] * 5, list("abcde")).win_rate == wilson(5, 5)
+    assert win_rates(["tie"] * 4, list("aabb")).adjusted == wilson(1, 2)  # two questions, each with two turns

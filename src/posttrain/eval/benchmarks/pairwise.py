@@ -149,7 +149,7 @@ def ratings_record(
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """``ratings`` of the record: Bradley-Terry ratings, best first, and the win matrix in the order of ``models``; and what must be told.
 
-    Where ratings do not exist (a model that won or lost everything) there are no rows, and a note says why.
+    Where ratings do not exist (a model that won or lost everything, or nothing but ties) there are no rows, and a note says why.
     """
     comparisons = comparisons_of(matches)
     if comparisons is None:
@@ -158,6 +158,11 @@ def ratings_record(
     known = [model for model in models if model in matrix.models]
     places = [matrix.models.index(model) for model in known]
     rows, notes = [], []
+    if not any(outcome in ("first", "second") for match in matches for outcome in match.outcomes.values()):
+        # WHY no ratings: equal ones with intervals of no width would look like certainty
+        wins = matrix.wins_MM[places][:, places].tolist()
+        told = "No ratings: every comparison with a verdict is a tie."
+        return {"method": "bradley_terry", "rows": [], "models": known, "wins": wins}, [told]
     try:
         table = bradley_terry(comparisons, confidence=chance.confidence)
         rows = [{key: getattr(one, key) for key in ("model", "rating", "low", "high", "rank")} for one in table.ratings]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posttrain.eval.stats import Interval, clustered_difference, mcnemar
+from posttrain.eval.stats import Interval, clustered_difference, mcnemar, wilson
 from posttrain.eval.verdicts import Missing, Verdict
 
 POINTS: dict[Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
@@ -39,6 +39,8 @@ def win_rates(
 ) -> WinRates:
     """Win rates of model a; the percentile intervals resample clusters (the turns of one question belong together).
 
+    Where all outcomes are the same the interval is Wilson's for as many clusters.
+
     The sign test takes questions as independent; where they come in clusters the intervals are the safer guide.
 
     Raises:
@@ -52,6 +54,9 @@ def win_rates(
     wins, losses, ties = (verdicts.count(one) for one in ("first", "second", "tie"))
 
     def mean(values: Sequence[float]) -> Interval | None:
+        clusters = len({cluster for _, cluster in judged})
+        if len(set(values)) == 1:  # the bootstrap would have no width, which is no certainty
+            return wilson(values[0] * clusters, clusters, confidence)
         return mean_interval(values, [c for _, c in judged], confidence=confidence, resamples=resamples, seed=seed)
 
     return WinRates(
