@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,17 @@ import pytest
 import yaml
 
 from posttrain.artifacts import Ledger, MetricsLog, RunDir, write_json, write_text
+from posttrain.eval.benchmarks.base import Answer, Chance, Counts, Findings, Measure, Shown, Task, Value
+from posttrain.eval.benchmarks.measures import benchmark_record, reply_rows
+from posttrain.eval.judges.bias import bias_report
+from posttrain.eval.judges.items import Item
+from posttrain.eval.judges.judge import Ask, Game, outcome_of
+from posttrain.eval.judges.win_rates import POINTS, win_rates
 from posttrain.eval.preferences import PairScores, preference_record, preference_rows
+from posttrain.eval.ratings import Comparison, bradley_terry, gather, win_matrix
+from posttrain.eval.verdicts import Missing, Verdict
+from posttrain.generate.engine import Failure, Fingerprint, Sampling, Usage
+from posttrain.lab.judges import calls_of, plain
 from posttrain.types import Origin
 
 RECIPE = """\
@@ -483,3 +494,337 @@ def edit_json() -> Callable[[Path, Callable[[Any], None]], None]:
         write_json(path, value)
 
     return edit
+
+
+# ---- benchmarks ----------------------------------------------------------------------------------------------------
+
+CONTENDERS = ("base", "sft", "dpo", "simpo")
+GAINS = {"base": 0.0, "sft": 0.6, "dpo": 1.4, "simpo": 0.9}
+"""How much better than base a model is, in logits or points of a rating."""
+CHANCE = Chance(resamples=400, seed=3)
+HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)> </article></section> ``` | **bold**'
+
+
+def _quality(model: str, task: str, draw: int = 0) -> float:
+    """A standard normal number that belongs to a model and a task: the same in every run."""
+    return float(np.random.default_rng([sum(map(ord, model)), sum(map(ord, task)), len(task), draw]).normal())
+
+
+def _answers(
+    tasks: Sequence[Task], models: Sequence[str] = CONTENDERS, failing: frozenset[tuple[str, str]] = frozenset()
+) -> dict[str, list[Answer]]:
+    """A reply a turn and sample. Those in ``failing`` (model, task id) have none."""
+    found: dict[str, list[Answer]] = {}
+    for model in models:
+        for task in tasks:
+            for sample in range(task.samples):
+                words = 12 + int(6 * GAINS[model]) + int(4 * abs(_quality(model, task.id, sample)))
+                text = (
+                    HOSTILE
+                    if (model, task.id) == ("sft", tasks[0].id)
+                    else f"{model} says {sample}: " + "word " * words
+                )
+                replies = () if (model, task.id) in failing else (text,) * len(task.turns)
+                found.setdefault(model, []).append(
+                    Answer(
+                        task, sample, replies, ("length" if words > 24 else "stop",) * len(replies),
+                        (Usage(40, words),) * len(replies),
+                        Failure("timeout", "no reply within 60 s", 3) if not replies else None,
+                    )
+                )  # fmt: skip
+    return found
+
+
+def _counts(answers: Sequence[Answer], measured: set[str], reason: str) -> Counts:
+    dropped = ["timeout" if a.failure else reason for a in answers if a.task.id not in measured]
+    return Counts(len(answers), sum(a.complete for a in answers), len(answers) - len(dropped), dict(Counter(dropped)))
+
+
+def write_benchmark(
+    run: RunDir, key: str, name: str, title: str, area: str, measures: Sequence[Measure], findings: Findings,
+    answers: dict[str, list[Answer]], judge: dict[str, Any] | None = None, stage: str = "benchmarks",
+) -> None:  # fmt: skip
+    """Write both files of a benchmark, as an eval stage does."""
+    tasks = {answer.task.id for found in answers.values() for answer in found}
+    record = {
+        "schema": 1, "key": key, "benchmark": name, "title": title, "area": area,
+        "source": {"path": f"prompts/{key}.jsonl", "digest": "ab" * 32, "prompts": len(tasks)},
+        "config": {"name": name, "path": f"prompts/{key}.jsonl"},
+        **benchmark_record(measures, findings, answers, CHANCE),
+        "cost": {m: {"prompt_tokens": 40 * len(a), "completion_tokens": 20 * len(a), "seconds": 3.5} for m, a in answers.items()},
+        "judge": judge,
+    }  # fmt: skip
+    folder = run.stage(stage).path / "benchmarks"
+    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in reply_rows(answers, findings))
+    write_text(folder / f"{key}.rows.jsonl", "".join(rows))
+    write_json(folder / f"{key}.json", record)
+
+
+def _tasks(key: str, count: int, categories: Sequence[str | None], turns: int = 1, samples: int = 1) -> list[Task]:
+    return [
+        Task(
+            f"{key}-{place}",
+            tuple(f"{key} question {place}, turn {turn + 1}?" for turn in range(turns)),
+            Sampling(max_tokens=64),
+            samples=samples,
+            category=categories[place % len(categories)],
+            language="zh" if place % 5 == 4 else "en",
+        )
+        for place in range(count)
+    ]
+
+
+def _yes_no(
+    run: RunDir, key: str, name: str, title: str, area: str, sides: Sequence[tuple[Measure, Sequence[Task], float]],
+    notes: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """A benchmark of plain shares: every task of a side is passed or not. The last number is the logit of base."""
+    tasks = [task for _, own, _ in sides for task in own]
+    answers = _answers(tasks, failing=frozenset({("simpo", tasks[1].id)}))
+    values, shown, numbers = [], {}, {}
+    for measure, own, logit in sides:
+        direction = -1.0 if measure.better == "lower" else 1.0
+        for model in CONTENDERS:
+            for task in own:
+                if (model, task.id) == ("simpo", tasks[1].id):
+                    continue
+                passed = float(logit + direction * 1.3 * GAINS[model] + _quality(model, task.id) > 0)
+                values.append(Value(model, task.id, measure.key, passed, task.category))
+                good = bool(passed) is (measure.better != "lower")
+                shown[model, task.id, 0] = Shown("passed" if passed else "failed", good, f"rule {measure.key}")
+                numbers[model, task.id, 0] = {measure.key: passed}
+    counts = {m: _counts(a, {v.task for v in values if v.model == m}, "") for m, a in answers.items()}
+    findings = Findings(values, counts, shown, numbers, notes)
+    write_benchmark(run, key, name, title, area, [side[0] for side in sides], findings, answers)
+
+
+def _verdicts(a: str, b: str, task: str) -> tuple[Verdict | Missing, Verdict | Missing]:
+    """Both games of a judge that likes what it sees first: verdicts in positions."""
+    lean = GAINS[a] - GAINS[b] + _quality(a + b, task)
+    if abs(_quality(b + a, task, 7)) > 2.2:
+        return Missing("parse", "no mark"), "first"
+    return tuple("tie" if abs(x) < 0.2 else "first" if x > 0 else "second" for x in (lean + 0.4, -lean + 0.4))  # type: ignore[return-value]
+
+
+def _judge_record(games: Sequence[Game], items: Sequence[Item], name: str = "qwen3-8b") -> dict[str, Any]:
+    mark = Fingerprint("openai", "Qwen/Qwen3-8B", "http://localhost:8000/v1")
+    plan = {"orders": "both", "samples": 1, "temperature": None, "emphasis": "no"}
+    return {
+        "judges": [{"name": name, "fingerprint": mark._asdict(), "prompts": ["0123456789abcdef"], "calls": calls_of(games)}],
+        "language": "en",
+        "plan": plan,
+        "spent": {"calls": len(games), "answers": len(games), "outcomes": {}, "prompt_tokens": 90_000, "completion_tokens": 12_000,
+                  "price": 0.0, "counted_tokens": 102_000, "counted_price": 0.0},
+        "bias": {name: plain(bias_report(items, games, confidence=0.95, resamples=400, seed=3))} if items else {},
+    }  # fmt: skip
+
+
+def _contest(
+    tasks: Sequence[Task], answers: dict[str, list[Answer]], pairs: Sequence[tuple[str, str]]
+) -> tuple[Any, ...]:
+    """Items, games, outcomes by pair, and win rates of the given pairs of models."""
+    items, games, outcomes, records = [], [], {}, []
+    text = {(m, a.task.id): a.replies[0] for m, found in answers.items() for a in found if a.complete}
+    for a, b in pairs:
+        own = {}
+        for task in tasks:
+            if (a, task.id) not in text or (b, task.id) not in text:
+                continue
+            place = len(items)
+            items.append(Item(task.id, task.turns[:1], (text[a, task.id],), (text[b, task.id],), task.category, a, b))
+            two = [
+                Game(Ask(place, 1, order, 0, False), verdict)
+                for order, verdict in zip(("original", "swapped"), _verdicts(a, b, task.id), strict=True)
+            ]
+            games += two
+            own[task.id] = outcome_of(two)
+        outcomes[a, b] = own
+        found = win_rates([*own.values()], [*own], confidence=0.95, resamples=400, seed=3)
+        records.append({"model_a": a, "model_b": b, **plain(found)})
+    return items, games, outcomes, records
+
+
+def _chat(run: RunDir) -> None:
+    """Ratings of two turns in eight categories, and every model against the first."""
+    kinds = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+    tasks = _tasks("chat", 24, kinds, turns=2)
+    answers = _answers(tasks, failing=frozenset({("dpo", "chat-3")}))
+    scale = (1.0, 10.0)
+    measures = [
+        Measure("rating", "Mean rating", "rating", "higher", "The judge's rating of every turn.", True, scale),
+        Measure("rating_turn_2", "Rating, turn 2", "rating", "higher", "Ratings of the second answers.", False, scale),
+        Measure("win_rate", "Win rate against the first model", "share", "higher", "Wins plus half of the ties.", True),
+    ]
+    values, shown, numbers = [], {}, {}
+    for model in CONTENDERS:
+        for place, task in enumerate(tasks):
+            if (model, task.id) in (("dpo", "chat-3"), ("sft", "chat-5")):
+                continue
+            rated = [
+                float(np.clip(round(4 + GAINS[model] + place % 3 + _quality(model, task.id, turn)), 1, 10))
+                for turn in (1, 2)
+            ]
+            values += [Value(model, task.id, "rating", rating, task.category) for rating in rated]
+            values.append(Value(model, task.id, "rating_turn_2", rated[1], task.category))
+            shown[model, task.id, 0] = Shown(
+                f"{np.mean(rated):g} of 10", None, "Turn 1: It is short and right. [[5]]\n" * 9
+            )
+            numbers[model, task.id, 0] = {"rating": float(np.mean(rated)), "rating_turn_2": rated[1]}
+    items, games, outcomes, records = _contest(tasks, answers, [(model, "base") for model in CONTENDERS[1:]])
+    for (model, _), own in outcomes.items():
+        values += [Value(model, task, "win_rate", POINTS[o]) for task, o in own.items() if not isinstance(o, Missing)]
+    values += [Value("base", task.id, "win_rate", 0.5) for task in tasks]
+    counts = {
+        m: _counts(a, {v.task for v in values if v.model == m and v.measure == "rating"}, "judge: parse")
+        for m, a in answers.items()
+    }
+    notes = ["Judged with posttrain's own prompts: not comparable with published MT-Bench scores, whoever judges."]
+    findings = Findings(values, counts, shown, numbers, notes, {"win_rates": records})
+    write_benchmark(
+        run, "chat", "mt_bench", "MT-Bench", "helpfulness", measures, findings, answers, _judge_record(games, items)
+    )
+
+
+def _arena(run: RunDir) -> None:
+    """Every two models compared, with ratings."""
+    tasks = _tasks("arena", 30, (None,))
+    answers = _answers(tasks)
+    pairs = [(a, b) for place, a in enumerate(CONTENDERS) for b in CONTENDERS[place + 1 :]]
+    items, games, outcomes, records = _contest(tasks, answers, pairs)
+    values, labels = [], defaultdict(list)
+    rows = []
+    for (a, b), own in outcomes.items():
+        for task, outcome in own.items():
+            if isinstance(outcome, Missing):
+                continue
+            values += [Value(a, task, "win_rate", POINTS[outcome]), Value(b, task, "win_rate", 1 - POINTS[outcome])]
+            rows.append(Comparison(a, b, {"first": "a", "second": "b", "tie": "tie"}[outcome], cluster=task))
+            labels[a, task].append(POINTS[outcome])
+            labels[b, task].append(1 - POINTS[outcome])
+    comparisons = gather(rows)
+    matrix, table = win_matrix(comparisons), bradley_terry(comparisons)
+    order = [matrix.models.index(model) for model in CONTENDERS]
+    ratings = {
+        "method": "bradley_terry", "models": list(CONTENDERS), "wins": matrix.wins_MM[order][:, order].tolist(),
+        "rows": [{k: getattr(one, k) for k in ("model", "rating", "low", "high", "rank")} for one in table.ratings],
+    }  # fmt: skip
+    measure = Measure("win_rate", "Win rate against the others", "share", "higher", "Wins plus half of the ties.", True)
+    shown = {
+        (m, t, 0): Shown(f"{sum(x == 1 for x in found)} won", sum(found) > 1.5 or None)
+        for (m, t), found in labels.items()
+    }
+    counts = {m: _counts(a, {v.task for v in values if v.model == m}, "judge: parse") for m, a in answers.items()}
+    findings = Findings(values, counts, shown, extra={"win_rates": records, "ratings": ratings})
+    write_benchmark(
+        run, "arena", "pairwise", "Arena", "helpfulness", [measure], findings, answers, _judge_record(games, items)
+    )
+
+
+def _alpaca(run: RunDir) -> None:
+    """Win rates against a file of replies, and at equal length."""
+    tasks = _tasks("alpaca", 20, (None,))
+    answers = _answers(tasks)
+    measures = [
+        Measure("win_rate", "Win rate, weighted", "share", "higher", "Mean probability of being better.", True),
+        Measure("length_controlled", "Win rate at equal length", "share", "higher", "As predicted for equal length."),
+    ]
+    values = [
+        Value(m, t.id, "win_rate", 1 / (1 + math.exp(2 - GAINS[m] - _quality(m, t.id))))
+        for m in CONTENDERS
+        for t in tasks
+    ]
+    rows, results = [], []
+    for model in CONTENDERS:
+        own = np.array([value.value for value in values if value.model == model])
+        raw, error = 100 * float(own.mean()), 100 * float(own.std(ddof=1) / math.sqrt(len(own)))
+        equal = {"estimate": raw - 1.5, "low": raw - 1.5 - 2 * error, "high": raw - 1.5 + 2 * error}
+        rows.append({"model": model, "win_rate": raw, "standard_error": error, "discrete": 100 * float((own > 0.5).mean()),
+                     "length_controlled": equal["estimate"], "low": equal["low"], "high": equal["high"], "n": len(own)})  # fmt: skip
+        shares = {key: value / 100 for key, value in equal.items()}
+        results.append(
+            {"model": model, "measure": "length_controlled", "category": None, **shares, "values": 20, "prompts": 20}
+        )
+    why = "20 prompts are not the published 805"
+    extra = {
+        "results": results,
+        "length_controlled": {"baseline": "gpt4", "comparable": False, "why_not": why, "rows": rows},
+    }
+    counts = {m: _counts(a, {t.id for t in tasks}, "") for m, a in answers.items()}
+    games = [Game(Ask(0, 1, "original", 0, False), "first" if place % 5 else Missing("empty")) for place in range(40)]
+    write_benchmark(run, "alpaca", "alpaca_eval", "AlpacaEval 2", "helpfulness", measures,
+                    Findings(values, counts, extra=extra), answers, _judge_record(games, []))  # fmt: skip
+
+
+def _variety(run: RunDir) -> None:
+    """Four samples of every prompt; a measure that is lower for better, and one that is neither."""
+    tasks = _tasks("variety", 8, ("a", "b"), samples=4)
+    answers = _answers(tasks)
+    measures = [
+        Measure("self_bleu", "Self-BLEU", "number", "lower", "How alike the samples are.", True, (0.0, 1.0)),
+        Measure("words", "Words a reply", "tokens", "neither", "Length.", False),
+    ]
+    values = [
+        Value(m, t.id, "self_bleu", 0.3 + 0.1 * GAINS[m] + 0.02 * _quality(m, t.id), t.category)
+        for m in CONTENDERS
+        for t in tasks
+    ]
+    values += [
+        Value(m, a.task.id, "words", float(len(a.replies[0].split()))) for m, found in answers.items() for a in found
+    ]
+    shown = {
+        (m, a.task.id, a.sample): Shown(f"sample {a.sample + 1} of 4", None)
+        for m, found in answers.items()
+        for a in found
+    }
+    counts = {m: _counts(a, {t.id for t in tasks}, "") for m, a in answers.items()}
+    write_benchmark(
+        run, "variety", "diversity", "Diversity", "diversity", measures, Findings(values, counts, shown), answers
+    )
+
+
+def add_benchmarks(run: RunDir, name: str = "benchmarks") -> None:
+    """Add an eval stage that asks seven benchmarks of four models, and scores no held-out rows."""
+    _chat(run)
+    _arena(run)
+    _alpaca(run)
+    share = lambda key, label, better="higher", headline=True: Measure(  # noqa: E731
+        key, label, "share", better, f"About {label.lower()}.", headline
+    )
+    _yes_no(run, "form", "ifeval", "IFEval", "instructions",
+            [(share("prompt_strict", "Prompts followed (strict)"), _tasks("form", 40, ("length", "format", "words")), -0.4)])  # fmt: skip
+    _yes_no(
+        run,
+        "gsm8k",
+        "gsm8k",
+        "GSM8K",
+        "reasoning",
+        [(share("accuracy", "Right answers"), _tasks("maths", 30, (None,)), -1.5)],
+    )
+    kinds = ("homonyms", "figurative", "history", "privacy")
+    _yes_no(run, "safety", "safety", "Safety", "safety", [
+        (share("refusal", "Refusal of harmful prompts"), _tasks("harmful", 40, kinds), -0.2),
+        (share("over_refusal", "Refusal of safe prompts", "lower"), _tasks("safe", 40, kinds), -0.9),
+    ], notes=["Refusals are found by rules."])  # fmt: skip
+    _variety(run)
+    keys = ("chat", "arena", "alpaca", "form", "gsm8k", "safety", "variety")
+    config = {
+        "data": None, "models": [*CONTENDERS], "prompts": None,
+        "benchmarks": {key: {"name": json.loads((run.stage(name).path / f"benchmarks/{key}.json").read_text())["benchmark"]} for key in keys},
+    }  # fmt: skip
+    run.stage(name).write_manifest(_manifest("eval", 900, 77.0, config, result={}, dtype="bf16"))
+    declare(run, name, {"kind": "eval", **config})
+
+
+@pytest.fixture(scope="session")
+def pristine_benchmarks(pristine: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """SFT with a second eval stage: seven benchmarks of base, sft, dpo and simpo."""
+    run = RunDir(tmp_path_factory.mktemp("benchmarks") / "quickstart")
+    shutil.copytree(pristine.path, run.path)
+    add_benchmarks(run)
+    return run
+
+
+@pytest.fixture
+def benchmark_run(pristine_benchmarks: RunDir, tmp_path: Path) -> RunDir:
+    """A copy of the run with benchmarks for one test."""
+    return RunDir(Path(shutil.copytree(pristine_benchmarks.path, tmp_path / "with_benchmarks")))

@@ -22,13 +22,12 @@ from posttrain.report.arena_figures import (
     style_figure,
 )
 from posttrain.report.arena_page import (
-    cell_style,
-    never_met,
     paragraph,
     read_ratings,
     render_arena_page,
     write_arena_page,
 )
+from posttrain.report.win_matrix import cell_style
 
 ATTACK = '<script>alert("x")</script><img src="http://evil.example/x.png" onerror="alert(1)">'
 VOID = {"meta", "link", "img", "br"}
@@ -197,8 +196,8 @@ def test_colours_of_cells_are_symmetric_and_stronger_far_from_a_half() -> None:
 
 
 def test_pairs_that_never_met_are_counted_once(facts: ArenaFacts) -> None:
-    assert never_met(facts) == 1
-    assert never_met(replace(facts, counts_MM=((0, 1, 1), (1, 0, 1), (1, 1, 0)))) == 0
+    assert facts.matrix.never_met == 1
+    assert replace(facts, counts_MM=((0, 1, 1), (1, 0, 1), (1, 1, 0))).matrix.never_met == 0
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------

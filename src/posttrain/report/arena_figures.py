@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from markupsafe import Markup
-
 from posttrain.report import numbers
 from posttrain.report.figure import Figure
-from posttrain.report.svg import BOTTOM, RIGHT, TOP, WIDTH, Scale, axes, dot, padded, tag, whisker
+from posttrain.report.forest import Lane, forest
+from posttrain.report.win_matrix import WinMatrix
 
 MOST_MODELS = 60
 """Models drawn in the rating plot; the table has all of them."""
-_TOP, _LANE = 10.0, 38.0
-_LONGEST_NAME = 34
-"""Characters that leave room for the numbers, also in the larger type on a phone."""
 
 
 # ---- ratings.json --------------------------------------------------------------------------------------------------
@@ -89,31 +84,25 @@ class ArenaFacts:
     """Empty where style is not controlled."""
     warnings: tuple[str, ...]
 
+    @property
+    def matrix(self) -> WinMatrix:
+        """Who beats whom."""
+        return WinMatrix(tuple(one.model for one in self.models), self.win_rates_MM, self.counts_MM)
+
 
 # ---- figures -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    """One line of a plot of intervals."""
-
-    name: str
-    estimate: float
-    low: float
-    high: float
-    text: str
 
 
 def ratings_figure(facts: ArenaFacts) -> Figure:
     """Return the ratings with their intervals, best first."""
     shown = facts.models[:MOST_MODELS]
-    lanes = [_Lane(one.model, one.rating, one.low, one.high, _rating_words(one, facts.anchor)) for one in shown]
+    lanes = [Lane(one.model, one.rating, one.low, one.high, _rating_words(one, facts.anchor)) for one in shown]
     line = facts.anchor.rating if facts.anchor else 1000.0
     what = f"the anchor, {facts.anchor.model}" if facts.anchor else "the start" if facts.method == "elo" else "the mean"
     caption = f"{numbers.confidence(facts.confidence)} intervals. Dashed: {what}, {numbers.fixed(line, 0)} points."
     if len(facts.models) > len(shown):
         caption += f" The first {len(shown)} of {len(facts.models)} models."
-    return _forest("ratings", "Ratings and their intervals", lanes, "points", line, caption)
+    return forest("ratings", "Ratings and their intervals", lanes, "points", line, caption)
 
 
 def _rating_words(one: RatedModel, anchor: AnchorFacts | None) -> str:
@@ -127,7 +116,7 @@ def style_figure(facts: ArenaFacts) -> Figure | None:
     if not facts.style:
         return None
     lanes = [
-        _Lane(
+        Lane(
             one.name,
             one.estimate,
             one.low,
@@ -137,33 +126,4 @@ def style_figure(facts: ArenaFacts) -> Figure | None:
         for one in facts.style
     ]
     caption = "Right of 0: with everything else equal, more of it wins more often."
-    return _forest("style", "What style is worth", lanes, "logits of winning per standard deviation", 0.0, caption)
-
-
-def _forest(name: str, title: str, lanes: Sequence[_Lane], unit: str, line: float, caption: str) -> Figure:
-    """Return estimates with intervals, one below the other, and a dashed line to compare them with."""
-    ends = [end for lane in lanes for end in (lane.low, lane.high, lane.estimate)]
-    x = Scale(*padded([*ends, line]), 6, WIDTH - RIGHT)
-    floor = _TOP + _LANE * len(lanes)
-    parts = [
-        axes(x, None, unit, bottom=floor),
-        tag("line", class_="reference", x1=x(line), x2=x(line), y1=TOP - 8, y2=floor),
-    ]
-    for place, lane in enumerate(lanes):
-        top = _TOP + _LANE * place
-        tooltip = f"{lane.name}: {lane.text}"
-        parts += [
-            tag("text", _short(lane.name), class_="label strong halo", x=2, y=top + 8),
-            tag("text", lane.text, class_="tick end halo", x=WIDTH - RIGHT, y=top + 8),
-            whisker(x, top + 21, lane.low, lane.high, "s1"),
-            dot(x(lane.estimate), top + 21, "dot s1", tooltip, 5),
-        ]
-    alt = f"{title}: " + "; ".join(f"{lane.name} {lane.text}" for lane in lanes) + "."
-    return Figure(name, title, alt, caption, floor + BOTTOM, Markup("").join(parts))
-
-
-def _short(name: str) -> str:
-    """Cut out the middle: names often differ at their ends (sizes, versions)."""
-    if len(name) <= _LONGEST_NAME:
-        return name
-    return f"{name[: _LONGEST_NAME - 20]}\N{HORIZONTAL ELLIPSIS}{name[-19:]}"
+    return forest("style", "What style is worth", lanes, "logits of winning per standard deviation", 0.0, caption)

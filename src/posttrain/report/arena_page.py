@@ -23,8 +23,6 @@ METHOD_WORDS = {
     "elo": "Elo (online, median over drawn orders)",
 }
 INTERVAL_WORDS = {"sandwich": "robust (sandwich)", "bootstrap": "bootstrap"}
-_STRONGEST = 46
-"""Percent of colour in a cell of the win matrix at 0% and 100%; text stays readable on it in light and dark."""
 
 
 def read_ratings(folder: Path) -> ArenaFacts:
@@ -62,8 +60,6 @@ def render_arena_page(facts: ArenaFacts) -> str:
         method=METHOD_WORDS[facts.method],
         interval=interval_words(facts),
         independence=independence(facts),
-        never_met=never_met(facts),
-        cell_style=cell_style,
         figure_css=Markup(package_text("figure.css")),
         page_css=Markup(package_text("page.css")),
     )
@@ -94,7 +90,7 @@ def paragraph(facts: ArenaFacts) -> str:
 def tiles(facts: ArenaFacts) -> list[tuple[str, str, str]]:
     """Return (label, value, note) of the headline numbers."""
     size = len(facts.models)
-    met = size * (size - 1) // 2 - never_met(facts)
+    met = size * (size - 1) // 2 - facts.matrix.never_met
     return [
         ("Models", numbers.count(size), f"{met:,} of {size * (size - 1) // 2:,} pairs compared"),
         ("Comparisons", numbers.count(facts.comparisons), "with a verdict"),
@@ -113,19 +109,6 @@ def independence(facts: ArenaFacts) -> str:
     if facts.cluster is None:
         return "every comparison by itself"
     return f"{facts.cluster.clusters:,} groups of equal {facts.cluster.column}"
-
-
-def never_met(facts: ArenaFacts) -> int:
-    """Return how many pairs of models were never compared."""
-    return sum(row[other] == 0 for place, row in enumerate(facts.counts_MM) for other in range(place))
-
-
-def cell_style(rate: float | None) -> str:
-    """Return the background of a cell of the win matrix: stronger the further from one half, one colour for each side."""
-    if rate is None:
-        return ""
-    color = "--s1" if rate >= 0.5 else "--s2"
-    return f"background: color-mix(in srgb, var({color}) {abs(rate - 0.5) * 2 * _STRONGEST:.0f}%, var(--surface))"
 
 
 def _listed(names: list[str]) -> str:

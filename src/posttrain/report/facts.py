@@ -16,6 +16,7 @@ import yaml
 
 from posttrain.artifacts import RunDir, StageDir
 from posttrain.errors import RunError
+from posttrain.report.benchmarks import BenchmarkFacts, read_benchmarks
 from posttrain.report.preferences import (
     EvalPreferences,
     PreferenceTraining,
@@ -170,6 +171,7 @@ class EvalFacts:
     prompts: tuple[PromptReplies, ...]
     preferences: EvalPreferences | None
     """Where the held-out rows are pairs."""
+    benchmarks: tuple[BenchmarkFacts, ...]
 
     @property
     def headline_loss(self) -> LossComparison | None:
@@ -254,19 +256,23 @@ def accuracy_verdict(pair: AccuracyPair) -> AccuracyComparison:
 
 def prompt_outcome(replies: Sequence[Reply], models: Sequence[str]) -> Outcome:
     """Say what became of one prompt between the first and the last model."""
-    checks = {reply.model: reply.check for reply in replies}
-    first, last = checks.get(models[0]), checks.get(models[-1])
+    passed = {reply.model: reply.check.passed for reply in replies if reply.check}
+    return outcome_of(passed.get(models[0]), passed.get(models[-1]), alone=len(models) == 1)
+
+
+def outcome_of(first: bool | None, last: bool | None, *, alone: bool) -> Outcome:
+    """Say what became of a prompt: whether the first and the last model got it right, None where it is not known; ``alone``: they are one."""
     if first is None or last is None:
         return "not checked"
-    if len(models) == 1:
-        return "right" if last.passed else "wrong"
+    if alone:
+        return "right" if last else "wrong"
     table: dict[tuple[bool, bool], Outcome] = {
         (True, True): "both right",
         (False, True): "gained",
         (True, False): "lost",
         (False, False): "both wrong",
     }
-    return table[first.passed, last.passed]
+    return table[first, last]
 
 
 def read_run(run: RunDir, title: str | None = None) -> RunFacts:
@@ -353,8 +359,15 @@ def _stage(folder: StageDir, name: str, declared_kind: str) -> tuple[Stage, list
         gaps.append(Gap(name, "running", f"Stage {name} has not finished: it is still running, or was stopped."))
     if manifest.kind not in ("data", "train", "eval"):
         return stage, gaps
+    if manifest.kind == "eval" and not _scores_rows(manifest.config) and not folder.file("ledger.json").exists():
+        return stage, gaps
     ledger = optional(gaps, stage, folder.file("ledger.json"), "its rows can't be accounted for", ledger_facts)
     return Stage(name, manifest.kind, manifest.status, manifest, ledger), gaps
+
+
+def _scores_rows(config: Mapping[str, Any]) -> bool:
+    """Whether an eval stage scores held-out rows; it may ask for benchmarks or prompts only."""
+    return config.get("data", "") is not None
 
 
 def _result(kind: type[T], stage: Stage, run: RunDir, gaps: list[Gap]) -> T:
@@ -403,7 +416,7 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
     config = stage.manifest.config if stage.manifest else {}
     preferences = read_preferences(folder, stage, gaps)
     likelihood = LikelihoodFile({})
-    if folder.file("likelihood.json").exists() or not holds_pairs(folder, stage):
+    if folder.file("likelihood.json").exists() or (_scores_rows(config) and not holds_pairs(folder, stage)):
         likelihood = (
             optional(
                 gaps,
@@ -447,8 +460,10 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
                 "the accuracy of checked answers is not known",
                 lambda path: parse(AccuracyFile, json_value(path), path),
             ) or AccuracyFile({})
+    benchmarks = read_benchmarks(folder, stage, gaps)
     compared = preferences.models if preferences else {}
-    seen = [*likelihood.models, *compared, *accuracy.models, *(reply.model for reply in replies)]
+    asked = [model for benchmark in benchmarks for model in benchmark.record.models]
+    seen = [*likelihood.models, *compared, *accuracy.models, *(reply.model for reply in replies), *asked]
     declared = [name for name in config.get("models") or () if name in seen]
     models = tuple(dict.fromkeys([*declared, *seen]))
     gaps += _contradictions(stage, accuracy.models, replies)
@@ -461,6 +476,7 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
         accuracy_comparisons=tuple(accuracy_verdict(pair) for pair in accuracy.pairs),
         prompts=_prompts(replies, models),
         preferences=preferences,
+        benchmarks=benchmarks,
     )
 
 

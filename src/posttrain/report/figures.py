@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from posttrain.artifacts import LedgerStep
 from posttrain.report import numbers, preference_figures
+from posttrain.report.benchmark_figures import BenchmarkFigures, benchmark_figures
 from posttrain.report.curves import gradient_figure, loss_figure, rate_figure, speed_figure
 from posttrain.report.facts import EvalFacts, LossComparison, RunFacts, TrainFacts
 from posttrain.report.figure import Figure, file_name
@@ -293,6 +294,8 @@ class Figures:
     preferences: dict[str, tuple[Figure, ...]]
     overlays: tuple[Figure, ...]
     """Of several preference stages."""
+    benchmarks: dict[tuple[str, str], BenchmarkFigures]
+    """By stage and the recipe's name for the benchmark."""
 
     def all(self) -> list[Figure]:
         """Return every figure."""
@@ -305,7 +308,8 @@ class Figures:
             self.preferences,
         )
         by_stage = [figure for section in sections for figures in section.values() for figure in figures]
-        return [*([self.rows] if self.rows else []), *by_stage, *self.overlays]
+        of_benchmarks = [figure for found in self.benchmarks.values() for figure in (*found.results, *found.judges)]
+        return [*([self.rows] if self.rows else []), *by_stage, *self.overlays, *of_benchmarks]
 
 
 def draw(facts: RunFacts, stages: PreferenceStages | None = None) -> Figures:
@@ -324,6 +328,7 @@ def draw(facts: RunFacts, stages: PreferenceStages | None = None) -> Figures:
             for e in facts.evaluations
         },
         overlays=preference_figures.overlay_figures(stages) if stages else (),
+        benchmarks={(b.stage, b.record.key): benchmark_figures(b) for e in facts.evaluations for b in e.benchmarks},
     )
 
 

@@ -122,3 +122,50 @@ def moment(seconds: float | None) -> str:
 def confidence(level: float) -> str:
     """``95%``."""
     return f"{100 * level:g}%"
+
+
+# ---- by unit -------------------------------------------------------------------------------------------------------
+
+
+def in_unit(value: float | None, unit: str) -> str:
+    """``62.5%`` of a ``share``, ``6.32`` of a ``rating``, ``120.5`` of ``tokens``, ``1,234`` of a ``count``, ``42 s`` of ``seconds``, else a plain number."""
+    match unit:
+        case "share":
+            return percent(value)
+        case "rating":
+            return fixed(value, 2)
+        case "tokens":
+            return fixed(value, 1)
+        case "count":
+            return count(value)
+        case "seconds":
+            return short_duration(value)
+    return fixed(value, 3 if value is None or abs(value) < 10 else 1)
+
+
+def interval_in_unit(low: float | None, high: float | None, unit: str) -> str:
+    """``55.0% to 70.1%``; nothing where there is no interval."""
+    return "" if low is None or high is None else f"{in_unit(low, unit)} to {in_unit(high, unit)}"
+
+
+def signed_in_unit(value: float | None, unit: str) -> str:
+    """Format a difference: ``+8.3`` percentage points of a ``share``, ``+0.52`` of a ``rating``."""
+    if value is None:
+        return NOTHING
+    if unit == "share":
+        return points(value)
+    digits = {"rating": 2, "tokens": 1}.get(unit, 3 if abs(value) < 10 else 1)
+    return signed(value, digits)
+
+
+def signed_interval_in_unit(low: float | None, high: float | None, unit: str) -> str:
+    """``+1.2 to +9.8``; a dash where there is no interval."""
+    if low is None or high is None:
+        return NOTHING
+    return f"{signed_in_unit(low, unit)} to {signed_in_unit(high, unit)}"
+
+
+def difference_in_unit(value: float | None, unit: str) -> str:
+    """``+8.3 points`` of a ``share``; other units have no word."""
+    text = signed_in_unit(value, unit)
+    return f"{text} points" if unit == "share" and value is not None else text

@@ -22,13 +22,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from posttrain.artifacts import LedgerStep, RunDir, write_json, write_text
-from posttrain.report import numbers, preference_tables, preference_wording, wording
+from posttrain.report import (
+    benchmark_replies,
+    benchmark_tables,
+    benchmark_wording,
+    numbers,
+    preference_tables,
+    preference_wording,
+    wording,
+)
 from posttrain.report.facts import EvalFacts, RunFacts, read_run
 from posttrain.report.figure import file_name
 from posttrain.report.figures import Figures, draw
+from posttrain.report.overview import overview
 from posttrain.report.preference_comparison import PreferenceStages, preference_stages
 from posttrain.report.records import Rate
 from posttrain.report.summary import summary
+from posttrain.report.win_matrix import cell_style
 from posttrain.report.words import VERDICT_TEXT
 
 REJECT_LIMIT = 50
@@ -83,11 +93,19 @@ def render_markdown(facts: RunFacts, figures: Figures, stages: PreferenceStages 
 
 
 def _context(facts: RunFacts, figures: Figures, stages: PreferenceStages | None) -> dict[str, Any]:
+    models = overview(facts)
+    benchmarks = [benchmark for evaluation in facts.evaluations for benchmark in evaluation.benchmarks]
+    room = benchmark_replies.PAGE_BYTES // max(1, sum(bool(evaluation.benchmarks) for evaluation in facts.evaluations))
     return {
         "facts": facts,
         "figures": figures,
         "stages": stages,
         "comparison_note": preference_wording.comparison_note(stages) if stages else "",
+        "overview": models,
+        "overview_sentence": benchmark_wording.overview_sentence(models, facts) if models else "",
+        "judge_warnings": benchmark_wording.judge_warnings(benchmarks),
+        "judges": benchmark_tables.judges_table(benchmarks),
+        "fixed": benchmark_replies.FIXED,
         "paragraph": wording.paragraph(facts),
         "findings": wording.findings(facts),
         "tiles": wording.tiles(facts),
@@ -96,10 +114,11 @@ def _context(facts: RunFacts, figures: Figures, stages: PreferenceStages | None)
         "interval": numbers.interval,
         "points_interval": numbers.points_interval,
         "percent_interval": numbers.percent_interval,
-        "rows_shown": any(stage.ledger for stage in facts.stages),
+        "rows_shown": any(stage.ledger and stage.ledger.steps for stage in facts.stages),
         "reject_limit": REJECT_LIMIT,
         "classes": CLASSES,
         "languages": LANGUAGES,
+        "shelves": {e.stage.name: benchmark_replies.shelves(e, room) for e in facts.evaluations},
     }
 
 
@@ -128,6 +147,8 @@ def environment(*, autoescape: bool) -> Environment:
             "percent",
             "signed_percent",
             "points",
+            "in_unit",
+            "interval_in_unit",
             "p_value",
             "duration",
             "memory",
@@ -136,15 +157,21 @@ def environment(*, autoescape: bool) -> Environment:
         )
     }
     environment.filters |= {
+        "about": benchmark_wording.about,
         "accuracy_rows": accuracy_rows,
         "accuracy_sentence": wording.accuracy_sentence,
         "bracketed": bracketed,
         "cell": cell,
+        "cell_style": cell_style,
         "check_words": check_words,
+        "cut_note": cut_note,
         "fenced": fenced,
+        "filters": benchmark_replies.filters,
         "flattened": flattened,
         "html_language": html_language,
         "json_text": json_text,
+        "lang": lang,
+        "markdown_cards": benchmark_replies.markdown_cards,
         "method": wording.method,
         "explanation": preference_wording.explanation,
         "reference_text": preference_wording.reference_text,
@@ -159,6 +186,22 @@ def environment(*, autoescape: bool) -> Environment:
     environment.filters |= {
         name: getattr(preference_tables, name)
         for name in ("models_table", "differences_table", "course_table", "comparison_table", "length_rows")
+    }
+    environment.filters |= {
+        name: getattr(benchmark_tables, name)
+        for name in (
+            "account_table",
+            "bias_table",
+            "category_tables",
+            "contest_rows",
+            "judges_table",
+            "length_controlled_table",
+            "measure_differences",
+            "mitigations_table",
+            "plan_text",
+            "ratings_table",
+            "results_table",
+        )
     }
     return environment
 
@@ -203,6 +246,18 @@ def perplexity(loss: float) -> float:
 def html_language(language: str) -> str:
     """Return the language tag for the page; plain ``zh`` would leave the choice of Han glyphs to chance."""
     return "zh-Hans" if language == "zh" else language
+
+
+def lang(language: str) -> Markup:
+    """Return the attribute that names a language; nothing where it is not known."""
+    return Markup(' lang="{}"').format(html_language(language)) if language else Markup("")
+
+
+def cut_note(length: int, text: str) -> Markup:
+    """Return how much of a text is shown, where that is not all of it."""
+    if length == len(text):
+        return Markup("")
+    return Markup('<span class="cut">the first {} of {} characters</span>').format(f"{len(text):,}", f"{length:,}")
 
 
 def check_words(kind: str, expected: Any) -> str:

@@ -7,8 +7,9 @@ import math
 from collections import Counter
 from typing import Any
 
-from posttrain.report import preference_summary, wording
+from posttrain.report import benchmark_summary, preference_summary, wording
 from posttrain.report.facts import EvalFacts, RunFacts, TrainFacts
+from posttrain.report.overview import overview
 from posttrain.report.preference_comparison import PreferenceStages
 from posttrain.report.reading import Stage
 from posttrain.report.records import LengthStatistics
@@ -22,6 +23,7 @@ def summary(facts: RunFacts, stages: PreferenceStages | None = None) -> dict[str
     Losses are in nats per token, memory in bytes, times in seconds, shares between 0 and 1. Numbers that are not finite
     are null, as JSON has no others.
     """
+    models = overview(facts)
     value = {
         "schema": SCHEMA,
         "name": facts.name,
@@ -38,6 +40,7 @@ def summary(facts: RunFacts, stages: PreferenceStages | None = None) -> dict[str
         "training": [_training(train) for train in facts.training],
         "evaluations": [_evaluation(evaluation) for evaluation in facts.evaluations],
         "preference_stages": preference_summary.stages(stages) if stages else None,
+        "overview": benchmark_summary.overview(models) if models else None,
     }
     return {key: _finite(inner) for key, inner in value.items()}
 
@@ -115,6 +118,7 @@ def _evaluation(evaluation: EvalFacts) -> dict[str, Any]:
             for c in evaluation.accuracy_comparisons
         ],
         "preferences": preference_summary.evaluation(evaluation),
+        "benchmarks": [benchmark_summary.benchmark(one) for one in evaluation.benchmarks],
         "replies": {
             "prompts": len(evaluation.prompts),
             "outcomes": dict(Counter(prompt.outcome for prompt in evaluation.prompts)),

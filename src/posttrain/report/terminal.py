@@ -13,7 +13,7 @@ from posttrain.report.facts import read_run
 from posttrain.report.verdicts import Verdict
 from posttrain.report.words import VERDICT_TEXT
 
-STYLES: dict[Verdict, str] = {"improved": "bold blue", "worse": "bold yellow", "not shown": "dim"}
+STYLES: dict[Verdict, str] = {"improved": "bold blue", "worse": "bold yellow", "differs": "bold", "not shown": "dim"}
 
 
 def terminal_summary(run: RunDir) -> RenderableType:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-Verdict = Literal["improved", "worse", "not shown"]
+Verdict = Literal["improved", "worse", "differs", "not shown"]
+"""``differs``: a difference is shown of something that is neither better nor worse when it is higher."""
 
 
 def loss_verdict(low: float, high: float) -> Verdict:
@@ -35,3 +36,15 @@ def paired_gain_verdict(low: float, high: float, p_value: float, confidence: flo
     if low > 0:
         return "improved"
     return "worse" if high < 0 else "not shown"
+
+
+def measure_verdict(
+    low: float, high: float, p_value: float, confidence: float, better: Literal["higher", "lower", "neither"]
+) -> Verdict:
+    """Judge a difference of any measure by its interval and its test, as ``paired_gain_verdict`` does."""
+    found = paired_gain_verdict(low, high, p_value, confidence)
+    if found == "not shown" or better == "higher":
+        return found
+    if better == "neither":
+        return "differs"
+    return "worse" if found == "improved" else "improved"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
-from posttrain.report import numbers, preference_wording
+from posttrain.report import benchmark_wording, numbers, preference_wording
 from posttrain.report.facts import AccuracyComparison, EvalFacts, LossComparison, RunFacts, TrainFacts
 from posttrain.report.preferences import OBJECTIVE_NAMES
 from posttrain.report.words import FEW_ROWS, Finding, Tile, join, plural
@@ -22,6 +22,7 @@ def paragraph(facts: RunFacts) -> str:
     """Return what was done and what came of it, in one paragraph of plain sentences."""
     sentences = [_data_sentence(facts), *_train_sentences(facts)]
     for evaluation in facts.evaluations:
+        sentences.append(benchmark_wording.headline_sentence(evaluation))
         sentences.append(_likelihood_sentence(evaluation))
         if evaluation.preferences is not None:
             sentences.append(preference_wording.headline_sentence(evaluation.preferences))
@@ -39,6 +40,7 @@ def findings(facts: RunFacts) -> tuple[Finding, ...]:
         found += _training_findings(train)
         found += preference_wording.training_findings(train)
     for evaluation in facts.evaluations:
+        found += benchmark_wording.evaluation_findings(evaluation)
         found += [_loss_finding(evaluation, c) for c in evaluation.loss_comparisons]
         if evaluation.preferences is not None:
             found += preference_wording.evaluation_findings(evaluation.stage.name, evaluation.preferences)
@@ -49,7 +51,7 @@ def findings(facts: RunFacts) -> tuple[Finding, ...]:
 
 def tiles(facts: RunFacts) -> tuple[Tile, ...]:
     """Return the headline numbers: quality first, then cost. Of each measure the last evaluation that has it."""
-    row: list[Tile] = []
+    row: list[Tile] = benchmark_wording.tiles(facts)
     if found := _last(facts, lambda evaluation: evaluation.headline_loss):
         row += _loss_tiles(*found)
     if preferences := _last(facts, lambda evaluation: evaluation.preferences):

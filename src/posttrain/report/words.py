@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from posttrain.report import numbers
@@ -11,7 +11,12 @@ from posttrain.report.verdicts import Verdict
 FEW_ROWS = 30
 """Below this many rows a bootstrap interval tends to be too narrow, which the report says."""
 
-VERDICT_TEXT: dict[Verdict, str] = {"improved": "improved", "worse": "worse", "not shown": "no difference shown"}
+VERDICT_TEXT: dict[Verdict, str] = {
+    "improved": "improved",
+    "worse": "worse",
+    "differs": "difference shown",
+    "not shown": "no difference shown",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +51,12 @@ def join(parts: Sequence[str]) -> str:
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def counted(numbers_of_models: Iterable[int], one: str) -> str:
+    """``80 prompts``, ``78 to 80 prompts`` where models differ; nothing of nothing."""
+    found = sorted(set(numbers_of_models))
+    if not found:
+        return ""
+    most = plural(found[-1], one)
+    return most if len(found) == 1 else f"{found[0]:,} to {most}"
