@@ -18,6 +18,7 @@ import yaml
 from posttrain.artifacts import Ledger, MetricsLog, RunDir, write_json, write_text
 from posttrain.eval.benchmarks.base import Answer, Chance, Counts, Findings, Measure, Shown, Task, Value
 from posttrain.eval.benchmarks.measures import benchmark_record, reply_rows
+from posttrain.eval.feedback import feedback_record
 from posttrain.eval.judges.bias import bias_report
 from posttrain.eval.judges.items import Item
 from posttrain.eval.judges.judge import Ask, Game, outcome_of
@@ -433,6 +434,27 @@ def add_preference_eval(run: RunDir, gains: dict[str, float], name: str = "prefe
     declare(run, name, {"kind": "eval", **config})
 
 
+def add_feedback_eval(run: RunDir, gain: float, name: str = "labels") -> dict[str, Any]:
+    """Add an eval stage over 40 judged replies: the trained model gains ``gain`` nats on good ones and loses as much on bad ones."""
+    random, labels = np.random.default_rng(0), [index % 2 == 0 for index in range(40)]
+    base = [random.normal(-2, 0.5, 6).astype(np.float32) for _ in labels]
+    moved = [
+        (own + (gain if good else -gain) / 6 + random.normal(0, 0.2, 6)).astype(np.float32)
+        for own, good in zip(base, labels, strict=True)
+    ]
+    record = feedback_record({"base": base, "sft": moved}, labels, "base", confidence=0.95, resamples=500, seed=0)
+    stage = run.stage(name)
+    write_json(stage.file("feedback.json"), record)
+    ledger = Ledger()
+    ledger.step("encode held-out rows", rows_in=40).rows_out = 40
+    ledger.write(stage.file("ledger.json"))
+    config = {"data": "pairs", "models": ["base", "sft"], "reference": None, "prompts": None}
+    started = 1000 + 200 * len(list(run.path.glob("*/manifest.json")))
+    stage.write_manifest(_manifest("eval", started, 12.0, config, result={"separation": {}}, dtype="bf16"))
+    declare(run, name, {"kind": "eval", **config})
+    return record
+
+
 @pytest.fixture(scope="session")
 def pristine_preferences(pristine: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """SFT, then DPO; an eval over conversations of three models, and one over pairs of two."""
@@ -464,6 +486,11 @@ def two_objectives(run: RunDir) -> RunDir:
 def preference_stage() -> Callable[..., None]:
     """Add a train stage that learns from preferences: (run, name, objective, start="sft", gain=..., **config)."""
     return add_preference_stage
+
+
+@pytest.fixture
+def feedback_eval() -> Callable[..., dict[str, Any]]:
+    return add_feedback_eval
 
 
 @pytest.fixture

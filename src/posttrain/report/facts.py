@@ -17,6 +17,7 @@ import yaml
 from posttrain.artifacts import RunDir, StageDir
 from posttrain.errors import RunError
 from posttrain.report.benchmarks import BenchmarkFacts, read_benchmarks
+from posttrain.report.feedback import EvalFeedback, holds_feedback, read_feedback
 from posttrain.report.preferences import (
     EvalPreferences,
     PreferenceTraining,
@@ -171,6 +172,8 @@ class EvalFacts:
     prompts: tuple[PromptReplies, ...]
     preferences: EvalPreferences | None
     """Where the held-out rows are pairs."""
+    feedback: EvalFeedback | None
+    """Where they are single labelled replies."""
     benchmarks: tuple[BenchmarkFacts, ...]
 
     @property
@@ -415,8 +418,11 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
     folder = run.stage(stage.name)
     config = stage.manifest.config if stage.manifest else {}
     preferences = read_preferences(folder, stage, gaps)
+    feedback = read_feedback(folder, stage, gaps)
     likelihood = LikelihoodFile({})
-    if folder.file("likelihood.json").exists() or (_scores_rows(config) and not holds_pairs(folder, stage)):
+    if folder.file("likelihood.json").exists() or (
+        _scores_rows(config) and not holds_pairs(folder, stage) and not holds_feedback(folder, stage)
+    ):
         likelihood = (
             optional(
                 gaps,
@@ -461,7 +467,7 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
                 lambda path: parse(AccuracyFile, json_value(path), path),
             ) or AccuracyFile({})
     benchmarks = read_benchmarks(folder, stage, gaps)
-    compared = preferences.models if preferences else {}
+    compared = [*(preferences.models if preferences else ()), *(feedback.models if feedback else ())]
     asked = [model for benchmark in benchmarks for model in benchmark.record.models]
     seen = [*likelihood.models, *compared, *accuracy.models, *(reply.model for reply in replies), *asked]
     declared = [name for name in config.get("models") or () if name in seen]
@@ -476,6 +482,7 @@ def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
         accuracy_comparisons=tuple(accuracy_verdict(pair) for pair in accuracy.pairs),
         prompts=_prompts(replies, models),
         preferences=preferences,
+        feedback=feedback,
         benchmarks=benchmarks,
     )
 

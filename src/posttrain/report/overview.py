@@ -8,7 +8,7 @@ from typing import Literal
 
 from posttrain.report.benchmarks import BenchmarkFacts
 from posttrain.report.facts import EvalFacts, RunFacts
-from posttrain.report.verdicts import Verdict
+from posttrain.report.verdicts import Verdict, gain_verdict
 from posttrain.report.words import counted
 
 AREAS = {
@@ -155,6 +155,23 @@ def _held_out_lines(evaluation: EvalFacts) -> list[Line]:
         pairs = counted([preferences.pairs], "pair")
         of = f"stage {evaluation.stage.name}"
         lines.append(Line("Reward accuracy", of, "share", "higher", pairs, preferences.reference, shares))
+    if feedback := evaluation.feedback:
+        against = {
+            one.b: gain_verdict(one.separation.low, one.separation.high)
+            for one in feedback.found.differences
+            if one.separation is not None and one.a == feedback.found.reference
+        }
+        areas = {}
+        for name, model in feedback.models.items():
+            if (area := model.separation) is not None:
+                areas[name] = (
+                    Entry(area.estimate, remark="by definition")
+                    if name == feedback.found.reference
+                    else Entry(area.estimate, area.low, area.high, against.get(name))
+                )
+        rows = counted([feedback.found.rows], "row")
+        of = f"stage {evaluation.stage.name}"
+        lines.append(Line("Separation of judged replies", of, "share", "higher", rows, feedback.found.reference, areas))
     return lines
 
 

@@ -32,6 +32,7 @@ from posttrain.report import (
     wording,
 )
 from posttrain.report.facts import EvalFacts, RunFacts, read_run
+from posttrain.report.feedback_tables import feedback_differences, feedback_table
 from posttrain.report.figure import file_name
 from posttrain.report.figures import Figures, draw
 from posttrain.report.overview import overview
@@ -183,6 +184,7 @@ def environment(*, autoescape: bool) -> Environment:
         "sentence_start": lambda text: text[:1].upper() + text[1:],
         "slug": file_name,
     }
+    environment.filters |= {"feedback_table": feedback_table, "feedback_differences": feedback_differences}
     environment.filters |= {
         name: getattr(preference_tables, name)
         for name in ("models_table", "differences_table", "course_table", "comparison_table", "length_rows")

@@ -32,9 +32,9 @@ def models_table(found: EvalPreferences) -> Table:
         rows.append(
             [
                 f"{name} (reference)" if fixed else name,
-                "50.0% by definition" if fixed else _share(model.reward_accuracy),
-                "0 by definition" if fixed else _margin(model.reward_margin),
-                _share(model.ranking_accuracy),
+                "50.0% by definition" if fixed else share_cell(model.reward_accuracy),
+                "0 by definition" if fixed else margin_cell(model.reward_margin),
+                share_cell(model.ranking_accuracy),
                 numbers.fixed(model.logps_chosen, 1),
                 numbers.fixed(model.logps_rejected, 1),
                 numbers.fixed(model.kl, 4),
@@ -130,7 +130,7 @@ def _measured(found: PreferenceStages, stage: PreferenceStage, measure: Measure)
     if stage.name == found.reference and measure != "ranking_accuracy":
         return "50.0% by definition" if measure == "reward_accuracy" else "0 by definition"
     interval: Estimate = getattr(stage.held_out, measure)
-    return _margin(interval) if measure == "reward_margin" else _share(interval)
+    return margin_cell(interval) if measure == "reward_margin" else share_cell(interval)
 
 
 def _trained_on(stage: PreferenceStage) -> str:
@@ -145,10 +145,12 @@ def _reply_length(stage: PreferenceStage) -> str:
     return f"{numbers.fixed(stage.replies.mean_tokens, 1)} ({stage.replies.prompts} prompts{cut})"
 
 
-def _share(interval: Estimate) -> str:
+def share_cell(interval: Estimate) -> str:
+    """``62.5% (55.0% to 70.1%)``."""
     low, high = numbers.percent(interval.low), numbers.percent(interval.high)
     return f"{numbers.percent(interval.estimate)} ({low} to {high})"
 
 
-def _margin(interval: Estimate) -> str:
+def margin_cell(interval: Estimate) -> str:
+    """``+0.450 (+0.180 to +0.740)``."""
     return f"{numbers.signed(interval.estimate)} ({numbers.interval(interval.low, interval.high)})"

@@ -250,6 +250,43 @@ class PreferencesFile:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFeedback:
+    """Held-out feedback of one model; None where one kind of replies is missing."""
+
+    separation: Estimate | None
+    reward_margin: Estimate | None
+    reward_desirable: Estimate | None
+    reward_undesirable: Estimate | None
+    kl: float
+    logps_desirable: float | None = None
+    logps_undesirable: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackDifference:
+    """``b`` minus ``a`` on the same rows."""
+
+    a: str
+    b: str
+    separation: Estimate | None
+    reward_margin: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackFile:
+    """feedback.json."""
+
+    reference: str
+    rows: int
+    desirable: int
+    undesirable: int
+    confidence: float
+    models: dict[str, ModelFeedback]
+    differences: tuple[FeedbackDifference, ...] = ()
+    resamples: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PreferenceRow:
     """One line of preference_rows.jsonl: log-probabilities of both replies under one model, summed, in nats."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from posttrain.report import benchmark_summary, preference_summary, wording
 from posttrain.report.facts import EvalFacts, RunFacts, TrainFacts
+from posttrain.report.feedback import feedback_summary
 from posttrain.report.overview import overview
 from posttrain.report.preference_comparison import PreferenceStages
 from posttrain.report.reading import Stage
@@ -118,6 +119,7 @@ def _evaluation(evaluation: EvalFacts) -> dict[str, Any]:
             for c in evaluation.accuracy_comparisons
         ],
         "preferences": preference_summary.evaluation(evaluation),
+        "feedback": feedback_summary(evaluation.feedback),
         "benchmarks": [benchmark_summary.benchmark(one) for one in evaluation.benchmarks],
         "replies": {
             "prompts": len(evaluation.prompts),

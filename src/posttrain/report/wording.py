@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from posttrain.report import benchmark_wording, numbers, preference_wording
 from posttrain.report.facts import AccuracyComparison, EvalFacts, LossComparison, RunFacts, TrainFacts
+from posttrain.report.feedback_tables import feedback_sentence
 from posttrain.report.preferences import OBJECTIVE_NAMES
 from posttrain.report.words import FEW_ROWS, Finding, Tile, join, plural
 
@@ -26,6 +27,8 @@ def paragraph(facts: RunFacts) -> str:
         sentences.append(_likelihood_sentence(evaluation))
         if evaluation.preferences is not None:
             sentences.append(preference_wording.headline_sentence(evaluation.preferences))
+        if evaluation.feedback is not None:
+            sentences.append(feedback_sentence(evaluation.feedback))
         sentences.append(_accuracy_sentence(evaluation))
     unfinished = [stage.name for stage in facts.stages if stage.status != "complete"]
     if unfinished:
