@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from posttrain.generate.engine import Sampling
 from posttrain.model.load import causal_lm, next_logits
+from posttrain.model.packed import pack
 from posttrain.model.slots import Prefill, SlotCache, Step
 
 FinishReason = Literal["stop", "length"]
@@ -77,6 +78,7 @@ def decode(
         each = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
     else:
         each = list(sampling)
+    pack(model)
     device = causal_lm(model).get_input_embeddings().weight.device
     queue = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     cache, live = SlotCache(min(slots, len(queue))), list[_Live]()

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from posttrain.encode.segments import Segments
 from posttrain.model.attention import IMPLEMENTATION, rotary_attention
+from posttrain.model.packed import product
 
 _PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
@@ -47,7 +48,7 @@ def _project(
     inner_TR = x_TD @ _stacked(loras).T
     outputs = []
     for weight_OD, bias_O, lora, own_TR in zip(weights, biases, loras, _inner_parts(inner_TR, loras), strict=True):
-        y_TO = F.linear(x_TD, weight_OD, bias_O)
+        y_TO = product(x_TD, weight_OD, bias_O)
         y_TO.addmm_(own_TR, lora.b_OR.T, alpha=lora.scale)
         outputs.append(y_TO)
     return outputs, inner_TR

@@ -1,0 +1,81 @@
+"""Weights kept in the order a CPU multiplies them in, for products of few rows.
+
+A step of decoding multiplies a few dozen rows with every weight of the model. The general product puts the weights in order each
+time, which costs as much as the product itself. Here oneDNN does it once: `pack` keeps a reordered copy beside each frozen weight, and
+`product` uses it. fp32 on the CPU only: that is what was measured (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FEW_ROWS = 256
+"""Up to so many rows the packed product is used; beyond, the general one is as fast."""
+MEMORY_SHARE = 0.5
+"""Of the free memory: the copies may take at most this much, otherwise nothing is packed."""
+_TOLERANCE = 1e-5
+_PACKED = "packed_for_few_rows"
+
+
+def pack(model: nn.Module) -> int:
+    """Pack every frozen fp32 weight of a linear layer on the CPU; returns how many are packed. Does nothing the second time.
+
+    The copies need as much memory as the weights. Where this oneDNN can't do it, or computes something else, all stays as it is.
+    """
+    layers: list[Any] = [m for m in model.modules() if type(m) is nn.Linear and _fits(m.weight)]
+    fresh = {id(m.weight): m.weight for m in layers if not hasattr(m.weight, _PACKED)}
+    needed = sum(weight.nbytes for weight in fresh.values())
+    if fresh and (needed > MEMORY_SHARE * _free_bytes() or not _works()):
+        return 0
+    for weight in fresh.values():
+        setattr(weight, _PACKED, torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
+    for layer in layers:
+        if "forward" not in vars(layer):
+            layer.forward = _forward(layer)
+    return len(layers)
+
+
+def product(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> Tensor:
+    """x [..., D] times W^T, plus the bias: by the packed weight where there is one, few rows, and no gradient."""
+    packed = getattr(weight_OD, _PACKED, None)
+    if packed is None or torch.is_grad_enabled() or x.numel() > FEW_ROWS * x.shape[-1]:
+        return F.linear(x, weight_OD, bias_O)
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")
+    return y
+
+
+def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    return lambda x: product(x, layer.weight, layer.bias)
+
+
+def _fits(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.requires_grad
+
+
+def _free_bytes() -> int:
+    """Memory that is free now, as Linux tells; 0 where it is not known, and then nothing is packed."""
+    try:
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+@torch.no_grad()
+def _works() -> bool:
+    """Whether the packed product gives what the general one does, on a probe."""
+    generator = torch.Generator().manual_seed(0)
+    x_TD, weight_OD = (torch.randn(shape, generator=generator) for shape in ((5, 24), (36, 24)))
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight_OD)
+        ours = torch.ops.mkldnn._linear_pointwise(x_TD, packed, None, "none", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    own = F.linear(x_TD, weight_OD)
+    return bool((own - ours).abs().max() <= _TOLERANCE * own.abs().max())
