@@ -19,6 +19,7 @@ from posttrain.eval.benchmarks import Benchmark
 from posttrain.eval.benchmarks.answers import answer_all, answer_of, answer_record
 from posttrain.eval.benchmarks.base import Answer, Chance, Task
 from posttrain.eval.benchmarks.measures import benchmark_record, reply_rows
+from posttrain.eval.benchmarks.rows import BUILTIN
 from posttrain.eval.judges.config import JudgeConfig
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.engine import Engine
@@ -26,8 +27,6 @@ from posttrain.lab.display import Display
 from posttrain.lab.judges import JudgeRoom, plain
 
 SCHEMA = 1
-BUILTIN = "builtin"
-"""A benchmark's ``path`` where it uses posttrain's own prompts."""
 
 
 @dataclass(frozen=True)

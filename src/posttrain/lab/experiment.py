@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -283,7 +283,8 @@ class Experiment:
 
     def _eval(self, stage: EvalStage, out: StageDir) -> dict[str, Any]:
         rows = None if stage.data is None else self.run.stage(stage.data).file("rows", "held_out.parquet")
-        contenders = {name: partial(self._contender, stage, name) for name in stage.models}
+        # read when their turn comes, and once: an identity is a hash over all weights
+        contenders = {name: cache(partial(self._contender, stage, name)) for name in stage.models}
         requests = self.run.path / ".requests.sqlite"
         return evaluate(self._with_files(stage), out, rows, contenders, requests, self.recipe.seed, self.display)
 
@@ -295,7 +296,8 @@ class Experiment:
             return outside_contender(stage.others[name])
         weights = self._weights(name)
         template = template_of(self.base_folder if weights.adapter is not None else weights.folder, stage.template)
-        return Contender(weights, template, weights_digest(weights, self.base_digest))
+        identity = self.base_digest if name == BASE else weights_digest(weights, self.base_digest)
+        return Contender(weights, template, identity)
 
     def _with_files(self, stage: EvalStage) -> EvalStage:
         """The stage with files of the hub fetched, and stages that judge as their folders."""
@@ -371,6 +373,11 @@ def weights_digest(weights: Weights, base_digest: str) -> str:
     return digest([base_digest, *files])
 
 
+def outside_digest(weights: Weights) -> str:
+    """Identity of a model from outside a recipe, whose base has no digest yet."""
+    return weights_digest(weights, "" if weights.adapter is None else model_digest(weights.folder))
+
+
 def _own_files(stage: Stage) -> dict[str, Path]:
     """The files a stage's configuration names, by key; they are part of its identity."""
     found = {}
@@ -401,8 +408,7 @@ def outside_contender(target: str) -> Contender:
     from posttrain.lab.targets import resolve_target
 
     weights, template_file = resolve_target(target)
-    identity = weights_digest(weights, "" if weights.adapter is None else model_digest(weights.folder))
-    return Contender(weights, template_of(weights.folder, template_file), identity)
+    return Contender(weights, template_of(weights.folder, template_file), outside_digest(weights))
 
 
 def _closure(recipe: Recipe, names: Sequence[str]) -> set[str]:

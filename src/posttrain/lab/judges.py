@@ -77,7 +77,7 @@ def _prices(config: JudgeConfig) -> Prices | None:
 
 def _local_engine(source: JudgeSource) -> Engine:
     from posttrain.generate.local import LocalEngine
-    from posttrain.lab.experiment import model_digest, weights_digest
+    from posttrain.lab.experiment import outside_digest
     from posttrain.lab.models import stop_sequences, template_of
     from posttrain.lab.targets import resolve_target
     from posttrain.model import hardware
@@ -88,7 +88,7 @@ def _local_engine(source: JudgeSource) -> Engine:
     template = template_of(weights.folder, template_file)
     device = hardware.resolve_device("auto")
     model = frozen_model(*weights, hardware.choose_dtype("auto", device), device)
-    identity = weights_digest(weights, "" if weights.adapter is None else model_digest(weights.folder))
+    identity = outside_digest(weights)
     return LocalEngine(model, template, stop_sequences(model, template), f"{source.local}@{identity[:16]}")
 
 

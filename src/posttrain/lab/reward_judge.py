@@ -79,7 +79,7 @@ def open_reward_judge(source: JudgeSource) -> RewardJudge:
         ModelError: the target has no trained score head.
 
     """
-    from posttrain.lab.experiment import model_digest, weights_digest
+    from posttrain.lab.experiment import outside_digest
     from posttrain.lab.models import template_of
     from posttrain.lab.targets import resolve_target
     from posttrain.model import hardware
@@ -94,7 +94,7 @@ def open_reward_judge(source: JudgeSource) -> RewardJudge:
     base = load_model(weights.folder, dtype, device, head="score").requires_grad_(False)
     model = base if weights.adapter is None else load_adapter(base, weights.adapter, trainable=False)
     text_config = causal_lm(model).config.get_text_config()
-    identity = weights_digest(weights, "" if weights.adapter is None else model_digest(weights.folder))
+    identity = outside_digest(weights)
     return RewardJudge(
         model,
         template_of(weights.folder, template_file),

@@ -21,6 +21,7 @@ from posttrain.eval.benchmarks.ifeval import IfevalBenchmark
 from posttrain.eval.benchmarks.mt_bench import MtBenchBenchmark
 from posttrain.eval.benchmarks.overlap import OverlapBenchmark
 from posttrain.eval.benchmarks.pairwise import PairwiseBenchmark
+from posttrain.eval.benchmarks.rows import BUILTIN
 from posttrain.eval.benchmarks.safety import SafetyBenchmark
 
 AnyBenchmark = Annotated[
@@ -37,14 +38,11 @@ AnyBenchmark = Annotated[
 ]
 """What a stage's ``benchmarks`` may hold, told apart by ``name``."""
 
-NO_FILES = ("builtin", "file", "first")
-"""Values of a file key that name no file."""
-
 
 def benchmark_files(benchmark: Benchmark) -> dict[str, str]:
     """The files a benchmark's configuration names, by key."""
     found = {key: getattr(benchmark, key) for key in benchmark.file_keys}
-    return {key: value for key, value in found.items() if value is not None and value not in NO_FILES}
+    return {key: value for key, value in found.items() if value not in (None, BUILTIN)}
 
 
 def with_files(benchmark: AnyBenchmark, files: Mapping[str, Any]) -> AnyBenchmark:
@@ -52,4 +50,4 @@ def with_files(benchmark: AnyBenchmark, files: Mapping[str, Any]) -> AnyBenchmar
     return replace(benchmark, **files)
 
 
-__all__ = ["NO_FILES", "AnyBenchmark", "Benchmark", "benchmark_files", "with_files"]
+__all__ = ["AnyBenchmark", "Benchmark", "benchmark_files", "with_files"]
