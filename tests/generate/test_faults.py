@@ -50,7 +50,7 @@ def requests_named(names: list[str]) -> list[Request]:
 def test_a_thousand_requests_at_twenty_percent_faults(serve: Serve, tmp_path: Path) -> None:
     server = serve(does=seeded_faults(0.2, seed=0))
     endpoint = Endpoint(
-        url=server.url, model="m", concurrency=32, request_timeout=1.0, first_backoff=0.002, longest_backoff=0.02
+        url=server.url, model="m", concurrency=32, request_timeout=4.0, first_backoff=0.002, longest_backoff=0.02
     )
     engine = OpenAIEngine(endpoint, prices=PRICES, ledger=tmp_path / "ledger.jsonl", seed=0)
     names = [f"question {n}" for n in range(1_000)]
@@ -76,12 +76,12 @@ def test_a_thousand_requests_at_twenty_percent_faults(serve: Serve, tmp_path: Pa
     assert {name_of[key] for key in stored} == answers
 
     # Exact ledger: a line for every request the server got, with the outcome it was given. A starved machine may add calls
-    # that timed out before the server had read them, or while its answer was on the way: the only ones that may differ.
+    # that timed out before the server had read them, or while its answer was on the way: the only ones that may differ, and one pause of the machine meets at most what is in flight.
     asked = Counter((name, SEEN_AS[what]) for (name, _), what in does.items())
     lines = Counter((name_of[c.key], c.outcome) for c in calls)
     starved = lines - asked
     assert {outcome for _, outcome in starved} <= {"timeout"}
-    assert sum((asked - lines).values()) <= sum(starved.values()) <= 5
+    assert sum((asked - lines).values()) <= sum(starved.values()) <= endpoint.concurrency
     assert len(does) == len(server.asked)
 
     # Nothing double: the server has billed every request once, but for answers that came after such a timeout.

@@ -26,7 +26,13 @@ from posttrain.report.benchmark_records import (
     Source,
     WinRates,
 )
-from posttrain.report.benchmark_wording import evaluation_findings, headline_sentence, judge_warnings, overview_sentence
+from posttrain.report.benchmark_wording import (
+    evaluation_findings,
+    headline_sentence,
+    judge_warnings,
+    overview_sentence,
+    weak_judges,
+)
 from posttrain.report.benchmarks import BenchmarkFacts, benchmark_facts, contradiction
 from posttrain.report.facts import EvalFacts, read_run
 from posttrain.report.overview import overview
@@ -386,6 +392,35 @@ def test_a_win_against_another_model_than_the_baseline_is_a_finding(run: RunDir)
     assert finding.text.startswith(
         "sft wins more often than it loses against dpo: win rate 70.0% (60.0% to 80.0%) over 44 questions"
     )
+
+
+@pytest.mark.parametrize(
+    ("engine", "judge", "right", "warned"),
+    [
+        ("reward", "runs/{run}/dpo", 10, True),
+        ("reward", "runs/{run}/dpo", 15, False),  # Wilson's interval of 15 of 18 starts at 0.61
+        ("openai", "runs/{run}/dpo", 10, False),
+        ("reward", "runs/another/dpo", 10, False),
+    ],
+)
+def test_a_reward_judge_no_better_than_a_coin_is_named(
+    preference_run: RunDir, engine: str, judge: str, right: int, warned: bool
+) -> None:
+    metrics = preference_run.path / "dpo" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    held_out = [line for line in lines if line["split"] == "held_out"]
+    held_out[-1] |= {"rewards/accuracies": right / 18, "rows": 18}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = read_run(preference_run)
+    name = judge.format(run=read.name)
+    entry = JudgeEntry(name, Fingerprint(engine, name), Calls(10, 10, 10, {}, {}))
+    facts = benchmark_facts("evaluate", record(judge=JudgeRecord((entry,), "en")))
+    judged = replace(read.evaluations[0], benchmarks=(facts,))
+    found = weak_judges(replace(read, evaluations=(judged,)))
+    assert list(found) == (["dpo"] if warned else [])
+    if warned:
+        # 10 of 18 by hand: (10 + 1.96^2 / 2) / (18 + 1.96^2) = 0.546, half width 0.209
+        assert "in 55.6% of 18 held-out pairs (95% interval 34% to 75%)" in found["dpo"]
 
 
 @pytest.mark.parametrize(("parsed", "warned"), [(90, False), (89, True), (0, True)])

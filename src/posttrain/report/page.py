@@ -104,7 +104,10 @@ def _context(facts: RunFacts, figures: Figures, stages: PreferenceStages | None)
         "comparison_note": preference_wording.comparison_note(stages) if stages else "",
         "overview": models,
         "overview_sentence": benchmark_wording.overview_sentence(models, facts) if models else "",
-        "judge_warnings": benchmark_wording.judge_warnings(benchmarks),
+        "judge_warnings": [
+            *benchmark_wording.weak_judges(facts).values(),
+            *benchmark_wording.judge_warnings(benchmarks),
+        ],
         "judges": benchmark_tables.judges_table(benchmarks),
         "fixed": benchmark_replies.FIXED,
         "paragraph": wording.paragraph(facts),

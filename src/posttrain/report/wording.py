@@ -49,6 +49,7 @@ def findings(facts: RunFacts) -> tuple[Finding, ...]:
             found += preference_wording.evaluation_findings(evaluation.stage.name, evaluation.preferences)
         found += [_accuracy_finding(evaluation, c) for c in evaluation.accuracy_comparisons]
         found += _reply_findings(evaluation)
+    found += [Finding(name, "Warning", None, text) for name, text in benchmark_wording.weak_judges(facts).items()]
     return tuple(found)
 
 
