@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SHARED ?= ../shared/data
+# Files of tests side by side, one thread each: half the time on two cores.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test fast lint bench reproduce clean
@@ -10,10 +12,10 @@ demo: .venv/.installed
 	$(BIN)/posttrain run recipes/quickstart.yaml
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 fast: .venv/.installed-dev
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check src tests benchmarks recipes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,9 @@ from hypothesis import settings
 
 from posttrain.types import Tokens
 from servers import Server
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded; inherited by every process that a test starts
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 # No test is about time: a busy machine must not fail one.
 settings.register_profile("posttrain", deadline=None)
