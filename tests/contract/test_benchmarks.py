@@ -123,7 +123,7 @@ def test_tasks_are_the_same_each_time_and_named_apart(benchmark_of: Benchmark) -
 
 def test_every_answer_has_a_value_or_a_reason(benchmark_of: Benchmark) -> None:
     answers = {model: answers_of(benchmark_of, model) for model in ("first", "second")}
-    judges = Scripted() if benchmark_of.needs_judge else None
+    judges = Scripted() if benchmark_of.needs.judge else None
     findings = benchmark_of.score(answers, judges, CHANCE)
     record = benchmark_record(benchmark_of.measures(), findings, answers, CHANCE)
     json.dumps(record)
@@ -144,7 +144,7 @@ def test_every_answer_has_a_value_or_a_reason(benchmark_of: Benchmark) -> None:
 
 
 def test_the_order_of_models_changes_signs_only(benchmark_of: Benchmark) -> None:
-    judges = Scripted() if benchmark_of.needs_judge else None
+    judges = Scripted() if benchmark_of.needs.judge else None
     answers = {model: answers_of(benchmark_of, model) for model in ("first", "second")}
     turned = dict(reversed(answers.items()))
     own = {r["measure"] for r in _results(benchmark_of, answers, judges) if r["category"] is None}

@@ -131,7 +131,7 @@ def _measure(
     benchmark, tasks = one.benchmark, {task.id: task for task in one.tasks}
     read = {model: read_json(_part(parts, model, one.key)) for model in models}
     answers = {model: [answer_of(record, tasks) for record in found["answers"]] for model, found in read.items()}
-    judges = room.session(one.key) if benchmark.needs_judge else None
+    judges = room.session(one.key) if benchmark.needs.judge else None
     findings = benchmark.score(answers, judges, chance)
     record = {
         "schema": SCHEMA,
@@ -177,14 +177,10 @@ def _cost(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
 def check_benchmarks(
     benchmarks: Mapping[str, Benchmark], models: Sequence[str], judge: JudgeConfig | None, where: str
 ) -> None:
-    """Models and judges are what the benchmarks need; told before a reply is made. Raises ConfigError.
-
-    A benchmark may have ``needs_two_models`` (it compares models with each other) and ``needs_ratings`` (its judge reads one
-    reply at a time, which a reward model can't).
-    """
-    judged = [key for key, benchmark in benchmarks.items() if benchmark.needs_judge]
-    rated = [key for key, benchmark in benchmarks.items() if getattr(benchmark, "needs_ratings", False)]
-    compared = [key for key, benchmark in benchmarks.items() if getattr(benchmark, "needs_two_models", False)]
+    """Models and judges are what the benchmarks need; told before a reply is made. Raises ConfigError."""
+    judged = [key for key, benchmark in benchmarks.items() if benchmark.needs.judge]
+    rated = [key for key, benchmark in benchmarks.items() if benchmark.needs.ratings]
+    compared = [key for key, benchmark in benchmarks.items() if benchmark.needs.two_models]
     if compared and len(models) < 2:
         raise ConfigError(
             f"{', '.join(compared)}: models are compared with each other, but there is one model only",

@@ -362,7 +362,7 @@ class Room:
 
 def by_judge(answers, room: Room):
     benchmark = SafetyBenchmark(name="safety", labels_by="judge")
-    assert benchmark.needs_judge
+    assert benchmark.needs.judge
     return benchmark, benchmark.score(answers, room, CHANCE)
 
 
@@ -437,7 +437,7 @@ def test_the_plain_prompt_decides_where_both_are_asked() -> None:
 
 
 def test_without_a_judge_nothing_is_guessed() -> None:
-    assert not SafetyBenchmark(name="safety").needs_judge
+    assert not SafetyBenchmark(name="safety").needs.judge
     with pytest.raises(ConfigError, match="needs a judge"):
         SafetyBenchmark(name="safety", labels_by="judge").score({"a": [answer(TASKS[0], NO)]}, None, CHANCE)
 

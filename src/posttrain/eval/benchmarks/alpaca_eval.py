@@ -26,7 +26,7 @@ from posttrain.eval.alpaca_eval import (
     shown_swapped,
     win_rate,
 )
-from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Shown, Task, Value
+from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task, Value
 from posttrain.eval.benchmarks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -132,14 +132,9 @@ class AlpacaEvalBenchmark:
             raise ValueError("the published regression is about the published baseline: use baseline: file with it")
 
     @property
-    def needs_judge(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def needs_two_models(self) -> bool:
-        """Where the first one is the baseline."""
-        return self.baseline == "first"
+    def needs(self) -> Needs:
+        """A judge; two models where the first one is the baseline."""
+        return Needs(judge=True, two_models=self.baseline == "first")
 
     def measures(self) -> tuple[Measure, ...]:
         """Weighted, discrete, length-controlled."""

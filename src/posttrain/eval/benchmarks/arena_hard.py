@@ -21,7 +21,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from posttrain.errors import DataError
-from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Task
+from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Task
 from posttrain.eval.benchmarks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -106,14 +106,9 @@ class ArenaHardBenchmark:
     """0 = greedy."""
 
     @property
-    def needs_judge(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def needs_two_models(self) -> bool:
-        """Where the first one is the baseline."""
-        return self.baseline is None
+    def needs(self) -> Needs:
+        """A judge; two models where the first one is the baseline."""
+        return Needs(judge=True, two_models=self.baseline is None)
 
     def measures(self) -> tuple[Measure, ...]:
         """The score, and the win rate of both orders together."""

@@ -2,7 +2,7 @@
 
     tasks -> answers of every model -> findings (values, verdicts, accounting) -> record (`measures.py`)
 
-A benchmark is a configuration with ``name``, ``title``, ``area``, ``file_keys``, ``needs_judge``, ``tasks`` and ``score``, in one file
+A benchmark is a configuration with ``name``, ``title``, ``area``, ``file_keys``, ``needs``, ``tasks`` and ``score``, in one file
 of its own; it is named in the union of ``__init__.py`` and recipes accept it. It asks no model itself: who answers and who judges
 is handed in, so tests use scripted engines.
 """
@@ -64,6 +64,17 @@ class Answer:
     def complete(self) -> bool:
         """A reply to every turn."""
         return len(self.replies) == len(self.task.turns)
+
+
+class Needs(NamedTuple):
+    """What a benchmark can't do without."""
+
+    judge: bool = False
+    """A judge reads the replies."""
+    ratings: bool = False
+    """It reads one reply at a time, which a reward model can't."""
+    two_models: bool = False
+    """Models are compared with each other."""
 
 
 class Measure(NamedTuple):
@@ -181,8 +192,8 @@ class Benchmark(Protocol):
         ...
 
     @property
-    def needs_judge(self) -> bool:
-        """Whether a judge must be configured."""
+    def needs(self) -> Needs:
+        """What must be there before a reply is made."""
         ...
 
     def measures(self) -> tuple[Measure, ...]:

@@ -18,7 +18,19 @@ from scipy import special
 
 from posttrain.data.encoders import Encoder, make_encoder
 from posttrain.data.text import tokens
-from posttrain.eval.benchmarks.base import Answer, Area, Chance, Counts, Findings, Judges, Measure, Shown, Task, Value
+from posttrain.eval.benchmarks.base import (
+    Answer,
+    Area,
+    Chance,
+    Counts,
+    Findings,
+    Judges,
+    Measure,
+    Needs,
+    Shown,
+    Task,
+    Value,
+)
 from posttrain.eval.benchmarks.rows import keep_shares, plain_prompts
 from posttrain.eval.benchmarks.scoring import counted, why_missing
 from posttrain.eval.diversity import distinct_n, embedding_spread, repetition, self_bleu
@@ -116,9 +128,9 @@ class DiversityBenchmark:
     """For the spread of meaning: ``use-multilingual`` (extra ``embed``) or the folder of a static embedding model; null = not measured."""
 
     @property
-    def needs_judge(self) -> bool:
+    def needs(self) -> Needs:
         """Counting is enough."""
-        return False
+        return Needs()
 
     def measures(self) -> tuple[Measure, ...]:
         """Per prompt first; the spread of meaning only where there is an encoder."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from annotated_types import Ge
 
 from posttrain.errors import DataError
-from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Shown, Task
+from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task
 from posttrain.eval.benchmarks.rows import file_rows, row_ids, text_of
 from posttrain.eval.benchmarks.scoring import Point, Scored, score_each
 from posttrain.eval.checks import number_equals, stated_number
@@ -93,9 +93,9 @@ class Gsm8kBenchmark:
             raise ValueError("shots and examples go together: give both (shots: 4, examples: train.jsonl) or neither")
 
     @property
-    def needs_judge(self) -> bool:
+    def needs(self) -> Needs:
         """The number decides."""
-        return False
+        return Needs()
 
     def measures(self) -> tuple[Measure, ...]:
         """Accuracy, and how many replies state a number."""

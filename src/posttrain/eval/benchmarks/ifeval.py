@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Shown, Task
+from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task
 from posttrain.eval.benchmarks.scoring import Point, Scored, score_each
 from posttrain.eval.ifeval.scoring import RANDOM_KEYS, InstructionPrompt, instruction_verdict, load_instruction_prompts
 from posttrain.generate.engine import Sampling
@@ -72,9 +72,9 @@ class IfevalBenchmark:
     """Longest reply in tokens; 1280 as published."""
 
     @property
-    def needs_judge(self) -> bool:
+    def needs(self) -> Needs:
         """Programs decide."""
-        return False
+        return Needs()
 
     def measures(self) -> tuple[Measure, ...]:
         """The four published numbers."""

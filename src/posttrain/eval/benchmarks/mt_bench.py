@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge
 
-from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Shown, Task, Value
+from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task, Value
 from posttrain.eval.benchmarks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -91,19 +91,9 @@ class MtBenchBenchmark:
     """Longest answer in each turn, in tokens."""
 
     @property
-    def needs_judge(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def needs_two_models(self) -> bool:
-        """Where nothing but pairs is judged."""
-        return self.judged == "pairs"
-
-    @property
-    def needs_ratings(self) -> bool:
-        """Unless pairs only are judged."""
-        return self.judged != "pairs"
+    def needs(self) -> Needs:
+        """A judge that rates, unless pairs only are judged; two models where nothing else is."""
+        return Needs(judge=True, ratings=self.judged != "pairs", two_models=self.judged == "pairs")
 
     def measures(self) -> tuple[Measure, ...]:
         """Ratings, the win rate, or both."""

@@ -17,7 +17,7 @@ from posttrain.data.formats import Format, RowError, detect_format
 from posttrain.data.formats.prompts import prompt_of
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
-from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Shown, Task
+from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task
 from posttrain.eval.benchmarks.rows import file_rows, keep_shares, label_of, row_ids, unbroken
 from posttrain.eval.benchmarks.scoring import Point, Scored, score_each
 from posttrain.eval.overlap import BleuCounts, added, bleu_counts, bleu_of, rouge_l
@@ -89,9 +89,9 @@ class OverlapBenchmark:
     """Longest reply in tokens."""
 
     @property
-    def needs_judge(self) -> bool:
+    def needs(self) -> Needs:
         """Counting is enough."""
-        return False
+        return Needs()
 
     def measures(self) -> tuple[Measure, ...]:
         """ROUGE-L, and BLEU by reply and of the corpus."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge
 
 from posttrain.errors import DataError
-from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Task
+from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Task
 from posttrain.eval.benchmarks.matches import (
     ONE_MODEL,
     WIN_RATE,
@@ -69,14 +69,9 @@ class PairwiseBenchmark:
     """0 = greedy."""
 
     @property
-    def needs_judge(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def needs_two_models(self) -> bool:
-        """Always."""
-        return True
+    def needs(self) -> Needs:
+        """A judge, and models to put side by side."""
+        return Needs(judge=True, two_models=True)
 
     def measures(self) -> tuple[Measure, ...]:
         """The win rate."""

@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, MinLen
 
-from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Shown, Task, Value
+from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task, Value
 from posttrain.eval.benchmarks.matches import game_words, required
 from posttrain.eval.benchmarks.rows import BUILTIN, keep_shares
 from posttrain.eval.benchmarks.safety_prompts import Expect, is_safety_file, load_safety_file, load_safety_rows
@@ -94,14 +94,9 @@ class SafetyBenchmark:
                     raise ValueError(f"{key} is for files of rows; {self.path} says it of every prompt: leave it away")
 
     @property
-    def needs_judge(self) -> bool:
-        """Only where a judge labels."""
-        return self.labels_by == "judge"
-
-    @property
-    def needs_ratings(self) -> bool:
-        """A judge that labels reads one reply at a time."""
-        return self.needs_judge
+    def needs(self) -> Needs:
+        """A judge only where it labels, and then one reply at a time."""
+        return Needs(judge=self.labels_by == "judge", ratings=self.labels_by == "judge")
 
     def measures(self) -> tuple[Measure, ...]:
         """Both rates, so far as the set has prompts for them; with partial refusals; and by language where there are several."""
