@@ -76,7 +76,8 @@ def test_a_thousand_requests_at_twenty_percent_faults(serve: Serve, tmp_path: Pa
     assert {name_of[key] for key in stored} == answers
 
     # Exact ledger: a line for every request the server got, with the outcome it was given. A starved machine may add calls
-    # that timed out before the server had read them, or while its answer was on the way: the only ones that may differ, and one pause of the machine meets at most what is in flight.
+    # that timed out before the server had read them, or while its answer was on the way: the only ones that may differ, and
+    # one pause of the machine meets at most what is in flight.
     asked = Counter((name, SEEN_AS[what]) for (name, _), what in does.items())
     lines = Counter((name_of[c.key], c.outcome) for c in calls)
     starved = lines - asked

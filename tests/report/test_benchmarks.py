@@ -401,6 +401,7 @@ def test_a_win_against_another_model_than_the_baseline_is_a_finding(run: RunDir)
         ("reward", "runs/{run}/dpo", 15, False),  # Wilson's interval of 15 of 18 starts at 0.61
         ("openai", "runs/{run}/dpo", 10, False),
         ("reward", "runs/another/dpo", 10, False),
+        ("reward", "runs/another-{run}/dpo", 10, False),
     ],
 )
 def test_a_reward_judge_no_better_than_a_coin_is_named(

@@ -73,30 +73,28 @@ def _unread_sentence(facts: BenchmarkFacts, place: int) -> str:
 def weak_judges(facts: RunFacts) -> dict[str, str]:
     """Return stage -> a sentence for every reward model of this run that judges here and is not shown to know better than a coin."""
     judges = {
-        entry.name.replace("\\", "/")
+        "/" + entry.name.replace("\\", "/")
         for evaluation in facts.evaluations
         for benchmark in evaluation.benchmarks
         if benchmark.record.judge
         for entry in benchmark.record.judge.judges
         if entry.fingerprint.engine == "reward"
     }
-    return {
-        train.stage.name: _weak_sentence(train.stage.name, last.rewards_accuracies, last.rows)
-        for train in facts.training
-        if any(name.endswith(f"{facts.name}/{train.stage.name}") for name in judges)
-        if train.preferences and train.preferences.held_out
-        for last in train.preferences.held_out[-1:]
-        if last.rewards_accuracies is not None and last.rows
-        if wilson(last.rewards_accuracies * last.rows, last.rows).low <= 0.5
-    }
-
-
-def _weak_sentence(name: str, accuracy: float, pairs: int) -> str:
-    found = wilson(accuracy * pairs, pairs)
-    return (
-        f"The judge {name} prefers the chosen reply in {numbers.percent(accuracy)} of {plural(pairs, 'held-out pair')} "
-        f"(95% interval {numbers.percent_interval(found.low, found.high)}): not shown to know better than a coin. Its win rates say what it likes, no more."
-    )
+    sentences = {}
+    for train in facts.training:
+        name = train.stage.name
+        if not train.preferences or not train.preferences.held_out:
+            continue
+        last = train.preferences.held_out[-1]
+        if last.rewards_accuracies is None or not last.rows:
+            continue
+        found = wilson(last.rewards_accuracies * last.rows, last.rows)
+        if found.low <= 0.5 and any(judge.endswith(f"/{facts.name}/{name}") for judge in judges):
+            sentences[name] = (
+                f"The judge {name} prefers the chosen reply in {numbers.percent(last.rewards_accuracies)} of {plural(last.rows, 'held-out pair')} "
+                f"(95% interval {numbers.percent_interval(found.low, found.high)}): not shown to know better than a coin. Its win rates say what it likes, no more."
+            )
+    return sentences
 
 
 # ---- one benchmark -------------------------------------------------------------------------------------------------
