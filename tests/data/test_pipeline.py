@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -294,18 +292,6 @@ def test_the_digest_of_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatc
 def test_the_digest_of_a_missing_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         inputs_digest(stage(tmp_path / "a.jsonl"), no_asset)
-
-
-def test_no_torch_and_no_transformers() -> None:
-    code = (
-        "import pkgutil, sys, importlib, posttrain.data\n"
-        "names = [m.name for m in pkgutil.walk_packages(posttrain.data.__path__, 'posttrain.data.')]\n"
-        "assert 'posttrain.data.pipeline' in names and 'posttrain.data.formats.alpaca' in names\n"
-        "for name in names: importlib.import_module(name)\n"
-        "print([n for n in ('torch', 'transformers', 'datasets', 'huggingface_hub') if n in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_mix_is_made_of_the_rows_that_are_not_held_out(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -573,8 +572,3 @@ def test_bad_reply_files_name_the_line(tmp_path):
 def test_verdicts_can_be_made_from_own_instructions():
     own = InstructionPrompt(1, "p", (Instruction("mine", lambda reply: "x" in reply),))
     assert instruction_verdict(own, "axe").strict == (True,)
-
-
-def test_ifeval_loads_no_torch():
-    code = "import sys, posttrain.eval.ifeval.scoring; assert not {'torch', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

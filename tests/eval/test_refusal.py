@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -195,11 +193,6 @@ def test_labels_of_a_file(tmp_path):
     twice = write(tmp_path / "t.csv", "id,human\nv-1,full_refusal\nv-1,full_refusal\n")
     with pytest.raises(DataError, match=r"t\.csv:3: id 'v-1' comes a second time"):
         refusal.load_labels(twice, "human")
-
-
-def test_refusal_loads_no_torch():
-    code = "import sys, posttrain.eval.refusal; assert not {'torch', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ---- how far the rules agree with people: the numbers of docs/safety.md ------------------------------------------------

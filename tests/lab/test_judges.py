@@ -217,14 +217,6 @@ def test_a_recipe_may_name_every_kind_of_judge():
     assert config.plan == Plan(retry_cut=2)
 
 
-def test_nothing_of_it_loads_torch():
-    import subprocess
-    import sys
-
-    code = "import sys, posttrain.lab.judges, posttrain.lab.reward_judge; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_a_gguf_judge_gets_its_room_and_is_closed(room, monkeypatch):
     from posttrain.generate import llamacpp
 

@@ -421,15 +421,3 @@ def test_any_text_may_be_an_option(cli, scripted, judges, pairs_file, tmp_path):
     server = ("--endpoint", "http://127.0.0.1:9/v1", "--model=7", "--api-key-env", "null")
     assert cli("judge", "pairs", pairs_file, "-o", tmp_path / "out", *server).code == 0
     assert read(tmp_path / "out")[0]["judges"][0]["name"] == "7"
-
-
-def test_nothing_of_it_loads_torch():
-    import subprocess
-    import sys
-
-    names = ("bias", "calibrate", "config", "items", "judge", "parsers", "prompts", "scores", "win_rates")
-    modules = ", ".join(f"posttrain.eval.judges.{name}" for name in names)
-    code = (
-        f"import sys, posttrain.lab.judging, posttrain.lab.judging_tables, {modules}; assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
