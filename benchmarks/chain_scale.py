@@ -161,7 +161,7 @@ def chain(out: Path, workers: int, benchmark: Path | None) -> None:
     shutil.rmtree(out / "runs", ignore_errors=True)
     folder = out / "runs" / "chain" / "prepare"
     parts = ["read", *(f"steps/{number:02d}-{step['kind']}" for number, step in enumerate(steps, 1)), "mix"]
-    command = [sys.executable, "-m", "posttrain.cli", "run", str(recipe), "--runs", str(out / "runs")]
+    command = [sys.executable, "-m", "posttrain", "run", str(recipe), "--runs", str(out / "runs")]
     watched(command, "profile", lambda: [part for part in parts if (folder / part / "ledger.json").exists()])
     ledger = json.loads((folder / "ledger.json").read_text())
     for step in ledger["steps"]:
@@ -191,7 +191,7 @@ def select(out: Path, rule: str, workers: int) -> None:
         shutil.rmtree(out / "read")
     folder = out / "selected"
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "posttrain.cli", "data", "select", str(scored), "-o", str(folder)]
+    command = [sys.executable, "-m", "posttrain", "data", "select", str(scored), "-o", str(folder)]
     command += ["--rule", json.dumps({"method": rule}), "--workers", str(workers), "--json"]
     watched(command, rule)
     ledger = json.loads((folder / "ledger.json").read_text())

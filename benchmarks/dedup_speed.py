@@ -57,7 +57,7 @@ def own(corpus: Path, threshold: float, workers: int) -> dict[str, Any]:
     """One run of posttrain."""
     with tempfile.TemporaryDirectory(dir=corpus) as folder:
         out = Path(folder) / "out"
-        command = [sys.executable, "-m", "posttrain.cli", "data", "dedup", str(corpus / "rows.jsonl"), "-o", str(out)]
+        command = [sys.executable, "-m", "posttrain", "data", "dedup", str(corpus / "rows.jsonl"), "-o", str(out)]
         command += ["--method", "minhash", "--threshold", str(threshold), "--workers", str(workers), "--json"]
         _, cost = measured(command)
         rows = json.loads((out / "ledger.json").read_text())["rows_in"]

@@ -288,7 +288,7 @@ def test_the_index_is_the_one_pip_knows(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_command_with_the_wrong_file_is_one_message(registry: Registry) -> None:
     """posttrain show on a demo set, where the registry serves something else under its name."""
     registry.files["llamafactory-0.9.5.tar.gz"] = b"something else"
-    command = [sys.executable, "-m", "posttrain.cli", "show", "--conversations", "alpaca_en_demo", "--model", "."]
+    command = [sys.executable, "-m", "posttrain", "show", "--conversations", "alpaca_en_demo", "--model", "."]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

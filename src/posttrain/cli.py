@@ -640,7 +640,3 @@ def schema() -> None:
     from posttrain.lab.recipe import Recipe
 
     typer.echo(json.dumps(json_schema(Recipe), indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -294,7 +294,7 @@ def test_a_file_system_that_takes_no_more(recipe: Path, tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    command = [sys.executable, "-m", "posttrain.cli", "train", str(recipe), "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "posttrain", "train", str(recipe), "--runs", str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=small_files)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -328,7 +328,7 @@ def test_one_damaged_checkpoint_falls_back_to_the_other(half_done: Path, recipe:
     newest = max((half_done / "sft" / "checkpoints").glob("[ab].safetensors"), key=lambda p: p.stat().st_mtime_ns)
     whole = (half_done / "sft" / "adapter" / "adapter_model.safetensors").read_bytes()
     os.truncate(newest, newest.stat().st_size // 2)
-    command = [sys.executable, "-m", "posttrain.cli", "train", str(recipe), "--runs", str(half_done.parent)]
+    command = [sys.executable, "-m", "posttrain", "train", str(recipe), "--runs", str(half_done.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^warning: .*damaged.*; going on from the checkpoint before it$", done.stderr, re.MULTILINE)

@@ -212,7 +212,7 @@ LONG = ["sft.max_steps=60", "sft.epochs=100", "sft.evaluate_every=1000"]
 
 
 def started(recipe: Path, runs: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "posttrain.cli", "train", str(recipe), *LONG, "--runs", str(runs)]
+    command = [sys.executable, "-m", "posttrain", "train", str(recipe), *LONG, "--runs", str(runs)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
