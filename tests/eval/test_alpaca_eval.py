@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 from scipy.special import expit
@@ -191,6 +191,14 @@ def test_the_weakest_penalty_as_good_as_the_best_is_chosen():
     losses = np.array([[2.0, 1.0, 1.0, 1.2], [2.0, 1.0, 1.2, 1.2]])
     assert alpaca_eval._last_as_good_as_best(losses) == 2
     assert alpaca_eval._last_as_good_as_best(losses[:, [1, 0, 3]]) == 0
+
+
+@pytest.mark.parametrize("excess", [1e-9, 0.1, 1 / 3, 0.7])
+def test_a_difference_in_one_fold_alone_is_its_own_standard_error(excess):
+    # e, 0, 0, 0, 0: mean e/5, standard deviation e/sqrt(5), standard error e/5. Rounding must not decide.
+    losses = np.full((5, 2), math.log(2))
+    losses[3, 1] += excess
+    assert alpaca_eval._last_as_good_as_best(losses) == 1
 
 
 # ---- the published regression --------------------------------------------------------------------------------------
@@ -428,6 +436,7 @@ def minimal(preferences, lengths, baseline, resamples=2, seed=0):
 
 @settings(max_examples=10)
 @given(st.integers(0, 1000), st.floats(0.1, 50))
+@example(426, 1.0)  # one fold alone tells two strengths apart
 def test_invariants_of_the_minimal_regression(seed, unit):
     rng = np.random.default_rng(seed)
     baseline, lengths = rng.integers(100, 3000, (2, 60)).astype(float)
