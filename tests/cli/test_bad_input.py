@@ -324,6 +324,7 @@ def test_checkpoints_truncated_by_half(half_done: Path, refused: Callable[..., s
     assert f"remove {half_done / 'sft' / 'checkpoints'}" in message
 
 
+@pytest.mark.slow
 def test_one_damaged_checkpoint_falls_back_to_the_other(half_done: Path, recipe: Path) -> None:
     newest = max((half_done / "sft" / "checkpoints").glob("[ab].safetensors"), key=lambda p: p.stat().st_mtime_ns)
     whole = (half_done / "sft" / "adapter" / "adapter_model.safetensors").read_bytes()

@@ -65,6 +65,7 @@ def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
     return overrides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_runs_two_steps(
     path: Path, cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path
@@ -88,6 +89,7 @@ def test_every_recipe_runs_two_steps(
     assert json.loads((run / "summary.json").read_text())["schema"] >= 1
 
 
+@pytest.mark.slow
 def test_stages_with_one_reference_share_its_file(
     cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path
 ) -> None:

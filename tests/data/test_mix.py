@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.artifacts import read_json
@@ -116,6 +116,7 @@ def test_rows_verdicts_and_ledger(tmp_path: Path) -> None:
     seed=st.integers(0, 3),
     order=st.randoms(),
 )
+@settings(max_examples=25)
 def test_samples_are_nested_whatever_the_order(
     tmp_path_factory: pytest.TempPathFactory,
     sizes: dict[str, int],

@@ -293,6 +293,7 @@ def test_sampling_is_seeded(model: nn.Module, prompts: list[Prompt]) -> None:
     assert runs[0] != runs[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
 def test_frequencies_are_the_softmax(temperature: float, model: nn.Module, prompts: list[Prompt]) -> None:
     count = 20_000

@@ -47,6 +47,7 @@ def requests_named(names: list[str]) -> list[Request]:
     return [Request((Message("user", name),)) for name in names]
 
 
+@pytest.mark.slow
 def test_a_thousand_requests_at_twenty_percent_faults(serve: Serve, tmp_path: Path) -> None:
     server = serve(does=seeded_faults(0.2, seed=0))
     endpoint = Endpoint(

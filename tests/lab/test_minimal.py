@@ -13,6 +13,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "recipes" / "minimal.py"
 
 
+@pytest.mark.slow
 @pytest.mark.demo_model
 def test_the_flat_script_trains(tiny_model: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--model", str(tiny_model), "--rows", "6", "--batch", "3"]
