@@ -259,9 +259,12 @@ def test_killed_and_interrupted_and_run_again_is_as_if_nothing_happened(cli: Cli
     assert "sft (train) resuming" in out
     assert not list(run.rglob(".*.tmp"))
     stopped_after = int(re.search(r"step (\d+)", err)[1])  # type: ignore[index]
+    seconds = manifest(run, "sft")["seconds"]
+    assert seconds > 0
 
     done = cli("train", recipe, *LONG, "--runs", tmp_path / "runs")
     assert done.code == 0, done.err
+    assert manifest(run, "sft")["seconds"] > seconds  # of this session and the one before
     assert f"step {stopped_after + 1}/60" in done.out
     adapters = [
         tmp_path / runs / "tiny" / "sft" / "adapter" / "adapter_model.safetensors" for runs in ("straight", "runs")

@@ -78,6 +78,15 @@ def test_a_complete_run_has_no_gaps(run: RunDir) -> None:
     assert read_run(run, "Another title").title == "Another title"
 
 
+def test_the_time_of_a_stage_counts_sessions_that_were_killed(run: RunDir, edit_json: Edit) -> None:
+    # The manifest knows of the last session only; a step's seconds count from the start of training.
+    edit_json(run.path / "sft/manifest.json", lambda m: m.update(seconds=3.0))
+    last = json.loads((run.path / "sft/metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    facts = read_run(run)
+    assert facts.training[0].seconds == last > 3
+    assert facts.seconds == pytest.approx(2.4 + last + 96.0)
+
+
 def test_derived_numbers_equal_what_the_rows_say(run: RunDir) -> None:
     comparison = read_run(run).evaluations[0].loss_comparisons[0]
     rows = [json.loads(line) for line in (run.path / "evaluate/likelihood_rows.jsonl").read_text().splitlines()]

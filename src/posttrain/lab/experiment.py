@@ -145,15 +145,20 @@ class Experiment:
             "started": time.time(),
             "provenance": provenance(),
         }
-        out.write_manifest(fields)
         begin = time.perf_counter()
+        if resuming and manifest is not None and manifest.get("seconds"):  # of the sessions before
+            fields["seconds"] = manifest["seconds"]
+            begin -= manifest["seconds"]
+        out.write_manifest(fields)
         try:
             result = self._run(name, stage, out, identity)
         except InterruptedRunError:
+            out.write_manifest(fields | {"seconds": time.perf_counter() - begin})
             raise
         except Exception as error:
             told = str(error) if isinstance(error, PosttrainError) else traceback.format_exc()
-            out.write_manifest(fields | {"status": "failed", "finished": time.time(), "error": told})
+            ended = {"finished": time.time(), "seconds": time.perf_counter() - begin}
+            out.write_manifest(fields | {"status": "failed", "error": told} | ended)
             raise
         seconds = time.perf_counter() - begin
         from_result = {key: result.get(key) for key in ("peak_memory_bytes", "device", "dtype")}

@@ -87,11 +87,10 @@ class TrainFacts:
 
     @property
     def seconds(self) -> float | None:
-        """Time of the stage: from its manifest, else from the last step logged."""
+        """Time of the stage from its manifest, which doesn't know of sessions that were killed, or of the steps, where that is more."""
         manifest = self.stage.manifest
-        if manifest is not None and manifest.seconds is not None:
-            return manifest.seconds
-        return self.steps[-1].seconds if self.steps else None
+        told = [manifest.seconds if manifest is not None else None, self.steps[-1].seconds if self.steps else None]
+        return max((seconds for seconds in told if seconds is not None), default=None)
 
     @property
     def peak_memory_bytes(self) -> int | None:
@@ -237,7 +236,9 @@ class RunFacts:
     @property
     def seconds(self) -> float:
         """Time of all stages together."""
-        return sum(s.manifest.seconds for s in self.stages if s.manifest and s.manifest.seconds is not None)
+        trained = {train.stage.name: train.seconds for train in self.training}
+        told = [trained.get(s.name) or (s.manifest.seconds if s.manifest else None) for s in self.stages]
+        return sum(seconds for seconds in told if seconds is not None)
 
     @property
     def started(self) -> float | None:
