@@ -304,6 +304,7 @@ def test_frequencies_are_the_softmax(temperature: float, model: nn.Module, promp
     assert chisquare(observed[expected > 0], expected[expected > 0]).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_p", [0.3, 0.7, 0.95])
 def test_top_p_draws_from_the_smallest_set_that_reaches_it(
     top_p: float, model: nn.Module, prompts: list[Prompt]

@@ -20,7 +20,7 @@ from posttrain.model import fused, logprobs, score
 from posttrain.train import loop, tasks
 from posttrain.train.tasks import StepContext
 
-pytestmark = pytest.mark.demo_model
+pytestmark = [pytest.mark.slow, pytest.mark.demo_model]
 
 NAMES = [
     "masks",
