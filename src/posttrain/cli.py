@@ -182,11 +182,11 @@ def show(
     from posttrain.data.config import Source
     from posttrain.data.pipeline import row_at
     from posttrain.encode import show as shown
-    from posttrain.lab.models import template_of
+    from posttrain.encode.template import load_template, load_tokenizer
     from posttrain.model.source import model_folder
 
     found = row_at(Source(path=conversations, format=row_format), row, resolve_data)
-    value = shown.show_row(found, template_of(model_folder(model), str(template) if template else None))
+    value = shown.show_row(found, load_template(load_tokenizer(model_folder(model)), template))
     if html is not None:
         write_text(html, shown.as_html(value))
     if as_json:

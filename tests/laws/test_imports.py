@@ -106,9 +106,10 @@ LOADS_TORCH = {
         "model.flops",
         "model.frozen",
         "model.fused",
+        "model.gguf",
         "model.hardware",
     ),
-    *("model.load", "model.logprobs", "model.packed", "model.reward", "model.score", "model.slots", "model.source"),
+    *("model.load", "model.logprobs", "model.packed", "model.reward", "model.score", "model.slots"),
     *("train.checkpoint", "train.loop", "train.optimizer", "train.reference", "train.tasks"),
 }
 """The modules that compute with tensors. Everything else is there for a machine without torch."""
@@ -153,6 +154,22 @@ def test_the_command_line_answers_without_torch(arguments: list[str], without: l
     done = fresh(HELP.format(arguments) + f"assert not set({without!r}) & set(sys.modules)")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.demo_model
+def test_a_row_is_shown_without_torch_which_runs_when_it_is_used(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    arguments = ["show", "--conversations", str(tmp_path / "rows.jsonl"), "--model", str(tiny_model), "--json"]
+    done = fresh(
+        HELP.format(arguments) + "assert 'torch._C' not in sys.modules\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    assert list(pool.map(lambda n: sys.modules['torch'].ones(n).sum().item(), range(4))) == [0, 1, 2, 3]\n"
+        "import torch.nn.functional as F\n"
+        "assert F.relu(sys.modules['torch'].ones(1)) == 1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tokens"]
 
 
 def test_help_takes_less_than_half_a_second_of_cpu_time() -> None:

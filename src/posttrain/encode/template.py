@@ -7,7 +7,12 @@ The template is the truth: nothing is known here about any particular one. Rende
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
 import re
+import sys
+import threading
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -127,17 +132,65 @@ def _refusal(error: Exception) -> RejectedError:
     return RejectedError("template_raised", str(error) if said_by_template else f"{type(error).__name__}: {error}")
 
 
+class _OnDemand(types.ModuleType):
+    """A module whose code runs when one of its names is asked for; other threads wait meanwhile."""
+
+    _running = threading.RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        """Run the module's code at the first name that is not there."""
+        spec = self.__spec__
+        if spec is None or spec.loader is None or (name.startswith("__") and name != "__path__"):
+            raise AttributeError(name)
+        with self._running:
+            if type(self) is _OnDemand and "__path__" not in vars(self):
+                self.__path__ = spec.submodule_search_locations
+                spec.loader.exec_module(self)
+                self.__class__ = types.ModuleType
+        if type(self) is _OnDemand:  # its own code asks while it runs
+            raise AttributeError(name)
+        return getattr(self, name)
+
+
+def _defer_torch() -> None:
+    """Let `import torch` cost nothing until something of it is used.
+
+    transformers imports torch beside every tokenizer, and no tokenizer uses it: half of the time it takes to look at a row.
+    """
+    spec = importlib.util.find_spec("torch") if "torch" not in sys.modules else None
+    if spec is not None:
+        module = _OnDemand(spec.name)
+        module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, spec.origin
+        sys.modules[spec.name] = module
+
+
+def _model_kind(folder: Path) -> types.SimpleNamespace | None:
+    """What AutoTokenizer asks of a model's configuration, where the tokenizer names its own class.
+
+    None: it has to build the configuration itself, whose classes load torch.
+    """
+    try:
+        texts = [(folder / name).read_text(encoding="utf-8") for name in ("config.json", "tokenizer_config.json")]
+        config, tokenizer = map(json.loads, texts)
+        if not isinstance(tokenizer["tokenizer_class"], str) or "auto_map" in tokenizer:
+            return None
+        return types.SimpleNamespace(**{"model_type": None, **config, "_name_or_path": str(folder)})
+    except (OSError, ValueError, KeyError, TypeError):  # it says what is wrong with the folder
+        return None
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a Hugging Face model folder. Nothing is fetched and no code of the folder is run.
 
     Raises ModelError where the folder or its tokenizer is missing, unreadable, or can't tell where its tokens stand.
     """
-    from transformers import AutoTokenizer  # seconds to import: only where a tokenizer is needed
+    _defer_torch()
+    from transformers import AutoTokenizer  # a second to import: only where a tokenizer is needed
 
     if not folder.is_dir():
         raise ModelError("no such model folder", where=str(folder), fix="give the folder of a Hugging Face model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=_model_kind(folder), local_files_only=True)
     except Exception as error:  # missing and damaged files surface as many exception types
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

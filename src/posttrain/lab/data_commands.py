@@ -161,11 +161,11 @@ def run_profile(
     chain = stage if len(files) == 1 and (stage / "ledger.json").exists() else None
     counter = COMPARISON
     if model is not None:
+        from posttrain.encode.template import load_template, load_tokenizer
         from posttrain.lab.lengths import model_counter
-        from posttrain.lab.models import template_of
         from posttrain.model.source import model_folder
 
-        counter = model_counter(template_of(model_folder(model), None), model)
+        counter = model_counter(load_template(load_tokenizer(model_folder(model))), model)
     with RunDir(out).lock(), Display(console) as display:
         if chain is not None:
             rows = [path for path in (chain / "rows" / f"{side}.parquet" for side in SIDES) if path.exists()]
