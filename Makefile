@@ -26,7 +26,7 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/sft_speed.py
 
 # Published numbers beside ours, from raw data that is not part of the project.
-reproduce: .venv/.installed
+reproduce: .venv/.installed-langid
 	$(BIN)/python benchmarks/reproduce.py $(SHARED)
 
 clean:
@@ -36,6 +36,11 @@ clean:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing (a few minutes the first time) ..."
 	$(INSTALL) -e .
+	touch $@
+
+# IFEval checks the language of a reply
+.venv/.installed-langid: .venv/.installed
+	$(INSTALL) -e '.[langid]'
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
