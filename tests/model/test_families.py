@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, micro_folder, micro_model
 from transformers import AutoModelForCausalLM
+
+from families import FAMILIES, micro_folder, micro_model
 
 
 @pytest.mark.filterwarnings("ignore")  # these models' own

@@ -144,9 +144,9 @@ class _OnDemand(types.ModuleType):
             raise AttributeError(name)
         with self._running:
             if type(self) is _OnDemand and "__path__" not in vars(self):
-                self.__path__ = spec.submodule_search_locations
+                self.__path__ = spec.submodule_search_locations or []
                 spec.loader.exec_module(self)
-                self.__class__ = types.ModuleType
+                self.__class__ = types.ModuleType  # type: ignore[assignment]
         if type(self) is _OnDemand:  # its own code asks while it runs
             raise AttributeError(name)
         return getattr(self, name)
