@@ -99,7 +99,7 @@ def tiny_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from posttrain.model.export import copy_tokenizer
+    from posttrain.model.companions import copy_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny-model")
     config = LlamaConfig(

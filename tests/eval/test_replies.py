@@ -11,7 +11,7 @@ import torch
 from posttrain.eval.checks import Check
 from posttrain.eval.prompts import Prompt
 from posttrain.eval.replies import accuracy_record, reply_records
-from posttrain.lab.models import stop_sequences, template_of
+from posttrain.lab.models import Lineage
 from posttrain.model.frozen import frozen_model
 
 
@@ -44,7 +44,7 @@ def test_accuracy_counts_checked_prompts_only_and_pairs_them() -> None:
 
 
 def test_every_prompt_gets_a_reply_and_only_checked_ones_a_verdict(tiny_model: Path) -> None:
-    template = template_of(tiny_model, None)
+    lineage = Lineage(tiny_model)
     model = frozen_model(tiny_model, None, torch.float32, torch.device("cpu"))
     prompts = [
         Prompt(id="free", prompt_class="rewriting", language="en", text="Rewrite: hello", check=None),
@@ -56,7 +56,7 @@ def test_every_prompt_gets_a_reply_and_only_checked_ones_a_verdict(tiny_model: P
             check=Check(kind="contains_any", expected=("巴黎",)),
         ),
     ]
-    records = reply_records("base", model, prompts, template, stop_sequences(model, template), max_new_tokens=5)
+    records = reply_records("base", model, prompts, lineage.template, lineage.stops, max_new_tokens=5)
     assert [r["prompt_id"] for r in records] == ["free", "checked"]
     assert records[0]["check"] is None
     assert records[1]["check"]["passed"] is ("巴黎" in records[1]["reply"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from posttrain.lab.experiment import model_digest
+from posttrain.lab.models import model_digest
 
 
 def test_model_digest_sees_names_and_bytes(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_third_parties_are_touched_in_one_place(package: str, rooms: set[str]) -
 
 LOADS_TORCH = {
     *("eval.likelihood", "eval.replies", "generate.decode", "generate.local"),
-    *("lab.chat", "lab.eval_command", "lab.models", "lab.targets", "lab.verify"),
+    *("lab.chat", "lab.eval_command", "lab.targets", "lab.verify"),
     *(
         "model.adapters",
         "model.attention",

@@ -78,7 +78,7 @@ def test_adapter_merged_plain_peft_and_plain_folder_agree(
     assert largest_relative(our_logits(merged, examples), logits) < 1e-5
     folder = tmp_path / "merged"
     folder.mkdir()
-    save_model(merged, folder, torch.float32, small_model)
+    save_model(merged, folder, torch.float32)
     assert merged.config._attn_implementation == "posttrain_segments"
     hf = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert largest_relative(their_logits(hf, examples), logits) < 1e-5
@@ -99,7 +99,7 @@ def test_a_fully_trained_model_loads_anywhere(small_model: Path, random_examples
 
 def test_bf16_export_is_the_rounded_model(small_model: Path, random_examples: MakeExamples, tmp_path: Path) -> None:
     model = load_model(small_model, torch.float32, CPU)
-    save_model(model, tmp_path, torch.bfloat16, small_model)
+    save_model(model, tmp_path, torch.bfloat16)
     assert model.dtype == torch.float32
     again = load_model(tmp_path, torch.bfloat16, CPU)
     for name, tensor in model.state_dict().items():

@@ -42,5 +42,5 @@ class EvalStage:
     max_length: Annotated[int, Ge(2)] = 1024
     """Longest held-out conversation in tokens; longer ones are dropped and counted."""
     template: str | None = None
-    """A Jinja chat template file that replaces the tokenizer's own (give the train stage the same)."""
+    """A Jinja chat template file for all models of the recipe; null = each is given rows and prompts as it was trained."""
     device: str = "auto"

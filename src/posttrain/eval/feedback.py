@@ -45,6 +45,7 @@ def feedback_record(
     scores: Mapping[str, ReplyLogps],
     desirable: Sequence[bool],
     reference: str,
+    starts: Mapping[str, ReplyLogps] | None = None,
     *,
     confidence: float,
     resamples: int,
@@ -53,17 +54,18 @@ def feedback_record(
     """The content of feedback.json (docs/run-folder.md): every model, and every later model against the first.
 
     ``scores``: model -> of every row log p of each token of its reply. ``desirable``: the labels of the rows. ``reference``: one of the
-    models. What needs a kind of reply that is not there is None.
+    models. ``starts``: what it says of the replies as each model was given them, where their templates differ; None = what it says in
+    its own. What needs a kind of reply that is not there is None.
 
     Raises:
         ValueError: no rows, or not one label for every row.
 
     """
     label_R = np.array(desirable, bool)
-    start = scores[reference]
+    starts = starts or dict.fromkeys(scores, scores[reference])
     if not len(label_R) or any(len(found) != len(label_R) for found in scores.values()):
         raise ValueError(f"{len(label_R)} labels, and rows of the models: {[len(found) for found in scores.values()]}")
-    rewards = {name: _rewards(found, start, label_R) for name, found in scores.items()}
+    rewards = {name: _rewards(found, starts[name], label_R) for name, found in scores.items()}
     drawn = _resampled(rewards, resamples, seed)
     models = {}
     for name, found in scores.items():
@@ -71,7 +73,7 @@ def feedback_record(
         models[name] = _intervals(_measures(*_whole(rewards[name])), drawn[name], confidence) | {
             "logps_desirable": _mean(logps_R[label_R]),
             "logps_undesirable": _mean(logps_R[~label_R]),
-            "kl": divergence(found, start),
+            "kl": divergence(found, starts[name]),
         }
     first, *others = scores
     differences = []

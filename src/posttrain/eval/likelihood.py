@@ -28,8 +28,9 @@ def likelihood_record(scores: Mapping[str, Scores], *, confidence: float, resamp
     pairs = []
     for name in list(scores)[1:]:
         a, b = scores[first], scores[name]
-        interval = loss_difference(a.nll_N, b.nll_N, a.weight_N, confidence=confidence, resamples=resamples, seed=seed)
-        improved = int(np.count_nonzero(b.nll_N < a.nll_N))
+        weights = (a.weight_N, b.weight_N)  # unlike where the two are given rows in templates of their own
+        interval = loss_difference(a.nll_N, b.nll_N, *weights, confidence=confidence, resamples=resamples, seed=seed)
+        improved = int(np.count_nonzero(b.nll_N / b.weight_N < a.nll_N / a.weight_N))
         pairs.append(
             {
                 "a": first,

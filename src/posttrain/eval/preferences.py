@@ -31,18 +31,27 @@ class PairScores(NamedTuple):
 
 
 def preference_record(
-    scores: Mapping[str, PairScores], reference: str, *, confidence: float, resamples: int, seed: int
+    scores: Mapping[str, PairScores],
+    reference: str,
+    starts: Mapping[str, PairScores] | None = None,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """The content of preferences.json (docs/run-folder.md): every model, and every later model against the first.
 
-    ``reference`` is one of the models.
+    ``reference`` is one of the models. ``starts``: what it says of the replies as each model was given them, where their templates
+    differ; None = what it says in its own.
     """
     chance: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    measured = {name: _measures(found, scores[reference]) for name, found in scores.items()}
+    starts = starts or dict.fromkeys(scores, scores[reference])
+    measured = {name: _measures(found, starts[name]) for name, found in scores.items()}
     zeros = np.zeros(len(scores[reference].chosen))
-    models, start = {}, scores[reference]
+    models = {}
     for name, found in scores.items():
         intervals = {key: told(mean_difference(zeros, measured[name][key], **chance)) for key in MEASURES}
+        start = starts[name]
         models[name] = intervals | {
             "logps_chosen": float(sums(found.chosen).mean()),
             "logps_rejected": float(sums(found.rejected).mean()),

@@ -53,6 +53,7 @@ def loss_difference(
     nll_a_R: ArrayLike,
     nll_b_R: ArrayLike,
     tokens_R: ArrayLike,
+    tokens_b_R: ArrayLike | None = None,
     *,
     confidence: float = 0.95,
     resamples: int = 10_000,
@@ -61,7 +62,8 @@ def loss_difference(
     """Difference of the mean losses of two models on the same rows, in nats per token, by paired bootstrap.
 
     ``nll_a_R`` and ``nll_b_R`` are sums of negative log-likelihoods per row, ``tokens_R`` the numbers of tokens they are summed over.
-    The estimate is the ratio of sums, ``sum(nll_b - nll_a) / sum(tokens)``. Rows are the unit that is resampled (tokens of one row are
+    ``tokens_b_R``: those of b, where its chat template writes the rows in others; None = the same.
+    The estimate is the ratio of sums, ``sum(nll_b - nll_a) / sum(tokens)``, or the difference of two ratios. Rows are the unit that is resampled (tokens of one row are
     not independent), both models with the same draw, and the ratio is formed anew in every resample. The interval is the
     percentile interval (Efron and Tibshirani 1993, chapter 13). With one row it has no width, and with few rows it is too
     narrow: the bootstrap knows only the rows it was given.
@@ -71,11 +73,15 @@ def loss_difference(
 
     """
     nll_a, nll_b, tokens = (np.asarray(x, dtype=np.float64) for x in (nll_a_R, nll_b_R, tokens_R))
-    if not nll_a.shape == nll_b.shape == tokens.shape or nll_a.ndim != 1 or nll_a.size == 0:
-        raise ValueError(f"three lists of one length are needed, not {nll_a.shape}, {nll_b.shape}, {tokens.shape}")
-    if not (np.isfinite(nll_a).all() and np.isfinite(nll_b).all() and np.isfinite(tokens).all() and (tokens > 0).all()):
+    tokens_b = tokens if tokens_b_R is None else np.asarray(tokens_b_R, dtype=np.float64)
+    if not nll_a.shape == nll_b.shape == tokens.shape == tokens_b.shape or nll_a.ndim != 1 or nll_a.size == 0:
+        raise ValueError(f"lists of one length are needed, not {nll_a.shape}, {nll_b.shape}, {tokens.shape}")
+    counts = np.stack([tokens, tokens_b])
+    if not (np.isfinite(nll_a).all() and np.isfinite(nll_b).all() and np.isfinite(counts).all() and (counts > 0).all()):
         raise ValueError("losses must be finite, and every row needs at least one token")
-    return _bootstrap_ratio(nll_b - nll_a, tokens, confidence, resamples, seed)
+    if np.array_equal(tokens, tokens_b):
+        return _bootstrap_ratio(nll_b - nll_a, tokens, confidence, resamples, seed)
+    return _bootstrap_ratio(nll_b, tokens_b, confidence, resamples, seed, less=(nll_a, tokens))
 
 
 def accuracy_difference(
@@ -358,9 +364,14 @@ def _finite(values_R: ArrayLike) -> NDArray[np.float64]:
 
 
 def _bootstrap_ratio(
-    top_R: NDArray[np.float64], bottom_R: NDArray[np.float64], confidence: float, resamples: int, seed: int
+    top_R: NDArray[np.float64],
+    bottom_R: NDArray[np.float64],
+    confidence: float,
+    resamples: int,
+    seed: int,
+    less: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> Interval:
-    """Percentile interval of ``sum(top) / sum(bottom)`` over resampled rows."""
+    """Percentile interval of ``sum(top) / sum(bottom)`` over resampled rows, less the same ratio of two other lists."""
     tail = (1 - _confidence(confidence)) / 2
     if resamples < 1:
         raise ValueError("at least one resample is needed")
@@ -369,9 +380,13 @@ def _bootstrap_ratio(
     ratios = np.empty(resamples)
     for start in range(0, resamples, at_once):
         drawn = rng.integers(rows, size=(min(at_once, resamples - start), rows))
-        ratios[start : start + at_once] = top_R[drawn].sum(axis=1) / bottom_R[drawn].sum(axis=1)
+        found = top_R[drawn].sum(axis=1) / bottom_R[drawn].sum(axis=1)
+        if less is not None:
+            found -= less[0][drawn].sum(axis=1) / less[1][drawn].sum(axis=1)
+        ratios[start : start + at_once] = found
     low, high = np.quantile(ratios, (tail, 1 - tail))
-    return Interval(float(top_R.sum() / bottom_R.sum()), float(low), float(high), confidence)
+    estimate = top_R.sum() / bottom_R.sum() - (0.0 if less is None else less[0].sum() / less[1].sum())
+    return Interval(float(estimate), float(low), float(high), confidence)
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -10,7 +10,6 @@ from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt
 from posttrain.generate.decode import decode, without_stop
 from posttrain.generate.engine import Sampling
-from posttrain.lab.models import stop_sequences, template_of
 from posttrain.lab.targets import resolve_target
 from posttrain.model import hardware
 from posttrain.model.frozen import frozen_model
@@ -26,11 +25,10 @@ def converse(
     template_file: Path | None,
 ) -> None:
     """Answer one prompt, or talk until /quit or the end of input. Replies are streamed to stdout; Ctrl-C ends a reply."""
-    weights, own_template = resolve_target(target, base)
-    template = template_of(weights.folder, str(template_file) if template_file else own_template)
+    lineage = resolve_target(target, base).spoken(template_file)
+    template, stops = lineage.template, lineage.stops
     device = hardware.resolve_device("auto")
-    model = frozen_model(*weights, hardware.choose_dtype("auto", device), device)
-    stops = stop_sequences(model, template)
+    model = frozen_model(lineage.folder, lineage.adapter, hardware.choose_dtype("auto", device), device)
     opening = [Message("system", system)] if system else []
     history = list(opening)
 

@@ -48,8 +48,8 @@ def eval_recipe(command: EvalCommand) -> Recipe:
     models = _named(command.models)
     benchmarks = dict(_benchmark(text) for text in command.benchmarks)
     base = models.get(BASE) or next(iter(models.values()))
-    weights, _ = resolve_target(base)
-    if BASE in models and weights.adapter is not None:
+    lineage = resolve_target(base)
+    if BASE in models and lineage.adapter is not None:
         raise ConfigError(
             "'base' is a model without an adapter", where=f"{WHERE} base={base}", fix="give the model another name"
         )
@@ -65,7 +65,7 @@ def eval_recipe(command: EvalCommand) -> Recipe:
     value = {
         "name": command.out.resolve().name,
         "seed": command.seed,
-        "model": base if weights.adapter is None else str(weights.folder),
+        "model": base if lineage.adapter is None else str(lineage.folder),
         "stages": {STAGE: stage, "report": {"kind": "report", "title": f"Evaluation of {', '.join(models)}"}},
     }
     document = parse_yaml(yaml.safe_dump(value, allow_unicode=True, sort_keys=False), WHERE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from posttrain.generate.engine import Engine
-    from posttrain.lab.models import Weights
+    from posttrain.lab.models import Lineage
 
 Logps = list[list[float]]
 """log p of every supervised token of every held-out sequence, as they are kept between two lives of a process."""
@@ -43,19 +43,29 @@ Arrays = list[NDArray[np.float32]]
 """The same as arrays."""
 
 
+Units = Sequence[Tokens | PairTokens | FeedbackTokens]
+
+
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out rows of an evaluation, encoded."""
+    """The held-out rows of an evaluation, encoded in the manner of every model that is scored on them (`Lineage.manner`)."""
 
     kind: RowKind
-    units: Sequence[Tokens | PairTokens | FeedbackTokens]
+    manners: Mapping[str, str]
+    """Model -> its manner."""
+    units: Mapping[str, Units]
+    """Manner -> the rows. The same rows in the same order for all."""
+
+    def under(self, name: str) -> Units:
+        """The rows as one model reads them; none for a model that is not scored."""
+        return self.units[self.manners[name]] if name in self.manners else ()
 
 
 def evaluate(
     stage: EvalStage,
     out: StageDir,
     rows: Path | None,
-    contenders: Mapping[str, Callable[[], Contender]],
+    contenders: Mapping[str, Callable[[], Lineage]],
     cache: Path,
     seed: int,
     display: Display,
@@ -72,22 +82,25 @@ def evaluate(
     dtype_name = str(dtype).removeprefix("torch.")
     ledger = Ledger()
     scored = [name for name in stage.models if name not in stage.others] if rows is not None else []
-    held_out = HeldOut("conversations", ())
+    held_out = HeldOut("conversations", {}, {})
     if rows is not None and scored:
-        held_out = _held_out(rows, contenders[scored[0]]().template, stage, ledger)
+        held_out = _held_out(rows, {name: contenders[name]() for name in scored}, stage, ledger)
+    reference = (stage.reference or scored[0]) if scored and held_out.kind != "conversations" else None
     ledger.write(out.file("ledger.json"))
     prompts = load_prompts(stage.prompts) if stage.prompts is not None else ()
     benchmarks = prepare_benchmarks(stage.benchmarks)
     chance = Chance(stage.confidence, stage.resamples, seed)
     parts = out.file("parts", dtype_name)
-    logps: dict[str, Logps] = {}
+    logps: dict[str, Mapping[str, Logps]] = {}
     replies: list[dict[str, Any]] = []
     with RequestCache(cache) as answers:
         for name in stage.models:
             opened = OpenModel(contenders[name], dtype, device, stage.slots)
             part = parts / name / "held_out.json"
             if not part.exists():
-                own = held_out if name in scored else replace(held_out, units=())
+                # rewards are measured from the reference on the very tokens of each model
+                manners = held_out.units if name == reference else [held_out.manners[name]] if name in scored else []
+                own = {manner: held_out.units[manner] for manner in manners}
                 found = _evaluate_model(name, stage, own, prompts, opened, display)
                 write_json(part, found)  # Python writes floats so that they are read back to the bit
             found = read_json(part)
@@ -102,8 +115,8 @@ def evaluate(
             "device": str(device),
             "dtype": dtype_name,
         }
-        if held_out.units:
-            result |= _measure(stage, held_out, logps, out, asdict(chance), display)
+        if any(held_out.units.values()):
+            result |= _measure(held_out, logps, reference, out, asdict(chance), display)
         result |= _check_replies(replies, out, asdict(chance))
         if benchmarks:
             result["benchmarks"] = measure_benchmarks(
@@ -115,27 +128,17 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Contender:
-    """What a model name of an evaluation means."""
-
-    weights: Weights
-    template: ChatTemplate
-    identity: str
-    """Digest of the weights."""
-
-
-@dataclass(frozen=True)
 class OpenModel:
     """A model of an evaluation, in memory from its first use on."""
 
-    contender: Callable[[], Contender]
+    contender: Callable[[], Lineage]
     dtype: torch.dtype
     device: torch.device
     slots: int
 
     @cached_property
-    def known(self) -> Contender:
-        """Its files."""
+    def known(self) -> Lineage:
+        """What it is."""
         return self.contender()
 
     @cached_property
@@ -143,49 +146,59 @@ class OpenModel:
         """Its weights, loaded."""
         from posttrain.model.frozen import frozen_model
 
-        return frozen_model(*self.known.weights, self.dtype, self.device)
-
-    @cached_property
-    def stops(self) -> list[tuple[int, ...]]:
-        """What ends its replies."""
-        from posttrain.lab.models import stop_sequences
-
-        return stop_sequences(self.model, self.known.template)
+        return frozen_model(self.known.folder, self.known.adapter, self.dtype, self.device)
 
     @cached_property
     def engine(self) -> Engine:
         """It as an engine for benchmarks."""
         from posttrain.generate.local import LocalEngine
 
-        return LocalEngine(self.model, self.known.template, self.stops, self.known.identity, self.slots)
+        known = self.known
+        return LocalEngine(self.model, known.template, known.stops, known.identity, self.slots)
 
 
 def _cached(opened: OpenModel, answers: RequestCache) -> Engine:
     return CachedEngine(opened.engine, answers)
 
 
-def _held_out(rows: Path, template: ChatTemplate, stage: EvalStage, ledger: Ledger) -> HeldOut:
-    kind = rows_kind(rows)
-    match kind:
+def _held_out(rows: Path, lineages: Mapping[str, Lineage], stage: EvalStage, ledger: Ledger) -> HeldOut:
+    """The rows under every model's own template; a row that not all of them can be given is left out for all."""
+    manners = {name: lineage.manner for name, lineage in lineages.items()}
+    templates = {manners[name]: lineage.template for name, lineage in lineages.items()}
+    found = {manner: _encoded(rows, templates[manner], stage, ledger) for manner in dict.fromkeys(manners.values())}
+    parts = [{(unit.row_id, _part(unit)) for unit in units} for units in found.values()]
+    common = set.intersection(*parts)
+    if any(len(part) > len(common) for part in parts):
+        step = ledger.step("compare", rows_in=max(map(len, parts)))
+        step.rows_out = len(common)
+        step.dropped["not_under_every_template"] = step.rows_in - step.rows_out
+        found = {m: [u for u in units if (u.row_id, _part(u)) in common] for m, units in found.items()}
+    return HeldOut(rows_kind(rows) or "conversations", manners, found)
+
+
+def _encoded(rows: Path, template: ChatTemplate, stage: EvalStage, ledger: Ledger) -> Units:
+    match rows_kind(rows):
         case "pairs":
-            return HeldOut(kind, encode_pairs(read_pairs(rows), template, stage.max_length, ledger).examples)
+            return encode_pairs(read_pairs(rows), template, stage.max_length, ledger).examples
         case "feedback":
-            return HeldOut(kind, encode_feedback(read_feedback(rows), template, stage.max_length, ledger).examples)
+            return encode_feedback(read_feedback(rows), template, stage.max_length, ledger).examples
         case _:
-            return HeldOut(
-                "conversations", encode_rows(read_rows(rows), template, stage.max_length, "drop", ledger).examples
-            )
+            return encode_rows(read_rows(rows), template, stage.max_length, "drop", ledger).examples
+
+
+def _part(unit: Tokens | PairTokens | FeedbackTokens) -> int:
+    return unit.part if isinstance(unit, Tokens) else 0
 
 
 def _evaluate_model(
     name: str,
     stage: EvalStage,
-    held_out: HeldOut,
+    held_out: Mapping[str, Units],
     prompts: Sequence[Prompt],
     opened: OpenModel,
     display: Display,
 ) -> dict[str, Any]:
-    """``logps`` of the held-out sequences and ``replies`` of one model."""
+    """``logps`` of the held-out sequences by manner, and ``replies``, of one model."""
     from posttrain.eval.replies import reply_records
     from posttrain.model.score import sequence_logps
 
@@ -194,63 +207,69 @@ def _evaluate_model(
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        display.tick(f"held-out rows under {name}", done, len(held_out.units))
+        display.tick(f"held-out rows under {name}", done, sum(map(len, held_out.values())))
 
-    logps: Logps = []
-    if held_out.units:
-        groups = [sequences_of(unit) for unit in held_out.units]
-        found = sequence_logps(opened.model, groups, stage.batch_tokens, opened.dtype, advance)
-        logps = [part.tolist() for part in found]
+    logps: dict[str, Logps] = {}
+    for manner, units in held_out.items():
+        groups = [sequences_of(unit) for unit in units]
+        found = sequence_logps(opened.model, groups, stage.batch_tokens, opened.dtype, advance) if groups else []
+        logps[manner] = [part.tolist() for part in found]
     records: list[dict[str, Any]] = []
     if prompts:
         label = f"replies of {name}"
         display.tick(label, 0, 0)
-        template = opened.known.template
-        records = reply_records(name, opened.model, prompts, template, opened.stops, stage.max_new_tokens)
+        known = opened.known
+        records = reply_records(name, opened.model, prompts, known.template, known.stops, stage.max_new_tokens)
         display.tick(label, 1, 1)
     return {"logps": logps, "replies": records}
 
 
 def _measure(
-    stage: EvalStage,
     held_out: HeldOut,
-    logps: Mapping[str, Logps],
+    logps: Mapping[str, Mapping[str, Logps]],
+    reference: str | None,
     out: StageDir,
     chance: Mapping[str, Any],
     display: Display,
 ) -> dict[str, Any]:
     """Write what the held-out rows say of the models; returns its part of the stage's result."""
-    arrays = {name: [np.array(part, np.float32) for part in found] for name, found in logps.items()}
-    reference = stage.reference or next(iter(arrays))
-    match held_out.kind:
-        case "conversations":
-            examples = [unit for unit in held_out.units if isinstance(unit, Tokens)]
-            return _measure_likelihood(arrays, examples, out, chance, display)
-        case "pairs":
-            pairs = [unit for unit in held_out.units if isinstance(unit, PairTokens)]
-            return _measure_pairs(arrays, pairs, reference, out, chance, display)
-        case "feedback":
-            replies = [unit for unit in held_out.units if isinstance(unit, FeedbackTokens)]
-            return _measure_feedback(arrays, replies, reference, out, chance, display)
+
+    def arrays(name: str, manner: str) -> Arrays:
+        return [np.array(part, np.float32) for part in logps[name][manner]]
+
+    own = {name: arrays(name, manner) for name, manner in held_out.manners.items()}
+    units: Any = {name: held_out.under(name) for name in own}  # all of the kind of the rows
+    if reference is None:
+        return _measure_likelihood(own, units, out, chance, display)
+    start = {name: arrays(reference, manner) for name, manner in held_out.manners.items()}
+    first = units[next(iter(units))]
+    if held_out.kind == "pairs":
+        return _measure_pairs(own, start, first, reference, out, chance, display)
+    return _measure_feedback(own, start, first, reference, out, chance, display)
 
 
 def _measure_likelihood(
-    arrays: Mapping[str, Arrays], examples: Sequence[Tokens], out: StageDir, chance: Mapping[str, Any], display: Display
+    arrays: Mapping[str, Arrays],
+    examples: Mapping[str, Sequence[Tokens]],
+    out: StageDir,
+    chance: Mapping[str, Any],
+    display: Display,
 ) -> dict[str, Any]:
     from posttrain.eval.likelihood import likelihood_record, row_records
     from posttrain.model.score import weigh
 
-    scores = {name: weigh(examples, found) for name, found in arrays.items()}
+    scores = {name: weigh(examples[name], found) for name, found in arrays.items()}
     likelihood = likelihood_record(scores, **chance)
     write_json(out.file("likelihood.json"), likelihood)
-    _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, examples))
+    _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, next(iter(examples.values()))))
     for name, found in scores.items():
-        display.note(f"{name}: held-out loss {found.mean():.4f} on {len(examples)} rows")
+        display.note(f"{name}: held-out loss {found.mean():.4f} on {len(found.nll_N)} rows")
     return {"loss": {name: entry["loss"] for name, entry in likelihood["models"].items()}}
 
 
 def _measure_pairs(
     arrays: Mapping[str, Arrays],
+    start: Mapping[str, Arrays],
     pairs: Sequence[PairTokens],
     reference: str,
     out: StageDir,
@@ -259,8 +278,10 @@ def _measure_pairs(
 ) -> dict[str, Any]:
     from posttrain.eval.preferences import PairScores, preference_record, preference_rows
 
-    sides = {name: PairScores(found[0::2], found[1::2]) for name, found in arrays.items()}
-    preferences = preference_record(sides, reference, **chance)
+    sides, starts = (
+        {name: PairScores(found[0::2], found[1::2]) for name, found in given.items()} for given in (arrays, start)
+    )
+    preferences = preference_record(sides, reference, starts, **chance)
     write_json(out.file("preferences.json"), preferences)
     _write_lines(out.file("preference_rows.jsonl"), preference_rows(sides, pairs))
     accuracy = {name: entry["reward_accuracy"]["estimate"] for name, entry in preferences["models"].items()}
@@ -271,6 +292,7 @@ def _measure_pairs(
 
 def _measure_feedback(
     arrays: Mapping[str, Arrays],
+    start: Mapping[str, Arrays],
     replies: Sequence[FeedbackTokens],
     reference: str,
     out: StageDir,
@@ -279,7 +301,7 @@ def _measure_feedback(
 ) -> dict[str, Any]:
     from posttrain.eval.feedback import feedback_record, feedback_rows
 
-    feedback = feedback_record(arrays, [reply.desirable for reply in replies], reference, **chance)
+    feedback = feedback_record(arrays, [reply.desirable for reply in replies], reference, start, **chance)
     write_json(out.file("feedback.json"), feedback)
     _write_lines(out.file("feedback_rows.jsonl"), feedback_rows(arrays, replies))
     found = {name: entry["separation"] for name, entry in feedback["models"].items()}

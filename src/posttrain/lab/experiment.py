@@ -51,8 +51,9 @@ from posttrain.eval.judges.config import JudgeSource
 from posttrain.eval.prompts import BUILTIN
 from posttrain.lab.benchmarking import check_benchmarks, tasks_digest
 from posttrain.lab.display import Display
-from posttrain.lab.evaluation import Contender, evaluate
+from posttrain.lab.evaluation import evaluate
 from posttrain.lab.recipe import BASE, JUDGE_TARGETS, Recipe, Stage, execution_order, stage_inputs
+from posttrain.model.companions import TEMPLATE_FILE
 from posttrain.objectives.kto import KtoObjective, balance_warning
 from posttrain.report.config import ReportStage
 from posttrain.report.data_page import write_data_page
@@ -61,7 +62,7 @@ from posttrain.train.config import TrainStage
 from posttrain.types import RowKind
 
 if TYPE_CHECKING:
-    from posttrain.lab.models import Weights
+    from posttrain.lab.models import Lineage
     from posttrain.train.loop import Reference
 
 READERS: dict[RowKind, Callable[[Path], Sequence[Any]]] = {
@@ -72,7 +73,7 @@ READERS: dict[RowKind, Callable[[Path], Sequence[Any]]] = {
 """How the rows of each kind are read."""
 SHOWN_REJECTS = 3
 """Dropped rows shown in an error."""
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Raised when a stage's results would differ for the same configuration, so that old runs are computed again."""
 
 
@@ -97,6 +98,8 @@ class Experiment:
     @cached_property
     def base_digest(self) -> str:
         """Identity of the model's files."""
+        from posttrain.lab.models import model_digest
+
         return model_digest(self.base_folder)
 
     def execute(self, only: Sequence[str] | None = None) -> None:
@@ -177,7 +180,9 @@ class Experiment:
         found |= {key: file_digest(path) for key, path in _own_files(stage).items()}
         if isinstance(stage, EvalStage):
             found |= {f"benchmarks.{key}": tasks_digest(_fetched(one)) for key, one in stage.benchmarks.items()}
-            found |= {f"others.{key}": outside_contender(target).identity for key, target in stage.others.items()}
+            from posttrain.lab.targets import resolve_target
+
+            found |= {f"others.{key}": resolve_target(target).identity for key, target in stage.others.items()}
         return found
 
     def _stage_digest(self, name: str) -> str:
@@ -220,13 +225,17 @@ class Experiment:
         return result
 
     def _train(self, stage: TrainStage, out: StageDir, identity: str) -> dict[str, Any]:
-        from posttrain.lab.models import template_of
+        from posttrain.lab.models import write_record
         from posttrain.model import hardware
         from posttrain.train.loop import TrainInputs, train
 
         hardware.reset_peak_memory(hardware.resolve_device(stage.device))
-        start = self._weights(stage.start_from)
-        template = template_of(start.folder, stage.template)
+        start = self._lineage(stage.start_from)
+        lineage = start.spoken(stage.template)
+        template = lineage.template
+        decided = f"template: {stage.template}" if stage.template is not None else stage.start_from
+        if stage.template is not None and start.has_template and start.manner != lineage.manner:
+            self.display.note(f"{decided} takes the place of the template that {stage.start_from} was made with")
         files = {side: self.run.stage(stage.data).file("rows", f"{side}.parquet") for side in ("train", "held_out")}
         rows = {side: READERS[stage.objective.rows](path) for side, path in files.items()}
         ledger = Ledger()
@@ -241,8 +250,9 @@ class Experiment:
         if isinstance(stage.objective, KtoObjective):
             self._check_balance(stage.objective, examples, self.run.stage(stage.data).path)
         inputs = TrainInputs(
-            model_folder=start.folder,
-            adapter_folder=start.adapter,
+            model_folder=lineage.folder,
+            adapter_folder=lineage.adapter,
+            companions=replace(lineage.companions(), base=self._base_name(lineage)),
             examples=examples,
             held_out=held_out.examples,
             origins={row.id: str(row.origin) for side in rows.values() for row in side},
@@ -259,6 +269,7 @@ class Experiment:
             on_interrupt=lambda: self.display.note("stopping after this step; Ctrl-C again stops at once"),
             on_progress=self.display.tick,
         )
+        write_record(out, lineage, self.base_folder, decided)
         self.display.note(
             f"{result['steps']:,} steps, loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, "
             f"{result['tokens_per_second']:,.0f} tok/s, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
@@ -270,12 +281,12 @@ class Experiment:
         from posttrain.train.loop import Reference
 
         name = getattr(stage.objective, "reference", None) or stage.start_from
-        weights = self._weights(name)
-        identity = weights_digest(weights, self.base_digest)
+        lineage = self._lineage(name)
+        identity = lineage.identity
         cache = self.run.path / ".reference" / f"{identity[:16]}.safetensors"
         if name == stage.start_from:
             return Reference(cache, identity)
-        return Reference(cache, identity, weights.folder, weights.adapter)
+        return Reference(cache, identity, lineage.folder, lineage.adapter)
 
     def _check_balance(self, objective: KtoObjective, examples: Sequence[FeedbackTokens], data: Path) -> None:
         desirable = sum(example.desirable for example in examples)
@@ -293,16 +304,17 @@ class Experiment:
         requests = self.run.path / ".requests.sqlite"
         return evaluate(self._with_files(stage), out, rows, contenders, requests, self.recipe.seed, self.display)
 
-    def _contender(self, stage: EvalStage, name: str) -> Contender:
-        """What a model name of an evaluation means."""
-        from posttrain.lab.models import template_of
+    def _contender(self, stage: EvalStage, name: str) -> Lineage:
+        """What a model name of an evaluation means; a base without a template is spoken to as the stages that were trained from it."""
+        from posttrain.lab.targets import resolve_target
 
         if name in stage.others:
-            return outside_contender(stage.others[name])
-        weights = self._weights(name)
-        template = template_of(self.base_folder if weights.adapter is not None else weights.folder, stage.template)
-        identity = self.base_digest if name == BASE else weights_digest(weights, self.base_digest)
-        return Contender(weights, template, identity)
+            return resolve_target(stage.others[name])
+        lineage = self._lineage(name).spoken(stage.template)
+        if name != BASE or lineage.has_template:
+            return lineage
+        trained = (self._lineage(other).home / TEMPLATE_FILE for other in stage.models if other in self.recipe.stages)
+        return lineage.spoken(next((file for file in trained if file.is_file()), None))
 
     def _with_files(self, stage: EvalStage) -> EvalStage:
         """The stage with files of the hub fetched, and stages that judge as their folders."""
@@ -322,13 +334,19 @@ class Experiment:
 
     # ---- helpers of the methods above ------------------------------------------------------------------------------
 
-    def _weights(self, model_name: str) -> Weights:
+    def _lineage(self, model_name: str) -> Lineage:
         """What a model name of the recipe means: the base, or what a train stage has written."""
-        from posttrain.lab.models import Weights, stage_weights
+        from posttrain.lab.models import Lineage, stage_lineage
 
         if model_name == BASE:
-            return Weights(self.base_folder)
-        return stage_weights(self.run, model_name, self.base_folder)
+            return Lineage(self.base_folder)
+        return stage_lineage(self.run.stage(model_name), lambda: self.base_folder)
+
+    def _base_name(self, lineage: Lineage) -> str:
+        """How an adapter names what it lies on: the recipe's model by its name on the hub, everything else by its folder."""
+        model = self.recipe.model
+        on_hub = lineage.folder == self.base_folder and not Path(model).is_dir() and model not in assets.MODELS
+        return model if on_hub else str(lineage.folder.resolve())
 
     def _encode(
         self, rows: Sequence[Any], template: ChatTemplate, stage: TrainStage, ledger: Ledger, label: str
@@ -364,25 +382,6 @@ def repeated_examples(examples: list[Any], repeats: Mapping[str, int], ledger: L
     return out
 
 
-def model_digest(folder: Path) -> str:
-    """Identity of a model: sha256 over its configuration, tokenizer and weights."""
-    names = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"))
-    return digest([[p.name, file_digest(p)] for p in names])
-
-
-def weights_digest(weights: Weights, base_digest: str) -> str:
-    """Identity of a base model with an adapter, or of a stage's own model."""
-    if weights.adapter is None:
-        return model_digest(weights.folder)
-    files = [file_digest(weights.adapter / name) for name in ("adapter_config.json", "adapter_model.safetensors")]
-    return digest([base_digest, *files])
-
-
-def outside_digest(weights: Weights) -> str:
-    """Identity of a model from outside a recipe, whose base has no digest yet."""
-    return weights_digest(weights, "" if weights.adapter is None else model_digest(weights.folder))
-
-
 def _own_files(stage: Stage) -> dict[str, Path]:
     """The files a stage's configuration names, by key; they are part of its identity."""
     found = {}
@@ -405,15 +404,6 @@ def _fetched(benchmark: AnyBenchmark) -> AnyBenchmark:
     """The benchmark with its files of the hub in the local cache."""
     files = benchmark_files(benchmark)
     return with_files(benchmark, {k: str(assets.hub_file(f)) for k, f in files.items() if assets.is_hub_file(f)})
-
-
-def outside_contender(target: str) -> Contender:
-    """A model from outside the recipe, with its own chat template."""
-    from posttrain.lab.models import template_of
-    from posttrain.lab.targets import resolve_target
-
-    weights, template_file = resolve_target(target)
-    return Contender(weights, template_of(weights.folder, template_file), outside_digest(weights))
 
 
 def _closure(recipe: Recipe, names: Sequence[str]) -> set[str]:

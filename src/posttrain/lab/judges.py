@@ -77,19 +77,15 @@ def _prices(config: JudgeConfig) -> Prices | None:
 
 def _local_engine(source: JudgeSource) -> Engine:
     from posttrain.generate.local import LocalEngine
-    from posttrain.lab.experiment import outside_digest
-    from posttrain.lab.models import stop_sequences, template_of
     from posttrain.lab.targets import resolve_target
     from posttrain.model import hardware
     from posttrain.model.frozen import frozen_model
 
     assert source.local is not None, "a reward model is no engine"
-    weights, template_file = resolve_target(source.local, source.base)
-    template = template_of(weights.folder, template_file)
+    lineage = resolve_target(source.local, source.base)
     device = hardware.resolve_device("auto")
-    model = frozen_model(*weights, hardware.choose_dtype("auto", device), device)
-    identity = outside_digest(weights)
-    return LocalEngine(model, template, stop_sequences(model, template), f"{source.local}@{identity[:16]}")
+    model = frozen_model(lineage.folder, lineage.adapter, hardware.choose_dtype("auto", device), device)
+    return LocalEngine(model, lineage.template, lineage.stops, f"{source.local}@{lineage.identity[:16]}")
 
 
 class JudgeRoom:

@@ -79,29 +79,26 @@ def open_reward_judge(source: JudgeSource) -> RewardJudge:
         ModelError: the target has no trained score head.
 
     """
-    from posttrain.lab.experiment import outside_digest
-    from posttrain.lab.models import template_of
     from posttrain.lab.targets import resolve_target
     from posttrain.model import hardware
     from posttrain.model.adapters import load_adapter
     from posttrain.model.load import causal_lm, load_model
 
     assert source.reward is not None, "the caller chose a reward model"
-    weights, template_file = resolve_target(source.reward, source.base)
-    _check_score_head(weights.adapter or weights.folder, source.reward)
+    lineage = resolve_target(source.reward, source.base)
+    _check_score_head(lineage.adapter or lineage.folder, source.reward)
     device = hardware.resolve_device("auto")
     dtype = hardware.choose_dtype("auto", device)
-    base = load_model(weights.folder, dtype, device, head="score").requires_grad_(False)
-    model = base if weights.adapter is None else load_adapter(base, weights.adapter, trainable=False)
+    base = load_model(lineage.folder, dtype, device, head="score").requires_grad_(False)
+    model = base if lineage.adapter is None else load_adapter(base, lineage.adapter, trainable=False)
     text_config = causal_lm(model).config.get_text_config()
-    identity = outside_digest(weights)
     return RewardJudge(
         model,
-        template_of(weights.folder, template_file),
+        lineage.template,
         room=getattr(text_config, "max_position_embeddings", None) or 1 << 30,
         pad_id=text_config.pad_token_id,
         dtype=dtype,
-        fingerprint=Fingerprint("reward", f"{source.reward}@{identity[:16]}", options=str(dtype)),
+        fingerprint=Fingerprint("reward", f"{source.reward}@{lineage.identity[:16]}", options=str(dtype)),
     )
 
 

@@ -33,8 +33,6 @@ from posttrain.artifacts import (
     Ledger,
     RunDir,
     atomic_path,
-    digest,
-    file_digest,
     remove_leftovers,
 )
 from posttrain.data.config import Source
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from posttrain.lab.models import Weights
+    from posttrain.lab.models import Lineage
 
 STEP = "score"
 SCORING = "scoring rows"
@@ -109,17 +107,15 @@ def score_files(files: Sequence[str], out: Path, scoring: Scoring, display: Disp
 
 
 def _score(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
-    from posttrain.lab.models import template_of
     from posttrain.lab.targets import resolve_target
 
-    weights, own_template = resolve_target(scoring.model, scoring.base)
-    template_file = str(scoring.template) if scoring.template else own_template
-    template = template_of(weights.folder, template_file)
+    lineage = resolve_target(scoring.model, scoring.base).spoken(scoring.template)
+    template = lineage.template
     opening = answer_opening(template)
     read = out / READ
     shutil.rmtree(read, ignore_errors=True)
     rows, before = gather_rows([Source(path=file, format=scoring.row_format) for file in files], read, display)
-    identity = _identity(weights, template_file)
+    identity = lineage.identity
     by = f"{_label(scoring.model)}@{identity[:8]}"
     dtype_name, device = _numbers(scoring, out / "cache", identity)
     cache = _cache_folder(out / "cache", identity, dtype_name, scoring.max_length)
@@ -130,7 +126,7 @@ def _score(files: Sequence[str], out: Path, scoring: Scoring, display: Display) 
         display.note(f"{len(ids) - len(wanted):,} rows were scored before")
     if wanted:
         encoder = _Encoder(template, opening, scoring.max_length)
-        _compute(rows, wanted, encoder, weights, scoring.batch_tokens, dtype_name, device, cache, display)
+        _compute(rows, wanted, encoder, lineage, scoring.batch_tokens, dtype_name, device, cache, display)
         known = _cached(cache)
     columns, counts = _with_scores(rows, known, by)
     facts = {
@@ -210,15 +206,6 @@ def _quantiles(values: pl.Series) -> dict[str, float]:
 # ---- identity --------------------------------------------------------------------------------------------------------
 
 
-def _identity(weights: Weights, template_file: str | None) -> str:
-    """Digest of what decides the scores of a row: the model's files, its adapter's, and the chat template."""
-    from posttrain.lab.experiment import model_digest
-
-    adapter = None if weights.adapter is None else model_digest(weights.adapter)
-    template = None if template_file is None else file_digest(Path(template_file))
-    return digest([model_digest(weights.folder), adapter, template])
-
-
 def _label(model: str) -> str:
     """The name by which scores remember a model: an asset's or hub name, a folder's name, run/stage of a train stage."""
     path = Path(model)
@@ -284,7 +271,7 @@ def _compute(
     rows: Path,
     wanted: AbstractSet[str],
     encoder: _Encoder,
-    weights: Weights,
+    lineage: Lineage,
     batch_tokens: int,
     dtype_name: str,
     device: torch.device,
@@ -297,7 +284,7 @@ def _compute(
 
     dtype = hardware.DTYPES[dtype_name]
     display.tick("loading the model", 0, 0)
-    model = frozen_model(*weights, dtype, device)
+    model = frozen_model(lineage.folder, lineage.adapter, dtype, device)
     display.tick("loading the model", 1, 1)
     done = 0
     for part in _parts(rows, wanted):

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from posttrain.artifacts import RunDir, read_json
+from posttrain.artifacts import StageDir, read_json
 from posttrain.config import build, read_yaml
 from posttrain.errors import ModelError
-from posttrain.lab.models import Weights, stage_weights
+from posttrain.lab.models import Lineage, stage_lineage
 from posttrain.lab.recipe import Recipe
 from posttrain.model.source import model_folder
 
 
-def resolve_target(target: str, base: str | None = None) -> tuple[Weights, str | None]:
-    """The weights of a target and the chat template file it was trained with (None = the tokenizer's own).
+def resolve_target(target: str, base: str | None = None) -> Lineage:
+    """What a target means.
 
-    target: ``runs/NAME/STAGE``, a PEFT adapter folder (its base from ``base`` or from its own configuration), a HF model
-    folder, a demo asset or a hub name.
+    target: ``runs/NAME/STAGE``, a PEFT adapter folder, a HF model folder, a demo asset or a hub name. base: the weights an adapter
+    lies on, where they are not those that the stage or the adapter's own configuration names.
     """
     path = Path(target)
     if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
@@ -24,16 +25,17 @@ def resolve_target(target: str, base: str | None = None) -> tuple[Weights, str |
         kind = read_json(path / "manifest.json")["kind"]
         if kind != "train":
             raise _name_a_train_stage(path.parent, f"this is a {kind} stage, it has no weights", target)
-        weights = stage_weights(RunDir(path.parent), path.name, model_folder(base or recipe.model))
-        return weights, getattr(recipe.stages.get(path.name), "template", None)
+        own_template = getattr(recipe.stages.get(path.name), "template", None)
+        found = stage_lineage(StageDir(path), lambda: model_folder(base or recipe.model), own_template)
+        return found if base is None or found.adapter is None else replace(found, folder=model_folder(base))
     if (path / "recipe.yaml").is_file():
         raise _name_a_train_stage(path, "this is a run", target)
     if (path / "adapter_config.json").is_file():
         own = read_json(path / "adapter_config.json").get("base_model_name_or_path")
         if not (base or own):
             raise ModelError("this adapter does not name its base model", where=target, fix="give it with --base")
-        return Weights(model_folder(base or own), path), None
-    return Weights(model_folder(target)), None
+        return Lineage(model_folder(base or own), path)
+    return Lineage(model_folder(target))
 
 
 def _name_a_train_stage(run: Path, problem: str, target: str) -> ModelError:

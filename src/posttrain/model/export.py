@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,18 +11,6 @@ from transformers import PreTrainedModel
 
 from posttrain.errors import ModelError
 from posttrain.model.load import causal_lm, quiet_transformers
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "generation_config.json",
-)
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
@@ -43,8 +30,8 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     return merged
 
 
-def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, tokenizer_from: Path) -> None:
-    """Write a HF model folder (safetensors, config, tokenizer files) into an existing folder, weights as ``dtype``."""
+def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Write a HF model (safetensors, config) into an existing folder, weights as ``dtype``."""
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
     config = model.config
     kept, implementation = config.dtype, config._attn_implementation
@@ -58,11 +45,3 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, tokeniz
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    copy_tokenizer(tokenizer_from, folder)
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer and generation files of a model folder."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)

@@ -35,7 +35,7 @@ class TrainStage:
     """What is learned, and from which rows (docs/objectives.md)."""
     adapter: Annotated[LoraAdapter | FullWeights, Discriminator("name")] = field(default_factory=LoraAdapter)
     template: str | None = None
-    """A Jinja chat template file that replaces the tokenizer's own."""
+    """A Jinja chat template file in place of the one that ``start_from`` was made with; later stages and evaluations go on with it."""
     max_length: Annotated[int, Ge(2)] = 1024
     """Longest example in tokens."""
     over_length: Literal["drop", "truncate"] = "drop"

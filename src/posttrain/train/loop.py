@@ -26,6 +26,7 @@ from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, wr
 from posttrain.encode.collate import collate_shared
 from posttrain.errors import ConfigError, InterruptedRunError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
+from posttrain.model.companions import Companions
 from posttrain.model.config import LoraAdapter
 from posttrain.model.flops import step_flops
 from posttrain.model.frozen import frozen_model
@@ -76,6 +77,8 @@ class TrainInputs:
     """row id -> file:line, to name rows in errors."""
     reference: Reference | None = None
     """None: the weights the stage starts from, kept in the stage's own folder."""
+    companions: Companions | None = None
+    """What is written beside the weights; None: the tokenizer of the model folder."""
 
 
 @dataclass(frozen=True)
@@ -472,7 +475,8 @@ class _Run:
             if isinstance(self.stage.adapter, LoraAdapter):
                 adapters.save_adapter(self.trainee.model, temporary)
             else:
-                export.save_model(self.trainee.model, temporary, torch.float32, self.inputs.model_folder)
+                export.save_model(self.trainee.model, temporary, torch.float32)
+            (self.inputs.companions or Companions(self.inputs.model_folder)).write(temporary)
 
     def _record(self, **record: Any) -> None:
         self.log.write(**record)

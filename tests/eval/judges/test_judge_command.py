@@ -341,7 +341,7 @@ def test_a_reward_model_judges_as_transformers_scores(cli, monkeypatch, tiny_mod
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from posttrain.model import hardware
-    from posttrain.model.export import copy_tokenizer
+    from posttrain.model.companions import copy_tokenizer
     from posttrain.model.load import load_model
 
     # scores of random weights are close to each other: bf16 could exchange them
