@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,29 @@ def test_accuracy_counts_checked_prompts_only_and_pairs_them() -> None:
     counts = {key: pair[key] for key in ("both_right", "only_a", "only_b", "both_wrong")}
     assert counts == {"both_right": 1, "only_a": 0, "only_b": 1, "both_wrong": 1}
     assert pair["p_value"] == 1.0  # one discordant prompt says nothing
+
+
+def test_a_prompt_that_one_model_could_not_answer_is_left_out_of_the_pair() -> None:
+    records = [verdict("a", "p1", "k", True), verdict("a", "p2", "k", True)]
+    record = accuracy_record([*records, verdict("b", "p2", "k", False)], confidence=0.95, resamples=100, seed=0)
+    assert record["models"]["b"]["all"]["checked"] == 1
+    assert [(pair["only_a"], pair["both_right"]) for pair in record["pairs"]] == [(1, 0)]
+    record = accuracy_record([*records, verdict("b", "p2", "k", None)], confidence=0.95, resamples=100, seed=0)
+    assert record["pairs"] == []
+
+
+def test_nan_is_no_wrong_answer(tiny_model: Path) -> None:
+    template = Lineage(tiny_model).template
+    model = frozen_model(tiny_model, None, torch.float32, torch.device("cpu"))
+    check = Check(kind="contains_any", expected=("x",))
+    prompts = [Prompt(id=t, prompt_class="k", language="en", text=t, check=check) for t in ("a zebra", "a dog")]
+    (zebra,) = template.tokenizer(" zebra", add_special_tokens=False)["input_ids"][:1]
+    model.set_input_embeddings(copy.deepcopy(model.get_input_embeddings()))  # type: ignore[operator]  # untied from the head
+    model.get_input_embeddings().weight[zebra] = torch.nan  # type: ignore[operator]
+    bad, good = reply_records("base", model, prompts, template, [(2,)], max_new_tokens=4)
+    assert (bad["finish_reason"], bad["reply"], bad["check"]) == ("not_finite", "", None)
+    assert good["finish_reason"] in ("stop", "length")
+    assert good["check"] is not None
 
 
 def test_every_prompt_gets_a_reply_and_only_checked_ones_a_verdict(tiny_model: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from posttrain.encode.collate import collate
 from posttrain.encode.segments import Segments
 from posttrain.generate import decode as decode_module
+from posttrain.generate import ways
 from posttrain.generate.decode import NewToken, decode, replies, without_stop
 from posttrain.generate.engine import Sampling
 from posttrain.model.adapters import attach_lora
@@ -242,13 +243,13 @@ def test_log_probabilities_are_those_of_the_packed_pass(model: nn.Module, prompt
 def test_a_prefill_is_bounded(model: nn.Module, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = replies(model, prompts, [], greedy(6))
     passes: list[int] = []
-    run = decode_module.next_logits
+    run = ways.next_logits
 
     def counted(model: nn.Module, ids_T: torch.Tensor, *rest: Any) -> torch.Tensor:
         passes.append(len(ids_T))
         return run(model, ids_T, *rest)
 
-    monkeypatch.setattr(decode_module, "next_logits", counted)
+    monkeypatch.setattr(ways, "next_logits", counted)
     monkeypatch.setattr(decode_module, "PREFILL_TOKENS", 10)
     assert replies(model, prompts, [], greedy(6)) == whole
     assert passes[:3] == [17, 9, 8]  # 17 alone is over the bound and still goes; 5, 2 and 1 together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,27 @@ def test_a_prompt_without_room_is_a_failure_and_the_others_are_answered(engine: 
     assert outcomes[0].reason == "invalid_request"
     assert f"context {room}" in outcomes[0].detail
     assert isinstance(outcomes[1], Completion)
+
+
+def test_what_the_model_can_not_answer_is_a_typed_failure_of_that_request(
+    engine: LocalEngine, model: nn.Module, tiny_model: Path, template: ChatTemplate
+) -> None:
+    alone = texts_of(complete(engine, [ask("Hi"), ask("Ho")]))
+    poisoned = load_model(tiny_model, torch.float32, torch.device("cpu")).requires_grad_(False)
+    zebra = template.tokenizer(" zebra", add_special_tokens=False)["input_ids"][0]
+    poisoned.set_input_embeddings(copy.deepcopy(poisoned.get_input_embeddings()))  # no longer tied to the head
+    poisoned.get_input_embeddings().weight[zebra] = torch.nan
+    outcomes = complete(
+        LocalEngine(poisoned, template, STOPS, "x", slots=2), [ask("Hi"), ask("a zebra"), ask("Ho", max_tokens=6)]
+    )
+    assert texts_of([outcomes[0], outcomes[2]]) == alone
+    assert isinstance(outcomes[1], Failure)
+    assert outcomes[1].reason == "not_finite"
+    poisoned.set_input_embeddings(nn.Embedding(200, 48))  # a model of another tokenizer
+    (outcome,) = complete(LocalEngine(poisoned, template, STOPS, "x"), [ask("你好，世界")])
+    assert isinstance(outcome, Failure)
+    assert outcome.reason == "invalid_request"
+    assert "the model knows 0 to 199" in outcome.detail
 
 
 def test_a_cached_engine_asks_once(engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
+from posttrain.errors import ModelError
 from posttrain.generate.decode import NewToken
 from posttrain.generate.engine import Sampling
 from posttrain.lab import chat
@@ -82,3 +83,8 @@ def test_a_reply_cut_in_a_character_ends_before_it(template: ChatTemplate, monke
 def test_half_a_stop_at_the_limit_is_text(template: ChatTemplate, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = template.tokenizer(" one two three", add_special_tokens=False)["input_ids"]
     assert "".join(shown(template, ids, [(ids[-1], 5)], "length", monkeypatch)) == " one two three"
+
+
+def test_nan_ends_a_stream_with_an_error(template: ChatTemplate, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="NaN or infinity after 2 tokens"):
+        shown(template, [100, 101, -1], [(2,)], "not_finite", monkeypatch)

@@ -97,7 +97,7 @@ def test_third_parties_are_touched_in_one_place(package: str, rooms: set[str]) -
 
 
 LOADS_TORCH = {
-    *("eval.likelihood", "eval.replies", "generate.decode", "generate.local"),
+    *("eval.likelihood", "eval.replies", "generate.decode", "generate.local", "generate.ways"),
     *("lab.chat", "lab.eval_command", "lab.targets", "lab.verify"),
     *(
         "model.adapters",
@@ -109,7 +109,16 @@ LOADS_TORCH = {
         "model.gguf",
         "model.hardware",
     ),
-    *("model.load", "model.logprobs", "model.packed", "model.reward", "model.score", "model.slots"),
+    *(
+        "model.lengths",
+        "model.load",
+        "model.logprobs",
+        "model.own",
+        "model.packed",
+        "model.reward",
+        "model.score",
+        "model.slots",
+    ),
     *("train.checkpoint", "train.loop", "train.optimizer", "train.reference", "train.tasks"),
 }
 """The modules that compute with tensors. Everything else is there for a machine without torch."""

@@ -206,6 +206,7 @@ def test_summary_holds_the_numbers_of_the_artefacts_and_the_sentences_of_the_pag
         "prompts": 18,
         "outcomes": {"gained": 5, "both right": 6, "not checked": 5, "lost": 1, "both wrong": 1},
         "cut_at_length_limit": {"base": 2, "sft": 0},
+        "not_finite": {"base": 0, "sft": 0},
     }
     assert summary["training"][0]["result"] == json.loads((run.path / "sft/manifest.json").read_text())["result"]
     assert len(summary["training"][0]["held_out"]) == 11

@@ -24,13 +24,16 @@ def reply_records(
     stops: Sequence[tuple[int, ...]],
     max_new_tokens: int,
 ) -> list[dict[str, Any]]:
-    """The lines of replies.jsonl (docs/run-folder.md) of one model: greedy replies with their verdicts."""
+    """The lines of replies.jsonl (docs/run-folder.md) of one model: greedy replies with their verdicts.
+
+    A reply that the model could not finish (``not_finite``) has none: it is missing, not wrong.
+    """
     encoded = [encode_prompt([Message("user", p.text)], template) for p in prompts]
     records = []
     for prompt, reply in zip(prompts, replies(model, encoded, stops, Sampling(max_tokens=max_new_tokens)), strict=True):
         text = template.tokenizer.decode(reply.ids, skip_special_tokens=True)
         verdict = None
-        if prompt.check is not None:
+        if prompt.check is not None and reply.finish != "not_finite":
             verdict = asdict(prompt.check) | {"passed": passes(prompt.check, text)}
         records.append(
             {
@@ -51,7 +54,7 @@ def reply_records(
 def accuracy_record(
     records: Sequence[Mapping[str, Any]], *, confidence: float, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The content of accuracy.json (docs/run-folder.md). Prompts without a check do not count."""
+    """The content of accuracy.json (docs/run-folder.md). Prompts without a verdict do not count, nor in a pair those that one side lacks."""
     verdicts: dict[str, dict[str, bool]] = {}
     classes: dict[str, str] = {}
     for r in records:
@@ -82,7 +85,9 @@ def accuracy_record(
     pairs = []
     for name in list(verdicts)[1:]:
         first = next(iter(verdicts))
-        ids = list(verdicts[first])
+        ids = [i for i in verdicts[first] if i in verdicts[name]]
+        if not ids:
+            continue
         a, b = [verdicts[first][i] for i in ids], [verdicts[name][i] for i in ids]
         interval = accuracy_difference(a, b, confidence=confidence, resamples=resamples, seed=seed)
         counts = discordance(a, b)

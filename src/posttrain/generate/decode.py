@@ -6,7 +6,7 @@ token is computed for the sake of a longer neighbour. ``decode`` is a generator:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -15,12 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from posttrain.errors import ModelError
 from posttrain.generate.engine import Sampling
-from posttrain.model.load import causal_lm, next_logits
+from posttrain.generate.ways import Way, way_of
+from posttrain.model.lengths import Limits, lengths_of, limits_of
+from posttrain.model.load import causal_lm
 from posttrain.model.packed import pack
-from posttrain.model.slots import Prefill, SlotCache, Step
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "not_finite"]
+"""``not_finite``: the model computed NaN or infinity where the next token was to be chosen, so there is none."""
+NO_TOKEN = -1
+"""Stands where no token could be chosen."""
 SLOTS = 64
 """Sequences continued at once."""
 PREFILL_TOKENS = 2048
@@ -49,14 +54,30 @@ Ended = Callable[[int, list[int]], bool]
 """(prompt, its new tokens so far) -> whether the reply ends here for a reason of the caller's own."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Live:
     """A sequence that is being continued."""
 
     prompt: int
     sampling: Sampling
     generator: torch.Generator
+    read: list[int]
+    """The prompt."""
     ids: list[int]
+    """The new tokens."""
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return len(self.read) + len(self.ids)
+
+
+@dataclass
+class _Pool:
+    """Sequences that are continued together; their lengths have equal rotary factors."""
+
+    way: Way
+    live: list[_Live]
 
 
 def decode(
@@ -71,63 +92,88 @@ def decode(
 
     ``sampling``: one for all, or one for each; stop strings in it are the caller's business. Prompt number i draws from a generator of its
     own, seeded with ``seed + i`` where there is one sampling for all, else with its own seed (0 where it has none): what it says does
-    not depend on its neighbours' draws. At most ``slots`` prompts are continued at once, long ones first. Yields tokens step by
-    step, those of a step in the order of the prompts; tokens of the stop are yielded as well.
+    not depend on its neighbours' draws. At most ``slots`` prompts are continued at once, long ones first; one, where the model is continued
+    by its own code (`posttrain.generate.ways`). Yields tokens step by step, those of a step in the order of the prompts; tokens of the
+    stop are yielded as well. Raises ModelError before the first token for ids and lengths that the model has no weights for.
     """
     if isinstance(sampling, Sampling):
         each = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
     else:
         each = list(sampling)
+    limits = limits_of(causal_lm(model))
+    waiting = [_waiting(i, prompt, each[i], limits) for i, prompt in enumerate(prompts)]
+    if not waiting:
+        return
     pack(model)
-    device = causal_lm(model).get_input_embeddings().weight.device
-    queue = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    cache, live = SlotCache(min(slots, len(queue))), list[_Live]()
-    while queue or live:
-        fresh = _admitted(queue, prompts, cache.slots - len(live))
-        queue = queue[len(fresh) :]
+    kind = way_of(model, max(sequence.length + sequence.sampling.max_tokens for sequence in waiting))
+    room = min(slots if kind.most is None else kind.most, len(waiting))
+    factors = lengths_of(causal_lm(model).config).factors
+    waiting.sort(key=lambda sequence: -sequence.length)
+    pools: dict[tuple[int, ...], _Pool] = {}
+    while waiting or pools:
+        fresh = _admitted(waiting, room - sum(len(pool.live) for pool in pools.values()), factors)
+        del waiting[: len(fresh)]
         if fresh:
-            ids = np.concatenate([prompts[i] for i in fresh])
-            places = np.concatenate([np.arange(len(prompts[i])) for i in fresh])
-            begun = [_Live(i, each[i], torch.Generator().manual_seed(each[i].seed or 0), []) for i in fresh]
-            step: Prefill | Step = Prefill(cache, [len(prompts[i]) for i in fresh])
+            length = fresh[0].length
+            stays = factors(length) == factors(length + 1)
+            pool = pools.setdefault(factors(length), _Pool(kind(model, room if stays else len(fresh)), []))
+            logits_BV = pool.way.begin([sequence.read + sequence.ids for sequence in fresh])
+            pool.live += fresh
+            waiting[:0] = yield from _advance(pool, len(pool.live) - len(fresh), logits_BV, stops, ended, factors)
         else:
-            ids = np.array([sequence.ids[-1] for sequence in live])
-            places = np.array(cache.lengths)
-            begun, step = [], Step(cache)
-        ids_T, places_T = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (ids, places))
-        logits_BV = next_logits(model, ids_T, places_T, step)
-        first = len(live) if fresh else 0
-        live += begun
-        yield from _advance(live, first, logits_BV, stops, ended, cache)
+            for pool in pools.values():
+                logits_BV = pool.way.step([sequence.ids[-1] for sequence in pool.live])
+                waiting[:0] = yield from _advance(pool, 0, logits_BV, stops, ended, factors)
+        pools = {key: pool for key, pool in pools.items() if pool.live}
 
 
-def _admitted(queue: Sequence[int], prompts: Sequence[NDArray[np.int32]], free: int) -> list[int]:
-    """The next prompts to begin: as many as have a slot and fit into one pass."""
-    taken: list[int] = []
+def _waiting(prompt: int, ids: NDArray[np.int32], sampling: Sampling, limits: Limits) -> _Live:
+    """A sequence that is to be begun, with no more new tokens than the model has positions for."""
+    if (problem := limits.problem(ids)) is not None:
+        raise ModelError(
+            problem, where=f"prompt {prompt + 1}", fix="give a shorter prompt, or the tokenizer of this model"
+        )
+    room = limits.room(len(ids))
+    sampling = sampling if room is None else replace(sampling, max_tokens=min(sampling.max_tokens, room))
+    return _Live(prompt, sampling, torch.Generator().manual_seed(sampling.seed or 0), ids.tolist(), [])
+
+
+def _admitted(waiting: Sequence[_Live], free: int, factors: Callable[[int], tuple[int, ...]]) -> list[_Live]:
+    """The next sequences to begin: as many as have a slot, equal rotary factors, and fit into one pass."""
+    taken: list[_Live] = []
     tokens = 0
-    for index in queue[:free]:
-        tokens += len(prompts[index])
-        if taken and tokens > PREFILL_TOKENS:
+    for sequence in waiting[:free]:
+        tokens += sequence.length
+        if taken and (tokens > PREFILL_TOKENS or factors(sequence.length) != factors(taken[0].length)):
             break
-        taken.append(index)
+        taken.append(sequence)
     return taken
 
 
 def _advance(
-    live: list[_Live],
+    pool: _Pool,
     first: int,
     logits_BV: Tensor,
     stops: Sequence[tuple[int, ...]],
     ended: Ended,
-    cache: SlotCache,
-) -> Iterator[NewToken]:
-    """Choose a token for the sequences from slot ``first`` on; those that end leave ``live`` and the cache."""
+    factors: Callable[[int], tuple[int, ...]],
+) -> Generator[NewToken, None, list[_Live]]:
+    """Choose a token for the sequences of a pool from place ``first`` on; those that end leave it.
+
+    Returns those that leave it because their length has other rotary factors now: all their keys are to be computed anew.
+    """
+    live = pool.live
     moved = live[first:]
     samplings = [sequence.sampling for sequence in moved]
+    finite_B = logits_BV.amax(dim=-1).isfinite()  # NaN and +inf anywhere, -inf everywhere
+    logits_BV = logits_BV.where(finite_B[:, None], 0.0)
     tokens = _choose(logits_BV, samplings, [sequence.generator for sequence in moved])
     likely = _likely(logits_BV, tokens, samplings)
-    new = []
-    for sequence, token, found in zip(moved, tokens, likely, strict=True):
+    new, outgrown = [], []
+    for sequence, token, found, finite in zip(moved, tokens, likely, finite_B.tolist(), strict=True):
+        if not finite:
+            new.append(NewToken(sequence.prompt, NO_TOKEN, "not_finite"))
+            continue
         sequence.ids.append(token)
         stopped = any(tuple(sequence.ids[-len(stop) :]) == stop for stop in stops)
         finish: FinishReason | None = None
@@ -135,13 +181,16 @@ def _advance(
             finish = "stop"
         elif len(sequence.ids) == sequence.sampling.max_tokens:
             finish = "length"
+        elif factors(sequence.length) != factors(sequence.length - 1):
+            outgrown.append(sequence)
         new.append(NewToken(sequence.prompt, token, finish, found))
-    for slot in reversed(range(first, len(live))):
-        if new[slot - first].finish is not None:
-            cache.remove(slot)
-            live[slot] = live[-1]
+    for place in reversed(range(first, len(live))):
+        if new[place - first].finish is not None or live[place] in outgrown:
+            pool.way.remove(place)
+            live[place] = live[-1]
             live.pop()
     yield from sorted(new, key=lambda token: token.prompt)
+    return outgrown
 
 
 def _choose(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
@@ -189,7 +238,7 @@ def _likely(logits_BV: Tensor, tokens: Sequence[int], samplings: Sequence[Sampli
 
 
 class Reply(NamedTuple):
-    """A finished reply: its token ids without the stop, and why it ended."""
+    """A finished reply: its token ids without the stop, and why it ended. ``not_finite``: the ids before the place where the model failed."""
 
     ids: list[int]
     finish: FinishReason
@@ -206,7 +255,8 @@ def replies(
     ids: list[list[int]] = [[] for _ in prompts]
     finish: list[FinishReason] = ["length"] * len(prompts)
     for new in decode(model, prompts, stops, sampling, slots):
-        ids[new.prompt].append(new.token)
+        if new.finish != "not_finite":
+            ids[new.prompt].append(new.token)
         if new.finish is not None:
             finish[new.prompt] = new.finish
     cut = [without_stop(i, stops) if f == "stop" else i for i, f in zip(ids, finish, strict=True)]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from posttrain.errors import ConfigError
-from posttrain.types import Message, ToolCall, spoken
+from posttrain.types import Message, ToolCall
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]
 """Why a reply ended: by itself or at a stop string, at ``max_tokens``, cut by the provider, to call a tool, or unknown."""
@@ -35,6 +35,7 @@ FailureReason = Literal[
     "budget",
     "refused",
     "invalid_request",
+    "not_finite",
 ]
 """Why there is no answer.
 
@@ -42,7 +43,8 @@ rate_limited: 429 to the last attempt, or the server asks for a longer silence t
 server_error: 5xx to the last attempt. timeout: no whole answer within the time of a request. deadline: the time of the
 whole job was over. connection: refused or dropped to the last attempt. bad_response: a whole answer came and can't be
 read (never asked again: it was paid for). budget: it could have gone over the cap and was not sent. refused: the provider
-won't serve this request (content policy, permission, no credit). invalid_request: the request itself is wrong.
+won't serve this request (content policy, permission, no credit). invalid_request: the request itself is wrong. not_finite: a model of this process computed NaN or
+infinity where a token was to be chosen.
 """
 
 
@@ -253,7 +255,9 @@ def canonical_request(fingerprint: Fingerprint, request: Request) -> bytes:
     sampling = request.sampling
     value = {
         "fingerprint": fingerprint._asdict(),
-        "prompt": prompt if isinstance(prompt, str) else [spoken(message) for message in prompt],
+        "prompt": prompt
+        if isinstance(prompt, str)
+        else [[m.role, m.content, m.reasoning, [[c.name, c.arguments] for c in m.tool_calls]] for m in prompt],
         "tools": [dict(tool) for tool in request.tools],
         "sampling": {
             "temperature": float(sampling.temperature) + 0.0,  # 0, 0.0 and -0.0 are one temperature and one key

@@ -27,6 +27,7 @@ from posttrain.generate.engine import (
     Usage,
     split_think,
 )
+from posttrain.model.lengths import context_of, limits_of
 from posttrain.model.load import causal_lm
 
 HELD_BACK = 8
@@ -110,7 +111,7 @@ class LocalEngine:
                 yield None
                 continue
             index = asked[new.prompt]
-            yield index, self._completion(requests[index], prompts[new.prompt], replies[new.prompt])
+            yield index, self._outcome(requests[index], prompts[new.prompt], replies[new.prompt])
 
     def _prompt(self, request: Request) -> NDArray[np.int32] | Failure:
         if isinstance(request.prompt, str):
@@ -121,13 +122,14 @@ class LocalEngine:
             except TemplateError as error:
                 return Failure("invalid_request", error.problem)
         room = self._room()
-        if not len(ids) or (room is not None and len(ids) >= room):
+        if room is not None and len(ids) >= room:
             return Failure("invalid_request", f"the prompt has {len(ids)} tokens, the model's context {room}")
-        return ids
+        problem = limits_of(causal_lm(self.model)).problem(ids)
+        return ids if problem is None else Failure("invalid_request", problem)
 
     def _room(self) -> int | None:
         """Tokens of the model's context, where it has a limit."""
-        return getattr(causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None)
+        return context_of(causal_lm(self.model).config)
 
     def _tail(self, ids: list[int], stop: str) -> str:
         return self._text(ids[-(len(stop.encode()) + HELD_BACK) :])
@@ -135,7 +137,11 @@ class LocalEngine:
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.template.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _completion(self, request: Request, prompt: NDArray[np.int32], tokens: Sequence[NewToken]) -> Completion:
+    def _outcome(self, request: Request, prompt: NDArray[np.int32], tokens: Sequence[NewToken]) -> Outcome:
+        if tokens[-1].finish == "not_finite":
+            return Failure(
+                "not_finite", f"the model computed NaN or infinity after {len(tokens) - 1} tokens of its reply"
+            )
         ids = [new.token for new in tokens]
         kept = without_stop(ids, self.stops) if tokens[-1].finish == "stop" else ids
         whole = self._text(kept)
@@ -144,7 +150,7 @@ class LocalEngine:
         opened = self._text(prompt[-HELD_BACK:].tolist()).rstrip().endswith("<think>")
         text, reasoning = split_think(cut, opened=opened)
         finish = tokens[-1].finish
-        assert finish is not None, "a reply is told when it has ended"
+        assert finish == "stop" or finish == "length", "a reply is told when it has ended"
         logprobs = None
         if request.sampling.logprobs is not None and reasoning is None and not places:
             logprobs = tuple(self._logprob(new) for new in tokens[: len(kept)])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt
+from posttrain.errors import ModelError
 from posttrain.generate.decode import decode, without_stop
 from posttrain.generate.engine import Sampling
 from posttrain.lab.targets import resolve_target
@@ -71,11 +72,19 @@ def stream(
     stops: Sequence[tuple[int, ...]],
     sampling: Sampling,
 ) -> Iterator[str]:
-    """The reply piece by piece. A character whose bytes are not all there yet waits for the next token."""
+    """The reply piece by piece. A character whose bytes are not all there yet waits for the next token.
+
+    Raises ModelError where the model computes NaN or infinity: there is no next token.
+    """
     ids: list[int] = []
     told = ""
     longest_stop = max((len(stop) for stop in stops), default=0)
     for new in decode(model, [encode_prompt(history, template)], stops, sampling):  # type: ignore[arg-type]
+        if new.finish == "not_finite":
+            raise ModelError(
+                f"the model computed NaN or infinity after {len(ids)} tokens of its reply",
+                fix="its weights are damaged, or too large for the compute type",
+            )
         ids.append(new.token)
         whole = without_stop(ids, stops) if new.finish == "stop" else ids
         # A stop of several tokens must not be shown half: hold its possible beginning back until it is decided.

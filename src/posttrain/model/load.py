@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model import attention
+from posttrain.model.lengths import fresh_rotary, lengths_of
 from posttrain.model.slots import Prefill, Step
 
 NEW_HEAD = "score.weight"
@@ -210,10 +211,14 @@ def output_head(model: torch.nn.Module) -> tuple[Tensor, float | None]:
 def next_logits(model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, slots: Prefill | Step) -> Tensor:
     """Logits [B, V] in fp32 after the last token of each of B sequences: new ones side by side, or one more token of each live one.
 
-    Whatever the model does to its logits (caps, scales) is done. Keys and values go to the cache of ``slots``.
+    Whatever the model does to its logits (caps, scales) is done. Keys and values go to the cache of ``slots``. All sequences of a pass
+    must be rotated by the same factors (`posttrain.model.lengths.Lengths.factors`).
     """
     lengths = slots.new if isinstance(slots, Prefill) else [1] * len(ids_T)
-    output = causal_lm(model)(
+    inner = causal_lm(model)
+    if lengths_of(inner.config).dynamic:
+        fresh_rotary(inner)
+    output = inner(
         input_ids=ids_T[None],
         position_ids=positions_T[None],
         use_cache=False,

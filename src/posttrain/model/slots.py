@@ -4,7 +4,8 @@ New sequences are computed side by side in one packed pass, without padding, and
 afterwards every sequence adds one token a step. A sequence that ends gives its slot to the last one, so slots 0 to B - 1
 are always the live ones and one step is one batch of B tokens, whatever the lengths.
 
-Shapes: B sequences, T packed tokens, L tokens a slot can hold, H query heads, K key/value heads (H = K * G), D head size.
+Shapes: B sequences, T packed tokens, L tokens a slot can hold, H query heads, K key/value heads (H = K * G), D head size (E of values,
+where it differs).
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class SlotCache:
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
 
-    def layer(self, index: int, like_KTD: Tensor, room: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer with room for so many tokens a slot."""
+    def layer(self, index: int, like: tuple[Tensor, Tensor], room: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer with room for so many tokens a slot; ``like``: some of them, which may differ in width."""
         room = -(-room // ROOM) * ROOM
-        for store in (self.keys, self.values):
+        for store, like_KTD in zip((self.keys, self.values), like, strict=True):
             old = store.get(index)
             if old is None or old.shape[2] < room:
                 kv_heads, _, size = like_KTD.shape
@@ -44,14 +45,14 @@ class SlotCache:
         return self.keys[index], self.values[index]
 
     def remove(self, slot: int) -> None:
-        """End the sequence of a slot; the last live sequence moves there."""
+        """End the sequence of a slot; the last live sequence moves there. Nothing is left behind: NaN would count even where it is masked."""
         last = len(self.lengths) - 1
-        if slot != last:
-            length = self.lengths[last]
-            for store in (self.keys, self.values):
-                for tensor in store.values():
-                    tensor[slot, :, :length] = tensor[last, :, :length]
-            self.lengths[slot] = length
+        for store in (self.keys, self.values):
+            for tensor in store.values():
+                if slot != last:
+                    tensor[slot] = tensor[last]
+                tensor[last] = 0
+        self.lengths[slot] = self.lengths[last]
         self.lengths.pop()
 
 
@@ -67,7 +68,7 @@ class Prefill:
 
     def keep(self, layer: int, k_KTD: Tensor, v_KTD: Tensor) -> None:
         """Store what a layer computed."""
-        stored = self.cache.layer(layer, k_KTD, max(self.new))
+        stored = self.cache.layer(layer, (k_KTD, v_KTD), max(self.new))
         begin = 0
         for slot, length in enumerate(self.new, start=len(self.cache.lengths)):
             for store, x_KTD in zip(stored, (k_KTD, v_KTD), strict=True):
@@ -97,15 +98,15 @@ class Step:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """Attention [B, H, D] of the new tokens to their own sequences and to themselves."""
+        """Attention [B, H, E] of the new tokens to their own sequences and to themselves; E: the size of values."""
         heads, live, size = q_HBD.shape
         kv_heads = k_KBD.shape[0]
-        keys, values = self.cache.layer(layer, k_KBD, max(self.cache.lengths) + 1)
+        keys, values = self.cache.layer(layer, (k_KBD, v_KBD), max(self.cache.lengths) + 1)
         keys[self._slots, :, self._places] = k_KBD.transpose(0, 1)
         values[self._slots, :, self._places] = v_KBD.transpose(0, 1)
         q_NGD = (q_HBD * scale).view(kv_heads, -1, live, size).permute(2, 0, 1, 3).reshape(live * kv_heads, -1, size)
         flat_keys, flat_values = (x.view(-1, *x.shape[2:]) for x in (keys, values))
-        out_NGD = torch.empty_like(q_NGD)
+        out_NGE = q_NGD.new_empty(*q_NGD.shape[:2], values.shape[-1])
         for first, bias_C1L in zip(range(0, live, TOGETHER), self._bias(window, q_HBD), strict=True):
             rows = slice(first * kv_heads, min(first + TOGETHER, live) * kv_heads)
             room = bias_C1L.shape[-1]
@@ -113,8 +114,8 @@ class Step:
             if softcap is not None:
                 scores = torch.tanh(scores / softcap) * softcap
             scores.view(len(bias_C1L), -1, room).add_(bias_C1L)
-            out_NGD[rows] = torch.bmm(torch.softmax(scores, dim=-1), flat_values[rows, :room])
-        return out_NGD.view(live, heads, size)
+            out_NGE[rows] = torch.bmm(torch.softmax(scores, dim=-1), flat_values[rows, :room])
+        return out_NGE.view(live, heads, -1)
 
     def finish(self) -> None:
         """Count the new tokens, after the pass."""

@@ -204,6 +204,10 @@ class EvalFacts:
         """Count the replies of a model that ended at the length limit."""
         return sum(r.finish_reason == "length" for p in self.prompts for r in p.replies if r.model == model)
 
+    def failed_replies(self, model: str) -> int:
+        """Count the replies of a model that have no end because it computed NaN or infinity."""
+        return sum(r.finish_reason == "not_finite" for p in self.prompts for r in p.replies if r.model == model)
+
     def reply_tokens(self, model: str) -> float | None:
         """Return the mean length of a model's replies in tokens; None where there are none, or a length is missing."""
         lengths = [reply.tokens for prompt in self.prompts for reply in prompt.replies if reply.model == model]

@@ -125,6 +125,7 @@ def _evaluation(evaluation: EvalFacts) -> dict[str, Any]:
             "prompts": len(evaluation.prompts),
             "outcomes": dict(Counter(prompt.outcome for prompt in evaluation.prompts)),
             "cut_at_length_limit": {model: evaluation.cut_replies(model) for model in evaluation.models},
+            "not_finite": {model: evaluation.failed_replies(model) for model in evaluation.models},
         },
     }
 

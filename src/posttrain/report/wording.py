@@ -360,16 +360,18 @@ def _accuracy_finding(evaluation: EvalFacts, comparison: AccuracyComparison) -> 
 
 
 def _reply_findings(evaluation: EvalFacts) -> list[Finding]:
-    prompts = len(evaluation.prompts)
-    cut = [(model, evaluation.cut_replies(model)) for model in evaluation.models]
-    if not prompts or not any(number for _, number in cut):
-        return []
-    parts = join([f"{number} of {model}" for model, number in cut])
-    text = (
-        f"Of {plural(prompts, 'reply', 'replies')} for each model, these ended at the length limit and not by "
-        f"themselves: {parts}."
+    replies = f"Of {plural(len(evaluation.prompts), 'reply', 'replies')} for each model, these"
+    ends = (
+        (evaluation.cut_replies, "ended at the length limit and not by themselves"),
+        (evaluation.failed_replies, "failed, because the model computed NaN or infinity"),
     )
-    return [Finding(evaluation.stage.name, "Replies", None, text)]
+    found = []
+    for count, what in ends:
+        numbers = [(model, count(model)) for model in evaluation.models]
+        if any(number for _, number in numbers):
+            parts = join([f"{number} of {model}" for model, number in numbers])
+            found.append(Finding(evaluation.stage.name, "Replies", None, f"{replies} {what}: {parts}."))
+    return found
 
 
 # ---- tiles ---------------------------------------------------------------------------------------------------------

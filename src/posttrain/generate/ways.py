@@ -1,0 +1,228 @@
+"""How a model is continued by one more token: our slots where they are proven to be the model's own computation, its own code elsewhere.
+
+    Slots      keys and values of many sequences side by side (`posttrain.model.slots`)
+    OwnCache   the model's own cache, one sequence at a time
+    Recompute  no cache: every token is computed from all before it
+
+The proof is made when a model begins to generate, at the lengths it is going to reach: a few tokens at the start, and a few on both sides of every
+switch in its configuration, each compared with the model's own forward pass over the whole sequence. A way that differs, or can't
+run, is not taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from posttrain.errors import ModelError, PosttrainError
+from posttrain.model.lengths import Lengths, lengths_of, limits_of
+from posttrain.model.load import causal_lm, next_logits
+from posttrain.model.own import Memory, own_cached_logits, own_logits
+from posttrain.model.slots import Prefill, SlotCache, Step
+
+TOLERANCE = {torch.float32: 1e-4}
+"""Largest relative difference of logits from the model's own: rounding gives 1e-6 in fp32, 0.02 in bf16."""
+ROUGH_TOLERANCE = 0.15
+"""The same in narrower types."""
+PROBED = 4
+"""Lengths compared around a switch: the one before it, its own, and two beyond."""
+
+
+class Way(Protocol):
+    """Live sequences and the logits of their next tokens. Mutable: it is the state of a decoding."""
+
+    def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Logits [B, V] after B new sequences, which become live behind the others."""
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Logits [B, V] after one more token of each of all B live sequences, in their order."""
+
+    def remove(self, place: int) -> None:
+        """End a live sequence; the last one moves to its place."""
+
+
+class Slots:
+    """Keys and values in slots of our own."""
+
+    note = None
+    most: int | None = None
+    """Sequences at once; None = as many as wanted."""
+
+    def __init__(self, model: nn.Module, room: int) -> None:
+        self._model, self._cache = model, SlotCache(room)
+        self._device = causal_lm(model).get_input_embeddings().weight.device
+
+    def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """See `Way`."""
+        ids = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
+        places = np.concatenate([np.arange(len(sequence)) for sequence in sequences])
+        return self._logits(ids, places, Prefill(self._cache, [len(sequence) for sequence in sequences]))
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """See `Way`."""
+        return self._logits(np.array(tokens, np.int64), np.array(self._cache.lengths), Step(self._cache))
+
+    def remove(self, place: int) -> None:
+        """See `Way`."""
+        self._cache.remove(place)
+
+    def _logits(self, ids: NDArray[np.int64], places: NDArray[np.int64], slots: Prefill | Step) -> Tensor:
+        ids_T, places_T = (torch.from_numpy(x).to(self._device) for x in (ids, places))
+        return next_logits(self._model, ids_T, places_T, slots)
+
+
+class OwnCache:
+    """The model's own code with its own cache."""
+
+    note = "its replies are made one at a time, by its own code and cache, which is slow"
+    most: int | None = 1
+
+    def __init__(self, model: nn.Module, room: int) -> None:
+        self._model = model
+        self._memory: Memory | None = None
+
+    def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """See `Way`."""
+        (ids,) = sequences
+        return self._more(ids, None)
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """See `Way`."""
+        return self._more(tokens, self._memory)
+
+    def remove(self, place: int) -> None:
+        """See `Way`."""
+        self._memory = None
+
+    def _more(self, ids: Sequence[int], memory: Memory | None) -> Tensor:
+        logits_V, self._memory = own_cached_logits(self._model, ids, memory)
+        return logits_V[None]
+
+
+class Recompute:
+    """The model's own code over the whole sequence for every token."""
+
+    note = "its replies are made one at a time and every token is computed from all before it, which is very slow"
+    most: int | None = 1
+
+    def __init__(self, model: nn.Module, room: int) -> None:
+        self._model, self._ids = model, list[int]()
+
+    def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """See `Way`."""
+        (ids,) = sequences
+        self._ids = list(ids)
+        return own_logits(self._model, self._ids)
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """See `Way`."""
+        self._ids += tokens
+        return own_logits(self._model, self._ids)
+
+    def remove(self, place: int) -> None:
+        """See `Way`."""
+        self._ids = []
+
+
+Kind = type[Slots] | type[OwnCache] | type[Recompute]
+WAYS: tuple[Kind, ...] = (Slots, OwnCache, Recompute)
+"""Fast ones first; the last needs no proof, because it is what the others are compared with."""
+
+
+@dataclass
+class _Known:
+    """What is proven of a model: the first way that was right at all of ``lengths``."""
+
+    ways: list[Kind] = field(default_factory=lambda: list(WAYS))
+    lengths: set[int] = field(default_factory=set)
+    """Switches that were crossed; 0 = the start."""
+
+
+_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+
+
+def way_of(model: nn.Module, longest: int = 1) -> Kind:
+    """The fastest way of continuing a model that is proven for sequences of up to ``longest`` tokens.
+
+    Proves what has not been proven of this model yet. Raises ModelError for a model that can't compute a sequence alone.
+    """
+    inner = causal_lm(model)
+    known = _known.setdefault(inner, _Known())
+    lengths, last = lengths_of(inner.config), limits_of(inner).positions
+    wanted = {0, *(switch for switch in lengths.switches if switch < min(longest, last or longest))}
+    while len(known.ways) > 1:
+        missing = sorted(wanted - known.lengths)
+        if all(_proven(known.ways[0], model, lengths, switch, last) for switch in missing):
+            known.lengths |= wanted
+            break
+        known.ways.pop(0)
+        known.lengths.clear()
+    return known.ways[0]
+
+
+def speed_note(model: nn.Module) -> str | None:
+    """What to tell of a model that is not continued in the fast way, as far as it is known; None for one that is."""
+    way = way_of(model)
+    return None if way.note is None else f"{type(causal_lm(model)).__name__}: {way.note}"
+
+
+def _proven(way: Kind, model: nn.Module, lengths: Lengths, switch: int, last: int | None) -> bool:
+    """Whether a way gives the model's own logits at the start (two sequences, where it takes two) or around a switch."""
+    alike = lengths.factors(1) == lengths.factors(2 * PROBED)
+    starts = [max(1, switch - 1)] if switch or way.most == 1 else [2, PROBED] if alike else [2, 2]
+    count = PROBED if last is None else max(1, min(PROBED, last - max(starts)))
+    vocabulary = causal_lm(model).get_input_embeddings().num_embeddings
+    texts = [
+        [(7 + 31 * place + place * place) % vocabulary for place in range(index, index + start + count - 1)]
+        for index, start in enumerate(starts)
+    ]
+    own = [_own(model, text, count, lengths) for text in texts]
+    try:
+        found = _walked(way, model, texts, count, lengths)
+    except (PosttrainError, RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+        return False
+    return all(_close(own_NV, found_NV, causal_lm(model).dtype) for own_NV, found_NV in zip(own, found, strict=True))
+
+
+def _walked(
+    way: Kind, model: nn.Module, texts: Sequence[Sequence[int]], count: int, lengths: Lengths
+) -> Iterator[Tensor]:
+    """Logits [count, V] before each of the last tokens of every text and after all of it, in a way."""
+    rows = []
+    for after in range(count):
+        seen = [text[: len(text) - count + 1 + after] for text in texts]
+        factors = lengths.factors(len(seen[0]))
+        if not after or factors != lengths.factors(len(seen[0]) - 1):
+            state = way(model, len(texts))
+            rows.append(state.begin(seen))
+        else:
+            rows.append(state.step([text[-1] for text in seen]))
+    return iter(torch.stack(rows, dim=1))
+
+
+def _own(model: nn.Module, text: Sequence[int], count: int, lengths: Lengths) -> Tensor:
+    """The same for one text by the model's own code without a cache, from all tokens at once as far as these have equal rotary factors."""
+    ends = range(len(text) - count + 1, len(text) + 1)
+    runs = [list(run) for _, run in groupby(ends, key=lengths.factors)]
+    try:
+        return torch.cat([own_logits(model, text[: run[-1]], last=len(run)) for run in runs])
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ModelError(
+            f"the code of this model ({type(causal_lm(model)).__name__}) can't compute a sequence: {error}"
+        ) from error
+
+
+def _close(own_NV: Tensor, found_NV: Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits are the model's own; where these are not finite nothing can be said, and the decoding will tell."""
+    if not bool(own_NV.isfinite().all()):
+        return True
+    off = (found_NV - own_NV).norm() / (own_NV - own_NV.mean(dim=-1, keepdim=True)).norm()
+    return bool(off <= TOLERANCE.get(dtype, ROUGH_TOLERANCE))

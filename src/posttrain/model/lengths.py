@@ -1,0 +1,145 @@
+"""Lengths at which a model computes something else, and those beyond which it computes nothing, as its configuration says.
+
+A window closes, a chunk of attention ends, a recurrence starts its next chunk: from there on a token sees other keys. Rotary factors may follow
+the length of the whole sequence (dynamic NTK, LongRoPE), so that crossing the length changes the keys of all earlier tokens as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The switches of one configuration, in tokens: a sequence of exactly this length is still computed as shorter ones are."""
+
+    windows: tuple[int, ...] = ()
+    """Windows and chunks: what a new token sees changes, what was computed before stays as it is."""
+    long: tuple[int, ...] = ()
+    """LongRoPE: beyond, all tokens of the sequence are rotated by other factors."""
+    dynamic: tuple[int, ...] = ()
+    """Dynamic NTK: beyond, every length has factors of its own."""
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """All of them, rising."""
+        return tuple(sorted({*self.windows, *self.long, *self.dynamic}))
+
+    def factors(self, length: int) -> tuple[int, ...]:
+        """Sequences of equal value are rotated by the same factors, so keys that were kept at one such length serve at the other."""
+        return (*(int(length > long) for long in self.long), *(max(length, first) for first in self.dynamic))
+
+
+_RANGES = ("window", "chunk", "block_size")
+"""Words in the names of lengths after which a token sees other keys, or a recurrence begins its next piece."""
+
+
+def lengths_of(config: PretrainedConfig) -> Lengths:
+    """The switches of a model's configuration; those of other parts of it (vision) left aside."""
+    text = config.get_text_config()
+    told = text.to_dict()
+    windows = {
+        value
+        for key, value in _leaves(told)
+        if isinstance(value, int) and value > 1 and any(word in key for word in _RANGES) and "layer" not in key
+    }
+    ropes = list(_ropes(told.get("rope_parameters") or told.get("rope_scaling") or {}))
+    first = getattr(text, "max_position_embeddings", None)
+    original = getattr(text, "original_max_position_embeddings", None)
+    long = {
+        rope.get("original_max_position_embeddings") or original or first for rope in ropes if _kind(rope) == "longrope"
+    }
+    dynamic = {first for rope in ropes if "dynamic" in _kind(rope)}
+    return Lengths(*(tuple(sorted(int(n) for n in found if n)) for found in (windows, long, dynamic)))
+
+
+def _kind(rope: Mapping[str, Any]) -> str:
+    return str(rope.get("rope_type") or rope.get("type") or "default")
+
+
+def _ropes(told: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The rotary parameters of a model, or those of each of its kinds of layers."""
+    if any(isinstance(value, Mapping) for value in told.values()):
+        yield from (value for value in told.values() if isinstance(value, Mapping))
+    else:
+        yield told
+
+
+def _leaves(told: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in told.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, str(key))
+        else:
+            yield str(key) or name, value
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Tokens of the context a model was made for, where its configuration says; with dynamic NTK, what its factor stretches it to."""
+    text: Any = config.get_text_config()
+    told = getattr(text, "max_position_embeddings", None)
+    if told is None:
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    factors = [float(r.get("factor") or 1) for r in _ropes(rope) if "dynamic" in _kind(r)]
+    return int(told * max(1.0, *factors)) if factors else int(told)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model has weights for."""
+
+    vocabulary: int
+    """Token ids, from 0 on."""
+    positions: int | None
+    """Tokens of a sequence, where positions are learned or tabulated; None = positions are computed, so there is no last one."""
+
+    def room(self, length: int) -> int | None:
+        """New tokens that have a position behind so many; None = as many as wanted."""
+        return None if self.positions is None else self.positions - length
+
+    def problem(self, ids: NDArray[np.integer[Any]]) -> str | None:
+        """Why these ids [T] can't be continued by a token; None where they can."""
+        if not len(ids):
+            return "the prompt has no tokens"
+        outside = ids[(ids < 0) | (ids >= self.vocabulary)]
+        if len(outside):
+            return f"the prompt has the token {outside[0]}, but the model knows 0 to {self.vocabulary - 1}: is this its tokenizer?"
+        if self.positions is not None and len(ids) >= self.positions:
+            return f"the prompt has {len(ids)} tokens, the model positions for {self.positions}, its reply included"
+        return None
+
+
+def limits_of(model: PreTrainedModel) -> Limits:
+    """The limits of a model. One that holds rotary frequencies computes a position from its number."""
+    text: Any = model.config.get_text_config()
+    told = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+    rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
+    return Limits(model.get_input_embeddings().num_embeddings, None if told is None or rotary else int(told))
+
+
+def fresh_rotary(model: nn.Module) -> None:
+    """Let rotary modules forget the longest sequence they have seen: with dynamic NTK its factors stay in use for shorter ones.
+
+    transformers sets the factors back when it sees a sequence that is short, so it is shown one of one token.
+    """
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached") and hasattr(module, "rope_type"):
+            _show_one_token(module)
+
+
+def _show_one_token(rotary: Any) -> None:
+    weight = next(rotary.buffers())
+    place = weight.new_zeros(1, 1).long()
+    kinds = rotary.rope_type
+    if isinstance(kinds, Mapping):
+        for layer_type in kinds:
+            rotary(weight.new_zeros(1, 1, 1), place, layer_type)
+    else:
+        rotary(weight.new_zeros(1, 1, 1), place)

@@ -1,0 +1,217 @@
+"""Every model is continued by its own computation: a fast way where it is proven, else its own code; and what it can't continue is told."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from families import FAMILIES, micro_folder, micro_model
+from posttrain.errors import ModelError
+from posttrain.generate import ways
+from posttrain.generate.decode import decode, replies
+from posttrain.generate.engine import Sampling
+from posttrain.generate.ways import OwnCache, Recompute, Slots, speed_note, way_of
+from posttrain.model.lengths import context_of, lengths_of, limits_of
+from posttrain.model.load import load_model
+
+CPU = torch.device("cpu")
+Prompt = NDArray[np.int32]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    draw = np.random.default_rng(4)
+    return [draw.integers(3, 199, n).astype(np.int32) for n in (5, 1, 17, 9, 2)]
+
+
+def loaded(family: str, folder: Path) -> nn.Module:
+    return load_model(micro_folder(family, folder), torch.float32, CPU).requires_grad_(False)
+
+
+def own(family: str) -> nn.Module:
+    """A model with nothing of ours in it."""
+    return micro_model(family).requires_grad_(False)
+
+
+@torch.no_grad()
+def greedy_without_cache(model: nn.Module, prompts: Sequence[Prompt], count: int) -> list[list[int]]:
+    """The likeliest token after all before it, again and again; a fresh model each time, because rotary modules have a memory."""
+    found = []
+    for prompt in prompts:
+        ids = prompt.tolist()
+        for _ in range(count):
+            ids.append(int(copy.deepcopy(model)(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        found.append(ids[len(prompt) :])
+    return found
+
+
+def ids_of(model: nn.Module, prompts: Sequence[Prompt], count: int, **options: Any) -> list[list[int]]:
+    return [reply.ids for reply in replies(model, prompts, [], Sampling(max_tokens=count), **options)]
+
+
+@pytest.mark.filterwarnings("ignore")  # these models' own
+@pytest.mark.parametrize("family", ["llama-dynamic", "phi3-longrope", "mistral", "gemma3", "gpt2"])
+def test_the_fast_way_is_the_models_own_at_every_length(family: str, prompts: list[Prompt], tmp_path: Path) -> None:
+    """Replies cross the switch of the configuration while neighbours are on either side of it."""
+    model = loaded(family, tmp_path)
+    expected = greedy_without_cache(own(family), prompts, 16)
+    assert ids_of(model, prompts, 16) == expected
+    assert ids_of(model, prompts, 16, slots=2) == expected
+    assert way_of(model, 33) is Slots
+    assert speed_note(model) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [
+        ("mamba", OwnCache),
+        ("lfm2", OwnCache),
+        ("qwen3-next", OwnCache),
+        ("bloom", OwnCache),
+        ("gpt-oss", OwnCache),
+        ("llama4", OwnCache),
+        ("diffllama", OwnCache),
+        ("llama-dynamic", OwnCache),
+        ("recurrent-gemma", Recompute),  # its cache forgets more than its window does
+    ],
+)
+def test_a_model_without_our_slots_speaks_by_its_own_code(
+    family: str, way: type[OwnCache] | type[Recompute], prompts: list[Prompt]
+) -> None:
+    model = own(family)
+    assert ids_of(model, prompts, 16) == greedy_without_cache(own(family), prompts, 16)
+    assert way_of(model, 33) is way
+    assert "slow" in (speed_note(model) or "")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_draws_stops_and_log_probabilities_are_those_of_the_fast_way(prompts: list[Prompt], small_model: Path) -> None:
+    fast, slow = load_model(small_model, torch.float32, CPU), AutoModelForCausalLM.from_pretrained(small_model).eval()
+    each = [Sampling(1.3, 0.9, 12, seed=i, logprobs=2) for i in range(len(prompts))]
+    for stops in ([], [(17,), (4, 9)]):
+        found = [sorted(decode(model, prompts, stops, each), key=lambda new: new.prompt) for model in (fast, slow)]
+        assert [new[:3] for new in found[0]] == [new[:3] for new in found[1]]
+        for one, other in zip(*found, strict=True):
+            assert one.likely is not None
+            assert other.likely is not None
+            assert one.likely.logprob == pytest.approx(other.likely.logprob, abs=1e-4)
+    assert (way_of(fast), way_of(slow)) == (Slots, OwnCache)
+
+
+# ---- the proof -----------------------------------------------------------------------------------------------------
+
+
+def broken(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A step that is off by a little, as a wrong mask makes it."""
+    return lambda *arguments: step(*arguments) + 1e-2 * torch.linspace(-1, 1, 199)
+
+
+def test_a_way_that_is_off_is_not_taken(
+    prompts: list[Prompt], small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ids_of(load_model(small_model, torch.float32, CPU), prompts, 9)
+    for wrong, right in ((Slots, OwnCache), (OwnCache, Recompute)):
+        monkeypatch.setattr(wrong, "step", broken(wrong.step))
+        model = load_model(small_model, torch.float32, CPU)
+        assert ids_of(model, prompts, 9) == expected
+        assert way_of(model) is right
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_proof_is_made_once_and_only_for_lengths_that_are_reached(
+    prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, passes = loaded("mistral", tmp_path), list[int]()
+    run = ways.own_logits
+
+    def counted(model: nn.Module, ids: Sequence[int], last: int = 1) -> torch.Tensor:
+        passes.append(len(ids))
+        return run(model, ids, last)
+
+    monkeypatch.setattr(ways, "own_logits", counted)
+    assert passes == []
+    ids_of(model, prompts[:1], 4)
+    assert max(passes) < 12
+    before = len(passes)
+    ids_of(model, prompts[:1], 5)
+    assert len(passes) == before
+    ids_of(model, prompts[:1], 20)
+    assert max(passes) == 14  # the window is 12: the tokens before, on and behind its edge
+    before = len(passes)
+    ids_of(model, prompts, 20)
+    assert len(passes) == before
+
+
+def test_a_model_that_can_not_compute_is_one_error(prompts: list[Prompt]) -> None:
+    model = own("llama")
+
+    def forward(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel")
+
+    model.forward = forward  # type: ignore[assignment]
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM\) can't compute a sequence: no kernel"):
+        ids_of(model, prompts, 3)
+
+
+def test_lengths_are_read_from_configurations() -> None:
+    found = {name: lengths_of(family.config()) for name, family in FAMILIES.items()}
+    for name, family in FAMILIES.items():
+        if name not in ("llama-yarn", "llama-llama3"):  # factors of their own, but the same at every length
+            assert set(family.switches) <= set(found[name].switches), name
+    assert found["llama"].switches == ()
+    assert [found["phi3-longrope"].factors(n) for n in (1, 12, 13, 40)] == [(0,), (0,), (1,), (1,)]
+    assert [found["llama-dynamic"].factors(n) for n in (1, 12, 13, 40)] == [(12,), (12,), (13,), (40,)]
+    assert context_of(FAMILIES["llama-dynamic"].config()) == 48
+    assert context_of(FAMILIES["bloom"].config()) is None
+
+
+# ---- what can't be continued ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 64])
+@pytest.mark.parametrize("build", [loaded, lambda family, _: own(family)], ids=["slots", "own code"])
+def test_nan_ends_its_own_sequence_and_no_other(
+    build: Callable[[str, Path], nn.Module], slots: int, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    model = build("llama", tmp_path)
+    healthy = ids_of(model, prompts, 30)
+    poison = healthy[0][4]
+    model.get_input_embeddings().weight[poison] = torch.nan  # type: ignore[operator]
+    bad = [np.append(prompts[2], poison).astype(np.int32), prompts[3]]
+    found = replies(model, [*prompts, *bad], [], Sampling(max_tokens=30), slots=slots)
+    for reply, whole in zip(found, [*healthy, [], healthy[3]], strict=True):
+        cut = whole.index(poison) + 1 if poison in whole else 0 if not whole else 30
+        assert (reply.ids, reply.finish) == (whole[:cut], "length" if cut == 30 else "not_finite")
+    assert found[5].ids == []
+    with torch.no_grad():
+        model.get_input_embeddings().weight[poison] = 0.0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gptj", "llama"])
+@pytest.mark.filterwarnings("ignore")
+def test_limits_are_told_before_anything_is_generated(family: str, prompts: list[Prompt]) -> None:
+    model = own(family)
+    for ids in ([5, 199], [-1, 4]):
+        with pytest.raises(ModelError, match=r"prompt 2: .*the model knows 0 to 198"):
+            next(decode(model, [prompts[0], np.array(ids, np.int32)], [], Sampling(max_tokens=2)))
+    with pytest.raises(ModelError, match="no tokens"):
+        ids_of(model, [np.array([], np.int32)], 2)
+    last = limits_of(model).positions  # type: ignore[arg-type]
+    if family == "llama":
+        assert last is None
+        return
+    assert last is not None
+    (whole,) = replies(model, [np.full(last - 3, 7, np.int32)], [], Sampling(max_tokens=9))
+    assert (len(whole.ids), whole.finish) == (3, "length")
+    with pytest.raises(ModelError, match=f"{last} tokens, the model positions for {last}"):
+        ids_of(model, [np.full(last, 7, np.int32)], 1)
