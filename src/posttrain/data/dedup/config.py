@@ -38,7 +38,8 @@ class DedupStep:
     encoder: str | None = None
     """``embedding``: a known encoder (default use-multilingual), or the folder of a static embedding model."""
     distinct_numbers: bool = True
-    """Whether texts that differ in nothing but numbers are different (exercises, dates). Not for ``exact``, where they are."""
+    """Whether texts with the same words and other numbers, symbols, negations or case of code are different (exercises), and for
+    ``embedding`` all texts with other numbers. Without it the similarity alone decides. Not for ``exact``, where they are."""
     prefer: str = "quality"
     """Of like rows, the one with the highest score of this name stays; then the one with the smallest content id."""
 

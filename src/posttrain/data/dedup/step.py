@@ -23,8 +23,9 @@ from posttrain.data.dedup.config import DedupStep
 from posttrain.data.dedup.greedy import Ranks, Settled, settle
 from posttrain.data.dedup.jaccard import distinct, jaccards
 from posttrain.data.dedup.order import Order, total_order
-from posttrain.data.dedup.texts import Details, compared_texts, details, joined_details, plain
+from posttrain.data.dedup.texts import Details, compared_texts, details, joined_details
 from posttrain.data.engine import map_rows
+from posttrain.data.marks import plain
 from posttrain.data.rows import LINEAGE
 from posttrain.data.shingles import U64, Shingles, hash_shingles, hash_tokens, text_hash
 from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun
@@ -53,7 +54,7 @@ class _Found:
     exact_N: NDArray[np.bool_]
     """By rank: dropped rows whose text equals their representative's."""
     numbers_N: NDArray[np.float64]
-    """By rank: largest similarity to a kept row from which only numbers tell it apart; 0 where there is none."""
+    """By rank: largest similarity to a kept row from which numbers or symbols tell it apart; 0 where there is none."""
     threshold: float
     measure: str
     facts: dict[str, Any]
@@ -106,7 +107,7 @@ def _exact(step: DedupStep, rows: Path, order: Order, run: StepRun) -> tuple[NDA
 
 
 def _text_keys(fields: Fields, block: pl.DataFrame) -> U64:
-    """Uint64 [N, 2]: hash of the normalised text of every row, and whether there is any."""
+    """Uint64 [N, 2]: hash of the text of every row as equality sees it, and whether there is any."""
     texts = [plain(text) for text in compared_texts(block, fields)]
     return np.array([[text_hash(text), bool(text)] for text in texts], np.uint64).reshape(-1, 2)
 
@@ -138,7 +139,7 @@ def _by_jaccard(step: DedupStep, rows: Path, order: Order, seed: int, run: StepR
     proposed_R[order.row_of_rank[buckets.ranks]] = True
     known = _details(proposed_R, step.fields, n, rows, run)
     place_R = np.cumsum(proposed_R) - 1
-    compare = _Comparison(place_R[order.row_of_rank], known, step.distinct_numbers, threshold)
+    compare = _Comparison(place_R[order.row_of_rank], known, step.distinct_numbers, threshold, by_meaning=False)
     settled = settle(buckets, len(blank_N), threshold, compare.jaccard)
     facts = {"ngram": n, **facts, "proposed_rows": int(proposed_R.sum()), "compared_pairs": settled.pairs}
     found = _Found(settled, compare.exact(settled), compare.numbers_N, threshold, "Jaccard", facts, probability)
@@ -245,7 +246,7 @@ def _by_cosine(step: DedupStep, rows: Path, order: Order, run: StepRun) -> tuple
     total = len(order.row_of_rank)
     known = _details(np.ones(total, np.bool_), step.fields, None, rows, run)
     blank_N = known.texts_N[order.row_of_rank] == np.uint64(text_hash(""))
-    compare = _Comparison(order.row_of_rank, known, step.distinct_numbers, threshold)
+    compare = _Comparison(order.row_of_rank, known, step.distinct_numbers, threshold, by_meaning=True)
     settled = settle_by_cosine(rows, step.fields, order.row_of_rank, blank_N, name, threshold, compare.tell_apart, run)
     facts = {"encoder": name, "compared_pairs": settled.pairs}
     return blank_N, _Found(settled, compare.exact(settled), compare.numbers_N, threshold, "cosine", facts)
@@ -265,29 +266,41 @@ def _details_block(fields: Fields, n: int | None, block: pl.DataFrame) -> Detail
 
 
 class _Comparison:
-    """Exact similarities by rank, with what was told apart by numbers remembered."""
+    """Exact similarities by rank, with what was told apart by numbers and symbols remembered."""
 
-    def __init__(self, place_N: NDArray[np.int64], known: Details, distinct_numbers: bool, threshold: float) -> None:
+    def __init__(
+        self, place_N: NDArray[np.int64], known: Details, distinct_numbers: bool, threshold: float, *, by_meaning: bool
+    ) -> None:
         self._place_N, self._known = place_N, known
-        self._distinct_numbers, self._threshold = distinct_numbers, threshold
+        self._distinct_numbers, self._threshold, self._by_meaning = distinct_numbers, threshold, by_meaning
         self.numbers_N = np.zeros(len(place_N))
 
     def jaccard(self, left: Ranks, right: Ranks) -> NDArray[np.float64]:
-        """The Jaccard similarity of every pair; 0 where only numbers tell two similar texts apart."""
+        """The Jaccard similarity of every pair; 0 where two similar texts are told apart."""
         assert self._known.sets is not None
         values = jaccards(self._known.sets, self._place_N[left], self._place_N[right])
         return self.tell_apart(left, right, values)
 
     def tell_apart(self, left: Ranks, right: Ranks, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The similarities, with 0 where two similar texts differ in numbers and nothing else."""
+        """The similarities, with 0 where two similar texts have the same words and other numbers, symbols or case of code.
+
+        Texts that are similar by their meaning need not have the same words: there the amounts must be the same.
+        """
         if not self._distinct_numbers:
             return values
-        a, b = self._place_N[left], self._place_N[right]
-        apart = values >= self._threshold
-        apart &= self._known.skeletons_N[a] == self._known.skeletons_N[b]
-        apart &= self._known.quantities_N[a] != self._known.quantities_N[b]
-        np.maximum.at(self.numbers_N, right[apart], values[apart])
-        return np.where(apart, 0.0, values)
+        near = np.flatnonzero(values >= self._threshold)
+        known, a, b = self._known, self._place_N[left[near]], self._place_N[right[near]]
+        other_words = known.words_N[a] != known.words_N[b]
+        other_case = (known.case_N[a] != known.case_N[b]) & ~known.shouted_N[a] & ~known.shouted_N[b]
+        other = other_words | (known.signs_N[a] != known.signs_N[b]) | other_case
+        apart = other & (~other_words | (known.skeletons_N[a] == known.skeletons_N[b]))
+        if self._by_meaning:
+            apart |= known.amounts_N[a] != known.amounts_N[b]
+        apart_P = near[apart]
+        np.maximum.at(self.numbers_N, right[apart_P], values[apart_P])
+        told = values.copy()
+        told[apart_P] = 0.0
+        return told
 
     def exact(self, settled: Settled) -> NDArray[np.bool_]:
         """By rank: dropped rows whose text equals their representative's."""
@@ -345,7 +358,7 @@ def _rejects(rows: Path, order: Order, found: _Found) -> pl.DataFrame:
 
 
 def _verdicts(step: DedupStep, order: Order, blank_N: NDArray[np.bool_], found: _Found) -> pl.DataFrame:
-    """The largest similarity to a kept row, of every row that was compared; and where only numbers told two apart."""
+    """The largest similarity to a kept row, of every row that was compared; and where numbers or symbols told two apart."""
     compared = np.flatnonzero(~blank_N)
     kept = ~found.settled.dropped
     numbered = np.flatnonzero((found.numbers_N > 0) & kept)

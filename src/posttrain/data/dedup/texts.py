@@ -1,8 +1,7 @@
-"""The compared text of every row of a block, and what of it tells look-alikes apart."""
+"""The compared text of every row of a block, and what of it tells look-alikes apart (:mod:`posttrain.data.marks`)."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +9,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from posttrain.data.dedup.jaccard import Sets, distinct, joined
-from posttrain.data.shingles import CHINESE_NUMERALS, U64, hash_shingles, hash_tokens, skeletons, text_hash
-from posttrain.data.text import COMPARED_ROLES, Fields, normalised
-
-_DIGITS = rf"\d{CHINESE_NUMERALS}"
-_OPERATORS = r"\-+*/×÷^%=<>≤≥≠±√"
-_BLANKS = r"[^\S\n]*"
-_QUANTITY = re.compile(
-    rf"([{_DIGITS}{_OPERATORS}](?:(?<=[{_DIGITS}])[{_DIGITS}]*|(?<=[{_OPERATORS}])(?={_BLANKS}\d)))"
-    rf"(?:(?<=\d){_BLANKS}([{_OPERATORS}]))?"
-)
-"""A number, or an operator before a digit; then an operator behind a digit. One set of characters begins every match: the
-search runs over all others three times as fast as over alternatives."""
+from posttrain.data.marks import marks, plain
+from posttrain.data.shingles import U64, hash_shingles, hash_tokens, skeletons, text_hash
+from posttrain.data.text import COMPARED_ROLES, Fields
 
 
 @dataclass(frozen=True)
@@ -31,11 +21,15 @@ class Details:
     sets: Sets | None
     """Their shingles (none where cosines decide)."""
     skeletons_N: U64
-    """Equal where texts differ in nothing but numbers."""
-    quantities_N: U64
-    """Equal where the numbers, and the operators beside them, are the same."""
+    """Equal where the folded tokens are, but for numbers."""
+    words_N: U64
+    """Equal where the words are; this and what follows: see :class:`posttrain.data.marks.Marks`."""
+    signs_N: U64
+    case_N: U64
+    amounts_N: U64
+    shouted_N: NDArray[np.bool_]
     texts_N: U64
-    """Equal where the texts are, but for case, width and white space."""
+    """Equal where the texts are, but for Unicode form and white space."""
 
 
 def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
@@ -45,36 +39,34 @@ def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
     return block.select(pl.col("messages").list.eval(chosen).list.join("\n")).to_series().to_list()
 
 
-def plain(text: str) -> str:
-    """The text as exact comparison sees it: NFKC, casefold, runs of white space as one blank."""
-    return " ".join(normalised(text).split())
-
-
 def details(texts: list[str], ngram: int | None) -> Details:
     """Everything exact comparison needs to know about some texts; shingles of ``ngram`` tokens where that is given."""
     words = hash_tokens(texts)
-    normal = [normalised(text) for text in texts]
+    found = [marks(text) for text in texts]
     return Details(
         None if ngram is None else distinct(hash_shingles(words, texts, ngram)),
         skeletons(words),
-        _hashes([_quantities(text) for text in normal]),
-        _hashes([" ".join(text.split()) for text in normal]),
+        _hashes([each.words for each in found]),
+        _hashes([each.signs for each in found]),
+        _hashes([each.case for each in found]),
+        _hashes([each.amounts for each in found]),
+        np.fromiter((each.shouted for each in found), np.bool_, len(texts)),
+        _hashes([plain(text) for text in texts]),
     )
-
-
-def _quantities(normal: str) -> str:
-    """The numbers of a normalised text and the operators directly beside one, in order."""
-    return " ".join([part for pair in _QUANTITY.findall(normal) for part in pair if part])
 
 
 def joined_details(parts: list[Details]) -> Details:
     """The details of several blocks of texts, one after another."""
     sets = [part.sets for part in parts if part.sets is not None]
-    empty: NDArray[np.uint64] = np.empty(0, np.uint64)
+    empty: U64 = np.empty(0, np.uint64)
     return Details(
         joined(sets) if len(sets) == len(parts) else None,
         np.concatenate([empty, *(part.skeletons_N for part in parts)]),
-        np.concatenate([empty, *(part.quantities_N for part in parts)]),
+        np.concatenate([empty, *(part.words_N for part in parts)]),
+        np.concatenate([empty, *(part.signs_N for part in parts)]),
+        np.concatenate([empty, *(part.case_N for part in parts)]),
+        np.concatenate([empty, *(part.amounts_N for part in parts)]),
+        np.concatenate([np.empty(0, np.bool_), *(part.shouted_N for part in parts)]),
         np.concatenate([empty, *(part.texts_N for part in parts)]),
     )
 
