@@ -36,6 +36,14 @@ Overrides = Annotated[
     ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
+ColumnNames = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="MAPPING",
+        help="Which column is what: '{user: question, assistant: meta.reply}'; also system, messages, chosen, ...",
+    ),
+]
 
 
 def main() -> None:
@@ -171,6 +179,7 @@ def show(
         Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
     ] = None,
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
+    columns: ColumnNames = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print tokens with ids, texts and weights as JSON.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page with the coloured tokens.")] = None,
 ) -> None:
@@ -183,9 +192,11 @@ def show(
     from posttrain.data.pipeline import row_at
     from posttrain.encode import show as shown
     from posttrain.encode.template import load_template, load_tokenizer
+    from posttrain.lab.options import parse_columns
     from posttrain.model.source import model_folder
 
-    found = row_at(Source(path=conversations, format=row_format), row, resolve_data)
+    source = Source(path=conversations, format=row_format, columns=parse_columns(columns))
+    found = row_at(source, row, resolve_data)
     value = shown.show_row(found, load_template(load_tokenizer(model_folder(model)), template))
     if html is not None:
         write_text(html, shown.as_html(value))
@@ -219,6 +230,7 @@ def _data_step(kind: str, about: str) -> None:
         row_format: Annotated[
             str, typer.Option("--format", help="Row format, where it should not be detected.")
         ] = "auto",
+        columns: ColumnNames = None,
         workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
         engine: Annotated[str, typer.Option("--engine", help="local, or ray (extra ray).")] = "local",
         seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is random.")] = 0,
@@ -231,7 +243,7 @@ def _data_step(kind: str, about: str) -> None:
 
         from posttrain.errors import ConfigError
         from posttrain.lab import data_commands
-        from posttrain.lab.options import split_arguments
+        from posttrain.lab.options import parse_columns, split_arguments
 
         if help_wanted:
             typer.echo(ctx.get_help() + "\n\n" + data_commands.options_help(kind))
@@ -240,7 +252,13 @@ def _data_step(kind: str, about: str) -> None:
         if out is None:
             raise ConfigError("no output folder", where=f"posttrain data {kind}", fix="say where to write: -o DIR")
         wanted = data_commands.DataCommand(
-            files=tuple(files), out=out, row_format=row_format, workers=workers, engine=engine, seed=seed
+            files=tuple(files),
+            out=out,
+            row_format=row_format,
+            columns=parse_columns(columns),
+            workers=workers,
+            engine=engine,
+            seed=seed,
         )
         told = data_commands.run_data_command(kind, options, wanted, _errors_console() if as_json else _console())
         if as_json:
@@ -270,15 +288,17 @@ def data_profile(
         str | None, typer.Option("--model", help="Count tokens with this model's tokenizer and chat template.")
     ] = None,
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
+    columns: ColumnNames = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
 ) -> None:
     """Describe rows: lengths, turns, languages, sources, what every step removed. A table, profile.html, profile.json."""
+    from posttrain.data.config import Source
     from posttrain.lab import data_commands
+    from posttrain.lab.options import parse_columns
 
-    page, shown = data_commands.run_profile(
-        files, out, model, row_format, workers, _errors_console() if as_json else _console()
-    )
+    sources = [Source(path=file, format=row_format, columns=parse_columns(columns)) for file in files]
+    page, shown = data_commands.run_profile(sources, out, model, workers, _errors_console() if as_json else _console())
     if as_json:
         typer.echo((out / "profile.json").read_text(encoding="utf-8"))
     else:
@@ -328,12 +348,17 @@ def verify(
         Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
     ] = None,
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Longer rows are left out.")] = 512,
+    row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
+    columns: ColumnNames = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Prove the training invariants on your own model and rows; exit code 1 if one does not hold."""
+    from posttrain.data.config import Source
+    from posttrain.lab.options import parse_columns
     from posttrain.lab.verify import verify_model
 
-    if not verify_model(conversations, model, rows, template, max_length, as_json, _console()):
+    source = Source(path=conversations, format=row_format, columns=parse_columns(columns))
+    if not verify_model(source, model, rows, template, max_length, as_json, _console()):
         raise typer.Exit(1)
 
 
@@ -363,12 +388,14 @@ def score(
         Literal["auto", "bf16", "fp32"], typer.Option("--dtype", help="Type of products; auto = the faster one here.")
     ] = "auto",
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
+    columns: ColumnNames = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Score rows with a model: loss, IFD and mean log-prob of the answers. Killed? Run it again: it goes on."""
     import json
 
     from posttrain.lab.display import Display
+    from posttrain.lab.options import parse_columns
     from posttrain.lab.scoring import Scoring, score_files, summary
 
     scoring = Scoring(
@@ -380,6 +407,7 @@ def score(
         device=device,
         dtype=dtype,
         row_format=row_format,
+        columns=parse_columns(columns),
     )
     console = _console(stderr=as_json)
     with Display(console) as display:

@@ -187,7 +187,7 @@ def test_the_format_of_most_rows_wins() -> None:
     ("record", "name"),
     [
         ({"prompt": "x", "messages": []}, "messages"),
-        ({"conversations": [], "instruction": "x", "output": "y"}, "sharegpt"),
+        ({"conversations": [], "instruction": "x", "output": "y"}, "alpaca"),
         ({"instruction": "x", "input": "z", "response": "y", "prompt": "z"}, "alpaca"),
         ({"instruction": "x", "input": "", "output": "y", "chosen": "y", "rejected": "z"}, "pairs"),
         ({"instruction": "x", "output": "y", "kto_tag": False}, "feedback"),

@@ -437,7 +437,7 @@ def test_the_profile_of_pairs_by_hand(tmp_path: Path) -> None:
 
 
 def shown(rows: Path, out: Path) -> str:
-    _, table = run_profile([str(rows)], out, None, "auto", 1, Console(quiet=True))
+    _, table = run_profile([Source(path=str(rows))], out, None, 1, Console(quiet=True))
     console = Console(width=100)
     with console.capture() as found:
         console.print(table)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from posttrain.data.config import Source
 from posttrain.encode.segments import Segments
 from posttrain.errors import DataError, TemplateError
 from posttrain.lab import verify
@@ -87,7 +88,7 @@ def feedback(pairs: Path) -> Path:
 def run(name: str, rows: Path, model: Path) -> verify.Check:
     """One check, and as little as possible of what comes before it."""
     template = template_of(model, None)
-    usable = verify.usable_rows(str(rows), 4, template, 128)
+    usable = verify.usable_rows(Source(path=str(rows)), 4, template, 128)
     if name == "masks":
         return verify.check_masks(template, usable.conversations)
     if name == "resumed = uninterrupted":
@@ -98,7 +99,7 @@ def run(name: str, rows: Path, model: Path) -> verify.Check:
 def test_everything_holds_and_is_told(
     conversations: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verify.verify_model(str(conversations), str(tiny_model), 4, None, 128, False, Console(width=80))
+    assert verify.verify_model(Source(path=str(conversations)), str(tiny_model), 4, None, 128, False, Console(width=80))
     told = capsys.readouterr().out
     assert all(name in told for name in NAMES)
     assert told.count("yes") == len(NAMES)
@@ -109,7 +110,7 @@ def test_everything_holds_and_is_told(
 @pytest.mark.parametrize("kind", ["pairs", "feedback"])
 def test_everything_holds_of_preferences(kind: str, request: pytest.FixtureRequest, tiny_model: Path) -> None:
     template = template_of(tiny_model, None)
-    usable = verify.usable_rows(str(request.getfixturevalue(kind)), 4, template, 256)
+    usable = verify.usable_rows(Source(path=str(request.getfixturevalue(kind))), 4, template, 256)
     assert (usable.kind, len(usable.units)) == (kind, 4)
     checks = list(verify.all_checks(tiny_model, template, usable))
     assert [check.name for check in checks] == PREFERENCE_NAMES
@@ -117,7 +118,7 @@ def test_everything_holds_of_preferences(kind: str, request: pytest.FixtureReque
 
 
 def test_json(conversations: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify.verify_model(str(conversations), str(tiny_model), 4, None, 128, True, Console())
+    assert verify.verify_model(Source(path=str(conversations)), str(tiny_model), 4, None, 128, True, Console())
     record = json.loads(capsys.readouterr().out)
     assert record["holds"] is True
     assert [check["name"] for check in record["checks"]] == NAMES
@@ -286,7 +287,7 @@ TEMPLATES = sorted((Path(__file__).parents[1] / "encode" / "templates").glob("*.
 @pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
 def test_masks_of_other_templates(file: Path, conversations: Path, tiny_model: Path) -> None:
     template = template_of(tiny_model, str(file))
-    found = verify.usable_rows(str(conversations), 4, template_of(tiny_model, None), 128).conversations
+    found = verify.usable_rows(Source(path=str(conversations)), 4, template_of(tiny_model, None), 128).conversations
     if file.stem == "no_stop":
         with pytest.raises(TemplateError, match="no provable stop"):
             verify.check_masks(template, found)
@@ -296,7 +297,7 @@ def test_masks_of_other_templates(file: Path, conversations: Path, tiny_model: P
 
 def test_too_few_rows(conversations: Path, tiny_model: Path) -> None:
     with pytest.raises(DataError, match=r"only 0 of the first 9 rows can be used \(dropped: 9 too_long\)") as caught:
-        verify.usable_rows(str(conversations), 4, template_of(tiny_model, None), 10)
+        verify.usable_rows(Source(path=str(conversations)), 4, template_of(tiny_model, None), 10)
     assert "--max-length" in str(caught.value)
 
 

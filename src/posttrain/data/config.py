@@ -29,6 +29,8 @@ class Source:
     path: str
     format: str = "auto"
     """A row format (see docs/data-formats.md) or ``auto`` to detect it."""
+    columns: dict[str, str] | None = None
+    """Which column is what, where the names do not say it: ``{user: question, assistant: meta.reply}``."""
     name: str | None = None
     """Name in tables and in the rows' lineage; default: the path's stem."""
     max_rows: Annotated[int, Ge(1)] | None = None

@@ -21,6 +21,7 @@ from posttrain.data.config import DataStage, RowsWanted, Source
 from posttrain.data.decontaminate import DecontaminateStep
 from posttrain.data.engine import map_blocks
 from posttrain.data.formats import FORMATS
+from posttrain.data.formats.columns import check_columns
 from posttrain.data.formats.ranked import PairRule
 from posttrain.data.kinds import disagreement
 from posttrain.data.mix import MixStep
@@ -105,6 +106,7 @@ def gather(
     for source in sources:
         if source.format != "auto":
             FORMATS[source.format]  # an unknown one is told before any file is read
+        check_columns(source.columns or {}, source.path)
     ledger = Ledger()
     steps = _Steps(ledger, _Kind(wanted))
     run = StepRun(resolve, workers, engine)
@@ -198,9 +200,10 @@ def rows_at(source: Source, index: int, resolve: Resolve, wanted: RowsWanted = "
 
     Raises DataError where there are fewer records, or where that one can't be used, with its reason.
     """
+    check_columns(source.columns or {}, source.path)
     count = 0
     for part in locate(source.path, resolve, source.split).parts:
-        format_name, records = known_format(read_raw(part), part.label, source.format)
+        format_name, records = known_format(read_raw(part), part.label, source.format, source.columns)
         reading = _reading(source, "rows", part.label, format_name, _Kind(wanted))
         for record in records:
             if count == index:
@@ -270,7 +273,8 @@ def _reading(source: Source, name: str, label: str, format_name: str | None, kin
             where=label,
             fix=f"leave out pairs, or name one of the formats that it is for: {rated}",
         )
-    return Reading(format_name, kind.of(label, format_name), name, rule)
+    wanted = kind.of(label, format_name)
+    return Reading(format_name, wanted, name, rule, source.columns or {}, source.format == "auto")
 
 
 class _Steps:
@@ -340,7 +344,7 @@ def _read(
             steps.note(f"not read (max_rows) {part.label}")
             continue
         tick = None if progress is None else _ticker(progress, part.label)
-        format_name, records = known_format(read_raw(part, tick), part.label, source.format)
+        format_name, records = known_format(read_raw(part, tick), part.label, source.format, source.columns)
         reading = _reading(source, name, part.label, format_name, steps.kind)
         for outcome in map_blocks(partial(read_block, parts, reading), raw_blocks(part.label, records), run):
             if left is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from posttrain.data.formats import FORMATS, RowError, detect_format
+from posttrain.data.formats import RowError, detect_format, read_record
+from posttrain.data.formats.columns import Columns, check_paths, renamed
 from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
 from posttrain.data.kinds import rows_as
 from posttrain.data.rows import rows_frame, write_rows
@@ -42,6 +43,10 @@ class Reading:
     source: str
     rule: PairRule
     """Which pairs are made of rated answers."""
+    columns: Columns = field(default_factory=dict)
+    """Which column is what, where it was said."""
+    detected: bool = False
+    """Whether the format was found, not named: then a record of another format of the same kind is read by that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +102,10 @@ def part_path(parts: Path, number: int) -> Path:
     return parts / f"{number:06d}.parquet"
 
 
-def known_format(records: Iterator[Raw], label: str, name: str) -> tuple[str | None, Iterator[Raw]]:
-    """The name of the records' format and all of the records. None where none of them is good.
+def known_format(
+    records: Iterator[Raw], label: str, name: str, columns: Columns | None = None
+) -> tuple[str | None, Iterator[Raw]]:
+    """The name of the records' format, their columns named, and all of the records. None where none of them is good.
 
     ``auto`` looks at the first good ones. Raises DataError where there is no record, or no format fits.
     """
@@ -107,7 +114,7 @@ def known_format(records: Iterator[Raw], label: str, name: str) -> tuple[str | N
     for record in records:
         head.append(record)
         parsed = record.parsed() if isinstance(record, RawLine) else record
-        if name != "auto":
+        if name != "auto" and not columns:
             break
         if isinstance(parsed, Record):
             good.append(parsed)
@@ -116,9 +123,12 @@ def known_format(records: Iterator[Raw], label: str, name: str) -> tuple[str | N
     if not head:
         raise DataError("no rows in it", where=label, fix="give a file with rows")
     everything = itertools.chain(head, records)
+    if columns and good:
+        check_paths([record.value for record in good], columns, label)
     if name != "auto":
         return name, everything
-    return detect_format([record.value for record in good], label).name if good else None, everything
+    values = [renamed(record.value, columns or {}) for record in good]
+    return detect_format(values, label).name if good else None, everything
 
 
 def parse(record: Raw, reading: Reading) -> Sequence[Row] | Unusable:
@@ -128,7 +138,8 @@ def parse(record: Raw, reading: Reading) -> Sequence[Row] | Unusable:
         return Unusable("read", parsed.origin, parsed.reason, parsed.detail)
     assert reading.format is not None, "a good record has a format"
     try:
-        found = FORMATS[reading.format].parse(parsed.value, parsed.origin, reading.source)
+        value = renamed(parsed.value, reading.columns)
+        found = read_record(value, reading.format, reading.detected, parsed.origin, reading.source)
         if isinstance(found, SftRow):
             return (found,)
         pairs = pairs_of(found, reading.rule) if isinstance(found, Ranked) else (found,)

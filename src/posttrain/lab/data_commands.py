@@ -46,6 +46,7 @@ class DataCommand:
     files: tuple[str, ...]
     out: Path
     row_format: str = "auto"
+    columns: dict[str, str] | None = None
     workers: int = 1
     engine: str = "local"
     seed: int = 0
@@ -76,7 +77,7 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
     """
     step = step_of(kind, options)
     out = command.out
-    sources = tuple(Source(path=file, format=command.row_format) for file in command.files)
+    sources = tuple(Source(path=file, format=command.row_format, columns=command.columns) for file in command.files)
     if not sources:
         raise ConfigError("no files", where=f"posttrain data {kind}", fix=f"posttrain data {kind} rows.jsonl -o out")
     stage = DataStage(kind="data", sources=sources)
@@ -154,11 +155,11 @@ def is_rows(path: Path) -> bool:
 
 
 def run_profile(
-    files: Sequence[str], out: Path, model: str | None, row_format: str, workers: int, console: Console
+    sources: Sequence[Source], out: Path, model: str | None, workers: int, console: Console
 ) -> tuple[Path, RenderableType]:
     """Profile files of rows, or the data stage of a run with its chain; returns the page and the table for the terminal."""
-    stage = Path(files[0])
-    chain = stage if len(files) == 1 and (stage / "ledger.json").exists() else None
+    stage = Path(sources[0].path)
+    chain = stage if len(sources) == 1 and (stage / "ledger.json").exists() else None
     counter = COMPARISON
     if model is not None:
         from posttrain.encode.template import load_template, load_tokenizer
@@ -173,10 +174,10 @@ def run_profile(
         else:
             read = out / READ
             shutil.rmtree(read, ignore_errors=True)
-            rows = [gather_rows([Source(path=file, format=row_format) for file in files], read, display)[0]]
+            rows = [gather_rows(sources, read, display)[0]]
         found = profile(rows, out, counter=counter, chain=chain, workers=workers, progress=display.tick)
         shutil.rmtree(out / READ, ignore_errors=True)
-    page = write_data_page(out, ", ".join(Path(file).name for file in files))
+    page = write_data_page(out, ", ".join(Path(source.path).name for source in sources))
     shown = terminal_profile(read_profile(out))
     return page, Group(shown, _preference_part(found["preferences"])) if found["preferences"] else shown
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from posttrain.config import Key
+from posttrain.config import Key, parse_yaml
+from posttrain.errors import ConfigError
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -31,3 +32,25 @@ def option_line(name: str, key: Key, choice: str | None = None) -> str:
     default = "required" if key.default is None else f"default {key.default}"
     needed = f" (with {choice})" if choice else ""
     return f"--{name}{needed}  [{key.allowed}; {default}]\n    {key.meaning}\n"
+
+
+def parse_columns(text: str | None) -> dict[str, str] | None:
+    """What ``--columns`` says: JSON or YAML (``{user: question, assistant: answer}``), or ``user=question,assistant=answer``.
+
+    Raises ConfigError where it is none of these.
+    """
+    if text is None:
+        return None
+    try:
+        value = parse_yaml(text, "--columns").value
+    except ConfigError:
+        value = None
+    if isinstance(value, str) and "=" in value:
+        value = dict(part.strip().split("=", 1) for part in value.split(",") if "=" in part)
+    if not isinstance(value, dict) or not all(isinstance(path, str | int) for path in value.values()):
+        raise ConfigError(
+            f"not a mapping of columns: {text}",
+            where="--columns",
+            fix="--columns '{user: question, assistant: answer}'",
+        )
+    return {name: str(path) for name, path in value.items()}

@@ -87,6 +87,8 @@ class Scoring:
     """Type of the matrix products; ``auto`` = bf16 where it is faster here, and what was begun stays what it was."""
     row_format: str = "auto"
     """Format of files that are no rows.parquet."""
+    columns: dict[str, str] | None = None
+    """Which of their columns is what."""
 
 
 def score_files(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
@@ -114,7 +116,8 @@ def _score(files: Sequence[str], out: Path, scoring: Scoring, display: Display) 
     opening = answer_opening(template)
     read = out / READ
     shutil.rmtree(read, ignore_errors=True)
-    rows, before = gather_rows([Source(path=file, format=scoring.row_format) for file in files], read, display)
+    sources = [Source(path=file, format=scoring.row_format, columns=scoring.columns) for file in files]
+    rows, before = gather_rows(sources, read, display)
     identity = lineage.identity
     by = f"{_label(scoring.model)}@{identity[:8]}"
     dtype_name, device = _numbers(scoring, out / "cache", identity)

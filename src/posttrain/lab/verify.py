@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +85,7 @@ class Check:
 
 
 def verify_model(
-    conversations: str,
+    source: Source,
     model: str,
     rows: int,
     template: Path | None,
@@ -95,7 +95,7 @@ def verify_model(
 ) -> bool:
     """Run all checks, print them as a table or as JSON, and return whether all hold.
 
-    conversations: a data file, folder, demo asset or hub name. model: a HF folder, demo asset or hub name. rows: how many
+    source: a data file, folder, demo asset or hub name, read up to ``max_rows``. model: a HF folder, demo asset or hub name. rows: how many
     rows to compute with: the shortest of the first ``ROWS_READ * rows`` that fit ``max_length`` tokens. The masks of all of
     those are checked. Raises DataError where fewer than two rows are usable.
     """
@@ -105,7 +105,7 @@ def verify_model(
             progress = lambda name: status.update(name)  # noqa: E731
         folder = model_folder(model)
         chat = template_of(folder, str(template) if template else None)
-        usable = usable_rows(conversations, rows, chat, max_length)
+        usable = usable_rows(source, rows, chat, max_length)
         checks = []
         for check in all_checks(folder, chat, usable):
             progress(f"{check.name} done")
@@ -144,9 +144,9 @@ class Usable:
         return [sequence for unit in self.units for sequence in sequences_of(unit)]
 
 
-def usable_rows(conversations: str, rows: int, template: ChatTemplate, max_length: int) -> Usable:
+def usable_rows(source: Source, rows: int, template: ChatTemplate, max_length: int) -> Usable:
     """All rows read, and the units of the shortest ``rows`` of them that fit ``max_length`` tokens."""
-    source = Source(path=conversations, max_rows=ROWS_READ * rows)
+    source = replace(source, max_rows=ROWS_READ * rows)
     with tempfile.TemporaryDirectory() as scratch:
         out = StageDir(Path(scratch))
         prepare(DataStage(kind="data", sources=(source,), held_out=0), out, 0, assets.resolve_data)
@@ -174,7 +174,7 @@ def usable_rows(conversations: str, rows: int, template: ChatTemplate, max_lengt
         reasons = ", ".join(f"{count} {reason}" for reason, count in step.dropped.items()) or "none"
         raise DataError(
             f"only {len(by_row)} of the first {step.rows_in} rows can be used (dropped: {reasons}); at least 2 are needed",
-            where=conversations,
+            where=source.path,
             fix=f"give more rows, or raise --max-length (it is {max_length})",
         )
 

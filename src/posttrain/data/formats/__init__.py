@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from posttrain.data.formats import keys
 from posttrain.data.formats.alpaca import ALPACA
 from posttrain.data.formats.arena import ARENA
 from posttrain.data.formats.base import Foreign, Format, RowError
+from posttrain.data.formats.columns import as_option, proposed
 from posttrain.data.formats.feedback import FEEDBACK
 from posttrain.data.formats.hh_rlhf import HH_RLHF
 from posttrain.data.formats.messages import MESSAGES
@@ -24,9 +26,9 @@ from posttrain.data.formats.written import WRITTEN_FEEDBACK, WRITTEN_PAIRS
 from posttrain.data.streams import printable
 from posttrain.errors import DataError
 from posttrain.table import Table
-from posttrain.types import Row
+from posttrain.types import Origin, Row
 
-__all__ = ["FORMATS", "Format", "RowError", "detect_format"]
+__all__ = ["FORMATS", "Format", "RowError", "detect_format", "read_record"]
 
 _CONVERSATIONS: tuple[Format[Row], ...] = (MESSAGES, SHAREGPT, ALPACA, PROMPT_COMPLETION, TEXT_PAIR)
 _PREFERENCES: tuple[Format[Row | Ranked], ...] = (
@@ -42,23 +44,65 @@ the formats of preferences; a row that one of them knows is no conversation for 
 def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked]:
     """The format that fits most of the first records of a file (the earlier one in the table where two fit alike).
 
-    A record that compares or judges answers fits no conversation format, for its conversation alone would be half of it.
-    Raises DataError with the keys found where none fits.
+    A record that compares or judges answers fits no conversation format, for its conversation alone would be half of it. What
+    is null or empty counts as absent, unless no record fits any format without it: then rows that lack their values are told
+    as what they should have been. Raises DataError with the keys found where none fits.
     """
-    talks = [record for record in records if not any(f.detect(record) for f in _PREFERENCES)]
-    fits = {f.name: sum(map(f.detect, talks)) for f in _CONVERSATIONS}
-    fits |= {f.name: sum(map(f.detect, records)) for f in _PREFERENCES}
-    best = max(fits, key=lambda name: fits[name])
-    if fits[best]:
-        return FORMATS[best]
-    keys = list(dict.fromkeys(key for record in records for key in record))
-    found = printable(", ".join(keys[:12])) + (", ..." if len(keys) > 12 else "")
-    if keys == ["text"]:
-        hint = "text alone is not a conversation; give a prompt and a reply"
-    else:
-        hint = "rename the keys to those of a known format"
+    for view in (keys.present, _as_written):
+        found = list(map(view, records))
+        fits = {form.name: 0 for form in FORMATS.values()}
+        for record in found:
+            for form in _fitting(record):
+                fits[form.name] += 1
+        best = max(fits, key=lambda name: fits[name])
+        if fits[best]:
+            return FORMATS[best]
     raise DataError(
-        f"no row format fits (keys found: {found}; known formats: {', '.join(FORMATS)})",
+        f"no row format fits (keys found: {_keys_of(records)}; known formats: {', '.join(FORMATS)})",
         where=where,
-        fix=f"{hint}; see docs/data-formats.md",
+        fix=f"{_hint(records)}; see docs/data-formats.md",
     )
+
+
+def read_record(record: Foreign, name: str, detected: bool, origin: Origin, source: str) -> Row | Ranked:
+    """What a record says, read as the format ``name``.
+
+    Where that format was ``detected`` from other records of the file, one that does not fit it is read as the first that fits,
+    if that gives the same kind of rows. Raises RowError; ``other_kind`` where it says something of another kind.
+    """
+    form = FORMATS[name]
+    if detected:
+        fitting = list(_fitting(keys.present(record)))
+        if fitting and form not in fitting:
+            same = next((other for other in fitting if other.kind == form.kind), None)
+            if same is None:
+                raise RowError(
+                    "other_kind", f"read as {fitting[0].name!r} it gives {fitting[0].kind}, the file {form.kind}"
+                )
+            form = same
+    return form.parse(record, origin, source)
+
+
+def _as_written(record: Foreign) -> Foreign:
+    return record
+
+
+def _fitting(record: Foreign) -> Iterator[Format[Row | Ranked]]:
+    """The formats that fit a record, conversations only where it is nothing else."""
+    others = [form for form in _PREFERENCES if form.detect(record)]
+    yield from others or (form for form in _CONVERSATIONS if form.detect(record))
+
+
+def _keys_of(records: Sequence[Foreign]) -> str:
+    found = list(dict.fromkeys(key for record in records for key in record))
+    return printable(", ".join(found[:12])) + (", ..." if len(found) > 12 else "")
+
+
+def _hint(records: Sequence[Foreign]) -> str:
+    """What to do about records that no format fits."""
+    if {key for record in records for key in record} == {"text"}:
+        return "text alone is not a conversation; give a prompt and a reply"
+    columns = proposed(records)
+    if columns:
+        return f"say which column is what, for example {printable(as_option(columns))} (in a recipe: columns: {{...}})"
+    return "say which column is what with columns, or rename the keys to those of a known format"

@@ -19,6 +19,7 @@ from posttrain.data.formats.base import (
     optional_text,
     sft_row,
 )
+from posttrain.data.formats.keys import first
 from posttrain.types import Message, Origin, SftRow
 
 _INPUTS = ("input", "context")
@@ -33,12 +34,12 @@ def _detect(record: Foreign) -> bool:
 
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
     instance = record
-    if _key(record, _OUTPUTS) is None and "instances" in record:
+    if first(record, _OUTPUTS) is None and "instances" in record:
         instances = objects(record, "instances")
         if len(instances) != 1:
             raise RowError("wrong_shape", f"'instances' holds {len(instances)} items, expected one")
         instance = instances[0]
-    output = _key(instance, _OUTPUTS)
+    output = first(instance, _OUTPUTS)
     if "instruction" not in record or output is None:
         raise RowError("wrong_shape", f"no instruction or no output; keys: {', '.join(record)}")
     turns = exchange(question(record, instance), optional_text(instance, output))
@@ -46,14 +47,10 @@ def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
     return sft_row(record, used, (*history(record), *turns), origin, source)
 
 
-def _key(record: Foreign, keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if key in record), None)
-
-
 def question(record: Foreign, instance: Foreign) -> str:
     """What the user asks: the instruction of a record with the input of an instance (which may be the record itself)."""
     instruction = optional_text(record, "instruction")
-    given = optional_text(instance, _key(instance, _INPUTS) or "input")
+    given = optional_text(instance, first(instance, _INPUTS) or "input")
     # joined and stripped as in LLaMA-Factory, so that both train on the same tokens
     return (instruction + "\n" + given).strip()
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from posttrain.data.formats.base import Foreign, Format, RowError, exchange, optional_text, sft_row
+from posttrain.data.formats.keys import PROMPTS, REPLIES, is_present
 from posttrain.types import Origin, SftRow
+
+
+def _others(prompt: str, reply: str) -> bool:
+    """Whether two columns are another format's; and a ``source`` is mostly where a row comes from."""
+    alpaca = prompt == "instruction" and reply in ("output", "response")
+    return alpaca or (prompt, reply) == ("prompt", "completion") or prompt == "source"
+
 
 PAIRS = (
     ("question", "answer"),
@@ -18,6 +26,7 @@ PAIRS = (
     ("input", "output"),
     ("input", "target"),
     ("source", "target"),
+    *((prompt, reply) for prompt in PROMPTS for reply in REPLIES if not _others(prompt, reply)),
 )
 """Column names that make a pair, first match first."""
 
@@ -28,7 +37,10 @@ def _detect(record: Foreign) -> bool:
 
 
 def _keys(record: Foreign) -> tuple[str, str] | None:
-    return next((keys for keys in PAIRS if keys[0] in record and keys[1] in record), None)
+    """The first two columns of a pair that are present, else that the record has at all."""
+    had = [keys for keys in PAIRS if keys[0] in record and keys[1] in record]
+    there = (keys for keys in had if is_present(record[keys[0]]) and is_present(record[keys[1]]))
+    return next(there, had[0] if had else None)
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
