@@ -30,6 +30,8 @@ class ToolCall:
 
     name: str
     arguments: str
+    id: str | None = None
+    """What a result refers to, where the source gave one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,10 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     weight: float | None = None
     """Loss weight of an assistant turn when the source gave one (None = 1.0; 0.0 = context only)."""
+    name: str | None = None
+    """Who speaks, where the source says it: of a tool result the function that was called."""
+    tool_call_id: str | None = None
+    """Of a tool result: the id of the call it answers, where the source gave one."""
 
 
 class Origin(NamedTuple):
@@ -172,9 +178,16 @@ def message_dict(message: Message) -> dict[str, Any]:
         out["reasoning_content"] = message.reasoning
     if message.tool_calls:
         out["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+            {
+                **({"id": call.id} if call.id is not None else {}),
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            }
             for call in message.tool_calls
         ]
+    for key in ("name", "tool_call_id"):
+        if (value := getattr(message, key)) is not None:
+            out[key] = value
     return out
 
 
@@ -187,7 +200,15 @@ def content_id(messages: tuple[Message, ...], tools: tuple[Mapping[str, Any], ..
 
 
 def _turns(messages: tuple[Message, ...]) -> list[list[Any]]:
-    return [[m.role, m.content, m.reasoning, [[c.name, c.arguments] for c in m.tool_calls], m.weight] for m in messages]
+    return [[*spoken(m)[:4], m.weight, *spoken(m)[4:]] for m in messages]
+
+
+def spoken(message: Message) -> list[Any]:
+    """What a message says to a model, as plain values for digests; ids and names stand there only where there are any."""
+    calls = [[c.name, c.arguments, *([c.id] if c.id is not None else [])] for c in message.tool_calls]
+    named = message.name is not None or message.tool_call_id is not None
+    fields = [message.role, message.content, message.reasoning, calls]
+    return [*fields, message.name, message.tool_call_id] if named else fields
 
 
 def _digest(payload: list[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +156,16 @@ def test_the_file_is_as_the_run_folder_says(tmp_path: Path) -> None:
             "file": "a.jsonl",
             "line": 7,
             "messages": [
-                {"role": "user", "content": "2+2?", "reasoning": None, "tool_calls": "[]", "weight": None},
+                {"role": "user", "content": "2+2?", "reasoning": None, "tool_calls": "[]", "weight": None}
+                | {"name": None, "tool_call_id": None},
                 {
                     "role": "assistant",
                     "content": "",
                     "reasoning": "think",
                     "tool_calls": '[{"name": "add", "arguments": "{\\"a\\": 2}"}]',
                     "weight": 0.5,
+                    "name": None,
+                    "tool_call_id": None,
                 },
             ],
             "prompt_turns": None,
@@ -172,6 +176,24 @@ def test_the_file_is_as_the_run_folder_says(tmp_path: Path) -> None:
         }
     ]
     assert [p.name for p in path.parent.iterdir()] == ["train.parquet"]
+
+
+def test_names_and_ids_are_kept_and_older_files_without_them_are_read(tmp_path: Path) -> None:
+    call = Message("assistant", "", tool_calls=(ToolCall("add", "{}", "call_7"), ToolCall("add", "{}")))
+    result = Message("tool", "4", name="add", tool_call_id="call_7")
+    rows = [SftRow((Message("user", "2+2?"), call, result), Origin("a", 1), "a")]
+    path, older = tmp_path / "rows.parquet", tmp_path / "older.parquet"
+    write_rows(path, rows_frame(rows))
+    assert read_rows(path) == rows
+    plain = replace(rows[0], messages=(Message("user", "x"), Message("assistant", "y")))
+    assert len({rows[0].id, replace(rows[0], messages=(*rows[0].messages[:2], Message("tool", "4"))).id}) == 2
+    turns = pl.List(
+        pl.Struct(dict.fromkeys(("role", "content", "reasoning", "tool_calls"), pl.String) | {"weight": pl.Float64})
+    )
+    older_turns = [[{"role": m.role, "content": m.content, "tool_calls": "[]"} for m in plain.messages]]
+    frame = rows_frame([plain]).with_columns(pl.Series("messages", older_turns, dtype=turns))
+    frame.write_parquet(older)
+    assert read_rows(older) == [plain]
 
 
 def test_missing_damaged_and_foreign_files_are_data_errors(tmp_path: Path) -> None:

@@ -73,6 +73,20 @@ def test_calls_are_numbered_and_results_matched_in_order() -> None:
     assert not any("reasoning" in key for turn in sent for key in turn)
 
 
+def test_ids_of_the_source_are_sent() -> None:
+    calls = Message(
+        "assistant", "", tool_calls=(ToolCall("f", "{}", "a1"), ToolCall("g", "{}"), ToolCall("h", "{}", "a2"))
+    )
+    results = (
+        Message("tool", "sun", tool_call_id="a2"),
+        Message("tool", "rain", tool_call_id="a1"),
+        Message("tool", "fog"),
+    )
+    sent = messages_of([Message("user", "Weather?"), calls, *results])
+    assert [call["id"] for call in sent[1]["tool_calls"]] == ["a1", "call_1", "a2"]
+    assert [turn["tool_call_id"] for turn in sent[2:]] == ["a2", "a1", "call_1"]
+
+
 def test_the_most_tokens_are_bytes_and_room_for_a_template() -> None:
     body = {"prompt": "\u4f60\u597d"}
     assert most_tokens(body, 7) == Usage(len('{"prompt": ""}') + 6 + 256, 7)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,6 +28,8 @@ _MESSAGE: dict[str, Any] = {
     "reasoning": pl.String,
     "tool_calls": pl.String,
     "weight": pl.Float64,
+    "name": pl.String,
+    "tool_call_id": pl.String,
 }
 _TURNS = pl.List(pl.Struct(_MESSAGE))
 PREFERENCE: dict[str, Any] = {"prompt_turns": pl.Int64, "rejected": _TURNS, "desirable": pl.Boolean}
@@ -141,11 +144,15 @@ def write_rows(
 
 
 def scan_rows(path: Path) -> pl.LazyFrame:
-    """A rows file with all columns of :data:`SCHEMA`: those of :data:`PREFERENCE` are null where the file lacks them."""
+    """A rows file with all columns of :data:`SCHEMA`: what older files lack (preferences, names in turns) is null."""
     frame = pl.scan_parquet(path, glob=False)
-    lacking = PREFERENCE.keys() - frame.collect_schema().keys()
+    found = frame.collect_schema()
+    older = [
+        name for name in ("messages", "rejected") if isinstance(found.get(name), pl.List) and found[name] != _TURNS
+    ]
     return frame.with_columns(
-        pl.lit(None, dtype=PREFERENCE[name]).alias(name) for name in PREFERENCE if name in lacking
+        *(pl.lit(None, dtype=PREFERENCE[name]).alias(name) for name in PREFERENCE if name not in found),
+        *(pl.col(name).cast(_TURNS) for name in older),
     )
 
 
@@ -251,8 +258,8 @@ def _messages(structs: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
 
 def _message(struct: dict[str, Any]) -> Message:
     written = struct["tool_calls"]
-    calls = () if written == "[]" else tuple(ToolCall(c["name"], c["arguments"]) for c in json.loads(written))
-    return Message(struct["role"], struct["content"], struct["reasoning"], calls, struct["weight"])
+    calls = () if written == "[]" else tuple(ToolCall(**call) for call in json.loads(written))
+    return Message(**(struct | {"tool_calls": calls}))
 
 
 def _turns_column(talks: Sequence[tuple[Message, ...]]) -> pl.Series:
@@ -269,10 +276,12 @@ def _turns_column(talks: Sequence[tuple[Message, ...]]) -> pl.Series:
             "content": [turn.content for _, turn in turns],
             "reasoning": [turn.reasoning for _, turn in turns],
             "tool_calls": [
-                _json([{"name": c.name, "arguments": c.arguments} for c in t.tool_calls]) if t.tool_calls else "[]"
-                for _, t in turns
+                _json([{k: v for k, v in asdict(c).items() if v is not None} for c in turn.tool_calls])
+                for _, turn in turns
             ],
             "weight": [turn.weight for _, turn in turns],
+            "name": [turn.name for _, turn in turns],
+            "tool_call_id": [turn.tool_call_id for _, turn in turns],
         },
         schema={"row": pl.Int64, **_MESSAGE},
     )

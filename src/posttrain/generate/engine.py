@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from posttrain.errors import ConfigError
-from posttrain.types import Message, ToolCall
+from posttrain.types import Message, ToolCall, spoken
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]
 """Why a reply ended: by itself or at a stop string, at ``max_tokens``, cut by the provider, to call a tool, or unknown."""
@@ -255,9 +255,7 @@ def canonical_request(fingerprint: Fingerprint, request: Request) -> bytes:
     sampling = request.sampling
     value = {
         "fingerprint": fingerprint._asdict(),
-        "prompt": prompt
-        if isinstance(prompt, str)
-        else [[m.role, m.content, m.reasoning, [[c.name, c.arguments] for c in m.tool_calls]] for m in prompt],
+        "prompt": prompt if isinstance(prompt, str) else [spoken(message) for message in prompt],
         "tools": [dict(tool) for tool in request.tools],
         "sampling": {
             "temperature": float(sampling.temperature) + 0.0,  # 0, 0.0 and -0.0 are one temperature and one key

@@ -57,7 +57,7 @@ def body_of(request: Request, model: str, max_tokens_field: str, extra: Mapping[
 
 
 def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as dictionaries. Calls are numbered and results matched to them in order, as the format wants ids.
+    """Messages as dictionaries. The format wants ids: calls without one are numbered, results matched to them in order.
 
     The reasoning of earlier turns is not sent: templates of reasoning models drop it, and some providers refuse it.
     """
@@ -69,7 +69,7 @@ def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if message.tool_calls:
             turn["tool_calls"] = []
             for call in message.tool_calls:
-                open_calls.append(f"call_{number}")
+                open_calls.append(call.id or f"call_{number}")
                 turn["tool_calls"].append(
                     {
                         "id": open_calls[-1],
@@ -78,8 +78,10 @@ def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
                     }
                 )
                 number += 1
-        if message.role == "tool" and open_calls:
-            turn["tool_call_id"] = open_calls.pop(0)
+        if message.role == "tool" and (message.tool_call_id or open_calls):
+            turn["tool_call_id"] = message.tool_call_id or open_calls[0]
+            if turn["tool_call_id"] in open_calls:
+                open_calls.remove(turn["tool_call_id"])
         out.append(turn)
     return out
 
