@@ -52,18 +52,19 @@ def switch_off(part: str) -> None:
     import torch
 
     from posttrain.model import fused, score
-    from posttrain.model.load import final_hidden, output_head
+    from posttrain.model.forward import final_hidden, output_head
     from posttrain.train import loop, tasks
 
     def all_logits(model: torch.nn.Module, batch: Batch, dtype: torch.dtype) -> score.TokenLogps:
-        head_VD, _ = output_head(model)
+        head = output_head(model)
+        assert head is not None
         hidden_TD = final_hidden(model, torch.from_numpy(batch.ids_T), batch.segments)
-        logps_TV = (hidden_TD @ head_VD.T).float().log_softmax(-1)
+        logps_TV = (hidden_TD @ head.weight_VD.T).float().log_softmax(-1)
         logps_S = logps_TV[torch.from_numpy(batch.predict_S), torch.from_numpy(batch.targets_S)]
         return score.TokenLogps(logps_S, torch.from_numpy(batch.target_weights_S))
 
     if part == "sharing":
-        loop.collate_shared = score.collate_shared = collate  # type: ignore[attr-defined]
+        loop.lay_out = score.lay_out = lambda model, sequences: collate(sequences)  # type: ignore[attr-defined]
     if part == "head":
         score.batch_logps = tasks.batch_logps = all_logits  # type: ignore[attr-defined]
     if part == "fused":
@@ -116,7 +117,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     trainee = prepare_model(stage, model, None, seed=0)
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
     task = make_task(objective)
-    lengths = tuple(unit_length(task, pair) for pair in pairs)
+    lengths = tuple(unit_length(trainee.model, task, pair) for pair in pairs)
     plan = Plan(lengths, stage.batch_size, stage.micro_batch_tokens, options.epochs, seed=0)
     losses, flops, tokens, computed = [], 0.0, 0, 0
     start = time.perf_counter()

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.encode.collate import collate
 from posttrain.encode.segments import Segments
-from posttrain.errors import ModelError
 from posttrain.model import attention
 from posttrain.model.attention import rotary_attention, segment_attention
-from posttrain.model.load import final_hidden, load_model
+from posttrain.model.forward import final_hidden
+from posttrain.model.load import load_model
 from posttrain.types import Tokens
 
 CPU = torch.device("cpu")
@@ -39,6 +39,7 @@ def eager(
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """The definition in the given type with one [T x T] mask for all segments."""
     q, k, v = (x[0] for x in qkv)
@@ -53,7 +54,10 @@ def eager(
     scores = q @ k.transpose(1, 2) * (scale if scale is not None else q.shape[-1] ** -0.5)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    return (scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ v).transpose(0, 1)
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    if sinks is not None:  # one more key with this score and no value
+        scores = torch.cat([scores, sinks[:, None, None].expand(-1, len(place_T), 1)], dim=-1)
+    return (scores.softmax(-1)[..., : len(place_T)] @ v).transpose(0, 1)
 
 
 def with_gradients(function: Callable[[list[Tensor]], Tensor], qkv: list[Tensor]) -> list[Tensor]:
@@ -266,9 +270,34 @@ def test_rotary_positions_inside_equal_float64(heads: tuple[int, int]) -> None:
     assert largest_relative(with_gradients(ours, qkv), exact) < 3e-6
 
 
-def test_attention_sinks_are_refused() -> None:
-    with pytest.raises(ModelError, match="attention sinks"):
-        attend(inputs(4, 4, 5), (5,), s_aux=torch.zeros(4))
+@pytest.mark.parametrize("window", [None, 20])
+def test_attention_sinks_and_their_gradient(window: int | None) -> None:
+    lengths = (30, 1, 9)
+    leaves = [*inputs(4, 2, 40), torch.randn(4)]
+
+    def ours(x: list[Tensor]) -> Tensor:
+        return attend(x[:3], lengths, s_aux=x[3], sliding_window=window)
+
+    def exact(x: list[Tensor]) -> Tensor:
+        return eager(x[:3], lengths, window, sinks=x[3])
+
+    expected = with_gradients(exact, [x.double() for x in leaves])
+    found = with_gradients(ours, leaves)
+    assert len(found) == 5
+    assert largest_relative(found[:4], expected[:4]) < 3e-6
+    assert torch.allclose(found[4].double(), expected[4], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("key_size", "value_size"), [(12, 6), (6, 12)])
+@pytest.mark.parametrize("segments", [(300, 5), TREES[2]])
+def test_values_of_another_width_than_keys(
+    key_size: int, value_size: int, segments: tuple[int, ...] | Segments
+) -> None:
+    whole = segments if isinstance(segments, Segments) else Segments(segments)
+    tokens = sum(whole.lengths)
+    qkv = [*inputs(4, 2, tokens, key_size)[:2], inputs(4, 2, tokens, value_size)[2]]
+    exact = with_gradients(lambda x: separate(x, whole), [x.double() for x in qkv])
+    assert largest_relative(with_gradients(lambda x: attend(x, segments), qkv), exact) < 3e-6
 
 
 def test_model_equals_hugging_face_on_padded_rows(

@@ -20,8 +20,9 @@ from posttrain.errors import ConfigError, ModelError
 from posttrain.model.adapters import adapter_mismatch, attach_lora, load_adapter, save_adapter
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.model.export import merge_adapter, save_model
+from posttrain.model.forward import final_hidden, output_head
 from posttrain.model.fused import fuse
-from posttrain.model.load import final_hidden, load_model, output_head
+from posttrain.model.load import load_model
 from posttrain.train.config import TrainStage
 from posttrain.train.loop import TrainInputs, train
 from posttrain.types import Tokens

@@ -156,7 +156,7 @@ def test_shared_prompts_are_separate_sequences(
     task = make_task(objective, start_reference(stage, small_model, units))
     trainee = stirred(prepare_model(stage, small_model, None, seed=0))
     shared, gradients = one_step(trainee, task, [units])
-    monkeypatch.setattr(loop, "collate_shared", collate)
+    monkeypatch.setattr(loop, "lay_out", lambda model, sequences: collate(sequences))
     separate, expected = one_step(trainee, task, [units])
     if objective.rows == "pairs":
         assert shared.computed_tokens < 0.8 * separate.computed_tokens

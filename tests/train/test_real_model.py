@@ -26,8 +26,9 @@ from posttrain.model import hardware
 from posttrain.model.adapters import attach_lora, load_adapter, save_adapter, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.export import merge_adapter
+from posttrain.model.forward import final_hidden, output_head
 from posttrain.model.fused import fuse, unfuse
-from posttrain.model.load import final_hidden, load_model, output_head
+from posttrain.model.load import load_model
 from posttrain.model.logprobs import token_logps
 from posttrain.model.score import batch_logps, score
 from posttrain.objectives.sft import sft_loss

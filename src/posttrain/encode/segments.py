@@ -54,6 +54,11 @@ class Segments:
         return tuple(depths)
 
     @property
+    def shared(self) -> bool:
+        """Whether a segment continues another."""
+        return any(parent >= 0 for parent in self.parents)
+
+    @property
     def positions(self) -> NDArray[np.int64]:
         """Position of every token in its own sequence."""
         parts = [np.arange(d, d + n) for d, n in zip(self.depths, self.lengths, strict=True)]

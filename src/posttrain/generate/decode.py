@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from posttrain.errors import ModelError
 from posttrain.generate.engine import Sampling
 from posttrain.generate.ways import Way, way_of
+from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import Limits, lengths_of, limits_of
-from posttrain.model.load import causal_lm
 from posttrain.model.packed import pack
 
 FinishReason = Literal["stop", "length", "not_finite"]

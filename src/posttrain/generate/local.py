@@ -27,8 +27,8 @@ from posttrain.generate.engine import (
     Usage,
     split_think,
 )
+from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import context_of, limits_of
-from posttrain.model.load import causal_lm
 
 HELD_BACK = 8
 """Tokens before a stop string's own length that are decoded with it: a token may be part of a character."""

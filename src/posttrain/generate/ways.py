@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from posttrain.errors import ModelError, PosttrainError
+from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import Lengths, lengths_of, limits_of
-from posttrain.model.load import causal_lm, next_logits
+from posttrain.model.load import next_logits
 from posttrain.model.own import Memory, own_cached_logits, own_logits
 from posttrain.model.slots import Prefill, SlotCache, Step
 

@@ -43,9 +43,9 @@ class RewardJudge:
         import numpy as np
         import torch
 
-        from posttrain.encode.collate import collate_shared
         from posttrain.encode.packing import pack
         from posttrain.model.reward import batch_rewards
+        from posttrain.model.score import lay_out
 
         asks = asks_of(items, replace(plan, orders="original", samples=1, emphasis="no"), "pair")
         conversations = [_conversation(items[ask.item], ask.turn, second) for ask in asks for second in (False, True)]
@@ -56,7 +56,7 @@ class RewardJudge:
         done = 0
         for indices in pack([len(sequence) for sequence in sequences], BATCH_TOKENS):
             with torch.no_grad():
-                batch = collate_shared([sequences[index] for index in indices])
+                batch = lay_out(self.model, [sequences[index] for index in indices])
                 found_B = batch_rewards(self.model, batch, self.dtype).float().cpu().numpy()
             rewards_N[[places[index] for index in indices]] = found_B
             done += len(indices)
@@ -82,7 +82,8 @@ def open_reward_judge(source: JudgeSource) -> RewardJudge:
     from posttrain.lab.targets import resolve_target
     from posttrain.model import hardware
     from posttrain.model.adapters import load_adapter
-    from posttrain.model.load import causal_lm, load_model
+    from posttrain.model.forward import causal_lm
+    from posttrain.model.load import load_model
 
     assert source.reward is not None, "the caller chose a reward model"
     lineage = resolve_target(source.reward, source.base)

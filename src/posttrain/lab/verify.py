@@ -27,7 +27,7 @@ from posttrain.artifacts import Ledger, StageDir
 from posttrain.data.config import DataStage, Source
 from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_feedback, read_pairs, read_rows, rows_kind
-from posttrain.encode.collate import collate, collate_shared
+from posttrain.encode.collate import collate
 from posttrain.encode.preferences import as_conversation, encode_feedback, encode_pairs, sequences_of
 from posttrain.encode.show import ShownExample, ShownRow, show_row
 from posttrain.encode.template import ChatTemplate
@@ -38,8 +38,9 @@ from posttrain.model import fused, hardware, logprobs
 from posttrain.model.adapters import attach_lora, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.export import merge_adapter
-from posttrain.model.load import final_hidden, load_model, output_head
-from posttrain.model.score import batch_logps, sequence_logps
+from posttrain.model.forward import final_hidden, output_head
+from posttrain.model.load import load_model
+from posttrain.model.score import batch_logps, lay_out, sequence_logps
 from posttrain.model.source import model_folder
 from posttrain.objectives import DpoObjective, KtoObjective, Objective, SftObjective
 from posttrain.train.config import TrainStage
@@ -368,28 +369,33 @@ def check_resume(folder: Path, usable: Usable) -> Check:
 def check_chunked(model: nn.Module, examples: Sequence[Tokens]) -> Check:
     """Log-probabilities from chunks, with their gradient, against a plain fp64 log-softmax over the full vocabulary."""
     batch = collate(examples)
-    head_VD, cap = output_head(model)
+    head = output_head(model)
+    name = "chunked = full logits"
+    if head is None:
+        return Check(name, "the model's own code forms its logits: nothing is computed in chunks", 0.0, VALUE_TOLERANCE)
+    (scale, cap), head_VD = head.form, head.weight_VD
     ids_T = torch.from_numpy(batch.ids_T).to(head_VD.device)
     with torch.no_grad():
         hidden_TD = final_hidden(model, ids_T, batch.segments)
     # more positions than one chunk holds, however few tokens there are
     places_S = torch.arange(logprobs.CHUNK + STRIP, device=ids_T.device) % (len(ids_T) - 1)
     hidden_SD, targets_S = hidden_TD[places_S].requires_grad_(True), ids_T[places_S + 1]
-    logps_S = logprobs.token_logps(hidden_SD, head_VD, targets_S, cap)
+    logps_S = logprobs.token_logps(hidden_SD, head_VD, targets_S, cap, head.bias_V, scale)
     (gradient_SD,) = torch.autograd.grad(logps_S.sum(), hidden_SD)
     value, gradient = 0.0, 0.0
     wide_head_VD = head_VD.double()
+    wide_bias_V = None if head.bias_V is None else head.bias_V.double()
     for begin in range(0, len(targets_S), STRIP):
         strip = slice(begin, begin + STRIP)
         h = hidden_SD.detach()[strip].double().requires_grad_(True)
-        logits_CV = h @ wide_head_VD.T
+        logits_CV = scale * nn.functional.linear(h, wide_head_VD, wide_bias_V)
         logits_CV = logits_CV if cap is None else torch.tanh(logits_CV / cap) * cap
         plain_C = logits_CV.log_softmax(-1).gather(1, targets_S[strip, None])[:, 0]
         (plain_gradient_CD,) = torch.autograd.grad(plain_C.sum(), h)
         value = max(value, _relative(plain_C.detach(), logps_S.detach()[strip].double()))
         gradient = max(gradient, _norm_ratio(plain_gradient_CD, gradient_SD[strip].double()))
     return Check(
-        "chunked = full logits",
+        name,
         "log-probabilities and gradient of the chunked output head are those of a plain softmax in fp64",
         max(value, gradient),
         VALUE_TOLERANCE,
@@ -403,7 +409,7 @@ def check_chunked(model: nn.Module, examples: Sequence[Tokens]) -> Check:
 @torch.no_grad()
 def _logps(model: nn.Module, groups: Sequence[Sequence[Tokens]]) -> Tensor:
     """Log-probabilities [S] of all supervised tokens, packed as given, in the order of the examples."""
-    return torch.cat([batch_logps(model, collate_shared(group), torch.float32).logps_S for group in groups])
+    return torch.cat([batch_logps(model, lay_out(model, group), torch.float32).logps_S for group in groups])
 
 
 @torch.no_grad()

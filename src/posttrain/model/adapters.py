@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -21,6 +23,38 @@ from transformers import PreTrainedModel
 from posttrain.artifacts import write_json
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.config import LoraAdapter
+
+_ROUTERS = {"router", "gate", "shared_expert_gate"}
+"""What transformers calls the layers beside experts that decide which of them a token goes to."""
+
+
+class NotAdapted(NamedTuple):
+    """What ``all-linear`` leaves as it is in a model."""
+
+    modules: tuple[str, ...]
+    """Full names of linear layers: routers (adapted, they would send tokens elsewhere and unlearn their balance) and the
+    projections behind a state-space scan, whose weights kernels read past the adapter."""
+    experts: tuple[str, ...]
+    """Names of expert weights, ``*`` for the layer's number: stacked in one tensor, where no linear layer is to be adapted."""
+
+
+def not_adapted(model: nn.Module) -> NotAdapted:
+    """What ``all-linear`` leaves as it is; nothing for most models without experts."""
+    modules, experts = [], set()
+    for name, block in model.named_modules():
+        children = dict(block.named_children())
+        scans = {"conv1d", "out_proj"} <= children.keys() and isinstance(getattr(block, "D", None), nn.Parameter)
+        modules += [f"{name}.out_proj"] if scans else []
+        mixture = [child for child, part in children.items() if child == "experts" or "Experts" in type(part).__name__]
+        for child in _ROUTERS & children.keys() if mixture else ():
+            parts = [(part, m) for part, m in children[child].named_modules() if isinstance(m, nn.Linear)]
+            modules += [".".join(filter(None, (name, child, part))) for part, _ in parts]
+        for child in mixture:
+            linear = [m for m in children[child].modules() if isinstance(m, nn.Linear)]
+            if not linear:
+                stacked = [part for part, p in children[child].named_parameters() if p.dim() > 1]
+                experts |= {re.sub(r"\.\d+\.", ".*.", f"{name}.{child}.{part}") for part in stacked}
+    return NotAdapted(tuple(sorted(modules)), tuple(sorted(experts)))
 
 
 def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> PeftModel:
@@ -35,6 +69,7 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=targets,
+        exclude_modules=(list(not_adapted(model).modules) or None) if targets == "all-linear" else None,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
         task_type="SEQ_CLS" if scoring else "CAUSAL_LM",

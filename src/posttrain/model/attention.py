@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from posttrain.encode.segments import Segments
-from posttrain.errors import ModelError
 from posttrain.model.slots import Prefill, Step
 
 IMPLEMENTATION = "posttrain_segments"
@@ -125,7 +124,7 @@ def _rotate_back(d: Tensor, cos_TD: Tensor, sin_TD: Tensor, out: Tensor) -> Tens
 
 
 class _SegmentAttention(torch.autograd.Function):
-    """q [T, H, D], k and v [T, K, D] -> [T, H, D]; q and k are rotated by cos and sin [T, D] where these are given."""
+    """q [T, H, D], k [T, K, D], v [T, K, E] -> [T, H, E]; q and k are rotated by cos and sin [T, D] where these are given."""
 
     @staticmethod
     def forward(
@@ -140,7 +139,7 @@ class _SegmentAttention(torch.autograd.Function):
         window: int | None,
     ) -> Tensor:
         tokens, heads, size = q_THD.shape
-        kv_heads = k_TKD.shape[1]
+        kv_heads, width = v_TKD.shape[1:]
         groups = heads // kv_heads
         q_KGTD = q_THD.new_empty(kv_heads, groups, tokens, size)
         k_KTD = k_TKD.new_empty(kv_heads, tokens, size)
@@ -155,7 +154,7 @@ class _SegmentAttention(torch.autograd.Function):
         v_KTD = v_TKD.transpose(0, 1)
         lanes = _even_lanes(kv_heads, torch.get_num_threads())
         k_LTD, v_LTD = k_KTD.repeat(lanes, 1, 1), v_KTD.repeat(lanes, 1, 1)
-        out_TKGD = q_THD.new_empty(tokens, kv_heads, groups, size)
+        out_TKGD = q_THD.new_empty(tokens, kv_heads, groups, width)
         kept = []
         for block in _blocks(segments, lanes):
             batch = block.lanes * kv_heads
@@ -165,19 +164,19 @@ class _SegmentAttention(torch.autograd.Function):
             block.join(torch.bmm(p, _gather(v_LTD[:batch], block.key_spans)), out_TKGD)
         ctx.save_for_backward(q_KGTD, k_KTD, v_KTD, cos_TD, sin_TD, *kept)  # type: ignore[arg-type]
         ctx.segments, ctx.lanes, ctx.scale, ctx.window = segments, lanes, scale, window  # type: ignore[attr-defined]
-        return out_TKGD.view(tokens, heads, size)
+        return out_TKGD.view(tokens, heads, width)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_KGTD, k_KTD, v_KTD, cos_TD, sin_TD, *kept_list = ctx.saved_tensors
         kept = iter(kept_list)
         kv_heads, groups, tokens, size = q_KGTD.shape
-        d_out_KGTD = grads[0].view(tokens, kv_heads, groups, size).permute(1, 2, 0, 3)
+        d_out_KGTD = grads[0].view(tokens, kv_heads, groups, -1).permute(1, 2, 0, 3)
         dq_TKGD = torch.empty(tokens, kv_heads, groups, size, dtype=k_KTD.dtype, device=k_KTD.device)
         k_LTD, v_LTD = k_KTD.repeat(ctx.lanes, 1, 1), v_KTD.repeat(ctx.lanes, 1, 1)
         # A prefix gets the gradients of all that continue it: summed in fp32.
         wide = torch.promote_types(k_KTD.dtype, torch.float32)
-        dk_LTD, dv_LTD = (torch.zeros_like(k_LTD, dtype=wide) for _ in range(2))
+        dk_LTD, dv_LTD = (torch.zeros_like(x, dtype=wide) for x in (k_LTD, v_LTD))
         for block in _blocks(ctx.segments, ctx.lanes):
             batch, spans = block.lanes * kv_heads, block.key_spans
             q, d_out = block.split(q_KGTD), block.split(d_out_KGTD)
@@ -188,7 +187,7 @@ class _SegmentAttention(torch.autograd.Function):
             ds = torch._softmax_backward_data(dp, p, -1, dp.dtype)
             _scatter_add(dk_LTD[:batch], torch.bmm(ds.transpose(1, 2), q), spans)
             block.join(torch.bmm(ds, k), dq_TKGD)
-        dk_KTD, dv_KTD = (d.view(ctx.lanes, kv_heads, tokens, size).sum(0) for d in (dk_LTD, dv_LTD))
+        dk_KTD, dv_KTD = (d.view(ctx.lanes, kv_heads, tokens, -1).sum(0) for d in (dk_LTD, dv_LTD))
         dq_TKGD.mul_(ctx.scale)
         if cos_TD is not None:
             by_token = dq_TKGD.view(tokens, -1, size).transpose(0, 1)
@@ -210,14 +209,18 @@ def _reference_attention(
     window: int | None,
     softcap: float | None,
     dropout: float,
+    sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """The same by autograd, one segment at a time; also the path for score caps, dropout and accelerators."""
+    """The same by autograd, one segment at a time; also the path for score caps, sinks, dropout and accelerators.
+
+    sinks_H: a score that every head adds to its softmax and that has no value (gpt-oss; Xiao et al. 2023, arXiv:2309.17453).
+    """
     groups = q_HTD.shape[0] // k_KTD.shape[0]
     parts = []
     for index, (start, length) in enumerate(zip(segments.starts, segments.lengths, strict=True)):
         spans, keys = segments.spans(index), segments.depths[index] + length
         q, k, v = q_HTD[:, start : start + length], _gather(k_KTD, spans), _gather(v_KTD, spans)
-        if softcap is None:
+        if softcap is None and sinks_H is None:
             # torch's own causal mask is aligned at the first key, ours at the last
             causal = keys == length and (window is None or keys <= window)
             bias = None if causal else _causal_bias(length, keys, window, q.dtype, q.device)
@@ -233,9 +236,12 @@ def _reference_attention(
             )[0]
         else:
             scores = (q @ k.repeat_interleave(groups, 0).transpose(1, 2) * scale).float()
-            scores = torch.tanh(scores / softcap) * softcap
+            if softcap is not None:
+                scores = torch.tanh(scores / softcap) * softcap
             scores = scores + _causal_bias(length, keys, window, torch.float32, q.device)
-            p = F.dropout(scores.softmax(-1).to(v.dtype), dropout)
+            if sinks_H is not None:
+                scores = torch.cat([scores, sinks_H.float()[:, None, None].expand(-1, length, 1)], dim=-1)
+            p = F.dropout(scores.softmax(-1)[..., :keys].to(v.dtype), dropout)
             out = p @ v.repeat_interleave(groups, 0)
         parts.append(out.transpose(0, 1))
     return torch.cat(parts)
@@ -254,19 +260,18 @@ def segment_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     observed: dict[str, Any] | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """Attention function for transformers' AttentionInterface: query [1, H, T, D], key and value [1, K, T, D].
 
-    Returns ([1, T, H, D], None). The lengths of ``segments`` sum to T. With ``slots`` keys and values are kept for decoding, or
-    the T tokens are the next ones of as many sequences. Raises ModelError for layers this can't compute exactly (attention sinks),
+    Returns ([1, T, H, width of a value], None). The lengths of ``segments`` sum to T. With ``slots`` keys and values are kept for decoding, or
+    the T tokens are the next ones of as many sequences. ``s_aux``: attention sinks [H], as transformers calls them. Raises
     TypeError for calls that say neither.
     """
     if observed is not None:  # what a layer really asks for, whatever its attributes are called
-        observed |= {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
-    if unused.get("s_aux") is not None:
-        raise ModelError("this model uses attention sinks, which packed training does not support")
+        observed |= {"scaling": scaling, "sliding_window": sliding_window, "plain": softcap is None and s_aux is None}
     # Under autocast rotary positions leave queries and keys in fp32; the backward pass runs outside of autocast.
     q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -278,11 +283,11 @@ def segment_attention(
     if slots is not None:
         slots.keep(module.layer_idx, k_KTD, v_KTD)  # type: ignore[arg-type]
     window = _effective_window(sliding_window, segments)
-    if query.device.type == "cpu" and softcap is None and dropout == 0.0:
+    if query.device.type == "cpu" and softcap is None and s_aux is None and dropout == 0.0:
         by_token = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))
         out = _SegmentAttention.apply(*by_token, None, None, segments, scale, window)
     else:
-        out = _reference_attention(q_HTD, k_KTD, v_KTD, segments, scale, window, softcap, dropout)
+        out = _reference_attention(q_HTD, k_KTD, v_KTD, segments, scale, window, softcap, dropout, s_aux)
     return out[None], None
 
 

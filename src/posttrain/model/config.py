@@ -27,7 +27,7 @@ class LoraAdapter:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on the input of A."""
     targets: str | tuple[str, ...] = "all-linear"
-    """``all-linear`` (every linear layer but the output head) or a list of module name endings."""
+    """``all-linear`` (every linear layer but the output head and the routers of experts) or a list of module name endings."""
     rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732)."""
     dora: bool = False

@@ -10,7 +10,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from posttrain.errors import ModelError
-from posttrain.model.load import causal_lm, quiet_transformers
+from posttrain.model.forward import causal_lm
+from posttrain.model.load import quiet_transformers
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:

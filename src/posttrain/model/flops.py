@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from posttrain.encode.collate import Batch
-from posttrain.model.load import causal_lm, output_head
+from posttrain.model.forward import body, causal_lm
 from posttrain.model.reward import score_head
 
 
@@ -17,16 +17,23 @@ def step_flops(model: nn.Module, batch: Batch) -> float:
     twice), and the output head at supervised tokens. Recomputation is not counted: it is not progress.
     """
     segments, supervised = batch.segments, len(batch.predict_S)
-    tokens = sum(segments.lengths)
-    head_VD = output_head(model)[0] if score_head(model) is None else None
+    tokens, trunk = sum(segments.lengths), body(model)
     per_token = 0.0
-    for module in causal_lm(model).get_decoder().modules():
+    for module in trunk.modules():
         if isinstance(module, nn.Linear):
             per_token += module.weight.numel() * (6 if module.weight.requires_grad else 4)
     config = causal_lm(model).config.get_text_config()
-    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    heads, layers = _number(config, "num_attention_heads"), _number(config, "num_hidden_layers")
+    width = heads * (_number(config, "head_dim") or _number(config, "hidden_size") / max(heads, 1))
     pairs = sum(n * (d + n / 2) for n, d in zip(segments.lengths, segments.depths, strict=True))
-    attention = 12.0 * config.num_hidden_layers * width * pairs
+    attention = 12.0 * layers * width * pairs
     # A score head is a few hundred numbers.
-    head = 0.0 if head_VD is None else supervised * head_VD.numel() * (6.0 if head_VD.requires_grad else 4.0)
+    weight = getattr(causal_lm(model).get_output_embeddings(), "weight", None) if score_head(model) is None else None
+    head = 0.0 if weight is None else supervised * weight.numel() * (6.0 if weight.requires_grad else 4.0)
     return float(tokens * per_token + attention + head)
+
+
+def _number(config: object, name: str) -> float:
+    """A number of a configuration; 0 where it has none: this count is for display, and a model without one is no error."""
+    value = getattr(config, name, None)
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -250,7 +250,7 @@ def _attention_forward(module: nn.Module) -> Callable[..., tuple[Tensor, None]] 
     if getattr(module, "attention_dropout", 0.0) or next(module.parameters()).device.type != "cpu":
         return None
     probe = _probe_attention(module, size)
-    if probe is None or probe.options["softcap"] is not None or probe.options["scaling"] is None:
+    if probe is None or not probe.options["plain"] or probe.options["scaling"] is None:
         return None
     scale, window = probe.options["scaling"], probe.options["sliding_window"]
     found = [_slot(part) for part in parts[:3] if isinstance(part, nn.Module)]
@@ -261,6 +261,8 @@ def _attention_forward(module: nn.Module) -> Callable[..., tuple[Tensor, None]] 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         segments, rotation = kwargs.get("segments"), kwargs.get("position_embeddings")
         if args or segments is None or rotation is None or kwargs.get("slots") is not None:
+            return generic(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+        if rotation[0].shape[-1] != size:  # a part of each head is rotated
             return generic(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
         if len(slots) == 3 and all(s.ready() for s in slots):
             projected = _lora_outputs(slots, hidden_states)
@@ -421,7 +423,7 @@ def fuse(model: nn.Module) -> dict[str, int]:
 
 
 def unfuse(model: nn.Module) -> None:
-    """Give every module its own forward pass back."""
+    """Give every module its own forward pass back; what is there to compute the right thing (`rotary`) stays."""
     for module in model.modules():
-        if "forward" in vars(module):
+        if "forward" in vars(module) and not getattr(module.forward, "permanent", False):
             del module.forward

@@ -1,4 +1,4 @@
-"""Log-probabilities of given next tokens: the only place where logits exist.
+"""Log-probabilities of given next tokens: the only place where logits exist (but for a head that only the model's code knows, `forward.own_logps`).
 
 ``token_logps(hidden_SD, head_VD, targets_S)`` returns log p(target) for S supervised positions, computed in chunks so
 that never more than ``CHUNK`` rows of the vocabulary are in memory. The product with the output head runs in the compute
@@ -59,7 +59,14 @@ def _logps_and_residual(logits_CV: Tensor, targets_C: Tensor, cap: float | None)
     return logps_C
 
 
-def _logps_alone(hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: float | None) -> Tensor:
+def _product(hidden_CD: Tensor, head_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """Logits [C, V], in memory of their own."""
+    return hidden_CD @ head_VD.T if bias_V is None else torch.addmm(bias_V, hidden_CD, head_VD.T)
+
+
+def _logps_alone(
+    hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: float | None, bias_V: Tensor | None
+) -> Tensor:
     """fp32 log-probabilities [S] of the targets where no gradient is wanted: logits exist in tiles that stay in the cache.
 
     A running maximum and sum, as in online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), with the target left out of the
@@ -73,7 +80,8 @@ def _logps_alone(hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: flo
         target_C = torch.empty(len(targets_C), dtype=wide, device=hidden_SD.device)
         top_C, rest_C = torch.full_like(target_C, -torch.inf), torch.zeros_like(target_C)
         for first in range(0, len(head_VD), _TILE_COLUMNS):
-            z = (hidden_CD @ head_VD[first : first + _TILE_COLUMNS].T).to(wide)
+            columns = slice(first, first + _TILE_COLUMNS)
+            z = _product(hidden_CD, head_VD[columns], None if bias_V is None else bias_V[columns]).to(wide)
             if cap is not None:
                 z = torch.tanh(z / cap).mul_(cap)
             here = ((targets_C >= first) & (targets_C < first + z.shape[1])).nonzero()[:, 0]
@@ -93,23 +101,25 @@ def _logps_alone(hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: flo
 
 
 class _TokenLogps(torch.autograd.Function):
-    """hidden [S, D], head [V, D], targets [S] -> log p [S] in fp32."""
+    """hidden [S, D], head [V, D], bias [V] or None, targets [S] -> log p [S] in fp32."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: float | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden_SD: Tensor, head_VD: Tensor, bias_V: Tensor | None, targets_S: Tensor, cap: float | None
+    ) -> Tensor:
         logps_S = torch.empty(len(hidden_SD), dtype=_accurate(hidden_SD.dtype), device=hidden_SD.device)
-        head_trains, hidden_trains = ctx.needs_input_grad[1], ctx.needs_input_grad[0]
+        hidden_trains, head_trains = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         unit_gradient_SD = torch.empty_like(hidden_SD) if hidden_trains and not head_trains else None
         for begin in range(0, len(hidden_SD), CHUNK):
             chunk = slice(begin, begin + CHUNK)
-            residual_CV = hidden_SD[chunk] @ head_VD.T
+            residual_CV = _product(hidden_SD[chunk], head_VD, bias_V)
             logps_S[chunk] = _logps_and_residual(residual_CV, targets_S[chunk], cap)
             if unit_gradient_SD is not None:
                 torch.mm(residual_CV, head_VD, out=unit_gradient_SD[chunk])
         if unit_gradient_SD is not None:
             ctx.save_for_backward(unit_gradient_SD)
         else:
-            ctx.save_for_backward(hidden_SD, head_VD, targets_S)
+            ctx.save_for_backward(hidden_SD, head_VD, bias_V, targets_S)
         ctx.head_trains, ctx.cap = head_trains, cap
         return logps_S
 
@@ -118,29 +128,50 @@ class _TokenLogps(torch.autograd.Function):
         upstream_S1 = -grads[0][:, None]
         if not ctx.head_trains:
             (unit_gradient_SD,) = ctx.saved_tensors
-            return unit_gradient_SD * upstream_S1.to(unit_gradient_SD.dtype), None, None, None
-        hidden_SD, head_VD, targets_S = ctx.saved_tensors
+            return unit_gradient_SD * upstream_S1.to(unit_gradient_SD.dtype), None, None, None, None
+        hidden_SD, head_VD, bias_V, targets_S = ctx.saved_tensors
         d_hidden_SD = torch.empty_like(hidden_SD)
         d_head_VD = torch.zeros(head_VD.shape, dtype=_accurate(head_VD.dtype), device=head_VD.device)
+        d_bias_V = d_head_VD.new_zeros(len(head_VD))
         for begin in range(0, len(hidden_SD), CHUNK):
             chunk = slice(begin, begin + CHUNK)
-            residual_CV = hidden_SD[chunk] @ head_VD.T
+            residual_CV = _product(hidden_SD[chunk], head_VD, bias_V)
             _logps_and_residual(residual_CV, targets_S[chunk], ctx.cap)
             residual_CV *= upstream_S1[chunk].to(residual_CV.dtype)
             torch.mm(residual_CV, head_VD, out=d_hidden_SD[chunk])
             # Chunks are summed in fp32: rounding every partial sum to bf16 would bias the head.
             d_head_VD += residual_CV.T @ hidden_SD[chunk]
-        return d_hidden_SD, d_head_VD.to(head_VD.dtype), None, None
+            if bias_V is not None:
+                d_bias_V += residual_CV.sum(dim=0, dtype=d_bias_V.dtype)
+        return (
+            d_hidden_SD,
+            d_head_VD.to(head_VD.dtype),
+            None if bias_V is None else d_bias_V.to(bias_V.dtype),
+            None,
+            None,
+        )
 
 
-def token_logps(hidden_SD: Tensor, head_VD: Tensor, targets_S: Tensor, cap: float | None = None) -> Tensor:
+def token_logps(
+    hidden_SD: Tensor,
+    head_VD: Tensor,
+    targets_S: Tensor,
+    cap: float | None = None,
+    bias_V: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
     """log p(targets_S) in fp32 [S] from final hidden states and the output head.
 
-    hidden_SD: [S, D] in the compute type. head_VD: [V, D], cast to the compute type. targets_S: int64 [S].
-    cap: final logit soft-cap of some models (Gemma 2), logits = cap * tanh(logits / cap).
-    Differentiable in hidden_SD and head_VD.
+    hidden_SD: [S, D] in the compute type. head_VD: [V, D], cast to the compute type, as is bias_V: [V], which few models have.
+    targets_S: int64 [S]. scale, cap: what some models do to their logits z (Granite, Cohere; Gemma 2):
+    logits = cap * tanh(scale * z / cap), or scale * z without a cap. Differentiable in hidden_SD, head_VD and bias_V.
     """
-    if not (torch.is_grad_enabled() and (hidden_SD.requires_grad or head_VD.requires_grad)):
-        return _logps_alone(hidden_SD, head_VD.to(hidden_SD.dtype), targets_S, cap)
-    result: Tensor = _TokenLogps.apply(hidden_SD, head_VD.to(hidden_SD.dtype), targets_S, cap)
+    head_VD = head_VD.to(hidden_SD.dtype)
+    bias_V = None if bias_V is None else bias_V.to(hidden_SD.dtype)
+    if scale != 1.0:
+        hidden_SD, bias_V = hidden_SD * scale, None if bias_V is None else bias_V * scale
+    trained = hidden_SD.requires_grad or head_VD.requires_grad or (bias_V is not None and bias_V.requires_grad)
+    if not (torch.is_grad_enabled() and trained):
+        return _logps_alone(hidden_SD, head_VD, targets_S, cap, bias_V)
+    result: Tensor = _TokenLogps.apply(hidden_SD, head_VD, bias_V, targets_S, cap)
     return result

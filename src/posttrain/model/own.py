@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.model import attention
+from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import fresh_rotary, lengths_of
-from posttrain.model.load import causal_lm
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What models call the memory they hand from one token to the next."""

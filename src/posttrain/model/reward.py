@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.encode.collate import Batch
-from posttrain.model.load import causal_lm, final_hidden
+from posttrain.model.forward import causal_lm, final_hidden
 
 
 def score_head(model: nn.Module) -> nn.Module | None:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from posttrain.encode.collate import Batch, collate_shared
+from posttrain.encode.collate import Batch, collate, collate_shared
 from posttrain.encode.packing import pack
-from posttrain.model.load import final_hidden, output_head
+from posttrain.model.forward import causal_lm, final_hidden, output_head, own_logps, path_of
 from posttrain.model.logprobs import token_logps
 from posttrain.types import Tokens
 
@@ -25,20 +25,28 @@ class TokenLogps(NamedTuple):
     weights_S: Tensor
 
 
+def lay_out(model: nn.Module, sequences: Sequence[Tokens]) -> Batch:
+    """The batch in which a model computes these sequences: common prefixes once where that gives the same."""
+    return collate_shared(sequences) if path_of(model).shares else collate(sequences)
+
+
 def batch_logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> TokenLogps:
     """Log-probabilities of every supervised token of a packed batch, with gradient where the model trains.
 
     ``compute_dtype``: the type of matrix products; where the weights are fp32 and this is bf16, autocast is used.
     """
-    head_VD, cap = output_head(model)
-    device = head_VD.device
+    embedding_VD = causal_lm(model).get_input_embeddings().weight
+    device, head = embedding_VD.device, output_head(model)
     ids_T, predict_S, targets_S = (
         torch.from_numpy(a).to(device) for a in (batch.ids_T, batch.predict_S, batch.targets_S)
     )
-    mixed = head_VD.dtype == torch.float32 and compute_dtype != torch.float32
+    mixed = embedding_VD.dtype == torch.float32 and compute_dtype != torch.float32
     with torch.autocast(device.type, compute_dtype) if mixed else contextlib.nullcontext():
-        hidden_TD = final_hidden(model, ids_T, batch.segments)
-        logps_S = token_logps(hidden_TD[predict_S].to(compute_dtype), head_VD, targets_S, cap)
+        if head is None:
+            logps_S = own_logps(model, ids_T, batch.segments, predict_S, targets_S)
+        else:
+            hidden_SD = final_hidden(model, ids_T, batch.segments)[predict_S].to(compute_dtype)
+            logps_S = token_logps(hidden_SD, head.weight_VD, targets_S, head.form.cap, head.bias_V, head.form.scale)
     return TokenLogps(logps_S, torch.from_numpy(batch.target_weights_S).to(device))
 
 
@@ -89,11 +97,11 @@ def sequence_logps(
     called with the number of groups done.
     """
     found: list[list[NDArray[np.float32]]] = [[] for _ in groups]
-    lengths = [len(group[0]) if len(group) == 1 else len(collate_shared(group).ids_T) for group in groups]
+    lengths = [len(group[0]) if len(group) == 1 else len(lay_out(model, group).ids_T) for group in groups]
     training = model.training
     model.eval()
     for indices in pack(lengths, micro_batch_tokens):
-        batch = collate_shared([sequence for index in indices for sequence in groups[index]])
+        batch = lay_out(model, [sequence for index in indices for sequence in groups[index]])
         logps_S = batch_logps(model, batch, compute_dtype).logps_S.float().cpu().numpy()
         parts = iter(np.split(logps_S, np.cumsum(batch.counts_B)[:-1]))
         for index in indices:

@@ -23,15 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, write_json
-from posttrain.encode.collate import collate_shared
 from posttrain.errors import ConfigError, InterruptedRunError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
 from posttrain.model.companions import Companions
 from posttrain.model.config import LoraAdapter
 from posttrain.model.flops import step_flops
+from posttrain.model.forward import causal_lm, path_of
 from posttrain.model.frozen import frozen_model
-from posttrain.model.load import causal_lm, load_model
-from posttrain.model.score import sequence_logps
+from posttrain.model.load import load_model
+from posttrain.model.score import lay_out, sequence_logps
 from posttrain.objectives import RewardObjective
 from posttrain.objectives.base import Loss
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
@@ -120,6 +120,8 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
         if adapter_folder is not None:
             model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
         model.requires_grad_(True)
+    for note in _notes(model, stage):
+        warnings.warn(note, stacklevel=2)
     if stage.gradient_checkpointing:
         inner = causal_lm(model)
         # transformers renamed this method in 5.2x and warns about the old name
@@ -130,6 +132,17 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     return Trainee(model.train(), adapters.trainable_parameters(model), compute_dtype, device)
+
+
+def _notes(model: nn.Module, stage: TrainStage) -> Iterator[str]:
+    """What is worth knowing of how this model is trained."""
+    path = path_of(model)
+    if path.kind == "alone":
+        yield f"sequences are computed one at a time, by the model's own code, which is slower: {path.why}"
+    if isinstance(stage.adapter, LoraAdapter) and stage.adapter.targets == "all-linear":
+        experts = adapters.not_adapted(causal_lm(model)).experts
+        if experts:
+            yield f"adapter.targets all-linear does not reach the stacked weights of experts: {', '.join(experts)}"
 
 
 def settled_dtype(stage: TrainStage, out: StageDir) -> TrainStage:
@@ -174,7 +187,7 @@ def optimizer_step(
     flops, computed, tokens, supervised = 0.0, 0, 0, 0
     for group in micro_batches:
         sequences = [sequence for unit in group for sequence in task.sequences(unit)]
-        batch = collate_shared(sequences)
+        batch = lay_out(trainee.model, sequences)
         found = task.loss(group, batch, task.forward(trainee.model, batch, trainee.compute_dtype), context)
         torch.autograd.backward(found.share)
         sums.add(found)
@@ -208,19 +221,19 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -
     sums = _Sums(trainee.device)
     training = trainee.model.training
     trainee.model.eval()
-    for indices in micro_batches(range(len(units)), [unit_length(task, unit) for unit in units], budget):
+    for indices in micro_batches(range(len(units)), [unit_length(trainee.model, task, unit) for unit in units], budget):
         group = [units[i] for i in indices]
-        batch = collate_shared([sequence for unit in group for sequence in task.sequences(unit)])
+        batch = lay_out(trainee.model, [sequence for unit in group for sequence in task.sequences(unit)])
         sums.add(task.loss(group, batch, task.forward(trainee.model, batch, trainee.compute_dtype), context))
     trainee.model.train(training)
     loss, metrics, _ = sums.host(torch.zeros((), device=trainee.device))
     return loss, metrics
 
 
-def unit_length(task: Task, unit: Unit) -> int:
+def unit_length(model: nn.Module, task: Task, unit: Unit) -> int:
     """Tokens of a unit that go through the model."""
     sequences = task.sequences(unit)
-    return len(sequences[0]) if len(sequences) == 1 else len(collate_shared(sequences).ids_T)
+    return len(sequences[0]) if len(sequences) == 1 else len(lay_out(model, sequences).ids_T)
 
 
 class _Sums:
@@ -273,7 +286,7 @@ def train(
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
     pad_id = causal_lm(trainee.model).config.get_text_config().pad_token_id
     task = make_task(stage.objective, pad_id=pad_id)  # lengths do not depend on the reference
-    lengths = tuple(unit_length(task, unit) for unit in inputs.examples)
+    lengths = tuple(unit_length(trainee.model, task, unit) for unit in inputs.examples)
     plan = Plan(lengths, stage.batch_size, stage.micro_batch_tokens, stage.epochs, seed, stage.max_steps)
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
     if stage.objective.needs_reference:

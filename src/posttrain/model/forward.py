@@ -1,0 +1,128 @@
+"""How sequences go through a loaded model: many in one packed pass, or one at a time by the model's own code.
+
+`posttrain.model.proof` finds out at loading which of the two is right and leaves it on the model as one value, a `Path`. Everything
+that needs hidden states or log-probabilities asks here, so training, reference, evaluation and verification are the same code on
+both paths.
+
+Shapes: T packed tokens, S supervised ones, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from posttrain.encode.segments import Segments
+from posttrain.errors import ModelError
+
+_PATH = "posttrain_path"
+
+
+class LogitForm(NamedTuple):
+    """What a model does to the products of its output head: logits = cap * tanh(scale * z / cap); no cap: scale * z."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+
+PLAIN = LogitForm()
+
+
+@dataclass(frozen=True)
+class Path:
+    """How sequences go through a model, proven when it was loaded."""
+
+    kind: Literal["packed", "alone"]
+    """``packed``: side by side in one pass, attention per segment. ``alone``: one at a time, by the model's own code."""
+    why: str = ""
+    """What stands in the way of packing; empty where nothing does."""
+    shares: bool = False
+    """Whether a prefix may be computed once for several sequences: not where a sequence's length decides what it is."""
+    logits: LogitForm | None = PLAIN
+    """How logits come from the output head; None where only the model's own code can tell."""
+
+
+class Head(NamedTuple):
+    """The output head: logits = form(hidden weight^T + bias)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    form: LogitForm
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The HF model inside a PEFT wrapper, or the model itself."""
+    inner = getattr(model, "base_model", None)
+    return inner.model if inner is not None and hasattr(inner, "peft_config") else model
+
+
+def path_of(model: nn.Module) -> Path:
+    """How sequences go through this model. Raises ModelError for a model that was not loaded by `load_model`."""
+    path = getattr(causal_lm(model), _PATH, None)
+    if not isinstance(path, Path):
+        raise ModelError(
+            "how sequences go through this model was never proven", fix="load it with posttrain.model.load.load_model"
+        )
+    return path
+
+
+def set_path(model: nn.Module, path: Path) -> None:
+    """Leave the path on a model; for the proof at loading."""
+    setattr(causal_lm(model), _PATH, path)
+
+
+def body(model: nn.Module) -> nn.Module:
+    """The part of a model that ends in the final hidden states."""
+    inner: Any = causal_lm(model)
+    parts = (inner.get_decoder(), inner.base_model, getattr(inner, "model", None))
+    return next(part for part in parts if isinstance(part, nn.Module) and part is not inner)
+
+
+def final_hidden(model: nn.Module, ids_T: Tensor, segments: Segments) -> Tensor:
+    """Final hidden states [T, D] of packed sequences; logits are never formed here. ids_T: int64 on the model's device."""
+    path, decoder = path_of(model), body(model)
+    if path.kind == "packed" and (path.shares or not segments.shared):
+        positions_T = torch.from_numpy(segments.positions).to(ids_T.device)
+        output = decoder(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, segments=segments)
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+    return torch.cat(
+        [
+            decoder(input_ids=ids, use_cache=False, **options).last_hidden_state[0, -length:]
+            for _, length, ids, options in _one_by_one(path, ids_T, segments)
+        ]
+    )
+
+
+def _one_by_one(path: Path, ids_T: Tensor, segments: Segments) -> Iterator[tuple[int, int, Tensor, dict[str, Any]]]:
+    """For each segment: where it starts, its length, the ids [1, n] of the sequence that ends with it, and how it is passed."""
+    for index, (start, length) in enumerate(zip(segments.starts, segments.lengths, strict=True)):
+        ids = torch.cat([ids_T[begin:end] for begin, end in segments.spans(index)])[None]
+        options = {"segments": Segments([ids.shape[1]])} if path.kind == "packed" else {}
+        yield start, length, ids, options
+
+
+def output_head(model: nn.Module) -> Head | None:
+    """The output head as a matrix, its bias, and what follows; None where only the model's own code can form logits."""
+    head, form = causal_lm(model).get_output_embeddings(), path_of(model).logits
+    if type(head) is not nn.Linear or form is None:  # with an adapter on it, for example
+        return None
+    return Head(head.weight, head.bias, form)
+
+
+def own_logps(model: nn.Module, ids_T: Tensor, segments: Segments, predict_S: Tensor, targets_S: Tensor) -> Tensor:
+    """fp32 log p [S] of the targets from the model's own logits, one sequence at a time: for heads that are no plain matrix."""
+    parts, order = [], []
+    for start, length, ids, options in _one_by_one(path_of(model), ids_T, segments):
+        here = ((predict_S >= start) & (predict_S < start + length)).nonzero()[:, 0]
+        kept = predict_S[here] - start + ids.shape[1] - length
+        logits_CV = causal_lm(model)(input_ids=ids, use_cache=False, **options).logits[0, kept]
+        parts.append(logits_CV.float().log_softmax(-1).gather(1, targets_S[here, None])[:, 0])
+        order.append(here)
+    logps_S: Tensor = torch.cat(parts)[torch.cat(order).argsort()]
+    return logps_S

@@ -1,0 +1,211 @@
+"""What is proven of a model when it is loaded: how sequences may go through it (`posttrain.model.forward.Path`).
+
+Nothing here knows a model by name. The model's own code computes a few short sequences one at a time; packed into one pass they must
+come out the same. A configuration may switch to another computation at some length (a window closes, a chunk ends, rotary
+factors change): the probe crosses every such length, and where one is long it is made short for the time of the proof.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, MutableMapping
+from itertools import product
+from pathlib import Path as Folder
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from posttrain.encode.segments import Segments
+from posttrain.errors import ModelError
+from posttrain.model.attention import IMPLEMENTATION
+from posttrain.model.forward import LogitForm, Path, body, final_hidden, set_path
+from posttrain.model.rotary import follow_lengths, is_by_length
+
+TOLERANCE = {torch.float32: 1e-3}
+"""Largest relative difference of packed from alone: rounding gives 5e-7 in fp32, 0.013 in bf16; leaks 0.03 and more."""
+COARSE_TOLERANCE = 0.15
+_SWITCHES = (
+    "sliding_window",
+    "attention_chunk_size",
+    "attention_window_size",
+    "window_size",
+    "original_max_position_embeddings",
+)
+"""Names, of configurations and of modules, whose value is a length at which something else is computed."""
+_SWITCHES_BY_LENGTH = ("max_position_embeddings", "original_max_seq_len", "max_seq_len_cached")
+"""The same, where rotary positions depend on the length; elsewhere these are limits and sizes of tables."""
+_CROSSED = 128
+"""A switch up to this many tokens is crossed as it is; a longer one is made `_SHORT` for the time of the proof."""
+_SHORT = 16
+_SCALES: tuple[tuple[str, Callable[[float], float]], ...] = (
+    ("logit_scale", lambda x: x),
+    ("logits_scaling", lambda x: 1 / x),
+    ("logits_scaling", lambda x: x),
+    ("lm_head_multiplier", lambda x: x),
+)
+"""Names under which configurations scale logits, and how; which of them a model means is measured."""
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+_LOUD = 30.0
+"""Logits are made this large before they reach what follows the head: a cap does nothing to small ones."""
+
+
+@torch.no_grad()
+def prove(model: PreTrainedModel, folder: Folder) -> Path:
+    """Find out how sequences go through a model in eval mode, leave that on the model, and return it.
+
+    Raises ModelError where its own code can't compute a sequence, or looks at later tokens.
+    """
+    by_length = follow_lengths(model)
+    with _switches_crossed(model) as longest:
+        segments = _probe(longest, shared=not by_length)
+        vocabulary = model.get_input_embeddings().weight
+        ids_T = (torch.arange(sum(segments.lengths), device=vocabulary.device) * 7 + 3) % len(vocabulary)
+        packs = model.config._attn_implementation == IMPLEMENTATION
+        own_TD = _own_hidden(model, ids_T, segments, folder)
+        why = "it brings attention code of its own"
+        if packs:
+            why = _packing_fault(model, ids_T, segments, own_TD, shares=not by_length)
+        if why:
+            _use_faster_attention(model, ids_T, segments, own_TD)
+    path = Path("alone", why) if why else Path("packed", shares=not by_length)
+    set_path(model, path)
+    if model.get_output_embeddings() is not None:
+        path = Path(path.kind, path.why, path.shares, _logit_form(model, ids_T[:5]))
+        set_path(model, path)
+    return path
+
+
+def _probe(longest: int, *, shared: bool) -> Segments:
+    """Sequences of few tokens and one of ``longest``; where prefixes are shared, two more that continue the second."""
+    lengths = [5, 6, 3, 7, longest, 4] if longest else [5, 6, 3, 7]
+    return Segments(lengths, [-1, -1, 1, 1, -1, 4][: len(lengths)] if shared else None)
+
+
+def _own_hidden(model: PreTrainedModel, ids_T: Tensor, segments: Segments, folder: Folder) -> Tensor:
+    """Hidden states by the model's own code and transformers' plainest attention, one sequence at a time."""
+    set_path(model, Path("alone"))
+    try:
+        model.set_attn_implementation("eager")
+        own_TD = final_hidden(model, ids_T, segments)
+        first = segments.lengths[0]
+        prefix_TD = final_hidden(model, ids_T[: first - 2], Segments([first - 2]))
+    except Exception as error:  # whatever a model's code raises: nothing can be computed with it
+        raise ModelError(
+            f"the code of this model ({type(model).__name__}) can't compute a sequence: {_line(error)}",
+            where=str(folder),
+        ) from error
+    if _difference(prefix_TD, own_TD[: first - 2]) > _tolerance(model):
+        raise ModelError(
+            f"{type(model).__name__} looks at later tokens: it is no causal language model",
+            where=str(folder),
+            fix="choose a model that was trained to predict the next token",
+        )
+    return own_TD
+
+
+def _packing_fault(model: PreTrainedModel, ids_T: Tensor, segments: Segments, own_TD: Tensor, *, shares: bool) -> str:
+    """Why this model can't be packed; empty where packed sequences come out as they do alone.
+
+    Layers that mix neighbours without attention (convolutions, recurrences) let sequences leak into each other, and
+    models with position biases or chunks inside their own attention lose them in ours.
+    """
+    set_path(model, Path("packed", shares=shares))
+    try:
+        model.set_attn_implementation(IMPLEMENTATION)
+        difference = _difference(final_hidden(model, ids_T, segments), own_TD)
+    except Exception as error:  # whatever a model's code raises at arguments it does not know
+        return f"its code takes no packed sequences ({_line(error)})"
+    if difference > _tolerance(model):  # a NaN is the weights' fault and told by the training
+        return (
+            f"packed it computes something else (relative difference {difference:.2g}): layers besides attention mix "
+            "neighbours, or its attention has rules of its own"
+        )
+    return ""
+
+
+def _use_faster_attention(model: PreTrainedModel, ids_T: Tensor, segments: Segments, own_TD: Tensor) -> None:
+    """torch's attention kernels where they give what the plain code gives, else the plain code."""
+    set_path(model, Path("alone"))
+    try:
+        model.set_attn_implementation("sdpa")
+        difference = _difference(final_hidden(model, ids_T, segments), own_TD)
+    except Exception:  # not every model takes them
+        difference = math.inf
+    if not difference <= _tolerance(model):
+        model.set_attn_implementation("eager")
+
+
+@contextlib.contextmanager
+def _switches_crossed(model: PreTrainedModel) -> Iterator[int]:
+    """Inside, no switch of the model is at more than `_CROSSED` tokens; yields a length beyond all of them, 0 without any.
+
+    Windows, chunks and ranges are read from configurations and modules while a model computes, so they can be changed there.
+    """
+    places: list[MutableMapping[str, Any]] = []
+    for module in model.modules():
+        places.append(vars(module))
+        if hasattr(getattr(module, "config", None), "to_dict"):
+            places += _nested(vars(module.config))
+    places = list({id(place): place for place in places}.values())
+    by_length = any(is_by_length(place.get("rope_type", "")) for place in places)
+    names = _SWITCHES + (_SWITCHES_BY_LENGTH if by_length else ())
+    found = [(place, name, place[name]) for place in places for name in names if type(place.get(name)) is int]
+    try:
+        for place, name, value in found:
+            place[name] = value if value <= _CROSSED else _SHORT
+        yield 2 * max((place[name] for place, name, _ in found), default=-4) + 9 if found else 0
+    finally:
+        for place, name, value in found:
+            place[name] = value
+
+
+def _nested(place: MutableMapping[str, Any]) -> list[MutableMapping[str, Any]]:
+    """A mapping and all mappings in it."""
+    inner = [value for value in place.values() if isinstance(value, dict)]
+    return [place, *(deeper for value in inner for deeper in _nested(value))]
+
+
+def _logit_form(model: PreTrainedModel, ids_T: Tensor) -> LogitForm | None:
+    """What the model does to the products of its head, of all that its configuration may mean; None where it is none of these."""
+    head: Any = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        return None
+    segments = Segments([len(ids_T)])
+    hidden_TD = final_hidden(model, ids_T, segments).to(head.weight.dtype)
+    z_TV = torch.nn.functional.linear(hidden_TD, head.weight, head.bias).float()
+    gain = _LOUD / float(z_TV.std().clamp(min=1e-6))
+    options = {"segments": segments} if model.config._attn_implementation == IMPLEMENTATION else {}
+    louder = head.register_forward_hook(lambda module, inputs, output: output * gain)
+    try:
+        own_TV = model(input_ids=ids_T[None], use_cache=False, **options).logits[0].float()
+    except Exception:  # then its logits can't be ours either
+        return None
+    finally:
+        louder.remove()
+    config = model.config.get_text_config()
+    scales = {1.0, *(form(float(x)) for name, form in _SCALES if (x := getattr(config, name, None)))}
+    caps = {None, *(getattr(config, name, None) for name in _CAPS)}
+    differences = {}
+    for scale, cap in product(scales, caps):
+        ours_TV = z_TV * gain * scale
+        ours_TV = ours_TV if cap is None else torch.tanh(ours_TV / cap) * cap
+        if ours_TV.shape == own_TV.shape:
+            differences[LogitForm(scale, cap)] = _difference(ours_TV, own_TV)
+    best = min(differences, key=lambda form: differences[form], default=None)
+    return best if best is not None and not differences[best] > _tolerance(model) else None
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """2-norm of the difference relative to the 2-norm."""
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    return TOLERANCE.get(body(model).dtype, COARSE_TOLERANCE)  # type: ignore[call-overload,no-any-return]
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
