@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from posttrain.errors import ModelError
 from posttrain.generate import ways
 from posttrain.generate.decode import decode, replies
 from posttrain.generate.engine import Sampling
-from posttrain.generate.ways import OwnCache, Recompute, Slots, speed_note, way_of
+from posttrain.generate.ways import OwnCache, Recompute, Slots, way_of
 from posttrain.model.lengths import context_of, lengths_of, limits_of
 from posttrain.model.load import load_model
 
@@ -42,56 +41,8 @@ def own(family: str) -> nn.Module:
     return micro_model(family).requires_grad_(False)
 
 
-@torch.no_grad()
-def greedy_without_cache(model: nn.Module, prompts: Sequence[Prompt], count: int) -> list[list[int]]:
-    """The likeliest token after all before it, again and again; a fresh model each time, because rotary modules have a memory."""
-    found = []
-    for prompt in prompts:
-        ids = prompt.tolist()
-        for _ in range(count):
-            ids.append(int(copy.deepcopy(model)(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        found.append(ids[len(prompt) :])
-    return found
-
-
 def ids_of(model: nn.Module, prompts: Sequence[Prompt], count: int, **options: Any) -> list[list[int]]:
     return [reply.ids for reply in replies(model, prompts, [], Sampling(max_tokens=count), **options)]
-
-
-@pytest.mark.filterwarnings("ignore")  # these models' own
-@pytest.mark.parametrize("family", ["llama-dynamic", "phi3-longrope", "mistral", "gemma3", "gpt2"])
-def test_the_fast_way_is_the_models_own_at_every_length(family: str, prompts: list[Prompt], tmp_path: Path) -> None:
-    """Replies cross the switch of the configuration while neighbours are on either side of it."""
-    model = loaded(family, tmp_path)
-    expected = greedy_without_cache(own(family), prompts, 16)
-    assert ids_of(model, prompts, 16) == expected
-    assert ids_of(model, prompts, 16, slots=2) == expected
-    assert way_of(model, 33) is Slots
-    assert speed_note(model) is None
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("family", "way"),
-    [
-        ("mamba", OwnCache),
-        ("lfm2", OwnCache),
-        ("qwen3-next", OwnCache),
-        ("bloom", OwnCache),
-        ("gpt-oss", OwnCache),
-        ("llama4", OwnCache),
-        ("diffllama", OwnCache),
-        ("llama-dynamic", OwnCache),
-        ("recurrent-gemma", Recompute),  # its cache forgets more than its window does
-    ],
-)
-def test_a_model_without_our_slots_speaks_by_its_own_code(
-    family: str, way: type[OwnCache] | type[Recompute], prompts: list[Prompt]
-) -> None:
-    model = own(family)
-    assert ids_of(model, prompts, 16) == greedy_without_cache(own(family), prompts, 16)
-    assert way_of(model, 33) is way
-    assert "slow" in (speed_note(model) or "")
 
 
 @pytest.mark.filterwarnings("ignore")

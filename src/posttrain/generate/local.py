@@ -27,6 +27,7 @@ from posttrain.generate.engine import (
     Usage,
     split_think,
 )
+from posttrain.generate.ways import speed_note
 from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import context_of, limits_of
 
@@ -63,6 +64,11 @@ class LocalEngine:
             template=xxhash.xxh3_128_hexdigest(f"{text}\n{variables}".encode()),
             options=json.dumps({"dtype": dtype}),
         )
+
+    @property
+    def speed_note(self) -> str | None:
+        """What to tell of a model whose replies are slow; None for others. The first use proves how the model is continued."""
+        return speed_note(self.model)
 
     async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
         """Answer all requests; outcomes come as replies end. The work runs in a thread, so other engines go on meanwhile."""

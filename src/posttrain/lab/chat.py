@@ -11,6 +11,7 @@ from posttrain.encode.tokens import encode_prompt
 from posttrain.errors import ModelError
 from posttrain.generate.decode import decode, without_stop
 from posttrain.generate.engine import Sampling
+from posttrain.generate.ways import speed_note
 from posttrain.lab.targets import resolve_target
 from posttrain.model import hardware
 from posttrain.model.frozen import frozen_model
@@ -30,6 +31,8 @@ def converse(
     template, stops = lineage.template, lineage.stops
     device = hardware.resolve_device("auto")
     model = frozen_model(lineage.folder, lineage.adapter, hardware.choose_dtype("auto", device), device)
+    if (note := speed_note(model)) is not None:
+        sys.stderr.write(f"note: {note}\n")
     opening = [Message("system", system)] if system else []
     history = list(opening)
 

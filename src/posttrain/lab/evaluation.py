@@ -95,7 +95,7 @@ def evaluate(
     replies: list[dict[str, Any]] = []
     with RequestCache(cache) as answers:
         for name in stage.models:
-            opened = OpenModel(contenders[name], dtype, device, stage.slots)
+            opened = OpenModel(contenders[name], dtype, device, stage.slots, display)
             part = parts / name / "held_out.json"
             if not part.exists():
                 # rewards are measured from the reference on the very tokens of each model
@@ -135,6 +135,7 @@ class OpenModel:
     dtype: torch.dtype
     device: torch.device
     slots: int
+    display: Display
 
     @cached_property
     def known(self) -> Lineage:
@@ -149,12 +150,21 @@ class OpenModel:
         return frozen_model(self.known.folder, self.known.adapter, self.dtype, self.device)
 
     @cached_property
+    def speaker(self) -> nn.Module:
+        """The model that is going to generate; where it is slow, that is told once."""
+        from posttrain.generate.ways import speed_note
+
+        if (note := speed_note(self.model)) is not None:
+            self.display.note(note)
+        return self.model
+
+    @cached_property
     def engine(self) -> Engine:
         """It as an engine for benchmarks."""
         from posttrain.generate.local import LocalEngine
 
         known = self.known
-        return LocalEngine(self.model, known.template, known.stops, known.identity, self.slots)
+        return LocalEngine(self.speaker, known.template, known.stops, known.identity, self.slots)
 
 
 def _cached(opened: OpenModel, answers: RequestCache) -> Engine:
@@ -219,7 +229,7 @@ def _evaluate_model(
         label = f"replies of {name}"
         display.tick(label, 0, 0)
         known = opened.known
-        records = reply_records(name, opened.model, prompts, known.template, known.stops, stage.max_new_tokens)
+        records = reply_records(name, opened.speaker, prompts, known.template, known.stops, stage.max_new_tokens)
         display.tick(label, 1, 1)
     return {"logps": logps, "replies": records}
 

@@ -136,6 +136,8 @@ class JudgeRoom:
     def _engine(self, source: JudgeSource) -> CachedEngine:
         assert self.config is not None, "a source is part of a configuration"
         engine = open_engine(source, self.config, self.ledger)
+        if (note := getattr(engine, "speed_note", None)) is not None:  # only a model of this process has one
+            self.display.note(note)
         if isinstance(engine, OpenAIEngine):
             # WHY one budget: an engine counts what it spends itself, and the cap is for all judges together
             self._budget = engine.budget = self._budget or engine.budget

@@ -276,7 +276,7 @@ def segment_attention(
     q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(slots, Step):
-        out = slots.attend(module.layer_idx, q_HTD, k_KTD, v_KTD, scale, sliding_window, softcap)  # type: ignore[arg-type]
+        out = slots.attend(module.layer_idx, q_HTD, k_KTD, v_KTD, scale, sliding_window, softcap, s_aux)  # type: ignore[arg-type]
         return out[None], None
     if segments is None:
         raise TypeError("this model is loaded for packed passes: `segments` must say where sequences begin")

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 
@@ -122,24 +121,3 @@ def limits_of(model: PreTrainedModel) -> Limits:
     told = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
     rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
     return Limits(model.get_input_embeddings().num_embeddings, None if told is None or rotary else int(told))
-
-
-def fresh_rotary(model: nn.Module) -> None:
-    """Let rotary modules forget the longest sequence they have seen: with dynamic NTK its factors stay in use for shorter ones.
-
-    transformers sets the factors back when it sees a sequence that is short, so it is shown one of one token.
-    """
-    for module in model.modules():
-        if hasattr(module, "max_seq_len_cached") and hasattr(module, "rope_type"):
-            _show_one_token(module)
-
-
-def _show_one_token(rotary: Any) -> None:
-    weight = next(rotary.buffers())
-    place = weight.new_zeros(1, 1).long()
-    kinds = rotary.rope_type
-    if isinstance(kinds, Mapping):
-        for layer_type in kinds:
-            rotary(weight.new_zeros(1, 1, 1), place, layer_type)
-    else:
-        rotary(weight.new_zeros(1, 1, 1), place)

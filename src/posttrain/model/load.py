@@ -18,7 +18,6 @@ from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model import attention
 from posttrain.model.forward import causal_lm
-from posttrain.model.lengths import fresh_rotary, lengths_of
 from posttrain.model.proof import prove
 from posttrain.model.slots import Prefill, Step
 
@@ -110,7 +109,8 @@ def _read(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[Pre
     except (ValueError, KeyError) as error:
         if attention.IMPLEMENTATION not in str(error):
             raise
-    model, report = kind.from_pretrained(folder, attn_implementation="eager", output_loading_info=True, **options)
+    # as transformers itself would load it: of its other attention codes one may be wrong (ALiBi counts twice in Falcon's plain code)
+    model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
     return model, report
 
 
@@ -142,10 +142,7 @@ def next_logits(model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, slot
     must be rotated by the same factors (`posttrain.model.lengths.Lengths.factors`).
     """
     lengths = slots.new if isinstance(slots, Prefill) else [1] * len(ids_T)
-    inner = causal_lm(model)
-    if lengths_of(inner.config).dynamic:
-        fresh_rotary(inner)
-    output = inner(
+    output = causal_lm(model)(
         input_ids=ids_T[None],
         position_ids=positions_T[None],
         use_cache=False,

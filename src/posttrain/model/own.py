@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from posttrain.model import attention
 from posttrain.model.forward import causal_lm
-from posttrain.model.lengths import fresh_rotary, lengths_of
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What models call the memory they hand from one token to the next."""
@@ -57,8 +56,6 @@ def own_cached_logits(model: nn.Module, ids: Sequence[int], memory: Memory | Non
 
 def _pass(model: nn.Module, ids: Sequence[int], last: int, options: dict[str, Any]) -> tuple[Tensor, Any]:
     inner = causal_lm(model)
-    if lengths_of(inner.config).dynamic:
-        fresh_rotary(inner)
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         options = options | {"logits_to_keep": last}
     device = inner.get_input_embeddings().weight.device

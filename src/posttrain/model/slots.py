@@ -97,8 +97,12 @@ class Step:
         scale: float,
         window: int | None,
         softcap: float | None,
+        sinks_H: Tensor | None = None,
     ) -> Tensor:
-        """Attention [B, H, E] of the new tokens to their own sequences and to themselves; E: the size of values."""
+        """Attention [B, H, E] of the new tokens to their own sequences and to themselves; E: the size of values.
+
+        sinks_H: a score that every head adds to its softmax and that has no value.
+        """
         heads, live, size = q_HBD.shape
         kv_heads = k_KBD.shape[0]
         keys, values = self.cache.layer(layer, (k_KBD, v_KBD), max(self.cache.lengths) + 1)
@@ -114,7 +118,11 @@ class Step:
             if softcap is not None:
                 scores = torch.tanh(scores / softcap) * softcap
             scores.view(len(bias_C1L), -1, room).add_(bias_C1L)
-            out_NGE[rows] = torch.bmm(torch.softmax(scores, dim=-1), flat_values[rows, :room])
+            if sinks_H is not None:
+                sinks_NG1 = sinks_H.to(scores.dtype).view(kv_heads, -1, 1).repeat(len(bias_C1L), 1, 1)
+                scores = torch.cat([scores, sinks_NG1], dim=-1)
+            p = torch.softmax(scores, dim=-1)[..., :room]
+            out_NGE[rows] = torch.bmm(p, flat_values[rows, :room])
         return out_NGE.view(live, heads, -1)
 
     def finish(self) -> None:

@@ -1,0 +1,127 @@
+"""Every family of the table generates and chats what plain transformers says: the likeliest token after all before it, without a cache."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from families import FAMILIES, micro_folder, micro_model
+from posttrain.encode.template import ChatTemplate, load_template
+from posttrain.encode.tokens import encode_prompt
+from posttrain.generate import ways
+from posttrain.generate.decode import replies
+from posttrain.generate.engine import Sampling
+from posttrain.generate.ways import OwnCache, Recompute, Slots, speed_note, way_of
+from posttrain.lab.chat import stream
+from posttrain.model.load import load_model
+from posttrain.types import Message
+
+NEW = 16
+"""Tokens of a reply: the shortest prompts begin below every switch of the table and end behind it."""
+CONVOLUTIONS_AND_RECURRENCES = {
+    *("qwen3-next", "qwen3.5", "qwen3.5-moe", "granite-hybrid", "olmo-hybrid", "lfm2", "lfm2-moe", "falcon-h1"),
+    *("nemotron-h", "mamba", "mamba2", "jamba", "rwkv"),
+}
+OTHER_ATTENTION = {
+    *(
+        "llama4",
+        "falcon",
+        "falcon-alibi",
+        "nemotron",
+        "bloom",
+        "mpt",
+        "stablelm",
+        "gptj",
+        "codegen",
+        "gpt-neo",
+        "diffllama",
+    ),
+}
+WRONG_CACHE = {"recurrent-gemma", "bamba", "minimax"}
+"""Families whose own cache gives other tokens than their own forward pass, at least as micro models."""
+
+
+def way_expected(family: str) -> ways.Kind:
+    if family in WRONG_CACHE:
+        return Recompute
+    return OwnCache if family in CONVOLUTIONS_AND_RECURRENCES | OTHER_ATTENTION else Slots
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[NDArray[np.int32]]:
+    draw = np.random.default_rng(4)
+    return [draw.integers(3, 199, n).astype(np.int32) for n in (5, 1, 17, 9, 2)]
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    """A tokenizer of 199 words and a chat template, so that a micro model can chat."""
+    words = {"<s>": 1, "</s>": 2, "<pad>": 0} | {f"w{n}": n for n in range(3, 199)}
+    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.decoder = decoders.WordPiece(prefix="##")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.chat_template = "{% for m in messages %} w9 {{ m.role and m.content }} </s>{% endfor %}{% if add_generation_prompt %} w10{% endif %}"
+    return load_template(tokenizer, None)
+
+
+@torch.no_grad()
+def likeliest(model: nn.Module, prompt: Sequence[int], reply: Sequence[int], by_length: bool) -> list[int]:
+    """The token that plain transformers puts at each place of a reply after all before it.
+
+    One pass tells all places, unless rotary factors depend on the length; then each has its own, by a model without a past.
+    """
+    ids = [*prompt, *reply][:-1]
+    if not by_length:
+        logits_TV = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        return logits_TV[-len(reply) :].argmax(-1).tolist()
+    ends = range(len(prompt), len(ids) + 1)
+    return [
+        int(copy.deepcopy(model)(input_ids=torch.tensor([ids[:end]]), use_cache=False).logits[0, -1].argmax())
+        for end in ends
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # these models' own
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_generates_and_chats_as_plain_transformers_does(
+    family: str, prompts: list[NDArray[np.int32]], template: ChatTemplate, tmp_path: Path
+) -> None:
+    plain, by_length = micro_model(family), "long" in family or "dynamic" in family or family == "phimoe"
+    model = load_model(micro_folder(family, tmp_path), torch.float32, torch.device("cpu")).requires_grad_(False)
+    for prompt, reply in zip(prompts, replies(model, prompts, [], Sampling(max_tokens=NEW), slots=3), strict=True):
+        assert len(reply.ids) == NEW
+        assert reply.ids == likeliest(plain, prompt.tolist(), reply.ids, by_length)
+    assert way_of(model, 40) is way_expected(family)
+    assert (speed_note(model) is None) == (way_of(model) is Slots)
+    said, stops = [Message("user", "w5 w7 w11")], [(2,)]
+    asked = encode_prompt(said, template)
+    (whole,) = replies(model, [asked], [], Sampling(max_tokens=NEW))
+    assert whole.ids == likeliest(plain, asked.tolist(), whole.ids, by_length)
+    until_stop = whole.ids[: whole.ids.index(2)] if 2 in whole.ids else whole.ids
+    text = "".join(stream(model, said, template, stops, Sampling(max_tokens=NEW)))
+    assert text == template.tokenizer.decode(until_stop, skip_special_tokens=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llama-dynamic", "phi3-longrope", "mistral", "gpt-oss", "deepseek-v3"])
+def test_the_slow_ways_say_the_same(
+    family: str, prompts: list[NDArray[np.int32]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = micro_folder(family, tmp_path)
+    found = []
+    for first in range(len(ways.WAYS)):
+        monkeypatch.setattr(ways, "WAYS", (Slots, OwnCache, Recompute)[first:])
+        model = load_model(folder, torch.float32, torch.device("cpu")).requires_grad_(False)
+        found.append(replies(model, prompts, [], Sampling(1.2, max_tokens=NEW, seed=3)))
+        assert way_of(model, 40) is (Slots, OwnCache, Recompute)[first]
+    assert found[0] == found[1] == found[2]
