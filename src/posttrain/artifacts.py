@@ -43,7 +43,7 @@ def canonical_json(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """sha256 hex of the canonical JSON of a value."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_digest(path: Path) -> str:

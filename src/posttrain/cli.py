@@ -35,6 +35,9 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Changes to the recipe, for example sft.learning_rate=1e-4.", show_default=False
     ),
 ]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Which split of a folder or hub data set.", show_default=False)
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
 ColumnNames = Annotated[
     str | None,
@@ -180,6 +183,7 @@ def show(
     ] = None,
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
     columns: ColumnNames = None,
+    split: SplitOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print tokens with ids, texts and weights as JSON.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page with the coloured tokens.")] = None,
 ) -> None:
@@ -195,7 +199,7 @@ def show(
     from posttrain.lab.options import parse_columns
     from posttrain.model.source import model_folder
 
-    source = Source(path=conversations, format=row_format, columns=parse_columns(columns))
+    source = Source(path=conversations, format=row_format, columns=parse_columns(columns), split=split)
     found = row_at(source, row, resolve_data)
     value = shown.show_row(found, load_template(load_tokenizer(model_folder(model)), template))
     if html is not None:
@@ -231,6 +235,7 @@ def _data_step(kind: str, about: str) -> None:
             str, typer.Option("--format", help="Row format, where it should not be detected.")
         ] = "auto",
         columns: ColumnNames = None,
+        from_split: SplitOption = None,
         workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
         engine: Annotated[str, typer.Option("--engine", help="local, or ray (extra ray).")] = "local",
         seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is random.")] = 0,
@@ -256,6 +261,7 @@ def _data_step(kind: str, about: str) -> None:
             out=out,
             row_format=row_format,
             columns=parse_columns(columns),
+            split=from_split,
             workers=workers,
             engine=engine,
             seed=seed,
@@ -289,15 +295,15 @@ def data_profile(
     ] = None,
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
     columns: ColumnNames = None,
+    split: SplitOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
 ) -> None:
     """Describe rows: lengths, turns, languages, sources, what every step removed. A table, profile.html, profile.json."""
-    from posttrain.data.config import Source
     from posttrain.lab import data_commands
     from posttrain.lab.options import parse_columns
 
-    sources = [Source(path=file, format=row_format, columns=parse_columns(columns)) for file in files]
+    sources = data_commands.sources_of(files, row_format, parse_columns(columns), split)
     page, shown = data_commands.run_profile(sources, out, model, workers, _errors_console() if as_json else _console())
     if as_json:
         typer.echo((out / "profile.json").read_text(encoding="utf-8"))
@@ -389,6 +395,7 @@ def score(
     ] = "auto",
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
     columns: ColumnNames = None,
+    split: SplitOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Score rows with a model: loss, IFD and mean log-prob of the answers. Killed? Run it again: it goes on."""
@@ -408,6 +415,7 @@ def score(
         dtype=dtype,
         row_format=row_format,
         columns=parse_columns(columns),
+        split=split,
     )
     console = _console(stderr=as_json)
     with Display(console) as display:

@@ -104,6 +104,20 @@ def test_the_first_element_may_be_the_broken_one() -> None:
     assert good(elements('[\n {"a": [{"c": 1}, {"c": 2},,]},\n {"a": 3}\n]')) == [{"a": 3}]
 
 
+@pytest.mark.parametrize("hurt", [0, 7, 49])
+@pytest.mark.parametrize("lost", ["}", "]", ":"])
+def test_one_of_fifty_elements_on_one_line_costs_itself(hurt: int, lost: str) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]} for n in range(50)
+    ]
+    whole = [json.dumps(row) for row in rows]
+    place = whole[hurt].rindex(lost) if lost != ":" else whole[hurt].index(lost)
+    whole[hurt] = whole[hurt][:place] + whole[hurt][place + 1 :]
+    found = elements("[" + ", ".join(whole) + "]")
+    assert [row for row in good(found) if isinstance(row, dict)] == rows[:hurt] + rows[hurt + 1 :]
+    assert sum(element.error is not None for element in found) >= 1
+
+
 def test_a_nested_object_of_a_broken_element_is_not_taken_for_a_row() -> None:
     turns = '{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}'
     text = f'[{{"conversations": [{turns}]}}, {{"conversations" [{turns}]}}, {{"conversations": []}}]'

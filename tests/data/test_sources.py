@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
+import itertools
 import json
 import lzma
 import sys
@@ -15,6 +17,7 @@ import polars as pl
 import pytest
 import zstandard
 
+from posttrain.data.sniff import ARROW_STREAM
 from posttrain.data.sources import BadRecord, DataFile, HubSet, Record, hub_revision, locate, read
 from posttrain.errors import DataError
 
@@ -109,7 +112,7 @@ def test_parquet_fields_that_are_null_in_a_struct_are_left_out(tmp_path: Path) -
 
 
 def test_parquet_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("posttrain.data.sources._PARQUET_ROWS", 10)
+    monkeypatch.setattr("posttrain.data.tabular._TABLE_ROWS", 10)
     pl.DataFrame({"n": range(25)}).write_parquet(tmp_path / "a.parquet")
     ticks: list[tuple[int, int]] = []
     found = list(read(DataFile("a.parquet", tmp_path / "a.parquet"), lambda done, total: ticks.append((done, total))))
@@ -229,12 +232,10 @@ def test_a_cut_compressed_file_keeps_its_whole_lines(tmp_path: Path) -> None:
         ("a.jsonl", " \n\r\n\ufeff"[:3], "empty"),
         ("a.jsonl.gz", gzipped(b""), "empty"),
         ("a.jsonl.gz", gzipped(b"x" * 50)[:11], "cut off"),
-        ("a.json", '{\n  "data": [\n    1\n  ]\n}', "one JSON object"),
         ("a.json", "hello", "not JSON"),
         ("a.train", "hello", "not a data file"),
         ("a.txt", LINES, "rename it to .jsonl"),
         ("a.gz", gzipped(LINES.encode()), "not a data file"),
-        ("a.jsonl", LINES.encode("utf-16"), "UTF-16"),
         ("a.jsonl", b"PK\x03\x04....", "zip"),
         ("a.parquet", "PAR", "not a Parquet file"),
         ("a.parquet", b"PAR1 cut off", "Parquet"),
@@ -365,3 +366,118 @@ def test_without_the_datasets_library_the_error_says_what_to_install(monkeypatch
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'posttrain\[hub\]'"):
         list(read(HubSet("org/rows", "train")))
+
+
+# ---- what people really have ---------------------------------------------------------------------------------------
+
+CELLS = "question\tanswer\nq1\ta1\nq2\ta2\n"
+COLUMNS = {"question": ["q1", "q2"], "answer": ["a1", "a2"]}
+NUMBERED = {name: {str(n): cell for n, cell in enumerate(cells)} for name, cells in COLUMNS.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", CELLS),
+        ("a.tsv", CELLS),
+        ("a.tsv.gz", gzipped(CELLS.encode())),
+        ("a.csv", CELLS.replace("\t", ";")),
+        ("a.jsonl", LINES.encode("utf-16")),
+        ("a.jsonl", LINES.encode("utf-16-le")),
+        ("a.json", json.dumps(ROWS).encode("utf-16-be")),
+        ("a.json", json.dumps(ROWS).encode("utf-32")),
+        ("a.csv", CELLS.encode("utf-16")),
+        ("a.jsonl", "\n".join(json.dumps(row, indent=2) for row in ROWS)),
+        ("a.json", "".join(json.dumps(row, indent=1) for row in ROWS)),
+        ("a.json", json.dumps({"version": 2, "data": ROWS})),
+        ("a.json", json.dumps({"rows": ROWS, "total": 2}, indent=2)),
+        ("a.json", json.dumps(COLUMNS)),
+        ("a.json", json.dumps(NUMBERED, indent=2)),
+        ("a.json", f"/* rows [2] */\n// of mine\n{json.dumps(ROWS)}"),
+        ("a.json", "[" + ", /* and */ \n// then\n".join(map(json.dumps, ROWS)) + "]"),
+        ("a.jsonl", "".join(f"[{json.dumps(row)}]\n" for row in ROWS)),
+    ],
+)
+def test_what_people_really_have_is_read(tmp_path: Path, name: str, data: str | bytes) -> None:
+    assert values(write(tmp_path / name, data)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n", "git lfs pull"),
+        ("<!DOCTYPE html>\n<html></html>", "web page"),
+        (b"SQLite format 3\0...", "SQLite"),
+        (b"\x80\x04\x95....", "pickle"),
+        ('{"question": "春风又绿江南岸", "answer": "好"}\n'.encode("gbk") * 3, "iconv -f GB18030"),
+        ("问题,回答\n春风又绿江南岸,好\n".encode("gbk"), "GBK"),
+    ],
+)
+def test_what_is_no_rows_is_told_with_what_to_do(tmp_path: Path, data: str | bytes, words: str) -> None:
+    assert words in error_of(write(tmp_path / "a.jsonl", data))
+
+
+def test_one_row_in_another_encoding_costs_one_row(tmp_path: Path) -> None:
+    data = LINES.encode() + '{"question": "春风又绿江南岸", "answer": "好"}\n'.encode("gbk") + LINES.encode()
+    assert len(records(write(tmp_path / "a.jsonl", data))) == 5
+
+
+def test_a_cell_with_quotes_in_a_table_with_tabs(tmp_path: Path) -> None:
+    text = 'question\tanswer\n"what?\t6" wide\n"why?\tso, "there"\n'
+    assert values(write(tmp_path / "a.tsv", text)) == [
+        {"question": '"what?', "answer": '6" wide'},
+        {"question": '"why?', "answer": 'so, "there"'},
+    ]
+
+
+def test_commas_in_cells_do_not_decide_the_separator(tmp_path: Path) -> None:
+    text = "question;answer\nred, green, or blue?;red, I think\nno;yes\n"
+    assert [row["answer"] for row in values(write(tmp_path / "a.csv", text))] == ["red, I think", "yes"]
+    assert values(write(tmp_path / "b.csv", "only\na;b\nc\n")) == [{"only": "a;b"}, {"only": "c"}]
+
+
+@pytest.mark.parametrize("layout", ["stream", "file"])
+@pytest.mark.parametrize("compression", ["uncompressed", "zstd"])
+def test_arrow_is_read_batch_by_batch(tmp_path: Path, layout: str, compression: Any) -> None:
+    rows = [{"n": n, "turns": [{"role": "user", "content": None if n % 2 else f"t{n}"}]} for n in range(25)]
+    frame = pl.DataFrame(rows).with_columns(kind=pl.Series(["a", "b", None, "a", "b"] * 5, dtype=pl.Categorical()))
+    path = tmp_path / "a.arrow"
+    if layout == "file":
+        frame.write_ipc(path, compression=compression)
+    else:
+        with path.open("wb") as file:
+            file.writelines(_one_stream(frame, compression))
+    found = values(DataFile("a.arrow", path))
+    assert [row["n"] for row in found] == list(range(25))
+    assert [row["kind"] for row in found[:3]] == ["a", "b", None]
+    assert found[1]["turns"] == [{"role": "user"}]  # null in a struct: never written
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - 300])
+    if layout == "file":  # polars writes the columns into the index only
+        assert "Arrow" in error_of(DataFile("a.arrow", path))
+        return
+    *kept, last = read(DataFile("a.arrow", path))
+    assert [r.value["n"] for r in kept if isinstance(r, Record)] == list(range(20))
+    assert isinstance(last, BadRecord)
+    assert last.reason == "damaged_file"
+
+
+def _one_stream(frame: pl.DataFrame, compression: Any) -> list[bytes]:
+    """The bytes of one Arrow stream with batches of ten rows, the last of five."""
+    pieces = []
+    for start in range(0, len(frame), 10):
+        buffer = io.BytesIO()
+        frame[start : start + 10].write_ipc_stream(buffer, compression=compression)
+        whole = buffer.getvalue()
+        pieces.append([whole[a:b] for a, b in itertools.pairwise(_places(whole))])
+    return [pieces[0][0], *(message for piece in pieces for message in piece[1:]), ARROW_STREAM + bytes(4)]
+
+
+def _places(stream: bytes) -> list[int]:
+    """Where the messages of a small Arrow stream begin, and where the last one ends."""
+    return [at for at in range(0, len(stream), 8) if stream.startswith(ARROW_STREAM, at)]
+
+
+def test_a_second_list_beside_the_rows_is_told(tmp_path: Path) -> None:
+    found = records(write(tmp_path / "a.json", json.dumps({"data": ROWS, "more": ROWS})))
+    assert [value for _, value in found] == [*ROWS, "broken_json"]

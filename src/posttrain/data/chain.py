@@ -6,10 +6,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import polars as pl
+
 from posttrain.artifacts import LedgerStep, read_json
 from posttrain.data.split import SplitStep, write_splits
 from posttrain.data.steps import Step, StepRun, apply
 from posttrain.errors import DataError
+from posttrain.types import Origin
+
+SHOWN_REJECTS = 3
+"""Dropped rows shown in an error."""
 
 
 def run_steps(
@@ -50,8 +56,16 @@ def finished_line(out: Path) -> LedgerStep | None:
 def nothing_left(line: LedgerStep, out: Path) -> DataError:
     """The error of a step that dropped every row."""
     counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(line.dropped.items(), key=lambda i: -i[1]))
+    shown = (
+        pl.scan_parquet(out / "rejects.parquet", glob=False)
+        .select("file", "line", "reason", "detail")
+        .head(SHOWN_REJECTS)
+    )
+    examples = "".join(
+        f"\n  {Origin(file, place)}: {reason}: {detail}" for file, place, reason, detail in shown.collect().iter_rows()
+    )
     return DataError(
-        f"step {line.name} dropped all {line.rows_in:,} rows ({counts})",
+        f"step {line.name} dropped all {line.rows_in:,} rows ({counts}){examples}",
         where=str(out / "rejects.parquet"),
         fix="loosen this step; the file lists every row with its reason",
     )

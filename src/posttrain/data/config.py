@@ -35,8 +35,8 @@ class Source:
     """Name in tables and in the rows' lineage; default: the path's stem."""
     max_rows: Annotated[int, Ge(1)] | None = None
     """Take only the first so many good rows."""
-    split: str = "train"
-    """Split of a hub data set."""
+    split: str | None = None
+    """Split of a folder or hub data set; default: a folder must hold one only, of a hub data set ``train``."""
     pairs: PairRule | None = None
     """Which pairs are made of rated or ranked answers (UltraFeedback, Nectar, scored responses). Not for other formats."""
 

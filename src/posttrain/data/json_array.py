@@ -1,4 +1,4 @@
-"""Read the elements of a JSON array one by one, without holding the file, and go on after a broken one."""
+"""Read the elements of a JSON array, or JSON values one after the other, without holding the file, and go on after a broken one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from collections.abc import Iterable, Iterator, Set
 from typing import Any, NamedTuple
 
 _DECODER = json.JSONDecoder()
-_GAP = re.compile(r"[ \t\r\n,]*")
-_WHITE = re.compile(r"[ \t\r\n]*")
+COMMENT = r"//[^\n]*\n|/\*.*?\*/"
+_GAP = re.compile(rf"(?:[ \t\r\n,]|{COMMENT})*", re.DOTALL)
+_WHITE = re.compile(rf"(?:[ \t\r\n]|{COMMENT})*", re.DOTALL)
 _OBJECT_AFTER_BREAK = re.compile(r"[,}\]\n][ \t\r\n]*(?=\{)")
+_NAME = re.compile(r'"((?:[^"\\]|\\.)*)"[ \t\r\n]*(:?)|[{}\[\]]', re.DOTALL)
+_SECOND_LIST = re.compile(r'"\s*:\s*\[\s*\{')
+_WRAPPERS = ("data", "rows", "examples", "records", "samples", "dataset")
+"""Keys under which one object holds all rows."""
 _LONGEST_LITERAL = 16
 _TRIM_CHARACTERS = 1 << 20
 
@@ -26,39 +31,67 @@ class Element(NamedTuple):
 
 
 def iterate_array(blocks: Iterable[bytes]) -> Iterator[Element]:
-    """Yield the elements of the JSON array in these UTF-8 blocks.
+    """Yield the elements of the JSON array in these UTF-8 blocks, or of the array of rows inside an object (``{"data": [...]}``).
 
     A broken element is yielded with ``error`` and the reading goes on at the next element: the next object with the
     indentation of the first one, or, where elements do not stand on lines of their own, the next whole object that
-    shares a key with the elements before. A missing ``]`` and text after it are errors too. Bytes that are not UTF-8
-    arrive as lone surrogates (``surrogateescape``), so they cost only the row they stand in. Missing or doubled commas
-    between elements are forgiven.
+    has the keys of the element before, or of the part of the broken one that can be read. A missing ``]`` and text after it are
+    errors too. Bytes that are not UTF-8 arrive as lone surrogates (``surrogateescape``), so they cost only the row they stand
+    in. Missing or doubled commas between elements, and comments there, are forgiven.
     """
     text = _Text(blocks)
-    while (bracket := text.buffer.find("[")) < 0 and text.more():
-        pass
-    text.advance(bracket + 1)
+    _skip_gap(text)
+    wrapped = text.buffer.startswith("{", text.at)
+    text.advance((wrapped_array(text.buffer, text.at) or text.at) if wrapped else text.at)
+    text.advance(text.at + 1)
+    yield from _elements(text, "]", wrapped=wrapped)
+
+
+def iterate_values(blocks: Iterable[bytes]) -> Iterator[Element]:
+    """Yield the JSON values that stand one after the other in these blocks, each over as many lines as it likes."""
+    yield from _elements(_Text(blocks), None)
+
+
+def wrapped_array(text: str, start: int = 0) -> int | None:
+    """Where the bracket of the array of objects is that an object holds under a usual name for rows; None: nowhere."""
+    position = _skip(_WHITE, text, start) + 1
+    while True:
+        try:
+            key, position = _DECODER.raw_decode(text, _skip(_GAP, text, position))
+            position = _skip(_WHITE, text, position)
+            if not isinstance(key, str) or text[position : position + 1] != ":":
+                return None
+            position = _skip(_WHITE, text, position + 1)
+            inside = _skip(_WHITE, text, position + 1)
+            if key in _WRAPPERS and text.startswith("[", position) and text.startswith("{", inside):
+                return position
+            _, position = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            return None
+
+
+def _elements(text: _Text, closing: str | None, *, wrapped: bool = False) -> Iterator[Element]:
+    """The elements from the place of reading on, up to the closing bracket (None: the end of the file)."""
     number, objects_seen, indent, known_keys = 0, False, None, frozenset[str]()
     while True:
         text.trim()
-        text.advance(_skip(_GAP, text.buffer, text.at))
+        _skip_gap(text)
         if text.at == len(text.buffer):
-            if text.more():
-                continue
-            yield Element(number + 1, text.line, None, "the file ends before the array is closed with ]")
+            if closing is not None:
+                yield Element(number + 1, text.line, None, "the file ends before the array is closed with ]")
             return
-        if text.buffer[text.at] == "]":
-            yield from _after_the_end(text, number + 1)
+        if text.buffer[text.at] == closing:
+            yield from _after_the_end(text, number + 1, wrapped=wrapped)
             return
         if not objects_seen and text.buffer[text.at] == "{":
-            objects_seen, indent = True, _indent(text.buffer, text.at)
+            objects_seen, indent = True, _indent(text.buffer, text.at) if closing else ""
         try:
             value, end = _DECODER.raw_decode(text.buffer, text.at)
         except (ValueError, RecursionError) as error:
             if _cut_off(error, len(text.buffer)) and text.more():
                 continue
             number += 1
-            following = _next_element(text, indent, known_keys)
+            following = _next_element(text, indent, known_keys or _keys_before(text, error))
             lost = "up to the end of the file" if following is None else "up to the next readable element"
             yield Element(number, text.line, None, f"{describe(error)}; dropped {lost}")
             if following is None:
@@ -72,6 +105,26 @@ def iterate_array(blocks: Iterable[bytes]) -> Iterator[Element]:
             known_keys = frozenset(value)
         yield Element(number, text.line, value)
         text.advance(end)
+
+
+def _skip_gap(text: _Text) -> None:
+    """Go to the next element, over commas and comments, however many blocks they fill."""
+    while True:
+        text.advance(_skip(_GAP, text.buffer, text.at))
+        rest = text.buffer[text.at : text.at + 2]
+        if rest not in ("", "/", "//", "/*") or not text.more():
+            return
+
+
+def _keys_before(text: _Text, error: ValueError | RecursionError) -> frozenset[str]:
+    """The keys of a broken object, as far as it can be read."""
+    end = error.pos if isinstance(error, json.JSONDecodeError) else text.at
+    depth, keys = 0, set[str]()
+    for match in _NAME.finditer(text.buffer, text.at, end):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(match[0], 0)
+        if depth == 1 and match[1] is not None and (match[2] or not keys):  # a first key may lack its colon
+            keys.add(match[1])
+    return frozenset(keys)
 
 
 class _Text:
@@ -156,7 +209,13 @@ def _next_element(text: _Text, indent: str | None, known_keys: Set[str]) -> int 
                 position = start
             continue
         if indent is None:
-            fits = not known_keys or not known_keys.isdisjoint(value)
+            # most keys in common: an object inside of a row may share one, such as an id
+            shared = len(known_keys & value.keys())
+            fits = (
+                not known_keys
+                or known_keys <= value.keys()
+                or (shared > 0 and 2 * shared >= min(len(known_keys), len(value)))
+            )
         else:
             fits = _indent(text.buffer, start) == indent
         if fits:
@@ -164,14 +223,22 @@ def _next_element(text: _Text, indent: str | None, known_keys: Set[str]) -> int 
         position = start
 
 
-def _after_the_end(text: _Text, number: int) -> Iterator[Element]:
-    """An error element where something other than white space follows the closing bracket."""
+def _after_the_end(text: _Text, number: int, *, wrapped: bool) -> Iterator[Element]:
+    """An error element where something other than white space follows the array; in an object, where it is another list of rows."""
     text.advance(text.at + 1)
-    while True:
-        text.advance(_skip(_WHITE, text.buffer, text.at))
-        if text.at < len(text.buffer):
-            found = text.buffer[text.at : text.at + 40]
-            yield Element(number, text.line, None, f"text after the end of the array, not read: {found!r}")
-            return
-        if not text.more():
-            return
+    while text.more():
+        pass
+    position = _skip(_WHITE, text.buffer, text.at)
+    found = text.buffer[position : position + 40]
+    if wrapped:
+        second = _SECOND_LIST.search(text.buffer, position)
+        if second is not None:
+            yield Element(
+                number,
+                text.line,
+                None,
+                f"a second list of rows, not read: {text.buffer[position : second.end()][-40:]!r}",
+            )
+    elif found:
+        text.advance(position)
+        yield Element(number, text.line, None, f"text after the end of the array, not read: {found!r}")

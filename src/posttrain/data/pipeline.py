@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
-from posttrain.data.chain import run_step, run_steps
+from posttrain.data.chain import SHOWN_REJECTS, run_step, run_steps
 from posttrain.data.config import DataStage, RowsWanted, Source
 from posttrain.data.decontaminate import DecontaminateStep
 from posttrain.data.engine import map_blocks
@@ -25,6 +25,7 @@ from posttrain.data.formats.columns import check_columns
 from posttrain.data.formats.ranked import PairRule
 from posttrain.data.kinds import disagreement
 from posttrain.data.mix import MixStep
+from posttrain.data.places import Resolve, locate, stem
 from posttrain.data.profile import profile
 from posttrain.data.reading import (
     Outcome,
@@ -39,14 +40,13 @@ from posttrain.data.reading import (
     read_block,
 )
 from posttrain.data.rows import BLOCK_ROWS, conversations, scan_rows, write_rows
-from posttrain.data.sources import Resolve, content_digest, locate, read_raw
+from posttrain.data.sniff import EmptyFileError
+from posttrain.data.sources import content_digest, read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
 from posttrain.data.steps import Progress, StepRun, blocks, count_rows
-from posttrain.data.streams import COMPRESSED_SUFFIXES, printable
+from posttrain.data.streams import printable
 from posttrain.errors import ConfigError, DataError
 from posttrain.types import Origin, Row, RowKind, SftRow
-
-_SHOWN_REJECTS = 3
 
 
 def prepare(
@@ -68,7 +68,7 @@ def prepare(
     )
     if not ledger.steps[-1].rows_out:
         ledger.write(out.file("ledger.json"))
-        raise _nothing_left(ledger, stage)
+        raise nothing_usable(ledger, [source.path for source in stage.sources], out.file("ledger.json"))
     run = StepRun(resolve, stage.workers, stage.engine, progress or (lambda what, done, total: None))
     rows, lines = run_steps(stage.steps, read_rows, out.file("steps"), seed, run)
     ledger.steps += lines
@@ -299,23 +299,15 @@ class _Steps:
 
 def source_names(sources: Sequence[Source]) -> list[str]:
     """The name of every source, as rows carry it. Raises DataError where two have one name."""
-    names = [source.name or _stem(source.path) for source in sources]
+    names = [source.name or stem(source.path) for source in sources]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(
             f"two sources are called {twice[0]!r}",
             where="sources",
-            fix="give each source a name of its own (name: ...)",
+            fix="give each source a name of its own (name: ..., on the command line NAME=FILE)",
         )
     return names
-
-
-def _stem(path: str) -> str:
-    """The name of a path without folders, compression and data suffix."""
-    name = Path(path).name
-    for suffix in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return Path(name).stem
 
 
 def _read(
@@ -330,7 +322,7 @@ def _read(
     """What became of the records of a source, block by block; its good rows, at most ``max_rows``, are in ``parts``."""
     located = locate(source.path, resolve=run.resolve, split=source.split)
     for ignored in located.ignored:
-        steps.note(f"ignored file {source.path.rstrip('/')}/{ignored}")
+        steps.note(f"ignored file {printable(source.path).rstrip('/')}/{ignored}")
     left = source.max_rows
     if left is not None:
         run = replace(run, workers=1, engine="local")  # where to stop is known only block after block
@@ -344,12 +336,20 @@ def _read(
             steps.note(f"not read (max_rows) {part.label}")
             continue
         tick = None if progress is None else _ticker(progress, part.label)
-        format_name, records = known_format(read_raw(part, tick), part.label, source.format, source.columns)
-        reading = _reading(source, name, part.label, format_name, steps.kind)
-        for outcome in map_blocks(partial(read_block, parts, reading), raw_blocks(part.label, records), run):
-            if left is not None:
-                left -= outcome.used
-            yield outcome
+        found = 0
+        try:
+            format_name, records = known_format(read_raw(part, tick), part.label, source.format, source.columns)
+            reading = _reading(source, name, part.label, format_name, steps.kind)
+            for outcome in map_blocks(partial(read_block, parts, reading), raw_blocks(part.label, records), run):
+                found += outcome.records
+                if left is not None:
+                    left -= outcome.used
+                yield outcome
+        except EmptyFileError:
+            if len(located.parts) == 1:
+                raise
+        if not found:
+            steps.note(f"no rows in {part.label}")
 
 
 def _ticker(progress: Progress, label: str) -> Callable[[int, int], None]:
@@ -392,13 +392,17 @@ def _kept_rows(parts: Path, kept: Sequence[Sequence[bool]]) -> pl.LazyFrame:
     return pl.concat([rows, fresh.to_frame().lazy()], how="horizontal").filter("fresh")
 
 
-def _nothing_left(ledger: Ledger, stage: DataStage) -> DataError:
-    """The error of a stage whose every row was dropped, with the main reasons and the first examples."""
+def nothing_usable(ledger: Ledger, paths: Sequence[str], told_in: Path) -> DataError:
+    """The error of a reading that left no row: the main reasons with their counts, and the first examples."""
+    where = printable(", ".join(paths))
+    rows_in = ledger.steps[0].rows_in
+    if not rows_in:
+        return DataError("no rows in it", where=where, fix="give a file with rows")
     reasons = Counter({reason: count for step in ledger.steps for reason, count in step.dropped.items()})
-    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(3))
-    examples = "".join(f"\n  {r.origin}: {r.reason}: {r.detail}" for r in ledger.rejects[:_SHOWN_REJECTS])
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(3))
+    examples = "".join(f"\n  {r.origin}: {r.reason}: {r.detail}" for r in ledger.rejects[:SHOWN_REJECTS])
     return DataError(
-        f"all {ledger.steps[0].rows_in} rows were dropped ({counts}){examples}",
-        where=", ".join(source.path for source in stage.sources),
-        fix="mend the rows, or name their format (format: ...); see docs/data-formats.md and the stage's ledger.json",
+        f"no usable rows: {'the only row was' if rows_in == 1 else f'all {rows_in:,} rows were'} dropped ({counts}){examples}",
+        where=where,
+        fix=f"mend the rows, or name their format; see docs/data-formats.md, and {told_in} for every row",
     )

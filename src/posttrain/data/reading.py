@@ -14,7 +14,6 @@ from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
 from posttrain.data.kinds import rows_as
 from posttrain.data.rows import rows_frame, write_rows
 from posttrain.data.sources import BadRecord, RawLine, Record
-from posttrain.errors import DataError
 from posttrain.types import Origin, Row, RowKind, SftRow
 
 Raw = RawLine | Record | BadRecord
@@ -105,9 +104,10 @@ def part_path(parts: Path, number: int) -> Path:
 def known_format(
     records: Iterator[Raw], label: str, name: str, columns: Columns | None = None
 ) -> tuple[str | None, Iterator[Raw]]:
-    """The name of the records' format, their columns named, and all of the records. None where none of them is good.
+    """The name of the records' format, their columns named, and all of the records. None where none of them is
+    good, or there is none.
 
-    ``auto`` looks at the first good ones. Raises DataError where there is no record, or no format fits.
+    ``auto`` looks at the first good ones. Raises DataError where no format fits.
     """
     head: list[Raw] = []
     good: list[Record] = []
@@ -120,8 +120,6 @@ def known_format(
             good.append(parsed)
             if len(good) == _DETECTION_RECORDS:
                 break
-    if not head:
-        raise DataError("no rows in it", where=label, fix="give a file with rows")
     everything = itertools.chain(head, records)
     if columns and good:
         check_paths([record.value for record in good], columns, label)

@@ -22,9 +22,9 @@ from typing import Any, Protocol
 import polars as pl
 
 from posttrain.artifacts import Ledger, LedgerStep, write_json
+from posttrain.data.places import Resolve
 from posttrain.data.rows import BLOCK_ROWS as BLOCK_ROWS
 from posttrain.data.rows import LINEAGE, SCHEMA, scan_rows, write_rows
-from posttrain.data.sources import Resolve
 
 Progress = Callable[[str, int, int], None]
 """Called now and then as ``progress(what, done, total)``."""

@@ -1,4 +1,4 @@
-"""Bytes of a file, decompressed block by block, and its lines. One loop for all four compressions.
+"""Bytes of a file, decompressed block by block, and its lines. One loop for all four compressions; UTF-16 and UTF-32 become UTF-8.
 
 Lines end at LF only (CR before it is left to the reader): U+2028, U+2029, U+0085, VT and FF are legal inside JSON
 strings, and ``str.splitlines`` would cut a row in two there.
@@ -7,6 +7,8 @@ strings, and ``str.splitlines`` would cut a row in two there.
 from __future__ import annotations
 
 import bz2
+import codecs
+import itertools
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
@@ -43,19 +45,28 @@ _COMPRESSIONS: tuple[tuple[bytes, Callable[[], _Decompressor]], ...] = (
     (b"\x28\xb5\x2f\xfd", lambda: zstandard.ZstdDecompressor().decompressobj()),
 )
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_WIDE = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order mark -> encoding; the longer marks first, because one begins with another."""
 
 
 class Stream:
     """The decompressed blocks of one file, readable once.
 
-    The compression is recognised by its first bytes. ``damage`` is set, and the blocks end, where compressed data are
-    cut off or corrupt: everything before that place is still delivered. ``tick`` gets the position on disk.
+    The compression is recognised by its first bytes, UTF-16 and UTF-32 by a byte order mark (UTF-16 also by zeros beside a JSON
+    bracket); their text is delivered as UTF-8. ``damage`` is set, and the blocks end, where compressed data are cut off or
+    corrupt, or wide characters broken: everything before that place is still delivered. ``tick`` gets the position on disk.
     """
 
     def __init__(self, path: Path, tick: Tick | None = None) -> None:
         self.path, self.tick = path, tick
         self.damage: str | None = None
-        self._blocks = self._decompressed()
+        self.compressed = False
+        self._blocks = self._utf8(self._decompressed())
         self.head = next(self._blocks, b"")
         """The first block, also delivered by ``blocks``."""
 
@@ -89,6 +100,7 @@ class Stream:
         raw = self._raw()
         first = next(raw, b"")
         make = next((make for magic, make in _COMPRESSIONS if first.startswith(magic)), None)
+        self.compressed = make is not None
         if make is None:
             yield first
             yield from raw
@@ -112,3 +124,23 @@ class Stream:
             return
         if not decompressor.eof:
             self.damage = "the compressed file is cut off: what followed is lost"
+
+    def _utf8(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        first = next(blocks, b"")
+        encoding = next((name for mark, name in _WIDE if first.startswith(mark)), None)
+        if first[:1] in (b"{", b"[") and first[1:2] == b"\0" == first[3:4]:
+            encoding = "utf-16-le"
+        if first[1:2] in (b"{", b"[") and first[:1] == b"\0" == first[2:3]:
+            encoding = "utf-16-be"
+        if encoding is None:
+            yield first
+            yield from blocks
+            return
+        decode = codecs.getincrementaldecoder(encoding)("surrogatepass").decode
+        try:
+            for block in itertools.chain([first], blocks):
+                yield decode(block).encode("utf-8", "surrogatepass")
+            if rest := decode(b"", True):
+                yield rest.encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            self.damage = f"the text is not {encoding.upper()} from here on: {error.reason}"

@@ -24,7 +24,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from scipy.special import expit, ndtri
 
-from posttrain.data.sources import BadRecord, DataFile, Record, read
+from posttrain.data.places import DataFile
+from posttrain.data.sources import BadRecord, Record, read
 from posttrain.errors import DataError
 from posttrain.table import did_you_mean
 

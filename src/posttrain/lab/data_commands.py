@@ -23,11 +23,13 @@ from posttrain.data.chain import finished_line, nothing_left, run_step
 from posttrain.data.config import ChainStep, DataStage, Source
 from posttrain.data.kinds import kind_of_files
 from posttrain.data.mix import MixStep
-from posttrain.data.pipeline import SIDES, gather, inputs_digest, step_inputs
+from posttrain.data.pipeline import SIDES, gather, inputs_digest, nothing_usable, step_inputs
+from posttrain.data.places import DataFile, locate
 from posttrain.data.profile import COMPARISON, profile
 from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, scan_rows, write_rows
 from posttrain.data.steps import Step, StepRun, count_rows
-from posttrain.errors import ConfigError, DataError, InterruptedRunError
+from posttrain.data.streams import printable
+from posttrain.errors import ConfigError, InterruptedRunError
 from posttrain.lab.display import Display
 from posttrain.lab.options import option_line
 from posttrain.report.data_page import read_profile, terminal_profile, write_data_page
@@ -37,6 +39,7 @@ STEPS: dict[str, type] = {
 }
 """Name of every step -> its configuration."""
 FORMER, READ, STEP = "command.json", ".read", ".step"
+SHOWN_COUNTS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +47,11 @@ class DataCommand:
     """What a command line says besides the options of the step."""
 
     files: tuple[str, ...]
+    """Each a path, or ``NAME=PATH`` where its rows should carry another name than that of the file."""
     out: Path
     row_format: str = "auto"
     columns: dict[str, str] | None = None
+    split: str | None = None
     workers: int = 1
     engine: str = "local"
     seed: int = 0
@@ -77,7 +82,7 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
     """
     step = step_of(kind, options)
     out = command.out
-    sources = tuple(Source(path=file, format=command.row_format, columns=command.columns) for file in command.files)
+    sources = sources_of(command.files, command.row_format, command.columns, command.split)
     if not sources:
         raise ConfigError("no files", where=f"posttrain data {kind}", fix=f"posttrain data {kind} rows.jsonl -o out")
     stage = DataStage(kind="data", sources=sources)
@@ -96,17 +101,17 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
                 raise InterruptedRunError(
                     "interrupted", where=str(out), fix="run the same command again: what is finished is kept"
                 ) from None
-    ledger = read_json(out / "ledger.json")
-    if not ledger["rows_kept"]:
-        raise nothing_left(LedgerStep(**ledger["steps"][-1]), out)
-    return {"ledger": ledger, "facts": read_json(out / "facts.json")}
+    ledger = Ledger.read(out / "ledger.json")
+    if not ledger.steps[-1].rows_out:
+        if ledger.steps[-1].name != kind:
+            raise nothing_usable(ledger, command.files, out / "ledger.json")
+        raise nothing_left(ledger.steps[-1], out)
+    return {"ledger": ledger.as_dict(), "facts": read_json(out / "facts.json")}
 
 
 def _run(step: Step, sources: Sequence[Source], command: DataCommand, display: Display) -> None:
     out = command.out
     rows, ledger = gather_rows(sources, out / READ, display, command.workers, command.engine)
-    if not ledger.steps[-1:] or not ledger.steps[-1].rows_out:
-        raise DataError("no usable rows", where=", ".join(command.files), fix="see docs/data-formats.md")
     run = StepRun(assets.resolve_data, command.workers, command.engine, display.tick)
     line = finished_line(out / STEP) or run_step(step, rows, out / STEP, command.seed, run)
     for path in sorted((out / STEP).iterdir()):
@@ -117,31 +122,68 @@ def _run(step: Step, sources: Sequence[Source], command: DataCommand, display: D
         shutil.rmtree(out / folder, ignore_errors=True)
 
 
+def sources_of(
+    files: Sequence[str], row_format: str, columns: dict[str, str] | None, split: str | None
+) -> tuple[Source, ...]:
+    """The sources that a command line names."""
+    found = []
+    for file in files:
+        name, equals, path = file.partition("=")
+        if not equals or Path(file).exists() or "/" in name:
+            name, path = "", file
+        found.append(Source(path=path, format=row_format, columns=columns, name=name or None, split=split))
+    return tuple(found)
+
+
 def gather_rows(
     sources: Sequence[Source], out: Path, display: Display, workers: int = 1, engine: str = "local"
 ) -> tuple[Path, Ledger]:
     """One file with the rows of all sources and the account of the reading.
 
-    A rows.parquet of an earlier step is taken as it is, with what its rows carry; other files are read in their format.
-    Raises DataError where the rows are not all of one kind.
+    A rows.parquet of an earlier step is taken as it is, with what its rows carry; other files are read in their format. Where no
+    row is left, the account is written beside ``out``. Raises DataError where the rows are not all of one kind, or none is left.
     """
-    finished = [Path(source.path) for source in sources if is_rows(Path(source.path))]
-    raw = [source for source in sources if Path(source.path) not in finished]
-    if not finished:
-        return gather(raw, out, assets.resolve_data, display.tick, workers, engine)
+    finished = [(source, paths) for source in sources if (paths := _finished_rows(source))]
+    raw = [source for source in sources if all(source is not other for other, _ in finished)]
+    files = [path for _, paths in finished for path in paths]
     ledger = Ledger()
-    total = sum(count_rows(path) for path in finished)
-    taken = ledger.step("read", rows_in=total)
-    taken.rows_out = total
     if raw:
         read, ledger = gather(raw, out, assets.resolve_data, display.tick, workers, engine)
-        finished.append(read)
-    if len(finished) == 1:
-        return finished[0], ledger
-    kind_of_files(finished)
+        if not ledger.steps[-1].rows_out and not files:
+            ledger.write(out.parent / "ledger.json")
+            raise nothing_usable(ledger, [source.path for source in raw], out.parent / "ledger.json")
+        files += [read] if ledger.steps[-1].rows_out else []
+    if finished:
+        _account_finished(ledger, finished)
+    if len(files) == 1 and not any(source.name for source, _ in finished):
+        return files[0], ledger
+    kind_of_files(files)
     rows = out / "all.parquet"
-    write_rows(rows, pl.concat([scan_rows(path).select(*SCHEMA, *LINEAGE) for path in finished]))
+    names = {path: source.name for source, paths in finished for path in paths if source.name}
+    frames = [scan_rows(path).select(*SCHEMA, *LINEAGE) for path in files]
+    named = [
+        frame.with_columns(source=pl.lit(names[path])) if path in names else frame
+        for path, frame in zip(files, frames, strict=True)
+    ]
+    write_rows(rows, pl.concat(named))
     return rows, ledger
+
+
+def _finished_rows(source: Source) -> list[Path]:
+    """The files of a source where all are rows that a step of the data chain has written."""
+    if not Path(source.path).exists():
+        return []
+    parts = locate(source.path, assets.resolve_data, source.split).parts
+    paths = [part.path for part in parts if isinstance(part, DataFile) and is_rows(part.path)]
+    return paths if len(paths) == len(parts) else []
+
+
+def _account_finished(ledger: Ledger, finished: Sequence[tuple[Source, Sequence[Path]]]) -> None:
+    """Enter rows that are taken as they are into the account of the reading, which may be empty so far."""
+    total = sum(count_rows(path) for _, paths in finished for path in paths)
+    for step in ledger.steps or [ledger.step("read")]:
+        step.rows_in += total
+        step.rows_out += total
 
 
 def is_rows(path: Path) -> bool:
@@ -172,12 +214,16 @@ def run_profile(
             rows = [path for path in (chain / "rows" / f"{side}.parquet" for side in SIDES) if path.exists()]
             rows = rows or [chain / "rows.parquet"]
         else:
-            read = out / READ
-            shutil.rmtree(read, ignore_errors=True)
-            rows = [gather_rows(sources, read, display)[0]]
+            chain = out / READ
+            shutil.rmtree(chain, ignore_errors=True)
+            path, ledger = gather_rows(sources, chain, display)
+            rows = [path]
+            ledger.write(chain / "ledger.json")
+            if not any((out / name).exists() for name in (FORMER, "rows.parquet", "manifest.json")):
+                ledger.write(out / "ledger.json")
         found = profile(rows, out, counter=counter, chain=chain, workers=workers, progress=display.tick)
         shutil.rmtree(out / READ, ignore_errors=True)
-    page = write_data_page(out, ", ".join(Path(source.path).name for source in sources))
+    page = write_data_page(out, printable(", ".join(Path(source.path).name for source in sources)))
     shown = terminal_profile(read_profile(out))
     return page, Group(shown, _preference_part(found["preferences"])) if found["preferences"] else shown
 
@@ -209,10 +255,19 @@ def summary(kind: str, told: Mapping[str, Any], out: Path) -> RenderableType:
             f"{reason} {count:,}" for reason, count in sorted(line.dropped.items(), key=lambda i: -i[1])
         )
         table.add_row(line.name, f"{line.rows_in:,}", dropped or "-", f"{line.rows_out:,}")
-    facts = {key: value for key, value in told["facts"].items() if isinstance(value, str | int | float | bool)}
+    facts = {key: value for key, value in told["facts"].items() if _is_plain(value) or _is_counts(value)}
     shown = yaml.safe_dump(facts, allow_unicode=True, sort_keys=False).strip() if facts else ""
     rejects = f"{out / 'rejects.parquet'} lists what was dropped; {out / 'facts.json'} says how it was decided"
     return Group(table, Text(shown, "dim"), Text(f"Rows are in {out / 'rows.parquet'}; {rejects}"))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool)
+
+
+def _is_counts(value: Any) -> bool:
+    """Whether a fact is a few numbers by name, such as the sizes of the splits."""
+    return isinstance(value, Mapping) and 0 < len(value) <= SHOWN_COUNTS and all(map(_is_plain, value.values()))
 
 
 def options_help(kind: str) -> str:

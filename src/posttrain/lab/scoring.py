@@ -35,14 +35,13 @@ from posttrain.artifacts import (
     atomic_path,
     remove_leftovers,
 )
-from posttrain.data.config import Source
 from posttrain.data.rows import SCHEMA, frame_rows
 from posttrain.data.steps import REJECTS, Decisions, apply, blocks
 from posttrain.encode.alone import answer_opening, answers_alone
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
 from posttrain.errors import InterruptedRunError
-from posttrain.lab.data_commands import READ, gather_rows
+from posttrain.lab.data_commands import READ, gather_rows, sources_of
 from posttrain.lab.display import Display
 from posttrain.types import Origin, SftRow, Tokens
 
@@ -89,6 +88,8 @@ class Scoring:
     """Format of files that are no rows.parquet."""
     columns: dict[str, str] | None = None
     """Which of their columns is what."""
+    split: str | None = None
+    """Split of a folder or hub data set."""
 
 
 def score_files(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
@@ -116,8 +117,7 @@ def _score(files: Sequence[str], out: Path, scoring: Scoring, display: Display) 
     opening = answer_opening(template)
     read = out / READ
     shutil.rmtree(read, ignore_errors=True)
-    sources = [Source(path=file, format=scoring.row_format, columns=scoring.columns) for file in files]
-    rows, before = gather_rows(sources, read, display)
+    rows, before = gather_rows(sources_of(files, scoring.row_format, scoring.columns, scoring.split), read, display)
     identity = lineage.identity
     by = f"{_label(scoring.model)}@{identity[:8]}"
     dtype_name, device = _numbers(scoring, out / "cache", identity)

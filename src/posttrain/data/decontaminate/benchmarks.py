@@ -16,7 +16,8 @@ from posttrain.data.decontaminate.config import Benchmark
 from posttrain.data.formats import RowError
 from posttrain.data.formats.base import items, kind_of, objects, optional_text
 from posttrain.data.formats.turns import parse_turn
-from posttrain.data.sources import BadRecord, DataFile, HubSet, Resolve, content_digest, locate, read
+from posttrain.data.places import DataFile, HubSet, Resolve, locate
+from posttrain.data.sources import BadRecord, content_digest, read
 from posttrain.data.streams import COMPRESSED_SUFFIXES, Stream
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
@@ -154,7 +155,7 @@ def load(benchmark: Benchmark, resolve: Resolve) -> list[Prompt]:
     prompts = []
     for number, (origin, value) in enumerate(records, 1):
         try:
-            turns = tuple(turn for turn in _record_turns(benchmark, value) if turn.strip())
+            turns = tuple(_writable(turn) for turn in _record_turns(benchmark, value) if turn.strip())
         except RowError as error:
             raise DataError(
                 f"no prompt can be read here: {error.detail}",
@@ -163,10 +164,15 @@ def load(benchmark: Benchmark, resolve: Resolve) -> list[Prompt]:
             ) from error
         if turns:
             given = next((value[key] for key in _IDS if value.get(key) is not None), None)
-            prompts.append(Prompt(benchmark.name, f"#{number}" if given is None else str(given), turns))
+            prompts.append(Prompt(benchmark.name, f"#{number}" if given is None else _writable(str(given)), turns))
     if not prompts:
         raise DataError("no prompts in it", where=benchmark.path, fix="give the benchmark's file of prompts")
     return prompts
+
+
+def _writable(text: str) -> str:
+    """The text with a replacement character for half a surrogate pair or a broken byte: its words are looked for all the same."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def content_digests(benchmarks: Sequence[Benchmark], resolve: Resolve) -> dict[str, str]:
@@ -194,7 +200,7 @@ def _parts(benchmark: Benchmark, resolve: Resolve) -> tuple[DataFile | HubSet, .
                 fix="give the benchmark's own file, or a folder of files of one kind",
             )
         return tuple(DataFile(f"{benchmark.path.rstrip('/')}/{p.relative_to(folder).as_posix()}", p) for p in texts)
-    return locate(benchmark.path, resolve, benchmark.split).parts
+    return locate(benchmark.path, resolve, benchmark.split, hub_split="test").parts
 
 
 def _is_text(path: Path) -> bool:

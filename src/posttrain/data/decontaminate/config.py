@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from posttrain.data.text import Fields
 
 if TYPE_CHECKING:
-    from posttrain.data.sources import Resolve
+    from posttrain.data.places import Resolve
     from posttrain.data.steps import Decisions, StepRun
 
 ShortPrompts = Literal["anywhere", "alone"]
@@ -27,8 +27,8 @@ class Benchmark:
     """A file (JSON, JSON Lines, CSV, Parquet, or .txt with one prompt a line), a folder of such files, or a hub name."""
     columns: tuple[str, ...] = ()
     """Columns that make up the prompt, joined by a line break; default: those of the layout that fits."""
-    split: str = "test"
-    """Split of a hub data set."""
+    split: str | None = None
+    """Split of a folder or hub data set; default: a folder must hold one only, of a hub data set ``test``."""
 
 
 @dataclass(frozen=True, kw_only=True)

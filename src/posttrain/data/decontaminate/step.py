@@ -23,7 +23,7 @@ from posttrain.data.decontaminate.tables import (
     with_removed,
 )
 from posttrain.data.engine import map_rows
-from posttrain.data.sources import Resolve
+from posttrain.data.places import Resolve
 from posttrain.data.steps import REJECTS, Decisions, StepRun
 from posttrain.data.text import tokens
 from posttrain.errors import ConfigError

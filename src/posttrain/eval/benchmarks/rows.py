@@ -32,7 +32,8 @@ def file_rows(path: str) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
         DataError: a file that can't be read, or anything in it that is no row (names its line).
 
     """
-    from posttrain.data.sources import BadRecord, DataFile, read  # loads polars, which reading a recipe does without
+    from posttrain.data.places import DataFile
+    from posttrain.data.sources import BadRecord, read  # loads polars, which reading a recipe does without
 
     for record in read(DataFile(path, Path(path))):
         if isinstance(record, BadRecord):

@@ -1,0 +1,240 @@
+"""Rows of tables: cells between separators, Parquet, Arrow. Each row with its 1-based number, block by block."""
+
+from __future__ import annotations
+
+import csv
+import io
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from posttrain.data.sniff import ARROW_FILE, ARROW_STREAM
+from posttrain.data.streams import Stream, Tick
+from posttrain.errors import DataError
+
+_TABLE_ROWS = 16_384
+_SAMPLE_ROWS = 50
+_END_OF_STREAM = ARROW_STREAM + bytes(4)
+_SCHEMA, _DICTIONARY = 1, 2
+"""Kinds of Arrow messages (format/Message.fbs)."""
+
+
+class Row(NamedTuple):
+    """A row: its number and its cells by column; or, where ``broken`` says why, no row."""
+
+    number: int
+    cells: dict[str, Any]
+    broken: str | None = None
+
+
+# ---- cells between separators --------------------------------------------------------------------------------------
+
+
+class Dialect(NamedTuple):
+    """How lines are cut into cells."""
+
+    separator: str
+    quoted: bool
+    """Whether a cell may stand in double quotes; otherwise they are text."""
+
+
+def read_cells(stream: Stream, label: str) -> Iterator[Row]:
+    """The rows of a CSV or TSV file, whose first line names the columns; the separator is found in the first rows."""
+    csv.field_size_limit(sys.maxsize)  # the default, 128 KiB a cell, is too small for long replies
+    dialect = _dialect(stream.head, tabs_first=".tsv" in stream.path.name.lower())
+    rows = _reader((f"{_text(line)}\n" for line in stream.lines()), dialect)
+    try:
+        header = [name.strip("\ufeff") for name in next(rows, [])]
+    except csv.Error as error:
+        raise DataError(f"broken CSV header: {error}", where=label, fix="name the columns in the first line") from error
+    if len(set(header)) < len(header):
+        raise DataError(f"a CSV column stands twice in the header: {header}", where=label, fix="give each its own name")
+    number = 0
+    while True:
+        number += 1
+        first_line = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            # no second try within these lines: text of a broken cell must not turn into rows
+            yield Row(number, {}, f"lines {first_line}-{rows.line_num}: {error}")
+            continue
+        if row is None:
+            return
+        if not row:
+            number -= 1  # a blank line
+        elif len(row) != len(header):
+            yield Row(number, {}, f"line {first_line}: {len(row)} cells where the header has {len(header)}")
+        else:
+            yield Row(number, dict(zip(header, row, strict=True)))
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", "surrogateescape")
+
+
+def _reader(lines: Iterable[str], dialect: Dialect) -> Any:
+    if dialect.quoted:
+        return csv.reader(lines, delimiter=dialect.separator, strict=True)
+    return csv.reader(lines, delimiter=dialect.separator, quoting=csv.QUOTE_NONE, strict=True)
+
+
+def _dialect(head: bytes, *, tabs_first: bool) -> Dialect:
+    """The dialect in which most of the first rows have as many cells as the header, two at least; of equal ones the first."""
+    lines = [f"{_text(line)}\n" for line in head.split(b"\n")]
+    lines = lines[:-1] or lines  # the last line may be cut off
+    separators = "\t,;" if tabs_first else ",\t;"
+    dialects = [Dialect(one, True) for one in separators] + [Dialect("\t", False)]
+    fits = [_fit(lines, dialect) for dialect in dialects]
+    return dialects[fits.index(max(fits))]
+
+
+def _fit(lines: Sequence[str], dialect: Dialect) -> float:
+    """Share of the first rows with as many cells as the header; 0 where there is one column, or the header is broken."""
+    rows, good, total = _reader(lines, dialect), 0, 0
+    try:
+        columns = len(next(rows, []))
+    except csv.Error:
+        return 0.0
+    while total < _SAMPLE_ROWS:
+        try:
+            row = next(rows, None)
+        except csv.Error:
+            total += 1
+            continue
+        if row is None:
+            break
+        total += bool(row)
+        good += len(row) == columns
+    return (good + 1) / (total + 1) if columns > 1 else 0.0
+
+
+# ---- Parquet -------------------------------------------------------------------------------------------------------
+
+
+def read_parquet(path: Path, label: str, tick: Tick | None) -> Iterator[Row]:
+    """The rows of a Parquet file. Raises DataError where it can't be read."""
+    try:
+        yield from _scanned(pl.scan_parquet(path, glob=False), tick)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"can't read this Parquet file: {error}", where=label, fix="write it again") from error
+
+
+def _scanned(frame: pl.LazyFrame, tick: Tick | None) -> Iterator[Row]:
+    total = frame.select(pl.len()).collect().item()
+    for start in range(0, total, _TABLE_ROWS):
+        yield from _rows(frame.slice(start, _TABLE_ROWS).collect(), start)
+        if tick is not None:
+            tick(min(start + _TABLE_ROWS, total), total)
+
+
+def _rows(frame: pl.DataFrame, before: int) -> Iterator[Row]:
+    for number, row in enumerate(frame.iter_rows(named=True), before + 1):
+        yield Row(number, {key: _without_nulls(cell) for key, cell in row.items()})
+
+
+def _without_nulls(cell: Any) -> Any:
+    """A table gives every struct of a column all its fields: those that are null here were never written."""
+    if isinstance(cell, dict):
+        return {key: _without_nulls(value) for key, value in cell.items() if value is not None}
+    return [_without_nulls(value) for value in cell] if isinstance(cell, list) else cell
+
+
+# ---- Arrow ---------------------------------------------------------------------------------------------------------
+
+
+def read_arrow(stream: Stream, label: str) -> Iterator[Row]:
+    """The rows of an Arrow file or stream (what ``save_to_disk`` writes; Feather).
+
+    A stream, and a file that is cut off before its index, is read batch by batch: what is broken ends the reading and is told by
+    the last row. Raises DataError where not even the columns can be read.
+    """
+    if stream.head.startswith(ARROW_FILE):
+        frame = pl.scan_ipc(stream.path)
+        try:
+            frame.select(pl.len()).collect()
+        except pl.exceptions.PolarsError:
+            yield from _batches(stream, label)
+            return
+        try:
+            yield from _scanned(frame, stream.tick)
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"can't read this Arrow file: {error}", where=label, fix="write it again") from error
+    else:
+        yield from _batches(stream, label)
+
+
+def _batches(stream: Stream, label: str) -> Iterator[Row]:
+    before, rows = [], 0
+    try:
+        for kind, message in _messages(stream):
+            if kind in (_SCHEMA, _DICTIONARY):
+                before.append(message)
+                continue
+            frame = pl.read_ipc_stream(io.BytesIO(b"".join([*before, message, _END_OF_STREAM])))
+            yield from _rows(frame, rows)
+            rows += len(frame)
+    except (ValueError, struct.error, pl.exceptions.PolarsError) as error:
+        if not rows:
+            raise DataError(f"can't read this Arrow file: {error}", where=label, fix="write it again") from error
+        yield Row(rows + 1, {}, f"a batch that is cut off or broken, and all after it: {error}")
+
+
+def _messages(stream: Stream) -> Iterator[tuple[int, bytes]]:
+    """(kind, bytes) of every message: a mark, the length of its description, the description, its body."""
+    source = _Bytes(stream.blocks())
+    if stream.head.startswith(
+        ARROW_FILE
+    ):  # the mark, and what a writer puts before the first message, in words of 8 bytes
+        starts = (at for at in range(len(ARROW_FILE), len(stream.head), 8) if stream.head.startswith(ARROW_STREAM, at))
+        source.take(next(starts, 0))
+    while True:
+        prefix = source.take(8, short=True)
+        length = struct.unpack("<i", prefix[4:])[0] if len(prefix) == 8 else 0
+        if length == 0:
+            return  # the end that is written, or the end of a stream without one
+        if length < 0 or prefix[:4] != ARROW_STREAM:
+            raise ValueError("no Arrow message where one should be")
+        description = source.take(length)
+        kind, body = _described(description)
+        yield kind, prefix + description + source.take(body)
+
+
+def _described(description: bytes) -> tuple[int, int]:
+    """Kind of a message and length of its body, from its flatbuffer table (format/Message.fbs: fields 1 and 3)."""
+    table = struct.unpack_from("<I", description)[0]
+    fields = table - struct.unpack_from("<i", description, table)[0]
+    size = struct.unpack_from("<H", description, fields)[0]
+
+    def offset(field: int) -> int:
+        place = 4 + 2 * field
+        return int(struct.unpack_from("<H", description, fields + place)[0]) if place < size else 0
+
+    kind = description[table + offset(1)] if offset(1) else 0
+    body = int(struct.unpack_from("<q", description, table + offset(3))[0]) if offset(3) else 0
+    return kind, body
+
+
+class _Bytes:
+    """Bytes of blocks, taken in pieces of any length."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, b""
+
+    def take(self, count: int, *, short: bool = False) -> bytes:
+        """So many bytes; fewer only at the end, and only where ``short`` allows it (otherwise ValueError)."""
+        if count < 0:
+            raise ValueError("a message of a negative length")
+        parts, there = [self._rest], len(self._rest)
+        while there < count and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            there += len(block)
+        found = b"".join(parts)
+        if there < count and not short:
+            raise ValueError(f"{count} bytes are announced, {there} are there")
+        self._rest = found[count:]
+        return found[:count]
