@@ -19,6 +19,7 @@ from posttrain.generate import ways
 from posttrain.generate.decode import decode, replies
 from posttrain.generate.engine import Sampling
 from posttrain.generate.ways import OwnCache, Recompute, Slots, way_of
+from posttrain.model import slots
 from posttrain.model.lengths import context_of, lengths_of, limits_of
 from posttrain.model.load import load_model
 
@@ -78,11 +79,15 @@ def test_a_way_that_is_off_is_not_taken(
         assert way_of(model) is right
 
 
-@pytest.mark.filterwarnings("ignore")
+def windowed(folder: Path, window: int, dtype: torch.dtype) -> nn.Module:
+    folder = micro_folder("mistral", folder, sliding_window=window, max_position_embeddings=2048)
+    return load_model(folder, dtype, CPU).requires_grad_(False)
+
+
 def test_the_proof_is_made_once_and_only_for_lengths_that_are_reached(
-    prompts: list[Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, passes = loaded("mistral", tmp_path), list[int]()
+    model, passes = windowed(tmp_path, 200, torch.float32), list[int]()
     run = ways.own_logits
 
     def counted(model: nn.Module, ids: Sequence[int], last: int = 1) -> torch.Tensor:
@@ -90,17 +95,29 @@ def test_the_proof_is_made_once_and_only_for_lengths_that_are_reached(
         return run(model, ids, last)
 
     monkeypatch.setattr(ways, "own_logits", counted)
-    assert passes == []
-    ids_of(model, prompts[:1], 4)
-    assert max(passes) < 12
-    before = len(passes)
-    ids_of(model, prompts[:1], 5)
-    assert len(passes) == before
-    ids_of(model, prompts[:1], 20)
-    assert max(passes) == 14  # the window is 12: the tokens before, on and behind its edge
-    before = len(passes)
-    ids_of(model, prompts, 20)
-    assert len(passes) == before
+
+    def proven(prompt: int, new: int) -> int:
+        """The longest sequence of a proof that was made for this reply; 0 = none was made."""
+        passes.clear()
+        ids_of(model, [np.full(prompt, 9, np.int32)], new)
+        return max(passes, default=0)
+
+    assert 17 < proven(5, 4) < 50  # the window made short
+    assert proven(100, 90) == 0
+    assert proven(190, 20) == 202  # the tokens before, on and behind its edge
+    assert proven(190, 20) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [12, 100, 900])
+def test_a_window_that_is_not_kept_is_found_in_any_type(
+    window: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = windowed(tmp_path, window, dtype)
+    assert way_of(model) is Slots
+    attend = slots.Step.attend
+    monkeypatch.setattr(slots.Step, "attend", lambda step, *rest: attend(step, *rest[:5], None, *rest[6:]))
+    assert way_of(windowed(tmp_path, window, dtype)) is OwnCache
 
 
 def test_a_model_that_can_not_compute_is_one_error(prompts: list[Prompt]) -> None:

@@ -165,12 +165,13 @@ def _advance(
     live = pool.live
     moved = live[first:]
     samplings = [sequence.sampling for sequence in moved]
-    finite_B = logits_BV.amax(dim=-1).isfinite()  # NaN and +inf anywhere, -inf everywhere
-    logits_BV = logits_BV.where(finite_B[:, None], 0.0)
+    finite_B = logits_BV.amax(dim=-1).isfinite().tolist()  # not so: NaN or +inf anywhere, -inf everywhere
+    if not all(finite_B):
+        logits_BV = logits_BV.nan_to_num()
     tokens = _choose(logits_BV, samplings, [sequence.generator for sequence in moved])
     likely = _likely(logits_BV, tokens, samplings)
     new, outgrown = [], []
-    for sequence, token, found, finite in zip(moved, tokens, likely, finite_B.tolist(), strict=True):
+    for sequence, token, found, finite in zip(moved, tokens, likely, finite_B, strict=True):
         if not finite:
             new.append(NewToken(sequence.prompt, NO_TOKEN, "not_finite"))
             continue

@@ -4,9 +4,9 @@
     OwnCache   the model's own cache, one sequence at a time
     Recompute  no cache: every token is computed from all before it
 
-The proof is made when a model begins to generate, at the lengths it is going to reach: a few tokens at the start, and a few on both sides of every
-switch in its configuration, each compared with the model's own forward pass over the whole sequence. A way that differs, or can't
-run, is not taken.
+The proof is made when a model begins to generate. A few tokens are computed at the start, on both sides of every switch of its configuration made short
+for that time (`posttrain.model.proof`), and where a switch really is if a reply may reach it; each is compared with the model's own forward
+pass over the whole sequence. A way that differs, or can't run, is not taken.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import Lengths, lengths_of, limits_of
 from posttrain.model.load import next_logits
 from posttrain.model.own import Memory, own_cached_logits, own_logits
+from posttrain.model.proof import CROSSED, switches_crossed
 from posttrain.model.slots import Prefill, SlotCache, Step
 
 TOLERANCE = {torch.float32: 1e-4}
@@ -144,9 +145,11 @@ class _Known:
 
     ways: list[Kind] = field(default_factory=lambda: list(WAYS))
     lengths: set[int] = field(default_factory=set)
-    """Switches that were crossed; 0 = the start."""
+    """Far switches that were crossed, and `START`."""
 
 
+START = 0
+"""The proof of the first tokens and of all switches that are near or can be made so."""
 _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
@@ -157,11 +160,11 @@ def way_of(model: nn.Module, longest: int = 1) -> Kind:
     """
     inner = causal_lm(model)
     known = _known.setdefault(inner, _Known())
-    lengths, last = lengths_of(inner.config), limits_of(inner).positions
-    wanted = {0, *(switch for switch in lengths.switches if switch < min(longest, last or longest))}
+    reached = min(longest, limits_of(inner).positions or longest)
+    wanted = {START, *(switch for switch in lengths_of(inner.config).switches if CROSSED < switch < reached)}
     while len(known.ways) > 1:
-        missing = sorted(wanted - known.lengths)
-        if all(_proven(known.ways[0], model, lengths, switch, last) for switch in missing):
+        way = known.ways[0]
+        if all(_proven(way, model, length) for length in sorted(wanted - known.lengths)):
             known.lengths |= wanted
             break
         known.ways.pop(0)
@@ -175,11 +178,26 @@ def speed_note(model: nn.Module) -> str | None:
     return None if way.note is None else f"{type(causal_lm(model)).__name__}: {way.note}"
 
 
-def _proven(way: Kind, model: nn.Module, lengths: Lengths, switch: int, last: int | None) -> bool:
-    """Whether a way gives the model's own logits at the start (two sequences, where it takes two) or around a switch."""
-    alike = lengths.factors(1) == lengths.factors(2 * PROBED)
-    starts = [max(1, switch - 1)] if switch or way.most == 1 else [2, PROBED] if alike else [2, 2]
-    count = PROBED if last is None else max(1, min(PROBED, last - max(starts)))
+def _proven(way: Kind, model: nn.Module, length: int) -> bool:
+    """Whether a way gives the model's own logits at the start, or on both sides of a switch."""
+    inner = causal_lm(model)
+    if length != START:
+        return _agrees(way, model, [length - 1])
+    with switches_crossed(inner):  # where few keys are seen, a wrong one weighs much: this tells also in bf16
+        near = [switch for switch in lengths_of(inner.config).switches if switch <= CROSSED]
+        starts = [[2, PROBED], *([start] for switch in near for start in (max(1, switch - 1), 2 * switch + PROBED))]
+        return all(_agrees(way, model, some) for some in starts)
+
+
+def _agrees(way: Kind, model: nn.Module, starts: Sequence[int]) -> bool:
+    """Whether a way gives the model's own logits after so many tokens of some sequences side by side, and after a few more."""
+    inner = causal_lm(model)
+    lengths, last = lengths_of(inner.config), limits_of(inner).positions
+    if way.most is not None or len({lengths.factors(n) for start in starts for n in (start, start + PROBED)}) > 1:
+        starts = [max(starts)]  # one at a time
+    if last is not None:
+        starts = [min(start, last - 1) for start in starts]
+    count = PROBED if last is None else min(PROBED, last - max(starts))
     vocabulary = causal_lm(model).get_input_embeddings().num_embeddings
     texts = [
         [(7 + 31 * place + place * place) % vocabulary for place in range(index, index + start + count - 1)]

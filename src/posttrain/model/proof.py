@@ -37,7 +37,7 @@ _SWITCHES = (
 """Names, of configurations and of modules, whose value is a length at which something else is computed."""
 _SWITCHES_BY_LENGTH = ("max_position_embeddings", "original_max_seq_len", "max_seq_len_cached")
 """The same, where rotary positions depend on the length; elsewhere these are limits and sizes of tables."""
-_CROSSED = 128
+CROSSED = 128
 """A switch up to this many tokens is crossed as it is; a longer one is made `_SHORT` for the time of the proof."""
 _SHORT = 16
 _SCALES: tuple[tuple[str, Callable[[float], float]], ...] = (
@@ -59,7 +59,7 @@ def prove(model: PreTrainedModel, folder: Folder) -> Path:
     Raises ModelError where its own code can't compute a sequence, or looks at later tokens.
     """
     by_length = follow_lengths(model)
-    with _switches_crossed(model) as longest:
+    with switches_crossed(model) as longest:
         segments = _probe(longest, shared=not by_length)
         vocabulary = model.get_input_embeddings().weight
         ids_T = (torch.arange(sum(segments.lengths), device=vocabulary.device) * 7 + 3) % len(vocabulary)
@@ -139,8 +139,8 @@ def _use_faster_attention(model: PreTrainedModel, ids_T: Tensor, segments: Segme
 
 
 @contextlib.contextmanager
-def _switches_crossed(model: PreTrainedModel) -> Iterator[int]:
-    """Inside, no switch of the model is at more than `_CROSSED` tokens; yields a length beyond all of them, 0 without any.
+def switches_crossed(model: PreTrainedModel) -> Iterator[int]:
+    """Inside, no switch of the model is at more than `CROSSED` tokens; yields a length beyond all of them, 0 without any.
 
     Windows, chunks and ranges are read from configurations and modules while a model computes, so they can be changed there.
     """
@@ -155,7 +155,7 @@ def _switches_crossed(model: PreTrainedModel) -> Iterator[int]:
     found = [(place, name, place[name]) for place in places for name in names if type(place.get(name)) is int]
     try:
         for place, name, value in found:
-            place[name] = value if value <= _CROSSED else _SHORT
+            place[name] = value if value <= CROSSED else _SHORT
         yield 2 * max((place[name] for place, name, _ in found), default=-4) + 9 if found else 0
     finally:
         for place, name, value in found:
