@@ -249,7 +249,7 @@ FAMILIES: Mapping[str, Family] = {
     "lfm2-moe": Family("lfm2_moe", {**_MOE, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
     "falcon": Family("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-alibi": Family("falcon", {"alibi": True, "multi_query": False}),
-    "falcon-h1": Family("falcon_h1", _MAMBA2),
+    "falcon-h1": Family("falcon_h1", {**_MAMBA2, "lm_head_multiplier": 0.5}),
     "nemotron": Family("nemotron"),
     "nemotron-h": Family(
         "nemotron_h",

@@ -12,10 +12,10 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,38 +23,50 @@ from transformers import PreTrainedModel
 from posttrain.artifacts import write_json
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.config import LoraAdapter
+from posttrain.model.forward import causal_lm
 
 _ROUTERS = {"router", "gate", "shared_expert_gate"}
 """What transformers calls the layers beside experts that decide which of them a token goes to."""
 
 
-class NotAdapted(NamedTuple):
-    """What ``all-linear`` leaves as it is in a model."""
+def attached_nowhere(model: nn.Module) -> tuple[str, ...]:
+    """Full names of linear layers that ``all-linear`` leaves alone: routers and the projection behind a state-space scan.
 
-    modules: tuple[str, ...]
-    """Full names of linear layers: routers (adapted, they would send tokens elsewhere and unlearn their balance) and the
-    projections behind a state-space scan, whose weights kernels read past the adapter."""
-    experts: tuple[str, ...]
-    """Names of expert weights, ``*`` for the layer's number: stacked in one tensor, where no linear layer is to be adapted."""
-
-
-def not_adapted(model: nn.Module) -> NotAdapted:
-    """What ``all-linear`` leaves as it is; nothing for most models without experts."""
-    modules, experts = [], set()
+    An adapted router would send tokens elsewhere and unlearn its balance. The projection's weight is read by fused kernels, past the adapter.
+    """
+    found = []
     for name, block in model.named_modules():
         children = dict(block.named_children())
-        scans = {"conv1d", "out_proj"} <= children.keys() and isinstance(getattr(block, "D", None), nn.Parameter)
-        modules += [f"{name}.out_proj"] if scans else []
-        mixture = [child for child, part in children.items() if child == "experts" or "Experts" in type(part).__name__]
-        for child in _ROUTERS & children.keys() if mixture else ():
-            parts = [(part, m) for part, m in children[child].named_modules() if isinstance(m, nn.Linear)]
-            modules += [".".join(filter(None, (name, child, part))) for part, _ in parts]
-        for child in mixture:
-            linear = [m for m in children[child].modules() if isinstance(m, nn.Linear)]
-            if not linear:
-                stacked = [part for part, p in children[child].named_parameters() if p.dim() > 1]
-                experts |= {re.sub(r"\.\d+\.", ".*.", f"{name}.{child}.{part}") for part in stacked}
-    return NotAdapted(tuple(sorted(modules)), tuple(sorted(experts)))
+        if {"conv1d", "out_proj"} <= children.keys() and isinstance(getattr(block, "D", None), nn.Parameter):
+            found.append(f"{name}.out_proj")
+        if any(_holds_experts(child, part) for child, part in children.items()):
+            routers = [(child, children[child]) for child in _ROUTERS & children.keys()]
+            parts = [(child, n) for child, r in routers for n, m in r.named_modules() if isinstance(m, nn.Linear)]
+            found += [".".join(filter(None, (name, *part))) for part in parts]
+    return tuple(sorted(found))
+
+
+def not_reached(model: nn.Module) -> tuple[str, ...]:
+    """What of an adapted model has no adapter though it is a linear layer or an expert; ``*`` stands for the layer's number.
+
+    Experts whose weights are stacked in one tensor have no linear layer to adapt. Output heads and routers are left alone on purpose.
+    """
+    alone, head = set(attached_nowhere(causal_lm(model))), causal_lm(model).get_output_embeddings()
+    found = set()
+    for name, module in causal_lm(model).named_modules():
+        if re.search(r"lora_|base_layer|^score$", name):
+            continue
+        if isinstance(module, nn.Linear) and module is not head and (name not in alone or name.endswith("out_proj")):
+            found.add(name)
+        if _holds_experts(name.rpartition(".")[2], module) and not any(
+            isinstance(m, nn.Linear) for m in module.modules()
+        ):
+            found |= {f"{name}.{n}" for n, p in module.named_parameters() if p.dim() > 1 and "bias" not in n}
+    return tuple(sorted({re.sub(r"\.\d+\.", ".*.", name) for name in found}))
+
+
+def _holds_experts(name: str, module: nn.Module) -> bool:
+    return name == "experts" or "Experts" in type(module).__name__
 
 
 def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> PeftModel:
@@ -69,12 +81,17 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=targets,
-        exclude_modules=(list(not_adapted(model).modules) or None) if targets == "all-linear" else None,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
         task_type="SEQ_CLS" if scoring else "CAUSAL_LM",
         modules_to_save=["score"] if scoring else None,
     )
+    if targets == "all-linear":
+        config.exclude_modules = list(attached_nowhere(model)) or None
+        # PEFT reads the weights of some families' experts, and their router's, for layers; see it before it is applied.
+        convert_peft_config_for_transformers(config, model, None)
+        reached = {name for name in config.target_parameters or () if name.split(".")[0] not in _ROUTERS}
+        config.target_parameters = sorted(reached) or None
     with torch.random.fork_rng(), _quiet_peft():
         torch.manual_seed(seed)
         try:
@@ -128,8 +145,9 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's generic model card says nothing true of this run
     # PEFT writes the set of targets in the order of this process's hashes; equal runs shall give equal files.
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
+    for name in ("target_modules", "target_parameters"):
+        if isinstance(config.get(name), list):
+            config[name].sort()
     write_json(folder / "adapter_config.json", config)
 
 

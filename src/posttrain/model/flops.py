@@ -34,6 +34,12 @@ def step_flops(model: nn.Module, batch: Batch) -> float:
 
 
 def _number(config: object, name: str) -> float:
-    """A number of a configuration; 0 where it has none: this count is for display, and a model without one is no error."""
-    value = getattr(config, name, None)
+    """A number of a configuration; 0 where there is none: this count is for display, so it is never an error.
+
+    A configuration may raise what it likes where a number is one for each layer (Gemma 4).
+    """
+    try:
+        value = getattr(config, name, None)
+    except Exception:
+        return 0.0
     return float(value) if isinstance(value, int | float) else 0.0

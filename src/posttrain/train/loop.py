@@ -139,10 +139,9 @@ def _notes(model: nn.Module, stage: TrainStage) -> Iterator[str]:
     path = path_of(model)
     if path.kind == "alone":
         yield f"sequences are computed one at a time, by the model's own code, which is slower: {path.why}"
-    if isinstance(stage.adapter, LoraAdapter) and stage.adapter.targets == "all-linear":
-        experts = adapters.not_adapted(causal_lm(model)).experts
-        if experts:
-            yield f"adapter.targets all-linear does not reach the stacked weights of experts: {', '.join(experts)}"
+    everywhere = isinstance(stage.adapter, LoraAdapter) and stage.adapter.targets == "all-linear"
+    if everywhere and (missed := adapters.not_reached(model)):
+        yield f"adapter.targets all-linear does not reach {', '.join(missed)}; they stay as they are"
 
 
 def settled_dtype(stage: TrainStage, out: StageDir) -> TrainStage:
