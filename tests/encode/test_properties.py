@@ -46,7 +46,7 @@ LAYOUTS = {
     "mistral": Layout("</s>", space=" "),
     "gemma": Layout("<end_of_turn>", trims=True),
     "phi3": Layout("<|end|>"),
-    "qwen3": Layout("<|im_end|>", expands=True),
+    "qwen3": Layout("<|im_end|>", space="<think>\n\n</think>\n\n", expands=True),
     "deepseek": Layout("<｜end▁of▁sentence｜>"),
     "zephyr": Layout("</s>"),
 }

@@ -71,9 +71,14 @@ def test_smollm_on_all_english_rows(shared_data, smollm):
 
 @pytest.mark.demo_model
 @pytest.mark.parametrize(
-    ("name", "stop"), [("llama3", "<|eot_id|>"), ("qwen3", "<|im_end|>"), ("gemma", "<end_of_turn>")]
+    ("name", "header", "stop"),
+    [
+        ("llama3", "", "<|eot_id|>"),
+        ("qwen3", "<think>\n\n</think>\n\n", "<|im_end|>"),
+        ("gemma", "", "<end_of_turn>"),
+    ],
 )
-def test_foreign_templates_with_the_tokenizer_of_smollm(smollm, name, stop):
+def test_foreign_templates_with_the_tokenizer_of_smollm(smollm, name, header, stop):
     """Markers the tokenizer does not know become several ordinary tokens; the spans stay exact."""
     template = load_template(smollm.tokenizer, TEMPLATES / f"{name}.jinja")
     turns = (
@@ -83,7 +88,7 @@ def test_foreign_templates_with_the_tokenizer_of_smollm(smollm, name, stop):
         Message("assistant", "再见 👋"),
     )
     examples = encode_rows([SftRow(turns, Origin("f", 1), "s")], template, 10**9).examples
-    assert "".join(supervised(tokens, template) for tokens in examples) == f"Hello!{stop}再见 👋{stop}"
+    assert "".join(supervised(tokens, template) for tokens in examples) == f"{header}Hello!{stop}{header}再见 👋{stop}"
     assert template.tokenizer.decode(stop_ids(template).tolist()) == stop
 
 

@@ -26,6 +26,7 @@ def assistant(text: str, **fields) -> Message:
 TWO_TURNS = (Message("system", "Be brief."), user("1+1?"), assistant(" two\n"), user(""), assistant("再见 👋"))
 THOUGHT = (user("a"), assistant("<think>\nhm\n</think>\n\nb"), user("c"), assistant("<think>\nso\n</think>\n\nd"))
 APART = (user("a"), assistant("b", reasoning="hm"), user("c"), assistant("d", reasoning="so"))
+EMPTY = "<think>\n\n</think>\n\n"
 CALL = ToolCall("weather", '{"city": "Bern"}')
 TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}},)
 TOOL_USE = (
@@ -65,20 +66,22 @@ def rejection(row: SftRow, template) -> tuple[str, str]:
         ("mistral", TWO_TURNS[1:], [["  two\n</s>", " 再见 👋</s>"]]),
         ("gemma", TWO_TURNS, [["two<end_of_turn>", "再见 👋<end_of_turn>"]]),
         ("phi3", TWO_TURNS, [[" two\n<|end|>", "再见 👋<|end|>"]]),
-        ("qwen3", TWO_TURNS, [[" two\n<|im_end|>"], ["再见 👋<|im_end|>"]]),
-        ("qwen3", TWO_TURNS[:3], [[" two\n<|im_end|>"]]),
+        # The prompt leaves the empty think block to the model.
+        ("qwen3", TWO_TURNS, [[f"{EMPTY} two\n<|im_end|>"], [f"{EMPTY}再见 👋<|im_end|>"]]),
+        ("qwen3", TWO_TURNS[:3], [[f"{EMPTY} two\n<|im_end|>"]]),
         ("qwen3", THOUGHT, [["<think>\nhm\n</think>\n\nb<|im_end|>"], ["<think>\nso\n</think>\n\nd<|im_end|>"]]),
         ("qwen3", APART, [["<think>\nhm\n</think>\n\nb<|im_end|>"], ["<think>\nso\n</think>\n\nd<|im_end|>"]]),
         (
             "qwen3",
             TOOL_USE,
             [
-                ['<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call><|im_end|>'],
-                ["3<|im_end|>"],
+                [f'{EMPTY}<tool_call>\n{{"name": "weather", "arguments": {{"city": "Bern"}}}}\n</tool_call><|im_end|>'],
+                [f"{EMPTY}3<|im_end|>"],
             ],
         ),
         ("deepseek", TWO_TURNS, [[" two\n<｜end▁of▁sentence｜>", "再见 👋<｜end▁of▁sentence｜>"]]),
-        ("deepseek", THOUGHT, [["\n\nb<｜end▁of▁sentence｜>", "\n\nd<｜end▁of▁sentence｜>"]]),
+        # The template shows no reasoning, the prompt opens a block of it: what the row has is what the model writes.
+        ("deepseek", THOUGHT, [["hm\n</think>\n\nb<｜end▁of▁sentence｜>"], ["so\n</think>\n\nd<｜end▁of▁sentence｜>"]]),
         ("zephyr", TWO_TURNS, [[" two\n</s>", "再见 👋</s>"]]),
         # The prompt ends before the line end, so the model has to write it.
         ("white_space", TWO_TURNS, [["\ntwo\n</end>", "\n再见 👋\n</end>"]]),
@@ -101,10 +104,10 @@ def test_expanded_examples_end_with_their_own_turn(golden):
     )
 
 
-def test_a_think_block_inserted_by_the_template_is_context(golden):
+def test_a_think_block_that_the_prompt_leaves_to_the_model_is_supervised(golden):
     (rendering,), _ = supervised_renderings(row_of(user("a"), assistant("b")), golden("qwen3"))
     (span,) = rendering.spans
-    assert rendering.text[: span.start].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert rendering.text[: span.start].endswith("<|im_start|>assistant\n")
 
 
 def test_a_think_block_given_by_the_prompt_is_context(golden):
@@ -141,7 +144,7 @@ def test_turns_of_weight_zero_are_context(golden):
 
 def test_turns_of_weight_zero_are_not_expanded(golden):
     row = row_of(user("a"), assistant("b", weight=0.0), user("c"), assistant("d"))
-    assert supervised(row, golden("qwen3")) == [["d<|im_end|>"]]
+    assert supervised(row, golden("qwen3")) == [[EMPTY + "d<|im_end|>"]]
     assert "expanded" not in notes(row, golden("qwen3"))
 
 
@@ -186,9 +189,13 @@ def test_a_dropped_tool_call_rejects_the_row_even_if_its_name_stands_elsewhere(g
     assert rejection(row, golden("chatml"))[0] == "tool_call_dropped"
 
 
-def test_dropped_reasoning_and_tools_are_noted(golden):
-    assert notes(row_of(*APART), golden("chatml")) == {"reasoning_dropped"}
-    assert notes(row_of(*THOUGHT), golden("deepseek")) == {"reasoning_dropped", "generation_prompt_differs"}
+def test_dropped_reasoning_is_refused_with_that_word_or_learned_as_the_content_has_it(golden):
+    assert rejection(row_of(*APART), golden("chatml"))[0] == "reasoning_dropped"
+    assert rejection(row_of(*APART), golden("deepseek"))[0] == "reasoning_dropped"
+    assert notes(row_of(*THOUGHT), golden("deepseek")) == {"reasoning_from_content", "expanded"}
+
+
+def test_tools_that_are_not_rendered_are_noted(golden):
     row = row_of(user("a"), assistant("b"), tools=TOOLS)
     assert notes(row, golden("qwen3")) == {"tools_not_rendered"}
     assert notes(row_of(Message("system", "s"), *row.messages, tools=TOOLS), golden("qwen3")) == set()
@@ -207,6 +214,9 @@ def test_a_template_without_stop_rejects_every_row(golden):
     reason, detail = rejection(row_of(user("a"), assistant("b")), golden("no_stop"))
     assert reason == "no_stop"
     assert "never learn to stop" in detail
+
+
+OPENED = "{{ '<assistant>' if add_generation_prompt }}"
 
 
 def template_of(text: str, golden, tmp_path: Path):
@@ -236,19 +246,20 @@ def test_a_context_rewritten_for_the_prompt_rejects_the_row(golden, tmp_path):
 
 
 def test_a_closing_tag_always_followed_by_the_stop_token_belongs_to_the_stop(golden, tmp_path):
-    text = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</turn><|im_end|>{% endfor %}"
+    text = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</turn><|im_end|>{% endfor %}" + OPENED
     row = row_of(user("a"), assistant("b"), user("c"), assistant("d"))
     assert supervised(row, template_of(text, golden, tmp_path)) == [["b</turn><|im_end|>", "d</turn><|im_end|>"]]
 
 
 def test_a_stop_of_plain_words_is_the_rest_of_its_line(golden, tmp_path):
     text = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] ~ '\nEND OF TURN\n' }}{% endfor %}"
+    text += "{{ 'assistant: ' if add_generation_prompt }}"
     row = row_of(user("a"), assistant("b"), user("c"), assistant("d"))
     assert supervised(row, template_of(text, golden, tmp_path)) == [["b\nEND OF TURN", "d\nEND OF TURN"]]
 
 
 def test_a_stop_only_at_the_end_of_the_conversation_expands_the_row(golden, tmp_path):
-    text = "{% for m in messages %}{{ '\n' ~ m['role'] }}: {{ m['content'] }}{% endfor %}{{ '' if add_generation_prompt else '</s>' }}"
+    text = "{% for m in messages %}{{ '\n' ~ m['role'] }}: {{ m['content'] }}{% endfor %}{{ '\nassistant: ' if add_generation_prompt else '</s>' }}"
     row = row_of(user("a"), assistant("b"), user("c"), assistant("d"))
     assert supervised(row, template_of(text, golden, tmp_path)) == [["b</s>"], ["d</s>"]]
 

@@ -1,33 +1,44 @@
 """Which characters of a rendered conversation the model itself must write, proven for any chat template.
 
-For assistant turn i of a conversation m three renderings settle it:
+At inference the model is given ``prompt``, the rendering of the turns before assistant turn i with the generation
+prompt, and must write the rest of ``text``, the rendering with the turn: header, words, calls and stop. That completion
+is what is supervised. Three things are proven of it:
 
-- ``text``: m[:i+1], the conversation up to and with the turn;
-- ``prompt``: m[:i] with the generation prompt, which is what the model is given at inference;
-- ``marked``: m[:i] and an assistant turn whose content is one character found nowhere else. What stands before and
-  after that character, ``head`` and ``tail``, is the template's own.
+- **Nothing is lost or changed.** The turn is rendered again with a private character in place of its words (``marked``).
+  What stands around that character is the template's own, so ``text`` must be that, with the words between.
+- **It follows the prompt.** ``text == prompt + completion``; where the template shows earlier turns differently before a
+  reply than before a prompt, what it writes behind the last of them must begin as the generation prompt does.
+- **It ends.** The stop is what the template writes after the words both when the turn is the last one and when another
+  follows, through its last marker or the first token that ends generation.
 
-``text == head + content + tail`` then proves where the content stands, whatever it contains or repeats. Where the
-template writes more for this turn than the content (reasoning, tool calls), the model must write all that follows
-``prompt``, and ``text == prompt + body + tail`` proves that instead. The stop is the first marker of ``tail``.
-A turn that fits neither is rejected: a guess would train the wrong tokens without a sign. See docs/masks.md.
+A turn of which one can't be shown is rejected: a guess would train the wrong tokens without a sign. See docs/masks.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from posttrain.encode.template import ChatTemplate, RejectedError
-from posttrain.types import Message, SftRow
+from posttrain.types import Message, SftRow, ToolCall
 
 Tools = Sequence[Mapping[str, Any]]
 
-MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|[^\n]+")
-"""A stop in a text whose markers the tokenizer does not know: ``<...>``, ``[...]``, otherwise the rest of the line."""
+MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+"""A marker in a text whose markers the tokenizer does not know."""
+
+THINK = re.compile(r"\s*(?:<think>(?P<given>.*?)|(?P<bare>.*?)(?<=\n))</think>(?P<answer>.*)", re.DOTALL)
+"""Reasoning that opens a content: between ``<think>`` and ``</think>``, or before a ``</think>`` that begins a line (the
+prompt had opened the block). A ``</think>`` anywhere else is text."""
+
+
+FIRST_MARK, LAST_MARK = "\U000f0000", "\U000ffffd"
+"""Private-use characters: no template has a reason to treat them specially."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,21 @@ class Fitted:
     messages: tuple[Message, ...]
     text: str
     notes: frozenset[str]
+    template: ChatTemplate
+    tools: Tools = ()
+    parts: bool = False
+    """Whether contents are given as typed parts."""
+
+    def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        """Render other messages in the same form; ``prompt``: with the generation prompt."""
+        return self.template.render(messages, self.tools, prompt, self.parts)
+
+    def tried(self, messages: Sequence[Message], prompt: bool = False) -> str | None:
+        """Render, or None where the template refuses."""
+        try:
+            return self.render(messages, prompt)
+        except RejectedError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +89,8 @@ class Turn:
     text: str
     start: int
     end: int
+    stop: str
+    """The end of the supervised text that the template writes behind the turn's words."""
     notes: frozenset[str]
 
 
@@ -74,17 +102,19 @@ def supervised_renderings(row: SftRow, template: ChatTemplate) -> tuple[tuple[Re
     """
     fitted = fit(row.messages, row.tools, template)
     turns = [
-        (prove_turn(fitted, i, row.tools, template), 1.0 if message.weight is None else message.weight)
+        (prove_turn(fitted, i), 1.0 if message.weight is None else message.weight)
         for i, message in enumerate(fitted.messages)
         if message.role == "assistant" and message.weight != 0
     ]
     if not turns:
         raise RejectedError("nothing_supervised", "no assistant turn with a weight other than 0")
-    notes = fitted.notes.union(*(turn.notes for turn, _ in turns), _row_notes(row, fitted, template))
-    if all(fitted.text.startswith(turn.text[: turn.end]) for turn, _ in turns):
+    notes = fitted.notes.union(*(turn.notes for turn, _ in turns), _row_notes(row, fitted))
+    last = turns[-1][0].text
+    whole = last if last.startswith(fitted.text) else fitted.text  # a stop that shows only when a turn follows
+    if all(whole.startswith(turn.text[: turn.end]) for turn, _ in turns):
         spans = tuple(Span(turn.start, turn.end, weight) for turn, weight in turns)
         if all(left.end <= right.start for left, right in itertools.pairwise(spans)):
-            return (Rendering(fitted.text, spans),), notes
+            return (Rendering(whole, spans),), notes
     renderings = tuple(Rendering(turn.text, (Span(turn.start, turn.end, weight),)) for turn, weight in turns)
     return renderings, notes | {"expanded"}
 
@@ -95,27 +125,57 @@ def supervised_renderings(row: SftRow, template: ChatTemplate) -> tuple[tuple[Re
 def fit(messages: Sequence[Message], tools: Tools, template: ChatTemplate) -> Fitted:
     """Render a conversation in a form the template takes.
 
-    Where it refuses or ignores a leading system turn, that is folded into the first user turn (system text, blank
-    line, user text; note ``system_folded``). Raises RejectedError ``template_raised`` or ``message_dropped``.
+    Tried in turn where the template refuses it or leaves out a context turn: contents as typed parts; names and ids of
+    calls and results filled in (note ``tool_ids_numbered``); a leading system turn folded into the first user turn
+    (system text, blank line, user text; note ``system_folded``). Raises RejectedError ``template_raised`` or
+    ``message_dropped``, of the conversation as it was given or, where the system turn is what is wrong, as it was folded.
     """
-    messages = tuple(messages)
-    folded = _fold_system(messages)
+    given = tuple(messages)
     try:
-        text = template.render(messages, tools)
-    except RejectedError:
+        return _fit_forms(given, tools, template, frozenset())
+    except RejectedError as error:
+        folded = _fold_system(given) if _is_of_system(error) else None
         if folded is None:
             raise
-        return replace(fit(folded, tools, template), notes=frozenset({"system_folded"}))
-    ignored = _ignored(messages, tools, template, text)
-    if ignored and ignored[0] == 0 and folded is not None:
-        return replace(fit(folded, tools, template), notes=frozenset({"system_folded"}))
+    return _fit_forms(folded, tools, template, frozenset({"system_folded"}))
+
+
+def _fit_forms(given: tuple[Message, ...], tools: Tools, template: ChatTemplate, notes: frozenset[str]) -> Fitted:
+    """The conversation in the first form the template takes; the error is that of the form it was given in."""
+    try:
+        return _fit(given, tools, template, False, notes)
+    except RejectedError as error:
+        if error.rejected.reason == "bad_tool_arguments":
+            raise
+        first = error
+    with contextlib.suppress(RejectedError):
+        return _fit(given, tools, template, True, notes)
+    named = _named(given)
+    if named is not None:
+        with contextlib.suppress(RejectedError):
+            return _fit(named, tools, template, False, notes | {"tool_ids_numbered"})
+    raise first
+
+
+def _is_of_system(error: RejectedError) -> bool:
+    """Whether a conversation may fit without its system turn: the template refuses it, or leaves that turn out."""
+    rejected = error.rejected
+    return rejected.reason == "template_raised" or rejected.detail.startswith("the template leaves out message 1 ")
+
+
+def _fit(
+    messages: tuple[Message, ...], tools: Tools, template: ChatTemplate, parts: bool, notes: frozenset[str]
+) -> Fitted:
+    text = template.render(messages, tools, parts=parts)
+    fitted = Fitted(messages, text, notes, template, tools, parts)
+    ignored = _ignored(fitted)
     if ignored:
         first = messages[ignored[0]]
         raise RejectedError(
             "message_dropped",
             f"the template leaves out message {ignored[0] + 1} ({first.role}): {_excerpt(first.content)}",
         )
-    return Fitted(messages, text, frozenset())
+    return fitted
 
 
 def _fold_system(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
@@ -129,30 +189,53 @@ def _fold_system(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
     return None
 
 
-def _ignored(messages: tuple[Message, ...], tools: Tools, template: ChatTemplate, text: str) -> list[int]:
+def _named(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
+    """The conversation with calls numbered in a form every template takes, and results named by the calls they answer.
+
+    None where there are no calls.
+    """
+    if not any(message.tool_calls for message in messages):
+        return None
+    out: list[Message] = []
+    waiting: list[tuple[str | None, ToolCall]] = []  # (id in the source, call as numbered)
+    number = 0
+    for message in messages:
+        if message.tool_calls:
+            calls = [replace(call, id=f"call{number + k:05d}") for k, call in enumerate(message.tool_calls)]
+            number += len(calls)
+            waiting.extend((old.id, new) for old, new in zip(message.tool_calls, calls, strict=True))
+            message = replace(message, tool_calls=tuple(calls))
+        elif message.role == "tool" and waiting:
+            known = [k for k, (old, _) in enumerate(waiting) if old is not None and old == message.tool_call_id]
+            _, call = waiting.pop(known[0] if known else 0)
+            message = replace(message, tool_call_id=call.id, name=message.name or call.name)
+        out.append(message)
+    return tuple(out)
+
+
+def _ignored(fitted: Fitted) -> list[int]:
     """List the context turns (indices) that have content of which the rendering shows nothing.
 
     Each is replaced by a character of its own, so a text that also stands elsewhere deceives nobody. A template that
     reads its content (JSON of a tool) may refuse such a character; then the text itself is looked for.
     """
+    messages, text = fitted.messages, fitted.text
     context = [k for k, message in enumerate(messages) if message.role != "assistant" and message.content.strip()]
     marks = dict(zip(context, _marks([text, *(m.content for m in messages)]), strict=False))
-    probe = tuple(replace(m, content=marks[k]) if k in marks else m for k, m in enumerate(messages))
-    try:
-        marked = template.render(probe, tools)
-    except RejectedError:
+    marked = fitted.tried([replace(m, content=marks[k]) if k in marks else m for k, m in enumerate(messages)])
+    if marked is None:
         return [k for k in context if messages[k].content.strip() not in text]
     return [k for k in context if marks[k] not in marked]
 
 
 def _marks(texts: Collection[str]) -> Iterator[str]:
-    """Private-use characters that occur in none of the texts: no template has a reason to treat them specially."""
-    return (c for c in map(chr, range(0xF0000, 0xFFFFD)) if not any(c in text for text in texts))
+    """Private-use characters that occur in none of the texts."""
+    return (c for c in map(chr, range(ord(FIRST_MARK), ord(LAST_MARK) - 1)) if not any(c in text for text in texts))
 
 
-def _row_notes(row: SftRow, fitted: Fitted, template: ChatTemplate) -> frozenset[str]:
+def _row_notes(row: SftRow, fitted: Fitted) -> frozenset[str]:
     notes = set()
-    special = template.special_pattern
+    special = fitted.template.special_pattern
     if special is not None and any(special.search(message.content) for message in row.messages):
         notes.add("special_token_text_in_content")
     functions = [tool.get("function", tool) for tool in row.tools]
@@ -165,185 +248,350 @@ def _row_notes(row: SftRow, fitted: Fitted, template: ChatTemplate) -> frozenset
 # ---- one assistant turn ----------------------------------------------------------------------------------------------
 
 
-def prove_turn(fitted: Fitted, i: int, tools: Tools, template: ChatTemplate) -> Turn:
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What the template writes around the words of a turn: ``text == head + words + tail``."""
+
+    probe: Message
+    """The turn with a mark in place of its words."""
+    head: str
+    tail: str
+    notes: frozenset[str] = frozenset()
+    dropped: bool = False
+    """Whether the template leaves out the reasoning that stands in the content."""
+
+
+def prove_turn(fitted: Fitted, i: int) -> Turn:
     """Find what the model must write at assistant turn ``i``, or raise RejectedError with the reason it can't be."""
     messages, turn = fitted.messages, fitted.messages[i]
-    before = messages[:i]
-    last = i == len(messages) - 1
-    text = fitted.text if last else template.render(messages[: i + 1], tools)
+    text = fitted.text if i == len(messages) - 1 else fitted.render(messages[: i + 1])
     # Nothing precedes a conversation that the assistant opens: there is no prompt to render.
-    prompt = template.render(before, tools, add_generation_prompt=True) if before else None
-    mark = next(_marks([text, turn.content]))
-    parts = template.render((*before, Message("assistant", mark)), tools).split(mark)
-    if len(parts) != 2:
-        how = "leaves out the text of" if len(parts) == 1 else f"writes {len(parts) - 1} times the text of"
-        raise RejectedError("content_rewritten", f"the template {how} assistant turn {i + 1}")
-    head, tail = parts
-    if not text.endswith(tail):
-        own_tail = _closing_marker(text, template) if turn.tool_calls else None
-        if own_tail is None:
-            raise RejectedError("content_rewritten", f"the template ends assistant turn {i + 1} in a way of its own")
-        tail = own_tail
-    end = len(text) - len(tail)
-    start, notes = _begin(text, head, prompt, end, turn, i)
-    if "generation_prompt_differs" in notes:
-        _only_header_differs(template.render(before, tools), prompt or "", text, i)
-    if turn.tool_calls and not _calls_rendered(messages[: i + 1], tools, template, text):
-        raise RejectedError("tool_call_dropped", f"the template leaves out the tool call of assistant turn {i + 1}")
-    stop = _stop_length(text, tail, messages[: i + 1], tools, template)
-    if stop is None or start >= end + stop:
+    prompt = fitted.render(messages[:i], prompt=True) if i else None
+    frame = _frame(fitted, i, text)
+    probe = _calls_marked(fitted, i, text, frame.probe) if turn.tool_calls else frame.probe
+    closing = _closing(fitted, messages[:i], probe, text)
+    if closing is None:
         raise RejectedError(
             "no_stop",
             f"the template writes nothing after assistant turn {i + 1}, so the model could never "
             "learn to stop: give a template that does",
         )
-    return Turn(text, start, end + stop, notes)
+    if frame.dropped:
+        context, words = _as_written(fitted, i, prompt)
+        body, notes = words + text[len(text) - len(frame.tail) : closing.begin], frozenset({"reasoning_from_content"})
+    else:
+        context, start, notes = _begin(fitted, i, text, frame, prompt)
+        body = text[start : closing.begin]
+    end = len(context) + len(body) + len(closing.stop)
+    whole = context + body + closing.stop + closing.rest
+    return Turn(whole, len(context), end, closing.stop, frame.notes | notes)
 
 
-def _begin(text: str, head: str, prompt: str | None, end: int, turn: Message, i: int) -> tuple[int, frozenset[str]]:
-    """Where the model starts to write; ``end`` is where the turn's stop begins."""
-    reasoning, answer = _thought(turn)
-    calls = bool(turn.tool_calls)
-    given = prompt is not None and text.startswith(prompt)
-    region = text[len(head) : end] if text.startswith(head) and len(head) <= end else None
-    body = text[len(prompt) : end] if prompt is not None and given and len(prompt) <= end else None
-    if region is not None and not calls and _same(region, turn.content):
-        notes = {"white_space_rewritten"} if region not in turn.content else set()
-        return _after_head(text, head, prompt, notes | _dropped_reasoning(region, turn.reasoning))
-    if body is not None and reasoning is not None and _reasons(body, reasoning, answer, calls):
-        return end - len(body), frozenset()
-    if region is not None and _holds(region, answer, calls):
-        return _after_head(text, head, prompt, _dropped_reasoning(region, reasoning))
-    if body is not None and _holds(body, answer, calls):
-        return end - len(body), frozenset(_dropped_reasoning(body, reasoning))
-    if body is None and region is None:
-        raise RejectedError("prompt_not_prefix", _difference(prompt, text, i))
-    raise RejectedError(
-        "content_rewritten", f"the template changes the text of assistant turn {i + 1}: {_excerpt(turn.content)}"
-    )
+def _frame(fitted: Fitted, i: int, text: str) -> Frame:
+    """Find the words of turn ``i`` in its rendering: all of its content, or a think block in it and the rest apart."""
+    try:
+        return _framed(fitted, i, text, None)
+    except RejectedError as error:
+        block = THINK.fullmatch(fitted.messages[i].content) if fitted.messages[i].reasoning is None else None
+        if block is None:
+            raise
+        told = error
+    try:
+        return _framed(fitted, i, text, block)
+    except RejectedError as error:
+        raise error from told
 
 
-def _after_head(text: str, head: str, prompt: str | None, notes: set[str]) -> tuple[int, frozenset[str]]:
-    """Find the start of a turn that opens with the template's ``head``.
+def _framed(fitted: Fitted, i: int, text: str, block: re.Match[str] | None) -> Frame:
+    """The frame of the turn's words: its reasoning and its content, or the two parts of a block in the content."""
+    turn = fitted.messages[i]
+    if block is None:
+        reasoning, answer = turn.reasoning or "", turn.content
+    else:
+        reasoning, answer = block["given"] or block["bare"] or "", block["answer"]
+    marks = _marks([text, turn.content, reasoning])
+    thought = next(marks) if reasoning.strip() else reasoning
+    said = next(marks) if answer.strip() or not turn.tool_calls else answer
+    words = {mark: t for mark, t in ((thought, reasoning), (said, answer)) if mark is not t}
+    if block is None:
+        probe = replace(turn, content=said, reasoning=thought if turn.reasoning is not None else None)
+    else:  # white space stays as it is: some templates know a block by it
+        shown = [_in_place(t, mark) if mark is not t else t for mark, t in ((thought, reasoning), (said, answer))]
+        opening = turn.content[: block.start("given")] if block["given"] is not None else ""
+        probe = replace(turn, content=f"{opening}{shown[0]}</think>{shown[1]}")
+    marked = fitted.render((*fitted.messages[:i], probe))
+    dropped = bool(reasoning.strip()) and thought not in marked
+    if dropped and block is None:
+        raise RejectedError(
+            "reasoning_dropped",
+            f"the template leaves out the reasoning of assistant turn {i + 1}: take a template that shows it, or write "
+            "it into the content as <think>...</think> where the model is to learn it in that form",
+        )
+    if dropped:
+        del words[thought]
+    if not words:
+        return Frame(probe, text, "")
+    for mark, said_there in words.items():
+        if (count := marked.count(mark)) != 1:
+            how = f"writes {count} times" if count else "leaves out"
+            raise RejectedError(
+                "content_rewritten", f"the template {how} {_excerpt(said_there)} of assistant turn {i + 1}"
+            )
+    head, *between, tail = re.split("|".join(words), marked)
+    inside = text[len(head) : len(text) - len(tail)]
+    in_order = sorted(words, key=marked.index)
+    expected = words[in_order[0]] + "".join(b + words[m] for b, m in zip(between, in_order[1:], strict=True))
+    around = text.startswith(head) and text.endswith(tail) and len(head) + len(tail) <= len(text)
+    if not around or not _same(inside, expected):
+        raise RejectedError(
+            "content_rewritten", f"the template changes the text of assistant turn {i + 1}: {_excerpt(turn.content)}"
+        )
+    rewritten = not between and inside not in expected
+    return Frame(probe, head, tail, frozenset({"white_space_rewritten"} if rewritten else ()), dropped)
 
-    What stands between prompt and content is the model's to write where it is white space (Mistral's ``[/INST] Hi``),
-    and the template's own where it is more (an empty think block).
+
+def _in_place(words: str, mark: str) -> str:
+    """The mark between the white space that surrounds the words."""
+    return words[: len(words) - len(words.lstrip())] + mark + words[len(words.rstrip()) :] if words.strip() else mark
+
+
+def _as_written(fitted: Fitted, i: int, prompt: str | None) -> tuple[str, str]:
+    """(context, words) of a turn whose template leaves out the think block in its content: the content as it stands.
+
+    A template that shows no reasoning of earlier turns (R1) shows none of the turn to be learned, either. The model is
+    given the prompt all the same, and writes the content; what of the block the prompt opens is not written again.
     """
+    conversation = fitted.render(fitted.messages[:i]) if i else ""
+    header = prompt[len(conversation) :] if prompt is not None and prompt.startswith(conversation) else None
+    content = fitted.messages[i].content.lstrip()
+    opened = re.search(r"<think>\s*\Z", header or "")
+    unfit = opened is None and ("</think>" in (header or "") or not content.startswith("<think>"))
+    if prompt is None or header is None or unfit:
+        raise RejectedError("reasoning_dropped", f"the template leaves out the reasoning of assistant turn {i + 1}")
+    if opened is None:
+        return prompt, content
+    content = content.removeprefix("<think>")
+    return prompt, content.removeprefix(opened.group()[len("<think>") :])
+
+
+def _begin(fitted: Fitted, i: int, text: str, frame: Frame, prompt: str | None) -> tuple[str, int, frozenset[str]]:
+    """(context, where in ``text`` the model starts to write, notes): the context is what inference gives."""
     if prompt is None:
-        return len(head), frozenset(notes)
+        if not frame.tail:
+            raise RejectedError(
+                "prompt_not_prefix",
+                f"nothing stands before assistant turn {i + 1}, so what the template adds to its text can't be judged",
+            )
+        return frame.head, len(frame.head), frozenset()
     if text.startswith(prompt):
-        return (len(prompt) if not head[len(prompt) :].strip() else len(head)), frozenset(notes)
-    return len(head), frozenset(notes | {"generation_prompt_differs"})
-
-
-def _only_header_differs(conversation: str, prompt: str, text: str, i: int) -> None:
-    """Accept a generation prompt that opens something (a think block) which the rendered turn lacks or closes at once.
-
-    The conversation before the turn must be the same in both; where the template rewrites that, the turn is rejected.
-    """
-    if not (prompt.startswith(conversation) and text.startswith(conversation)):
+        return prompt, len(prompt), frozenset()
+    before = fitted.messages[:i]
+    conversation = fitted.render(before)
+    if not prompt.startswith(conversation):  # the generation prompt does not merely open a turn
         raise RejectedError("prompt_not_prefix", _difference(prompt, text, i))
+    header = prompt[len(conversation) :]
+    written = _after_context(fitted, i, prompt, header)
+    if written is not None and text.endswith(written):
+        return prompt, len(text) - len(written), frozenset()
+    # The generation prompt opens something (a think block) which the rendered turn lacks; all before it is the same.
+    if (
+        header
+        and text.startswith(conversation)
+        and frame.tail
+        and not frame.probe.reasoning
+        and "<think>" not in text[len(conversation) :]
+    ):
+        return frame.head, len(frame.head), frozenset({"generation_prompt_differs"})
+    raise RejectedError("prompt_not_prefix", _difference(prompt, text, i))
 
 
-def _difference(prompt: str | None, text: str, i: int) -> str:
-    if prompt is None:
-        return f"nothing stands before assistant turn {i + 1}, so what the template adds to its text can't be judged"
-    same = next((k for k in range(len(prompt)) if prompt[k] != text[k : k + 1]), len(prompt))
+def _after_context(fitted: Fitted, i: int, prompt: str, header: str) -> str | None:
+    """What the template writes for turn ``i`` behind the generation prompt, where it rewrites what stands before.
+
+    A mark in the last turn before it tells where the rewritten part ends. From there on, the rendering must begin as the
+    prompt does, or hold what the generation prompt adds.
+    """
+    *earlier, last = fitted.messages[:i]
+    mark = next(_marks([prompt, *(m.content for m in fitted.messages)]))
+    for probe in (replace(last, content=mark), replace(last, content=last.content + mark)):
+        given = fitted.tried((*earlier, probe), prompt=True)
+        shown = fitted.tried((*earlier, probe, fitted.messages[i]))
+        if given is None or shown is None or mark not in given or mark not in shown:
+            continue
+        given, shown = given.rpartition(mark)[2], shown.rpartition(mark)[2]
+        if shown.startswith(given):
+            return shown[len(given) :]
+        if header.strip() and header in shown:
+            return shown.partition(header)[2]
+    return None
+
+
+def _difference(prompt: str, text: str, i: int) -> str:
+    same = _alike(prompt, text)
     given, rendered = _excerpt(prompt[same:], 30), _excerpt(text[same:], 30)
+    if given == rendered:  # they differ in white space, or behind what an excerpt shows
+        given, rendered = repr(prompt[same : same + 30]), repr(text[same : same + 30])
     return f"before assistant turn {i + 1} the model is given {given} where the rendering has {rendered}"
-
-
-def _reasons(body: str, reasoning: str, answer: str, calls: bool) -> bool:
-    """Whether the body holds the reasoning and after it the answer, which only tool calls may follow."""
-    squeezed, wanted = _squeezed(body), _squeezed(answer)
-    position = squeezed.rfind(wanted) if calls else len(squeezed) - len(wanted)
-    return position >= 0 and squeezed.startswith(wanted, position) and _squeezed(reasoning) in squeezed[:position]
-
-
-def _dropped_reasoning(part: str, reasoning: str | None) -> set[str]:
-    return {"reasoning_dropped"} if reasoning and _squeezed(reasoning) not in _squeezed(part) else set()
-
-
-def _holds(part: str, answer: str, calls: bool) -> bool:
-    """Whether the part is the answer, or holds it beside tool calls."""
-    return _squeezed(answer) in _squeezed(part) if calls else _same(part, answer)
-
-
-def _thought(turn: Message) -> tuple[str | None, str]:
-    """(reasoning, answer) of a turn: from its own field, or from a think block that opens its content."""
-    if turn.reasoning is not None:
-        return turn.reasoning, turn.content
-    before, closed, answer = turn.content.rpartition("</think>")
-    if not closed:
-        return None, turn.content
-    return before.strip().removeprefix("<think>"), answer
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
 
 
 def _same(left: str, right: str) -> bool:
     """Equal but for white space, which templates trim and rewrite."""
-    return left == right or _squeezed(left) == _squeezed(right)
+    return left == right or "".join(left.split()) == "".join(right.split())
 
 
-def _calls_rendered(messages: tuple[Message, ...], tools: Tools, template: ChatTemplate, text: str) -> bool:
-    """Whether every tool call of the last message is rendered: each name is replaced by a mark and looked for."""
-    turn = messages[-1]
-    marks = [mark for _, mark in zip(turn.tool_calls, _marks([text]), strict=False)]
-    calls = tuple(replace(call, name=mark) for call, mark in zip(turn.tool_calls, marks, strict=True))
-    try:
-        marked = template.render((*messages[:-1], replace(turn, tool_calls=calls)), tools)
-    except RejectedError:  # a template that looks the name up among the tools
-        return all(call.name in text for call in turn.tool_calls)
-    return all(mark in marked for mark in marks)
+def _calls_marked(fitted: Fitted, i: int, text: str, probe: Message) -> Message:
+    """The probe with every name and argument of its calls a mark. Raises ``tool_call_dropped`` where one is not rendered."""
+    calls = fitted.messages[i].tool_calls
+    marks = _marks([text, probe.content, probe.reasoning or ""])
+    named = [next(marks) for _ in calls]
+    argued = [json.dumps({next(marks): next(marks)}, ensure_ascii=False) for _ in calls]
+    forms = (
+        tuple(ToolCall(name, arguments, c.id) for c, name, arguments in zip(calls, named, argued, strict=True)),
+        tuple(replace(c, name=name) for c, name in zip(calls, named, strict=True)),
+        calls,  # a template that looks the name up among the tools
+    )
+    for form in forms:
+        marked = fitted.tried((*fitted.messages[:i], replace(probe, tool_calls=form)))
+        if marked is None:
+            continue
+        if not all(call.name in marked for call in form):
+            break
+        return replace(probe, tool_calls=form)
+    raise RejectedError("tool_call_dropped", f"the template leaves out the tool call of assistant turn {i + 1}")
 
 
 # ---- the stop --------------------------------------------------------------------------------------------------------
 
 
-def _stop_length(
-    text: str, tail: str, messages: tuple[Message, ...], tools: Tools, template: ChatTemplate
-) -> int | None:
-    """Length of the stop at the beginning of ``tail``, white space before it included; None where there is none."""
-    stripped = tail.lstrip()
-    white = len(tail) - len(stripped)
-    if not stripped:
+class Closing(NamedTuple):
+    """How a turn ends: what the model writes to stop begins at ``begin`` of the text; ``rest`` follows it."""
+
+    begin: int
+    stop: str
+    rest: str
+
+
+def _closing(fitted: Fitted, before: tuple[Message, ...], probe: Message, text: str) -> Closing | None:
+    """Find the stop of a turn, whose rendering is ``text`` and whose words are marks in ``probe``; None where it has none.
+
+    What the template writes behind the words when the turn is the last one, and when another follows, begins alike:
+    through the last marker of that, or the first token that ends generation, the model writes the stop. Where nothing
+    follows the words of a last turn, the stop is what opens the next turn (GLM's ``<|user|>``).
+    """
+    anchors = _anchors(probe, text)
+    last = _behind(fitted.render((*before, probe)), anchors)
+    following = _followed(fitted, before, probe, anchors)
+    # The marks of arguments may be written unlike the arguments: the end both renderings share is the template's own.
+    own = _alike(last[::-1], text[::-1])
+    alike = len(last) if following is None else _alike(last, following)
+    found = _stop_end(last, following or "", alike, fitted.template, _only_of_calls(fitted, before, probe, anchors))
+    foreign = len(last) - own
+    if found is None or found.end <= foreign or (found.follows and alike < foreign):
         return None
-    for token in template.added_tokens:
-        if stripped.startswith(token):
-            return white + len(token)
-    # Something stands before the first token the tokenizer knows. It belongs to the stop when it is always followed by
-    # that token (a closing tag), and is the stop itself when that token only closes the last turn (Phi-3's files).
-    found = [(stripped.find(token), -len(token)) for token in template.added_tokens if token in stripped]
-    if found:
-        position, negative_length = min(found)
-        stop = position - negative_length
-        if _followed(text, stripped, messages, tools, template).startswith(stripped[:stop]):
-            return white + stop
-    marker = MARKER.match(stripped)
-    assert marker is not None, "a text that is not white space has a first line"
-    return white + len(marker.group().rstrip())
+    if found.follows:
+        return Closing(len(text) - own, last[foreign:alike] + (following or "")[alike : found.end], "")
+    return Closing(len(text) - own, last[foreign : found.end], last[found.end :])
 
 
-def _followed(text: str, tail: str, messages: tuple[Message, ...], tools: Tools, template: ChatTemplate) -> str:
-    """Render what stands after the last turn's content when a user turn follows; ``tail`` where that can't be."""
-    try:
-        longer = template.render((*messages, Message("user", "x")), tools)
-    except RejectedError:
-        return tail
-    begin = len(text) - len(tail)
-    return longer[begin:] if longer.startswith(text[:begin]) else tail
+class _StopEnd(NamedTuple):
+    """Where the stop ends: behind the words of a last turn or, where it ``follows``, of a turn that another follows."""
+
+    end: int
+    follows: bool = False
 
 
-def _closing_marker(text: str, template: ChatTemplate) -> str | None:
-    """Find the tail of a tool-calling turn that ends unlike a plain one: its closing token, if it has only one."""
-    known = "|".join(map(re.escape, template.added_tokens))
-    closing = re.search(rf"\s*(?:(?:{known})\s*)+\Z", text) if known else None
-    if closing is None or len(re.findall(known, closing.group())) != 1:
-        return None
-    return closing.group()
+def _stop_end(
+    last: str, following: str, alike: int, template: ChatTemplate, of_calls: Callable[[], Collection[int]]
+) -> _StopEnd | None:
+    """``of_calls``: the ends of markers that close a call rather than the turn; asked for only where they could decide."""
+    ends = template.end_tokens
+    ending = [m.end() for m in _markers(last[:alike], template) if m.group() in ends]
+    if ending:
+        return _StopEnd(ending[0])
+    silent = not last[alike:].strip()  # a last turn says no more
+    next_markers = [m for m in _markers(following, template) if m.end() > alike] if silent else []
+    if next_markers and next_markers[0].group() in ends and not following[alike : next_markers[0].start()].strip():
+        return _StopEnd(next_markers[0].end(), True)
+    shared = [m.end() for m in _markers(last[:alike], template)]
+    closing = sorted(set(shared) - set(of_calls())) if shared else []
+    if closing:
+        return _StopEnd(closing[-1])
+    line = last[: len(last) - len(last.lstrip())] + last.lstrip().partition("\n")[0].rstrip()
+    if not shared and line.strip() and len(line) <= alike:
+        return _StopEnd(len(line))
+    if not silent:  # so it ends only where the conversation does
+        own = [m for m in _markers(last, template) if m.end() > alike]
+        return _StopEnd(next((m.end() for m in own if m.group() in ends), own[0].end() if own else len(line)))
+    chosen = next((m for m in next_markers if m.group() in ends), next_markers[0] if next_markers else None)
+    return None if chosen is None else _StopEnd(chosen.end(), True)
+
+
+def _markers(text: str, template: ChatTemplate) -> list[re.Match[str]]:
+    """The markers in a text: tokens the tokenizer knows or, where there are none, what looks like one."""
+    known = list(template.added_pattern.finditer(text)) if template.added_pattern is not None else []
+    return known or list(MARKER.finditer(text))
+
+
+def _anchors(probe: Message, text: str) -> tuple[str, ...]:
+    """The marks in a turn or, where the template takes none, the names of its calls."""
+    said = "".join((probe.content, probe.reasoning or "", *(c.name + c.arguments for c in probe.tool_calls)))
+    marks = tuple({c for c in said if c >= FIRST_MARK and c not in text})
+    marked = not probe.tool_calls or any(c in marks for c in probe.tool_calls[-1].name)
+    return marks if marked else (*marks, *(call.name for call in probe.tool_calls))
+
+
+def _behind(rendering: str, anchors: Sequence[str]) -> str:
+    return rendering[max(rendering.rfind(anchor) + len(anchor) for anchor in anchors) :]
+
+
+def _followed(fitted: Fitted, before: tuple[Message, ...], probe: Message, anchors: tuple[str, ...]) -> str | None:
+    """What stands behind the words of the turn when another turn follows, up to its content; None where none can."""
+    mark = chr(ord(LAST_MARK))
+    asked = (Message("user", mark),)
+    results = tuple(Message("tool", mark, name=call.name, tool_call_id=call.id) for call in probe.tool_calls)
+    for turns in (results, asked) if results else (asked,):
+        rendering = fitted.tried((*before, probe, *turns))
+        if rendering is not None:
+            return _behind(rendering.partition(mark)[0], anchors)
+    return None
+
+
+def _only_of_calls(
+    fitted: Fitted, before: tuple[Message, ...], probe: Message, anchors: tuple[str, ...]
+) -> Callable[[], Collection[int]]:
+    """Markers behind the last call that another call would follow just the same close that call, not the turn.
+
+    The marker that ends a turn of words alone ends one of calls, too.
+    """
+
+    def find() -> Collection[int]:
+        if not probe.tool_calls:
+            return ()
+        last = _behind(fitted.render((*before, probe)), anchors)
+        mark = chr(ord(LAST_MARK) - 1)
+        more = replace(probe.tool_calls[-1], name=probe.tool_calls[-1].name + mark, id=None)
+        rendering = fitted.tried((*before, replace(probe, tool_calls=(*probe.tool_calls, more))))
+        if rendering is None:
+            return ()
+        another = _behind(rendering.rpartition(mark)[0], anchors)
+        plain = fitted.tried((*before, Message("assistant", mark)))
+        stops = {m.group() for m in _markers((plain or "").partition(mark)[2], fitted.template)}
+        same = _alike(last, another)
+        return [m.end() for m in _markers(last, fitted.template) if m.end() <= same and m.group() not in stops]
+
+    return find
+
+
+def _alike(left: str, right: str) -> int:
+    """How many characters two texts begin with that are the same."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:  # slices compare a thousand times faster than characters
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _excerpt(text: str, limit: int = 60) -> str:

@@ -15,6 +15,7 @@ import threading
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,17 +56,23 @@ class ChatTemplate:
     """What messages call it: the file, or the tokenizer's folder."""
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Further template variables, for example ``enable_thinking``."""
+    now: datetime = field(default_factory=datetime.now)
+    """The local time that a template is told which asks for it: one for all renderings."""
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = False,
+        parts: bool = False,
     ) -> str:
-        """Render a conversation exactly as Hugging Face does.
+        """Render a conversation exactly as Hugging Face does. ``parts``: contents are lists of one part of type text.
 
         Raises RejectedError ``template_raised`` with the template's own words where it refuses the conversation, and
         TemplateError with the line where the template itself is no valid Jinja.
         """
         try:
-            return self._apply(_plain(messages), tools, add_generation_prompt)
+            return self._apply(_plain(messages, parts), tools, add_generation_prompt)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"the chat template is no valid Jinja: {error.message}", where=f"{self.name}:{error.lineno}"
@@ -77,7 +84,7 @@ class ChatTemplate:
         except Exception as error:  # a template is foreign code: whatever it raises is its answer to this row
             raise _refusal(error) from error
         try:
-            return self._apply(_plain(messages, argument_text=True), tools, add_generation_prompt)
+            return self._apply(_plain(messages, parts, argument_text=True), tools, add_generation_prompt)
         except Exception as error:
             raise _refusal(error) from error
 
@@ -85,13 +92,45 @@ class ChatTemplate:
         rendered = self.tokenizer.apply_chat_template(
             plain,
             tools=[dict(tool) for tool in tools] or None,
-            chat_template=self.text,
+            chat_template=self._source(bool(tools)),
             add_generation_prompt=prompt,
             tokenize=False,
             **self.variables,
         )
         assert isinstance(rendered, str), "apply_chat_template(tokenize=False) must give text"
         return rendered
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the template may write the time of day into a rendering."""
+        return "strftime_now" in (self._source(False) or "") + (self._source(True) or "")
+
+    def _source(self, tools: bool) -> str | None:
+        """The Jinja source to render with; None = what the tokenizer would take. The clock stands still in it."""
+        source = self.text
+        if source is None:
+            named = [{"name": "any"}] if tools else None
+            with contextlib.suppress(ValueError):  # no default among several templates: told when it is rendered
+                source = self.tokenizer.get_chat_template(tools=named)
+        if source is None or "strftime_now" not in source:
+            return self.text
+        return _stopped_clock(self.now) + source
+
+    @cached_property
+    def end_tokens(self) -> frozenset[str]:
+        """Texts of the tokens that end generation: of the tokenizer and of its folder's generation configuration."""
+        ids: set[int] = set()
+        folder = Path(str(self.tokenizer.name_or_path or ""))
+        for name in ("generation_config.json", "config.json"):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+                ids.update(i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int))
+                if found is not None:
+                    break  # generation reads config.json only where there is no generation_config.json
+        known = {
+            self.tokenizer.added_tokens_decoder[i].content for i in ids if i in self.tokenizer.added_tokens_decoder
+        }
+        return frozenset(known | {str(self.tokenizer.eos_token)} if self.tokenizer.eos_token else known)
 
     @cached_property
     def added_tokens(self) -> tuple[str, ...]:
@@ -106,6 +145,11 @@ class ChatTemplate:
         return frozenset(token_id for token_id, token in decoder.items() if token.content.strip())
 
     @cached_property
+    def added_pattern(self) -> re.Pattern[str] | None:
+        """Matches the text of any of ``added_tokens``, the longest there is; None where there are none."""
+        return re.compile("|".join(map(re.escape, self.added_tokens))) if self.added_tokens else None
+
+    @cached_property
     def special_pattern(self) -> re.Pattern[str] | None:
         """Matches the text of any special token; None where there are none."""
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
@@ -113,11 +157,28 @@ class ChatTemplate:
         return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 
-def _plain(messages: Sequence[Message], argument_text: bool = False) -> list[dict[str, Any]]:
+_DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuVDFTReklrhP"
+
+
+def _stopped_clock(now: datetime) -> str:
+    """Jinja, on no line of its own, after which ``strftime_now`` gives this time.
+
+    The function that Hugging Face hands to templates reads the clock, and newer versions take no other.
+    """
+    codes = [f"%{flag}{letter}" for flag in ("", "-") for letter in _DIRECTIVES]
+    said = [(code, now.strftime(code)) for code in codes]
+    replaced = "".join(f"|replace({code!r},{text!r})" for code, text in said if text and text != code)
+    return "{% macro strftime_now(format) %}{{ format" + replaced + "|replace('%%','%') }}{% endmacro %}{{ '' }}"
+
+
+def _plain(messages: Sequence[Message], parts: bool, argument_text: bool = False) -> list[dict[str, Any]]:
     try:
         dicts = [message_dict(message) for message in messages]
     except ValueError as error:
         raise RejectedError("bad_tool_arguments", f"the arguments of a tool call are no JSON: {error}") from error
+    if parts:
+        for plain in dicts:
+            plain["content"] = [{"type": "text", "text": plain["content"]}] if plain["content"] else []
     if argument_text:
         for message, plain in zip(messages, dicts, strict=True):
             for call, out in zip(message.tool_calls, plain.get("tool_calls", ()), strict=True):
@@ -208,9 +269,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_template(
-    tokenizer: PreTrainedTokenizerBase, file: Path | None = None, variables: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    file: Path | None = None,
+    variables: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
 ) -> ChatTemplate:
-    """Load the tokenizer's own chat template, or the one in a Jinja ``file``.
+    """Load the tokenizer's own chat template, or the one in a Jinja ``file``. ``now``: the time it is told; None = this.
 
     Raises TemplateError where there is none, or with file and line where it is no valid Jinja.
     """
@@ -231,7 +295,7 @@ def load_template(
                 else "this tokenizer has no chat template"
             )
             raise TemplateError(problem, where=name, fix="give one with template: FILE.jinja (--template)") from error
-    template = ChatTemplate(tokenizer, text, name, dict(variables or {}))
+    template = ChatTemplate(tokenizer, text, name, dict(variables or {}), now or datetime.now())
     # Compile it now, so that errors of syntax are told once. It may refuse this conversation: rows are judged later.
     with contextlib.suppress(RejectedError):
         template.render([Message("user", "x")])

@@ -15,16 +15,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.encode.spans import Rendering, Span, Tools, fit, supervised_renderings
+from posttrain.encode.spans import Rendering, Span, Tools, fit, prove_turn, supervised_renderings
 from posttrain.encode.template import ChatTemplate, RejectedError, RowRejected
 from posttrain.errors import TemplateError
-from posttrain.types import Message, Origin, SftRow, Tokens
+from posttrain.types import Message, Origin, SftRow, Tokens, ToolCall
 
 OverLength = Literal["drop", "truncate"]
 ROWS_AT_ONCE = 256
@@ -158,7 +158,7 @@ def encode_prompt(messages: Sequence[Message], template: ChatTemplate, tools: To
     """
     try:
         fitted = fit(messages, tools, template)
-        text = template.render(fitted.messages, tools, add_generation_prompt=True)
+        text = fitted.render(fitted.messages, prompt=True)
     except RejectedError as error:
         raise TemplateError(
             f"the template refuses this prompt: {error.rejected.detail}", where=template.name
@@ -167,25 +167,47 @@ def encode_prompt(messages: Sequence[Message], template: ChatTemplate, tools: To
 
 
 def stop_ids(template: ChatTemplate) -> NDArray[np.int32]:
-    """Encode the ids [T] with which an assistant turn of this template ends: generation may stop after them.
+    """Encode the ids [T] with which a reply of this template ends: the first of `stop_sequences`."""
+    return np.array(stop_sequences(template)[0], np.int32)
 
-    Raises TemplateError where the template writes no stop.
+
+def stop_sequences(template: ChatTemplate) -> tuple[tuple[int, ...], ...]:
+    """The token sequences that end generation as the template trains it: of a reply, then of a call where it ends unlike.
+
+    One id where the stop ends with a token the tokenizer knows, which alone decides (``<|eot_id|>``); the tokens of the
+    whole stop where it is ordinary text. Raises TemplateError where a reply has no provable stop.
     """
-    messages = (Message("user", "x"), Message("assistant", "y"))
-    row = SftRow(messages, Origin(template.name, 1), template.name)
+    asked, mark = Message("user", "x"), "\U000f0000"
+    call = ToolCall("f", '{"x": "y"}', "call00000")
+    described = {
+        "name": "f",
+        "description": "f",
+        "parameters": {"type": "object", "properties": {"x": {"type": "string"}}},
+    }
+    reply = SftRow((asked, Message("assistant", mark)), Origin(template.name, 1), template.name)
+    calling = replace(
+        reply,
+        messages=(asked, Message("assistant", "", tool_calls=(call,))),
+        tools=({"type": "function", "function": described},),
+    )
+    found = [_written_stop(row, template) for row in (reply, calling)]
+    if isinstance(found[0], RowRejected):
+        raise TemplateError(f"this template has no provable stop: {found[0].detail}", where=template.name)
+    return tuple(dict.fromkeys(stop for stop in found if not isinstance(stop, RowRejected)))
+
+
+def _written_stop(row: SftRow, template: ChatTemplate) -> tuple[int, ...] | RowRejected:
     try:
-        renderings, _ = supervised_renderings(row, template)
+        turn = prove_turn(fit(row.messages, row.tools, template), 1)
     except RejectedError as error:
-        raise TemplateError(
-            f"this template has no provable stop: {error.rejected.detail}", where=template.name
-        ) from error
-    tokenised = tokenise_renderings(renderings[:1], template)[0]
+        return error.rejected
+    rendering = Rendering(turn.text, (Span(turn.start, turn.end, 1.0),))
+    tokenised = tokenise_renderings([rendering], template)[0]
     if isinstance(tokenised, RowRejected):
-        raise TemplateError(f"this template has no provable stop: {tokenised.detail}", where=template.name)
-    span = renderings[0].spans[0]
-    after_content = tokenised.text.index("y", span.start) + 1
-    first, last = np.searchsorted(tokenised.ends_T, [after_content, span.end], "right")
-    return tokenised.ids_T[first:last]
+        return tokenised
+    first, last = np.searchsorted(tokenised.ends_T, [turn.end - len(turn.stop), turn.end], "right")
+    ids = tuple(int(i) for i in tokenised.ids_T[first:last])
+    return ids[-1:] if ids and ids[-1] in template.added_ids else ids
 
 
 def encode_batch(

@@ -19,7 +19,7 @@ from typing import Any
 
 from posttrain.artifacts import StageDir, digest, file_digest, read_json, write_json
 from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
-from posttrain.encode.tokens import stop_ids
+from posttrain.encode.tokens import stop_sequences
 from posttrain.errors import ModelError, TemplateError
 from posttrain.model.companions import Companions, end_ids, tokenizer_files
 
@@ -52,11 +52,11 @@ class Lineage:
 
     @cached_property
     def stops(self) -> list[tuple[int, ...]]:
-        """Token sequences that end a reply: the template's stop, and the end tokens of the model."""
+        """Token sequences that end a reply: those the template trains, and the end tokens of the model."""
         try:
-            written = [tuple(int(i) for i in stop_ids(self.template))]
+            written = stop_sequences(self.template)
         except TemplateError:
-            written = []
+            written = ()
         own = end_ids(self.home) or end_ids(self.folder)
         return list(dict.fromkeys([w for w in written if w] + [(i,) for i in own]))
 

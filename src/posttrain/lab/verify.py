@@ -312,13 +312,12 @@ def _runs(example: ShownExample) -> Iterator[tuple[list[int], str]]:
 def _says(text: str, turn: Message, all_new: bool) -> bool:
     """Whether a supervised text is the turn, word by word: a template may trim it or lay it out anew.
 
-    ``all_new``: the text begins where the prompt of inference ends; then white space in front of the turn is the model's to
-    write. Reasoning and calls are written in ways of the template's own, so of such turns only the content is looked for.
+    ``all_new``: the text begins where the prompt of inference ends; then all of it is the model's to write (white space, a
+    header, reasoning, calls), in ways of the template's own, so the content is looked for in it.
     """
-    if turn.reasoning or turn.tool_calls or "</think>" in turn.content:
+    if all_new:
         return " ".join(turn.content.rpartition("</think>")[2].split()) in " ".join(text.split())
-    begins_right = all_new or not text[:1].isspace() or turn.content[:1].isspace()
-    return begins_right and text.split() == turn.content.split()
+    return (not text[:1].isspace() or turn.content[:1].isspace()) and text.split() == turn.content.split()
 
 
 class _KilledError(Exception):
