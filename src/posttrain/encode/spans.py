@@ -257,6 +257,10 @@ class Frame:
     head: str
     tail: str
     notes: frozenset[str] = frozenset()
+    framed: bool = True
+    """Whether the turn has words; one of calls alone has none."""
+    reasoned: bool = False
+    """Whether reasoning is among the words."""
     dropped: bool = False
     """Whether the template leaves out the reasoning that stands in the content."""
 
@@ -330,7 +334,7 @@ def _framed(fitted: Fitted, i: int, text: str, block: re.Match[str] | None) -> F
     if dropped:
         del words[thought]
     if not words:
-        return Frame(probe, text, "")
+        return Frame(probe, text, "", framed=False)
     for mark, said_there in words.items():
         if (count := marked.count(mark)) != 1:
             how = f"writes {count} times" if count else "leaves out"
@@ -347,7 +351,14 @@ def _framed(fitted: Fitted, i: int, text: str, block: re.Match[str] | None) -> F
             "content_rewritten", f"the template changes the text of assistant turn {i + 1}: {_excerpt(turn.content)}"
         )
     rewritten = not between and inside not in expected
-    return Frame(probe, head, tail, frozenset({"white_space_rewritten"} if rewritten else ()), dropped)
+    notes = frozenset({"white_space_rewritten"} if rewritten else ())
+    return Frame(probe, head, tail, notes, reasoned=bool(reasoning.strip() or block or _thinks(turn)), dropped=dropped)
+
+
+def _thinks(turn: Message) -> bool:
+    """Whether a think block opens the content."""
+    block = THINK.fullmatch(turn.content)
+    return block is not None and bool((block["given"] or block["bare"] or "").strip())
 
 
 def _in_place(words: str, mark: str) -> str:
@@ -376,14 +387,27 @@ def _as_written(fitted: Fitted, i: int, prompt: str | None) -> tuple[str, str]:
 
 def _begin(fitted: Fitted, i: int, text: str, frame: Frame, prompt: str | None) -> tuple[str, int, frozenset[str]]:
     """(context, where in ``text`` the model starts to write, notes): the context is what inference gives."""
+    turn = fitted.messages[i]
     if prompt is None:
-        if not frame.tail:
+        if not frame.framed:
             raise RejectedError(
                 "prompt_not_prefix",
                 f"nothing stands before assistant turn {i + 1}, so what the template adds to its text can't be judged",
             )
         return frame.head, len(frame.head), frozenset()
+    opened = re.search(r"(?:<(\w+)>|\[(\w+)\])\s*\Z", prompt)
+    closing = opened and (f"</{opened[1]}>" if opened[1] else f"[/{opened[2]}]")
     if text.startswith(prompt):
+        if (
+            closing
+            and not frame.reasoned
+            and closing in turn.content
+            and closing not in text[len(prompt) : len(frame.head)]
+        ):
+            raise RejectedError(
+                "content_rewritten",
+                f"the {closing} that assistant turn {i + 1} quotes would end the block the prompt opens",
+            )
         return prompt, len(prompt), frozenset()
     before = fitted.messages[:i]
     conversation = fitted.render(before)
@@ -393,16 +417,17 @@ def _begin(fitted: Fitted, i: int, text: str, frame: Frame, prompt: str | None) 
     written = _after_context(fitted, i, prompt, header)
     if written is not None and text.endswith(written):
         return prompt, len(text) - len(written), frozenset()
-    # The generation prompt opens something (a think block) which the rendered turn lacks; all before it is the same.
-    if (
-        header
-        and text.startswith(conversation)
-        and frame.tail
-        and not frame.probe.reasoning
-        and "<think>" not in text[len(conversation) :]
-    ):
-        return frame.head, len(frame.head), frozenset({"generation_prompt_differs"})
-    raise RejectedError("prompt_not_prefix", _difference(prompt, text, i))
+    # The generation prompt opens something (a think block) which the rendered turn closes at once, or does not have. It may
+    # show the opening with other white space (``<think></think>`` where the prompt has a line end), or leave it out.
+    for shown in (prompt.rstrip(), prompt[: opened.start()]) if opened and closing else ():
+        written = text[len(shown) :].lstrip()
+        if text.startswith(shown) and written.startswith(closing):
+            return prompt, len(text) - len(written), frozenset()
+    between = text[len(conversation) : len(frame.head)]
+    alone = frame.framed and not frame.reasoned and not any(c.name in between for c in turn.tool_calls)
+    if not (header and text.startswith(conversation) and alone):
+        raise RejectedError("prompt_not_prefix", _difference(prompt, text, i))
+    return frame.head, len(frame.head), frozenset({"generation_prompt_differs"})
 
 
 def _after_context(fitted: Fitted, i: int, prompt: str, header: str) -> str | None:
@@ -478,13 +503,14 @@ def _closing(fitted: Fitted, before: tuple[Message, ...], probe: Message, text: 
     through the last marker of that, or the first token that ends generation, the model writes the stop. Where nothing
     follows the words of a last turn, the stop is what opens the next turn (GLM's ``<|user|>``).
     """
-    anchors = _anchors(probe, text)
-    last = _behind(fitted.render((*before, probe)), anchors)
-    following = _followed(fitted, before, probe, anchors)
+    alone = fitted.render((*before, probe))
+    anchor = _last_anchor(alone, _anchors(probe, text))
+    last = anchor.behind(alone)
+    following = _followed(fitted, before, probe, anchor)
     # The marks of arguments may be written unlike the arguments: the end both renderings share is the template's own.
     own = _alike(last[::-1], text[::-1])
     alike = len(last) if following is None else _alike(last, following)
-    found = _stop_end(last, following or "", alike, fitted.template, _only_of_calls(fitted, before, probe, anchors))
+    found = _stop_end(last, following or "", alike, fitted.template, _of_calls(fitted, before, probe, anchor, last))
     foreign = len(last) - own
     if found is None or found.end <= foreign or (found.follows and alike < foreign):
         return None
@@ -501,26 +527,33 @@ class _StopEnd(NamedTuple):
 
 
 def _stop_end(
-    last: str, following: str, alike: int, template: ChatTemplate, of_calls: Callable[[], Collection[int]]
+    last: str, following: str, alike: int, template: ChatTemplate, of_calls: Callable[[], OfCalls]
 ) -> _StopEnd | None:
-    """``of_calls``: the ends of markers that close a call rather than the turn; asked for only where they could decide."""
+    """``of_calls`` is asked only where it could decide."""
     ends = template.end_tokens
-    ending = [m.end() for m in _markers(last[:alike], template) if m.group() in ends]
+    shared = _markers(last[:alike], template)
+    ending = [m.end() for m in shared if m.group() in ends]
     if ending:
         return _StopEnd(ending[0])
     silent = not last[alike:].strip()  # a last turn says no more
     next_markers = [m for m in _markers(following, template) if m.end() > alike] if silent else []
     if next_markers and next_markers[0].group() in ends and not following[alike : next_markers[0].start()].strip():
         return _StopEnd(next_markers[0].end(), True)
-    shared = [m.end() for m in _markers(last[:alike], template)]
-    closing = sorted(set(shared) - set(of_calls())) if shared else []
-    if closing:
+    calls = of_calls()
+    own = [m for m in _markers(last, template) if m.end() not in calls.closings]
+    if not calls.none and _known(following, template) and not _known(last, template):
+        own = []  # tags of a call
+    of_replies = [m.end() for m in own if m.group() in calls.stops_of_replies]
+    if of_replies:
+        return _StopEnd(of_replies[0])
+    closing = [m.end() for m in shared if m.end() not in calls.closings]
+    if closing and (calls.none or silent):
         return _StopEnd(closing[-1])
     line = last[: len(last) - len(last.lstrip())] + last.lstrip().partition("\n")[0].rstrip()
     if not shared and line.strip() and len(line) <= alike:
         return _StopEnd(len(line))
-    if not silent:  # so it ends only where the conversation does
-        own = [m for m in _markers(last, template) if m.end() > alike]
+    own = [m for m in own if m.end() > alike]
+    if not silent and (calls.none or own):  # so it ends only where the conversation does
         return _StopEnd(next((m.end() for m in own if m.group() in ends), own[0].end() if own else len(line)))
     chosen = next((m for m in next_markers if m.group() in ends), next_markers[0] if next_markers else None)
     return None if chosen is None else _StopEnd(chosen.end(), True)
@@ -528,8 +561,11 @@ def _stop_end(
 
 def _markers(text: str, template: ChatTemplate) -> list[re.Match[str]]:
     """The markers in a text: tokens the tokenizer knows or, where there are none, what looks like one."""
-    known = list(template.added_pattern.finditer(text)) if template.added_pattern is not None else []
-    return known or list(MARKER.finditer(text))
+    return _known(text, template) or list(MARKER.finditer(text))
+
+
+def _known(text: str, template: ChatTemplate) -> list[re.Match[str]]:
+    return list(template.added_pattern.finditer(text)) if template.added_pattern is not None else []
 
 
 def _anchors(probe: Message, text: str) -> tuple[str, ...]:
@@ -540,44 +576,56 @@ def _anchors(probe: Message, text: str) -> tuple[str, ...]:
     return marks if marked else (*marks, *(call.name for call in probe.tool_calls))
 
 
-def _behind(rendering: str, anchors: Sequence[str]) -> str:
-    return rendering[max(rendering.rfind(anchor) + len(anchor) for anchor in anchors) :]
+class Anchor(NamedTuple):
+    """The last of a turn's words: the ``count``-th time that ``text`` stands in a rendering (a result may repeat it)."""
+
+    text: str
+    count: int
+
+    def behind(self, rendering: str) -> str:
+        """What stands behind it."""
+        return rendering.split(self.text, self.count)[-1]
 
 
-def _followed(fitted: Fitted, before: tuple[Message, ...], probe: Message, anchors: tuple[str, ...]) -> str | None:
+def _last_anchor(rendering: str, anchors: Sequence[str]) -> Anchor:
+    text = max(anchors, key=lambda anchor: rendering.rfind(anchor) + len(anchor))
+    return Anchor(text, rendering.count(text))
+
+
+def _followed(fitted: Fitted, before: tuple[Message, ...], probe: Message, anchor: Anchor) -> str | None:
     """What stands behind the words of the turn when another turn follows, up to its content; None where none can."""
-    mark = chr(ord(LAST_MARK))
-    asked = (Message("user", mark),)
-    results = tuple(Message("tool", mark, name=call.name, tool_call_id=call.id) for call in probe.tool_calls)
-    for turns in (results, asked) if results else (asked,):
-        rendering = fitted.tried((*before, probe, *turns))
+    results = tuple(Message("tool", LAST_MARK, name=call.name, tool_call_id=call.id) for call in probe.tool_calls)
+    for turns in (results, (Message("user", LAST_MARK),)):
+        rendering = fitted.tried((*before, probe, *turns)) if turns else None
         if rendering is not None:
-            return _behind(rendering.partition(mark)[0], anchors)
+            return anchor.behind(rendering.partition(LAST_MARK)[0])
     return None
 
 
-def _only_of_calls(
-    fitted: Fitted, before: tuple[Message, ...], probe: Message, anchors: tuple[str, ...]
-) -> Callable[[], Collection[int]]:
-    """Markers behind the last call that another call would follow just the same close that call, not the turn.
+class OfCalls(NamedTuple):
+    """What is known of the markers behind a turn of calls; nothing, where it has none."""
 
-    The marker that ends a turn of words alone ends one of calls, too.
-    """
+    closings: Collection[int] = ()
+    """Ends of markers that another call would follow just the same: they close the call, not the turn."""
+    stops_of_replies: Collection[str] = ()
+    """Markers that end a turn of words alone: they end one of calls, too."""
+    none: bool = True
+    """Whether the turn has no calls."""
 
-    def find() -> Collection[int]:
+
+def _of_calls(
+    fitted: Fitted, before: tuple[Message, ...], probe: Message, anchor: Anchor, last: str
+) -> Callable[[], OfCalls]:
+    def find() -> OfCalls:
         if not probe.tool_calls:
-            return ()
-        last = _behind(fitted.render((*before, probe)), anchors)
-        mark = chr(ord(LAST_MARK) - 1)
-        more = replace(probe.tool_calls[-1], name=probe.tool_calls[-1].name + mark, id=None)
+            return OfCalls()
+        plain = (fitted.tried((*before, Message("assistant", LAST_MARK))) or "").partition(LAST_MARK)[2]
+        stops = {m.group() for m in _markers(plain, fitted.template)}
+        more = ToolCall(LAST_MARK, "{}", probe.tool_calls[-1].id)
         rendering = fitted.tried((*before, replace(probe, tool_calls=(*probe.tool_calls, more))))
-        if rendering is None:
-            return ()
-        another = _behind(rendering.rpartition(mark)[0], anchors)
-        plain = fitted.tried((*before, Message("assistant", mark)))
-        stops = {m.group() for m in _markers((plain or "").partition(mark)[2], fitted.template)}
-        same = _alike(last, another)
-        return [m.end() for m in _markers(last, fitted.template) if m.end() <= same and m.group() not in stops]
+        same = _alike(last, anchor.behind(rendering)) if rendering is not None and LAST_MARK in rendering else 0
+        closings = [m.end() for m in _markers(last, fitted.template) if m.end() <= same and m.group() not in stops]
+        return OfCalls(closings, stops, none=False)
 
     return find
 

@@ -89,6 +89,9 @@ class ChatTemplate:
             raise _refusal(error) from error
 
     def _apply(self, plain: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]], prompt: bool) -> str:
+        for turn in plain if self.reasoning_key is not None else ():
+            if "reasoning_content" in turn:
+                turn[self.reasoning_key] = turn["reasoning_content"]
         rendered = self.tokenizer.apply_chat_template(
             plain,
             tools=[dict(tool) for tool in tools] or None,
@@ -104,6 +107,15 @@ class ChatTemplate:
     def reads_clock(self) -> bool:
         """Whether the template may write the time of day into a rendering."""
         return "strftime_now" in (self._source(False) or "") + (self._source(True) or "")
+
+    @cached_property
+    def reasoning_key(self) -> str | None:
+        """The name the template reads reasoning under, where it is none that Hugging Face gives every template."""
+        source = self.text or str(self.tokenizer.chat_template or "")
+        names = {name for name in ("reasoning", "thought") if re.search(rf"[.'\"]{name}\b", source)}
+        if not names or re.search(r"[.'\"](?:reasoning_content|thinking)\b", source):
+            return None
+        return sorted(names)[0]
 
     def _source(self, tools: bool) -> str | None:
         """The Jinja source to render with; None = what the tokenizer would take. The clock stands still in it."""
