@@ -417,17 +417,29 @@ def _begin(fitted: Fitted, i: int, text: str, frame: Frame, prompt: str | None) 
     written = _after_context(fitted, i, prompt, header)
     if written is not None and text.endswith(written):
         return prompt, len(text) - len(written), frozenset()
-    # The generation prompt opens something (a think block) which the rendered turn closes at once, or does not have. It may
-    # show the opening with other white space (``<think></think>`` where the prompt has a line end), or leave it out.
+    # The generation prompt opens something (a think block) which the rendered turn closes at once. It may show the opening
+    # with other white space (``<think></think>`` where the prompt has a line end), or leave it out.
     for shown in (prompt.rstrip(), prompt[: opened.start()]) if opened and closing else ():
         written = text[len(shown) :].lstrip()
         if text.startswith(shown) and written.startswith(closing):
             return prompt, len(text) - len(written), frozenset()
-    between = text[len(conversation) : len(frame.head)]
-    alone = frame.framed and not frame.reasoned and not any(c.name in between for c in turn.tool_calls)
-    if not (header and text.startswith(conversation) and alone):
+    # Or the rendered turn lacks what it opens: the model is shown the rendering up to there.
+    alike = _alike(prompt, text)
+    markers = (*_known(text[:alike], fitted.template), *MARKER.finditer(text[:alike]))
+    shared = max(text.rfind("\n", 0, alike) + 1, *(marker.end() for marker in markers), 0)
+    start = min(shared, len(frame.head)) if frame.framed else shared
+    context = len(conversation) if header.strip() else _context_length(fitted, i, prompt)
+    if frame.reasoned or start < context:
         raise RejectedError("prompt_not_prefix", _difference(prompt, text, i))
-    return frame.head, len(frame.head), frozenset({"generation_prompt_differs"})
+    return text[:start], start, frozenset({"generation_prompt_differs"})
+
+
+def _context_length(fitted: Fitted, i: int, prompt: str) -> int:
+    """Up to where the prompt shows the turns before turn ``i``, of a template that opens a turn behind every conversation."""
+    *earlier, last = fitted.messages[:i]
+    mark = next(_marks([prompt]))
+    marked = fitted.tried((*earlier, replace(last, content=last.content + mark)), prompt=True)
+    return len(prompt) - len(marked.rpartition(mark)[2]) if marked is not None and mark in marked else len(prompt) + 1
 
 
 def _after_context(fitted: Fitted, i: int, prompt: str, header: str) -> str | None:
