@@ -131,18 +131,16 @@ class ChatTemplate:
     @cached_property
     def end_tokens(self) -> frozenset[str]:
         """Texts of the tokens that end generation: of the tokenizer and of its folder's generation configuration."""
-        ids: set[int] = set()
         folder = Path(str(self.tokenizer.name_or_path or ""))
-        for name in ("generation_config.json", "config.json"):
+        found: Any = None
+        for name in ("generation_config.json", "config.json"):  # the second counts where the first says nothing
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-                ids.update(i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int))
-                if found is not None:
-                    break  # generation reads config.json only where there is no generation_config.json
-        known = {
-            self.tokenizer.added_tokens_decoder[i].content for i in ids if i in self.tokenizer.added_tokens_decoder
-        }
-        return frozenset(known | {str(self.tokenizer.eos_token)} if self.tokenizer.eos_token else known)
+                settings = json.loads((folder / name).read_text(encoding="utf-8"))
+                found = found or settings.get("eos_token_id") or settings.get("text_config", {}).get("eos_token_id")
+        known = self.tokenizer.added_tokens_decoder
+        ids = found if isinstance(found, list) else [found]
+        texts = {known[i].content for i in ids if isinstance(i, int) and i in known}
+        return frozenset(texts | ({str(self.tokenizer.eos_token)} if self.tokenizer.eos_token else set()))
 
     @cached_property
     def added_tokens(self) -> tuple[str, ...]:
