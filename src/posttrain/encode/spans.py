@@ -396,7 +396,7 @@ def _begin(fitted: Fitted, i: int, text: str, frame: Frame, prompt: str | None) 
             )
         return frame.head, len(frame.head), frozenset()
     opened = re.search(r"(?:<(\w+)>|\[(\w+)\])\s*\Z", prompt)
-    closing = opened and (f"</{opened[1]}>" if opened[1] else f"[/{opened[2]}]")
+    closing = "" if opened is None else f"</{opened[1]}>" if opened[1] else f"[/{opened[2]}]"
     if text.startswith(prompt):
         if (
             closing
@@ -419,7 +419,7 @@ def _begin(fitted: Fitted, i: int, text: str, frame: Frame, prompt: str | None) 
         return prompt, len(text) - len(written), frozenset()
     # The generation prompt opens something (a think block) which the rendered turn closes at once. It may show the opening
     # with other white space (``<think></think>`` where the prompt has a line end), or leave it out.
-    for shown in (prompt.rstrip(), prompt[: opened.start()]) if opened and closing else ():
+    for shown in (prompt.rstrip(), prompt[: opened.start()]) if opened else ():
         written = text[len(shown) :].lstrip()
         if text.startswith(shown) and written.startswith(closing):
             return prompt, len(text) - len(written), frozenset()
@@ -589,14 +589,14 @@ def _anchors(probe: Message, text: str) -> tuple[str, ...]:
 
 
 class Anchor(NamedTuple):
-    """The last of a turn's words: the ``count``-th time that ``text`` stands in a rendering (a result may repeat it)."""
+    """The last of a turn's words: the ``times``-th time that ``text`` stands in a rendering (a result may repeat it)."""
 
     text: str
-    count: int
+    times: int
 
     def behind(self, rendering: str) -> str:
         """What stands behind it."""
-        return rendering.split(self.text, self.count)[-1]
+        return rendering.split(self.text, self.times)[-1]
 
 
 def _last_anchor(rendering: str, anchors: Sequence[str]) -> Anchor:

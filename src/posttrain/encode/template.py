@@ -89,9 +89,8 @@ class ChatTemplate:
             raise _refusal(error) from error
 
     def _apply(self, plain: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]], prompt: bool) -> str:
-        for turn in plain if self.reasoning_key is not None else ():
-            if "reasoning_content" in turn:
-                turn[self.reasoning_key] = turn["reasoning_content"]
+        if (key := self.reasoning_key) is not None:
+            plain = [turn | {key: turn["reasoning_content"]} if "reasoning_content" in turn else turn for turn in plain]
         rendered = self.tokenizer.apply_chat_template(
             plain,
             tools=[dict(tool) for tool in tools] or None,
