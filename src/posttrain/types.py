@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
-RowKind = Literal["conversations", "pairs", "feedback"]
-"""What a row says: imitate this, prefer one of these two, or this one was found good (or bad)."""
+RowKind = Literal["conversations", "pairs", "feedback", "prompts"]
+"""What a row says: imitate this, prefer one of these two, this one was found good (or bad), or answer this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,28 @@ class UnpairedRow:
         return self.prompt + self.completion
 
 
-Row = SftRow | PairRow | UnpairedRow
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt that waits for its reply: for generation, synthesis, judging and online training."""
+
+    prompt: tuple[Message, ...]
+    origin: Origin
+    source: str
+    tools: tuple[Mapping[str, Any], ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Stable content id, as of :class:`SftRow`, over the prompt and the tools."""
+        return content_id(self.prompt, self.tools)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation that steps look at: the prompt."""
+        return self.prompt
+
+
+Row = SftRow | PairRow | UnpairedRow | PromptRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from posttrain.data.formats import FORMATS, RowError, detect_format
 from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
 from posttrain.data.formats.text_pair import PAIRS
-from posttrain.data.formats.turns import ROLE_NAMES
+from posttrain.data.formats.turns import CALL_ROLES, ROLE_NAMES
 from posttrain.errors import ConfigError, DataError
-from posttrain.types import ROLES, Message, Origin, PairRow, SftRow, ToolCall, UnpairedRow, message_dict
+from posttrain.types import ROLES, Message, Origin, PairRow, PromptRow, SftRow, ToolCall, UnpairedRow, message_dict
 
 ORIGIN = Origin("a.jsonl", 7)
 TEXTS = st.sampled_from(["", "x", " ", "\ud800", "[]", "{", '[{"role": "user"}]', '{"name": "f"}', "user", "gpt"])
@@ -32,7 +32,7 @@ RECORDS = st.dictionaries(
     min_size=1,
     max_size=3,
 )
-KINDS = {"conversations": SftRow, "pairs": PairRow, "feedback": UnpairedRow}
+KINDS = {"conversations": SftRow, "pairs": PairRow, "feedback": UnpairedRow, "prompts": PromptRow}
 
 
 def parse(name: str, record: dict[str, Any]) -> Any:
@@ -69,7 +69,7 @@ def test_the_example_is_detected_and_parsed(name: str) -> None:
     row = parse(name, record)
     assert row.origin == ORIGIN
     assert row.source == "source"
-    assert [m.role for m in row.messages] == ["user", "assistant"]
+    assert [m.role for m in row.messages] == ["user", "assistant"][: 1 if name == "prompts" else 2]
     assert beside_margin(row) == {}
     assert ("margin" in row.meta) == FORMATS[name].rated
 
@@ -122,12 +122,12 @@ def check_row_or_reject(name: str, record: dict[str, Any]) -> None:
             raise
         return
     turns = row.messages + (row.rejected if isinstance(row, PairRow) else ())
-    assert any(m.role == "assistant" for m in row.messages)
+    assert any(m.role == "assistant" for m in row.messages) != isinstance(row, PromptRow)
     assert all(m.content.strip() or m.tool_calls for m in turns if m.role == "assistant")
     assert all(m.role in ROLES for m in turns)
     json.dumps(dict(row.meta), allow_nan=False).encode()
     json.dumps([message_dict(m) for m in turns], ensure_ascii=False).encode()
-    if not isinstance(row, SftRow):
+    if not isinstance(row, SftRow | PromptRow):
         replies = (row.chosen, row.rejected) if isinstance(row, PairRow) else (row.completion,)
         assert all(reply[0].role == reply[-1].role == "assistant" for reply in replies)
         assert any(m.content.strip() for m in row.prompt)
@@ -151,6 +151,17 @@ REASONS = {
     "wrong_shape",
     "unknown_role",
     "unsupported_content",
+    "needs_image",
+    "needs_audio",
+    "needs_video",
+    "partial_training",
+    "unclear_mark",
+    "unclear_reasoning",
+    "several_replies",
+    "criticised",
+    "labels_disagree",
+    "equal_scores",
+    "has_reply",
     "empty_conversation",
     "no_assistant_turn",
     "empty_assistant_turn",
@@ -186,7 +197,8 @@ def test_the_format_of_most_rows_wins() -> None:
 @pytest.mark.parametrize(
     ("record", "name"),
     [
-        ({"prompt": "x", "messages": []}, "messages"),
+        ({"prompt": "x", "messages": []}, "prompts"),
+        ({"prompt": "x", "messages": [{"role": "assistant"}]}, "messages"),
         ({"conversations": [], "instruction": "x", "output": "y"}, "alpaca"),
         ({"instruction": "x", "input": "z", "response": "y", "prompt": "z"}, "alpaca"),
         ({"instruction": "x", "input": "", "output": "y", "chosen": "y", "rejected": "z"}, "pairs"),
@@ -195,7 +207,8 @@ def test_the_format_of_most_rows_wins() -> None:
         ({"messages": [], "label": 3}, "messages"),
         ({"conversations": [], "chosen": {}, "rejected": {}}, "ranking"),
         ({"prompt": [], "completion": []}, "prompt_completion"),
-        ({"question": "x", "answer": None}, "text_pair"),
+        ({"question": "x", "answer": None}, "prompts"),
+        ({"question": None, "answer": "y"}, "text_pair"),
     ],
 )
 def test_the_more_telling_keys_win(record: dict[str, Any], name: str) -> None:
@@ -219,7 +232,7 @@ def test_no_format_fits(record: dict[str, Any], words: str) -> None:
         detect_format([record], "a.jsonl")
     assert "a.jsonl: no row format fits" in str(caught.value)
     assert words in str(caught.value)
-    assert "known formats: messages, sharegpt, alpaca, prompt_completion, text_pair, pairs" in str(caught.value)
+    assert "known formats: messages, sharegpt, " in str(caught.value)
 
 
 def test_a_misspelt_format_names_the_nearest() -> None:
@@ -269,7 +282,7 @@ def test_self_instruct_instances() -> None:
         ({"instruction": "x", "output": None}, "empty_assistant_turn"),
         ({"instruction": "x", "output": " \n"}, "empty_assistant_turn"),
         ({"instruction": " ", "input": "", "output": "y"}, "empty_prompt"),
-        ({"instruction": "x", "output": 5}, "wrong_shape"),
+        ({"instruction": "x", "output": ["y", "z"]}, "several_replies"),
         ({"instruction": ["x"], "output": "y"}, "wrong_shape"),
         ({"instruction": "x"}, "wrong_shape"),
         ({"output": "x"}, "wrong_shape"),
@@ -287,7 +300,7 @@ def test_alpaca_rejects(record: dict[str, Any], expected: str) -> None:
 
 @pytest.mark.parametrize(("spelling", "role"), ROLE_NAMES.items())
 def test_every_role_name_means_its_role_in_both_spellings(spelling: str, role: str) -> None:
-    text = '{"name": "f", "arguments": {}}' if spelling in ("function_call", "tool_call") else "x"
+    text = '{"name": "f", "arguments": {}}' if spelling in CALL_ROLES else "x"
     turns = [{"from": spelling.upper(), "value": text}, {"role": "assistant", "content": "y"}]
     for name, key in (("messages", "messages"), ("sharegpt", "conversations"), ("sharegpt", "conversation")):
         row = parse(name, {key: turns})
@@ -351,7 +364,8 @@ def test_contents_and_their_parts(content: Any, expected: tuple[str, str | None,
 def test_tool_calls_in_every_spelling(fields: dict[str, Any]) -> None:
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, **fields}]
     row = parse("messages", {"messages": turns})
-    assert row.messages[1] == Message("assistant", "", tool_calls=(ToolCall("f", '{"x": 1}'),))
+    call = ToolCall("f", '{"x": 1}', "1" if "id" in str(fields) else None)
+    assert row.messages[1] == Message("assistant", "", tool_calls=(call,))
 
 
 def test_weights_are_kept_for_replies_only() -> None:
@@ -379,8 +393,8 @@ def test_weights_are_kept_for_replies_only() -> None:
 )
 def test_messages_are_the_inverse_of_message_dict(turns: list[Message]) -> None:
     call = Message("assistant", "", "why", (ToolCall("f", '{"x": "\\u00e9"}'),))
-    row = parse("messages", {"messages": [message_dict(m) for m in [*turns, call]]})
-    *same, last = row.messages
+    row = parse("messages", {"messages": [message_dict(m) for m in [*turns, Message("user", "x"), call]]})
+    *same, _, last = row.messages
     assert same == turns
     assert (last.role, last.reasoning, json.loads(last.tool_calls[0].arguments)) == ("assistant", "why", {"x": "é"})
 
@@ -417,7 +431,8 @@ U, A = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
         ([U, A | {"tool_calls": [{"function": {}}]}], "wrong_shape"),
         ([U, A | {"tool_calls": [{"name": "f", "arguments": "{x"}]}], "wrong_shape"),
         ([U, A | {"tool_calls": [{"name": "f", "arguments": "[1]"}]}], "wrong_shape"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, A], "unsupported_content"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, A], "needs_image"),
+        ([{"role": "user", "content": [{"type": "file", "file": {}}]}, A], "unsupported_content"),
     ],
 )
 def test_conversation_rejects(turns: Any, expected: str) -> None:
@@ -467,7 +482,7 @@ def test_every_pair_of_columns(keys: tuple[str, str]) -> None:
     [
         ({"question": "x", "answer": None}, "empty_assistant_turn"),
         ({"question": None, "answer": "y"}, "empty_prompt"),
-        ({"question": "x", "answer": 4}, "wrong_shape"),
+        ({"question": "x", "answer": ["4", "four"]}, "several_replies"),
         ({"question": "x"}, "wrong_shape"),
         ({"text": "x"}, "wrong_shape"),
     ],

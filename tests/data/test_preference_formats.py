@@ -423,9 +423,9 @@ def test_feedback_in_every_conversation_format(
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({"messages": [U, A], "label": 1}, "wrong_shape"),
+        ({"messages": [U, A], "label": 2}, "wrong_shape"),
         ({"messages": [U, A], "label": None}, "wrong_shape"),
-        ({"messages": [U, A], "label": "good"}, "wrong_shape"),
+        ({"messages": [U, A], "label": "sports"}, "wrong_shape"),
         ({"messages": [U, A]}, "wrong_shape"),
         ({"text": "x", "label": True}, "wrong_shape"),
         ({"messages": [U, A, U], "label": True}, "no_final_reply"),
@@ -433,7 +433,7 @@ def test_feedback_in_every_conversation_format(
         ({"messages": [U, {**A, "content": ""}], "label": True}, "empty_assistant_turn"),
         ({"prompt": "", "completion": "y", "label": True}, "empty_prompt"),
         ({"prompt": "x", "completion": "", "label": True}, "empty_assistant_turn"),
-        ({"prompt": "x", "completion": 5, "label": True}, "wrong_shape"),
+        ({"prompt": "x", "completion": ["y", "z"], "label": True}, "several_replies"),
     ],
 )
 def test_feedback_rejects(record: dict[str, Any], expected: str) -> None:

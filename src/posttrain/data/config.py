@@ -18,7 +18,7 @@ from posttrain.data.split import SplitStep
 
 ChainStep = Annotated[FilterStep | DedupStep | DecontaminateStep | SelectStep | SplitStep, Discriminator("kind")]
 """A step of the data chain."""
-RowsWanted = Literal["auto", "conversations", "pairs", "feedback"]
+RowsWanted = Literal["auto", "conversations", "pairs", "feedback", "prompts"]
 """A kind of row, or whatever the sources are."""
 
 
@@ -49,7 +49,7 @@ class DataStage:
     sources: Annotated[tuple[Source, ...], MinLen(1)]
     rows: RowsWanted = "auto"
     """What the rows should be: ``auto`` takes what the formats of the sources give, which must agree; ``conversations`` makes
-    preferences into replies to imitate, ``feedback`` makes pairs into judged replies."""
+    preferences into replies to imitate, ``feedback`` makes pairs into judged replies, ``prompts`` takes the replies away."""
     steps: tuple[ChainStep, ...] = ()
     """What is done with the rows between reading and splitting, in this order; a ``split`` step comes last."""
     held_out: Annotated[float, Ge(0)] | None = None

@@ -251,7 +251,9 @@ class _Kind:
             if kind != self.first[1]:
                 raise disagreement(label, kind, *self.first)
             return kind
-        if self.wanted == "conversations" or kind == self.wanted or (kind, self.wanted) == ("pairs", "feedback"):
+        replies = kind != "prompts"
+        made = {"prompts": True, "conversations": replies, "feedback": kind == "pairs"}.get(self.wanted, False)
+        if made or kind == self.wanted:
             return self.wanted
         raise DataError(
             f"these rows are {kind} (read as {format_name!r}), and no {self.wanted} can be made of them",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from posttrain.data.formats import RowError, detect_format, read_record
-from posttrain.data.formats.columns import Columns, check_paths, renamed
+from posttrain.data.formats.columns import Columns, check_paths, renamed, rows_of_columns
 from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
 from posttrain.data.kinds import rows_as
 from posttrain.data.rows import rows_frame, write_rows
@@ -114,12 +114,13 @@ def known_format(
     for record in records:
         head.append(record)
         parsed = record.parsed() if isinstance(record, RawLine) else record
-        if name != "auto" and not columns:
-            break
         if isinstance(parsed, Record):
             good.append(parsed)
             if len(good) == _DETECTION_RECORDS:
                 break
+    if len(head) == len(good) == 1 and (rows := rows_of_columns(good[0].value)) is not None:
+        good = [Record(Origin(label, number), row) for number, row in enumerate(rows, 1)]
+        head = list(good)
     everything = itertools.chain(head, records)
     if columns and good:
         check_paths([record.value for record in good], columns, label)
@@ -138,7 +139,7 @@ def parse(record: Raw, reading: Reading) -> Sequence[Row] | Unusable:
     try:
         value = renamed(parsed.value, reading.columns)
         found = read_record(value, reading.format, reading.detected, parsed.origin, reading.source)
-        if isinstance(found, SftRow):
+        if isinstance(found, SftRow) and reading.kind != "prompts":
             return (found,)
         pairs = pairs_of(found, reading.rule) if isinstance(found, Ranked) else (found,)
         return [row for pair in pairs for row in rows_as(pair, reading.kind)]

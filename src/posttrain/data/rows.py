@@ -15,7 +15,7 @@ import polars as pl
 
 from posttrain.artifacts import atomic_path, write_error
 from posttrain.errors import DataError
-from posttrain.types import Message, Origin, PairRow, Row, RowKind, SftRow, ToolCall, UnpairedRow
+from posttrain.types import Message, Origin, PairRow, PromptRow, Row, RowKind, SftRow, ToolCall, UnpairedRow
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -34,7 +34,7 @@ _MESSAGE: dict[str, Any] = {
 _TURNS = pl.List(pl.Struct(_MESSAGE))
 PREFERENCE: dict[str, Any] = {"prompt_turns": pl.Int64, "rejected": _TURNS, "desirable": pl.Boolean}
 """What pairs and feedback say beside their conversation, null where a row does not say it: how many of the messages are the
-prompt (pairs and feedback), the turns of the rejected side (pairs), the label of the completion (feedback)."""
+prompt (pairs and feedback, and all of them in prompts), the turns of the rejected side (pairs), the label of the completion (feedback)."""
 SCHEMA: dict[str, Any] = {
     "id": pl.String,
     "source": pl.String,
@@ -114,7 +114,9 @@ def _preference_columns(rows: Sequence[Row]) -> dict[str, Any]:
     columns: dict[str, Any] = {name: _repeated(name, kind, None, len(rows)) for name, kind in PREFERENCE.items()}
     if not rows or isinstance(rows[0], SftRow):
         return columns
-    columns["prompt_turns"] = [len(row.prompt) for row in cast(Sequence[PairRow | UnpairedRow], rows)]
+    columns["prompt_turns"] = [len(row.prompt) for row in cast(Sequence[PairRow | UnpairedRow | PromptRow], rows)]
+    if isinstance(rows[0], PromptRow):
+        return columns
     if isinstance(rows[0], PairRow):
         columns["rejected"] = _turns_column([row.rejected for row in cast(Sequence[PairRow], rows)])
     else:
@@ -162,12 +164,14 @@ def rows_kind(path: Path) -> RowKind | None:
     Raises DataError where the file is missing, damaged or has other columns.
     """
     with _readable(path):
-        first = scan_rows(path).select("id", "prompt_turns", "desirable").head(1).collect()
+        first = scan_rows(path).select("id", "prompt_turns", "rejected", "desirable").head(1).collect()
     if not len(first):
         return None
     if first["prompt_turns"][0] is None:
         return "conversations"
-    return "pairs" if first["desirable"][0] is None else "feedback"
+    if first["desirable"][0] is not None:
+        return "feedback"
+    return "prompts" if first["rejected"][0] is None else "pairs"
 
 
 def read_rows(path: Path) -> list[SftRow]:
@@ -196,6 +200,12 @@ def read_feedback(path: Path) -> list[UnpairedRow]:
     ]
 
 
+def read_prompts(path: Path) -> list[PromptRow]:
+    """The prompts of a Parquet file, as :func:`read_rows`; of rows of other kinds their prompts are not taken."""
+    frame = _frame(path, "prompts")
+    return [PromptRow(_messages(record["messages"]), *_beside(record)) for record in frame.iter_rows(named=True)]
+
+
 def frame_rows(frame: pl.DataFrame) -> list[SftRow]:
     """The conversations of a frame with the columns of :data:`SCHEMA`, in order; of preferences what their ``messages`` hold."""
     return [SftRow(_messages(record["messages"]), *_beside(record)) for record in frame.iter_rows(named=True)]
@@ -211,7 +221,14 @@ def _frame(path: Path, wanted: RowKind) -> pl.DataFrame:
 
 
 def _other_kind(path: Path, found: RowKind, wanted: RowKind) -> DataError:
-    if wanted == "conversations":
+    if found == "prompts":
+        problem, fix = (
+            f"{wanted} with replies are needed here",
+            "give rows that have replies, or let a model write them first",
+        )
+    elif wanted == "prompts":
+        problem, fix = "prompts are needed here", "set rows: prompts in the data stage"
+    elif wanted == "conversations":
         problem, fix = "conversations are needed here", "set rows: conversations in the data stage"
     elif (found, wanted) == ("pairs", "feedback"):
         problem, fix = "this objective needs feedback", "set rows: feedback in the data stage"

@@ -15,7 +15,7 @@ from posttrain.artifacts import digest
 from posttrain.data.decontaminate.config import Benchmark
 from posttrain.data.formats import RowError
 from posttrain.data.formats.base import items, kind_of, objects, optional_text
-from posttrain.data.formats.turns import parse_turn
+from posttrain.data.formats.turns import talk
 from posttrain.data.places import DataFile, HubSet, Resolve, locate
 from posttrain.data.sources import BadRecord, content_digest, read
 from posttrain.data.streams import COMPRESSED_SUFFIXES, Stream
@@ -60,7 +60,7 @@ def _messages(record: Mapping[str, Any]) -> Turns | None:
     key = next((key for key in ("messages", "conversations", "conversation") if record.get(key)), None)
     if key is None:
         return None
-    return tuple(turn.content for turn in map(parse_turn, objects(record, key)) if turn.role == "user")
+    return tuple(turn.content for turn in talk(items(record, key)) if turn.role == "user")
 
 
 def _turns(record: Mapping[str, Any]) -> Turns | None:
@@ -77,7 +77,7 @@ def _prompt(record: Mapping[str, Any]) -> Turns | None:
         return None if given is None else (given,)
     found = items(record, "prompt")
     if found and all(isinstance(turn, Mapping) and "role" in turn for turn in found):
-        return tuple(turn.content for turn in map(parse_turn, found) if turn.role == "user")
+        return tuple(turn.content for turn in talk(found) if turn.role == "user")
     return tuple(_turn(turn, "prompt") for turn in found)
 
 

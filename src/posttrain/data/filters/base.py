@@ -40,6 +40,8 @@ class Conversation:
     """Whether the assistant was offered tools."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Score name -> value; of several by one name the largest."""
+    waits: bool = False
+    """Whether it is a prompt that waits for its reply."""
 
     @cached_property
     def content(self) -> str:

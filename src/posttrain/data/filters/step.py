@@ -184,8 +184,8 @@ def _rows(block: pl.DataFrame, rejected: bool) -> Iterator[Sides]:
         for score in scores:
             if score["value"] is not None:
                 values[score["name"]] = max(score["value"], values.get(score["name"], score["value"]))
-        offered = tools != "[]"
-        whole = Conversation(messages, {} if meta == "{}" else json.loads(meta), offered, values)
+        offered, waits = tools != "[]", turns == len(messages)
+        whole = Conversation(messages, {} if meta == "{}" else json.loads(meta), offered, values, waits)
         wanted = Conversation(messages[:turns], tools=offered) if desirable is False else whole
         other = next(others, None)
         yield Sides(whole, wanted, None if other is None else Conversation(messages[:turns] + other, tools=offered))

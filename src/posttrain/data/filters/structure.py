@@ -85,7 +85,7 @@ def _measure(row: Conversation, config: Structure) -> Iterator[Measurement]:
             if message.role == "assistant" and open_fence(message.content)
         ]
         yield _none("structure.open_fences", unclosed, "unfinished_code_fence")
-    if config.ends_with_assistant:
+    if config.ends_with_assistant and not row.waits:
         last = row.messages[-1].role if row.messages else "nothing"
         yield _none(
             "structure.end", [] if last == "assistant" else [f"it ends with {last}"], "does_not_end_with_assistant"

@@ -9,20 +9,28 @@ from posttrain.data.formats.alpaca import ALPACA
 from posttrain.data.formats.arena import ARENA
 from posttrain.data.formats.base import Foreign, Format, RowError
 from posttrain.data.formats.columns import as_option, proposed
-from posttrain.data.formats.feedback import FEEDBACK
+from posttrain.data.formats.feedback import FEEDBACK, judged_by_number, other_number
 from posttrain.data.formats.hh_rlhf import HH_RLHF
 from posttrain.data.formats.messages import MESSAGES
+from posttrain.data.formats.moss import MOSS
+from posttrain.data.formats.multiple_choice import MULTIPLE_CHOICE
 from posttrain.data.formats.nectar import NECTAR
+from posttrain.data.formats.oasst import OASST
+from posttrain.data.formats.openai_preference import OPENAI_PREFERENCE
 from posttrain.data.formats.pairs import PAIRS
 from posttrain.data.formats.prompt_completion import PROMPT_COMPLETION
+from posttrain.data.formats.prompts import PROMPTS
 from posttrain.data.formats.ranked import Ranked
 from posttrain.data.formats.ranking import RANKING
 from posttrain.data.formats.scored_responses import SCORED_RESPONSES
 from posttrain.data.formats.sharegpt import SHAREGPT
 from posttrain.data.formats.stack_exchange import STACK_EXCHANGE
 from posttrain.data.formats.text_pair import TEXT_PAIR
+from posttrain.data.formats.turns import role_of
+from posttrain.data.formats.two_responses import TWO_RESPONSES
 from posttrain.data.formats.ultrafeedback import ULTRAFEEDBACK
 from posttrain.data.formats.written import WRITTEN_FEEDBACK, WRITTEN_PAIRS
+from posttrain.data.formats.xlam import XLAM
 from posttrain.data.streams import printable
 from posttrain.errors import DataError
 from posttrain.table import Table
@@ -30,13 +38,17 @@ from posttrain.types import Origin, Row
 
 __all__ = ["FORMATS", "Format", "RowError", "detect_format", "read_record"]
 
-_CONVERSATIONS: tuple[Format[Row], ...] = (MESSAGES, SHAREGPT, ALPACA, PROMPT_COMPLETION, TEXT_PAIR)
+_CONVERSATIONS: tuple[Format[Row], ...] = (
+    *(MESSAGES, SHAREGPT, MOSS, XLAM, MULTIPLE_CHOICE, ALPACA, PROMPT_COMPLETION, TEXT_PAIR),
+)
 _PREFERENCES: tuple[Format[Row | Ranked], ...] = (
     *(PAIRS, HH_RLHF, RANKING, ULTRAFEEDBACK, NECTAR, SCORED_RESPONSES, ARENA, STACK_EXCHANGE, FEEDBACK),
-    *(WRITTEN_PAIRS, WRITTEN_FEEDBACK),
+    *(OPENAI_PREFERENCE, TWO_RESPONSES, OASST, WRITTEN_PAIRS, WRITTEN_FEEDBACK),
 )
 
-FORMATS: Table[Format[Row | Ranked]] = Table("row format", {f.name: f for f in (*_CONVERSATIONS, *_PREFERENCES)})
+FORMATS: Table[Format[Row | Ranked]] = Table(
+    "row format", {f.name: f for f in (*_CONVERSATIONS, *_PREFERENCES, PROMPTS)}
+)
 """Conversation formats, the more telling ones first: a row with ``messages`` and ``prompt`` is read by its messages. Then
 the formats of preferences; a row that one of them knows is no conversation for :func:`detect_format`."""
 
@@ -48,11 +60,12 @@ def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked
     is null or empty counts as absent, unless no record fits any format without it: then rows that lack their values are told
     as what they should have been. Raises DataError with the keys found where none fits.
     """
+    numbers_judge = not any(map(other_number, records))
     for view in (keys.present, _as_written):
         found = list(map(view, records))
         fits = {form.name: 0 for form in FORMATS.values()}
         for record in found:
-            for form in _fitting(record):
+            for form in _fitting(record, numbers_judge):
                 fits[form.name] += 1
         best = max(fits, key=lambda name: fits[name])
         if fits[best]:
@@ -70,27 +83,32 @@ def read_record(record: Foreign, name: str, detected: bool, origin: Origin, sour
     Where that format was ``detected`` from other records of the file, one that does not fit it is read as the first that fits,
     if that gives the same kind of rows. Raises RowError; ``other_kind`` where it says something of another kind.
     """
-    form = FORMATS[name]
+    form, said = FORMATS[name], keys.present(record)
     if detected:
-        fitting = list(_fitting(keys.present(record)))
-        if fitting and form not in fitting:
-            same = next((other for other in fitting if other.kind == form.kind), None)
-            if same is None:
-                raise RowError(
-                    "other_kind", f"read as {fitting[0].name!r} it gives {fitting[0].kind}, the file {form.kind}"
-                )
-            form = same
-    return form.parse(record, origin, source)
+        # a number as label judges a reply where it does so in all of the file; in a file of conversations it is a class
+        fitting = list(_fitting(said, numbers_judge=form.kind != "conversations"))
+        same = form if form in fitting else next((other for other in fitting if other.kind == form.kind), None)
+        if same is None and fitting and fitting[0].kind != "prompts":
+            told = f"read as {fitting[0].name!r} it gives {fitting[0].kind}, the file {form.kind}"
+            raise RowError("other_kind", told)
+        form = same or form
+    # where a column that is needed is empty the record is read as it is, so that the reason is what it lacks
+    return form.parse(said if form.detect(said) else record, origin, source)
 
 
 def _as_written(record: Foreign) -> Foreign:
     return record
 
 
-def _fitting(record: Foreign) -> Iterator[Format[Row | Ranked]]:
-    """The formats that fit a record, conversations only where it is nothing else."""
+def _fitting(record: Foreign, numbers_judge: bool) -> Iterator[Format[Row | Ranked]]:
+    """The formats that fit a record, conversations only where it is nothing else.
+
+    ``numbers_judge``: whether a label that is 0 or 1 says that a reply is bad or good.
+    """
     others = [form for form in _PREFERENCES if form.detect(record)]
-    yield from others or (form for form in _CONVERSATIONS if form.detect(record))
+    if others == [FEEDBACK] and not numbers_judge and judged_by_number(record):
+        others = []
+    yield from others or [form for form in (*_CONVERSATIONS, PROMPTS) if form.detect(record)]
 
 
 def _keys_of(records: Sequence[Foreign]) -> str:
@@ -100,6 +118,8 @@ def _keys_of(records: Sequence[Foreign]) -> str:
 
 def _hint(records: Sequence[Foreign]) -> str:
     """What to do about records that no format fits."""
+    if all(role_of(record) is not None for record in records):
+        return 'these are the turns of one conversation, not rows: put them into one row, {"conversations": [...]}'
     if {key for record in records for key in record} == {"text"}:
         return "text alone is not a conversation; give a prompt and a reply"
     columns = proposed(records)

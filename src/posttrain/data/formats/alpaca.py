@@ -1,31 +1,23 @@
 """Alpaca: ``instruction``, optional ``input`` and ``output``; also the spellings of its relatives.
 
 GPTeacher writes ``response`` for ``output``; Dolly writes ``context`` for ``input``; LLaMA-Factory adds ``system`` and
-``history`` (earlier [question, answer] pairs); Self-Instruct keeps input and output in a list ``instances`` of one.
+``history``; Self-Instruct keeps input and output in a list ``instances`` of one; BELLE writes the turns before the reply as a
+transcript into the instruction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Set
 
-from posttrain.data.formats.base import (
-    Foreign,
-    Format,
-    RowError,
-    exchange,
-    items,
-    kind_of,
-    objects,
-    optional_text,
-    sft_row,
-)
+from posttrain.data.formats.base import Foreign, Format, RowError, objects, optional_text
+from posttrain.data.formats.conversation import sft_row
 from posttrain.data.formats.keys import first
+from posttrain.data.formats.replies import reply_under
+from posttrain.data.formats.transcripts import waiting_turns
 from posttrain.types import Message, Origin, SftRow
 
 _INPUTS = ("input", "context")
 _OUTPUTS = ("output", "response")
-QUESTION_KEYS = ("instruction", "history", *_INPUTS)
-"""What an instruction is asked with."""
 
 
 def _detect(record: Foreign) -> bool:
@@ -41,27 +33,22 @@ def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
         instance = instances[0]
     output = first(instance, _OUTPUTS)
     if "instruction" not in record or output is None:
-        raise RowError("wrong_shape", f"no instruction or no output; keys: {', '.join(record)}")
-    turns = exchange(question(record, instance), optional_text(instance, output))
-    used = {"instances", *QUESTION_KEYS, *_OUTPUTS}
-    return sft_row(record, used, (*history(record), *turns), origin, source)
+        raise RowError("wrong_shape", f"no instruction or no output; keys: {', '.join(map(str, record))}"[:200])
+    prompt, used = question(record, instance)
+    if not any(turn.content.strip() for turn in prompt):
+        raise RowError("empty_prompt", "the prompt is blank")
+    turns = (*prompt, *reply_under(instance, output))
+    return sft_row(record, {"instances", *used, *_OUTPUTS}, turns, origin, source)
 
 
-def question(record: Foreign, instance: Foreign) -> str:
-    """What the user asks: the instruction of a record with the input of an instance (which may be the record itself)."""
-    instruction = optional_text(record, "instruction")
-    given = optional_text(instance, first(instance, _INPUTS) or "input")
+def question(record: Foreign, instance: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
+    """(what the user asks, the keys it was made from): the instruction of a record with the input of an instance (which may be
+    the record itself).
+    """
+    key = first(instance, _INPUTS) or "input"
     # joined and stripped as in LLaMA-Factory, so that both train on the same tokens
-    return (instruction + "\n" + given).strip()
-
-
-def history(record: Foreign) -> Iterator[Message]:
-    """The earlier turns of a record."""
-    for pair in items(record, "history"):
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise RowError("wrong_shape", f"'history' holds {kind_of(pair)}, expected [question, answer] pairs")
-        yield Message("user", pair[0])
-        yield Message("assistant", pair[1])
+    text = (optional_text(record, "instruction") + "\n" + optional_text(instance, key)).strip()
+    return waiting_turns(text) or (Message("user", text),), {"instruction", key}
 
 
 ALPACA = Format(

@@ -6,9 +6,9 @@ continuation of several turns: assistant, user, assistant.
 
 from __future__ import annotations
 
-from posttrain.data.formats.base import Foreign, Format, RowError, objects
+from posttrain.data.formats.base import Foreign, Format, RowError, items
 from posttrain.data.formats.sides import Turns, pair_row, parted
-from posttrain.data.formats.turns import parse_turn
+from posttrain.data.formats.turns import talk
 from posttrain.types import Origin, PairRow
 
 _TALKS = ("conversation_a", "conversation_b")
@@ -28,7 +28,7 @@ def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
     keys = _WINNERS.get(winner) if isinstance(winner, str) else None
     if keys is None:
         raise RowError("unknown_winner", f"winner {winner!r}; known: {', '.join((*_WINNERS, *_TIES))}"[:200])
-    chosen, rejected = (tuple(map(parse_turn, objects(record, key))) for key in keys)
+    chosen, rejected = (talk(items(record, key)) for key in keys)
     if _asked(chosen) != _asked(rejected):
         raise RowError("no_shared_prompt", "the user said other things to the two models")
     return pair_row(record, {*_TALKS, "winner"}, *parted(chosen, rejected), origin, source)

@@ -115,6 +115,23 @@ def _turns_renamed(value: Any, of_turns: Columns) -> Any:
     ]
 
 
+def rows_of_columns(record: Foreign) -> list[Foreign] | None:
+    """The rows of a table that is written column by column in one object; None for any other record.
+
+    Either every value is an object with the same numbers as keys (as pandas writes it), or lists of one length under the keys of
+    a prompt and a reply (as ``datasets`` does).
+    """
+    values = list(record.values())
+    if len(values) > 1 and all(isinstance(value, Mapping) and value.keys() == values[0].keys() for value in values):
+        numbers = [str(key) for key in values[0]]
+        if numbers and all(number.isdecimal() for number in numbers):
+            return [{key: column[number] for key, column in record.items()} for number in sorted(numbers, key=int)]
+    listed = len(values) > 1 and all(isinstance(value, list) and len(value) == len(values[0]) for value in values)
+    if listed and values[0] and all(not record.keys().isdisjoint(names) for names in (keys.PROMPTS, keys.REPLIES)):
+        return [dict(zip(record, row, strict=True)) for row in zip(*values, strict=True)]
+    return None
+
+
 # ---- what the columns of an unknown record could be ----------------------------------------------------------------
 
 _ASKS = (

@@ -1,50 +1,110 @@
-"""Binary feedback: any conversation format with a ``label`` (or ``kto_tag``) that says whether the last reply is good.
+"""Binary feedback: any conversation format with a label that says whether the last reply is good.
 
-Beside ``prompt`` and ``completion`` the label judges the completion, otherwise the last turn.
+A label is true or false, 0 or 1, or a word (``safe``, ``unsafe``, ``good``, ``bad``, ...) under one of the usual keys. Beside
+``prompt`` and ``completion`` it judges the completion, otherwise the last turn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from posttrain.data.formats import keys
 from posttrain.data.formats.alpaca import ALPACA
 from posttrain.data.formats.base import Foreign, Format, RowError, kind_of
 from posttrain.data.formats.messages import MESSAGES
+from posttrain.data.formats.moss import MOSS
 from posttrain.data.formats.prompt_completion import PROMPT_COMPLETION
+from posttrain.data.formats.replies import reply_under
 from posttrain.data.formats.sharegpt import SHAREGPT
 from posttrain.data.formats.sides import judged_row
 from posttrain.data.formats.text_pair import TEXT_PAIR
-from posttrain.data.formats.turns import turns_under
 from posttrain.types import Origin, SftRow, UnpairedRow
 
-_LABELS = ("label", "kto_tag")
-_WORDS = {"true": True, "false": False}
-_CONVERSATIONS = (MESSAGES, SHAREGPT, ALPACA, PROMPT_COMPLETION, TEXT_PAIR)
+_JUDGES = (
+    *("label", "kto_tag", "desirable", "is_desirable", "is_safe", "safe", "is_response_safe", "response_safe"),
+    *("is_correct", "is_good", "is_acceptable", "is_helpful", "thumbs_up"),
+)
+"""Keys of labels that mean good where they are true."""
+_ACCUSERS = ("is_unsafe", "unsafe", "is_harmful", "harmful", "is_toxic", "thumbs_down")
+"""Keys of labels that mean bad where they are true."""
+_SPEAKERS = (
+    *("safety", "safety_label", "response_label", "response_harm_label", "response_safety", "quality", "quality_label"),
+    *("verdict", "judgement", "judgment", "rating", "feedback", "correctness"),
+)
+"""Keys of labels in words only; a number there is a score."""
+_WORDS = {
+    **dict.fromkeys(
+        ("true", "good", "safe", "desirable", "acceptable", "accepted", "correct", "unharmful", "harmless"), True
+    ),
+    **dict.fromkeys(("thumbs_up", "like", "liked", "helpful", "pass", "passed"), True),
+    **dict.fromkeys(("false", "bad", "unsafe", "undesirable", "unacceptable", "rejected", "incorrect", "wrong"), False),
+    **dict.fromkeys(
+        ("harmful", "toxic", "thumbs_down", "dislike", "disliked", "unhelpful", "fail", "failed", "poor"), False
+    ),
+}
+_NUMBERS: Mapping[Any, bool] = {0: False, 1: True, -1: False}
+_CONVERSATIONS = (MESSAGES, SHAREGPT, MOSS, ALPACA, PROMPT_COMPLETION, TEXT_PAIR)
 
 
 def _detect(record: Foreign) -> bool:
-    return any(_verdict(record.get(key)) is not None for key in _LABELS) and _conversation(record) is not None
+    if "prompt_turns" in record or all(_verdict(record, key) is None for key in LABEL_KEYS if key in record):
+        return False
+    numbered = any(key in record for key in keys.OPTIONS) and judged_by_number(record)  # the number of an option
+    return not numbered and _conversation(record) is not None
+
+
+def judged_by_number(record: Foreign) -> bool:
+    """Whether nothing but a number judges a reply: in a file where it has other values, too, it is a class or a score."""
+    found = [record[key] for key in LABEL_KEYS if key in record and _verdict(record, key) is not None]
+    return all(not isinstance(value, bool) and _number(value) is not None for value in found)
+
+
+def other_number(record: Foreign) -> bool:
+    """Whether a label is a number that judges nothing."""
+    return any(_number(record.get(key)) is not None and _verdict(record, key) is None for key in ("label", "kto_tag"))
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
+        return float(value)
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else value
 
 
 def _conversation(record: Foreign) -> Format[SftRow] | None:
     return next((known for known in _CONVERSATIONS if known.detect(record)), None)
 
 
-def _verdict(label: Any) -> bool | None:
-    """What a label says: a boolean, or its name as in a CSV cell."""
-    return _WORDS.get(label.strip().lower()) if isinstance(label, str) else label if isinstance(label, bool) else None
+def _verdict(record: Foreign, key: str) -> bool | None:
+    """What a label says: a boolean, its name as in a CSV cell, a word, 0 or 1."""
+    value, found = record.get(key), None  # type: Any, bool | None
+    if isinstance(value, str):
+        found = _WORDS.get(value.strip().lower())
+    if key not in _SPEAKERS and found is None:
+        number = _number(value)
+        found = value if isinstance(value, bool) else None if number is None else _NUMBERS.get(number)
+    if found is None:
+        return None
+    said = isinstance(value, str) and value.strip().lower() not in ("true", "false", "0", "1", "-1")
+    return not found if key in _ACCUSERS and not said else found
+
+
+LABEL_KEYS = (*_JUDGES, *_ACCUSERS, *_SPEAKERS)
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> UnpairedRow:
-    key = next((key for key in _LABELS if key in record), _LABELS[0])
-    desirable, known = _verdict(record.get(key)), _conversation(record)
-    if desirable is None:
+    found = {key: verdict for key in LABEL_KEYS if key in record and (verdict := _verdict(record, key)) is not None}
+    known = _conversation(record)
+    if not found:
+        key = keys.first(record, LABEL_KEYS) or _JUDGES[0]
         raise RowError("wrong_shape", f"{key!r} is {kind_of(record.get(key))}, expected true or false")
     if known is None:
-        raise RowError("wrong_shape", f"a label without a conversation; keys: {', '.join(record)}"[:200])
-    turns = len(turns_under(record, "completion", "assistant")) if known is PROMPT_COMPLETION else 1
-    row = known.parse({name: value for name, value in record.items() if name != key}, origin, source)
-    return judged_row(row, turns, desirable)
+        raise RowError("wrong_shape", f"a label without a conversation; keys: {', '.join(map(str, record))}"[:200])
+    if len(set(found.values())) > 1:
+        raise RowError("labels_disagree", ", ".join(f"{key}: {record[key]!r}" for key in found)[:200])
+    turns = len(reply_under(record, "completion")) if known is PROMPT_COMPLETION else 1
+    row = known.parse({name: value for name, value in record.items() if name not in found}, origin, source)
+    return judged_row(row, turns, next(iter(found.values())))
 
 
 FEEDBACK = Format(

@@ -29,7 +29,7 @@ HISTORIES = ("history", "chat_history", "conversation_history", "dialog_history"
 """Turns before the prompt."""
 CONTEXTS = (
     *("context", "contexts", "passage", "passages", "document", "documents", "article", "paragraph", "paragraphs"),
-    *("background", "knowledge", "retrieved_documents", "story"),
+    *("retrieved_documents", "story"),
 )
 """Passages that a prompt is about."""
 OPTIONS = ("options", "choices")

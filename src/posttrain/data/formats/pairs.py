@@ -34,6 +34,8 @@ def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
         prompt = shared
     row = pair_row(record, {"chosen", "rejected", *used}, prompt, chosen, rejected, origin, source)
     margin = _margin(record)
+    if margin == 0:
+        raise RowError("equal_scores", "chosen and rejected have the same score: neither is preferred")
     return row if margin is None else replace(row, meta={**row.meta, "margin": margin})
 
 

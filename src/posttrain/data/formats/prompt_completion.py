@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from posttrain.data.formats.base import Foreign, Format, RowError, sft_row
+from posttrain.data.formats.base import Foreign, Format, RowError
+from posttrain.data.formats.conversation import sft_row
+from posttrain.data.formats.replies import reply_under
 from posttrain.data.formats.turns import turns_under
 from posttrain.types import Origin, SftRow
 
@@ -12,7 +14,11 @@ def _detect(record: Foreign) -> bool:
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
-    prompt, completion = turns_under(record, "prompt", "user"), turns_under(record, "completion", "assistant")
+    prompt = turns_under(record, "prompt", "user")
+    if record.get("completion") is None:
+        raise RowError("wrong_shape", "'completion' is null, expected text or messages")
+    given = record["completion"]
+    completion = turns_under(record, "completion", "assistant") if given == [] else reply_under(record, "completion")
     if not any(turn.content.strip() for turn in prompt):
         raise RowError("empty_prompt", "the prompt is blank")
     if any(turn.role == "user" for turn in completion):

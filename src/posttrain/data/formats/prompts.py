@@ -1,33 +1,102 @@
-"""The prompt of a record under any of its usual keys. Shared by the formats of pairs and of rated answers."""
+"""Prompts that wait for their reply: for generation, synthesis, judging and online training.
+
+The prompt of a record stands under one of the usual keys, as text, a message or messages, or is a conversation without a turn of the
+assistant. Reading it is shared by the formats of pairs and of rated answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from typing import Any
 
-from posttrain.data.formats.alpaca import QUESTION_KEYS, history, question
-from posttrain.data.formats.base import Foreign
+from posttrain.data.formats import keys
+from posttrain.data.formats.alpaca import question
+from posttrain.data.formats.base import Foreign, Format, RowError, items
+from posttrain.data.formats.conversation import prompt_row
 from posttrain.data.formats.transcripts import asked
-from posttrain.data.formats.turns import turns_under
-from posttrain.types import Message
+from posttrain.data.formats.turns import messages_in, role_of, talk, turns_under
+from posttrain.types import Message, Origin, PromptRow
 
-PROMPT_KEYS = ("prompt", "instruction", "question", "query")
+PROMPT_KEYS = ("prompt", "instruction", "question", "query", "problem", "user_prompt", "user_input")
 """The first of them that a record has is its prompt."""
+_REPLY_WORDS = (
+    "judg",
+    "feedback",
+    "answer",
+    "reply",
+    "response",
+    "output",
+    "completion",
+    "assistant",
+    "solution",
+    "chosen",
+    "rejected",
+    "gpt",
+    "bot",
+)
+_REFERENCE_WORDS = ("reference", "gold", "ground", "expected", "final", "correct")
+"""Of keys under which a text may be the reply, and of those under which it is what a reply is compared with."""
 
 
 def prompt_key_of(record: Foreign) -> str | None:
     """The key of a record's prompt."""
-    return next((key for key in PROMPT_KEYS if key in record), None)
+    return keys.first(record, PROMPT_KEYS)
 
 
 def prompt_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
     """The turns of a record's prompt and the keys they were made from; none where there is no such key.
 
-    Text is a turn of the user, or a transcript that waits for the reply; an instruction comes with input and history.
+    Text is a turn of the user, or a transcript that waits for the reply; an instruction comes with its input.
     """
     key = prompt_key_of(record)
     if key is None:
         return (), frozenset()
     if key == "instruction":
-        return (*history(record), Message("user", question(record, record))), frozenset(QUESTION_KEYS)
+        return question(record, record)
     value = record[key]
-    return asked(value) if isinstance(value, str) else turns_under(record, key, "user"), frozenset((key,))
+    if isinstance(value, str) and messages_in(value) is None:
+        return asked(value), frozenset((key,))
+    return turns_under(record, key, "user"), frozenset((key,))
+
+
+def has_reply(turns: Any) -> bool:
+    """Whether a list of turns has one of the assistant, or turns of which that can't be told from their roles."""
+    if isinstance(turns, str):
+        turns = messages_in(turns)
+    if not isinstance(turns, list) or not turns:
+        return True
+    roles = [role_of(turn) if isinstance(turn, Mapping) else None for turn in reversed(turns)]
+    return any(role in ("assistant", None) for role in roles)
+
+
+def _detect(record: Foreign) -> bool:
+    talks = [key for key in keys.TALKS if key in record]
+    replies = (*keys.REPLIES, *keys.SIDES, "text", "conversation_a", "response_0", "response_1", "response_a")
+    if any(key in record for key in replies) or any(map(_may_be_reply, record, record.values())):
+        return False
+    if talks:
+        return not has_reply(record[talks[0]])
+    key = prompt_key_of(record)
+    value = None if key is None else record[key]
+    if isinstance(value, list):
+        return not has_reply(value)
+    return isinstance(value, str) or (isinstance(value, Mapping) and role_of(value) == "user")
+
+
+def _may_be_reply(key: str, value: Any) -> bool:
+    name = str(key).lower()
+    said = isinstance(value, str) and any(word in name for word in _REPLY_WORDS)
+    return said and not any(word in name for word in (*_REFERENCE_WORDS, "id", "len", "count", "format", "type"))
+
+
+def _parse(record: Foreign, origin: Origin, source: str) -> PromptRow:
+    key = keys.first(record, keys.TALKS)
+    if key is not None and keys.is_present(record[key]):
+        return prompt_row(record, {key}, talk(items(record, key)), origin, source)
+    prompt, used = prompt_of(record)
+    if not used:
+        raise RowError("wrong_shape", f"no prompt; keys: {', '.join(map(str, record))}"[:200])
+    return prompt_row(record, used, prompt, origin, source)
+
+
+PROMPTS = Format("prompts", _detect, _parse, '{"prompt": "Name a colour."}', "prompts")

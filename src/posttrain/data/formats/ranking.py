@@ -5,14 +5,14 @@ Its newer form has two whole conversations instead, ``chosen_messages`` and ``re
 
 from __future__ import annotations
 
-from posttrain.data.formats.base import Foreign, Format, RowError, objects
+from posttrain.data.formats import keys
+from posttrain.data.formats.base import Foreign, Format, RowError, items
 from posttrain.data.formats.prompts import prompt_key_of
-from posttrain.data.formats.sharegpt import CONVERSATION_KEYS
 from posttrain.data.formats.sides import is_whole, pair_row, parted
-from posttrain.data.formats.turns import parse_turn, turns_under
+from posttrain.data.formats.turns import talk, turns_under
 from posttrain.types import Message, Origin, PairRow
 
-_TALKS = (*CONVERSATION_KEYS, "messages")
+_TALKS = (*keys.TALKS[1:], "messages")
 _WHOLE = ("chosen_messages", "rejected_messages")
 _SIDES = ("chosen", "rejected")
 
@@ -24,7 +24,7 @@ def detect(record: Foreign) -> bool:
 
 
 def _talk_key(record: Foreign) -> str | None:
-    return next((key for key in _TALKS if key in record), None)
+    return keys.first(record, _TALKS)
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
@@ -42,7 +42,7 @@ def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
 
 
 def _turns(record: Foreign, key: str) -> tuple[Message, ...]:
-    return tuple(map(parse_turn, objects(record, key)))
+    return talk(items(record, key))
 
 
 RANKING = Format(

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import replace
 
-from posttrain.data.formats.base import Foreign, RowError, sft_row
+from posttrain.data.formats.base import Foreign, RowError
+from posttrain.data.formats.conversation import sft_row
+from posttrain.data.formats.turns import thoughts_of
 from posttrain.types import Message, Origin, PairRow, SftRow, UnpairedRow
 
 Turns = tuple[Message, ...]
@@ -22,6 +24,8 @@ def pair_row(
 
     Reasons, besides those of conversations: ``empty_prompt``, ``no_final_reply``, ``equal_sides``.
     """
+    if (found := thoughts_of({key: value for key, value in record.items() if key not in used})) is not None:
+        raise RowError("unclear_reasoning", f"{found[0]!r} stands beside two replies: whose it is can't be told")
     prompt, chosen, rejected = map(_unweighted, (prompt, chosen, rejected))
     better, _ = (
         _conversation(record, used, prompt, side, name, origin, source)

@@ -1,10 +1,13 @@
-"""Text pairs: two plain text columns, a question and its answer."""
+"""Text pairs: two columns, a question and its answer, by any of the usual names."""
 
 from __future__ import annotations
 
-from posttrain.data.formats.base import Foreign, Format, RowError, exchange, optional_text, sft_row
+from posttrain.data.formats.base import Foreign, Format, RowError
+from posttrain.data.formats.conversation import sft_row
 from posttrain.data.formats.keys import PROMPTS, REPLIES, is_present
-from posttrain.types import Origin, SftRow
+from posttrain.data.formats.replies import reply_under
+from posttrain.data.formats.turns import turns_under
+from posttrain.types import Message, Origin, SftRow
 
 
 def _others(prompt: str, reply: str) -> bool:
@@ -33,7 +36,7 @@ PAIRS = (
 
 def _detect(record: Foreign) -> bool:
     keys = _keys(record)
-    return keys is not None and all(isinstance(record[key], str | None) for key in keys)
+    return keys is not None and isinstance(record[keys[0]], str | None)
 
 
 def _keys(record: Foreign) -> tuple[str, str] | None:
@@ -46,9 +49,12 @@ def _keys(record: Foreign) -> tuple[str, str] | None:
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
     keys = _keys(record)
     if keys is None:
-        raise RowError("wrong_shape", f"no pair of text columns; keys: {', '.join(record)}"[:200])
-    turns = exchange(optional_text(record, keys[0]), optional_text(record, keys[1]))
-    return sft_row(record, set(keys), turns, origin, source)
+        raise RowError("wrong_shape", f"no pair of text columns; keys: {', '.join(map(str, record))}"[:200])
+    asked = record[keys[0]]
+    prompt = (Message("user", ""),) if asked is None else turns_under(record, keys[0], "user")
+    if not any(turn.content.strip() for turn in prompt):
+        raise RowError("empty_prompt", "the prompt is blank")
+    return sft_row(record, set(keys), prompt + reply_under(record, keys[1]), origin, source)
 
 
 TEXT_PAIR = Format(

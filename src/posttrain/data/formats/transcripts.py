@@ -13,6 +13,7 @@ from posttrain.types import Message, Role
 
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_LINES = re.compile(r"(?:\A\s*|\n\s*)(Human|Assistant)[:\uff1a]")
 _OPEN = "\n\nAssistant:"
 """What a transcript has before a reply."""
 
@@ -36,3 +37,19 @@ def asked(text: str) -> tuple[Message, ...]:
     if is_transcript(text) and text.rstrip().endswith(_OPEN):
         return transcript(text)[:-1]
     return (Message("user", text),)
+
+
+def waiting_turns(text: str) -> tuple[Message, ...] | None:
+    """The turns of a transcript whose turns begin on a line of their own, as in BELLE; None for any other text.
+
+    The human speaks first, then both in turn; it ends with the human, or with an assistant who has not said anything yet.
+    """
+    if not text.lstrip().startswith(("Human:", "Human\uff1a")):
+        return None
+    before, *parts = _LINES.split(text)
+    turns = [Message(_SPEAKERS[name], said.strip()) for name, said in zip(parts[::2], parts[1::2], strict=True)]
+    if turns and turns[-1].role == "assistant" and not turns[-1].content:
+        turns.pop()
+    expected = ["user", "assistant"] * len(turns)
+    waits = bool(turns) and turns[-1].role == "user" and [turn.role for turn in turns] == expected[: len(turns)]
+    return tuple(turns) if not before.strip() and waits and all(turn.content for turn in turns) else None

@@ -1,141 +1,477 @@
-"""One turn of a conversation, in any of the usual spellings, as a Message. Shared by all formats with messages."""
+"""The turns of a conversation, in any of the usual spellings, as Messages. Shared by all formats with messages.
+
+A list of turns holds objects with a role and a text, exchanges (an object or a list with what was asked and what was answered),
+or plain texts of the user and the assistant in turn. Text and calls of the assistant that follow one another are one turn.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from posttrain.data.formats.base import Foreign, RowError, json_value, kind_of, objects
+from posttrain.data.formats import keys
+from posttrain.data.formats.base import Foreign, RowError, json_value, kind_of, objects, python_value
 from posttrain.types import Message, Role, ToolCall
 
 ROLE_NAMES: Mapping[str, Role] = {
     "system": "system",
     "developer": "system",
+    "systemmessage": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
+    "humanmessage": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "ai": "assistant",
+    "aimessage": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "claude": "assistant",
     "function_call": "assistant",
+    "function_calls": "assistant",
     "tool_call": "assistant",
+    "tool_calls": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "environment": "tool",
     "function_response": "tool",
+    "function_result": "tool",
     "tool_response": "tool",
+    "tool_result": "tool",
+    "toolmessage": "tool",
+    "functionmessage": "tool",
     "ipython": "tool",
 }
 """Every role name that is understood, and the role it stands for."""
+CALL_ROLES = ("function_call", "function_calls", "tool_call", "tool_calls")
+"""Roles of turns whose text is a call."""
 
 _PLAIN_ROLES: Mapping[Any, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-_CALL_ROLES = ("function_call", "tool_call")
+_ROLES = ("role", "from", "speaker", "sender", "author", "type")
+_TEXTS = ("content", "value", "text", "message")
+_ASKED = ("human", "user", "input", "prompt", "question", "query", "instruction", "q")
+_ANSWERED = ("assistant", "gpt", "bot", "ai", "output", "response", "answer", "completion", "reply", "a")
+"""Keys of an exchange, in small letters."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking")
+_CALL_PARTS = ("tool_call", "tool_use", "function_call")
+_SETTINGS = ("on", "off", "true", "false", "yes", "no", "low", "medium", "high", "none", "enabled", "disabled", "auto")
+"""Words that say how much is to be thought; they are no thoughts."""
+_WORDS = {"true": True, "false": False}
 
 
-def parse_turn(turn: Foreign) -> Message:
-    """The message of one turn: role under ``role`` or ``from``, text under ``content`` or ``value``.
-
-    The content is text, null, or a list of typed parts (text, reasoning, tool call). The text of a turn in the role
-    ``function_call`` is the JSON of the call. ``weight`` or ``loss_weight`` is kept for assistant turns.
-    Raises RowError with ``unknown_role`` or ``wrong_shape``.
+def talk(turns: Sequence[Any]) -> tuple[Message, ...]:
+    """The messages of a list of turns. Raises RowError: ``unknown_role``, ``wrong_shape``, ``unsupported_content``, ``needs_image``,
+    ``partial_training``, ``unclear_mark``, ...
     """
-    content = turn.get("content")
-    if len(turn) == 2 and isinstance(content, str) and (plain := _PLAIN_ROLES.get(turn.get("role"))) is not None:
-        return Message(plain, content)  # nearly every turn; what follows would give the same
-    name = turn.get("role", turn.get("from"))
-    role = ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None
-    if role is None:
-        raise RowError("unknown_role", f"role {name!r}" if name is not None else f"no role; keys: {', '.join(turn)}")
-    content = turn.get("content", turn.get("value"))
-    if str(name).strip().lower() in _CALL_ROLES:
-        return Message(role, "", tool_calls=_calls(content), weight=_weight(turn))
-    text, reasoning, calls = _content(content)
-    if role != "assistant":
-        return Message(role, text)
-    for key in ("reasoning_content", "reasoning", "thinking"):
-        value = turn.get(key)
-        if isinstance(value, str) and value:
-            reasoning = (reasoning or "") + value
-            break
-    calls += _calls(turn.get("tool_calls")) + _calls(turn.get("function_call"))
-    return Message(role, text, reasoning, calls, _weight(turn))
+    if turns and all(isinstance(turn, str) for turn in turns):
+        if len(turns) < 2:
+            raise RowError("wrong_shape", "the conversation is one text, expected turns")
+        sides: tuple[Role, Role] = ("user", "assistant")
+        return tuple(Message(sides[number % 2], text) for number, text in enumerate(turns))
+    return joined([message for turn in turns for message in _messages(turn)])
+
+
+def joined(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages, where calls that follow upon a text or other calls of the assistant are part of that turn."""
+    found: list[Message] = []
+    for message in messages:
+        before = found[-1] if found else None
+        if (
+            before is not None
+            and before.role == message.role == "assistant"
+            and message.tool_calls
+            and not message.content.strip()
+            and before.weight == message.weight
+        ):
+            thoughts = [part for part in (before.reasoning, message.reasoning) if part]
+            calls = before.tool_calls + message.tool_calls
+            found[-1] = replace(
+                before, tool_calls=calls, reasoning="\n".join(thoughts) if thoughts else before.reasoning
+            )
+        else:
+            found.append(message)
+    return tuple(found)
 
 
 def turns_under(record: Foreign, key: str, role: Role) -> tuple[Message, ...]:
-    """The turns under a key that holds text (one turn of ``role``), a message, or a list of messages."""
+    """The turns under a key that holds text (one turn of ``role``), a message, messages, or messages as JSON text."""
     value = record.get(key)
+    if isinstance(value, str):
+        value = messages_in(value) or value
     if isinstance(value, str):
         return (Message(role, value),)
     if isinstance(value, Mapping):
-        return (parse_turn(value),)
+        if isinstance(value.get("messages"), list):
+            return talk(value["messages"])
+        if _named(value, _ROLES) is None and isinstance(text := value.get(_named(value, _TEXTS) or ""), str):
+            return (Message(role, text),)
+        return joined(list(_messages(value)))
     if not isinstance(value, list):
         raise RowError("wrong_shape", f"{key!r} is {kind_of(value)}, expected text or messages")
-    return tuple(map(parse_turn, objects(record, key)))
+    return talk(objects(record, key))
 
 
-def _content(content: Any) -> tuple[str, str | None, tuple[ToolCall, ...]]:
-    """(text, reasoning, tool calls) of a content; several parts of a kind are joined as they are."""
+def messages_in(text: str) -> list[Any] | None:
+    """The messages that were stored as JSON (or Python) text; None where it is a text as any other."""
+    begin = text.lstrip()[:40]
+    if begin[:1] not in ("[", "{") or not any(role in text for role in _ROLES):
+        return None
+    value = value_in(text)
+    turns = value if isinstance(value, list) else [value]
+    told = all(isinstance(turn, Mapping) and role_of(turn) is not None and _named(turn, _TEXTS) for turn in turns)
+    return turns if turns and told else None
+
+
+def value_in(text: str) -> Any:
+    """The value of a text in JSON, or as Python prints it (a column of a CSV that pandas wrote); None where it is neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return python_value(text)
+
+
+def role_of(turn: Foreign) -> Role | None:
+    """The role of a turn; None where it names none that is known."""
+    key = _named(turn, _ROLES)
+    return None if key is None else ROLE_NAMES.get(_role_name(turn[key]))
+
+
+def text_of(value: Any, what: str) -> str:
+    """What stands where a text was wanted: text as it is, numbers and booleans in words of JSON, objects and lists as JSON text."""
+    if isinstance(value, str):
+        return value
+    if value is None or not keys.is_present(value):
+        return ""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        raise RowError("wrong_shape", f"{what} is {kind_of(value)} that is not JSON") from None
+
+
+def thoughts_of(record: Foreign) -> tuple[str, str] | None:
+    """(key, text) of what was thought, under any of its usual names. Raises RowError where it is no text."""
+    for key in keys.REASONINGS:
+        value = record.get(key)
+        if not keys.is_present(value) or isinstance(value, bool | int | float):
+            continue
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            value = "\n".join(value)
+        if not isinstance(value, str):
+            raise RowError("wrong_shape", f"{key!r} is {kind_of(value)}, expected text")
+        if value.strip().lower() not in _SETTINGS:
+            return key, value
+    return None
+
+
+def media_reason(record: Foreign) -> tuple[str, str] | None:
+    """(reason, key) of an image, audio or video that a record or turn brings along."""
+    for reason, names in keys.MEDIA.items():
+        for key in names:
+            value = record.get(key)
+            if keys.is_present(value) and not isinstance(value, bool | int | float):
+                return reason, key
+    return None
+
+
+def weight_of(turn: Foreign) -> float | None:
+    """The loss weight of an assistant turn: that of all its marks, None where there is none (= 1.0).
+
+    Raises RowError: ``partial_training`` where only parts of its text are trained on, ``unclear_mark`` for a mask that may mean either.
+    """
+    weights: list[float] = []
+    for key in keys.MARKS:
+        value = turn.get(key)
+        if not keys.is_present(value) and not isinstance(value, float):
+            continue
+        if isinstance(value, str):
+            value = _WORDS.get(value.strip().lower(), value)
+        if key == "train_detail":
+            value = _trained(value, turn)
+        elif key in ("mask", "masked"):
+            if key == "mask" and value not in (0, False):
+                raise RowError(
+                    "unclear_mark",
+                    f"'mask' is {value!r}: whether that turn is trained on can't be told; say loss or weight",
+                )
+            value = not value
+        elif key in ("weight", "loss_weight") and isinstance(value, bool):
+            raise RowError("wrong_shape", f"the {key} of a turn is {value!r}, expected a number of at least 0")
+        if isinstance(value, bool):
+            weights += [] if value else [0.0]
+            continue
+        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise RowError(
+                "wrong_shape", f"the {key} of a turn is {str(value)[:80]!r}, expected a number of at least 0"
+            )
+        weights += [float(value)]
+    return math.prod(weights) if weights else None
+
+
+def _trained(spans: Any, turn: Foreign) -> bool:
+    """Whether spans of a text (Axolotl's ``train_detail``) train on all of it; RowError where on a part."""
+    marks = [bool(span.get("train")) for span in spans if isinstance(span, Mapping)] if isinstance(spans, list) else []
+    covered = sum(_length(span) for span in spans) if isinstance(spans, list) else 0
+    text = str(turn.get(_named(turn, _TEXTS) or "", ""))
+    if marks and not any(marks):
+        return False
+    if marks and all(marks) and covered >= len(text):
+        return True
+    raise RowError("partial_training", "train_detail trains on a part of a turn; whole turns can be trained on or not")
+
+
+def _length(span: Any) -> int:
+    begin, end = (span.get("begin_offset"), span.get("end_offset")) if isinstance(span, Mapping) else (None, None)
+    return end - begin + 1 if isinstance(begin, int) and isinstance(end, int) else 0
+
+
+# ---- one turn ------------------------------------------------------------------------------------------------------
+
+
+def _messages(turn: Any) -> Iterator[Message]:
+    """The messages of one entry of a list of turns."""
+    if isinstance(turn, Mapping):
+        content = turn.get("content")
+        if len(turn) == 2 and isinstance(content, str) and (plain := _PLAIN_ROLES.get(turn.get("role"))) is not None:
+            yield Message(plain, content)  # nearly every turn; what follows would give the same
+            return
+        turn = _unwrapped(turn)
+        if _named(turn, _ROLES) is None or (role_of(turn) is None and _asked_key(turn) and "role" not in turn):
+            yield from _exchange(turn)
+        else:
+            yield from _spoken(turn)
+    elif isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn):
+        yield Message("user", turn[0])
+        yield Message("assistant", turn[1])
+    else:
+        raise RowError("wrong_shape", f"a turn is {kind_of(turn)}, expected an object with role and content")
+
+
+def _unwrapped(turn: Foreign) -> Foreign:
+    """LangChain's turns without what is around them: ``{"type": "human", "data": {...}}``, or a serialised HumanMessage."""
+    inner, names = turn.get("kwargs"), turn.get("id")
+    if isinstance(inner, Mapping) and isinstance(names, list) and names and isinstance(names[-1], str):
+        return {"type": names[-1].removesuffix("Chunk"), **inner}
+    if isinstance(turn.get("data"), Mapping) and isinstance(turn.get("type"), str) and not _named(turn, _TEXTS):
+        return {**turn["data"], "type": turn["type"]}
+    return turn
+
+
+def _spoken(turn: Foreign) -> Iterator[Message]:
+    """The messages of a turn with a role. A call with its observation is two, results beside a text of the user several."""
+    role = role_of(turn)
+    key = _named(turn, _ROLES)
+    if role is None or key is None:
+        raise RowError("unknown_role", f"role {turn.get(key or 'role')!r}"[:120])
+    if (media := media_reason(turn)) is not None:
+        raise RowError(media[0], f"{media[1]!r} of a turn: a text model can't be given it")
+    text_key = _named(turn, _TEXTS)
+    content = turn.get(text_key) if text_key is not None else None
+    name = turn.get("name") if isinstance(turn.get("name"), str) else None
+    if role == "tool" and "observation" in turn and text_key is None:
+        # ChatGLM3 writes a call and its result as one turn
+        call = _call({"name": name, "arguments": turn.get("parameters", turn.get("arguments"))})
+        yield Message("assistant", "", tool_calls=(call,))
+        yield Message("tool", text_of(turn["observation"], "the observation"), name=name)
+        return
+    if _role_name(turn[key]) in CALL_ROLES:
+        yield Message(role, "", tool_calls=_calls(content if content is not None else turn), weight=weight_of(turn))
+        return
+    if role == "tool" and not isinstance(content, list):
+        call_id = turn.get("tool_call_id")
+        yield Message(role, text_of(content, "a tool result"), name=name, tool_call_id=_id(call_id))
+        return
+    text, reasoning, calls, results = _content(content)
+    if role != "assistant":
+        yield from results
+        if text or not results:
+            named = role == "tool"
+            yield Message(
+                role, text, name=name if named else None, tool_call_id=_id(turn.get("tool_call_id")) if named else None
+            )
+        return
+    if (thoughts := thoughts_of(turn)) is not None:
+        reasoning = (reasoning or "") + thoughts[1]
+    for field in ("tool_calls", "function_call", "function_calls"):
+        calls += _calls(turn.get(field))
+    yield Message(role, text, reasoning, calls, weight_of(turn))
+
+
+def _exchange(turn: Foreign) -> Iterator[Message]:
+    """What was asked and what was answered, in one entry of a conversation."""
+    asked, answered = _asked_key(turn), _named_small(turn, _ANSWERED)
+    if asked is None and answered is None:
+        found = ", ".join(map(str, turn))
+        raise RowError("unknown_role", f"a turn without a role; its keys: {found}"[:200])
+    if (media := media_reason(turn)) is not None:
+        raise RowError(media[0], f"{media[1]!r} of a turn: a text model can't be given it")
+    system = next((turn[key] for key in keys.SYSTEMS if keys.is_present(turn.get(key))), None)
+    if system is not None:
+        yield Message("system", text_of(system, "the system prompt"))
+    parts = [turn[asked]] if asked is not None else []
+    if asked is not None and asked.lower() == "instruction" and keys.is_present(turn.get("input")):
+        parts.append(turn["input"])
+    question = "\n".join(text_of(part, "what is asked") for part in parts if keys.is_present(part))
+    if question:
+        yield Message("user", question)
+    if answered is not None and keys.is_present(turn[answered]):
+        thoughts = thoughts_of(turn)
+        reasoning = None if thoughts is None else thoughts[1]
+        yield Message("assistant", text_of(turn[answered], "what is answered"), reasoning, weight=weight_of(turn))
+
+
+def _asked_key(turn: Foreign) -> str | None:
+    return _named_small(turn, _ASKED)
+
+
+def _named_small(turn: Foreign, names: Sequence[str]) -> str | None:
+    small = {str(key).lower(): key for key in turn}
+    return keys.first(turn, [small[name] for name in names if name in small])
+
+
+def _named(turn: Foreign, names: Sequence[str]) -> str | None:
+    """The key of a role or a text: the first that is present. A ``type`` that names no role is no role's."""
+    found = keys.first(turn, names)
+    if found == "type" and _role_name(turn["type"]) not in ROLE_NAMES:
+        return None
+    return found
+
+
+def _role_name(value: Any) -> str:
+    if isinstance(value, Mapping):  # the author of a ChatGPT export
+        value = value.get("role")
+    return value.strip().lower() if isinstance(value, str) else ""
+
+
+def _content(content: Any) -> tuple[str, str | None, tuple[ToolCall, ...], list[Message]]:
+    """(text, reasoning, tool calls, tool results) of a content; several parts of a kind are joined as they are."""
     if content is None or isinstance(content, str):
-        return content or "", None, ()
+        return content or "", None, (), []
+    if isinstance(content, Mapping):
+        content = content["parts"] if isinstance(content.get("parts"), list) else [content]
     if not isinstance(content, list):
         raise RowError("wrong_shape", f"the content of a turn is {kind_of(content)}, expected text or parts")
-    text, reasoning, calls = "", None, ()  # type: tuple[str, str | None, tuple[ToolCall, ...]]
+    text, reasoning = "", None  # type: tuple[str, str | None]
+    calls: tuple[ToolCall, ...] = ()
+    results: list[Message] = []
     for part in content:
         if isinstance(part, str):
             text += part
             continue
         if not isinstance(part, Mapping):
             raise RowError("wrong_shape", f"a content part is {kind_of(part)}, expected an object")
-        kind = part.get("type", "text")
+        media = media_reason(part)
+        kind = part.get("type") or (media[1] if media else "text")
         value = next((part[key] for key in ("text", "value", "content", kind) if part.get(key) is not None), None)
-        if kind == "tool_call":
-            calls += _calls(value)
+        if kind in _CALL_PARTS:
+            calls += _calls(value if value is not None else part)
+        elif kind == "tool_result":
+            inner = _content(value)[0] if isinstance(value, list) else text_of(value, "a tool result")
+            results.append(
+                Message("tool", inner, tool_call_id=_id(part.get("tool_use_id") or part.get("tool_call_id")))
+            )
+        elif (reason := _medium(kind)) is not None:
+            raise RowError(reason, f"a part of type {kind!r}; only text can be trained on"[:200])
         elif kind not in _TEXT_PARTS + _REASONING_PARTS:
-            raise RowError("unsupported_content", f"a part of type {kind!r}; only text can be trained on")
+            raise RowError("unsupported_content", f"a part of type {kind!r}; only text can be trained on"[:200])
         elif not isinstance(value, str):
             raise RowError("wrong_shape", f"a part of type {kind!r} holds {kind_of(value)}, expected text")
         elif kind in _REASONING_PARTS:
             reasoning = (reasoning or "") + value
         else:
             text += value
-    return text, reasoning, calls
+    return text, reasoning, calls, results
+
+
+def _medium(kind: Any) -> str | None:
+    """The reason why a part of this type can't be used, where it is an image, audio or video."""
+    return next((f"needs_{name}" for name in ("image", "audio", "video") if name in str(kind)), None)
+
+
+# ---- calls ---------------------------------------------------------------------------------------------------------
 
 
 def _calls(value: Any) -> tuple[ToolCall, ...]:
-    """The calls of ``tool_calls``, of a legacy ``function_call``, or of JSON text that holds one call or a list."""
-    if value is None or value == []:
+    """The calls of ``tool_calls``, of a legacy ``function_call``, or of text: JSON with one call or a list, or Python calls."""
+    if not keys.is_present(value):
         return ()
     if isinstance(value, str):
-        value = json_value(value, "tool call")
-    return tuple(_call(item) for item in (value if isinstance(value, list) else [value]))
+        value = _calls_in(value)
+    return tuple(_call(item) for item in (value if isinstance(value, list | tuple) else [value]))
+
+
+def calls_of(value: Any) -> tuple[ToolCall, ...]:
+    """As :func:`_calls`, for formats whose reply is a list of calls."""
+    return _calls(value)
+
+
+def _calls_in(text: str) -> Any:
+    """JSON, JSON values after one another, or calls as Python writes them: ``add(a=2, b=5)``."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines):
+        return [json_value(line, "tool call") for line in lines]
+    found = _python_calls(text)
+    if found is None:
+        raise RowError("wrong_shape", f"no tool call can be read from: {text[:80]!r}")
+    return found
+
+
+def _python_calls(text: str) -> list[dict[str, Any]] | None:
+    """Calls with keyword arguments of plain values; None for any other text."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about backslashes in the texts
+            body = ast.parse(text.strip().replace(";\n", "\n")).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    calls: list[dict[str, Any]] = []
+    for statement in body:
+        value = statement.value if isinstance(statement, ast.Expr) else None
+        for call in value.elts if isinstance(value, ast.List | ast.Tuple) else [value]:
+            if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name | ast.Attribute):
+                return None
+            try:
+                arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords if word.arg}
+                json.dumps(arguments, allow_nan=False)
+            except (ValueError, TypeError, RecursionError):
+                return None
+            calls.append({"name": ast.unparse(call.func), "arguments": arguments})
+    return calls or None
 
 
 def _call(item: Any) -> ToolCall:
     inner = item.get("function") if isinstance(item, Mapping) and item.get("function") is not None else item
-    name = inner.get("name") if isinstance(inner, Mapping) else None
-    if not isinstance(inner, Mapping) or not isinstance(name, str):
+    if isinstance(inner, str) and isinstance(item, Mapping):
+        inner = {**item, "name": inner}
+    name = inner.get("name", inner.get("tool_name")) if isinstance(inner, Mapping) else None
+    if not isinstance(inner, Mapping) or not isinstance(name, str) or not name.strip():
         raise RowError("wrong_shape", f"a tool call without a function name: {str(item)[:80]}")
-    arguments = inner.get("arguments", inner.get("parameters"))
+    arguments = next(
+        (inner[key] for key in ("arguments", "parameters", "args", "input") if inner.get(key) is not None), None
+    )
     if isinstance(arguments, str) and arguments.strip():
         parsed = json_value(arguments, f"arguments of {name}")
     else:
         parsed = {} if arguments is None or isinstance(arguments, str) else arguments
-        arguments = json.dumps(parsed, ensure_ascii=False)
+        arguments = text_of(parsed, f"arguments of {name}") or "{}"
     if not isinstance(parsed, Mapping):
         raise RowError("wrong_shape", f"the arguments of {name} are {kind_of(parsed)}, expected an object")
-    return ToolCall(name, arguments)
+    return ToolCall(name, arguments, _id(item.get("id") if isinstance(item, Mapping) else None))
 
 
-def _weight(turn: Foreign) -> float | None:
-    value = turn.get("weight", turn.get("loss_weight"))
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise RowError("wrong_shape", f"the weight of a turn is {value!r}, expected a number of at least 0")
-    return float(value)
+def _id(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.data.formats.base import Foreign, Format, RowError, json_value, kind_of, objects, sft_row
+from posttrain.data.formats.base import Foreign, Format, RowError, items, json_value, kind_of
+from posttrain.data.formats.conversation import sft_row
 from posttrain.data.formats.sides import Turns, judged_row, pair_row
-from posttrain.data.formats.turns import parse_turn
+from posttrain.data.formats.turns import talk
 from posttrain.types import Origin, PairRow, UnpairedRow
 
 _COLUMNS = frozenset(
@@ -34,7 +35,7 @@ def _is_written(record: Foreign) -> bool:
 
 def _parse_pair(record: Foreign, origin: Origin, source: str) -> PairRow:
     prompt, chosen = _parts(record)
-    rejected = tuple(map(parse_turn, objects(record, "rejected")))
+    rejected = talk(items(record, "rejected"))
     return pair_row(_beside(record), _NONE, prompt, chosen, rejected, origin, source)
 
 
@@ -48,7 +49,7 @@ def _parse_feedback(record: Foreign, origin: Origin, source: str) -> UnpairedRow
 
 
 def _parts(record: Foreign) -> tuple[Turns, Turns]:
-    messages, turns = tuple(map(parse_turn, objects(record, "messages"))), record.get("prompt_turns")
+    messages, turns = talk(items(record, "messages")), record.get("prompt_turns")
     if not isinstance(turns, int) or not 0 <= turns <= len(messages):
         raise RowError("wrong_shape", f"'prompt_turns' is {str(turns)[:80]} of {len(messages)} messages")
     return messages[:turns], messages[turns:]

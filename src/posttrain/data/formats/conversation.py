@@ -1,0 +1,90 @@
+"""The checked conversation (or prompt) of a record, with everything that stands beside it: what every format ends in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+from posttrain.data.formats.base import Foreign, RowError, is_unicode, meta_of
+from posttrain.data.formats.beside import MEANING, beside, placeholder
+from posttrain.types import Message, Origin, PromptRow, SftRow
+
+
+def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin: Origin, source: str) -> SftRow:
+    """The checked conversation of a record. ``used`` are the keys it was made from; what else changes its meaning is read here.
+
+    Reasons: ``empty_conversation``, ``no_assistant_turn``, ``empty_assistant_turn``, ``invalid_unicode``, ``wrong_shape``, and
+    those of :mod:`posttrain.data.formats.beside`.
+    """
+    turns = tuple(messages)
+    if not turns:
+        raise RowError("empty_conversation", "no turns")
+    if _is_plain_talk(turns) and record.keys().isdisjoint(MEANING) and not _with_more(record, used):
+        return SftRow(turns, origin, source, (), meta_of(record, used))  # nearly every row passes all that follows
+    if all(turn.role != "assistant" for turn in turns):
+        raise RowError("no_assistant_turn", f"roles: {', '.join(turn.role for turn in turns)}"[:200])
+    for number, turn in enumerate(turns, 1):
+        if turn.role == "assistant" and not turn.tool_calls and not turn.content.strip():
+            raise RowError("empty_assistant_turn", f"turn {number} has neither text nor tool calls")
+    found = beside(record, frozenset(used), turns)
+    _check_unicode(found.turns, found.tools)
+    return SftRow(found.turns, origin, source, found.tools, meta_of(record, used | found.used))
+
+
+def prompt_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin: Origin, source: str) -> PromptRow:
+    """The checked prompt of a record, as :func:`sft_row`. Reasons: also ``empty_prompt``, and ``has_reply`` where the last turn is a reply."""
+    turns = tuple(messages)
+    if not any(turn.content.strip() for turn in turns if turn.role != "system"):
+        raise RowError("empty_prompt", "the prompt is blank, or there is none")
+    if turns[-1].role == "assistant":
+        raise RowError("has_reply", "the last turn is a reply, and a prompt waits for one")
+    found = beside(record, frozenset(used), turns)
+    _check_unicode(found.turns, found.tools)
+    return PromptRow(found.turns, origin, source, found.tools, meta_of(record, used | found.used))
+
+
+def exchange(prompt: str, reply: str) -> tuple[Message, Message]:
+    """One question and its answer; a blank question is rejected as ``empty_prompt``."""
+    if not prompt.strip():
+        raise RowError("empty_prompt", "the prompt is blank")
+    return Message("user", prompt), Message("assistant", reply)
+
+
+def _with_more(record: Foreign, used: Set[str]) -> bool:
+    """Whether one of the turns has other keys than role and text: tools may stand there."""
+    values = (record.get(key) for key in used)
+    return any(
+        isinstance(value, Mapping)
+        or (isinstance(value, str) and value.lstrip()[:1] == "[")
+        or (isinstance(value, list) and any(isinstance(turn, Mapping) and len(turn) > 2 for turn in value))
+        for value in values
+    )
+
+
+def _check_unicode(turns: tuple[Message, ...], tools: tuple[Mapping[str, Any], ...]) -> None:
+    for number, turn in enumerate(turns, 1):
+        names = (turn.name or "", turn.tool_call_id or "")
+        calls = (part for call in turn.tool_calls for part in (call.name, call.arguments, call.id or ""))
+        if not all(map(is_unicode, (turn.content, turn.reasoning or "", *names, *calls))):
+            raise RowError("invalid_unicode", f"turn {number} holds a lone surrogate or bytes that are not UTF-8")
+    if tools and not is_unicode(json.dumps(tools, ensure_ascii=False)):
+        raise RowError("invalid_unicode", "the tools hold a lone surrogate or bytes that are not UTF-8")
+
+
+def _is_plain_talk(turns: tuple[Message, ...]) -> bool:
+    """Whether these turns surely are a good conversation: without calls, nothing empty, no broken characters, no images."""
+    answered = False
+    for turn in turns:
+        text = turn.content
+        if turn.tool_calls or turn.reasoning is not None or not (text.isascii() or is_unicode(text)):
+            return False
+        if "<" in text and placeholder(text) is not None:
+            return False
+        if turn.role == "assistant":
+            answered = True
+            if not text or text.isspace():
+                return False
+        elif turn.role == "tool":
+            return False
+    return answered
