@@ -103,9 +103,9 @@ def _record(origin: Origin, value: Any) -> Record | BadRecord:
     if isinstance(value, dict):
         return Record(origin, value)
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        if len(value) == 1:
+            return Record(origin, value[0])  # an object in brackets of its own
         return Record(origin, {"messages": value})  # a row that is a list of turns
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        return Record(origin, value[0])  # an object in brackets of its own
     try:
         shown = str(value)[:80]
     except RecursionError:

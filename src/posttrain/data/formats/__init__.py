@@ -62,10 +62,9 @@ def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked
     """
     numbers_judge = not any(map(other_number, records))
     for view in (keys.present, _as_written):
-        found = list(map(view, records))
         fits = {form.name: 0 for form in FORMATS.values()}
-        for record in found:
-            for form in _fitting(record, numbers_judge):
+        for record in records:
+            for form in _fitting(record, view(record), numbers_judge):
                 fits[form.name] += 1
         best = max(fits, key=lambda name: fits[name])
         if fits[best]:
@@ -86,7 +85,7 @@ def read_record(record: Foreign, name: str, detected: bool, origin: Origin, sour
     form, said = FORMATS[name], keys.present(record)
     if detected:
         # a number as label judges a reply where it does so in all of the file; in a file of conversations it is a class
-        fitting = list(_fitting(said, numbers_judge=form.kind != "conversations"))
+        fitting = list(_fitting(record, said, numbers_judge=form.kind != "conversations"))
         same = form if form in fitting else next((other for other in fitting if other.kind == form.kind), None)
         if same is None and fitting and fitting[0].kind != "prompts":
             told = f"read as {fitting[0].name!r} it gives {fitting[0].kind}, the file {form.kind}"
@@ -100,15 +99,17 @@ def _as_written(record: Foreign) -> Foreign:
     return record
 
 
-def _fitting(record: Foreign, numbers_judge: bool) -> Iterator[Format[Row | Ranked]]:
-    """The formats that fit a record, conversations only where it is nothing else.
+def _fitting(record: Foreign, said: Foreign, numbers_judge: bool) -> Iterator[Format[Row | Ranked]]:
+    """The formats that fit what a record says (``said``), conversations only where it is nothing else.
 
-    ``numbers_judge``: whether a label that is 0 or 1 says that a reply is bad or good.
+    A blank text where a reply should be makes a row that lacks its reply, not a prompt that waits for one. ``numbers_judge``: whether a label that is 0 or 1 says that a reply is bad or good.
     """
-    others = [form for form in _PREFERENCES if form.detect(record)]
-    if others == [FEEDBACK] and not numbers_judge and judged_by_number(record):
+    others = [form for form in _PREFERENCES if form.detect(said)]
+    if others == [FEEDBACK] and not numbers_judge and judged_by_number(said):
         others = []
-    yield from others or [form for form in (*_CONVERSATIONS, PROMPTS) if form.detect(record)]
+    lacking = any(isinstance(record.get(key), str) for key in keys.REPLIES)
+    talks = _CONVERSATIONS if lacking else (*_CONVERSATIONS, PROMPTS)
+    yield from others or [form for form in talks if form.detect(said)]
 
 
 def _keys_of(records: Sequence[Foreign]) -> str:
