@@ -420,7 +420,10 @@ def _calls_in(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        pass
+        return _calls_in_lines(text)
+
+
+def _calls_in_lines(text: str) -> Any:
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines):
         return [json_value(line, "tool call") for line in lines]
