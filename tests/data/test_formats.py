@@ -160,6 +160,7 @@ REASONS = {
     "several_replies",
     "criticised",
     "labels_disagree",
+    "two_system_prompts",
     "equal_scores",
     "has_reply",
     "empty_conversation",
@@ -308,10 +309,15 @@ def test_every_role_name_means_its_role_in_both_spellings(spelling: str, role: s
         assert parse(name, {key: json.dumps(turns)}) == row
 
 
-def test_a_system_turn_wins_over_the_system_key() -> None:
+def test_two_system_prompts_are_one_or_a_reject() -> None:
     turns = [{"from": "system", "value": "own"}, {"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
-    row = parse("sharegpt", {"conversations": turns, "system": "key"})
+    row = parse("sharegpt", {"conversations": turns, "system": "own "})
     assert talk(row) == [("system", "own"), ("user", "x"), ("assistant", "y")]
+    assert reason("sharegpt", {"conversations": turns, "system": "key"}) == "two_system_prompts"
+    assert (
+        reason("alpaca", {"instruction": "x", "output": "y", "system": "a", "system_prompt": "b"})
+        == "two_system_prompts"
+    )
 
 
 def test_sharegpt_function_calls() -> None:

@@ -3,7 +3,7 @@
 ::
 
     images, audio, video             needs_image, needs_audio, needs_video; so are placeholders as ``<image>`` in a text
-    system prompt                    the first turn, unless the conversation has a system turn of its own
+    system prompt                    the first turn; two_system_prompts where there is one that says another thing
     history                          the turns before
     context, passage, document ...   before the question, with a blank line between; ``input`` after it
     options of a question            after the question, one a line, with their letters
@@ -80,12 +80,7 @@ def beside(record: Foreign, taken: frozenset[str], turns: tuple[Message, ...]) -
     for key in keys.SYSTEMS:
         if key in free:
             used.add(key)
-            system = free[key]
-            if not isinstance(system, str):
-                raise RowError("wrong_shape", f"{key!r} is {kind_of(system)}, expected text")
-            if all(turn.role != "system" for turn in turns):
-                turns = (Message("system", system), *turns)
-            break
+            turns = _with_system(turns, free[key], key)
     return Whole(turns, tools, frozenset(used), len(turns) - given)
 
 
@@ -111,6 +106,20 @@ def _refuse_critique(free: Foreign) -> None:
         value = free.get(key)
         if value is not None and not isinstance(value, bool | int | float) and len(str(value)) > _LONGEST_WORD:
             raise RowError("criticised", f"{key!r} finds fault with the reply: it is not there to be imitated")
+
+
+def _with_system(turns: tuple[Message, ...], system: Any, key: str) -> tuple[Message, ...]:
+    """The turns with a system prompt; two that differ are refused, for one of them would be ignored."""
+    if not isinstance(system, str):
+        raise RowError("wrong_shape", f"{key!r} is {kind_of(system)}, expected text")
+    own = [turn.content for turn in turns if turn.role == "system"]
+    if not own:
+        return (Message("system", system), *turns)
+    if any(text.strip() == system.strip() for text in own):
+        return turns
+    raise RowError(
+        "two_system_prompts", f"{key!r} says another thing than the system turn: {system[:60]!r}, {own[0][:60]!r}"
+    )
 
 
 # ---- tools ---------------------------------------------------------------------------------------------------------
@@ -163,6 +172,9 @@ def _asked_with(free: Foreign, turns: tuple[Message, ...], used: set[str], talk_
     """The turns with passages before, input and options after the first question."""
     place = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
     if place is None:
+        asides = [key for key in (*keys.CONTEXTS, *keys.OPTIONS) if key in free]
+        if asides:
+            raise RowError("wrong_shape", f"{asides[0]!r} stands beside a conversation without a turn of the user")
         return turns
     said = " ".join(" ".join(turn.content for turn in turns if turn.role != "assistant").split())
     question = turns[place].content

@@ -24,10 +24,9 @@ def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin
         return SftRow(turns, origin, source, (), meta_of(record, used))  # nearly every row passes all that follows
     if all(turn.role != "assistant" for turn in turns):
         raise RowError("no_assistant_turn", f"roles: {', '.join(turn.role for turn in turns)}"[:200])
-    for number, turn in enumerate(turns, 1):
-        if turn.role == "assistant" and not turn.tool_calls and not turn.content.strip():
-            raise RowError("empty_assistant_turn", f"turn {number} has neither text nor tool calls")
+    _check_replies(turns)
     found = beside(record, frozenset(used), turns)
+    _check_replies(found.turns)
     _check_unicode(found.turns, found.tools)
     return SftRow(found.turns, origin, source, found.tools, meta_of(record, used | found.used))
 
@@ -40,6 +39,7 @@ def prompt_row(record: Foreign, used: Set[str], messages: Iterable[Message], ori
     if turns[-1].role == "assistant":
         raise RowError("has_reply", "the last turn is a reply, and a prompt waits for one")
     found = beside(record, frozenset(used), turns)
+    _check_replies(found.turns)
     _check_unicode(found.turns, found.tools)
     return PromptRow(found.turns, origin, source, found.tools, meta_of(record, used | found.used))
 
@@ -60,6 +60,12 @@ def _with_more(record: Foreign, used: Set[str]) -> bool:
         or (isinstance(value, list) and any(isinstance(turn, Mapping) and len(turn) > 2 for turn in value))
         for value in values
     )
+
+
+def _check_replies(turns: tuple[Message, ...]) -> None:
+    for number, turn in enumerate(turns, 1):
+        if turn.role == "assistant" and not turn.tool_calls and not turn.content.strip():
+            raise RowError("empty_assistant_turn", f"turn {number} has neither text nor tool calls")
 
 
 def _check_unicode(turns: tuple[Message, ...], tools: tuple[Mapping[str, Any], ...]) -> None:

@@ -6,6 +6,7 @@ from posttrain.data.formats.base import Foreign, Format, RowError
 from posttrain.data.formats.conversation import sft_row
 from posttrain.data.formats.keys import PROMPTS, REPLIES, is_present
 from posttrain.data.formats.replies import reply_under
+from posttrain.data.formats.transcripts import waiting_turns
 from posttrain.data.formats.turns import turns_under
 from posttrain.types import Message, Origin, SftRow
 
@@ -50,11 +51,17 @@ def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
     keys = _keys(record)
     if keys is None:
         raise RowError("wrong_shape", f"no pair of text columns; keys: {', '.join(map(str, record))}"[:200])
-    asked = record[keys[0]]
-    prompt = (Message("user", ""),) if asked is None else turns_under(record, keys[0], "user")
+    prompt = _prompt(record, keys[0])
     if not any(turn.content.strip() for turn in prompt):
         raise RowError("empty_prompt", "the prompt is blank")
     return sft_row(record, set(keys), prompt + reply_under(record, keys[1]), origin, source)
+
+
+def _prompt(record: Foreign, key: str) -> tuple[Message, ...]:
+    """The turns of a prompt; an instruction may be a transcript, as in alpaca's."""
+    value = record[key]
+    turns = waiting_turns(value) if key == "instruction" and isinstance(value, str) else None
+    return turns or ((Message("user", ""),) if value is None else turns_under(record, key, "user"))
 
 
 TEXT_PAIR = Format(

@@ -56,7 +56,7 @@ ROLE_NAMES: Mapping[str, Role] = {
 CALL_ROLES = ("function_call", "function_calls", "tool_call", "tool_calls")
 """Roles of turns whose text is a call."""
 
-_PLAIN_ROLES: Mapping[Any, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+_PLAIN_ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 _ROLES = ("role", "from", "speaker", "sender", "author", "type")
 _TEXTS = ("content", "value", "text", "message")
 _ASKED = ("human", "user", "input", "prompt", "question", "query", "instruction", "q")
@@ -241,9 +241,9 @@ def _length(span: Any) -> int:
 def _messages(turn: Any) -> Iterator[Message]:
     """The messages of one entry of a list of turns."""
     if isinstance(turn, Mapping):
-        content = turn.get("content")
-        if len(turn) == 2 and isinstance(content, str) and (plain := _PLAIN_ROLES.get(turn.get("role"))) is not None:
-            yield Message(plain, content)  # nearly every turn; what follows would give the same
+        role, content = turn.get("role"), turn.get("content")
+        if len(turn) == 2 and isinstance(content, str) and isinstance(role, str) and role in _PLAIN_ROLES:
+            yield Message(_PLAIN_ROLES[role], content)  # nearly every turn; what follows would give the same
             return
         turn = _unwrapped(turn)
         if _named(turn, _ROLES) is None or (role_of(turn) is None and _asked_key(turn) and "role" not in turn):
@@ -262,7 +262,7 @@ def _unwrapped(turn: Foreign) -> Foreign:
     inner, names = turn.get("kwargs"), turn.get("id")
     if isinstance(inner, Mapping) and isinstance(names, list) and names and isinstance(names[-1], str):
         return {"type": names[-1].removesuffix("Chunk"), **inner}
-    if isinstance(turn.get("data"), Mapping) and isinstance(turn.get("type"), str) and not _named(turn, _TEXTS):
+    if isinstance(turn.get("data"), Mapping) and isinstance(turn.get("type"), str):
         return {**turn["data"], "type": turn["type"]}
     return turn
 
@@ -310,7 +310,8 @@ def _spoken(turn: Foreign) -> Iterator[Message]:
 def _exchange(turn: Foreign) -> Iterator[Message]:
     """What was asked and what was answered, in one entry of a conversation."""
     asked, answered = _asked_key(turn), _named_small(turn, _ANSWERED)
-    if asked is None and answered is None:
+    short = "q" in (asked, answered) or "a" in (asked, answered)
+    if asked is None or (short and answered is None) or _is_text(turn):
         found = ", ".join(map(str, turn))
         raise RowError("unknown_role", f"a turn without a role; its keys: {found}"[:200])
     if (media := media_reason(turn)) is not None:
@@ -318,8 +319,8 @@ def _exchange(turn: Foreign) -> Iterator[Message]:
     system = next((turn[key] for key in keys.SYSTEMS if keys.is_present(turn.get(key))), None)
     if system is not None:
         yield Message("system", text_of(system, "the system prompt"))
-    parts = [turn[asked]] if asked is not None else []
-    if asked is not None and asked.lower() == "instruction" and keys.is_present(turn.get("input")):
+    parts = [turn[asked]]
+    if asked.lower() == "instruction" and keys.is_present(turn.get("input")):
         parts.append(turn["input"])
     question = "\n".join(text_of(part, "what is asked") for part in parts if keys.is_present(part))
     if question:
@@ -328,6 +329,12 @@ def _exchange(turn: Foreign) -> Iterator[Message]:
         thoughts = thoughts_of(turn)
         reasoning = None if thoughts is None else thoughts[1]
         yield Message("assistant", text_of(turn[answered], "what is answered"), reasoning, weight=weight_of(turn))
+
+
+def _is_text(turn: Foreign) -> bool:
+    """Whether a turn has a text of its own, which someone must have said."""
+    key = _named(turn, _TEXTS)
+    return key is not None and keys.is_present(turn[key])
 
 
 def _asked_key(turn: Foreign) -> str | None:
@@ -371,7 +378,7 @@ def _content(content: Any) -> tuple[str, str | None, tuple[ToolCall, ...], list[
         if not isinstance(part, Mapping):
             raise RowError("wrong_shape", f"a content part is {kind_of(part)}, expected an object")
         media = media_reason(part)
-        kind = part.get("type") or (media[1] if media else "text")
+        kind = str(part.get("type") or (media[1] if media else "text"))
         value = next((part[key] for key in ("text", "value", "content", kind) if part.get(key) is not None), None)
         if kind in _CALL_PARTS:
             calls += _calls(value if value is not None else part)
