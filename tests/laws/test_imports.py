@@ -111,7 +111,7 @@ LOADS_TORCH = {
         "model.hardware",
     ),
     *("model.lengths", "model.load", "model.logprobs", "model.own", "model.packed", "model.proof", "model.reward"),
-    *("model.rotary", "model.score", "model.slots"),
+    *("model.rotary", "model.score", "model.slots", "model.wide"),
     *("train.checkpoint", "train.loop", "train.optimizer", "train.reference", "train.tasks"),
 }
 """The modules that compute with tensors. Everything else is there for a machine without torch."""

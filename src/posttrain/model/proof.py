@@ -21,12 +21,14 @@ from transformers import PreTrainedModel
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model.attention import IMPLEMENTATION
-from posttrain.model.forward import LogitForm, Path, body, final_hidden, set_path
+from posttrain.model.forward import LogitForm, Path, final_hidden, set_path
 from posttrain.model.rotary import follow_lengths, is_by_length
+from posttrain.model.wide import in_fp32
 
-TOLERANCE = {torch.float32: 1e-3}
-"""Largest relative difference of packed from alone: rounding gives 5e-7 in fp32, 0.013 in bf16; leaks 0.03 and more."""
+TOLERANCE = 1e-3
+"""Largest relative difference of packed from alone: in fp32 rounding gives 5e-7, leaks 0.03 and more."""
 COARSE_TOLERANCE = 0.15
+"""The same where a model can't compute in fp32, because its weights are quantised: rounding gives 0.013 in bf16."""
 _SWITCHES = (
     "sliding_window",
     "attention_chunk_size",
@@ -59,21 +61,31 @@ def prove(model: PreTrainedModel, folder: Folder) -> Path:
     Raises ModelError where its own code can't compute a sequence, or looks at later tokens.
     """
     by_length = follow_lengths(model)
+    try:
+        with in_fp32(model) as exact:
+            return _prove(model, folder, by_length, TOLERANCE if exact else COARSE_TOLERANCE)
+    except ModelError:
+        if all(p.dtype == torch.float32 for p in model.parameters()):
+            raise
+    return _prove(model, folder, by_length, COARSE_TOLERANCE)  # some code wants the type its weights have
+
+
+def _prove(model: PreTrainedModel, folder: Folder, by_length: bool, tolerance: float) -> Path:
     with switches_crossed(model) as longest:
         segments = _probe(longest, shared=not by_length)
         vocabulary = model.get_input_embeddings().weight
         ids_T = (torch.arange(sum(segments.lengths), device=vocabulary.device) * 7 + 3) % len(vocabulary)
         packs = model.config._attn_implementation == IMPLEMENTATION
-        own_TD = _own_hidden(model, ids_T, segments, folder)
+        own_TD = _own_hidden(model, ids_T, segments, folder, tolerance)
         why = "it brings attention code of its own"
         if packs:
-            why = _packing_fault(model, ids_T, segments, own_TD, shares=not by_length)
+            why = _packing_fault(model, ids_T, segments, own_TD, tolerance, shares=not by_length)
         if why:
-            _use_faster_attention(model, ids_T, segments, own_TD)
+            _use_faster_attention(model, ids_T, segments, own_TD, tolerance)
     path = Path("alone", why) if why else Path("packed", shares=not by_length)
     set_path(model, path)
     if model.get_output_embeddings() is not None:
-        path = Path(path.kind, path.why, path.shares, _logit_form(model, ids_T[:5]))
+        path = Path(path.kind, path.why, path.shares, _logit_form(model, ids_T[:5], tolerance))
         set_path(model, path)
     return path
 
@@ -84,7 +96,7 @@ def _probe(longest: int, *, shared: bool) -> Segments:
     return Segments(lengths, [-1, -1, 1, 1, -1, 4][: len(lengths)] if shared else None)
 
 
-def _own_hidden(model: PreTrainedModel, ids_T: Tensor, segments: Segments, folder: Folder) -> Tensor:
+def _own_hidden(model: PreTrainedModel, ids_T: Tensor, segments: Segments, folder: Folder, tolerance: float) -> Tensor:
     """Hidden states by the model's own code and transformers' plainest attention, one sequence at a time."""
     set_path(model, Path("alone"))
     try:
@@ -97,7 +109,7 @@ def _own_hidden(model: PreTrainedModel, ids_T: Tensor, segments: Segments, folde
             f"the code of this model ({type(model).__name__}) can't compute a sequence: {_line(error)}",
             where=str(folder),
         ) from error
-    if _difference(prefix_TD, own_TD[: first - 2]) > _tolerance(model):
+    if _difference(prefix_TD, own_TD[: first - 2]) > tolerance:
         raise ModelError(
             f"{type(model).__name__} looks at later tokens: it is no causal language model",
             where=str(folder),
@@ -106,7 +118,9 @@ def _own_hidden(model: PreTrainedModel, ids_T: Tensor, segments: Segments, folde
     return own_TD
 
 
-def _packing_fault(model: PreTrainedModel, ids_T: Tensor, segments: Segments, own_TD: Tensor, *, shares: bool) -> str:
+def _packing_fault(
+    model: PreTrainedModel, ids_T: Tensor, segments: Segments, own_TD: Tensor, tolerance: float, *, shares: bool
+) -> str:
     """Why this model can't be packed; empty where packed sequences come out as they do alone.
 
     Layers that mix neighbours without attention (convolutions, recurrences) let sequences leak into each other, and
@@ -118,7 +132,7 @@ def _packing_fault(model: PreTrainedModel, ids_T: Tensor, segments: Segments, ow
         difference = _difference(final_hidden(model, ids_T, segments), own_TD)
     except Exception as error:  # whatever a model's code raises at arguments it does not know
         return f"its code takes no packed sequences ({_line(error)})"
-    if difference > _tolerance(model):  # a NaN is the weights' fault and told by the training
+    if difference > tolerance:  # a NaN is the weights' fault and told by the training
         return (
             f"packed it computes something else (relative difference {difference:.2g}): layers besides attention mix "
             "neighbours, or its attention has rules of its own"
@@ -126,7 +140,9 @@ def _packing_fault(model: PreTrainedModel, ids_T: Tensor, segments: Segments, ow
     return ""
 
 
-def _use_faster_attention(model: PreTrainedModel, ids_T: Tensor, segments: Segments, own_TD: Tensor) -> None:
+def _use_faster_attention(
+    model: PreTrainedModel, ids_T: Tensor, segments: Segments, own_TD: Tensor, tolerance: float
+) -> None:
     """torch's attention kernels where they give what the plain code gives, else the plain code."""
     set_path(model, Path("alone"))
     try:
@@ -134,7 +150,7 @@ def _use_faster_attention(model: PreTrainedModel, ids_T: Tensor, segments: Segme
         difference = _difference(final_hidden(model, ids_T, segments), own_TD)
     except Exception:  # not every model takes them
         difference = math.inf
-    if not difference <= _tolerance(model):
+    if not difference <= tolerance:
         model.set_attn_implementation("eager")
 
 
@@ -168,14 +184,15 @@ def _nested(place: MutableMapping[str, Any]) -> list[MutableMapping[str, Any]]:
     return [place, *(deeper for value in inner for deeper in _nested(value))]
 
 
-def _logit_form(model: PreTrainedModel, ids_T: Tensor) -> LogitForm | None:
+def _logit_form(model: PreTrainedModel, ids_T: Tensor, tolerance: float) -> LogitForm | None:
     """What the model does to the products of its head, of all that its configuration may mean; None where it is none of these."""
     head: Any = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear:
         return None
     segments = Segments([len(ids_T)])
-    hidden_TD = final_hidden(model, ids_T, segments).to(head.weight.dtype)
-    z_TV = torch.nn.functional.linear(hidden_TD, head.weight, head.bias).float()
+    hidden_TD = final_hidden(model, ids_T, segments)
+    bias_V = None if head.bias is None else head.bias.to(hidden_TD.dtype)
+    z_TV = torch.nn.functional.linear(hidden_TD, head.weight.to(hidden_TD.dtype), bias_V).float()
     gain = _LOUD / float(z_TV.std().clamp(min=1e-6))
     options = {"segments": segments} if model.config._attn_implementation == IMPLEMENTATION else {}
     louder = head.register_forward_hook(lambda module, inputs, output: output * gain)
@@ -195,16 +212,12 @@ def _logit_form(model: PreTrainedModel, ids_T: Tensor) -> LogitForm | None:
         if ours_TV.shape == own_TV.shape:
             differences[LogitForm(scale, cap)] = _difference(ours_TV, own_TV)
     best = min(differences, key=lambda form: differences[form], default=None)
-    return best if best is not None and not differences[best] > _tolerance(model) else None
+    return best if best is not None and not differences[best] > tolerance else None
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
     """2-norm of the difference relative to the 2-norm."""
     return float((found.float() - expected.float()).norm() / expected.float().norm())
-
-
-def _tolerance(model: PreTrainedModel) -> float:
-    return TOLERANCE.get(body(model).dtype, COARSE_TOLERANCE)  # type: ignore[call-overload,no-any-return]
 
 
 def _line(error: Exception) -> str:
