@@ -353,6 +353,14 @@ class RunDir:
         """
         path = self.path / ".lock"
         try:
+            os.fspath(self.path).encode()
+        except UnicodeEncodeError:
+            raise RunError(
+                "the name of this folder is not UTF-8, and Parquet files can't be written into it",
+                where=os.fsencode(self.path).decode("utf-8", "backslashreplace"),
+                fix="give another folder",
+            ) from None
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
         except OSError as error:

@@ -113,6 +113,62 @@ def test_refusals(arguments: list[str], said: str, cli: Cli, pairs: Path, tmp_pa
     assert said in cli("data", *words).refused()
 
 
+def test_a_profile_of_raw_files_keeps_the_account_of_reading(cli: Cli, pairs: Path, tmp_path: Path) -> None:
+    done = cli("data", "profile", pairs, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert [(line["step"], line["rows_in"], line["rows_out"]) for line in told["funnel"]] == [
+        ("read", 10, 9),
+        ("format", 9, 9),
+        ("deduplicate", 9, 9),
+    ]
+    assert [(entry["reason"], entry["rows"]) for entry in told["removed"]] == [("broken_json", 1)]
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert (ledger["rows_in"], ledger["rows_kept"], ledger["dropped"]) == (10, 9, {"broken_json": 1})
+
+
+@pytest.mark.parametrize("command", [("data", "filter"), ("data", "dedup"), ("data", "profile")])
+def test_no_usable_rows_says_why(command: tuple[str, str], cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "a", "completion": ""}\n' * 3 + '{"prompt": "", "completion": "b"}\n{broken\n')
+    said = cli(*command, path, "-o", tmp_path / "out").refused()
+    assert "empty_assistant_turn 3" in said
+    assert f"{path}:1: empty_assistant_turn: " in said
+    assert said.count(f"{path}:") >= 3
+    assert said == cli(*command, path, "-o", tmp_path / "out").refused()  # and again
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    assert (ledger["rows_in"], ledger["rows_kept"], len(ledger["rejects"])) == (5, 0, 5)
+
+
+def test_a_split_and_names_of_sources_can_be_given(cli: Cli, pairs: Path, tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        for split, lines in (("train", slice(0, 6)), ("test", slice(6, 8))):
+            path = tmp_path / place / "data" / f"{split}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(line.replace("about", f"for {place}") for line in pairs.read_text().splitlines(True)[lines])
+            path.write_text(text)
+    both = ("data", "mix", f"one={tmp_path}/a", f"two={tmp_path}/b", "-o", tmp_path / "out")
+    assert "--split test" in cli(*both).refused()
+    done = cli(*both, "--split", "train", "--counts", "{one: 3}")
+    assert done.code == 0, done.err
+    rows = pl.read_parquet(tmp_path / "out" / "rows.parquet")
+    assert sorted(rows["source"].to_list()) == ["one"] * 3 + ["two"] * 6
+    done = cli("data", "split", f"mixed={tmp_path}/out/rows.parquet", "-o", tmp_path / "split", "--validation", "2")
+    assert done.code == 0, done.err
+    assert "validation: 2" in done.out
+    assert set(pl.read_parquet(tmp_path / "split" / "rows.parquet")["source"]) == {"mixed"}
+
+
+def test_a_benchmark_with_half_a_surrogate_pair_is_looked_for(cli: Cli, pairs: Path, tmp_path: Path) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"question": "Tell me about iron \\ud800 and what it is used for in daily life."}\n')
+    exams = f"[{{name: x, path: {exam}}}]"
+    done = cli("data", "decontaminate", pairs, "-o", tmp_path / "o", "--benchmarks", exams, "--limit", "0.9")
+    assert done.code == 0, done.err
+    rejects = pl.read_parquet(tmp_path / "o" / "rejects.parquet")
+    assert len(rejects) == 2  # the question, and the one that ends with another mark
+
+
 def test_arguments_are_told_apart() -> None:
     files, options = split_arguments(["a.jsonl", "--num-perm", "64", "b.csv", "--x=1", "--upsample", "--y", "2"])
     assert files == ["a.jsonl", "b.csv"]

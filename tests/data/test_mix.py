@@ -81,6 +81,7 @@ def test_targets_by_hand(keys: Mapping[str, Any], expected: dict[str, float]) ->
         ({"weights": {"a": 1}, "total": 50}, "already make 50 of 50"),
         ({"weights": {"a": 1}, "counts": {"a": 5}}, "a weight and a count"),
         ({"weights": {"a": 0}}, "all weights are 0"),
+        ({"weights": {"a": 2}}, "'a' alone has one"),
         ({"total": 5}, "there are none"),
     ],
 )

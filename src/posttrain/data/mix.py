@@ -94,6 +94,13 @@ def _check_names(step: MixStep, available: Mapping[str, float]) -> None:
             raise DataError(f"{name!r} has a weight and a count", where="mix.counts", fix="keep one of the two")
     if step.weights and not any(step.weights.values()):
         raise DataError("all weights are 0", where="mix.weights", fix="give at least one source a weight above 0")
+    if len(step.weights) == 1 and step.total is None and len(available) > 1:
+        (name,) = step.weights
+        raise DataError(
+            f"weights are relative to each other, and {name!r} alone has one: it would have no effect",
+            where="mix.weights",
+            fix=f"give other sources weights, too, or give total, or say how much of it with counts: {{{name}: 0.5}}",
+        )
     if step.total is not None and not step.weights:
         raise DataError("total is shared out by weights, and there are none", where="mix.total", fix="give weights")
 

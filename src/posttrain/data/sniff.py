@@ -77,9 +77,8 @@ def sniff(stream: Stream, label: str) -> Kind:
     if suffix is None:
         looks = " (its content looks like JSON: rename it to .jsonl)" if text[:1] in (b"{", b"[") else ""
         raise DataError(f"not a data file by its name{looks}", where=label, fix=f"use {KNOWN_FILES}")
-    kind = _text_kind(text, suffix, label)
     _check_encoding(head, label)
-    return kind
+    return _text_kind(text, suffix, label)
 
 
 def is_about_rows(path: Path, is_row: Callable[[Mapping[str, Any]], bool]) -> bool:
@@ -120,7 +119,7 @@ def _is_plain(cell: Any) -> bool:
 
 def _after_comments(head: bytes) -> bytes:
     """The text without a byte order mark, white space and comments before it."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = head.lstrip(b"\xef\xbb\xbf").lstrip()
     while (comment := _COMMENT.match(text)) is not None:
         text = text[comment.end() :].lstrip()
     return text
@@ -134,11 +133,14 @@ def _text_kind(text: bytes, suffix: str, label: str) -> Kind:
         return "array" if suffix not in _CELLS or text[1:].lstrip()[:1] == b"{" else "cells"
     if text[:1] == b"{":
         return _object_kind(text)
-    if suffix in _LINES:
+    first, *others = text.split(b"\n", 51)
+    if suffix in _LINES and any(line.lstrip()[:1] in (b"{", b"[") for line in others):
         return "lines"
     if suffix in _CELLS:
         return "cells"
-    raise DataError(f"not JSON: it begins with {text[:20]!r}", where=label, fix=f"use {KNOWN_FILES}")
+    looks = next((name for mark, name in ((b"\t", ".tsv"), (b",", ".csv"), (b";", ".csv")) if mark in first), None)
+    fix = f"use {KNOWN_FILES}" + (f"; it looks like a table: rename it to {looks}" if looks is not None else "")
+    raise DataError(f"not JSON: it begins with {text[:20]!r}", where=label, fix=fix)
 
 
 def _lines_of_lists(text: bytes) -> bool:

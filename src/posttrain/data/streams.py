@@ -127,6 +127,10 @@ class Stream:
 
     def _utf8(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         first = next(blocks, b"")
+        if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" not in first:
+            first = first[
+                2:
+            ]  # a mark without what it stands for: wide text has zeros beside every bracket, comma and break
         encoding = next((name for mark, name in _WIDE if first.startswith(mark)), None)
         if first[:1] in (b"{", b"[") and first[1:2] == b"\0" == first[3:4]:
             encoding = "utf-16-le"

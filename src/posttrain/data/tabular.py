@@ -6,14 +6,14 @@ import csv
 import io
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from posttrain.data.sniff import ARROW_FILE, ARROW_STREAM
-from posttrain.data.streams import Stream, Tick
+from posttrain.data.streams import Stream, Tick, printable
 from posttrain.errors import DataError
 
 _TABLE_ROWS = 16_384
@@ -21,6 +21,8 @@ _SAMPLE_ROWS = 50
 _END_OF_STREAM = ARROW_STREAM + bytes(4)
 _SCHEMA, _DICTIONARY = 1, 2
 """Kinds of Arrow messages (format/Message.fbs)."""
+_BROKEN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, IndexError, OverflowError, struct.error)
+"""What broken bytes raise: polars takes some for impossible and panics."""
 
 
 class Row(NamedTuple):
@@ -117,11 +119,29 @@ def _fit(lines: Sequence[str], dialect: Dialect) -> float:
 
 
 def read_parquet(path: Path, label: str, tick: Tick | None) -> Iterator[Row]:
-    """The rows of a Parquet file. Raises DataError where it can't be read."""
+    """The rows of a Parquet file. Raises DataError where none can be read; what is broken later is told by the last row."""
+    yield from _tolerant(lambda: _scanned(pl.scan_parquet(_readable(path), glob=False), tick), label, "Parquet")
+
+
+def _tolerant(read: Callable[[], Iterator[Row]], label: str, what: str) -> Iterator[Row]:
+    """The rows that can be read, and why there are no more of them."""
+    number = 0
     try:
-        yield from _scanned(pl.scan_parquet(path, glob=False), tick)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"can't read this Parquet file: {error}", where=label, fix="write it again") from error
+        for row in read():
+            yield row
+            number = row.number
+    except _BROKEN as error:
+        told = str(error).split("\n", 1)[0][:300]
+        if not number:
+            raise DataError(
+                f"can't read this {what} file: {told}", where=label, fix="write or fetch it again"
+            ) from error
+        yield Row(number + 1, {}, f"from here on the file is cut off or broken: {told}")
+
+
+def _readable(path: Path) -> Path | io.BytesIO:
+    """The path, or the content of the file where its name is not UTF-8, which polars does not take."""
+    return path if printable(str(path)) == str(path) else io.BytesIO(path.read_bytes())
 
 
 def _scanned(frame: pl.LazyFrame, tick: Tick | None) -> Iterator[Row]:
@@ -148,40 +168,31 @@ def _without_nulls(cell: Any) -> Any:
 
 
 def read_arrow(stream: Stream, label: str) -> Iterator[Row]:
-    """The rows of an Arrow file or stream (what ``save_to_disk`` writes; Feather).
+    """The rows of an Arrow file or stream (what ``save_to_disk`` writes; Feather), as :func:`read_parquet`.
 
-    A stream, and a file that is cut off before its index, is read batch by batch: what is broken ends the reading and is told by
-    the last row. Raises DataError where not even the columns can be read.
+    A stream, and a file that is cut off before its index, is read batch by batch.
     """
     if stream.head.startswith(ARROW_FILE):
-        frame = pl.scan_ipc(stream.path)
+        frame = pl.scan_ipc(_readable(stream.path))
         try:
             frame.select(pl.len()).collect()
-        except pl.exceptions.PolarsError:
-            yield from _batches(stream, label)
+        except _BROKEN:
+            yield from _tolerant(lambda: _batches(stream), label, "Arrow")
             return
-        try:
-            yield from _scanned(frame, stream.tick)
-        except pl.exceptions.PolarsError as error:
-            raise DataError(f"can't read this Arrow file: {error}", where=label, fix="write it again") from error
+        yield from _tolerant(lambda: _scanned(frame, stream.tick), label, "Arrow")
     else:
-        yield from _batches(stream, label)
+        yield from _tolerant(lambda: _batches(stream), label, "Arrow")
 
 
-def _batches(stream: Stream, label: str) -> Iterator[Row]:
+def _batches(stream: Stream) -> Iterator[Row]:
     before, rows = [], 0
-    try:
-        for kind, message in _messages(stream):
-            if kind in (_SCHEMA, _DICTIONARY):
-                before.append(message)
-                continue
-            frame = pl.read_ipc_stream(io.BytesIO(b"".join([*before, message, _END_OF_STREAM])))
-            yield from _rows(frame, rows)
-            rows += len(frame)
-    except (ValueError, struct.error, pl.exceptions.PolarsError) as error:
-        if not rows:
-            raise DataError(f"can't read this Arrow file: {error}", where=label, fix="write it again") from error
-        yield Row(rows + 1, {}, f"a batch that is cut off or broken, and all after it: {error}")
+    for kind, message in _messages(stream):
+        if kind in (_SCHEMA, _DICTIONARY):
+            before.append(message)
+            continue
+        frame = pl.read_ipc_stream(io.BytesIO(b"".join([*before, message, _END_OF_STREAM])))
+        yield from _rows(frame, rows)
+        rows += len(frame)
 
 
 def _messages(stream: Stream) -> Iterator[tuple[int, bytes]]:

@@ -188,7 +188,7 @@ def _account_finished(ledger: Ledger, finished: Sequence[tuple[Source, Sequence[
 
 def is_rows(path: Path) -> bool:
     """Whether this is a Parquet file that a step of the data chain has written."""
-    if path.suffix != ".parquet" or not path.is_file():
+    if path.suffix != ".parquet" or not path.is_file() or printable(str(path)) != str(path):
         return False
     try:
         return pl.read_parquet_schema(path).keys() >= REQUIRED

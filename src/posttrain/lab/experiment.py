@@ -221,7 +221,8 @@ class Experiment:
         result = prepare(stage, out, self.recipe.seed, self._resolve, self.display.tick)
         if stage.profile:
             write_data_page(out.path, f"{self.recipe.name}: {out.path.name}")
-        self.display.note(f"{result['train_rows']:,} rows to train on, {result['held_out_rows']:,} held out")
+        test = f", {result['test_rows']:,} to test" if "test_rows" in result else ""
+        self.display.note(f"{result['train_rows']:,} rows to train on, {result['held_out_rows']:,} held out{test}")
         return result
 
     def _train(self, stage: TrainStage, out: StageDir, identity: str) -> dict[str, Any]:

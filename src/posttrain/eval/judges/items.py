@@ -95,7 +95,8 @@ def read_items(path: Path, task: Literal["pair", "single"], *, labelled: bool = 
         seen[key] = number
         items.append(item)
     if not items:
-        problem = f"no line can be used; {bad[0].origin}: {bad[0].problem}" if bad else "this file is empty"
+        told = "".join(f"\n  {line.origin}: {line.problem}" for line in bad[:3])
+        problem = f"no line can be used of {len(bad):,}{told}" if bad else "this file is empty"
         raise DataError(problem, where=str(path), fix="one JSON object a line: id, prompt, replies (docs/judges.md)")
     return ItemsRead(tuple(items), tuple(bad))
 
@@ -153,6 +154,8 @@ def _texts(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
         raise ValueError(f"{key}: a text, or a list of texts, is needed")
     if key in ("prompt", "turns") and not all(text.strip() for text in texts):
         raise ValueError(f"{key}: an empty question")
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        raise ValueError(f"{key}: half of a surrogate pair")
     return tuple(texts)
 
 
