@@ -102,6 +102,7 @@ def test_the_form_of_a_text_is_its_own_form(text: str) -> None:
 def test_a_contraction_is_a_negation() -> None:
     assert marks("It isn't so, it can't be, it won’t").signs == marks("It is not so, it cannot be, it will not").signs
     assert marks("It isn't so").words == "it is so"
+    assert marks("I DON’T KNOW").amounts == marks("I don't know").amounts
 
 
 def test_amounts_know_no_order() -> None:

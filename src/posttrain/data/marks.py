@@ -82,51 +82,70 @@ def plain(text: str) -> str:
     return " ".join(unicode_form(text).split())
 
 
+def words(form: str) -> str:
+    """:attr:`Marks.words` alone of a text in its Unicode form, in a third of the time: marks tell no texts of other words apart."""
+    return _spelled(_read(form))
+
+
 def marks(text: str) -> Marks:
     """See :class:`Marks`."""
-    form = unicode_form(text)
-    if "n't" in form or "n’t" in form or "annot" in form or "N'T" in form or "ANNOT" in form:
-        form = _CONTRACTION.sub(lambda found: f"{_WHOLE.get((found[1] or found[2] or '').lower(), '')} not", form)
-    parts = _pattern(form).split(form)
-    gaps, words = parts[::2], parts[1::2]
+    read = _read(unicode_form(text))
+    form, gaps, found_words = read.form, read.gaps, read.words
     code = "```" in form
     codelike = code or any(sign in form for sign in _CODE)
-    shouted = not code and form.isupper() and sum(len(word) > 1 for word in words) > 1
-    edges = ["", *words, ""]
+    shouted = not code and form.isupper() and sum(len(word) > 1 for word in found_words) > 1
+    edges = ["", *found_words, ""]
     found = [
         _signs(gap, _kind(edges[place]), _kind(edges[place + 1]), code) if gap not in _PLAIN_GAPS else ()
         for place, gap in enumerate(gaps)
     ]
-    folded = "\0".join(words).casefold().split("\0") if words else []
-    signs, case, amounts, left_out = list[str](), list[str](), list[str](), list[int]()
-    negations = 0
-    for number in [n for n, word in enumerate(words) if found[n] or word != folded[n] or folded[n] in _TELLING]:
-        word, common, place = words[number], folded[number], number - len(left_out)
+    signs, case, amounts = list[str](), list[str](), list[str]()
+    negations, place = 0, 0
+    for number, (word, common) in enumerate(zip([*found_words, ""], [*read.folded, ""], strict=True)):
         if found[number]:
             signs.append(f"{place} {' '.join(found[number])}")
             amounts += filter(_is_amount, found[number])
-        if common in _TELLING and (common not in _UNITS or _counted(gaps[number])):
+        if number in read.left_out:
             signs.append(f"{place} {word if common in _UNITS and len(word) < 3 else common}")
             negations += common in _NEGATIONS
             amounts += [common] if common in _NUMERALS and common not in _ARTICLES else []
-            left_out.append(number)
-        elif word == common:
             continue
-        elif code or _in_code(gaps[number], found[number], gaps[number + 1], found[number + 1]):
-            signs.append(f"{place} {word}")
-        elif (codelike and gaps[number] == " ") or not _may_begin(word):
-            case.append(f"{place} {word}")
-    if found[-1]:
-        signs.append(f"{len(words) - len(left_out)} {' '.join(found[-1])}")
-        amounts += filter(_is_amount, found[-1])
-    for number in left_out:
-        folded[number] = ""
-    spelled = _spelled([word for word in folded if word], form.isascii())
+        if word != common:
+            if code or _in_code(gaps[number], found[number], gaps[number + 1], found[number + 1]):
+                signs.append(f"{place} {word}")
+            elif (codelike and gaps[number] == " ") or not _may_begin(word):
+                case.append(f"{place} {word}")
+        place += 1
     counted = f"{' '.join(sorted(amounts))} {negations}"
-    return Marks(spelled, "\n".join(signs), "\n".join(case), counted, shouted)
+    return Marks(_spelled(read), "\n".join(signs), "\n".join(case), counted, shouted)
 
 
 # ---- how it is done ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A text cut into words and what stands between them."""
+
+    form: str
+    gaps: list[str]
+    """One more than words."""
+    words: list[str]
+    folded: list[str]
+    left_out: frozenset[int]
+    """The words, by number, that are marks: negations, numerals, units behind a number."""
+
+
+def _read(form: str) -> _Read:
+    lower = form.lower()
+    if "n't" in lower or "n’t" in lower or "cannot" in lower:
+        form = _CONTRACTION.sub(lambda found: f"{_WHOLE.get((found[1] or found[2] or '').lower(), '')} not", form)
+    parts = _pattern(form).split(form)
+    gaps, found = parts[::2], parts[1::2]
+    folded = "\0".join(found).casefold().split("\0") if found else []
+    telling = [] if _TELLING.isdisjoint(folded) else [n for n, word in enumerate(folded) if word in _TELLING]
+    left_out = frozenset(n for n in telling if folded[n] not in _UNITS or _counted(gaps[n]))
+    return _Read(form, gaps, found, folded, left_out)
 
 
 @cache
@@ -135,10 +154,11 @@ def _forms() -> dict[int, str]:
     found = {}
     for first, last in _COMPATIBLE:
         for code in range(first, last):
-            tag, _, _ = unicodedata.decomposition(chr(code)).partition(" ")
-            normal = unicodedata.normalize("NFKC", chr(code))
-            if tag.startswith("<") and tag not in _MEANINGFUL_FORMS and (normal == " " or not normal.startswith(" ")):
-                found[code] = normal
+            parts = unicodedata.decomposition(chr(code))
+            if parts.startswith("<") and not parts.startswith(_MEANINGFUL_FORMS):
+                normal = unicodedata.normalize("NFKC", chr(code))
+                if normal == " " or not normal.startswith(" "):
+                    found[code] = normal
     return found
 
 
@@ -170,11 +190,12 @@ def _kind(word: str) -> int:
     return _IDEOGRAPH if re.match(f"[{CJK}]", word) else _WORD if len(word) > 1 else _LETTER
 
 
-def _spelled(words: list[str], ascii: bool) -> str:
+def _spelled(read: _Read) -> str:
     """The words in a line: a blank behind each, none behind ideographs, wherever a run of them was cut."""
-    if ascii:
-        return " ".join(words)
-    return "".join([word if _kind(word) == _IDEOGRAPH else f"{word} " for word in words]).rstrip()
+    left = [word for n, word in enumerate(read.folded) if n not in read.left_out] if read.left_out else read.folded
+    if read.form.isascii():
+        return " ".join(left)
+    return "".join([word if _kind(word) == _IDEOGRAPH else f"{word} " for word in left]).rstrip()
 
 
 def _may_begin(word: str) -> bool:

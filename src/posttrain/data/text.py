@@ -45,6 +45,13 @@ def tokens(text: str) -> list[str]:
     return (_ASCII_TOKEN if normal.isascii() else _TOKEN).findall(normal)
 
 
+def token_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """(a text with the tokens of this one, where each of them stands in it): as written where folding keeps its length."""
+    normal = normalised(text)
+    spans = [found.span() for found in (_ASCII_TOKEN if normal.isascii() else _TOKEN).finditer(normal)]
+    return (text if len(normal) == len(text) else normal), spans
+
+
 def ngrams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
     """All runs of n tokens; fewer than n tokens are one shingle, no tokens are none."""
     if len(words) < n:

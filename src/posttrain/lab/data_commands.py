@@ -258,7 +258,8 @@ def summary(kind: str, told: Mapping[str, Any], out: Path) -> RenderableType:
     facts = {key: value for key, value in told["facts"].items() if _is_plain(value) or _is_counts(value)}
     shown = yaml.safe_dump(facts, allow_unicode=True, sort_keys=False).strip() if facts else ""
     rejects = f"{out / 'rejects.parquet'} lists what was dropped; {out / 'facts.json'} says how it was decided"
-    return Group(table, Text(shown, "dim"), Text(f"Rows are in {out / 'rows.parquet'}; {rejects}"))
+    warnings = [Text(f"warning: {warning}", "yellow") for warning in told["facts"].get("warnings", ())]
+    return Group(table, Text(shown, "dim"), *warnings, Text(f"Rows are in {out / 'rows.parquet'}; {rejects}"))
 
 
 def _is_plain(value: Any) -> bool:

@@ -74,6 +74,16 @@ def test_numbers_stay_distinct() -> None:
     assert overlaps("What is 3 + 4 times 2 minus 1 over 4?", row) == []
 
 
+def test_a_short_prompt_is_found_with_its_own_numbers_and_operators() -> None:
+    def found(prompt: str, turn: str) -> bool:
+        return bool(overlaps(prompt, [Message("user", turn), Message("assistant", "x")]))
+
+    assert found("What is 2³ + 4?", "Tell me: what is ２³ + 4, please?")
+    assert not found("What is 2³ + 4?", "Tell me: what is 23 + 4, please?")
+    assert not found("What is a > b here?", "Tell me: what is a < b here, please?")
+    assert found("Tell me what I don’t know", "TELL ME WHAT I DON'T KNOW!")
+
+
 @pytest.mark.parametrize(("fields", "found"), [("user", False), ("assistant", True), ("conversation", True)])
 def test_only_the_chosen_turns_are_compared(fields: Fields, found: bool) -> None:
     prompt = "Explain in one short line how tides come about on earth"

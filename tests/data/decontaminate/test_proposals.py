@@ -133,6 +133,40 @@ def encoder() -> Any:
     return proposals.loaded("use-multilingual")
 
 
+QUESTIONS = {
+    "Which planet of the solar system has the largest mass?": (
+        "太阳系中质量最大的行星是哪一颗？\nA. 离太阳最近的水星\nB. 有光环的土星\nC. 木星\nD. 我们居住的地球"
+    ),
+    "Who wrote the play Romeo and Juliet?": (
+        "戏剧《罗密欧与朱丽叶》是谁写的？\nA. 查尔斯·狄更斯\nB. 威廉·莎士比亚\nC. 简·奥斯汀\nD. 列夫·托尔斯泰\n答案：B"
+    ),
+    "At what temperature does water boil at sea level?": (
+        "In a kitchen on the beach a cook fills a pot with soup, peels three onions and waits for her guests. "
+        "How hot must water be to boil at the level of the sea?"
+    ),
+}
+"""Questions, and the same with options, with an answer, or behind a passage."""
+
+
+def test_a_question_is_found_beside_options_and_behind_a_passage(
+    rows_file: Rows, benchmark_file: Bench, encoder: Any
+) -> None:
+    rows = rows_file([row(text, line=number) for number, text in enumerate(QUESTIONS.values())])
+    found = decide(rows, benchmark_file(*[[text] for text in QUESTIONS]), embedding=EmbeddingTier())
+    assert found.tables["proposals"].select("row", "prompt").rows() == [(0, "0"), (1, "1"), (2, "2")]
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_question_that_prompts_share_names_none_of_them(rows_file: Rows, benchmark_file: Bench) -> None:
+    asked = "what of alpha and beta is it?"
+    rows = rows_file([row(f"delta delta delta delta. {asked}")])
+    one = benchmark_file([f"gamma gamma gamma gamma. {asked}"])
+    tier = EmbeddingTier(encoder="words")
+    assert len(decide(rows, one, embedding=tier).tables["proposals"]) == 1
+    two = benchmark_file([f"gamma gamma gamma gamma. {asked}"], [f"other other other other. {asked}"], name="two")
+    assert decide(rows, two, embedding=tier).tables["proposals"].is_empty()
+
+
 @pytest.mark.shared
 def test_translations_of_mt_bench_are_told_from_its_other_questions(shared_data: Path, encoder: Any) -> None:
     """First turns, 80 translations among 6,400 pairs: recall 0.96, no false pair."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,8 @@ from posttrain.data.decontaminate.benchmarks import Prompt
 from posttrain.data.decontaminate.config import ShortPrompts
 from posttrain.data.decontaminate.index import Index, Postings, Turns, build, covers, encode, windows
 from posttrain.data.decontaminate.sieve import passing
-from posttrain.data.text import CJK, COMPARED_ROLES, Fields, tokens
+from posttrain.data.marks import marks
+from posttrain.data.text import CJK, COMPARED_ROLES, Fields, token_spans, tokens
 
 ALONE_BELOW = 4
 """A short prompt of fewer words must stand alone; two CJK characters count as one word."""
@@ -36,6 +38,8 @@ class Matcher:
     limit: float
     alone: Mapping[int, tuple[str, ...]]
     """Short texts that count only where they stand alone, and their tokens."""
+    amounts: Mapping[int, str]
+    """The numbers and operators of the short texts."""
 
     def __call__(self, block: pl.DataFrame) -> pl.DataFrame:
         """All [HITS] of a block over the limit, and the highest of each row, of rows by their place in the block."""
@@ -59,16 +63,29 @@ class Matcher:
     def _short(
         self, postings: Postings, encoded: Turns, turns: Sequence[tuple[int, str]]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(row, text) of the short texts that stand in a row."""
+        """(row, text) of the short texts that stand in a row, with their numbers and operators."""
         at, gram = windows(postings, encoded.ids_N)
+        begins = np.searchsorted(encoded.turn_N, encoded.turn_N[at])
         pairs: set[tuple[int, int]] = set()
-        for turn, found in sorted(set(zip(encoded.turn_N[at].tolist(), gram.tolist(), strict=True))):
+        for turn, found, first in zip(encoded.turn_N[at].tolist(), gram.tolist(), (at - begins).tolist(), strict=True):
             texts = postings.text_P[postings.offsets_U1[found] : postings.offsets_U1[found + 1]].tolist()
             row, content = turns[turn]
-            held = [text for text in texts if text not in self.alone or stands_alone(content, self.alone[text])]
+            written = _amounts(content, first, postings.n)
+            held = [
+                text
+                for text in texts
+                if written == self.amounts[text] and (text not in self.alone or stands_alone(content, self.alone[text]))
+            ]
             pairs.update((row, text) for text in held)
         rows_texts = np.array(sorted(pairs), np.int64).reshape(-1, 2)
         return rows_texts[:, 0], rows_texts[:, 1]
+
+
+@lru_cache(1 << 12)
+def _amounts(text: str, first: int, count: int) -> str:
+    """The numbers and operators of some tokens of a text as they are written: tokens alone take 2³ for 23."""
+    written, spans = token_spans(text)
+    return marks(written[spans[first][0] : spans[first + count - 1][1]]).amounts if count else ""
 
 
 def matcher(
@@ -83,7 +100,8 @@ def matcher(
         for text, its in enumerate(found)
         if len(its) < n and (short_prompts == "alone" or words(its) < ALONE_BELOW)
     }
-    return Matcher(build(texts, n), fields, limit, bound), owners
+    amounts = {text: _amounts(texts[text], 0, len(its)) for text, its in enumerate(found) if len(its) < n}
+    return Matcher(build(texts, n), fields, limit, bound, amounts), owners
 
 
 def turns_of(block: pl.DataFrame, fields: Fields) -> list[tuple[int, str]]:

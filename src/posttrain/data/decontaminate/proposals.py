@@ -1,20 +1,26 @@
 """Rephrased and translated evaluation prompts: proposed by the cosine of sentence vectors, never proven by it.
 
+A turn and a prompt are as near as the nearest of their :mod:`segments <posttrain.data.decontaminate.segments>`: the whole, the question
+without options, the last question.
+
 n-grams are blind to both. A vector tells likeness of meaning but not paraphrase from a related question (Tulu 3 tried vectors
 and turned to n-grams for that reason), so what is found here is proposed for reading and not dropped unless asked for.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from posttrain.data.decontaminate.config import EmbeddingTier
 from posttrain.data.decontaminate.matching import HITS, turns_of
+from posttrain.data.decontaminate.segments import segments
 from posttrain.data.encoders import Encoder, Vectors, make_encoder
 from posttrain.data.text import Fields
 
@@ -28,8 +34,10 @@ class Proposer:
 
     encoder: str
     fields: Fields
-    vectors_XD: Vectors
-    """The evaluation texts, each encoded alone."""
+    vectors_SD: Vectors
+    """The segments of the evaluation texts, each encoded alone."""
+    text_S: NDArray[np.int64]
+    """The evaluation text of every segment."""
     exact_from: float
     """Turns below this cosine are left out; the others are encoded alone, so that a row's cosine is its own."""
 
@@ -45,16 +53,20 @@ class Proposer:
     def _nearest(self, turns: Sequence[str]) -> list[tuple[int, float] | None]:
         """(nearest text, cosine) of every turn."""
         model = loaded(self.encoder)
-        rough = (model.encode(turns) @ self.vectors_XD.T).max(axis=1, initial=-1.0)
+        parts = [segments(turn) for turn in turns]
+        rough = (model.encode([part for its in parts for part in its]) @ self.vectors_SD.T).max(axis=1, initial=-1.0)
+        starts = np.cumsum([0, *map(len, parts)])[:-1]
+        highest = np.maximum.reduceat(rough, starts) if len(parts) else rough
         return [
-            self._alone(model, turn) if value >= self.exact_from else None
-            for turn, value in zip(turns, rough.tolist(), strict=True)
+            self._alone(model, its) if value >= self.exact_from else None
+            for its, value in zip(parts, highest.tolist(), strict=True)
         ]
 
-    def _alone(self, model: Encoder, turn: str) -> tuple[int, float]:
-        cosines = (model.encode([turn])[0].astype(np.float64) * self.vectors_XD).sum(axis=1)
-        text = int(cosines.argmax())
-        return text, round(float(cosines[text]), 6)
+    def _alone(self, model: Encoder, parts: Sequence[str]) -> tuple[int, float]:
+        vectors = [model.encode([part])[0].astype(np.float64) for part in parts]
+        cosines = np.max([(vector * self.vectors_SD).sum(axis=1) for vector in vectors], axis=0)
+        nearest = int(cosines.argmax())
+        return int(self.text_S[nearest]), round(float(cosines[nearest]), 6)
 
 
 @cache
@@ -66,11 +78,15 @@ def loaded(name: str) -> Encoder:
 def proposer(tier: EmbeddingTier, fields: Fields, texts: Sequence[str]) -> Proposer:
     """The proposer of evaluation texts. ConfigError where the encoder is unknown or not installed.
 
-    Where it decides rows every cosine is worked out exactly; where it only proposes, just those that may be proposed.
+    A question that several texts share names none of them. Where the proposer decides rows every cosine is worked out exactly; where it only proposes, just those that may be proposed.
     """
     encoder = loaded(tier.encoder)
-    vectors = np.stack([encoder.encode([text])[0] for text in texts])
-    return Proposer(tier.encoder, fields, vectors, -1.0 if tier.drop else threshold_of(tier) - _NOISE)
+    parts = [(number, part) for number, text in enumerate(texts) for part in segments(text)]
+    held = Counter(part for _, part in parts)
+    own = [(number, part) for number, part in parts if held[part] == 1 or part == texts[number]]
+    vectors = np.stack([encoder.encode([part])[0] for _, part in own])
+    owners = np.array([number for number, _ in own], np.int64)
+    return Proposer(tier.encoder, fields, vectors, owners, -1.0 if tier.drop else threshold_of(tier) - _NOISE)
 
 
 def threshold_of(tier: EmbeddingTier) -> float:

@@ -40,6 +40,9 @@ class DedupStep:
     distinct_numbers: bool = True
     """Whether texts with the same words and other numbers, symbols, negations or case of code are different (exercises), and for
     ``embedding`` all texts with other numbers. Without it the similarity alone decides. Not for ``exact``, where they are."""
+    common_share: Annotated[float, Gt(0), Le(1)] | None = None
+    """n-grams that stand in more than this share of the rows, and in 10, are not compared (default 0.01; 1: all are compared):
+    the description of a tool, or a passage, makes no duplicates. Not for ``exact``."""
     prefer: str = "quality"
     """Of like rows, the one with the highest score of this name stays; then the one with the smallest content id."""
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.data.dedup.greedy import Ranks, Settled
+from posttrain.data.dedup.passages import Common
 from posttrain.data.encoders import Encoder, Vectors, make_encoder
 from posttrain.data.engine import map_blocks
 from posttrain.data.select.texts import Texts, compared_texts
@@ -48,6 +49,7 @@ def settle_by_cosine(
     blank_N: NDArray[np.bool_],
     name: str,
     threshold: float,
+    common: Common,
     tell_apart: Callable[[Ranks, Ranks, NDArray[np.float64]], NDArray[np.float64]],
     run: StepRun,
 ) -> Settled:
@@ -58,7 +60,7 @@ def settle_by_cosine(
     limit = threshold - _ROUNDING
     kept, compared = _Kept(), 0
     with compared_texts(rows, fields) as texts:
-        found = map_blocks(partial(_encode, name), _batch_texts(texts, batches, row_of_rank), run)
+        found = map_blocks(partial(_encode, name, common), _batch_texts(texts, batches, row_of_rank), run)
         for number, (batch, vectors_B) in enumerate(zip(batches, found, strict=True), 1):
             best_B, nearest_B = np.zeros(len(batch)), np.full(len(batch), -1, np.int64)
             for others, vectors in kept.blocks():
@@ -80,8 +82,8 @@ def settle_by_cosine(
     return Settled(representative_N, best_N, compared)
 
 
-def _encode(name: str, texts: Sequence[str]) -> Vectors:
-    return _encoder(name).encode(texts)
+def _encode(name: str, common: Common, texts: Sequence[str]) -> Vectors:
+    return _encoder(name).encode(common.cut(texts))
 
 
 def _batch_texts(texts: Texts, batches: list[Ranks], row_of_rank: NDArray[np.int64]) -> Iterator[list[str]]:

@@ -7,11 +7,12 @@ ones, never text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import ChainMap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -23,14 +24,26 @@ from posttrain.data.dedup.config import DedupStep
 from posttrain.data.dedup.greedy import Ranks, Settled, settle
 from posttrain.data.dedup.jaccard import distinct, jaccards
 from posttrain.data.dedup.order import Order, total_order
-from posttrain.data.dedup.texts import Details, compared_texts, details, joined_details
+from posttrain.data.dedup.passages import Common, Sample, common_of, sample_of
+from posttrain.data.dedup.texts import (
+    Details,
+    MarkHashes,
+    compared_texts,
+    details,
+    joined_details,
+    joined_marks,
+    lookalikes,
+    mark_hashes,
+)
 from posttrain.data.engine import map_rows
 from posttrain.data.marks import plain
 from posttrain.data.rows import LINEAGE
-from posttrain.data.shingles import U64, Shingles, hash_shingles, hash_tokens, text_hash
+from posttrain.data.shingles import U64, Shingles, TokenHashes, hash_shingles, hash_tokens, text_hash
 from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun
 from posttrain.data.text import Fields
 from posttrain.errors import ConfigError
+
+Result = TypeVar("Result")
 
 TOKENIZER = "NFKC, casefold; CJK characters one by one, other runs of letters and digits whole; no punctuation"
 _READ_BY = {
@@ -40,10 +53,14 @@ _READ_BY = {
     "recall": ("minhash",),
     "distance": ("simhash",),
     "encoder": ("embedding",),
+    "common_share": ("ngram", "minhash", "simhash", "embedding"),
 }
 _THRESHOLD, _NGRAM, _NUM_PERM, _RECALL, _DISTANCE, _ENCODER = 0.7, 5, 128, 0.99, 8, "use-multilingual"
 _CURVE = tuple(round(0.05 * step, 2) for step in range(1, 21))
 _LARGEST_SHOWN = 5
+_COMMON_SHARE = 0.01
+_LARGE_SHARE, _LARGE_LEAST = 0.05, 5
+"""A cluster of more than this share of the rows, and of so many, is told; so is a share of rows that are mostly shared passages."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,7 @@ class _Found:
     threshold: float
     measure: str
     facts: dict[str, Any]
+    common: Common = field(default_factory=Common)
     probability: Callable[[float], float] | None = None
     """P(similarity) that a pair is proposed; None where every pair is."""
 
@@ -117,33 +135,49 @@ def _text_keys(fields: Fields, block: pl.DataFrame) -> U64:
 
 def _by_jaccard(step: DedupStep, rows: Path, order: Order, seed: int, run: StepRun) -> tuple[NDArray[np.bool_], _Found]:
     threshold, n = step.threshold or _THRESHOLD, step.ngram or _NGRAM
-    probability: Callable[[float], float] | None = None
-    if step.method == "minhash":
-        shape = _bands(step, threshold)
-        blank_N, buckets = _propose_by_minhash(step.fields, n, shape, rows, order, seed, run)
-        facts: dict[str, Any] = {
-            "bands": shape.bands,
-            "rows_per_band": shape.rows,
-            "num_perm": shape.bands * shape.rows,
-        }
-        probability = shape.probability
-    elif step.method == "simhash":
-        distance = _DISTANCE if step.distance is None else step.distance
-        blank_N, buckets = _propose_by_simhash(step.fields, n, distance, rows, order, run)
-        facts = {"bits": simhash.BITS, "distance": distance}
-        probability = partial(simhash.probability, distance=distance)
-    else:
-        blank_N, buckets = _propose_by_prefix(step.fields, n, threshold, rows, order, run)
-        facts = {}
+    share = step.common_share or _COMMON_SHARE
+    sample = sample_of(order, step.fields, n, share)
+    passes = _Passes(rows, run, sample)
+    cut = _Cut(step.fields, n, Common())
+    blank_N, buckets, facts, probability = _propose(step, cut, threshold, passes, order, seed)
+    if sample is not None:
+        common = common_of(passes.seen, share, sample, rows, run)
+        if len(common.hashes_G):
+            cut = _Cut(step.fields, n, common)
+            blank_N, buckets, facts, probability = _propose(step, cut, threshold, _Passes(rows, run), order, seed)
     proposed_R = np.zeros(len(blank_N), np.bool_)
     proposed_R[order.row_of_rank[buckets.ranks]] = True
-    known = _details(proposed_R, step.fields, n, rows, run)
+    known = _details(proposed_R, step.fields, cut, rows, run)
     place_R = np.cumsum(proposed_R) - 1
-    compare = _Comparison(place_R[order.row_of_rank], known, step.distinct_numbers, threshold, by_meaning=False)
+    told_R = np.zeros(len(blank_N), np.bool_)
+    if step.distinct_numbers:
+        told_R[np.flatnonzero(proposed_R)[lookalikes(known)]] = True
+    told = _marks(told_R, step.fields, rows, run).at(place_R[told_R], len(known.texts_N))
+    compare = _Comparison(place_R[order.row_of_rank], known, told if step.distinct_numbers else None, threshold)
     settled = settle(buckets, len(blank_N), threshold, compare.jaccard)
     facts = {"ngram": n, **facts, "proposed_rows": int(proposed_R.sum()), "compared_pairs": settled.pairs}
-    found = _Found(settled, compare.exact(settled), compare.numbers_N, threshold, "Jaccard", facts, probability)
+    found = _Found(
+        settled, compare.exact(settled), compare.numbers_N, threshold, "Jaccard", facts, cut.common, probability
+    )
     return blank_N, found
+
+
+def _propose(
+    step: DedupStep, cut: _Cut, threshold: float, passes: _Passes, order: Order, seed: int
+) -> tuple[NDArray[np.bool_], Buckets, dict[str, Any], Callable[[float], float] | None]:
+    """(blank rows, what is proposed, facts, chance that a pair is proposed: None where every pair is)."""
+    if step.method == "minhash":
+        shape = _bands(step, threshold)
+        blank_N, buckets = _propose_by_minhash(cut, shape, passes, order, seed)
+        facts = {"bands": shape.bands, "rows_per_band": shape.rows, "num_perm": shape.bands * shape.rows}
+        return blank_N, buckets, facts, shape.probability
+    if step.method == "simhash":
+        distance = _DISTANCE if step.distance is None else step.distance
+        blank_N, buckets = _propose_by_simhash(cut, distance, passes, order)
+        probability = partial(simhash.probability, distance=distance)
+        return blank_N, buckets, {"bits": simhash.BITS, "distance": distance}, probability
+    blank_N, buckets = _propose_by_prefix(cut, threshold, passes, order)
+    return blank_N, buckets, {}, None
 
 
 def _bands(step: DedupStep, threshold: float) -> minhash.Bands:
@@ -158,75 +192,104 @@ def _bands(step: DedupStep, threshold: float) -> minhash.Bands:
     return shape
 
 
-def _shingled(fields: Fields, n: int, block: pl.DataFrame) -> tuple[NDArray[np.bool_], Shingles]:
-    """(which rows have nothing to compare, the shingles of all)."""
-    texts = compared_texts(block, fields)
-    blank = np.fromiter((not text or text.isspace() for text in texts), np.bool_, len(texts))
-    return blank, hash_shingles(hash_tokens(texts), texts, n)
+@dataclass(frozen=True)
+class _Cut:
+    """What of a row is compared: the n-grams of its turns, without the common ones."""
+
+    fields: Fields
+    n: int
+    common: Common
+
+    def shingles(self, words: TokenHashes, texts: list[str]) -> Shingles:
+        """Those of some texts."""
+        return self.common.without(hash_shingles(words, texts, self.n))
+
+    def __call__(self, block: pl.DataFrame) -> tuple[NDArray[np.bool_], Shingles]:
+        """(which rows have nothing to compare, the shingles of all)."""
+        texts = compared_texts(block, self.fields)
+        blank = np.fromiter((not text or text.isspace() for text in texts), np.bool_, len(texts))
+        return blank, self.shingles(hash_tokens(texts), texts)
+
+
+class _Passes:
+    """Walks over a file of rows that gather a sample on their way."""
+
+    def __init__(self, rows: Path, run: StepRun, sample: Sample | None = None) -> None:
+        self._rows, self._run, self._sample = rows, run, sample
+        self.seen: dict[int, U64] = {}
+
+    def over(self, work: Callable[[pl.DataFrame], Result], what: str) -> Iterator[tuple[int, Result]]:
+        """(place of the first row, result) for every block."""
+        both = partial(_with_sample, work, self._sample)
+        for begin, (result, part) in map_rows(both, self._rows, ["id", "messages"], self._run, what):
+            self.seen.update(part)
+            yield begin, result
+
+
+def _with_sample(
+    work: Callable[[pl.DataFrame], Result], sample: Sample | None, block: pl.DataFrame
+) -> tuple[Result, dict[int, U64]]:
+    return work(block), {} if sample is None else sample.ngrams(block)
 
 
 def _minhash_block(
-    fields: Fields, n: int, shape: minhash.Bands, factors: NDArray[np.uint32], block: pl.DataFrame
+    cut: _Cut, shape: minhash.Bands, factors: NDArray[np.uint32], block: pl.DataFrame
 ) -> tuple[NDArray[np.bool_], U64]:
-    blank, shingles = _shingled(fields, n, block)
+    blank, shingles = cut(block)
     return blank, minhash.band_keys(shingles, shape, factors)
 
 
 def _propose_by_minhash(
-    fields: Fields, n: int, shape: minhash.Bands, rows: Path, order: Order, seed: int, run: StepRun
+    cut: _Cut, shape: minhash.Bands, passes: _Passes, order: Order, seed: int
 ) -> tuple[NDArray[np.bool_], Buckets]:
     total = len(order.row_of_rank)
     blank_R, keys_BR = np.empty(total, np.bool_), np.empty((shape.bands, total), np.uint64)
-    work = partial(_minhash_block, fields, n, shape, minhash.multipliers(shape.bands * shape.rows, seed))
-    for begin, (blank, keys) in map_rows(work, rows, ["messages"], run, "hashing"):
+    work = partial(_minhash_block, cut, shape, minhash.multipliers(shape.bands * shape.rows, seed))
+    for begin, (blank, keys) in passes.over(work, "hashing"):
         blank_R[begin : begin + len(blank)], keys_BR[:, begin : begin + len(blank)] = blank, keys
     compared = np.flatnonzero(~blank_R)
     ranks = order.rank_of_row[compared]
     return blank_R[order.row_of_rank], group((keys[compared], ranks) for keys in keys_BR)
 
 
-def _simhash_block(fields: Fields, n: int, block: pl.DataFrame) -> tuple[NDArray[np.bool_], U64]:
-    blank, shingles = _shingled(fields, n, block)
+def _simhash_block(cut: _Cut, block: pl.DataFrame) -> tuple[NDArray[np.bool_], U64]:
+    blank, shingles = cut(block)
     return blank, simhash.fingerprints(shingles)
 
 
-def _propose_by_simhash(
-    fields: Fields, n: int, distance: int, rows: Path, order: Order, run: StepRun
-) -> tuple[NDArray[np.bool_], Buckets]:
+def _propose_by_simhash(cut: _Cut, distance: int, passes: _Passes, order: Order) -> tuple[NDArray[np.bool_], Buckets]:
     total = len(order.row_of_rank)
     blank_R, prints_R = np.empty(total, np.bool_), np.empty(total, np.uint64)
-    for begin, (blank, prints) in map_rows(partial(_simhash_block, fields, n), rows, ["messages"], run, "hashing"):
+    for begin, (blank, prints) in passes.over(partial(_simhash_block, cut), "hashing"):
         blank_R[begin : begin + len(blank)], prints_R[begin : begin + len(blank)] = blank, prints
     compared = np.flatnonzero(~blank_R)
     buckets = simhash.propose(prints_R[compared], order.rank_of_row[compared], distance)
     return blank_R[order.row_of_rank], buckets
 
 
-def _count_block(fields: Fields, n: int, block: pl.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.uint32]]:
-    blank, shingles = _shingled(fields, n, block)
+def _count_block(cut: _Cut, block: pl.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.uint32]]:
+    blank, shingles = cut(block)
     return blank, ngram.slot_counts(distinct(shingles))
 
 
 def _prefix_block(
-    fields: Fields, n: int, threshold: float, counts: NDArray[np.uint32], block: pl.DataFrame
+    cut: _Cut, threshold: float, counts: NDArray[np.uint32], block: pl.DataFrame
 ) -> tuple[U64, NDArray[np.int64]]:
-    _, shingles = _shingled(fields, n, block)
+    _, shingles = cut(block)
     first = ngram.prefixes(distinct(shingles), counts, threshold)
     return first.values, np.diff(first.offsets_N)
 
 
-def _propose_by_prefix(
-    fields: Fields, n: int, threshold: float, rows: Path, order: Order, run: StepRun
-) -> tuple[NDArray[np.bool_], Buckets]:
+def _propose_by_prefix(cut: _Cut, threshold: float, passes: _Passes, order: Order) -> tuple[NDArray[np.bool_], Buckets]:
     counts = np.zeros(ngram.SLOTS, np.uint32)
     blanks = []
-    for _, (blank, found) in map_rows(partial(_count_block, fields, n), rows, ["messages"], run, "counting"):
+    for _, (blank, found) in passes.over(partial(_count_block, cut), "counting"):
         counts += found
         blanks.append(blank)
     blank_R = np.concatenate([np.empty(0, np.bool_), *blanks])
-    work = partial(_prefix_block, fields, n, threshold, counts)
+    work = partial(_prefix_block, cut, threshold, counts)
     keys, ranks = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for begin, (values, sizes) in map_rows(work, rows, ["messages"], run, "hashing"):
+    for begin, (values, sizes) in passes.over(work, "hashing"):
         block_ranks = np.repeat(order.rank_of_row[begin : begin + len(sizes)], sizes)
         there = ~np.repeat(blank_R[begin : begin + len(sizes)], sizes)
         # the hash's lower bits are the fuller ones once it is cut
@@ -244,35 +307,60 @@ def _by_cosine(step: DedupStep, rows: Path, order: Order, run: StepRun) -> tuple
     name = step.encoder or _ENCODER
     threshold = step.threshold or default_threshold(name)
     total = len(order.row_of_rank)
+    common, share = Common(), step.common_share or _COMMON_SHARE
+    sample = sample_of(order, step.fields, _NGRAM, share)
+    if sample is not None:
+        seen = [part for _, part in map_rows(sample.ngrams, rows, ["id", "messages"], run, "sampling")]
+        common = common_of(dict(ChainMap(*seen)), share, sample, rows, run)
     known = _details(np.ones(total, np.bool_), step.fields, None, rows, run)
     blank_N = known.texts_N[order.row_of_rank] == np.uint64(text_hash(""))
-    compare = _Comparison(order.row_of_rank, known, step.distinct_numbers, threshold, by_meaning=True)
-    settled = settle_by_cosine(rows, step.fields, order.row_of_rank, blank_N, name, threshold, compare.tell_apart, run)
+    told = _marks(np.ones(total, np.bool_), step.fields, rows, run) if step.distinct_numbers else None
+    compare = _Comparison(order.row_of_rank, known, told, threshold, by_meaning=True)
+    settled = settle_by_cosine(
+        rows, step.fields, order.row_of_rank, blank_N, name, threshold, common, compare.tell_apart, run
+    )
     facts = {"encoder": name, "compared_pairs": settled.pairs}
-    return blank_N, _Found(settled, compare.exact(settled), compare.numbers_N, threshold, "cosine", facts)
+    return blank_N, _Found(settled, compare.exact(settled), compare.numbers_N, threshold, "cosine", facts, common)
 
 
 # ---- exact comparison ----------------------------------------------------------------------------------------------
 
 
-def _details(wanted_R: NDArray[np.bool_], fields: Fields, n: int | None, rows: Path, run: StepRun) -> Details:
+def _details(wanted_R: NDArray[np.bool_], fields: Fields, cut: _Cut | None, rows: Path, run: StepRun) -> Details:
     """The details of the wanted rows, in the order of the file."""
-    work = partial(_details_block, fields, n)
+    work = partial(_details_block, fields, cut)
     return joined_details([part for _, part in map_rows(work, rows, ["messages"], run, "comparing", only=wanted_R)])
 
 
-def _details_block(fields: Fields, n: int | None, block: pl.DataFrame) -> Details:
-    return details(compared_texts(block, fields), n)
+def _marks(wanted_R: NDArray[np.bool_], fields: Fields, rows: Path, run: StepRun) -> MarkHashes:
+    """The marks of the wanted rows, in the order of the file."""
+    work = partial(_marks_block, fields)
+    return joined_marks([part for _, part in map_rows(work, rows, ["messages"], run, "comparing", only=wanted_R)])
+
+
+def _marks_block(fields: Fields, block: pl.DataFrame) -> MarkHashes:
+    return mark_hashes(compared_texts(block, fields))
+
+
+def _details_block(fields: Fields, cut: _Cut | None, block: pl.DataFrame) -> Details:
+    texts = compared_texts(block, fields)
+    return details(texts, None if cut is None else lambda words: cut.shingles(words, texts))
 
 
 class _Comparison:
     """Exact similarities by rank, with what was told apart by numbers and symbols remembered."""
 
     def __init__(
-        self, place_N: NDArray[np.int64], known: Details, distinct_numbers: bool, threshold: float, *, by_meaning: bool
+        self,
+        place_N: NDArray[np.int64],
+        known: Details,
+        told: MarkHashes | None,
+        threshold: float,
+        *,
+        by_meaning: bool = False,
     ) -> None:
-        self._place_N, self._known = place_N, known
-        self._distinct_numbers, self._threshold, self._by_meaning = distinct_numbers, threshold, by_meaning
+        self._place_N, self._known, self._told = place_N, known, told
+        self._threshold, self._by_meaning = threshold, by_meaning
         self.numbers_N = np.zeros(len(place_N))
 
     def jaccard(self, left: Ranks, right: Ranks) -> NDArray[np.float64]:
@@ -286,21 +374,21 @@ class _Comparison:
 
         Texts that are similar by their meaning need not have the same words: there the amounts must be the same.
         """
-        if not self._distinct_numbers:
+        if self._told is None:
             return values
         near = np.flatnonzero(values >= self._threshold)
-        known, a, b = self._known, self._place_N[left[near]], self._place_N[right[near]]
+        known, told, a, b = self._known, self._told, self._place_N[left[near]], self._place_N[right[near]]
         other_words = known.words_N[a] != known.words_N[b]
-        other_case = (known.case_N[a] != known.case_N[b]) & ~known.shouted_N[a] & ~known.shouted_N[b]
-        other = other_words | (known.signs_N[a] != known.signs_N[b]) | other_case
+        other_case = (told.case_N[a] != told.case_N[b]) & ~told.shouted_N[a] & ~told.shouted_N[b]
+        other = other_words | (told.signs_N[a] != told.signs_N[b]) | other_case
         apart = other & (~other_words | (known.skeletons_N[a] == known.skeletons_N[b]))
         if self._by_meaning:
-            apart |= known.amounts_N[a] != known.amounts_N[b]
+            apart |= told.amounts_N[a] != told.amounts_N[b]
         apart_P = near[apart]
         np.maximum.at(self.numbers_N, right[apart_P], values[apart_P])
-        told = values.copy()
-        told[apart_P] = 0.0
-        return told
+        counted = values.copy()
+        counted[apart_P] = 0.0
+        return counted
 
     def exact(self, settled: Settled) -> NDArray[np.bool_]:
         """By rank: dropped rows whose text equals their representative's."""
@@ -317,13 +405,16 @@ class _Comparison:
 def _decisions(step: DedupStep, rows: Path, order: Order, blank_N: NDArray[np.bool_], found: _Found) -> Decisions:
     clusters = _clusters(order, found.settled)
     numbered = int(((found.numbers_N > 0) & ~found.settled.dropped).sum())
+    large = _large_clusters(clusters, len(blank_N))
     notes = {"nothing_to_compare": int(blank_N.sum()), "told_apart_by_numbers": numbered, "scored": order.scored}
+    notes["rows_in_large_clusters"] = int(large["len"].sum())
     return Decisions(
         rejects=_rejects(rows, order, found),
         verdicts=_verdicts(step, order, blank_N, found),
         columns=_cluster_column(rows, clusters),
         tables={"clusters": clusters},
-        facts=_facts(step, order, blank_N, found, clusters),
+        facts=_facts(step, order, blank_N, found, clusters)
+        | {"warnings": _warnings(rows, large, found.common, len(blank_N))},
         notes={name: count for name, count in notes.items() if count and name != "scored"},
     )
 
@@ -405,6 +496,32 @@ def _clusters(order: Order, settled: Settled) -> pl.DataFrame:
     )
 
 
+def _large_clusters(clusters: pl.DataFrame, rows: int) -> pl.DataFrame:
+    """[row: the kept one, len]: clusters of more than a twentieth of the rows, the largest first."""
+    sizes = clusters.group_by("cluster", maintain_order=True).agg(pl.col("row").first(), pl.len())
+    return sizes.filter(pl.col("len") > max(_LARGE_LEAST, _LARGE_SHARE * rows)).sort(
+        "len", "row", descending=[True, False]
+    )
+
+
+def _warnings(rows: Path, large: pl.DataFrame, common: Common, total: int) -> list[str]:
+    """What a person should look at before the rows are used."""
+    told = []
+    places = pl.scan_parquet(rows, glob=False).select("file", "line").collect()
+    for row, size in large.select("row", "len").iter_rows():
+        file, line = places.row(row)
+        told.append(
+            f"one cluster holds {size:,} of {total:,} rows ({size / total:.1%}), like {file}:{line}: see clusters.parquet"
+        )
+    if common.rows > _LARGE_SHARE:
+        passages = "; ".join(f"{passage.text!r} in {passage.share:.1%}" for passage in common.passages)
+        told.append(
+            f"{common.rows:.0%} of the rows are for the greater part passages that others share; n-grams of more than common_share of "
+            f"the rows are not compared: {passages}"
+        )
+    return told
+
+
 def _cluster_column(rows: Path, clusters: pl.DataFrame) -> pl.DataFrame | None:
     """The lineage column ``cluster``: the representative's id for rows of a cluster, otherwise what it was."""
     if clusters.is_empty():
@@ -429,6 +546,9 @@ def _facts(
         **found.facts,
         "distinct_numbers": step.distinct_numbers,
         "prefer": step.prefer,
+        **({} if step.method == "exact" else {"common_share": step.common_share or _COMMON_SHARE}),
+        "common_ngrams": len(found.common.hashes_G),
+        "shared_passages": [{"text": passage.text, "share": passage.share} for passage in found.common.passages],
         "rows": len(blank_N),
         "rows_with_score": order.scored,
         "nothing_to_compare": int(blank_N.sum()),

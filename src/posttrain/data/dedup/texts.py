@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from posttrain.data.dedup.jaccard import Sets, distinct, joined
-from posttrain.data.marks import marks, plain
-from posttrain.data.shingles import U64, hash_shingles, hash_tokens, skeletons, text_hash
+from posttrain.data.marks import marks, unicode_form, words
+from posttrain.data.shingles import U64, Shingles, TokenHashes, hash_tokens, skeletons, text_hash
 from posttrain.data.text import COMPARED_ROLES, Fields
 
 
 @dataclass(frozen=True)
 class Details:
-    """What decides about N texts once they are proposed."""
+    """What is known of N texts once they are proposed."""
 
     sets: Sets | None
     """Their shingles (none where cosines decide)."""
     skeletons_N: U64
     """Equal where the folded tokens are, but for numbers."""
     words_N: U64
-    """Equal where the words are; this and what follows: see :class:`posttrain.data.marks.Marks`."""
+    """Equal where the words are."""
+    texts_N: U64
+    """Equal where the texts are, but for Unicode form and white space."""
+
+
+@dataclass(frozen=True)
+class MarkHashes:
+    """The marks of N texts: equal where they are (:class:`posttrain.data.marks.Marks`)."""
+
     signs_N: U64
     case_N: U64
     amounts_N: U64
     shouted_N: NDArray[np.bool_]
-    texts_N: U64
-    """Equal where the texts are, but for Unicode form and white space."""
+
+    def at(self, places: NDArray[np.int64], count: int) -> MarkHashes:
+        """These as the marks of ``count`` texts, of which they are those at ``places``; 0 for the others."""
+
+        def spread(values: NDArray[Any]) -> NDArray[Any]:
+            wide = np.zeros(count, values.dtype)
+            wide[places] = values
+            return wide
+
+        return MarkHashes(*map(spread, (self.signs_N, self.case_N, self.amounts_N, self.shouted_N)))
 
 
 def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
@@ -39,20 +57,37 @@ def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
     return block.select(pl.col("messages").list.eval(chosen).list.join("\n")).to_series().to_list()
 
 
-def details(texts: list[str], ngram: int | None) -> Details:
-    """Everything exact comparison needs to know about some texts; shingles of ``ngram`` tokens where that is given."""
-    words = hash_tokens(texts)
-    found = [marks(text) for text in texts]
+def details(texts: list[str], own: Callable[[TokenHashes], Shingles] | None) -> Details:
+    """Everything exact comparison needs to know about some texts; ``own`` gives the shingles that are compared."""
+    tokens = hash_tokens(texts)
+    forms = [unicode_form(text) for text in texts]
     return Details(
-        None if ngram is None else distinct(hash_shingles(words, texts, ngram)),
-        skeletons(words),
-        _hashes([each.words for each in found]),
+        None if own is None else distinct(own(tokens)),
+        skeletons(tokens),
+        _hashes([words(form) for form in forms]),
+        _hashes([" ".join(form.split()) for form in forms]),
+    )
+
+
+def mark_hashes(texts: list[str]) -> MarkHashes:
+    """The marks of some texts."""
+    found = [marks(text) for text in texts]
+    return MarkHashes(
         _hashes([each.signs for each in found]),
         _hashes([each.case for each in found]),
         _hashes([each.amounts for each in found]),
         np.fromiter((each.shouted for each in found), np.bool_, len(texts)),
-        _hashes([plain(text) for text in texts]),
     )
+
+
+def lookalikes(known: Details) -> NDArray[np.bool_]:
+    """Bool [N]: texts that have the words, or the tokens but for numbers, of another text and are not equal to it."""
+    found = np.zeros(len(known.texts_N), np.bool_)
+    for key_N in (known.words_N, known.skeletons_N):
+        order = np.lexsort((known.texts_N, key_N))
+        key, text = key_N[order], known.texts_N[order]
+        found |= np.isin(key_N, key[1:][(key[1:] == key[:-1]) & (text[1:] != text[:-1])])
+    return found
 
 
 def joined_details(parts: list[Details]) -> Details:
@@ -63,11 +98,18 @@ def joined_details(parts: list[Details]) -> Details:
         joined(sets) if len(sets) == len(parts) else None,
         np.concatenate([empty, *(part.skeletons_N for part in parts)]),
         np.concatenate([empty, *(part.words_N for part in parts)]),
+        np.concatenate([empty, *(part.texts_N for part in parts)]),
+    )
+
+
+def joined_marks(parts: list[MarkHashes]) -> MarkHashes:
+    """The marks of several blocks of texts, one after another."""
+    empty: U64 = np.empty(0, np.uint64)
+    return MarkHashes(
         np.concatenate([empty, *(part.signs_N for part in parts)]),
         np.concatenate([empty, *(part.case_N for part in parts)]),
         np.concatenate([empty, *(part.amounts_N for part in parts)]),
         np.concatenate([np.empty(0, np.bool_), *(part.shouted_N for part in parts)]),
-        np.concatenate([empty, *(part.texts_N for part in parts)]),
     )
 
 
