@@ -46,6 +46,7 @@ ENDS = {
     "*gemma4*|*gemma-4*|*diffusion_gemma*": "<turn|> <|tool_response>",
     "*gemma*": "<end_of_turn>",
     "*granite*": "<|end_of_text|>",
+    "*apriel-1.5*": "</s>",
     "*phi*|*apriel*": "<|end|>",
     "*apertus*": "<|assistant_end|> <|tools_suffix|>",
     "*kimi-k3*": "<|end_of_msg|>",

@@ -524,6 +524,9 @@ def _closing(fitted: Fitted, before: tuple[Message, ...], probe: Message, text: 
     alike = len(last) if following is None else _alike(last, following)
     found = _stop_end(last, following or "", alike, fitted.template, _of_calls(fitted, before, probe, anchor, last))
     foreign = len(last) - own
+    if found is not None and not found.sure and last[alike:].strip() and before:
+        # The template opens a turn behind every conversation, and the next one may open alike: who can tell where?
+        found = None if fitted.render(before, prompt=True).endswith(last[alike:]) else found
     if found is None or found.end <= foreign or (found.follows and alike < foreign):
         return None
     if found.follows:
@@ -536,6 +539,8 @@ class _StopEnd(NamedTuple):
 
     end: int
     follows: bool = False
+    sure: bool = False
+    """Whether it is a token that ends generation."""
 
 
 def _stop_end(
@@ -546,7 +551,7 @@ def _stop_end(
     shared = _markers(last[:alike], template)
     ending = [m.end() for m in shared if m.group() in ends]
     if ending:
-        return _StopEnd(ending[0])
+        return _StopEnd(ending[0], sure=True)
     silent = not last[alike:].strip()  # a last turn says no more
     next_markers = [m for m in _markers(following, template) if m.end() > alike] if silent else []
     if next_markers and next_markers[0].group() in ends and not following[alike : next_markers[0].start()].strip():
@@ -620,9 +625,24 @@ class OfCalls(NamedTuple):
     closings: Collection[int] = ()
     """Ends of markers that another call would follow just the same: they close the call, not the turn."""
     stops_of_replies: Collection[str] = ()
-    """Markers that end a turn of words alone: they end one of calls, too."""
+    """The marker that ends a turn of words alone, if there is one: it ends one of calls, too."""
     none: bool = True
     """Whether the turn has no calls."""
+
+
+def _stop_of_reply(fitted: Fitted, before: tuple[Message, ...]) -> set[str]:
+    """The marker that ends a turn of words alone in this place; none where only the next turn ends it."""
+    reply = Message("assistant", FIRST_MARK)
+    alone = fitted.tried((*before, reply)) or ""
+    anchor = Anchor(FIRST_MARK, 1)
+    following = _followed(fitted, before, reply, anchor) if FIRST_MARK in alone else None
+    if following is None:
+        return set()
+    last = anchor.behind(alone)
+    found = _stop_end(last, following, _alike(last, following), fitted.template, OfCalls)
+    if found is None or found.follows:
+        return set()
+    return {m.group() for m in _markers(last, fitted.template) if m.end() == found.end}
 
 
 def _of_calls(
@@ -631,8 +651,7 @@ def _of_calls(
     def find() -> OfCalls:
         if not probe.tool_calls:
             return OfCalls()
-        plain = (fitted.tried((*before, Message("assistant", LAST_MARK))) or "").partition(LAST_MARK)[2]
-        stops = {m.group() for m in _markers(plain, fitted.template)}
+        stops = _stop_of_reply(fitted, before)
         more = ToolCall(LAST_MARK, "{}", probe.tool_calls[-1].id)
         rendering = fitted.tried((*before, replace(probe, tool_calls=(*probe.tool_calls, more))))
         same = _alike(last, anchor.behind(rendering)) if rendering is not None and LAST_MARK in rendering else 0
