@@ -201,7 +201,7 @@ def show(
 
     source = Source(path=conversations, format=row_format, columns=parse_columns(columns), split=split)
     found = row_at(source, row, resolve_data)
-    value = shown.show_row(found, load_template(load_tokenizer(model_folder(model)), template))
+    value = shown.show_row(found, load_template(load_tokenizer(model_folder(model)), template), number=row)
     if html is not None:
         write_text(html, shown.as_html(value))
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -278,3 +279,143 @@ def test_a_tool_call_with_a_stop_of_its_own(golden, tmp_path):
     )
     row = row_of(*TOOL_USE[1:])
     assert supervised(row, template_of(text, golden, tmp_path)) == [["[weather]<|endoftext|>", "3<|im_end|>"]]
+
+
+# ---- what the renderings show of the stop ----------------------------------------------------------------------------
+
+
+def chat_template(closing: str, golden, tmp_path: Path, opening: str = "<|im_start|>", calls: str = ""):
+    """Turns that open alike; ``closing`` is Jinja behind the content of a turn of the assistant."""
+    return template_of(
+        "{% for m in messages %}" + opening + "{{ m.role }}\n{{ m.content }}" + calls + "{% if m.role == 'assistant' %}"
+        f"{closing}" + "{% endif %}{% endfor %}{% if add_generation_prompt %}" + opening + "assistant\n{% endif %}",
+        golden,
+        tmp_path,
+    )
+
+
+TWO = row_of(user("a"), assistant("b"), user("c"), assistant("d"))
+
+
+@pytest.mark.parametrize(
+    ("closing", "stop"),
+    [
+        ("<|end|><|im_end|>", "<|end|><|im_end|>"),  # the last marker ends the turn (Command-A)
+        ("<|end|>\n</s>\n<|im_end|>", "<|end|>\n</s>"),  # or the first that ends generation: </s> is the tokenizer's
+        (
+            "<|end|>{% if loop.last %}<|endoftext|>{% endif %}",
+            "<|end|>",
+        ),  # what only a last turn has is no stop (Phi-3)
+        ("{% if not loop.last %}<|eot_id|>{% endif %}", "<|eot_id|>"),  # it shows only when a turn follows (Apriel)
+        ("", "<|im_start|>"),  # what opens the next turn is what ends this one (GLM's <|user|>)
+    ],
+)
+def test_the_stop_is_what_a_last_turn_and_a_followed_one_have_in_common(golden, tmp_path, closing, stop):
+    assert supervised(TWO, chat_template(closing, golden, tmp_path)) == [[f"b{stop}", f"d{stop}"]]
+
+
+def test_a_stop_that_only_the_next_turn_shows_is_put_behind_the_last(golden, tmp_path):
+    ((rendering,), _) = supervised_renderings(TWO, chat_template("", golden, tmp_path))
+    assert rendering.text.endswith("d<|im_start|>")
+
+
+def test_a_call_ends_as_the_turn_does_and_not_as_the_call(golden, tmp_path):
+    calls = "{% for c in m.tool_calls or [] %}[INST]{{ c.function.name }}{{ c.function.arguments | tojson }}[/INST]{% endfor %}"
+    row = row_of(*TOOL_USE[1:])
+    called = '[INST]weather{"city": "Bern"}[/INST]'
+    for closing, stop in (("<|end|>\n<|im_end|>", "<|end|>\n<|im_end|>"), ("", "<|im_start|>")):
+        template = chat_template(closing, golden, tmp_path, calls=calls)
+        assert supervised(row, template) == [[f"{called}{stop}", f"3{stop}"]]
+
+
+def test_a_content_that_the_template_drops_beside_a_call_is_refused_though_the_call_says_it(golden, tmp_path):
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}"
+        "{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    template = template_of(text, golden, tmp_path)
+    row = row_of(user("a"), assistant("Bern", tool_calls=(CALL,)))
+    assert rejection(row, template) == ("content_rewritten", "the template leaves out 'Bern' of assistant turn 2")
+    assert supervised(row_of(user("a"), assistant("", tool_calls=(CALL,))), template)
+
+
+def test_what_inference_leaves_to_the_model_is_supervised(golden, tmp_path):
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' to=user' if m.role == 'assistant' }}\n{{ m.content }}<|im_end|>"
+        "{% endfor %}{{ '<|im_start|>assistant' if add_generation_prompt }}"
+    )
+    assert supervised(TWO, template_of(text, golden, tmp_path)) == [[" to=user\nb<|im_end|>", " to=user\nd<|im_end|>"]]
+
+
+@pytest.mark.parametrize("shown", ["<think></think>", "</think>", "<think>\n</think>"])
+def test_the_closing_of_a_block_the_prompt_opened_is_supervised(golden, tmp_path, shown):
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n" + f"{{{{ {shown!r} if m.role == 'assistant' }}}}"
+        "{{ m.content }}<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n<think>\n' if add_generation_prompt }}"
+    )
+    template = template_of(text, golden, tmp_path)
+    (rendering, *_), _ = supervised_renderings(row_of(user("a"), assistant("b")), template)
+    (span,) = rendering.spans
+    assert rendering.text[: span.start].endswith("<|im_start|>assistant\n<think>\n")
+    assert rendering.text[span.start : span.end] == "</think>b<|im_end|>"
+
+
+def test_a_row_whose_earlier_turns_are_rewritten_is_prompt_and_completion(golden):
+    """Qwen3 with two replies in a row: the rendering takes the think block from the first, the prompt of the second has it."""
+    row = row_of(user("a"), assistant("b"), assistant("c"))
+    first, second = supervised_renderings(row, golden("qwen3"))[0]
+    assert [first.text[s.start : s.end] for s in first.spans] == [EMPTY + "b<|im_end|>"]
+    (span,) = second.spans
+    prompt = golden("qwen3").render(row.messages[:2], add_generation_prompt=True)
+    assert (second.text[: span.start], second.text[span.start : span.end]) == (prompt, EMPTY + "c<|im_end|>")
+
+
+def test_a_quoted_end_of_thinking_is_no_reasoning(golden):
+    quote = "It closes with </think> there."
+    assert supervised(row_of(user("a"), assistant(quote)), golden("chatml")) == [[quote + "<|im_end|>"]]
+    assert rejection(row_of(user("a"), assistant(quote)), golden("qwen3"))[0] == "content_rewritten"
+
+
+@pytest.mark.parametrize("first", ["system", "user"])
+def test_contents_are_typed_parts_where_the_template_drops_text(golden, tmp_path, first):
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{{ p.text if p.type == 'text' }}{% endfor %}"
+        "<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    template = template_of(text, golden, tmp_path)
+    row = row_of(*((Message("system", "s"),) if first == "system" else ()), user("a"), assistant("b"))
+    assert supervised(row, template) == [["b<|im_end|>"]]
+    assert "user\na<" in supervised_renderings(row, template)[0][0].text
+
+
+def test_ids_and_names_reach_the_template_and_are_numbered_where_it_wants_others(golden, tmp_path):
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}"
+        "{{ c.id }}:{{ c.function.name }}{% endfor %}{{ m.name }}={{ m.tool_call_id }}<|im_end|>{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    template = template_of(text, golden, tmp_path)
+    call = ToolCall("weather", "{}", "abcdefghi")
+    given = row_of(
+        user("a"), assistant("", tool_calls=(call,)), Message("tool", "3", name="weather", tool_call_id="abcdefghi")
+    )
+    (rendering,), found = supervised_renderings(given, template)
+    assert "abcdefghi:weather" in rendering.text
+    assert "tool\n3weather=abcdefghi" in rendering.text
+    assert "tool_ids_numbered" not in found
+    (rendering,), found = supervised_renderings(row_of(*TOOL_USE[1:4]), template)
+    assert "call00000:weather" in rendering.text
+    assert 'tool\n{"t": 3}weather=call00000' in rendering.text
+    assert "tool_ids_numbered" in found
+
+
+def test_a_refusal_shows_where_the_two_texts_differ(golden, tmp_path):
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{{ ' ' if add_generation_prompt else '\n' }}"
+        "{% endfor %}{{ 'go' if add_generation_prompt }}"
+    )
+    reason, detail = rejection(row_of(user("a"), assistant("b")), template_of(text, golden, tmp_path))
+    assert reason == "prompt_not_prefix"
+    left, right = re.findall(r"'((?:[^'\\]|\\.)*)'", detail)
+    assert left != right

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from posttrain.encode.clock import stopped_at
 from posttrain.encode.template import RejectedError, load_template, load_tokenizer
 from posttrain.errors import ModelError, TemplateError
 from posttrain.types import Message, ToolCall
@@ -96,3 +99,33 @@ def test_broken_tool_arguments_reject_the_row(golden):
     with pytest.raises(RejectedError) as caught:
         golden("qwen3").render([Message("assistant", "", tool_calls=(ToolCall("f", "{x"),))])
     assert caught.value.rejected.reason == "bad_tool_arguments"
+
+
+def test_the_clock_stands_still(tokenizers, tmp_path: Path):
+    file = tmp_path / "clock.jinja"
+    file.write_text("\n{%- set d = strftime_now('%d %b %Y, %H:%M:%S') %}{{ d }}|{{ strftime_now('%-d. %B') }}|100%")
+    with stopped_at(datetime(2024, 7, 6, 5, 4, 3)):
+        template = load_template(tokenizers["markers known"], file)
+    assert template.reads_clock
+    assert template.render([Message("user", "x")]) == "06 Jul 2024, 05:04:03|6. July|100%"
+    now = load_template(tokenizers["markers known"], file)
+    assert now.render([Message("user", "x")]) == now.render([Message("user", "x")])
+    assert f"{datetime.now().year}" in now.render([Message("user", "x")])
+
+
+def test_reasoning_is_given_under_the_name_the_template_reads(tokenizers, tmp_path: Path):
+    for name in ("reasoning_content", "reasoning", "thinking", "thought"):
+        file = tmp_path / f"{name}.jinja"
+        file.write_text("{% for m in messages %}{{ m['" + name + "'] }}{% endfor %}")
+        template = load_template(tokenizers["markers known"], file)
+        assert template.render([Message("assistant", "b", reasoning="hm")]) == "hm"
+
+
+def test_the_tokens_that_end_generation_are_those_of_tokenizer_and_folder(tmp_path: Path, tokenizers, golden):
+    tokenizers["markers known"].save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(golden("gemma").text or "")
+    ids = tokenizers["markers known"].convert_tokens_to_ids(["<|eot_id|>", "<|end|>"])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": ids[1]}))
+    assert load_template(load_tokenizer(tmp_path)).end_tokens == {"</s>", "<|end|>"}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids[0]]}))
+    assert load_template(load_tokenizer(tmp_path)).end_tokens == {"</s>", "<|eot_id|>"}

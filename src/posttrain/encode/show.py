@@ -19,7 +19,7 @@ from posttrain.encode.packing import pack
 from posttrain.encode.spans import supervised_renderings
 from posttrain.encode.template import ChatTemplate, RejectedError, RowRejected
 from posttrain.encode.tokens import OverLength, TokenisedText, fit_length, tokenise_renderings
-from posttrain.types import SftRow, Tokens
+from posttrain.types import Message, SftRow, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,14 @@ class ShownRow:
     notes: tuple[str, ...]
     rejected: RowRejected | None
     """Why the whole row is rejected, or None."""
+    number: int | None = None
+    """Which row it is of its source, from 0, where it was asked for by number."""
+
+    @property
+    def place(self) -> str:
+        """Row and line in words: a row is counted from 0 as in ``--row``, a line from 1 as in editors and ledgers."""
+        row = "" if self.number is None else f"row {self.number} (from 0), "
+        return f"{row}line {self.row.origin.line} of {self.row.origin.file}"
 
 
 def show_row(
@@ -75,12 +83,16 @@ def show_row(
     max_length: int | None = None,
     over_length: OverLength = "drop",
     budget: int = 2048,
+    number: int | None = None,
 ) -> ShownRow:
-    """Take one row through every stage of encoding. Without ``max_length`` nothing is over-length."""
+    """Take one row through every stage of encoding. Without ``max_length`` nothing is over-length.
+
+    ``number``: which row it is of its source, from 0.
+    """
     try:
         renderings, notes = supervised_renderings(row, template)
     except RejectedError as error:
-        return ShownRow(row, (), (), error.rejected)
+        return ShownRow(row, (), (), error.rejected, number)
     texts = tokenise_renderings(renderings, template)
     fitted = [
         text
@@ -98,7 +110,7 @@ def show_row(
             examples.append(ShownExample(tokens[: len(example)], rendering.text, cut, None, next(places)))
         else:
             examples.append(ShownExample(tokens, rendering.text, False, example, None))
-    return ShownRow(row, tuple(examples), tuple(sorted(notes)), None)
+    return ShownRow(row, tuple(examples), tuple(sorted(notes)), None, number)
 
 
 def _shown_tokens(text: TokenisedText) -> tuple[ShownToken, ...]:
@@ -126,6 +138,7 @@ def _places(examples: list[Tokens], budget: int) -> list[Place]:
 def as_json(shown: ShownRow) -> dict[str, Any]:
     """Return a JSON value. ``tokens`` are those of all examples in order; uncut, their texts join to ``rendered``."""
     return {
+        "row": shown.number,
         "origin": {"file": shown.row.origin.file, "line": shown.row.origin.line},
         "row_id": shown.row.id,
         "messages": [asdict(message) for message in shown.row.messages],
@@ -188,6 +201,12 @@ def _facts(example: ShownExample) -> str:
     return ", ".join(parts)
 
 
+def _named(message: Message) -> str:
+    """Name and id of a result, which a template may print."""
+    said = [part for part in (message.name, message.tool_call_id) if part is not None]
+    return f" ({', '.join(said)})" if said else ""
+
+
 def _message_lines(shown: ShownRow) -> list[tuple[str, str]]:
     """(role with weight, text) of every message, reasoning and tool calls included."""
     lines = []
@@ -198,6 +217,7 @@ def _message_lines(shown: ShownRow) -> list[tuple[str, str]]:
         if message.content or not message.tool_calls:
             lines.append((role, message.content))
         lines.extend((f"{role}: call", f"{call.name} {call.arguments}") for call in message.tool_calls)
+        lines[-1] = (f"{lines[-1][0]}{_named(message)}", lines[-1][1])
     return lines
 
 
@@ -211,7 +231,7 @@ def as_terminal(shown: ShownRow) -> RenderableType:
     messages.add_column(overflow="fold")
     for role, text in _message_lines(shown):
         messages.add_row(Text(role), Text(_printable(text)))
-    parts: list[RenderableType] = [Panel(messages, title=f"messages ({shown.row.origin})", title_align="left")]
+    parts: list[RenderableType] = [Panel(messages, title=Text(f"messages: {shown.place}"), title_align="left")]
     if shown.rejected is not None:
         reason = Text(f"{shown.rejected.reason}: {shown.rejected.detail}", style="bold red")
         return Group(*parts, Panel(reason, title="row rejected", title_align="left"))
@@ -245,7 +265,7 @@ def _coloured(example: ShownExample) -> Text:
 
 def as_html(shown: ShownRow) -> str:
     """Draw as one self-contained page, light and dark; the id and weight of a token show when it is pointed at."""
-    origin = html.escape(str(shown.row.origin))
+    origin = html.escape(shown.place)
     messages = "".join(
         f"<tr><th>{html.escape(role)}</th><td><pre>{html.escape(text)}</pre></td></tr>"
         for role, text in _message_lines(shown)

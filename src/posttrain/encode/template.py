@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from posttrain.encode.clock import clock
 from posttrain.errors import ModelError, TemplateError
 from posttrain.types import Message, message_dict
 
@@ -56,7 +57,7 @@ class ChatTemplate:
     """What messages call it: the file, or the tokenizer's folder."""
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Further template variables, for example ``enable_thinking``."""
-    now: datetime = field(default_factory=datetime.now)
+    now: datetime = field(default_factory=clock)
     """The local time that a template is told which asks for it: one for all renderings."""
 
     def render(
@@ -281,9 +282,8 @@ def load_template(
     tokenizer: PreTrainedTokenizerBase,
     file: Path | None = None,
     variables: Mapping[str, Any] | None = None,
-    now: datetime | None = None,
 ) -> ChatTemplate:
-    """Load the tokenizer's own chat template, or the one in a Jinja ``file``. ``now``: the time it is told; None = this.
+    """Load the tokenizer's own chat template, or the one in a Jinja ``file``.
 
     Raises TemplateError where there is none, or with file and line where it is no valid Jinja.
     """
@@ -304,7 +304,7 @@ def load_template(
                 else "this tokenizer has no chat template"
             )
             raise TemplateError(problem, where=name, fix="give one with template: FILE.jinja (--template)") from error
-    template = ChatTemplate(tokenizer, text, name, dict(variables or {}), now or datetime.now())
+    template = ChatTemplate(tokenizer, text, name, dict(variables or {}))
     # Compile it now, so that errors of syntax are told once. It may refuse this conversation: rows are judged later.
     with contextlib.suppress(RejectedError):
         template.render([Message("user", "x")])

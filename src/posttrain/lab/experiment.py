@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from posttrain.artifacts import (
     digest,
     file_digest,
     provenance,
+    read_json,
     remove_leftovers,
     write_error,
     write_json,
@@ -35,6 +37,7 @@ from posttrain.data.config import DataStage
 from posttrain.data.mix_rows import row_repeats
 from posttrain.data.pipeline import inputs_digest, prepare
 from posttrain.data.rows import read_feedback, read_pairs, read_rows
+from posttrain.encode.clock import clock, stopped_at
 from posttrain.encode.preferences import (
     EncodedUnits,
     FeedbackTokens,
@@ -71,9 +74,11 @@ READERS: dict[RowKind, Callable[[Path], Sequence[Any]]] = {
     "feedback": read_feedback,
 }
 """How the rows of each kind are read."""
+CLOCK_FILE = "clock.json"
+"""The file of a run that says what time its chat templates are told."""
 SHOWN_REJECTS = 3
 """Dropped rows shown in an error."""
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Raised when a stage's results would differ for the same configuration, so that old runs are computed again."""
 
 
@@ -109,9 +114,17 @@ class Experiment:
             write_text(self.run.path / "recipe.yaml", resolved_yaml(self.recipe))
             remove_leftovers(self.run.path)
             self._check_files(wanted)
-            for name in execution_order(self.recipe):
-                if name in wanted:
-                    self._stage(name, self.recipe.stages[name])
+            with stopped_at(self._clock()):
+                for name in execution_order(self.recipe):
+                    if name in wanted:
+                        self._stage(name, self.recipe.stages[name])
+
+    def _clock(self) -> datetime:
+        """The time chat templates are told in this run, however often it is resumed: that of its first start."""
+        path = self.run.path / CLOCK_FILE
+        if not path.is_file():
+            write_json(path, {"now": clock().isoformat(timespec="seconds")})
+        return datetime.fromisoformat(read_json(path)["now"])
 
     def _check_files(self, names: set[str]) -> None:
         """Find out before anything runs that the model or a file is missing."""
