@@ -204,5 +204,5 @@ def test_the_answers_of_gsm8k_are_read(shared_data):
     assert all(number_equals(text, number) for text, number in zip(solutions, gold, strict=True))
     worked = [re.sub("<<.*?>>", "", text.split("####")[0]) for text in solutions]
     right = sum(number_equals(text, number) for text, number in zip(worked, gold, strict=True))
-    assert right == 1282
+    assert right == 1283  # one solution writes 118 000
     assert len(gold) == 1319

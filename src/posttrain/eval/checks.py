@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 
+from posttrain.eval.numbers import CJK, LETTER, Reading, numbers_in, one_spelling
 from posttrain.table import Table
 
 Texts = Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)]
@@ -61,9 +62,7 @@ def answer_part(reply: str) -> str:
 
 # ---- text ----------------------------------------------------------------------------------------------------------
 
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTER = rf"[^\W_{_CJK}]"
-_WORD = re.compile(rf"[{_CJK}]|{_LETTER}+(?:['\u2019.,-]{_LETTER}+)*")
+_WORD = re.compile(rf"[{CJK}]|{LETTER}+(?:['\u2019.,-]{LETTER}+)*")
 
 
 def comparable(text: str) -> str:
@@ -85,8 +84,8 @@ def occurs(wanted: str, reply: str) -> bool:
     (False, True, True)
     """
     needle = comparable(wanted)
-    before = rf"(?<!{_LETTER})" if re.match(_LETTER, needle) else ""
-    after = rf"(?!{_LETTER})" if re.search(rf"{_LETTER}\Z", needle) else ""
+    before = rf"(?<!{LETTER})" if re.match(LETTER, needle) else ""
+    after = rf"(?!{LETTER})" if re.search(rf"{LETTER}\Z", needle) else ""
     return re.search(before + re.escape(needle) + after, comparable(reply)) is not None
 
 
@@ -173,15 +172,6 @@ def min_words(reply: str, expected: Annotated[int, Ge(1)]) -> bool:
 
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(
-    rf"""(?<!\d) (?<!{_LETTER})                         # not inside a number or a word (H2O)
-        (?P<sign> (?<![\w)\]]) - )?                    # a minus sign, but not the one of 5-3
-        (?P<whole> \d{{1,3}}(?:,\d{{3}})+(?!\d) | \d+ | (?=\.\d) )
-        (?P<part> \.\d+ )?
-        (?: \s?/\s? (?P<below> \d+ ) (?![\d.,]*\d) )?  # a fraction
-    """,
-    re.VERBOSE,
-)
 _ANSWER = re.compile(
     r"answer\s*(?:is\b|are\b|:|=)+|\\boxed\s*\{|####|\u7b54\u6848\s*(?:\u662f|\u4e3a|:|=)+|\u7b54\s*:", re.IGNORECASE
 )
@@ -191,16 +181,16 @@ def number_equals(reply: str, expected: float) -> bool:
     r"""The number the reply ends up with is the expected one (relative difference at most 1e-9).
 
     After the last ``answer:``, ``answer is``, ``\boxed{``, ``####`` (or their Chinese forms) that a number follows on its line, that number counts; behind
-    an ``=`` there, the one after the last ``=``. Without such words it is the last number of the reply. ``1,000`` and full-width digits are read, ``3/4`` is 0.75,
-    units and currency signs are ignored, numbers in words are not read.
+    an ``=`` there, the one after the last ``=``. Without such words it is the last number of the reply. How numbers may be written is said in
+    `posttrain.eval.numbers`; ``75%`` is 75 as well as 0.75, ``1.5 million`` is 1.5 as well as 1,500,000, other units and currency signs are ignored.
 
     >>> number_equals("3 + 4 = 7, so she has 7 apples.", 7), number_equals("Answer: 1,250.50 dollars (not 3)", 1250.5)
     (True, True)
     >>> number_equals("Of 7 apples 3 are left.", 7)
     False
     """
-    number = stated_number(reply)
-    return number is not None and math.isclose(number, expected, rel_tol=1e-9)
+    number = _stated(reply)
+    return number is not None and any(math.isclose(value, expected, rel_tol=1e-9) for value in number)
 
 
 def stated_number(reply: str) -> float | None:
@@ -209,25 +199,20 @@ def stated_number(reply: str) -> float | None:
     >>> stated_number("The answer is 3 + 4 = 7."), stated_number("-2.5"), stated_number("\\boxed{12}"), stated_number("none")
     (7.0, -2.5, 12.0, None)
     """
-    text = unicodedata.normalize("NFKC", reply).replace("\u2212", "-").replace("*", "")
+    number = _stated(reply)
+    return None if number is None else number.value
+
+
+def _stated(reply: str) -> Reading | None:
+    text = one_spelling(reply)
     for marker in reversed(list(_ANSWER.finditer(text))):
         rest = text[marker.end() :].lstrip().split("\n", 1)[0]
         sentence = re.split(r"[.!?;\u3002](?!\d)", rest, maxsplit=1)[0]
-        numbers = _numbers(sentence.rpartition("=")[2])
+        numbers = numbers_in(sentence.rpartition("=")[2])
         if numbers:
             return numbers[0]
-    numbers = _numbers(text)
+    numbers = numbers_in(text)
     return numbers[-1] if numbers else None
-
-
-def _numbers(text: str) -> list[float]:
-    found = []
-    for match in _NUMBER.finditer(text):
-        value = float(match["whole"].replace(",", "") + (match["part"] or ""))
-        value = -value if match["sign"] else value
-        below = int(match["below"] or 1)
-        found += [value / below] if below else [value, 0.0]
-    return found
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------

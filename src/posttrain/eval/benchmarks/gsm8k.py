@@ -19,6 +19,7 @@ from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judge
 from posttrain.eval.benchmarks.rows import file_rows, row_ids, text_of
 from posttrain.eval.benchmarks.scoring import Point, Scored, score_each
 from posttrain.eval.checks import number_equals, stated_number
+from posttrain.eval.numbers import numbers_in
 from posttrain.generate.engine import Sampling
 from posttrain.types import Origin
 
@@ -30,7 +31,6 @@ _WITH_EXAMPLES = "Here are problems with their solutions.\n\n{examples}\n\nNow s
 _EXAMPLE = "Problem: {question}\n{steps}\nAnswer: {number}"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """Marks for a calculator inside the solutions (``<<3*4=12>>``): no model is asked to write them."""
-_GOLD = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 _MEASURES = (
     Measure(
@@ -61,7 +61,7 @@ class _Problem(NamedTuple):
 
     @property
     def number(self) -> float:
-        return float(self.written.replace(",", ""))
+        return numbers_in(self.written)[0].value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ def _cut_note(model: str, answers: Sequence[Answer]) -> list[str]:
 def _problem(row: Mapping[str, Any], origin: Origin) -> _Problem:
     question, answer = text_of(row, "question", origin), text_of(row, "answer", origin)
     steps, mark, last = answer.rpartition("####")
-    if not mark or not _GOLD.fullmatch(last.strip()):
+    if not mark or len(numbers_in(last)) != 1:
         raise DataError(
             f"the answer must end with '#### ' and a number, not {answer[-40:]!r}",
             where=str(origin),
