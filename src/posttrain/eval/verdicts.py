@@ -8,7 +8,8 @@ Parsers are functions ``text -> value | Missing``. Two families stand side by si
 
 - ``mt_bench_rating``, ``mt_bench_scores``, ``mt_bench_pair`` (Zheng et al. 2023, arXiv:2306.05685) and ``arena_hard`` (Li et al. 2024,
   arXiv:2406.11939) follow the published evaluation scripts, faults included, so that published numbers can be reproduced;
-- ``rating`` and ``pair_verdict`` are ours: they refuse a text that can be read in two ways.
+- ``rating``, ``two_scores``, ``pair_verdict``, ``five_verdict`` and ``label`` are ours: they refuse a text that can be read in two ways, and do not
+  take a mark that is only quoted for a verdict (`posttrain.eval.quoting`).
 
 Verdicts name positions: ``first`` is the answer shown first, whichever model wrote it. ``TwoGames`` turns positions into models.
 """
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
 from posttrain.eval.checks import answer_part
+from posttrain.eval.quoting import said
 from posttrain.eval.refusal import refuses
 from posttrain.generate.engine import Failure, Outcome
 
@@ -102,6 +104,7 @@ def without_thinking(text: str) -> str | Missing:
 _DOUBLE_NUMBER = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 _SINGLE_NUMBER = re.compile(r"\[(\d+\.?\d*)\]")
 _TWO_NUMBERS = re.compile(r"\[\[(\d+\.?\d*),\s?(\d+\.?\d*)\]\]")
+_SCORES = re.compile(r"(?:\[\[|【【)\s*(\d+(?:\.\d+)?)\s*[,，/]\s*(\d+(?:\.\d+)?)\s*(?:\]\]|】】)")
 _RATING = re.compile(r"(?:\[\[|【【)\s*(\d+(?:\.\d+)?)\s*(?:/\s*(\d+)|分)?\s*(?:\]\]|】】)")
 
 
@@ -121,9 +124,9 @@ def rating(text: str, low: float = 1, high: float = 10) -> float | Missing:
     The same rating may be repeated. Two different ones are ``ambiguous``; a value off the scale, or out of another maximum than
     ``high``, is ``out_of_range``. Single brackets are not read.
     """
-    marks = list(_RATING.finditer(text))
+    marks = list(_RATING.finditer(said(text, _RATING)))
     if not marks:
-        return Missing("parse", _end(text))
+        return _nothing_said(text, _RATING)
     values = {float(mark[1]) for mark in marks}
     if len(values) > 1:
         return Missing("ambiguous", " ".join(mark[0] for mark in marks))
@@ -137,6 +140,14 @@ def mt_bench_scores(text: str) -> TwoScores | Missing:
     """Two ratings in one pair of brackets, ``[[8, 6]]``: the first such mark."""
     found = _TWO_NUMBERS.search(text)
     return TwoScores(float(found[1]), float(found[2])) if found else Missing("parse", _end(text))
+
+
+def two_scores(text: str) -> TwoScores | Missing:
+    """Two ratings in one pair of brackets, ``[[8, 6]]``. The same pair may be repeated; two different ones are ``ambiguous``."""
+    marks = {TwoScores(float(mark[1]), float(mark[2])) for mark in _SCORES.finditer(said(text, _SCORES))}
+    if not marks:
+        return _nothing_said(text, _SCORES)
+    return marks.pop() if len(marks) == 1 else Missing("ambiguous", " ".join(m[0] for m in _SCORES.finditer(text)))
 
 
 def verdict_of_scores(scores: TwoScores, margin: float = 0.1) -> Verdict:
@@ -163,6 +174,9 @@ _FIVE: dict[str, FiveVerdict] = {
     "B<A": "first>",
     "B<<A": "first>>",
 }
+_FIVE_MARK = re.compile(
+    r"(?:\[\[|【【)\s*((?:A\s?(?:>>?|<<?|=)\s?B|B\s?(?:>>?|<<?|=)\s?A))\s*(?:\]\]|】】)", re.IGNORECASE
+)
 _FIVE_DOUBLE = re.compile(r"\[\[([AB<>=]+)\]\]")
 _FIVE_SINGLE = re.compile(r"\[([AB<>=]+)\]")
 
@@ -185,7 +199,7 @@ def pair_verdict(text: str) -> Verdict | Missing:
     Judges reason before they decide, so a later line overrules an earlier one. A line with two different marks can't be read
     ("[[A]] or [[B]]", or the instructions repeated) and is ``ambiguous``; an earlier clear line does not save it.
     """
-    return _last_line(text, lambda line: {_LETTERS[mark[1].upper()] for mark in _PAIR.finditer(line)})
+    return _last_line(text, _PAIR, lambda mark: _LETTERS[mark[1].upper()])
 
 
 def arena_hard(text: str) -> FiveVerdict | Missing:
@@ -198,6 +212,11 @@ def arena_hard(text: str) -> FiveVerdict | Missing:
     if not marks:
         return Missing("parse", _end(text))
     return _FIVE.get(marks[-1]) or Missing("parse", f"[[{marks[-1]}]] is no label")
+
+
+def five_verdict(text: str) -> FiveVerdict | Missing:
+    """The last of Arena-Hard's labels that is said, ``[[A>>B]]`` to ``[[B>>A]]``; read line by line as ``pair_verdict`` is."""
+    return _last_line(text, _FIVE_MARK, lambda mark: _FIVE[re.sub(r"\s", "", mark[1]).upper()])
 
 
 def side(verdict: FiveVerdict) -> Verdict:
@@ -222,11 +241,7 @@ def label(text: str, labels: Sequence[str]) -> int | Missing:
     """
     place = {name.casefold(): number for number, name in enumerate(labels)}
 
-    def named(line: str) -> set[int]:
-        words = (mark[1].casefold() for mark in _MARKED.finditer(line))
-        return {place[word] for word in words if word in place}
-
-    return _last_line(text, named)
+    return _last_line(text, _MARKED, lambda mark: place.get(mark[1].casefold()))
 
 
 # ---- several verdicts ----------------------------------------------------------------------------------------------
@@ -332,15 +347,28 @@ def account(values: Sequence[object]) -> Accounting:
     )
 
 
-def _last_line(text: str, named: Callable[[str], set[T]]) -> T | Missing:
-    """What the last line that names something says; two different things can't be read."""
+def _last_line(text: str, mark: re.Pattern[str], value: Callable[[re.Match[str]], T | None]) -> T | Missing:
+    """What the last line that says something says; two different things can't be read. Marks without a value do not count."""
+    found = _of_lines(said(text, mark), mark, value)
+    if found is not None:
+        return found
+    quoted = _of_lines(text, mark, value)
+    return quoted if isinstance(quoted, Missing) else _nothing_said(text, mark)
+
+
+def _of_lines(text: str, mark: re.Pattern[str], value: Callable[[re.Match[str]], T | None]) -> T | Missing | None:
     for line in reversed(text.splitlines()):
-        found = named(line)
-        if len(found) > 1:
+        named = {found for one in mark.finditer(line) if (found := value(one)) is not None}
+        if len(named) > 1:
             return Missing("ambiguous", line.strip()[:200])
-        if found:
-            return found.pop()
-    return Missing("parse", _end(text))
+        if named:
+            return named.pop()
+    return None
+
+
+def _nothing_said(text: str, mark: re.Pattern[str]) -> Missing:
+    quoted = [line.strip() for line in text.splitlines() if mark.search(line)]
+    return Missing("parse", f"only quoted: {quoted[-1][:180]}" if quoted else _end(text))
 
 
 def _end(text: str) -> str:

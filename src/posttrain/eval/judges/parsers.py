@@ -12,15 +12,15 @@ from posttrain.eval.judges.config import JudgePrompt, JudgeTask
 from posttrain.eval.verdicts import (
     Missing,
     Verdict,
-    arena_hard,
+    five_verdict,
     label,
     mt_bench_pair,
     mt_bench_rating,
-    mt_bench_scores,
     pair_verdict,
     rating,
     read,
     side,
+    two_scores,
     verdict_of_scores,
 )
 from posttrain.generate.engine import Failure, Outcome
@@ -68,12 +68,12 @@ def weighted(outcome: Outcome, prompt: JudgePrompt) -> Read:
 
 
 def _scores(text: str) -> Verdict | Missing:
-    found = mt_bench_scores(text)
+    found = two_scores(text)
     return found if isinstance(found, Missing) else verdict_of_scores(found)
 
 
 def _five(text: str) -> Verdict | Missing:
-    found = arena_hard(text)
+    found = five_verdict(text)
     return found if isinstance(found, Missing) else side(found)
 
 
@@ -94,6 +94,6 @@ PARSERS: Table[Parser] = Table(
     },
 )
 """``pair_letter``: the last line with ``[[A]]``, ``[[B]]`` or ``[[C]]``. ``pair_mt_bench``: MT-Bench's own rule. ``pair_scores``: two ratings
-``[[8, 6]]``, a difference up to 0.1 is a tie. ``pair_five``: Arena-Hard's ``[[A>>B]]``, without its strength. ``pair_logprob``: ``m`` and ``M``
+``[[8, 6]]``, a difference up to 0.1 is a tie. ``pair_five``: Arena-Hard's labels ``[[A>>B]]``, without their strength. ``pair_logprob``: ``m`` and ``M``
 by probability. ``rating``: one ``[[7]]`` on the prompt's scale. ``rating_mt_bench``: MT-Bench's own rule, no check of the scale.
 ``label``: the last line with one of the prompt's labels, ``[[refuses]]``."""
