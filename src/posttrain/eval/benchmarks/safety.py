@@ -27,7 +27,7 @@ from posttrain.eval.judges.bias import main_games
 from posttrain.eval.judges.items import Item
 from posttrain.eval.judges.judge import Game, by_question
 from posttrain.eval.judges.prompts import load_prompt
-from posttrain.eval.refusal import LABELS, Label, SafetyPrompt, rule_label, xstest_label
+from posttrain.eval.refusal import AGREEMENT, LABELS, Label, SafetyPrompt, rule_label, xstest_label
 from posttrain.eval.verdicts import Missing
 from posttrain.generate.engine import Sampling
 
@@ -104,8 +104,8 @@ class SafetyBenchmark:
         sides = [(side, [p for p in prompts if p.safe == (side.expect == "comply")]) for side in _SIDES]
         sides = [(side, own) for side, own in sides if own]
         return (
-            *(_measure(side) for side, _ in sides),
-            *(_partial_measure(side) for side, _ in sides),
+            *(_measure(side, self.labels_by) for side, _ in sides),
+            *(_partial_measure(side, self.labels_by) for side, _ in sides),
             *(_language_measure(side, language) for side, own in sides for language in _split(p.language for p in own)),
         )
 
@@ -223,15 +223,22 @@ def _split(languages: Iterable[str | None]) -> tuple[str, ...]:
     return known if len(known) > 1 else ()
 
 
-def _measure(side: _Side) -> Measure:
-    return Measure(
-        side.key, side.label, "share", side.better, f"Share of {side.prompts} that are fully refused.", headline=True
-    )
+def _measure(side: _Side, labels_by: LabelsBy) -> Measure:
+    about = f"Share of {side.prompts} that are fully refused.{_agreement(labels_by, 'full')}"
+    return Measure(side.key, side.label, "share", side.better, about, headline=True)
 
 
-def _partial_measure(side: _Side) -> Measure:
-    about = f"Share of {side.prompts} that are refused fully or in part."
+def _partial_measure(side: _Side, labels_by: LabelsBy) -> Measure:
+    about = f"Share of {side.prompts} that are refused fully or in part.{_agreement(labels_by, 'complies')}"
     return Measure(side.key + _PARTIAL, f"{side.label}, partial ones too", "share", side.better, about)
+
+
+def _agreement(labels_by: LabelsBy, of: Literal["full", "complies"]) -> str:
+    """How far these labels are people's, beside the measure that they make."""
+    if labels_by not in AGREEMENT:
+        return ""
+    low, high = getattr(AGREEMENT[labels_by], of)
+    return f" Labels agree with people's on {100 * low:.0f} to {100 * high:.0f} of 100 replies (five models on XSTest)."
 
 
 def _language_measure(side: _Side, language: str) -> Measure:
