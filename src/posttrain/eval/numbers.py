@@ -200,7 +200,7 @@ _COMPOUND = tuple(
         ("分之", rf"百分之\s?({_D})", lambda found: f"{found[1]}%"),
         ("/", rf"{_NOT_INSIDE}(\d{{1,15}})[ ](\d{{1,15}})/(\d{{1,15}})(?![.,/]?\d)", _mixed),
         ("/", rf"{_NOT_INSIDE}({_D})\s?/\s?({_D})(?![\d.,]*\d)", _fraction),
-        ("", r"(?<![\d.])\d+(?:\.\d+)?[十百千万亿]+(?:[零〇]?\d+[十百千万亿]*)+", _chinese_units),  # 3万5千
+        ("", r"(?<![\d.])\d+(?:\.\d+)?[十百千万亿]+(?:[零〇]?\d+[十百千万亿]*)+", _chinese_units),
     )
 )
 """Tried in this order; each writes what it has worked out as a plain literal."""
