@@ -249,7 +249,7 @@ def _chinese(found: re.Match[str]) -> str:
     numeral, text = found[0], found.string
     if len(numeral) == 1:
         before, after = text[: found.start()][-1:], text[found.end() :][:2]
-        counted = after[:1] in _COUNTED and numeral != "一"  # 一个 is an article
+        counted = after[:1] in _COUNTED and numeral != "一"  # \u4e00 before it is an article
         if not (counted or not re.match(CJK_SIGN, after) or after == "分之"):
             return numeral
         if re.match(CJK_SIGN, before) and before not in _BEFORE_ONE:
