@@ -57,6 +57,8 @@ class Server:
     does: Schedule = lambda name, attempt: "answer"
     bodies: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Body of an answer, from the body of the request."""
+    refuses: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda body: None
+    """The body of a 400 for a request that the server does not take; None = it takes it."""
     think_time: float = 0.0
     """Seconds until a request is answered or refused."""
     retry_after: str = "0.02"
@@ -146,6 +148,9 @@ class Server:
             self.at_once -= 1
 
     async def _do(self, does: str, name: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
+        if (refused := self.refuses(body)) is not None:
+            await _send(writer, 400, json.dumps(refused).encode())
+            return True
         answer = self.bodies(body) if self.bodies is not None else chat_body(name)
         if does.startswith(("4", "5", "3")):
             status = int(does[:3])

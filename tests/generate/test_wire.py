@@ -332,3 +332,72 @@ def test_what_an_error_means(status: int, body: bytes, reason: str, again: bool)
 )
 def test_the_servers_words_are_kept(body: bytes, words: str) -> None:
     assert read_error(400, body).detail == f"status 400: {words}"
+
+
+# ---- fields that a server refuses ----------------------------------------------------------------------------------
+
+SENT = ("model", "messages", "temperature", "top_p", "max_tokens", "seed", "chat_template_kwargs")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (
+            {
+                "error": {
+                    "message": "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) value is supported.",
+                    "param": "temperature",
+                    "code": "unsupported_value",
+                }
+            },
+            "temperature",
+        ),
+        (
+            {
+                "error": {
+                    "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+                    "param": "max_tokens",
+                }
+            },
+            "max_tokens",
+        ),
+        (
+            {
+                "detail": [
+                    {"type": "extra_forbidden", "loc": ["body", "top_p"], "msg": "Extra inputs are not permitted"}
+                ]
+            },
+            "top_p",
+        ),
+        ({"error": {"message": "Unrecognized request argument supplied: seed", "param": None}}, "seed"),
+        (
+            {"message": "[{'type': 'extra_forbidden', 'loc': ('body', 'chat_template_kwargs')}] Extra inputs"},
+            "chat_template_kwargs",
+        ),
+        ({"error": "temperature is deprecated for this model"}, "temperature"),
+        # a value that is too large, another model, or somebody else's field is no refusal of a field
+        (
+            {
+                "error": {
+                    "message": "max_tokens is too large: 9000. This model supports at most 4096 completion tokens",
+                    "param": "max_tokens",
+                }
+            },
+            None,
+        ),
+        (
+            {
+                "error": {
+                    "message": "This model's maximum context length is 4096 tokens, max_tokens is not allowed to exceed it"
+                }
+            },
+            None,
+        ),
+        ({"error": {"message": "unknown model: j", "param": "model"}}, None),
+        ({"error": {"message": "the field tool_choice is not supported", "param": "tool_choice"}}, None),
+        ({"error": {"message": "bad request"}}, None),
+    ],
+)
+def test_a_refused_field_is_named(body: Any, field: str | None) -> None:
+    assert read_error(400, json.dumps(body).encode(), SENT).field == field
+    assert read_error(500, json.dumps(body).encode(), SENT).field is None

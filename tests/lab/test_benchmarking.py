@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from posttrain.artifacts import RunDir
-from posttrain.errors import ConfigError, PosttrainError
+from posttrain.errors import ConfigError, PosttrainError, RunError
 from posttrain.eval.benchmarks import AnyBenchmark
 from posttrain.eval.judges.config import JudgeConfig, JudgeSource
 from posttrain.generate.engine import Failure, Request
@@ -102,23 +102,23 @@ def test_a_judge_that_fails_is_counted_and_asked_again_by_the_next_run(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
 ) -> None:
     recipe.write_text(recipe.read_text().replace("max_tokens: 6}", "max_tokens: 6, temperature: 1.0}"))
+    again = f"evaluate.others.again={other_model(tiny_model, tmp_path)}"
     first = judged_by(monkeypatch, lambda _: Failure("server_error", "scripted", 3))
-    other = f"evaluate.others.again={other_model(tiny_model, tmp_path)}"
-    folder = run(recipe, tmp_path / "runs", other)
+    with pytest.raises(ConfigError, match=r"none of 3 trial calls \(server_error: scripted\)"):
+        run(recipe, tmp_path / "runs", again)
+    assert len(first[0].requests) == 3  # the rest is not paid for
+    with pytest.raises(RunError, match=r"arena: none of 6 calls .* \(server_error: scripted\)"):
+        run(recipe, tmp_path / "runs", again, "evaluate.judge.check=false")
+    verdicts = iter([Failure("server_error", "scripted", 3), *["[[A]]"] * 8])
+    second = judged_by(monkeypatch, lambda _: next(verdicts))
+    folder = run(recipe, tmp_path / "runs", again)
+    assert len(second[0].requests) == 7  # the failed one of the trial came again
     arena = record(folder, "arena")
-    assert arena["judge"]["judges"][0]["calls"]["failures"] == {"server_error": 6}
-    assert arena["win_rates"][0]["missing"] == 3
-    assert arena["accounting"]["base"]["dropped"]
-    assert len(first[0].requests) == 6
-    second = judged_by(monkeypatch, lambda _: "[[A]]")
-    changed = run(
-        recipe,
-        tmp_path / "runs",
-        f"evaluate.others.again={other_model(tiny_model, tmp_path)}",
-        "evaluate.resamples=300",
-    )
-    assert len(second[0].requests) == 6  # failures are not kept
-    assert record(changed, "arena")["win_rates"][0]["ties"] == 3  # the first shown wins: inconsistent in both orders
+    assert arena["judge"]["judges"][0]["calls"] | {"cached": 0} == {
+        **{"asked": 6, "answered": 6, "parsed": 6, "missing": {}, "failures": {}, "cached": 0, "asked_again": 0}
+    }
+    assert arena["judge"]["judges"][0]["calls"]["cached"] == 0
+    assert arena["win_rates"][0]["ties"] == 3  # the first shown wins: inconsistent in both orders
     third = judged_by(monkeypatch, lambda _: "[[B]]")
     run(
         recipe,

@@ -86,7 +86,7 @@ def test_judges_are_opened_at_their_first_question_and_once(room, scripted):
 
 
 def test_a_record_is_of_its_session_alone(room, scripted):
-    with room(server_judge("seven"), server_judge("a"), language="zh") as judging:
+    with room(server_judge("seven"), server_judge("a"), language="zh", check=False) as judging:
         other = judging.session()
         other.ask(pairs("elsewhere"), PAIR, Plan())
         session = judging.session()

@@ -22,7 +22,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,10 +43,7 @@ from posttrain.generate.engine import (
     request_key,
 )
 from posttrain.generate.limiter import Limiter, Sign, backoff, retry_after
-from posttrain.generate.wire import body_of, most_tokens, read_answer, read_error
-
-_OURS = ("model", "messages", "prompt", "n", "best_of", "stream", "max_tokens", "max_completion_tokens")
-"""Fields of the body that ``extra_body`` may not set: the request says them, and the budget relies on them."""
+from posttrain.generate.wire import LIMITS, OURS, body_of, most_tokens, read_answer, read_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +77,7 @@ class Endpoint:
     opens_think: bool = False
     """The template ends the prompt inside a think block, and the server leaves the thinking in the text."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the request body (``{"chat_template_kwargs": {"enable_thinking": false}}``); null takes one away."""
+    """Further fields of the request body (``{"chat_template_kwargs": {"enable_thinking": false}}``); null takes one away (``{"temperature": null}``)."""
 
     def __post_init__(self) -> None:
         try:
@@ -103,7 +100,7 @@ class Endpoint:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} {value}: must be above 0", where=name, fix="correct the value")
-        taken = [name for name in self.extra_body if name in _OURS]
+        taken = [name for name in self.extra_body if name in OURS]
         if taken:
             raise ConfigError(
                 f"{taken[0]!r} can't be set here",
@@ -163,6 +160,8 @@ class _Sent:
     """Retry-After in seconds."""
     reached: bool = True
     """There was a connection."""
+    field: str | None = None
+    """The field of the body that the server does not take."""
 
 
 _NO_TOKENS = Usage(0, 0)
@@ -352,7 +351,7 @@ class OpenAIEngine:
             return _lost("connection", f"{type(error).__name__}: {error or 'the connection broke'}")
         if response.is_success:
             return self._read(ask.request, response)
-        return self._rejected(response)
+        return self._rejected(response, json.loads(ask.body))
 
     def _read(self, request: Request, response: httpx.Response) -> _Sent:
         outcome, usage = read_answer(
@@ -363,9 +362,9 @@ class OpenAIEngine:
         # A whole answer is billed, whether it can be read or not; where the server does not say how much, the most counts.
         return _Sent(outcome, False, "answered", usage, response.status_code, usage)
 
-    def _rejected(self, response: httpx.Response) -> _Sent:
+    def _rejected(self, response: httpx.Response, sent: Iterable[str]) -> _Sent:
         status = response.status_code
-        reason, detail, again = read_error(status, response.content)
+        reason, detail, again, field_refused = read_error(status, response.content, sent)
         if response.is_redirect:
             detail = f"status {status}: the server redirects to {response.headers.get('location', '?')}"
         return _Sent(
@@ -375,6 +374,7 @@ class OpenAIEngine:
             _NO_TOKENS,
             status,
             wait=retry_after(response.headers) if again else None,
+            field=field_refused,
         )
 
     def _check_setup(self, sent: _Sent, detail: str, attempts: int, job: _Job) -> None:
@@ -398,6 +398,24 @@ class OpenAIEngine:
         if sent.status == 401 and not job.answered:
             key = "send a key: set api_key_env" if endpoint.api_key_env is None else f"correct ${endpoint.api_key_env}"
             raise ConfigError(f"the server does not accept us ({detail})", where=endpoint.base, fix=key)
+        if sent.field is not None and not job.answered:
+            raise ConfigError(
+                f"the server does not take the field {sent.field!r} of a request ({detail})",
+                where=endpoint.base,
+                fix=_other_request(sent.field, endpoint),
+            )
+
+
+def _other_request(name: str, endpoint: Endpoint) -> str:
+    """Which option sends a request without a field that a server refuses."""
+    if name in LIMITS:
+        other = LIMITS[1 - LIMITS.index(name)]
+        return f"give the limit its other name: max_tokens_field: {other}"
+    if name in ("logprobs", "top_logprobs"):
+        return "this judge is read by its probabilities: take a server that gives them, or a prompt whose reply is read as text"
+    if endpoint.extra_body.get(name) is not None:
+        return f"take {name} out of extra_body"
+    return f"leave it away: extra_body: {{{name}: null}}"
 
 
 def _fingerprint(endpoint: Endpoint) -> Fingerprint:

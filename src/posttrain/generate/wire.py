@@ -6,6 +6,7 @@ What servers were seen to do differently (OpenAI, vLLM, llama.cpp, Ollama, DeepS
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,11 @@ from posttrain.generate.engine import (
     split_think,
 )
 from posttrain.types import Message, ToolCall
+
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""The two names of the limit of tokens."""
+OURS = ("model", "messages", "prompt", "n", "best_of", "stream", *LIMITS)
+"""Fields of the body that ``extra_body`` may not set: the request says them, and the budget relies on them."""
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 
@@ -284,10 +290,12 @@ class Rejection(NamedTuple):
     reason: FailureReason
     detail: str
     again: bool
+    field: str | None = None
+    """The field of the body that the server does not take, where it says so."""
 
 
-def read_error(status: int, content: bytes) -> Rejection:
-    """What a whole answer with a status other than 200 says. No provider bills these."""
+def read_error(status: int, content: bytes, sent: Iterable[str] = ()) -> Rejection:
+    """What a whole answer with a status other than 200 says. No provider bills these. ``sent``: the names of the body's fields."""
     code, words = _error_words(content)
     detail = f"status {status}: {words}"
     if any(name in code for name in _NO_CREDIT):  # comes as 429, and no waiting mends it
@@ -300,7 +308,32 @@ def read_error(status: int, content: bytes) -> Rejection:
         return Rejection("server_error", detail, again=True)
     if status in (401, 402, 403) or any(name in code for name in _FILTERED):
         return Rejection("refused", detail, again=False)
-    return Rejection("invalid_request", detail, again=False)
+    return Rejection("invalid_request", detail, again=False, field=_refused_field(content, sent))
+
+
+_NEEDED = ("model", "messages", "prompt")
+_REFUSES_FIELD = re.compile(
+    r"unsupported|not (?:\w+ )?(?:supported|permitted|allowed|accepted|recogni[sz]ed)|does(?: not|n't) (?:support|accept|allow)|do(?: not|n't) support"
+    r"|unrecogni[sz]ed|unknown|unexpected|extra (?:inputs|fields)|deprecated|is invalid for this model|must be (?:unset|omitted|1(?:\.0)?\b)|only (?:the )?default",
+    re.IGNORECASE,
+)
+_TOO_LARGE = re.compile(r"too (?:large|long|high|many)|at most|maximum|exceed|context length|less than", re.IGNORECASE)
+
+
+def _refused_field(content: bytes, sent: Iterable[str]) -> str | None:
+    """The field of ours that an error is about: named as ``param``, in the place of the error, or in its words.
+
+    A value that is only too large is no refusal of its field.
+    """
+    whole = content[:20_000].decode("utf-8", "replace")
+    if not _REFUSES_FIELD.search(whole) or _TOO_LARGE.search(whole):
+        return None
+    words = re.findall(r"[A-Za-z_]\w*", whole)
+    named = [name for name in sent if name not in _NEEDED and name in words]
+    param = re.search(r"\"param\"\s*:\s*\"([^\"]+)\"", whole)
+    if param is not None and param[1].partition(".")[0] in named:
+        return param[1].partition(".")[0]
+    return min(named, key=words.index, default=None)
 
 
 def _error_words(content: bytes) -> tuple[str, str]:

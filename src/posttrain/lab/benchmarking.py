@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.artifacts import StageDir, digest, file_digest, read_json, write_json, write_text
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, RunError
 from posttrain.eval.benchmarks import Benchmark
 from posttrain.eval.benchmarks.answers import answer_all, answer_of, answer_record
 from posttrain.eval.benchmarks.base import Answer, Chance, Task
@@ -133,6 +133,12 @@ def _measure(
     answers = {model: [answer_of(record, tasks) for record in found["answers"]] for model, found in read.items()}
     judges = room.session(one.key) if benchmark.needs.judge else None
     findings = benchmark.score(answers, judges, chance)
+    if judges is not None and (failed := judges.failed()) is not None:
+        raise RunError(
+            f"{one.key}: {failed}",
+            where=str(out.path),
+            fix="mend the server, and run the same command again: replies are kept",
+        )
     record = {
         "schema": SCHEMA,
         "key": one.key,

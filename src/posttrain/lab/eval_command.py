@@ -12,6 +12,8 @@ import yaml
 
 from posttrain.config import override, parse_yaml, read_yaml
 from posttrain.errors import ConfigError
+from posttrain.lab.judges import plain
+from posttrain.lab.judging import judge_config
 from posttrain.lab.recipe import BASE, Recipe, recipe_of
 from posttrain.lab.targets import resolve_target
 
@@ -108,14 +110,20 @@ def _benchmark(text: str) -> tuple[str, dict[str, str]]:
 def _judge(text: str) -> Any:
     if text.endswith((".yaml", ".yml")):
         return read_yaml(text).value
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(equals for _, equals, _ in pairs):
+    parts = re.split(r",(?=\s*[a-z_-]+=)", text)  # a value may hold commas of its own
+    if not all("=" in part for part in parts):
         raise ConfigError(
             f"{text!r} names no judge",
             where=f"{WHERE} --judge",
             fix="give a YAML file, endpoint=URL,model=NAME, local=TARGET, reward=TARGET or gguf=FILE",
         )
-    return {"judges": [{key.strip(): value.strip() for key, _, value in pairs}]}
+    options = [
+        (key.strip().replace("-", "_"), value.strip()) for key, _, value in (part.partition("=") for part in parts)
+    ]
+    try:
+        return plain(judge_config([f"{key}={value}" for key, value in options]))
+    except ConfigError as error:
+        raise ConfigError(error.problem, where=f"{WHERE} --judge", fix=error.fix) from None
 
 
 def _setting(text: str, benchmarks: Mapping[str, Any]) -> str:

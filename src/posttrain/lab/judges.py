@@ -9,8 +9,9 @@ A session is one command or one benchmark: it keeps account of what it asked, no
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +24,7 @@ from posttrain.eval.judges.judge import Game, judge, prepared, prompt_digest, tr
 from posttrain.eval.verdicts import Missing, account
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.cost import Budget, Caps, Ledger, Prices, totals
-from posttrain.generate.engine import Engine, Fingerprint, Outcome, Progress, Request, request_key
+from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Progress, Request, request_key
 from posttrain.generate.openai import Endpoint, OpenAIEngine
 from posttrain.lab.display import Display
 from posttrain.lab.reward_judge import RewardJudge, open_reward_judge
@@ -53,7 +54,10 @@ def open_engine(source: JudgeSource, config: JudgeConfig, ledger: Path) -> Engin
             api_key_env=source.api_key_env,
             concurrency=source.concurrency or SERVER_CONCURRENCY,
             max_tokens_field=source.max_tokens_field,
+            extra_body=source.extra_body,
         )
+        if source.request_timeout is not None:
+            endpoint = replace(endpoint, request_timeout=source.request_timeout)
         caps = Caps(money=config.max_money, calls=config.max_calls)
         return OpenAIEngine(endpoint, prices=_prices(config), caps=caps, ledger=ledger)
     if source.gguf is not None:
@@ -159,18 +163,34 @@ class _Asked(NamedTuple):
 
 
 class _Noting:
-    """An engine that notes the keys of what it is asked: they find its calls in the ledger, also those of an earlier life."""
+    """An engine that notes the keys of what it is asked: they find its calls in the ledger, also those of an earlier life.
 
-    def __init__(self, engine: Engine, keys: set[str]) -> None:
-        self._engine, self._keys = engine, keys
+    An answer of the trial is no cached one when its question comes again in earnest: it was asked and paid in this session.
+    """
+
+    def __init__(self, engine: Engine, keys: set[str], tried: set[str], *, trial: bool = False) -> None:
+        self._engine, self._keys, self._tried, self._trial = engine, keys, tried, trial
 
     @property
     def fingerprint(self) -> Fingerprint:
         return self._engine.fingerprint
 
-    def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
-        self._keys.update(request_key(self.fingerprint, request) for request in requests)
-        return self._engine.generate(requests)
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+        keys = [request_key(self.fingerprint, request) for request in requests]
+        self._keys.update(keys)
+        async with contextlib.aclosing(self._engine.generate(requests)) as outcomes:
+            async for index, outcome in outcomes:
+                yield index, self._told(keys[index], outcome)
+
+    def _told(self, key: str, outcome: Outcome) -> Outcome:
+        if not isinstance(outcome, Completion):
+            return outcome
+        if self._trial and not outcome.cached:
+            self._tried.add(key)
+        elif not self._trial and key in self._tried:
+            self._tried.discard(key)
+            return replace(outcome, cached=False)
+        return outcome
 
 
 class JudgeSession:
@@ -181,6 +201,7 @@ class JudgeSession:
         self._prefix = f"{label}: " if label else ""
         self._asked: list[_Asked] = []
         self._keys: set[str] = set()
+        self._tried: set[str] = set()
 
     @property
     def language(self) -> Literal["en", "zh"]:
@@ -193,24 +214,28 @@ class JudgeSession:
         return self._config.plan
 
     def try_out(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, where: str) -> None:
-        """Three questions to every judge that writes, before the rest is paid for. Raises ConfigError as `judge.try_out`."""
+        """Three questions to every judge that writes, before the rest is asked. Raises ConfigError as `judge.try_out`."""
         self._check(items, prompt, plan)
         for name, source in self._room.judges():
             opened = self._room.opened(name, source)
             if not isinstance(opened, RewardJudge):
-                try_out(_Noting(opened, self._keys), items, prompt, plan, where)
+                try_out(_Noting(opened, self._keys, self._tried, trial=True), items, prompt, plan, where)
 
     def ask(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> list[Judged]:
-        """All judges' games on all items, in the order of the judges.
+        """All judges' games on all items, in the order of the judges. A judge on a server is tried on three questions first.
 
         Raises:
-            ConfigError: the plan does not fit the prompt or the items, or a reward model is to rate; before anything is loaded or sent.
+            ConfigError: the plan does not fit the prompt or the items, or a reward model is to rate; before anything is loaded or sent. Or none of the
+                trial calls can be used.
 
         """
         self._check(items, prompt, plan)
         judged = []
         for name, source in self._room.judges():
             opened = self._room.opened(name, source)
+            if self._config.check and source.endpoint is not None and not isinstance(opened, RewardJudge):
+                trial = _Noting(opened, self._keys, self._tried, trial=True)
+                try_out(trial, items, prompt, plan, source.endpoint)
 
             def tick(done: int, total: int, name: str = name) -> None:
                 self._room.display.tick(f"{self._prefix}judging with {name}", done, total)
@@ -238,7 +263,16 @@ class JudgeSession:
     ) -> list[Game]:
         if isinstance(opened, RewardJudge):
             return opened.judge(items, plan, progress)
-        return judge(_Noting(opened, self._keys), items, prompt, plan, progress)
+        return judge(_Noting(opened, self._keys, self._tried), items, prompt, plan, progress)
+
+    def failed(self) -> str | None:
+        """Why there is nothing to record: every call of every judge failed. None where one was answered, or nothing was asked."""
+        games = [game for one in self._asked for judged in one.judged for game in judged.games]
+        values = [game.value for game in games]
+        if not values or not all(isinstance(value, Missing) and value.reason == "transport" for value in values):
+            return None
+        reasons = Counter(value.detail for value in values if isinstance(value, Missing))
+        return f"none of {len(values)} calls to the judge was answered ({reasons.most_common(1)[0][0]})"
 
     def record(self, chance: Chance = CHANCE) -> dict[str, Any] | None:
         """Who judged and how: fingerprints, digests of prompts, calls, spending, bias over all pairs (docs/run-folder.md).

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 from posttrain.artifacts import RunDir, atomic_path, write_json
 from posttrain.config import Document, build, override, read_yaml, sections
-from posttrain.errors import ConfigError, DataError, InterruptedRunError
+from posttrain.errors import ConfigError, DataError, InterruptedRunError, RunError
 from posttrain.eval.agreement import krippendorff_alpha
 from posttrain.eval.benchmarks.base import Chance, Judged
 from posttrain.eval.judges.bias import main_games
@@ -86,7 +86,7 @@ OPTIONS: dict[str, type] = {
     key.name: owner
     for owner, section in _SECTIONS.items()
     for key in section.keys
-    if key.name not in ("judges", "plan")
+    if key.name not in ("judges", "plan", "check")
 }
 """Every option of a judge -> the configuration it is a key of: the keys of a recipe's ``judge``, without a level."""
 
@@ -263,18 +263,21 @@ def _judged(command: JudgeCommand, read: ItemsRead, task: Task, display: Display
         with (
             RunDir(command.out).lock(),
             RequestCache(command.cache or command.out / "requests.sqlite") as cache,
-            JudgeRoom(command.judges, cache, ledger, display) as room,
+            JudgeRoom(replace(command.judges, check=command.check), cache, ledger, display) as room,
         ):
             session = room.session()
             if command.check and command.own_file:
                 session.try_out(read.items, prompt, plan, command.kind)
             judged = session.ask(read.items, prompt, plan)
-            record = session.record(command.chance)
+            record, failed = session.record(command.chance), session.failed()
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "interrupted", where=str(command.out), fix="run the same command again: answers are kept"
         ) from None
     assert record is not None, "there are items"
+    if failed is not None:
+        _written(command, read.items, judged, _summary(command, read, prompt, record))
+        raise RunError(failed, where=str(command.out), fix="mend the server, and run the same command again")
     return _Found(read.items, prompt, judged, _summary(command, read, prompt, record))
 
 

@@ -202,6 +202,63 @@ def test_a_judge_of_a_file_is_tried_first(cli, scripted, judges, pairs_file, tmp
     assert len(engine.requests) == 8
 
 
+def no_temperature(body):
+    """A reasoning model: it takes neither ``temperature`` nor ``max_tokens``."""
+    for name in ("temperature", "max_tokens"):
+        if name in body:
+            return {
+                "error": {
+                    "message": f"Unsupported parameter: '{name}' is not supported with this model.",
+                    "param": name,
+                }
+            }
+    return None
+
+
+def test_a_refused_field_is_told_with_its_option_and_can_be_left_away(cli, serve, pairs_file, tmp_path):
+    server = serve(bodies=fair, refuses=no_temperature)
+    arguments = ("judge", "pairs", pairs_file, "-o", tmp_path / "out", "--endpoint", server.url, "--model", "o")
+    first = cli(*arguments).refused()
+    assert "field 'temperature'" in first
+    assert "extra_body: {temperature: null}" in first
+    body = ("--extra-body", "{temperature: null, options: {num_ctx: 8192}}")
+    assert "max_tokens_field: max_completion_tokens" in cli(*arguments, *body).refused()
+    assert cli(*arguments, *body, "--max-tokens-field", "max_completion_tokens").code == 0
+    sent = server.asked[-1].body
+    assert "temperature" not in sent
+    assert sent["options"] == {"num_ctx": 8192}
+    assert sent["max_completion_tokens"] == 2048
+    summary, _ = read(tmp_path / "out")
+    options = json.loads(summary["judges"][0]["fingerprint"]["options"])
+    assert options == {"temperature": None, "options": {"num_ctx": 8192}}
+    told = cli(*arguments, "--extra-body", "{max_tokens: 5}").refused()
+    assert "max_tokens can't be set in extra_body" in told
+
+
+@pytest.mark.parametrize("kind", ["pair", "five", "binary"])
+def test_every_prompt_is_tried_on_three_calls(cli, scripted, judges, pairs_file, tmp_path, kind):
+    engine = scripted(judges["prose"])
+    arguments = ("judge", "pairs", pairs_file, "-o", tmp_path / "out", *SERVER, "--kind", kind)
+    assert "none of 3 trial replies can be read" in cli(*arguments).refused()
+    assert len(engine.requests) == 3
+    assert cli(*arguments, "--no-check").code == 0
+    assert len(engine.requests) == 8
+
+
+def test_a_run_in_which_every_call_failed_ends_with_its_reason(cli, serve, pairs_file, tmp_path):
+    server = serve(does=lambda name, attempt: "400")
+    out = tmp_path / "out"
+    arguments = ("judge", "pairs", pairs_file, "-o", out, "--endpoint", server.url, "--model", "j")
+    told = cli(*arguments).refused()
+    assert "none of 3 trial calls (invalid_request: status 400: scripted 400)" in told
+    assert len(server.asked) == 3
+    told = cli(*arguments, "--no-check").refused()
+    assert "none of 8 calls to the judge was answered (invalid_request: status 400: scripted 400)" in told
+    summary, lines = read(out)  # what happened stands in the files all the same
+    assert summary["judges"][0]["calls"]["failures"] == {"invalid_request": 8}
+    assert {line["missing"] for line in lines} == {"transport"}
+
+
 def test_models_are_compared_whichever_stands_first(cli, scripted, judges, tmp_path):
     scripted(judges["perfect"])
     path = tmp_path / "pairs.jsonl"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Gt, MinLen
+
+from posttrain.generate.wire import OURS
 
 JudgeTask = Literal["pair", "single", "label"]
 """What a judge says: a verdict on two replies, a rating of one, or a label of one."""
@@ -83,6 +85,10 @@ class JudgeSource:
     """At most this many requests at once; null = 16 for a server, 4 for a GGUF file."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name of the limit in a request; OpenAI's reasoning models want ``max_completion_tokens``."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Further fields of a request, as ``{options: {num_ctx: 8192}}``; null takes one away: ``{temperature: null}`` (servers only)."""
+    request_timeout: Annotated[float, Gt(0)] | None = None
+    """Seconds from sending one request to its whole answer (servers only); null = 300."""
     local: str | None = None
     """A run's train stage, a model folder, an adapter, an asset or a hub name."""
     gguf: str | None = None
@@ -106,6 +112,12 @@ class JudgeSource:
             raise ValueError("a key is for a server only: leave api_key_env away")
         if self.max_tokens_field != "max_tokens" and not server:
             raise ValueError("max_tokens_field is for servers only: leave it away")
+        if self.extra_body and not server:
+            raise ValueError("extra_body is for servers only: leave it away")
+        if taken := [name for name in self.extra_body if name in OURS]:
+            raise ValueError(f"{taken[0]} can't be set in extra_body: the request and its plan say it")
+        if self.request_timeout is not None and not server:
+            raise ValueError("request_timeout is for servers only: leave it away")
         if self.concurrency is not None and named[0] not in ("endpoint", "gguf"):
             raise ValueError("concurrency is for servers and GGUF files only: leave it away")
         if self.context is not None and named != ["gguf"]:
@@ -177,6 +189,8 @@ class JudgeConfig:
     """Price of a million tokens read."""
     completion_price: Annotated[float, Ge(0)] | None = None
     """Price of a million tokens written."""
+    check: bool = True
+    """Try every judge on a server on three calls before the rest is paid for, and stop where none of them can be read."""
 
     def __post_init__(self) -> None:
         prices = (self.prompt_price, self.completion_price)

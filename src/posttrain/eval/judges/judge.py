@@ -202,35 +202,43 @@ def _with_more_tokens(request: Request, plan: Plan) -> Request | None:
 
 
 TRIAL_CALLS = 3
+_OUR_LIMITS = ("budget", "deadline")
+"""Failures that say nothing about the judge: a cap was set, and it holds for the trial too."""
 
 
 def try_out(engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, where: str) -> None:
-    """Ask three of the plan's questions, spread over the items, before the rest is paid for.
+    """Ask three of the plan's questions, spread over the items, before the rest is asked. Of three questions or fewer none is a trial.
 
     Raises:
         ConfigError: none of the replies can be read: the message shows the last part of one. Also where every call failed.
 
     """
     _, requests = prepared(items, prompt, plan)
+    if len(requests) <= TRIAL_CALLS:
+        return
     last = len(requests) - 1
     places = sorted({0, last // 2, last})
     heard = _heard(engine, [requests[place] for place in places], prompt, plan)
     if not all(isinstance(one.read.value, Missing) for one in heard):
         return
+    failures = [one.outcome for one in heard if isinstance(one.outcome, Failure)]
+    if any(failure.reason in _OUR_LIMITS for failure in failures):
+        return
     answered = [(one.read, one.outcome) for one in heard if isinstance(one.outcome, Completion)]
     if not answered:
-        first = heard[0].read.value
-        detail = first.detail if isinstance(first, Missing) else ""
+        detail = f"{failures[0].reason}: {failures[0].detail}"
         raise ConfigError(
             f"the judge answered none of {len(places)} trial calls ({detail})", where=where, fix="mend the server first"
         )
+    if failures:  # a server that fails now and then is no reason to stop
+        return
     one, reply = answered[0]
     reason = one.value.reason if isinstance(one.value, Missing) else ""
     raise ConfigError(
         f"none of {len(answered)} trial replies can be read by parser {prompt.parser} ({reason}). One of them ends:\n"
         f"    {_end(reply)}",
         where=where,
-        fix="correct the prompt or the parser; --no-check judges all the same",
+        fix="take another judge, or correct the prompt or the parser; --no-check (check: false in a recipe) judges all the same",
     )
 
 
