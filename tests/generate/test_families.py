@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,33 +28,9 @@ from posttrain.types import Message
 
 NEW = 16
 """Tokens of a reply: the shortest prompts begin below every switch of the table and end behind it."""
-CONVOLUTIONS_AND_RECURRENCES = {
-    *("qwen3-next", "qwen3.5", "qwen3.5-moe", "granite-hybrid", "olmo-hybrid", "lfm2", "lfm2-moe", "falcon-h1"),
-    *("nemotron-h", "mamba", "mamba2", "jamba", "rwkv"),
-}
-OTHER_ATTENTION = {
-    *(
-        "llama4",
-        "falcon",
-        "falcon-alibi",
-        "nemotron",
-        "bloom",
-        "mpt",
-        "stablelm",
-        "gptj",
-        "codegen",
-        "gpt-neo",
-        "diffllama",
-    ),
-}
-WRONG_CACHE = {"recurrent-gemma", "bamba", "minimax"}
-"""Families whose own cache gives other tokens than their own forward pass, at least as micro models."""
-
-
-def way_expected(family: str) -> ways.Kind:
-    if family in WRONG_CACHE:
-        return Recompute
-    return OwnCache if family in CONVOLUTIONS_AND_RECURRENCES | OTHER_ATTENTION else Slots
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+WORDS = {Slots: "slots", OwnCache: "own cache", Recompute: "recomputed"}
+"""What docs/models.md says of how a family generates."""
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +78,8 @@ def test_a_family_generates_and_chats_as_plain_transformers_does(
     for prompt, reply in zip(prompts, replies(model, prompts, [], Sampling(max_tokens=NEW), slots=3), strict=True):
         assert len(reply.ids) == NEW
         assert reply.ids == likeliest(plain, prompt.tolist(), reply.ids, by_length)
-    assert way_of(model, 40) is way_expected(family)
+    row = f"| {family} | {FAMILIES[family].model_type} | .* | {WORDS[way_of(model, 40)]} |"
+    assert re.search(row.replace("|", r"\|"), DOCUMENT.read_text(encoding="utf-8")), f"docs/models.md must say: {row}"
     assert (speed_note(model) is None) == (way_of(model) is Slots)
     said, stops = [Message("user", "w5 w7 w11")], [(2,)]
     asked = encode_prompt(said, template)
