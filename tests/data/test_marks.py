@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.marks import Marks, marks, plain
+from posttrain.data.marks import Marks, letters, marks, plain, unicode_form
 
 DIFFERENT = [
     ("What is 2³ + 4?", "What is 23 + 4?"),
@@ -83,6 +83,26 @@ def test_other_marks_are_another_exercise(left: str, right: str) -> None:
 def test_the_marks_of_prose_tell_nothing(left: str, right: str) -> None:
     assert marks(left).words == marks(right).words
     assert not different(marks(left), marks(right))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [*DIFFERENT, *SAME, ("它重5kg吧", "它重5mg吧"), ("x is 5 kg", "“x” is 5 mg"), ("Say 5 m/s ①", "say 5 km/h")],
+)
+def test_equal_words_have_equal_letters(left: str, right: str) -> None:
+    if marks(left).words == marks(right).words:
+        assert letters(unicode_form(left)) == letters(unicode_form(right))
+    else:
+        assert (left, right) not in DIFFERENT + SAME
+
+
+@given(
+    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ω")),
+    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ω")),
+)
+def test_letters_are_never_finer_than_words(left: str, right: str) -> None:
+    if marks(left).words == marks(right).words:
+        assert letters(unicode_form(left)) == letters(unicode_form(right))
 
 
 @pytest.mark.parametrize(

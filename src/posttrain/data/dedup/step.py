@@ -378,7 +378,7 @@ class _Comparison:
             return values
         near = np.flatnonzero(values >= self._threshold)
         known, told, a, b = self._known, self._told, self._place_N[left[near]], self._place_N[right[near]]
-        other_words = known.words_N[a] != known.words_N[b]
+        other_words = (known.letters_N[a] != known.letters_N[b]) | (told.words_N[a] != told.words_N[b])
         other_case = (told.case_N[a] != told.case_N[b]) & ~told.shouted_N[a] & ~told.shouted_N[b]
         other = other_words | (told.signs_N[a] != told.signs_N[b]) | other_case
         apart = other & (~other_words | (known.skeletons_N[a] == known.skeletons_N[b]))

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from posttrain.data.dedup.jaccard import Sets, distinct, joined
-from posttrain.data.marks import marks, unicode_form, words
+from posttrain.data.marks import letters, marks, unicode_form
 from posttrain.data.shingles import U64, Shingles, TokenHashes, hash_tokens, skeletons, text_hash
 from posttrain.data.text import COMPARED_ROLES, Fields
 
@@ -24,8 +24,8 @@ class Details:
     """Their shingles (none where cosines decide)."""
     skeletons_N: U64
     """Equal where the folded tokens are, but for numbers."""
-    words_N: U64
-    """Equal where the words are."""
+    letters_N: U64
+    """Equal where the words are, and in a few places besides (:func:`posttrain.data.marks.letters`)."""
     texts_N: U64
     """Equal where the texts are, but for Unicode form and white space."""
 
@@ -34,6 +34,7 @@ class Details:
 class MarkHashes:
     """The marks of N texts: equal where they are (:class:`posttrain.data.marks.Marks`)."""
 
+    words_N: U64
     signs_N: U64
     case_N: U64
     amounts_N: U64
@@ -47,7 +48,7 @@ class MarkHashes:
             wide[places] = values
             return wide
 
-        return MarkHashes(*map(spread, (self.signs_N, self.case_N, self.amounts_N, self.shouted_N)))
+        return MarkHashes(*map(spread, (self.words_N, self.signs_N, self.case_N, self.amounts_N, self.shouted_N)))
 
 
 def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
@@ -64,7 +65,7 @@ def details(texts: list[str], own: Callable[[TokenHashes], Shingles] | None) -> 
     return Details(
         None if own is None else distinct(own(tokens)),
         skeletons(tokens),
-        _hashes([words(form) for form in forms]),
+        _hashes([letters(form) for form in forms]),
         _hashes([" ".join(form.split()) for form in forms]),
     )
 
@@ -73,6 +74,7 @@ def mark_hashes(texts: list[str]) -> MarkHashes:
     """The marks of some texts."""
     found = [marks(text) for text in texts]
     return MarkHashes(
+        _hashes([each.words for each in found]),
         _hashes([each.signs for each in found]),
         _hashes([each.case for each in found]),
         _hashes([each.amounts for each in found]),
@@ -81,9 +83,9 @@ def mark_hashes(texts: list[str]) -> MarkHashes:
 
 
 def lookalikes(known: Details) -> NDArray[np.bool_]:
-    """Bool [N]: texts that have the words, or the tokens but for numbers, of another text and are not equal to it."""
+    """Bool [N]: texts that have the letters, or the tokens but for numbers, of another text and are not equal to it."""
     found = np.zeros(len(known.texts_N), np.bool_)
-    for key_N in (known.words_N, known.skeletons_N):
+    for key_N in (known.letters_N, known.skeletons_N):
         order = np.lexsort((known.texts_N, key_N))
         key, text = key_N[order], known.texts_N[order]
         found |= np.isin(key_N, key[1:][(key[1:] == key[:-1]) & (text[1:] != text[:-1])])
@@ -97,7 +99,7 @@ def joined_details(parts: list[Details]) -> Details:
     return Details(
         joined(sets) if len(sets) == len(parts) else None,
         np.concatenate([empty, *(part.skeletons_N for part in parts)]),
-        np.concatenate([empty, *(part.words_N for part in parts)]),
+        np.concatenate([empty, *(part.letters_N for part in parts)]),
         np.concatenate([empty, *(part.texts_N for part in parts)]),
     )
 
@@ -106,6 +108,7 @@ def joined_marks(parts: list[MarkHashes]) -> MarkHashes:
     """The marks of several blocks of texts, one after another."""
     empty: U64 = np.empty(0, np.uint64)
     return MarkHashes(
+        np.concatenate([empty, *(part.words_N for part in parts)]),
         np.concatenate([empty, *(part.signs_N for part in parts)]),
         np.concatenate([empty, *(part.case_N for part in parts)]),
         np.concatenate([empty, *(part.amounts_N for part in parts)]),
