@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from typing import Any
 
 import pytest
@@ -122,3 +123,42 @@ def test_foreign_text_is_not_markup() -> None:
     shown.note("[bold]row[/bold] 3")
     shown.stage("[red]x", "data", "unchanged")
     assert out.getvalue() == "  [bold]row[/bold] 3\n[red]x (data) unchanged\n"
+
+
+def test_work_that_tells_nothing_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "PLAIN_INTERVAL", 0.2)
+    monkeypatch.setattr(display, "LOOK_INTERVAL", 0.02)
+    shown, out = plain()
+    with shown:
+        shown.stage("evaluate", "eval", "running")
+        wait_for(out, "evaluate: working, 0:0")
+        shown.tick("replies of base", 0, 30)
+        shown.tick("replies of base", 10, 30)
+        wait_for(out, "replies of base 10/30  eta 0:0")
+        shown.tick("loading", 0, 0)
+        wait_for(out, "loading 0:0")
+    said = out.getvalue()
+    time.sleep(0.3)
+    assert out.getvalue() == said  # nobody speaks after the end
+
+
+def wait_for(out: io.StringIO, text: str) -> None:
+    until = time.monotonic() + 30
+    while text not in out.getvalue():
+        assert time.monotonic() < until, out.getvalue()
+        time.sleep(0.02)
+
+
+def test_many_short_pieces_of_work_are_not_silent_together(clock: list[float]) -> None:
+    shown, out = plain()
+    shown.stage("evaluate", "eval", "running")
+    for number in range(12):
+        for done in range(3):
+            shown.tick(f"part {number}", done, 4)
+            clock[0] += 1
+        shown.tick(f"part {number}", 4, 4)
+    assert [line.split("/")[0] for line in out.getvalue().splitlines()[1:]] == [
+        "  part 3 1",
+        "  part 6 2",
+        "  part 10 0",
+    ]

@@ -12,7 +12,7 @@ from posttrain.eval.checks import passes
 from posttrain.eval.prompts import Prompt
 from posttrain.eval.stats import accuracy_difference, discordance, mcnemar, wilson
 from posttrain.generate.decode import replies
-from posttrain.generate.engine import Sampling
+from posttrain.generate.engine import Progress, Sampling
 from posttrain.types import Message
 
 
@@ -23,14 +23,16 @@ def reply_records(
     template: ChatTemplate,
     stops: Sequence[tuple[int, ...]],
     max_new_tokens: int,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """The lines of replies.jsonl (docs/run-folder.md) of one model: greedy replies with their verdicts.
 
     A reply that the model could not finish (``not_finite``) has none: it is missing, not wrong.
     """
     encoded = [encode_prompt([Message("user", p.text)], template) for p in prompts]
+    told = replies(model, encoded, stops, Sampling(max_tokens=max_new_tokens), progress=progress)
     records = []
-    for prompt, reply in zip(prompts, replies(model, encoded, stops, Sampling(max_tokens=max_new_tokens)), strict=True):
+    for prompt, reply in zip(prompts, told, strict=True):
         text = template.tokenizer.decode(reply.ids, skip_special_tokens=True)
         verdict = None
         if prompt.check is not None and reply.finish != "not_finite":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from posttrain.errors import ModelError
-from posttrain.generate.engine import Sampling
+from posttrain.generate.engine import Progress, Sampling
 from posttrain.generate.ways import Way, way_of
 from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import Limits, lengths_of, limits_of
@@ -251,15 +251,19 @@ def replies(
     stops: Sequence[tuple[int, ...]],
     sampling: Sampling | Sequence[Sampling],
     slots: int = SLOTS,
+    progress: Progress | None = None,
 ) -> list[Reply]:
-    """Replies to all prompts, in their order. The stop is cut off."""
+    """Replies to all prompts, in their order. The stop is cut off. ``progress`` is told of every reply that ends."""
     ids: list[list[int]] = [[] for _ in prompts]
     finish: list[FinishReason] = ["length"] * len(prompts)
+    ended = 0
     for new in decode(model, prompts, stops, sampling, slots):
         if new.finish != "not_finite":
             ids[new.prompt].append(new.token)
         if new.finish is not None:
-            finish[new.prompt] = new.finish
+            finish[new.prompt], ended = new.finish, ended + 1
+            if progress is not None:
+                progress(ended, len(prompts))
     cut = [without_stop(i, stops) if f == "stop" else i for i, f in zip(ids, finish, strict=True)]
     return [Reply(i, f) for i, f in zip(cut, finish, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two lines of progress where the output is no terminal."""
+"""Seconds of silence before a line of progress where the output is no terminal."""
+LOOK_INTERVAL = 4.0
+"""Seconds between two looks at whether it has been silent for too long while one piece of work goes on."""
 TRAINING = "training"
 NUMBERS_WIDTH = 40
 """Columns for everything beside the label and the bar: the longest count, times and spaces."""
@@ -32,8 +35,6 @@ class _Work:
     total: int
     first: int
     begun: float
-    told: float
-    """When a plain line was last written."""
     facts: str = ""
     spinner: Spinner = field(default_factory=lambda: Spinner("dots"))
 
@@ -48,14 +49,29 @@ class _Work:
             return ""
         return f"eta {_clock((time.monotonic() - self.begun) / advanced * (self.total - self.done))}"
 
+    def line(self) -> str:
+        """It in words: what, how far, how long still. Where nothing is counted: how long it has gone on."""
+        if self.facts:
+            return f"step {self.done}/{self.total}  {self.facts}  {self.eta()}".rstrip()
+        return f"{self.label} {self.count() or _clock(time.monotonic() - self.begun)}  {self.eta()}".rstrip()
+
 
 class Display:
-    """Progress of a run on a terminal; on anything else one plain line now and then."""
+    """Progress of a run on a terminal; on anything else a plain line whenever it has been silent for `PLAIN_INTERVAL`.
+
+    While it is open there, a thread looks that no work, however long it takes and whatever it tells, is silent for more than
+    `PLAIN_INTERVAL` + `LOOK_INTERVAL`.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._work: dict[str, _Work] = {}
         self._held_out: float | None = None
+        self._stage = ""
+        self._begun = time.monotonic()
+        self._spoke: float | None = None
+        self._closed = threading.Event()
+        self._watch: threading.Thread | None = None
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(get_renderable=self._render, console=console, transient=True, refresh_per_second=5)
@@ -63,9 +79,16 @@ class Display:
     def __enter__(self) -> Display:
         if self._live is not None:
             self._live.start()
+        else:
+            self._spoke = time.monotonic()
+            self._watch = threading.Thread(target=self._speak_now_and_then, daemon=True)
+            self._watch.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._closed.set()
+        if self._watch is not None:
+            self._watch.join()
         self._work.clear()
         if self._live is not None:
             self._live.stop()
@@ -74,11 +97,14 @@ class Display:
         """Announce a stage: ``running``, ``unchanged``, ``resuming``."""
         self._held_out = None
         self._work.clear()
+        self._stage, self._begun = name, time.monotonic()
+        self._spoke = self._begun
         style = "dim" if state == "unchanged" else "bold"
         self.console.print(Text.assemble((name, style), (f" ({kind}) ", "dim"), (state, "dim")))
 
     def note(self, text: str) -> None:
         """One line about what was done."""
+        self._spoke = time.monotonic()
         self.console.print(f"  {text}", highlight=False, markup=False)
 
     def tick(self, label: str, done: int, total: int) -> None:
@@ -86,8 +112,8 @@ class Display:
         work = self._advance(label, done, total, first=0)
         if total and done >= total:
             del self._work[label]
-        elif self._plain_line_due(work):
-            self.note(f"{label} {work.count() or 'working'}  {work.eta()}".rstrip())
+        elif self._plain_line_due():
+            self.note(work.line())
 
     def record(self, record: Mapping[str, Any]) -> None:
         """One metrics record of a training stage; what went before it (loading, encoding) is over then."""
@@ -105,8 +131,8 @@ class Display:
             f"loss {record['loss']:.3f}{held_out}{_preference(record)}  {record['tokens_per_second']:,.0f} tok/s  "
             f"{record['memory_bytes'] / 1e9:.2f} GB"
         )
-        if self._live is None and (step in (work.first + 1, total) or self._plain_line_due(work)):
-            self.note(f"step {step}/{total}  {work.facts}  {work.eta()}".rstrip())
+        if self._live is None and (step in (work.first + 1, total) or self._plain_line_due()):
+            self.note(work.line())
         if step == total:
             del self._work[TRAINING]
 
@@ -114,17 +140,22 @@ class Display:
         """The piece of work of this label, new or brought up to date."""
         if label not in self._work:
             now = time.monotonic()
-            self._work[label] = _Work(label, done, total, first, begun=now, told=now)
+            self._spoke = now if self._spoke is None else self._spoke
+            self._work[label] = _Work(label, done, total, first, begun=now)
         work = self._work[label]
         work.done, work.total = done, total
         return work
 
-    def _plain_line_due(self, work: _Work) -> bool:
-        now = time.monotonic()
-        if self._live is not None or now - work.told < PLAIN_INTERVAL:
-            return False
-        work.told = now
-        return True
+    def _plain_line_due(self) -> bool:
+        quiet = 0.0 if self._spoke is None else time.monotonic() - self._spoke
+        return self._live is None and quiet >= PLAIN_INTERVAL
+
+    def _speak_now_and_then(self) -> None:
+        while not self._closed.wait(LOOK_INTERVAL):
+            if self._plain_line_due():
+                work = next(reversed(tuple(self._work.values())), None)
+                name = f"{self._stage}: " if self._stage else ""
+                self.note(f"{name}working, {_clock(time.monotonic() - self._begun)}" if work is None else work.line())
 
     def _render(self) -> RenderableType:
         """The live part: a line for each piece of work, a second one where it has facts to tell."""

@@ -220,17 +220,18 @@ def _evaluate_model(
         display.tick(f"held-out rows under {name}", done, sum(map(len, held_out.values())))
 
     logps: dict[str, Logps] = {}
+    if any(held_out.values()):
+        advance(0)
     for manner, units in held_out.items():
         groups = [sequences_of(unit) for unit in units]
         found = sequence_logps(opened.model, groups, stage.batch_tokens, opened.dtype, advance) if groups else []
         logps[manner] = [part.tolist() for part in found]
     records: list[dict[str, Any]] = []
     if prompts:
-        label = f"replies of {name}"
-        display.tick(label, 0, 0)
-        known = opened.known
-        records = reply_records(name, opened.speaker, prompts, known.template, known.stops, stage.max_new_tokens)
-        display.tick(label, 1, 1)
+        known, tick = opened.known, partial(display.tick, f"replies of {name}")
+        tick(0, len(prompts))
+        records = reply_records(name, opened.speaker, prompts, known.template, known.stops, stage.max_new_tokens, tick)
+        tick(len(prompts), len(prompts))
     return {"logps": logps, "replies": records}
 
 
