@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from posttrain.artifacts import StageDir
+from posttrain.data.config import DataStage, Source
+from posttrain.data.dedup.config import DedupStep
+from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats import FORMATS, RowError, detect_format, read_record
 from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
 from posttrain.data.kinds import rows_as
+from posttrain.data.pipeline import prepare
+from posttrain.data.rows import read_feedback, read_pairs, read_prompts, read_rows, refuse_prompts, rows_kind
+from posttrain.data.select.config import Ifd, SelectStep
+from posttrain.data.steps import StepRun
+from posttrain.errors import DataError
 from posttrain.types import Message, Origin, PairRow, PromptRow, SftRow, ToolCall
 
 ORIGIN = Origin("a.jsonl", 7)
@@ -355,7 +365,7 @@ def test_a_prompt_alone_is_a_row_that_waits(record: dict[str, Any]) -> None:
     "record", [{"prompt": "x", "model_answer": "y"}, {"prompt": "x", "text": "y"}, {"prompt": "x", "gpt_output": "y"}]
 )
 def test_what_may_be_a_reply_is_not_passed_over(record: dict[str, Any]) -> None:
-    with pytest.raises(Exception, match="no row format fits"):
+    with pytest.raises(DataError, match="no row format fits"):
         detect_format([record], "a")
 
 
@@ -364,3 +374,22 @@ def test_every_kind_of_row_has_a_prompt(name: str) -> None:
     (row,) = rows_as(read(example(name)), "prompts")
     assert isinstance(row, PromptRow)
     assert [turn.role for turn in row.messages] == ["user"]
+
+
+def test_prompts_go_through_the_chain_and_stop_where_replies_are_needed(tmp_path: Path) -> None:
+    texts = [f"Explain the {word} of stones." for word in ("weight", "colour", "age", "weight", "shape", "sound")]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": text}) for text in texts), encoding="utf-8")
+    steps = (FilterStep(kind="filter"), DedupStep(kind="dedup", method="exact"))
+    stage = DataStage(kind="data", sources=(Source(path=str(path)),), steps=steps, held_out=2)
+    result = prepare(stage, StageDir(tmp_path / "out"), 0, lambda name: None)
+    assert (result["train_rows"], result["held_out_rows"]) == (3, 2)
+    rows = tmp_path / "out" / "rows" / "train.parquet"
+    assert rows_kind(rows) == "prompts"
+    assert {row.prompt[0].content for row in read_prompts(rows)} < set(texts)
+    for needs_replies in (read_rows, read_pairs, read_feedback, refuse_prompts):
+        with pytest.raises(DataError, match=r"these rows are prompts, but .* replies are needed here"):
+            needs_replies(rows)
+    run = StepRun(lambda name: None)
+    with pytest.raises(DataError, match="replies are needed here"):
+        SelectStep(kind="select", rule=Ifd(method="ifd")).decide(rows, 0, run)

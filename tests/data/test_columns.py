@@ -72,7 +72,7 @@ def test_what_is_named_nothing_reads() -> None:
     [
         {"ask": "x", "reply_text": "yy"},
         {"meta": {"id": 5}, "d": {"user_text": "x", "assistant_text": "yy"}},
-        {"turns": [{"speaker": "human", "text": "x", "id": "0"}, {"speaker": "gpt", "text": "yy", "id": "1"}]},
+        {"script": [{"speaker": "human", "text": "x", "id": "0"}, {"speaker": "gpt", "text": "yy", "id": "1"}]},
     ],
 )
 def test_the_error_proposes_columns_that_work(record: dict[str, Any]) -> None:

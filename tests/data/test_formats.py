@@ -161,6 +161,7 @@ REASONS = {
     "criticised",
     "labels_disagree",
     "two_system_prompts",
+    "one_side",
     "equal_scores",
     "has_reply",
     "empty_conversation",

@@ -174,6 +174,12 @@ def rows_kind(path: Path) -> RowKind | None:
     return "prompts" if first["rejected"][0] is None else "pairs"
 
 
+def refuse_prompts(path: Path) -> None:
+    """Raises DataError where the rows of a file are prompts, for what can't be done without replies."""
+    if rows_kind(path) == "prompts":
+        raise _other_kind(path, "prompts", "conversations")
+
+
 def read_rows(path: Path) -> list[SftRow]:
     """The conversations of a Parquet file written by :func:`write_rows`.
 

@@ -35,7 +35,7 @@ from posttrain.artifacts import (
     atomic_path,
     remove_leftovers,
 )
-from posttrain.data.rows import SCHEMA, frame_rows
+from posttrain.data.rows import SCHEMA, frame_rows, refuse_prompts
 from posttrain.data.steps import REJECTS, Decisions, apply, blocks
 from posttrain.encode.alone import answer_opening, answers_alone
 from posttrain.encode.template import ChatTemplate
@@ -118,6 +118,7 @@ def _score(files: Sequence[str], out: Path, scoring: Scoring, display: Display) 
     read = out / READ
     shutil.rmtree(read, ignore_errors=True)
     rows, before = gather_rows(sources_of(files, scoring.row_format, scoring.columns, scoring.split), read, display)
+    refuse_prompts(rows)
     identity = lineage.identity
     by = f"{_label(scoring.model)}@{identity[:8]}"
     dtype_name, device = _numbers(scoring, out / "cache", identity)

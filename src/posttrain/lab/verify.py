@@ -26,7 +26,7 @@ from posttrain import assets
 from posttrain.artifacts import Ledger, StageDir
 from posttrain.data.config import DataStage, Source
 from posttrain.data.pipeline import prepare
-from posttrain.data.rows import read_feedback, read_pairs, read_rows, rows_kind
+from posttrain.data.rows import read_feedback, read_pairs, read_rows, refuse_prompts, rows_kind
 from posttrain.encode.collate import collate
 from posttrain.encode.preferences import as_conversation, encode_feedback, encode_pairs, sequences_of
 from posttrain.encode.show import ShownExample, ShownRow, show_row
@@ -152,6 +152,7 @@ def usable_rows(source: Source, rows: int, template: ChatTemplate, max_length: i
         out = StageDir(Path(scratch))
         prepare(DataStage(kind="data", sources=(source,), held_out=0), out, 0, assets.resolve_data)
         path = out.file("rows", "train.parquet")
+        refuse_prompts(path)
         kind = rows_kind(path) or "conversations"
         ledger = Ledger()
         units: Sequence[Unit]

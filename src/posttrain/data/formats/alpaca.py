@@ -46,9 +46,10 @@ def question(record: Foreign, instance: Foreign) -> tuple[tuple[Message, ...], S
     the record itself).
     """
     key = first(instance, _INPUTS) or "input"
+    instruction, given = optional_text(record, "instruction"), optional_text(instance, key)
+    *before, last = waiting_turns(instruction) or (Message("user", instruction),)
     # joined and stripped as in LLaMA-Factory, so that both train on the same tokens
-    text = (optional_text(record, "instruction") + "\n" + optional_text(instance, key)).strip()
-    return waiting_turns(text) or (Message("user", text),), {"instruction", key}
+    return (*before, Message("user", (last.content + "\n" + given).strip())), {"instruction", key}
 
 
 ALPACA = Format(

@@ -29,8 +29,9 @@ from posttrain.data.formats.turns import media_reason, messages_in, talk, though
 from posttrain.types import Message
 
 _PLACEHOLDER = re.compile(r"(?<![`\w])<\|?(image|audio|video)(?:_?pad|_?\d+|_placeholder)?\|?>(?!`)")
-_LONGEST_WORD = 40
-"""Letters of a criticism that may still be a verdict in a word."""
+_WORDS_OF_A_VERDICT = 2
+"""So many words of a feedback may be a verdict; more are a critique."""
+_IMAGE_PATH = re.compile(r"<img>[^<>]*\.(?:jpe?g|png|webp|gif|bmp)</img>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ def beside(record: Foreign, taken: frozenset[str], turns: tuple[Message, ...]) -
     }
     refuse_media(free, turns)
     _refuse_critique(free)
+    _refuse_one_side(record, taken)
     tools, tool_keys = _tools(record, free, taken)
     used = {*tool_keys, *(key for key in record if key in MEANING and not keys.is_present(record[key]))}
     if any(key in free for key in keys.MARKS) and _has_marks(free):
@@ -95,8 +97,10 @@ def refuse_media(record: Foreign, turns: Sequence[Message]) -> None:
 
 def placeholder(text: str) -> str | None:
     """The medium that a placeholder in a text stands for; an element that is closed is XML, one in quotes is spoken of."""
-    if not any(word in text for word in ("image", "audio", "video")) or "<" not in text:
+    if "<" not in text or not any(word in text for word in ("image", "audio", "video", "<img>")):
         return None
+    if _IMAGE_PATH.search(text):
+        return "image"
     found = _PLACEHOLDER.search(text)
     return None if found is None or f"</{found[1]}>" in text else found[1]
 
@@ -104,7 +108,9 @@ def placeholder(text: str) -> str | None:
 def _refuse_critique(free: Foreign) -> None:
     for key in keys.CRITIQUES:
         value = free.get(key)
-        if value is not None and not isinstance(value, bool | int | float) and len(str(value)) > _LONGEST_WORD:
+        if value is None or isinstance(value, bool | int | float):
+            continue
+        if key != "feedback" or len(str(value).split()) > _WORDS_OF_A_VERDICT:
             raise RowError("criticised", f"{key!r} finds fault with the reply: it is not there to be imitated")
 
 
@@ -120,6 +126,13 @@ def _with_system(turns: tuple[Message, ...], system: Any, key: str) -> tuple[Mes
     raise RowError(
         "two_system_prompts", f"{key!r} says another thing than the system turn: {system[:60]!r}, {own[0][:60]!r}"
     )
+
+
+def _refuse_one_side(record: Foreign, taken: frozenset[str]) -> None:
+    found = [key for key in ("chosen", "rejected") if key not in taken and keys.is_present(record.get(key))]
+    if len(found) == 1:
+        fix = "name both sides: columns: {chosen: ..., rejected: ...}"
+        raise RowError("one_side", f"{found[0]!r} stands beside the reply without its other side; {fix}")
 
 
 # ---- tools ---------------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def proposed(records: Sequence[Foreign]) -> Columns:
             content = max((key for key in texts if key != role), key=lambda key: len(str(value[0][key])), default=None)
             if role is not None and content is not None:
                 return {"messages": path, "role": role, "content": content}
-    texts = [path for path, value in _fields(record) if isinstance(value, str) and keys.is_present(value)]
+    texts = [path for path, value in _fields(record) if isinstance(value, str) and _may_be_said(path, value)]
     user = _named_like(texts, _ASKS)
     assistant = _named_like([path for path in texts if path != user], _ANSWERS)
     left = [path for path in texts if path not in (user, assistant)]
@@ -186,7 +186,20 @@ def proposed(records: Sequence[Foreign]) -> Columns:
         assistant = max(left, key=lambda path: len(str(at(record, path))))
     if user is None:
         return {}
-    return {"user": user} if assistant is None else {"user": user, "assistant": assistant}
+    if assistant is None:
+        return {} if any(key in record for key in (*keys.SIDES, *keys.REPLIES)) else {"user": user}
+    return {"user": user, "assistant": assistant}
+
+
+def _may_be_said(path: str, value: str) -> bool:
+    """Whether a text may be the question or the answer: it is no name, id or number, and no passage or system prompt."""
+    last = path.rpartition(".")[2]
+    beside = last in _BESIDE and last not in keys.PROMPTS
+    return (
+        keys.is_present(value)
+        and not beside
+        and last.lower() not in ("id", "uuid", "source", "category", "lang", "language")
+    )
 
 
 def _fields(record: Any, before: str = "") -> Iterable[tuple[str, Any]]:

@@ -10,6 +10,8 @@ from posttrain.data.formats.base import Foreign, RowError, is_unicode, meta_of
 from posttrain.data.formats.beside import MEANING, beside, placeholder
 from posttrain.types import Message, Origin, PromptRow, SftRow
 
+_LOOKED_AT = MEANING | {"chosen", "rejected"}
+
 
 def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin: Origin, source: str) -> SftRow:
     """The checked conversation of a record. ``used`` are the keys it was made from; what else changes its meaning is read here.
@@ -20,7 +22,7 @@ def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin
     turns = tuple(messages)
     if not turns:
         raise RowError("empty_conversation", "no turns")
-    if _is_plain_talk(turns) and record.keys().isdisjoint(MEANING) and not _with_more(record, used):
+    if _is_plain_talk(turns) and record.keys().isdisjoint(_LOOKED_AT) and not _with_more(record, used):
         return SftRow(turns, origin, source, (), meta_of(record, used))  # nearly every row passes all that follows
     if all(turn.role != "assistant" for turn in turns):
         raise RowError("no_assistant_turn", f"roles: {', '.join(turn.role for turn in turns)}"[:200])

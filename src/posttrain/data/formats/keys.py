@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-TALKS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat_messages")
+TALKS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat", "chat_messages", "turns")
 """A list of turns; the first that is present is the conversation."""
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input", "source", "user_prompt", "user_input")
 """What is asked; the first that is present is the prompt."""
@@ -40,7 +40,10 @@ REASONINGS = (
 )
 """What was thought before the reply."""
 LABELS = ("label", "kto_tag")
-MARKS = ("weight", "loss_weight", "loss", "train", "training", "train_detail", "train_on_turn", "mask", "masked")
+MARKS = (
+    *("weight", "loss_weight", "loss", "loss_mask", "loss_scale", "train", "training", "trainable", "train_detail"),
+    *("train_on_turn", "mask", "masked"),
+)
 """Whether, and how much, a turn is trained on."""
 MEDIA: Mapping[str, tuple[str, ...]] = {
     "needs_image": ("image", "images", "image_path", "image_paths", "image_url", "image_urls", "image_file", "img"),

@@ -16,7 +16,10 @@ from posttrain.data.formats.sides import is_whole, pair_row, parted
 from posttrain.data.formats.turns import turns_under
 from posttrain.types import Origin, PairRow
 
-_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+_SCORES = tuple(
+    (form.format("chosen"), form.format("rejected"))
+    for form in ("score_{}", "{}_score", "rating_{}", "{}_rating", "{}-rating", "reward_{}", "{}_reward")
+)
 
 
 def _detect(record: Foreign) -> bool:
@@ -34,6 +37,8 @@ def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
         prompt = shared
     row = pair_row(record, {"chosen", "rejected", *used}, prompt, chosen, rejected, origin, source)
     margin = _margin(record)
+    if margin is not None and margin < 0:
+        raise RowError("labels_disagree", f"the rejected reply has the higher score, by {-margin:g}")
     if margin == 0:
         raise RowError("equal_scores", "chosen and rejected have the same score: neither is preferred")
     return row if margin is None else replace(row, meta={**row.meta, "margin": margin})

@@ -15,6 +15,8 @@ from posttrain.types import Origin, SftRow
 
 CONVERSATION_KEYS = tuple(key for key in keys.TALKS if key != "messages")
 _SURE = ("conversations", "conversation")
+_OF_TEXTS = ("conversations", "conversation", "dialogue", "dialog", "data")
+"""Keys under which plain texts are turns of the user and the assistant; ``turns`` of a benchmark are the user's alone."""
 
 
 def _detect(record: Foreign) -> bool:
@@ -22,6 +24,9 @@ def _detect(record: Foreign) -> bool:
     if key is None:
         return False
     value = record[key]
+    texts = isinstance(value, list) and any(isinstance(turn, str) for turn in value)
+    if texts and key not in _OF_TEXTS:
+        return False
     listed = isinstance(value, list) or (isinstance(value, str) and messages_in(value) is not None)
     if key == "data" and not (isinstance(value, list) and all(isinstance(turn, str) for turn in value)):
         return False

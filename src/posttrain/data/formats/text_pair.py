@@ -30,6 +30,7 @@ PAIRS = (
     ("input", "output"),
     ("input", "target"),
     ("source", "target"),
+    ("question", "answers"),
     *((prompt, reply) for prompt in PROMPTS for reply in REPLIES if not _others(prompt, reply)),
 )
 """Column names that make a pair, first match first."""

@@ -205,7 +205,7 @@ def weight_of(turn: Foreign) -> float | None:
                     f"'mask' is {value!r}: whether that turn is trained on can't be told; say loss or weight",
                 )
             value = not value
-        elif key in ("weight", "loss_weight") and isinstance(value, bool):
+        elif key in ("weight", "loss_weight", "loss_scale") and isinstance(value, bool):
             raise RowError("wrong_shape", f"the {key} of a turn is {value!r}, expected a number of at least 0")
         if isinstance(value, bool):
             weights += [] if value else [0.0]

@@ -25,7 +25,7 @@ from posttrain.data.filters.step import FilterStep
 from posttrain.data.filters.step import decide as decide_filters
 from posttrain.data.filters.structure import Structure
 from posttrain.data.filters.template import Template
-from posttrain.data.rows import conversations
+from posttrain.data.rows import conversations, refuse_prompts
 from posttrain.data.select.agreement import agreement
 from posttrain.data.select.config import (
     Deita,
@@ -105,6 +105,8 @@ class Outcome:
 
 def select(step: SelectStep, rows: Path, seed: int, run: StepRun) -> Decisions:
     """Choose rows by the rule of a step."""
+    if not isinstance(step.rule, Diversity):
+        refuse_prompts(rows)
     context = Context(step, rows, seed, run)
     match step.rule:
         case Medium() as rule:
