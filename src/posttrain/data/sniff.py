@@ -134,8 +134,8 @@ def _text_kind(text: bytes, suffix: str, label: str) -> Kind:
     if text[:1] == b"{":
         return _object_kind(text)
     first, *others = text.split(b"\n", 51)
-    if suffix in _LINES and any(line.lstrip()[:1] in (b"{", b"[") for line in others):
-        return "lines"
+    if suffix in _LINES and (first[:1] == b'"' or any(line.lstrip()[:1] in (b"{", b"[") for line in others)):
+        return "lines"  # also where the first are texts in JSON: each is told as no object
     if suffix in _CELLS:
         return "cells"
     looks = next((name for mark, name in ((b"\t", ".tsv"), (b",", ".csv"), (b";", ".csv")) if mark in first), None)
