@@ -419,7 +419,10 @@ def trained(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> list[Expect
     return out
 
 
-def judge(name: str, source: str, eos: str | None = None) -> dict[str, str]:
+FEW = ("one turn", "three turns", "reasoning", "think block", "call and answer", "parallel calls", "reasoning and call")
+
+
+def judge(name: str, source: str, kinds: list[str], eos: str | None = None) -> dict[str, str]:
     """The outcome of every conversation under one template: exact, refused, or what is wrong."""
     ends = ends_of(name)
     quoted = ends[0] if ends else "</s>"
@@ -436,7 +439,8 @@ def judge(name: str, source: str, eos: str | None = None) -> dict[str, str]:
     tokenizer = tokenizer_of(markers, eos)
     template = ChatTemplate(tokenizer, source, name)
     outcomes = {}
-    for kind, given in CONVERSATIONS.items():
+    for kind in kinds:
+        given = CONVERSATIONS[kind]
         messages = [{**m, "content": m["content"].replace("END", quoted)} for m in given]
         tools = TOOLS if "call" in kind or "tools" in kind else []
         oracle = Oracle(tokenizer, source, ends, tools)
@@ -484,10 +488,13 @@ def test_every_published_template(sources, eos):
     With the model's own end token in the tokenizer, and with one that no template writes: then the renderings alone tell.
     """
     assert len(sources) > 140
-    outcomes = {(name, kind): found for name, text in sources.items() for kind, found in judge(name, text, eos).items()}
+    kinds = list(CONVERSATIONS) if eos is None else [kind for kind in CONVERSATIONS if kind in FEW]
+    outcomes = {
+        (name, kind): found for name, text in sources.items() for kind, found in judge(name, text, kinds, eos).items()
+    }
     wrong = {case: found for case, found in outcomes.items() if found.startswith("WRONG")}
     assert not wrong
     unjust = {case: found for case, found in outcomes.items() if found.startswith("UNJUST")}
     exact = sum(found == "exact" for found in outcomes.values())
-    assert exact > 2500
+    assert exact > (2500 if eos is None else 500)
     assert len(unjust) / (exact + len(unjust)) < 0.02, unjust
