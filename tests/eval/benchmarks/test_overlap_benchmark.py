@@ -96,7 +96,7 @@ def test_a_bad_row_is_told_with_its_line(tmp_path: Path, row: dict[str, Any], pr
 def test_files_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows in this file"):
         benchmark(tmp_path, []).tasks()
-    with pytest.raises(DataError, match="no row format fits"):
+    with pytest.raises(DataError, match="rows of the format prompts have no single right reply"):
         benchmark(tmp_path, [{"prompt": "Hi"}]).tasks()
     with pytest.raises(DataError, match="rows of the format pairs have no single right reply"):
         benchmark(tmp_path, [{"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}]).tasks()
