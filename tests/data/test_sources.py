@@ -403,6 +403,32 @@ def test_what_people_really_have_is_read(tmp_path: Path, name: str, data: str | 
     assert values(write(tmp_path / name, data)) == ROWS
 
 
+TURNS = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", json.dumps(TURNS, indent=1)),
+        ("a.json", json.dumps([TURNS])),
+        ("a.jsonl", json.dumps(TURNS) + "\n"),
+        ("a.jsonl", json.dumps(TURNS) + "\n" + json.dumps(TURNS) + "\n"),
+    ],
+)
+def test_turns_alone_are_a_conversation(tmp_path: Path, name: str, text: str) -> None:
+    found = values(write(tmp_path / name, text))
+    assert found == [{"messages": TURNS}] * len(found)
+    assert len(found) == text.count('"human"')
+
+
+def test_turns_beside_something_else_are_no_conversation(tmp_path: Path) -> None:
+    assert records(write(tmp_path / "a.json", json.dumps([*TURNS, 3]))) == [
+        (1, TURNS[0]),
+        (2, TURNS[1]),
+        (3, "not_an_object"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

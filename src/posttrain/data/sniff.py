@@ -134,7 +134,7 @@ def _text_kind(text: bytes, suffix: str, label: str) -> Kind:
     if text[:1] == b"{":
         return _object_kind(text)
     first, *others = text.split(b"\n", 51)
-    if suffix in _LINES and (first[:1] == b'"' or any(line.lstrip()[:1] in (b"{", b"[") for line in others)):
+    if suffix in _LINES and (_is_json(first) or any(line.lstrip()[:1] in (b"{", b"[") for line in others)):
         return "lines"  # also where the first are texts in JSON: each is told as no object
     if suffix in _CELLS:
         return "cells"
@@ -162,6 +162,10 @@ def _object_kind(text: bytes) -> Kind:
     # broken lines of objects, or objects over several lines
     alone = [line for line in lines if line.startswith(b"{")]
     return "lines" if len(alone) == len(lines) or any(line.rstrip().endswith(b"}") for line in alone) else "values"
+
+
+def _is_json(line: bytes) -> bool:
+    return _json_or_none(line) is not None or line.strip() == b"null"
 
 
 def _json_or_none(line: bytes) -> Any:

@@ -113,6 +113,11 @@ def _record(origin: Origin, value: Any) -> Record | BadRecord:
     return BadRecord(origin, "not_an_object", f"{type(value).__name__}: {shown}")
 
 
+def _is_turn(value: Any) -> bool:
+    """Whether a value is a turn of a conversation and nothing more."""
+    return isinstance(value, dict) and value.keys() in ({"role", "content"}, {"from", "value"})
+
+
 def _lines(stream: Stream, label: str) -> Iterator[RawLine]:
     for number, line in enumerate(stream.lines(), 1):
         if line and not line.isspace():
@@ -120,11 +125,19 @@ def _lines(stream: Stream, label: str) -> Iterator[RawLine]:
 
 
 def _array(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
-    by_number = False
-    for element in iterate_array(stream.blocks()):
-        if element.number == 1:
-            by_number = element.line == 1
-        yield _element(element, Origin(label, element.number if by_number else element.line))
+    """The elements of an array, or the one conversation whose turns they are."""
+    elements = iterate_array(stream.blocks())
+    first = next(elements, None)
+    if first is None:
+        return
+    if _is_turn(first.value):
+        turns = [first, *elements]
+        if all(_is_turn(turn.value) for turn in turns):
+            yield Record(Origin(label, 1), {"messages": [turn.value for turn in turns]})
+            return
+        elements = iter(turns[1:])
+    for element in itertools.chain([first], elements):
+        yield _element(element, Origin(label, element.number if first.line == 1 else element.line))
 
 
 def _values(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
