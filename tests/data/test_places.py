@@ -87,7 +87,7 @@ def test_a_folder_of_one_split_needs_no_name(tmp_path: Path, names: list[str]) -
 
 def test_an_unknown_split_names_the_known_ones(tmp_path: Path) -> None:
     place = folder(tmp_path, "train.jsonl", "test.jsonl")
-    with pytest.raises(DataError, match="splits: test, train"):
+    with pytest.raises(DataError, match="splits: train, test"):
         chosen(place, "validation")
     with pytest.raises(DataError, match="splits: none"):
         chosen(folder(tmp_path / "other", "a.jsonl"), "test")

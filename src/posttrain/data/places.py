@@ -213,7 +213,7 @@ def _parent(path: str) -> str:
 def _of_split(label: str, folder: Path, data: Sequence[str], split: str | None) -> frozenset[str]:
     """The data files of the wanted split. Raises DataError where there is no such split, or none is named of several."""
     splits = {name: _split_of(name, folder) for name in data}
-    known = list(dict.fromkeys(one for one in splits.values() if one is not None))
+    known = sorted({one for one in splits.values() if one is not None}, key=lambda one: (one != "train", one))
     unnamed = next((name for name in data if splits[name] is None), None)
     if split is None:
         if len(known) > 1 or (unnamed is not None and any(_canonical(_words(one)[0]) != "train" for one in known)):

@@ -150,7 +150,11 @@ def usable_rows(source: Source, rows: int, template: ChatTemplate, max_length: i
     source = replace(source, max_rows=ROWS_READ * rows)
     with tempfile.TemporaryDirectory() as scratch:
         out = StageDir(Path(scratch))
-        prepare(DataStage(kind="data", sources=(source,), held_out=0), out, 0, assets.resolve_data)
+        try:
+            prepare(DataStage(kind="data", sources=(source,), held_out=0), out, 0, assets.resolve_data)
+        except DataError as error:  # what it would be told in is gone with the scratch folder
+            fix = error.fix if scratch not in (error.fix or "") else "mend the rows; see docs/data-formats.md"
+            raise DataError(error.problem, where=error.where, fix=fix) from None
         path = out.file("rows", "train.parquet")
         refuse_prompts(path)
         kind = rows_kind(path) or "conversations"
