@@ -148,7 +148,7 @@ def test_a_split_and_names_of_sources_can_be_given(cli: Cli, pairs: Path, tmp_pa
             text = "".join(line.replace("about", f"for {place}") for line in pairs.read_text().splitlines(True)[lines])
             path.write_text(text)
     both = ("data", "mix", f"one={tmp_path}/a", f"two={tmp_path}/b", "-o", tmp_path / "out")
-    assert "--split test" in cli(*both).refused()
+    assert "--split train" in cli(*both).refused()
     done = cli(*both, "--split", "train", "--counts", "{one: 3}")
     assert done.code == 0, done.err
     rows = pl.read_parquet(tmp_path / "out" / "rows.parquet")
