@@ -16,6 +16,7 @@ from posttrain.encode.tokens import (
     encode_rows,
     fit_length,
     stop_ids,
+    stop_sequences,
     tokenise_renderings,
 )
 from posttrain.errors import TemplateError
@@ -305,6 +306,20 @@ def test_a_refused_prompt_is_an_error(golden):
 def test_the_stop_of_a_template(golden, name, tokenizer, stop):
     template = golden(name, tokenizer)
     assert template.tokenizer.decode(stop_ids(template).tolist()) == stop
+
+
+def test_the_stops_of_a_template_that_ends_calls_in_a_way_of_their_own(golden):
+    """One id where the last token of the stop decides: what stands before it (a closing tag) ends nothing."""
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
+        "{{ '</a><|eot_id|>' if m.tool_calls else '<|end|><|im_end|>' }}{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    tokenizer = golden("chatml").tokenizer
+    template = ChatTemplate(tokenizer, text)
+    assert [tokenizer.decode(list(stop)) for stop in stop_sequences(template)] == ["<|im_end|>", "<|eot_id|>"]
+    assert {len(stop) for stop in stop_sequences(template)} == {1}
 
 
 def test_a_template_without_stop_has_none(golden):
