@@ -285,6 +285,8 @@ def prove_turn(fitted: Fitted, i: int) -> Turn:
         body, notes = words + text[len(text) - len(frame.tail) : closing.begin], frozenset({"reasoning_from_content"})
     else:
         context, start, notes = _begin(fitted, i, text, frame, prompt)
+        if start > closing.begin:  # an empty reply whose stop the prompt begins already
+            raise RejectedError("prompt_not_prefix", _difference(prompt or "", text, i))
         body = text[start : closing.begin]
     end = len(context) + len(body) + len(closing.stop)
     whole = context + body + closing.stop + closing.rest
