@@ -393,3 +393,10 @@ def test_prompts_go_through_the_chain_and_stop_where_replies_are_needed(tmp_path
     run = StepRun(lambda name: None)
     with pytest.raises(DataError, match="replies are needed here"):
         SelectStep(kind="select", rule=Ifd(method="ifd")).decide(rows, 0, run)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].kind in ("pairs", "feedback")])
+def test_no_row_that_judges_is_read_as_a_conversation_that_fits(name: str) -> None:
+    """The look at the other formats is left out only where no key of theirs is there."""
+    record = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]} | example(name)
+    assert reason(record, "messages") == "other_kind"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from posttrain.data.formats import keys
 from posttrain.data.formats.alpaca import ALPACA
 from posttrain.data.formats.arena import ARENA
 from posttrain.data.formats.base import Foreign, Format, RowError
 from posttrain.data.formats.columns import as_option, proposed
-from posttrain.data.formats.feedback import FEEDBACK, judged_by_number, other_number
+from posttrain.data.formats.feedback import FEEDBACK, LABEL_KEYS, judged_by_number, other_number
 from posttrain.data.formats.hh_rlhf import HH_RLHF
 from posttrain.data.formats.messages import MESSAGES
 from posttrain.data.formats.moss import MOSS
@@ -27,7 +27,7 @@ from posttrain.data.formats.sharegpt import SHAREGPT
 from posttrain.data.formats.stack_exchange import STACK_EXCHANGE
 from posttrain.data.formats.text_pair import TEXT_PAIR
 from posttrain.data.formats.turns import role_of
-from posttrain.data.formats.two_responses import TWO_RESPONSES
+from posttrain.data.formats.two_responses import RESPONSES, TWO_RESPONSES
 from posttrain.data.formats.ultrafeedback import ULTRAFEEDBACK
 from posttrain.data.formats.written import WRITTEN_FEEDBACK, WRITTEN_PAIRS
 from posttrain.data.formats.xlam import XLAM
@@ -51,6 +51,15 @@ FORMATS: Table[Format[Row | Ranked]] = Table(
 )
 """Conversation formats, the more telling ones first: a row with ``messages`` and ``prompt`` is read by its messages. Then
 the formats of preferences; a row that one of them knows is no conversation for :func:`detect_format`."""
+
+
+_JUDGING = frozenset(
+    (
+        *(*keys.SIDES, *LABEL_KEYS, *(side for pair in RESPONSES for side in pair)),
+        *("response_j", "response_k", "winner", "replies", "prompt_turns"),
+    )
+)
+"""Every key by which a record compares or judges replies."""
 
 
 def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked]:
@@ -83,16 +92,25 @@ def read_record(record: Foreign, name: str, detected: bool, origin: Origin, sour
     if that gives the same kind of rows. Raises RowError; ``other_kind`` where it says something of another kind.
     """
     form, said = FORMATS[name], keys.present(record)
-    if detected:
+    fits = form.detect(said)
+    if detected and not (fits and _is_surely(form, said)):
         # a number as label judges a reply where it does so in all of the file; in a file of conversations it is a class
         fitting = list(_fitting(record, said, numbers_judge=form.kind != "conversations"))
         same = form if form in fitting else next((other for other in fitting if other.kind == form.kind), None)
         if same is None and fitting and fitting[0].kind != "prompts":
             told = f"read as {fitting[0].name!r} it gives {fitting[0].kind}, the file {form.kind}"
             raise RowError("other_kind", told)
-        form = same or form
+        if same is not None and same is not form:
+            form, fits = same, True
     # where a column that is needed is empty the record is read as it is, so that the reason is what it lacks
-    return form.parse(said if form.detect(said) else record, origin, source)
+    return form.parse(said if fits else record, origin, source)
+
+
+def _is_surely(form: Format[Row | Ranked], said: Foreign) -> bool:
+    """Whether a record that fits a format needs no look at the others: nearly all do not, and the look takes long."""
+    if form.kind == "conversations":
+        return said.keys().isdisjoint(_JUDGING) and not isinstance(said.get("prompt"), Mapping)
+    return form.kind != "prompts"
 
 
 def _as_written(record: Foreign) -> Foreign:

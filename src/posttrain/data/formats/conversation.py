@@ -22,7 +22,7 @@ def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin
     turns = tuple(messages)
     if not turns:
         raise RowError("empty_conversation", "no turns")
-    if _is_plain_talk(turns) and record.keys().isdisjoint(_LOOKED_AT) and not _with_more(record, used):
+    if _is_plain_talk(turns) and (record.keys() - used).isdisjoint(_LOOKED_AT) and not _with_more(record, used):
         return SftRow(turns, origin, source, (), meta_of(record, used))  # nearly every row passes all that follows
     if all(turn.role != "assistant" for turn in turns):
         raise RowError("no_assistant_turn", f"roles: {', '.join(turn.role for turn in turns)}"[:200])

@@ -90,6 +90,7 @@ def _verdict(record: Foreign, key: str) -> bool | None:
 
 
 LABEL_KEYS = (*_JUDGES, *_ACCUSERS, *_SPEAKERS)
+"""Every key of a label."""
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> UnpairedRow:

@@ -41,11 +41,16 @@ def _detect(record: Foreign) -> bool:
     return keys is not None and isinstance(record[keys[0]], str | None)
 
 
+_PLACES = {pair: place for place, pair in enumerate(PAIRS)}
+_FIRST, _SECOND = (tuple(dict.fromkeys(pair[side] for pair in PAIRS)) for side in (0, 1))
+
+
 def _keys(record: Foreign) -> tuple[str, str] | None:
     """The first two columns of a pair that are present, else that the record has at all."""
-    had = [keys for keys in PAIRS if keys[0] in record and keys[1] in record]
-    there = (keys for keys in had if is_present(record[keys[0]]) and is_present(record[keys[1]]))
-    return next(there, had[0] if had else None)
+    replies = [key for key in _SECOND if key in record]
+    had = [(key, reply) for key in _FIRST if key in record for reply in replies if (key, reply) in _PLACES]
+    said = [pair for pair in had if is_present(record[pair[0]]) and is_present(record[pair[1]])]
+    return min(said or had, key=_PLACES.__getitem__, default=None)
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:

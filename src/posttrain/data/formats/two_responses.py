@@ -18,9 +18,10 @@ from posttrain.types import Message, Origin, PairRow
 
 _NAMES = ("response", "output", "answer", "completion", "reply")
 _ENDS = (("0", "1"), ("1", "2"), ("a", "b"))
-_PAIRS = tuple(
+RESPONSES = tuple(
     (name + joint + ends[0], name + joint + ends[1]) for name in _NAMES for joint in ("_", "") for ends in _ENDS
 )
+"""The keys of two replies."""
 _VERDICTS = (
     "better",
     "better_response_id",
@@ -35,7 +36,7 @@ _VERDICTS = (
 
 
 def _sides(record: Foreign) -> tuple[str, str] | None:
-    return next((pair for pair in _PAIRS if pair[0] in record and pair[1] in record), None)
+    return next((pair for pair in RESPONSES if pair[0] in record and pair[1] in record), None)
 
 
 def _detect(record: Foreign) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from annotated_types import Ge
 
 from posttrain.data.formats import Format, RowError, detect_format
-from posttrain.data.formats.prompts import prompt_of
+from posttrain.data.formats.prompts import PROMPTS
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.eval.benchmarks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task
@@ -193,7 +193,7 @@ def _exchange(row: Mapping[str, Any], origin: Origin, form: Format[Any] | None) 
     """The question of a row with its references; ``form`` None = they are given as such."""
     try:
         if form is None:
-            asked, references = prompt_of(row)[0], _references(row)
+            asked, references = PROMPTS.parse(row, origin, "").messages, _references(row)
         else:
             parsed: Row = form.parse(row, origin, "")
             assert isinstance(parsed, SftRow), "the format is one of conversations"
