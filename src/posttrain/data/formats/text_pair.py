@@ -41,7 +41,7 @@ def _detect(record: Foreign) -> bool:
     return keys is not None and isinstance(record[keys[0]], str | None)
 
 
-_PLACES = {pair: place for place, pair in enumerate(PAIRS)}
+_PLACES = {pair: place for place, pair in reversed(list(enumerate(PAIRS)))}
 _FIRST, _SECOND = (tuple(dict.fromkeys(pair[side] for pair in PAIRS)) for side in (0, 1))
 
 
