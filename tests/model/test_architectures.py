@@ -98,6 +98,12 @@ def test_models_that_would_leak_between_segments_go_one_by_one(family: str, dtyp
     assert path.why
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_window_near_the_last_position_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    folder = micro_folder("gpt-neo", tmp_path, window_size=64, max_position_embeddings=128)
+    assert path_of(load_model(folder, torch.float32, torch.device("cpu"))).kind == "alone"
+
+
 def test_what_looks_ahead_is_refused(tmp_path: Path) -> None:
     config = AutoConfig.for_model(
         "bert", vocab_size=50, hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=32

@@ -22,6 +22,7 @@ from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model.attention import IMPLEMENTATION
 from posttrain.model.forward import LogitForm, Path, final_hidden, set_path
+from posttrain.model.lengths import limits_of
 from posttrain.model.rotary import follow_lengths, is_by_length
 from posttrain.model.wide import in_fp32
 
@@ -42,6 +43,8 @@ _SWITCHES_BY_LENGTH = ("max_position_embeddings", "original_max_seq_len", "max_s
 CROSSED = 128
 """A switch up to this many tokens is crossed as it is; a longer one is made `_SHORT` for the time of the proof."""
 _SHORT = 16
+_TAIL = 4
+"""Tokens of the probe that continue its longest sequence."""
 _SCALES: tuple[tuple[str, Callable[[float], float]], ...] = (
     ("logit_scale", lambda x: x),
     ("logits_scaling", lambda x: 1 / x),
@@ -72,7 +75,8 @@ def prove(model: PreTrainedModel, folder: Folder) -> Path:
 
 def _prove(model: PreTrainedModel, folder: Folder, by_length: bool, tolerance: float) -> Path:
     with switches_crossed(model) as longest:
-        segments = _probe(longest, shared=not by_length)
+        last = limits_of(model).positions  # no switch lies beyond it
+        segments = _probe(longest if last is None else min(longest, last - _TAIL), shared=not by_length)
         vocabulary = model.get_input_embeddings().weight
         ids_T = (torch.arange(sum(segments.lengths), device=vocabulary.device) * 7 + 3) % len(vocabulary)
         packs = model.config._attn_implementation == IMPLEMENTATION
@@ -92,7 +96,7 @@ def _prove(model: PreTrainedModel, folder: Folder, by_length: bool, tolerance: f
 
 def _probe(longest: int, *, shared: bool) -> Segments:
     """Sequences of few tokens and one of ``longest``; where prefixes are shared, two more that continue the second."""
-    lengths = [5, 6, 3, 7, longest, 4] if longest else [5, 6, 3, 7]
+    lengths = [5, 6, 3, 7, longest, _TAIL] if longest > 0 else [5, 6, 3, 7]
     return Segments(lengths, [-1, -1, 1, 1, -1, 4][: len(lengths)] if shared else None)
 
 
