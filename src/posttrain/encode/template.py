@@ -261,7 +261,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not folder.is_dir():
         raise ModelError("no such model folder", where=str(folder), fix="give the folder of a Hugging Face model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=_model_kind(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=_model_kind(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # missing and damaged files surface as many exception types
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

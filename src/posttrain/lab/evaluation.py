@@ -210,6 +210,7 @@ def _evaluate_model(
 ) -> dict[str, Any]:
     """``logps`` of the held-out sequences by manner, and ``replies``, of one model."""
     from posttrain.eval.replies import reply_records
+    from posttrain.model.limits import check_fits
     from posttrain.model.score import sequence_logps
 
     done = 0
@@ -224,6 +225,7 @@ def _evaluate_model(
         advance(0)
     for manner, units in held_out.items():
         groups = [sequences_of(unit) for unit in units]
+        check_fits(opened.model, [one for group in groups for one in group], "max_length of this evaluation")
         found = sequence_logps(opened.model, groups, stage.batch_tokens, opened.dtype, advance) if groups else []
         logps[manner] = [part.tolist() for part in found]
     records: list[dict[str, Any]] = []

@@ -93,7 +93,7 @@ class Experiment:
     @cached_property
     def base_folder(self) -> Path:
         """The local folder of the recipe's model, fetched where needed."""
-        from posttrain.model.load import check_model_folder
+        from posttrain.model.folder import check_model_folder
         from posttrain.model.source import model_folder
 
         folder = model_folder(self.recipe.model, self.display.tick)

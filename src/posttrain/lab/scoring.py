@@ -285,6 +285,7 @@ def _compute(
     """Score the wanted rows of a file, a part at a time; every part is a file of the cache."""
     from posttrain.model import hardware
     from posttrain.model.frozen import frozen_model
+    from posttrain.model.limits import check_fits
 
     dtype = hardware.DTYPES[dtype_name]
     display.tick("loading the model", 0, 0)
@@ -294,6 +295,7 @@ def _compute(
     for part in _parts(rows, wanted):
         ids = part["id"].to_list()
         answers = _answers(frame_rows(part), ids, encoder)
+        check_fits(model, [example for answer in answers for example in answer.examples], "--max-length")
         told = _part_progress(display, done, len(ids), len(wanted), answers)
         frame = _likelihoods(model, answers, batch_tokens, dtype, told)
         with atomic_path(cache / f"{ids[0]}.parquet") as temporary:

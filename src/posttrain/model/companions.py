@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 TEMPLATE_FILE, GENERATION_FILE = "chat_template.jinja", "generation_config.json"
+AGAIN = "download the folder again"
 TEMPLATE_FOLDER = "additional_chat_templates"
 
 
@@ -53,12 +54,12 @@ class Companions:
             _replace_template(folder, self.template)
         if self.ends:
             path = folder / GENERATION_FILE
-            written = _object(path) if path.is_file() else {}
+            written = read_object(path) if path.is_file() else {}
             written.pop("_from_model_config", None)
             write_json(path, written | {"eos_token_id": self.ends[0] if len(self.ends) == 1 else list(self.ends)})
         adapter = folder / "adapter_config.json"
         if self.base is not None and adapter.is_file():
-            write_json(adapter, _object(adapter) | {"base_model_name_or_path": self.base})
+            write_json(adapter, read_object(adapter) | {"base_model_name_or_path": self.base})
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -74,7 +75,7 @@ def _replace_template(folder: Path, template: str) -> None:
     """One template, in the one place that every runtime of today reads; no other is left to contradict it."""
     shutil.rmtree(folder / TEMPLATE_FOLDER, ignore_errors=True)
     config = folder / "tokenizer_config.json"
-    if config.is_file() and (settings := _object(config)).pop("chat_template", None) is not None:
+    if config.is_file() and (settings := read_object(config)).pop("chat_template", None) is not None:
         write_json(config, settings)
     write_text(folder / TEMPLATE_FILE, template)
 
@@ -86,7 +87,7 @@ def end_ids(folder: Path) -> tuple[int, ...]:
     """
     for name in (GENERATION_FILE, "config.json"):
         path = folder / name
-        settings = _object(path) if path.is_file() else {}
+        settings = read_object(path) if path.is_file() else {}
         text = settings.get("text_config")
         for part in (settings, text if isinstance(text, dict) else {}):
             if (found := part.get("eos_token_id")) is not None:
@@ -112,14 +113,12 @@ def tokenizer_files(folder: Path) -> Iterable[Path]:
     return (folder / name for name in TOKENIZER_FILES if name != "tokenizer_config.json" and (folder / name).is_file())
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file. Raises ModelError where it holds something else."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file of a model folder. Raises ModelError where it holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path.name} is no JSON: {error}", where=str(path), fix="download the folder again"
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path.name} is no JSON: {error}", where=str(path), fix=AGAIN) from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path.name} holds no object", where=str(path), fix="download the folder again")
+        raise ModelError(f"{path.name} holds no JSON object", where=str(path), fix=AGAIN)
     return found

@@ -21,8 +21,10 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """
     # transformers' progress bar of the conversion can only be silenced at its stream
     with quiet_transformers(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
         tokenizer.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
     config = model.config.to_dict()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 
@@ -116,8 +117,16 @@ class Limits:
 
 
 def limits_of(model: PreTrainedModel) -> Limits:
-    """The limits of a model. One that holds rotary frequencies computes a position from its number."""
+    """The limits of a model. Positions end where a table of them does: one with a row for each that the configuration counts.
+
+    A model without such a table computes a position from its number (rotary frequencies, a recurrence); MPT makes its table on the way.
+    """
     text: Any = model.config.get_text_config()
-    told = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
-    rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
-    return Limits(model.get_input_embeddings().num_embeddings, None if told is None or rotary else int(told))
+    told = getattr(text, "max_position_embeddings", None)
+    embedding = model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not embedding]
+    buffers = [buffer for name, buffer in model.named_buffers() if "position" in name and buffer.dim() > 1]
+    rows = [len(table.weight) - getattr(table, "offset", 0) for table in tables] + [len(buffer) for buffer in buffers]
+    if told is None and not any(name.endswith("inv_freq") for name, _ in model.named_buffers()):
+        told, rows = getattr(text, "max_seq_len", None), [getattr(text, "max_seq_len", None)]
+    return Limits(embedding.num_embeddings, int(told) if told is not None and told in rows else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,38 +14,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils import logging as transformers_logging
 
 from posttrain.encode.segments import Segments
-from posttrain.errors import ModelError
 from posttrain.model import attention
+from posttrain.model.folder import check_loaded, check_model_folder, loading_error
 from posttrain.model.forward import causal_lm
 from posttrain.model.proof import prove
 from posttrain.model.slots import Prefill, Step
 
 NEW_HEAD = "score.weight"
 """The one weight a language model's folder lacks when it becomes a reward model."""
-
-
-def check_model_folder(folder: Path) -> None:
-    """Raise ModelError where a folder has no readable config.json or no safetensors weights. Fast: nothing is loaded."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            "no config.json here: this is not a HF model folder",
-            where=str(folder),
-            fix="give a folder with config.json, weights and tokenizer",
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for p in folder.glob("*.bin"))
-        hint = (
-            f"convert {pickled[0]} to safetensors first: pickled weights are never loaded"
-            if pickled
-            else "download the weights (*.safetensors) as well"
-        )
-        raise ModelError("no weights (*.safetensors) in this model folder", where=str(folder), fix=hint)
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(
-            f"config.json is no JSON: {error}", where=str(folder / "config.json"), fix="download the folder again"
-        ) from error
+OLD_HEADS = ("lm_head.", "embed_out.")
+"""What it has besides."""
 
 
 def load_model(
@@ -69,22 +46,12 @@ def load_model(
     )
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
             model: PreTrainedModel
             model, report = _read(kind, folder, config, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise ModelError(f"the model can't be loaded: {str(error).splitlines()[0]}", where=str(folder)) from error
-    except Exception as error:  # safetensors raises its own type for damaged files
-        if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-            raise ModelError(f"damaged weights: {error}", where=str(folder), fix="download the folder again") from error
-        raise
-    missing = sorted(key for key in report["missing_keys"] if key != NEW_HEAD)
-    if missing:
-        raise ModelError(
-            f"{len(missing)} weights are missing from this folder, the first: {missing[0]}",
-            where=str(folder),
-            fix="download the folder again",
-        )
+    except Exception as error:  # foreign code: whatever it raises is what it says of this folder
+        raise loading_error(error, folder) from error
+    check_loaded(report, folder, *((NEW_HEAD, OLD_HEADS) if head == "score" else ()))
     if head == "score":
         model.score.float()
         if NEW_HEAD in report["missing_keys"]:
@@ -97,7 +64,14 @@ def load_model(
 
 def _read(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and transformers' report on its weights: with our attention, or its own where it takes no other."""
-    options = {"config": config, "dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    options = {
+        "config": config,
+        "dtype": dtype,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": True,  # they are told by `check_loaded`, with their names
+    }
     try:
         model, report = kind.from_pretrained(
             folder, attn_implementation=attention.IMPLEMENTATION, output_loading_info=True, **options

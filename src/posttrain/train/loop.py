@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, write_json
+from posttrain.encode.preferences import sequences_of
 from posttrain.errors import ConfigError, InterruptedRunError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
 from posttrain.model.companions import Companions
@@ -30,6 +31,7 @@ from posttrain.model.config import LoraAdapter
 from posttrain.model.flops import step_flops
 from posttrain.model.forward import causal_lm, path_of
 from posttrain.model.frozen import frozen_model
+from posttrain.model.limits import check_fits
 from posttrain.model.load import load_model
 from posttrain.model.score import lay_out, sequence_logps
 from posttrain.objectives import RewardObjective
@@ -281,6 +283,8 @@ def train(
     hardware.keep_freed_memory()
     stage = settled_dtype(stage, out)
     trainee = prepare_model(stage, inputs.model_folder, inputs.adapter_folder, seed)
+    sequences = [s for unit in (*inputs.examples, *inputs.held_out) for s in sequences_of(unit)]
+    check_fits(trainee.model, sequences, f"stages.{out.path.name}.max_length")
     names = {id(p): name for name, p in trainee.trained.items()}
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
     pad_id = causal_lm(trainee.model).config.get_text_config().pad_token_id

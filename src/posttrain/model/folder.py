@@ -1,0 +1,125 @@
+"""A HF model folder is held against what it claims before and after it is loaded: every file whole, every tensor known, nothing left over.
+
+Foreign code says what is wrong in its own words and its own exception types; here it becomes one ModelError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from posttrain.errors import ModelError
+from posttrain.model.companions import AGAIN, end_ids, read_object
+
+INDEX = "model.safetensors.index.json"
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise ModelError where a folder has no readable config.json, or no whole safetensors weights. Fast: nothing is loaded."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            "no config.json here: this is not a HF model folder",
+            where=str(folder),
+            fix="give a folder with config.json, weights and tokenizer",
+        )
+    config = read_object(folder / "config.json")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(p.name for p in folder.glob("*.bin"))
+        hint = (
+            f"convert {pickled[0]} to safetensors first: pickled weights are never loaded"
+            if pickled
+            else "download the weights (*.safetensors) as well"
+        )
+        raise ModelError("no weights (*.safetensors) in this model folder", where=str(folder), fix=hint)
+    if (folder / INDEX).is_file() and not (folder / "model.safetensors").is_file():
+        _check_index(folder)
+    for file in files:
+        try:
+            with safe_open(file, "np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"damaged weights: {error}", where=str(file), fix=AGAIN) from error
+    _check_ends(folder, config)
+
+
+def _check_index(folder: Path) -> None:
+    places = read_object(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ModelError("this index of weights names no files", where=str(folder / INDEX), fix=AGAIN)
+    missing = sorted({name for name in places.values() if not (folder / name).is_file()})
+    if missing:
+        others = f" and {len(missing) - 1} other files" if len(missing) > 1 else ""
+        raise ModelError(
+            f"the index names {missing[0]}{others}, but this folder does not have it",
+            where=str(folder / INDEX),
+            fix="download the missing files",
+        )
+
+
+def _check_ends(folder: Path, config: Mapping[str, Any]) -> None:
+    text = config.get("text_config")
+    ids = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    beyond = [one for one in end_ids(folder) if one >= ids] if isinstance(ids, int) else []
+    if beyond:
+        raise ModelError(
+            f"eos_token_id is {beyond[0]}, but the model has {ids:,} ids (vocab_size): a reply could never end",
+            where=str(folder),
+            fix="set eos_token_id in generation_config.json and config.json to the token that ends a reply",
+        )
+
+
+def check_loaded(report: Mapping[str, Any], folder: Path, may_lack: str = "", may_have: tuple[str, ...] = ()) -> None:
+    """Raise ModelError where tensors of a folder and of its model differ. report: transformers' loading info.
+
+    may_lack: the tensor that the folder need not have; may_have: beginnings of names it may have besides (a head that is replaced).
+    """
+    missing = sorted(key for key in report["missing_keys"] if key != may_lack)
+    if missing:
+        raise ModelError(f"{_some(missing, 'weights')} missing from this folder", where=str(folder), fix=AGAIN)
+    shapes = sorted(report["mismatched_keys"])
+    if shapes:
+        _, found, wanted = shapes[0]
+        raise ModelError(
+            f"{_some([name for name, *_ in shapes], 'tensors')} of another shape than config.json says: {tuple(found)}, not {tuple(wanted)}",
+            where=str(folder),
+            fix="put the config.json there that belongs to the weights",
+        )
+    unknown = sorted(key for key in report["unexpected_keys"] if not key.startswith(may_have or "/"))
+    if unknown:
+        raise ModelError(
+            f"{_some(unknown, 'tensors')} in this folder and unknown to the model of its config.json, which would compute without",
+            where=str(folder),
+            fix="put the config.json there that belongs to the weights (number of layers, biases, quantization_config)",
+        )
+    if report["error_msgs"]:
+        raise ModelError(f"the weights don't fit the model: {report['error_msgs'][0]}", where=str(folder), fix=AGAIN)
+
+
+def _some(names: list[str], kind: str) -> str:
+    return f"1 of the {kind} ({names[0]}) is" if len(names) == 1 else f"{len(names)} {kind} ({names[0]}, ...) are"
+
+
+def loading_error(error: Exception, folder: Path) -> ModelError:
+    """What an exception of transformers, safetensors or a model's own code says about a folder."""
+    if isinstance(error, ModelError):
+        return error
+    told = next(iter((str(error).strip() or type(error).__name__).splitlines()))
+    if isinstance(error, ImportError):
+        return ModelError(
+            f"a package is missing that this model needs: {told}",
+            where=str(folder),
+            fix="install it, or choose another model",
+        )
+    if isinstance(error, SafetensorError):
+        return ModelError(f"damaged weights: {told}", where=str(folder), fix=AGAIN)
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            "this model needs Python code from its folder, which is never run",
+            where=str(folder),
+            fix="choose a model that transformers knows by itself",
+        )
+    return ModelError(f"the model can't be loaded: {type(error).__name__}: {told}", where=str(folder))
