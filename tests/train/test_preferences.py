@@ -237,6 +237,23 @@ def test_kto_rows_meet_the_reply_of_the_next_row() -> None:
     assert [t.row_id for t in mismatched(units[::-1])] == [t.row_id for t in found]
 
 
+def test_a_last_step_of_one_row_is_not_its_own_reference_point() -> None:
+    """It borrows the reply of the next row of the data: z = 2 nats here, whatever its own reply gained. Copies of a row are one row."""
+    units = make_feedback(4)
+    for lone, lender in ((0, 1), (3, 0)):
+        (borrowed,) = mismatched([units[lone]], units)
+        assert borrowed.row_id == f"row-{lone}+row-{lender}"
+        known = ReferenceLogps({sequence_key(borrowed): np.full(borrowed.supervised, -1.0, np.float32)})
+        task = make_task(KtoObjective(), known, others=units)
+        gained = np.full(borrowed.supervised, -1.0 + 2.0 / borrowed.supervised, np.float32)
+        assert task.beside([units[lone]])[0].row_id == borrowed.row_id
+        assert task.context([units[lone]], [gained]).reference_point == pytest.approx(2.0, rel=1e-6)
+    assert [t.row_id for t in mismatched([units[0], units[0]], units)] == ["row-0+row-1"] * 2
+    assert [t.row_id for t in mismatched([units[0], units[0], units[2]])] == ["row-0+row-2"] * 2 + ["row-2+row-0"]
+    assert mismatched([units[0]], [units[0]]) == []
+    assert make_task(KtoObjective()).context([units[0]], []).reference_point == 0.0
+
+
 def test_kto_reference_point_is_clamped_and_shared(make_stage: MakeStage, small_model: Path) -> None:
     stage, units = make_stage(objective=KtoObjective()), make_feedback()
     task = make_task(stage.objective, start_reference(stage, small_model, units))

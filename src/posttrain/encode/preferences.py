@@ -7,6 +7,7 @@ without its end has another log-probability than the reply.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -196,13 +197,20 @@ def reply_start(tokens: Tokens) -> int:
     return int(np.argmax(tokens.weights_T != 0))
 
 
-def mismatched(units: Sequence[FeedbackTokens]) -> list[Tokens]:
-    """Every prompt with the reply of the next unit: the sequences from which KTO estimates its reference point.
+def mismatched(units: Sequence[FeedbackTokens], others: Sequence[FeedbackTokens] = ()) -> list[Tokens]:
+    """Every prompt with the reply of the next row: the sequences from which KTO estimates its reference point.
 
-    "Next" is by row id, the last one is followed by the first; so the sequences depend on the set of units alone.
+    "Next" is by row id, the last one is followed by the first; so the sequences depend on the set of units alone. A row never gets its own
+    reply: where the units are one row (the last step of an epoch), the next row of ``others`` lends its reply; without one there are none.
     """
     ordered = sorted((unit.tokens for unit in units), key=lambda tokens: tokens.row_id)
-    return [with_reply_of(a, b) for a, b in zip(ordered, [*ordered[1:], *ordered[:1]], strict=True)]
+    rows = {tokens.row_id: tokens for tokens in ordered}
+    lenders = rows
+    if len(rows) == 1:
+        lenders = {unit.tokens.row_id: unit.tokens for unit in others if unit.tokens.row_id not in rows}
+    names = sorted(lenders)
+    following = [bisect_right(names, tokens.row_id) % len(names) for tokens in ordered] if names else []
+    return [with_reply_of(tokens, lenders[names[k]]) for tokens, k in zip(ordered, following, strict=bool(names))]
 
 
 def with_reply_of(prompt: Tokens, reply: Tokens) -> Tokens:

@@ -54,7 +54,7 @@ def not_reached(model: nn.Module) -> tuple[str, ...]:
     alone, head = set(attached_nowhere(causal_lm(model))), causal_lm(model).get_output_embeddings()
     found = set()
     for name, module in causal_lm(model).named_modules():
-        if re.search(r"lora_|base_layer|^score$", name):
+        if re.search(r"lora_|base_layer|^score(\.|$)", name):
             continue
         if isinstance(module, nn.Linear) and module is not head and (name not in alone or name.endswith("out_proj")):
             found.add(name)

@@ -128,5 +128,7 @@ def limits_of(model: PreTrainedModel) -> Limits:
     buffers = [buffer for name, buffer in model.named_buffers() if "position" in name and buffer.dim() > 1]
     rows = [len(table.weight) - getattr(table, "offset", 0) for table in tables] + [len(buffer) for buffer in buffers]
     if told is None and not any(name.endswith("inv_freq") for name, _ in model.named_buffers()):
-        told, rows = getattr(text, "max_seq_len", None), [getattr(text, "max_seq_len", None)]
-    return Limits(embedding.num_embeddings, int(told) if told is not None and told in rows else None)
+        positions = getattr(text, "max_seq_len", None)
+    else:
+        positions = told if told in rows else None
+    return Limits(embedding.num_embeddings, None if positions is None else int(positions))

@@ -288,7 +288,7 @@ def train(
     names = {id(p): name for name, p in trainee.trained.items()}
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
     pad_id = causal_lm(trainee.model).config.get_text_config().pad_token_id
-    task = make_task(stage.objective, pad_id=pad_id)  # lengths do not depend on the reference
+    task = make_task(stage.objective, pad_id=pad_id, others=inputs.examples)  # lengths do not depend on the reference
     lengths = tuple(unit_length(trainee.model, task, unit) for unit in inputs.examples)
     plan = Plan(lengths, stage.batch_size, stage.micro_batch_tokens, stage.epochs, seed, stage.max_steps)
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
@@ -299,7 +299,7 @@ def train(
         reference = _reference(stage, source, trainee, task, [*steps, inputs.held_out], on_progress)
         if source.model_folder is None and not checkpoints.exist():
             _starts_at_reference(trainee, task, steps[0], reference, stage.micro_batch_tokens)
-        task = make_task(stage.objective, reference, pad_id)
+        task = make_task(stage.objective, reference, pad_id, inputs.examples)
     progress = _restore(checkpoints, trainee, optimizer, names)
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
     trackers = open_trackers(stage.track, out.path)

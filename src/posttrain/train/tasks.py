@@ -71,13 +71,22 @@ class Task:
     """The outputs [S] of a micro-batch, with gradient where the model trains: log-probabilities, or rewards."""
 
 
-def make_task(objective: Objective, reference: ReferenceLogps = NO_REFERENCE, pad_id: int | None = None) -> Task:
-    """The task of an objective. ``reference``: empty where the objective needs none. ``pad_id``: see `scored_at_end`."""
+def make_task(
+    objective: Objective,
+    reference: ReferenceLogps = NO_REFERENCE,
+    pad_id: int | None = None,
+    others: Sequence[Any] = (),
+) -> Task:
+    """The task of an objective.
+
+    ``reference``: empty where the objective needs none. ``pad_id``: see `scored_at_end`. ``others``: all training units, from which a
+    step of a single row borrows what it compares with (`mismatched`).
+    """
     match objective:
         case SftObjective():
             return _conversations()
         case KtoObjective():
-            return _feedback(objective, reference)
+            return _feedback(objective, reference, others)
         case RewardObjective():
             return _rewards(objective, pad_id)
         case _:
@@ -115,9 +124,15 @@ def _pairs(objective: PairObjective, reference: ReferenceLogps) -> Task:
     return Task(sequences, loss)
 
 
-def _feedback(objective: KtoObjective, reference: ReferenceLogps) -> Task:
+def _feedback(objective: KtoObjective, reference: ReferenceLogps, others: Sequence[FeedbackTokens]) -> Task:
+    def beside(units: Sequence[FeedbackTokens]) -> list[Tokens]:
+        return mismatched(units, others)
+
     def context(units: Sequence[FeedbackTokens], beside_logps: Sequence[NDArray[np.float32]]) -> StepContext:
-        sequences = mismatched(units)
+        sequences = beside(units)
+        alone = len({unit.row_id for unit in units}) == 1
+        if not sequences or (alone and sequences[0] not in reference):
+            return StepContext(len(units))  # nothing tells of a drift: z is 0, where it starts
         counts = torch.tensor([float(len(logps)) for logps in beside_logps])
         policy = torch.tensor([float(logps.sum(dtype=np.float64)) for logps in beside_logps])
         frozen = torch.tensor([float(reference[s].sum(dtype=np.float64)) for s in sequences])
@@ -133,7 +148,7 @@ def _feedback(objective: KtoObjective, reference: ReferenceLogps) -> Task:
         lengths |= _reply_lengths([unit.tokens for unit in units if not unit.desirable], "rejected")
         return Loss(found.share, {**found.metrics, **lengths})
 
-    return Task(sequences_of, loss, context, beside=mismatched)
+    return Task(sequences_of, loss, context, beside=beside)
 
 
 def _rewards(objective: RewardObjective, pad_id: int | None) -> Task:
