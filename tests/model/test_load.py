@@ -65,6 +65,35 @@ def broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def unknown_bias(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        tensors | {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+
+
+def fewer_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+
+
+def missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    places = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(places))
+
+
+def end_beyond(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 199]}')
+
+
+def foreign_code(folder: Path) -> None:
+    auto = {"AutoConfig": "x.Config", "AutoModelForCausalLM": "x.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "no-such-model", "auto_map": auto}))
+
+
 def unknown_type(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "no-such-model"}')
 
@@ -77,9 +106,14 @@ def unknown_type(folder: Path) -> None:
         (pickled, "convert pytorch_model.bin to safetensors first"),
         (truncated, "damaged weights|can't be loaded"),
         (weight_missing, "1 weights are missing .* model.layers.1.mlp.up_proj.weight"),
-        (wrong_shape, "can't be loaded"),
+        (wrong_shape, r"6 tensors .* of another shape than config.json says: \(32, 56\), not \(32, 64\)"),
         (broken_config, "can't be loaded|is no JSON"),
         (unknown_type, "can't be loaded"),
+        (unknown_bias, "1 of the tensors .*q_proj.bias.* unknown"),
+        (fewer_layers, "9 tensors .*layers.1.* unknown"),
+        (missing_shard, "names model-00002-of-00002.safetensors"),
+        (end_beyond, "eos_token_id is 199"),
+        (foreign_code, "never run"),
     ],
 )
 def test_bad_folders_are_told(damage: Callable[[Path], None], message: str, folder: Path) -> None:

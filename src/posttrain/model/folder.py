@@ -79,7 +79,8 @@ def check_loaded(report: Mapping[str, Any], folder: Path, may_lack: str = "", ma
     """
     missing = sorted(key for key in report["missing_keys"] if key != may_lack)
     if missing:
-        raise ModelError(f"{_some(missing, 'weights')} missing from this folder", where=str(folder), fix=AGAIN)
+        told = f"{len(missing)} weights are missing from this folder, the first: {missing[0]}"
+        raise ModelError(told, where=str(folder), fix=AGAIN)
     shapes = sorted(report["mismatched_keys"])
     if shapes:
         _, found, wanted = shapes[0]
