@@ -110,7 +110,16 @@ LOADS_TORCH = {
         "model.gguf",
         "model.hardware",
     ),
-    *("model.lengths", "model.load", "model.logprobs", "model.own", "model.packed", "model.proof", "model.reward"),
+    *(
+        "model.lengths",
+        "model.limits",
+        "model.load",
+        "model.logprobs",
+        "model.own",
+        "model.packed",
+        "model.proof",
+        "model.reward",
+    ),
     *("model.rotary", "model.score", "model.slots", "model.wide"),
     *("train.checkpoint", "train.loop", "train.optimizer", "train.reference", "train.tasks"),
 }
