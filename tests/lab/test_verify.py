@@ -12,12 +12,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from families import micro_folder
 from posttrain.data.config import Source
 from posttrain.encode.segments import Segments
 from posttrain.errors import DataError, TemplateError
 from posttrain.lab import verify
 from posttrain.lab.models import template_of
 from posttrain.model import fused, logprobs, score
+from posttrain.model.companions import copy_tokenizer
 from posttrain.train import loop, tasks
 from posttrain.train.tasks import StepContext
 
@@ -105,6 +107,20 @@ def test_everything_holds_and_is_told(
     assert told.count("yes") == len(NAMES)
     assert "every invariant holds (masks of 9 rows, the rest on 4 rows" in " ".join(told.split())
     assert max(map(len, told.splitlines()[:-1])) <= 80
+
+
+@pytest.mark.filterwarnings("ignore")  # notes on the speed, and these models' own
+@pytest.mark.parametrize("family", ["gpt2", "qwen3-moe", "mamba"])
+def test_no_false_alarm_with_dropout_experts_and_scans(
+    family: str, conversations: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    folder = micro_folder(family, tmp_path, vocab_size=49152, bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    copy_tokenizer(demo_model, folder)
+    template = template_of(folder, None)
+    usable = verify.usable_rows(Source(path=str(conversations)), 4, template, 100)
+    checks = list(verify.all_checks(folder, template, usable))
+    assert [check.name for check in checks] == NAMES
+    assert [check for check in checks if not check.holds] == []
 
 
 @pytest.mark.parametrize("kind", ["pairs", "feedback"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,18 +11,20 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from families import micro_folder
 from posttrain.artifacts import StageDir
 from posttrain.encode.collate import collate
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.adapters import adapter_mismatch, attach_lora, load_adapter, save_adapter
 from posttrain.model.config import FullWeights, LoraAdapter
-from posttrain.model.export import merge_adapter, save_model
+from posttrain.model.export import check_written, merge_adapter, save_model
 from posttrain.model.forward import final_hidden, output_head
 from posttrain.model.fused import fuse
+from posttrain.model.limits import check_fits
 from posttrain.model.load import load_model
 from posttrain.train.config import TrainStage
 from posttrain.train.loop import TrainInputs, train
@@ -106,6 +109,40 @@ def test_bf16_export_is_the_rounded_model(small_model: Path, random_examples: Ma
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor.bfloat16())
     assert '"dtype": "bfloat16"' in (tmp_path / "config.json").read_text()
+
+
+def test_a_folder_that_is_read_back_as_something_else_is_told(small_model: Path, tmp_path: Path) -> None:
+    model = load_model(small_model, torch.float32, CPU)
+    save_model(model, tmp_path, torch.float32)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] += 1e-3
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 of its \d+ tensors differ, the first: model.layers.1.mlp.up_proj.weight"):
+        check_written(model, tmp_path, torch.float32)
+
+
+def test_all_weights_of_a_quantised_model_are_refused_before_training(
+    small_model: Path, random_examples: MakeExamples, tmp_path: Path
+) -> None:
+    folder = tmp_path / "quantised"
+    shutil.copytree(small_model, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="quantised"):
+        trained(folder, random_examples([6, 8]), tmp_path / "out", FullWeights())
+
+
+def test_ids_and_positions_beyond_the_model_are_found_before_training(
+    random_examples: MakeExamples, tmp_path: Path
+) -> None:
+    model = load_model(micro_folder("gpt2", tmp_path), torch.float32, CPU)  # 199 ids, 128 learned positions
+    check_fits(model, random_examples([128, 3]), "stages.sft.max_length")
+    with pytest.raises(ConfigError, match="129 tokens, but the model has learned 128 positions") as told:
+        check_fits(model, random_examples([3, 129]), "stages.sft.max_length")
+    assert told.value.where == "stages.sft.max_length"
+    beyond = Tokens(np.array([5, 199], np.int32), np.array([0, 1], np.float32), "row-7")
+    with pytest.raises(ModelError, match="row-7 holds the token id 199, but the model knows 0 to 198"):
+        check_fits(model, [beyond], "stages.sft.max_length")
 
 
 def test_a_tied_head_is_not_merged(small_model: Path) -> None:

@@ -27,18 +27,21 @@ from posttrain.model.forward import causal_lm
 
 _ROUTERS = {"router", "gate", "shared_expert_gate"}
 """What transformers calls the layers beside experts that decide which of them a token goes to."""
+_READ_PAST = {"dt_proj", "out_proj"}
+"""What it calls the layers of a state-space block whose weights are read without calling them."""
 
 
 def attached_nowhere(model: nn.Module) -> tuple[str, ...]:
-    """Full names of linear layers that ``all-linear`` leaves alone: routers and the projection behind a state-space scan.
+    """Full names of linear layers that ``all-linear`` leaves alone: routers, and the projections of a state-space scan that are read past it.
 
-    An adapted router would send tokens elsewhere and unlearn its balance. The projection's weight is read by fused kernels, past the adapter.
+    An adapted router would send tokens elsewhere and unlearn its balance. The weights of the time steps' and the last projection are
+    read by fused kernels (and by Mamba's own code), which never call the layer: an adapter there would count once it is merged only.
     """
     found = []
     for name, block in model.named_modules():
         children = dict(block.named_children())
         if {"conv1d", "out_proj"} <= children.keys() and isinstance(getattr(block, "D", None), nn.Parameter):
-            found.append(f"{name}.out_proj")
+            found += [f"{name}.{child}" for child in sorted(_READ_PAST & children.keys())]
         if any(_holds_experts(child, part) for child, part in children.items()):
             routers = [(child, children[child]) for child in _ROUTERS & children.keys()]
             parts = [(child, n) for child, r in routers for n, m in r.named_modules() if isinstance(m, nn.Linear)]
@@ -56,7 +59,11 @@ def not_reached(model: nn.Module) -> tuple[str, ...]:
     for name, module in causal_lm(model).named_modules():
         if re.search(r"lora_|base_layer|^score(\.|$)", name):
             continue
-        if isinstance(module, nn.Linear) and module is not head and (name not in alone or name.endswith("out_proj")):
+        if (
+            isinstance(module, nn.Linear)
+            and module is not head
+            and (name not in alone or name.rpartition(".")[2] in _READ_PAST)
+        ):
             found.add(name)
         if _holds_experts(name.rpartition(".")[2], module) and not any(
             isinstance(m, nn.Linear) for m in module.modules()
@@ -98,9 +105,10 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
             wrapped: PeftModel = get_peft_model(model, config)
         except ValueError as error:
             linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+            dropout = adapter.dropout > 0 and "dropout" in str(error)  # PEFT can't drop what goes into stacked experts
             raise ConfigError(
                 f"adapter.targets {targets!r} can't be used: {str(error).splitlines()[0]}",
-                fix=f"linear layers of this model: {', '.join(linear)}",
+                fix="set adapter.dropout to 0" if dropout else f"linear layers of this model: {', '.join(linear)}",
             ) from error
     return wrapped.eval()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from posttrain.errors import ModelError
 from posttrain.model.forward import causal_lm
@@ -32,7 +32,10 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
 
 def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    """Write a HF model (safetensors, config) into an existing folder, weights as ``dtype``."""
+    """Write a HF model (safetensors, config) into an existing folder, weights as ``dtype``, and read it back.
+
+    Raises ModelError where plain transformers reads something else than what is in memory (see `check_written`).
+    """
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
     config = model.config
     kept, implementation = config.dtype, config._attn_implementation
@@ -46,3 +49,32 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    check_written(model, folder, dtype)
+
+
+@torch.no_grad()
+def check_written(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Hold a written folder against memory, tensor by tensor and bit for bit, as anyone would load it.
+
+    What the format can't say of a model (some quantisations, tensors that are laid out anew) is a ModelError here, and not a
+    folder that computes something else. Needs room for the weights once more.
+    """
+    kind = AutoModelForSequenceClassification if hasattr(model, "score") else AutoModelForCausalLM
+    with quiet_transformers():
+        read, report = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    ours, theirs = model.state_dict(), read.state_dict()
+    different = {name for name in ours.keys() & theirs.keys() if not _equal(ours[name], theirs[name], dtype)}
+    different |= ours.keys() ^ theirs.keys()
+    different |= set(report["unexpected_keys"]) | set(report["missing_keys"])
+    if different:
+        raise ModelError(
+            f"this {type(model).__name__} can't be written: read back, {len(different)} of its {len(ours)} tensors differ, "
+            f"the first: {min(different)}",
+            fix="train an adapter (adapter: {name: lora}), which is written by itself",
+        )
+
+
+def _equal(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> bool:
+    return torch.equal(ours.to("cpu", dtype), theirs.to("cpu", dtype))

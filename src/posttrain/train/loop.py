@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, write_json
 from posttrain.encode.preferences import sequences_of
-from posttrain.errors import ConfigError, InterruptedRunError, TrainingError
+from posttrain.errors import ConfigError, InterruptedRunError, ModelError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
-from posttrain.model.companions import Companions
+from posttrain.model.companions import Companions, read_object
 from posttrain.model.config import LoraAdapter
 from posttrain.model.flops import step_flops
 from posttrain.model.forward import causal_lm, path_of
@@ -118,6 +118,12 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
             model = adapters.load_adapter(base, adapter_folder, trainable=True)
         fused.fuse(model)
     else:
+        if read_object(model_folder / "config.json").get("quantization_config") is not None:
+            raise ModelError(
+                "the weights of this model are quantised, and all of them can't be trained and written in that form",
+                where=str(model_folder),
+                fix="train an adapter (adapter: {name: lora}), or give the model in full precision",
+            )
         model = load_model(model_folder, torch.float32, device, head=head, seed=seed)
         if adapter_folder is not None:
             model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
