@@ -57,8 +57,11 @@ def load_model(
         if NEW_HEAD in report["missing_keys"]:
             _draw(model.score.weight, seed)
     model = model.to(device).eval()
-    with quiet_transformers():
-        prove(model, folder)
+    try:
+        with quiet_transformers():
+            prove(model, folder)
+    except Exception as error:  # odd values of a configuration show only when the model computes
+        raise loading_error(error, folder) from error
     return model
 
 
