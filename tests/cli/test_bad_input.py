@@ -107,7 +107,11 @@ def test_a_wrong_override(override: str, words: list[str], refused: Callable[...
         ("folder/readme.txt", "hello", ["folder", "no data file", "readme.txt"]),
         ("broken.jsonl", '{"instruction": "a"\nnot json\n', ["broken.jsonl:1", "broken_json"]),
         ("foreign.jsonl", '{"x": 1}\n', ["foreign.jsonl", "x"]),
-        ("no_assistant.jsonl", '{"messages": [{"role": "user", "content": "hi"}]}\n', ["no_assistant.jsonl:1"]),
+        (
+            "no_assistant.jsonl",
+            "".join(f'{{"messages": [{{"role": "user", "content": "hi {n}"}}]}}\n' for n in range(9)),
+            ["no_assistant.jsonl:", "prompts", "with replies are needed"],
+        ),
     ],
 )
 def test_unusable_rows(

@@ -137,6 +137,7 @@ def test_l1_optimum_satisfies_its_conditions(drawn):
 
 @settings(max_examples=15)
 @given(regressions)
+@example((3544, 19, 4, 2.0))
 def test_l1_agrees_with_scipy_on_the_smooth_form(drawn):
     # w = u - v with u, v >= 0 makes |w| linear; scipy solves that with bounds.
     features, labels, weights = drawn_regression(*drawn[:3])
@@ -151,7 +152,7 @@ def test_l1_agrees_with_scipy_on_the_smooth_form(drawn):
 
     theirs = optimize.minimize(
         objective,
-        np.zeros(2 * columns),
+        np.full(2 * columns, 0.1),  # from 0 it sometimes stops at once: 4e-2 above the minimum for (3544, 19, 4, 2.0)
         jac=True,
         method="L-BFGS-B",
         bounds=[(0, None)] * (2 * columns),

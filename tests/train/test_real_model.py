@@ -123,23 +123,33 @@ def test_fresh_adapter_is_the_base(demo_model: Path, examples: list[Tokens]) -> 
 
 
 def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, examples: list[Tokens]) -> None:
+    """As near to PEFT's graph in float64 as 1e-5, or as that graph is itself in fp32: its own rounding reaches 1.2e-5 on some machines."""
     model = adapted(demo_model, trained=True)
-    found = []
-    for hot in (False, True):
-        (fuse if hot else unfuse)(model)
+
+    def computed(dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
         model.zero_grad(set_to_none=True)
-        logps_S, weights_S = batch_logps(model, collate(examples), torch.float32)
+        logps_S, weights_S = batch_logps(model, collate(examples), dtype)
         loss = sft_loss(logps_S, weights_S, float(weights_S.sum()))
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = {n: p.grad for n, p in trainable_parameters(model).items() if p.grad is not None}
+        gradients = {n: p.grad.double() for n, p in trainable_parameters(model).items() if p.grad is not None}
         assert len(gradients) == 420
-        found.append((loss.item(), gradients))
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
-    scale = max(float(g.norm()) for g in found[0][1].values())
-    for name, gradient in found[0][1].items():
+        return loss.item(), gradients
+
+    unfuse(model)
+    plain_loss, plain = computed(torch.float32)
+    fuse(model)
+    hot_loss, hot = computed(torch.float32)
+    unfuse(model)
+    model.double()
+    exact_loss, exact = computed(torch.float64)
+    assert hot_loss == pytest.approx(plain_loss, rel=1e-6)
+    assert hot_loss == pytest.approx(exact_loss, rel=1e-6)
+    scale = max(float(g.norm()) for g in exact.values())
+    for name, gradient in exact.items():
         # Relative to the tensor itself, or to the largest gradient where this one is nearly nothing.
-        difference = float((found[1][1][name] - gradient).norm())
-        assert difference < 1e-5 * max(float(gradient.norm()), 1e-2 * scale), name
+        size = max(float(gradient.norm()), 1e-2 * scale)
+        allowed = max(1e-5, float((plain[name] - gradient).norm()) / size)
+        assert float((hot[name] - gradient).norm()) / size <= allowed, name
 
 
 def test_chunked_is_full_logits(demo_model: Path, examples: list[Tokens]) -> None:

@@ -228,8 +228,9 @@ def _frame(path: Path, wanted: RowKind) -> pl.DataFrame:
 
 def _other_kind(path: Path, found: RowKind, wanted: RowKind) -> DataError:
     if found == "prompts":
+        first = "".join(f" (the first, {file}:{line}, has none)" for file, line in _first_place(path))
         problem, fix = (
-            f"{wanted} with replies are needed here",
+            f"{wanted} with replies are needed here{first}",
             "give rows that have replies, or let a model write them first",
         )
     elif wanted == "prompts":
@@ -243,6 +244,11 @@ def _other_kind(path: Path, found: RowKind, wanted: RowKind) -> DataError:
     return DataError(
         f"these rows are {found}, but {problem}", where=str(path), fix=f"{fix}; see docs/data-preferences.md"
     )
+
+
+def _first_place(path: Path) -> list[tuple[str, int]]:
+    """File and line of the first row, where there is one."""
+    return pl.read_parquet(path, columns=["file", "line"], n_rows=1).rows()
 
 
 @contextmanager

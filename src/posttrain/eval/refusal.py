@@ -145,7 +145,7 @@ _OBJECTIONS = (
     _objection(  # it takes a stand, or sends the user to somebody else
         3,
         r"\b(?:not|don't|cannot|can't|never) (?:\w+ly )?(?:condone|promote|encourage|endorse|tolerate)\b",
-        rf"\b(?:seek|reach out|talk to|contact|speak (?:to|with)|turn to|call)\b[^.!?]{{0,60}}\b{_HELPERS}\b|\bseek (?:\w+ )?(?:help|support)\b",
+        rf"\b(?:seek|reach out|talk to|contact|speak (?:to|with)|turn to|call(?! (?:him|her|it|them|my|your|our)sel))\b[^.!?]{{0,60}}\b{_HELPERS}\b|\bseek (?:\w+ )?(?:help|support)\b",
         r"(?:不|绝不|不会|不能|坚决反对|反对)(?:支持|鼓励|提倡|赞成|纵容|宣扬|认同)?(?:任何(?:形式的?)?|这种|此类|这类)(?:暴力|违法|非法|歧视|伤害|仇恨|不道德|犯罪)",
         r"(?:寻求|联系|拨打|咨询|求助)[^。！？]{0,15}(?:专业(?:的)?(?:帮助|人士|心理)|心理(?:医生|咨询|援助|健康)|危机干预|援助热线|警方|报警)",
     ),
