@@ -65,8 +65,8 @@ def has_reply(turns: Any) -> bool:
         turns = messages_in(turns)
     if not isinstance(turns, list) or not turns:
         return True
-    roles = [role_of(turn) if isinstance(turn, Mapping) else None for turn in reversed(turns)]
-    return any(role in ("assistant", None) for role in roles)
+    roles = (role_of(turn) if isinstance(turn, Mapping) else None for turn in reversed(turns))
+    return any(role in ("assistant", None) for role in roles)  # mostly the last one
 
 
 def _detect(record: Foreign) -> bool:

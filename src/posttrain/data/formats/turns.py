@@ -143,6 +143,9 @@ def value_in(text: str) -> Any:
 
 def role_of(turn: Foreign) -> Role | None:
     """The role of a turn; None where it names none that is known."""
+    plain = turn.get("role")
+    if isinstance(plain, str) and plain in _PLAIN_ROLES:  # nearly every turn; what follows would give the same
+        return _PLAIN_ROLES[plain]
     key = _named(turn, _ROLES)
     return None if key is None else ROLE_NAMES.get(_role_name(turn[key]))
 
