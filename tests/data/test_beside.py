@@ -203,6 +203,7 @@ def test_numbers_judge_only_where_all_of_a_file_do() -> None:
             "partial_training",
         ),
         ({"mask": 1}, "unclear_mark"),
+        ({"loss": 0.35}, "unclear_mark"),
         ({"loss": "all"}, "wrong_shape"),
     ],
 )

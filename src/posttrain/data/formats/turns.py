@@ -217,6 +217,8 @@ def weight_of(turn: Foreign) -> float | None:
             raise RowError(
                 "wrong_shape", f"the {key} of a turn is {str(value)[:80]!r}, expected a number of at least 0"
             )
+        if key not in ("weight", "loss_weight", "loss_scale") and value not in (0, 1):  # a loss may have been measured
+            raise RowError("unclear_mark", f"{key!r} is {value}, neither on nor off: say weight where it is one")
         weights += [float(value)]
     return math.prod(weights) if weights else None
 
