@@ -78,13 +78,6 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(soft_wrap=True, stderr=stderr)
 
 
-def _errors_console() -> Console:
-    """For progress beside JSON on stdout."""
-    from rich.console import Console
-
-    return Console(soft_wrap=True, stderr=True)
-
-
 @app.command()
 def run(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Run a recipe: every stage that is not finished yet, in order. Killed? Run it again: it resumes exactly."""
@@ -266,7 +259,7 @@ def _data_step(kind: str, about: str) -> None:
             engine=engine,
             seed=seed,
         )
-        told = data_commands.run_data_command(kind, options, wanted, _errors_console() if as_json else _console())
+        told = data_commands.run_data_command(kind, options, wanted, _console(stderr=as_json))
         if as_json:
             typer.echo(json.dumps(told, ensure_ascii=False))
         else:
@@ -304,7 +297,7 @@ def data_profile(
     from posttrain.lab.options import parse_columns
 
     sources = data_commands.sources_of(files, row_format, parse_columns(columns), split)
-    page, shown = data_commands.run_profile(sources, out, model, workers, _errors_console() if as_json else _console())
+    page, shown = data_commands.run_profile(sources, out, model, workers, _console(stderr=as_json))
     if as_json:
         typer.echo((out / "profile.json").read_text(encoding="utf-8"))
     else:

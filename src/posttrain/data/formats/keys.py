@@ -40,8 +40,10 @@ REASONINGS = (
 )
 """What was thought before the reply."""
 LABELS = ("label", "kto_tag")
+WEIGHTS = ("weight", "loss_weight", "loss_scale")
+"""How much a turn is trained on: any number of at least 0."""
 MARKS = (
-    *("weight", "loss_weight", "loss", "loss_mask", "loss_scale", "train", "training", "trainable", "train_detail"),
+    *(*WEIGHTS, "loss", "loss_mask", "train", "training", "trainable", "train_detail"),
     *("train_on_turn", "mask", "masked"),
 )
 """Whether, and how much, a turn is trained on."""

@@ -208,7 +208,7 @@ def weight_of(turn: Foreign) -> float | None:
                     f"'mask' is {value!r}: whether that turn is trained on can't be told; say loss or weight",
                 )
             value = not value
-        elif key in ("weight", "loss_weight", "loss_scale") and isinstance(value, bool):
+        elif key in keys.WEIGHTS and isinstance(value, bool):
             raise RowError("wrong_shape", f"the {key} of a turn is {value!r}, expected a number of at least 0")
         if isinstance(value, bool):
             weights += [] if value else [0.0]
@@ -217,7 +217,7 @@ def weight_of(turn: Foreign) -> float | None:
             raise RowError(
                 "wrong_shape", f"the {key} of a turn is {str(value)[:80]!r}, expected a number of at least 0"
             )
-        if key not in ("weight", "loss_weight", "loss_scale") and value not in (0, 1):  # a loss may have been measured
+        if key not in keys.WEIGHTS and value not in (0, 1):  # a loss may have been measured
             raise RowError("unclear_mark", f"{key!r} is {value}, neither on nor off: say weight where it is one")
         weights += [float(value)]
     return math.prod(weights) if weights else None
