@@ -21,7 +21,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.encode.spans import Rendering, Span, Tools, fit, prove_turn, supervised_renderings
+from posttrain.encode.fitting import Tools, fit
+from posttrain.encode.spans import Rendering, Span, prove_turn, supervised_renderings
 from posttrain.encode.template import ChatTemplate, RejectedError, RowRejected
 from posttrain.errors import TemplateError
 from posttrain.types import Message, Origin, SftRow, Tokens, ToolCall
