@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from families import micro_folder
 from posttrain.artifacts import StageDir
 from posttrain.encode.collate import collate
 from posttrain.errors import ConfigError, ModelError
-from posttrain.model.adapters import adapter_mismatch, attach_lora, load_adapter, save_adapter
+from posttrain.model.adapters import adapter_mismatch, attach_lora, check_written_adapter, load_adapter, save_adapter
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.model.export import check_written, merge_adapter, save_model
 from posttrain.model.forward import final_hidden, output_head
@@ -177,6 +178,34 @@ def test_fresh_adapters(small_model: Path) -> None:
 def test_targets_that_match_nothing_name_what_there_is(small_model: Path) -> None:
     with pytest.raises(ConfigError, match=r"adapter\.targets(.|\n)*down_proj, gate_proj, k_proj"):
         attach_lora(load_model(small_model, torch.float32, CPU), LoraAdapter(targets=("query",)), seed=0)
+
+
+def test_an_adapter_of_other_layers_is_told(small_model: Path, tmp_path: Path) -> None:
+    """One tensor less, one more, one other: what is read back is held against memory, and what is loaded against the model."""
+    model = attach_lora(load_model(small_model, torch.float32, CPU), LoraAdapter(rank=4), 0)
+    save_adapter(model, tmp_path)
+    file, name = (
+        tmp_path / "adapter_model.safetensors",
+        "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight",
+    )
+    whole = load_file(file)
+    less = {key: tensor for key, tensor in whole.items() if key != name}
+    more = whole | {name.replace("layers.1", "layers.2"): whole[name].clone()}
+    for other, fits in ((less, False), (more, False), (less | {name: whole[name] + 1}, True), (whole, True)):
+        save_file(other, file, {"format": "pt"})
+        with (
+            contextlib.nullcontext()
+            if other is whole
+            else pytest.raises(ModelError, match=r"1 of its 28 tensors differ.*layers\.[12]\.self_attn\.q_proj")
+        ):
+            check_written_adapter(model, tmp_path)
+        base = load_model(small_model, torch.float32, CPU)
+        with (
+            contextlib.nullcontext()
+            if fits
+            else pytest.raises(ModelError, match=r"1 of its tensors .*layers\.[12]\.self_attn\.q_proj")
+        ):
+            load_adapter(base, tmp_path, trainable=False)
 
 
 def test_adapter_folders_that_do_not_fit(small_model: Path, tmp_path: Path) -> None:

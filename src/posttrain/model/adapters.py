@@ -7,6 +7,7 @@ arXiv:2106.09685, section 4.1), from the given seed, so a fresh adapter leaves t
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 import warnings
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from posttrain.artifacts import write_json
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.config import LoraAdapter
 from posttrain.model.forward import causal_lm
+from posttrain.model.load import quiet_transformers
 
 _ROUTERS = {"router", "gate", "shared_expert_gate"}
 """What transformers calls the layers beside experts that decide which of them a token goes to."""
@@ -114,7 +116,7 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
-    """The model with the adapter of a PEFT folder. Raises ModelError for a missing, damaged or foreign adapter.
+    """The model with the adapter of a PEFT folder. Raises ModelError for a missing, damaged or foreign adapter, one of other layers included.
 
     A reward model takes a language model's adapter as well; its own score head stays and trains beside it.
     """
@@ -124,39 +126,78 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Pe
         raise ModelError("no adapter_model.safetensors here (pickled weights are never loaded)", where=str(folder))
     try:
         with _quiet_peft():
-            wrapped: PeftModel = (
+            wrapped, odd = (
                 _reward_adapter(model, folder, trainable)
                 if hasattr(model, "score")
-                else PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+                else _plain_adapter(model, folder, trainable)
             )
     except Exception as error:  # PEFT, safetensors and torch each raise their own types here
         raise ModelError(
             f"the adapter does not fit this model: {str(error).splitlines()[0]}", where=str(folder)
         ) from error
+    if odd:
+        raise ModelError(
+            f"the adapter does not fit this model: {len(odd)} of its tensors are missing, or belong to layers that the model does not "
+            f"have, the first: {min(odd)}",
+            where=str(folder),
+            fix="give the adapter the model it was trained on",
+        )
     return wrapped.eval()
 
 
-def _reward_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
-    """A reward model with a saved adapter; PEFT itself would ask a language model's adapter for a score head."""
+def _plain_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> tuple[PeftModel, set[str]]:
+    """The model with a saved adapter, and the names in which adapter and model differ; PEFT itself tells them on a second reading only."""
+    wrapped: PeftModel = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    found = wrapped.load_adapter(str(folder), "default", is_trainable=trainable)
+    return wrapped, {name.replace(".default.", ".") for name in (*found.missing_keys, *found.unexpected_keys)}
+
+
+def _reward_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> tuple[PeftModel, set[str]]:
+    """The same for a reward model; PEFT itself would ask a language model's adapter for a score head."""
     config = PeftConfig.from_pretrained(str(folder))
     config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], not trainable
     state = {"base_model.model.score.weight": model.score.weight.detach().clone()}
     wrapped: PeftModel = get_peft_model(model, config)
-    set_peft_model_state_dict(wrapped, state | load_file(folder / "adapter_model.safetensors"))
-    return wrapped
+    found = set_peft_model_state_dict(wrapped, state | load_file(folder / "adapter_model.safetensors"))
+    return wrapped, {*(name for name in found.missing_keys if "lora_" in name), *found.unexpected_keys}
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter in PEFT's format (adapter_config.json, adapter_model.safetensors) into an existing folder."""
+    """Write the adapter in PEFT's format (adapter_config.json, adapter_model.safetensors) into an existing folder, and read it back.
+
+    Raises ModelError where plain PEFT reads something else than what is in memory (see `check_written_adapter`).
+    """
     with _quiet_peft():
         model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's generic model card says nothing true of this run
-    # PEFT writes the set of targets in the order of this process's hashes; equal runs shall give equal files.
+    # PEFT writes sets of names in the order of this process's hashes; equal runs shall give equal files.
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    for name in ("target_modules", "target_parameters"):
+    for name in ("target_modules", "target_parameters", "exclude_modules"):
         if isinstance(config.get(name), list):
             config[name].sort()
     write_json(folder / "adapter_config.json", config)
+    check_written_adapter(model, folder)
+
+
+@torch.no_grad()
+def check_written_adapter(model: PeftModel, folder: Path) -> None:
+    """Hold a written adapter against memory, tensor by tensor and bit for bit, as plain PEFT would load it.
+
+    It is laid on the model's outline, whose weights are never touched, so this needs the room of the adapter once more. Raises ModelError.
+    """
+    inner = causal_lm(model)
+    with quiet_transformers(), torch.device("meta"):
+        outline = type(inner)(copy.deepcopy(inner.config))
+    with _quiet_peft():
+        read, different = _plain_adapter(outline.to_empty(device="cpu"), folder, trainable=False)
+        ours, theirs = get_peft_model_state_dict(model), get_peft_model_state_dict(read)
+    different |= ours.keys() ^ theirs.keys()
+    different |= {name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name].cpu(), theirs[name].cpu())}
+    if different:
+        raise ModelError(
+            f"this adapter can't be written: read back, {len(different)} of its {len(ours)} tensors differ, the first: {min(different)}",
+            fix="choose other adapter.targets",
+        )
 
 
 def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:

@@ -37,6 +37,8 @@ class Lengths:
         return (*(int(length > long) for long in self.long), *(max(length, first) for first in self.dynamic))
 
 
+LONG, DYNAMIC = "longrope", "dynamic"
+"""Types of rotary positions, as configurations call them, whose factors follow the length of a sequence."""
 _RANGES = ("window", "chunk", "block_size")
 """Words in the names of lengths after which a token sees other keys, or a recurrence begins its next piece."""
 
@@ -53,11 +55,14 @@ def lengths_of(config: PretrainedConfig) -> Lengths:
     ropes = list(_ropes(told.get("rope_parameters") or told.get("rope_scaling") or {}))
     first = getattr(text, "max_position_embeddings", None)
     original = getattr(text, "original_max_position_embeddings", None)
-    long = {
-        rope.get("original_max_position_embeddings") or original or first for rope in ropes if _kind(rope) == "longrope"
-    }
-    dynamic = {first for rope in ropes if "dynamic" in _kind(rope)}
+    long = {rope.get("original_max_position_embeddings") or original or first for rope in ropes if LONG in _kind(rope)}
+    dynamic = {first for rope in ropes if DYNAMIC in _kind(rope)}
     return Lengths(*(tuple(sorted(int(n) for n in found if n)) for found in (windows, long, dynamic)))
+
+
+def is_by_length(kind: object) -> bool:
+    """Whether a type of rotary positions (one, or one for each type of layer) looks at the length."""
+    return any(name in str(kind) for name in (LONG, DYNAMIC))
 
 
 def _kind(rope: Mapping[str, Any]) -> str:
@@ -87,7 +92,7 @@ def context_of(config: PretrainedConfig) -> int | None:
     if told is None:
         return None
     rope = getattr(text, "rope_parameters", None) or {}
-    factors = [float(r.get("factor") or 1) for r in _ropes(rope) if "dynamic" in _kind(r)]
+    factors = [float(r.get("factor") or 1) for r in _ropes(rope) if DYNAMIC in _kind(r)]
     return int(told * max(1.0, *factors)) if factors else int(told)
 
 

@@ -22,8 +22,8 @@ from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model.attention import IMPLEMENTATION
 from posttrain.model.forward import LogitForm, Path, final_hidden, set_path
-from posttrain.model.lengths import limits_of
-from posttrain.model.rotary import follow_lengths, is_by_length
+from posttrain.model.lengths import is_by_length, limits_of
+from posttrain.model.rotary import follow_lengths
 from posttrain.model.wide import in_fp32
 
 TOLERANCE = 1e-3

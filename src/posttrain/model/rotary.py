@@ -14,13 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_BY_LENGTH = ("dynamic", "longrope")
-"""Types of rotary positions, as configurations call them, that look at the length."""
-
-
-def is_by_length(rope: object) -> bool:
-    """Whether a rope type or rope parameters (one, or one for each type of layer) look at the length."""
-    return any(name in str(rope) for name in _BY_LENGTH)
+from posttrain.model.lengths import is_by_length
 
 
 def follow_lengths(model: nn.Module) -> bool:
