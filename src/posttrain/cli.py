@@ -39,6 +39,7 @@ SplitOption = Annotated[
     str | None, typer.Option("--split", help="Which split of a folder or hub data set.", show_default=False)
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
+_A_MODEL = "A run's train stage (runs/NAME/STAGE), an adapter or model folder, a demo asset or a hub name."
 ColumnNames = Annotated[
     str | None,
     typer.Option(
@@ -167,9 +168,7 @@ def show(
     conversations: Annotated[
         str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")
     ],
-    model: Annotated[
-        str, typer.Option("--model", help="A HF model folder, a demo asset or a hub name: its tokenizer is used.")
-    ],
+    model: Annotated[str, typer.Option("--model", help=f"Whose tokenizer and chat template are used. {_A_MODEL}")],
     row: Annotated[int, typer.Option("--row", min=0, help="Which row; 0 is the first.")] = 0,
     template: Annotated[
         Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
@@ -188,13 +187,12 @@ def show(
     from posttrain.data.config import Source
     from posttrain.data.pipeline import row_at
     from posttrain.encode import show as shown
-    from posttrain.encode.template import load_template, load_tokenizer
     from posttrain.lab.options import parse_columns
-    from posttrain.model.source import model_folder
+    from posttrain.lab.targets import resolve_target
 
     source = Source(path=conversations, format=row_format, columns=parse_columns(columns), split=split)
     found = row_at(source, row, resolve_data)
-    value = shown.show_row(found, load_template(load_tokenizer(model_folder(model)), template), number=row)
+    value = shown.show_row(found, resolve_target(model).spoken(template).template, number=row)
     if html is not None:
         write_text(html, shown.as_html(value))
     if as_json:
@@ -284,7 +282,8 @@ def data_profile(
     ],
     out: OutFolder,
     model: Annotated[
-        str | None, typer.Option("--model", help="Count tokens with this model's tokenizer and chat template.")
+        str | None,
+        typer.Option("--model", help=f"Count tokens with this model's tokenizer and chat template. {_A_MODEL}"),
     ] = None,
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
     columns: ColumnNames = None,
@@ -309,9 +308,7 @@ def data_profile(
 def chat(
     target: Annotated[
         str,
-        typer.Argument(
-            help="A run's train stage (runs/NAME/STAGE), an adapter or model folder, an asset or a hub name."
-        ),
+        typer.Argument(help=_A_MODEL),
     ],
     base: Annotated[
         str | None, typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names.")
@@ -341,7 +338,7 @@ def verify(
     conversations: Annotated[
         str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")
     ],
-    model: Annotated[str, typer.Option("--model", help="A HF model folder, a demo asset or a hub name.")],
+    model: Annotated[str, typer.Option("--model", help=_A_MODEL)],
     rows: Annotated[int, typer.Option("--rows", min=2, help="How many rows to compute with.")] = 8,
     template: Annotated[
         Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
@@ -369,7 +366,7 @@ def score(
     ],
     model: Annotated[
         str,
-        typer.Option("--model", help="A HF model folder, a demo asset, a hub name, an adapter or runs/NAME/STAGE."),
+        typer.Option("--model", help=_A_MODEL),
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder for rows.parquet with the scores, and what is kept.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import Outcome
 from posttrain.artifacts import StageDir, read_json, write_json
+from posttrain.encode.clock import stopped_at
 from posttrain.errors import ModelError
-from posttrain.lab.models import Lineage, stage_lineage
+from posttrain.lab.models import Lineage, stage_lineage, write_record
 from posttrain.lab.targets import resolve_target
 from posttrain.model import hardware
 from posttrain.model.companions import Companions, end_ids
+from posttrain.types import Message
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own affair
 
@@ -204,6 +207,39 @@ def test_targets_are_what_the_recipe_means(run: Path, tmp_path: Path, cli: Comma
     assert record["on"] == {"folder": "../full/model"}
     assert record["template"]["from"] == "lora"
     assert read_json(run / "full" / "model.json")["template"]["from"].startswith("template: ")
+
+
+@pytest.mark.demo_model
+def test_every_command_takes_a_stage_for_a_model(run: Path, tmp_path: Path, cli: Command) -> None:
+    """Template and tokenizer of what was trained, and for `verify` its weights; a stage that trained nothing is refused by all."""
+    rows = run.parents[1] / "talks.jsonl"
+    shown = cli("show", "--conversations", rows, "--model", run / "dpo", "--json")
+    assert json.loads(shown.out)["rendered"].startswith("<|im_start|>user|\n")
+    counted = [
+        cli("data", "profile", rows, "-o", tmp_path / name, "--model", model, "--json")
+        for name, model in (("stage", run / "dpo"), ("adapter", run / "dpo" / "adapter"))
+    ]
+    assert json.loads(counted[0].out)["lengths"] == json.loads(counted[1].out)["lengths"]
+    verified = cli("verify", "--conversations", rows, "--model", run / "dpo", "--rows", "2", "--json")
+    assert verified.code == 0, verified.out + verified.err
+    assert json.loads(verified.out)["checks"][0]["detail"].endswith("stop '<|endoftext|>'")
+    for command in (["show"], ["verify"], ["chat"]):
+        told = ["--conversations", rows, "--model"] if command != ["chat"] else []
+        assert "has no weights" in cli(*command, *told, run / "talks").refused()
+
+
+def test_the_time_a_template_was_told_travels_with_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + TEMPLATE)
+    stage = StageDir(tmp_path / "sft")
+    stage.file("model").parent.mkdir(parents=True)
+    with stopped_at(datetime(2019, 5, 4)):
+        shutil.copytree(folder, stage.file("model"))
+        write_record(stage, Lineage(folder), folder, "base")
+    found = stage_lineage(stage, lambda: folder)
+    assert found.template.render([Message("user", "x")]).startswith("2019<|im_start|>")
+    assert Lineage(folder).template.render([Message("user", "x")])[:4] != "2019"
+    assert found.manner != Lineage(stage.file("model")).manner
 
 
 @pytest.mark.demo_model

@@ -17,7 +17,7 @@ from posttrain.data.config import Source
 from posttrain.encode.segments import Segments
 from posttrain.errors import DataError, TemplateError
 from posttrain.lab import verify
-from posttrain.lab.models import template_of
+from posttrain.lab.models import Lineage
 from posttrain.model import fused, logprobs, score
 from posttrain.model.companions import copy_tokenizer
 from posttrain.train import loop, tasks
@@ -89,13 +89,13 @@ def feedback(pairs: Path) -> Path:
 
 def run(name: str, rows: Path, model: Path) -> verify.Check:
     """One check, and as little as possible of what comes before it."""
-    template = template_of(model, None)
-    usable = verify.usable_rows(Source(path=str(rows)), 4, template, 128)
+    lineage = Lineage(model)
+    usable = verify.usable_rows(Source(path=str(rows)), 4, lineage.template, 128)
     if name == "masks":
-        return verify.check_masks(template, usable.conversations)
+        return verify.check_masks(lineage.template, usable.conversations)
     if name == "resumed = uninterrupted":
-        return verify.check_resume(model, usable)
-    return next(check for check in verify.model_checks(model, usable) if check.name == name)
+        return verify.check_resume(lineage, usable)
+    return next(check for check in verify.model_checks(lineage, usable) if check.name == name)
 
 
 def test_everything_holds_and_is_told(
@@ -116,19 +116,18 @@ def test_no_false_alarm_with_dropout_experts_and_scans(
 ) -> None:
     folder = micro_folder(family, tmp_path, vocab_size=49152, bos_token_id=1, eos_token_id=2, pad_token_id=2)
     copy_tokenizer(demo_model, folder)
-    template = template_of(folder, None)
-    usable = verify.usable_rows(Source(path=str(conversations)), 4, template, 100)
-    checks = list(verify.all_checks(folder, template, usable))
+    usable = verify.usable_rows(Source(path=str(conversations)), 4, Lineage(folder).template, 100)
+    checks = list(verify.all_checks(Lineage(folder), usable))
     assert [check.name for check in checks] == NAMES
     assert [check for check in checks if not check.holds] == []
 
 
 @pytest.mark.parametrize("kind", ["pairs", "feedback"])
 def test_everything_holds_of_preferences(kind: str, request: pytest.FixtureRequest, tiny_model: Path) -> None:
-    template = template_of(tiny_model, None)
-    usable = verify.usable_rows(Source(path=str(request.getfixturevalue(kind))), 4, template, 256)
+    lineage = Lineage(tiny_model)
+    usable = verify.usable_rows(Source(path=str(request.getfixturevalue(kind))), 4, lineage.template, 256)
     assert (usable.kind, len(usable.units)) == (kind, 4)
-    checks = list(verify.all_checks(tiny_model, template, usable))
+    checks = list(verify.all_checks(lineage, usable))
     assert [check.name for check in checks] == PREFERENCE_NAMES
     assert [check.name for check in checks if not check.holds] == []
 
@@ -302,8 +301,8 @@ TEMPLATES = sorted((Path(__file__).parents[1] / "encode" / "templates").glob("*.
 
 @pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
 def test_masks_of_other_templates(file: Path, conversations: Path, tiny_model: Path) -> None:
-    template = template_of(tiny_model, str(file))
-    found = verify.usable_rows(Source(path=str(conversations)), 4, template_of(tiny_model, None), 128).conversations
+    template = Lineage(tiny_model).spoken(file).template
+    found = verify.usable_rows(Source(path=str(conversations)), 4, Lineage(tiny_model).template, 128).conversations
     if file.stem == "no_stop":
         with pytest.raises(TemplateError, match="no provable stop"):
             verify.check_masks(template, found)
@@ -313,7 +312,7 @@ def test_masks_of_other_templates(file: Path, conversations: Path, tiny_model: P
 
 def test_too_few_rows(conversations: Path, tiny_model: Path) -> None:
     with pytest.raises(DataError, match=r"only 0 of the first 9 rows can be used \(dropped: 9 too_long\)") as caught:
-        verify.usable_rows(Source(path=str(conversations)), 4, template_of(tiny_model, None), 10)
+        verify.usable_rows(Source(path=str(conversations)), 4, Lineage(tiny_model).template, 10)
     assert "--max-length" in str(caught.value)
 
 

@@ -204,11 +204,10 @@ def run_profile(
     chain = stage if len(sources) == 1 and (stage / "ledger.json").exists() else None
     counter = COMPARISON
     if model is not None:
-        from posttrain.encode.template import load_template, load_tokenizer
         from posttrain.lab.lengths import model_counter
-        from posttrain.model.source import model_folder
+        from posttrain.lab.targets import resolve_target
 
-        counter = model_counter(load_template(load_tokenizer(model_folder(model))), model)
+        counter = model_counter(resolve_target(model).template, model)
     with RunDir(out).lock(), Display(console) as display:
         if chain is not None:
             rows = [path for path in (chain / "rows" / f"{side}.parquet" for side in SIDES) if path.exists()]

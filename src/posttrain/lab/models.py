@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Lineage:
     """PEFT folder."""
     template_file: Path | None = None
     """A Jinja file in place of the model's own template."""
+    now: datetime | None = None
+    """The time its template was told when it was trained; None: that of this run."""
 
     @property
     def home(self) -> Path:
@@ -48,7 +51,8 @@ class Lineage:
     @cached_property
     def template(self) -> ChatTemplate:
         """Tokenizer and chat template. Raises ModelError or TemplateError where there is none."""
-        return load_template(load_tokenizer(self.home), self.template_file)
+        template = load_template(load_tokenizer(self.home), self.template_file)
+        return template if self.now is None else replace(template, now=self.now)
 
     @cached_property
     def stops(self) -> list[tuple[int, ...]]:
@@ -64,7 +68,7 @@ class Lineage:
     def manner(self) -> str:
         """Digest of what turns a conversation into ids: models with the same can be scored on the same tokens."""
         tokenizer = [[path.name, file_digest(path)] for path in tokenizer_files(self.home)]
-        return digest([tokenizer, template_text(self.template), dict(self.template.variables)])
+        return digest([tokenizer, template_text(self.template), _time_told(self.template)])
 
     @property
     def has_template(self) -> bool:
@@ -90,14 +94,14 @@ class Lineage:
         return Companions(self.home, text, tuple(stop[0] for stop in self.stops if len(stop) == 1))
 
 
-def template_of(folder: Path, file: str | None) -> ChatTemplate:
-    """The chat template of a model folder, or the one of a Jinja file with the folder's tokenizer."""
-    return Lineage(folder).spoken(file).template
-
-
 def template_text(template: ChatTemplate) -> str:
     """The Jinja source that renders a conversation."""
     return template.text if template.text is not None else str(template.tokenizer.get_chat_template())
+
+
+def _time_told(template: ChatTemplate) -> str | None:
+    """What a template that asks for the time is told."""
+    return template.now.isoformat(timespec="seconds") if template.reads_clock else None
 
 
 def model_digest(folder: Path) -> str:
@@ -127,7 +131,7 @@ def write_record(out: StageDir, lineage: Lineage, base: Path, template_from: str
         "weights": "adapter" if adapted else "model",
         "on": on if adapted else None,
         "template": {"from": template_from, "sha256": digest(template_text(lineage.template))},
-        "variables": dict(lineage.template.variables),
+        "clock": _time_told(lineage.template),
         "stops": lineage.stops,
     }
     write_json(out.file(RECORD), record)
@@ -140,8 +144,10 @@ def stage_lineage(out: StageDir, base: Callable[[], Path], template: str | None 
     file, for runs from before model.json. Raises ModelError where the stage has written nothing.
     """
     record = read_json(out.file(RECORD)) if out.file(RECORD).is_file() else None
+    told = record.get("clock") if record is not None else None
+    now = None if told is None else datetime.fromisoformat(told)
     if out.file("model").is_dir():
-        return Lineage(out.file("model")).spoken(template if record is None else None)
+        return Lineage(out.file("model"), now=now).spoken(template if record is None else None)
     if not out.file("adapter").is_dir():
         raise ModelError(
             "this stage has no weights (adapter/ or model/)", where=str(out.path), fix="run it first: posttrain run"
@@ -156,7 +162,7 @@ def stage_lineage(out: StageDir, base: Callable[[], Path], template: str | None 
             where=str(out.path),
             fix="keep the folders of a run together, or run the recipe again",
         )
-    return Lineage(folder, out.file("adapter"))
+    return Lineage(folder, out.file("adapter"), now=now)
 
 
 def _relative(folder: Path, start: Path) -> str:

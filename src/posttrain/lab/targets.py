@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from posttrain.artifacts import StageDir, read_json
-from posttrain.config import build, read_yaml
 from posttrain.errors import ModelError
 from posttrain.lab.models import Lineage, stage_lineage
-from posttrain.lab.recipe import Recipe
 from posttrain.model.source import model_folder
 
 
@@ -21,6 +19,9 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
     """
     path = Path(target)
     if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
+        from posttrain.config import build, read_yaml  # a second to import: only where a run is named
+        from posttrain.lab.recipe import Recipe
+
         recipe = build(Recipe, read_yaml(path.parent / "recipe.yaml"))
         kind = read_json(path / "manifest.json")["kind"]
         if kind != "train":

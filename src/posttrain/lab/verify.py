@@ -34,15 +34,15 @@ from posttrain.encode.show import ShownExample, ShownRow, show_row
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt, encode_rows, stop_ids
 from posttrain.errors import ConfigError, DataError
-from posttrain.lab.models import template_of
+from posttrain.lab.models import Lineage
+from posttrain.lab.targets import resolve_target
 from posttrain.model import fused, hardware, logprobs
-from posttrain.model.adapters import attach_lora, trainable_parameters
+from posttrain.model.adapters import attach_lora, load_adapter, saved_settings, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.export import merge_adapter
 from posttrain.model.forward import final_hidden, output_head
 from posttrain.model.load import load_model
 from posttrain.model.score import batch_logps, lay_out, sequence_logps
-from posttrain.model.source import model_folder
 from posttrain.objectives import DpoObjective, KtoObjective, Objective, SftObjective
 from posttrain.train.config import TrainStage
 from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, step_context, train
@@ -97,7 +97,7 @@ def verify_model(
 ) -> bool:
     """Run all checks, print them as a table or as JSON, and return whether all hold.
 
-    source: a data file, folder, demo asset or hub name, read up to ``max_rows``. model: a HF folder, demo asset or hub name. rows: how many
+    source: a data file, folder, demo asset or hub name, read up to ``max_rows``. model: see `resolve_target`. rows: how many
     rows to compute with: the shortest of the first ``ROWS_READ * rows`` that fit ``max_length`` tokens. The masks of all of
     those are checked. Raises DataError where fewer than two rows are usable.
     """
@@ -105,11 +105,10 @@ def verify_model(
     with console.status("reading") as status:
         if not as_json:
             progress = lambda name: status.update(name)  # noqa: E731
-        folder = model_folder(model)
-        chat = template_of(folder, str(template) if template else None)
-        usable = usable_rows(source, rows, chat, max_length)
+        lineage = resolve_target(model).spoken(template)
+        usable = usable_rows(source, rows, lineage.template, max_length)
         checks = []
-        for check in all_checks(folder, chat, usable):
+        for check in all_checks(lineage, usable):
             progress(f"{check.name} done")
             checks.append(check)
     holds = all(check.holds for check in checks)
@@ -192,18 +191,24 @@ def usable_rows(source: Source, rows: int, template: ChatTemplate, max_length: i
     return Usable(kind, step.rows_in, talks, [unit for members in shortest for unit in members])
 
 
-def all_checks(folder: Path, template: ChatTemplate, usable: Usable) -> Iterator[Check]:
+def all_checks(lineage: Lineage, usable: Usable) -> Iterator[Check]:
     """All checks, one after the other. One model is in memory at a time."""
-    yield check_masks(template, usable.conversations)
-    yield check_resume(folder, usable)
-    yield from model_checks(folder, usable)
+    yield check_masks(lineage.template, usable.conversations)
+    yield check_resume(lineage, usable)
+    yield from model_checks(lineage, usable)
 
 
-def model_checks(folder: Path, usable: Usable) -> Iterator[Check]:
-    """The checks that need no training run: the base, a fresh adapter, a random one, and the merged model."""
+def model_checks(lineage: Lineage, usable: Usable) -> Iterator[Check]:
+    """The checks that need no training run: the base, a fresh adapter, a random one, and the merged model.
+
+    The base of a model with an adapter is that adapter merged into its weights.
+    """
     device = hardware.resolve_device("auto")
     objective, units, sequences = OBJECTIVES[usable.kind], usable.units, usable.sequences
-    base = load_model(folder, torch.float32, device).requires_grad_(False)
+    base = load_model(lineage.folder, torch.float32, device)
+    if lineage.adapter is not None:
+        base = merge_adapter(load_adapter(base, lineage.adapter, trainable=False))
+    base.requires_grad_(False)
     yield check_chunked(base, sequences)
     before = _logps(base, [sequences])
     reference = _reference(base, make_task(objective), units) if objective.needs_reference else NO_REFERENCE
@@ -331,23 +336,24 @@ class _KilledError(Exception):
     """Stands in for kill -9 in the middle of a run."""
 
 
-def check_resume(folder: Path, usable: Usable) -> Check:
-    """Three steps at a stretch, and three with a kill in the second: the same adapter to the last bit.
+def check_resume(lineage: Lineage, usable: Usable) -> Check:
+    """Three steps at a stretch, and three with a kill in the second: the same adapter to the last bit. A saved adapter goes on.
 
     With dropout, so that the state of the random numbers counts, too, where the objective and the model's layers take it.
     """
     if usable.kind == "conversations":
         with contextlib.suppress(ConfigError):
-            return _check_resume(folder, usable, 0.1)
-    return _check_resume(folder, usable, 0.0)
+            return _check_resume(lineage, usable, 0.1)
+    return _check_resume(lineage, usable, 0.0)
 
 
-def _check_resume(folder: Path, usable: Usable, dropout: float) -> Check:
+def _check_resume(lineage: Lineage, usable: Usable, dropout: float) -> Check:
+    lora = LoraAdapter(rank=8, alpha=16) if lineage.adapter is None else saved_settings(lineage.adapter)
     stage = TrainStage(
         kind="train",
         data="rows",
         objective=OBJECTIVES[usable.kind],
-        adapter=LoraAdapter(rank=8, alpha=16, dropout=dropout),
+        adapter=replace(lora, dropout=dropout),
         batch_size=2,
         epochs=3,
         max_steps=3,
@@ -356,7 +362,7 @@ def _check_resume(folder: Path, usable: Usable, dropout: float) -> Check:
         keep="last",
         checkpoint_every=1,
     )
-    inputs = TrainInputs(folder, usable.units)
+    inputs = TrainInputs(lineage.folder, usable.units, adapter_folder=lineage.adapter)
 
     def kill(record: Mapping[str, object]) -> None:
         if record["step"] == 2:

@@ -202,16 +202,17 @@ def check_written_adapter(model: PeftModel, folder: Path) -> None:
 
 def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:
     """Why a saved adapter can't be continued with this configuration, or None where it can."""
-    saved = PeftConfig.from_pretrained(str(folder))
-    for name, old, new in (
-        ("rank", saved.r, adapter.rank),
-        ("alpha", saved.lora_alpha, adapter.alpha),
-        ("rslora", saved.use_rslora, adapter.rslora),
-        ("dora", saved.use_dora, adapter.dora),
-    ):
-        if old != new:
+    saved = saved_settings(folder)
+    for name in ("rank", "alpha", "rslora", "dora"):
+        if (old := getattr(saved, name)) != (new := getattr(adapter, name)):
             return f"adapter.{name} is {new}, but the adapter to continue has {old}"
     return None
+
+
+def saved_settings(folder: Path) -> LoraAdapter:
+    """The settings a saved adapter was trained with, but for its dropout and targets."""
+    saved = PeftConfig.from_pretrained(str(folder))
+    return LoraAdapter(rank=saved.r, alpha=saved.lora_alpha, rslora=saved.use_rslora, dora=saved.use_dora)
 
 
 @contextlib.contextmanager
