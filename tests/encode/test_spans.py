@@ -319,6 +319,24 @@ def test_a_stop_that_only_the_next_turn_shows_is_put_behind_the_last(golden, tmp
     assert rendering.text.endswith("d<|im_start|>")
 
 
+def test_the_end_of_arguments_is_no_stop(golden, tmp_path):
+    calls = "{% for c in m.tool_calls or [] %}<|assistant|>{{ c.function.name }}\n{{ c.function.arguments | tojson }}{% endfor %}"
+    written = 'weather\n{"city": "Bern"}<|im_start|>'
+    template = chat_template("", golden, tmp_path, calls=calls)
+    assert supervised(row_of(*TOOL_USE[1:]), template) == [[f"<|assistant|>{written}", "3<|im_start|>"]]
+
+
+def test_the_header_that_stands_behind_every_conversation_is_no_stop(golden, tmp_path):
+    thinks = "{{ '<|system|>' if m.role == 'assistant' }}"
+    text = (
+        "{% for m in messages %}<|user|><{{ m.role }}>"
+        + thinks
+        + "{{ m.content }}<|end|>{% endfor %}<|user|><assistant>"
+    )
+    text += "{{ '<|system|>' if add_generation_prompt }}"
+    assert rejection(TWO, template_of(text, golden, tmp_path))[0] == "no_stop"
+
+
 def test_a_call_ends_as_the_turn_does_and_not_as_the_call(golden, tmp_path):
     calls = "{% for c in m.tool_calls or [] %}[INST]{{ c.function.name }}{{ c.function.arguments | tojson }}[/INST]{% endfor %}"
     row = row_of(*TOOL_USE[1:])

@@ -41,7 +41,9 @@ def find_closing(fitted: Fitted, before: tuple[Message, ...], probe: Message, te
     foreign = len(last) - own
     if found is not None and not found.sure and last[alike:].strip() and before:
         # The template opens a turn behind every conversation, and the next one may open alike: who can tell where?
-        found = None if fitted.render(before, prompt=True).endswith(last[alike:]) else found
+        prompt, conversation = fitted.render(before, prompt=True), fitted.render(before)
+        opened = (prompt, conversation if prompt.startswith(conversation) else "")
+        found = None if any(given.endswith(last[alike:]) for given in opened) else found
     if found is None or found.end <= foreign or (found.follows and alike < foreign):
         return None
     if found.follows:
@@ -82,7 +84,7 @@ def _stop_end(
     if closing and (calls.none or silent):
         return _StopEnd(closing[-1])
     line = last[: len(last) - len(last.lstrip())] + last.lstrip().partition("\n")[0].rstrip()
-    if not shared and line.strip() and len(line) <= alike:
+    if calls.none and not shared and line.strip() and len(line) <= alike:  # of a call, it closes its arguments
         return _StopEnd(len(line))
     own = [m for m in own if m.end() > alike]
     if not silent and (calls.none or own):  # so it ends only where the conversation does
