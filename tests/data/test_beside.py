@@ -256,7 +256,7 @@ def test_what_the_prompt_says_is_not_said_twice() -> None:
         "prompt": "Given: The mill  burnt.\nWhen?",
         "completion": "y",
         "context": "The mill burnt.",
-        "options": ["When?", "Given"],
+        "options": ["burnt", "When"],
     }
     assert read(record).messages[0].content == record["prompt"]
     assert (

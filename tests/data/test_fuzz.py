@@ -77,6 +77,7 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
         {"question": "sayU1", "A": "sayO1", "B": "sayO2", "C": "sayO3", "answer": "B"},
         {"question": "sayU1", "choices": {"text": ["sayO1", "sayO2"], "label": ["1", "2"]}, "answerKey": "2"},
     ],
+    "multiple_choice_from_1": [{"question": "sayU1", "choices": ["sayO1", "sayO2"], "answer": 2, **BESIDE}],
     "alpaca": [
         {"instruction": "sayU1", "input": "sayU2", "output": "sayA1", **BESIDE},
         {"instruction": "sayU1", "instances": [{"input": "sayU2", "output": "sayA1"}]},

@@ -67,7 +67,7 @@ def test_sides_as_text_message_or_messages_and_every_key_of_the_prompt(chosen: A
         ),
         ({"prompt": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"}, [("user", "a"), ("assistant", "b"), ("user", "c")]),
         ({"prompt": "Human: is a word\n\nAssistant: too, in this text"}, [("user", "Human: is a word\n\nAssistant: too, in this text")]),
-        ({"prompt": "x", "question": "not this"}, [("user", "x")]),
+        ({"prompt": "x: not this!", "question": "not this"}, [("user", "x: not this!")]),
     ],
 )  # fmt: skip
 def test_prompts(fields: dict[str, Any], prompt: list[tuple[str, str]]) -> None:

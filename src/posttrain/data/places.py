@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from posttrain.data.formats import FORMATS
+from posttrain.data.formats import FORMATS, keys
 from posttrain.data.sniff import KNOWN_FILES, data_suffix, is_about_rows
 from posttrain.data.streams import COMPRESSED_SUFFIXES, printable
 from posttrain.errors import DataError
@@ -161,7 +161,8 @@ def _folder(label: str, folder: Path, split: str | None) -> Located:
 
 
 def _is_row(record: Mapping[str, Any]) -> bool:
-    return any(known.detect(record) for known in FORMATS.values())
+    plain = keys.plain(record)
+    return any(known.detect(plain) for known in FORMATS.values())
 
 
 def _name(path: str) -> str:

@@ -13,7 +13,7 @@ from posttrain.data.formats.feedback import FEEDBACK, LABEL_KEYS, judged_by_numb
 from posttrain.data.formats.hh_rlhf import HH_RLHF
 from posttrain.data.formats.messages import MESSAGES
 from posttrain.data.formats.moss import MOSS
-from posttrain.data.formats.multiple_choice import MULTIPLE_CHOICE
+from posttrain.data.formats.multiple_choice import MULTIPLE_CHOICE, MULTIPLE_CHOICE_FROM_1, counts_from_one
 from posttrain.data.formats.nectar import NECTAR
 from posttrain.data.formats.oasst import OASST
 from posttrain.data.formats.openai_preference import OPENAI_PREFERENCE
@@ -39,7 +39,7 @@ from posttrain.types import Origin, Row
 __all__ = ["FORMATS", "Format", "RowError", "detect_format", "read_record"]
 
 _CONVERSATIONS: tuple[Format[Row], ...] = (
-    *(MESSAGES, SHAREGPT, MOSS, XLAM, MULTIPLE_CHOICE, ALPACA, PROMPT_COMPLETION, TEXT_PAIR),
+    *(MESSAGES, SHAREGPT, MOSS, XLAM, MULTIPLE_CHOICE, MULTIPLE_CHOICE_FROM_1, ALPACA, PROMPT_COMPLETION, TEXT_PAIR),
 )
 _PREFERENCES: tuple[Format[Row | Ranked], ...] = (
     *(PAIRS, HH_RLHF, RANKING, ULTRAFEEDBACK, NECTAR, SCORED_RESPONSES, ARENA, STACK_EXCHANGE, FEEDBACK),
@@ -69,15 +69,17 @@ def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked
     is null or empty counts as absent, unless no record fits any format without it: then rows that lack their values are told
     as what they should have been. Raises DataError with the keys found where none fits.
     """
-    numbers_judge = not any(map(other_number, records))
+    plain = [keys.plain(record) for record in records]
+    numbers_judge = not any(map(other_number, plain))
     for view in (keys.present, _as_written):
         fits = {form.name: 0 for form in FORMATS.values()}
-        for record in records:
+        for record in plain:
             for form in _fitting(record, view(record), numbers_judge):
                 fits[form.name] += 1
         best = max(fits, key=lambda name: fits[name])
         if fits[best]:
-            return FORMATS[best]
+            from_one = FORMATS[best] is MULTIPLE_CHOICE and counts_from_one(map(view, plain))
+            return MULTIPLE_CHOICE_FROM_1 if from_one else FORMATS[best]
     raise DataError(
         f"no row format fits (keys found: {_keys_of(records)}; known formats: {', '.join(FORMATS)})",
         where=where,
@@ -91,6 +93,7 @@ def read_record(record: Foreign, name: str, detected: bool, origin: Origin, sour
     Where that format was ``detected`` from other records of the file, one that does not fit it is read as the first that fits,
     if that gives the same kind of rows. Raises RowError; ``other_kind`` where it says something of another kind.
     """
+    record = keys.plain(record)
     form, said = FORMATS[name], keys.present(record)
     fits = form.detect(said)
     if detected and not (fits and _is_surely(form, said)):

@@ -4,15 +4,17 @@
 
     images, audio, video             needs_image, needs_audio, needs_video; so are placeholders as ``<image>`` in a text
     system prompt                    the first turn; two_system_prompts where there is one that says another thing
-    history                          the turns before
+    history                          the turns before; also a context that is a list of turns
     context, passage, document ...   before the question, with a blank line between; ``input`` after it
-    options of a question            after the question, one a line, with their letters
+    another prompt                   an instruction before what is asked, what is asked after an instruction
+    options of a question            after the question, one a line, with their letters; also in columns of their own
     tools, functions                 the tools of the row, also where they stand in a turn
     reasoning                        of the last reply
     marks of turns as lists          the weights of the turns
     a critique of the reply          criticised: a reply with which fault is found is not one to imitate
 
-A passage that the prompt says already (as a rendered prompt does) is not said twice.
+A passage that the prompt says already (as a rendered prompt does) is not said twice. A short one may occur in it by chance: it is
+said already only where it stands by itself.
 """
 
 from __future__ import annotations
@@ -20,18 +22,44 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, items, kind_of, objects
-from posttrain.data.formats.choices import options_of
-from posttrain.data.formats.turns import media_reason, messages_in, talk, thoughts_of, weight_of
+from posttrain.data.formats.choices import COLUMNS, Option, offered
+from posttrain.data.formats.turns import (
+    ROLE_NAMES,
+    are_turns,
+    media_reason,
+    messages_in,
+    said_in,
+    talk,
+    thoughts_of,
+    weight_of,
+)
 from posttrain.types import Message
 
-_PLACEHOLDER = re.compile(r"(?<![`\w])<\|?(image|audio|video)(?:_?pad|_?\d+|_placeholder)?\|?>(?!`)")
-_WORDS_OF_A_VERDICT = 2
-"""So many words of a feedback may be a verdict; more are a critique."""
+_PLACEHOLDER = re.compile(
+    r"(?<![`\w])<\|?(image|audio|video)(?:_?pad|[_ ]?\d+|_?placeholder|here)?\|?>(?!`)", re.IGNORECASE
+)
+_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_TAG = re.compile(r"\s*(?:html5?\s+|xml\s+|svg\s+|rss\s+)?(?:tags?|elements?|attributes?|标签|元素)\b", re.IGNORECASE)
+_MARKUP = re.compile(
+    r"\b(?:html5?|xhtml|xml|svg|rss|css|dom|tags?|elements?|markup)\b|标签|</?[a-z]\w*[ >/]", re.IGNORECASE
+)
+"""What shows that a text speaks of markup."""
 _IMAGE_PATH = re.compile(r"<img>[^<>]*\.(?:jpe?g|png|webp|gif|bmp)</img>")
+_SHORT = 30
+"""Characters below which a text may occur in another by chance; an ideograph counts twice."""
+_NAME_OF_A_FILE = re.compile(r"\S+\.\w{1,5}|(?:https?|file|s3|gs)://\S+")
+_FAULT = re.compile(
+    r"\b(?:answers?|answered|response|repl(?:y|ies)|output|solution|assistant|explanation|explains?|summary|model|bot|"
+    r"(?:in)?correct(?:ly)?|wrong(?:ly)?|errors?|mistakes?|(?:in)?accura\w+|should|could|would|missing|misses|missed|fail\w*|lacks?|"
+    r"lacking|improve\w*|better|unclear|vague|false|untrue|not|no|never|only|but|however|instead)\b|n't\b|"
+    r"回答|回复|答案|错|不|没|未|应|缺|改进|但|遗漏",
+    re.IGNORECASE,
+)
+"""What a text says that finds fault with a reply, or speaks of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +75,20 @@ class Whole:
 
 
 _PLAIN = ("input", "instruction")
+_ASKED = ("prompt", "question", "query", "problem")
+_NOTHING = frozenset(("none", "null", "nan", "n/a"))
+"""Texts by which a table says that there is nothing (as Python prints None into a CSV)."""
+_MAY_BE_NOTHING = frozenset(
+    (
+        *(*keys.SYSTEMS, *keys.TOOLS, *keys.HISTORIES, *keys.CONTEXTS, *keys.OPTIONS, *keys.REASONINGS),
+        *(key for names in keys.MEDIA.values() for key in names),
+    )
+)
 MEANING = frozenset(
     (
         *(*keys.SYSTEMS, *keys.TOOLS, *keys.HISTORIES, *keys.CONTEXTS, *keys.OPTIONS, *keys.REASONINGS, *keys.MARKS),
-        *(*keys.CRITIQUES, *(key for names in keys.MEDIA.values() for key in names), *_PLAIN),
+        *(*keys.CRITIQUES, *(key for names in keys.MEDIA.values() for key in names), *_PLAIN, *_ASKED),
+        *(column for columns in COLUMNS for column in columns),
     )
 )
 """Every key that is looked at beside a conversation."""
@@ -59,20 +97,22 @@ MEANING = frozenset(
 def beside(record: Foreign, taken: frozenset[str], turns: tuple[Message, ...]) -> Whole:
     """The conversation with everything that changes its meaning. ``taken``: the keys that the turns were made from."""
     free = {
-        key: value for key, value in record.items() if key in MEANING and key not in taken and keys.is_present(value)
+        key: value
+        for key, value in record.items()
+        if key in MEANING and key not in taken and keys.is_present(value) and not _is_nothing(key, value)
     }
     refuse_media(free, turns)
     _refuse_critique(free)
     _refuse_one_side(record, taken)
     tools, tool_keys = _tools(record, free, taken)
-    used = {*tool_keys, *(key for key in record if key in MEANING and not keys.is_present(record[key]))}
+    used = {*tool_keys, *(key for key in record if key in MEANING and key not in taken and key not in free)}
     if any(key in free for key in keys.MARKS) and _has_marks(free):
-        turns = _marked(free, turns, used)
+        turns = _marked(record, free, taken, turns, used)
     given = len(turns)
-    turns = _asked_with(free, turns, used, talk_given=not taken.isdisjoint(keys.TALKS))
+    turns = _asked_with(free, turns, used, taken)
     turns = _thought(free, turns, used)
-    for key in keys.HISTORIES:
-        if key in free:
+    for key in (*keys.HISTORIES, *keys.CONTEXTS):
+        if key in free and (key in keys.HISTORIES or _is_talk(free[key])):
             earlier = history(free, key)
             used.add(key)
             if turns[: len(earlier)] != earlier:
@@ -96,13 +136,28 @@ def refuse_media(record: Foreign, turns: Sequence[Message]) -> None:
 
 
 def placeholder(text: str) -> str | None:
-    """The medium that a placeholder in a text stands for; an element that is closed is XML, one in quotes is spoken of."""
-    if "<" not in text or not any(word in text for word in ("image", "audio", "video", "<img>")):
+    """The medium that a placeholder in a text stands for.
+
+    An element that is closed is XML, one in quotes or in a block of code is spoken of, and so is one within a line of a text about
+    markup, or one that is called a tag. What stands first or last in its line waits for an image.
+    """
+    if "<" not in text or (_PLACEHOLDER.search(text) is None and "<img>" not in text):
         return None
     if _IMAGE_PATH.search(text):
         return "image"
-    found = _PLACEHOLDER.search(text)
-    return None if found is None or f"</{found[1]}>" in text else found[1]
+    bare = _FENCE.sub("", text)
+    for found in _PLACEHOLDER.finditer(bare):
+        line_before = bare[: found.start()].rpartition("\n")[2].strip()
+        line_after = bare[found.end() :].partition("\n")[0].strip()
+        closed = f"</{found[1].lower()}>" in text.lower() or _TAG.match(bare, found.end()) is not None
+        alone = "|" in found[0] or any(sign.isdigit() for sign in found[0]) or not (line_before and line_after)
+        if not closed and (alone or _MARKUP.search(_PLACEHOLDER.sub("", bare)) is None):
+            return found[1].lower()
+    return None
+
+
+def _is_nothing(key: str, value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 5 and value.strip().lower() in _NOTHING and key in _MAY_BE_NOTHING
 
 
 def _refuse_critique(free: Foreign) -> None:
@@ -110,14 +165,15 @@ def _refuse_critique(free: Foreign) -> None:
         value = free.get(key)
         if value is None or isinstance(value, bool | int | float):
             continue
-        if key != "feedback" or len(str(value).split()) > _WORDS_OF_A_VERDICT:
+        if key != "feedback" or (len(str(value).split()) > 2 and _FAULT.search(str(value)) is not None):
             raise RowError("criticised", f"{key!r} finds fault with the reply: it is not there to be imitated")
 
 
 def _with_system(turns: tuple[Message, ...], system: Any, key: str) -> tuple[Message, ...]:
     """The turns with a system prompt; two that differ are refused, for one of them would be ignored."""
-    if not isinstance(system, str):
+    if not isinstance(system, str | list | Mapping):
         raise RowError("wrong_shape", f"{key!r} is {kind_of(system)}, expected text")
+    system = said_in(system)
     own = [turn.content for turn in turns if turn.role == "system"]
     if not own:
         return (Message("system", system), *turns)
@@ -181,48 +237,114 @@ def history(record: Foreign, key: str) -> tuple[Message, ...]:
     raise RowError("wrong_shape", f"{key!r} holds {kind_of(found[0])}, expected [question, answer] pairs or messages")
 
 
-def _asked_with(free: Foreign, turns: tuple[Message, ...], used: set[str], talk_given: bool) -> tuple[Message, ...]:
-    """The turns with passages before, input and options after the first question."""
+def _asked_with(
+    free: Foreign, turns: tuple[Message, ...], used: set[str], taken: frozenset[str]
+) -> tuple[Message, ...]:
+    """The turns with passages before, other prompts around, input and options after the first question."""
     place = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
     if place is None:
-        asides = [key for key in (*keys.CONTEXTS, *keys.OPTIONS) if key in free]
+        asides = [key for key in (*keys.CONTEXTS, *keys.OPTIONS) if key in free and not _is_talk(free[key])]
         if asides:
             raise RowError("wrong_shape", f"{asides[0]!r} stands beside a conversation without a turn of the user")
         return turns
-    said = " ".join(" ".join(turn.content for turn in turns if turn.role != "assistant").split())
+    said = "\n".join(turn.content for turn in turns if turn.role != "assistant")
     question = turns[place].content
     for key in keys.CONTEXTS:
         if (passage := _passage(free.get(key), key)) is not None:
             used.add(key)
             if not _says(said, passage):
                 question = f"{passage}\n\n{question}"
-    if not talk_given:
-        for key, join in (("instruction", "{0}\n{1}"), ("input", "{1}\n{0}")):
+    if taken.isdisjoint(keys.TALKS):
+        for key, join in _joins(taken):
             if isinstance(text := free.get(key), str):
                 used.add(key)
-                if not _says(said, text):
+                again = (
+                    _renders(said, text) or (key == "prompt" and _is_word(text)) if key in _ASKED else _says(said, text)
+                )
+                if not again:
                     question = join.format(text, question)
-    for key in keys.OPTIONS:
-        if key in free and (options := options_of(free[key])) is not None:
-            used.add(key)
-            if not all(_says(said, option.text) for option in options):
-                question = f"{question}\n" + "\n".join(option.line for option in options)
+    columns, listed = offered(free)
+    used.update(columns)
+    if listed and not _lists(said, listed):
+        question = f"{question}\n" + "\n".join(option.line for option in listed)
     return (*turns[:place], replace(turns[place], content=question), *turns[place + 1 :])
 
 
+def _joins(taken: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """The other prompts that may stand beside the one that was taken, and how they are joined (``{0}``) to it (``{1}``)."""
+    yield "instruction", "{0}\n{1}"
+    if "instruction" in taken:
+        yield from ((key, "{1}\n{0}") for key in _ASKED)
+    elif "prompt" in taken:
+        yield from ((key, "{1}\n{0}") for key in ("question", "problem"))
+    else:
+        yield "prompt", "{0}\n{1}"
+    yield "input", "{1}\n{0}"
+
+
+def _renders(said: str, text: str) -> bool:
+    """Whether one of two prompts is the other with more around it."""
+    first, second = " ".join(said.split()), " ".join(text.split())
+    return first in second or second in first
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text is one word: the name of a template, or the like."""
+    return text.isascii() and len(text.split()) == 1
+
+
 def _says(said: str, text: str) -> bool:
-    return " ".join(text.split()) in said
+    """Whether a text says another one; of a short one whether it stands by itself, on a line, after a colon, or in quotes."""
+    wanted = " ".join(text.split())
+    if wanted not in " ".join(said.split()):
+        return False
+    if "\n" in text.strip() or len(wanted) + sum(map(_is_wide, wanted)) >= _SHORT:
+        return True
+    lines = "\n".join(" ".join(line.split()) for line in said.splitlines())
+    alone = r"(?:^|[:\uff1a>\"“‘「'(\[`]) ?" + re.escape(wanted) + r"(?:$|[<\"”’」')\]`])"
+    return re.search(alone, lines, re.MULTILINE) is not None
+
+
+def _is_wide(character: str) -> bool:
+    return character >= "\u2e80"
+
+
+def _lists(said: str, options: Sequence[Option]) -> bool:
+    """Whether a text lists these options, in order, with no more than separators, labels and an *or* between them."""
+    blank = r"[\s\W_]*"
+    between = rf"{blank}(?:(?:or|and|或者?|还是|和){blank})?(?:\w{{1,2}}[.):、\uff1a]{blank})?"
+    texts = (r"\s+".join(map(re.escape, option.text.split())) for option in options)
+    return re.search(r"(?<!\w)" + between.join(texts), said) is not None
+
+
+def _is_talk(value: Any) -> bool:
+    return isinstance(value, list) and are_turns(value)
 
 
 def _passage(value: Any, key: str) -> str | None:
-    """The text of a passage, or of several; None where there is none, or a number."""
-    if value is None or isinstance(value, bool | int | float):
+    """The text of a passage, or of several; None where there is none, or a number, the name of a file, or turns."""
+    if value is None or isinstance(value, bool | int | float) or _is_talk(value):
         return None
     if isinstance(value, str):
-        return value
-    parts = value if isinstance(value, list) else [value]
+        return None if _NAME_OF_A_FILE.fullmatch(value.strip()) else value
+    parts = _listed(value) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
     texts = [part if isinstance(part, str) else _document(part, key) for part in parts]
     return "\n\n".join(text for text in texts if text.strip())
+
+
+def _listed(passages: Foreign) -> list[Any]:
+    """Passages whose fields are lists, as a list: ``{"title": [...], "sentences": [[...]]}`` (HotpotQA), ``{"contexts": [...]}``."""
+    texts = next((passages[key] for key in ("sentences", "contexts", "text", "content") if key in passages), None)
+    if not isinstance(texts, list):
+        return [passages]
+    joined = [
+        "".join(text) if isinstance(text, list) and all(isinstance(part, str) for part in text) else text
+        for text in texts
+    ]
+    titles = passages.get("title")
+    if not isinstance(titles, list) or len(titles) != len(joined):
+        return joined
+    return [{"title": title, "text": text} for title, text in zip(titles, joined, strict=True)]
 
 
 def _document(part: Any, key: str) -> str:
@@ -258,20 +380,33 @@ def _has_marks(free: Foreign) -> bool:
     return any(isinstance(free.get(key), list) for key in keys.MARKS) or isinstance(free.get("mask"), str)
 
 
-def _marked(free: Foreign, turns: tuple[Message, ...], used: set[str]) -> tuple[Message, ...]:
+def _is_marked_by(turns: Any, marks: Sequence[Any]) -> TypeGuard[list[Foreign]]:
+    """Whether turns are a list of objects, with a mark for each."""
+    return isinstance(turns, list) and len(turns) == len(marks) and all(isinstance(turn, Mapping) for turn in turns)
+
+
+def _marked(
+    record: Foreign, free: Foreign, taken: frozenset[str], turns: tuple[Message, ...], used: set[str]
+) -> tuple[Message, ...]:
     """The turns with the weights of a list that has one mark for every turn, or for every reply.
 
     A ``mask`` in a word names the role that is not trained on (NeMo); only that of the user can be followed.
     """
+    written = next((record[key] for key in keys.TALKS if key in taken and key in record), None)
     for key in keys.MARKS:
         marks = free.get(key)
-        if key == "mask" and isinstance(marks, str):
+        if key == "mask" and isinstance(marks, str) and (role := ROLE_NAMES.get(marks.strip().lower())) is not None:
             used.add(key)
-            if marks.strip().lower() not in ("user", "human", "system"):
+            if role not in ("user", "system"):
                 raise RowError("unclear_mark", f"'mask' is {marks[:80]!r}; only replies can be trained on")
         if not isinstance(marks, list):
             continue
         used.add(key)
+        if _is_marked_by(written, marks) and talk(written) == turns:
+            # before the text and the calls of a turn are joined, so that each keeps the weight that it was given
+            written = [{**turn, key: mark} for turn, mark in zip(written, marks, strict=True)]
+            turns = talk(written)
+            continue
         replies = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
         if len(marks) == len(turns):
             weights = dict(enumerate(marks))

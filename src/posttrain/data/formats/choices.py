@@ -26,7 +26,9 @@ COLUMNS: tuple[tuple[str, ...], ...] = tuple(
     )
 )
 """Options in columns of their own: A, B, C, D, ..."""
-_LABELLED = re.compile(r"^\s*\(?([A-Za-z]|\d{1,2})[.):、:]\s*(.+)$", re.DOTALL)
+_LABELLED = re.compile(r"^\s*\(?([A-Za-z]|\d{1,2})\s?[.):、\uff1a]\s*(.+)$", re.DOTALL)
+_LABEL = re.compile(r"(?:^|(?<=[\s,;\uff0c\uff1b]))\(?([A-Za-z]|\d{1,2})\s?[.):、\uff1a]\s*")
+_NAMED = re.compile(r"(?:options?|choices?|answers?|opt)?[ _]?([A-Za-z]|\d{1,2})", re.IGNORECASE)
 _LETTER = re.compile(r"^\s*\(?([A-Za-z]|\d{1,2})[.):]?\s*$")
 
 
@@ -42,31 +44,35 @@ class Option(NamedTuple):
         return f"{self.label}. {self.text}"
 
 
-def option_columns(record: Foreign) -> tuple[tuple[str, ...], list[Option]] | None:
-    """(columns, options) where a record has a column for each of two options and more."""
+def offered(record: Foreign) -> tuple[tuple[str, ...], list[Option]]:
+    """(keys, options) of what a record offers: under ``options`` or ``choices``, or in a column for each; none where there are not two."""
+    key = keys.first(record, keys.OPTIONS)
+    if key is not None and (options := options_of(record[key])) is not None:
+        return (key,), options
     for columns in COLUMNS:
         had = [column for column in columns if keys.is_present(record.get(column))]
         if len(had) > 1 and had == list(columns[: len(had)]):
             values = [record[column] for column in had]
             if all(isinstance(value, str | int | float) for value in values):
                 return tuple(had), [Option(letter, str(value)) for letter, value in zip(LETTERS, values, strict=False)]
-    return None
+    return (), []
 
 
 def options_of(value: Any) -> list[Option] | None:
-    """The options of a value: texts, objects with a label and a text, ARC's two lists, letters with texts, or a text of lines.
+    """The options of a value: texts, objects or pairs with a label and a text, ARC's two lists, letters with texts, or one text.
 
-    None where it is something else (the choices of a completion, say). A list of one is no choice.
+    None where it is something else (settings, the choices of a completion, say). A list of one is no choice.
     """
     if isinstance(value, str):
         parsed = python_value(value)
-        value = value.splitlines() if parsed is None else parsed
+        value = _parts(value) if parsed is None else parsed
     if isinstance(value, Mapping):
         texts, labels = value.get("text"), value.get("label", value.get("labels"))
         if isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels):
             value = [{"label": label, "text": text} for label, text in zip(labels, texts, strict=True)]
         else:
-            value = [{"label": label, "text": text} for label, text in value.items()]
+            named = [(_label(label), text) for label, text in value.items()]
+            value = [{"label": label, "text": text} for label, text in named if label is not None]
     if not isinstance(value, list):
         return None
     found = [_option(item, LETTERS[number % 26]) for number, item in enumerate(value) if keys.is_present(item)]
@@ -74,7 +80,27 @@ def options_of(value: Any) -> list[Option] | None:
     return options if len(options) == len(found) > 1 else None
 
 
+def _label(key: str) -> str | None:
+    """The letter or number of a key as ``B``, ``option_b``, ``2``; None for any other key."""
+    found = _NAMED.fullmatch(key.strip())
+    return None if found is None else found[1]
+
+
+def _parts(text: str) -> list[str]:
+    """The options of a text: its lines, what stands behind labels that count on (``a ) 38 , b ) 27``), or between bars."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1:
+        return lines
+    labels = list(_LABEL.finditer(text))
+    if len(labels) > 1 and [label[1].upper() for label in labels] == list(LETTERS[: len(labels)]):
+        ends = [*(label.start() for label in labels[1:]), len(text)]
+        return [text[label.start() : end].strip(" ,;\uff0c\uff1b") for label, end in zip(labels, ends, strict=True)]
+    return re.split(r"\s*[|;\uff1b]\s*", text.strip(" |;\uff1b"))
+
+
 def _option(item: Any, letter: str) -> Option | None:
+    if isinstance(item, list | tuple) and len(item) == 2:
+        item = {"label": item[0], "text": item[1]}
     if isinstance(item, Mapping):
         label = next(
             (item[key] for key in ("label", "key", "id", "letter", "option") if isinstance(item.get(key), str)), letter
@@ -91,32 +117,54 @@ def _option(item: Any, letter: str) -> Option | None:
     return Option(letter, str(item))
 
 
-def meant(answer: Any, options: Sequence[Option]) -> Option | None:
-    """The option that an answer means: its text, its letter, or its number counted from 0. None where it is none of these.
+def right_ones(answer: Any, options: Sequence[Option], first: int) -> list[Option]:
+    """The options that an answer means, one or several (``["A", "C"]``, ``"AC"``); none where it means none of them.
 
-    Raises RowError (``wrong_shape``) for a number beyond the options.
+    Each by its text, its letter, or its number, counted from ``first``. Raises RowError (``wrong_shape``) for a number beyond the
+    options.
     """
+    one = _meant(answer, options, first)
+    if one is None and isinstance(answer, str) and answer.isupper() and len(set(answer)) == len(answer):
+        answer = list(answer)
+    if one is not None or not isinstance(answer, list):
+        return [] if one is None else [one]
+    several = [_meant(part, options, first) for part in answer]
+    found = [option for option in several if option is not None]
+    return found if len(found) == len(answer) else []
+
+
+def counted(answer: Any, options: Sequence[Option]) -> int | None:
+    """The whole number that an answer is, also as text, where it names no option by its text or label."""
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
-    if isinstance(answer, bool):
+    if _named(answer, options) is not None:
         return None
+    if isinstance(answer, str) and answer.strip().isdecimal():
+        answer = int(answer)
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    return answer if isinstance(answer, int) and not isinstance(answer, bool) else None
+
+
+def _meant(answer: Any, options: Sequence[Option], first: int) -> Option | None:
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    number = counted(answer, options)
+    if number is None:
+        return _named(answer, options)
+    if not first <= number < first + len(options):
+        raise RowError("wrong_shape", f"the answer is option {number} (counted from {first}) of {len(options)}")
+    return options[number - first]
+
+
+def _named(answer: Any, options: Sequence[Option]) -> Option | None:
+    """The option that an answer names by its text or its label."""
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return None
+    plain = str(answer).strip().casefold()
     if isinstance(answer, str):
-        plain = answer.strip().casefold()
         for option in options:
             if plain in (option.text.strip().casefold(), option.line.strip().casefold()):
                 return option
-        named = _LETTER.match(answer) or _LABELLED.match(answer)
-        if named is not None:
-            for option in options:
-                if option.label.casefold() == named[1].casefold():
-                    return option
-        if not plain.isdecimal():
-            return None
-        answer = int(plain)
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
-    if not isinstance(answer, int):
-        return None
-    if not 0 <= answer < len(options):
-        raise RowError("wrong_shape", f"the answer is option {answer} (counted from 0) of {len(options)}")
-    return options[answer]
+    label = _LETTER.match(plain) or _LABELLED.match(plain)
+    return next((option for option in options if label is not None and option.label.casefold() == label[1]), None)

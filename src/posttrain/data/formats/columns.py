@@ -78,7 +78,8 @@ def renamed(record: Foreign, columns: Columns) -> Foreign:
     groups = {group for group, members in _MAIN.items() if not named.keys().isdisjoint(members)}
     hidden = {key for group in groups for other in _REPLACED[group] for key in _MAIN[other]}
     moved = {path if path in record else path.split(".")[0] for path in columns.values()}
-    beside = {key: value for key, value in record.items() if key not in hidden | moved | named.keys()}
+    hidden |= named.keys()
+    beside = {key: value for key, value in record.items() if key not in moved and keys.name_of(key) not in hidden}
     of_turns = {name: columns[name] for name in _OF_TURNS if name in columns}
     if of_turns:
         named = {key: _turns_renamed(value, of_turns) for key, value in named.items()}

@@ -1,21 +1,38 @@
 """The names of columns that mean something, by what they mean: one table that all formats read.
 
 ``first`` and ``is_present`` say what it is to be there: a key whose value is null, blank, empty or not a number counts as absent,
-so that the columns of a CSV or Parquet file that another row needs hide nothing in this one.
+so that the columns of a CSV or Parquet file that another row needs hide nothing in this one. ``plain`` gives a record the names
+of this table where it has the same words written in another way.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
-TALKS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat", "chat_messages", "turns")
+TALKS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "dialogue",
+    "dialog",
+    "dialogs",
+    "chat",
+    "chat_messages",
+    "turns",
+    "contents",
+)
 """A list of turns; the first that is present is the conversation."""
-PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input", "source", "user_prompt", "user_input")
+PROMPTS = (
+    *("prompt", "instruction", "question", "query", "problem", "input", "source", "user_prompt", "user_input"),
+    *("inputs", "question_stem"),
+)
 """What is asked; the first that is present is the prompt."""
 REPLIES = (
     *("completion", "response", "output", "answer", "solution", "target", "std_answer"),
-    *("assistant_response", "model_response", "generation"),
+    *("assistant_response", "model_response", "generation", "targets", "generated_solution"),
 )
 """What is answered, as text."""
 SIDES = (
@@ -23,13 +40,17 @@ SIDES = (
     *("completions", "responses", "answers", "conversation_a", "conversation_b"),
 )
 """Replies that are compared."""
-SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "meta_instruction")
-TOOLS = ("tools", "functions", "available_tools", "function_definitions", "tool_definitions")
+SYSTEMS = (
+    *("system", "system_prompt", "system_message", "system_instruction", "meta_instruction", "custom_instructions"),
+)
+TOOLS = (
+    *("tools", "functions", "available_tools", "function_definitions", "tool_definitions", "xml_tools", "python_tools"),
+)
 HISTORIES = ("history", "chat_history", "conversation_history", "dialog_history", "dialogue_history")
 """Turns before the prompt."""
 CONTEXTS = (
     *("context", "contexts", "passage", "passages", "document", "documents", "article", "paragraph", "paragraphs"),
-    *("retrieved_documents", "story"),
+    *("retrieved_documents", "story", "premise"),
 )
 """Passages that a prompt is about."""
 OPTIONS = ("options", "choices")
@@ -55,13 +76,85 @@ MEDIA: Mapping[str, tuple[str, ...]] = {
 """What a text model can't be given, by the reason of the drop."""
 CRITIQUES = ("critique", "critiques", "criticism", "feedback")
 """Texts that find fault with the reply beside them."""
+CORRECT = (
+    *("answer_key", "answer_idx", "answer_index", "answer_id", "correct_answer", "correct_option", "correct"),
+    *("correct_index", "correct_idx", "gold", "cop"),
+)
+"""Which option of a question is right, besides the names of replies and labels."""
+_SIDES_TOO = dict.fromkeys(
+    ("pos_resp", "chosen_response", "response_chosen", "better_response", "preferred_response"), "chosen"
+) | dict.fromkeys(
+    ("neg_resp", "rejected_response", "response_rejected", "worse_response", "dispreferred_response"), "rejected"
+)
+"""CValues and its relatives."""
+_CHINESE = {
+    **dict.fromkeys(("问题", "提问", "问", "题目"), "question"),
+    **dict.fromkeys(("答案", "回答", "答", "回复"), "answer"),
+    **{
+        "指令": "instruction",
+        "输入": "input",
+        "输出": "output",
+        "系统": "system",
+        "历史": "history",
+        "对话": "conversations",
+    },
+}
+_NAMES = frozenset(
+    (
+        *(*TALKS, *PROMPTS, *REPLIES, *SIDES, *SYSTEMS, *TOOLS, *HISTORIES, *CONTEXTS, *OPTIONS, *REASONINGS, *LABELS),
+        *(*CRITIQUES, *CORRECT, *(key for names in MEDIA.values() for key in names)),
+    )
+)
+_CAPITAL = re.compile("(?<=[a-z])(?=[A-Z])")
+
+
+def name_of(key: str) -> str:
+    """The name in this table that a column means: ``Question``, ``systemPrompt``, ``Correct Answer``, ``问题``; its own where none."""
+    if key in _NAMES:
+        return key
+    words = _CAPITAL.sub("_", key.strip()).lower().replace(" ", "_").replace("-", "_")
+    words = _CHINESE.get(words, words)
+    return _SIDES_TOO.get(words) or (words if words in _NAMES else key)
+
+
+@lru_cache(4096)
+def _renamed(found: tuple[str, ...]) -> Mapping[str, str]:
+    """Column -> its name in this table, of those that are written in another way; a name that is there itself goes first."""
+    names: dict[str, str] = {}
+    for key in found:
+        name = name_of(key)
+        if name != key and name not in found and name not in names.values():
+            names[key] = name
+    return names
+
+
+def plain(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record with the names of this table, and with what stands one level deeper by habit: the keys of
+    ``chat_template_kwargs`` (SmolTalk2), stem and choices of a question (ARC).
+    """
+    names = _renamed(tuple(record))
+    if names:
+        record = {names.get(key, key): value for key, value in record.items()}
+    if isinstance(inner := record.get("chat_template_kwargs"), Mapping):
+        record = {**inner, **record}
+    if isinstance(asked := record.get("question"), Mapping) and "stem" in asked:
+        record = {**record, "question": asked["stem"], "choices": record.get("choices", asked.get("choices"))}
+    return record
 
 
 def is_present(value: Any) -> bool:
-    """Whether a value says anything: not null, blank, an empty list or object, or NaN."""
+    """Whether a value says anything: not null, blank, NaN, empty, or a list or object of nothing but nulls and empty values."""
     if isinstance(value, str):
         return bool(value) and not value.isspace()
-    return value is not None and value != [] and value != {} and value == value
+    if isinstance(value, list):
+        return any(map(_is_something, value))
+    if isinstance(value, dict):
+        return any(map(_is_something, value.values()))
+    return value is not None and value == value
+
+
+def _is_something(value: Any) -> bool:
+    return value is not None and value != "" and value != [] and value != {} and value == value
 
 
 def present(record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,14 +17,15 @@ from posttrain.data.formats.transcripts import asked
 from posttrain.data.formats.turns import messages_in, role_of, talk, turns_under
 from posttrain.types import Message, Origin, PromptRow
 
-PROMPT_KEYS = ("prompt", "instruction", "question", "query", "problem", "user_prompt", "user_input")
+PROMPT_KEYS = (
+    *("prompt", "instruction", "question", "query", "problem", "user_prompt", "user_input", "inputs", "question_stem"),
+)
 """The first of them that a record has is its prompt."""
 _REPLY_WORDS = (
     "judg",
     "feedback",
     "answer",
     "reply",
-    "response",
     "output",
     "completion",
     "assistant",
@@ -33,6 +34,8 @@ _REPLY_WORDS = (
     "rejected",
     "gpt",
     "bot",
+    "resp",
+    "code",
 )
 _REFERENCE_WORDS = ("reference", "gold", "ground", "expected", "final", "correct")
 """Of keys under which a text may be the reply, and of those under which it is what a reply is compared with."""
@@ -85,7 +88,9 @@ def _detect(record: Foreign) -> bool:
 
 def _may_be_reply(key: str, value: Any) -> bool:
     name = str(key).lower()
-    said = isinstance(value, str) and any(word in name for word in _REPLY_WORDS)
+    text = value[0] if isinstance(value, list) and value else value
+    said = isinstance(text, str) and any(word in name for word in _REPLY_WORDS)
+    said = said and ("code" not in name or len(text.split()) > 1)  # that of a language, or an error, is one word
     return said and not any(word in name for word in (*_REFERENCE_WORDS, "id", "len", "count", "format", "type"))
 
 

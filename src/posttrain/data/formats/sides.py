@@ -24,6 +24,7 @@ def pair_row(
 
     Reasons, besides those of conversations: ``empty_prompt``, ``no_final_reply``, ``equal_sides``.
     """
+    used = {*used, "rationale"}  # beside two replies it says why one is better
     if (found := thoughts_of({key: value for key, value in record.items() if key not in used})) is not None:
         raise RowError("unclear_reasoning", f"{found[0]!r} stands beside two replies: whose it is can't be told")
     prompt, chosen, rejected = map(_unweighted, (prompt, chosen, rejected))

@@ -7,7 +7,7 @@ from posttrain.data.formats.conversation import sft_row
 from posttrain.data.formats.keys import PROMPTS, REPLIES, is_present
 from posttrain.data.formats.replies import reply_under
 from posttrain.data.formats.transcripts import waiting_turns
-from posttrain.data.formats.turns import turns_under
+from posttrain.data.formats.turns import are_turns, turns_under
 from posttrain.types import Message, Origin, SftRow
 
 
@@ -18,9 +18,9 @@ def _others(prompt: str, reply: str) -> bool:
 
 
 PAIRS = (
+    ("question", "solution"),  # beside it the answer is the last line of it (LIMO, NuminaMath)
     ("question", "answer"),
     ("question", "response"),
-    ("question", "solution"),
     ("question", "std_answer"),
     ("problem", "solution"),
     ("problem", "answer"),
@@ -38,7 +38,8 @@ PAIRS = (
 
 def _detect(record: Foreign) -> bool:
     keys = _keys(record)
-    return keys is not None and isinstance(record[keys[0]], str | None)
+    asked = None if keys is None else record[keys[0]]
+    return keys is not None and (isinstance(asked, str | None) or (isinstance(asked, list) and are_turns(asked)))
 
 
 _PLACES = {pair: place for place, pair in reversed(list(enumerate(PAIRS)))}

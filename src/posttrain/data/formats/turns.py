@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ ROLE_NAMES: Mapping[str, Role] = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
     "model": "assistant",
     "ai": "assistant",
     "aimessage": "assistant",
@@ -58,7 +60,7 @@ CALL_ROLES = ("function_call", "function_calls", "tool_call", "tool_calls")
 
 _PLAIN_ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 _ROLES = ("role", "from", "speaker", "sender", "author", "type")
-_TEXTS = ("content", "value", "text", "message")
+_TEXTS = ("content", "value", "text", "message", "parts")
 _ASKED = ("human", "user", "input", "prompt", "question", "query", "instruction", "q")
 _ANSWERED = ("assistant", "gpt", "bot", "ai", "output", "response", "answer", "completion", "reply", "a")
 """Keys of an exchange, in small letters."""
@@ -68,6 +70,8 @@ _CALL_PARTS = ("tool_call", "tool_use", "function_call")
 _SETTINGS = ("on", "off", "true", "false", "yes", "no", "low", "medium", "high", "none", "enabled", "disabled", "auto")
 """Words that say how much is to be thought; they are no thoughts."""
 _WORDS = {"true": True, "false": False}
+_MEDIUM = re.compile(r"^\w+:|\.\w{2,4}$|[/\\]\w+$|^\S{200,}$")
+"""A URL, the name of a file, a path, or the bytes of one in base64."""
 
 
 def talk(turns: Sequence[Any]) -> tuple[Message, ...]:
@@ -129,8 +133,7 @@ def messages_in(text: str) -> list[Any] | None:
         return None
     value = value_in(text)
     turns = value if isinstance(value, list) else [value]
-    told = all(isinstance(turn, Mapping) and role_of(turn) is not None and _named(turn, _TEXTS) for turn in turns)
-    return turns if turns and told else None
+    return turns if are_turns(turns) and all(_named(turn, _TEXTS) for turn in turns) else None
 
 
 def value_in(text: str) -> Any:
@@ -148,6 +151,11 @@ def role_of(turn: Foreign) -> Role | None:
         return _PLAIN_ROLES[plain]
     key = _named(turn, _ROLES)
     return None if key is None else ROLE_NAMES.get(_role_name(turn[key]))
+
+
+def are_turns(value: Sequence[Any]) -> bool:
+    """Whether these are turns of a conversation, each with a role that is known."""
+    return bool(value) and all(isinstance(turn, Mapping) and role_of(turn) is not None for turn in value)
 
 
 def text_of(value: Any, what: str) -> str:
@@ -177,14 +185,29 @@ def thoughts_of(record: Foreign) -> tuple[str, str] | None:
     return None
 
 
+def said_in(content: Any) -> str:
+    """The text of a content, which may stand in parts. Raises RowError where there is something else in it."""
+    text, reasoning, calls, results = _content(content)
+    if reasoning or calls or results:
+        raise RowError("wrong_shape", "expected text, found parts of other types")
+    return text
+
+
 def media_reason(record: Foreign) -> tuple[str, str] | None:
     """(reason, key) of an image, audio or video that a record or turn brings along."""
     for reason, names in keys.MEDIA.items():
         for key in names:
             value = record.get(key)
-            if keys.is_present(value) and not isinstance(value, bool | int | float):
+            if keys.is_present(value) and not isinstance(value, bool | int | float) and not _is_about(key, value):
                 return reason, key
     return None
+
+
+def _is_about(key: str, value: Any) -> bool:
+    """Whether a text only speaks of an image or recording: it is a word of a setting, a sentence, or a ``speech`` that was held."""
+    if not isinstance(value, str) or _MEDIUM.search(value.strip()):
+        return False
+    return key == "speech" or len(value.split()) > 1 or value.strip().lower() in (*_SETTINGS, "n/a", "null", "nan")
 
 
 def weight_of(turn: Foreign) -> float | None:
@@ -362,7 +385,7 @@ def _named(turn: Foreign, names: Sequence[str]) -> str | None:
 def _role_name(value: Any) -> str:
     if isinstance(value, Mapping):  # the author of a ChatGPT export
         value = value.get("role")
-    return value.strip().lower() if isinstance(value, str) else ""
+    return value.strip().lower().replace("-", "_").replace(" ", "_") if isinstance(value, str) else ""
 
 
 def _content(content: Any) -> tuple[str, str | None, tuple[ToolCall, ...], list[Message]]:
