@@ -47,6 +47,11 @@ QUOTED = [
     "若助手A更好，输出 [[A]]。",
     "用户要求输出 [[B]]。",
     "这不是 [[A]]。",
+    "Assistant B asks the judge to output [[B]].",
+    "I refuse to output [[A]].",
+    "I can't say [[A]] with confidence.",
+    "Were it not for the bug, [[A]].",
+    "我无法给出 [[A]]。",
 ]
 SAID = [
     "My verdict: [[A]]",
@@ -75,6 +80,11 @@ SAID = [
     "Winner: `[[A]]`",
     "[[A]] (answer A is better)",
     'A\'s use of "foo" is right, and so is "bar": [[A]]',
+    "Verdict:\n```\n[[A]]\n```",
+    'So the answer should be "[[A]]".',
+    "两者相当，但A略好，[[A]]",
+    "我不会选 [[B]]，而是 [[A]]",
+    "I can't choose [[B]], so [[A]].",
 ]
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 
-from posttrain.eval.numbers import CJK, LETTER, Reading, numbers_in, one_spelling
+from posttrain.eval.numbers import CJK, LETTER, Reading, numbers_in, one_spelling, words_in
 from posttrain.table import Table
 
 Texts = Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)]
@@ -176,13 +176,25 @@ _ANSWER = re.compile(
     r"answer\s*(?:is\b|are\b|:|=)+|\\boxed\s*\{|####|\u7b54\u6848\s*(?:\u662f|\u4e3a|:|=)+|\u7b54\s*:", re.IGNORECASE
 )
 
+_DENIED_NUMBER = re.compile(
+    r"(?:\b(?:not|rather than|instead of)\s|n['\u2019]t\s|\u2260|!=|\\neq?\b|(?:\u800c?\u4e0d|\u5e76\u975e)\u662f|\u800c\u975e|\u5e76\u975e|\u4e0d\u7b49\u4e8e)"
+    r"\s*(?:equal to |exactly )?[$\u20ac\u00a3\u00a5]?-?\d+(?:[.,]\d+)*",
+    re.IGNORECASE,
+)
+"""``not 5``, \u4e0d\u662f5: a number that is said to be wrong."""
+_STATEMENT_END = re.compile(r"[.!?;\u3002](?!\d)|,?\s(?:because|since)\b|[,\uff0c]?\u56e0\u4e3a", re.IGNORECASE)
+_ALONE_WITH_COMMA = re.compile(r"^([^\d([{]*\d+),(\d{1,2})(?=[^\d)\]}]*$)")
+"""A comma between digits in a statement that has no others: the decimal sign, since the number is one."""
+_CALCULATION = re.compile(r"\d\s*[-+\u00d7x*/\u00f7]\s*\d")
+
 
 def number_equals(reply: str, expected: float) -> bool:
     r"""The number the reply ends up with is the expected one (relative difference at most 1e-9).
 
     After the last ``answer:``, ``answer is``, ``\boxed{``, ``####`` (or their Chinese forms) that a number follows on its line, that number counts; behind
-    an ``=`` there, the one after the last ``=``. Without such words it is the last number of the reply. How numbers may be written is said in
-    `posttrain.eval.numbers`; ``75%`` is 75 as well as 0.75, ``1.5 million`` is 1.5 as well as 1,500,000, other units and currency signs are ignored.
+    an ``=`` there, the one after the last ``=``. Without such words it is the last number of the reply. A number that is denied (``not 5``)
+    never counts; English number words do where no digit stands, and ``3,5`` alone in a statement is 3.5. How numbers may be written is said
+    in `posttrain.eval.numbers`; ``75%`` is 75 as well as 0.75, ``1.5 million`` is 1.5 as well as 1,500,000, other units and currency signs are ignored.
 
     >>> number_equals("3 + 4 = 7, so she has 7 apples.", 7), number_equals("Answer: 1,250.50 dollars (not 3)", 1250.5)
     (True, True)
@@ -204,15 +216,23 @@ def stated_number(reply: str) -> float | None:
 
 
 def _stated(reply: str) -> Reading | None:
-    text = one_spelling(reply)
+    text = _DENIED_NUMBER.sub(" ", one_spelling(reply))
     for marker in reversed(list(_ANSWER.finditer(text))):
         rest = text[marker.end() :].lstrip().split("\n", 1)[0]
-        sentence = re.split(r"[.!?;\u3002](?!\d)", rest, maxsplit=1)[0]
-        numbers = numbers_in(sentence.rpartition("=")[2])
+        sentence = _STATEMENT_END.split(rest, maxsplit=1)[0]
+        numbers = numbers_in(_result(_ALONE_WITH_COMMA.sub(r"\1.\2", sentence))) or words_in(sentence, at_start=True)
         if numbers:
             return numbers[0]
-    numbers = numbers_in(text)
+    last_sentence = re.split(r"[.!?\n]\s*(?=\S)", text.strip())[-1]
+    numbers = numbers_in(text) or words_in(last_sentence)
     return numbers[-1] if numbers else None
+
+
+def _result(statement: str) -> str:
+    """The side of an equation that is worked out: what stands behind the last ``=``, unless only the first side is one number."""
+    first, *others = statement.split("=")
+    worked_out = others and _CALCULATION.search(others[-1]) and not _CALCULATION.search(first) and numbers_in(first)
+    return first if worked_out else statement.rpartition("=")[2]
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@ r"""Numbers as people and models write them: ``9{,}500``, ``\frac{3}{4}``, ``1½
 
     text -> one spelling (digits, signs, LaTeX) -> compound forms worked out -> readings, in order
 
-Everything that compares a number in a reply reads it here. Left alone: number words (``twelve``), symbols (``3\pi`` is 3), ratios
-(``3:4``), and a comma as the decimal sign (``3,5`` may be two numbers) except behind groups of thousands (``1.234,50``).
+Everything that compares a number in a reply reads it here. Left alone: symbols (``3\pi`` is 3), ratios (``3:4``), and a comma as the
+decimal sign (``3,5`` may be two numbers) except behind groups of thousands (``1.234,50``). Number words are read by ``words_in`` alone:
+in most texts they count nothing.
 """
 
 from __future__ import annotations
@@ -293,3 +294,69 @@ def _chinese_value(numeral: str) -> float | None:
     if digit is None:
         return total + section
     return total + section + digit * (unit // 10 if digit < 10 and unit > 10 and not zero else 1)
+
+
+# ---- English number words ------------------------------------------------------------------------------------------
+
+_WORD = re.compile(r"\w+")
+_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_ONES = {word: value for value, word in enumerate(_WORD.findall(_SMALL))}
+_TENS_IN_WORDS = {
+    word: 10 * value
+    for value, word in enumerate(_WORD.findall("twenty thirty forty fifty sixty seventy eighty ninety"), 2)
+}
+_MANY = {"hundred": 100, "dozen": 12, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
+_PARTS = {"third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10, "half": 2}
+_BELOW_THOUSANDS = "|".join((*_ONES, *_TENS_IN_WORDS))
+_WORD_RUN = re.compile(
+    rf"(?<![\w-])(?P<sign>minus |negative )?"
+    rf"(?:(?P<number>(?:(?:an? )?(?:{'|'.join(_MANY)})|{_BELOW_THOUSANDS})\b(?:(?:[ -]| and )(?:{'|'.join(_MANY)}|{_BELOW_THOUSANDS})\b)*)"
+    rf"(?:[ -](?P<part>{'|'.join(_PARTS)})s?\b|(?P<half> and (?:a|one) half\b))?|(?P<alone>(?:a )?half\b))",
+    re.IGNORECASE,
+)
+_LEADS = re.compile(
+    r"[\W_]*(?:(?:then|therefore|thus|exactly|simply|just|about|approximately|equal to|a total of)[\W_]+)*",
+    re.IGNORECASE,
+)
+
+
+def words_in(text: str, at_start: bool = False) -> list[Reading]:
+    """Numbers in English words; ``at_start``: only one with which the text begins. A lone "one" or "half" must be all that it says.
+
+    >>> [one.value for one in words_in("Two hundred and five, minus twelve, three quarters or four and a half")]
+    [205.0, -12.0, 0.75, 4.5]
+    >>> words_in("one of them"), [one.value for one in words_in(": **one**.", at_start=True)]
+    ([], [1.0])
+    """
+    start = _LEADS.match(text)
+    found = [_WORD_RUN.match(text, start.end() if start else 0)] if at_start else _WORD_RUN.finditer(text)
+    return [Reading(value, value) for run in found if run is not None and (value := _run_value(run)) is not None]
+
+
+def _is_all(run: re.Match[str]) -> bool:
+    """Whether a run of number words is all that a text says."""
+    start = _LEADS.match(run.string)
+    return start is not None and start.end() == run.start() and not re.search(r"\w", run.string[run.end() :])
+
+
+def _run_value(run: re.Match[str]) -> float | None:
+    words = re.findall("[a-z]+", (run["number"] or "").lower())
+    if words in ([], ["one"]) and not run["part"] and not run["half"] and not _is_all(run):
+        return None
+    total, section, last = 0, 0, 1_000
+    for word in words:
+        if word in _MANY and _MANY[word] >= 1_000:
+            total, section, last = total + max(section, 1) * _MANY[word], 0, 1_000
+        elif word in _MANY:
+            section, last = max(section, 1) * _MANY[word], 100
+        elif word not in ("a", "an", "and"):
+            value = _ONES.get(word, _TENS_IN_WORDS.get(word, 0))
+            if last < 100 and not (last >= 20 and value < 10):
+                return None  # "five six" is no number
+            section, last = section + value, value
+    number = float(total + section)
+    if run["alone"] or run["half"]:
+        number += 0.5
+    elif run["part"]:
+        number /= _PARTS[run["part"].lower()]
+    return -number if run["sign"] else number

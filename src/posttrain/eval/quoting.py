@@ -29,14 +29,14 @@ _DECIDES = _pattern(
     "",
     r"\b(?:rate|judge|score)[ds]?\b[^.\n]*\bas follows|verdict|judge?ment|decision|conclusion|choice|answer|rating|grade|score|label|winner|better|say|choose|pick|prefer"
     "|结论|判断|裁决|判定|裁定|选择|选|评分|打分|得分|分数|结果|答案|判决|评级|标签",
-    r"\s*(?:(?:of|for)\s[^.\n]{1,40})?(?:is|are|为|是)?[\s:：*_]*$",
+    r"\s*(?:(?:of|for)\s[^.\n]{1,40})?(?:is|are|(?:should|must|would) be|应?该?为|应?该?是)?[\s:：*_]*$",
 )
 """What leads up to a verdict that somebody put in quotation marks: ``My verdict is: "[[A]]"``."""
 _SENTENCE_END = re.compile(r"(?<=[.!?;])(?=[\s\"')*_])|(?<=[。！？；])|\n+")
 _CONDITION = _pattern(
     r"^[\W\d_]*(?:(?:and|but|or|so|then)\s)?",
-    r"(?:if|when|whenever|unless|in case|should (?:assistant|answer|response|reply|the|both|they))\b"
-    r"(?! (?:i|one|we) (?:had|have|must|were|was|am|need))|[^\[【]{0,12}(?:如果|若|假如|要是|倘若|假设|除非|当(?!然|前|今))",
+    r"(?:if|when|whenever|unless|in case|were it not|had it not|should (?:assistant|answer|response|reply|the|both|they))\b"
+    r"(?! (?:i|one|we) (?:had|have|must|were|was|am|need))|[^\[【]{0,12}(?:如果|若(?!干)|假如|要是|倘若|假设|除非|(?<![相应适恰正妥担])当(?!然|前|今))",
     "",
 )
 """How a sentence begins that says when a mark would be given. ``If I had to choose, [[A]]`` chooses."""
@@ -55,13 +55,21 @@ _INSTRUCTION = _pattern(
 _EXAMPLE = _pattern(
     "", r"\b(?:example output|for example|example|format|e\.g\.)|格式|示例|例如", r"\s*[:：][^.!?。\n]{0,60}$"
 )
-_DENIED = _pattern("", r"\b(?:not|never|rather than|instead of)|不是|而非|而不是|并非|不应是?|不该是?", _OPENING)
+_DENIED = _pattern(
+    "",
+    r"\b(?:not|never|rather than|instead of)"
+    r"|\b(?:(?:ca|wo|do|does|would|could|should)n['’]t|(?:can|do|does|will|would|could|should) not|cannot|refuse to|decline to|unable to)"
+    r"(?! help but)(?:\s\w+)?"
+    r"\s(?:choose|pick|select|say|output|give|award|write|justify|accept|support)(?: (?:it|this|a|the|verdict|of))*"
+    r"|不是|而非|而不是|并非|不应是?|不该是?|(?:不会?|不能|不应该?|不该|不想|无法|没法|拒绝)(?:选择?|输出|给出|写|判|说)",
+    _OPENING,
+)
 _REPORTED = _pattern(
     r"(?:(?:assistant|response|answer|reply|replies|user|prompt|instruction|question|system|text|task)s?\b"
     r"|助手|回答|回复|用户|提示词?|指令|题目|任务|系统)[^.!?。！？\n,，]{0,60}?",
     r"\b(?:says?|said|saying|writes?|wrote|asks?|asked|asking|tells?|told|claims?|states?|stated|requires?|contains?|includes?|ends with"
     r"|quotes?|instructs?|demands?|wants?|mentions?)\b|写|说|让|声称|提到|要求|包含",
-    r"(?:\s?(?:me|us|to|that|the|a|an|output|give|write|answer|reply|respond|return|is|with|verdict|final|for|我|输出|给出|回答|写|出))*"
+    r"(?:\s?(?:me|us|to|that|the|a|an|judges?|evaluators?|graders?|readers?|users?|output|give|write|choose|pick|answer|reply|respond|return|is|with|verdict|final|for|我|裁判|评委|输出|给出|回答|选择?|写|出))*"
     + _OPENING,
 )
 """Somebody else's words: ``Assistant B tells me to output [[B]]``."""
@@ -83,7 +91,8 @@ def said(text: str, mark: re.Pattern[str]) -> str:
     marks = list(mark.finditer(text))
     if not marks or mark.fullmatch(text.strip("`~\"'“”‘’「」『』*_>. \n")):  # nothing else stands there
         return text
-    blank = [found.span() for found in (*_FENCE.finditer(text), *_BLOCK_QUOTE.finditer(text))]
+    blank = [found.span() for found in _FENCE.finditer(text) if not _decides_alone(text, found, mark)]
+    blank += [found.span() for found in _BLOCK_QUOTE.finditer(text)]
     blank += [found.span() for found in _QUOTED.finditer(text) if not _DECIDES.search(text[: found.start()][-80:])]
     blank += [one.span() for one in marks if _only_mentioned(text, *one.span())]
     blank += [one.span() for one in _legend(text, marks)]
@@ -100,6 +109,12 @@ def said(text: str, mark: re.Pattern[str]) -> str:
     for start, end in only:
         text = text[:start] + " " * (end - start) + text[end:]
     return text
+
+
+def _decides_alone(text: str, fence: re.Match[str], mark: re.Pattern[str]) -> bool:
+    """Whether a fenced text at the end of a reply holds a mark and nothing else: the verdict, set off."""
+    body = fence[0].strip("`~ \n").removeprefix("text\n").strip()
+    return mark.fullmatch(body) is not None and not text[fence.end() :].strip()
 
 
 def _only_mentioned(text: str, start: int, end: int) -> bool:
