@@ -115,13 +115,15 @@ def write_error(error: Exception, path: Path) -> RunError:
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return RunError(
-            "can't write here (read-only or no permission)", where=where, fix="choose another place with --runs DIR"
+            "can't write here (read-only or no permission)",
+            where=where,
+            fix="choose another place (--runs DIR, -o DIR)",
         )
     if number in (errno.EEXIST, errno.ENOTDIR):
         return RunError(
             "can't write here: a file stands where a folder is needed",
             where=where,
-            fix="move that file away, or choose another place with --runs DIR",
+            fix="move that file away, or choose another place (--runs DIR, -o DIR)",
         )
     reason = os.strerror(number) if number is not None else str(error)
     return RunError(

@@ -586,26 +586,34 @@ def load(annotation: type[T], path: str | Path, overrides: Sequence[str] = (), *
 
 
 def override(
-    document: Document, assignments: Sequence[str], annotation: type, *, shorthand: str | None = None
+    document: Document,
+    assignments: Sequence[str],
+    annotation: type,
+    *,
+    shorthand: str | None = None,
+    called: str = "override",
 ) -> Document:
     """The document with values replaced by ``path=value`` texts, in order.
 
     The value is YAML (``1e-4``, ``null``, ``[a, b]``, ``{name: full}``); the path is dotted, list entries by their number from 0
     (``stages.prepare.sources.0.path``). With ``shorthand="stages"``, ``sft.epochs=2`` is short for ``stages.sft.epochs=2`` where the
     file has such a stage and there is no top-level key ``sft``. A key that the file leaves at its default may be set, also inside a
-    mapping that the file does not mention; entries of lists and of free mappings must exist.
+    mapping that the file does not mention; entries of lists and of free mappings must exist. ``called`` is what an error calls
+    an assignment.
 
     Raises:
         ConfigError: no ``=``, a path that does not exist, a value that is not YAML.
 
     """
     for assignment in assignments:
-        document = _override_one(document, assignment, annotation, shorthand)
+        document = _override_one(document, assignment, annotation, shorthand, called)
     return document
 
 
-def _override_one(document: Document, assignment: str, annotation: type, shorthand: str | None) -> Document:
-    where = f"override {assignment!r}"
+def _override_one(
+    document: Document, assignment: str, annotation: type, shorthand: str | None, called: str
+) -> Document:
+    where = f"{called} {assignment!r}"
     key, equals, text = assignment.partition("=")
     if not equals or not key.strip():
         raise ConfigError(

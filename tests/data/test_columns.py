@@ -71,6 +71,7 @@ def test_what_is_named_nothing_reads() -> None:
     "record",
     [
         {"ask": "x", "reply_text": "yy"},
+        {"编号": "1", "用户问题": "x", "标准答案": "yy"},
         {"meta": {"id": 5}, "d": {"user_text": "x", "assistant_text": "yy"}},
         {"script": [{"speaker": "human", "text": "x", "id": "0"}, {"speaker": "gpt", "text": "yy", "id": "1"}]},
     ],

@@ -19,7 +19,7 @@ from rich.text import Text
 from posttrain import assets
 from posttrain.artifacts import Ledger, LedgerStep, RunDir, digest, read_json, remove_leftovers, write_json
 from posttrain.config import Document, Section, build, override, parse_yaml, sections
-from posttrain.data.chain import finished_line, nothing_left, run_step
+from posttrain.data.chain import nothing_left, run_step
 from posttrain.data.config import ChainStep, DataStage, Source
 from posttrain.data.kinds import kind_of_files
 from posttrain.data.mix import MixStep
@@ -29,7 +29,7 @@ from posttrain.data.profile import COMPARISON, profile
 from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, scan_rows, write_rows
 from posttrain.data.steps import Step, StepRun, count_rows
 from posttrain.data.streams import printable
-from posttrain.errors import ConfigError, InterruptedRunError
+from posttrain.errors import ConfigError, DataError, InterruptedRunError
 from posttrain.lab.display import Display
 from posttrain.lab.options import option_line
 from posttrain.report.data_page import read_profile, terminal_profile, write_data_page
@@ -38,7 +38,7 @@ STEPS: dict[str, type] = {
     get_args(get_type_hints(variant)["kind"])[0]: variant for variant in (*get_args(get_args(ChainStep)[0]), MixStep)
 }
 """Name of every step -> its configuration."""
-FORMER, READ, STEP = "command.json", ".read", ".step"
+FORMER, UNFINISHED, READ, STEP = "command.json", ".unfinished", ".read", "step"
 SHOWN_COUNTS = 12
 
 
@@ -59,8 +59,10 @@ class DataCommand:
 
 def step_of(kind: str, options: Sequence[str]) -> Step:
     """The configuration of a step from ``key=value`` options. Raises ConfigError as for a recipe."""
-    document = Document(f"posttrain data {kind}", {"kind": kind}, {})
-    step: Step = build(STEPS[kind], override(document, [_quoted(option) for option in options], STEPS[kind]))
+    where = f"posttrain data {kind}"
+    document = Document(where, {"kind": kind}, {(): where})
+    given = [_quoted(option) for option in options]
+    step: Step = build(STEPS[kind], override(document, given, STEPS[kind], called="option"))
     return step
 
 
@@ -78,10 +80,12 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
     """Run one step and return its facts with the ledger; everything is written into ``command.out``.
 
     rows.parquet, rejects.parquet, the step's tables, facts.json and ledger.json, whose first lines are those of the reading.
-    A killed command goes on where it was, a finished one is not run again, another one in the same folder replaces it.
+    A killed command goes on where it was, a finished one is not run again, the same step with other options replaces it: once it
+    is done. Until then, and where it fails, what was there stays.
     """
     step = step_of(kind, options)
     out = command.out
+    _keep_other(kind, out)
     sources = sources_of(command.files, command.row_format, command.columns, command.split)
     if not sources:
         raise ConfigError("no files", where=f"posttrain data {kind}", fix=f"posttrain data {kind} rows.jsonl -o out")
@@ -90,36 +94,62 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
         remove_leftovers(out)
         inputs = [inputs_digest(stage, assets.resolve_data), step_inputs(step, assets.resolve_data)]
         identity = digest([inputs, stage, step, command.seed])
-        if not (out / FORMER).exists() or read_json(out / FORMER) != identity:
-            for stale in (out / "ledger.json", out / READ, out / STEP):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
-            write_json(out / FORMER, identity)
-        if not (out / "ledger.json").exists():
+        former = read_json(out / FORMER) if (out / FORMER).exists() else {}
+        if former.get("identity") != identity:
             try:
-                _run(step, sources, command, display)
+                _run(step, sources, command, display, identity)
+                _replace(out, former.get("files", ()), identity)
             except KeyboardInterrupt:
                 raise InterruptedRunError(
                     "interrupted", where=str(out), fix="run the same command again: what is finished is kept"
                 ) from None
     ledger = Ledger.read(out / "ledger.json")
     if not ledger.steps[-1].rows_out:
-        if ledger.steps[-1].name != kind:
-            raise nothing_usable(ledger, command.files, out / "ledger.json")
         raise nothing_left(ledger.steps[-1], out)
     return {"ledger": ledger.as_dict(), "facts": read_json(out / "facts.json")}
 
 
-def _run(step: Step, sources: Sequence[Source], command: DataCommand, display: Display) -> None:
-    out = command.out
-    rows, ledger = gather_rows(sources, out / READ, display, command.workers, command.engine)
+def _keep_other(kind: str, out: Path) -> None:
+    """Raise ConfigError where the folder holds what something else has made: it would be replaced."""
+    ledger = out / "ledger.json"
+    made = Ledger.read(ledger).steps[-1:] if (out / "rows.parquet").exists() and ledger.exists() else []
+    other = (
+        "a stage of a run" if (out / "manifest.json").exists() else next((f"posttrain data {s.name}" for s in made), "")
+    )
+    if other not in ("", f"posttrain data {kind}"):
+        raise ConfigError(
+            f"this folder holds the result of {other}", where=str(out), fix="give each step a folder of its own with -o"
+        )
+
+
+def _run(step: Step, sources: Sequence[Source], command: DataCommand, display: Display, identity: str) -> None:
+    """Run the step beside what is there, or go on with what is unfinished."""
+    out = command.out / UNFINISHED
+    if not (out / FORMER).exists() or read_json(out / FORMER) != identity:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        write_json(out / FORMER, identity)
+    account = (out if (command.out / FORMER).exists() else command.out) / "ledger.json"
+    rows, ledger = gather_rows(sources, out / READ, display, command.workers, command.engine, account)
     run = StepRun(assets.resolve_data, command.workers, command.engine, display.tick)
-    line = finished_line(out / STEP) or run_step(step, rows, out / STEP, command.seed, run)
-    for path in sorted((out / STEP).iterdir()):
-        if path.name != "ledger.json":
-            os.replace(path, out / path.name)
-    Ledger([*ledger.steps, line], ledger.rejects).write(out / "ledger.json")
-    for folder in (STEP, READ):
-        shutil.rmtree(out / folder, ignore_errors=True)
+    try:
+        line = run_step(step, rows, out / STEP, command.seed, run)
+    except DataError as error:  # the user knows the files, not what was read from them
+        where = error.where and error.where.replace(str(rows), ", ".join(command.files))
+        raise DataError(error.problem, where=where, fix=error.fix) from error
+    Ledger([*ledger.steps, line], ledger.rejects).write(out / STEP / "ledger.json")
+
+
+def _replace(out: Path, former: Sequence[str], identity: str) -> None:
+    """Put what the step has written in the place of what a former command wrote."""
+    (out / FORMER).unlink(missing_ok=True)
+    for name in former:
+        (out / name).unlink(missing_ok=True)
+    files = sorted(path.name for path in (out / UNFINISHED / STEP).iterdir())
+    for name in files:
+        os.replace(out / UNFINISHED / STEP / name, out / name)
+    write_json(out / FORMER, {"identity": identity, "files": files})
+    shutil.rmtree(out / UNFINISHED)
 
 
 def sources_of(
@@ -136,12 +166,17 @@ def sources_of(
 
 
 def gather_rows(
-    sources: Sequence[Source], out: Path, display: Display, workers: int = 1, engine: str = "local"
+    sources: Sequence[Source],
+    out: Path,
+    display: Display,
+    workers: int = 1,
+    engine: str = "local",
+    account: Path | None = None,
 ) -> tuple[Path, Ledger]:
     """One file with the rows of all sources and the account of the reading.
 
     A rows.parquet of an earlier step is taken as it is, with what its rows carry; other files are read in their format. Where no
-    row is left, the account is written beside ``out``. Raises DataError where the rows are not all of one kind, or none is left.
+    row is left, the account is written to ``account`` (default: beside ``out``). Raises DataError where the rows are not all of one kind, or none is left.
     """
     finished = [(source, paths) for source in sources if (paths := _finished_rows(source))]
     raw = [source for source in sources if all(source is not other for other, _ in finished)]
@@ -150,8 +185,9 @@ def gather_rows(
     if raw:
         read, ledger = gather(raw, out, assets.resolve_data, display.tick, workers, engine)
         if not ledger.steps[-1].rows_out and not files:
-            ledger.write(out.parent / "ledger.json")
-            raise nothing_usable(ledger, [source.path for source in raw], out.parent / "ledger.json")
+            account = account or out.parent / "ledger.json"
+            ledger.write(account)
+            raise nothing_usable(ledger, [source.path for source in raw], account)
         files += [read] if ledger.steps[-1].rows_out else []
     if finished:
         _account_finished(ledger, finished)
@@ -254,11 +290,42 @@ def summary(kind: str, told: Mapping[str, Any], out: Path) -> RenderableType:
             f"{reason} {count:,}" for reason, count in sorted(line.dropped.items(), key=lambda i: -i[1])
         )
         table.add_row(line.name, f"{line.rows_in:,}", dropped or "-", f"{line.rows_out:,}")
-    facts = {key: value for key, value in told["facts"].items() if _is_plain(value) or _is_counts(value)}
+    facts = {key: _rounded(value) for key, value in told["facts"].items() if _is_plain(value) or _is_counts(value)}
     shown = yaml.safe_dump(facts, allow_unicode=True, sort_keys=False).strip() if facts else ""
     rejects = f"{out / 'rejects.parquet'} lists what was dropped; {out / 'facts.json'} says how it was decided"
     warnings = [Text(f"warning: {warning}", "yellow") for warning in told["facts"].get("warnings", ())]
-    return Group(table, Text(shown, "dim"), *warnings, Text(f"Rows are in {out / 'rows.parquet'}; {rejects}"))
+    return Group(
+        table,
+        Text(shown, "dim"),
+        *_counts_of_named(told["facts"]),
+        *warnings,
+        Text(f"Rows are in {out / 'rows.parquet'}; {rejects}"),
+    )
+
+
+def _counts_of_named(facts: Mapping[str, Any]) -> list[Table]:
+    """A table for every list of named things with counts, such as benchmarks and their prompts."""
+    tables = []
+    for key, things in facts.items():
+        if (
+            isinstance(things, list)
+            and things
+            and all(isinstance(thing, Mapping) and "name" in thing for thing in things)
+        ):
+            counts = [name for name, value in things[0].items() if isinstance(value, int)]
+            tables.append(table := Table(key, box=None, style="dim"))
+            for name in counts:
+                table.add_column(name.replace("_", " "), justify="right")
+            for thing in things:
+                table.add_row(printable(str(thing["name"])), *(f"{thing[name]:,}" for name in counts))
+    return tables
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with the digits that say something; facts.json has them all."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _is_plain(value: Any) -> bool:

@@ -143,7 +143,7 @@ def _text_quoted(owner: type, key: str, text: str) -> str:
 def _built(owner: type[T], value: dict[str, Any], options: Sequence[str]) -> T:
     document = Document(WHERE, value, {(): WHERE})
     try:
-        return build(owner, override(document, options, owner))
+        return build(owner, override(document, options, owner, called="option"))
     except ConfigError as error:
         raise ConfigError(error.problem.removeprefix("(top level): "), where=error.where, fix=error.fix) from None
 

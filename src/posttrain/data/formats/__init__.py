@@ -60,6 +60,7 @@ _JUDGING = frozenset(
     )
 )
 """Every key by which a record compares or judges replies."""
+_LONGEST_KEY = 60
 
 
 def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked]:
@@ -135,7 +136,8 @@ def _fitting(record: Foreign, said: Foreign, numbers_judge: bool) -> Iterator[Fo
 
 def _keys_of(records: Sequence[Foreign]) -> str:
     found = list(dict.fromkeys(key for record in records for key in record))
-    return printable(", ".join(found[:12])) + (", ..." if len(found) > 12 else "")
+    shown = (key if len(key) <= _LONGEST_KEY else key[:_LONGEST_KEY] + "..." for key in found[:12])
+    return printable(", ".join(shown)) + (", ..." if len(found) > 12 else "")
 
 
 def _hint(records: Sequence[Foreign]) -> str:
@@ -144,6 +146,10 @@ def _hint(records: Sequence[Foreign]) -> str:
         return 'these are the turns of one conversation, not rows: put them into one row, {"conversations": [...]}'
     if {key for record in records for key in record} == {"text"}:
         return "text alone is not a conversation; give a prompt and a reply"
+    if any(len(key) > _LONGEST_KEY or "\n" in key for record in records for key in record):
+        return (
+            "the first line looks like a row, not like the names of the columns: put a line with their names before it"
+        )
     columns = proposed(records)
     if columns:
         return f"say which column is what, for example {printable(as_option(columns))} (in a recipe: columns: {{...}})"

@@ -149,6 +149,7 @@ _ASKS = (
     "problem",
     "title",
     "q",
+    *("问题", "提问", "指令", "输入", "题目", "用户", "问"),
 )
 _ANSWERS = (
     "answer",
@@ -163,6 +164,7 @@ _ANSWERS = (
     "target",
     "body",
     "a",
+    *("答案", "回答", "回复", "输出", "答复", "解答", "助手", "答"),
 )
 _ROLES = ("role", "from", "speaker", "sender", "author", "type", "name", "who")
 
@@ -214,7 +216,7 @@ def _named_like(paths: Sequence[str], words: Sequence[str]) -> str | None:
     for word in words:
         for path in paths:
             last = path.rpartition(".")[2].lower()
-            if last == word or (len(word) > 2 and word in last):
+            if last == word or ((len(word) > 2 or not word.isascii()) and word in last):
                 return path
     return None
 
