@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 COMMON: Mapping[str, Any] = {
     "vocab_size": 199,
@@ -38,10 +46,20 @@ class Family:
     model_type: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     switches: tuple[int, ...] = ()
+    towers: Mapping[str, Any] | None = None
+    """Of a model that sees as well: the configuration around that of its text."""
+
+    @property
+    def plain_class(self) -> Any:
+        """What of transformers reads and makes it."""
+        return AutoModelForCausalLM if self.towers is None else AutoModelForMultimodalLM
 
     def config(self, **more: Any) -> PretrainedConfig:
         """The configuration; ``more`` overrides (another vocabulary for a real tokenizer, more positions)."""
-        return AutoConfig.for_model(self.model_type, **{**COMMON, **self.changes, **more})
+        text = {**COMMON, **self.changes, **more}
+        return AutoConfig.for_model(
+            self.model_type, **(text if self.towers is None else {**self.towers, "text_config": text})
+        )
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -111,6 +129,42 @@ _MAMBA2: dict[str, Any] = {
 _SLIDING: dict[str, Any] = {"sliding_window": WINDOW}
 _GEMMA: dict[str, Any] = {"head_dim": 8}
 
+_TOWER: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_EYES: dict[str, Any] = {"vision_config": _TOWER, "image_token_index": 100, "mm_tokens_per_image": 4}
+_QWEN_EYES: dict[str, Any] = {
+    "vision_config": {
+        "depth": 1,
+        "embed_dim": 16,
+        "hidden_size": 32,
+        "out_hidden_size": 32,
+        "num_heads": 2,
+        "patch_size": 14,
+        "intermediate_size": 24,
+        "fullatt_block_indexes": [0],
+        "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 16,
+    }
+}
+_SECTIONS: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+}
+_LLAMA4: dict[str, Any] = {
+    **_MOE,
+    "head_dim": 8,
+    "intermediate_size_mlp": 32,
+    "attention_chunk_size": WINDOW,
+    "num_hidden_layers": 4,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layers": [1, 1, 1, 0],
+}
+
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("llama", {"tie_word_embeddings": False}),
     "llama-linear": Family("llama", _rope("linear")),
@@ -121,18 +175,12 @@ FAMILIES: Mapping[str, Family] = {
         _rope("llama3", original_max_position_embeddings=WINDOW, low_freq_factor=1.0, high_freq_factor=4.0),
         (WINDOW,),
     ),
-    "llama4": Family(
-        "llama4_text",
-        {
-            **_MOE,
-            "head_dim": 8,
-            "intermediate_size_mlp": 32,
-            "attention_chunk_size": WINDOW,
-            "num_hidden_layers": 4,
-            "interleave_moe_layer_step": 2,
-            "no_rope_layers": [1, 1, 1, 0],
-        },
+    "llama4": Family("llama4_text", _LLAMA4, (WINDOW,)),
+    "llama4-images": Family(
+        "llama4",
+        _LLAMA4,
         (WINDOW,),
+        {"vision_config": {**_TOWER, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}},
     ),
     "phi": Family("phi"),
     "phi3": Family("phi3", _SLIDING, (WINDOW,)),
@@ -151,11 +199,15 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": Family("qwen3", {"head_dim": 12}),
     "qwen3-moe": Family("qwen3_moe", {**_MOE, "head_dim": 12, "decoder_sparse_step": 1}),
     "qwen3-next": Family("qwen3_next", {**_HYBRID, **_MOE, **_DELTA, "head_dim": 8}),
+    "qwen2.5-vl": Family("qwen2_5_vl", _SECTIONS, (), _QWEN_EYES),
+    "qwen3-vl": Family("qwen3_vl", {**_SECTIONS, "head_dim": 8}, (), _QWEN_EYES),
+    "qwen3.5-images": Family("qwen3_5", {**_HYBRID, **_DELTA, "head_dim": 8}, (), _QWEN_EYES),
     "qwen3.5": Family("qwen3_5_text", {**_HYBRID, **_DELTA, "head_dim": 8}),
     "qwen3.5-moe": Family("qwen3_5_moe_text", {**_HYBRID, **_MOE, **_DELTA, "head_dim": 8}),
     "gemma": Family("gemma", _GEMMA),
     "gemma2": Family("gemma2", {**_GEMMA, **_SLIDING, "query_pre_attn_scalar": 8}, (WINDOW,)),
     "gemma3": Family("gemma3_text", {**_GEMMA, **_SLIDING, "sliding_window_pattern": 2}, (WINDOW,)),
+    "gemma3-images": Family("gemma3", {**_GEMMA, **_SLIDING, "sliding_window_pattern": 2}, (WINDOW,), _EYES),
     "gemma3n": Family(
         "gemma3n_text",
         {
@@ -196,6 +248,7 @@ FAMILIES: Mapping[str, Family] = {
         (WINDOW,),
     ),
     "mistral": Family("mistral", _SLIDING, (WINDOW,)),
+    "mistral3": Family("mistral3", {"model_type": "mistral"}, (), _EYES),
     "mixtral": Family("mixtral", {**_MOE, **_SLIDING}, (WINDOW,)),
     "granite": Family(
         "granite",
@@ -330,12 +383,23 @@ def micro_model(name: str, **more: Any) -> PreTrainedModel:
     """The micro model of a family with random weights, the same every time; norms and biases away from their neutral start."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(FAMILIES[name].config(**more))
+        model: PreTrainedModel = FAMILIES[name].plain_class.from_config(FAMILIES[name].config(**more))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter += 0.2 * torch.randn_like(parameter)
     return model.eval()
+
+
+def words_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of 199 words (w3 to w198 and three special ones) with a chat template, so that a micro model can chat."""
+    words = {"<s>": 1, "</s>": 2, "<pad>": 0} | {f"w{n}": n for n in range(3, 199)}
+    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.decoder = decoders.WordPiece(prefix="##")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.chat_template = "{% for m in messages %} w9 {{ m.role and m.content }} </s>{% endfor %}{% if add_generation_prompt %} w9{% endif %}"
+    return tokenizer
 
 
 def micro_folder(name: str, folder: Path, **more: Any) -> Path:

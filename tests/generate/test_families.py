@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
-from families import FAMILIES, micro_folder, micro_model
+from families import FAMILIES, micro_folder, micro_model, words_tokenizer
 from posttrain.encode.template import ChatTemplate, load_template
 from posttrain.encode.tokens import encode_prompt
 from posttrain.generate import ways
@@ -41,14 +39,7 @@ def prompts() -> list[NDArray[np.int32]]:
 
 @pytest.fixture(scope="module")
 def template() -> ChatTemplate:
-    """A tokenizer of 199 words and a chat template, so that a micro model can chat."""
-    words = {"<s>": 1, "</s>": 2, "<pad>": 0} | {f"w{n}": n for n in range(3, 199)}
-    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.decoder = decoders.WordPiece(prefix="##")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    tokenizer.chat_template = "{% for m in messages %} w9 {{ m.role and m.content }} </s>{% endfor %}{% if add_generation_prompt %} w10{% endif %}"
-    return load_template(tokenizer, None)
+    return load_template(words_tokenizer(), None)
 
 
 @torch.no_grad()

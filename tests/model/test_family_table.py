@@ -17,7 +17,6 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, micro_folder
 from posttrain.encode.collate import collate, collate_shared
@@ -118,7 +117,7 @@ def test_a_family_is_what_plain_hugging_face_computes(family: str, tmp_path: Pat
     folder = micro_folder(family, tmp_path / "model")
     examples = rows(FAMILIES[family].lengths)
     attention = "sdpa" if family == "falcon-alibi" else "eager"  # ALiBi counts twice in Falcon's eager code
-    plain_model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()
+    plain_model = FAMILIES[family].plain_class.from_pretrained(folder, attn_implementation=attention).eval()
     expected, expected_gradients = plain(plain_model, examples)
 
     model = trained(folder, FullWeights())

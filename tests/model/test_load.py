@@ -13,15 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from families import micro_folder
 from posttrain.encode.collate import collate, collate_shared
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model import hardware
 from posttrain.model.adapters import attach_lora
-from posttrain.model.config import LoraAdapter
+from posttrain.model.config import FullWeights, LoraAdapter
+from posttrain.model.export import save_model
 from posttrain.model.flops import step_flops
 from posttrain.model.load import load_model
 from posttrain.model.score import score
 from posttrain.model.source import model_folder
+from posttrain.train.config import TrainStage
+from posttrain.train.loop import prepare_model
 from posttrain.types import Tokens
 
 CPU = torch.device("cpu")
@@ -121,6 +125,35 @@ def test_bad_folders_are_told(damage: Callable[[Path], None], message: str, fold
     with pytest.raises(ModelError, match=message) as caught:
         load_model(folder, torch.float32, CPU)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("said", [1, 0])
+def test_layers_that_guess_ahead_are_left_out_and_told(said: int, tmp_path: Path) -> None:
+    """One layer more than the model has, as DeepSeek-V3 comes: fine where the configuration says so, else an error."""
+    folder = micro_folder("deepseek-v3", tmp_path, num_nextn_predict_layers=said)
+    tensors = load_file(folder / "model.safetensors")
+    ahead = {k.replace("layers.1.", "layers.2."): t.clone() for k, t in tensors.items() if "layers.1." in k}
+    ahead["model.layers.2.eh_proj.weight"] = torch.ones(32, 64)
+    save_file(tensors | ahead, folder / "model.safetensors", {"format": "pt"})
+    if not said:
+        with pytest.raises(ModelError, match="unknown to the model"):
+            load_model(folder, torch.float32, CPU)
+        return
+    with pytest.warns(UserWarning, match=f"{len(ahead)} tensors .*layers.2.eh_proj.* neither trained nor written"):
+        model = load_model(folder, torch.float32, CPU)
+    (tmp_path / "written").mkdir()
+    save_model(model, tmp_path / "written", torch.float32)
+    assert json.loads((tmp_path / "written" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    load_model(tmp_path / "written", torch.float32, CPU)  # without a warning
+
+
+@pytest.mark.filterwarnings("ignore")  # this model's own
+def test_what_a_family_can_not_do_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no reward model of the type 'granite'"):
+        load_model(micro_folder("granite", tmp_path / "granite"), torch.float32, CPU, head="score")
+    stage = TrainStage(kind="train", data="rows", dtype="bf16", device="cpu", learning_rate=1e-3, adapter=FullWeights())
+    with pytest.raises(ConfigError, match=r"can't compute in bf16 with weights in fp32(.|\n)*dtype: fp32"):
+        prepare_model(stage, micro_folder("dbrx", tmp_path / "dbrx"), None, seed=0)
 
 
 def test_names_that_are_no_model(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from posttrain.artifacts import write_json
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.config import LoraAdapter
-from posttrain.model.forward import causal_lm
+from posttrain.model.forward import beside_text, causal_lm
 from posttrain.model.load import quiet_transformers
 
 _ROUTERS = {"router", "gate", "shared_expert_gate"}
@@ -34,12 +34,14 @@ _READ_PAST = {"dt_proj", "out_proj"}
 
 
 def attached_nowhere(model: nn.Module) -> tuple[str, ...]:
-    """Full names of linear layers that ``all-linear`` leaves alone: routers, and the projections of a state-space scan that are read past it.
+    """Full names of linear layers that ``all-linear`` leaves alone: routers, the projections of a state-space scan that are read past it,
+    and towers for images and sound.
 
     An adapted router would send tokens elsewhere and unlearn its balance. The weights of the time steps' and the last projection are
     read by fused kernels (and by Mamba's own code), which never call the layer: an adapter there would count once it is merged only.
     """
-    found = []
+    towers = tuple(f"{name}." for name in beside_text(model))
+    found = [name for name, m in model.named_modules() if f"{name}.".startswith(towers) and isinstance(m, nn.Linear)]
     for name, block in model.named_modules():
         children = dict(block.named_children())
         if {"conv1d", "out_proj"} <= children.keys() and isinstance(getattr(block, "D", None), nn.Parameter):

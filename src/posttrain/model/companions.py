@@ -29,6 +29,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tekken.json",
 )
+SENSES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+"""How images and sound become what the towers of a model take."""
 TEMPLATE_FILE, GENERATION_FILE = "chat_template.jinja", "generation_config.json"
 AGAIN = "download the folder again"
 TEMPLATE_FOLDER = "additional_chat_templates"
@@ -63,8 +65,8 @@ class Companions:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer, template and generation files of a model folder; those that are not there are left out."""
-    for name in (*TOKENIZER_FILES, TEMPLATE_FILE, GENERATION_FILE):
+    """Copy the tokenizer, template, generation and processor files of a model folder; those that are not there are left out."""
+    for name in (*TOKENIZER_FILES, *SENSES, TEMPLATE_FILE, GENERATION_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if (source / TEMPLATE_FOLDER).is_dir():

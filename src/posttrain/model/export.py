@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from posttrain.errors import ModelError
+from posttrain.model.folder import predictors
 from posttrain.model.forward import causal_lm
 from posttrain.model.load import quiet_transformers
 
@@ -48,6 +49,8 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None
     # save_pretrained writes the type the model has in memory, not the one of the tensors it was given
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written["dtype"] = str(dtype).removeprefix("torch.")
+    for part in (written, written.get("text_config") or {}):
+        part |= dict.fromkeys(predictors(part), 0)  # they were left out when it was loaded
     (folder / "config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     check_written(model, folder, dtype)
 
@@ -59,9 +62,8 @@ def check_written(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
     What the format can't say of a model (some quantisations, tensors that are laid out anew) is a ModelError here, and not a
     folder that computes something else. Needs room for the weights once more.
     """
-    kind = AutoModelForSequenceClassification if hasattr(model, "score") else AutoModelForCausalLM
     with quiet_transformers():
-        read, report = kind.from_pretrained(
+        read, report = type(model).from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     ours, theirs = model.state_dict(), read.state_dict()

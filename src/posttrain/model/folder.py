@@ -5,7 +5,8 @@ Foreign code says what is wrong in its own words and its own exception types; he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from posttrain.errors import ModelError
 from posttrain.model.companions import AGAIN, end_ids, read_object
 
 INDEX = "model.safetensors.index.json"
+_PREDICTORS = re.compile(r"(nextn|mtp).*layers$")
+"""How configurations call the number of layers, behind the others, that guess further tokens ahead (multi-token prediction)."""
+_TABLES = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias)$")
+"""Tensors of old folders that are computed anew: nothing is lost with them."""
 
 
 def check_model_folder(folder: Path) -> None:
@@ -72,10 +77,43 @@ def _check_ends(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_loaded(report: Mapping[str, Any], folder: Path, may_lack: str = "", may_have: tuple[str, ...] = ()) -> None:
+def unused_names(folder: Path, patterns: Iterable[str]) -> re.Pattern[str]:
+    """What tensors are called that are by a folder's own word no part of the model: layers that guess further tokens ahead.
+
+    patterns: those of the names that the model's code has no use for.
+    """
+    config = read_object(folder / "config.json")
+    text = config.get("text_config") or config
+    first, ahead = text.get("num_hidden_layers"), max(predictors(text).values(), default=0)
+    behind = [rf"(^|\.)layers\.{first + k}\." for k in range(ahead)] if isinstance(first, int) else []
+    return re.compile("|".join([*patterns, *behind]) or "$.")
+
+
+def left_out(folder: Path, unused: re.Pattern[str]) -> list[str]:
+    """The tensors of a folder that are called so, in order; not those that are computed anew."""
+    names = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "np") as opened:
+            names |= {name for name in opened.keys() if unused.search(name)}  # noqa: SIM118  # it is no mapping
+    return sorted(name for name in names if not _TABLES.search(name))
+
+
+def predictors(config: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of layers for multi-token prediction that a configuration names."""
+    return {key: value for key, value in config.items() if _PREDICTORS.search(key) and type(value) is int}
+
+
+def check_loaded(
+    report: Mapping[str, Any],
+    folder: Path,
+    unused: re.Pattern[str],
+    may_lack: str = "",
+    may_have: tuple[str, ...] = (),
+) -> None:
     """Raise ModelError where tensors of a folder and of its model differ. report: transformers' loading info.
 
-    may_lack: the tensor that the folder need not have; may_have: beginnings of names it may have besides (a head that is replaced).
+    unused: see `unused_names`. may_lack: the tensor that the folder need not have; may_have: beginnings of names it may have besides (a head
+    that is replaced).
     """
     missing = sorted(key for key in report["missing_keys"] if key != may_lack)
     if missing:
@@ -89,7 +127,9 @@ def check_loaded(report: Mapping[str, Any], folder: Path, may_lack: str = "", ma
             where=str(folder),
             fix="put the config.json there that belongs to the weights",
         )
-    unknown = sorted(key for key in report["unexpected_keys"] if not key.startswith(may_have or "/"))
+    unknown = sorted(
+        key for key in report["unexpected_keys"] if not (key.startswith(may_have or "/") or unused.search(key))
+    )
     if unknown:
         raise ModelError(
             f"{_some(unknown, 'tensors')} in this folder and unknown to the model of its config.json, which would compute without",

@@ -9,6 +9,7 @@ Shapes: T packed tokens, S supervised ones, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -58,7 +59,7 @@ class Head(NamedTuple):
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The HF model inside a PEFT wrapper, or the model itself."""
     inner = getattr(model, "base_model", None)
-    return inner.model if inner is not None and hasattr(inner, "peft_config") else model
+    return inner.model if inner is not None and inner is not model and hasattr(inner, "peft_config") else model
 
 
 def path_of(model: nn.Module) -> Path:
@@ -80,7 +81,35 @@ def body(model: nn.Module) -> nn.Module:
     """The part of a model that ends in the final hidden states."""
     inner: Any = causal_lm(model)
     parts = (inner.get_decoder(), inner.base_model, getattr(inner, "model", None))
-    return next(part for part in parts if isinstance(part, nn.Module) and part is not inner)
+    found = next(part for part in parts if isinstance(part, nn.Module) and part is not inner)
+    ends = isinstance(found, PreTrainedModel) and found.get_output_embeddings() is not None
+    return body(found) if ends else found  # a language model within a model of several senses
+
+
+def beside_text(model: nn.Module) -> tuple[str, ...]:
+    """The outermost parts of a model that no text goes through, by name: towers for images and sound, and what joins them to it."""
+    inner: Any = causal_lm(model)
+    ends = (inner.get_output_embeddings(), inner.get_input_embeddings(), getattr(inner, "score", None))
+    inside = {id(p) for part in (body(inner), *ends) if part is not None for p in part.parameters()}
+
+    def outermost(module: nn.Module, name: str) -> Iterator[str]:
+        parameters = [id(p) in inside for p in module.parameters()]
+        if parameters and not any(parameters):
+            yield name
+        elif not all(parameters):
+            before = f"{name}." if name else ""
+            yield from (before + own for own, p in module.named_parameters(recurse=False) if id(p) not in inside)
+            for child, part in module.named_children():
+                yield from outermost(part, before + child)
+
+    return tuple(outermost(inner, ""))
+
+
+def computing_in(model: nn.Module, compute_dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Inside, matrix products are of this type: autocast where the weights are fp32 and it is narrower."""
+    weight = causal_lm(model).get_input_embeddings().weight
+    mixed = weight.dtype == torch.float32 and compute_dtype != torch.float32
+    return torch.autocast(weight.device.type, compute_dtype) if mixed else contextlib.nullcontext()
 
 
 def final_hidden(model: nn.Module, ids_T: Tensor, segments: Segments) -> Tensor:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from posttrain.encode.segments import Segments
+from posttrain.errors import ModelError
 from posttrain.model import attention
-from posttrain.model.folder import check_loaded, check_model_folder, loading_error
+from posttrain.model.folder import check_loaded, check_model_folder, left_out, loading_error, unused_names
 from posttrain.model.forward import causal_lm
 from posttrain.model.proof import prove
 from posttrain.model.slots import Prefill, Step
@@ -39,19 +48,24 @@ def load_model(
     ``head``: ``score`` gives a reward model, with one score in place of the output head (HF's sequence classification), in fp32;
     where the folder has no score head yet, it is drawn from ``seed``. Raises ModelError where the folder has no
     config.json or no weights, where they do not fit each other, or where the model's code can't compute a sequence.
+    Warns of tensors that its computation has no use for.
     """
     check_model_folder(folder)
-    kind, options = (
-        (AutoModelForCausalLM, {}) if head == "tokens" else (AutoModelForSequenceClassification, {"num_labels": 1})
-    )
+    options = {} if head == "tokens" else {"num_labels": 1}
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
             model: PreTrainedModel
-            model, report = _read(kind, folder, config, dtype)
+            model, report = _read(_kind(config, head, folder), folder, config, dtype)
     except Exception as error:  # foreign code: whatever it raises is what it says of this folder
         raise loading_error(error, folder) from error
-    check_loaded(report, folder, *((NEW_HEAD, OLD_HEADS) if head == "score" else ()))
+    unused = unused_names(folder, model._keys_to_ignore_on_load_unexpected or ())
+    check_loaded(report, folder, unused, *((NEW_HEAD, OLD_HEADS) if head == "score" else ()))
+    if left := left_out(folder, unused):
+        warnings.warn(
+            f"{folder}: {len(left)} tensors are no part of what the model computes ({left[0]}, ...): neither trained nor written",
+            stacklevel=2,
+        )
     if head == "score":
         model.score.float()
         if NEW_HEAD in report["missing_keys"]:
@@ -63,6 +77,24 @@ def load_model(
     except Exception as error:  # odd values of a configuration show only when the model computes
         raise loading_error(error, folder) from error
     return model
+
+
+def _kind(config: PretrainedConfig, head: Literal["tokens", "score"], folder: Path) -> Any:
+    """The class that reads a folder: with towers for images and sound where it has some, so that they are written again."""
+    kinds = (
+        (AutoModelForSequenceClassification,) if head == "score" else (AutoModelForMultimodalLM, AutoModelForCausalLM)
+    )
+    found = next((kind for kind in kinds if type(config) in kind._model_mapping), None)
+    if found is not None:
+        return found
+    kind = f"transformers has no {'reward model' if head == 'score' else 'language model'} of the type {config.model_type!r}"
+    if head == "score":
+        raise ModelError(
+            f"{kind} (a sequence classification), so nothing else could load it",
+            where=str(folder),
+            fix="train the reward model from another model, or use an objective without one (dpo, simpo, kto)",
+        )
+    raise ModelError(kind, where=str(folder), fix="choose a model that continues text")
 
 
 def _read(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:

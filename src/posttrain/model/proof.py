@@ -15,13 +15,13 @@ from pathlib import Path as Folder
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.encode.segments import Segments
-from posttrain.errors import ModelError
+from posttrain.errors import ConfigError, ModelError
 from posttrain.model.attention import IMPLEMENTATION
-from posttrain.model.forward import LogitForm, Path, final_hidden, set_path
+from posttrain.model.forward import LogitForm, Path, causal_lm, computing_in, final_hidden, set_path
 from posttrain.model.lengths import is_by_length, limits_of
 from posttrain.model.rotary import follow_lengths
 from posttrain.model.wide import in_fp32
@@ -71,6 +71,21 @@ def prove(model: PreTrainedModel, folder: Folder) -> Path:
         if all(p.dtype == torch.float32 for p in model.parameters()):
             raise
     return _prove(model, folder, by_length, COARSE_TOLERANCE)  # some code wants the type its weights have
+
+
+@torch.no_grad()
+def prove_products(model: nn.Module, compute_dtype: torch.dtype) -> None:
+    """Raise ConfigError where a model's code can't compute with weights in one type and products in another."""
+    ids_T = torch.arange(_TAIL, device=next(model.parameters()).device)
+    try:
+        with computing_in(model, compute_dtype):
+            final_hidden(model, ids_T, Segments([_TAIL]))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"the code of this model ({type(causal_lm(model)).__name__}) can't compute in bf16 with weights in fp32: {_line(error)}",
+            where="dtype",
+            fix="set dtype: fp32, or train an adapter (adapter: {name: lora})",
+        ) from error
 
 
 def _prove(model: PreTrainedModel, folder: Folder, by_length: bool, tolerance: float) -> Path:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 
 from posttrain.encode.collate import Batch
-from posttrain.model.forward import causal_lm, final_hidden
+from posttrain.model.forward import causal_lm, computing_in, final_hidden
 
 
 def score_head(model: nn.Module) -> nn.Module | None:
@@ -23,8 +21,7 @@ def batch_rewards(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) ->
     assert head is not None, "a reward objective trains a model with a score head"
     device = next(model.parameters()).device
     ids_T, scored_B = (torch.from_numpy(a).to(device) for a in (batch.ids_T, batch.predict_S))
-    mixed = next(causal_lm(model).get_decoder().parameters()).dtype == torch.float32 and compute_dtype != torch.float32
-    with torch.autocast(device.type, compute_dtype) if mixed else contextlib.nullcontext():
+    with computing_in(model, compute_dtype):
         hidden_TD = final_hidden(model, ids_T, batch.segments)
     rewards: Tensor = head(hidden_TD[scored_B].float())
     return rewards[:, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from posttrain.encode.collate import Batch, collate, collate_shared
 from posttrain.encode.packing import pack
-from posttrain.model.forward import causal_lm, final_hidden, output_head, own_logps, path_of
+from posttrain.model.forward import causal_lm, computing_in, final_hidden, output_head, own_logps, path_of
 from posttrain.model.logprobs import token_logps
 from posttrain.types import Tokens
 
@@ -35,13 +34,11 @@ def batch_logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> T
 
     ``compute_dtype``: the type of matrix products; where the weights are fp32 and this is bf16, autocast is used.
     """
-    embedding_VD = causal_lm(model).get_input_embeddings().weight
-    device, head = embedding_VD.device, output_head(model)
+    device, head = causal_lm(model).get_input_embeddings().weight.device, output_head(model)
     ids_T, predict_S, targets_S = (
         torch.from_numpy(a).to(device) for a in (batch.ids_T, batch.predict_S, batch.targets_S)
     )
-    mixed = embedding_VD.dtype == torch.float32 and compute_dtype != torch.float32
-    with torch.autocast(device.type, compute_dtype) if mixed else contextlib.nullcontext():
+    with computing_in(model, compute_dtype):
         if head is None:
             logps_S = own_logps(model, ids_T, batch.segments, predict_S, targets_S)
         else:

@@ -29,10 +29,11 @@ from posttrain.model import adapters, export, fused, hardware
 from posttrain.model.companions import Companions, read_object
 from posttrain.model.config import LoraAdapter
 from posttrain.model.flops import step_flops
-from posttrain.model.forward import causal_lm, path_of
+from posttrain.model.forward import beside_text, causal_lm, path_of
 from posttrain.model.frozen import frozen_model
 from posttrain.model.limits import check_fits
 from posttrain.model.load import load_model
+from posttrain.model.proof import prove_products
 from posttrain.model.score import lay_out, sequence_logps
 from posttrain.objectives import RewardObjective
 from posttrain.objectives.base import Loss
@@ -127,7 +128,10 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
         model = load_model(model_folder, torch.float32, device, head=head, seed=seed)
         if adapter_folder is not None:
             model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
-        model.requires_grad_(True)
+        towers = tuple(f"{name}." for name in beside_text(model))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not f"{name}.".startswith(towers))
+    prove_products(model, compute_dtype)
     for note in _notes(model, stage):
         warnings.warn(note, stacklevel=2)
     if stage.gradient_checkpointing:
@@ -147,6 +151,8 @@ def _notes(model: nn.Module, stage: TrainStage) -> Iterator[str]:
     path = path_of(model)
     if path.kind == "alone":
         yield f"sequences are computed one at a time, by the model's own code, which is slower: {path.why}"
+    if towers := beside_text(model):
+        yield f"no text goes through {', '.join(towers)}; they stay as they are"
     everywhere = isinstance(stage.adapter, LoraAdapter) and stage.adapter.targets == "all-linear"
     if everywhere and (missed := adapters.not_reached(model)):
         yield f"adapter.targets all-linear does not reach {', '.join(missed)}; they stay as they are"
