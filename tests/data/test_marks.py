@@ -44,6 +44,22 @@ DIFFERENT = [
     ("Take the interval [a, b) here.", "Take the interval (a, b] here."),
     ('What is print("1" + "2")?', "What is print(1 + 2)?"),
     ("Say का once.", "Say की once."),
+    ("It is 5 feet long.", "It is 5 inches long."),
+    ("It takes 5 hours here.", "It takes 5 minutes here."),
+    ("It costs 5 USD now.", "It costs 5 EUR now."),
+    ("It has 5 Ω now.", "It has 5 kΩ now."),
+    ("It has 5 μm now.", "It has 5 mm now."),
+    ("长度是5米。", "长度是5厘米。"),
+    ("重量是5斤。", "重量是5公斤。"),
+    ("用了三分钟。", "用了三小时。"),
+    ("价格是 5 元。", "价格是 5 美元。"),
+    ("切成一半了。", "切成三了。"),
+    ("The third one is it.", "The fifth one is it."),
+    (r"Compute \sin x.", r"Compute \cos x."),
+    (r"Is a \leq b so?", r"Is a \geq b so?"),
+    (r"Does \d match it?", r"Does \w match it?"),
+    (r"Print a\nb here.", r"Print a\tb here."),
+    ("Invert [1, 2; 3, 4] now.", "Invert [1, 2, 3; 4] now."),
 ]
 """Pairs of exercises with the same words."""
 
@@ -51,6 +67,8 @@ SAME = [
     ("３＋４ 等于几？", "3+4 等于几?"),
     ("cafe\u0301 in Paris", "café in Paris"),
     ("ﬁne thing", "fine thing"),
+    ("tell\u200b me, co\u00adoperate", "\ufefftell me, cooperate"),
+    ("一天他来了，元旦快乐", "一天他来了，元旦快乐"),
     ("Tell me a joke.", "tell me a joke"),
     ("TELL ME A JOKE", "Tell me a joke!"),
     ("Hello, world: it's fine; ok?", "Hello world it's fine, ok"),
@@ -97,8 +115,8 @@ def test_equal_words_have_equal_letters(left: str, right: str) -> None:
 
 
 @given(
-    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ω")),
-    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ω")),
+    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ωμ米厘元半\\")),
+    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ωμ米厘元半\\")),
 )
 def test_letters_are_never_finer_than_words(left: str, right: str) -> None:
     if marks(left).words == marks(right).words:

@@ -22,6 +22,10 @@ _COMPATIBLE = ((0xA0, 0x3400), (0xA69C, 0xABFF), (0xF900, 0x10000), (0x1D400, 0x
 """Where code points with compatibility forms stand."""
 
 
+_UNSEEN = (0xAD, 0x200B, 0x2060, 0xFEFF)
+"""Soft hyphen, space without width, its opposites: nobody sees whether they are there."""
+
+
 def _listed(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
@@ -29,23 +33,42 @@ def _listed(words: str) -> frozenset[str]:
 _NEGATIONS = _listed("not no nor never neither none nothing without 不 没 無 无 非 未 否 别 勿 莫")
 _NUMERALS = _listed(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half "
-    "〇 零 一 二 三 四 五 六 七 八 九 十 百 千 万 亿 两 兩 萬 億"
+    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion trillion half "
+    "〇 零 一 二 三 四 五 六 七 八 九 十 百 千 万 亿 两 兩 萬 億 半"
 )
 _UNITS = _listed(
     "mm cm dm m km in ft yd mi mph ml cl dl l mg g kg t lb lbs oz ns ms s sec min h hr hrs hz khz mhz ghz kb mb gb tb kib mib gib "
-    "w kw mw kwh v mv kv a ma j kj cal kcal n pa kpa hpa bar psi mol k c f am pm px pt em rem st nd rd th"
+    "w kw mw kwh v mv kv a ma j kj cal kcal n pa kpa hpa bar psi mol k c f am pm px pt em rem st nd rd th μm μg μs μl ω kω mω "
+    "inch inches foot feet yard yards mile miles meter meters centimeter centimeters millimeter millimeters kilometer kilometers "
+    "gram grams kilogram kilograms pound pounds ounce ounces ton tons liter liters milliliter milliliters gallon gallons "
+    "second seconds minute minutes hour hours day days week weeks month months year years degree degrees "
+    "cent cents dollar dollars euro euros yen yuan usd eur gbp jpy cny rmb"
+)
+_UNITS_ZH = _listed(
+    "微米 毫米 厘米 分米 米 公里 英寸 英尺 英里 里 毫克 克 公斤 斤 吨 磅 毫升 升 平方厘米 平方米 平方公里 立方厘米 立方米 公顷 亩 "
+    "毫秒 秒 分钟 小时 个小时 天 日 周 个星期 月 个月 年 度 角 元 块 美元 欧元 英镑 日元 港币"
 )
 """Words that are units behind a number."""
+_ORDINALS = _listed("third fourth fifth sixth seventh eighth ninth tenth")
+"""They tell texts apart, and are no amounts: other words say the same."""
 _ARTICLES = frozenset(("one", "一"))
 """Numerals that mostly count nothing: one of them, 一首诗."""
-_TELLING = _NEGATIONS | _NUMERALS | _UNITS
+_TELLING = _NEGATIONS | _NUMERALS | _UNITS | _ORDINALS
 _TELLING_BYTES = frozenset(word.encode() for word in _TELLING if word.isascii())
-_TELLING_CJK = "".join(sorted(word for word in _TELLING if not word.isascii()))
+_TELLING_CJK = "".join(sorted(word for word in _NEGATIONS | _NUMERALS if not word.isascii()))
+_NUMERALS_ZH = "".join(sorted(word for word in _NUMERALS if not word.isascii()))
+_COUNTED_ZH = (
+    rf"(?:(?<=[\d{_NUMERALS_ZH}])|(?<=[\d{_NUMERALS_ZH}] ))"
+    rf"(?:{'|'.join(sorted(_UNITS_ZH, key=lambda word: (-len(word), word)))})"
+)
+"""A Chinese unit behind a number."""
 _LETTERS_ALONE = bytes(code if chr(code).isascii() and chr(code).isalpha() else 32 for code in range(256))
-_LATIN_RUN = re.compile("[a-z]+")
+_LATIN_RUN = re.compile("[a-zμω]+")
 _ASCII_WORD = re.compile("([a-zA-Z]+)")
+_NO_GAP = ("", " ")
 _PLAIN_GAPS = frozenset(("", " ", "\n", ", ", ". ", "\n\n"))
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+"""Of LaTeX, of a regular expression, of a string: another one is another exercise."""
 _CONTRACTION = re.compile(r"(?:\b(ca|wo|sha))?n['’]t\b|\b(can)not\b", re.IGNORECASE)
 _WHOLE = {"ca": "can", "wo": "will", "sha": "shall", "can": "can"}
 _CODE = ("`", "()", "==", "=>", "->", "::", "{", "</", "def ", "import ", "return ", "print(", "#include")
@@ -92,6 +115,8 @@ def letters(form: str) -> str:
     A tenth of the work of marks: texts of other letters are not told apart by them.
     """
     form = _expanded(form)
+    if "\\" in form:
+        form = (_COMMAND if form.isascii() else _commands(_last(form))).sub(" ", form)
     if form.isascii():
         found = form.encode().lower().translate(_LETTERS_ALONE).split()
         return b"".join(
@@ -99,7 +124,7 @@ def letters(form: str) -> str:
         ).decode()
     parts = _no_letters(_last(form)).sub(" ", form.casefold()).split()
     return "".join(
-        [("" if part in _TELLING else part) if part.isascii() else _LATIN_RUN.sub(_untelling, part) for part in parts]
+        ["" if part in _TELLING else part if part.isascii() else _LATIN_RUN.sub(_untelling, part) for part in parts]
     )
 
 
@@ -122,7 +147,8 @@ def marks(text: str) -> Marks:
             signs.append(f"{place} {' '.join(found[number])}")
             amounts += filter(_is_amount, found[number])
         if number in read.left_out:
-            signs.append(f"{place} {word if common in _UNITS and len(word) < 3 else common}")
+            exact = gaps[number][-1:] == "\\" or (common in _UNITS and len(word) < 3)
+            signs.append(f"{place} {word if exact else common}")
             negations += common in _NEGATIONS
             amounts += [common] if common in _NUMERALS and common not in _ARTICLES else []
             continue
@@ -166,8 +192,15 @@ def _read(form: str) -> _Read:
     gaps, found = parts[::2], parts[1::2]
     folded = "\0".join(found).casefold().split("\0") if found else []
     telling = [] if _TELLING.isdisjoint(folded) else [n for n, word in enumerate(folded) if word in _TELLING]
-    left_out = frozenset(n for n in telling if folded[n] not in _UNITS or _counted(gaps[n]))
-    return _Read(form, gaps, found, folded, left_out)
+    left_out = {n for n in telling if folded[n] not in _UNITS or _counted(gaps[n])}
+    if not form.isascii() and not _UNITS_ZH.isdisjoint(folded):
+        units = [n for n, word in enumerate(folded) if word in _UNITS_ZH]
+        left_out.update(
+            n for n in units if _counted(gaps[n]) or (n and gaps[n] in _NO_GAP and folded[n - 1] in _NUMERALS)
+        )
+    if "\\" in form:
+        left_out.update(n for n, gap in enumerate(gaps[:-1]) if gap[-1:] == "\\" and _kind(found[n]) != _IDEOGRAPH)
+    return _Read(form, gaps, found, folded, frozenset(left_out))
 
 
 @cache
@@ -181,7 +214,7 @@ def _forms() -> dict[int, str]:
                 normal = unicodedata.normalize("NFKC", chr(code))
                 if normal == " " or not normal.startswith(" "):
                     found[code] = normal
-    return found
+    return found | dict.fromkeys(_UNSEEN, "")
 
 
 def _pattern(form: str) -> re.Pattern[str]:
@@ -199,13 +232,22 @@ def _words(last: str) -> re.Pattern[str]:
     meaningful forms.
     """
     cjk = "".join(part for part in re.findall(".-.", CJK) if part[0] <= last)
-    return re.compile(rf"([{_TELLING_CJK}]|(?:(?![{_TELLING_CJK}])[{cjk}])+|[^\W\d_{cjk}{_meaningful(last)}]+)")
+    return re.compile(
+        rf"([{_TELLING_CJK}]|{_COUNTED_ZH}|(?:(?![{_TELLING_CJK}])[{cjk}])+|[^\W\d_{cjk}{_meaningful(last)}]+)"
+    )
 
 
 @cache
 def _no_letters(last: str) -> re.Pattern[str]:
     """What is no letter of a word."""
-    return re.compile(rf"[\W\d_{_TELLING_CJK}{_meaningful(last)}]+")
+    return re.compile(rf"[\W\d_{_TELLING_CJK}{_meaningful(last)}]+|{_COUNTED_ZH}")
+
+
+@cache
+def _commands(last: str) -> re.Pattern[str]:
+    """A word behind a backslash."""
+    cjk = "".join(part for part in re.findall(".-.", CJK) if part[0] <= last)
+    return re.compile(rf"\\[^\W\d_{cjk}{_meaningful(last)}]+")
 
 
 def _untelling(found: re.Match[str]) -> str:
@@ -349,7 +391,7 @@ _PROSE: Mapping[str, Callable[[_Beside], bool]] = {
     ")": lambda at: _is_bracket(_BLANK, at.left, at.before),
     ".": _is_dot,
     ",": lambda at: at.left == at.right == _DIGIT,
-    ";": lambda at: at.left == at.right == _DIGIT,
+    ";": lambda at: at.nearest == at.following == _DIGIT,
     ":": lambda at: not {_BLANK, _IDEOGRAPH, _START} & {at.left, at.right},
     "!": _is_exclamation,
     "?": lambda at: at.left != _BLANK and at.right in (*_LATIN, _DIGIT),
