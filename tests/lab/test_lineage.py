@@ -10,18 +10,23 @@ import json
 import shutil
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import Outcome
 from posttrain.artifacts import StageDir, read_json, write_json
 from posttrain.encode.clock import stopped_at
 from posttrain.errors import ModelError
+from posttrain.eval.config import EvalStage
+from posttrain.lab.display import Display
+from posttrain.lab.evaluation import evaluate
 from posttrain.lab.models import Lineage, stage_lineage, write_record
 from posttrain.lab.targets import resolve_target
 from posttrain.model import hardware
@@ -165,6 +170,31 @@ def test_rewards_are_measured_on_the_tokens_of_the_model(run: Path, tiny_model: 
         assert found == pytest.approx(sum(margins) / len(margins), rel=1e-3, abs=1e-4)
     assert record["models"]["lora"]["kl"] == pytest.approx(0, abs=1e-9)
     assert record["models"]["base"]["kl"] > 0.1
+
+
+@pytest.mark.demo_model
+def test_rounding_of_products_is_not_part_of_a_comparison(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in bf16, log-probabilities in fp32: in bf16 they move by more than a short training moves them."""
+    monkeypatch.setattr(hardware, "choose_dtype", lambda name, device: torch.bfloat16)
+    stage = EvalStage(kind="eval", data="pairs", models=("lora", "dpo"), prompts=None, resamples=100, device="cpu")
+    contenders = {name: partial(resolve_target, str(run / name)) for name in stage.models}
+    rows = run / "pairs" / "rows" / "held_out.parquet"
+    evaluate(stage, StageDir(tmp_path / "out"), rows, contenders, tmp_path / "cache", 0, Display(Console(quiet=True)))
+    models = {name: plain(run / name) for name in stage.models}
+    for model, _ in models.values():
+        for name, weight in model.named_parameters():
+            weight.data = weight.data if "lora_" in name else weight.data.bfloat16().float()
+    margins = []
+    for row in held_out(run, "pairs"):
+        sides = [talk(*row.prompt, *side) for side in (row.chosen, row.rejected)]
+        (old_chosen, old_rejected), (chosen, rejected) = (
+            [float(plain_logps(*models[name], side).sum()) for side in sides] for name in stage.models
+        )
+        margins.append(chosen - old_chosen - (rejected - old_rejected))
+    found = read_json(tmp_path / "out" / "preferences.json")["models"]["dpo"]["reward_margin"]["estimate"]
+    assert found == pytest.approx(sum(margins) / len(margins), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.demo_model

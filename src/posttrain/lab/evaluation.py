@@ -209,9 +209,12 @@ def _evaluate_model(
     display: Display,
 ) -> dict[str, Any]:
     """``logps`` of the held-out sequences by manner, and ``replies``, of one model."""
+    import torch
+
     from posttrain.eval.replies import reply_records
     from posttrain.model.limits import check_fits
     from posttrain.model.score import sequence_logps
+    from posttrain.model.wide import in_fp32
 
     done = 0
 
@@ -226,7 +229,9 @@ def _evaluate_model(
     for manner, units in held_out.items():
         groups = [sequences_of(unit) for unit in units]
         check_fits(opened.model, [one for group in groups for one in group], "max_length of this evaluation")
-        found = sequence_logps(opened.model, groups, stage.batch_tokens, opened.dtype, advance) if groups else []
+        with in_fp32(opened.model) as exact:  # in bf16 rounding alone moves a reply by half a nat, as a short DPO does
+            dtype = torch.float32 if exact else opened.dtype
+            found = sequence_logps(opened.model, groups, stage.batch_tokens, dtype, advance) if groups else []
         logps[manner] = [part.tolist() for part in found]
     records: list[dict[str, Any]] = []
     if prompts:
