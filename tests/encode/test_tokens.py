@@ -144,6 +144,7 @@ def test_white_space_swallowed_by_a_marker_stays_with_it(golden):
         (tokens,) = encoded(chat("a", reply), template).examples
         supervised = tokens.ids_T[tokens.weights_T != 0].tolist()
         assert tokenizer.convert_ids_to_tokens(supervised) == ids
+    assert [tokenizer.convert_ids_to_tokens(stop) for stop in stop_sequences(template)] == [["<|end|>"]]
 
 
 def test_characters_of_several_tokens_are_supervised_whole(golden):

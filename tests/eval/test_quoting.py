@@ -85,6 +85,7 @@ SAID = [
     "两者相当，但A略好，[[A]]",
     "我不会选 [[B]]，而是 [[A]]",
     "I can't choose [[B]], so [[A]].",
+    "It isn't [[B]], it is [[A]].",
 ]
 
 

@@ -206,7 +206,8 @@ def _written_stop(row: SftRow, template: ChatTemplate) -> tuple[int, ...] | RowR
     tokenised = tokenise_renderings([rendering], template)[0]
     if isinstance(tokenised, RowRejected):
         return tokenised
-    first, last = np.searchsorted(tokenised.ends_T, [turn.end - len(turn.stop), turn.end], "right")
+    first = np.searchsorted(tokenised.ends_T, turn.end - len(turn.stop), "right")
+    last = np.flatnonzero(tokenised.weights_T)[-1] + 1  # the last token may swallow white space behind the stop
     ids = tuple(int(i) for i in tokenised.ids_T[first:last])
     return ids[-1:] if ids and ids[-1] in template.added_ids else ids
 

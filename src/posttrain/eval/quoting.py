@@ -57,7 +57,7 @@ _EXAMPLE = _pattern(
 )
 _DENIED = _pattern(
     "",
-    r"\b(?:not|never|rather than|instead of)"
+    r"\b(?:not|never|rather than|instead of)|n['’]t"
     r"|\b(?:(?:ca|wo|do|does|would|could|should)n['’]t|(?:can|do|does|will|would|could|should) not|cannot|refuse to|decline to|unable to)"
     r"(?! help but)(?:\s\w+)?"
     r"\s(?:choose|pick|select|say|output|give|award|write|justify|accept|support)(?: (?:it|this|a|the|verdict|of))*"
