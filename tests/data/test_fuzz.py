@@ -1,8 +1,9 @@
-"""Records of every format with keys deleted, nulled, retyped, moved and doubled: kept right or dropped for a reason, never a traceback.
+"""Records of every format with keys deleted, nulled, retyped, moved and doubled: kept right or dropped for a true reason, never a traceback.
 
 What is right is known without the code under test: every text of an example is a word of its own, marked by who says it. A kept row
 holds no word that the record has not, says what was asked as the user and what was answered as the assistant, and
-lacks neither; a word may only be missing where its field was changed.
+lacks neither; a word may only be missing where its field was moved or outweighed. Turns have the weights that stand beside their
+words. A key that says nothing, and another order of the keys, change nothing.
 
 ``FUZZ_ROWS=10000 pytest tests/data/test_fuzz.py`` tries that many records of every format.
 """
@@ -10,7 +11,10 @@ lacks neither; a word may only be missing where its field was changed.
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import math
+import operator
 import os
 import random
 import re
@@ -24,8 +28,8 @@ from posttrain.data.formats import FORMATS
 from posttrain.data.formats.ranked import PairRule
 from posttrain.data.reading import Reading, Unusable, parse
 from posttrain.data.rows import rows_frame
-from posttrain.data.sources import RawLine
-from posttrain.types import Origin, PairRow, message_dict
+from posttrain.data.sources import RawLine, Record
+from posttrain.types import Origin, PairRow, SftRow, ToolCall, message_dict
 
 ROWS = int(os.environ.get("FUZZ_ROWS", "150"))
 """Records of every format."""
@@ -203,6 +207,7 @@ OTHERS: list[Any] = [
     "[]",
     "\ud800",
     10**30,
+    10**400,
 ]
 KEYS = [
     "messages",
@@ -243,6 +248,10 @@ OUTWEIGHING = (
 SIDED = ("pairs", "hh_rlhf", "ranking", "stack_exchange", "openai_preference", "posttrain_pairs")
 """Formats that name the better side; in the others a changed number decides which it is."""
 WORD = re.compile(r"say[A-Z]\d")
+ORDERS = (("S2", "U3", "A3", "U1", "R1", "A1"), ("S1", "U1", "B1"), ("U1", "U2", "T1", "A2"))
+"""How the words follow one another in a conversation, what stands beside it included."""
+CALL = {"role": "assistant", **TALK[4]}
+NOTHING: list[Any] = [None, "", [], {}]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -253,12 +262,10 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(inner, (*path, key))
 
 
-def change(record: dict[str, Any], chance: random.Random) -> str:
-    """Change a record in one place; returns the JSON of what stood there, and of all that a new column outweighs."""
+def change(record: dict[str, Any], chance: random.Random) -> tuple[str, str]:
+    """Change a record in one place; returns the JSON of what stood there and of all that a new column outweighs, and of that what may be lost."""
     path = chance.choice(list(places(record)))
-    holder: Any = record
-    for key in path[:-1]:
-        holder = holder[key]
+    holder = at(record, path[:-1])
     before = json.dumps(holder[path[-1]])
     how = chance.choice(["delete", "null", "retype", "double", "add", "rename"])
     if how == "delete":
@@ -282,19 +289,55 @@ def change(record: dict[str, Any], chance: random.Random) -> str:
         holder[key] = copy.deepcopy(chance.choice(OTHERS))
     else:
         holder.append(copy.deepcopy(chance.choice(OTHERS)))
-    return before
+    return before, "" if how in ("retype", "null") else before
 
 
-def as_line(record: dict[str, Any], chance: random.Random) -> bytes:
-    """The record in JSON, now and then with one of its keys twice."""
+def turns_in(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects of a record that are turns."""
+    inside = [at(record, path) for path in places(record) if not {"tools", "arguments"} & set(path)]
+    return [
+        value for value in inside if isinstance(value, dict) and isinstance(value.get("role", value.get("from")), str)
+    ]
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    return functools.reduce(operator.getitem, path, value)
+
+
+def said_otherwise(record: dict[str, Any], chance: random.Random) -> dict[str, Any]:
+    """The same record with keys that say nothing, and its keys in another order."""
+    other = copy.deepcopy(record)
+    for holder in (other, *turns_in(other)):
+        if chance.random() < 0.5 and holder:
+            holder.setdefault(chance.choice(KEYS), copy.deepcopy(chance.choice(NOTHING)))
+        shuffled = chance.sample(list(holder.items()), len(holder))
+        holder.clear()
+        holder.update(shuffled)
+    return other
+
+
+def weight_beside(word: str, record: dict[str, Any]) -> float | None:
+    """The weight of the turn that says a word, by the marks beside it; 1.0 without any, None where it can't be told."""
+    inside = [at(record, path) for path in places(record)]
+    turns = [turn for turn in inside if isinstance(turn, dict) and word in list(turn.values())]
+    if len(turns) > 1:
+        return None
+    marks = [turn.get(key) for turn in turns for key in ("weight", "loss")] + [record.get("loss") is not False]
+    told = [float(mark) for mark in marks if isinstance(mark, int | float) and mark < 10**9]
+    return math.prod(told) if len(told) == sum(mark not in [*NOTHING, " "] for mark in marks) else None
+
+
+def as_line(record: dict[str, Any], twice: str | None = None) -> bytes:
+    """The record in JSON, one of its keys twice where it is named."""
     parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in record.items()]
-    if parts and chance.random() < 0.1:
-        parts.insert(0, chance.choice(parts).split(": ", 1)[0] + ": " + json.dumps(chance.choice(OTHERS[:-1])))
+    if twice is not None:
+        parts.insert(0, f'{json.dumps(twice)}: "another value"')
     return ("{" + ", ".join(parts) + "}").encode("utf-8", "surrogatepass")
 
 
-def check_row(row: Any, line: str, changed: set[str], sided: bool) -> None:
+def check_row(row: Any, record: dict[str, Any], changed: set[str], outweighed: set[str], sided: bool) -> None:
     """That a kept row is right, as far as the words say."""
+    line = json.dumps(record)
     sides = [("A", row.messages)] + ([("B", row.prompt + row.rejected)] if isinstance(row, PairRow) else [])
     for side, turns in sides:
         for turn in turns:
@@ -308,9 +351,22 @@ def check_row(row: Any, line: str, changed: set[str], sided: bool) -> None:
         assert all(turn.content.strip() or turn.tool_calls for turn in turns if turn.role == "assistant")
         json.dumps([message_dict(turn) for turn in turns], allow_nan=False).encode()
     spoken = " ".join(f"{turn.content} {turn.reasoning}" for _, turns in sides for turn in turns)
-    lost = {word for word in WORD.findall(line) if word[3] in "UASRT" and word not in spoken} - changed
+    lost = {word for word in WORD.findall(line) if word[3] in "UASRT" and word not in spoken} - outweighed
     assert not lost, f"{lost} of the record is nowhere in the row"
     json.dumps(dict(row.meta), allow_nan=False).encode()
+    for _, turns in sides:
+        text = " ".join(f"{turn.reasoning} {turn.content}" for turn in turns)
+        for order in ORDERS:
+            found = [word for word in order if f"say{word}" in text and f"say{word}" not in changed]
+            assert found == sorted(found, key=text.index), "words in another order"
+    if isinstance(row, SftRow):
+        for turn in row.messages:
+            if turn.content in ("sayA1", "sayA2") and (weight := weight_beside(turn.content, record)) is not None:
+                assert (1.0 if turn.weight is None else turn.weight) == weight, f"{turn.content} has another weight"
+    if not outweighed and json.dumps(CALL) in line:
+        assert ToolCall("f", '{"a": 1}', "c1") in [call for turn in row.messages for call in turn.tool_calls]
+    if record.get("tools") == [{"name": "f"}]:
+        assert {"name": "f"} in row.tools, "the tools are lost"
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -320,23 +376,32 @@ def test_changed_records(name: str) -> None:
     kept = 0
     for number in range(ROWS):
         record = copy.deepcopy(chance.choice(RECORDS[name]))
-        changed: set[str] = set()
+        changed, outweighed = set[str](), set[str]()
         for _ in range(chance.choice([1, 1, 1, 2, 3])):
             if record:
-                changed |= set(WORD.findall(change(record, chance)))
-        line = as_line(record, chance)
+                for words, json_text in zip((changed, outweighed), change(record, chance), strict=True):
+                    words |= set(WORD.findall(json_text))
+        line = as_line(record)
         for detected in (True, False):
             reading = Reading(name, FORMATS[name].kind, "s", PairRule(), {}, detected)
-            found = parse(RawLine(Origin("a", number + 1), line), reading)
+            origin = Origin("a", number + 1)
+            found = parse(RawLine(origin, line), reading)
+            other = parse(Record(origin, said_otherwise(record, chance)), reading)
+            text = line.decode("utf-8", "surrogatepass")
+            assert isinstance(found, Unusable) == isinstance(other, Unusable), f"{text}: {found}, {other}"
+            if record:
+                twice = parse(RawLine(origin, as_line(record, chance.choice(list(record)))), reading)
+                assert isinstance(twice, Unusable), "one of two values is lost"
             if isinstance(found, Unusable):
                 reasons[found.reason] += 1
                 assert found.detail, found.reason
                 continue
             kept += 1
-            text = line.decode("utf-8", "surrogatepass")
-            for row in found:
+            assert not isinstance(other, Unusable)
+            for row, same in zip(found, other, strict=True):
                 try:
-                    check_row(row, text, changed, name in SIDED)
+                    check_row(row, record, changed, outweighed, name in SIDED)
+                    assert str((row.messages, row.tools)) == str((same.messages, same.tools)), f"otherwise {same}"
                 except AssertionError as error:
                     raise AssertionError(f"{error}: {text} gave {row}") from None
             rows_frame(found)

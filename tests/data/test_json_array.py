@@ -170,6 +170,19 @@ def test_bytes_that_are_not_utf8_arrive_as_lone_surrogates() -> None:
     assert good(elements(b'[{"a": "caf\xe9"}, {"a": 2}]')) == [{"a": "caf\udce9"}, {"a": 2}]
 
 
+@pytest.mark.parametrize("size", [7, 1 << 20])
+def test_a_key_that_stands_twice_costs_its_element_only(size: int) -> None:
+    good = {"a": [{"b": 1}], "c": "x"}
+    text = json.dumps([good, "HERE", good]).replace('"HERE"', '{"a": [{"b": 1, "b": 2}, {"a": 3, "c": 4}], "c": "x"}')
+    first, second, third = elements(text, size)
+    assert first.value == third.value == good
+    assert second.error is not None
+    assert "'b' stands twice" in second.error
+    assert [e.value for e in elements('[{"a": 1, "a": 1}]')] == [{"a": 1}]
+    huge = "1" * 5000  # more digits than Python reads
+    assert [e.error is None for e in elements(f'[{{"a": {huge}}}, {{"a": 1}}]')] == [False, True]
+
+
 def test_nesting_beyond_all_measure_is_one_bad_element() -> None:
     found = elements('[{"a": 1}, {"a": ' + "[" * 200_000 + '}, {"a": 3}]')
     assert found[0].value == {"a": 1}

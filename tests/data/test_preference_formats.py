@@ -132,8 +132,9 @@ def test_the_shared_beginning_is_the_prompt() -> None:
     record = {"chosen": [U, B, U, A], "rejected": [U, B, U, B]}
     row = parse("pairs", record)
     assert sides(row) == (talk_of([U, B, U]), talk_of([A]), talk_of([B]))
-    for prompt in ("x", "anything", [U], [U, B, U]):
+    for prompt in ("x", "User: x Bot: z User: x", [U], [U, B, U]):
         assert parse("pairs", record | {"prompt": prompt}).id == row.id
+    assert reason("pairs", record | {"prompt": "anything"}) == "wrong_shape"  # which would be lost
 
 
 def talk_of(turns: list[dict[str, str]]) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Set
 from typing import Any, NamedTuple
 
-_DECODER = json.JSONDecoder()
 COMMENT = r"//[^\n]*\n|/\*.*?\*/"
 _GAP = re.compile(rf"(?:[ \t\r\n,]|{COMMENT})*", re.DOTALL)
 _WHITE = re.compile(rf"(?:[ \t\r\n]|{COMMENT})*", re.DOTALL)
@@ -19,6 +18,20 @@ _WRAPPERS = ("data", "rows", "examples", "records", "samples", "dataset")
 """Keys under which one object holds all rows."""
 _LONGEST_LITERAL = 16
 _TRIM_CHARACTERS = 1 << 20
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values. Raises ValueError where a key says two things, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"the key {key!r} stands twice in one object, with different values")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
+"""Reads rows."""
 
 
 class Element(NamedTuple):
@@ -57,7 +70,7 @@ def wrapped_array(text: str, start: int = 0) -> int | None:
     position = _skip(_WHITE, text, start) + 1
     while True:
         try:
-            key, position = _DECODER.raw_decode(text, _skip(_GAP, text, position))
+            key, position = DECODER.raw_decode(text, _skip(_GAP, text, position))
             position = _skip(_WHITE, text, position)
             if not isinstance(key, str) or text[position : position + 1] != ":":
                 return None
@@ -65,7 +78,7 @@ def wrapped_array(text: str, start: int = 0) -> int | None:
             inside = _skip(_WHITE, text, position + 1)
             if key in _WRAPPERS and text.startswith("[", position) and text.startswith("{", inside):
                 return position
-            _, position = _DECODER.raw_decode(text, position)
+            _, position = DECODER.raw_decode(text, position)
         except (ValueError, RecursionError):
             return None
 
@@ -86,12 +99,14 @@ def _elements(text: _Text, closing: str | None, *, wrapped: bool = False) -> Ite
         if not objects_seen and text.buffer[text.at] == "{":
             objects_seen, indent = True, _indent(text.buffer, text.at) if closing else ""
         try:
-            value, end = _DECODER.raw_decode(text.buffer, text.at)
+            value, end = DECODER.raw_decode(text.buffer, text.at)
         except (ValueError, RecursionError) as error:
             if _cut_off(error, len(text.buffer)) and text.more():
                 continue
             number += 1
-            following = _next_element(text, indent, known_keys or _keys_before(text, error))
+            following = _end_all_the_same(text, error)
+            if following is None:
+                following = _next_element(text, indent, known_keys or _keys_before(text, error))
             lost = "up to the end of the file" if following is None else "up to the next readable element"
             yield Element(number, text.line, None, f"{describe(error)}; dropped {lost}")
             if following is None:
@@ -105,6 +120,17 @@ def _elements(text: _Text, closing: str | None, *, wrapped: bool = False) -> Ite
             known_keys = frozenset(value)
         yield Element(number, text.line, value)
         text.advance(end)
+
+
+def _end_all_the_same(text: _Text, error: ValueError | RecursionError) -> int | None:
+    """Where an element ends that is whole JSON, but no row; None for any other."""
+    while not isinstance(error, json.JSONDecodeError | RecursionError):
+        try:
+            return json.JSONDecoder().raw_decode(text.buffer, text.at)[1]
+        except (ValueError, RecursionError) as again:
+            if not (_cut_off(again, len(text.buffer)) and text.more()):
+                return None
+    return None
 
 
 def _skip_gap(text: _Text) -> None:
@@ -203,7 +229,7 @@ def _next_element(text: _Text, indent: str | None, known_keys: Set[str]) -> int 
             continue
         start = match.end()
         try:
-            value, _ = _DECODER.raw_decode(text.buffer, start)
+            value, _ = DECODER.raw_decode(text.buffer, start)
         except (ValueError, RecursionError) as error:
             if not (_cut_off(error, len(text.buffer)) and text.more()):
                 position = start

@@ -8,13 +8,12 @@ can't be read as a whole (missing, empty, of an unknown kind) is a DataError. Wh
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from posttrain.artifacts import file_digest
-from posttrain.data.json_array import Element, describe, iterate_array, iterate_values
+from posttrain.data.json_array import DECODER, Element, describe, iterate_array, iterate_values
 from posttrain.data.places import DataFile, HubSet, Located, Resolve, locate
 from posttrain.data.sniff import Kind, columns_of, sniff
 from posttrain.data.streams import Stream, Tick
@@ -56,7 +55,7 @@ class RawLine(NamedTuple):
         # bytes that are not UTF-8 become lone surrogates: they cost a row only where they stand in its text
         text = self.line.decode("utf-8", "surrogateescape").lstrip("\ufeff")
         try:
-            value = json.loads(text)
+            value = DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             return BadRecord(self.origin, "broken_json", describe(error))
         return _record(self.origin, value)

@@ -11,7 +11,7 @@ from collections.abc import Set
 
 from posttrain.data.formats.base import Foreign, Format, RowError, objects, optional_text
 from posttrain.data.formats.conversation import sft_row
-from posttrain.data.formats.keys import first
+from posttrain.data.formats.keys import first, is_present
 from posttrain.data.formats.replies import reply_under
 from posttrain.data.formats.transcripts import waiting_turns
 from posttrain.types import Message, Origin, SftRow
@@ -26,7 +26,7 @@ def _detect(record: Foreign) -> bool:
 
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
     instance = record
-    if first(record, _OUTPUTS) is None and "instances" in record:
+    if not any(is_present(record.get(key)) for key in _OUTPUTS) and "instances" in record:
         instances = objects(record, "instances")
         if len(instances) != 1:
             raise RowError("wrong_shape", f"'instances' holds {len(instances)} items, expected one")

@@ -139,4 +139,4 @@ def meta_of(record: Foreign, used: Set[str]) -> dict[str, Any]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= _LONGEST_META and is_unicode(value)
-    return isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, bool) or (isinstance(value, int | float) and finite(value) is not None)

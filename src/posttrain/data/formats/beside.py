@@ -377,7 +377,15 @@ def _thought(free: Foreign, turns: tuple[Message, ...], used: set[str]) -> tuple
 
 
 def _has_marks(free: Foreign) -> bool:
-    return any(isinstance(free.get(key), list) for key in keys.MARKS) or isinstance(free.get("mask"), str)
+    return any(isinstance(free.get(key), list) or _is_switch(key, free.get(key)) for key in keys.MARKS) or isinstance(
+        free.get("mask"), str
+    )
+
+
+def _is_switch(key: str, value: Any) -> bool:
+    """Whether one value says of all replies whether they are trained on; a number beside a row may be anything."""
+    switch = isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
+    return switch and key not in (*keys.WEIGHTS, "mask", "train_detail")
 
 
 def _is_marked_by(turns: Any, marks: Sequence[Any]) -> TypeGuard[list[Foreign]]:
@@ -388,7 +396,7 @@ def _is_marked_by(turns: Any, marks: Sequence[Any]) -> TypeGuard[list[Foreign]]:
 def _marked(
     record: Foreign, free: Foreign, taken: frozenset[str], turns: tuple[Message, ...], used: set[str]
 ) -> tuple[Message, ...]:
-    """The turns with the weights of a list that has one mark for every turn, or for every reply.
+    """The turns with the weights of a list that has one mark for every turn, or for every reply, or of one mark for all.
 
     A ``mask`` in a word names the role that is not trained on (NeMo); only that of the user can be followed.
     """
@@ -399,6 +407,9 @@ def _marked(
             used.add(key)
             if role not in ("user", "system"):
                 raise RowError("unclear_mark", f"'mask' is {marks[:80]!r}; only replies can be trained on")
+        if _is_switch(key, marks):
+            used.add(key)
+            turns = tuple(_marked_too(turn, key, marks) for turn in turns)
         if not isinstance(marks, list):
             continue
         used.add(key)
@@ -417,9 +428,14 @@ def _marked(
                 "wrong_shape", f"{key!r} has {len(marks)} marks for {len(turns)} turns with {len(replies)} replies"
             )
         turns = tuple(
-            replace(turn, weight=weight_of({key: weights[number], "content": turn.content}))
-            if turn.role == "assistant"
-            else turn
-            for number, turn in enumerate(turns)
+            _marked_too(turn, key, weights[number]) if number in weights else turn for number, turn in enumerate(turns)
         )
     return turns
+
+
+def _marked_too(turn: Message, key: str, mark: Any) -> Message:
+    """A turn with one more mark beside the weight it has; those of others than the assistant have none."""
+    if turn.role != "assistant":
+        return turn
+    own = "loss_weight" if key == "weight" else "weight"
+    return replace(turn, weight=weight_of({own: turn.weight, key: mark, "content": turn.content}))

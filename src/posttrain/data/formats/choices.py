@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from posttrain.data.formats import keys
-from posttrain.data.formats.base import Foreign, RowError, python_value
+from posttrain.data.formats.base import Foreign, RowError, finite, python_value
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 COLUMNS: tuple[tuple[str, ...], ...] = tuple(
@@ -140,7 +140,7 @@ def counted(answer: Any, options: Sequence[Option]) -> int | None:
     if _named(answer, options) is not None:
         return None
     if isinstance(answer, str) and answer.strip().isdecimal():
-        answer = int(answer)
+        answer = finite(answer)
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
     return answer if isinstance(answer, int) and not isinstance(answer, bool) else None

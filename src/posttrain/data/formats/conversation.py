@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
+from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, is_unicode, meta_of
 from posttrain.data.formats.beside import MEANING, beside, placeholder
 from posttrain.types import Message, Origin, PromptRow, SftRow
 
+_TOOLS = frozenset(keys.TOOLS)
 _LOOKED_AT = MEANING | {"chosen", "rejected"}
 
 
@@ -54,12 +56,14 @@ def exchange(prompt: str, reply: str) -> tuple[Message, Message]:
 
 
 def _with_more(record: Foreign, used: Set[str]) -> bool:
-    """Whether one of the turns has other keys than role and text: tools may stand there."""
+    """Whether tools may stand in one of the turns."""
     values = (record.get(key) for key in used)
     return any(
         isinstance(value, Mapping)
         or (isinstance(value, str) and value.lstrip()[:1] == "[")
-        or (isinstance(value, list) and any(isinstance(turn, Mapping) and len(turn) > 2 for turn in value))
+        or (
+            isinstance(value, list) and any(isinstance(turn, Mapping) and not _TOOLS.isdisjoint(turn) for turn in value)
+        )
         for value in values
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from posttrain.data.formats import keys
 from posttrain.data.formats.alpaca import ALPACA
-from posttrain.data.formats.base import Foreign, Format, RowError, kind_of
+from posttrain.data.formats.base import Foreign, Format, RowError, finite, kind_of
 from posttrain.data.formats.messages import MESSAGES
 from posttrain.data.formats.moss import MOSS
 from posttrain.data.formats.prompt_completion import PROMPT_COMPLETION
@@ -57,18 +57,12 @@ def _detect(record: Foreign) -> bool:
 def judged_by_number(record: Foreign) -> bool:
     """Whether nothing but a number judges a reply: in a file where it has other values, too, it is a class or a score."""
     found = [record[key] for key in LABEL_KEYS if key in record and _verdict(record, key) is not None]
-    return all(not isinstance(value, bool) and _number(value) is not None for value in found)
+    return all(finite(value) is not None for value in found)
 
 
 def other_number(record: Foreign) -> bool:
     """Whether a label is a number that judges nothing."""
-    return any(_number(record.get(key)) is not None and _verdict(record, key) is None for key in ("label", "kto_tag"))
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
-        return float(value)
-    return None if isinstance(value, bool) or not isinstance(value, int | float) else value
+    return any(finite(record.get(key)) is not None and _verdict(record, key) is None for key in ("label", "kto_tag"))
 
 
 def _conversation(record: Foreign) -> Format[SftRow] | None:
@@ -77,15 +71,15 @@ def _conversation(record: Foreign) -> Format[SftRow] | None:
 
 def _verdict(record: Foreign, key: str) -> bool | None:
     """What a label says: a boolean, its name as in a CSV cell, a word, 0 or 1."""
-    value, found = record.get(key), None  # type: Any, bool | None
-    if isinstance(value, str):
-        found = _WORDS.get(value.strip().lower())
+    value = record.get(key)
+    word = value.strip().lower() if isinstance(value, str) else ""
+    found = _WORDS.get(word)
     if key not in _SPEAKERS and found is None:
-        number = _number(value)
+        number = finite(value)
         found = value if isinstance(value, bool) else None if number is None else _NUMBERS.get(number)
     if found is None:
         return None
-    said = isinstance(value, str) and value.strip().lower() not in ("true", "false", "0", "1", "-1")
+    said = word in _WORDS and word not in ("true", "false")
     return not found if key in _ACCUSERS and not said else found
 
 

@@ -23,7 +23,7 @@ def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
     chat = record.get("chat")
     if not isinstance(chat, Mapping):
         raise RowError("wrong_shape", f"'chat' is {kind_of(chat)}, expected an object of turns")
-    ordered = sorted(chat.items(), key=lambda item: (len(str(item[0])), str(item[0])))
+    ordered = sorted(keys.present(chat).items(), key=lambda item: (len(str(item[0])), str(item[0])))
     used = {"chat", "num_turns", "conversation_id"}
     return sft_row(record, used, [part for _, turn in ordered for part in _turn(turn)], origin, source)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from posttrain.data.formats.base import Foreign, Format, RowError, kind_of
 from posttrain.data.formats.sides import pair_row
-from posttrain.data.formats.turns import turns_under
+from posttrain.data.formats.turns import turns_under, value_in
 from posttrain.types import Origin, PairRow
 
 _SIDES = ("preferred_output", "non_preferred_output")
@@ -18,6 +18,9 @@ def _detect(record: Foreign) -> bool:
 
 def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
     given = record.get("input")
+    if isinstance(given, str) and isinstance(written := value_in(given), Mapping):  # a cell of a table
+        given = written
+        record = {**record, "input": given}
     if not isinstance(given, Mapping | str | list):
         raise RowError("wrong_shape", f"'input' is {kind_of(given)}, expected messages")
     prompt = turns_under(record, "input", "user")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from posttrain.data.formats import hh_rlhf, ranking
 from posttrain.data.formats.base import Foreign, Format, RowError, finite
 from posttrain.data.formats.prompts import prompt_of
-from posttrain.data.formats.sides import is_whole, pair_row, parted
+from posttrain.data.formats.sides import Turns, is_whole, pair_row, parted
 from posttrain.data.formats.turns import turns_under
 from posttrain.types import Origin, PairRow
 
@@ -32,7 +32,8 @@ def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
     chosen, rejected = (turns_under(record, key, "assistant") for key in ("chosen", "rejected"))
     if not prompt or is_whole(chosen) or is_whole(rejected):
         shared, chosen, rejected = parted(chosen, rejected)
-        if not isinstance(record.get("prompt", ""), str) and shared[: len(prompt)] != prompt:
+        written = all(isinstance(record.get(key, ""), str) for key in used)
+        if shared[: len(prompt)] != prompt and not (written and _is_said(prompt, shared)):
             raise RowError("wrong_shape", "chosen and rejected are whole conversations that begin unlike the prompt")
         prompt = shared
     row = pair_row(record, {"chosen", "rejected", *used}, prompt, chosen, rejected, origin, source)
@@ -42,6 +43,12 @@ def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
     if margin == 0:
         raise RowError("equal_scores", "chosen and rejected have the same score: neither is preferred")
     return row if margin is None else replace(row, meta={**row.meta, "margin": margin})
+
+
+def _is_said(prompt: Turns, shared: Turns) -> bool:
+    """Whether a prompt given as text says what the shared turns say: a part of them, or a rendering of them."""
+    told, said = (" ".join(" ".join(turn.content for turn in turns).split()) for turns in (prompt, shared))
+    return told in said or all(" ".join(turn.content.split()) in told for turn in shared if turn.role == "user")
 
 
 def _margin(record: Foreign) -> float | None:

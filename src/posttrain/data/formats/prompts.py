@@ -54,7 +54,7 @@ def prompt_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
     key = prompt_key_of(record)
     if key is None:
         return (), frozenset()
-    if key == "instruction":
+    if key == "instruction" or ("instruction" in record and not keys.is_present(record[key])):
         return question(record, record)
     value = record[key]
     if isinstance(value, str) and messages_in(value) is None:

@@ -25,5 +25,7 @@ def reply_under(record: Foreign, key: str) -> tuple[Message, ...]:
         value = value[0]
     messages = value if isinstance(value, list) else [value]
     if isinstance(value, str) or all(isinstance(item, Mapping) and role_of(item) is not None for item in messages):
-        return turns_under({key: value}, key, "assistant")
+        return turns_under({key: value}, key, "assistant") or (Message("assistant", ""),)
+    if any(isinstance(item, Mapping) and "content" in item for item in messages):
+        raise RowError("unknown_role", f"{key!r} holds a message without a role")
     return (Message("assistant", text_of(value, repr(key))),)

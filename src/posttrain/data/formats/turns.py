@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from posttrain.data.formats import keys
-from posttrain.data.formats.base import Foreign, RowError, json_value, kind_of, objects, python_value
+from posttrain.data.formats.base import Foreign, RowError, finite, json_value, kind_of, objects, python_value
 from posttrain.types import Message, Role, ToolCall
 
 ROLE_NAMES: Mapping[str, Role] = {
@@ -116,8 +116,8 @@ def turns_under(record: Foreign, key: str, role: Role) -> tuple[Message, ...]:
     if isinstance(value, str):
         return (Message(role, value),)
     if isinstance(value, Mapping):
-        if isinstance(value.get("messages"), list):
-            return talk(value["messages"])
+        if isinstance(talked := value.get("messages"), list) and talked:
+            return talk(talked)
         if _named(value, _ROLES) is None and isinstance(text := value.get(_named(value, _TEXTS) or ""), str):
             return (Message(role, text),)
         return joined(list(_messages(value)))
@@ -236,13 +236,14 @@ def weight_of(turn: Foreign) -> float | None:
         if isinstance(value, bool):
             weights += [] if value else [0.0]
             continue
-        if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        weight = None if isinstance(value, str) else finite(value)
+        if weight is None or weight < 0:
             raise RowError(
                 "wrong_shape", f"the {key} of a turn is {str(value)[:80]!r}, expected a number of at least 0"
             )
         if key not in keys.WEIGHTS and value not in (0, 1):  # a loss may have been measured
             raise RowError("unclear_mark", f"{key!r} is {value}, neither on nor off: say weight where it is one")
-        weights += [float(value)]
+        weights += [weight]
     return math.prod(weights) if weights else None
 
 
@@ -312,6 +313,8 @@ def _spoken(turn: Foreign) -> Iterator[Message]:
         yield Message("assistant", "", tool_calls=(call,))
         yield Message("tool", text_of(turn["observation"], "the observation"), name=name)
         return
+    if role != "assistant" and not keys.is_present(content) and (others := _other_texts(turn)):
+        raise RowError("wrong_shape", f"a turn of the {role} without a text, but with {', '.join(others)}"[:200])
     if _role_name(turn[key]) in CALL_ROLES:
         yield Message(role, "", tool_calls=_calls(content if content is not None else turn), weight=weight_of(turn))
         return
@@ -335,11 +338,19 @@ def _spoken(turn: Foreign) -> Iterator[Message]:
     yield Message(role, text, reasoning, calls, weight_of(turn))
 
 
+def _other_texts(turn: Foreign) -> list[str]:
+    """The keys of a turn under which its text may stand, where it does not stand under any usual one."""
+    known = {*_ROLES, *_TEXTS, *keys.TOOLS, "name", "id", "tool_call_id"}
+    return [
+        str(key) for key, value in turn.items() if key not in known and isinstance(value, str | list | dict) and value
+    ]
+
+
 def _exchange(turn: Foreign) -> Iterator[Message]:
     """What was asked and what was answered, in one entry of a conversation."""
     asked, answered = _asked_key(turn), _named_small(turn, _ANSWERED)
     short = "q" in (asked, answered) or "a" in (asked, answered)
-    if asked is None or (short and answered is None) or _is_text(turn):
+    if asked is None or (short and not (answered and keys.is_present(turn[asked]))) or _is_text(turn):
         found = ", ".join(map(str, turn))
         raise RowError("unknown_role", f"a turn without a role; its keys: {found}"[:200])
     if (media := media_reason(turn)) is not None:
@@ -350,6 +361,8 @@ def _exchange(turn: Foreign) -> Iterator[Message]:
     parts = [turn[asked]]
     if asked.lower() == "instruction" and keys.is_present(turn.get("input")):
         parts.append(turn["input"])
+    if any(isinstance(part, list | Mapping) and part for part in parts):
+        raise RowError("wrong_shape", f"{asked!r} of a turn is {kind_of(turn[asked])}, expected text")
     question = "\n".join(text_of(part, "what is asked") for part in parts if keys.is_present(part))
     if question:
         yield Message("user", question)
@@ -375,8 +388,10 @@ def _named_small(turn: Foreign, names: Sequence[str]) -> str | None:
 
 
 def _named(turn: Foreign, names: Sequence[str]) -> str | None:
-    """The key of a role or a text: the first that is present. A ``type`` that names no role is no role's."""
+    """The key of a role or a text: the first that is present. A role that says nothing is none, nor is a ``type`` that names none."""
     found = keys.first(turn, names)
+    if names is _ROLES and found is not None and not keys.is_present(turn[found]):
+        return None
     if found == "type" and _role_name(turn["type"]) not in ROLE_NAMES:
         return None
     return found
@@ -390,7 +405,7 @@ def _role_name(value: Any) -> str:
 
 def _content(content: Any) -> tuple[str, str | None, tuple[ToolCall, ...], list[Message]]:
     """(text, reasoning, tool calls, tool results) of a content; several parts of a kind are joined as they are."""
-    if content is None or isinstance(content, str):
+    if content is None or content == {} or isinstance(content, str):
         return content or "", None, (), []
     if isinstance(content, Mapping):
         content = content["parts"] if isinstance(content.get("parts"), list) else [content]
