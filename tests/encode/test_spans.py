@@ -334,7 +334,8 @@ def test_the_header_that_stands_behind_every_conversation_is_no_stop(golden, tmp
         + "{{ m.content }}<|end|>{% endfor %}<|user|><assistant>"
     )
     text += "{{ '<|system|>' if add_generation_prompt }}"
-    assert rejection(TWO, template_of(text, golden, tmp_path))[0] == "no_stop"
+    for row in (TWO, row_of(assistant("a"))):
+        assert rejection(row, template_of(text, golden, tmp_path))[0] == "no_stop"
 
 
 def test_a_call_ends_as_the_turn_does_and_not_as_the_call(golden, tmp_path):

@@ -39,9 +39,10 @@ def find_closing(fitted: Fitted, before: tuple[Message, ...], probe: Message, te
     alike = len(last) if following is None else common_start(last, following)
     found = _stop_end(last, following or "", alike, fitted.template, _of_calls(fitted, before, probe, anchor, last))
     foreign = len(last) - own
-    if found is not None and not found.sure and last[alike:].strip() and before:
+    if found is not None and not found.sure and last[alike:].strip():
         # The template opens a turn behind every conversation, and the next one may open alike: who can tell where?
-        prompt, conversation = fitted.render(before, prompt=True), fitted.render(before)
+        context = before or (Message("user", FIRST_MARK),)
+        prompt, conversation = fitted.tried(context, prompt=True) or "", fitted.tried(context) or ""
         opened = (prompt, conversation if prompt.startswith(conversation) else "")
         found = None if any(given.endswith(last[alike:]) for given in opened) else found
     if found is None or found.end <= foreign or (found.follows and alike < foreign):
