@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from families import micro_folder
 from posttrain.artifacts import StageDir
 from posttrain.encode.collate import collate
 from posttrain.encode.preferences import FeedbackTokens, PairTokens, mismatched
@@ -382,6 +383,26 @@ def sft_adapter(make_stage: MakeStage, small_model: Path, tmp_path: Path) -> Pat
     stage = make_stage(epochs=4, learning_rate=2e-2)
     train(stage, TrainInputs(small_model, [p.chosen for p in make_pairs(8)]), StageDir(tmp_path), seed=0, digest="d")
     return tmp_path / "adapter"
+
+
+@pytest.mark.filterwarnings("ignore")  # these models' own
+@pytest.mark.parametrize(
+    ("family", "noise"),
+    [
+        ("phi3", {"attention_dropout": 0.3, "resid_pdrop": 0.3, "embd_pdrop": 0.3}),
+        ("mixtral", {"router_jitter_noise": 0.3}),
+        ("bloom", {"attention_dropout": 0.3, "hidden_dropout": 0.3}),
+    ],
+)
+def test_a_model_of_its_own_dropout_is_its_reference(
+    family: str, noise: dict[str, float], make_stage: MakeStage, tmp_path: Path
+) -> None:
+    """Whatever of the model itself is random in training is off, in layers, in attention and in routers: the first loss is ln 2."""
+    folder, units = micro_folder(family, tmp_path, **noise), make_pairs(3)
+    trainee = prepare_model(make_stage(objective=DpoObjective()), folder, None, seed=0)
+    task = make_task(DpoObjective(), start_reference(make_stage(objective=DpoObjective()), folder, units))
+    assert trainee.model.training
+    assert one_step(trainee, task, [units])[0].loss == pytest.approx(math.log(2), rel=1e-6)
 
 
 def test_dropout_is_off_and_the_user_is_told(make_stage: MakeStage, small_model: Path) -> None:

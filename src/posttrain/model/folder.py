@@ -148,7 +148,8 @@ def loading_error(error: Exception, folder: Path) -> ModelError:
     """What an exception of transformers, safetensors or a model's own code says about a folder."""
     if isinstance(error, ModelError):
         return error
-    told = next(iter((str(error).strip() or type(error).__name__).splitlines()))
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    told = f"{first} {more[0].strip()}" if first.endswith(":") and more else first
     if isinstance(error, ImportError):
         return ModelError(
             f"a package is missing that this model needs: {told}",
@@ -163,4 +164,8 @@ def loading_error(error: Exception, folder: Path) -> ModelError:
             where=str(folder),
             fix="choose a model that transformers knows by itself",
         )
-    return ModelError(f"the model can't be loaded: {type(error).__name__}: {told}", where=str(folder))
+    return ModelError(
+        f"the model can't be loaded: {type(error).__name__}: {told}",
+        where=str(folder),
+        fix="compare its config.json with the one the model was published with",
+    )

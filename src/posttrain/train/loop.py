@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import signal
 import time
 import warnings
@@ -52,6 +53,9 @@ FRAGMENTED = 1.25
 """Freed memory goes back to the system when a step leaves so many times more of it than the leanest one did."""
 
 Observer = Callable[[Mapping[str, Any]], None]
+
+_NOISE = re.compile(r"dropout|pdrop|jitter_noise")
+"""Numbers of transformers' modules that are chances of dropout, or widths of noise, in training."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +144,17 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
         enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if preferences:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        _still(model)
     return Trainee(model.train(), adapters.trainable_parameters(model), compute_dtype, device)
+
+
+def _still(model: nn.Module) -> None:
+    """Switch off what is random in training: layers of dropout, dropout inside attention, noise of routers."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        noise = [name for name, value in vars(module).items() if isinstance(value, float) and _NOISE.search(name)]
+        vars(module).update(dict.fromkeys(noise, 0.0))
 
 
 def _notes(model: nn.Module, stage: TrainStage) -> Iterator[str]:
