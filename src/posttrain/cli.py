@@ -38,6 +38,9 @@ Overrides = Annotated[
 SplitOption = Annotated[
     str | None, typer.Option("--split", help="Which split of a folder or hub data set.", show_default=False)
 ]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="Which configuration of a hub data set or its clone.", show_default=False)
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
 _A_MODEL = "A run's train stage (runs/NAME/STAGE), an adapter or model folder, a demo asset or a hub name."
 ColumnNames = Annotated[
@@ -176,6 +179,7 @@ def show(
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
     columns: ColumnNames = None,
     split: SplitOption = None,
+    config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print tokens with ids, texts and weights as JSON.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page with the coloured tokens.")] = None,
 ) -> None:
@@ -190,7 +194,7 @@ def show(
     from posttrain.lab.options import parse_columns
     from posttrain.lab.targets import resolve_target
 
-    source = Source(path=conversations, format=row_format, columns=parse_columns(columns), split=split)
+    source = Source(path=conversations, format=row_format, columns=parse_columns(columns), split=split, config=config)
     found = row_at(source, row, resolve_data)
     value = shown.show_row(found, resolve_target(model).spoken(template).template, number=row)
     if html is not None:
@@ -227,6 +231,7 @@ def _data_step(kind: str, about: str) -> None:
         ] = "auto",
         columns: ColumnNames = None,
         from_split: SplitOption = None,
+        config: ConfigOption = None,
         workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
         engine: Annotated[str, typer.Option("--engine", help="local, or ray (extra ray).")] = "local",
         seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is random.")] = 0,
@@ -253,6 +258,7 @@ def _data_step(kind: str, about: str) -> None:
             row_format=row_format,
             columns=parse_columns(columns),
             split=from_split,
+            config=config,
             workers=workers,
             engine=engine,
             seed=seed,
@@ -288,6 +294,7 @@ def data_profile(
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
     columns: ColumnNames = None,
     split: SplitOption = None,
+    config: ConfigOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
 ) -> None:
@@ -295,7 +302,7 @@ def data_profile(
     from posttrain.lab import data_commands
     from posttrain.lab.options import parse_columns
 
-    sources = data_commands.sources_of(files, row_format, parse_columns(columns), split)
+    sources = data_commands.sources_of(files, row_format, parse_columns(columns), split, config)
     page, shown = data_commands.run_profile(sources, out, model, workers, _console(stderr=as_json))
     if as_json:
         typer.echo((out / "profile.json").read_text(encoding="utf-8"))
@@ -386,6 +393,7 @@ def score(
     row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
     columns: ColumnNames = None,
     split: SplitOption = None,
+    config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Score rows with a model: loss, IFD and mean log-prob of the answers. Killed? Run it again: it goes on."""
@@ -406,6 +414,7 @@ def score(
         row_format=row_format,
         columns=parse_columns(columns),
         split=split,
+        config=config,
     )
     console = _console(stderr=as_json)
     with Display(console) as display:

@@ -226,7 +226,7 @@ def test_the_more_telling_keys_win(record: dict[str, Any], name: str) -> None:
         ({"model_a": "x", "model_b": "y", "winner": "model_a"}, "keys found: model_a, model_b, winner"),
         ({"prompt": "x", "completions": [{"response": "y"}, {"response": "z"}]}, "keys found: prompt, completions"),
         ({"question": ["x"], "answer": {}}, "keys found: question, answer"),
-        ({str(n): n for n in range(30)}, "keys found: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...;"),
+        ({str(n): n for n in range(30)}, "keys found: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...)"),
     ],
 )
 def test_no_format_fits(record: dict[str, Any], words: str) -> None:

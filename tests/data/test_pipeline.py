@@ -155,6 +155,18 @@ def test_a_folder_with_a_format_for_each_file(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_that_no_format_fits_costs_its_own_rows(tmp_path: Path) -> None:
+    write(tmp_path / "rows" / "a.jsonl", [{"foo": 1}, {"foo": 2}])
+    write(tmp_path / "rows" / "b.jsonl", pairs(range(5)))
+    result, ledger, _, _ = run(stage(Source(path=str(tmp_path / "rows"))), tmp_path / "out")
+    assert result["sources"] == {"rows": 5}
+    assert ledger["steps"][1]["dropped"] == {"no_format": 2}
+    assert {Path(reject["file"]).name for reject in ledger["rejects"]} == {"a.jsonl"}
+    assert "keys found: foo" in ledger["rejects"][0]["detail"]
+    with pytest.raises(DataError, match="no row format fits"):
+        run(stage(Source(path=str(tmp_path / "rows" / "a.jsonl"))), tmp_path / "other")
+
+
 def test_an_asset_is_resolved_and_named_in_the_origin(tmp_path: Path) -> None:
     path = write(tmp_path / "cache" / "file.json", pairs([1, 2]))
     config = stage(Source(path="maths_demo"))

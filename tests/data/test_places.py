@@ -99,7 +99,7 @@ def test_a_dataset_dict_names_its_splits(tmp_path: Path) -> None:
     place = folder(tmp_path, "even/data-00000-of-00001.arrow", "odd/data-00000-of-00001.arrow")
     (place / "dataset_dict.json").write_text('{"splits": ["even", "odd"]}')
     assert chosen(place, "odd") == ["odd/data-00000-of-00001.arrow"]
-    with pytest.raises(DataError, match="even, odd"):
+    with pytest.raises(DataError, match=r"even: .*, odd: "):
         chosen(place)
 
 
@@ -149,3 +149,63 @@ def test_names_that_are_not_utf8_can_be_told(tmp_path: Path) -> None:
     assert part.label.encode() == f"{place}/r\\udcffws.jsonl".encode()
     (part,) = locate(os.fsdecode(os.fsencode(place) + b"/r\xffws.jsonl"), no_asset).parts
     assert part.label.encode().endswith(b"r\\udcffws.jsonl")
+
+
+# ---- configurations ------------------------------------------------------------------------------------------------
+
+CARD = """---
+license: mit
+configs:
+- config_name: main
+  data_files:
+  - split: train
+    path: main/a-*
+  - {split: test, path: [main/b-0.jsonl]}
+- config_name: other
+  data_files: "**/o-*.jsonl"
+---
+# A set
+"""
+CLONE = ("main/a-0.jsonl", "main/a-1.jsonl", "main/b-0.jsonl", "deep/er/o-0.jsonl", "scratch.jsonl")
+
+
+def clone(tmp_path: Path, card: str) -> Path:
+    place = folder(tmp_path, *CLONE)
+    (place / "README.md").write_text(card)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("card", "config", "split", "read"),
+    [
+        (CARD, "main", "train", [0, 1]),
+        (CARD, "main", "test", [2]),
+        (CARD, "other", None, [3]),
+        (CARD.replace("name: other", "name: other\n  default: true"), None, None, [3]),
+        (CARD.replace("name: other", "name: default"), None, "train", [3]),
+        (CARD.replace("main", "gone"), None, None, [3]),
+        ("---\nlicense: mit\n---\n", None, None, [0, 1, 2, 3, 4]),
+        ("---\nconfigs: [{data_files: 5}, 5]\n---\n", None, None, [0, 1, 2, 3, 4]),
+        ("---\nconfigs: [\n---\n", None, None, [0, 1, 2, 3, 4]),
+        ("# no card", "main", None, [0, 1, 2]),
+    ],
+)
+def test_a_card_says_which_files_are_a_configuration(
+    tmp_path: Path, card: str, config: str | None, split: str | None, read: list[int]
+) -> None:
+    place = clone(tmp_path, card)
+    found = locate(str(place), no_asset, split, config=config)
+    assert sorted(part.label for part in found.parts) == sorted(f"{place}/{CLONE[number]}" for number in read)
+    assert len(found.ignored) == len(CLONE) + 1 - len(read)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, r"the folder holds configurations \(main, other\).*\n.*--config main"),
+        ("mian", r"no configuration 'mian' here \(did you mean 'main'\?\); configurations: main, other"),
+    ],
+)
+def test_a_configuration_must_be_told(tmp_path: Path, config: str | None, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        locate(str(clone(tmp_path, CARD)), no_asset, config=config)

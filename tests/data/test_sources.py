@@ -320,8 +320,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stand-ins for the datasets library and the hub client that note how they are called."""
     calls: list[Any] = []
 
-    def load_dataset(name: str, **options: Any) -> list[Any]:
-        calls.append((name, options))
+    def load_dataset(name: str, config: str | None, **options: Any) -> list[Any]:
+        calls.append((name, config, options))
         if name != "org/rows":
             raise FileNotFoundError(f"Dataset '{name}' doesn't exist on the Hub\nmore text")
         return [*ROWS, "not a row"]
@@ -341,12 +341,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_hub_name_is_streamed_at_its_revision(hub: list[Any]) -> None:
-    (part,) = locate("org/rows", no_asset, "train_sft").parts
-    assert part == HubSet("org/rows", "train_sft")
+    (part,) = locate("org/rows", no_asset, "train_sft", config="main").parts
+    assert part == HubSet("org/rows", "train_sft", "main")
     found = list(read(part))
-    assert [str(r.origin) for r in found] == [f"org/rows[train_sft]:{n}" for n in (1, 2, 3)]
+    assert [str(r.origin) for r in found] == [f"org/rows/main[train_sft]:{n}" for n in (1, 2, 3)]
     assert [r.value for r in found if isinstance(r, Record)] == ROWS
-    assert hub == [("org/rows", {"split": "train_sft", "streaming": True, "revision": "commit of org/rows"})]
+    assert hub == [("org/rows", "main", {"split": "train_sft", "streaming": True, "revision": "commit of org/rows"})]
 
 
 @pytest.mark.usefixtures("hub")

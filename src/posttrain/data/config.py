@@ -37,6 +37,8 @@ class Source:
     """Take only the first so many good rows."""
     split: str | None = None
     """Split of a folder or hub data set; default: a folder must hold one only, of a hub data set ``train``."""
+    config: str | None = None
+    """Configuration of a hub data set, or of a clone of one, where it has several."""
     pairs: PairRule | None = None
     """Which pairs are made of rated or ranked answers (UltraFeedback, Nectar, scored responses). Not for other formats."""
 

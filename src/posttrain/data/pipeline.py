@@ -20,7 +20,7 @@ from posttrain.data.chain import SHOWN_REJECTS, run_step, run_steps
 from posttrain.data.config import DataStage, RowsWanted, Source
 from posttrain.data.decontaminate import DecontaminateStep
 from posttrain.data.engine import map_blocks
-from posttrain.data.formats import FORMATS
+from posttrain.data.formats import FORMATS, NoFormatError
 from posttrain.data.formats.columns import check_columns
 from posttrain.data.formats.ranked import PairRule
 from posttrain.data.kinds import disagreement
@@ -202,7 +202,7 @@ def rows_at(source: Source, index: int, resolve: Resolve, wanted: RowsWanted = "
     """
     check_columns(source.columns or {}, source.path)
     count = 0
-    for part in locate(source.path, resolve, source.split).parts:
+    for part in locate(source.path, resolve, source.split, config=source.config).parts:
         format_name, records = known_format(read_raw(part), part.label, source.format, source.columns)
         reading = _reading(source, "rows", part.label, format_name, _Kind(wanted))
         for record in records:
@@ -224,7 +224,7 @@ def inputs_digest(stage: DataStage, resolve: Resolve) -> str:
     """
     content = []
     for source in stage.sources:
-        for part in locate(source.path, resolve, source.split).parts:
+        for part in locate(source.path, resolve, source.split, config=source.config).parts:
             content.append([part.label, content_digest(part)])
     beside = [step_inputs(step, resolve) for step in stage.steps]
     return digest([*content, *filter(None, beside)])
@@ -322,7 +322,7 @@ def _read(
     run: StepRun,
 ) -> Iterator[Outcome]:
     """What became of the records of a source, block by block; its good rows, at most ``max_rows``, are in ``parts``."""
-    located = locate(source.path, resolve=run.resolve, split=source.split)
+    located = locate(source.path, run.resolve, source.split, config=source.config)
     for ignored in located.ignored:
         steps.note(f"ignored file {printable(source.path).rstrip('/')}/{ignored}")
     left = source.max_rows
@@ -340,8 +340,14 @@ def _read(
         tick = None if progress is None else _ticker(progress, part.label)
         found = 0
         try:
-            format_name, records = known_format(read_raw(part, tick), part.label, source.format, source.columns)
-            reading = _reading(source, name, part.label, format_name, steps.kind)
+            try:
+                format_name, records = known_format(read_raw(part, tick), part.label, source.format, source.columns)
+                reading = _reading(source, name, part.label, format_name, steps.kind)
+            except NoFormatError as error:
+                if len(located.parts) == 1:
+                    raise
+                records = read_raw(part, tick)
+                reading = Reading(None, "conversations", name, PairRule(), unfit=error.problem)
             for outcome in map_blocks(partial(read_block, parts, reading), raw_blocks(part.label, records), run):
                 found += outcome.records
                 if left is not None:

@@ -2,7 +2,8 @@
 
 A folder may be laid out as data sets usually are: ``train.jsonl`` beside ``test.jsonl``, ``data/train-00000-of-00001.parquet``
 (the hub), ``train/`` and ``test/`` (also what ``save_to_disk`` writes, with ``dataset_dict.json``), and each of these once more
-in a folder for every configuration. Splits are never merged: one is named, or there is one only.
+in a folder for every configuration. Splits are never merged: one is named, or there is one only. Where the card of a clone (README.md)
+declares configurations and their files, it decides.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from posttrain.data.card import configurations
 from posttrain.data.formats import FORMATS, keys
 from posttrain.data.sniff import KNOWN_FILES, data_suffix, is_about_rows
 from posttrain.data.streams import COMPRESSED_SUFFIXES, printable
@@ -75,11 +77,12 @@ class HubSet:
 
     name: str
     split: str
+    config: str | None = None
 
     @property
     def label(self) -> str:
         """The name used in origins."""
-        return f"{self.name}[{self.split}]"
+        return f"{self.name}{f'/{self.config}' if self.config else ''}[{self.split}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +94,19 @@ class Located:
     """Below the folder; where the reason is not that its name is no data file's, with the reason in brackets."""
 
 
-def locate(path: str, resolve: Resolve, split: str | None = None, hub_split: str = "train") -> Located:
+def locate(
+    path: str, resolve: Resolve, split: str | None = None, hub_split: str = "train", config: str | None = None
+) -> Located:
     """Find a source: a local file or folder first, then a demo asset, then a hub data set ``org/name``.
 
-    ``split`` chooses the files of a folder, and the split of a hub data set (``hub_split`` where none is named). Raises
-    DataError where there is no such thing, a folder holds no data file, or holds several splits and none is named.
+    ``split`` chooses the files of a folder, and the split of a hub data set (``hub_split`` where none is named); ``config`` its
+    configuration. Raises DataError where there is no such thing, a folder holds no data file, or holds several splits or
+    configurations and none is named.
     """
     local = Path(path).expanduser()
     label = printable(path)
     if local.is_dir():
-        return _folder(label, local, split)
+        return _folder(label, local, split, config)
     if local.exists():
         if split is not None and (own := _by_words(stem(path))) not in (None, _canonical(split)):
             raise DataError(
@@ -115,7 +121,7 @@ def locate(path: str, resolve: Resolve, split: str | None = None, hub_split: str
     if local.is_symlink():
         raise _broken_link(label, local)
     if _HUB_NAME.fullmatch(path) and not local.parent.is_dir() and data_suffix(local) is None:
-        return Located((HubSet(path, split or hub_split),))
+        return Located((HubSet(path, split or hub_split, config),))
     siblings = [printable(p.name) for p in local.parent.iterdir()] if local.parent.is_dir() else []
     raise DataError(
         f"no such file, folder or demo asset{did_you_mean(printable(local.name), siblings)}",
@@ -134,7 +140,7 @@ def _broken_link(label: str, link: Path) -> DataError:
 # ---- folders -------------------------------------------------------------------------------------------------------
 
 
-def _folder(label: str, folder: Path, split: str | None) -> Located:
+def _folder(label: str, folder: Path, split: str | None, config: str | None) -> Located:
     label = label.rstrip("/")
     found, notes = _walk(folder)
     data = [name for name in found if data_suffix(folder / name) is not None and _name(name) not in _METADATA]
@@ -153,8 +159,10 @@ def _folder(label: str, folder: Path, split: str | None) -> Located:
             where=label,
             fix=f"put rows into {KNOWN_FILES} files",
         )
-    chosen = _of_split(label, folder, data, split)
-    beside |= {name: f"not of the split {split}" for name in data if name not in chosen}
+    splits = _of_config(label, folder, data, config)
+    beside |= {name: "not of the configuration" for name in data if name not in splits}
+    chosen = _of_split(label, splits, split)
+    beside |= {name: f"not of the split {split}" for name in splits if name not in chosen}
     ignored = [f"{name} ({beside[name]})" if name in beside else name for name in found if name not in chosen]
     files = tuple(DataFile(printable(f"{label}/{name}"), folder / name) for name in data if name in chosen)
     return Located(files, tuple(map(printable, [*ignored, *notes])))
@@ -211,29 +219,64 @@ def _parent(path: str) -> str:
 # ---- splits --------------------------------------------------------------------------------------------------------
 
 
-def _of_split(label: str, folder: Path, data: Sequence[str], split: str | None) -> frozenset[str]:
+def _of_config(label: str, folder: Path, data: Sequence[str], config: str | None) -> dict[str, str | None]:
+    """The data files of the wanted configuration, and the split of each (None = of none).
+
+    The card says which they are; without one a configuration is a folder. Raises DataError where there is no such configuration,
+    or none is named of several.
+    """
+    declared = {
+        found.name: of
+        for found in configurations(folder)
+        if (of := {name: _canonical(split) for name in data if (split := found.split_of(name)) is not None})
+    }
+    default = [found.name for found in configurations(folder) if found.default and found.name in declared]
+    if config is None:
+        if not declared:
+            return {name: _split_of(name, folder) for name in data}
+        wanted = default or list(declared)
+        if len(wanted) == 1:
+            return dict(declared[wanted[0]])
+        problem = f"the folder holds configurations ({', '.join(declared)}), and one must be named"
+    elif config in declared:
+        return dict(declared[config])
+    else:
+        inside = {name: _split_of(name, folder) for name in data if name.split("/")[0] == config and "/" in name}
+        if inside:
+            return inside
+        known = [*declared, *dict.fromkeys(name.split("/")[0] for name in data if "/" in name and not declared)]
+        problem = f"no configuration {config!r} here{did_you_mean(config, known)}; configurations: {', '.join(known) or 'none'}"
+    example = next(iter(declared), "NAME")
+    raise DataError(
+        printable(problem),
+        where=label,
+        fix=printable(f"name one (config: {example}, on the command line --config {example}), or give the files"),
+    )
+
+
+def _of_split(label: str, splits: Mapping[str, str | None], split: str | None) -> frozenset[str]:
     """The data files of the wanted split. Raises DataError where there is no such split, or none is named of several."""
-    splits = {name: _split_of(name, folder) for name in data}
     known = sorted({one for one in splits.values() if one is not None}, key=lambda one: (one != "train", one))
-    unnamed = next((name for name in data if splits[name] is None), None)
+    unnamed = next((name for name in splits if splits[name] is None), None)
     if split is None:
         if len(known) > 1 or (unnamed is not None and any(_canonical(_words(one)[0]) != "train" for one in known)):
-            beside = f", beside {unnamed}" if unnamed is not None else ""
+            beside = f"; {unnamed} is of none" if unnamed is not None else ""
+            named = ", ".join(f"{one}: {next(name for name in splits if splits[name] == one)}" for one in known)
             raise DataError(
-                printable(f"the folder holds splits ({', '.join(known)}{beside}), and splits are never merged"),
+                printable(f"the folder holds splits ({named}{beside}), and splits are never merged"),
                 where=label,
                 fix=printable(
                     f"name one (split: {known[0]}, on the command line --split {known[0]}), or give the files"
                 ),
             )
-        return frozenset(data)
+        return frozenset(splits)
     if not known and split == "train":
-        return frozenset(data)  # as everywhere: rows that are not divided are there to train on
+        return frozenset(splits)  # as everywhere: rows that are not divided are there to train on
     fitting = [one for one in known if one == _canonical(split)]
     # train for a folder with train_sft, where no other split begins so
     fitting = fitting or [one for one in known if _canonical(_words(one)[0]) == _canonical(split)]
     if len(fitting) == 1:
-        return frozenset(name for name in data if splits[name] == fitting[0])
+        return frozenset(name for name in splits if splits[name] == fitting[0])
     raise DataError(
         printable(f"no split {split!r} here{did_you_mean(split, known)}; splits: {', '.join(known) or 'none'}"),
         where=label,

@@ -46,6 +46,8 @@ class Reading:
     """Which column is what, where it was said."""
     detected: bool = False
     """Whether the format was found, not named: then a record of another format of the same kind is read by that."""
+    unfit: str | None = None
+    """Why no format fits the file, where its rows are dropped for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def known_format(
     """The name of the records' format, their columns named, and all of the records. None where none of them is
     good, or there is none.
 
-    ``auto`` looks at the first good ones. Raises DataError where no format fits.
+    ``auto`` looks at the first good ones. Raises NoFormatError where no format fits.
     """
     head: list[Raw] = []
     good: list[Record] = []
@@ -135,6 +137,8 @@ def parse(record: Raw, reading: Reading) -> Sequence[Row] | Unusable:
     parsed = record.parsed() if isinstance(record, RawLine) else record
     if isinstance(parsed, BadRecord):
         return Unusable("read", parsed.origin, parsed.reason, parsed.detail)
+    if reading.unfit is not None:
+        return Unusable("format", parsed.origin, "no_format", reading.unfit)
     assert reading.format is not None, "a good record has a format"
     try:
         value = renamed(parsed.value, reading.columns)

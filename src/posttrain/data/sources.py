@@ -224,7 +224,9 @@ def _hub(part: HubSet, tick: Tick | None) -> Iterator[Record | BadRecord]:
             fix="pip install 'posttrain[hub]', or give the path of a file",
         ) from error
     try:
-        rows = datasets.load_dataset(part.name, split=part.split, streaming=True, revision=hub_revision(part))
+        rows = datasets.load_dataset(
+            part.name, part.config, split=part.split, streaming=True, revision=hub_revision(part)
+        )
         for number, row in enumerate(rows, 1):
             yield _record(Origin(part.label, number), row)
             if tick is not None and number % _TICK_ROWS == 0:

@@ -52,6 +52,7 @@ class DataCommand:
     row_format: str = "auto"
     columns: dict[str, str] | None = None
     split: str | None = None
+    config: str | None = None
     workers: int = 1
     engine: str = "local"
     seed: int = 0
@@ -86,7 +87,7 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
     step = step_of(kind, options)
     out = command.out
     _keep_other(kind, out)
-    sources = sources_of(command.files, command.row_format, command.columns, command.split)
+    sources = sources_of(command.files, command.row_format, command.columns, command.split, command.config)
     if not sources:
         raise ConfigError("no files", where=f"posttrain data {kind}", fix=f"posttrain data {kind} rows.jsonl -o out")
     stage = DataStage(kind="data", sources=sources)
@@ -153,15 +154,17 @@ def _replace(out: Path, former: Sequence[str], identity: str) -> None:
 
 
 def sources_of(
-    files: Sequence[str], row_format: str, columns: dict[str, str] | None, split: str | None
+    files: Sequence[str], row_format: str, columns: dict[str, str] | None, split: str | None, config: str | None
 ) -> tuple[Source, ...]:
     """The sources that a command line names."""
-    found = []
+    found: list[Source] = []
     for file in files:
         name, equals, path = file.partition("=")
         if not equals or Path(file).exists() or "/" in name:
             name, path = "", file
-        found.append(Source(path=path, format=row_format, columns=columns, name=name or None, split=split))
+        found.append(
+            Source(path=path, format=row_format, columns=columns, name=name or None, split=split, config=config)
+        )
     return tuple(found)
 
 
@@ -209,7 +212,7 @@ def _finished_rows(source: Source) -> list[Path]:
     """The files of a source where all are rows that a step of the data chain has written."""
     if not Path(source.path).exists():
         return []
-    parts = locate(source.path, assets.resolve_data, source.split).parts
+    parts = locate(source.path, assets.resolve_data, source.split, config=source.config).parts
     paths = [part.path for part in parts if isinstance(part, DataFile) and is_rows(part.path)]
     return paths if len(paths) == len(parts) else []
 

@@ -90,6 +90,8 @@ class Scoring:
     """Which of their columns is what."""
     split: str | None = None
     """Split of a folder or hub data set."""
+    config: str | None = None
+    """Its configuration."""
 
 
 def score_files(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
@@ -112,13 +114,15 @@ def score_files(files: Sequence[str], out: Path, scoring: Scoring, display: Disp
 def _score(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
     from posttrain.lab.targets import resolve_target
 
+    read = out / READ
+    shutil.rmtree(read, ignore_errors=True)
+    # before the model, which takes longer to load than a bad file takes to be noticed
+    sources = sources_of(files, scoring.row_format, scoring.columns, scoring.split, scoring.config)
+    rows, before = gather_rows(sources, read, display)
+    refuse_prompts(rows)
     lineage = resolve_target(scoring.model, scoring.base).spoken(scoring.template)
     template = lineage.template
     opening = answer_opening(template)
-    read = out / READ
-    shutil.rmtree(read, ignore_errors=True)
-    rows, before = gather_rows(sources_of(files, scoring.row_format, scoring.columns, scoring.split), read, display)
-    refuse_prompts(rows)
     identity = lineage.identity
     by = f"{_label(scoring.model)}@{identity[:8]}"
     dtype_name, device = _numbers(scoring, out / "cache", identity)

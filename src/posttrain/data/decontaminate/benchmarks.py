@@ -200,7 +200,7 @@ def _parts(benchmark: Benchmark, resolve: Resolve) -> tuple[DataFile | HubSet, .
                 fix="give the benchmark's own file, or a folder of files of one kind",
             )
         return tuple(DataFile(f"{benchmark.path.rstrip('/')}/{p.relative_to(folder).as_posix()}", p) for p in texts)
-    return locate(benchmark.path, resolve, benchmark.split, hub_split="test").parts
+    return locate(benchmark.path, resolve, benchmark.split, hub_split="test", config=benchmark.config).parts
 
 
 def _is_text(path: Path) -> bool:

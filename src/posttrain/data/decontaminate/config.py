@@ -29,6 +29,8 @@ class Benchmark:
     """Columns that make up the prompt, joined by a line break; default: those of the layout that fits."""
     split: str | None = None
     """Split of a folder or hub data set; default: a folder must hold one only, of a hub data set ``test``."""
+    config: str | None = None
+    """Configuration of a hub data set, or of a clone of one, where it has several."""
 
 
 @dataclass(frozen=True, kw_only=True)

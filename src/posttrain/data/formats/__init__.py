@@ -36,7 +36,7 @@ from posttrain.errors import DataError
 from posttrain.table import Table
 from posttrain.types import Origin, Row
 
-__all__ = ["FORMATS", "Format", "RowError", "detect_format", "read_record"]
+__all__ = ["FORMATS", "Format", "NoFormatError", "RowError", "detect_format", "read_record"]
 
 _CONVERSATIONS: tuple[Format[Row], ...] = (
     *(MESSAGES, SHAREGPT, MOSS, XLAM, MULTIPLE_CHOICE, MULTIPLE_CHOICE_FROM_1, ALPACA, PROMPT_COMPLETION, TEXT_PAIR),
@@ -63,12 +63,16 @@ _JUDGING = frozenset(
 _LONGEST_KEY = 60
 
 
+class NoFormatError(DataError):
+    """No row format fits a file: an error where it is all there is, and its rows are dropped where other files give rows."""
+
+
 def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked]:
     """The format that fits most of the first records of a file (the earlier one in the table where two fit alike).
 
     A record that compares or judges answers fits no conversation format, for its conversation alone would be half of it. What
     is null or empty counts as absent, unless no record fits any format without it: then rows that lack their values are told
-    as what they should have been. Raises DataError with the keys found where none fits.
+    as what they should have been. Raises NoFormatError with the keys found where none fits.
     """
     plain = [keys.plain(record) for record in records]
     numbers_judge = not any(map(other_number, plain))
@@ -81,10 +85,10 @@ def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked
         if fits[best]:
             from_one = FORMATS[best] is MULTIPLE_CHOICE and counts_from_one(map(view, plain))
             return MULTIPLE_CHOICE_FROM_1 if from_one else FORMATS[best]
-    raise DataError(
-        f"no row format fits (keys found: {_keys_of(records)}; known formats: {', '.join(FORMATS)})",
+    raise NoFormatError(
+        f"no row format fits (keys found: {_keys_of(records)})",
         where=where,
-        fix=f"{_hint(records)}; see docs/data-formats.md",
+        fix=f"{_hint(records)}; known formats: {', '.join(FORMATS)} (docs/data-formats.md)",
     )
 
 
