@@ -207,6 +207,20 @@ FAMILIES: Mapping[str, Family] = {
     "gemma": Family("gemma", _GEMMA),
     "gemma2": Family("gemma2", {**_GEMMA, **_SLIDING, "query_pre_attn_scalar": 8}, (WINDOW,)),
     "gemma3": Family("gemma3_text", {**_GEMMA, **_SLIDING, "sliding_window_pattern": 2}, (WINDOW,)),
+    "gemma3-dynamic": Family(
+        "gemma3_text",
+        {
+            **_GEMMA,
+            **_SLIDING,
+            "sliding_window_pattern": 2,
+            "max_position_embeddings": WINDOW,
+            "rope_parameters": {
+                "full_attention": _rope("dynamic")["rope_parameters"],
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        (WINDOW,),
+    ),
     "gemma3-images": Family("gemma3", {**_GEMMA, **_SLIDING, "sliding_window_pattern": 2}, (WINDOW,), _EYES),
     "gemma3n": Family(
         "gemma3n_text",

@@ -49,5 +49,7 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for name in vars(module).keys() - attributes.keys():
+            delattr(module, name)
         vars(module).update(attributes)
         module._buffers.update(buffers)
