@@ -92,7 +92,7 @@ class PairRow:
     @property
     def id(self) -> str:
         """Stable content id, as of :class:`SftRow`, over the prompt, both sides and the tools."""
-        return _digest([_turns(self.prompt), _turns(self.chosen), _turns(self.rejected), list(self.tools)])
+        return _digest(*map(_turns, (self.prompt, self.chosen, self.rejected)), _canonical(list(self.tools)))
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -119,7 +119,8 @@ class UnpairedRow:
     @property
     def id(self) -> str:
         """Stable content id, as of :class:`SftRow`, over the prompt, the completion, its label and the tools."""
-        return _digest([_turns(self.prompt), _turns(self.completion), self.desirable, list(self.tools)])
+        judged = _canonical(self.desirable), _canonical(list(self.tools))
+        return _digest(_turns(self.prompt), _turns(self.completion), *judged)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -212,16 +213,27 @@ def message_dict(message: Message) -> dict[str, Any]:
     return out
 
 
-_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def content_id(messages: tuple[Message, ...], tools: tuple[Mapping[str, Any], ...] = ()) -> str:
     """First 16 hex digits of the sha256 of the canonical JSON of messages and tools (weights included)."""
-    return _digest([_turns(messages), list(tools)])
+    return _digest(_turns(messages), _canonical(list(tools)) if tools else "[]")
 
 
-def _turns(messages: tuple[Message, ...]) -> list[list[Any]]:
-    return [[*spoken(m)[:4], m.weight, *spoken(m)[4:]] for m in messages]
+def _turns(messages: tuple[Message, ...]) -> str:
+    """Messages in canonical JSON."""
+    return f"[{','.join([_turn(message) for message in messages])}]"
+
+
+def _turn(message: Message) -> str:
+    if (message.reasoning, message.tool_calls, message.weight, message.name, message.tool_call_id) == _NO_MORE:
+        return f'["{message.role}",{_canonical(message.content)},null,[],null]'  # in half the time of what follows
+    fields = spoken(message)
+    return _canonical([*fields[:4], message.weight, *fields[4:]])
+
+
+_NO_MORE = (None, (), None, None, None)
 
 
 def spoken(message: Message) -> list[Any]:
@@ -232,6 +244,6 @@ def spoken(message: Message) -> list[Any]:
     return [*fields, message.name, message.tool_call_id] if named else fields
 
 
-def _digest(payload: list[Any]) -> str:
-    text = _CANONICAL.encode(payload)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _digest(*parts: str) -> str:
+    """Of a list of these values, each in canonical JSON."""
+    return hashlib.sha256(f"[{','.join(parts)}]".encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -157,19 +159,32 @@ def read_block(parts: Path, reading: Reading, block: RawBlock) -> Outcome:
     places: list[int] = []
     unusable: list[tuple[int, Unusable]] = []
     used = 0
-    for place, record in enumerate(_records(block)):
-        found = parse(record, reading)
-        if isinstance(found, Unusable):
-            unusable.append((place, found))
-            continue
-        rows += found
-        places += [place] * len(found)
-        used += 1
-        if used == block.most:
-            break
-    ids = [row.id for row in rows]
+    with _no_collection():
+        for place, record in enumerate(_records(block)):
+            found = parse(record, reading)
+            if isinstance(found, Unusable):
+                unusable.append((place, found))
+                continue
+            rows += found
+            places += [place] * len(found)
+            used += 1
+            if used == block.most:
+                break
+        ids = [row.id for row in rows]
     write_rows(part_path(parts, block.number), rows_frame(rows, ids), compression="lz4")
     return Outcome(block.label, used + len(unusable), ids, [row.origin.line for row in rows], places, unusable)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without looks for cycles: records and rows have none, and a tenth of the time of reading went into these looks."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _records(block: RawBlock) -> Iterator[Raw]:

@@ -304,10 +304,7 @@ def _turns_column(talks: Sequence[tuple[Message, ...]]) -> pl.Series:
             "role": [turn.role for _, turn in turns],
             "content": [turn.content for _, turn in turns],
             "reasoning": [turn.reasoning for _, turn in turns],
-            "tool_calls": [
-                _json([{k: v for k, v in asdict(c).items() if v is not None} for c in turn.tool_calls])
-                for _, turn in turns
-            ],
+            "tool_calls": [_calls_json(turn.tool_calls) if turn.tool_calls else "[]" for _, turn in turns],
             "weight": [turn.weight for _, turn in turns],
             "name": [turn.name for _, turn in turns],
             "tool_call_id": [turn.tool_call_id for _, turn in turns],
@@ -316,6 +313,10 @@ def _turns_column(talks: Sequence[tuple[Message, ...]]) -> pl.Series:
     )
     grouped = flat.group_by("row", maintain_order=True).agg(pl.struct(list(_MESSAGE)).alias("messages"))
     return grouped["messages"]
+
+
+def _calls_json(calls: Sequence[ToolCall]) -> str:
+    return _json([{key: value for key, value in asdict(call).items() if value is not None} for call in calls])
 
 
 def _json(value: Any) -> str:

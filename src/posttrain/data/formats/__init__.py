@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from posttrain.data.formats import keys
 from posttrain.data.formats.alpaca import ALPACA
@@ -117,7 +117,7 @@ def read_record(record: Foreign, name: str, detected: bool, origin: Origin, sour
 def _is_surely(form: Format[Row | Ranked], said: Foreign) -> bool:
     """Whether a record that fits a format needs no look at the others: nearly all do not, and the look takes long."""
     if form.kind == "conversations":
-        return said.keys().isdisjoint(_JUDGING) and not isinstance(said.get("prompt"), Mapping)
+        return said.keys().isdisjoint(_JUDGING) and not isinstance(said.get("prompt"), dict)
     return form.kind != "prompts"
 
 

@@ -21,7 +21,7 @@ _OUTPUTS = ("output", "response")
 
 
 def _detect(record: Foreign) -> bool:
-    return "instruction" in record and any(key in record for key in (*_OUTPUTS, "instances"))
+    return "instruction" in record and not record.keys().isdisjoint((*_OUTPUTS, "instances"))
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
@@ -47,9 +47,10 @@ def question(record: Foreign, instance: Foreign) -> tuple[tuple[Message, ...], S
     """
     key = first(instance, _INPUTS) or "input"
     instruction, given = optional_text(record, "instruction"), optional_text(instance, key)
-    *before, last = waiting_turns(instruction) or (Message("user", instruction),)
+    turns = waiting_turns(instruction) or ()
+    asked = turns[-1].content if turns else instruction
     # joined and stripped as in LLaMA-Factory, so that both train on the same tokens
-    return (*before, Message("user", (last.content + "\n" + given).strip())), {"instruction", key}
+    return (*turns[:-1], Message("user", (asked + "\n" + given).strip())), {"instruction", key}
 
 
 ALPACA = Format(

@@ -9,6 +9,7 @@ from typing import Any
 from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, is_unicode, meta_of
 from posttrain.data.formats.beside import MEANING, beside, placeholder
+from posttrain.data.formats.turns import plain_turn
 from posttrain.types import Message, Origin, PromptRow, SftRow
 
 _TOOLS = frozenset(keys.TOOLS)
@@ -57,15 +58,19 @@ def exchange(prompt: str, reply: str) -> tuple[Message, Message]:
 
 def _with_more(record: Foreign, used: Set[str]) -> bool:
     """Whether tools may stand in one of the turns."""
-    values = (record.get(key) for key in used)
-    return any(
-        isinstance(value, Mapping)
-        or (isinstance(value, str) and value.lstrip()[:1] == "[")
-        or (
-            isinstance(value, list) and any(isinstance(turn, Mapping) and not _TOOLS.isdisjoint(turn) for turn in value)
-        )
-        for value in values
-    )
+    for key, value in record.items():
+        if key not in used:
+            continue
+        if isinstance(value, str):
+            if value.lstrip()[:1] == "[":
+                return True
+        elif isinstance(value, list):
+            for turn in value:
+                if isinstance(turn, dict) and not _TOOLS.isdisjoint(turn):
+                    return True
+        elif isinstance(value, dict) and plain_turn(value) is None:
+            return True
+    return False
 
 
 def _check_replies(turns: tuple[Message, ...]) -> None:

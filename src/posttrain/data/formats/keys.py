@@ -74,6 +74,7 @@ MEDIA: Mapping[str, tuple[str, ...]] = {
     "needs_video": ("video", "videos", "video_path", "video_url"),
 }
 """What a text model can't be given, by the reason of the drop."""
+ALL_MEDIA = frozenset(key for names in MEDIA.values() for key in names)
 CRITIQUES = ("critique", "critiques", "criticism", "feedback")
 """Texts that find fault with the reply beside them."""
 CORRECT = (
@@ -166,5 +167,10 @@ def present(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def first(record: Mapping[str, Any], keys: Iterable[str]) -> str | None:
     """The first of the keys that is present in a record, else the first that it has at all, else None."""
-    had = [key for key in keys if key in record]
-    return next((key for key in had if is_present(record[key])), had[0] if had else None)
+    had = None
+    for key in keys:
+        if key in record:
+            if is_present(record[key]):
+                return key
+            had = had or key
+    return had

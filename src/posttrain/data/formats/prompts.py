@@ -68,8 +68,8 @@ def has_reply(turns: Any) -> bool:
         turns = messages_in(turns)
     if not isinstance(turns, list) or not turns:
         return True
-    roles = (role_of(turn) if isinstance(turn, Mapping) else None for turn in reversed(turns))
-    return any(role in ("assistant", None) for role in roles)  # mostly the last one
+    # mostly the last one
+    return any(not isinstance(turn, dict) or role_of(turn) in ("assistant", None) for turn in reversed(turns))
 
 
 def _detect(record: Foreign) -> bool:

@@ -15,6 +15,8 @@ def reply_under(record: Foreign, key: str) -> tuple[Message, ...]:
     A list of several texts is refused as ``several_replies``: they may be alternatives, a ranking, or one answer.
     """
     value = record.get(key)
+    if isinstance(value, str):
+        return turns_under(record, key, "assistant")
     if isinstance(value, Mapping) and isinstance(value.get("text"), list) and "answer_start" in value:
         value = list(dict.fromkeys(text for text in value["text"] if isinstance(text, str)))  # SQuAD's alternatives
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):

@@ -6,7 +6,7 @@ left out: what is supervised in preference data is the reply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import replace
 
 from posttrain.data.formats.base import Foreign, RowError
@@ -32,7 +32,7 @@ def pair_row(
         _conversation(record, used, prompt, side, name, origin, source)
         for name, side in (("chosen", chosen), ("rejected", rejected))
     )
-    if _stripped(chosen) == _stripped(rejected):
+    if _are_same(chosen, rejected):
         raise RowError("equal_sides", "chosen and rejected are the same")
     begin = len(better.messages) - len(chosen)  # a system turn may have come before
     return PairRow(better.messages[:begin], chosen, rejected, origin, source, better.tools, better.meta)
@@ -53,7 +53,7 @@ def parted(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
     Raises RowError with ``equal_sides``, or with ``no_shared_prompt`` where they part at something that is no reply.
     """
     chosen, rejected = _unweighted(chosen), _unweighted(rejected)
-    if _stripped(chosen) == _stripped(rejected):
+    if _are_same(chosen, rejected):
         raise RowError("equal_sides", "chosen and rejected are the same")
     shared = 0
     while chosen[shared : shared + 1] == rejected[shared : shared + 1]:
@@ -95,5 +95,9 @@ def _unweighted(turns: Turns) -> Turns:
     return tuple(turn if turn.weight is None else replace(turn, weight=None) for turn in turns)
 
 
-def _stripped(turns: Sequence[Message]) -> list[Message]:
-    return [replace(turn, content=turn.content.strip()) for turn in turns]
+def _are_same(left: Turns, right: Turns) -> bool:
+    """Whether two sides are equal but for white space around their texts."""
+    return len(left) == len(right) and all(
+        one.content.strip() == other.content.strip() and replace(one, content=other.content) == other
+        for one, other in zip(left, right, strict=True)
+    )

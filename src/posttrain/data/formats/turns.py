@@ -11,7 +11,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,7 +58,7 @@ ROLE_NAMES: Mapping[str, Role] = {
 CALL_ROLES = ("function_call", "function_calls", "tool_call", "tool_calls")
 """Roles of turns whose text is a call."""
 
-_PLAIN_ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+_PLAIN_ROLES = {name: role for name, role in ROLE_NAMES.items() if name not in CALL_ROLES}
 _ROLES = ("role", "from", "speaker", "sender", "author", "type")
 _TEXTS = ("content", "value", "text", "message", "parts")
 _ASKED = ("human", "user", "input", "prompt", "question", "query", "instruction", "q")
@@ -78,23 +78,29 @@ def talk(turns: Sequence[Any]) -> tuple[Message, ...]:
     """The messages of a list of turns. Raises RowError: ``unknown_role``, ``wrong_shape``, ``unsupported_content``, ``needs_image``,
     ``partial_training``, ``unclear_mark``, ...
     """
-    if turns and all(isinstance(turn, str) for turn in turns):
+    if turns and isinstance(turns[0], str) and all(isinstance(turn, str) for turn in turns):
         if len(turns) < 2:
             raise RowError("wrong_shape", "the conversation is one text, expected turns")
         sides: tuple[Role, Role] = ("user", "assistant")
         return tuple(Message(sides[number % 2], text) for number, text in enumerate(turns))
-    return joined([message for turn in turns for message in _messages(turn)])
+    found: list[Message] = []
+    for turn in turns:
+        plain = plain_turn(turn)
+        if plain is not None:
+            found.append(plain)
+        else:
+            found += _messages(turn)
+    return joined(found)
 
 
 def joined(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages, where calls that follow upon a text or other calls of the assistant are part of that turn."""
     found: list[Message] = []
     for message in messages:
-        before = found[-1] if found else None
+        before = found[-1] if found and message.tool_calls else None
         if (
             before is not None
             and before.role == message.role == "assistant"
-            and message.tool_calls
             and not message.content.strip()
             and before.weight == message.weight
         ):
@@ -115,6 +121,8 @@ def turns_under(record: Foreign, key: str, role: Role) -> tuple[Message, ...]:
         value = messages_in(value) or value
     if isinstance(value, str):
         return (Message(role, value),)
+    if (plain := plain_turn(value)) is not None:
+        return (plain,)
     if isinstance(value, Mapping):
         if isinstance(talked := value.get("messages"), list) and talked:
             return talk(talked)
@@ -128,8 +136,7 @@ def turns_under(record: Foreign, key: str, role: Role) -> tuple[Message, ...]:
 
 def messages_in(text: str) -> list[Any] | None:
     """The messages that were stored as JSON (or Python) text; None where it is a text as any other."""
-    begin = text.lstrip()[:40]
-    if begin[:1] not in ("[", "{") or not any(role in text for role in _ROLES):
+    if text.lstrip()[:1] not in ("[", "{") or not any(role in text for role in _ROLES):
         return None
     value = value_in(text)
     turns = value if isinstance(value, list) else [value]
@@ -146,9 +153,11 @@ def value_in(text: str) -> Any:
 
 def role_of(turn: Foreign) -> Role | None:
     """The role of a turn; None where it names none that is known."""
-    plain = turn.get("role")
-    if isinstance(plain, str) and plain in _PLAIN_ROLES:  # nearly every turn; what follows would give the same
-        return _PLAIN_ROLES[plain]
+    name = turn.get("role")
+    if name is None:
+        name = turn.get("from")
+    if isinstance(name, str) and name in ROLE_NAMES:  # nearly every turn; what follows would give the same
+        return ROLE_NAMES[name]
     key = _named(turn, _ROLES)
     return None if key is None else ROLE_NAMES.get(_role_name(turn[key]))
 
@@ -172,6 +181,8 @@ def text_of(value: Any, what: str) -> str:
 
 def thoughts_of(record: Foreign) -> tuple[str, str] | None:
     """(key, text) of what was thought, under any of its usual names. Raises RowError where it is no text."""
+    if record.keys().isdisjoint(keys.REASONINGS):
+        return None
     for key in keys.REASONINGS:
         value = record.get(key)
         if not keys.is_present(value) or isinstance(value, bool | int | float):
@@ -195,6 +206,8 @@ def said_in(content: Any) -> str:
 
 def media_reason(record: Foreign) -> tuple[str, str] | None:
     """(reason, key) of an image, audio or video that a record or turn brings along."""
+    if record.keys().isdisjoint(keys.ALL_MEDIA):
+        return None
     for reason, names in keys.MEDIA.items():
         for key in names:
             value = record.get(key)
@@ -215,6 +228,8 @@ def weight_of(turn: Foreign) -> float | None:
 
     Raises RowError: ``partial_training`` where only parts of its text are trained on, ``unclear_mark`` for a mask that may mean either.
     """
+    if turn.keys().isdisjoint(keys.MARKS):
+        return None
     weights: list[float] = []
     for key in keys.MARKS:
         value = turn.get(key)
@@ -267,23 +282,27 @@ def _length(span: Any) -> int:
 # ---- one turn ------------------------------------------------------------------------------------------------------
 
 
-def _messages(turn: Any) -> Iterator[Message]:
+def plain_turn(turn: Any) -> Message | None:
+    """The message of a turn that has a role and a text and nothing else, as nearly every one: :func:`_spoken` would give the same."""
+    if not isinstance(turn, dict) or len(turn) != 2:
+        return None
+    name, text = turn.get("role"), turn.get("content")
+    if name is None:
+        name, text = turn.get("from"), turn.get("value")
+    role = _PLAIN_ROLES.get(name) if isinstance(name, str) else None
+    return Message(role, text) if role is not None and isinstance(text, str) else None
+
+
+def _messages(turn: Any) -> Iterable[Message]:
     """The messages of one entry of a list of turns."""
     if isinstance(turn, Mapping):
-        role, content = turn.get("role"), turn.get("content")
-        if len(turn) == 2 and isinstance(content, str) and isinstance(role, str) and role in _PLAIN_ROLES:
-            yield Message(_PLAIN_ROLES[role], content)  # nearly every turn; what follows would give the same
-            return
         turn = _unwrapped(turn)
         if _named(turn, _ROLES) is None or (role_of(turn) is None and _asked_key(turn) and "role" not in turn):
-            yield from _exchange(turn)
-        else:
-            yield from _spoken(turn)
-    elif isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn):
-        yield Message("user", turn[0])
-        yield Message("assistant", turn[1])
-    else:
-        raise RowError("wrong_shape", f"a turn is {kind_of(turn)}, expected an object with role and content")
+            return _exchange(turn)
+        return _spoken(turn)
+    if isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn):
+        return Message("user", turn[0]), Message("assistant", turn[1])
+    raise RowError("wrong_shape", f"a turn is {kind_of(turn)}, expected an object with role and content")
 
 
 def _unwrapped(turn: Foreign) -> Foreign:
