@@ -136,9 +136,9 @@ def plain(record: Mapping[str, Any]) -> Mapping[str, Any]:
     names = _renamed(tuple(record))
     if names:
         record = {names.get(key, key): value for key, value in record.items()}
-    if isinstance(inner := record.get("chat_template_kwargs"), Mapping):
+    if isinstance(inner := record.get("chat_template_kwargs"), dict):
         record = {**inner, **record}
-    if isinstance(asked := record.get("question"), Mapping) and "stem" in asked:
+    if isinstance(asked := record.get("question"), dict) and "stem" in asked:
         record = {**record, "question": asked["stem"], "choices": record.get("choices", asked.get("choices"))}
     return record
 
