@@ -37,6 +37,10 @@ DIFFERENT = [
     ("Which of them is true?", "Which of them is not true?"),
     ("下面哪一个说法是正确的？", "下面哪一个说法是不正确的？"),
     ("小明有三个苹果，吃了一个。", "小明有五个苹果，吃了一个。"),
+    ("她很高兴。", "她不高兴。"),
+    ("他已经成年了。", "他未成年了。"),
+    ("它真好吗？", "它不好吗？"),
+    ("She always swims.", "She never swims."),
     ("Give me two apples.", "Give me three apples."),
     ("What is 5! + 3?", "What is 5 + 3?"),
     ("Differentiate f'(x) now.", "Differentiate f(x) now."),
@@ -55,6 +59,9 @@ DIFFERENT = [
     ("价格是 5 元。", "价格是 5 美元。"),
     ("切成一半了。", "切成三了。"),
     ("The third one is it.", "The fifth one is it."),
+    ("Take two thirds of it.", "Take three quarters of it."),
+    ("Double the sum.", "Triple the sum."),
+    ("It goes at 5 m/s now.", "It goes at 5 km/h now."),
     (r"Compute \sin x.", r"Compute \cos x."),
     (r"Is a \leq b so?", r"Is a \geq b so?"),
     (r"Does \d match it?", r"Does \w match it?"),
@@ -68,7 +75,8 @@ SAME = [
     ("cafe\u0301 in Paris", "café in Paris"),
     ("ﬁne thing", "fine thing"),
     ("tell\u200b me, co\u00adoperate", "\ufefftell me, cooperate"),
-    ("一天他来了，元旦快乐", "一天他来了，元旦快乐"),
+    ("He is very tall.", "He is tall."),
+    ("他很高。", "他高。"),
     ("Tell me a joke.", "tell me a joke"),
     ("TELL ME A JOKE", "Tell me a joke!"),
     ("Hello, world: it's fine; ok?", "Hello world it's fine, ok"),
@@ -115,8 +123,8 @@ def test_equal_words_have_equal_letters(left: str, right: str) -> None:
 
 
 @given(
-    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ωμ米厘元半\\")),
-    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ωμ米厘元半\\")),
+    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ωμ米厘元半很\\")),
+    st.text(st.sampled_from("aZé n'tokg5 不三我ⁿ²ℝ一_-,.。Ωμ米厘元半很\\")),
 )
 def test_letters_are_never_finer_than_words(left: str, right: str) -> None:
     if marks(left).words == marks(right).words:

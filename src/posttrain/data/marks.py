@@ -49,13 +49,17 @@ _UNITS_ZH = _listed(
     "毫秒 秒 分钟 小时 个小时 天 日 周 个星期 月 个月 年 度 角 元 块 美元 欧元 英镑 日元 港币"
 )
 """Words that are units behind a number."""
-_ORDINALS = _listed("third fourth fifth sixth seventh eighth ninth tenth")
-"""They tell texts apart, and are no amounts: other words say the same."""
+_RELATIONS = _listed(
+    "third fourth fifth sixth seventh eighth ninth tenth thirds fourths fifths quarter quarters double triple twice thrice dozen"
+)
+"""Ordinals, parts and multiples: they tell texts apart, and are no amounts, since other words say the same."""
 _ARTICLES = frozenset(("one", "一"))
 """Numerals that mostly count nothing: one of them, 一首诗."""
-_TELLING = _NEGATIONS | _NUMERALS | _UNITS | _ORDINALS
+_FILLERS = _listed("always ever very really quite 很 太 真 已 经")
+"""What a negation takes the place of (很高兴, 不高兴): neither words nor marks."""
+_TELLING = _NEGATIONS | _NUMERALS | _UNITS | _RELATIONS | _FILLERS
 _TELLING_BYTES = frozenset(word.encode() for word in _TELLING if word.isascii())
-_TELLING_CJK = "".join(sorted(word for word in _NEGATIONS | _NUMERALS if not word.isascii()))
+_TELLING_CJK = "".join(sorted(word for word in _NEGATIONS | _NUMERALS | _FILLERS if not word.isascii()))
 _NUMERALS_ZH = "".join(sorted(word for word in _NUMERALS if not word.isascii()))
 _COUNTED_ZH = (
     rf"(?:(?<=[\d{_NUMERALS_ZH}])|(?<=[\d{_NUMERALS_ZH}] ))"
@@ -88,7 +92,7 @@ class Marks:
     """What a text has beside its words. Texts with equal ``words`` are the same exercise where all marks are equal."""
 
     words: str
-    """The words, casefolded, without negations and numerals."""
+    """The words, casefolded, without negations, numerals and the few that stand in place of a negation."""
     signs: str
     """Numbers, symbols, negations and the case of code, each with the number of words before it."""
     case: str
@@ -146,6 +150,8 @@ def marks(text: str) -> Marks:
         if found[number]:
             signs.append(f"{place} {' '.join(found[number])}")
             amounts += filter(_is_amount, found[number])
+        if common in _FILLERS:
+            continue
         if number in read.left_out:
             exact = gaps[number][-1:] == "\\" or (common in _UNITS and len(word) < 3)
             signs.append(f"{place} {word if exact else common}")
@@ -175,7 +181,7 @@ class _Read:
     words: list[str]
     folded: list[str]
     left_out: frozenset[int]
-    """The words, by number, that are marks: negations, numerals, units behind a number."""
+    """The words, by number, that are marks (negations, numerals, units behind a number) or fillers."""
 
 
 def _expanded(form: str) -> str:
@@ -192,7 +198,10 @@ def _read(form: str) -> _Read:
     gaps, found = parts[::2], parts[1::2]
     folded = "\0".join(found).casefold().split("\0") if found else []
     telling = [] if _TELLING.isdisjoint(folded) else [n for n, word in enumerate(folded) if word in _TELLING]
-    left_out = {n for n in telling if folded[n] not in _UNITS or _counted(gaps[n])}
+    left_out = set[int]()
+    for n in telling:  # of m/s, both
+        if folded[n] not in _UNITS or _counted(gaps[n]) or (gaps[n] == "/" and n - 1 in left_out):
+            left_out.add(n)
     if not form.isascii() and not _UNITS_ZH.isdisjoint(folded):
         units = [n for n, word in enumerate(folded) if word in _UNITS_ZH]
         left_out.update(
