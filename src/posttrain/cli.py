@@ -202,7 +202,8 @@ def show(
     if as_json:
         typer.echo(json.dumps(shown.as_json(value), ensure_ascii=False))
     else:
-        _console().print(shown.as_terminal(value))
+        console = _console()
+        console.print(shown.as_terminal(value, colours=console.color_system is not None), soft_wrap=False)
     if value.rejected is not None:
         raise typer.Exit(2)
 

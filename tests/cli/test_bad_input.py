@@ -150,6 +150,13 @@ def test_held_out_takes_all(refused: Callable[..., str]) -> None:
     assert "held_out" in refused("prepare.held_out=20")
 
 
+def test_what_later_stages_lack_is_found_before_any_runs(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "bad.jinja").write_text("{% for m in messages %}")
+    assert "stages.sft.device: device 'cuda:99' can't be used" in refused("sft.device=cuda:99")
+    assert "bad.jinja" in refused(f"sft.template={tmp_path / 'bad.jinja'}")
+    assert not (tmp_path / "runs" / "tiny" / "prepare").exists()
+
+
 # ---- models and templates --------------------------------------------------------------------------------------------
 
 

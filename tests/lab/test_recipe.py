@@ -178,6 +178,10 @@ def test_the_order_is_that_of_the_file_where_nothing_else_decides(tmp_path):
             "recipe.yaml:5: stages.e.models.1: 'base' is listed twice",
         ),
         (
+            "  prepare: {kind: data, sources: [{path: x}], held_out: 0}\n  e: {kind: eval, data: prepare, models: [base]}\n",
+            "recipe.yaml:5: stages.e.data: 'prepare' holds out no rows to measure on",
+        ),
+        (
             DATA + "  a: {kind: train, data: prepare, start_from: a}\n",
             "recipe.yaml:5: stages.a.start_from: the stages start from each other in a circle: a -> a",
         ),

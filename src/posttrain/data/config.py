@@ -68,8 +68,9 @@ class DataStage:
 
     @property
     def held_out_amount(self) -> float:
-        """The share or number of rows to hold out where no split step decides."""
-        return 0.05 if self.held_out is None else self.held_out
+        """The share or number of rows to hold out: of a split step, its validation rows."""
+        split = next((step for step in self.steps if isinstance(step, SplitStep)), None)
+        return split.validation if split is not None else 0.05 if self.held_out is None else self.held_out
 
     @property
     def splits(self) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -224,8 +225,11 @@ def _message_lines(shown: ShownRow) -> list[tuple[str, str]]:
 # ---- terminal --------------------------------------------------------------------------------------------------------
 
 
-def as_terminal(shown: ShownRow) -> RenderableType:
-    """Draw for a terminal: supervised tokens on green, alternating shades so that their edges show."""
+def as_terminal(shown: ShownRow, *, colours: bool = True) -> RenderableType:
+    """Draw for a terminal: supervised tokens on green, alternating shades so that their edges show.
+
+    Without ``colours`` (a pipe, a file) what is supervised stands in brackets.
+    """
     messages = Table(show_header=False, box=None, padding=(0, 1))
     messages.add_column(style="bold", no_wrap=True)
     messages.add_column(overflow="fold")
@@ -237,26 +241,31 @@ def as_terminal(shown: ShownRow) -> RenderableType:
         return Group(*parts, Panel(reason, title="row rejected", title_align="left"))
     if shown.notes:
         parts.append(Text(f"notes: {', '.join(shown.notes)}", style="yellow"))
+    brackets = ("", "") if colours else BRACKETS
     for number, example in enumerate(shown.examples):
         title = f"example {number + 1} of {len(shown.examples)}: {_facts(example)}"
         parts.append(Panel(Text(_printable(example.rendered)), title="rendered text", title_align="left"))
-        parts.append(Panel(_coloured(example), title=Text(title), title_align="left"))
-    parts.append(Text.assemble("supervised: ", ("like this", SHADES[0]), ("  context: ", ""), ("like this", "dim")))
+        parts.append(Panel(_coloured(example, *brackets), title=Text(title), title_align="left"))
+    supervised = "like this".join(brackets)
+    parts.append(Text.assemble("supervised: ", (supervised, SHADES[0]), ("  context: ", ""), ("like this", "dim")))
     return Group(*parts)
 
 
 SHADES = ("black on green", "black on bright_green")
 """Styles of supervised tokens in a terminal, taking turns."""
+BRACKETS = ("\u27e6", "\u27e7")
 
 
-def _coloured(example: ShownExample) -> Text:
+def _coloured(example: ShownExample, opening: str, closing: str) -> Text:
     text = Text(overflow="fold")
-    for k, token in enumerate(example.tokens):
-        if token.weight == 0:
-            style = "dim"
-        else:
-            style = SHADES[k % 2] if token.weight > 0 else "black on red"
-        text.append(_visible(token.text), style=style)
+    shades = itertools.cycle(SHADES)
+    for supervised, tokens in itertools.groupby(example.tokens, lambda token: token.weight != 0):
+        text.append(opening if supervised else "")
+        for token in tokens:
+            shade = next(shades)
+            style = "dim" if not supervised else shade if token.weight > 0 else "black on red"
+            text.append(_visible(token.text), style=style)
+        text.append(closing if supervised else "")
     return text
 
 

@@ -47,7 +47,7 @@ from posttrain.encode.preferences import (
 )
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import EncodedRows, encode_rows
-from posttrain.errors import DataError, InterruptedRunError, PosttrainError
+from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
 from posttrain.eval.benchmarks import AnyBenchmark, benchmark_files, with_files
 from posttrain.eval.config import EvalStage
 from posttrain.eval.judges.config import JudgeSource
@@ -127,7 +127,7 @@ class Experiment:
         return datetime.fromisoformat(read_json(path)["now"])
 
     def _check_files(self, names: set[str]) -> None:
-        """Find out before anything runs that the model or a file is missing."""
+        """Find out before anything runs that the model, a file or a device is missing, or that a template is broken."""
         for name in names:
             stage = self.recipe.stages[name]
             if isinstance(stage, EvalStage):
@@ -135,8 +135,16 @@ class Experiment:
             for key, path in _own_files(stage).items():
                 if not path.is_file():
                     raise DataError(f"no such {key} file", where=f"stages.{name}.{key}: {path}")
-        if any(isinstance(self.recipe.stages[name], TrainStage | EvalStage) for name in names):
-            _ = self.base_folder
+        for name in names:
+            stage = self.recipe.stages[name]
+            if isinstance(stage, TrainStage | EvalStage):
+                from posttrain.encode.template import load_template, load_tokenizer  # a second to import
+
+                folder = self.base_folder
+                if stage.device not in ("auto", "cpu"):
+                    _check_device(stage.device, f"stages.{name}.device")
+                if stage.template is not None or (isinstance(stage, TrainStage) and stage.start_from == BASE):
+                    load_template(load_tokenizer(folder), None if stage.template is None else Path(stage.template))
 
     def _stage(self, name: str, stage: Stage) -> None:
         out = self.run.stage(name)
@@ -394,6 +402,15 @@ def repeated_examples(examples: list[Any], repeats: Mapping[str, int], ledger: L
     out = [example for example in examples for _ in range(repeats.get(example.row_id, 1))]
     step.rows_out, step.added = len(out), len(out) - len(examples)
     return out
+
+
+def _check_device(name: str, where: str) -> None:
+    from posttrain.model.hardware import resolve_device
+
+    try:
+        resolve_device(name)
+    except ConfigError as error:
+        raise ConfigError(error.problem, where=where, fix=error.fix) from error
 
 
 def _own_files(stage: Stage) -> dict[str, Path]:

@@ -192,6 +192,9 @@ def _eval_problems(recipe: Recipe, name: str, stage: EvalStage) -> list[Problem]
     problems = []
     if stage.data is None and stage.prompts is None and not stage.benchmarks:
         problems.append(Problem(("stages", name), "nothing to measure: give data, prompts or benchmarks"))
+    data = None if stage.data is None else recipe.stages.get(stage.data)
+    if isinstance(data, DataStage) and data.held_out_amount == 0:
+        problems.append(Problem(("stages", name, "data"), f"{stage.data!r} holds out no rows to measure on"))
     for other in stage.others:
         path: ConfigPath = ("stages", name, "others", other)
         if other == BASE or other in recipe.stages:
