@@ -218,7 +218,8 @@ def test_adapter_folders_that_do_not_fit(small_model: Path, tmp_path: Path) -> N
     assert targets == sorted(targets)  # and not in the order of this process's hashes
     assert len(targets) >= 7
     assert adapter_mismatch(tmp_path, LoraAdapter(rank=4)) is None
-    for changed in (LoraAdapter(rank=5), LoraAdapter(rank=4, alpha=1), LoraAdapter(rank=4, dora=True)):
+    q_only = LoraAdapter(rank=4, targets=("q_proj",))
+    for changed in (LoraAdapter(rank=5), LoraAdapter(rank=4, alpha=1), LoraAdapter(rank=4, dora=True), q_only):
         assert "but the adapter to continue has" in str(adapter_mismatch(tmp_path, changed))
     whole = (tmp_path / "adapter_model.safetensors").read_bytes()
     (tmp_path / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])

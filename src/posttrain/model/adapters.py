@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from posttrain.artifacts import write_json
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.config import LoraAdapter
+from posttrain.model.folder import scores_only
 from posttrain.model.forward import beside_text, causal_lm
 from posttrain.model.load import quiet_transformers
 
@@ -137,6 +138,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Pe
         raise ModelError(
             f"the adapter does not fit this model: {str(error).splitlines()[0]}", where=str(folder)
         ) from error
+    if "base_model.model.score.weight" in odd:
+        raise scores_only(folder)
     if odd:
         raise ModelError(
             f"the adapter does not fit this model: {len(odd)} of its tensors are missing, or belong to layers that the model does not "
@@ -208,13 +211,20 @@ def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:
     for name in ("rank", "alpha", "rslora", "dora"):
         if (old := getattr(saved, name)) != (new := getattr(adapter, name)):
             return f"adapter.{name} is {new}, but the adapter to continue has {old}"
+    listed = not isinstance(adapter.targets, str) and not isinstance(saved.targets, str)
+    if listed and {*adapter.targets} != {*saved.targets}:
+        return f"adapter.targets is {sorted(adapter.targets)}, but the adapter to continue has {sorted(saved.targets)}"
     return None
 
 
 def saved_settings(folder: Path) -> LoraAdapter:
-    """The settings a saved adapter was trained with, but for its dropout and targets."""
+    """The settings a saved adapter was trained with, but for its dropout; its targets where they are a plain list of names."""
     saved = PeftConfig.from_pretrained(str(folder))
-    return LoraAdapter(rank=saved.r, alpha=saved.lora_alpha, rslora=saved.use_rslora, dora=saved.use_dora)
+    plain = isinstance(saved.target_modules, set) and not saved.target_parameters
+    targets = tuple(sorted(saved.target_modules)) if plain else "all-linear"
+    return LoraAdapter(
+        rank=saved.r, alpha=saved.lora_alpha, targets=targets, rslora=saved.use_rslora, dora=saved.use_dora
+    )
 
 
 @contextlib.contextmanager

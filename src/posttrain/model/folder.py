@@ -140,6 +140,15 @@ def check_loaded(
         raise ModelError(f"the weights don't fit the model: {report['error_msgs'][0]}", where=str(folder), fix=AGAIN)
 
 
+def scores_only(folder: Path) -> ModelError:
+    """What is said where a language model is needed and a reward model is given."""
+    return ModelError(
+        "this is a reward model: it scores replies and says none",
+        where=str(folder),
+        fix="give the language model that it was made from (a judge takes this one as reward: ...)",
+    )
+
+
 def _some(names: list[str], kind: str) -> str:
     return f"1 of the {kind} ({names[0]}) is" if len(names) == 1 else f"{len(names)} {kind} ({names[0]}, ...) are"
 

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model import attention
-from posttrain.model.folder import check_loaded, check_model_folder, left_out, loading_error, unused_names
+from posttrain.model.folder import check_loaded, check_model_folder, left_out, loading_error, scores_only, unused_names
 from posttrain.model.forward import causal_lm
 from posttrain.model.proof import prove
 from posttrain.model.slots import Prefill, Step
@@ -60,6 +60,8 @@ def load_model(
     except Exception as error:  # foreign code: whatever it raises is what it says of this folder
         raise loading_error(error, folder) from error
     unused = unused_names(folder, model._keys_to_ignore_on_load_unexpected or ())
+    if head == "tokens" and NEW_HEAD in report["unexpected_keys"]:
+        raise scores_only(folder)
     check_loaded(report, folder, unused, *((NEW_HEAD, OLD_HEADS) if head == "score" else ()))
     if left := left_out(folder, unused):
         warnings.warn(
