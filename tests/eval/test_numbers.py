@@ -80,6 +80,7 @@ def test_how_numbers_are_written(text, expected):
         ("So it is 75%.", (75, 0.75), (7500,)),
         ("百分之七十五", (75, 0.75), (100,)),
         ("It has 1.5 million people.", (1.5, 1_500_000), (15,)),
+        ("It pays $5.5k a year.", (5.5, 5_500), (55,)),
         ("约1.5万元", (1.5, 15_000), (10_000,)),
         (r"The answer is \(\frac{3}{4}\).", (0.75,), (3, 4)),
         (r"\[\boxed{-\dfrac{1}{2}}\]", (-0.5,), (1, 2)),

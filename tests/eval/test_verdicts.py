@@ -115,6 +115,7 @@ def test_a_tie_is_a_difference_of_at_most_a_tenth_in_tenths(first, second):
         ("[[A]] yes, [[A]]", "first", "first"),
         ("Verdict: [[ b ]]", "parse", "second"),
         ("结论：【【B】】", "parse", "second"),
+        ("结论：［［B］］", "parse", "second"),
         ("结论：[[平局]]", "parse", "tie"),
         ("[[Tie]]", "parse", "tie"),
         ("Verdict: [A]", "parse", "parse"),

@@ -209,13 +209,13 @@ _COMPOUND = tuple(
 # ---- readings ------------------------------------------------------------------------------------------------------
 
 _UNITS = {"百": 1e2, "千": 1e3, "万": 1e4, "百万": 1e6, "千万": 1e7, "亿": 1e8, "十亿": 1e9, "百亿": 1e10, "千亿": 1e11}
-_UNITS |= {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "万亿": 1e12}
+_UNITS |= {"hundred": 1e2, "k": 1e3, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "万亿": 1e12}
 _NUMBER = re.compile(
     rf"""(?<!\d) (?<!{LETTER})
         (?P<sign> (?<!{LETTER}) (?<![)\]}}]) - | (?<=[={{]) [ ]*-[ ] | 负 | (?<![\w)]) (?<!\d[ ]) (?:minus|negative)[ ] )?
         [$€£¥]?
         (?P<digits> (?:\d+(?:\.\d+)?|\.\d+) (?:e[+-]?\d+(?!\w))? )
-        (?: \s?(?P<share> % | percent\b | per[ ]cent\b ) | [ ]?(?P<unit> (?:hundred|thousand|[mbtr]+illion)\b | [十百千万亿]+ ) )?
+        (?: \s?(?P<share> % | percent\b | per[ ]cent\b ) | [ ]?(?P<unit> (?:hundred|thousand|[mbtr]+illion)\b | [十百千万亿]+ | (?<=\d)k\b ) )?
     """,
     re.VERBOSE | re.IGNORECASE,
 )

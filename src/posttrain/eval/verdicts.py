@@ -104,8 +104,9 @@ def without_thinking(text: str) -> str | Missing:
 _DOUBLE_NUMBER = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 _SINGLE_NUMBER = re.compile(r"\[(\d+\.?\d*)\]")
 _TWO_NUMBERS = re.compile(r"\[\[(\d+\.?\d*),\s?(\d+\.?\d*)\]\]")
-_SCORES = re.compile(r"(?:\[\[|【【)\s*(\d+(?:\.\d+)?)\s*[,，/]\s*(\d+(?:\.\d+)?)\s*(?:\]\]|】】)")
-_RATING = re.compile(r"(?:\[\[|【【)\s*(\d+(?:\.\d+)?)\s*(?:/\s*(\d+)|分)?\s*(?:\]\]|】】)")
+_OPEN, _CLOSE = r"(?:\[\[|【【|［［)", r"(?:\]\]|】】|］］)"
+_SCORES = re.compile(rf"{_OPEN}\s*(\d+(?:\.\d+)?)\s*[,，/]\s*(\d+(?:\.\d+)?)\s*{_CLOSE}")
+_RATING = re.compile(rf"{_OPEN}\s*(\d+(?:\.\d+)?)\s*(?:/\s*(\d+)|分)?\s*{_CLOSE}")
 
 
 def mt_bench_rating(text: str) -> float | Missing:
@@ -161,7 +162,7 @@ def verdict_of_scores(scores: TwoScores, margin: float = 0.1) -> Verdict:
 # ---- pairs ---------------------------------------------------------------------------------------------------------
 
 _LETTERS: dict[str, Verdict] = {"A": "first", "B": "second", "C": "tie", "TIE": "tie", "平局": "tie"}
-_PAIR = re.compile(r"(?:\[\[|【【)\s*([ABC]|TIE|平局)\s*(?:\]\]|】】)", re.IGNORECASE)
+_PAIR = re.compile(rf"{_OPEN}\s*([ABC]|TIE|平局)\s*{_CLOSE}", re.IGNORECASE)
 _FIVE: dict[str, FiveVerdict] = {
     "A>>B": "first>>",
     "A>B": "first>",
@@ -174,9 +175,7 @@ _FIVE: dict[str, FiveVerdict] = {
     "B<A": "first>",
     "B<<A": "first>>",
 }
-_FIVE_MARK = re.compile(
-    r"(?:\[\[|【【)\s*((?:A\s?(?:>>?|<<?|=)\s?B|B\s?(?:>>?|<<?|=)\s?A))\s*(?:\]\]|】】)", re.IGNORECASE
-)
+_FIVE_MARK = re.compile(rf"{_OPEN}\s*((?:A\s?(?:>>?|<<?|=)\s?B|B\s?(?:>>?|<<?|=)\s?A))\s*{_CLOSE}", re.IGNORECASE)
 _FIVE_DOUBLE = re.compile(r"\[\[([AB<>=]+)\]\]")
 _FIVE_SINGLE = re.compile(r"\[([AB<>=]+)\]")
 
@@ -228,7 +227,7 @@ def side(verdict: FiveVerdict) -> Verdict:
 
 # ---- labels --------------------------------------------------------------------------------------------------------
 
-_MARKED = re.compile(r"(?:\[\[|【【)\s*([^\[\]【】]+?)\s*(?:\]\]|】】)")
+_MARKED = re.compile(rf"{_OPEN}\s*([^\[\]【】]+?)\s*{_CLOSE}")
 
 
 def label(text: str, labels: Sequence[str]) -> int | Missing:
