@@ -238,7 +238,8 @@ def _runs(kinds_C: U8, hashes_C: U64, ends_N: Offsets) -> TokenHashes:
         starts_T, ends_T = starts_T[there_T], ends_T[there_T]
     powers, inverses = _powers(len(kinds_C))
     sums = np.zeros(len(kinds_C) + 1, np.uint64)
-    np.cumsum(hashes_C * powers[: len(kinds_C)], out=sums[1:])
+    np.multiply(hashes_C, powers[: len(kinds_C)], out=sums[1:])
+    np.cumsum(sums[1:], out=sums[1:])
     hashes_T = mix((sums.take(ends_T) - sums.take(starts_T)) * inverses.take(starts_T))
     counts = np.searchsorted(starts_T, ends_N)
     return TokenHashes(hashes_T, numeric_C[starts_T], np.concatenate([np.zeros(1, np.int64), counts]))

@@ -8,7 +8,7 @@ sample that the content ids choose: it depends on neither the order of the rows 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -114,19 +114,27 @@ class Sample:
     last: str
     """The largest of these ids."""
 
+    def places(self, block: pl.DataFrame, texts: Sequence[str]) -> list[int]:
+        """Which rows of a block (its column ``id``) are in the sample, without blank ones; ``texts``: those that are compared."""
+        chosen = (block["id"] <= self.last).arg_true().to_list()
+        return [place for place in chosen if texts[place] and not texts[place].isspace()]
+
     def texts(self, block: pl.DataFrame) -> list[str]:
-        """The compared texts of the rows of a block (``id``, ``messages``) that are in the sample, without blank ones."""
+        """The compared texts of the sample that are in a block (``id``, ``messages``)."""
         chosen = block.filter(pl.col("id") <= self.last)
-        return [text for text in compared_texts(chosen, self.fields) if text and not text.isspace()]
+        texts = compared_texts(chosen, self.fields)
+        return [texts[place] for place in self.places(chosen, texts)]
 
     def ngrams(self, block: pl.DataFrame) -> dict[int, U64]:
         """Hash of a text -> its n-grams, in order."""
         texts = self.texts(block)
-        shingles = hash_shingles(hash_tokens(texts), texts, self.n)
+        return self.among(range(len(texts)), texts, hash_shingles(hash_tokens(texts), texts, self.n))
+
+    def among(self, places: Iterable[int], texts: Sequence[str], shingles: Shingles) -> dict[int, U64]:
+        """The same for some of the texts whose shingles are known."""
         bounds = shingles.offsets_N.tolist()
         return {
-            text_hash(plain(text)): shingles.hashes_S[begin:end]
-            for text, begin, end in zip(texts, bounds, bounds[1:], strict=False)
+            text_hash(plain(texts[place])): shingles.hashes_S[bounds[place] : bounds[place + 1]] for place in places
         }
 
 
@@ -140,11 +148,10 @@ def sample_of(order: Order, fields: Fields, n: int, share: float) -> Sample | No
 
 def common_of(seen: Mapping[int, U64], share: float, sample: Sample, rows: Path, run: StepRun) -> Common:
     """What more than ``share`` of the seen texts have, and :data:`LEAST` of them."""
-    distinct = [np.empty(0, np.uint64), *map(np.unique, seen.values())]
-    grams, counts = np.unique(np.concatenate(distinct), return_counts=True)
-    often = counts >= max(LEAST, share * len(seen))
-    candidates = Common(grams[often], sample.n)
-    found = [each for hashes_S in seen.values() for each in _runs(candidates, hashes_S)]
+    hashes_S = np.concatenate([np.empty(0, np.uint64), *seen.values()])
+    text_S = np.repeat(np.arange(len(seen)), [len(each) for each in seen.values()])
+    grams, counts = _texts_with(hashes_S, text_S, max(LEAST, share * len(seen)))
+    found = _runs(Common(grams, sample.n).among(hashes_S), hashes_S, text_S)
     if not found:
         return Common()
     hashes_G = np.unique(np.concatenate(found))
@@ -159,10 +166,26 @@ def common_of(seen: Mapping[int, U64], share: float, sample: Sample, rows: Path,
     return Common(hashes_G, sample.n, _passages(told, dict(zip(hashes_G.tolist(), shares, strict=True))), greater)
 
 
-def _runs(common: Common, hashes_S: U64) -> list[U64]:
-    """The n-grams of every passage of a text, given all of its n-grams in order."""
-    edges = np.flatnonzero(np.diff(common.among(hashes_S), prepend=False, append=False)).reshape(-1, 2)
-    return [hashes_S[first:last] for first, last in edges.tolist() if last - first >= PASSAGE]
+def _texts_with(hashes_S: U64, text_S: NDArray[np.int64], least: float) -> tuple[U64, NDArray[np.int64]]:
+    """(the n-grams that so many texts have, sorted; how many have each)."""
+    grams, times = np.unique(hashes_S, return_counts=True)
+    near = Common(grams[times >= least]).among(hashes_S)  # few, of which a text may have one several times
+    order = np.lexsort((text_S[near], hashes_S[near]))
+    hashes, text = hashes_S[near][order], text_S[near][order]
+    once = np.ones(len(hashes), np.bool_)
+    once[1:] = (hashes[1:] != hashes[:-1]) | (text[1:] != text[:-1])
+    grams, counts = np.unique(hashes[once], return_counts=True)
+    return grams[counts >= least], counts[counts >= least]
+
+
+def _runs(common_S: NDArray[np.bool_], hashes_S: U64, text_S: NDArray[np.int64]) -> list[U64]:
+    """The n-grams of every passage of some texts, given all of their n-grams in order."""
+    place_S = np.arange(len(hashes_S)) + text_S  # apart from those of the next text
+    first, last = (
+        np.flatnonzero(np.diff(np.bincount(place_S, common_S) > 0, prepend=False, append=False)).reshape(-1, 2).T
+    )
+    long = last - first >= PASSAGE
+    return [hashes_S[begin:end] for begin, end in np.searchsorted(place_S, np.stack((first, last), 1)[long]).tolist()]
 
 
 @dataclass(frozen=True)

@@ -137,14 +137,14 @@ def _by_jaccard(step: DedupStep, rows: Path, order: Order, seed: int, run: StepR
     threshold, n = step.threshold or _THRESHOLD, step.ngram or _NGRAM
     share = step.common_share or _COMMON_SHARE
     sample = sample_of(order, step.fields, n, share)
-    passes = _Passes(rows, run, sample)
     cut = _Cut(step.fields, n, Common())
-    blank_N, buckets, facts, probability = _propose(step, cut, threshold, passes, order, seed)
+    passes = _Passes(cut, rows, run, sample)
+    blank_N, buckets, facts, probability = _propose(step, threshold, passes, order, seed)
     if sample is not None:
         common = common_of(passes.seen, share, sample, rows, run)
         if len(common.hashes_G):
             cut = _Cut(step.fields, n, common)
-            blank_N, buckets, facts, probability = _propose(step, cut, threshold, _Passes(rows, run), order, seed)
+            blank_N, buckets, facts, probability = _propose(step, threshold, _Passes(cut, rows, run), order, seed)
     proposed_R = np.zeros(len(blank_N), np.bool_)
     proposed_R[order.row_of_rank[buckets.ranks]] = True
     known = _details(proposed_R, step.fields, cut, rows, run)
@@ -163,20 +163,20 @@ def _by_jaccard(step: DedupStep, rows: Path, order: Order, seed: int, run: StepR
 
 
 def _propose(
-    step: DedupStep, cut: _Cut, threshold: float, passes: _Passes, order: Order, seed: int
+    step: DedupStep, threshold: float, passes: _Passes, order: Order, seed: int
 ) -> tuple[NDArray[np.bool_], Buckets, dict[str, Any], Callable[[float], float] | None]:
     """(blank rows, what is proposed, facts, chance that a pair is proposed: None where every pair is)."""
     if step.method == "minhash":
         shape = _bands(step, threshold)
-        blank_N, buckets = _propose_by_minhash(cut, shape, passes, order, seed)
+        blank_N, buckets = _propose_by_minhash(shape, passes, order, seed)
         facts = {"bands": shape.bands, "rows_per_band": shape.rows, "num_perm": shape.bands * shape.rows}
         return blank_N, buckets, facts, shape.probability
     if step.method == "simhash":
         distance = _DISTANCE if step.distance is None else step.distance
-        blank_N, buckets = _propose_by_simhash(cut, distance, passes, order)
+        blank_N, buckets = _propose_by_simhash(distance, passes, order)
         probability = partial(simhash.probability, distance=distance)
         return blank_N, buckets, {"bits": simhash.BITS, "distance": distance}, probability
-    blank_N, buckets = _propose_by_prefix(cut, threshold, passes, order)
+    blank_N, buckets = _propose_by_prefix(threshold, passes, order)
     return blank_N, buckets, {}, None
 
 
@@ -204,94 +204,75 @@ class _Cut:
         """Those of some texts."""
         return self.common.without(hash_shingles(words, texts, self.n))
 
-    def __call__(self, block: pl.DataFrame) -> tuple[NDArray[np.bool_], Shingles]:
-        """(which rows have nothing to compare, the shingles of all)."""
-        texts = compared_texts(block, self.fields)
-        blank = np.fromiter((not text or text.isspace() for text in texts), np.bool_, len(texts))
-        return blank, self.shingles(hash_tokens(texts), texts)
-
 
 class _Passes:
-    """Walks over a file of rows that gather a sample on their way."""
+    """Walks over the shingles of a file of rows that gather a sample on their way."""
 
-    def __init__(self, rows: Path, run: StepRun, sample: Sample | None = None) -> None:
-        self._rows, self._run, self._sample = rows, run, sample
+    def __init__(self, cut: _Cut, rows: Path, run: StepRun, sample: Sample | None = None) -> None:
+        self._cut, self._rows, self._run, self._sample = cut, rows, run, sample
         self.seen: dict[int, U64] = {}
 
-    def over(self, work: Callable[[pl.DataFrame], Result], what: str) -> Iterator[tuple[int, Result]]:
-        """(place of the first row, result) for every block."""
-        both = partial(_with_sample, work, self._sample)
-        for begin, (result, part) in map_rows(both, self._rows, ["id", "messages"], self._run, what):
+    def over(self, work: Callable[[Shingles], Result], what: str) -> Iterator[tuple[int, NDArray[np.bool_], Result]]:
+        """(place of the first row, which rows have nothing to compare, result) for every block."""
+        block_work = partial(_work_on_shingles, work, self._cut, self._sample)
+        for begin, (blank, result, part) in map_rows(block_work, self._rows, ["id", "messages"], self._run, what):
             self.seen.update(part)
-            yield begin, result
+            yield begin, blank, result
 
 
-def _with_sample(
-    work: Callable[[pl.DataFrame], Result], sample: Sample | None, block: pl.DataFrame
-) -> tuple[Result, dict[int, U64]]:
-    return work(block), {} if sample is None else sample.ngrams(block)
-
-
-def _minhash_block(
-    cut: _Cut, shape: minhash.Bands, factors: NDArray[np.uint32], block: pl.DataFrame
-) -> tuple[NDArray[np.bool_], U64]:
-    blank, shingles = cut(block)
-    return blank, minhash.band_keys(shingles, shape, factors)
+def _work_on_shingles(
+    work: Callable[[Shingles], Result], cut: _Cut, sample: Sample | None, block: pl.DataFrame
+) -> tuple[NDArray[np.bool_], Result, dict[int, U64]]:
+    texts = compared_texts(block, cut.fields)
+    blank = np.fromiter((not text or text.isspace() for text in texts), np.bool_, len(texts))
+    shingles = cut.shingles(hash_tokens(texts), texts)
+    seen = {} if sample is None else sample.among(sample.places(block, texts), texts, shingles)
+    return blank, work(shingles), seen
 
 
 def _propose_by_minhash(
-    cut: _Cut, shape: minhash.Bands, passes: _Passes, order: Order, seed: int
+    shape: minhash.Bands, passes: _Passes, order: Order, seed: int
 ) -> tuple[NDArray[np.bool_], Buckets]:
     total = len(order.row_of_rank)
     blank_R, keys_BR = np.empty(total, np.bool_), np.empty((shape.bands, total), np.uint64)
-    work = partial(_minhash_block, cut, shape, minhash.multipliers(shape.bands * shape.rows, seed))
-    for begin, (blank, keys) in passes.over(work, "hashing"):
+    factors = minhash.multipliers(shape.bands * shape.rows, seed)
+    for begin, blank, keys in passes.over(partial(minhash.band_keys, shape=shape, factors=factors), "hashing"):
         blank_R[begin : begin + len(blank)], keys_BR[:, begin : begin + len(blank)] = blank, keys
     compared = np.flatnonzero(~blank_R)
     ranks = order.rank_of_row[compared]
     return blank_R[order.row_of_rank], group((keys[compared], ranks) for keys in keys_BR)
 
 
-def _simhash_block(cut: _Cut, block: pl.DataFrame) -> tuple[NDArray[np.bool_], U64]:
-    blank, shingles = cut(block)
-    return blank, simhash.fingerprints(shingles)
-
-
-def _propose_by_simhash(cut: _Cut, distance: int, passes: _Passes, order: Order) -> tuple[NDArray[np.bool_], Buckets]:
+def _propose_by_simhash(distance: int, passes: _Passes, order: Order) -> tuple[NDArray[np.bool_], Buckets]:
     total = len(order.row_of_rank)
     blank_R, prints_R = np.empty(total, np.bool_), np.empty(total, np.uint64)
-    for begin, (blank, prints) in passes.over(partial(_simhash_block, cut), "hashing"):
+    for begin, blank, prints in passes.over(simhash.fingerprints, "hashing"):
         blank_R[begin : begin + len(blank)], prints_R[begin : begin + len(blank)] = blank, prints
     compared = np.flatnonzero(~blank_R)
     buckets = simhash.propose(prints_R[compared], order.rank_of_row[compared], distance)
     return blank_R[order.row_of_rank], buckets
 
 
-def _count_block(cut: _Cut, block: pl.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.uint32]]:
-    blank, shingles = cut(block)
-    return blank, ngram.slot_counts(distinct(shingles))
+def _counts(shingles: Shingles) -> NDArray[np.uint32]:
+    return ngram.slot_counts(distinct(shingles))
 
 
-def _prefix_block(
-    cut: _Cut, threshold: float, counts: NDArray[np.uint32], block: pl.DataFrame
-) -> tuple[U64, NDArray[np.int64]]:
-    _, shingles = cut(block)
+def _prefixes(threshold: float, counts: NDArray[np.uint32], shingles: Shingles) -> tuple[U64, NDArray[np.int64]]:
     first = ngram.prefixes(distinct(shingles), counts, threshold)
     return first.values, np.diff(first.offsets_N)
 
 
-def _propose_by_prefix(cut: _Cut, threshold: float, passes: _Passes, order: Order) -> tuple[NDArray[np.bool_], Buckets]:
+def _propose_by_prefix(threshold: float, passes: _Passes, order: Order) -> tuple[NDArray[np.bool_], Buckets]:
     counts = np.zeros(ngram.SLOTS, np.uint32)
     blanks = []
-    for _, (blank, found) in passes.over(partial(_count_block, cut), "counting"):
+    for _, blank, found in passes.over(_counts, "counting"):
         counts += found
         blanks.append(blank)
     blank_R = np.concatenate([np.empty(0, np.bool_), *blanks])
-    work = partial(_prefix_block, cut, threshold, counts)
     keys, ranks = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for begin, (values, sizes) in passes.over(work, "hashing"):
+    for begin, blank, (values, sizes) in passes.over(partial(_prefixes, threshold, counts), "hashing"):
         block_ranks = np.repeat(order.rank_of_row[begin : begin + len(sizes)], sizes)
-        there = ~np.repeat(blank_R[begin : begin + len(sizes)], sizes)
+        there = ~np.repeat(blank, sizes)
         # the hash's lower bits are the fuller ones once it is cut
         keys.append(values[there] << np.uint64(12))
         ranks.append(block_ranks[there])
