@@ -81,6 +81,22 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
         {"question": "sayU1", "A": "sayO1", "B": "sayO2", "C": "sayO3", "answer": "B"},
         {"question": "sayU1", "choices": {"text": ["sayO1", "sayO2"], "label": ["1", "2"]}, "answerKey": "2"},
     ],
+    "glaive": [
+        {
+            "system": 'SYSTEM: sayS1\n{"name": "f", "parameters": {}}\n',
+            "chat": 'USER: sayU1\n\n\nASSISTANT: sayA1 <functioncall> {"name": "f", "arguments": \'{"a": 1}\'} <|endoftext|>\n\n\n'
+            "FUNCTION RESPONSE: sayT1\n\n\nASSISTANT: sayA2 <|endoftext|>",
+        }
+    ],
+    "chatgpt_export": [
+        {
+            "mapping": {
+                "a": {"parent": None, "message": None},
+                "b": {"parent": "a", "message": {"author": {"role": "user"}, "content": {"parts": ["sayU1"]}}},
+                "c": {"parent": "b", "message": {"author": {"role": "assistant"}, "content": {"parts": ["sayA1"]}}},
+            }
+        }
+    ],
     "multiple_choice_from_1": [{"question": "sayU1", "choices": ["sayO1", "sayO2"], "answer": 2, **BESIDE}],
     "alpaca": [
         {"instruction": "sayU1", "input": "sayU2", "output": "sayA1", **BESIDE},

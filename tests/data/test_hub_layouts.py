@@ -22,6 +22,12 @@ OPTIONS = ["oak", "tin", "zinc"]
 TALK = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 
 
+def node(parent: str | None, role: str = "", part: Any = None, kind: str = "text") -> dict[str, Any]:
+    """A node of ChatGPT's tree."""
+    content = {"content_type": kind, "parts": [part]}
+    return {"parent": parent, "message": {"author": {"role": role}, "content": content} if role else None}
+
+
 def shown(turn: Message) -> str:
     calls = "".join(f" {{{call.name} {call.arguments}}}" for call in turn.tool_calls)
     beside = f" <{turn.reasoning}>" if turn.reasoning else ""
@@ -91,6 +97,23 @@ LAYOUTS: list[tuple[dict[str, Any], str]] = [
     ({"system": [{"text": "s"}], "messages": [{"role": "user", "content": [{"text": "x"}]}, TALK[1]]}, "messages: S s | U x | A y"),
     ({"messages": TALK, "chat_template_kwargs": {"custom_instructions": "s", "xml_tools": [{"name": "f"}]}}, "messages: S s | U x | A y [f]"),
     ({"conversations": [{"from": "human", "value": "x"}, {"from": "function-call", "value": '{"name": "f"}'}, {"from": "function-response", "value": "1"}]}, "sharegpt: U x | A  {f {}} | T 1"),
+    ({"system": 'SYSTEM: Be brief. Use -\n{"name": "f"}\n\n{"name": "g"}\n', "chat": "USER: x\n\n\nASSISTANT: <functioncall> {\"name\": \"f\", \"arguments\": '{\"a\": \"it''s\"}'} <|endoftext|>\n\n\nFUNCTION RESPONSE: 1\n\n\nASSISTANT: y <|endoftext|>"}, "glaive: S Be brief. Use - | U x | A  {f {\"a\": \"it''s\"}} | T 1 | A y [f, g]"),
+    ({"system": "SYSTEM: Use {braces}.", "chat": "USER: x\n\nASSISTANT: y"}, "glaive: S Use {braces}. | U x | A y"),
+    ({"mapping": {"r": node(None), "a": node("r", "user", "x"), "b": node("a", "assistant", "old"), "c": node("a", "assistant", "y")}, "current_node": "c"}, "chatgpt_export: U x | A y"),
+    ({"mapping": {"a": node(None, "user", "x"), "b": node("a", "assistant", {"content_type": "image"}, "multimodal_text")}}, "chatgpt_export: needs_image"),
+    ({"mapping": {"a": node(None, "user", "x"), "b": node("a", "assistant", "search()", "code")}}, "chatgpt_export: unsupported_content"),
+    # prompts in other places
+    ({"question_id": 1, "turns": ["x"]}, "prompts: U x"),
+    ({"question_id": "1", "cluster": "c", "turns": [{"content": "x"}]}, "prompts: U x"),
+    ({"context": [TALK[0]], "response1": "y", "response2": "z", "overall_preference": -2}, "two_responses: U x | A y / A z"),
+    ({"prompt": "x", "response_1": "y", "response_2": "z", "preference_strength": 1}, "two_responses: U x | A z / A y"),
+    ({"prompt": "x", "response_1": "y", "response_2": "z", "preference_strength": 0}, "two_responses: tie"),
+    ({"question": "x", "response_A": "y", "response_B": "z", "label": "B>A"}, "two_responses: U x | A z / A y"),
+    ({"question": "x", "response_A": "y", "response_B": "z", "label": "[[A=B]]"}, "two_responses: tie"),
+    ({"instruction": "x", "output_1": "y", "output_2": "z", "preference": 1.02}, "two_responses: U x | A y / A z"),
+    ({"prompt": "x", "responses": [{"text": "y", "score": 0.9}, {"text": "z", "score": 0.1}]}, "scored_responses: U x | A y / A z"),
+    ({"prompt": "x", "completions": [{"text": "y", "rank": 2}, {"text": "z", "rank": 1}]}, "scored_responses: U x | A z / A y"),
+    ({"input": "x", "system": "s", "chosen": "y", "rejected": "z", "rationale": "r"}, "pairs: S s | U x | A y / A z"),
     # what is harmless beside a row
     ({"prompt": "x", "chosen": "y", "rejected": "z", "rationale": "The first is short."}, "pairs: U x | A y / A z"),
     ({**QA, "feedback": "The customer liked the new app design."}, f"text_pair: {ASKED} | A Red."),
@@ -158,3 +181,26 @@ def test_a_placeholder_or_markup(text: str, medium: str | None) -> None:
 
 def test_the_names_of_columns_are_those_of_a_file_as_read() -> None:
     assert read([json.loads('{"Question": "x", "Answer": "y", "ID": 5}')]) == "text_pair: U x | A y"
+
+
+def test_a_label_that_the_reply_names_is_a_class() -> None:
+    def rows(*labels: int) -> list[dict[str, Any]]:
+        return [{"question": f"I {label} it", "answer": ["no", "yes"][label], "label": label} for label in labels]
+
+    assert read(rows(0, 1, 0, 1)) == "text_pair: U I 0 it | A no"
+    assert read(rows(0, 1)) == "feedback: U I 0 it | A no / bad"
+    assert read([*rows(0, 1, 0), *[row | {"answer": "no"} for row in rows(1)]]) == "feedback: U I 0 it | A no / bad"
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"message_id": "1", "parent_id": None, "text": "x", "role": "prompter"}, "single messages of trees"),
+        ({"question_id": 1, "turns": ["x", "z"]}, "turns of the user alone.*turns.0"),
+        ({"question": "x", "response_a": "y", "response_b": "z"}, "say which column is what with columns"),
+        ({"problem": "x", "expected_solution": "4", "r1_solution": "y"}, '"assistant": "r1_solution"'),
+    ],
+)
+def test_the_hint_where_no_format_fits(record: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        detect_format([record], "a")

@@ -8,8 +8,10 @@ from posttrain.data.formats import keys
 from posttrain.data.formats.alpaca import ALPACA
 from posttrain.data.formats.arena import ARENA
 from posttrain.data.formats.base import Foreign, Format, RowError
+from posttrain.data.formats.chatgpt_export import CHATGPT_EXPORT
 from posttrain.data.formats.columns import as_option, proposed
-from posttrain.data.formats.feedback import FEEDBACK, LABEL_KEYS, judged_by_number, other_number
+from posttrain.data.formats.feedback import FEEDBACK, LABEL_KEYS, judged_by_number, numbers_are_classes
+from posttrain.data.formats.glaive import GLAIVE
 from posttrain.data.formats.hh_rlhf import HH_RLHF
 from posttrain.data.formats.messages import MESSAGES
 from posttrain.data.formats.moss import MOSS
@@ -39,7 +41,19 @@ from posttrain.types import Origin, Row
 __all__ = ["FORMATS", "Format", "NoFormatError", "RowError", "detect_format", "read_record"]
 
 _CONVERSATIONS: tuple[Format[Row], ...] = (
-    *(MESSAGES, SHAREGPT, MOSS, XLAM, MULTIPLE_CHOICE, MULTIPLE_CHOICE_FROM_1, ALPACA, PROMPT_COMPLETION, TEXT_PAIR),
+    *(
+        MESSAGES,
+        SHAREGPT,
+        MOSS,
+        GLAIVE,
+        CHATGPT_EXPORT,
+        XLAM,
+        MULTIPLE_CHOICE,
+        MULTIPLE_CHOICE_FROM_1,
+        ALPACA,
+        PROMPT_COMPLETION,
+        TEXT_PAIR,
+    ),
 )
 _PREFERENCES: tuple[Format[Row | Ranked], ...] = (
     *(PAIRS, HH_RLHF, RANKING, ULTRAFEEDBACK, NECTAR, SCORED_RESPONSES, ARENA, STACK_EXCHANGE, FEEDBACK),
@@ -75,7 +89,7 @@ def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked
     as what they should have been. Raises NoFormatError with the keys found where none fits.
     """
     plain = [keys.plain(record) for record in records]
-    numbers_judge = not any(map(other_number, plain))
+    numbers_judge = not numbers_are_classes(plain)
     for view in (keys.present, _as_written):
         fits = {form.name: 0 for form in FORMATS.values()}
         for record in plain:
@@ -146,6 +160,10 @@ def _keys_of(records: Sequence[Foreign]) -> str:
 
 def _hint(records: Sequence[Foreign]) -> str:
     """What to do about records that no format fits."""
+    if all("parent_id" in record for record in records):
+        return "these are single messages of trees: give the file of whole trees, or put each conversation into one row"
+    if all(isinstance(record.get("turns"), list) for record in records):
+        return """turns of the user alone wait for replies in between; for the first: --columns '{"user": "turns.0"}'"""
     if all(role_of(record) is not None for record in records):
         return 'these are the turns of one conversation, not rows: put them into one row, {"conversations": [...]}'
     if {key for record in records for key in record} == {"text"}:

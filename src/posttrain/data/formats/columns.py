@@ -8,6 +8,7 @@ is no longer read. What stands beside (system, history, context, tools, labels, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -166,6 +167,8 @@ _ANSWERS = (
     "a",
     *("答案", "回答", "回复", "输出", "答复", "解答", "助手", "答"),
 )
+_REFERENCE = re.compile("expected|reference|gold|ground|truth|grade", re.IGNORECASE)
+_END = re.compile(r"[_ ]?(?:\d|[a-dA-D])$")
 _ROLES = ("role", "from", "speaker", "sender", "author", "type", "name", "who")
 
 
@@ -181,10 +184,14 @@ def proposed(records: Sequence[Foreign]) -> Columns:
                 return {"messages": path, "role": role, "content": content}
     texts = [path for path, value in _fields(record) if isinstance(value, str) and _may_be_said(path, value)]
     user = _named_like(texts, _ASKS)
-    assistant = _named_like([path for path in texts if path != user], _ANSWERS)
+    answers = [path for path in texts if path != user]
+    assistant = _named_like([path for path in answers if not _REFERENCE.search(path)], _ANSWERS)
+    assistant = assistant or _named_like(answers, _ANSWERS)
+    if assistant is not None and sum(_END.sub("", path) == _END.sub("", assistant) for path in answers) > 1:
+        return {}  # response_a and response_b: two replies to compare, or alternatives
     left = [path for path in texts if path not in (user, assistant)]
     if user is None and assistant is not None and left:
-        user = left[0]
+        user = max(left, key=lambda path: len(str(at(record, path))))
     if user is not None and assistant is None and left:
         assistant = max(left, key=lambda path: len(str(at(record, path))))
     if user is None:
@@ -201,7 +208,8 @@ def _may_be_said(path: str, value: str) -> bool:
     return (
         keys.is_present(value)
         and not beside
-        and last.lower() not in ("id", "uuid", "source", "category", "lang", "language")
+        and not last.lower().endswith("_id")
+        and last.lower() not in ("id", "uuid", "source", "category", "domain", "lang", "language")
     )
 
 

@@ -6,7 +6,7 @@ A label is true or false, 0 or 1, or a word (``safe``, ``unsafe``, ``good``, ``b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.data.formats import keys
@@ -60,7 +60,23 @@ def judged_by_number(record: Foreign) -> bool:
     return all(finite(value) is not None for value in found)
 
 
-def other_number(record: Foreign) -> bool:
+def numbers_are_classes(records: Sequence[Foreign]) -> bool:
+    """Whether the numbers that are labels in a file are classes: some judge nothing, or the reply says which it is (few replies,
+    often repeated, and each always with one label).
+    """
+    labels: dict[str, set[Any]] = {}
+    labelled = 0
+    for record in records:
+        reply = record.get(keys.first(record, keys.REPLIES) or "")
+        if isinstance(reply, str) and (number := finite(record.get("label"))) is not None:
+            labels.setdefault(reply, set()).add(number)
+            labelled += 1
+    said = labelled >= 4 and 2 <= len(labels) <= labelled // 2 and all(len(found) == 1 for found in labels.values())
+    several = len({number for found in labels.values() for number in found}) > 1
+    return (said and several) or any(map(_other_number, records))
+
+
+def _other_number(record: Foreign) -> bool:
     """Whether a label is a number that judges nothing."""
     return any(finite(record.get(key)) is not None and _verdict(record, key) is None for key in ("label", "kto_tag"))
 

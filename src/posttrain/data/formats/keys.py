@@ -130,8 +130,9 @@ def _renamed(found: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def plain(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The record with the names of this table, and with what stands one level deeper by habit: the keys of
-    ``chat_template_kwargs`` (SmolTalk2), stem and choices of a question (ARC).
+    """The record with the names of this table, and with what stands in another place by habit: the keys of
+    ``chat_template_kwargs`` (SmolTalk2), stem and choices of a question (ARC), a prompt in ``context`` (HelpSteer3) or as the only
+    one of ``turns`` (Arena-Hard).
     """
     names = _renamed(tuple(record))
     if names:
@@ -140,7 +141,25 @@ def plain(record: Mapping[str, Any]) -> Mapping[str, Any]:
         record = {**inner, **record}
     if isinstance(asked := record.get("question"), dict) and "stem" in asked:
         record = {**record, "question": asked["stem"], "choices": record.get("choices", asked.get("choices"))}
+    key = "context" if "context" in record else "turns"
+    if isinstance(turns := record.get(key), list) and turns and record.keys().isdisjoint(_ASKING):
+        prompt = turns if key == "context" and all(map(_is_turn, turns)) else _only_text(turns)
+        if prompt is not None:
+            return {("prompt" if name == key else name): value for name, value in record.items()} | {"prompt": prompt}
     return record
+
+
+_ASKING = frozenset((*TALKS, *PROMPTS)) - {"turns", "source"}
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and "role" in value and "content" in value
+
+
+def _only_text(turns: list[Any]) -> str | None:
+    """The text of a single turn that names no role."""
+    only = turns[0].get("content") if isinstance(turns[0], Mapping) and "role" not in turns[0] else turns[0]
+    return only if len(turns) == 1 and isinstance(only, str) else None
 
 
 def is_present(value: Any) -> bool:

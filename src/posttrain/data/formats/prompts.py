@@ -19,6 +19,7 @@ from posttrain.types import Message, Origin, PromptRow
 
 PROMPT_KEYS = (
     *("prompt", "instruction", "question", "query", "problem", "user_prompt", "user_input", "inputs", "question_stem"),
+    "input",
 )
 """The first of them that a record has is its prompt."""
 _REPLY_WORDS = (

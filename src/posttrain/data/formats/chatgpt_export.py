@@ -1,0 +1,76 @@
+"""ChatGPT's export (conversations.json): under ``mapping`` a tree of messages, each with its parent.
+
+The conversation is the way from ``current_node``, what was last to be seen, up to the root; without it that of the last child each
+time. Messages that are hidden are passed over; calls of ChatGPT's own tools, and what they answered, are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from posttrain.data.formats.base import Foreign, Format, RowError, kind_of
+from posttrain.data.formats.conversation import sft_row
+from posttrain.data.formats.turns import talk
+from posttrain.types import Origin, SftRow
+
+_USED = frozenset(("mapping", "current_node", "create_time", "update_time"))
+
+
+def _detect(record: Foreign) -> bool:
+    tree = record.get("mapping")
+    nodes = list(tree.values()) if isinstance(tree, Mapping) else []
+    return bool(nodes) and all(
+        isinstance(node, Mapping) and "message" in node and isinstance(node.get("parent"), str | None) for node in nodes
+    )
+
+
+def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
+    if not _detect(record):
+        raise RowError("wrong_shape", f"'mapping' is {kind_of(record.get('mapping'))}, expected a tree of messages")
+    turns = [turn for message in _way(record["mapping"], record.get("current_node")) for turn in _turn(message)]
+    return sft_row(record, _USED, talk(turns), origin, source)
+
+
+def _way(tree: Mapping[str, Foreign], leaf: Any) -> list[Foreign]:
+    """The messages from the root to a leaf. Raises RowError (``wrong_shape``) where that way leads to no root."""
+    if not isinstance(leaf, str) or leaf not in tree:
+        parents = {node.get("parent") for node in tree.values()}
+        leaf = next((name for name in reversed(list(tree)) if name not in parents), None)
+    found: list[Foreign] = []
+    while leaf in tree and len(found) < len(tree):
+        found.append(tree[leaf])
+        leaf = tree[leaf].get("parent", "")
+    roots = sum(node.get("parent") is None for node in tree.values())
+    if leaf is not None or roots > 1:
+        raise RowError(
+            "wrong_shape", f"the tree of messages is broken: {roots} roots, the last parent is {leaf!r}"[:200]
+        )
+    return [node["message"] for node in reversed(found) if isinstance(node["message"], Mapping)]
+
+
+def _turn(message: Foreign) -> Iterator[Foreign]:
+    """The turn of a message, as other formats write it; none where it is hidden."""
+    author, content, about = (message.get(key) for key in ("author", "content", "metadata"))
+    if not isinstance(content, Mapping) or not isinstance(author, Mapping):
+        raise RowError("wrong_shape", f"a message without author or content: {str(message)[:80]}")
+    parts = content.get("parts")
+    if isinstance(about, Mapping) and about.get("is_visually_hidden_from_conversation"):
+        return
+    if author.get("role") == "system" and parts in ([""], [], None):
+        return
+    kind = content.get("content_type", "text")
+    if kind == "multimodal_text":
+        raise RowError("needs_image", "a message with an image or a recording")
+    if kind != "text" or author.get("role") == "tool" or message.get("recipient", "all") != "all":
+        raise RowError("unsupported_content", f"a message of type {kind!r} of or to one of ChatGPT's own tools"[:200])
+    yield {"role": author.get("role"), "content": parts}
+
+
+CHATGPT_EXPORT = Format(
+    "chatgpt_export",
+    _detect,
+    _parse,
+    '{"mapping": {"a": {"parent": null, "message": {"author": {"role": "user"}, "content": {"parts": ["Hi"]}}}, "b": {"parent": "a", '
+    '"message": {"author": {"role": "assistant"}, "content": {"parts": ["Hello!"]}}}}}',
+)
