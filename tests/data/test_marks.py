@@ -113,7 +113,15 @@ def test_the_marks_of_prose_tell_nothing(left: str, right: str) -> None:
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [*DIFFERENT, *SAME, ("它重5kg吧", "它重5mg吧"), ("x is 5 kg", "“x” is 5 mg"), ("Say 5 m/s ①", "say 5 km/h")],
+    [
+        *DIFFERENT,
+        *SAME,
+        ("它重5kg吧", "它重5mg吧"),
+        ("x is 5 kg", "“x” is 5 mg"),
+        ("Say 5 m/s ①", "say 5 km/h"),
+        ("Z²厘米", "Z 5厘米"),
+        (r"一\sin个小时", r"一\cos 个小时"),
+    ],
 )
 def test_equal_words_have_equal_letters(left: str, right: str) -> None:
     if marks(left).words == marks(right).words:

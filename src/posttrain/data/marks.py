@@ -70,7 +70,6 @@ _COUNTED_ZH = rf"(?:(?<=[\d{_NUMERALS_ZH}])|(?<=[\d{_NUMERALS_ZH}] )){_UNIT_ZH}"
 _LETTERS_ALONE = bytes(code if chr(code).isascii() and chr(code).isalpha() else 32 for code in range(256))
 _LATIN_RUN = re.compile("[a-zμω]+")
 _ASCII_WORD = re.compile("([a-zA-Z]+)")
-_NO_GAP = ("", " ")
 _PLAIN_GAPS = frozenset(("", " ", "\n", ", ", ". ", "\n\n"))
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 """Of LaTeX, of a regular expression, of a string: another one is another exercise."""
@@ -125,7 +124,7 @@ def letters(form: str) -> str:
     """
     form = _expanded(form)
     if "\\" in form:
-        form = (_COMMAND if form.isascii() else _commands(_last(form))).sub(" ", form)
+        form = (_COMMAND if form.isascii() else _commands(_last(form))).sub("_", form)  # no blank: it would join
     if form.isascii():
         found = form.encode().lower().translate(_LETTERS_ALONE).split()
         return b"".join(
@@ -209,9 +208,7 @@ def _read(form: str) -> _Read:
             left_out.add(n)
     if not form.isascii() and not _UNITS_ZH.isdisjoint(folded):
         units = [n for n, word in enumerate(folded) if word in _UNITS_ZH]
-        left_out.update(
-            n for n in units if _counted(gaps[n]) or (n and gaps[n] in _NO_GAP and folded[n - 1] in _NUMERALS)
-        )
+        left_out.update(n for n in units if _counted_zh(gaps[n], folded[n - 1] if n else ""))
     if "\\" in form:
         left_out.update(n for n, gap in enumerate(gaps[:-1]) if gap[-1:] == "\\" and _kind(found[n]) != _IDEOGRAPH)
     return _Read(form, gaps, found, folded, frozenset(left_out))
@@ -439,6 +436,12 @@ _PROSE: Mapping[str, Callable[[_Beside], bool]] = {
 def _counted(gap: str) -> bool:
     """Whether what follows stands behind a number."""
     return gap.rstrip(" ")[-1:].isnumeric() or gap[-1:] == "°"
+
+
+def _counted_zh(gap: str, word: str) -> bool:
+    """Whether what follows stands behind a number, as :data:`_COUNTED_ZH` has it; ``word``: what stands before the gap."""
+    before = gap.removesuffix(" ")
+    return before[-1:].isdecimal() or (not before and len(word) == 1 and word in _NUMERALS_ZH)
 
 
 @lru_cache(1 << 12)
