@@ -378,6 +378,16 @@ FAMILIES: Mapping[str, Family] = {
     "persimmon": Family("persimmon"),
     "nanochat": Family("nanochat"),
     "minimax": Family("minimax", {**_MOE, "layer_types": ["linear_attention", "full_attention"], "block_size": 8}),
+    "falcon-mamba": Family("falcon_mamba", {"state_size": 8}),
+    "modernbert-decoder": Family(
+        "modernbert-decoder", {"global_attn_every_n_layers": 2, "local_attention": WINDOW}, (WINDOW // 2,)
+    ),
+    "deepseek-v3.2": Family("deepseek_v32", {**_MOE, **_LATENT}),
+    "deepseek-v4": Family("deepseek_v4", {**_MOE, **_LATENT}),
+    "minimax-m2": Family("minimax_m2", {**_MOE, "head_dim": 8}),
+    "ministral3": Family("ministral3", {"head_dim": 8}),
+    "dots1": Family("dots1", _MOE),
+    "bitnet": Family("bitnet"),
     "dbrx": Family(
         "dbrx",
         {

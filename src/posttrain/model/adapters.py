@@ -36,13 +36,14 @@ _READ_PAST = {"dt_proj", "out_proj"}
 
 def attached_nowhere(model: nn.Module) -> tuple[str, ...]:
     """Full names of linear layers that ``all-linear`` leaves alone: routers, the projections of a state-space scan that are read past it,
-    and towers for images and sound.
+    towers for images and sound, and layers in groups, which are linear by name only.
 
     An adapted router would send tokens elsewhere and unlearn its balance. The weights of the time steps' and the last projection are
     read by fused kernels (and by Mamba's own code), which never call the layer: an adapter there would count once it is merged only.
     """
     towers = tuple(f"{name}." for name in beside_text(model))
-    found = [name for name, m in model.named_modules() if f"{name}.".startswith(towers) and isinstance(m, nn.Linear)]
+    linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    found = [name for name, m in linear if f"{name}.".startswith(towers) or _computes_otherwise(m)]
     for name, block in model.named_modules():
         children = dict(block.named_children())
         if {"conv1d", "out_proj"} <= children.keys() and isinstance(getattr(block, "D", None), nn.Parameter):
@@ -75,6 +76,11 @@ def not_reached(model: nn.Module) -> tuple[str, ...]:
         ):
             found |= {f"{name}.{n}" for n, p in module.named_parameters() if p.dim() > 1 and "bias" not in n}
     return tuple(sorted({re.sub(r"\.\d+\.", ".*.", name) for name in found}))
+
+
+def _computes_otherwise(layer: nn.Linear) -> bool:
+    """Whether a model's own code makes something else of a linear layer; an adapter would add a plain product to it."""
+    return type(layer).__module__.startswith("transformers.models.") and type(layer).forward is not nn.Linear.forward
 
 
 def _holds_experts(name: str, module: nn.Module) -> bool:

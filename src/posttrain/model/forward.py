@@ -81,7 +81,8 @@ def body(model: nn.Module) -> nn.Module:
     """The part of a model that ends in the final hidden states."""
     inner: Any = causal_lm(model)
     parts = (inner.get_decoder(), inner.base_model, getattr(inner, "model", None))
-    found = next(part for part in parts if isinstance(part, nn.Module) and part is not inner)
+    # ModernBERT calls its output head a decoder
+    found = next(p for p in parts if isinstance(p, nn.Module) and not isinstance(p, nn.Linear) and p is not inner)
     ends = isinstance(found, PreTrainedModel) and found.get_output_embeddings() is not None
     return body(found) if ends else found  # a language model within a model of several senses
 
@@ -89,6 +90,8 @@ def body(model: nn.Module) -> nn.Module:
 def beside_text(model: nn.Module) -> tuple[str, ...]:
     """The outermost parts of a model that no text goes through, by name: towers for images and sound, and what joins them to it."""
     inner: Any = causal_lm(model)
+    if inner.config.get_text_config() is inner.config:
+        return ()
     ends = (inner.get_output_embeddings(), inner.get_input_embeddings(), getattr(inner, "score", None))
     inside = {id(p) for part in (body(inner), *ends) if part is not None for p in part.parameters()}
 

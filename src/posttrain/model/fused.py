@@ -358,7 +358,13 @@ def _norm_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     named_so = type(module).__name__.endswith("RMSNorm")
-    if not named_so or not isinstance(weight, Tensor) or weight.dim() != 1 or weight.requires_grad or epsilon is None:
+    if (
+        not named_so
+        or not isinstance(weight, nn.Parameter)
+        or weight.dim() != 1
+        or weight.requires_grad
+        or epsilon is None
+    ):
         return None
 
     generic = module.forward
