@@ -25,28 +25,25 @@ def _detect(record: Foreign) -> bool:
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
-    instance = record
     if not any(is_present(record.get(key)) for key in _OUTPUTS) and "instances" in record:
         instances = objects(record, "instances")
         if len(instances) != 1:
             raise RowError("wrong_shape", f"'instances' holds {len(instances)} items, expected one")
-        instance = instances[0]
-    output = first(instance, _OUTPUTS)
+        record = {**record, **instances[0]}
+    output = first(record, _OUTPUTS)
     if "instruction" not in record or output is None:
         raise RowError("wrong_shape", f"no instruction or no output; keys: {', '.join(map(str, record))}"[:200])
-    prompt, used = question(record, instance)
+    prompt, used = question(record)
     if not any(turn.content.strip() for turn in prompt):
         raise RowError("empty_prompt", "the prompt is blank")
-    turns = (*prompt, *reply_under(instance, output))
+    turns = (*prompt, *reply_under(record, output))
     return sft_row(record, {"instances", *used, *_OUTPUTS}, turns, origin, source)
 
 
-def question(record: Foreign, instance: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
-    """(what the user asks, the keys it was made from): the instruction of a record with the input of an instance (which may be
-    the record itself).
-    """
-    key = first(instance, _INPUTS) or "input"
-    instruction, given = optional_text(record, "instruction"), optional_text(instance, key)
+def question(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
+    """(what the user asks, the keys it was made from): the instruction of a record with its input."""
+    key = first(record, _INPUTS) or "input"
+    instruction, given = optional_text(record, "instruction"), optional_text(record, key)
     turns = waiting_turns(instruction) or ()
     asked = turns[-1].content if turns else instruction
     # joined and stripped as in LLaMA-Factory, so that both train on the same tokens

@@ -56,7 +56,7 @@ def prompt_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
     if key is None:
         return (), frozenset()
     if key == "instruction" or ("instruction" in record and not keys.is_present(record[key])):
-        return question(record, record)
+        return question(record)
     value = record[key]
     if isinstance(value, str) and messages_in(value) is None:
         return asked(value), frozenset((key,))
