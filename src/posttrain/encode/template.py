@@ -134,7 +134,7 @@ class ChatTemplate:
         folder = Path(str(self.tokenizer.name_or_path or ""))
         found: Any = None
         for name in ("generation_config.json", "config.json"):  # the second counts where the first says nothing
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
                 settings = json.loads((folder / name).read_text(encoding="utf-8"))
                 found = found or settings.get("eos_token_id") or settings.get("text_config", {}).get("eos_token_id")
         known = self.tokenizer.added_tokens_decoder
@@ -246,7 +246,7 @@ def _model_kind(folder: Path) -> types.SimpleNamespace | None:
         if not isinstance(tokenizer["tokenizer_class"], str) or "auto_map" in tokenizer:
             return None
         return types.SimpleNamespace(**{"model_type": None, **config, "_name_or_path": str(folder)})
-    except (OSError, ValueError, KeyError, TypeError):  # it says what is wrong with the folder
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it says what is wrong with the folder
         return None
 
 
@@ -264,6 +264,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, config=_model_kind(folder), local_files_only=True, trust_remote_code=False
         )
+        tokenizer("x")  # odd settings show only when a text is cut into tokens
     except Exception as error:  # missing and damaged files surface as many exception types
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

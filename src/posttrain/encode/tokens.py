@@ -207,7 +207,10 @@ def _written_stop(row: SftRow, template: ChatTemplate) -> tuple[int, ...] | RowR
     if isinstance(tokenised, RowRejected):
         return tokenised
     first = np.searchsorted(tokenised.ends_T, turn.end - len(turn.stop), "right")
-    last = np.flatnonzero(tokenised.weights_T)[-1] + 1  # the last token may swallow white space behind the stop
+    weighted = np.flatnonzero(tokenised.weights_T)
+    if not len(weighted):
+        return RowRejected("no_stop", "the tokenizer gives no token for a reply and its stop")
+    last = weighted[-1] + 1  # the last token may swallow white space behind the stop
     ids = tuple(int(i) for i in tokenised.ids_T[first:last])
     return ids[-1:] if ids and ids[-1] in template.added_ids else ids
 

@@ -18,6 +18,8 @@ from posttrain.model.companions import AGAIN, end_ids, read_object
 INDEX = "model.safetensors.index.json"
 _PREDICTORS = re.compile(r"(nextn|mtp).*layers$")
 """How configurations call the number of layers, behind the others, that guess further tokens ahead (multi-token prediction)."""
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""How configurations call the number of layers."""
 _TABLES = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 """Tensors of old folders that are computed anew: nothing is lost with them."""
 
@@ -42,18 +44,34 @@ def check_model_folder(folder: Path) -> None:
         raise ModelError("no weights (*.safetensors) in this model folder", where=str(folder), fix=hint)
     if (folder / INDEX).is_file() and not (folder / "model.safetensors").is_file():
         _check_index(folder)
+    tensors = 0
     for file in files:
         try:
-            with safe_open(file, "np"):
-                pass
+            with safe_open(file, "np") as opened:
+                tensors += len(opened.keys())
         except (SafetensorError, OSError) as error:
             raise ModelError(f"damaged weights: {error}", where=str(file), fix=AGAIN) from error
+    _check_depth(folder, config, tensors)
     _check_ends(folder, config)
 
 
+def _check_depth(folder: Path, config: Mapping[str, Any], tensors: int) -> None:
+    """Every layer has a tensor at least; more are told here, for building millions of them would take hours."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    depths = [part.get(name) for part in parts for name in _DEPTHS] + [n for p in parts for n in predictors(p).values()]
+    deepest = max((depth for depth in depths if type(depth) is int), default=0)
+    if deepest > tensors:
+        raise ModelError(
+            f"config.json says {deepest:,} layers, but the weights are {tensors} tensors in all",
+            where=str(folder),
+            fix="put the config.json there that belongs to the weights",
+        )
+
+
 def _check_index(folder: Path) -> None:
-    places = read_object(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    index = read_object(folder / INDEX)
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or {type(name) for name in places.values()} != {str}:
         raise ModelError("this index of weights names no files", where=str(folder / INDEX), fix=AGAIN)
     missing = sorted({name for name in places.values() if not (folder / name).is_file()})
     if missing:
@@ -63,6 +81,8 @@ def _check_index(folder: Path) -> None:
             where=str(folder / INDEX),
             fix="download the missing files",
         )
+    if not isinstance(index.get("metadata"), dict):  # transformers reads it
+        raise ModelError("this index of weights has no metadata", where=str(folder / INDEX), fix=AGAIN)
 
 
 def _check_ends(folder: Path, config: Mapping[str, Any]) -> None:
@@ -147,6 +167,22 @@ def scores_only(folder: Path) -> ModelError:
         where=str(folder),
         fix="give the language model that it was made from (a judge takes this one as reward: ...)",
     )
+
+
+def check_numbers(model: Any, folder: Path) -> None:
+    """Raise ModelError where a folder holds whole numbers for weights that are fractions: quantised ones, read without their scales."""
+    if getattr(model, "is_quantized", False):
+        return
+    fractions = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "np") as opened:
+            whole = [n for n in sorted(fractions & set(opened.keys())) if "F" not in opened.get_slice(n).get_dtype()]
+        if whole:
+            raise ModelError(
+                f"{_some(whole, 'tensors')} in whole numbers, and config.json has no quantization_config that tells their scale",
+                where=str(file),
+                fix="download the weights in bf16, or the config.json that belongs to these",
+            )
 
 
 def _some(names: list[str], kind: str) -> str:

@@ -24,7 +24,15 @@ from transformers.utils import logging as transformers_logging
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model import attention
-from posttrain.model.folder import check_loaded, check_model_folder, left_out, loading_error, scores_only, unused_names
+from posttrain.model.folder import (
+    check_loaded,
+    check_model_folder,
+    check_numbers,
+    left_out,
+    loading_error,
+    scores_only,
+    unused_names,
+)
 from posttrain.model.forward import causal_lm
 from posttrain.model.proof import prove
 from posttrain.model.slots import Prefill, Step
@@ -59,6 +67,7 @@ def load_model(
             model, report = _read(_kind(config, head, folder), folder, config, dtype)
     except Exception as error:  # foreign code: whatever it raises is what it says of this folder
         raise loading_error(error, folder) from error
+    check_numbers(model, folder)
     unused = unused_names(folder, model._keys_to_ignore_on_load_unexpected or ())
     if head == "tokens" and NEW_HEAD in report["unexpected_keys"]:
         raise scores_only(folder)

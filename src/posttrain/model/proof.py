@@ -106,7 +106,7 @@ def _prove(model: PreTrainedModel, folder: Folder, by_length: bool, tolerance: f
     path = Path("alone", why) if why else Path("packed", shares=not by_length)
     set_path(model, path)
     if model.get_output_embeddings() is not None:
-        path = Path(path.kind, path.why, path.shares, _logit_form(model, ids_T[:5], tolerance))
+        path = Path(path.kind, path.why, path.shares, _logit_form(model, ids_T[:5], folder, tolerance))
         set_path(model, path)
     return path
 
@@ -130,6 +130,7 @@ def _own_hidden(model: PreTrainedModel, ids_T: Tensor, segments: Segments, folde
             f"the code of this model ({type(model).__name__}) can't compute a sequence: {_line(error)}",
             where=str(folder),
         ) from error
+    _check_finite(own_TD, model, folder)
     if _difference(prefix_TD, own_TD[: first - 2]) > tolerance:
         raise ModelError(
             f"{type(model).__name__} looks at later tokens: it is no causal language model",
@@ -205,7 +206,7 @@ def _nested(place: MutableMapping[str, Any]) -> list[MutableMapping[str, Any]]:
     return [place, *(deeper for value in inner for deeper in _nested(value))]
 
 
-def _logit_form(model: PreTrainedModel, ids_T: Tensor, tolerance: float) -> LogitForm | None:
+def _logit_form(model: PreTrainedModel, ids_T: Tensor, folder: Folder, tolerance: float) -> LogitForm | None:
     """What the model does to the products of its head, of all that its configuration may mean; None where it is none of these."""
     head: Any = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear:
@@ -223,6 +224,7 @@ def _logit_form(model: PreTrainedModel, ids_T: Tensor, tolerance: float) -> Logi
         return None
     finally:
         louder.remove()
+    _check_finite(own_TV, model, folder)
     config = model.config.get_text_config()
     scales = {1.0, *(form(float(x)) for name, form in _SCALES if (x := getattr(config, name, None)))}
     caps = {None, *(getattr(config, name, None) for name in _CAPS)}
@@ -234,6 +236,15 @@ def _logit_form(model: PreTrainedModel, ids_T: Tensor, tolerance: float) -> Logi
             differences[LogitForm(scale, cap)] = _difference(ours_TV, own_TV)
     best = min(differences, key=lambda form: differences[form], default=None)
     return best if best is not None and not differences[best] > tolerance else None
+
+
+def _check_finite(values: Tensor, model: PreTrainedModel, folder: Folder) -> None:
+    if not values.isfinite().all():
+        raise ModelError(
+            f"{type(model).__name__} computes NaN or infinity from these weights and this config.json",
+            where=str(folder),
+            fix="download the folder again",
+        )
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
