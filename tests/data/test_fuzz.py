@@ -334,9 +334,9 @@ def said_otherwise(record: dict[str, Any], chance: random.Random) -> dict[str, A
 
 def weight_beside(word: str, record: dict[str, Any]) -> float | None:
     """The weight of the turn that says a word, by the marks beside it; 1.0 without any, None where it can't be told."""
-    inside = [at(record, path) for path in places(record) if path[0] != "instances"]
+    inside = [at(record, path) for path in places(record)]
     turns = [turn for turn in inside if isinstance(turn, dict) and word in list(turn.values())]
-    if len(turns) > 1:
+    if len(turns) > 1 or "instances" in record:
         return None
     marks = [turn.get(key) for turn in turns for key in ("weight", "loss")] + [record.get("loss") is not False]
     told = [float(mark) for mark in marks if isinstance(mark, int | float) and mark < 10**9]

@@ -506,15 +506,19 @@ def _places(stream: bytes) -> list[int]:
     return [at for at in range(0, len(stream), 8) if stream.startswith(ARROW_STREAM, at)]
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize(
+    "suffix", [".parquet", ".arrow", ".zstd.arrow", ".file.arrow", ".csv", ".tsv", ".json", ".jsonl", ".jsonl.gz"]
+)
 def test_flipped_and_lost_bytes_are_told_and_nothing_is_raised(tmp_path: Path, suffix: str) -> None:
     """Every third byte of a small file, flipped or with all after it lost: records, bad ones, or one DataError."""
     rows = [{"question": f"问题 {n}", "answer": f'a "{n}"; b,\tc'} for n in range(4)]
     buffer = io.BytesIO()
     if suffix == ".parquet":
         pl.DataFrame(rows).write_parquet(buffer, compression="uncompressed", statistics=False)
-    elif suffix == ".arrow":
-        pl.DataFrame(rows).write_ipc_stream(buffer)
+    elif suffix == ".file.arrow":
+        pl.DataFrame(rows).write_ipc(buffer, compression="zstd")
+    elif suffix.endswith(".arrow"):
+        pl.DataFrame(rows).write_ipc_stream(buffer, compression="zstd" if "zstd" in suffix else "uncompressed")
     elif suffix in (".csv", ".tsv"):
         pl.DataFrame(rows).write_csv(buffer, separator="\t" if suffix == ".tsv" else ",")
     else:

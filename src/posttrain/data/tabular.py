@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from posttrain.data.arrow import DICTIONARY, SCHEMA, check_file, check_sizes, described
 from posttrain.data.sniff import ARROW_FILE, ARROW_STREAM
 from posttrain.data.streams import Stream, Tick, printable
 from posttrain.errors import DataError
@@ -19,8 +20,6 @@ from posttrain.errors import DataError
 _TABLE_ROWS = 16_384
 _SAMPLE_ROWS = 50
 _END_OF_STREAM = ARROW_STREAM + bytes(4)
-_SCHEMA, _DICTIONARY = 1, 2
-"""Kinds of Arrow messages (format/Message.fbs)."""
 _BROKEN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, IndexError, OverflowError, struct.error)
 """What broken bytes raise: polars takes some for impossible and panics."""
 
@@ -175,6 +174,7 @@ def read_arrow(stream: Stream, label: str) -> Iterator[Row]:
     if stream.head.startswith(ARROW_FILE):
         frame = pl.scan_ipc(_readable(stream.path))
         try:
+            check_file(stream.path)
             frame.select(pl.len()).collect()
         except _BROKEN:
             yield from _tolerant(lambda: _batches(stream), label, "Arrow")
@@ -187,7 +187,7 @@ def read_arrow(stream: Stream, label: str) -> Iterator[Row]:
 def _batches(stream: Stream) -> Iterator[Row]:
     before, rows = [], 0
     for kind, message in _messages(stream):
-        if kind in (_SCHEMA, _DICTIONARY):
+        if kind in (SCHEMA, DICTIONARY):
             before.append(message)
             continue
         frame = pl.read_ipc_stream(io.BytesIO(b"".join([*before, message, _END_OF_STREAM])))
@@ -211,23 +211,10 @@ def _messages(stream: Stream) -> Iterator[tuple[int, bytes]]:
         if length < 0 or prefix[:4] != ARROW_STREAM:
             raise ValueError("no Arrow message where one should be")
         description = source.take(length)
-        kind, body = _described(description)
-        yield kind, prefix + description + source.take(body)
-
-
-def _described(description: bytes) -> tuple[int, int]:
-    """Kind of a message and length of its body, from its flatbuffer table (format/Message.fbs: fields 1 and 3)."""
-    table = struct.unpack_from("<I", description)[0]
-    fields = table - struct.unpack_from("<i", description, table)[0]
-    size = struct.unpack_from("<H", description, fields)[0]
-
-    def offset(field: int) -> int:
-        place = 4 + 2 * field
-        return int(struct.unpack_from("<H", description, fields + place)[0]) if place < size else 0
-
-    kind = description[table + offset(1)] if offset(1) else 0
-    body = int(struct.unpack_from("<q", description, table + offset(3))[0]) if offset(3) else 0
-    return kind, body
+        message = described(description)
+        body = source.take(message.body)
+        check_sizes(description, body)
+        yield message.kind, prefix + description + body
 
 
 class _Bytes:
