@@ -153,28 +153,6 @@ def parse(record: Raw, reading: Reading) -> Sequence[Row] | Unusable:
         return Unusable("format", parsed.origin, rejected.reason, rejected.detail)
 
 
-def read_block(parts: Path, reading: Reading, block: RawBlock) -> Outcome:
-    """Parse the records of a block, write its good rows (:func:`part_path`), and say what became of each record."""
-    rows: list[Row] = []
-    places: list[int] = []
-    unusable: list[tuple[int, Unusable]] = []
-    used = 0
-    with _no_collection():
-        for place, record in enumerate(_records(block)):
-            found = parse(record, reading)
-            if isinstance(found, Unusable):
-                unusable.append((place, found))
-                continue
-            rows += found
-            places += [place] * len(found)
-            used += 1
-            if used == block.most:
-                break
-        ids = [row.id for row in rows]
-    write_rows(part_path(parts, block.number), rows_frame(rows, ids), compression="lz4")
-    return Outcome(block.label, used + len(unusable), ids, [row.origin.line for row in rows], places, unusable)
-
-
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Without looks for cycles: records and rows have none, and a tenth of the time of reading went into these looks."""
@@ -185,6 +163,28 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@_no_collection()
+def read_block(parts: Path, reading: Reading, block: RawBlock) -> Outcome:
+    """Parse the records of a block, write its good rows (:func:`part_path`), and say what became of each record."""
+    rows: list[Row] = []
+    places: list[int] = []
+    unusable: list[tuple[int, Unusable]] = []
+    used = 0
+    for place, record in enumerate(_records(block)):
+        found = parse(record, reading)
+        if isinstance(found, Unusable):
+            unusable.append((place, found))
+            continue
+        rows += found
+        places += [place] * len(found)
+        used += 1
+        if used == block.most:
+            break
+    ids = [row.id for row in rows]
+    write_rows(part_path(parts, block.number), rows_frame(rows, ids), compression="lz4")
+    return Outcome(block.label, used + len(unusable), ids, [row.origin.line for row in rows], places, unusable)
 
 
 def _records(block: RawBlock) -> Iterator[Raw]:

@@ -34,17 +34,24 @@ _SEPARATOR, _CJK, _START, _INSIDE, _MIXED, _NUMERIC = 0, 1, 2, 3, 4, 8
 alone. ``_NUMERIC`` is a flag on top: a digit or Chinese numeral."""
 
 _CODE_POINTS = 0x110000
+_LINE_END = 10
 _ASSIGNED = 0x20000
 """Above it there is nothing but ideographs, and what is no part of any token."""
-_TABULATED = ((0x0, 0xD800), (0xE000, 0x10000), (0x1F000, 0x1FB00))
-"""Code points whose folding is looked up; a text with others is normalised by itself."""
-_PLAIN_IDEOGRAPHS = ((0x20000, 0x2F800), (0x2FA20, 0x40000))
+_TABULATED = (
+    *((0x0, 0x3400), (0x4DC0, 0x4E00), (0xA48D, 0xAC00), (0xD7A4, 0xD800)),
+    *((0xF900, 0x10000), (0x1F000, 0x1FB00)),
+)
+"""Code points whose folding is looked up; a text with others is normalised by itself, but for those that fold to themselves:"""
+_FOLD_TO_THEMSELVES = (
+    *((_LINE_END, _LINE_END + 1), (0x3400, 0x4DC0), (0x4E00, 0xA48D), (0xAC00, 0xD7A4)),
+    *((0xE000, 0xF900), (0x20000, 0x2F800), (0x2FA20, 0x40000)),
+)
+"""Ideographs, Yi, Hangul syllables, private use, and the line end."""
 _CJK_RANGES = (
     *((0x3040, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00)),
     *((0x20000, 0x40000), (0x1100, 0x1200), (0xAC00, 0xD7B0)),
 )
 """The same as :data:`posttrain.data.text.CJK`."""
-_LINE_END = 10
 CHINESE_NUMERALS = "〇零一二三四五六七八九十百千万亿两兩萬億"
 
 _BASE = 0x9E3779B97F4A7C15
@@ -136,7 +143,8 @@ def _tables() -> _Tables:
     own_hashes = mix(np.arange(_CODE_POINTS, dtype=np.uint64) + np.uint64(1))
     folded = np.arange(_CODE_POINTS)
     alone = np.zeros(_CODE_POINTS, np.bool_)
-    alone[slice(*_PLAIN_IDEOGRAPHS[0])] = alone[slice(*_PLAIN_IDEOGRAPHS[1])] = alone[_LINE_END] = True
+    for first, last in _FOLD_TO_THEMSELVES:
+        alone[first:last] = True
     blank = np.zeros(_CODE_POINTS, np.bool_)
     seconds = _second_characters()
     for first, last in _TABULATED:

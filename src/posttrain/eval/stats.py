@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 _DRAWS_AT_ONCE = 1_000_000
 """Row numbers drawn at once: 8 MB of int64. The numbers drawn do not depend on it."""
@@ -140,6 +139,8 @@ def wilson(passed: float, checked: int, confidence: float = 0.95) -> Interval:
     """
     if not 0 <= passed <= checked or checked == 0:
         raise ValueError(f"{passed} of {checked} is no proportion")
+    from scipy import special  # here: a report of data needs none, and waits for it as long as for a thousand rows
+
     z = float(special.ndtri(0.5 + _confidence(confidence) / 2))
     share = passed / checked
     middle = (passed + z * z / 2) / (checked + z * z)
@@ -163,6 +164,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """
     if min(only_a, only_b) < 0:
         raise ValueError(f"counts can't be negative: {only_a}, {only_b}")
+    from scipy import special
+
     return min(1.0, 2.0 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
@@ -296,6 +299,8 @@ def minimum_detectable_difference(
         raise ValueError(f"needs rows and a standard deviation of at least 0, not {rows} and {standard_deviation}")
     if not 0 < significance < 1 or not 0 < power < 1:
         raise ValueError(f"power and significance must be between 0 and 1, not {power} and {significance}")
+    from scipy import special
+
     z = float(special.ndtri(1 - significance / 2) + special.ndtri(power))
     return z * standard_deviation / float(np.sqrt(rows))
 

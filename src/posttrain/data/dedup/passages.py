@@ -133,8 +133,9 @@ class Sample:
     def among(self, places: Iterable[int], texts: Sequence[str], shingles: Shingles) -> dict[int, U64]:
         """The same for some of the texts whose shingles are known."""
         bounds = shingles.offsets_N.tolist()
-        return {
-            text_hash(plain(texts[place])): shingles.hashes_S[bounds[place] : bounds[place + 1]] for place in places
+        return {  # copies, so that the others are not kept
+            text_hash(plain(texts[place])): shingles.hashes_S[bounds[place] : bounds[place + 1]].copy()
+            for place in places
         }
 
 
