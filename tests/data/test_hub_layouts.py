@@ -67,7 +67,8 @@ LAYOUTS: list[tuple[dict[str, Any], str]] = [
     ({"input": [TALK[0]], "output": "y", "reasoning": "on"}, "text_pair: U x | A y"),
     # the prompt in two columns
     ({"instruction": "Answer.", "question": "x", "output": "y"}, "alpaca: U Answer.\nx | A y"),
-    ({"instruction": "Do.", "prompt": "Below: Do. Now:", "output": "y"}, "alpaca: U Do. | A y"),
+    ({"instruction": "Do.", "input": "x", "prompt": "Below: Do.\nInput: x\nNow:", "output": "y"}, "alpaca: U Do.\nx | A y"),
+    ({"instruction": "Do.", "question": "Do. Then more.", "output": "y"}, "alpaca: U Do.\nDo. Then more. | A y"),
     ({"prompt": "Be a pirate.", "question": "Who?", "answer": "Arr."}, "text_pair: U Be a pirate.\nWho? | A Arr."),
     ({"prompt": "five_shot", "question": "Who?", "answer": "Arr."}, "text_pair: U Who? | A Arr."),
     # passages

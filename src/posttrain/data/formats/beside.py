@@ -75,7 +75,7 @@ class Whole:
 
 
 _PLAIN = ("input", "instruction")
-_ASKED = ("prompt", "question", "query", "problem")
+ASKED = ("prompt", "question", "query", "problem")
 _NOTHING = frozenset(("none", "null", "nan", "n/a"))
 """Texts by which a table says that there is nothing (as Python prints None into a CSV)."""
 _MAY_BE_NOTHING = frozenset(
@@ -87,7 +87,7 @@ _MAY_BE_NOTHING = frozenset(
 MEANING = frozenset(
     (
         *(*keys.SYSTEMS, *keys.TOOLS, *keys.HISTORIES, *keys.CONTEXTS, *keys.OPTIONS, *keys.REASONINGS, *keys.MARKS),
-        *(*keys.CRITIQUES, *(key for names in keys.MEDIA.values() for key in names), *_PLAIN, *_ASKED),
+        *(*keys.CRITIQUES, *(key for names in keys.MEDIA.values() for key in names), *_PLAIN, *ASKED),
         *(column for columns in COLUMNS for column in columns),
     )
 )
@@ -258,9 +258,8 @@ def _asked_with(
         for key, join in _joins(taken):
             if isinstance(text := free.get(key), str):
                 used.add(key)
-                again = (
-                    _renders(said, text) or (key == "prompt" and _is_word(text)) if key in _ASKED else _says(said, text)
-                )
+                again = _says(said, text) if key not in ASKED else _repeats(said, text)
+                again = again or (key == "prompt" and (_is_word(text) or _renders(text, turns[place].content)))
                 if not again:
                     question = join.format(text, question)
     columns, listed = offered(free)
@@ -274,7 +273,7 @@ def _joins(taken: frozenset[str]) -> Iterator[tuple[str, str]]:
     """The other prompts that may stand beside the one that was taken, and how they are joined (``{0}``) to it (``{1}``)."""
     yield "instruction", "{0}\n{1}"
     if "instruction" in taken:
-        yield from ((key, "{1}\n{0}") for key in _ASKED)
+        yield from ((key, "{1}\n{0}") for key in ASKED)
     elif "prompt" in taken:
         yield from ((key, "{1}\n{0}") for key in ("question", "problem"))
     else:
@@ -282,10 +281,13 @@ def _joins(taken: frozenset[str]) -> Iterator[tuple[str, str]]:
     yield "input", "{1}\n{0}"
 
 
-def _renders(said: str, text: str) -> bool:
-    """Whether one of two prompts is the other with more around it."""
-    first, second = " ".join(said.split()), " ".join(text.split())
-    return first in second or second in first
+def _repeats(said: str, text: str) -> bool:
+    return " ".join(text.split()) in " ".join(said.split())
+
+
+def _renders(text: str, question: str) -> bool:
+    """Whether a text is a question with more around it, and between its lines."""
+    return all(_repeats(text, line) for line in question.splitlines())
 
 
 def _is_word(text: str) -> bool:
@@ -296,7 +298,7 @@ def _is_word(text: str) -> bool:
 def _says(said: str, text: str) -> bool:
     """Whether a text says another one; of a short one whether it stands by itself, on a line, after a colon, or in quotes."""
     wanted = " ".join(text.split())
-    if wanted not in " ".join(said.split()):
+    if not _repeats(said, text):
         return False
     if "\n" in text.strip() or len(wanted) + sum(map(_is_wide, wanted)) >= _SHORT:
         return True

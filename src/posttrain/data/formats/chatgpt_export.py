@@ -33,25 +33,25 @@ def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
 
 
 def _way(tree: Mapping[str, Foreign], leaf: Any) -> list[Foreign]:
-    """The messages from the root to a leaf. Raises RowError (``wrong_shape``) where that way leads to no root."""
+    """The messages from the root to a leaf. Raises RowError (``wrong_shape``) where this is no tree."""
+    parents = [node.get("parent", "") for node in tree.values()]
+    if parents.count(None) != 1 or not {None, *tree} >= set(parents):
+        raise RowError("wrong_shape", f"the messages are no tree with one root: their parents are {parents}"[:200])
     if not isinstance(leaf, str) or leaf not in tree:
-        parents = {node.get("parent") for node in tree.values()}
         leaf = next((name for name in reversed(list(tree)) if name not in parents), None)
     found: list[Foreign] = []
-    while leaf in tree and len(found) < len(tree):
-        found.append(tree[leaf])
-        leaf = tree[leaf].get("parent", "")
-    roots = sum(node.get("parent") is None for node in tree.values())
-    if leaf is not None or roots > 1:
-        raise RowError(
-            "wrong_shape", f"the tree of messages is broken: {roots} roots, the last parent is {leaf!r}"[:200]
-        )
-    return [node["message"] for node in reversed(found) if isinstance(node["message"], Mapping)]
+    while leaf is not None and len(found) <= len(tree):
+        found.append(tree[leaf]["message"])
+        leaf = tree[leaf]["parent"]
+    if leaf is not None:
+        raise RowError("wrong_shape", "the messages are no tree: some are their own ancestors")
+    return [message for message in reversed(found) if message is not None]
 
 
 def _turn(message: Foreign) -> Iterator[Foreign]:
     """The turn of a message, as other formats write it; none where it is hidden."""
-    author, content, about = (message.get(key) for key in ("author", "content", "metadata"))
+    told = message if isinstance(message, Mapping) else {}
+    author, content, about = (told.get(key) for key in ("author", "content", "metadata"))
     if not isinstance(content, Mapping) or not isinstance(author, Mapping):
         raise RowError("wrong_shape", f"a message without author or content: {str(message)[:80]}")
     parts = content.get("parts")
@@ -64,6 +64,8 @@ def _turn(message: Foreign) -> Iterator[Foreign]:
         raise RowError("needs_image", "a message with an image or a recording")
     if kind != "text" or author.get("role") == "tool" or message.get("recipient", "all") != "all":
         raise RowError("unsupported_content", f"a message of type {kind!r} of or to one of ChatGPT's own tools"[:200])
+    if not isinstance(parts, list):
+        raise RowError("wrong_shape", f"the parts of a message are {kind_of(parts)}, expected a list")
     yield {"role": author.get("role"), "content": parts}
 
 

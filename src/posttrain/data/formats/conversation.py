@@ -8,12 +8,14 @@ from typing import Any
 
 from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, is_unicode, meta_of
-from posttrain.data.formats.beside import MEANING, beside, placeholder
+from posttrain.data.formats.beside import ASKED, MEANING, beside, placeholder
 from posttrain.data.formats.turns import plain_turn
 from posttrain.types import Message, Origin, PromptRow, SftRow
 
 _TOOLS = frozenset(keys.TOOLS)
 _LOOKED_AT = MEANING | {"chosen", "rejected"}
+_BESIDE_TALK = _LOOKED_AT - set(ASKED)
+"""Beside turns a prompt is only a repetition of the first (UltraChat)."""
 
 
 def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin: Origin, source: str) -> SftRow:
@@ -25,7 +27,8 @@ def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin
     turns = tuple(messages)
     if not turns:
         raise RowError("empty_conversation", "no turns")
-    if _is_plain_talk(turns) and (record.keys() - used).isdisjoint(_LOOKED_AT) and not _with_more(record, used):
+    looked_at = _LOOKED_AT if used.isdisjoint(keys.TALKS) else _BESIDE_TALK
+    if _is_plain_talk(turns) and (record.keys() - used).isdisjoint(looked_at) and not _with_more(record, used):
         return SftRow(turns, origin, source, (), meta_of(record, used))  # nearly every row passes all that follows
     if all(turn.role != "assistant" for turn in turns):
         raise RowError("no_assistant_turn", f"roles: {', '.join(turn.role for turn in turns)}"[:200])
