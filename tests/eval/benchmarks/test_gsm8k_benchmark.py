@@ -68,7 +68,8 @@ def test_examples_stand_before_the_problem(path: str, tmp_path: Path) -> None:
         ("Answer: 7.0", 1, 1, "right", "expected 7, read 7"),
         ("7 pens at first, then 8", 0, 1, "wrong", "expected 7, read 8"),
         ("Answer: 70", 0, 1, "wrong", "expected 7, read 70"),
-        ("Seven.", 0, 0, "no number", "expected 7"),
+        ("Seven.", 1, 1, "right", "expected 7, read 7"),
+        ("It has none.", 0, 0, "no number", "expected 7"),
         ("", 0, 0, "no number", "expected 7"),
     ],
 )
