@@ -228,7 +228,11 @@ def test_a_missing_template(refused: Callable[..., str], tmp_path: Path) -> None
     assert "none.jinja" in message
 
 
-def test_a_missing_prompts_file(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_missing_or_wrong_prompts_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    """It is told before anything is trained."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n' * 2)
+    assert "this is not YAML" in refused(f"evaluate.prompts={tmp_path}/rows.jsonl")
+    assert not list(tmp_path.rglob("metrics.jsonl"))
     assert "no such prompts file" in refused(f"evaluate.prompts={tmp_path}/none.yaml")
 
 

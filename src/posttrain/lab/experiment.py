@@ -51,7 +51,7 @@ from posttrain.errors import ConfigError, DataError, InterruptedRunError, Posttr
 from posttrain.eval.benchmarks import AnyBenchmark, benchmark_files, with_files
 from posttrain.eval.config import EvalStage
 from posttrain.eval.judges.config import JudgeSource
-from posttrain.eval.prompts import BUILTIN
+from posttrain.eval.prompts import BUILTIN, load_prompts
 from posttrain.lab.benchmarking import check_benchmarks, tasks_digest
 from posttrain.lab.display import Display
 from posttrain.lab.evaluation import evaluate
@@ -135,6 +135,8 @@ class Experiment:
             for key, path in _own_files(stage).items():
                 if not path.is_file():
                     raise DataError(f"no such {key} file", where=f"stages.{name}.{key}: {path}")
+            if isinstance(stage, EvalStage) and stage.prompts is not None:
+                load_prompts(stage.prompts)
         for name in names:
             stage = self.recipe.stages[name]
             if isinstance(stage, TrainStage | EvalStage):
