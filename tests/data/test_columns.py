@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.data.config import Source
-from posttrain.data.formats import detect_format, read_record
+from posttrain.data.formats import RowError, detect_format, read_record
 from posttrain.data.formats.columns import check_columns, check_paths, renamed
 from posttrain.data.pipeline import gather, rows_at
 from posttrain.data.rows import read_rows
@@ -133,3 +133,11 @@ def test_a_row_of_another_format_in_a_file(tmp_path: Path) -> None:
         (4, "other_kind"),
         (5, "empty_conversation"),
     ]
+
+
+def test_a_history_in_prose_is_a_passage_where_that_is_said() -> None:
+    record = {"question": "What helps?", "answer": "Rest.", "history": "The patient has asthma."}
+    with pytest.raises(RowError, match=r"columns: \{context: history\}"):
+        read(record, {})
+    expected = [("user", "The patient has asthma.\n\nWhat helps?"), ("assistant", "Rest.")]
+    assert talk(read(record, {"context": "history"})) == expected

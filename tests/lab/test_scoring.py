@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 
 from posttrain.artifacts import read_json
+from posttrain.encode.template import load_tokenizer
 from posttrain.errors import DataError, InterruptedRunError
 from posttrain.lab import scoring
 from posttrain.lab.display import Display
-from posttrain.lab.models import template_of
 from posttrain.lab.scoring import SCORES, Scoring, score_files, summary
 
 pytestmark = pytest.mark.demo_model
@@ -75,7 +75,7 @@ def plain_means(model_folder: Path, row: Sequence[tuple[str, str]]) -> dict[str,
     """The scores of a ChatML row, by hand: text cut at the turns, log-softmax over everything in float64."""
     from transformers import AutoModelForCausalLM
 
-    tokenizer = template_of(model_folder, None).tokenizer
+    tokenizer = load_tokenizer(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
 
     def ids(text: str) -> list[int]:
@@ -258,9 +258,9 @@ def test_several_files_and_duplicates(score: Callable[..., Any], tmp_path: Path)
     assert all(math.isfinite(s["loss"]) for s in scores_of(tmp_path / "both").values())
 
 
-def test_a_missing_file_is_told(score: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_missing_file_is_told_before_a_model_is_looked_for(score: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        score([str(tmp_path / "nothing.jsonl")], tmp_path / "out")
+        score([str(tmp_path / "nothing.jsonl")], tmp_path / "out", model="no/model")
 
 
 def test_the_command(tiny_model: Path, tmp_path: Path) -> None:

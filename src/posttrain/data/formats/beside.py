@@ -229,6 +229,10 @@ def _turn_objects(record: Foreign, taken: frozenset[str]) -> Iterator[Foreign]:
 
 def history(record: Foreign, key: str) -> tuple[Message, ...]:
     """The turns under a key: pairs of question and answer, exchanges, or messages."""
+    if isinstance(text := record[key], str) and text.lstrip()[:1] not in ("[", "{"):
+        raise RowError(
+            "wrong_shape", f"{key!r} is text, expected turns (a passage is named so: columns: {{context: {key}}})"
+        )
     found = items(record, key)
     if all(isinstance(turn, Mapping | list | tuple) for turn in found):
         return talk(found)
