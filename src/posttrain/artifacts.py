@@ -148,7 +148,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON artefact; a damaged one is a RunError that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"can't read this artefact: {error}", where=str(path)) from error
 
 

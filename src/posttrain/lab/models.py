@@ -18,11 +18,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from posttrain.artifacts import StageDir, digest, file_digest, read_json, write_json
+from posttrain.artifacts import StageDir, digest, file_digest, write_json
 from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
 from posttrain.encode.tokens import stop_sequences
 from posttrain.errors import ModelError, TemplateError
-from posttrain.model.companions import Companions, end_ids, tokenizer_files
+from posttrain.model.companions import Companions, end_ids, read_object, tokenizer_files
 
 RECORD = "model.json"
 """The file of a train stage that says what its weights belong to."""
@@ -143,19 +143,17 @@ def stage_lineage(out: StageDir, base: Callable[[], Path], template: str | None 
     base: the folder of the recipe's model, asked for only where the stage's adapter lies on it. template: the stage's own template
     file, for runs from before model.json. Raises ModelError where the stage has written nothing.
     """
-    record = read_json(out.file(RECORD)) if out.file(RECORD).is_file() else None
-    told = record.get("clock") if record is not None else None
-    now = None if told is None else datetime.fromisoformat(told)
+    recorded = out.file(RECORD).is_file()
+    on, now = _recorded(out.file(RECORD)) if recorded else ({}, None)
     if out.file("model").is_dir():
-        return Lineage(out.file("model"), now=now).spoken(template if record is None else None)
+        return Lineage(out.file("model"), now=now).spoken(None if recorded else template)
     if not out.file("adapter").is_dir():
         raise ModelError(
             "this stage has no weights (adapter/ or model/)", where=str(out.path), fix="run it first: posttrain run"
         )
-    if record is None:
+    if not recorded:
         return Lineage(base(), out.file("adapter")).spoken(template)
-    on = record["on"]
-    folder = base() if on.get("recipe") else Path(os.path.normpath(out.path / on["folder"]))
+    folder = base() if on.get("recipe") else Path(os.path.normpath(out.path / str(on.get("folder"))))
     if not folder.is_dir():
         raise ModelError(
             f"the adapter of this stage lies on weights that are not there: {folder}",
@@ -163,6 +161,16 @@ def stage_lineage(out: StageDir, base: Callable[[], Path], template: str | None 
             fix="keep the folders of a run together, or run the recipe again",
         )
     return Lineage(folder, out.file("adapter"), now=now)
+
+
+def _recorded(path: Path) -> tuple[dict[str, Any], datetime | None]:
+    """(what an adapter lies on, the time its template was told) by the record beside it. Raises ModelError where that is damaged."""
+    record = read_object(path)
+    on, told = record.get("on"), record.get("clock")
+    try:
+        return dict(on or {}), None if told is None else datetime.fromisoformat(told)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path.name} is damaged: {error}", where=str(path), fix="run the stage again") from error
 
 
 def _relative(folder: Path, start: Path) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from posttrain.artifacts import StageDir, read_json
 from posttrain.errors import ModelError
 from posttrain.lab.models import Lineage, stage_lineage
+from posttrain.model.companions import read_object
 from posttrain.model.source import model_folder
 
 
@@ -23,7 +25,7 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
         from posttrain.lab.recipe import Recipe
 
         recipe = build(Recipe, read_yaml(path.parent / "recipe.yaml"))
-        kind = read_json(path / "manifest.json")["kind"]
+        kind = _kind(path / "manifest.json")
         if kind != "train":
             raise _name_a_train_stage(path.parent, f"this is a {kind} stage, it has no weights", target)
         own_template = getattr(recipe.stages.get(path.name), "template", None)
@@ -32,14 +34,21 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
     if (path / "recipe.yaml").is_file():
         raise _name_a_train_stage(path, "this is a run", target)
     if (path / "adapter_config.json").is_file():
-        own = read_json(path / "adapter_config.json").get("base_model_name_or_path")
-        if not (base or own):
+        own = read_object(path / "adapter_config.json").get("base_model_name_or_path")
+        named = base or (own if isinstance(own, str) else None)
+        if not named:
             raise ModelError("this adapter does not name its base model", where=target, fix="give it with --base")
-        return Lineage(model_folder(base or own), path)
+        return Lineage(model_folder(named), path)
     return Lineage(model_folder(target))
 
 
+def _kind(manifest: Path) -> Any:
+    """What a stage's manifest says it is; None where it is damaged."""
+    found = read_json(manifest)
+    return found.get("kind") if isinstance(found, dict) else None
+
+
 def _name_a_train_stage(run: Path, problem: str, target: str) -> ModelError:
-    trained = [str(p.parent) for p in sorted(run.glob("*/manifest.json")) if read_json(p)["kind"] == "train"]
+    trained = [str(p.parent) for p in sorted(run.glob("*/manifest.json")) if _kind(p) == "train"]
     fix = f"name a train stage: {', '.join(trained)}" if trained else "this run has trained nothing yet"
     return ModelError(problem, where=target, fix=fix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import operator
 import re
 import warnings
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel
 from posttrain.artifacts import write_json
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.config import LoraAdapter
-from posttrain.model.folder import scores_only
+from posttrain.model.folder import in_a_line, scores_only
 from posttrain.model.forward import beside_text, causal_lm
 from posttrain.model.load import quiet_transformers
 
@@ -128,7 +129,7 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
             linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
             dropout = adapter.dropout > 0 and "dropout" in str(error)  # PEFT can't drop what goes into stacked experts
             raise ConfigError(
-                f"adapter.targets {targets!r} can't be used: {str(error).splitlines()[0]}",
+                f"adapter.targets {targets!r} can't be used: {in_a_line(error)}",
                 fix="set adapter.dropout to 0" if dropout else f"linear layers of this model: {', '.join(linear)}",
             ) from error
     return wrapped.eval()
@@ -151,9 +152,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Pe
                 else _plain_adapter(model, folder, trainable)
             )
     except Exception as error:  # PEFT, safetensors and torch each raise their own types here
-        raise ModelError(
-            f"the adapter does not fit this model: {str(error).splitlines()[0]}", where=str(folder)
-        ) from error
+        raise ModelError(f"the adapter does not fit this model: {in_a_line(error)}", where=str(folder)) from error
     if "base_model.model.score.weight" in odd:
         raise scores_only(folder)
     if odd:
@@ -235,12 +234,14 @@ def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:
 
 def saved_settings(folder: Path) -> LoraAdapter:
     """The settings a saved adapter was trained with, but for its dropout; its targets where they are a plain list of names."""
-    saved = PeftConfig.from_pretrained(str(folder))
-    plain = isinstance(saved.target_modules, set) and not saved.target_parameters
-    targets = tuple(sorted(saved.target_modules)) if plain else "all-linear"
-    return LoraAdapter(
-        rank=saved.r, alpha=saved.lora_alpha, targets=targets, rslora=saved.use_rslora, dora=saved.use_dora
-    )
+    try:
+        saved = PeftConfig.from_pretrained(str(folder))
+        plain = isinstance(saved.target_modules, set) and not saved.target_parameters
+        targets = tuple(sorted(saved.target_modules)) if plain else "all-linear"
+        rank, alpha = operator.index(saved.r), float(saved.lora_alpha)
+    except Exception as error:  # PEFT and json each raise their own types here
+        raise ModelError(f"these are no settings of LoRA: {in_a_line(error)}", where=str(folder)) from error
+    return LoraAdapter(rank=rank, alpha=alpha, targets=targets, rslora=saved.use_rslora, dora=saved.use_dora)
 
 
 @contextlib.contextmanager

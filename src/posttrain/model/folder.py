@@ -189,12 +189,17 @@ def _some(names: list[str], kind: str) -> str:
     return f"1 of the {kind} ({names[0]}) is" if len(names) == 1 else f"{len(names)} {kind} ({names[0]}, ...) are"
 
 
+def in_a_line(error: Exception) -> str:
+    """What an exception of foreign code says first; its type where it says nothing."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+
+
 def loading_error(error: Exception, folder: Path) -> ModelError:
     """What an exception of transformers, safetensors or a model's own code says about a folder."""
     if isinstance(error, ModelError):
         return error
-    first, *more = (str(error).strip() or type(error).__name__).splitlines()
-    told = f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+    told = in_a_line(error)
     if isinstance(error, ImportError):
         return ModelError(
             f"a package is missing that this model needs: {told}",
