@@ -302,7 +302,7 @@ def _masked_right(shown: ShownRow, template: ChatTemplate, stop: str) -> bool:
     messages = shown.row.messages
     turns = [k for k, m in enumerate(messages) if m.role == "assistant" and m.weight != 0]
     runs = [run for example in shown.examples for run in _runs(example)]
-    if len(runs) != len(turns):
+    if len(runs) != len(turns) or not stop:
         return False
     for (before, text), k in zip(runs, turns, strict=True):
         fed = encode_prompt(messages[:k], template, shown.row.tools).tolist()
