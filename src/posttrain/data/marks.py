@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from posttrain.data.text import CJK
 
 _MEANINGFUL_FORMS = ("<super>", "<sub>", "<fraction>", "<circle>", "<font>", "<square>")
@@ -64,10 +67,8 @@ _TELLING = _NEGATIONS | _NUMERALS | _UNITS | _RELATIONS | _FILLERS
 _TELLING_BYTES = frozenset(word.encode() for word in _TELLING if word.isascii())
 _TELLING_CJK = "".join(sorted(word for word in _NEGATIONS | _NUMERALS | _FILLERS if len(word) == 1))
 _NUMERALS_ZH = "".join(sorted(word for word in _NUMERALS if not word.isascii()))
-_COUNTED_ZH = (
-    rf"(?:(?<=[\d{_NUMERALS_ZH}])|(?<=[\d{_NUMERALS_ZH}] ))"
-    rf"(?:{'|'.join(sorted(_UNITS_ZH, key=lambda word: (-len(word), word)))})"
-)
+_UNIT_ZH = f"(?:{'|'.join(sorted(_UNITS_ZH, key=lambda word: (-len(word), word)))})"
+_COUNTED_ZH = rf"(?:(?<=[\d{_NUMERALS_ZH}])|(?<=[\d{_NUMERALS_ZH}] )){_UNIT_ZH}"
 """A Chinese unit behind a number."""
 _LETTERS_ALONE = bytes(code if chr(code).isascii() and chr(code).isalpha() else 32 for code in range(256))
 _LETTER_RUN = re.compile(f"[^{CJK}]+")
@@ -107,7 +108,11 @@ class Marks:
 
 def unicode_form(text: str) -> str:
     """The text with canonical and width variants as one: NFKC, but for forms that are other content (², ½, ①, ℝ, ㎡)."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(_forms()))
+    if text.isascii() or (
+        unicodedata.is_normalized("NFKC", text) and not any(map(text.__contains__, map(chr, _UNSEEN)))
+    ):
+        return text  # in a third of the time of what follows
+    return unicodedata.normalize("NFC", text.translate(_forms()))
 
 
 def plain(text: str) -> str:
@@ -128,7 +133,7 @@ def letters(form: str) -> str:
         return b"".join(
             found if _TELLING_BYTES.isdisjoint(found) else [w for w in found if w not in _TELLING_BYTES]
         ).decode()
-    parts = _no_letters(_last(form)).sub(" ", form.casefold()).split()
+    parts = _letters_alone(form.casefold()).split()
     return "".join(
         ["" if part in _TELLING else part if part.isascii() else _LETTER_RUN.sub(_untelling, part) for part in parts]
     )
@@ -189,7 +194,7 @@ class _Read:
 def _expanded(form: str) -> str:
     """The text with "not" for every n't."""
     lower = form.lower()
-    if "n't" in lower or "n’t" in lower or "cannot" in lower:
+    if "cannot" in lower or ("'" in lower and "n't" in lower) or ("’" in lower and "n’t" in lower):
         return _CONTRACTION.sub(lambda found: f"{_WHOLE.get((found[1] or found[2] or '').lower(), '')} not", form)
     return form
 
@@ -246,10 +251,28 @@ def _words(last: str) -> re.Pattern[str]:
     )
 
 
+def _letters_alone(folded: str) -> str:
+    """A text with blanks for what is no letter of a word: a table finds them in half the time of a pattern."""
+    folded = _amounts_zh().sub(" ", folded)
+    codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), np.uint32)
+    alone = np.where(_are_letters().take(codes), codes, np.uint32(ord(" ")))
+    return alone.tobytes().decode("utf-32-le", "surrogatepass")
+
+
 @cache
-def _no_letters(last: str) -> re.Pattern[str]:
-    """What is no letter of a word."""
-    return re.compile(rf"[\W\d_{_TELLING_CJK}{_meaningful(last)}]+|{_COUNTED_ZH}")
+def _are_letters() -> NDArray[np.bool_]:
+    """Of every code point, whether it is a letter of a word."""
+    others = frozenset(_TELLING_CJK + _meaningful("\U0010ffff"))
+    low = [c.isalnum() and not c.isdecimal() and c not in others for c in map(chr, range(0x20000))]
+    found = np.zeros(0x110000, np.bool_)
+    found[: len(low)], found[len(low) : 0x40000] = low, True  # beyond it there are ideographs, then no letters
+    return found
+
+
+@cache
+def _amounts_zh() -> re.Pattern[str]:
+    """The end of a number with its unit: found sooner than a unit that stands behind a number."""
+    return re.compile(rf"[\d{_NUMERALS_ZH}] ?{_UNIT_ZH}")
 
 
 @cache
