@@ -199,6 +199,7 @@ def show(
     value = shown.show_row(found, resolve_target(model).spoken(template).template, number=row)
     if html is not None:
         write_text(html, shown.as_html(value))
+        typer.echo(f"Open {html}", err=True)
     if as_json:
         typer.echo(json.dumps(shown.as_json(value), ensure_ascii=False))
     else:

@@ -142,7 +142,7 @@ def test_ctrl_c_ends_a_reply_but_not_the_conversation(
     ("target", "words"),
     [
         ("", ["this is a run", "name a train stage", "/sft"]),
-        ("prepare", ["this is a data stage", "/sft"]),
+        ("prepare", ["stage of kind data", "/sft"]),
         ("stf", ["no such model", "did you mean 'sft'"]),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -209,8 +210,8 @@ def _named(message: Message) -> str:
 
 
 def _message_lines(shown: ShownRow) -> list[tuple[str, str]]:
-    """(role with weight, text) of every message, reasoning and tool calls included."""
-    lines = []
+    """(role with weight, text) of the tools and every message, reasoning and tool calls included."""
+    lines = [("tool", json.dumps(tool, ensure_ascii=False)) for tool in shown.row.tools]
     for message in shown.row.messages:
         role = message.role if message.weight is None else f"{message.role} (weight {message.weight:g})"
         if message.reasoning:

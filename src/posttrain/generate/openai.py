@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import logging
 import os
 import random
 import ssl
@@ -44,6 +45,8 @@ from posttrain.generate.engine import (
 )
 from posttrain.generate.limiter import Limiter, Sign, backoff, retry_after
 from posttrain.generate.wire import LIMITS, OURS, body_of, most_tokens, read_answer, read_error
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +130,8 @@ class _Job:
     """There was a connection to the server in this batch."""
     answered: bool = False
     """The server has answered this batch at least once: address, key and model are right."""
+    told: set[str] = field(default_factory=set)
+    """What it said when it had to be asked again."""
 
     @property
     def over(self) -> bool:
@@ -261,6 +266,9 @@ class OpenAIEngine:
                     self._check_setup(sent, sent.outcome.detail, ask.attempts, job)
                     if not sent.again or ask.attempts >= endpoint.attempts:
                         return Failure(sent.outcome.reason, sent.outcome.detail, ask.attempts)
+                    if sent.outcome.detail not in job.told:  # who waits wants to know for what
+                        job.told.add(sent.outcome.detail)
+                        _log.warning("%s: %s; it is asked again", endpoint.base, sent.outcome.detail)
                     if sent.wait is None or sent.wait <= endpoint.longest_silence:
                         await asyncio.sleep(self._pause(ask.attempts, sent.wait))
         except TimeoutError:  # only the deadline gets here: an attempt's own timeout is an outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,8 @@ def converse(
             return
         if text == "/reset":
             history[:] = opening
+        elif re.fullmatch(r"/[a-z]+", text):
+            sys.stderr.write("/quit ends, /reset begins anew; anything else is said to the model\n")
         elif text:
             answer(text)
 

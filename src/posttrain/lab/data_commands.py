@@ -26,13 +26,14 @@ from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import SIDES, gather, inputs_digest, nothing_usable, step_inputs
 from posttrain.data.places import DataFile, locate
 from posttrain.data.profile import COMPARISON, profile
-from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, scan_rows, write_rows
+from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, rows_kind, scan_rows, write_rows
 from posttrain.data.steps import Step, StepRun, count_rows
 from posttrain.data.streams import printable
 from posttrain.errors import ConfigError, DataError, InterruptedRunError
 from posttrain.lab.display import Display
 from posttrain.lab.options import option_line
 from posttrain.report.data_page import read_profile, terminal_profile, write_data_page
+from posttrain.types import RowKind
 
 STEPS: dict[str, type] = {
     get_args(get_type_hints(variant)["kind"])[0]: variant for variant in (*get_args(get_args(ChainStep)[0]), MixStep)
@@ -302,8 +303,17 @@ def summary(kind: str, told: Mapping[str, Any], out: Path) -> RenderableType:
         Text(shown, "dim"),
         *_counts_of_named(told["facts"]),
         *warnings,
-        Text(f"Rows are in {out / 'rows.parquet'}; {rejects}"),
+        Text(f"Rows ({_KINDS[rows_kind(out / 'rows.parquet')]}) are in {out / 'rows.parquet'}; {rejects}"),
     )
+
+
+_KINDS: dict[RowKind | None, str] = {
+    "conversations": "conversations",
+    "pairs": "pairs of replies",
+    "feedback": "judged replies",
+    "prompts": "prompts without replies",
+    None: "none",
+}
 
 
 def _counts_of_named(facts: Mapping[str, Any]) -> list[Table]:

@@ -27,7 +27,7 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
         recipe = build(Recipe, read_yaml(path.parent / "recipe.yaml"))
         kind = _kind(path / "manifest.json")
         if kind != "train":
-            raise _name_a_train_stage(path.parent, f"this is a {kind} stage, it has no weights", target)
+            raise _name_a_train_stage(path.parent, f"a stage of kind {kind} has no weights", target)
         own_template = getattr(recipe.stages.get(path.name), "template", None)
         found = stage_lineage(StageDir(path), lambda: model_folder(base or recipe.model), own_template)
         return found if base is None or found.adapter is None else replace(found, folder=model_folder(base))

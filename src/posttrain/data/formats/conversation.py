@@ -16,6 +16,7 @@ _TOOLS = frozenset(keys.TOOLS)
 _LOOKED_AT = MEANING | {"chosen", "rejected"}
 _BESIDE_TALK = _LOOKED_AT - set(ASKED)
 """Beside turns a prompt is only a repetition of the first (UltraChat)."""
+_OTHER_BYTES = "bytes that are not UTF-8 (Windows text: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW)"
 
 
 def sft_row(record: Foreign, used: Set[str], messages: Iterable[Message], origin: Origin, source: str) -> SftRow:
@@ -87,9 +88,9 @@ def _check_unicode(turns: tuple[Message, ...], tools: tuple[Mapping[str, Any], .
         names = (turn.name or "", turn.tool_call_id or "")
         calls = (part for call in turn.tool_calls for part in (call.name, call.arguments, call.id or ""))
         if not all(map(is_unicode, (turn.content, turn.reasoning or "", *names, *calls))):
-            raise RowError("invalid_unicode", f"turn {number} holds a lone surrogate or bytes that are not UTF-8")
+            raise RowError("invalid_unicode", f"turn {number} holds a lone surrogate or {_OTHER_BYTES}")
     if tools and not is_unicode(json.dumps(tools, ensure_ascii=False)):
-        raise RowError("invalid_unicode", "the tools hold a lone surrogate or bytes that are not UTF-8")
+        raise RowError("invalid_unicode", f"the tools hold a lone surrogate or {_OTHER_BYTES}")
 
 
 def _is_plain_talk(turns: tuple[Message, ...]) -> bool:

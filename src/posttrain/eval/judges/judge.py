@@ -228,7 +228,9 @@ def try_out(engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Pl
     if not answered:
         detail = f"{failures[0].reason}: {failures[0].detail}"
         raise ConfigError(
-            f"the judge answered none of {len(places)} trial calls ({detail})", where=where, fix="mend the server first"
+            f"the judge answered none of {len(places)} trial calls ({detail})",
+            where=where,
+            fix="mend what the server says, and run the same command again",
         )
     if failures:  # a server that fails now and then is no reason to stop
         return
