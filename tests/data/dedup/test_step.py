@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,17 @@ def test_the_best_score_stays_then_the_smallest_id(tmp_path: Path) -> None:
     assert dropped(write(tmp_path, texts, [None, 0.9, 0.2, None])) == [0, 2, 3]
     best = ids.index(min(ids[1:3], key=ids.index)) if ids[1] < ids[2] else 2
     assert set(range(4)) - set(dropped(write(tmp_path, texts, [0.1, 0.5, 0.5, None]))) == {best}
+
+
+@pytest.mark.parametrize("method", ["exact", *JACCARD])
+def test_a_request_with_other_tools_is_another_one(tmp_path: Path, method: str) -> None:
+    """Real tool rows ask "order a pizza" once where a tool does it and once where none does."""
+    pizza, weather = {"name": "order_pizza"}, {"name": "weather", "parameters": {}}
+    offered = [(pizza, weather), ({"parameters": {}, "name": "weather"}, pizza), (weather,), ()]
+    request = "Can you order a large pizza with mushrooms and olives for me, please?"
+    rows = [replace(row(request, n), tools=tools) for n, tools in enumerate(offered)]
+    write_rows(tmp_path / "rows.parquet", rows_frame(rows))
+    assert len(dropped(tmp_path / "rows.parquet", method=method)) == 1
 
 
 @pytest.mark.parametrize("method", ["exact", *JACCARD])

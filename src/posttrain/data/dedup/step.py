@@ -34,6 +34,7 @@ from posttrain.data.dedup.texts import (
     joined_marks,
     lookalikes,
     mark_hashes,
+    tool_hashes,
 )
 from posttrain.data.engine import map_rows
 from posttrain.data.marks import plain
@@ -110,12 +111,15 @@ def _exact(step: DedupStep, rows: Path, order: Order, run: StepRun) -> tuple[NDA
     """Rows of equal text: the first of each group stays."""
     work = partial(_text_keys, step.fields)
     keys_R = np.concatenate(
-        [np.empty((0, 2), np.uint64), *(part for _, part in map_rows(work, rows, ["messages"], run, "hashing"))]
+        [
+            np.empty((0, 3), np.uint64),
+            *(part for _, part in map_rows(work, rows, ["messages", "tools"], run, "hashing")),
+        ]
     )
     blank_N = keys_R[order.row_of_rank, 1] == 0
     ranks = np.flatnonzero(~blank_N)
-    keys = keys_R[order.row_of_rank[ranks], 0]
-    _, first, group_of = np.unique(keys, return_index=True, return_inverse=True)
+    keys = keys_R[order.row_of_rank[ranks]]
+    _, first, group_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     representative_N = np.full(len(blank_N), -1, np.int64)
     representative_N[ranks] = ranks[first[group_of]]
     representative_N[representative_N == np.arange(len(blank_N))] = -1
@@ -125,9 +129,10 @@ def _exact(step: DedupStep, rows: Path, order: Order, run: StepRun) -> tuple[NDA
 
 
 def _text_keys(fields: Fields, block: pl.DataFrame) -> U64:
-    """Uint64 [N, 2]: hash of the text of every row as equality sees it, and whether there is any."""
+    """Uint64 [N, 3]: hash of the text of every row as equality sees it, whether there is any, and hash of its tools."""
     texts = [plain(text) for text in compared_texts(block, fields)]
-    return np.array([[text_hash(text), bool(text)] for text in texts], np.uint64).reshape(-1, 2)
+    hashes = np.array([[text_hash(text), bool(text)] for text in texts], np.uint64).reshape(-1, 2)
+    return np.column_stack([hashes, tool_hashes(block)])
 
 
 # ---- by Jaccard similarity -----------------------------------------------------------------------------------------
@@ -310,7 +315,8 @@ def _by_cosine(step: DedupStep, rows: Path, order: Order, run: StepRun) -> tuple
 def _details(wanted_R: NDArray[np.bool_], fields: Fields, cut: _Cut | None, rows: Path, run: StepRun) -> Details:
     """The details of the wanted rows, in the order of the file."""
     work = partial(_details_block, fields, cut)
-    return joined_details([part for _, part in map_rows(work, rows, ["messages"], run, "comparing", only=wanted_R)])
+    columns = ["messages", "tools"]
+    return joined_details([part for _, part in map_rows(work, rows, columns, run, "comparing", only=wanted_R)])
 
 
 def _marks(wanted_R: NDArray[np.bool_], fields: Fields, rows: Path, run: StepRun) -> MarkHashes:
@@ -325,7 +331,7 @@ def _marks_block(fields: Fields, block: pl.DataFrame) -> MarkHashes:
 
 def _details_block(fields: Fields, cut: _Cut | None, block: pl.DataFrame) -> Details:
     texts = compared_texts(block, fields)
-    return details(texts, None if cut is None else lambda words: cut.shingles(words, texts))
+    return details(texts, tool_hashes(block), None if cut is None else lambda words: cut.shingles(words, texts))
 
 
 class _Comparison:
@@ -353,23 +359,29 @@ class _Comparison:
     def tell_apart(self, left: Ranks, right: Ranks, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The similarities, with 0 where two similar texts have the same words and other numbers, symbols or case of code.
 
-        Texts that are similar by their meaning need not have the same words: there the amounts must be the same.
+        Texts that are similar by their meaning need not have the same words: there the amounts must be the same. Texts with other
+        tools beside them are always told apart.
         """
-        if self._told is None:
-            return values
         near = np.flatnonzero(values >= self._threshold)
-        known, told, a, b = self._known, self._told, self._place_N[left[near]], self._place_N[right[near]]
-        other_words = (known.letters_N[a] != known.letters_N[b]) | (told.words_N[a] != told.words_N[b])
-        other_case = (told.case_N[a] != told.case_N[b]) & ~told.shouted_N[a] & ~told.shouted_N[b]
-        other = other_words | (told.signs_N[a] != told.signs_N[b]) | other_case
-        apart = other & (~other_words | (known.skeletons_N[a] == known.skeletons_N[b]))
-        if self._by_meaning:
-            apart |= told.amounts_N[a] != told.amounts_N[b]
+        known, a, b = self._known, self._place_N[left[near]], self._place_N[right[near]]
+        apart = known.tools_N[a] != known.tools_N[b]
+        if self._told is not None:
+            apart |= self._marked_apart(self._told, a, b)
         apart_P = near[apart]
         np.maximum.at(self.numbers_N, right[apart_P], values[apart_P])
         counted = values.copy()
         counted[apart_P] = 0.0
         return counted
+
+    def _marked_apart(self, told: MarkHashes, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
+        known = self._known
+        other_words = (known.letters_N[a] != known.letters_N[b]) | (told.words_N[a] != told.words_N[b])
+        other_case = (told.case_N[a] != told.case_N[b]) & ~told.shouted_N[a] & ~told.shouted_N[b]
+        other = other_words | (told.signs_N[a] != told.signs_N[b]) | other_case
+        apart: NDArray[np.bool_] = other & (~other_words | (known.skeletons_N[a] == known.skeletons_N[b]))
+        if self._by_meaning:
+            apart |= told.amounts_N[a] != told.amounts_N[b]
+        return apart
 
     def exact(self, settled: Settled) -> NDArray[np.bool_]:
         """By rank: dropped rows whose text equals their representative's."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ class Details:
     """Equal where the words are, and in a few places besides (:func:`posttrain.data.marks.letters`)."""
     texts_N: U64
     """Equal where the texts are, but for Unicode form and white space."""
+    tools_N: U64
+    """Equal where the tools that are offered with the texts are, in whatever order."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,17 @@ def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
     return block.select(pl.col("messages").list.eval(chosen).list.join("\n")).to_series().to_list()
 
 
-def details(texts: list[str], own: Callable[[TokenHashes], Shingles] | None) -> Details:
+def tool_hashes(block: pl.DataFrame) -> U64:
+    """[N]: hash of the tools of every row of a block (its column ``tools``): the same request with other tools wants another reply."""
+    return np.fromiter(map(_tools_hash, block["tools"]), np.uint64, len(block))
+
+
+@lru_cache(maxsize=4096)
+def _tools_hash(tools: str) -> int:
+    return text_hash("\n".join(sorted(json.dumps(tool, sort_keys=True) for tool in json.loads(tools))))
+
+
+def details(texts: list[str], tools_N: U64, own: Callable[[TokenHashes], Shingles] | None) -> Details:
     """Everything exact comparison needs to know about some texts; ``own`` gives the shingles that are compared."""
     tokens = hash_tokens(texts)
     forms = [unicode_form(text) for text in texts]
@@ -67,6 +81,7 @@ def details(texts: list[str], own: Callable[[TokenHashes], Shingles] | None) -> 
         skeletons(tokens),
         _hashes([letters(form) for form in forms]),
         _hashes([" ".join(form.split()) for form in forms]),
+        tools_N,
     )
 
 
@@ -101,6 +116,7 @@ def joined_details(parts: list[Details]) -> Details:
         np.concatenate([empty, *(part.skeletons_N for part in parts)]),
         np.concatenate([empty, *(part.letters_N for part in parts)]),
         np.concatenate([empty, *(part.texts_N for part in parts)]),
+        np.concatenate([empty, *(part.tools_N for part in parts)]),
     )
 
 
