@@ -187,5 +187,5 @@ def test_a_job_killed_five_times_ends_as_one_that_was_not(serve: Serve, tmp_path
     assert len(server.asked) - len(calls) <= 5 * 8
     unseen = sum(c.outcome in END_UNSEEN for c in calls)
     assert len(server.billed) - number <= 5 * 8 + unseen
-    # An answer is twice in the ledger only where a kill fell between its line and the cache.
-    assert sum(times - 1 for times in answers.values()) <= 5
+    # An answer is twice in the ledger only where a kill fell between its line and the cache; all in flight may stand there.
+    assert sum(times - 1 for times in answers.values()) <= 5 * 8
