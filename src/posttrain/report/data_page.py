@@ -109,8 +109,9 @@ def paragraph(facts: ProfileFacts) -> str:
     whole = facts.lengths["whole"]
     known = [one for one in facts.languages if one.language not in ("undetermined", "code")][:2]
     languages = " and ".join(f"{numbers.percent(one.share, 0)} {language_word(one.language)}" for one in known)
+    noun = "conversation" if facts.lengths["assistant"].total else "prompt"
     text = (
-        f"{numbers.count(facts.rows)} conversations from {_plural(len(facts.sources), 'source')}"
+        f"{_plural(facts.rows, noun)} from {_plural(len(facts.sources), 'source')}"
         f"{f', {languages}' if languages else ''}; {numbers.compact(whole.total)} tokens. "
         f"Half of them have at most {whole.p50:,} tokens, the longest {whole.max:,}; a sequence length of "
         f"{facts.covering.rounded:,} covers {numbers.percent(facts.covering.rounded_share)}."
