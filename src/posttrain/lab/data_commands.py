@@ -32,7 +32,6 @@ from posttrain.data.streams import printable
 from posttrain.errors import ConfigError, DataError, InterruptedRunError
 from posttrain.lab.display import Display
 from posttrain.lab.options import option_line
-from posttrain.report.data_page import read_profile, terminal_profile, write_data_page
 from posttrain.types import RowKind
 
 STEPS: dict[str, type] = {
@@ -240,6 +239,8 @@ def run_profile(
     sources: Sequence[Source], out: Path, model: str | None, workers: int, console: Console
 ) -> tuple[Path, RenderableType]:
     """Profile files of rows, or the data stage of a run with its chain; returns the page and the table for the terminal."""
+    from posttrain.report.data_page import read_profile, terminal_profile, write_data_page  # steps draw no figures
+
     stage = Path(sources[0].path)
     chain = stage if len(sources) == 1 and (stage / "ledger.json").exists() else None
     counter = COMPARISON

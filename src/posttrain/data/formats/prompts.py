@@ -69,7 +69,9 @@ def has_reply(turns: Any) -> bool:
         turns = messages_in(turns)
     if not isinstance(turns, list) or not turns:
         return True
-    # mostly the last one
+    last = turns[-1]  # mostly this one
+    if isinstance(last, dict) and last.get("role") == "assistant":
+        return True
     return any(not isinstance(turn, dict) or role_of(turn) in ("assistant", None) for turn in reversed(turns))
 
 
