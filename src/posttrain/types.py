@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -228,7 +229,9 @@ def _turns(messages: tuple[Message, ...]) -> str:
 
 def _turn(message: Message) -> str:
     if (message.reasoning, message.tool_calls, message.weight, message.name, message.tool_call_id) == _NO_MORE:
-        return f'["{message.role}",{_canonical(message.content)},null,[],null]'  # in half the time of what follows
+        return (
+            f'["{message.role}",{encode_basestring(message.content)},null,[],null]'  # in half the time of what follows
+        )
     fields = spoken(message)
     return _canonical([*fields[:4], message.weight, *fields[4:]])
 
