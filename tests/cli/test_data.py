@@ -69,6 +69,8 @@ def test_other_options_in_the_same_folder_replace_it_another_step_does_not(
     broken.write_text("{broken\n")
     assert cli("data", "dedup", broken, "-o", out).code == 2
     assert [path.read_bytes() for path in files] == before
+    (out / "command.json").write_text('"an identity alone, as folders had it once"')
+    assert cli("data", "dedup", pairs, "-o", out).code == 0
 
 
 def test_steps_follow_each_other_with_lineage(cli: Cli, pairs: Path, tmp_path: Path) -> None:

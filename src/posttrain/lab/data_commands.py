@@ -96,6 +96,7 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
         inputs = [inputs_digest(stage, assets.resolve_data), step_inputs(step, assets.resolve_data)]
         identity = digest([inputs, stage, step, command.seed])
         former = read_json(out / FORMER) if (out / FORMER).exists() else {}
+        former = former if isinstance(former, dict) else {}  # once it was the identity alone
         if former.get("identity") != identity:
             try:
                 _run(step, sources, command, display, identity)
