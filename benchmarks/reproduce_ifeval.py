@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests load this file by its path
 from published import Row, run_script
 
-from posttrain.eval.ifeval.scoring import (
+from posttrain.tasks.ifeval_rules.scoring import (
     InstructionVerdict,
     instruction_scores,
     instruction_verdicts,

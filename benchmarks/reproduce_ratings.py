@@ -22,7 +22,9 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests load this file by its path
 from published import Row, run_script
 
-from posttrain.eval import alpaca_eval, elo, ratings
+from posttrain.judge import votes
+from posttrain.stats import elo, ratings
+from posttrain.stats import length_controlled as alpaca_eval
 
 WIKIPEDIA = {"A": 0.640, "B": 1.043, "C": 0.660, "D": 2.270}
 """The worked example of the article on the Bradley-Terry model: strengths with geometric mean 1."""
@@ -173,7 +175,7 @@ def _arena_correlation(folder: Path) -> Iterator[Row]:
 def _goldens(folder: Path) -> Iterator[Row]:
     """Reference values of evalica."""
     for name in ("simple", "food"):
-        comparisons = ratings.read_comparisons(folder / f"{name}.csv", model_a="left", model_b="right")
+        comparisons = votes.read_comparisons(folder / f"{name}.csv", model_a="left", model_b="right")
         matrix = ratings.win_matrix(comparisons)
         strengths = np.exp(ratings.fit_bradley_terry(matrix.wins_MM))
         ours = {
@@ -192,7 +194,7 @@ def _goldens(folder: Path) -> Iterator[Row]:
 
 def _arena_rank(folder: Path) -> Iterator[Row]:
     """arena-rank on the human votes of MT-Bench."""
-    table = ratings.bradley_terry(ratings.read_comparisons(folder / "mt_bench" / "human_votes.jsonl"))
+    table = ratings.bradley_terry(votes.read_comparisons(folder / "mt_bench" / "human_votes.jsonl"))
     for model, row in _by(folder / "bradley_terry" / "arena_rank_oracle_mtbench_human.csv", "competitors").items():
         half = (float(row["rating_upper"]) - float(row["rating_lower"])) / 2
         ours = table[model]

@@ -22,10 +22,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests load this file by its path
 from published import Row, run_script
 
-from posttrain.eval.agreement import LlmBarStatistics, cohen_kappa, krippendorff_alpha, llmbar_statistics, raw_agreement
-from posttrain.eval.agreement import fleiss_kappa as fleiss
-from posttrain.eval.benchmarks.safety_prompts import load_safety_rows
-from posttrain.eval.mt_bench import (
+from posttrain.judge.agreement import (
+    LlmBarStatistics,
+    cohen_kappa,
+    krippendorff_alpha,
+    llmbar_statistics,
+    raw_agreement,
+)
+from posttrain.judge.agreement import fleiss_kappa as fleiss
+from posttrain.judge.refusal import Label, load_labels, refusal_table, xstest_label
+from posttrain.judge.verdicts import Missing, Verdict, majority, mt_bench_rating
+from posttrain.tasks.mt_bench_data import (
     Rating,
     Vote,
     experts,
@@ -37,8 +44,7 @@ from posttrain.eval.mt_bench import (
     score_table,
     votes_by_comparison,
 )
-from posttrain.eval.refusal import Label, load_labels, refusal_table, xstest_label
-from posttrain.eval.verdicts import Missing, Verdict, majority, mt_bench_rating
+from posttrain.tasks.safety_prompts import load_safety_rows
 
 
 def rows(shared: Path) -> list[Row]:

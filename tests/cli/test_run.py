@@ -18,8 +18,8 @@ import pytest
 
 from posttrain.assets import DATA
 from posttrain.data.config import DataStage
-from posttrain.eval.config import EvalStage
 from posttrain.lab.recipe import load_recipe
+from posttrain.stages.eval import EvalStage
 from posttrain.train.config import TrainStage
 
 pytestmark = pytest.mark.demo_model

@@ -11,15 +11,15 @@ from typing import Any, Literal, get_args, get_type_hints
 import pytest
 
 from posttrain.config import build, field_docs, parse_yaml
-from posttrain.eval.benchmarks import AnyBenchmark, Benchmark, benchmark_files
-from posttrain.eval.benchmarks.base import Answer, Chance, Judged
-from posttrain.eval.benchmarks.measures import benchmark_record, reply_rows
-from posttrain.eval.judges.config import JudgePrompt, Plan
-from posttrain.eval.judges.items import Item
-from posttrain.eval.judges.judge import judge
 from posttrain.generate.engine import Completion, Failure, TokenLogprob, Usage
 from posttrain.generate.fake import FakeEngine
+from posttrain.judge.config import JudgePrompt, Plan
+from posttrain.judge.items import Item
+from posttrain.judge.judge import judge
 from posttrain.lab.benchmarking import tasks_digest
+from posttrain.tasks import AnyBenchmark, Benchmark, benchmark_files
+from posttrain.tasks.base import Answer, Chance, Judged
+from posttrain.tasks.measures import benchmark_record, reply_rows
 
 CLASSES: tuple[type[Benchmark], ...] = get_args(get_args(AnyBenchmark)[0])
 CHANCE = Chance(resamples=200)

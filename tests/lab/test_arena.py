@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from posttrain.errors import ConfigError, DataError
-from posttrain.eval.ratings import Anchor
 from posttrain.lab.arena import ArenaCommand, parse_anchor, run_arena
+from posttrain.stats.ratings import Anchor
 
 STRENGTHS = {"A": 0.640, "B": 1.043, "C": 0.660, "D": 2.270}
 """Wikipedia's worked example of the Bradley-Terry model: strengths with geometric mean 1."""

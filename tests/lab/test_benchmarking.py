@@ -11,14 +11,14 @@ import pytest
 
 from posttrain.artifacts import RunDir
 from posttrain.errors import ConfigError, PosttrainError, RunError
-from posttrain.eval.benchmarks import AnyBenchmark
-from posttrain.eval.judges.config import JudgeConfig, JudgeSource
 from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Scripted
+from posttrain.judge.config import JudgeConfig, JudgeSource
 from posttrain.lab import benchmarking, judges
 from posttrain.lab.display import Display
 from posttrain.lab.experiment import Experiment
 from posttrain.lab.recipe import load_recipe
+from posttrain.tasks import AnyBenchmark
 
 pytestmark = pytest.mark.demo_model
 

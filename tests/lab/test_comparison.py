@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.errors import ConfigError, DataError
-from posttrain.eval import stats
 from posttrain.lab.comparison import CompareCommand, MeasureComparison, compare, sentence
+from posttrain.stats import intervals as stats
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

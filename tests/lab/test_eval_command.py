@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.errors import ConfigError
-from posttrain.eval.judges.config import JudgeConfig
+from posttrain.judge.config import JudgeConfig
 from posttrain.lab.eval_command import EvalCommand, eval_recipe
 
 

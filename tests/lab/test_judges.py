@@ -10,17 +10,17 @@ from rich.console import Console
 
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError
-from posttrain.eval.benchmarks.base import Chance
-from posttrain.eval.judges.bias import bias_report
-from posttrain.eval.judges.config import JudgeConfig, JudgeSource, Plan
-from posttrain.eval.judges.items import Item
-from posttrain.eval.judges.judge import prompt_digest
-from posttrain.eval.judges.prompts import load_prompt
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.fake import FakeEngine
+from posttrain.judge.bias import bias_report
+from posttrain.judge.config import JudgeConfig, JudgeSource, Plan
+from posttrain.judge.items import Item
+from posttrain.judge.judge import prompt_digest
+from posttrain.judge.prompts import load_prompt
 from posttrain.lab import judges
 from posttrain.lab.display import Display
 from posttrain.lab.judges import JudgeRoom, judge_names, plain
+from posttrain.tasks.base import Chance
 from servers import chat_body, name_of
 
 PAIR, SINGLE = load_prompt("pair", "pair"), load_prompt("single", "single")

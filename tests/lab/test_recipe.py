@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from posttrain.config import json_schema, resolved_yaml
 from posttrain.data.config import DataStage, Source
 from posttrain.errors import ConfigError
-from posttrain.eval.config import EvalStage
-from posttrain.eval.prompts import load_prompts
 from posttrain.lab import reference
 from posttrain.lab.recipe import Recipe, execution_order, load_recipe, stage_inputs
 from posttrain.report.config import ReportStage
+from posttrain.stages.eval import EvalStage
+from posttrain.tasks.prompts import load_prompts
 from posttrain.train.config import TrainStage
 
 ROOT = Path(__file__).resolve().parents[2]

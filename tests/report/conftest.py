@@ -16,18 +16,18 @@ import pytest
 import yaml
 
 from posttrain.artifacts import Ledger, MetricsLog, RunDir, write_json, write_text
-from posttrain.eval.benchmarks.base import Answer, Chance, Counts, Findings, Measure, Shown, Task, Value
-from posttrain.eval.benchmarks.measures import benchmark_record, reply_rows
-from posttrain.eval.feedback import feedback_record
-from posttrain.eval.judges.bias import bias_report
-from posttrain.eval.judges.items import Item
-from posttrain.eval.judges.judge import Ask, Game, outcome_of
-from posttrain.eval.judges.win_rates import POINTS, win_rates
-from posttrain.eval.preferences import PairScores, preference_record, preference_rows
-from posttrain.eval.ratings import Comparison, bradley_terry, gather, win_matrix
-from posttrain.eval.verdicts import Missing, Verdict
 from posttrain.generate.engine import Failure, Fingerprint, Sampling, Usage
+from posttrain.judge.bias import bias_report
+from posttrain.judge.items import Item
+from posttrain.judge.judge import Ask, Game, outcome_of
+from posttrain.judge.verdicts import Missing, Verdict
+from posttrain.judge.win_rates import POINTS, win_rates
 from posttrain.lab.judges import calls_of, plain
+from posttrain.stats.ratings import Comparison, bradley_terry, gather, win_matrix
+from posttrain.tasks.base import Answer, Chance, Counts, Findings, Measure, Shown, Task, Value
+from posttrain.tasks.held_out.feedback import feedback_record
+from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
+from posttrain.tasks.measures import benchmark_record, reply_rows
 from posttrain.types import Origin
 
 RECIPE = """\

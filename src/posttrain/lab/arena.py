@@ -16,21 +16,21 @@ from rich.text import Text
 
 from posttrain.artifacts import RunDir, write_json
 from posttrain.errors import ConfigError, DataError
-from posttrain.eval.elo import elo_table
-from posttrain.eval.ratings import (
+from posttrain.judge.votes import read_comparisons, read_style_counts
+from posttrain.report import numbers
+from posttrain.report.arena_figures import ArenaFacts
+from posttrain.report.arena_page import METHOD_WORDS, SCHEMA, interval_words, paragraph, read_ratings, write_arena_page
+from posttrain.stats.elo import elo_table
+from posttrain.stats.ratings import (
     Anchor,
     Comparisons,
     RatingTable,
     average_win_rates,
     bradley_terry,
-    read_comparisons,
     win_matrix,
     win_rates,
 )
-from posttrain.eval.style_control import StyleCoefficient, read_style_counts, style_controlled, style_features
-from posttrain.report import numbers
-from posttrain.report.arena_figures import ArenaFacts
-from posttrain.report.arena_page import METHOD_WORDS, SCHEMA, interval_words, paragraph, read_ratings, write_arena_page
+from posttrain.stats.style_control import StyleCoefficient, style_controlled, style_features
 
 Floats = NDArray[np.float64]
 

@@ -15,16 +15,16 @@ from typing import Any
 
 from posttrain.artifacts import StageDir, digest, file_digest, read_json, write_json, write_text
 from posttrain.errors import ConfigError, RunError
-from posttrain.eval.benchmarks import Benchmark
-from posttrain.eval.benchmarks.answers import answer_all, answer_of, answer_record
-from posttrain.eval.benchmarks.base import Answer, Chance, Task
-from posttrain.eval.benchmarks.measures import benchmark_record, reply_rows
-from posttrain.eval.benchmarks.rows import BUILTIN
-from posttrain.eval.judges.config import JudgeConfig
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.engine import Engine
+from posttrain.judge.config import JudgeConfig
 from posttrain.lab.display import Display
 from posttrain.lab.judges import JudgeRoom, plain
+from posttrain.tasks import Benchmark
+from posttrain.tasks.answers import answer_all, answer_of, answer_record
+from posttrain.tasks.base import Answer, Chance, Task
+from posttrain.tasks.measures import benchmark_record, reply_rows
+from posttrain.tasks.rows import BUILTIN
 
 SCHEMA = 1
 

@@ -16,14 +16,10 @@ from rich.text import Text
 
 from posttrain.data.sources import Record
 from posttrain.errors import ConfigError, DataError
-from posttrain.eval import stats
-from posttrain.eval.ratings import (
-    OUTCOMES,
-    cell,
-    no_verdict,
-    records,
-)
+from posttrain.judge.votes import cell, no_verdict, records
 from posttrain.report import numbers
+from posttrain.stats import intervals as stats
+from posttrain.stats.ratings import OUTCOMES
 from posttrain.table import did_you_mean
 
 Floats = NDArray[np.float64]

@@ -22,12 +22,12 @@ from posttrain.data.rows import read_feedback, read_pairs, read_rows, rows_kind
 from posttrain.encode.preferences import FeedbackTokens, PairTokens, encode_feedback, encode_pairs, sequences_of
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
-from posttrain.eval.benchmarks.base import Chance
-from posttrain.eval.config import EvalStage
-from posttrain.eval.prompts import Prompt, load_prompts
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.lab.benchmarking import answer_benchmarks, measure_benchmarks, prepare_benchmarks
 from posttrain.lab.display import Display
+from posttrain.stages.eval import EvalStage
+from posttrain.tasks.base import Chance
+from posttrain.tasks.prompts import Prompt, load_prompts
 from posttrain.types import RowKind, Tokens
 
 if TYPE_CHECKING:
@@ -211,10 +211,10 @@ def _evaluate_model(
     """``logps`` of the held-out sequences by manner, and ``replies``, of one model."""
     import torch
 
-    from posttrain.eval.replies import reply_records
     from posttrain.model.limits import check_fits
     from posttrain.model.score import sequence_logps
     from posttrain.model.wide import in_fp32
+    from posttrain.tasks.replies import reply_records
 
     done = 0
 
@@ -273,8 +273,8 @@ def _measure_likelihood(
     chance: Mapping[str, Any],
     display: Display,
 ) -> dict[str, Any]:
-    from posttrain.eval.likelihood import likelihood_record, row_records
     from posttrain.model.score import weigh
+    from posttrain.tasks.held_out.likelihood import likelihood_record, row_records
 
     scores = {name: weigh(examples[name], found) for name, found in arrays.items()}
     likelihood = likelihood_record(scores, **chance)
@@ -294,7 +294,7 @@ def _measure_pairs(
     chance: Mapping[str, Any],
     display: Display,
 ) -> dict[str, Any]:
-    from posttrain.eval.preferences import PairScores, preference_record, preference_rows
+    from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
 
     sides, starts = (
         {name: PairScores(found[0::2], found[1::2]) for name, found in given.items()} for given in (arrays, start)
@@ -317,7 +317,7 @@ def _measure_feedback(
     chance: Mapping[str, Any],
     display: Display,
 ) -> dict[str, Any]:
-    from posttrain.eval.feedback import feedback_record, feedback_rows
+    from posttrain.tasks.held_out.feedback import feedback_record, feedback_rows
 
     feedback = feedback_record(arrays, [reply.desirable for reply in replies], reference, start, **chance)
     write_json(out.file("feedback.json"), feedback)
@@ -332,7 +332,7 @@ def _measure_feedback(
 
 def _check_replies(replies: Sequence[Mapping[str, Any]], out: StageDir, chance: Mapping[str, Any]) -> dict[str, Any]:
     """Write the replies and how many pass their checks; returns its part of the stage's result."""
-    from posttrain.eval.replies import accuracy_record
+    from posttrain.tasks.replies import accuracy_record
 
     if replies:
         _write_lines(out.file("replies.jsonl"), replies)

@@ -48,10 +48,7 @@ from posttrain.encode.preferences import (
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import EncodedRows, encode_rows
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
-from posttrain.eval.benchmarks import AnyBenchmark, benchmark_files, with_files
-from posttrain.eval.config import EvalStage
-from posttrain.eval.judges.config import JudgeSource
-from posttrain.eval.prompts import BUILTIN, load_prompts
+from posttrain.judge.config import JudgeSource
 from posttrain.lab.benchmarking import check_benchmarks, tasks_digest
 from posttrain.lab.display import Display
 from posttrain.lab.evaluation import evaluate
@@ -61,6 +58,9 @@ from posttrain.objectives.kto import KtoObjective, balance_warning
 from posttrain.report.config import ReportStage
 from posttrain.report.data_page import write_data_page
 from posttrain.report.page import write_report
+from posttrain.stages.eval import EvalStage
+from posttrain.tasks import AnyBenchmark, benchmark_files, with_files
+from posttrain.tasks.prompts import BUILTIN, load_prompts
 from posttrain.train.config import TrainStage
 from posttrain.types import RowKind
 

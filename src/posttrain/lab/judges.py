@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from posttrain.errors import ConfigError
-from posttrain.eval.benchmarks.base import Chance, Judged
-from posttrain.eval.judges.bias import bias_report
-from posttrain.eval.judges.config import JudgeConfig, JudgePrompt, JudgeSource, Plan
-from posttrain.eval.judges.items import Item
-from posttrain.eval.judges.judge import Game, judge, prepared, prompt_digest, try_out
-from posttrain.eval.verdicts import Missing, account
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.cost import Budget, Caps, Ledger, Prices, totals
 from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Progress, Request, request_key
 from posttrain.generate.openai import Endpoint, OpenAIEngine
+from posttrain.judge.bias import bias_report
+from posttrain.judge.config import JudgeConfig, JudgePrompt, JudgeSource, Plan
+from posttrain.judge.items import Item
+from posttrain.judge.judge import Game, judge, prepared, prompt_digest, try_out
+from posttrain.judge.verdicts import Missing, account
 from posttrain.lab.display import Display
 from posttrain.lab.reward_judge import RewardJudge, open_reward_judge
+from posttrain.tasks.base import Chance, Judged
 
 SERVER_CONCURRENCY, GGUF_SLOTS, GGUF_CONTEXT = 16, 4, 8192
 CHANCE = Chance()
@@ -194,7 +194,7 @@ class _Noting:
 
 
 class JudgeSession:
-    """Questions to all judges of a room, and the record of them (`Judges` in eval/benchmarks/base.py)."""
+    """Questions to all judges of a room, and the record of them (`Judges` in tasks/base.py)."""
 
     def __init__(self, room: JudgeRoom, config: JudgeConfig, label: str) -> None:
         self._room, self._config = room, config

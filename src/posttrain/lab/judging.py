@@ -16,13 +16,13 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 from posttrain.artifacts import RunDir, atomic_path, write_json
 from posttrain.config import Document, build, override, read_yaml, sections
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, RunError
-from posttrain.eval.agreement import krippendorff_alpha
-from posttrain.eval.benchmarks.base import Chance, Judged
-from posttrain.eval.judges.bias import main_games
-from posttrain.eval.judges.calibrate import calibrate, calibrate_ratings
-from posttrain.eval.judges.config import JUDGES, JudgeConfig, JudgePrompt, JudgeSource, PanelFile, Plan
-from posttrain.eval.judges.items import Item, ItemsRead, read_items
-from posttrain.eval.judges.judge import (
+from posttrain.generate.cache import RequestCache
+from posttrain.judge.agreement import krippendorff_alpha
+from posttrain.judge.bias import main_games
+from posttrain.judge.calibrate import calibrate, calibrate_ratings
+from posttrain.judge.config import JUDGES, JudgeConfig, JudgePrompt, JudgeSource, PanelFile, Plan
+from posttrain.judge.items import Item, ItemsRead, needs_reference, read_items
+from posttrain.judge.judge import (
     Game,
     Question,
     asks_of,
@@ -33,17 +33,16 @@ from posttrain.eval.judges.judge import (
     sampling_of,
     shows_reference,
 )
-from posttrain.eval.judges.parsers import PARSERS
-from posttrain.eval.judges.prompts import KINDS, load_prompt
-from posttrain.eval.judges.scores import model_ratings, panel_ratings
-from posttrain.eval.judges.win_rates import mean_interval, win_rates
-from posttrain.eval.mt_bench import needs_reference
-from posttrain.eval.verdicts import Missing, Verdict, mirrored
-from posttrain.generate.cache import RequestCache
+from posttrain.judge.parsers import PARSERS
+from posttrain.judge.prompts import KINDS, load_prompt
+from posttrain.judge.scores import model_ratings, panel_ratings
+from posttrain.judge.verdicts import Missing, Verdict, mirrored
+from posttrain.judge.win_rates import mean_interval, win_rates
 from posttrain.lab.display import Display
 from posttrain.lab.judges import JudgeRoom, plain
 from posttrain.lab.options import option_line, split_arguments
 from posttrain.table import did_you_mean
+from posttrain.tasks.base import Chance, Judged
 
 SCHEMA = 1
 SHOWN_BAD_LINES = 20

@@ -22,12 +22,12 @@ from pydantic import Discriminator
 
 from posttrain.config import ConfigPath, Document, Problem, build, override, read_yaml
 from posttrain.data.config import DataStage
-from posttrain.eval.benchmarks import benchmark_files, with_files
-from posttrain.eval.config import EvalStage
-from posttrain.eval.judges.config import JudgeSource
+from posttrain.judge.config import JudgeSource
 from posttrain.objectives import RewardObjective
 from posttrain.report.config import ReportStage
+from posttrain.stages.eval import EvalStage
 from posttrain.table import did_you_mean
+from posttrain.tasks import benchmark_files, with_files
 from posttrain.train.config import TrainStage
 
 BASE = "base"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import ModelError
-from posttrain.eval.judges.config import JudgeSource, Plan
-from posttrain.eval.judges.items import Item
-from posttrain.eval.judges.judge import Game, asks_of
-from posttrain.eval.verdicts import Missing, Verdict
 from posttrain.generate.engine import Fingerprint, Progress
+from posttrain.judge.config import JudgeSource, Plan
+from posttrain.judge.items import Item
+from posttrain.judge.judge import Game, asks_of
+from posttrain.judge.verdicts import Missing, Verdict
 from posttrain.types import Message, SftRow
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from posttrain.eval.stats import wilson
 from posttrain.report import numbers
 from posttrain.report.benchmark_records import Measure
 from posttrain.report.benchmark_tables import fingerprint, share, unread_text
@@ -13,6 +12,7 @@ from posttrain.report.facts import EvalFacts, RunFacts
 from posttrain.report.overview import AREAS, Overview
 from posttrain.report.verdicts import Verdict
 from posttrain.report.words import FEW_ROWS, Finding, Tile, join, plural
+from posttrain.stats.intervals import wilson
 
 CLAIMS: dict[Verdict, str] = {"improved": "better", "worse": "worse", "differs": "different"}
 MOST_TILES = 3

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.artifacts import StageDir
-from posttrain.eval.stats import holm
 from posttrain.report.benchmark_records import (
     BenchmarkRecord,
     BenchmarkRow,
@@ -22,6 +21,7 @@ from posttrain.report.reading import Gap, Stage, json_lines, json_value, optiona
 from posttrain.report.records import Estimate
 from posttrain.report.verdicts import Verdict, measure_verdict, paired_gain_verdict
 from posttrain.report.win_matrix import WinMatrix, matrix_of_wins
+from posttrain.stats.intervals import holm
 
 FOLDER = "benchmarks"
 MANY_UNREAD = 0.1

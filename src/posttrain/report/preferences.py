@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.artifacts import StageDir
-from posttrain.eval.stats import mcnemar
 from posttrain.report import numbers
 from posttrain.report.reading import Gap, Stage, json_lines, json_value, optional, parse
 from posttrain.report.records import (
@@ -21,6 +20,7 @@ from posttrain.report.records import (
     PreferencesFile,
 )
 from posttrain.report.verdicts import Verdict, gain_verdict, paired_gain_verdict
+from posttrain.stats.intervals import mcnemar
 from posttrain.types import LOGP_ROUNDING, resolved
 
 Measure = Literal["reward_accuracy", "reward_margin", "ranking_accuracy"]

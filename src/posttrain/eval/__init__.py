@@ -1,1 +1,0 @@
-"""Evaluation: likelihood, replies, checks and their uncertainty."""

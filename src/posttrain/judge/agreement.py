@@ -1,0 +1,599 @@
+"""How far raters agree, and how much of it is more than chance. No torch; every function is pure and seeded.
+
+Raw agreement flatters a judge: two raters who answer "first" nine times in ten agree on 82% by chance. Kappa and alpha say which
+share of the agreement that chance leaves open was reached: 1 is perfect, 0 is chance, below 0 is worse than chance.
+
+Shapes in names: ``I`` items, ``C`` categories, ``K`` clusters of items, ``D`` resamples, ``X`` sums a coefficient needs.
+
+Every coefficient here depends on the items through sums only. So the bootstrap draws how often each kind of item occurs and
+adds up; items (or clusters of them, such as all pairs of one question) are what is resampled, and the interval is the
+percentile interval. Resamples in which a coefficient is not defined are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from posttrain.judge.verdicts import Missing, MissingReason, TwoGames, Verdict, mirrored
+from posttrain.stats.intervals import Interval, mcnemar, wilson
+
+Weights = Literal["linear", "quadratic"]
+Level = Literal["nominal", "ordinal", "interval"]
+Floats = NDArray[np.float64]
+
+_NUMBERS_AT_ONCE = 1_000_000
+_MOST_RANKS = 200
+"""Ordinal alpha keeps ranks x ranks numbers for every kind of item."""
+
+
+class LlmBarStatistics(NamedTuple):
+    """What LLMBar counts for one judge over ``items`` pairs, each judged in both orders."""
+
+    items: int
+    right_original: int
+    right_swapped: int
+    right_both: int
+    same: int
+    """Pairs with the same verdict in both orders."""
+    kappa: float
+    """Cohen's kappa between the two orders."""
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy of the two orders."""
+        return (self.right_original + self.right_swapped) / 2 / self.items
+
+
+# ---- two raters ----------------------------------------------------------------------------------------------------
+
+
+def raw_agreement(
+    labels_a_I: Sequence[Hashable],
+    labels_b_I: Sequence[Hashable],
+    *,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Share of items to which both raters give the same label.
+
+    Raises:
+        ValueError: no items, unequal lengths, or a label that is None (leave those items out and say how many they were).
+
+    """
+    _checked_labels(labels_a_I, labels_b_I)
+    parts_IX = np.array([[a == b, 1] for a, b in zip(labels_a_I, labels_b_I, strict=True)], dtype=np.float64)
+    return _interval(parts_IX, lambda sums_DX: sums_DX[:, 0] / sums_DX[:, 1], clusters_I, confidence, resamples, seed)
+
+
+def cohen_kappa(
+    labels_a_I: Sequence[Hashable],
+    labels_b_I: Sequence[Hashable],
+    *,
+    weights: Weights | None = None,
+    levels: Sequence[Hashable] | None = None,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Cohen's kappa of two raters (Cohen 1960), or weighted kappa for ordered labels (Cohen 1968).
+
+    ``kappa = 1 - sum(w * observed) / sum(w * expected)``, where expected are the products of the raters' shares and w is 1 off the
+    diagonal (no weights), the distance of the labels' places in ``levels`` (linear) or its square (quadratic). ``levels`` is
+    the order of the labels, needed with weights only. nan where each rater uses one label only and it is the same one.
+
+    Raises:
+        ValueError: as ``raw_agreement``; weights without levels; a label that is not among the levels.
+
+    """
+    _checked_labels(labels_a_I, labels_b_I)
+    if weights is not None and levels is None:
+        raise ValueError("weighted kappa needs levels: the labels in their order")
+    known = list(dict.fromkeys((*labels_a_I, *labels_b_I) if levels is None else levels))
+    place = {label: number for number, label in enumerate(known)}
+    if unknown := {*labels_a_I, *labels_b_I} - place.keys():
+        raise ValueError(f"labels that are not among the levels: {sorted(map(str, unknown))}")
+    size = len(known)
+    cells_I = [place[a] * size + place[b] for a, b in zip(labels_a_I, labels_b_I, strict=True)]
+    parts_IX = np.zeros((len(cells_I), size * size))
+    parts_IX[np.arange(len(cells_I)), cells_I] = 1
+    distance_CC = np.abs(np.subtract.outer(np.arange(size), np.arange(size))).astype(np.float64)
+    weight_CC = {None: (distance_CC > 0).astype(np.float64), "linear": distance_CC, "quadratic": distance_CC**2}[
+        weights
+    ]
+
+    def kappas(sums_DX: Floats) -> Floats:
+        table_DCC = sums_DX.reshape(-1, size, size)
+        rows_DC, columns_DC = table_DCC.sum(axis=2), table_DCC.sum(axis=1)
+        seen_D = np.einsum("cd,xcd->x", weight_CC, table_DCC)
+        expected_D = np.einsum("cd,xc,xd->x", weight_CC, rows_DC, columns_DC) / table_DCC.sum(axis=(1, 2))
+        return 1 - _ratio(seen_D, expected_D)
+
+    return _interval(parts_IX, kappas, clusters_I, confidence, resamples, seed)
+
+
+def llmbar_statistics(
+    gold_I: Sequence[int], original_I: Sequence[int | None], swapped_I: Sequence[int | None]
+) -> LlmBarStatistics:
+    """The statistics of LLMBar (Zeng et al. 2024, arXiv:2310.07641) as its evaluation script counts them.
+
+    Labels are 1 and 2 (the better output, in the order of the data set also for the swapped run), None where the judge's text could
+    not be parsed. A missing verdict is wrong in ``right_*``; two missing ones count as ``same``; for kappa None counts as 2,
+    because the script asks only whether the verdict is 1. Those are the published rules, kept to reproduce the published numbers.
+
+    Raises:
+        ValueError: no items, unequal lengths or another label.
+
+    """
+    if not len(gold_I) == len(original_I) == len(swapped_I) or not gold_I:
+        raise ValueError(
+            f"three lists of one length are needed, not {len(gold_I)}, {len(original_I)}, {len(swapped_I)}"
+        )
+    if strange := {*gold_I, *original_I, *swapped_I} - {1, 2, None}:
+        raise ValueError(f"labels are 1, 2 or None, not {sorted(map(str, strange))}")
+    runs = list(zip(gold_I, original_I, swapped_I, strict=True))
+    kappa = cohen_kappa([o == 1 for o in original_I], [s == 1 for s in swapped_I], resamples=1)
+    return LlmBarStatistics(
+        items=len(runs),
+        right_original=sum(gold == original for gold, original, _ in runs),
+        right_swapped=sum(gold == swapped for gold, _, swapped in runs),
+        right_both=sum(gold == original == swapped for gold, original, swapped in runs),
+        same=sum(original == swapped for _, original, swapped in runs),
+        kappa=kappa.estimate,
+    )
+
+
+# ---- two raters on a scale -----------------------------------------------------------------------------------------
+
+
+def pearson_correlation(
+    values_a_I: ArrayLike,
+    values_b_I: ArrayLike,
+    *,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Pearson's correlation of two raters' numbers; nan where one of them gives the same number to all items.
+
+    Raises:
+        ValueError: no items, unequal lengths, or a number that is not finite.
+
+    """
+
+    def correlations(sums_DX: Floats) -> Floats:
+        count_D, a_D, b_D, aa_D, bb_D, ab_D = sums_DX.T
+        spreads = [aa_D / count_D - (a_D / count_D) ** 2, bb_D / count_D - (b_D / count_D) ** 2]
+        a_spread_D, b_spread_D = (np.where(spread < _NO_SPREAD, 0.0, spread) for spread in spreads)
+        return _ratio(ab_D / count_D - a_D * b_D / count_D**2, np.sqrt(a_spread_D * b_spread_D))
+
+    return _interval(_moments(values_a_I, values_b_I), correlations, clusters_I, confidence, resamples, seed)
+
+
+def quadratic_kappa(
+    values_a_I: ArrayLike,
+    values_b_I: ArrayLike,
+    *,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Quadratically weighted kappa of two raters' numbers, whole or not: ``1 - mean (a_i - b_i)^2 / mean over i, j of (a_i - b_j)^2``.
+
+    Of whole ratings it is ``cohen_kappa`` with quadratic weights over all levels of the scale, used or not (Cohen 1968); of any numbers
+    it is Lin's concordance correlation (Lin 1989). nan where both raters always give one and the same number.
+
+    Raises:
+        ValueError: as ``pearson_correlation``.
+
+    """
+
+    def kappas(sums_DX: Floats) -> Floats:
+        count_D, a_D, b_D, aa_D, bb_D, ab_D = sums_DX.T
+        seen_D = (aa_D + bb_D - 2 * ab_D) / count_D
+        expected_D = (aa_D + bb_D) / count_D - 2 * a_D * b_D / count_D**2
+        return 1 - _ratio(seen_D, expected_D)
+
+    return _interval(_moments(values_a_I, values_b_I), kappas, clusters_I, confidence, resamples, seed)
+
+
+def spearman_correlation(
+    values_a_I: ArrayLike,
+    values_b_I: ArrayLike,
+    *,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Spearman's rank correlation, equal numbers at their mean rank; nan where one rater gives the same number to all items.
+
+    The ranks are made anew in every resample. Time grows with the square of the number of different pairs (a, b), which is small
+    for ratings on a scale.
+
+    Raises:
+        ValueError: as ``pearson_correlation``.
+
+    """
+    pairs_I2 = np.column_stack(_two_lists(values_a_I, values_b_I))
+    kinds_T2, kind_I = np.unique(pairs_I2, axis=0, return_inverse=True)
+    kind_I = kind_I.ravel()
+    parts_IT = np.zeros((len(pairs_I2), len(kinds_T2)))
+    parts_IT[np.arange(len(pairs_I2)), kind_I] = 1
+    levels_T2 = np.column_stack([np.unique(kinds_T, return_inverse=True)[1] for kinds_T in kinds_T2.T])
+
+    def centred_ranks(counts_DT: Floats, level_T: NDArray[np.intp]) -> Floats:
+        counts_DL = counts_DT @ np.eye(level_T.max() + 1)[level_T]
+        middle_DT = (np.cumsum(counts_DL, axis=1) - counts_DL / 2)[:, level_T]
+        ranks_DT: Floats = middle_DT - counts_DT.sum(axis=1, keepdims=True) / 2
+        return ranks_DT
+
+    def correlations(counts_DT: Floats) -> Floats:
+        a_DT, b_DT = (centred_ranks(counts_DT, level_T) for level_T in levels_T2.T)
+        spread_D = (counts_DT * a_DT**2).sum(axis=1) * (counts_DT * b_DT**2).sum(axis=1)
+        return _ratio((counts_DT * a_DT * b_DT).sum(axis=1), np.sqrt(spread_D))
+
+    return _interval(parts_IT, correlations, clusters_I, confidence, resamples, seed)
+
+
+_NO_SPREAD = 1e-12
+"""A variance below it, of numbers whose largest distance from their middle is 1, is rounding."""
+
+
+def _moments(values_a_I: ArrayLike, values_b_I: ArrayLike) -> Floats:
+    """Per item: 1, a, b, a^2, b^2 and ab, counted from the common mean in units of the largest distance from it (against rounding)."""
+    a_I, b_I = _two_lists(values_a_I, values_b_I)
+    both = np.concatenate((a_I, b_I))
+    unit = float(np.abs(both - both.mean()).max()) or 1.0
+    a_I, b_I = (a_I - both.mean()) / unit, (b_I - both.mean()) / unit
+    return np.column_stack((np.ones_like(a_I), a_I, b_I, a_I**2, b_I**2, a_I * b_I))
+
+
+def _two_lists(values_a_I: ArrayLike, values_b_I: ArrayLike) -> tuple[Floats, Floats]:
+    a_I, b_I = np.asarray(values_a_I, dtype=np.float64), np.asarray(values_b_I, dtype=np.float64)
+    if a_I.shape != b_I.shape or a_I.ndim != 1 or a_I.size == 0:
+        raise ValueError(f"two lists of one length are needed, not {a_I.shape} and {b_I.shape}")
+    if not (np.isfinite(a_I).all() and np.isfinite(b_I).all()):
+        raise ValueError("ratings must be finite")
+    return a_I, b_I
+
+
+# ---- a judge in both orders ----------------------------------------------------------------------------------------
+
+
+class OrderEffects(NamedTuple):
+    """What the order of the answers does to a judge. The first four shares add up to 1."""
+
+    pairs: int
+    """Asked."""
+    judged: int
+    """With a verdict in both orders: what the shares are taken of."""
+    consistent: Interval | None
+    """Both orders agree. All intervals are Wilson's; all are None where nothing is judged."""
+    to_first: Interval | None
+    """The answer shown first won both games: only its place decided."""
+    to_second: Interval | None
+    half_tie: Interval | None
+    """A tie in one order only."""
+    direction_p: float
+    """Two-sided p-value of an even split between ``to_first`` and ``to_second`` (exact sign test)."""
+    ties: Interval | None
+    """Consistent ties."""
+    missing: dict[MissingReason, int]
+    """Games without a verdict."""
+
+
+def order_effects(games: Sequence[TwoGames], *, confidence: float = 0.95) -> OrderEffects:
+    """How far a judge's verdicts depend on which answer it saw first."""
+    judged = [game for game in games if game.consistent is not None]
+    missing = Counter(
+        side.reason for game in games for side in (game.original, game.swapped) if isinstance(side, Missing)
+    )
+
+    def share(count: int) -> Interval | None:
+        return wilson(count, len(judged), confidence) if judged else None
+
+    consistent = [game for game in judged if game.consistent]
+    positions = Counter(game.position for game in judged)
+    first, second = positions["first"], positions["second"]
+    return OrderEffects(
+        pairs=len(games),
+        judged=len(judged),
+        consistent=share(len(consistent)),
+        to_first=share(first),
+        to_second=share(second),
+        half_tie=share(len(judged) - len(consistent) - first - second),
+        direction_p=mcnemar(first, second),
+        ties=share(sum(game.outcome == "tie" for game in consistent)),
+        missing=dict(missing),
+    )
+
+
+class Calibration(NamedTuple):
+    """A judge against known labels."""
+
+    one_order: Interval | None
+    """Accuracy of a single game, over the games that have a verdict; the interval resamples pairs."""
+    both_orders: Interval | None
+    """Accuracy of the two-game outcome, over pairs judged in both orders (Wilson). An inconsistent pair is a tie, so wrong unless a
+    tie is right."""
+    kappa: Interval | None
+    """Cohen's kappa between outcome and label."""
+    orders: OrderEffects
+
+
+def calibration(
+    games: Sequence[TwoGames],
+    gold: Sequence[Verdict],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Calibration:
+    """How often a judge is right about pairs whose better answer is known, and how much the order matters to it.
+
+    ``gold[i]`` is ``first`` where model a of ``games[i]`` is better. Missing verdicts are not wrong here: they are counted in ``orders``.
+
+    Raises:
+        ValueError: no pairs, or unequal lengths.
+
+    """
+    if len(games) != len(gold) or not games:
+        raise ValueError(f"two lists of one length are needed, not {len(games)} and {len(gold)}")
+    bootstrap: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    single: list[tuple[Verdict, Verdict, int]] = []
+    both: list[tuple[Verdict, Verdict]] = []
+    for number, (game, label) in enumerate(zip(games, gold, strict=True)):
+        if not isinstance(game.original, Missing):
+            single.append((game.original, label, number))
+        if not isinstance(game.swapped, Missing):
+            single.append((mirrored(game.swapped), label, number))
+        if not isinstance(game.outcome, Missing):
+            both.append((game.outcome, label))
+    one_order = both_orders = kappa = None
+    if single:
+        said, right, pair = zip(*single, strict=True)
+        one_order = raw_agreement(said, right, clusters_I=pair, **bootstrap)
+    if both:
+        outcomes, labels = zip(*both, strict=True)
+        both_orders = wilson(sum(o == label for o, label in both), len(both), confidence)
+        kappa = cohen_kappa(outcomes, labels, **bootstrap)
+    return Calibration(one_order, both_orders, kappa, order_effects(games, confidence=confidence))
+
+
+# ---- several raters ------------------------------------------------------------------------------------------------
+
+
+def fleiss_kappa(
+    counts_IC: ArrayLike,
+    *,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Fleiss' kappa (Fleiss 1971) of m raters: ``counts_IC[i, c]`` says how many put item i into category c.
+
+    Every item has the same number of raters, who need not be the same people. nan where only one category is ever used.
+
+    Raises:
+        ValueError: no items, negative or fractional counts, fewer than two raters, or items with different numbers of them.
+
+    """
+    counts = np.asarray(counts_IC, dtype=np.float64)
+    if counts.ndim != 2 or counts.size == 0 or (counts < 0).any() or (counts != np.floor(counts)).any():
+        raise ValueError(f"counts of items x categories are needed, whole numbers from 0 on, not {counts.shape}")
+    raters = counts[0].sum()
+    if raters < 2 or (counts.sum(axis=1) != raters).any():
+        raise ValueError(
+            "every item needs the same number of raters, at least two; Krippendorff's alpha takes any number"
+        )
+    agreeing_I = (counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))
+    parts_IX = np.column_stack((agreeing_I, np.ones(len(counts)), counts))
+
+    def kappas(sums_DX: Floats) -> Floats:
+        items_D = sums_DX[:, 1]
+        shares_DC = sums_DX[:, 2:] / (items_D * raters)[:, None]
+        chance_D = (shares_DC**2).sum(axis=1)
+        return _ratio(sums_DX[:, 0] / items_D - chance_D, 1 - chance_D)
+
+    return _interval(parts_IX, kappas, clusters_I, confidence, resamples, seed)
+
+
+def krippendorff_alpha(
+    ratings_I: Sequence[Sequence[Hashable]],
+    level: Level = "nominal",
+    *,
+    clusters_I: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Krippendorff's alpha: ``1 - observed / expected disagreement`` for any number of raters and with gaps.
+
+    ``ratings_I[i]`` are the ratings of item i; None and nan are missing, and items with fewer than two ratings say nothing (they are
+    not resampled either). Levels: ``nominal`` (any labels, equal or not), ``ordinal`` (numbers whose order counts), ``interval``
+    (numbers whose distance counts). Definitions: Krippendorff 2011, "Computing Krippendorff's alpha-reliability". nan where all
+    ratings are the same.
+
+    Raises:
+        ValueError: no item with two ratings, labels that are no numbers at a level that needs them, or more than 200 ranks.
+
+    """
+    clusters = range(len(ratings_I)) if clusters_I is None else clusters_I
+    if len(clusters) != len(ratings_I):
+        raise ValueError(f"{len(ratings_I)} items, but {len(clusters)} clusters")
+    present = [[rating for rating in item if not _is_missing(rating)] for item in ratings_I]
+    kept = [(item, cluster) for item, cluster in zip(present, clusters, strict=True) if len(item) > 1]
+    if not kept:
+        raise ValueError("no item has two ratings")
+    items = [item for item, _ in kept]
+    if level == "interval":
+        parts_IX, alphas = _interval_parts(items), _interval_alphas
+    elif level == "ordinal":
+        parts_IX, alphas = _coincidences(items), _ordinal_alphas
+    else:
+        parts_IX, alphas = _nominal_parts(items), _nominal_alphas
+    return _interval(
+        parts_IX, alphas, None if clusters_I is None else [cluster for _, cluster in kept], confidence, resamples, seed
+    )
+
+
+def _nominal_parts(items: Sequence[Sequence[Hashable]]) -> Floats:
+    """Per item: disagreeing ordered pairs / (ratings - 1), then the ratings by value."""
+    values = list(dict.fromkeys(rating for item in items for rating in item))
+    place = {value: number for number, value in enumerate(values)}
+    parts_IX = np.zeros((len(items), 1 + len(values)))
+    for number, item in enumerate(items):
+        counts_C = np.bincount([place[rating] for rating in item], minlength=len(values))
+        parts_IX[number, 0] = (len(item) ** 2 - (counts_C**2).sum()) / (len(item) - 1)
+        parts_IX[number, 1:] = counts_C
+    return parts_IX
+
+
+def _nominal_alphas(sums_DX: Floats) -> Floats:
+    counts_DC = sums_DX[:, 1:]
+    all_D = counts_DC.sum(axis=1)
+    expected_D: Floats = all_D**2 - (counts_DC**2).sum(axis=1)
+    alphas_D: Floats = 1 - (all_D - 1) * _ratio(sums_DX[:, 0], expected_D)
+    return alphas_D
+
+
+def _interval_parts(items: Sequence[Sequence[Hashable]]) -> Floats:
+    """Per item: squared differences of ordered pairs / (ratings - 1), number, sum and sum of squares of the ratings.
+
+    Values are counted from their common mean in units of the largest distance from it: alpha stays the same, and little is lost to rounding.
+    """
+    numbers = [_numbers(item, "interval") for item in items]
+    middle = float(np.concatenate(numbers).mean())
+    unit = float(np.abs(np.concatenate(numbers) - middle).max()) or 1.0
+    rows = []
+    for values in numbers:
+        centred = (values - middle) / unit
+        pairs = 2 * (len(centred) * (centred**2).sum() - centred.sum() ** 2)
+        rows.append([pairs / (len(centred) - 1), len(centred), centred.sum(), (centred**2).sum()])
+    return np.array(rows)
+
+
+def _interval_alphas(sums_DX: Floats) -> Floats:
+    observed_D, all_D, sum_D, squares_D = sums_DX.T
+    alphas_D: Floats = 1 - (all_D - 1) * _ratio(observed_D, 2 * (all_D * squares_D - sum_D**2))
+    return alphas_D
+
+
+def _coincidences(items: Sequence[Sequence[Hashable]]) -> Floats:
+    """Per item: how often each ordered pair of ranks occurs, / (ratings - 1)."""
+    numbers = [_numbers(item, "ordinal") for item in items]
+    ranks = np.unique(np.concatenate(numbers))
+    if len(ranks) > _MOST_RANKS:
+        raise ValueError(
+            f"{len(ranks)} different ratings are too many ranks (at most {_MOST_RANKS}); use level interval"
+        )
+    parts_IX = np.empty((len(items), len(ranks) ** 2))
+    for number, values in enumerate(numbers):
+        counts_C = np.bincount(np.searchsorted(ranks, values), minlength=len(ranks))
+        parts_IX[number] = (np.outer(counts_C, counts_C) - np.diag(counts_C)).ravel() / (len(values) - 1)
+    return parts_IX
+
+
+def _ordinal_alphas(sums_DX: Floats) -> Floats:
+    size = math.isqrt(sums_DX.shape[1])
+    table_DCC = sums_DX.reshape(-1, size, size)
+    counts_DC = table_DCC.sum(axis=2)
+    # The distance of ranks c < k is the number of ratings from c to k, those at the two ends counted half.
+    middle_DC = np.cumsum(counts_DC, axis=1) - counts_DC / 2
+    squared_DCC = (middle_DC[:, :, None] - middle_DC[:, None, :]) ** 2
+    observed_D = (table_DCC * squared_DCC).sum(axis=(1, 2))
+    expected_D = np.einsum("xc,xk,xck->x", counts_DC, counts_DC, squared_DCC)
+    alphas_D: Floats = 1 - (counts_DC.sum(axis=1) - 1) * _ratio(observed_D, expected_D)
+    return alphas_D
+
+
+# ---- the bootstrap -------------------------------------------------------------------------------------------------
+
+
+def _interval(
+    parts_IX: Floats,
+    statistic: Callable[[Floats], Floats],
+    clusters_I: Sequence[Hashable] | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """The statistic of the summed parts, with its percentile interval over resampled items or clusters of items.
+
+    Items with equal parts are interchangeable: their numbers in a resample are one multinomial draw.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    if resamples < 1:
+        raise ValueError("at least one resample is needed")
+    parts_KX = parts_IX if clusters_I is None else _cluster_sums(parts_IX, clusters_I)
+    kinds_TX, counts_T = np.unique(parts_KX, axis=0, return_counts=True)
+    rng, size = np.random.default_rng(seed), len(parts_KX)
+    at_once = max(1, _NUMBERS_AT_ONCE // max(kinds_TX.shape))
+    values = np.concatenate(
+        [
+            statistic(rng.multinomial(size, counts_T / size, size=min(at_once, resamples - start)) @ kinds_TX)
+            for start in range(0, resamples, at_once)
+        ]
+    )
+    estimate = float(statistic(parts_KX.sum(axis=0, keepdims=True))[0])
+    defined = values[~np.isnan(values)]
+    if len(defined) == 0:
+        return Interval(estimate, math.nan, math.nan, confidence)
+    low, high = np.quantile(defined, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Interval(estimate, float(low), float(high), confidence)
+
+
+def _cluster_sums(parts_IX: Floats, clusters_I: Sequence[Hashable]) -> Floats:
+    if len(clusters_I) != len(parts_IX):
+        raise ValueError(f"{len(parts_IX)} items, but {len(clusters_I)} clusters")
+    places: dict[Hashable, int] = {}
+    place_I = [places.setdefault(cluster, len(places)) for cluster in clusters_I]
+    sums_KX = np.zeros((len(places), parts_IX.shape[1]))
+    np.add.at(sums_KX, place_I, parts_IX)
+    return sums_KX
+
+
+def _ratio(top_D: Floats, bottom_D: Floats) -> Floats:
+    """nan where nothing can differ: chance explains everything."""
+    found_D = np.full(len(top_D), np.nan)
+    # Sums of products of counts: what is 0 in theory may be left at 1e-16 of its terms.
+    defined = bottom_D > 1e-12
+    found_D[defined] = top_D[defined] / bottom_D[defined]
+    return found_D
+
+
+def _checked_labels(labels_a_I: Sequence[Hashable], labels_b_I: Sequence[Hashable]) -> None:
+    if len(labels_a_I) != len(labels_b_I) or not labels_a_I:
+        raise ValueError(f"two lists of one length are needed, not {len(labels_a_I)} and {len(labels_b_I)}")
+    for number, pair in enumerate(zip(labels_a_I, labels_b_I, strict=True)):
+        if any(_is_missing(label) for label in pair):
+            raise ValueError(f"item {number} has no label of one rater: leave it out, and count it")
+
+
+def _is_missing(rating: Hashable) -> bool:
+    return rating is None or (isinstance(rating, float) and math.isnan(rating))
+
+
+def _numbers(item: Sequence[Hashable], level: str) -> Floats:
+    try:
+        values = np.array([float(rating) for rating in item])  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"level {level} needs numbers, not {[r for r in item if isinstance(r, str)] or item}"
+        ) from None
+    if not np.isfinite(values).all():
+        raise ValueError(f"ratings must be finite, not {list(item)}")
+    return values

@@ -1,0 +1,273 @@
+"""Is a judge good enough? Its outcomes or ratings beside those of people, its consistency, and a verdict in words."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from posttrain.judge.agreement import (
+    Calibration,
+    calibration,
+    pearson_correlation,
+    quadratic_kappa,
+    spearman_correlation,
+)
+from posttrain.judge.bias import main_games
+from posttrain.judge.items import Item
+from posttrain.judge.judge import Game, by_question, outcome_of, two_games
+from posttrain.judge.verdicts import Accounting, Missing, TwoGames, Verdict, account, mirrored
+from posttrain.judge.win_rates import mean_interval
+from posttrain.stats.intervals import Interval, wilson
+
+Decision = Literal["good enough", "not good enough", "not decided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """When a judge is good enough. Ours, not published: change them to what your decision can bear."""
+
+    margin: float = 0.1
+    """The lower end of accuracy must be this far above what a constant answer gets."""
+    consistency: float = 0.7
+    """Share of pairs on which both orders agree."""
+    missing: float = 0.05
+    """At most this share of calls without a verdict."""
+    correlation: float = 0.5
+    """Ratings: the lower end of the rank correlation with people is at least this."""
+    replies: int = 30
+    """Ratings: fewer replies than this decide nothing (a bootstrap over so few is too sure of itself)."""
+
+
+class JudgeCalibration(NamedTuple):
+    """A judge on labelled pairs."""
+
+    pairs: int
+    measured: Calibration
+    """Accuracy in one order and in both, kappa, order effects."""
+    calls: Accounting
+    chance: float
+    """Accuracy of the best constant answer: the share of the commonest label, and at least 1/2."""
+    decision: Decision
+    reasons: tuple[str, ...]
+    """Why, in words; one line a criterion."""
+
+
+def calibrate(
+    items: Sequence[Item],
+    games: Sequence[Game],
+    thresholds: Thresholds = Thresholds(),
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> JudgeCalibration:
+    """Compare the outcomes of the last turns with the labels of their items.
+
+    A judge without orders (a reward model) counts as saying the same in both; its consistency is then no evidence and not asked for.
+    ``not decided``: accuracy could be on either side of the bar, and more labelled pairs would tell.
+
+    Raises:
+        ValueError: an item without a label, no games, or games in one order only.
+
+    """
+    labelled = [item.label for item in items]
+    last = [game for game in main_games(games) if game.ask.turn == len(items[game.ask.item].turns)]
+    questions = by_question(last)
+    gold: list[Verdict] = []
+    both: list[TwoGames] = []
+    ordered = True
+    for (place, _), found in questions.items():
+        label, pair = labelled[place], two_games(found)
+        if label is None:
+            raise ValueError(f"item {items[place].id!r} has no label")
+        if pair is None and any(game.ask.order != "none" for game in found):
+            raise ValueError("calibration needs both orders")
+        if pair is None:
+            ordered = False
+            outcome = outcome_of(found)
+            pair = TwoGames(outcome, outcome if isinstance(outcome, Missing) else mirrored(outcome))
+        gold.append(label)
+        both.append(pair)
+    measured = calibration(both, gold, confidence=confidence, resamples=resamples, seed=seed)
+    calls = account([game.value for game in last])
+    chance = max(0.5, max(Counter(gold).values()) / len(gold))
+    decision, reasons = _decide(measured, calls, chance, thresholds, ordered)
+    return JudgeCalibration(len(gold), measured, calls, chance, decision, reasons)
+
+
+def _decide(
+    measured: Calibration, calls: Accounting, chance: float, limits: Thresholds, ordered: bool
+) -> tuple[Decision, tuple[str, ...]]:
+    accuracy, consistent = measured.both_orders, measured.orders.consistent
+    if accuracy is None or consistent is None:
+        return "not good enough", ("no pair has a verdict in both orders",)
+    bar = chance + limits.margin
+    states = [_above(accuracy, bar)]
+    reasons = [
+        f"accuracy {accuracy.estimate:.1%} ({accuracy.low:.1%} to {accuracy.high:.1%}): {_ABOVE[states[0]]} {bar:.1%}, "
+        f"which is {100 * limits.margin:.0f} points above a constant answer"
+    ]
+    if ordered:
+        good = consistent.estimate >= limits.consistency
+        states.append("good enough" if good else "not good enough")
+        reasons.append(
+            f"the same verdict in both orders for {consistent.estimate:.1%} of the pairs: "
+            f"{'at least' if good else 'less than'} {limits.consistency:.0%}"
+        )
+    return _with_missing(states, reasons, calls, limits)
+
+
+# ---- ratings of single replies -------------------------------------------------------------------------------------
+
+
+class RatingCalibration(NamedTuple):
+    """A judge's ratings beside people's, over the labelled replies that have a rating. Several samples of a reply are averaged."""
+
+    replies: int
+    """Labelled replies that were asked for."""
+    rated: int
+    """Those with a rating."""
+    spearman: Interval | None
+    """Rank correlation. Intervals of the first five resample items by ``id``; None where a rater gives all replies the same rating."""
+    pearson: Interval | None
+    kappa: Interval | None
+    """Quadratically weighted kappa: how close the ratings are, beyond chance."""
+    error: Interval | None
+    """Mean absolute difference, in points of the scale."""
+    shift: Interval | None
+    """Mean of judge minus people: above 0 the judge is milder."""
+    exact: Interval | None
+    """Share of replies less than half a point apart (Wilson)."""
+    within_one: Interval | None
+    """Share at most one point apart (Wilson)."""
+    calls: Accounting
+    constant_error: float
+    """Mean absolute difference of the best constant answer, the median of the labels."""
+    decision: Decision
+    reasons: tuple[str, ...]
+    """Why, in words; one line a criterion."""
+
+
+def calibrate_ratings(
+    items: Sequence[Item],
+    games: Sequence[Game],
+    thresholds: Thresholds = Thresholds(),
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> RatingCalibration:
+    """Compare the ratings of the last turns with the ratings people gave (``Item.rating``), which are on the same scale.
+
+    ``not decided``: a correlation or an error could be on either side of its bar, and more labelled replies would tell.
+
+    Raises:
+        ValueError: an item without a rating by people, or no games.
+
+    """
+    last = [game for game in main_games(games) if game.ask.turn == len(items[game.ask.item].turns)]
+    if not last:
+        raise ValueError("no games, no calibration")
+    gold: list[float] = []
+    said: list[float] = []
+    labels: list[float] = []
+    clusters: list[str] = []
+    for (place, _), found in by_question(last).items():
+        item = items[place]
+        if item.rating is None:
+            raise ValueError(f"item {item.id!r} has no rating by people")
+        gold.append(item.rating)
+        ratings = [float(game.value) for game in found if isinstance(game.value, float | int)]
+        if ratings:
+            said.append(sum(ratings) / len(ratings))
+            labels.append(item.rating)
+            clusters.append(item.id)
+    chance: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    differences = [a - b for a, b in zip(said, labels, strict=True)]
+
+    def share(near: Callable[[float], bool]) -> Interval | None:
+        return wilson(sum(near(abs(d)) for d in differences), len(differences), confidence) if differences else None
+
+    def known(coefficient: Callable[..., Interval]) -> Interval | None:
+        interval = coefficient(said, labels, clusters_I=clusters, **chance) if said else None
+        return None if interval is None or math.isnan(interval.estimate) else interval
+
+    middle = statistics.median(gold)
+    measured = RatingCalibration(
+        replies=len(gold),
+        rated=len(said),
+        spearman=known(spearman_correlation),
+        pearson=known(pearson_correlation),
+        kappa=known(quadratic_kappa),
+        error=mean_interval([abs(d) for d in differences], clusters, **chance),
+        shift=mean_interval(differences, clusters, **chance),
+        exact=share(lambda distance: distance < 0.5),
+        within_one=share(lambda distance: distance <= 1),
+        calls=account([game.value for game in last]),
+        constant_error=sum(abs(label - middle) for label in gold) / len(gold),
+        decision="not decided",
+        reasons=(),
+    )
+    decision, reasons = _decide_ratings(measured, labels, thresholds)
+    return measured._replace(decision=decision, reasons=reasons)
+
+
+def _decide_ratings(
+    measured: RatingCalibration, labels: Sequence[float], limits: Thresholds
+) -> tuple[Decision, tuple[str, ...]]:
+    error, spearman, constant = measured.error, measured.spearman, measured.constant_error
+    if error is None:
+        return "not good enough", ("no reply has a rating",)
+    if len(set(labels)) == 1:
+        return "not decided", ("people gave every reply the same rating: nothing can be told from that",)
+    if spearman is None:
+        return "not good enough", ("the judge gives every reply the same rating",)
+    ranked = _above(spearman, limits.correlation)
+    near: Decision = (
+        "good enough" if error.high < constant else "not decided" if error.low < constant else "not good enough"
+    )
+    reasons = [
+        f"rank correlation {spearman.estimate:.2f} ({spearman.low:.2f} to {spearman.high:.2f}): "
+        f"{_ABOVE[ranked]} {limits.correlation:g}",
+        f"{error.estimate:.2f} points off on average ({error.low:.2f} to {error.high:.2f}): "
+        f"{_BELOW[near]} {constant:.2f}, the error of a constant answer",
+    ]
+    states = [ranked, near]
+    if measured.rated < limits.replies:
+        states.append("not decided")
+        reasons.append(f"{measured.rated} rated replies: fewer than {limits.replies} decide nothing")
+    return _with_missing(states, reasons, measured.calls, limits)
+
+
+# ---- criteria ------------------------------------------------------------------------------------------------------
+
+_ABOVE: dict[Decision, str] = {
+    "good enough": "the lower end reaches",
+    "not decided": "the interval holds",
+    "not good enough": "even the upper end is below",
+}
+_BELOW: dict[Decision, str] = {
+    "good enough": "the upper end is below",
+    "not decided": "the interval holds",
+    "not good enough": "even the lower end reaches",
+}
+
+
+def _above(interval: Interval, bar: float) -> Decision:
+    return "good enough" if interval.low >= bar else "not decided" if interval.high >= bar else "not good enough"
+
+
+def _with_missing(
+    states: Sequence[Decision], reasons: Sequence[str], calls: Accounting, limits: Thresholds
+) -> tuple[Decision, tuple[str, ...]]:
+    """The criterion that every judge must meet, and the decision: as bad as the worst of all."""
+    missing = (calls.asked - calls.parsed) / calls.asked
+    good = missing <= limits.missing
+    reason = f"{missing:.1%} of the calls have no verdict: {'at most' if good else 'more than'} {limits.missing:.0%}"
+    order: tuple[Decision, ...] = ("not good enough", "not decided", "good enough")
+    worst = min([*states, order[2] if good else order[0]], key=order.index)
+    return worst, (*reasons, reason)

@@ -1,0 +1,205 @@
+"""What a judge's YAML file, a panel's YAML file and a stage's judge may say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, MinLen
+
+from posttrain.generate.wire import OURS
+
+JudgeTask = Literal["pair", "single", "label"]
+"""What a judge says: a verdict on two replies, a rating of one, or a label of one."""
+
+JUDGES = ("endpoint", "local", "gguf", "reward")
+"""Keys of a `JudgeSource` that say who judges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgePrompt:
+    """A judge's prompt and how its replies are read.
+
+    Places ``{{name}}`` in the texts are filled in one pass, so a reply that holds ``{{...}}`` itself is not touched. All prompts: ``question``
+    (the user's turn that is judged), ``reference``, ``emphasis``, ``criteria``. Pairs: ``reply_a``, ``reply_b``, ``conversation_a``,
+    ``conversation_b``. Single replies: ``reply``, ``conversation``. A line that is one empty place is left out.
+    """
+
+    task: JudgeTask
+    """Which of two replies is better, how good one is, or which of ``labels`` fits it."""
+    parser: str
+    """Name of the parser (docs/judges.md lists them)."""
+    prompt: Annotated[str, MinLen(1)]
+    """The user message for the first turn."""
+    later_turn_prompt: str | None = None
+    """The user message for later turns; null = ``prompt`` again, which must then show a conversation."""
+    system: str = ""
+    """The system message; empty = none."""
+    reference: str | None = None
+    """What ``{{reference}}`` stands for where a reference answer is shown, with the answer in its own ``{{reference}}``; null = the bare answer."""
+    emphasis: str | None = None
+    """What ``{{emphasis}}`` stands for in the emphasised variant; null = there is no such variant."""
+    user_heading: str = "User"
+    """Stands before every user turn in a conversation."""
+    assistant_heading: str = "Assistant"
+    """Stands before every reply in a conversation."""
+    lowest: float = 1.0
+    """Worst rating of the scale (ratings only)."""
+    highest: float = 10.0
+    """Best rating of the scale (ratings only)."""
+    labels: tuple[Annotated[str, MinLen(1)], ...] = ()
+    """What may stand in double brackets (``label`` only); the value is its place, from 0."""
+    max_tokens: Annotated[int, Ge(1)] = 2048
+    """Longest reply of the judge in tokens, thinking included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgePrompts:
+    """The prompts that posttrain brings in one language."""
+
+    pair: JudgePrompt
+    """MT-Bench style: reasons, then names the better reply."""
+    single: JudgePrompt
+    """MT-Bench style: reasons, then rates from 1 to 10."""
+    binary: JudgePrompt
+    """AlpacaEval style: one token, weighted by its probability."""
+    five: JudgePrompt
+    """Arena-Hard style: answers itself, then says which reply is better and by how much."""
+    rubric: JudgePrompt
+    """Rates from 1 to 5 by your own criteria."""
+    refusal: JudgePrompt
+    """Says whether a reply complies, refuses, or does both, in the order of `posttrain.judge.refusal.LABELS`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSource:
+    """Who judges: a server's model, a local model, a GGUF file, or a trained reward model. Exactly one of them is named."""
+
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible server."""
+    model: str | None = None
+    """Name of the model as the server knows it."""
+    api_key_env: str | None = None
+    """Environment variable that holds the API key; null = none is sent."""
+    concurrency: Annotated[int, Ge(1)] | None = None
+    """At most this many requests at once; null = 16 for a server, 4 for a GGUF file."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Name of the limit in a request; OpenAI's reasoning models want ``max_completion_tokens``."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Further fields of a request, as ``{options: {num_ctx: 8192}}``; null takes one away: ``{temperature: null}`` (servers only)."""
+    request_timeout: Annotated[float, Gt(0)] | None = None
+    """Seconds from sending one request to its whole answer (servers only); null = 300."""
+    local: str | None = None
+    """A run's train stage, a model folder, an adapter, an asset or a hub name."""
+    gguf: str | None = None
+    """A GGUF file, run in this process by llama.cpp (extra ``llamacpp``)."""
+    context: Annotated[int, Ge(64)] | None = None
+    """Tokens of prompt and reply together that a GGUF judge has room for; null = 8192."""
+    reward: str | None = None
+    """A trained reward model: a run's train stage or a folder. It judges pairs."""
+    base: str | None = None
+    """Base model of an adapter folder, where it is not the one it names (``local`` and ``reward``)."""
+
+    def __post_init__(self) -> None:
+        named = self._named()
+        if len(named) != 1:
+            known = f"{', '.join(JUDGES[:-1])} and {JUDGES[-1]}"
+            raise ValueError(f"one of {known} is needed, not {' and '.join(named) or 'none'}")
+        server = named == ["endpoint"]
+        if server != (self.model is not None):
+            raise ValueError("endpoint and model belong together: give both, or neither")
+        if self.api_key_env is not None and not server:
+            raise ValueError("a key is for a server only: leave api_key_env away")
+        if self.max_tokens_field != "max_tokens" and not server:
+            raise ValueError("max_tokens_field is for servers only: leave it away")
+        if self.extra_body and not server:
+            raise ValueError("extra_body is for servers only: leave it away")
+        if taken := [name for name in self.extra_body if name in OURS]:
+            raise ValueError(f"{taken[0]} can't be set in extra_body: the request and its plan say it")
+        if self.request_timeout is not None and not server:
+            raise ValueError("request_timeout is for servers only: leave it away")
+        if self.concurrency is not None and named[0] not in ("endpoint", "gguf"):
+            raise ValueError("concurrency is for servers and GGUF files only: leave it away")
+        if self.context is not None and named != ["gguf"]:
+            raise ValueError("context is for GGUF files only: leave it away")
+        if self.base is not None and named[0] not in ("local", "reward"):
+            raise ValueError("base is for a local or a reward model only: leave it away")
+
+    def _named(self) -> list[str]:
+        return [name for name in JUDGES if getattr(self, name) is not None]
+
+    @property
+    def kind(self) -> str:
+        """What judges: ``endpoint``, ``local``, ``gguf`` or ``reward``."""
+        return self._named()[0]
+
+    @property
+    def name(self) -> str:
+        """The model or target, as tables show it."""
+        return str(self.model if self.endpoint is not None else getattr(self, self.kind))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelFile:
+    """Several judges whose majority decides."""
+
+    judges: Annotated[tuple[JudgeSource, ...], MinLen(2)]
+    """Who votes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How often and in which form a judge is asked."""
+
+    orders: Literal["both", "original", "swapped"] = "both"
+    """Pairs: a first and b first, or one of them."""
+    samples: Annotated[int, Ge(1)] = 1
+    """Draws of every question; the majority decides pairs, the mean ratings."""
+    temperature: Annotated[float, Ge(0)] | None = None
+    """null = 0 for one draw and 1 for several."""
+    emphasis: Literal["no", "yes", "both"] = "no"
+    """Ask with the emphasised prompt; ``both`` asks with and without it, and the result is that without."""
+    turns: Literal["each", "last"] = "each"
+    """Judge every turn of a conversation, or its last only."""
+    reference: Literal["needed", "always", "never"] = "needed"
+    """Show reference answers: for maths, reasoning, coding and items without a category, wherever there is one, or nowhere."""
+    criteria: str = ""
+    """What ``{{criteria}}`` stands for."""
+    max_tokens: Annotated[int, Ge(1)] | None = None
+    """Longest reply of the judge; null = what its prompt says."""
+    retry_cut: Annotated[int, Ge(1)] = 4
+    """A reply that is cut off at its limit is asked for once more, with this many times the tokens (up to 32,768); 1 = not again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Who judges, how they are asked, and what may be spent on it."""
+
+    judges: Annotated[tuple[JudgeSource, ...], MinLen(1)]
+    """One judge, or a panel whose majority decides (of ratings the mean)."""
+    language: Literal["en", "zh"] = "en"
+    """Language of posttrain's own judge prompts."""
+    plan: Plan = Plan()
+    """How often and in which form they are asked."""
+    max_calls: Annotated[int, Ge(0)] | None = None
+    """At most this many requests are sent to servers, retries included; null = no cap."""
+    max_money: Annotated[float, Ge(0)] | None = None
+    """At most this much money, in the currency of the prices; null = no cap."""
+    prompt_price: Annotated[float, Ge(0)] | None = None
+    """Price of a million tokens read."""
+    completion_price: Annotated[float, Ge(0)] | None = None
+    """Price of a million tokens written."""
+    check: bool = True
+    """Try every judge on a server on three calls before the rest is paid for, and stop where none of them can be read."""
+
+    def __post_init__(self) -> None:
+        prices = (self.prompt_price, self.completion_price)
+        spending = (*prices, self.max_calls, self.max_money)
+        if any(value is not None for value in spending) and all(one.endpoint is None for one in self.judges):
+            raise ValueError("caps and prices are for servers: leave max_calls, max_money and the prices away")
+        if (prices[0] is None) != (prices[1] is None):
+            raise ValueError(
+                "prices of read and written tokens belong together: give prompt_price and completion_price"
+            )
+        if self.max_money is not None and prices[0] is None:
+            raise ValueError("a cap on money needs prices: give prompt_price and completion_price, or cap calls")

@@ -1,0 +1,353 @@
+"""Judging: items -> asks -> requests -> one engine -> games. Every ask becomes one game, read or missing with its reason.
+
+Both orders by default. Verdicts of games are in positions (``first`` was shown first); `outcomes` turns them into models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+from posttrain.artifacts import digest
+from posttrain.errors import ConfigError
+from posttrain.generate.engine import Completion, Engine, Failure, Outcome, Progress, Request, Sampling, complete
+from posttrain.judge.config import JudgePrompt, JudgeTask, Plan
+from posttrain.judge.items import Item, needs_reference
+from posttrain.judge.parsers import PARSERS, TOP_LOGPROBS, Read
+from posttrain.judge.prompts import check_fits, messages_text
+from posttrain.judge.verdicts import Missing, TwoGames, Verdict, majority, mirrored
+from posttrain.types import Message
+
+Order = Literal["original", "swapped", "none"]
+"""a shown first, b shown first, or no order: single replies, and judges that see one reply at a time."""
+
+
+class Ask(NamedTuple):
+    """One question to the judge."""
+
+    item: int
+    """Place of the item in the list."""
+    turn: int
+    """From 1."""
+    order: Order
+    sample: int
+    """From 0."""
+    emphasis: bool
+
+
+class Game(NamedTuple):
+    """What became of one question to the judge."""
+
+    ask: Ask
+    value: Verdict | float | Missing
+    """A verdict in positions, a rating, the place of a label, or why there is none."""
+    to_second: float | None = None
+    """Probability of the reply shown second, where the judge gives one."""
+    outcome: Outcome | None = None
+    """The reply or the failed call; None for a judge that writes nothing (a reward model)."""
+    asked_again: bool = False
+    """The first reply was cut off at its limit, and the question was asked once more with a higher one."""
+
+
+Question = tuple[int, int]
+"""(place of the item, turn): what a verdict or a mean rating belongs to."""
+
+
+# ---- asking --------------------------------------------------------------------------------------------------------
+
+
+def asks_of(items: Sequence[Item], plan: Plan, task: JudgeTask) -> list[Ask]:
+    """Everything the plan asks: items, turns, prompt variants, orders and samples, in this order."""
+    orders: tuple[Order, ...] = ("none",)
+    if task == "pair":
+        orders = ("original", "swapped") if plan.orders == "both" else (plan.orders,)
+    variants = {"no": (False,), "yes": (True,), "both": (False, True)}[plan.emphasis]
+    return [
+        Ask(place, turn, order, sample, emphasis)
+        for place, item in enumerate(items)
+        for turn in range(1 if plan.turns == "each" else len(item.turns), len(item.turns) + 1)
+        for emphasis in variants
+        for order in orders
+        for sample in range(plan.samples)
+    ]
+
+
+def sampling_of(prompt: JudgePrompt, plan: Plan) -> Sampling:
+    """How replies are drawn.
+
+    Raises:
+        ConfigError: several samples at temperature 0 (they would all be the same), or of a judge that is read by its probabilities.
+
+    """
+    parser = PARSERS[prompt.parser]
+    if plan.samples > 1 and (plan.temperature == 0 or parser.logprobs):
+        problem = "at temperature 0" if plan.temperature == 0 else "of probabilities, which do not change,"
+        raise ConfigError(
+            f"{plan.samples} samples {problem} would be one sample {plan.samples} times",
+            where="--samples",
+            fix="give a temperature above 0, or ask for one sample" if plan.temperature == 0 else "ask for one sample",
+        )
+    temperature = plan.temperature if plan.temperature is not None else 0.0 if plan.samples == 1 else 1.0
+    return Sampling(
+        temperature=temperature,
+        max_tokens=plan.max_tokens or prompt.max_tokens,
+        logprobs=TOP_LOGPROBS if parser.logprobs else None,
+    )
+
+
+def shows_reference(item: Item, turn: int, plan: Plan) -> bool:
+    """Whether the judge sees the item's reference answer of a turn."""
+    if plan.reference == "never" or not item.references or not item.references[turn - 1]:
+        return False
+    return plan.reference == "always" or item.category is None or needs_reference(item.category)
+
+
+def request_of(item: Item, ask: Ask, prompt: JudgePrompt, plan: Plan, sampling: Sampling) -> Request:
+    """One ask as a request."""
+    system, user = messages_text(
+        prompt,
+        item,
+        ask.turn,
+        swapped=ask.order == "swapped",
+        reference=shows_reference(item, ask.turn, plan),
+        emphasis=ask.emphasis,
+        criteria=plan.criteria,
+    )
+    opening = (Message("system", system),) if system else ()
+    return Request((*opening, Message("user", user)), sampling, sample=ask.sample)
+
+
+def judge(
+    engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, progress: Progress | None = None
+) -> list[Game]:
+    """Ask everything the plan asks. Put a `CachedEngine` around the engine and a stopped job goes on where it was.
+
+    What is cut off at its limit is asked once more with ``plan.retry_cut`` times the tokens, and a second reply takes the place of the
+    first. ``progress`` begins anew for these.
+
+    Raises:
+        ConfigError: the plan does not fit the prompt or the items; or what the engine raises for a whole batch.
+
+    """
+    asks, requests = prepared(items, prompt, plan)
+    heard = _heard(engine, requests, prompt, plan, progress)
+    return [
+        Game(ask, one.read.value, one.read.to_second, one.outcome, one.asked_again)
+        for ask, one in zip(asks, heard, strict=True)
+    ]
+
+
+def prepared(items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> tuple[list[Ask], list[Request]]:
+    """Everything that is asked, and how. Nothing is sent. Raises ConfigError as `judge`."""
+    asks = asks_of(items, plan, prompt.task)
+    check_fits(
+        prompt,
+        later_turns=any(ask.turn > 1 for ask in asks),
+        emphasis=plan.emphasis != "no",
+        criteria=plan.criteria,
+    )
+    sampling = sampling_of(prompt, plan)
+    return asks, [request_of(items[ask.item], ask, prompt, plan, sampling) for ask in asks]
+
+
+class _Heard(NamedTuple):
+    """What came back for one request."""
+
+    read: Read
+    outcome: Outcome
+    asked_again: bool = False
+
+
+MOST_TOKENS = 32_768
+"""A reply that was cut off is not asked for with more than this."""
+
+
+def _heard(
+    engine: Engine, requests: Sequence[Request], prompt: JudgePrompt, plan: Plan, progress: Progress | None = None
+) -> list[_Heard]:
+    """Ask all requests, those that were cut off once more."""
+    parser = PARSERS[prompt.parser]
+    heard = [_Heard(parser.read(outcome, prompt), outcome) for outcome in complete(engine, requests, progress)]
+    longer = {
+        place: request
+        for place, one in enumerate(heard)
+        if _was_cut(one) and (request := _with_more_tokens(requests[place], plan)) is not None
+    }
+    if not longer:
+        return heard
+    for place, outcome in zip(longer, complete(engine, list(longer.values()), progress), strict=True):
+        first, limit = heard[place], longer[place].sampling.max_tokens
+        heard[place] = _Heard(parser.read(outcome, prompt), outcome, asked_again=True)
+        if isinstance(outcome, Failure):  # the first reply is still what is known
+            told = Missing("length", f"cut off; asked again with {limit} tokens: {outcome.reason}: {outcome.detail}")
+            heard[place] = _Heard(Read(told), first.outcome, asked_again=True)
+    return heard
+
+
+def _was_cut(one: _Heard) -> bool:
+    """Cut off at its limit of tokens, so that there is no verdict (one that is read from its first token has one)."""
+    missing = isinstance(one.read.value, Missing) and one.read.value.reason == "length"
+    return missing and isinstance(one.outcome, Completion) and one.outcome.finish == "length"
+
+
+def _with_more_tokens(request: Request, plan: Plan) -> Request | None:
+    """The same question with room for a longer reply; None where there is no more to give."""
+    sampling = request.sampling
+    limit = min(sampling.max_tokens * plan.retry_cut, MOST_TOKENS)
+    if limit <= sampling.max_tokens:
+        return None
+    return replace(request, sampling=replace(sampling, max_tokens=limit))
+
+
+TRIAL_CALLS = 3
+_OUR_LIMITS = ("budget", "deadline")
+"""Failures that say nothing about the judge: a cap was set, and it holds for the trial too."""
+
+
+def try_out(engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, where: str) -> None:
+    """Ask three of the plan's questions, spread over the items, before the rest is asked. Of three questions or fewer none is a trial.
+
+    Raises:
+        ConfigError: none of the replies can be read: the message shows the last part of one. Also where every call failed.
+
+    """
+    _, requests = prepared(items, prompt, plan)
+    if len(requests) <= TRIAL_CALLS:
+        return
+    last = len(requests) - 1
+    places = sorted({0, last // 2, last})
+    heard = _heard(engine, [requests[place] for place in places], prompt, plan)
+    if not all(isinstance(one.read.value, Missing) for one in heard):
+        return
+    failures = [one.outcome for one in heard if isinstance(one.outcome, Failure)]
+    if any(failure.reason in _OUR_LIMITS for failure in failures):
+        return
+    answered = [(one.read, one.outcome) for one in heard if isinstance(one.outcome, Completion)]
+    if not answered:
+        detail = f"{failures[0].reason}: {failures[0].detail}"
+        raise ConfigError(
+            f"the judge answered none of {len(places)} trial calls ({detail})",
+            where=where,
+            fix="mend what the server says, and run the same command again",
+        )
+    if failures:  # a server that fails now and then is no reason to stop
+        return
+    one, reply = answered[0]
+    reason = one.value.reason if isinstance(one.value, Missing) else ""
+    raise ConfigError(
+        f"none of {len(answered)} trial replies can be read by parser {prompt.parser} ({reason}). One of them ends:\n"
+        f"    {_end(reply)}",
+        where=where,
+        fix="take another judge, or correct the prompt or the parser; --no-check (check: false in a recipe) judges all the same",
+    )
+
+
+def _end(reply: Completion) -> str:
+    text = reply.text or (f"(only thinking) {reply.reasoning}" if reply.reasoning else "(empty)")
+    return text.strip()[-300:].replace("\n", "\n    ")
+
+
+# ---- from games to outcomes ----------------------------------------------------------------------------------------
+
+
+def by_question(games: Iterable[Game]) -> dict[Question, list[Game]]:
+    """Games of every (item, turn), in order of appearance."""
+    found: dict[Question, list[Game]] = {}
+    for game in games:
+        found.setdefault((game.ask.item, game.ask.turn), []).append(game)
+    return found
+
+
+def two_games(games: Sequence[Game]) -> TwoGames | None:
+    """One question in both orders, each the majority of its samples; None where one order was not asked."""
+    sides = {order: _majority(games, order) for order in ("original", "swapped")}
+    original, swapped = sides["original"], sides["swapped"]
+    return None if original is None or swapped is None else TwoGames(original, swapped)
+
+
+def outcome_of(games: Sequence[Game]) -> Verdict | Missing:
+    """Who wins one question, in models (``first`` is model a).
+
+    Both orders: what they agree on, otherwise a tie; missing where one of them is (`TwoGames`). One order: its majority, turned round
+    where b was shown first. No order: the majority. Samples of an order vote; equal votes are a tie, missing ones do not vote.
+    """
+    if (both := two_games(games)) is not None:
+        return both.outcome
+    for order in ("original", "swapped", "none"):
+        found = _majority(games, order)
+        if found is not None:
+            return mirrored(found) if order == "swapped" and not isinstance(found, Missing) else found
+    raise ValueError("no games, no outcome")
+
+
+def outcomes(games: Iterable[Game]) -> dict[Question, Verdict | Missing]:
+    """The outcome of every question, in order of appearance."""
+    return {question: outcome_of(found) for question, found in by_question(games).items()}
+
+
+def panel_outcomes(judges: Sequence[Mapping[Question, Verdict | Missing]]) -> dict[Question, Verdict | Missing]:
+    """A panel's vote: the most frequent outcome of the judges, a tie where two are equally frequent; missing ones do not vote.
+
+    Raises:
+        ValueError: the judges were not asked the same questions.
+
+    """
+    if not judges or any(judge.keys() != judges[0].keys() for judge in judges):
+        raise ValueError("a panel votes on the same questions")
+    return {question: majority([judge[question] for judge in judges]).verdict for question in judges[0]}
+
+
+def _majority(games: Sequence[Game], order: str) -> Verdict | Missing | None:
+    verdicts: list[Verdict | Missing] = [_verdict(game) for game in games if game.ask.order == order]
+    return majority(verdicts).verdict if verdicts else None
+
+
+def _verdict(game: Game) -> Verdict | Missing:
+    if isinstance(game.value, float | int):
+        raise TypeError("a rating is no verdict: outcomes are of pairs")
+    return game.value
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------
+
+
+def prompt_digest(prompt: JudgePrompt, plan: Plan) -> str:
+    """The first 16 hex digits of sha256 over prompt, parser and criteria: equal digests, equal questions."""
+    return digest({"prompt": prompt, "criteria": plan.criteria, "reference": plan.reference})[:16]
+
+
+def game_record(game: Game, items: Sequence[Item], judge_name: str) -> dict[str, Any]:
+    """One line of verdicts.jsonl."""
+    ask, item, outcome = game.ask, items[game.ask.item], game.outcome
+    missing = isinstance(game.value, Missing)
+    record: dict[str, Any] = {
+        "item": item.id,
+        "line": item.origin.line,
+        "judge": judge_name,
+        "model_a": item.model_a,
+        "model_b": item.model_b,
+        "category": item.category,
+        "turn": ask.turn,
+        "order": ask.order,
+        "sample": ask.sample,
+        "emphasis": ask.emphasis,
+        "verdict": None if missing else game.value,
+        "missing": game.value.reason if isinstance(game.value, Missing) else None,
+        "detail": game.value.detail if isinstance(game.value, Missing) else None,
+    }
+    if game.asked_again:
+        record["asked_again"] = True
+    if game.to_second is not None:
+        record["to_second"] = game.to_second
+    if isinstance(outcome, Completion):
+        record |= {
+            "reply": outcome.text,
+            "reasoning": outcome.reasoning,
+            "finish": outcome.finish,
+            "usage": None if outcome.usage is None else outcome.usage._asdict(),
+            "cached": outcome.cached,
+        }
+    elif outcome is not None:
+        record |= {"failure": outcome.reason, "attempts": outcome.attempts}
+    return record

@@ -1,0 +1,1 @@
+"""Statistics: intervals, paired comparisons, ratings. Arithmetic on values only."""

@@ -1,0 +1,696 @@
+"""AlpacaEval 2: win rates of a model against a baseline, as judged and with the length of the replies taken out.
+
+Preferences are numbers in [1, 2]: 1 where the baseline is surely better, 2 where the model is, 1.5 (or 0, as older files
+write it) for a draw, NaN where the judge gave no verdict. The length-controlled win rate (Dubois et al. 2024,
+arXiv:2404.04475, section 3; the tool's name for it is ``length_controlled_v1``) is read from a logistic model of them:
+
+    logit p_i = a tanh((length_baseline_i - length_model_i) / sd) + b difficulty_i + q
+    LC win rate = 100 mean_i sigmoid(b difficulty_i + q)
+
+a, b and q are fitted to the soft labels p_i = preference_i - 1 by L1 logistic regression, together with the verdicts on two
+gamed baselines (the same model told to be verbose or concise) at a small weight. There q is absent: they are the baseline.
+
+numpy, scipy and polars only. Shapes in names: ``I`` instructions, ``N`` rows of the regression, ``K`` its coefficients,
+``G`` rows of the gamed baselines, ``D`` folds, ``C`` penalty strengths.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from posttrain.errors import DataError
+from posttrain.stats import intervals as stats
+from posttrain.stats.intervals import Interval
+
+Floats = NDArray[np.float64]
+
+LEADERBOARD_JUDGE = "weighted_alpaca_eval_gpt4_turbo"
+"""The judge of the published leaderboard: gpt-4-1106-preview, one token, weighted by its log-probabilities."""
+LARGE_CHANGE = 10.0
+"""Points between the raw and the length-controlled win rate above which the result carries a warning."""
+
+_STRENGTHS = np.logspace(-4, 4, 10)
+"""The Cs that cross-validation chooses from (scikit-learn's default grid, as the published tool uses it)."""
+_FOLDS = 5
+_DRAW, _DRAW_OLD = 1.5, 0.0
+_GAMED_WEIGHT = 0.2
+"""Weight of the gamed baselines beside the model's rows; each of the two gets half of it."""
+
+
+# ---- the judge's token ---------------------------------------------------------------------------------------------
+
+
+def shown_swapped(instruction: str, seed: int = 0) -> bool:
+    """Whether AlpacaEval shows the model's reply first: drawn once per instruction, the same for every model.
+
+    The draw of the published annotations (its seed is 0), so they can be parsed again from the stored tokens.
+    """
+    return random.Random(f"is_switched_outputs{instruction}{seed}").choices([False, True], k=1)[0]
+
+
+def preference_from_logprobs(top_logprobs: Sequence[tuple[str, float]], *, swapped: bool) -> float:
+    """The preference that the judge's one token gives, weighted by probability; NaN where it names neither reply.
+
+    ``top_logprobs`` are the most likely first tokens with their log-probabilities. The judge answers ``m`` for the reply
+    shown first (the baseline, unless ``swapped``) and ``M`` for the other one. A token that is not among them counts as
+    impossible (alpaca_eval, completion_parsers.logprob_parser).
+    """
+    logprobs = dict(reversed(top_logprobs))  # of a token that stands there twice the likelier one counts
+    first, second = (logprobs.get(token, -math.inf) for token in ("m", "M"))
+    if max(first, second) == -math.inf:
+        return math.nan
+    # sigmoid of the difference: exp of both would underflow where the two are unlikely
+    preference = 2 - float(expit(first - second))
+    return 3 - preference if swapped else preference
+
+
+# ---- raw win rates -------------------------------------------------------------------------------------------------
+
+
+class WinRate(NamedTuple):
+    """How often the model is preferred, in percent, over the instructions that got a verdict."""
+
+    win_rate: float
+    """Mean of preference - 1, times 100."""
+    standard_error: float
+    """Standard error of that mean (ddof 1) in points; NaN with one verdict."""
+    discrete_win_rate: float
+    """Every verdict rounded to a loss (0), a draw (1/2) or a win (1)."""
+    wins: int
+    losses: int
+    draws: int
+    judged: int
+    missing: int
+    """Instructions without a verdict: in none of the numbers above."""
+
+
+def win_rate(preferences_I: ArrayLike) -> WinRate:
+    """Raw win rate of a list of preferences (0 or 1.5 is a draw, NaN is missing).
+
+    Raises:
+        DataError: nothing was judged, or a preference is neither 0 nor in [1, 2].
+
+    """
+    shares_I = _shares(preferences_I)
+    judged = shares_I[~np.isnan(shares_I)]
+    if judged.size == 0:
+        raise DataError(
+            f"none of {shares_I.size} preferences holds a verdict",
+            fix="look at the judge's replies: its parser found no verdict in any",
+        )
+    wins, losses = int(np.count_nonzero(judged > 0.5)), int(np.count_nonzero(judged < 0.5))
+    draws = judged.size - wins - losses
+    return WinRate(
+        win_rate=100 * float(judged.mean()),
+        standard_error=100 * _standard_error(judged),
+        discrete_win_rate=100 * (wins + draws / 2) / judged.size,
+        wins=wins,
+        losses=losses,
+        draws=draws,
+        judged=judged.size,
+        missing=shares_I.size - judged.size,
+    )
+
+
+def _shares(preferences_I: ArrayLike) -> Floats:
+    """Preferences as the model's share of each verdict, in [0, 1]; NaN stays."""
+    preferences = np.asarray(preferences_I, dtype=np.float64)
+    if preferences.ndim != 1:
+        raise ValueError(f"one list of preferences is needed, not shape {preferences.shape}")
+    preferences = np.where(preferences == _DRAW_OLD, _DRAW, preferences)
+    wrong = np.flatnonzero((preferences < 1) | (preferences > 2))
+    if wrong.size:
+        raise DataError(
+            f"{preferences[wrong[0]]} is no preference",
+            where=f"preference {wrong[0]}",
+            fix="give 1 (baseline better) to 2 (model better), 1.5 or 0 for a draw, NaN where there is no verdict",
+        )
+    return preferences - 1
+
+
+def _standard_error(values: Floats) -> float:
+    return float(np.std(values, ddof=1) / math.sqrt(values.size)) if values.size > 1 else math.nan
+
+
+# ---- L1 logistic regression ----------------------------------------------------------------------------------------
+
+
+def l1_logistic(
+    features_NK: Floats, labels_N: Floats, weights_N: Floats, strength: float, start_K: Floats | None = None
+) -> Floats:
+    """Coefficients [K] of a logistic regression with an L1 penalty and soft labels, without intercept.
+
+    Minimises ``|w|_1 + strength * sum_i weights_i [log(1 + exp(x_i w)) - labels_i x_i w]``, which is liblinear's objective
+    with every row given twice, as y = 1 with weight ``labels_i`` and as y = 0 with the rest. Proximal Newton steps (Lee, Sun
+    and Saunders 2014, arXiv:1206.1623), each solved by coordinate descent: exact to rounding for a handful of
+    coefficients, where liblinear stops at a relative tolerance of 1e-4. ``strength`` is scikit-learn's C.
+    """
+    coefficients = np.zeros(features_NK.shape[1]) if start_K is None else start_K.copy()
+    scaled_N = strength * weights_N
+    # rounding of the sums in the gradient: nothing below it can be told from zero
+    tolerance = 1e-12 * (1 + float(scaled_N @ np.abs(features_NK).max(axis=1, initial=0.0)))
+
+    def objective(w: Floats) -> float:
+        logits = features_NK @ w
+        return float(np.abs(w).sum() + scaled_N @ (np.logaddexp(0, logits) - labels_N * logits))
+
+    value, gained, last = objective(coefficients), math.inf, math.inf
+    for _ in range(200):
+        chances_N = expit(features_NK @ coefficients)
+        gradient = features_NK.T @ (scaled_N * (chances_N - labels_N))
+        moving = coefficients != 0
+        violations = np.where(moving, np.abs(gradient + np.sign(coefficients)), np.maximum(np.abs(gradient) - 1, 0))
+        violation = float(violations.max(initial=0.0))
+        # near the optimum rounding hides what a step gains; go on while the conditions still get truer
+        if violation <= tolerance or (gained <= 0 and violation > last / 2):
+            break
+        curvature = (features_NK.T * (scaled_N * chances_N * (1 - chances_N))) @ features_NK
+        target = _penalised_quadratic(gradient, curvature, coefficients)
+        step = target - coefficients
+        promised = float(gradient @ step + np.abs(target).sum() - np.abs(coefficients).sum())
+        size, rounding = 1.0, 1e-14 * (1 + abs(value))
+        while (found := objective(coefficients + size * step)) > value + 1e-4 * size * promised + rounding:
+            size /= 2
+            if size < 1e-10:
+                return coefficients
+        coefficients, gained, value, last = coefficients + size * step, value - found, found, violation
+    return coefficients
+
+
+def _penalised_quadratic(gradient_K: Floats, curvature_KK: Floats, start_K: Floats) -> Floats:
+    """The w that minimises ``g (w - start) + (w - start) H (w - start) / 2 + |w|_1``.
+
+    Once it is known which coefficients are 0 and which signs the others have, a linear system gives the minimum; it is taken as
+    soon as it agrees with them. First those of the start are tried, then, of a few coefficients, all there are: where features
+    are nearly the same, coordinate descent takes a thousand sweeps to find them. It does for more coefficients.
+    """
+    for signs_K in (np.sign(start_K), *_sign_patterns(len(start_K))):
+        if (exact := _minimum_with_signs(gradient_K, curvature_KK, start_K, signs_K)) is not None:
+            return exact
+    w, slope = start_K.copy(), gradient_K.copy()
+    diagonal = np.maximum(np.diag(curvature_KK), 1e-12)
+    for _ in range(1000):
+        exact = _minimum_with_signs(gradient_K, curvature_KK, start_K, np.sign(w))
+        if exact is not None:
+            return exact
+        for k in range(len(w)):
+            wished = w[k] - slope[k] / diagonal[k]
+            new = math.copysign(max(abs(wished) - 1 / diagonal[k], 0.0), wished)
+            slope += (new - w[k]) * curvature_KK[:, k]
+            w[k] = new
+    return w
+
+
+@cache
+def _sign_patterns(size: int) -> tuple[Floats, ...]:
+    """Every pattern of -1, 0 and 1; none where they are more than 27."""
+    return tuple(map(np.array, itertools.product((-1.0, 0.0, 1.0), repeat=size))) if size <= 3 else ()
+
+
+def _minimum_with_signs(gradient_K: Floats, curvature_KK: Floats, start_K: Floats, signs_K: Floats) -> Floats | None:
+    """The minimum of the penalised quadratic if its coefficients have these signs, else None."""
+    active = signs_K != 0
+    w = np.zeros_like(start_K)
+    if active.any():
+        right = curvature_KK[active] @ start_K - gradient_K[active] - signs_K[active]
+        try:
+            w[active] = np.linalg.solve(curvature_KK[np.ix_(active, active)], right)
+        except np.linalg.LinAlgError:
+            return None
+    slope = gradient_K + curvature_KK @ (w - start_K)
+    agrees = np.array_equal(np.sign(w), signs_K) and bool(np.all(np.abs(slope[~active]) <= 1))
+    return w if agrees else None
+
+
+def _chosen_strength(features_NK: Floats, labels_N: Floats, weights_N: Floats) -> float:
+    """The weakest penalty (largest C) that five-fold cross-validation can't tell from the best one.
+
+    That is: its mean held-out loss exceeds the smallest by no more than the standard error of the difference over the folds. The
+    published tool takes the smallest itself. From sums of the gamed verdicts that is mostly 2.78, with scikit-learn as
+    here, while the published weights are those of 21.5 or more; from there on the fit hardly moves. Over 25 models the
+    length-controlled win rate is off by 0.057 points on average with the smallest loss, by 0.025 with this rule.
+
+    A row's fold is its number modulo five. (scikit-learn's GroupKFold deals equally large groups in the order of an unstable
+    sort, which differs between machines; any order does.)
+    """
+    losses_DC = _held_out_losses(features_NK, labels_N, weights_N)
+    return float(_STRENGTHS[_last_as_good_as_best(losses_DC)])
+
+
+def _held_out_losses(features_NK: Floats, labels_N: Floats, weights_N: Floats) -> Floats:
+    """Mean weighted log-loss of the rows held out, by fold and strength."""
+    folds_N = np.arange(len(labels_N)) % _FOLDS
+    losses = np.zeros((_FOLDS, len(_STRENGTHS)))
+    for fold in range(_FOLDS):
+        kept, held = folds_N != fold, folds_N == fold
+        coefficients = None
+        for number, strength in enumerate(_STRENGTHS):
+            coefficients = l1_logistic(
+                features_NK[kept], labels_N[kept], weights_N[kept], float(strength), coefficients
+            )
+            logits = features_NK[held] @ coefficients
+            losses[fold, number] = np.mean(weights_N[held] * (np.logaddexp(0, logits) - labels_N[held] * logits))
+    return losses
+
+
+def _last_as_good_as_best(losses_DC: Floats) -> int:
+    """The last column whose mean exceeds the smallest by no more than the standard error of their difference over the rows."""
+    best = int(np.argmin(losses_DC.mean(axis=0)))
+    excess = losses_DC - losses_DC[:, [best]]
+    error = np.std(excess, axis=0, ddof=1) / math.sqrt(len(losses_DC))
+    # Where a single fold differs the two are equal but for rounding, which must not decide.
+    as_good = excess.mean(axis=0) <= error * (1 + 1e-9) + 1e-15
+    return int(np.flatnonzero(as_good)[-1])
+
+
+# ---- the published model -------------------------------------------------------------------------------------------
+
+
+class GlmWeights(NamedTuple):
+    """Coefficients of one model's regression."""
+
+    length: float
+    """a: what a shorter reply gains, in logits per tanh of standardised length difference (mostly negative)."""
+    difficulty: float
+    """b: how much more the model wins where instructions suit it; 0 in the minimal regression."""
+    quality: float
+    """q: the model against the baseline at equal length and difficulty 0."""
+
+
+@dataclass(frozen=True)
+class PublishedGlm:
+    """What the published regression takes as given: the 805 instructions, and the verdicts on two gamed baselines."""
+
+    difficulty_I: Floats
+    baseline_lengths_I: Floats
+    """Characters of the baseline's replies, by which a prompt set is recognised as AlpacaEval's."""
+    gamed_tanh_G: Floats
+    gamed_difficulty_G: Floats
+    gamed_labels_G: Floats
+    """In [0, 1]: the gamed baseline's share of each verdict."""
+
+
+def published_glm(
+    difficulty_I: ArrayLike,
+    baseline_lengths_I: ArrayLike,
+    gamed_lengths: Sequence[ArrayLike],
+    *,
+    sum_label_tanh: float,
+    sum_label_difficulty: float,
+) -> PublishedGlm:
+    """The fixed part of the regression, from sufficient statistics of the gamed verdicts.
+
+    A logistic fit depends on labels y only through sums of y times a feature, so the gamed verdicts enter by two numbers.
+    Cross-validation splits the rows, so it wants labels row by row: here they are the least informative ones with these two
+    sums, sigmoid(u tanh + v difficulty) with u and v solved for. ``gamed_lengths`` are characters, a list per gamed baseline.
+
+    Raises:
+        DataError: the lists differ in length, or no labels in [0, 1] have these sums.
+
+    """
+    difficulty, baseline = (np.asarray(x, dtype=np.float64) for x in (difficulty_I, baseline_lengths_I))
+    gamed = [np.asarray(lengths, dtype=np.float64) for lengths in gamed_lengths]
+    if {x.shape for x in (difficulty, baseline, *gamed)} != {(difficulty.size,)} or not gamed:
+        raise DataError(
+            f"{difficulty.size} difficulties, {baseline.size} baseline lengths, gamed lengths {[x.size for x in gamed]}",
+            fix="give one of each per instruction",
+        )
+    features = np.concatenate([np.column_stack([_length_feature(baseline, lengths), difficulty]) for lengths in gamed])
+    wanted = np.array([sum_label_tanh, sum_label_difficulty])
+    labels = expit(features @ _solve_for_sums(features, wanted))
+    return PublishedGlm(difficulty, baseline, features[:, 0], features[:, 1], labels)
+
+
+def _solve_for_sums(features_NK: Floats, wanted_K: Floats) -> Floats:
+    """The w with ``sum_i sigmoid(x_i w) x_i = wanted``, by Newton steps on the convex function whose gradient this is."""
+
+    def objective(w: Floats) -> float:
+        return float(np.logaddexp(0, features_NK @ w).sum() - wanted_K @ w)
+
+    w = np.zeros(features_NK.shape[1])
+    for _ in range(100):
+        chances = expit(features_NK @ w)
+        missing = wanted_K - features_NK.T @ chances
+        if np.abs(missing).max() < 1e-9 * (1 + np.abs(wanted_K).max()):
+            return w
+        curvature = (features_NK.T * (chances * (1 - chances))) @ features_NK
+        step = np.linalg.lstsq(curvature, missing)[0]
+        size = 1.0
+        while objective(w + size * step) > objective(w) and size > 1e-6:
+            size /= 2
+        w = w + size * step
+    raise DataError(
+        f"no verdicts in [0, 1] have the sums {wanted_K.tolist()}",
+        fix="give sums of label times feature over both gamed baselines, labels between 0 and 1",
+    )
+
+
+def read_published_glm(*, difficulty: Path, instructions: Path, lengths: Path, gamed: Path) -> PublishedGlm:
+    """Read the fixed part of the regression.
+
+    ``difficulty`` is a CSV with ``index`` and ``instruction_difficulty``; ``instructions`` one with ``len_baseline``;
+    ``lengths`` one with a column of reply lengths for each of ``gpt4_1106_preview_verbose`` and ``_concise``; ``gamed`` a
+    JSON object with ``sum_y_tanh`` and ``sum_y_difficulty`` over the two. CSV files may be compressed with gzip.
+
+    Raises:
+        DataError: a file is missing, can't be read or lacks a column.
+
+    """
+    verbose, concise = ("gpt4_1106_preview_verbose", "gpt4_1106_preview_concise")
+    length_columns = _columns(lengths, (verbose, concise))
+    try:
+        statistics: dict[str, Any] = json.loads(gamed.read_text(encoding="utf-8"))
+        sums = float(statistics["sum_y_tanh"]), float(statistics["sum_y_difficulty"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"can't read sum_y_tanh and sum_y_difficulty: {error}", where=str(gamed), fix="give a JSON object with both"
+        ) from error
+    return published_glm(
+        _columns(difficulty, ("instruction_difficulty",))["instruction_difficulty"],
+        _columns(instructions, ("len_baseline",))["len_baseline"],
+        [length_columns[verbose], length_columns[concise]],
+        sum_label_tanh=sums[0],
+        sum_label_difficulty=sums[1],
+    )
+
+
+def read_glm_weights(path: Path) -> dict[str, GlmWeights]:
+    """Coefficients of many models from the published weights file (first column: the model's name).
+
+    Raises:
+        DataError: the file is missing, can't be read or lacks a column.
+
+    """
+    names = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
+    values = _columns(path, names)
+    models = _table(path).to_series(0).to_list()
+    rows = zip(*(values[name].tolist() for name in names), strict=True)
+    return {str(model): GlmWeights(*row) for model, row in zip(models, rows, strict=True)}
+
+
+def _columns(path: Path, names: Sequence[str]) -> dict[str, Floats]:
+    table = _table(path)
+    missing = [name for name in names if name not in table.columns]
+    if missing:
+        raise DataError(
+            f"no column {missing[0]!r} among {table.columns[:6]}", where=str(path), fix="give the other file"
+        )
+    try:
+        return {name: table[name].cast(pl.Float64).to_numpy().astype(np.float64) for name in names}
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"not all numbers: {error}", where=str(path), fix="mend the column") from error
+
+
+def _table(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_csv(path, infer_schema_length=None)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"can't read this CSV: {error}", where=str(path), fix="check the path and the file") from error
+
+
+# ---- length-controlled win rates -----------------------------------------------------------------------------------
+
+
+def predicted_wins(weights: GlmWeights, difficulty_I: ArrayLike, against: GlmWeights | None = None) -> Floats:
+    """The chance [I] in [0, 1] that a model is preferred at equal length, instruction by instruction.
+
+    Its mean times 100 is the length-controlled win rate. ``against`` is another model instead of the baseline, whose weights
+    are all 0: then the differences of the two count (arXiv:2404.04475, section 3).
+    """
+    other = against or GlmWeights(0.0, 0.0, 0.0)
+    logits = (weights.quality - other.quality) + (weights.difficulty - other.difficulty) * np.asarray(
+        difficulty_I, dtype=np.float64
+    )
+    return np.asarray(expit(logits), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class LengthControlled:
+    """A length-controlled win rate with what it rests on."""
+
+    interval: Interval
+    """In percent, with the bootstrap percentile interval over instructions."""
+    standard_error: float
+    """Bootstrap standard error in points."""
+    published_standard_error: float
+    """What the leaderboard prints as ``lc_standard_error``: the standard error of the predicted preferences, in points. It
+    measures how unlike the instructions are, not how sure the win rate is; only for comparison with that column."""
+    weights: GlmWeights
+    strength: float
+    """C that cross-validation chose (smaller: stronger penalty)."""
+    raw: WinRate
+    glm: Literal["length_controlled_v1", "length_controlled_minimal"]
+    comparable_with_leaderboard: bool
+    reason: str
+    """In words: why these numbers may or may not stand beside the leaderboard's."""
+    warnings: tuple[str, ...]
+
+
+class _Rows(NamedTuple):
+    """One model's verdicts and what the regression knows about each."""
+
+    shares_I: Floats
+    lengths_I: Floats
+    baseline_lengths_I: Floats
+    difficulty_I: Floats | None
+
+
+def length_controlled_win_rate(
+    preferences_I: ArrayLike,
+    lengths_I: ArrayLike,
+    baseline_lengths_I: ArrayLike,
+    *,
+    judge: str,
+    published: PublishedGlm | None = None,
+    instructions_I: ArrayLike | None = None,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> LengthControlled:
+    """Length-controlled win rate of one model.
+
+    Lengths are characters of the replies. ``published`` is the fixed part of AlpacaEval's regression and ``instructions_I`` the
+    numbers (from 0) of the instructions in it, by default 0, 1, 2, ... Where the baseline's replies have the published lengths
+    there, the published regression is used; otherwise this is another prompt set or baseline, about whose difficulty nothing
+    is known, and the minimal one (length and quality) takes its place. Only the published regression on all instructions
+    with the leaderboard's ``judge`` gives numbers that may stand beside the leaderboard (leaving the difficulties out moves
+    them by 7 points on average); ``comparable_with_leaderboard`` and ``reason`` say so.
+
+    The interval resamples instructions (with verdict and lengths) and fits again, at the C chosen once; the difficulties and
+    the gamed verdicts stay as they are.
+
+    Raises:
+        DataError: fewer than five verdicts, a preference out of range, lists of different lengths, a length that is
+            negative or not finite, or lengths whose difference never varies.
+
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    raw = win_rate(preferences_I)
+    rows = _rows(preferences_I, lengths_I, baseline_lengths_I, published, instructions_I)
+    given = None if rows.difficulty_I is None else published
+    comparable, reason = _comparable(rows, published, judge)
+    told = _Told(raw, "length_controlled_v1" if given else "length_controlled_minimal", comparable, reason)
+    if np.array_equal(rows.lengths_I, rows.baseline_lengths_I) and np.all(rows.shares_I == 0.5):
+        # the baseline against itself: one half by definition, and nothing to fit
+        nothing = GlmWeights(0.0, 0.0, 0.0)
+        return _result(told, Interval(50.0, 50.0, 50.0, confidence), 0.0, 0.0, nothing, math.nan)
+    _check_fittable(rows)
+    features_NK, labels_N, weights_N = _regression(rows, given)
+    strength = _chosen_strength(features_NK, labels_N, weights_N)
+    coefficients_K = l1_logistic(features_NK, labels_N, weights_N, strength)
+    predicted_I = _read_out(coefficients_K, rows)
+    draws = _bootstrap(rows, given, strength, coefficients_K, resamples, seed)
+    low, high = stats.quantiles(draws, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return _result(
+        told,
+        Interval(100 * float(predicted_I.mean()), low, high, confidence),
+        float(np.std(draws, ddof=1)),
+        100 * _standard_error(predicted_I),
+        _named(coefficients_K),
+        strength,
+    )
+
+
+class _Told(NamedTuple):
+    """What is known of a result before anything is fitted."""
+
+    raw: WinRate
+    glm: Literal["length_controlled_v1", "length_controlled_minimal"]
+    comparable: bool
+    reason: str
+
+
+def _result(
+    told: _Told,
+    interval: Interval,
+    standard_error: float,
+    published_standard_error: float,
+    weights: GlmWeights,
+    strength: float,
+) -> LengthControlled:
+    change = interval.estimate - told.raw.win_rate
+    warnings = []
+    if abs(change) > LARGE_CHANGE:
+        warnings.append(
+            f"length control moves the win rate by {change:+.1f} points ({told.raw.win_rate:.1f} to "
+            f"{interval.estimate:.1f}): look at the lengths, and at whether this judge follows them, before trusting either"
+        )
+    if told.raw.missing:
+        warnings.append(
+            f"{told.raw.missing} of {told.raw.missing + told.raw.judged} instructions have no verdict; "
+            "they are in the read-out, but nothing was learnt from them"
+        )
+    return LengthControlled(
+        interval=interval,
+        standard_error=standard_error,
+        published_standard_error=published_standard_error,
+        weights=weights,
+        strength=strength,
+        raw=told.raw,
+        glm=told.glm,
+        comparable_with_leaderboard=told.comparable,
+        reason=told.reason,
+        warnings=tuple(warnings),
+    )
+
+
+def _rows(
+    preferences_I: ArrayLike,
+    lengths_I: ArrayLike,
+    baseline_lengths_I: ArrayLike,
+    published: PublishedGlm | None,
+    instructions_I: ArrayLike | None,
+) -> _Rows:
+    """The rows in one piece, with difficulties where they are the published instructions and baseline."""
+    shares = _shares(preferences_I)
+    lengths, baseline = (np.asarray(x, dtype=np.float64) for x in (lengths_I, baseline_lengths_I))
+    if not lengths.shape == baseline.shape == shares.shape:
+        raise DataError(
+            f"{shares.size} preferences, {lengths.size} reply lengths, {baseline.size} baseline lengths",
+            fix="give one of each per instruction, in one order",
+        )
+    wrong = np.flatnonzero(~(np.isfinite(lengths) & np.isfinite(baseline) & (lengths >= 0) & (baseline >= 0)))
+    if wrong.size:
+        raise DataError(
+            f"lengths {lengths[wrong[0]]} and {baseline[wrong[0]]}",
+            where=f"instruction {wrong[0]}",
+            fix="give numbers of characters",
+        )
+    if published is None:
+        return _Rows(shares, lengths, baseline, None)
+    numbers = np.arange(shares.size) if instructions_I is None else np.asarray(instructions_I)
+    if numbers.shape != shares.shape or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"{shares.size} instruction numbers are needed, not {numbers.dtype} {numbers.shape}")
+    total = published.difficulty_I.size
+    known = bool(np.all((numbers >= 0) & (numbers < total))) and np.unique(numbers).size == numbers.size
+    if not known or not np.array_equal(published.baseline_lengths_I[numbers], baseline):
+        return _Rows(shares, lengths, baseline, None)
+    return _Rows(shares, lengths, baseline, published.difficulty_I[numbers])
+
+
+def _comparable(rows: _Rows, published: PublishedGlm | None, judge: str) -> tuple[bool, str]:
+    """Whether the numbers may stand beside the leaderboard's, and why in words."""
+    if published is None:
+        return False, (
+            "fitted without the published instruction difficulties and gamed baselines, on length and quality alone: "
+            "this is another quantity than the leaderboard's"
+        )
+    if rows.difficulty_I is None:
+        return False, (
+            "the baseline's replies are not those of AlpacaEval 2 (another prompt set, order or baseline): no difficulties "
+            "are known for it, so length and quality alone were fitted; this is another quantity than the leaderboard's"
+        )
+    if rows.difficulty_I.size != published.difficulty_I.size:
+        return False, (
+            f"{rows.difficulty_I.size} of the {published.difficulty_I.size} instructions: the leaderboard averages over all"
+        )
+    if judge != LEADERBOARD_JUDGE:
+        return (
+            False,
+            f"judged by {judge}; the leaderboard's judge is {LEADERBOARD_JUDGE}, and win rates move with the judge",
+        )
+    return True, "AlpacaEval 2's instructions, baseline, judge and regression"
+
+
+def _check_fittable(rows: _Rows) -> None:
+    judged = int(np.count_nonzero(~np.isnan(rows.shares_I)))
+    if judged < _FOLDS:
+        raise DataError(
+            f"{judged} verdicts are too few for length control (cross-validation splits them in {_FOLDS})",
+            fix="judge more instructions, or read the raw win rate",
+        )
+    difference = rows.baseline_lengths_I - rows.lengths_I
+    if np.all(difference == difference[0]):
+        raise DataError(
+            f"every reply is {-difference[0]:g} characters longer than the baseline's: length can't be told from quality",
+            fix="check that the lengths belong to these replies, or read the raw win rate",
+        )
+
+
+def _length_feature(baseline_lengths_I: Floats, lengths_I: Floats) -> Floats:
+    """tanh of the length difference in its standard deviations (ddof 1), not centred."""
+    difference = baseline_lengths_I - lengths_I
+    deviation = float(np.std(difference, ddof=1))
+    return np.tanh(difference / deviation) if deviation else np.zeros_like(difference)
+
+
+def _regression(rows: _Rows, published: PublishedGlm | None) -> tuple[Floats, Floats, Floats]:
+    """(features_NK, labels_N, weights_N): the gamed rows, if any, before the model's rows with a verdict."""
+    judged = ~np.isnan(rows.shares_I)
+    length = _length_feature(rows.baseline_lengths_I, rows.lengths_I)[judged]
+    labels, ones = rows.shares_I[judged], np.ones(np.count_nonzero(judged))
+    if published is None or rows.difficulty_I is None:
+        return np.column_stack([length, ones]), labels, ones
+    own = np.column_stack([length, rows.difficulty_I[judged], ones])
+    absent = np.zeros_like(published.gamed_labels_G)
+    gamed = np.column_stack([published.gamed_tanh_G, published.gamed_difficulty_G, absent])
+    light = np.full_like(published.gamed_labels_G, _GAMED_WEIGHT / 2)
+    return (
+        np.concatenate([gamed, own]),
+        np.concatenate([published.gamed_labels_G, labels]),
+        np.concatenate([light, ones]),
+    )
+
+
+def _named(coefficients_K: Floats) -> GlmWeights:
+    length, *difficulty, quality = (float(value) for value in coefficients_K)
+    return GlmWeights(length, difficulty[0] if difficulty else 0.0, quality)
+
+
+def _read_out(coefficients_K: Floats, rows: _Rows) -> Floats:
+    difficulty = np.zeros_like(rows.shares_I) if rows.difficulty_I is None else rows.difficulty_I
+    return predicted_wins(_named(coefficients_K), difficulty)
+
+
+def _bootstrap(
+    rows: _Rows, published: PublishedGlm | None, strength: float, start_K: Floats, resamples: int, seed: int
+) -> Floats:
+    """Length-controlled win rates in percent of resampled instructions."""
+    if resamples < 2:
+        raise ValueError("at least two resamples are needed")
+    rng, size = np.random.default_rng(seed), rows.shares_I.size
+    found = np.empty(resamples)
+    for number in range(resamples):
+        drawn = rng.integers(size, size=size)
+        again = _Rows(
+            rows.shares_I[drawn],
+            rows.lengths_I[drawn],
+            rows.baseline_lengths_I[drawn],
+            None if rows.difficulty_I is None else rows.difficulty_I[drawn],
+        )
+        found[number] = 100 * _read_out(l1_logistic(*_regression(again, published), strength, start_K), again).mean()
+    return found

@@ -1,0 +1,366 @@
+"""AlpacaEval 2: how probable a judge finds it that a model's reply is better than the baseline's, raw and at equal length.
+
+Dubois et al. 2024, arXiv:2404.04475; statistics and the published regression are those of ``posttrain.stats.length_controlled``. The judge names one
+of two replies with one token, weighted by its probability, as AlpacaEval's ``weighted_alpaca_eval_gpt4_turbo`` does; the prompt is our
+own. We ask in both orders and take the mean; ``orders: published`` asks once, in AlpacaEval's drawn order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from annotated_types import Ge
+
+from posttrain.errors import DataError
+from posttrain.generate.engine import Sampling
+from posttrain.judge.judge import Game
+from posttrain.judge.prompts import load_prompt
+from posttrain.judge.verdicts import Missing, mirrored
+from posttrain.judge.win_rates import POINTS
+from posttrain.stats.length_controlled import (
+    LengthControlled,
+    PublishedGlm,
+    WinRate,
+    length_controlled_win_rate,
+    read_published_glm,
+    shown_swapped,
+    win_rate,
+)
+from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task, Value
+from posttrain.tasks.matches import (
+    ONE_MODEL,
+    OWN_PROMPT,
+    WIN_RATE,
+    BaselineReply,
+    Match,
+    Pairing,
+    baseline_halves,
+    baseline_text,
+    counts,
+    judge_pairings,
+    match_notes,
+    missing_reasons,
+    one_model,
+    pairings,
+    repeated_notes,
+    required,
+    side_points,
+    side_shown,
+    side_values,
+    sides,
+    win_rate_records,
+    with_file_baseline,
+)
+from posttrain.tasks.rows import file_rows, keep_shares, label_of, text_of
+
+DISCRETE = "discrete"
+LENGTH_CONTROLLED = "length_controlled"
+MOST_REFITS = 1_000
+"""Bootstrap draws of the length-controlled win rate at most: each fits the regression again."""
+
+_MEASURES = (
+    Measure(
+        WIN_RATE,
+        "Win rate, weighted",
+        "share",
+        "higher",
+        "Mean probability, by the judge, that the reply is better than the baseline's.",
+        headline=True,
+    ),
+    Measure(
+        DISCRETE,
+        "Win rate, discrete",
+        "share",
+        "higher",
+        "Wins plus half of the ties; with both orders a win is what both agree on.",
+    ),
+    Measure(
+        LENGTH_CONTROLLED,
+        "Win rate at equal length",
+        "share",
+        "higher",
+        "The win rate that a regression predicts for replies as long as the baseline's.",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlpacaEvalBenchmark:
+    """AlpacaEval 2: win rate against a baseline's replies, weighted by the judge's probabilities, raw and length-controlled.
+
+    The judge must give log-probabilities (a reward model's verdict counts 1, 1/2 or 0). A reply cut at ``max_tokens`` is judged as it
+    stands. Without the four published files, or with other prompts than the published ones, length control knows nothing of
+    the instructions: it is then fitted on length and quality alone, which is another quantity than the leaderboard's.
+    """
+
+    title: ClassVar[str] = "AlpacaEval 2"
+    area: ClassVar[Area] = "helpfulness"
+    file_keys: ClassVar[tuple[str, ...]] = ("path", "difficulty", "instructions", "lengths", "gamed")
+
+    name: Literal["alpaca_eval"]
+    path: str
+    """Rows with ``instruction`` and, for ``baseline: file``, ``output`` and ``generator``: a model_outputs.json of AlpacaEval."""
+    baseline: Literal["file", "first"] = "file"
+    """Whose replies the models are compared with: the outputs in the file, or the stage's first model."""
+    orders: Literal["plan", "published"] = "plan"
+    """``plan``: as the stage's judge plan says (both orders unless it says otherwise); ``published``: one order, drawn as AlpacaEval does."""
+    max_prompts: Annotated[int, Ge(1)] | None = None
+    """Ask only so many: the first of every ``dataset``, which keeps its share; null = all."""
+    max_tokens: Annotated[int, Ge(1)] = 2048
+    """Longest reply in tokens."""
+    temperature: Annotated[float, Ge(0)] = 0.0
+    """0 = greedy. (The leaderboard leaves this to those who submit.)"""
+    difficulty: str | None = None
+    """The published regression's instruction difficulties: a CSV with ``instruction_difficulty``. Give all four files or none."""
+    instructions: str | None = None
+    """A CSV with ``len_baseline``, the characters of the published baseline's replies."""
+    lengths: str | None = None
+    """A CSV with the reply lengths of ``gpt4_1106_preview_verbose`` and ``_concise``."""
+    gamed: str | None = None
+    """A JSON object with ``sum_y_tanh`` and ``sum_y_difficulty`` of these two."""
+
+    def __post_init__(self) -> None:
+        given = [one is not None for one in (self.difficulty, self.instructions, self.lengths, self.gamed)]
+        if any(given) and not all(given):
+            raise ValueError("difficulty, instructions, lengths and gamed belong together: give all four or none")
+        if any(given) and self.baseline == "first":
+            raise ValueError("the published regression is about the published baseline: use baseline: file with it")
+
+    @property
+    def needs(self) -> Needs:
+        """A judge; two models where the first one is the baseline."""
+        return Needs(judge=True, two_models=self.baseline == "first")
+
+    def measures(self) -> tuple[Measure, ...]:
+        """Weighted, discrete, length-controlled."""
+        return _MEASURES
+
+    def tasks(self) -> tuple[Task, ...]:
+        """One task an instruction; its id is its number in the file, from 0, as in the published files.
+
+        Raises:
+            DataError: a file that can't be read (also of the published regression), a row without an instruction or a needed output.
+
+        """
+        self._published()  # what can't be read is told before replies are made
+        rows = list(file_rows(self.path))
+        if not rows:
+            raise DataError("there are no instructions in this file", where=self.path, fix="give a model_outputs.json")
+        tasks: list[Task] = []
+        for number, (origin, row) in enumerate(rows):
+            expected = None
+            if self.baseline == "file":
+                generator = label_of(row, "generator", origin) or "baseline"
+                expected = BaselineReply(generator, baseline_text(row, "output", origin))
+                one_model(expected, tasks[0].expected if tasks else expected, origin)
+            tasks.append(
+                Task(
+                    id=str(number),
+                    turns=(text_of(row, "instruction", origin),),
+                    sampling=Sampling(temperature=self.temperature, max_tokens=self.max_tokens),
+                    category=label_of(row, "dataset", origin),
+                    language=label_of(row, "language", origin),
+                    expected=expected,
+                )
+            )
+        return tuple(keep_shares(tasks, [task.category for task in tasks], self.max_prompts))
+
+    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+        """Compare every model with the baseline."""
+        judges = required(judges, self.title)
+        if self.baseline == "file":
+            baseline, everyone = with_file_baseline(answers)
+        else:
+            baseline, everyone = next(iter(answers)), dict(answers)
+        models = [model for model in answers if model != baseline]
+        matches, notes = self._judged(pairings(everyone, [(m, baseline) for m in models]), judges)
+        weighted = [_Weighted(match, share) for match in matches if (share := share_of_a(match)) is not None]
+        won = sides(matches, both=False)
+        values = [one.value for one in weighted] + side_values(won, DISCRETE)
+        if self.baseline == "first":
+            values += [half for key in (WIN_RATE, DISCRETE) for half in baseline_halves(baseline, values, key)]
+        extra, lc_notes = self._length_control(matches, models, baseline, chance)
+        points = side_points(won, DISCRETE)
+        for one in weighted:
+            points.setdefault(one.key, {})[WIN_RATE] = one.share
+        return Findings(
+            values=values,
+            counts=counts(answers, [(value.model, value.task) for value in values], missing_reasons(matches)),
+            shown=_shown(side_shown(won), weighted),
+            values_shown=points,
+            notes=[
+                OWN_PROMPT.format(title=self.title),
+                *notes,
+                *(match_notes(matches) if models else [ONE_MODEL]),
+                *lc_notes,
+                *repeated_notes(answers),
+            ],
+            extra={"win_rates": win_rate_records(matches, chance), **extra},
+        )
+
+    def _judged(self, pairs: Sequence[Pairing], judges: Judges) -> tuple[list[Match], list[str]]:
+        """Matches, and what must be told of the way the judges were asked."""
+        prompt, plan, notes = load_prompt("binary", "pair", judges.language), judges.plan, []
+        if plan.samples > 1:
+            plan = replace(plan, samples=1)
+            notes.append("One draw of every question: the judge's probabilities do not change from draw to draw.")
+        if self.orders == "plan":
+            return judge_pairings(pairs, judges, prompt, plan), notes
+        matches = []
+        for order, swapped in _PUBLISHED_ORDERS:
+            chosen = [pair for pair in pairs if shown_swapped(pair.task.turns[0]) is swapped]
+            matches += judge_pairings(chosen, judges, prompt, replace(plan, orders=order))
+        notes.append(
+            "One order, drawn once per instruction as AlpacaEval does: what order does to this judge is in the numbers."
+        )
+        return matches, notes
+
+    # ---- length control
+
+    def _published(self) -> PublishedGlm | None:
+        if self.difficulty is None or self.instructions is None or self.lengths is None or self.gamed is None:
+            return None
+        return read_published_glm(
+            difficulty=Path(self.difficulty),
+            instructions=Path(self.instructions),
+            lengths=Path(self.lengths),
+            gamed=Path(self.gamed),
+        )
+
+    def _length_control(
+        self, matches: Sequence[Match], models: Sequence[str], baseline: str, chance: Chance
+    ) -> tuple[dict[str, Any], list[str]]:
+        """``length_controlled`` and ``results`` of the record, and what must be told of them."""
+        published = self._published()
+        judge = " + ".join(dict.fromkeys(name for match in matches for name in match.games))
+        rows, results, notes = [], [], []
+        reasons: list[str] = []
+        for model in models:
+            own = [match for match in matches if match.pairing.model_a == model]
+            try:
+                raw = win_rate(_preferences(own))
+            except DataError as error:
+                notes.append(f"{model}: no win rate: {error.problem}.")
+                continue
+            row = _row(model, own, raw)
+            rows.append(row)
+            try:
+                found = _controlled(own, judge, published, chance)
+            except DataError as error:
+                notes.append(f"{model}: no length-controlled win rate: {error.problem}.")
+                continue
+            notes += [f"{model}: {warning}." for warning in found.warnings]
+            if not found.comparable_with_leaderboard and found.reason not in reasons:
+                reasons.append(found.reason)
+            estimate, low, high, _ = found.interval
+            row |= {LENGTH_CONTROLLED: estimate, "low": low, "high": high}
+            results.append(
+                {"model": model, "measure": LENGTH_CONTROLLED, "category": None}
+                | {"estimate": estimate / 100, "low": low / 100, "high": high / 100}
+                | {"values": raw.judged, "prompts": raw.judged}
+            )
+        if not rows:
+            return {"length_controlled": None}, notes
+        why_not = "; ".join(reasons) if results else "nothing could be fitted"
+        if reasons:
+            notes.append(f"The win rate at equal length must not stand beside the leaderboard's: {why_not}.")
+        record = {"baseline": baseline, "comparable": not why_not, "why_not": why_not or None, "rows": rows}
+        return {"length_controlled": record, "results": results}, notes
+
+
+_PUBLISHED_ORDERS: tuple[tuple[Literal["original", "swapped"], bool], ...] = (("original", True), ("swapped", False))
+"""Our orders, and whether AlpacaEval calls that swapped: the model, our a, is shown first."""
+
+
+def _preferences(matches: Sequence[Match]) -> list[float]:
+    """AlpacaEval's preferences: 1 (baseline) to 2 (model), NaN without a verdict."""
+    return [math.nan if share is None else 1 + share for share in map(share_of_a, matches)]
+
+
+def _controlled(
+    matches: Sequence[Match], judge: str, published: PublishedGlm | None, chance: Chance
+) -> LengthControlled:
+    return length_controlled_win_rate(
+        _preferences(matches),
+        [len(match.pairing.replies_a[0]) for match in matches],
+        [len(match.pairing.replies_b[0]) for match in matches],
+        judge=f"{judge} with posttrain's own prompt",
+        published=published,
+        instructions_I=[int(match.pairing.task.id) for match in matches],
+        confidence=chance.confidence,
+        resamples=min(chance.resamples, MOST_REFITS),
+        seed=chance.seed,
+    )
+
+
+def _row(model: str, matches: Sequence[Match], raw: WinRate) -> dict[str, Any]:
+    """A row of ``length_controlled`` before length control, in percent."""
+    outcomes = [outcome for match in matches for outcome in match.outcomes.values()]
+    return {
+        "model": model,
+        "win_rate": raw.win_rate,
+        "standard_error": None if math.isnan(raw.standard_error) else raw.standard_error,
+        "discrete": 100 * fmean(POINTS[outcome] for outcome in outcomes if not isinstance(outcome, Missing)),
+        **dict.fromkeys((LENGTH_CONTROLLED, "low", "high")),
+        "n": raw.judged,
+    }
+
+
+# ---- weighted verdicts ---------------------------------------------------------------------------------------------
+
+
+class _Weighted(NamedTuple):
+    """A match with the share of it that goes to model a."""
+
+    match: Match
+    share: float
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.match.pairing.model_a, self.match.pairing.task.id, 0
+
+    @property
+    def value(self) -> Value:
+        task = self.match.pairing.task
+        return Value(self.match.pairing.model_a, task.id, WIN_RATE, self.share, task.category)
+
+
+def share_of_a(match: Match) -> float | None:
+    """How probable it is that a's reply is the better one: mean over a judge's games, then over the judges that have it.
+
+    A judge that left one of its games without a verdict has none: with both orders one alone would carry the order's effect.
+    None where no judge has one; 1/2 where the replies are the same.
+    """
+    if match.pairing.same:
+        return 0.5
+    by_judge = []
+    for games in match.games.values():
+        known = [share for game in games if (share := _game_share(game)) is not None]
+        if len(known) == len(games):
+            by_judge.append(fmean(known))
+    return fmean(by_judge) if by_judge else None
+
+
+def _game_share(game: Game) -> float | None:
+    """The share of one game that goes to model a: by probability, else 1, 1/2 or 0 for the verdict."""
+    swapped = game.ask.order == "swapped"
+    if game.to_second is not None:
+        return game.to_second if swapped else 1 - game.to_second
+    if isinstance(game.value, Missing | float | int):
+        return None
+    return POINTS[mirrored(game.value) if swapped else game.value]
+
+
+def _shown(
+    shown: Mapping[tuple[str, str, int], Shown], weighted: Sequence[_Weighted]
+) -> dict[tuple[str, str, int], Shown]:
+    found = dict(shown)
+    for one in weighted:
+        old = found[one.key]
+        found[one.key] = old._replace(detail=f"Better with probability {one.share:.1%}. {old.detail}")
+    return found

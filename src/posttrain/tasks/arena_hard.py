@@ -1,0 +1,416 @@
+"""Arena-Hard: hard prompts, the judge writes its own answer first and then says how much better one reply is than the other.
+
+Li et al. 2024, arXiv:2406.11939; procedure of arena-hard-auto: two games, one in each order, both kept; five labels from ``[[A>>B]]`` to
+``[[B>>A]]``, of which the last one counts; a much better reply (``>>``) counts three times. The score is the share of the win that goes
+to the model:
+
+    score = sum of weight x points / sum of weight       points 1, 1/2, 0; weight 3 for ``>>``, else 1; over all games
+
+Published are quantiles (5 and 95%) of 100 bootstrap means over games; here whole prompts are resampled, since the two games of one prompt are
+not independent, and the confidence is the stage's. The judge's prompt is our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from annotated_types import Ge
+from numpy.typing import NDArray
+
+from posttrain.errors import DataError
+from posttrain.generate.engine import Completion, Sampling
+from posttrain.judge.judge import Game
+from posttrain.judge.prompts import load_prompt
+from posttrain.judge.verdicts import FiveVerdict, Missing, Verdict, arena_hard, read, side
+from posttrain.judge.win_rates import POINTS
+from posttrain.stats.intervals import Interval, holm, minimum_detectable_difference, quantiles, wilson
+from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Task
+from posttrain.tasks.matches import (
+    ONE_MODEL,
+    OWN_PROMPT,
+    WIN_RATE,
+    BaselineReply,
+    Match,
+    baseline_halves,
+    baseline_text,
+    counts,
+    judge_pairings,
+    match_notes,
+    missing_notes,
+    missing_reasons,
+    one_model,
+    pairings,
+    repeated_notes,
+    required,
+    side_points,
+    side_shown,
+    side_values,
+    sides,
+    win_rate_records,
+    with_file_baseline,
+)
+from posttrain.tasks.rows import file_rows, keep_shares, label_of, text_of
+from posttrain.types import Origin
+
+Floats = NDArray[np.float64]
+
+SCORE = "score"
+MUCH = 3
+"""How often a much better reply counts (arena-hard-auto's weight)."""
+_DRAWS_AT_ONCE = 1_000
+
+_MEASURES = (
+    Measure(
+        SCORE,
+        "Arena-Hard score",
+        "share",
+        "higher",
+        "Share of the win that goes to the model over both games of every prompt; a much better reply counts three times.",
+        headline=True,
+    ),
+    Measure(
+        WIN_RATE,
+        "Win rate",
+        "share",
+        "higher",
+        "Wins plus half of the ties; a win is what the judge says in both orders, anything else is a tie.",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArenaHardBenchmark:
+    """Arena-Hard: hard prompts judged in five steps against a baseline's replies.
+
+    A reply cut at ``max_tokens`` is judged as it stands. A game without a readable label is in no score; the prompt's other game is kept, as
+    published, and its win rate is missing. A judge without labels (a reward model) has weight 1.
+    """
+
+    title: ClassVar[str] = "Arena-Hard"
+    area: ClassVar[Area] = "helpfulness"
+    file_keys: ClassVar[tuple[str, ...]] = ("path", "baseline")
+
+    name: Literal["arena_hard"]
+    path: str
+    """Prompts: Arena-Hard's question.jsonl, or rows with ``prompt`` (or ``turns``) and ``uid`` (or ``question_id``, ``id``)."""
+    baseline: str | None = None
+    """Replies to compare with: rows with the same ids and ``text``, or Arena-Hard's model_answer file; null = the stage's first model."""
+    max_prompts: Annotated[int, Ge(1)] | None = None
+    """Ask only so many: the first of every ``cluster`` (or ``category``), which keeps its share; null = all."""
+    max_tokens: Annotated[int, Ge(1)] = 4096
+    """Longest reply in tokens."""
+    temperature: Annotated[float, Ge(0)] = 0.0
+    """0 = greedy."""
+
+    @property
+    def needs(self) -> Needs:
+        """A judge; two models where the first one is the baseline."""
+        return Needs(judge=True, two_models=self.baseline is None)
+
+    def measures(self) -> tuple[Measure, ...]:
+        """The score, and the win rate of both orders together."""
+        return _MEASURES
+
+    def tasks(self) -> tuple[Task, ...]:
+        """One task a prompt. A category is told only where the file has several.
+
+        Raises:
+            DataError: a file that can't be read, a row without a prompt or with the id of another one, or a prompt without a baseline reply.
+
+        """
+        rows = _questions(self.path)
+        replies = None if self.baseline is None else _replies(self.baseline)
+        several = len({row.category for row in rows}) > 1
+        tasks = []
+        for row in keep_shares(rows, [row.cluster or row.category for row in rows], self.max_prompts):
+            if replies is not None and row.id not in replies:
+                raise DataError(
+                    f"no reply to prompt {row.id!r}",
+                    where=self.baseline,
+                    fix="give a file with a reply to every prompt",
+                )
+            tasks.append(
+                Task(
+                    id=row.id,
+                    turns=(row.text,),
+                    sampling=Sampling(temperature=self.temperature, max_tokens=self.max_tokens),
+                    category=row.category if several else None,
+                    language=row.language,
+                    expected=None if replies is None else replies[row.id],
+                )
+            )
+        return tuple(tasks)
+
+    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+        """Compare every model with the baseline."""
+        judges = required(judges, self.title)
+        if self.baseline is None:
+            baseline, everyone = next(iter(answers)), dict(answers)
+        else:
+            baseline, everyone = with_file_baseline(answers)
+        models = [model for model in answers if model != baseline]
+        pairs = pairings(everyone, [(model, baseline) for model in models])
+        matches = judge_pairings(pairs, judges, load_prompt("five", "pair", judges.language), judges.plan)
+        won = sides(matches, both=False)
+        values = side_values(won)
+        tallies = tally(matches)
+        if self.baseline is None:
+            values += baseline_halves(baseline, values)
+            tasks = {task: found.category for own in tallies.values() for task, found in own.items()}
+            tallies = {baseline: {task: Tally(0.5, 1.0, category) for task, category in tasks.items()}} | tallies
+        tallies = {model: tallies.get(model, {}) for model in answers}
+        measured = [(value.model, value.task) for value in values]
+        measured += [(model, task) for model, own in tallies.items() for task in own]
+        points = side_points(won)
+        for model, own in tallies.items():
+            for task, found in own.items():
+                points.setdefault((model, task, 0), {})[SCORE] = found.points / found.weight
+        games = [game.value for match in matches for own in match.games.values() for game in own]
+        return Findings(
+            values=values,
+            counts=counts(answers, measured, missing_reasons(matches)),
+            shown=side_shown(won),
+            values_shown=points,
+            notes=[
+                OWN_PROMPT.format(title=self.title),
+                *(match_notes(matches) if models else [ONE_MODEL]),
+                *missing_notes(games, "games have no readable label"),
+                *repeated_notes(answers),
+            ],
+            extra={
+                "win_rates": win_rate_records(matches, chance),
+                "results": score_results(tallies, chance),
+                "differences": score_differences(tallies, chance),
+            },
+        )
+
+
+# ---- the score -----------------------------------------------------------------------------------------------------
+
+
+class Tally(NamedTuple):
+    """One model on one prompt."""
+
+    points: float
+    """Sum of weight times points."""
+    weight: float
+    category: str | None = None
+
+
+Tallies = Mapping[str, Mapping[str, Tally]]
+"""By model and task id."""
+
+_POINTS: dict[FiveVerdict, float] = {
+    label: POINTS[side(label)] for label in ("first>>", "first>", "tie", "second>", "second>>")
+}
+
+
+def tally(matches: Sequence[Match]) -> dict[str, dict[str, Tally]]:
+    """Every model a's games against the baseline, all judges and samples pooled; prompts without a readable game are left out.
+
+    Equal replies are a tie in each order.
+    """
+    found: dict[str, dict[str, Tally]] = {}
+    judges = max((len(match.games) for match in matches), default=0) or 1
+    for match in matches:
+        pair = match.pairing
+        own = [(0.5, 1.0)] * (2 * judges) if pair.same else list(_points(match))
+        if own:
+            total = Tally(sum(p * w for p, w in own), sum(w for _, w in own), pair.task.category)
+            found.setdefault(pair.model_a, {})[pair.task.id] = total
+    return found
+
+
+def _points(match: Match) -> Iterator[tuple[float, float]]:
+    """(points of model a, weight) of every game with a verdict."""
+    for game in (game for games in match.games.values() for game in games):
+        label = label_of_game(game)
+        if not isinstance(label, Missing):
+            points = _POINTS[label]
+            yield 1 - points if game.ask.order == "swapped" else points, MUCH if label.endswith(">>") else 1
+
+
+def label_of_game(game: Game) -> FiveVerdict | Missing:
+    """What the judge said, with its strength: the reply is read again. A verdict without a reply (a reward model) has no strength."""
+    if isinstance(game.value, Missing):
+        return game.value
+    if isinstance(game.outcome, Completion):
+        return read(game.outcome, arena_hard)
+    assert not isinstance(game.value, float | int), "pairs are not rated"
+    return _WITHOUT_STRENGTH[game.value]
+
+
+_WITHOUT_STRENGTH: dict[Verdict, FiveVerdict] = {"first": "first>", "second": "second>", "tie": "tie"}
+
+
+def score_results(tallies: Tallies, chance: Chance) -> list[dict[str, Any]]:
+    """``results`` of the record: the score over all prompts and in every category, prompts resampled."""
+    found = []
+    for model, own in tallies.items():
+        categories = dict.fromkeys(one.category for one in own.values() if one.category is not None)
+        for category in (None, *categories) if own else ():
+            chosen = {task: one for task, one in own.items() if category is None or one.category == category}
+            estimate, low, high, _ = _score(chosen, chance)
+            place = {"model": model, "measure": SCORE, "category": category}
+            interval = {"estimate": estimate, "low": low, "high": high}
+            found.append(place | interval | {"values": len(chosen), "prompts": len(chosen)})
+    return found
+
+
+def score_differences(tallies: Tallies, chance: Chance) -> list[dict[str, Any]]:
+    """``differences`` of the record: every later model minus the first, on common prompts; Holm's adjustment over all of them."""
+    first, *others = tallies
+    found = []
+    for model in others:
+        common = [task for task in tallies[first] if task in tallies[model]]
+        if common:
+            sums_a, sums_b = (_sums([tallies[name][task] for task in common]) for name in (first, model))
+            found.append({"a": first, "b": model, "measure": SCORE, **_difference(sums_a, sums_b, chance)})
+    adjusted = holm([one["p_value"] for one in found]) if found else ()
+    return [{**one, "adjusted_p": p} for one, p in zip(found, adjusted, strict=True)]
+
+
+def _score(tallies: Mapping[str, Tally], chance: Chance) -> Interval:
+    """Percentile interval of the ratio of sums over resampled prompts; Wilson's over prompts where all games went one way."""
+    sums_P2 = _sums(list(tallies.values()))
+    share = float(_share(sums_P2.sum(axis=0)))
+    if share in (0.0, 1.0):  # every resample would be the same
+        return wilson(round(share * len(sums_P2)), len(sums_P2), chance.confidence)
+    low, high = _ends(np.concatenate([_share(drawn_DP @ sums_P2) for drawn_DP in _draws(len(sums_P2), chance)]), chance)
+    return Interval(share, low, high, chance.confidence)
+
+
+def _difference(sums_a_P2: Floats, sums_b_P2: Floats, chance: Chance) -> dict[str, Any]:
+    """Difference of two ratios of sums: paired bootstrap over prompts, and a permutation test that swaps the models' prompts.
+
+    p = (1 + as extreme) / (1 + draws) (Phipson and Smyth 2010). ``detectable`` takes the ratios as linear around what was found.
+    """
+    prompts = len(sums_a_P2)
+    share_a, share_b = _share(sums_a_P2.sum(axis=0)), _share(sums_b_P2.sum(axis=0))
+    seen = float(share_b - share_a)
+    drawn = [_share(d @ sums_b_P2) - _share(d @ sums_a_P2) for d in _draws(prompts, chance)]
+    low, high = _ends(np.concatenate(drawn), chance)
+    extreme, rng, moved_P2 = 0, np.random.default_rng(chance.seed), sums_b_P2 - sums_a_P2
+    for size in _chunks(chance.resamples):
+        swapped_D2 = rng.integers(2, size=(size, prompts)) @ moved_P2
+        null_D = _share(sums_b_P2.sum(axis=0) - swapped_D2) - _share(sums_a_P2.sum(axis=0) + swapped_D2)
+        extreme += int(np.count_nonzero(np.abs(null_D) >= abs(seen) - 1e-12))
+    pulls_P = _pulls(sums_b_P2, share_b) - _pulls(sums_a_P2, share_a)
+    spread = float(np.std(pulls_P, ddof=1)) if prompts > 1 else 0.0
+    detectable = minimum_detectable_difference(spread, prompts, significance=1 - chance.confidence)
+    return {
+        "difference": seen,
+        "low": low,
+        "high": high,
+        "p_value": (1 + extreme) / (1 + chance.resamples),
+        "test": "permutation",
+        "detectable": detectable or None,
+        "prompts": prompts,
+    }
+
+
+def _sums(tallies: Sequence[Tally]) -> Floats:
+    """Points and weight [P, 2]."""
+    return np.array([(one.points, one.weight) for one in tallies], dtype=np.float64)
+
+
+def _share(sums_X2: Floats) -> Floats:
+    """Points by weight."""
+    return np.asarray(sums_X2[..., 0] / sums_X2[..., 1], dtype=np.float64)
+
+
+def _pulls(sums_P2: Floats, share: Floats) -> Floats:
+    """How far each prompt pulls the ratio: the terms of its first-order expansion, times the number of prompts."""
+    return np.asarray((sums_P2[:, 0] - share * sums_P2[:, 1]) / sums_P2[:, 1].mean(), dtype=np.float64)
+
+
+def _draws(prompts: int, chance: Chance) -> Iterator[NDArray[np.int64]]:
+    """How often each prompt is in a resample, [D, P] at a time."""
+    rng = np.random.default_rng(chance.seed)
+    for size in _chunks(chance.resamples):
+        yield rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=size)
+
+
+def _chunks(number: int) -> Iterator[int]:
+    for start in range(0, number, _DRAWS_AT_ONCE):
+        yield min(_DRAWS_AT_ONCE, number - start)
+
+
+def _ends(values_D: Floats, chance: Chance) -> tuple[float, float]:
+    tail = (1 - chance.confidence) / 2
+    low, high = quantiles(values_D, (tail, 1 - tail))
+    return low, high
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+class _Question(NamedTuple):
+    """A row of the prompt file."""
+
+    id: str
+    text: str
+    category: str | None
+    cluster: str | None
+    language: str | None
+
+
+def _questions(path: str) -> list[_Question]:
+    found: dict[str, _Question] = {}
+    for origin, row in file_rows(path):
+        name = _id(row, origin)
+        if name in found:
+            raise DataError(f"prompt {name!r} comes a second time", where=str(origin), fix="give each its own id")
+        place, key = (row, "prompt") if "prompt" in row else _only_turn(row, origin)
+        labels = (label_of(row, label, origin) for label in ("category", "cluster", "language"))
+        found[name] = _Question(name, text_of(place, key, origin), *labels)
+    if not found:
+        raise DataError("there are no prompts in this file", where=path, fix="give Arena-Hard's question.jsonl")
+    return list(found.values())
+
+
+def _replies(path: str) -> dict[str, BaselineReply]:
+    found: dict[str, BaselineReply] = {}
+    for origin, row in file_rows(path):
+        name = _id(row, origin)
+        if name in found:
+            raise DataError(f"a second reply to prompt {name!r}", where=str(origin), fix="give one a prompt")
+        model = next((label for key in ("model", "model_id") if (label := label_of(row, key, origin))), "baseline")
+        place, key = _reply_place(row, origin)
+        reply = BaselineReply(model, baseline_text(place, key, origin))
+        one_model(reply, next(iter(found.values()), reply), origin)
+        found[name] = reply
+    return found
+
+
+def _id(row: Mapping[str, Any], origin: Origin) -> str:
+    name = next((label for key in ("uid", "question_id", "id") if (label := label_of(row, key, origin))), None)
+    if name is None:
+        raise DataError("a row without an id", where=str(origin), fix="write uid, question_id or id")
+    return name
+
+
+def _only_turn(row: Mapping[str, Any], origin: Origin) -> tuple[Mapping[str, Any], str]:
+    """Where the text of the only entry of ``turns`` stands: itself, or its ``content``."""
+    turns = row.get("turns")
+    if not isinstance(turns, list) or len(turns) != 1:
+        raise DataError("one text, or a list turns with one entry, is needed", where=str(origin), fix="write one turn")
+    return (turns[0], "content") if isinstance(turns[0], Mapping) else ({"turns": turns[0]}, "turns")
+
+
+def _reply_place(row: Mapping[str, Any], origin: Origin) -> tuple[Mapping[str, Any], str]:
+    """Where a reply's text stands: under ``text``, or as in one of the two forms of Arena-Hard's model_answer files."""
+    match row:
+        case {"text": _}:
+            return row, "text"
+        case {"choices": [{"turns": _} as choice, *_]}:
+            return _only_turn(choice, origin)
+        case {"messages": [*_, {"content": {"answer": _} as content}]}:
+            return content, "answer"
+        case {"messages": [*_, {"content": str()} as message]}:
+            return message, "content"
+        case _:
+            return row, "text"

@@ -1,0 +1,280 @@
+"""Diversity: does a model say different things when it is asked again, and does it speak in set phrases?
+
+Preference tuning narrows what a model says in ways win rates do not show (Kirk et al. 2024, arXiv:2310.06452). The measures are those of
+``posttrain.tasks.ngram_diversity``, of several samples of every prompt; ``corpus_*`` are over all replies to all prompts together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Le
+from scipy import special
+
+from posttrain.data.encoders import Encoder, make_encoder
+from posttrain.data.text import tokens
+from posttrain.generate.engine import Sampling
+from posttrain.stats.intervals import Interval
+from posttrain.tasks.base import (
+    Answer,
+    Area,
+    Chance,
+    Counts,
+    Findings,
+    Judges,
+    Measure,
+    Needs,
+    Shown,
+    Task,
+    Value,
+)
+from posttrain.tasks.ngram_diversity import distinct_n, embedding_spread, repetition, self_bleu
+from posttrain.tasks.ngram_overlap import ngram_counts
+from posttrain.tasks.rows import keep_shares, plain_prompts
+from posttrain.tasks.scoring import counted, why_missing
+
+_MEASURES = (
+    Measure(
+        "distinct_2",
+        "Distinct word pairs (one prompt)",
+        "share",
+        "higher",
+        "Different word pairs as a share of all, over the samples of a prompt; it falls with the length of replies.",
+        headline=True,
+    ),
+    Measure(
+        "self_bleu",
+        "Self-BLEU",
+        "number",
+        "lower",
+        "How much of each sample stands in the other samples of its prompt: 0 nothing, 1 all the same.",
+        headline=True,
+        scale=(0.0, 1.0),
+    ),
+    Measure(
+        "distinct_1",
+        "Distinct words (one prompt)",
+        "share",
+        "higher",
+        "Different words as a share of all, over the samples of a prompt; it falls with the length of replies.",
+    ),
+    Measure(
+        "embedding_spread",
+        "Spread of meaning",
+        "number",
+        "higher",
+        "Mean cosine distance between the sentence vectors of the samples of a prompt: 0 = all say the same.",
+        scale=(0.0, 2.0),
+    ),
+    Measure(
+        "repetition",
+        "Repetition",
+        "share",
+        "lower",
+        "Share of the runs of four words in a reply that stood in it before (seq-rep-4, arXiv:1908.04319).",
+    ),
+    Measure("tokens", "Words a reply", "tokens", "neither", "Words of a reply; each Chinese character is one."),
+    Measure(
+        "corpus_distinct_1",
+        "Distinct words (all replies)",
+        "share",
+        "higher",
+        "Different words as a share of all, over all replies; compare only equal numbers of replies of like length.",
+    ),
+    Measure(
+        "corpus_distinct_2",
+        "Distinct word pairs (all replies)",
+        "share",
+        "higher",
+        "Different word pairs as a share of all, over all replies; compare only equal numbers of replies of like length.",
+    ),
+)
+_CORPUS_ORDERS = {"corpus_distinct_1": 1, "corpus_distinct_2": 2}
+_PER_REPLY = ("repetition", "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiversityBenchmark:
+    """Variety of several replies to each prompt: distinct words, self-BLEU, spread of meaning, repetition, length.
+
+    A prompt counts with all its samples or not at all, since every measure depends on their number: where one is missing,
+    the others are dropped as ``other_sample_missing``. A reply cut at ``max_tokens`` counts as it stands. Samples are
+    seeded by the stage's seed and their number.
+    """
+
+    title: ClassVar[str] = "Diversity"
+    area: ClassVar[Area] = "diversity"
+    file_keys: ClassVar[tuple[str, ...]] = ("path",)
+
+    name: Literal["diversity"]
+    path: str = "builtin"
+    """``builtin`` (posttrain's own prompts), a YAML file of the same form, or rows with ``prompt`` (and ``id``, ``category``, ``language``)."""
+    max_prompts: Annotated[int, Ge(1)] | None = None
+    """Ask only so many: the first of every category, which keeps its share; null = all."""
+    samples: Annotated[int, Ge(2)] = 4
+    """Replies drawn to every prompt."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """1 = the model's own distribution."""
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Draw from the smallest set of tokens whose probability reaches this; 1 = from all."""
+    max_tokens: Annotated[int, Ge(1)] = 256
+    """Longest reply in tokens."""
+    encoder: str | None = None
+    """For the spread of meaning: ``use-multilingual`` (extra ``embed``) or the folder of a static embedding model; null = not measured."""
+
+    @property
+    def needs(self) -> Needs:
+        """Counting is enough."""
+        return Needs()
+
+    def measures(self) -> tuple[Measure, ...]:
+        """Per prompt first; the spread of meaning only where there is an encoder."""
+        return tuple(m for m in _MEASURES if m.key != "embedding_spread" or self.encoder is not None)
+
+    def tasks(self) -> tuple[Task, ...]:
+        """One task a prompt, with all its samples. Loads the encoder, so that a missing one is told before replies are made.
+
+        Raises:
+            ConfigError: a YAML file that is wrong, or an encoder that is unknown or not installed.
+            DataError: any other file of prompts that can't be used.
+
+        """
+        if self.encoder is not None:
+            _encoder(self.encoder)
+        prompts = plain_prompts(self.path)
+        sampling = Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
+        return tuple(
+            Task(p.id, (p.text,), sampling, samples=self.samples, category=p.category, language=p.language)
+            for p in keep_shares(prompts, [p.category for p in prompts], self.max_prompts)
+        )
+
+    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+        """Measure the samples of every prompt; ``corpus_*`` are ready results in ``extra``, with jackknife intervals over prompts."""
+        values: list[Value] = []
+        counts: dict[str, Counts] = {}
+        shown: dict[tuple[str, str, int], Shown] = {}
+        values_shown: dict[tuple[str, str, int], Mapping[str, float]] = {}
+        results: list[dict[str, Any]] = []
+        notes: list[str] = []
+        encoder = None if self.encoder is None else _encoder(self.encoder)
+        for model, own in answers.items():
+            whole, dropped = _whole_prompts(own)
+            counts[model] = counted(own, dropped)
+            without_spread = 0
+            for samples in whole:
+                task, texts = samples[0].task, [answer.replies[0] for answer in samples]
+                of_prompt, of_replies = prompt_measures(texts, encoder), [reply_measures(text) for text in texts]
+                values += [Value(model, task.id, key, value, task.category) for key, value in of_prompt.items()]
+                without_spread += encoder is not None and "embedding_spread" not in of_prompt
+                for answer, measures in zip(samples, of_replies, strict=True):
+                    values += [
+                        Value(model, task.id, key, measures[key], task.category)
+                        for key in _PER_REPLY
+                        if key in measures
+                    ]
+                    place = (model, task.id, answer.sample)
+                    values_shown[place] = measures
+                    shown[place] = _shown(answer, of_prompt)
+            if without_spread:
+                notes.append(
+                    f"{model}: {without_spread} prompts have no spread of meaning, as fewer than two of their replies have a vector."
+                )
+            results += _corpus_results(model, [[answer.replies[0] for answer in samples] for samples in whole], chance)
+        return Findings(values, counts, shown, values_shown, notes, {"results": results})
+
+
+# ---- one prompt ----------------------------------------------------------------------------------------------------
+
+
+def prompt_measures(samples: Sequence[str], encoder: Encoder | None = None) -> dict[str, float]:
+    """The measures of the samples of one prompt together; those that are not defined (too short, too few) are left out."""
+    found = {
+        "distinct_2": distinct_n(samples, 2),
+        "self_bleu": self_bleu(samples),
+        "distinct_1": distinct_n(samples, 1),
+    }
+    if encoder is not None:
+        found["embedding_spread"] = _spread(samples, encoder)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def reply_measures(reply: str) -> dict[str, float]:
+    """The measures of one reply by itself. A reply of fewer than four words has no repetition."""
+    found = {"tokens": float(len(tokens(reply)))}
+    if (repeats := repetition(reply, 4)) is not None:
+        found |= {"repetition": repeats.repeated_share, "longest_repeat": float(repeats.longest_repeat)}
+    return found
+
+
+def _spread(samples: Sequence[str], encoder: Encoder) -> float | None:
+    vectors_ND = encoder.encode(samples)
+    vectors_ND = vectors_ND[np.abs(vectors_ND).max(axis=1, initial=0.0) > 0]  # an empty text has no direction
+    return embedding_spread(vectors_ND) if len(vectors_ND) > 1 else None
+
+
+@cache
+def _encoder(name: str) -> Encoder:
+    """One of each for a process: making it loads its weights."""
+    return make_encoder(name)
+
+
+def _shown(answer: Answer, of_prompt: Mapping[str, float]) -> Shown:
+    labels = {measure.key: measure.label.removesuffix(" (one prompt)") for measure in _MEASURES}
+    numbers = ", ".join(f"{labels[key]} {value:.2f}" for key, value in of_prompt.items())
+    detail = f"all samples of this prompt: {numbers}" if numbers else ""
+    return Shown(f"sample {answer.sample + 1} of {answer.task.samples}", None, detail)
+
+
+def _whole_prompts(answers: Sequence[Answer]) -> tuple[list[list[Answer]], list[str]]:
+    """The answers of every prompt that has all its samples; and a reason for every other answer."""
+    by_prompt: dict[str, list[Answer]] = {}
+    for answer in answers:
+        by_prompt.setdefault(answer.task.id, []).append(answer)
+    whole, dropped = [], []
+    for samples in by_prompt.values():
+        if all(answer.complete for answer in samples):
+            whole.append(samples)
+        else:
+            dropped += ["other_sample_missing" if answer.complete else why_missing(answer) for answer in samples]
+    return whole, dropped
+
+
+# ---- all replies ---------------------------------------------------------------------------------------------------
+
+
+def _corpus_results(model: str, prompts: Sequence[Sequence[str]], chance: Chance) -> list[dict[str, Any]]:
+    found = []
+    for key, order in _CORPUS_ORDERS.items():
+        interval = corpus_distinct(prompts, order, chance.confidence)
+        if interval is not None:
+            place = {"model": model, "measure": key, "category": None}
+            size = {"values": sum(map(len, prompts)), "prompts": len(prompts)}
+            found.append(place | {"estimate": interval.estimate, "low": interval.low, "high": interval.high} | size)
+    return found
+
+
+def corpus_distinct(prompts: Sequence[Sequence[str]], n: int, confidence: float = 0.95) -> Interval | None:
+    """Distinct n-grams as a share of all, over all replies (a list a prompt), with an interval by the jackknife over prompts.
+
+    The bootstrap is no use here: a prompt drawn twice repeats its n-grams, so every resample is less distinct than the replies.
+    Leaving out one of P prompts at a time repeats nothing. Variance (P - 1) / P times the sum of squares around the mean, which is
+    on the large side on average (Efron and Stein 1981, doi:10.1214/aos/1176345462), and Student's t with P - 1 degrees of
+    freedom; cut at 0 and 1. None with fewer than two prompts that have n-grams.
+    """
+    own_P = [sum((ngram_counts(tokens(text), n) for text in texts), Counter[tuple[str, ...]]()) for texts in prompts]
+    own_P = [own for own in own_P if own]
+    if len(own_P) < 2:
+        return None
+    holders = Counter(gram for own in own_P for gram in own)
+    total_P = np.array([own.total() for own in own_P], dtype=np.float64)
+    alone_P = np.array([sum(holders[gram] == 1 for gram in own) for own in own_P], dtype=np.float64)
+    estimate = len(holders) / total_P.sum()
+    without_P = (len(holders) - alone_P) / (total_P.sum() - total_P)
+    variance = (len(own_P) - 1) / len(own_P) * np.square(without_P - without_P.mean()).sum()
+    half = special.stdtrit(len(own_P) - 1, 0.5 + confidence / 2) * np.sqrt(variance)
+    return Interval(float(estimate), float(max(0.0, estimate - half)), float(min(1.0, estimate + half)), confidence)

@@ -1,0 +1,198 @@
+r"""GSM8K: grade school word problems, right where the number a reply ends up with is the answer.
+
+Cobbe et al. 2021, arXiv:2110.14168; rows from github.com/openai/grade-school-math. The number is read by
+``posttrain.tasks.checks.stated_number``: behind the last ``Answer:``, ``answer is``, ``\boxed{`` or ``####`` that a number follows, otherwise
+the last number of the reply.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from annotated_types import Ge
+
+from posttrain.errors import DataError
+from posttrain.generate.engine import Sampling
+from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task
+from posttrain.tasks.checks import number_equals, stated_number
+from posttrain.tasks.numbers import numbers_in
+from posttrain.tasks.rows import file_rows, row_ids, text_of
+from posttrain.tasks.scoring import Point, Scored, score_each
+from posttrain.types import Origin
+
+_ASK = (
+    "{question}\n\nWork this out step by step and write the steps down. "
+    'Then end with one line: "Answer:" and the final number, without a unit.'
+)
+_WITH_EXAMPLES = "Here are problems with their solutions.\n\n{examples}\n\nNow solve this one.\n\n{ask}"
+_EXAMPLE = "Problem: {question}\n{steps}\nAnswer: {number}"
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+"""Marks for a calculator inside the solutions (``<<3*4=12>>``): no model is asked to write them."""
+
+_MEASURES = (
+    Measure(
+        "accuracy",
+        "Right answers",
+        "share",
+        "higher",
+        "Share of problems where the number the reply ends up with is the answer.",
+        headline=True,
+    ),
+    Measure(
+        "answered",
+        "Replies that state a number",
+        "share",
+        "higher",
+        "Share of replies with any number in them: without one there is nothing to be right.",
+    ),
+)
+
+
+class _Problem(NamedTuple):
+    """A problem and its worked solution."""
+
+    question: str
+    steps: str
+    written: str
+    """The answer as the file writes it."""
+
+    @property
+    def number(self) -> float:
+        return numbers_in(self.written)[0].value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gsm8kBenchmark:
+    """GSM8K: word problems with one number as the answer, without examples or after some.
+
+    Greedy replies to our own wording, so numbers are comparable between models of one stage, not with leaderboards. A reply cut
+    at ``max_tokens`` is scored as it stands: the last number in it counts. A problem without a reply is left out and counted.
+    """
+
+    title: ClassVar[str] = "GSM8K"
+    area: ClassVar[Area] = "reasoning"
+    file_keys: ClassVar[tuple[str, ...]] = ("path", "examples")
+
+    name: Literal["gsm8k"]
+    path: str
+    """Rows with ``question`` and ``answer``, whose last line is ``####`` and the number: GSM8K's test.jsonl."""
+    shots: Annotated[int, Ge(0)] = 0
+    """Solved problems shown before each problem, in the same message; they are the first of ``examples``."""
+    examples: str | None = None
+    """Rows of the same form to take ``shots`` from: GSM8K's train.jsonl."""
+    max_prompts: Annotated[int, Ge(1)] | None = None
+    """Ask only the first so many; null = all."""
+    max_tokens: Annotated[int, Ge(1)] = 512
+    """Longest reply in tokens."""
+
+    def __post_init__(self) -> None:
+        if (self.shots > 0) != (self.examples is not None):
+            raise ValueError("shots and examples go together: give both (shots: 4, examples: train.jsonl) or neither")
+
+    @property
+    def needs(self) -> Needs:
+        """The number decides."""
+        return Needs()
+
+    def measures(self) -> tuple[Measure, ...]:
+        """Accuracy, and how many replies state a number."""
+        return _MEASURES
+
+    def tasks(self) -> tuple[Task, ...]:
+        """One task a problem; its id is the row's own or its number (``#1``).
+
+        Raises:
+            DataError: a file that can't be read, a row that is no problem, too few examples, or one that is asked as well.
+
+        """
+        rows = list(file_rows(self.path))[: self.max_prompts]
+        problems = [_problem(row, origin) for origin, row in rows]
+        if not problems:
+            raise DataError("there are no problems in this file", where=self.path, fix="give GSM8K's test.jsonl")
+        shown = self._examples({problem.question for problem in problems})
+        sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
+        return tuple(
+            Task(name, (_prompt(problem, shown),), sampling, language="en", expected=problem.number)
+            for name, problem in zip(row_ids(rows), problems, strict=True)
+        )
+
+    def _examples(self, asked: set[str]) -> list[_Problem]:
+        if self.examples is None:
+            return []
+        rows = list(file_rows(self.examples))[: self.shots]
+        if len(rows) < self.shots:
+            raise DataError(
+                f"{len(rows)} examples for {self.shots} shots", where=self.examples, fix="give more, or lower shots"
+            )
+        found = [_problem(row, origin) for origin, row in rows]
+        for problem, (origin, _) in zip(found, rows, strict=True):
+            if problem.question in asked:
+                raise DataError(
+                    "this example is one of the problems asked: its answer would be given away",
+                    where=str(origin),
+                    fix="take examples from another file, such as GSM8K's train.jsonl",
+                )
+        return found
+
+    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+        """Compare numbers."""
+        from posttrain.data.decontaminate.benchmarks import size_note  # loads polars, which reading a recipe does not
+
+        size = size_note("gsm8k", len({answer.task.id for own in answers.values() for answer in own}))
+        shots = f"{self.shots} solved examples" if self.shots else "No examples"
+        wording = f"{shots} and posttrain's own wording: not to be put beside numbers from other prompts."
+        notes = [wording, *([size] if size else [])]
+        for model, own in answers.items():
+            notes += _cut_note(model, own)
+        return score_each(answers, _scored, notes)
+
+
+def _scored(answer: Answer) -> Scored:
+    number, right = stated_number(answer.replies[0]), _right(answer)
+    points = (Point("accuracy", float(right)), Point("answered", float(number is not None)))
+    read = f"expected {answer.task.expected:.15g}" + ("" if number is None else f", read {number:.15g}")
+    detail = f"{read}; cut at the limit of tokens" if _cut(answer) else read
+    return Scored(points, Shown("no number" if number is None else "right" if right else "wrong", right, detail))
+
+
+def _right(answer: Answer) -> bool:
+    return number_equals(answer.replies[0], answer.task.expected)
+
+
+def _cut(answer: Answer) -> bool:
+    return "length" in answer.finishes
+
+
+def _cut_note(model: str, answers: Sequence[Answer]) -> list[str]:
+    """A cut reply ends with whatever number it had come to: it is right by chance more often than a finished one."""
+    complete = [answer for answer in answers if answer.complete]
+    cut = [answer for answer in complete if _cut(answer)]
+    if not cut:
+        return []
+    return [
+        f"{model}: {len(cut)} of {len(complete)} replies were cut at the limit of tokens and are read as they stand; {sum(map(_right, cut))} of "
+        f"its {sum(map(_right, complete))} right answers are among them, and may be right by chance."
+    ]
+
+
+def _problem(row: Mapping[str, Any], origin: Origin) -> _Problem:
+    question, answer = text_of(row, "question", origin), text_of(row, "answer", origin)
+    steps, mark, last = answer.rpartition("####")
+    if not mark or len(numbers_in(last)) != 1:
+        raise DataError(
+            f"the answer must end with '#### ' and a number, not {answer[-40:]!r}",
+            where=str(origin),
+            fix="write it as in GSM8K: the steps, then a line such as '#### 1,250'",
+        )
+    return _Problem(question, _CALCULATOR.sub("", steps).strip(), last.strip())
+
+
+def _prompt(problem: _Problem, examples: Sequence[_Problem]) -> str:
+    ask = _ASK.format(question=problem.question)
+    if not examples:
+        return ask
+    written = [_EXAMPLE.format(question=e.question, steps=e.steps, number=e.written) for e in examples]
+    return _WITH_EXAMPLES.format(examples="\n\n".join(written), ask=ask)

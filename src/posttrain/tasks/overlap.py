@@ -1,0 +1,225 @@
+"""Overlap with reference replies: ROUGE-L and BLEU, for those who ask.
+
+The measures are those of ``posttrain.tasks.ngram_overlap``, on the tokens of ``posttrain.data.text``: not the numbers of sacrebleu's or rouge-score's own
+tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from annotated_types import Ge
+
+from posttrain.data.formats import Format, RowError, detect_format
+from posttrain.data.formats.prompts import PROMPTS
+from posttrain.data.text import tokens
+from posttrain.errors import DataError
+from posttrain.generate.engine import Sampling
+from posttrain.stats.intervals import Interval
+from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task
+from posttrain.tasks.ngram_overlap import BleuCounts, added, bleu_counts, bleu_of, rouge_l
+from posttrain.tasks.rows import file_rows, keep_shares, label_of, row_ids, unbroken
+from posttrain.tasks.scoring import Point, Scored, score_each
+from posttrain.types import Message, Origin, Row, SftRow
+
+_LITTLE = "Says little about open-ended replies: a good one may share few words with the reference."
+_MEASURES = (
+    Measure(
+        "rouge_l",
+        "ROUGE-L",
+        "number",
+        "higher",
+        f"F of the longest common subsequence of words with the nearest reference. {_LITTLE}",
+        headline=True,
+        scale=(0.0, 1.0),
+    ),
+    Measure(
+        "bleu",
+        "BLEU (mean of replies)",
+        "number",
+        "higher",
+        f"Share of the runs of one to four words that stand in a reference, less for short replies. {_LITTLE}",
+        scale=(0.0, 1.0),
+    ),
+    Measure(
+        "corpus_bleu",
+        "BLEU (corpus)",
+        "number",
+        "higher",
+        f"The same with the counts of all replies added up first, as it is usually reported. {_LITTLE}",
+        scale=(0.0, 1.0),
+    ),
+)
+_SMOOTHING: Literal["exponential"] = "exponential"
+"""That of sacrebleu, for single replies (with the orders they are long enough for) and for the corpus."""
+_LONGEST_SHOWN = 300
+"""Characters of a reference beside a reply."""
+_FIX = "give rows with prompt and reference (or references, a list), or of a known format (docs/data-formats.md)"
+
+
+class _Exchange(NamedTuple):
+    """A question and what a good reply says."""
+
+    system: str
+    question: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapBenchmark:
+    """ROUGE-L and BLEU of greedy replies against references.
+
+    A reply cut at ``max_tokens`` is measured as it stands, one without words has no overlap; a prompt without a reply is left out and counted.
+    """
+
+    title: ClassVar[str] = "Overlap with references"
+    area: ClassVar[Area] = "helpfulness"
+    file_keys: ClassVar[tuple[str, ...]] = ("path",)
+
+    name: Literal["overlap"]
+    path: str
+    """Rows with ``prompt`` and ``reference`` (or ``references``), or single exchanges in any conversation format (alpaca, question
+    and answer, ...); also ``id``, ``category``, ``language``."""
+    max_prompts: Annotated[int, Ge(1)] | None = None
+    """Ask only so many: the first of every ``category``, which keeps its share; null = all."""
+    max_tokens: Annotated[int, Ge(1)] = 512
+    """Longest reply in tokens."""
+
+    @property
+    def needs(self) -> Needs:
+        """Counting is enough."""
+        return Needs()
+
+    def measures(self) -> tuple[Measure, ...]:
+        """ROUGE-L, and BLEU by reply and of the corpus."""
+        return _MEASURES
+
+    def tasks(self) -> tuple[Task, ...]:
+        """One task a row. Raises DataError where a row is not one question with its answer."""
+        rows = list(file_rows(self.path))
+        own = any("reference" in row or "references" in row for _, row in rows)
+        form = None if own else _conversation_format([row for _, row in rows], self.path)
+        sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
+        found = []
+        for name, (origin, row) in zip(row_ids(rows), rows, strict=True):
+            exchange = _exchange(row, origin, form)
+            found.append(
+                Task(
+                    name,
+                    (exchange.question,),
+                    sampling,
+                    category=label_of(row, "category", origin),
+                    language=label_of(row, "language", origin),
+                    system=exchange.system,
+                    expected=exchange.references,
+                )
+            )
+        return tuple(keep_shares(found, [task.category for task in found], self.max_prompts))
+
+    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+        """Overlap of every reply; BLEU of the corpus is a ready result in ``extra``, with a bootstrap interval over prompts."""
+        found = score_each(answers, _scored)
+        results = [
+            result for model, own in answers.items() if (result := _corpus_result(model, own, chance)) is not None
+        ]
+        return Findings(
+            values=found.values,
+            counts=found.counts,
+            shown=found.shown,
+            values_shown=found.values_shown,
+            extra={"results": results},
+        )
+
+
+def _scored(answer: Answer) -> Scored:
+    task, reply = answer.task, answer.replies[0]
+    references: tuple[str, ...] = task.expected
+    rouge = rouge_l(reply, references).f
+    bleu = bleu_of(_bleu_counts(task, reply), _SMOOTHING, effective_order=True)
+    first = references[0] if len(references[0]) <= _LONGEST_SHOWN else f"{references[0][:_LONGEST_SHOWN].rstrip()} ..."
+    points = (Point("rouge_l", rouge, task.category), Point("bleu", bleu, task.category))
+    return Scored(points, Shown(f"ROUGE-L {rouge:.1f}", None, f"reference: {first}"))
+
+
+def _bleu_counts(task: Task, reply: str) -> BleuCounts:
+    return bleu_counts(tokens(reply), [tokens(reference) for reference in task.expected])
+
+
+# ---- the corpus ----------------------------------------------------------------------------------------------------
+
+
+def _corpus_result(model: str, answers: Sequence[Answer], chance: Chance) -> dict[str, Any] | None:
+    counts = [_bleu_counts(a.task, a.replies[0]) for a in answers if a.complete]
+    if not counts:
+        return None
+    interval = corpus_bleu_interval(counts, chance)
+    size = {"values": len(counts), "prompts": len(counts)}
+    place = {"model": model, "measure": "corpus_bleu", "category": None}
+    return place | {"estimate": interval.estimate, "low": interval.low, "high": interval.high} | size
+
+
+def corpus_bleu_interval(counts: Sequence[BleuCounts], chance: Chance) -> Interval:
+    """BLEU of a corpus with the percentile interval of the bootstrap over its texts (Koehn 2004, aclanthology W04-3250)."""
+    rows = [(*each.matches_N, *each.ngrams_N, each.length, each.reference_length) for each in counts]
+    columns_RC = np.array(rows, dtype=np.int64)
+    orders, draw = len(counts[0].matches_N), np.random.default_rng(chance.seed)
+    even_R = np.full(len(counts), 1 / len(counts))
+    scores = np.empty(chance.resamples)
+    for number in range(chance.resamples):
+        *grams, length, reference_length = (draw.multinomial(len(counts), even_R) @ columns_RC).tolist()
+        resampled = BleuCounts(tuple(grams[:orders]), tuple(grams[orders:]), length, reference_length)
+        scores[number] = bleu_of(resampled, _SMOOTHING)
+    tail = (1 - chance.confidence) / 2
+    low, high = np.quantile(scores, (tail, 1 - tail))
+    return Interval(bleu_of(added(counts), _SMOOTHING), float(low), float(high), chance.confidence)
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _conversation_format(rows: Sequence[Mapping[str, Any]], path: str) -> Format[Any]:
+    if not rows:
+        raise DataError("there are no rows in this file", where=path, fix=_FIX)
+    form = detect_format(rows, path)
+    if form.kind != "conversations":
+        raise DataError(f"rows of the format {form.name} have no single right reply", where=path, fix=_FIX)
+    return form
+
+
+def _exchange(row: Mapping[str, Any], origin: Origin, form: Format[Any] | None) -> _Exchange:
+    """The question of a row with its references; ``form`` None = they are given as such."""
+    try:
+        if form is None:
+            asked, references = PROMPTS.parse(row, origin, "").messages, _references(row)
+        else:
+            parsed: Row = form.parse(row, origin, "")
+            assert isinstance(parsed, SftRow), "the format is one of conversations"
+            asked, references = parsed.messages[:-1], _last_reply(parsed.messages[-1])
+    except RowError as error:
+        raise DataError(f"{error.reason}: {error.detail}", where=str(origin), fix=_FIX) from None
+    roles = [message.role for message in asked]
+    if roles not in (["user"], ["system", "user"]) or not asked[-1].content.strip():
+        turns = ", ".join(roles) or "no prompt"
+        raise DataError(f"one question with its answer is needed, not {turns}", where=str(origin), fix=_FIX)
+    if not references or not all(tokens(reference) for reference in references):
+        raise DataError("a reference has no words in it", where=str(origin), fix="write it, or leave the row away")
+    for text in (*(message.content for message in asked), *references):
+        unbroken(text, "the row", origin)
+    return _Exchange("" if len(asked) == 1 else asked[0].content, asked[-1].content, references)
+
+
+def _references(row: Mapping[str, Any]) -> tuple[str, ...]:
+    given = row.get("references", row.get("reference"))
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise RowError("wrong_shape", "a reference is a text, references are a list of texts")
+    return tuple(texts)
+
+
+def _last_reply(message: Message) -> tuple[str, ...]:
+    if message.role != "assistant":
+        raise RowError("wrong_shape", f"the last turn is one of the {message.role}, not a reply")
+    return (message.content,)

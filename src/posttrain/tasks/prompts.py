@@ -1,0 +1,120 @@
+"""Evaluation prompts: posttrain's own (prompts.yaml beside this file), or a user's file of the same form.
+
+::
+
+    knowledge:            # and rewriting, reasoning
+      - id: capital-of-france
+        language: en
+        prompt: What is the capital of France?
+        check: {kind: contains_any, expected: [Paris]}   # optional
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from annotated_types import MinLen
+
+from posttrain.config import ConfigPath, Document, Problem, build, read_yaml
+from posttrain.errors import ConfigError
+from posttrain.tasks.checks import CHECKS, Check
+
+PromptClass = Literal["knowledge", "rewriting", "reasoning"]
+BUILTIN = Path(__file__).with_name("prompts.yaml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One prompt as a file writes it."""
+
+    id: Annotated[str, MinLen(1)]
+    """Unique in the file; names the prompt in replies.jsonl."""
+    language: Literal["en", "zh"]
+    prompt: Annotated[str, MinLen(1)]
+    """The user turn, sent as it is."""
+    check: Check | None = None
+    """How a reply is judged; null = replies are shown, not judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFile:
+    """Prompts by class."""
+
+    knowledge: tuple[Entry, ...] = ()
+    """Questions about facts."""
+    rewriting: tuple[Entry, ...] = ()
+    """A text to be changed in a stated way."""
+    reasoning: tuple[Entry, ...] = ()
+    """Problems to be solved step by step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One evaluation prompt."""
+
+    id: str
+    prompt_class: PromptClass
+    language: Literal["en", "zh"]
+    text: str
+    check: Check | None
+
+
+def load_prompts(source: str | Path = "builtin") -> tuple[Prompt, ...]:
+    """The prompts of a file, in its order; ``builtin`` is posttrain's own.
+
+    Raises:
+        ConfigError: names file, line and entry of everything that is wrong.
+
+    """
+    document = read_yaml(BUILTIN if source == "builtin" else source)
+    file = build(PromptFile, document)
+    problems: list[Problem] = []
+    prompts: list[Prompt] = []
+    first: dict[str, ConfigPath] = {}
+    for prompt_class, index, entry in _entries(file):
+        path: ConfigPath = (prompt_class, index)
+        if entry.id in first:
+            line = document.place((*first[entry.id], "id"))
+            problems.append(Problem((*path, "id"), f"{entry.id!r} is the id of another prompt (line {line})"))
+        first.setdefault(entry.id, path)
+        try:
+            check = entry.check and _checked(entry.check, document, (*path, "check"))
+        except ConfigError as error:
+            raise ConfigError(f"{error.problem} (prompt {entry.id!r})", where=error.where, fix=error.fix) from None
+        prompts.append(
+            Prompt(id=entry.id, prompt_class=prompt_class, language=entry.language, text=entry.prompt, check=check)
+        )
+    if not prompts and not problems:
+        problems.append(Problem((), "there are no prompts in this file"))
+    if problems:
+        raise document.error(problems)
+    return tuple(prompts)
+
+
+def _entries(file: PromptFile) -> Iterator[tuple[PromptClass, int, Entry]]:
+    for prompt_class in get_args(PromptClass):
+        for index, entry in enumerate(getattr(file, prompt_class)):
+            yield prompt_class, index, entry
+
+
+def _checked(check: Check, document: Document, path: ConfigPath) -> Check:
+    """The check with ``expected`` in the form its function takes, or a ConfigError at the place where it is not."""
+    try:
+        function = CHECKS[check.kind]
+    except ConfigError as error:
+        raise document.error([Problem((*path, "kind"), f"{error.problem}; {error.fix}")]) from None
+    where = (*path, "expected")
+    annotation: Any = get_type_hints(function, include_extras=True)["expected"]
+    expected: Any = build(annotation, document, where)
+    if check.kind == "matches_regex":
+        try:
+            re.compile(expected)
+        except re.error as error:
+            raise document.error([Problem(where, f"this is no regular expression: {error}")]) from None
+    if check.kind == "all_of":
+        expected = tuple(_checked(part, document, (*where, index)) for index, part in enumerate(expected))
+    return replace(check, expected=expected)

@@ -1,0 +1,133 @@
+"""Prompts and rows of a benchmark's file, read strictly: a row that can't be used is an error, for a score over other prompts is another score."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from posttrain.errors import DataError
+from posttrain.tasks.prompts import load_prompts
+from posttrain.types import Origin
+
+T = TypeVar("T")
+
+BUILTIN = "builtin"
+"""The ``path`` that stands for posttrain's own prompts."""
+
+
+class PlainPrompt(NamedTuple):
+    """A prompt without anything to compare the reply with."""
+
+    id: str
+    text: str
+    category: str | None
+    language: str | None
+
+
+def file_rows(path: str) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
+    """Place and content of every row of a JSON Lines, JSON array, CSV or Parquet file (also compressed).
+
+    Raises:
+        DataError: a file that can't be read, or anything in it that is no row (names its line).
+
+    """
+    from posttrain.data.places import DataFile
+    from posttrain.data.sources import BadRecord, read  # loads polars, which reading a recipe does without
+
+    for record in read(DataFile(path, Path(path))):
+        if isinstance(record, BadRecord):
+            raise DataError(
+                f"a benchmark is read whole, and this is no row: {record.reason}: {record.detail}",
+                where=str(record.origin),
+                fix="mend the row or fetch the file again",
+            )
+        yield record.origin, record.value
+
+
+def plain_prompts(path: str) -> tuple[PlainPrompt, ...]:
+    """The prompts of ``builtin`` or a YAML file (see ``posttrain.tasks.prompts``), or of rows with ``prompt``.
+
+    Rows may also have ``id`` (default: their number, as ``#1``), ``category`` and ``language``.
+
+    Raises:
+        ConfigError: a YAML file that is wrong.
+        DataError: any other file that can't be read, or a row without a prompt or with the id of another one.
+
+    """
+    if path == BUILTIN or Path(path).suffix in (".yaml", ".yml"):
+        return tuple(PlainPrompt(p.id, p.text, p.prompt_class, p.language) for p in load_prompts(path))
+    rows = list(file_rows(path))
+    if not rows:
+        raise DataError("there are no prompts in this file", where=path, fix="write one object with a prompt a line")
+    return tuple(
+        PlainPrompt(
+            name, text_of(row, "prompt", origin), label_of(row, "category", origin), label_of(row, "language", origin)
+        )
+        for name, (origin, row) in zip(row_ids(rows), rows, strict=True)
+    )
+
+
+def row_ids(rows: Sequence[tuple[Origin, Mapping[str, Any]]]) -> list[str]:
+    """The id of every row: its own, otherwise its number from 1, as ``#1``. Raises DataError where two are the same."""
+    first: dict[str, Origin] = {}
+    for number, (origin, row) in enumerate(rows, 1):
+        name = label_of(row, "id", origin) or f"#{number}"
+        if name in first:
+            raise DataError(
+                f"id {name!r} is that of another row ({first[name]})", where=str(origin), fix="give each its own id"
+            )
+        first[name] = origin
+    return list(first)
+
+
+def text_of(row: Mapping[str, Any], key: str, origin: Origin) -> str:
+    """The text under a key. Raises DataError where there is none, or only white space, or broken characters."""
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        keys = ", ".join(map(str, row))
+        raise DataError(f"{key} must be a text that is not blank (keys: {keys})", where=str(origin), fix="write one")
+    return unbroken(value, key, origin)
+
+
+def unbroken(text: str, what: str, origin: Origin) -> str:
+    """The text itself. Raises DataError where it holds half of a surrogate pair, as bytes that are not UTF-8 become."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        problem = f"{what} holds bytes that are not UTF-8, or half of a surrogate pair"
+        raise DataError(problem, where=str(origin), fix="mend the text")
+    return text
+
+
+def label_of(row: Mapping[str, Any], key: str, origin: Origin) -> str | None:
+    """The name under a key: a text or a whole number; None where there is none. Raises DataError where it is anything else."""
+    value = row.get(key)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(f"{key} must be a text or a whole number", where=str(origin), fix="correct it or leave it away")
+    return str(value)
+
+
+def keep_shares(items: Sequence[T], categories: Sequence[Hashable], most: int | None) -> list[T]:
+    """``most`` of the items in their order: the first ones of every category, so many that it keeps its share.
+
+    Shares are rounded by the largest remainder; of equal ones the category that comes first has it. ``most`` None keeps all.
+
+    >>> keep_shares("aAbBcd", ["low", "up", "low", "up", "low", "low"], 3)
+    ['a', 'A', 'b']
+    """
+    if most is None or most >= len(items):
+        return list(items)
+    counts: dict[Hashable, int] = {}
+    for category in categories:
+        counts[category] = counts.get(category, 0) + 1
+    quotas = {category: count * most // len(items) for category, count in counts.items()}
+    by_remainder = sorted(counts, key=lambda category: -(counts[category] * most % len(items)))
+    for category in by_remainder[: most - sum(quotas.values())]:
+        quotas[category] += 1
+    kept = []
+    for item, category in zip(items, categories, strict=True):
+        if quotas[category]:
+            quotas[category] -= 1
+            kept.append(item)
+    return kept

@@ -1,0 +1,256 @@
+"""Diversity: values worked by hand, slow twins, invariants."""
+
+from __future__ import annotations
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.tasks import ngram_diversity as module
+from posttrain.tasks.ngram_diversity import (
+    distinct_n,
+    diversity,
+    diversity_difference,
+    embedding_spread,
+    longest_repeat,
+    repetition,
+    self_bleu,
+)
+from posttrain.tasks.ngram_overlap import bleu_counts, bleu_of
+
+texts = st.lists(st.text(alphabet="ab c", max_size=12), max_size=5)
+
+
+def test_the_examples_in_the_docstrings_hold():
+    found = doctest.testmod(module)
+    assert (found.failed, found.attempted) == (0, 3)
+
+
+# ---- distinct-n ----------------------------------------------------------------------------------------------------
+
+
+def test_distinct_by_hand():
+    replies = ["The cat, the dog.", "the cat"]
+    assert distinct_n(replies, 1) == pytest.approx(3 / 6)  # the cat dog of six
+    assert distinct_n(replies, 2) == pytest.approx(3 / 4)  # the-cat cat-the the-dog; the-cat again
+    assert distinct_n(replies, 3) == 1.0  # n-grams do not run over the end of a reply
+    assert distinct_n(replies, 5) is None
+    assert distinct_n(["你好你好"], 1) == 0.5
+
+
+def test_the_same_reply_again_divides_by_the_number_of_replies():
+    assert distinct_n(["one two three four"] * 8, 2) == pytest.approx(1 / 8)
+
+
+@given(texts, st.integers(1, 3))
+def test_distinct_is_a_share_in_any_order(replies, n):
+    found = distinct_n(replies, n)
+    assert found == distinct_n(replies[::-1], n)
+    assert found is None or 0 < found <= 1
+
+
+def test_n_grams_have_a_token():
+    with pytest.raises(ValueError, match="at least one token"):
+        distinct_n(["a"], 0)
+
+
+# ---- self-BLEU -----------------------------------------------------------------------------------------------------
+
+
+def test_self_bleu_by_hand():
+    # a b c d and a b c x against each other: 3/4, 2/3, 1/2, 0.1/1 (floor), both ways.
+    assert self_bleu(["a b c d", "a b c x"]) == pytest.approx((3 / 4 * 2 / 3 * 1 / 2 * 0.1) ** 0.25)
+    assert self_bleu(["a b c d", "a b c x"], smoothing="none") == 0.0
+    assert self_bleu(["a b c d", "a b c x"], max_order=1) == pytest.approx(3 / 4)
+    # The third has nothing in common: 0; the others see it as a useless reference.
+    assert self_bleu(["a b", "a b", "x y"]) == pytest.approx(2 / 3)
+
+
+def test_samples_without_tokens_are_left_out():
+    assert self_bleu(["a b", "...", "a b"]) == 1.0
+    assert self_bleu(["a b", "..."]) is None
+
+
+@given(st.lists(st.sampled_from(["a b c", "a b d e", "c", "d e f g h", ""]), max_size=5))
+def test_self_bleu_is_a_share_in_any_order(samples):
+    found = self_bleu(samples)
+    assert found == pytest.approx(self_bleu(samples[::-1]))
+    assert found is None or 0 <= found <= 1
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=9), min_size=2, max_size=6), st.integers(1, 4))
+def test_self_bleu_is_the_mean_of_each_sample_against_the_others(samples, max_order):
+    scores = []
+    for i, words in enumerate(samples):
+        counts = bleu_counts(words, [*samples[:i], *samples[i + 1 :]], max_order)
+        scores.append(bleu_of(counts, "exponential", effective_order=True))
+    written = [" ".join(words) for words in samples]
+    assert self_bleu(written, max_order=max_order, smoothing="exponential") == pytest.approx(np.mean(scores))
+
+
+def test_self_bleu_needs_an_order():
+    with pytest.raises(ValueError, match="orders from 1 up"):
+        self_bleu(["a", "b"], max_order=0)
+
+
+# ---- embeddings ----------------------------------------------------------------------------------------------------
+
+
+def test_spread_by_hand():
+    assert embedding_spread([[1, 0], [0, 2]]) == pytest.approx(1.0)
+    assert embedding_spread([[1, 0], [-3, 0]]) == pytest.approx(2.0)
+    # 45 degrees twice, 90 once.
+    assert embedding_spread([[1, 0], [1, 1], [0, 1]]) == pytest.approx(1 - (2 * math.sqrt(0.5) + 0) / 3)
+
+
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 1000))
+def test_spread_is_the_mean_over_pairs(samples, dimensions, seed):
+    rows_ND = np.random.default_rng(seed).normal(size=(samples, dimensions))
+    cosines = [
+        rows_ND[i] @ rows_ND[j] / np.linalg.norm(rows_ND[i]) / np.linalg.norm(rows_ND[j])
+        for i in range(samples)
+        for j in range(i)
+    ]
+    assert embedding_spread(rows_ND) == pytest.approx(1 - np.mean(cosines), abs=1e-12)
+    assert embedding_spread(rows_ND * 1e200) == pytest.approx(embedding_spread(rows_ND))
+
+
+def test_spread_of_nearly_equal_rows_keeps_its_digits():
+    # cos = 1 / sqrt(1 + 1e-18): the distance is 5e-19, far below the rounding of 1 - cos.
+    assert embedding_spread([[1.0, 0.0], [1.0, 1e-9]]) == pytest.approx(5e-19, rel=1e-6)
+    assert embedding_spread([[1.0, 2.0]] * 3) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1.0, 0.0]], "at least two"),
+        ([1.0, 2.0], "at least two"),
+        ([[1.0, 0.0], [0.0, 0.0]], "row 1 has no direction"),
+        ([[math.nan, 0.0], [1.0, 0.0]], "row 0 has no direction"),
+        ([[], []], "row 0 has no direction"),
+    ],
+)
+def test_embeddings_that_point_nowhere_are_refused(rows, message):
+    with pytest.raises(ValueError, match=message):
+        embedding_spread(rows)
+
+
+# ---- repetition ----------------------------------------------------------------------------------------------------
+
+
+def test_repetition_by_hand():
+    assert repetition("a b c d e") == (0.0, 0)
+    assert repetition("a b c") is None
+    # 7 four-grams of which the last 3 stood before (period 4): a b c d a b c d a b
+    assert repetition("a b c d a b c d a b") == pytest.approx((3 / 7, 6))
+    assert repetition("go " * 10).repeated_share == pytest.approx(6 / 7)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=40))
+def test_the_longest_repeat_is_that_of_a_slow_twin(words):
+    def repeats(length):
+        runs = [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
+        return len(set(runs)) < len(runs)
+
+    assert longest_repeat(words) == max((n for n in range(1, len(words)) if repeats(n)), default=0)
+
+
+def test_long_loops_are_measured():
+    assert longest_repeat(["x"] * 50_000) == 49_999
+    rng = np.random.default_rng(0)
+    assert longest_repeat([str(i) for i in rng.permutation(20_000)] * 2) == 20_000
+
+
+# ---- a set of prompts ----------------------------------------------------------------------------------------------
+
+
+def test_a_set_by_hand():
+    found = diversity({"p": ["a b", "a c"], "q": ["d e f g", "..."], "r": []}, orders=(1, 2, 5))
+    assert (len(found.by_prompt), found.replies, found.empty) == (2, 4, 1)
+    assert found.corpus_distinct == {"distinct_1": pytest.approx(7 / 8), "distinct_2": 1.0, "distinct_5": None}
+    assert found.means["distinct_1"].estimate == pytest.approx((3 / 4 + 1) / 2)
+    assert "distinct_5" not in found.means
+    assert found.measured == {
+        "distinct_1": 2,
+        "distinct_2": 2,
+        "distinct_5": 0,
+        "self_bleu": 1,
+        "repeated_share": 1,
+        "longest_repeat": 1,
+        "tokens": 2,
+    }
+    # a b against a c: 1/2 and 0.1/1
+    assert found.means["self_bleu"].estimate == pytest.approx(math.sqrt(0.05))
+    assert found.means["tokens"].estimate == (2 + 2) / 2
+    assert (found.tokens.mean, found.tokens.quantiles[-1]) == (2.0, 4.0)
+    assert found.characters.mean == (3 + 3 + 7 + 3) / 4
+    assert [each.prompt for each in found.by_prompt] == ["p", "q"]
+
+
+def test_one_sample_a_prompt_has_no_self_bleu():
+    found = diversity({1: ["one two"], 2: ["three"]})
+    assert not {"self_bleu", "repeated_share"} & set(found.means)
+    assert found.by_prompt[0].measures["self_bleu"] is None
+
+
+def test_the_spread_of_embeddings_is_one_of_the_measures():
+    samples = {"p": ["a", "b"], "q": ["c", "d"], "r": ["e"]}
+    embeddings = {"p": [[1, 0], [0, 1]], "q": [[1, 0], [2, 0]], "r": [[1, 0]], "other": [[1, 1]]}
+    found = diversity(samples, embeddings=embeddings)
+    assert found.means["embedding_spread"].estimate == pytest.approx(0.5)
+    assert found.measured["embedding_spread"] == 2
+    with pytest.raises(ValueError, match="'r' has no embeddings"):
+        diversity(samples, embeddings={"p": embeddings["p"], "q": embeddings["q"]})
+    with pytest.raises(ValueError, match=r"'p' has 2 samples and embeddings of shape \(1, 2\)"):
+        diversity(samples, embeddings=embeddings | {"p": [[1, 0]]})
+
+
+def test_prompts_are_what_is_resampled():
+    # Ten samples of a prompt that are all alike say no more than one.
+    rng = np.random.default_rng(5)
+    replies = {p: " ".join(rng.choice(list("abcdefgh"), 12)) for p in range(20)}
+    once = diversity({p: [text] for p, text in replies.items()}, repetition_order=1)
+    ten = diversity({p: [text] * 10 for p, text in replies.items()}, repetition_order=1)
+    assert once.means["repeated_share"] == pytest.approx(ten.means["repeated_share"])
+    assert once.means["repeated_share"].high > once.means["repeated_share"].low
+    assert once.means["distinct_1"].estimate == pytest.approx(10 * ten.means["distinct_1"].estimate)
+    assert ten.means["self_bleu"].estimate == pytest.approx(1.0)
+
+
+def random_samples(seed: int, prompts: int = 15) -> dict[int, list[str]]:
+    rng = np.random.default_rng(seed)
+    return {p: [" ".join(rng.choice(list("abcde"), rng.integers(4, 9))) for _ in range(3)] for p in range(prompts)}
+
+
+def test_the_interval_is_seeded_and_widens_with_confidence():
+    found = diversity(random_samples(2), resamples=500)
+    assert found == diversity(random_samples(2), resamples=500)
+    narrow, wide = (
+        found.means["self_bleu"],
+        diversity(random_samples(2), resamples=500, confidence=0.99).means["self_bleu"],
+    )
+    assert wide.low < narrow.low < narrow.estimate < narrow.high < wide.high
+
+
+def test_two_models_are_compared_over_the_prompts_both_have():
+    a = diversity({"p": ["a b c d", "a b c d"], "q": ["a b", "c d"], "only a": ["x"], "short": ["...", "y"]})
+    b = diversity({"q": ["a b", "a b"], "p": ["a b c d", "w x y z"], "only b": ["x"], "short": ["y", "y"]})
+    found = diversity_difference(a, b)
+    # p: 1 -> 0, q: 0 -> 1; the prompt with one sample in tokens has none in a.
+    assert found["self_bleu"].estimate == pytest.approx(0.0)
+    # p: 4/8 -> 8/8, q: 4/4 -> 2/4, short: 1/1 -> 1/2
+    assert found["distinct_1"].estimate == pytest.approx((1 / 2 - 1 / 2 - 1 / 2) / 3)
+    assert found["tokens"].estimate == pytest.approx(0.5 / 3)
+    assert diversity_difference(a, a)["distinct_1"][:3] == (0.0, 0.0, 0.0)
+    assert diversity_difference(a, diversity({"new": ["a"]})) == {}
+
+
+@pytest.mark.parametrize("samples", [{}, {"p": []}])
+def test_no_replies_are_refused(samples):
+    with pytest.raises(ValueError, match="no replies"):
+        diversity(samples)

@@ -1,0 +1,44 @@
+"""likelihood.json: ratio of sums, paired against the first model."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from posttrain.model.score import Scores
+from posttrain.tasks.held_out.likelihood import likelihood_record, row_records
+from posttrain.types import Tokens
+
+
+def scores(nll: list[float], weight: list[float]) -> Scores:
+    return Scores(np.array(nll), np.array(weight))
+
+
+def test_means_are_ratios_of_sums_and_differences_are_later_minus_first() -> None:
+    base = scores([8.0, 1.0], [4.0, 1.0])
+    tuned = scores([4.0, 1.0], [4.0, 1.0])
+    record = likelihood_record({"base": base, "sft": tuned}, confidence=0.95, resamples=500, seed=0)
+    assert record["models"]["base"] == {"loss": 1.8, "perplexity": math.exp(1.8), "tokens": 5.0, "rows": 2}
+    (pair,) = record["pairs"]
+    assert (pair["a"], pair["b"]) == ("base", "sft")
+    assert pair["difference"] == pytest.approx(-0.8)
+    assert pair["low"] <= pair["difference"] <= pair["high"]
+    assert pair["rows_improved"] == 1
+
+
+def test_equal_models_differ_by_exactly_nothing() -> None:
+    same = scores([3.0, 2.0, 5.0], [2.0, 2.0, 2.0])
+    (pair,) = likelihood_record({"a": same, "b": same}, confidence=0.9, resamples=200, seed=1)["pairs"]
+    assert (pair["difference"], pair["low"], pair["high"], pair["rows_improved"]) == (0.0, 0.0, 0.0, 0)
+
+
+def test_row_records_sum_up_to_the_model() -> None:
+    examples = [
+        Tokens(np.array([1, 2], np.int32), np.array([0, 1], np.float32), row_id) for row_id in ("first", "second")
+    ]
+    given = {"base": scores([1.5, 2.5], [1.0, 1.0])}
+    rows = list(row_records(given, examples))
+    assert [r["row_id"] for r in rows] == ["first", "second"]
+    assert sum(r["nll"] for r in rows) / sum(r["tokens"] for r in rows) == given["base"].mean()
