@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     from posttrain.model.adapters import fresh_adapter_off
     from posttrain.model.score import sequence_logps
     from posttrain.objectives import DpoObjective, HingeObjective, IpoObjective, OrpoObjective, SimpoObjective
-    from posttrain.train.config import TrainStage
+    from posttrain.train.config import TrainSettings
     from posttrain.train.loop import optimizer_step, prepare_model, unit_length
     from posttrain.train.optimizer import build_optimizer
     from posttrain.train.plan import Plan
@@ -103,9 +103,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
         switch_off(options.without)
     hardware.keep_freed_memory()
     pairs = read_pairs(data, options.rows, model)
-    stage = TrainStage(
-        kind="train",
-        data="rows",
+    stage = TrainSettings(
         objective=objective,
         batch_size=options.batch,
         micro_batch_tokens=1 if options.without == "packing" else options.micro_batch_tokens,

@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     from posttrain.encode.tokens import encode_rows
     from posttrain.lab.models import template_of
     from posttrain.model import hardware
-    from posttrain.train.config import TrainStage
+    from posttrain.train.config import TrainSettings
     from posttrain.train.loop import optimizer_step, prepare_model
     from posttrain.train.optimizer import build_optimizer
     from posttrain.train.plan import Plan
@@ -59,9 +59,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     examples = encode_rows(found, template, 1024).examples
     if not options.stop_only:
         examples = [with_tail(example) for example in examples]
-    stage = TrainStage(
-        kind="train",
-        data="rows",
+    stage = TrainSettings(
         batch_size=BATCH,
         micro_batch_tokens=1024,
         schedule="constant",

@@ -99,7 +99,7 @@ def _execute(recipe_file: Path, overrides: list[str] | None, runs: Path, *, only
     from posttrain.errors import ConfigError
     from posttrain.lab.recipe import load_recipe
     from posttrain.report.terminal import terminal_summary
-    from posttrain.train.config import TrainStage
+    from posttrain.stages.train import TrainStage
 
     recipe = load_recipe(recipe_file, overrides or [])
     only = [name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)] if only_training else None

@@ -742,7 +742,14 @@ def resolved_yaml(value: Any) -> str:
 
 @cache
 def field_docs(owner: type) -> Mapping[str, str]:
-    """Field name -> the docstring under it, on one line. Empty where the source is not at hand."""
+    """Field name -> the docstring under it, on one line, inherited ones too. Empty where the source is not at hand."""
+    docs: dict[str, str] = {}
+    for base in reversed(owner.__mro__[:-1]):
+        docs |= _own_field_docs(base)
+    return docs
+
+
+def _own_field_docs(owner: type) -> dict[str, str]:
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     except (OSError, TypeError, SyntaxError):

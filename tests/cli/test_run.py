@@ -20,7 +20,7 @@ from posttrain.assets import DATA
 from posttrain.data.config import DataStage
 from posttrain.lab.recipe import load_recipe
 from posttrain.stages.eval import EvalStage
-from posttrain.train.config import TrainStage
+from posttrain.stages.train import TrainStage
 
 pytestmark = pytest.mark.demo_model
 

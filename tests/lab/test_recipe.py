@@ -17,8 +17,8 @@ from posttrain.lab import reference
 from posttrain.lab.recipe import Recipe, execution_order, load_recipe, stage_inputs
 from posttrain.report.config import ReportStage
 from posttrain.stages.eval import EvalStage
+from posttrain.stages.train import TrainStage
 from posttrain.tasks.prompts import load_prompts
-from posttrain.train.config import TrainStage
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

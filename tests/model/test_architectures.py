@@ -18,7 +18,7 @@ from posttrain.model.forward import path_of
 from posttrain.model.load import load_model
 from posttrain.model.score import score
 from posttrain.objectives import SftObjective
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.loop import optimizer_step, prepare_model
 from posttrain.train.optimizer import build_optimizer
 from posttrain.train.tasks import make_task
@@ -32,10 +32,8 @@ FUSED_MLP = {"llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", 
 OTHER_NORM = {"gemma2", "gemma3", "cohere2", "gpt2", "phi", "bloom"}
 
 
-def stage(**changes: Any) -> TrainStage:
-    return TrainStage(
-        **{"kind": "train", "data": "rows", "dtype": "fp32", "device": "cpu", "learning_rate": 3e-3} | changes
-    )
+def stage(**changes: Any) -> TrainSettings:
+    return TrainSettings(**{"dtype": "fp32", "device": "cpu", "learning_rate": 3e-3} | changes)
 
 
 def eager_loss(model: transformers.PreTrainedModel, examples: list[Tokens]) -> float:

@@ -27,7 +27,7 @@ from posttrain.model.forward import final_hidden, output_head
 from posttrain.model.fused import fuse
 from posttrain.model.limits import check_fits
 from posttrain.model.load import load_model
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.loop import TrainInputs, train
 from posttrain.types import Tokens
 
@@ -53,9 +53,7 @@ def largest_relative(got: Tensor, expected: Tensor) -> float:
 
 
 def trained(folder: Path, examples: list[Tokens], out: Path, adapter: LoraAdapter | FullWeights) -> None:
-    stage = TrainStage(
-        kind="train", data="rows", adapter=adapter, dtype="fp32", device="cpu", batch_size=2, learning_rate=1e-2
-    )
+    stage = TrainSettings(adapter=adapter, dtype="fp32", device="cpu", batch_size=2, learning_rate=1e-2)
     train(stage, TrainInputs(folder, examples), StageDir(out), seed=0, digest="d")
 
 

@@ -26,7 +26,7 @@ from posttrain.model.flops import step_flops
 from posttrain.model.forward import Path as Passes
 from posttrain.model.forward import path_of
 from posttrain.model.score import batch_logps, lay_out
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.loop import prepare_model
 from posttrain.types import Tokens
 
@@ -100,7 +100,7 @@ def gradient_apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 def trained(folder: Path, adapter: LoraAdapter | FullWeights) -> nn.Module:
     """Ready to train, but without what is random in training (dropout, noise of routers)."""
-    stage = TrainStage(kind="train", data="rows", dtype="fp32", device="cpu", learning_rate=1e-3, adapter=adapter)
+    stage = TrainSettings(dtype="fp32", device="cpu", learning_rate=1e-3, adapter=adapter)
     return prepare_model(stage, folder, None, seed=0).model.eval()
 
 

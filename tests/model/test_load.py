@@ -24,7 +24,7 @@ from posttrain.model.flops import step_flops
 from posttrain.model.load import load_model
 from posttrain.model.score import score
 from posttrain.model.source import model_folder
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.loop import prepare_model
 from posttrain.types import Tokens
 
@@ -151,7 +151,7 @@ def test_layers_that_guess_ahead_are_left_out_and_told(said: int, tmp_path: Path
 def test_what_a_family_can_not_do_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no reward model of the type 'granite'"):
         load_model(micro_folder("granite", tmp_path / "granite"), torch.float32, CPU, head="score")
-    stage = TrainStage(kind="train", data="rows", dtype="bf16", device="cpu", learning_rate=1e-3, adapter=FullWeights())
+    stage = TrainSettings(dtype="bf16", device="cpu", learning_rate=1e-3, adapter=FullWeights())
     with pytest.raises(ConfigError, match=r"can't compute in bf16 with weights in fp32(.|\n)*dtype: fp32"):
         prepare_model(stage, micro_folder("dbrx", tmp_path / "dbrx"), None, seed=0)
 

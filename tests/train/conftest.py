@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 
 from posttrain.model.config import LoraAdapter
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 
 
 @pytest.fixture(scope="session")
-def make_stage() -> Callable[..., TrainStage]:
+def make_stage() -> Callable[..., TrainSettings]:
     """A small fp32 stage on the CPU, with changes by keyword."""
 
-    def make(**changes: Any) -> TrainStage:
+    def make(**changes: Any) -> TrainSettings:
         options: dict[str, Any] = {
-            "kind": "train",
-            "data": "rows",
             "adapter": LoraAdapter(rank=4, alpha=8),
             "batch_size": 4,
             "micro_batch_tokens": 64,
@@ -26,6 +24,6 @@ def make_stage() -> Callable[..., TrainStage]:
             "dtype": "fp32",
             "device": "cpu",
         }
-        return TrainStage(**options | changes)
+        return TrainSettings(**options | changes)
 
     return make

@@ -21,13 +21,13 @@ from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.objectives import SftObjective
 from posttrain.train import checkpoint, loop
 from posttrain.train.checkpoint import Checkpoints
-from posttrain.train.config import EarlyStopping, TrainStage
+from posttrain.train.config import EarlyStopping, TrainSettings
 from posttrain.train.loop import TrainInputs, optimizer_step, prepare_model, settled_dtype, train
 from posttrain.train.optimizer import build_optimizer
 from posttrain.train.tasks import make_task
 from posttrain.types import Tokens
 
-MakeStage = Callable[..., TrainStage]
+MakeStage = Callable[..., TrainSettings]
 MakeExamples = Callable[..., list[Tokens]]
 TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
 

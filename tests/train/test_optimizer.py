@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from posttrain.model.config import FullWeights, LoraAdapter
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.loop import prepare_model
 from posttrain.train.optimizer import build_optimizer, clip_gradients
 
 
-def groups(stage: TrainStage, folder: Path) -> dict[float, set[str]]:
+def groups(stage: TrainSettings, folder: Path) -> dict[float, set[str]]:
     trainee = prepare_model(stage, folder, None, seed=0)
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
     names = {id(p): name for name, p in trainee.trained.items()}
@@ -23,7 +23,7 @@ def groups(stage: TrainStage, folder: Path) -> dict[float, set[str]]:
     return found
 
 
-def test_full_weights_decay_matrices_only(make_stage: Callable[..., TrainStage], small_model: Path) -> None:
+def test_full_weights_decay_matrices_only(make_stage: Callable[..., TrainSettings], small_model: Path) -> None:
     found = groups(make_stage(adapter=FullWeights(), weight_decay=0.1), small_model)
     assert all(name.endswith("_proj.weight") for name in found[0.1])
     assert len(found[0.1]) == 14
@@ -36,7 +36,7 @@ def test_full_weights_decay_matrices_only(make_stage: Callable[..., TrainStage],
 
 
 def test_adapter_matrices_decay_and_dora_magnitudes_do_not(
-    make_stage: Callable[..., TrainStage], small_model: Path
+    make_stage: Callable[..., TrainSettings], small_model: Path
 ) -> None:
     assert set(groups(make_stage(weight_decay=0.1), small_model)) == {0.1}
     found = groups(make_stage(weight_decay=0.1, adapter=LoraAdapter(rank=2, dora=True)), small_model)
@@ -45,7 +45,7 @@ def test_adapter_matrices_decay_and_dora_magnitudes_do_not(
     assert not any("magnitude" in name for name in found[0.1])
 
 
-def test_decay_is_decoupled(make_stage: Callable[..., TrainStage], small_model: Path) -> None:
+def test_decay_is_decoupled(make_stage: Callable[..., TrainSettings], small_model: Path) -> None:
     """With a zero gradient a step multiplies matrices by 1 - rate * decay and leaves the rest."""
     stage = make_stage(adapter=FullWeights(), weight_decay=0.1, learning_rate=0.5)
     trainee = prepare_model(stage, small_model, None, seed=0)

@@ -30,13 +30,13 @@ from posttrain.objectives import (
     SimpoObjective,
 )
 from posttrain.train import loop
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.loop import Trainee, TrainInputs, evaluate, optimizer_step, prepare_model, train
 from posttrain.train.reference import ReferenceLogps, reference_logps, sequence_key
 from posttrain.train.tasks import Task, Unit, make_task
 from posttrain.types import Tokens
 
-MakeStage = Callable[..., TrainStage]
+MakeStage = Callable[..., TrainSettings]
 VOCABULARY = 199
 CPU = torch.device("cpu")
 TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
@@ -95,7 +95,7 @@ def stirred(trainee: Trainee) -> Trainee:
     return trainee
 
 
-def start_reference(stage: TrainStage, model: Path, units: Sequence[Unit]) -> ReferenceLogps:
+def start_reference(stage: TrainSettings, model: Path, units: Sequence[Unit]) -> ReferenceLogps:
     """The start's log-probabilities of everything a step over these units asks for, each sequence computed alone."""
     if not stage.objective.needs_reference:
         return ReferenceLogps({})

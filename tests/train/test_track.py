@@ -12,7 +12,7 @@ import pytest
 
 from posttrain.artifacts import StageDir
 from posttrain.errors import ConfigError
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.loop import TrainInputs, train
 from posttrain.train.track import numbers, open_trackers
 from posttrain.types import Tokens
@@ -47,7 +47,7 @@ def test_a_run_tracker_gets_every_record(name: str, tmp_path: Path, monkeypatch:
 
 
 def test_tensorboard_files_hold_the_run(
-    make_stage: Callable[..., TrainStage],
+    make_stage: Callable[..., TrainSettings],
     small_model: Path,
     random_examples: Callable[..., list[Tokens]],
     tmp_path: Path,

@@ -22,7 +22,7 @@ from posttrain.encode.preferences import PairTokens, with_reply_of
 from posttrain.model.config import LoraAdapter
 from posttrain.objectives import DpoObjective, SftObjective
 from posttrain.train import checkpoint
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.loop import TrainInputs, train
 from posttrain.train.tasks import Unit
 from posttrain.types import Tokens
@@ -41,9 +41,7 @@ def work(order: dict[str, Any]) -> None:
     units: list[Unit] = [*examples]
     if order["objective"] == "dpo":  # the next example's reply to the same prompt is the rejected one
         units = [PairTokens(a, with_reply_of(a, b), a.row_id) for a, b in itertools.pairwise(examples)]
-    stage = TrainStage(
-        kind="train",
-        data="rows",
+    stage = TrainSettings(
         objective=objective,
         adapter=LoraAdapter(rank=8, dropout=0.1 if order["objective"] == "sft" else 0.0),
         dtype="fp32",

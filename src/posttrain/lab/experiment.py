@@ -59,9 +59,9 @@ from posttrain.report.config import ReportStage
 from posttrain.report.data_page import write_data_page
 from posttrain.report.page import write_report
 from posttrain.stages.eval import EvalStage
+from posttrain.stages.train import TrainStage
 from posttrain.tasks import AnyBenchmark, benchmark_files, with_files
 from posttrain.tasks.prompts import BUILTIN, load_prompts
-from posttrain.train.config import TrainStage
 from posttrain.types import RowKind
 
 if TYPE_CHECKING:

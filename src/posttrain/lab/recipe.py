@@ -26,9 +26,9 @@ from posttrain.judge.config import JudgeSource
 from posttrain.objectives import RewardObjective
 from posttrain.report.config import ReportStage
 from posttrain.stages.eval import EvalStage
+from posttrain.stages.train import TrainStage
 from posttrain.table import did_you_mean
 from posttrain.tasks import benchmark_files, with_files
-from posttrain.train.config import TrainStage
 
 BASE = "base"
 """The recipe's model, wherever a train stage could be named."""

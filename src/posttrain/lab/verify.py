@@ -44,7 +44,7 @@ from posttrain.model.forward import final_hidden, output_head
 from posttrain.model.load import load_model
 from posttrain.model.score import batch_logps, lay_out, sequence_logps
 from posttrain.objectives import DpoObjective, KtoObjective, Objective, SftObjective
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, step_context, train
 from posttrain.train.reference import NO_REFERENCE, ReferenceLogps, sequence_key
 from posttrain.train.tasks import Task, Unit, make_task
@@ -349,9 +349,7 @@ def check_resume(lineage: Lineage, usable: Usable) -> Check:
 
 def _check_resume(lineage: Lineage, usable: Usable, dropout: float) -> Check:
     lora = LoraAdapter(rank=8, alpha=16) if lineage.adapter is None else saved_settings(lineage.adapter)
-    stage = TrainStage(
-        kind="train",
-        data="rows",
+    stage = TrainSettings(
         objective=OBJECTIVES[usable.kind],
         adapter=replace(lora, dropout=dropout),
         batch_size=2,

@@ -1,4 +1,4 @@
-"""The configuration of a training stage. No torch here: recipes are parsed without it."""
+"""The settings of a training run. No torch here: recipes are parsed without it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,14 @@ class EarlyStopping:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStage:
-    """One training run. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
+class TrainSettings:
+    """How one training run goes. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
 
-    kind: Literal["train"]
-    data: str
-    """The data stage whose rows are trained on."""
-    start_from: str = "base"
-    """``base`` (the recipe's model) or an earlier train stage."""
     objective: Objective = field(default_factory=SftObjective)
     """What is learned, and from which rows (docs/objectives.md)."""
     adapter: Annotated[LoraAdapter | FullWeights, Discriminator("name")] = field(default_factory=LoraAdapter)
     template: str | None = None
-    """A Jinja chat template file in place of the one that ``start_from`` was made with; later stages and evaluations go on with it."""
+    """A Jinja chat template file in place of the one that the starting weights were made with; later stages and evaluations go on with it."""
     max_length: Annotated[int, Ge(2)] = 1024
     """Longest example in tokens."""
     over_length: Literal["drop", "truncate"] = "drop"

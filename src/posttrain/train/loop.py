@@ -39,7 +39,7 @@ from posttrain.model.score import lay_out, sequence_logps
 from posttrain.objectives import RewardObjective
 from posttrain.objectives.base import Loss
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 from posttrain.train.optimizer import build_optimizer, clip_gradients
 from posttrain.train.plan import Plan, micro_batches
 from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
@@ -98,19 +98,19 @@ class Trainee:
     device: torch.device
 
 
-def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | None, seed: int) -> Trainee:
+def prepare_model(settings: TrainSettings, model_folder: Path, adapter_folder: Path | None, seed: int) -> Trainee:
     """Load the model, attach or continue the adapter, put the hot path in place.
 
     Preference objectives train without dropout: its noise would stand between the policy and its reference.
     """
-    device = hardware.resolve_device(stage.device)
-    compute_dtype = hardware.choose_dtype(stage.dtype, device)
-    head: Literal["tokens", "score"] = "score" if isinstance(stage.objective, RewardObjective) else "tokens"
-    preferences = stage.objective.rows != "conversations"
-    if isinstance(stage.adapter, LoraAdapter):
-        lora = replace(stage.adapter, dropout=0.0) if preferences else stage.adapter
-        if lora != stage.adapter:
-            warnings.warn(f"adapter.dropout is off: {stage.objective.name} compares with a reference", stacklevel=2)
+    device = hardware.resolve_device(settings.device)
+    compute_dtype = hardware.choose_dtype(settings.dtype, device)
+    head: Literal["tokens", "score"] = "score" if isinstance(settings.objective, RewardObjective) else "tokens"
+    preferences = settings.objective.rows != "conversations"
+    if isinstance(settings.adapter, LoraAdapter):
+        lora = replace(settings.adapter, dropout=0.0) if preferences else settings.adapter
+        if lora != settings.adapter:
+            warnings.warn(f"adapter.dropout is off: {settings.objective.name} compares with a reference", stacklevel=2)
         base = load_model(model_folder, compute_dtype, device, head=head, seed=seed)
         if adapter_folder is None:
             model: nn.Module = adapters.attach_lora(base, lora, seed)
@@ -136,9 +136,9 @@ def prepare_model(stage: TrainStage, model_folder: Path, adapter_folder: Path | 
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not f"{name}.".startswith(towers))
     prove_products(model, compute_dtype)
-    for note in _notes(model, stage):
+    for note in _notes(model, settings):
         warnings.warn(note, stacklevel=2)
-    if stage.gradient_checkpointing:
+    if settings.gradient_checkpointing:
         inner = causal_lm(model)
         # transformers renamed this method in 5.2x and warns about the old name
         enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
@@ -157,27 +157,27 @@ def _still(model: nn.Module) -> None:
         vars(module).update(dict.fromkeys(noise, 0.0))
 
 
-def _notes(model: nn.Module, stage: TrainStage) -> Iterator[str]:
+def _notes(model: nn.Module, settings: TrainSettings) -> Iterator[str]:
     """What is worth knowing of how this model is trained."""
     path = path_of(model)
     if path.kind == "alone":
         yield f"sequences are computed one at a time, by the model's own code, which is slower: {path.why}"
     if towers := beside_text(model):
         yield f"no text goes through {', '.join(towers)}; they stay as they are"
-    everywhere = isinstance(stage.adapter, LoraAdapter) and stage.adapter.targets == "all-linear"
+    everywhere = isinstance(settings.adapter, LoraAdapter) and settings.adapter.targets == "all-linear"
     if everywhere and (missed := adapters.not_reached(model)):
         yield f"adapter.targets all-linear does not reach {', '.join(missed)}; they stay as they are"
 
 
-def settled_dtype(stage: TrainStage, out: StageDir) -> TrainStage:
-    """The stage with ``dtype: auto`` measured, once a run: a resumed run must compute in the type it began with."""
-    if stage.dtype != "auto":
-        return stage
+def settled_dtype(settings: TrainSettings, out: StageDir) -> TrainSettings:
+    """The settings with ``dtype: auto`` measured, once a run: a resumed run must compute in the type it began with."""
+    if settings.dtype != "auto":
+        return settings
     path = out.file("checkpoints", "compute.json")
     if not path.exists():
-        measured = hardware.choose_dtype("auto", hardware.resolve_device(stage.device))
+        measured = hardware.choose_dtype("auto", hardware.resolve_device(settings.device))
         write_json(path, {"dtype": next(name for name, dtype in hardware.DTYPES.items() if dtype == measured)})
-    return replace(stage, dtype=read_json(path)["dtype"])
+    return replace(settings, dtype=read_json(path)["dtype"])
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ class _Sums:
 
 
 def train(
-    stage: TrainStage,
+    settings: TrainSettings,
     inputs: TrainInputs,
     out: StageDir,
     *,
@@ -304,29 +304,31 @@ def train(
     and an InterruptedRunError; ``on_interrupt`` is called at once, because a step may take a while.
     """
     hardware.keep_freed_memory()
-    stage = settled_dtype(stage, out)
-    trainee = prepare_model(stage, inputs.model_folder, inputs.adapter_folder, seed)
+    settings = settled_dtype(settings, out)
+    trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
     sequences = [s for unit in (*inputs.examples, *inputs.held_out) for s in sequences_of(unit)]
     check_fits(trainee.model, sequences, f"stages.{out.path.name}.max_length")
     names = {id(p): name for name, p in trainee.trained.items()}
-    optimizer = build_optimizer(trainee.model, trainee.trained, stage)
+    optimizer = build_optimizer(trainee.model, trainee.trained, settings)
     pad_id = causal_lm(trainee.model).config.get_text_config().pad_token_id
-    task = make_task(stage.objective, pad_id=pad_id, others=inputs.examples)  # lengths do not depend on the reference
+    task = make_task(
+        settings.objective, pad_id=pad_id, others=inputs.examples
+    )  # lengths do not depend on the reference
     lengths = tuple(unit_length(trainee.model, task, unit) for unit in inputs.examples)
-    plan = Plan(lengths, stage.batch_size, stage.micro_batch_tokens, stage.epochs, seed, stage.max_steps)
+    plan = Plan(lengths, settings.batch_size, settings.micro_batch_tokens, settings.epochs, seed, settings.max_steps)
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
-    if stage.objective.needs_reference:
+    if settings.objective.needs_reference:
         # before the checkpoint is restored: the policy is still where it started
         source = inputs.reference or Reference(out.file("reference.safetensors"), digest)
         steps = [[inputs.examples[i] for i in plan.step_examples(step)] for step in range(plan.total_steps)]
-        reference = _reference(stage, source, trainee, task, [*steps, inputs.held_out], on_progress)
+        reference = _reference(settings, source, trainee, task, [*steps, inputs.held_out], on_progress)
         if source.model_folder is None and not checkpoints.exist():
-            _starts_at_reference(trainee, task, steps[0], reference, stage.micro_batch_tokens)
-        task = make_task(stage.objective, reference, pad_id, inputs.examples)
+            _starts_at_reference(trainee, task, steps[0], reference, settings.micro_batch_tokens)
+        task = make_task(settings.objective, reference, pad_id, inputs.examples)
     progress = _restore(checkpoints, trainee, optimizer, names)
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
-    trackers = open_trackers(stage.track, out.path)
-    run = _Run(stage, inputs, task, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer, seed)
+    trackers = open_trackers(settings.track, out.path)
+    run = _Run(settings, inputs, task, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer, seed)
     try:
         with _interruptible(on_interrupt) as interrupted:
             progress = run.steps(progress, interrupted)
@@ -341,7 +343,7 @@ def train(
 class _Run:
     """The parts of one training run, fixed while it goes; what changes is `Progress` and the tensors themselves."""
 
-    stage: TrainStage
+    settings: TrainSettings
     inputs: TrainInputs
     task: Task
     plan: Plan
@@ -386,21 +388,21 @@ class _Run:
 
     def step(self, progress: Progress) -> Progress:
         """One optimizer step and its metrics record."""
-        step, stage, plan = progress.step, self.stage, self.plan
+        step, settings, plan = progress.step, self.settings, self.plan
         # Dropout draws from (seed, step): a resumed step draws what the interrupted one would have drawn.
         torch.manual_seed(self.seed * 1_000_003 + step)
         rate = learning_rate(
             step,
             plan.total_steps,
-            peak=stage.peak_learning_rate,
-            schedule=stage.schedule,
-            warmup_steps=round(stage.warmup * plan.total_steps),
-            floor=stage.learning_rate_floor,
+            peak=settings.peak_learning_rate,
+            schedule=settings.schedule,
+            warmup_steps=round(settings.warmup * plan.total_steps),
+            floor=settings.learning_rate_floor,
         )
         groups = [[self.inputs.examples[i] for i in group] for group in plan.micro_batches(step)]
         begin = time.perf_counter()
         try:
-            result = optimizer_step(self.trainee, self.optimizer, self.task, groups, rate, stage.max_grad_norm)
+            result = optimizer_step(self.trainee, self.optimizer, self.task, groups, rate, settings.max_grad_norm)
         except TrainingError as error:
             raise self._diagnosed(error, step, [e for group in groups for e in group]) from None
         except torch.OutOfMemoryError as error:
@@ -439,8 +441,8 @@ class _Run:
         """Held-out loss; keeps the best weights and counts towards early stopping. Nothing without held-out rows."""
         if not self.inputs.held_out:
             return progress
-        trainee, stopping = self.trainee, self.stage.early_stopping
-        loss, metrics = evaluate(trainee, self.task, self.inputs.held_out, self.stage.micro_batch_tokens)
+        trainee, stopping = self.trainee, self.settings.early_stopping
+        loss, metrics = evaluate(trainee, self.task, self.inputs.held_out, self.settings.micro_batch_tokens)
         if not math.isfinite(loss):
             error = TrainingError(f"held-out loss {loss}")
             raise self._diagnosed(error, progress.step - 1, self.inputs.held_out)
@@ -471,8 +473,8 @@ class _Run:
 
     def finish(self, progress: Progress) -> dict[str, Any]:
         """Write the final weights in their ecosystem format and return the result numbers."""
-        model, keep_best = self.trainee.model, self.stage.keep == "best" and progress.best_step > 0
-        chosen = "adapter" if isinstance(self.stage.adapter, LoraAdapter) else "model"
+        model, keep_best = self.trainee.model, self.settings.keep == "best" and progress.best_step > 0
+        chosen = "adapter" if isinstance(self.settings.adapter, LoraAdapter) else "model"
         if keep_best and progress.best_step != progress.step:
             self._write_weights("last")
             best = load_file(self.best_weights)
@@ -511,7 +513,7 @@ class _Run:
     def _write_weights(self, folder: str) -> None:
         with atomic_path(self.out.file(folder)) as temporary:
             temporary.mkdir()
-            if isinstance(self.stage.adapter, LoraAdapter):
+            if isinstance(self.settings.adapter, LoraAdapter):
                 adapters.save_adapter(self.trainee.model, temporary)
             else:
                 export.save_model(self.trainee.model, temporary, torch.float32)
@@ -524,14 +526,14 @@ class _Run:
         self.observer(record)
 
     def _evaluation_due(self, step: int) -> bool:
-        every = self.stage.evaluate_every or max(1, math.ceil(self.plan.total_steps / EVALUATIONS_PER_RUN))
+        every = self.settings.evaluate_every or max(1, math.ceil(self.plan.total_steps / EVALUATIONS_PER_RUN))
         return step % every == 0 or step == self.plan.total_steps
 
     def _checkpoint_due(self, progress: Progress, since_checkpoint: float, write_seconds: float) -> bool:
         if progress.step == self.plan.total_steps or progress.stopped_early:
             return True
-        if self.stage.checkpoint_every != "auto":
-            return progress.step % self.stage.checkpoint_every == 0
+        if self.settings.checkpoint_every != "auto":
+            return progress.step % self.settings.checkpoint_every == 0
         return write_seconds <= CHECKPOINT_TIME_SHARE * since_checkpoint
 
     def _diagnosed(self, error: TrainingError, step: int, examples: Sequence[Unit]) -> TrainingError:
@@ -551,7 +553,7 @@ class _Run:
 
 
 def _reference(
-    stage: TrainStage,
+    settings: TrainSettings,
     source: Reference,
     trainee: Trainee,
     task: Task,
@@ -559,7 +561,7 @@ def _reference(
     on_progress: Callable[[str, int, int], None],
 ) -> ReferenceLogps:
     """The reference's log-probabilities of everything the given steps will ask for, computed or read."""
-    dtype, budget = trainee.compute_dtype, stage.micro_batch_tokens
+    dtype, budget = trainee.compute_dtype, settings.micro_batch_tokens
     model = trainee.model
     if source.model_folder is not None:
         model = frozen_model(source.model_folder, source.adapter_folder, dtype, trainee.device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from posttrain.train.config import TrainStage
+from posttrain.train.config import TrainSettings
 
 
 def decayed(name: str, parameter: Tensor, embeddings: set[int]) -> bool:
@@ -15,19 +15,19 @@ def decayed(name: str, parameter: Tensor, embeddings: set[int]) -> bool:
     return parameter.dim() >= 2 and id(parameter) not in embeddings
 
 
-def build_optimizer(model: nn.Module, trained: Mapping[str, Tensor], stage: TrainStage) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, trained: Mapping[str, Tensor], settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) in two groups, fused where torch has a fused kernel."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups = [
-        {"params": [p for n, p in trained.items() if decayed(n, p, embeddings)], "weight_decay": stage.weight_decay},
+        {"params": [p for n, p in trained.items() if decayed(n, p, embeddings)], "weight_decay": settings.weight_decay},
         {"params": [p for n, p in trained.items() if not decayed(n, p, embeddings)], "weight_decay": 0.0},
     ]
     device = next(iter(trained.values())).device
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=stage.peak_learning_rate,
-        betas=(stage.adam_beta1, stage.adam_beta2),
-        eps=stage.adam_epsilon,
+        lr=settings.peak_learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
         fused=device.type in ("cpu", "cuda"),
     )
 
