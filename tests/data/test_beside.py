@@ -10,14 +10,15 @@ import pytest
 
 from posttrain.artifacts import StageDir
 from posttrain.data.config import DataStage, Source
-from posttrain.data.dedup.config import DedupStep
+from posttrain.data.dedup.step import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats import FORMATS, RowError, detect_format, read_record
 from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
 from posttrain.data.kinds import rows_as
 from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_feedback, read_pairs, read_prompts, read_rows, refuse_prompts, rows_kind
-from posttrain.data.select.config import Ifd, SelectStep
+from posttrain.data.select.difficulty import Ifd
+from posttrain.data.select.step import SelectStep
 from posttrain.data.steps import StepRun
 from posttrain.errors import DataError
 from posttrain.types import Message, Origin, PairRow, PromptRow, SftRow, ToolCall

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from posttrain.artifacts import read_json
 from posttrain.config import Document, build
-from posttrain.data.mix import MixStep, targets
-from posttrain.data.mix_rows import row_repeats
+from posttrain.data.mix import MixStep, row_repeats, targets
 from posttrain.data.rows import PREFERENCE, rows_frame, write_rows
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.errors import DataError

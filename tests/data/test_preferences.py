@@ -15,9 +15,9 @@ from rich.console import Console
 
 from posttrain.artifacts import StageDir, read_json
 from posttrain.data.config import ChainStep, DataStage, PairRule, Source
-from posttrain.data.decontaminate import DecontaminateStep
-from posttrain.data.decontaminate.config import Benchmark
-from posttrain.data.dedup.config import DedupStep
+from posttrain.data.decontaminate.benchmarks import Benchmark
+from posttrain.data.decontaminate.step import DecontaminateStep
+from posttrain.data.dedup.step import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats.base import RowError
 from posttrain.data.kinds import rows_as
@@ -34,7 +34,8 @@ from posttrain.data.rows import (
     scan_rows,
     write_rows,
 )
-from posttrain.data.select.config import Diversity, NgramNovelty, SelectStep
+from posttrain.data.select.apart import Diversity, NgramNovelty
+from posttrain.data.select.step import SelectStep
 from posttrain.data.split import SplitStep, prompt_key
 from posttrain.errors import DataError
 from posttrain.lab.data_commands import DataCommand, gather_rows, run_data_command, run_profile

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 from pydantic import Discriminator
 
-from posttrain.data.decontaminate.config import DecontaminateStep
-from posttrain.data.dedup.config import DedupStep
+from posttrain.data.decontaminate.step import DecontaminateStep
+from posttrain.data.dedup.step import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats.ranked import PairRule
 from posttrain.data.mix import MixStep
-from posttrain.data.select.config import SelectStep
+from posttrain.data.select.step import SelectStep
 from posttrain.data.split import SplitStep
 
 ChainStep = Annotated[FilterStep | DedupStep | DecontaminateStep | SelectStep | SplitStep, Discriminator("kind")]

@@ -16,9 +16,8 @@ from typing import Any
 import polars as pl
 
 from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
-from posttrain.data.chain import SHOWN_REJECTS, run_step, run_steps
 from posttrain.data.config import DataStage, RowsWanted, Source
-from posttrain.data.decontaminate import DecontaminateStep
+from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.engine import map_blocks
 from posttrain.data.formats import FORMATS, NoFormatError
 from posttrain.data.formats.columns import check_columns
@@ -43,7 +42,7 @@ from posttrain.data.rows import BLOCK_ROWS, conversations, scan_rows, write_rows
 from posttrain.data.sniff import EmptyFileError
 from posttrain.data.sources import content_digest, read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
-from posttrain.data.steps import Progress, StepRun, blocks, count_rows
+from posttrain.data.steps import SHOWN_REJECTS, Progress, StepRun, blocks, count_rows, run_step, run_steps
 from posttrain.data.streams import printable
 from posttrain.errors import ConfigError, DataError
 from posttrain.types import Origin, Row, RowKind, SftRow

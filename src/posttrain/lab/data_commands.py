@@ -19,7 +19,6 @@ from rich.text import Text
 from posttrain import assets
 from posttrain.artifacts import Ledger, LedgerStep, RunDir, digest, read_json, remove_leftovers, write_json
 from posttrain.config import Document, Section, build, override, parse_yaml, sections
-from posttrain.data.chain import nothing_left, run_step
 from posttrain.data.config import ChainStep, DataStage, Source
 from posttrain.data.kinds import kind_of_files
 from posttrain.data.mix import MixStep
@@ -27,7 +26,7 @@ from posttrain.data.pipeline import SIDES, gather, inputs_digest, nothing_usable
 from posttrain.data.places import DataFile, locate
 from posttrain.data.profile import COMPARISON, profile
 from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, rows_kind, scan_rows, write_rows
-from posttrain.data.steps import Step, StepRun, count_rows
+from posttrain.data.steps import Step, StepRun, count_rows, nothing_left, run_step
 from posttrain.data.streams import printable
 from posttrain.errors import ConfigError, DataError, InterruptedRunError
 from posttrain.lab.display import Display

@@ -34,7 +34,7 @@ from posttrain.artifacts import (
 )
 from posttrain.config import resolved_yaml
 from posttrain.data.config import DataStage
-from posttrain.data.mix_rows import row_repeats
+from posttrain.data.mix import row_repeats
 from posttrain.data.pipeline import inputs_digest, prepare
 from posttrain.data.rows import read_feedback, read_pairs, read_rows
 from posttrain.encode.clock import clock, stopped_at
