@@ -76,7 +76,7 @@ def read_pairs(data: str, rows: int, model: Path) -> list[PairTokens]:
     from posttrain.assets import resolve_data
     from posttrain.data.config import Source
     from posttrain.data.pipeline import rows_at
-    from posttrain.lab.models import template_of
+    from posttrain.model.lineage import template_of
 
     found = [row for index in range(rows) for row in rows_at(Source(path=data), index, resolve_data, "pairs")]
     pairs = encode_pairs([row for row in found if isinstance(row, PairRow)], template_of(model, None), 1 << 20).examples

@@ -45,8 +45,8 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     from posttrain.data.config import Source
     from posttrain.data.pipeline import row_at
     from posttrain.encode.tokens import encode_rows
-    from posttrain.lab.models import template_of
     from posttrain.model import hardware
+    from posttrain.model.lineage import template_of
     from posttrain.train.config import TrainSettings
     from posttrain.train.loop import optimizer_step, prepare_model
     from posttrain.train.optimizer import build_optimizer

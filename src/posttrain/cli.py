@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from posttrain.artifacts import RunDir
+    from posttrain.lab.engine import Experiment
     from posttrain.lab.recipe import Recipe
 
 app = typer.Typer(
@@ -85,48 +88,54 @@ def _console(*, stderr: bool = False) -> Console:
 @app.command()
 def run(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Run a recipe: every stage that is not finished yet, in order. Killed? Run it again: it resumes exactly."""
-    _execute(recipe, overrides, runs, only_training=False)
+    from posttrain.lab.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    with _experiment(loaded, runs / loaded.name) as experiment:
+        experiment.execute()
+    _show_end(experiment.run)
 
 
 @app.command()
 def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Run only the train stages of a recipe, and the data stages they read."""
-    _execute(recipe, overrides, runs, only_training=True)
-
-
-def _execute(recipe_file: Path, overrides: list[str] | None, runs: Path, *, only_training: bool) -> None:
-    from posttrain.artifacts import RunDir
     from posttrain.errors import ConfigError
     from posttrain.lab.recipe import load_recipe
-    from posttrain.report.terminal import terminal_summary
-    from posttrain.stages.train import TrainStage
 
-    recipe = load_recipe(recipe_file, overrides or [])
-    only = [name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)] if only_training else None
-    if only == []:
-        raise ConfigError("this recipe has no train stage", where=str(recipe_file))
-    console = _console()
-    run_dir = RunDir(runs / recipe.name)
-    _run_recipe(recipe, run_dir, only)
-    console.print(terminal_summary(run_dir))
-    page = run_dir.path / "report" / "index.html"
-    console.print(
-        f"\nOpen {page}" if page.exists() and not only_training else f"\nResults are in {run_dir.path}", highlight=False
-    )
+    loaded = load_recipe(recipe, overrides or [])
+    only = [name for name, stage in loaded.stages.items() if stage.kind == "train"]
+    if not only:
+        raise ConfigError("this recipe has no train stage", where=str(recipe))
+    with _experiment(loaded, runs / loaded.name) as experiment:
+        experiment.execute(only)
+    _show_end(experiment.run, page=False)
 
 
-def _run_recipe(recipe: Recipe, run_dir: RunDir, only: list[str] | None) -> None:
-    """Run stages with progress on the terminal; Ctrl-C is one clear message."""
+@contextlib.contextmanager
+def _experiment(recipe: Recipe, folder: Path) -> Iterator[Experiment]:
+    """A recipe ready to be run, with progress on the terminal; Ctrl-C is one clear message."""
+    from posttrain.artifacts import RunDir
     from posttrain.lab.display import Display
-    from posttrain.lab.experiment import Experiment
+    from posttrain.lab.engine import Experiment
 
     try:
         with Display(_console()) as display:
-            Experiment(recipe, run_dir, display).execute(only)
+            yield Experiment(recipe, RunDir(folder), display)
     except KeyboardInterrupt:
         raise InterruptedRunError(
-            "interrupted", where=str(run_dir.path), fix="run the same command again: what is finished is kept"
+            "interrupted", where=str(folder), fix="run the same command again: what is finished is kept"
         ) from None
+
+
+def _show_end(run_dir: RunDir, *, page: bool = True) -> None:
+    """The headline numbers of a run, and where to look."""
+    from posttrain.report.terminal import terminal_summary
+
+    console = _console()
+    console.print(terminal_summary(run_dir))
+    written = run_dir.path / "report" / "index.html"
+    found = page and written.exists()
+    console.print(f"\nOpen {written}" if found else f"\nResults are in {run_dir.path}", highlight=False)
 
 
 @app.command()
@@ -192,7 +201,7 @@ def show(
     from posttrain.data.pipeline import row_at
     from posttrain.encode import show as shown
     from posttrain.lab.options import parse_columns
-    from posttrain.lab.targets import resolve_target
+    from posttrain.model.targets import resolve_target
 
     source = Source(path=conversations, format=row_format, columns=parse_columns(columns), split=split, config=config)
     found = row_at(source, row, resolve_data)
@@ -469,9 +478,7 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of draws and resamples.")] = 0,
 ) -> None:
     """Run benchmarks on models, with judges where they need one, and write one report. Killed? Run it again: it goes on."""
-    from posttrain.artifacts import RunDir
     from posttrain.lab.eval_command import EvalCommand, eval_recipe
-    from posttrain.report.terminal import terminal_summary
 
     command = EvalCommand(
         models=tuple(models),
@@ -482,10 +489,9 @@ def evaluate(
         settings=tuple(setting or ()),
         seed=seed,
     )
-    run_dir = RunDir(out)
-    _run_recipe(eval_recipe(command), run_dir, None)
-    _console().print(terminal_summary(run_dir))
-    typer.echo(f"\nOpen {run_dir.path / 'report' / 'index.html'}")
+    with _experiment(eval_recipe(command), out) as experiment:
+        experiment.execute()
+    _show_end(experiment.run)
 
 
 @app.command()

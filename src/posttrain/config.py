@@ -343,7 +343,7 @@ def _document(root: yaml.Node, file: str) -> Document:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """A type annotation taken apart: ``Annotated`` bounds, ``| None``, the members and tag of a union."""
 
     base: Any
@@ -354,33 +354,34 @@ class _Shape:
 
 
 @cache
-def _shape(annotation: Any) -> _Shape:
+def shape_of(annotation: Any) -> Shape:
+    """An annotation taken apart."""
     limits: tuple[Any, ...] = ()
     while get_origin(annotation) is Annotated:
         annotation, *extra = get_args(annotation)
         limits = (*extra, *limits)
     if get_origin(annotation) not in (Union, types.UnionType):
-        return _Shape(annotation, limits)
+        return Shape(annotation, limits)
     members = tuple(member for member in get_args(annotation) if member is not types.NoneType)
     nullable = len(members) < len(get_args(annotation))
     if len(members) == 1:
-        inner = _shape(members[0])
+        inner = shape_of(members[0])
         return dataclasses.replace(inner, limits=(*inner.limits, *limits), nullable=nullable or inner.nullable)
     tags = [limit.discriminator for limit in limits if isinstance(limit, Discriminator)]
-    return _Shape(annotation, limits, nullable, members, str(tags[0]) if tags else None)
+    return Shape(annotation, limits, nullable, members, str(tags[0]) if tags else None)
 
 
 @cache
-def _fields(owner: type) -> dict[str, Any]:
+def fields_of(owner: type) -> dict[str, Any]:
     """Field name -> annotation of a dataclass, in order."""
     hints = get_type_hints(owner, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(owner) if f.init}
 
 
-def _variants(shape: _Shape) -> dict[str, type]:
+def _variants(shape: Shape) -> dict[str, type]:
     """Tag value -> dataclass of a tagged union, in order."""
     assert shape.tag is not None
-    return {str(value): member for member in shape.members for value in get_args(_fields(member)[shape.tag])}
+    return {str(value): member for member in shape.members for value in get_args(fields_of(member)[shape.tag])}
 
 
 def _is_config(annotation: Any) -> bool:
@@ -389,13 +390,13 @@ def _is_config(annotation: Any) -> bool:
 
 def words(annotation: Any) -> str:
     """A type in plain words: ``a number greater than 0``, ``one of 'cosine', 'linear'``."""
-    shape = _shape(annotation)
+    shape = shape_of(annotation)
     limits = [limit for one in shape.limits for limit in (one if isinstance(one, bounds.GroupedMetadata) else [one])]
     said = " and ".join(text for limit in limits for text in _limit_words(limit, shape.base))
     return _words(shape, f" {said}" if said else "") + (" or null" if shape.nullable else "")
 
 
-def _words(shape: _Shape, limits: str) -> str:
+def _words(shape: Shape, limits: str) -> str:
     base, origin = shape.base, get_origin(shape.base)
     if shape.tag is not None:
         return f"a mapping with {shape.tag}: {' or '.join(_variants(shape))}"
@@ -409,7 +410,7 @@ def _words(shape: _Shape, limits: str) -> str:
     if origin is dict:
         return f"a mapping{limits}"
     if _is_config(base):
-        return f"a mapping ({', '.join(_fields(base))})"
+        return f"a mapping ({', '.join(fields_of(base))})"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "any value"}
     return plain[base] + limits
 
@@ -485,7 +486,7 @@ def _problem(annotation: Any, value: Any, found: Mapping[str, Any]) -> Problem:
     path: ConfigPath = ()
     parts, kind = list(found["loc"]), found["type"]
     while parts:
-        shape = _shape(annotation)
+        shape = shape_of(annotation)
         if shape.tag is not None:
             annotation = _variants(shape)[str(parts.pop(0))]
         elif shape.members:
@@ -495,7 +496,7 @@ def _problem(annotation: Any, value: Any, found: Mapping[str, Any]) -> Problem:
             path = (*path, name)
             if kind in ("unexpected_keyword_argument", "extra_forbidden") and not parts:
                 return Problem(path, _unknown_key(name, shape.base))
-            annotation = _fields(shape.base)[name]
+            annotation = fields_of(shape.base)[name]
             if kind in ("missing", "missing_argument") and not parts:
                 return Problem(path, f"this key is missing; it must be {words(annotation)}")
             value = value[name]
@@ -510,7 +511,7 @@ def _problem(annotation: Any, value: Any, found: Mapping[str, Any]) -> Problem:
 
 
 def _wrong_value(annotation: Any, value: Any, path: ConfigPath) -> Problem:
-    shape = _shape(annotation)
+    shape = shape_of(annotation)
     if shape.tag is not None and isinstance(value, dict):
         known = _variants(shape)
         if shape.tag not in value:
@@ -526,12 +527,12 @@ def _must_be(allowed: str, value: Any, near: Sequence[str] | Mapping[str, Any] =
 
 def _spelling_hint(annotation: Any, value: Any) -> str:
     """How to write it instead: numbers as text (``"16"``, ``1_000``, ``1,000``), the truth values of YAML 1.1, lists."""
-    shape = _shape(annotation)
+    shape = shape_of(annotation)
     if isinstance(value, dict) and get_origin(shape.base) in (tuple, list):
         return " (start each entry with '- ')"
     if not isinstance(value, str):
         return ""
-    bases = {_shape(member).base for member in (shape.members or (annotation,))}
+    bases = {shape_of(member).base for member in (shape.members or (annotation,))}
     plain = re.sub(r"[_, ]", "", value)
     if {int, float} & bases and _FLOAT.fullmatch(plain) and math.isfinite(float(plain)):
         return f" (write {plain}, without quotes)"
@@ -544,9 +545,9 @@ _YAML_1_1_BOOL = {"yes": "true", "on": "true", "true": "true", "no": "false", "o
 
 
 def _unknown_key(name: str, owner: type) -> str:
-    fields = _fields(owner)
+    fields = fields_of(owner)
     near = did_you_mean(name, fields)
-    inside = next((f"{outer}.{name}" for outer, a in fields.items() for c in _configs(a) if name in _fields(c)), None)
+    inside = next((f"{outer}.{name}" for outer, a in fields.items() for c in _configs(a) if name in fields_of(c)), None)
     if inside and not near.endswith(f"{name!r}?)"):
         return f"unknown key here; it belongs one level deeper: '{inside}'"
     return f"unknown key{near}" if near else f"unknown key; known here: {', '.join(fields)}"
@@ -554,7 +555,7 @@ def _unknown_key(name: str, owner: type) -> str:
 
 def _configs(annotation: Any) -> tuple[type, ...]:
     """The dataclasses a field may hold, directly or as entries of a list or mapping."""
-    shape = _shape(annotation)
+    shape = shape_of(annotation)
     inner = shape.members or (get_args(shape.base) if get_origin(shape.base) in (tuple, list, dict) else ())
     if _is_config(shape.base):
         return (shape.base,)
@@ -622,9 +623,9 @@ def _override_one(
     parts = key.strip().split(".")
     top = document.value if isinstance(document.value, dict) else {}
     short = top.get(shorthand) if shorthand else None
-    if isinstance(short, dict) and parts[0] not in _fields(annotation):
+    if isinstance(short, dict) and parts[0] not in fields_of(annotation):
         if parts[0] not in short:
-            known = [*_fields(annotation), *short]
+            known = [*fields_of(annotation), *short]
             raise ConfigError(
                 f"unknown key {parts[0]!r}{did_you_mean(parts[0], known)}",
                 where=where,
@@ -655,14 +656,14 @@ def _assigned(
     if not parts:
         return new, path
     name, rest = parts[0], parts[1:]
-    shape = _shape(annotation)
+    shape = shape_of(annotation)
     if shape.tag is not None and isinstance(value, dict):
         # An unknown or missing tag is told by build(); then any key of any variant is let through to it.
         variants = _variants(shape)
         chosen = variants.get(str(value.get(shape.tag)))
         if chosen is None:
-            chosen = next((v for v in variants.values() if name in _fields(v)), shape.members[0])
-        shape = _shape(chosen)
+            chosen = next((v for v in variants.values() if name in fields_of(v)), shape.members[0])
+        shape = shape_of(chosen)
 
     def fail(problem: str) -> ConfigError:
         return ConfigError(f"{dotted((*path, name))}: {problem}", where=where)
@@ -676,7 +677,7 @@ def _assigned(
     if not isinstance(value, dict):
         raise ConfigError(f"{dotted(path)} is {_shown(value)}, nothing inside it can be set", where=where)
     if _is_config(shape.base):
-        fields = _fields(shape.base)
+        fields = fields_of(shape.base)
         if name not in fields:
             raise fail(_unknown_key(name, shape.base))
         old = value.get(name)
@@ -693,10 +694,10 @@ def _assigned(
 
 def _default_mapping(owner: type, name: str) -> dict[str, Any] | None:
     """What a mapping that the file leaves out starts from: empty, or the tag of the default where a tag is needed."""
-    annotation = _fields(owner)[name]
+    annotation = fields_of(owner)[name]
     if not _configs(annotation):
         return None
-    tag = _shape(annotation).tag
+    tag = shape_of(annotation).tag
     default = _default(next(f for f in dataclasses.fields(owner) if f.name == name))
     return {tag: getattr(default, tag)} if tag is not None and hasattr(default, tag) else {}
 
@@ -802,7 +803,7 @@ def sections(annotation: type) -> tuple[Section, ...]:
 
 
 def _keys(owner: type) -> tuple[Key, ...]:
-    docs, annotations = field_docs(owner), _fields(owner)
+    docs, annotations = field_docs(owner), fields_of(owner)
     found = []
     for one in dataclasses.fields(owner):
         default = _default(one)
@@ -816,14 +817,14 @@ def _reachable(annotation: Any) -> dict[type, tuple[str, str | None]]:
     found: dict[type, tuple[str, str | None]] = {}
 
     def visit(part: Any, path: str, choice: str | None = None) -> None:
-        shape = _shape(part)
+        shape = shape_of(part)
         if shape.tag is not None:
             for value, member in _variants(shape).items():
                 visit(member, path, f"{shape.tag}: {value}")
         elif _is_config(shape.base):
             if shape.base not in found:
                 found[shape.base] = (path, choice)
-                for name, inner in _fields(shape.base).items():
+                for name, inner in fields_of(shape.base).items():
                     visit(inner, f"{path}.{name}" if path else name)
         elif shape.members:
             for member in shape.members:

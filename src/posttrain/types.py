@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,3 +250,22 @@ def spoken(message: Message) -> list[Any]:
 def _digest(*parts: str) -> str:
     """Of a list of these values, each in canonical JSON."""
     return hashlib.sha256(f"[{','.join(parts)}]".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+# ---- work in progress ----------------------------------------------------------------------------------------------
+
+
+class Display(Protocol):
+    """Where a running job says what it does; `posttrain.lab.display` is that of a terminal."""
+
+    def note(self, text: str) -> None:
+        """A sentence that stays."""
+        ...
+
+    def tick(self, label: str, done: int, total: int) -> None:
+        """How far a piece of work is; ``total`` 0 = not known."""
+        ...
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        ...

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from posttrain.assets import DATA
-from posttrain.data.config import DataStage
 from posttrain.lab.recipe import load_recipe
+from posttrain.stages.data import DataStage
 from posttrain.stages.eval import EvalStage
 from posttrain.stages.train import TrainStage
 
@@ -119,7 +119,7 @@ def test_a_run_says_what_it_does(finished_run: Path, cli: Cli, recipe: Path) -> 
     assert (ledger["rows_in"], ledger["rows_kept"]) == (20, 20)
     steps = [r for r in metrics(finished_run) if r["split"] == "train"]
     assert [r["step"] for r in steps] == [1, 2, 3]
-    assert manifest(finished_run, "evaluate")["inputs"].keys() == {"data", "models.1", "base", "prompts"}
+    assert manifest(finished_run, "evaluate")["inputs"].keys() == {"data", "models.0", "models.1", "prompts"}
 
 
 def test_the_second_time_everything_is_unchanged(finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_second_stage_starts_from_the_first(cli: Cli, tmp_path: Path, recipe: 
     done = cli("run", recipe, "'evaluate.models=[base, sft, more]'".strip("'"), "--runs", tmp_path)
     assert done.code == 0, done.err
     first, more = (metrics_of(tmp_path / "tiny", s) for s in ("sft", "more"))
-    assert manifest(tmp_path / "tiny", "more")["inputs"].keys() >= {"start_from", "data", "base"}
+    assert manifest(tmp_path / "tiny", "more")["inputs"].keys() == {"start_from", "data"}
     # before its first step the second stage scores held-out rows as the first did after its last
     assert more[0]["loss"] == pytest.approx(first[-1]["loss"], rel=1e-5)
 
@@ -278,13 +278,13 @@ def test_killed_and_interrupted_and_run_again_is_as_if_nothing_happened(cli: Cli
 
 
 def test_ctrl_c_outside_training(cli: Cli, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from posttrain.lab import experiment
+    from posttrain.data import pipeline
 
     def press(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "prepare", press)
+        patch.setattr(pipeline, "prepare", press)
         done = cli("run", recipe, "--runs", tmp_path)
     assert done.code == 130
     where = tmp_path / "tiny"
@@ -296,7 +296,7 @@ def test_ctrl_c_outside_training(cli: Cli, tmp_path: Path, recipe: Path, monkeyp
 def test_an_evaluation_goes_on_with_the_models_it_had_not_finished(
     cli: Cli, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from posttrain.lab import evaluation
+    from posttrain.tasks import evaluation
 
     evaluate = evaluation._evaluate_model
     asked: list[str] = []

@@ -15,10 +15,11 @@ from posttrain.generate.engine import Completion, Failure, TokenLogprob, Usage
 from posttrain.generate.fake import FakeEngine
 from posttrain.judge.config import JudgePrompt, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import judge
-from posttrain.lab.benchmarking import tasks_digest
+from posttrain.judge.judge import Judged, judge
+from posttrain.stats.intervals import Chance
 from posttrain.tasks import AnyBenchmark, Benchmark, benchmark_files
-from posttrain.tasks.base import Answer, Chance, Judged
+from posttrain.tasks.base import Answer
+from posttrain.tasks.benchmarking import tasks_digest
 from posttrain.tasks.measures import benchmark_record, reply_rows
 
 CLASSES: tuple[type[Benchmark], ...] = get_args(get_args(AnyBenchmark)[0])

@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 
 from posttrain.artifacts import StageDir
-from posttrain.data.config import DataStage, Source
-from posttrain.data.dedup.step import DedupStep
+from posttrain.data.config import DataSettings, Source
+from posttrain.data.dedup.config import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats import FORMATS, RowError, detect_format, read_record
 from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
 from posttrain.data.kinds import rows_as
 from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_feedback, read_pairs, read_prompts, read_rows, refuse_prompts, rows_kind
-from posttrain.data.select.difficulty import Ifd
-from posttrain.data.select.step import SelectStep
+from posttrain.data.select.config import Ifd, SelectStep
 from posttrain.data.steps import StepRun
 from posttrain.errors import DataError
 from posttrain.types import Message, Origin, PairRow, PromptRow, SftRow, ToolCall
@@ -383,7 +382,7 @@ def test_prompts_go_through_the_chain_and_stop_where_replies_are_needed(tmp_path
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": text}) for text in texts), encoding="utf-8")
     steps = (FilterStep(kind="filter"), DedupStep(kind="dedup", method="exact"))
-    stage = DataStage(kind="data", sources=(Source(path=str(path)),), steps=steps, held_out=2)
+    stage = DataSettings(sources=(Source(path=str(path)),), steps=steps, held_out=2)
     result = prepare(stage, StageDir(tmp_path / "out"), 0, lambda name: None)
     assert (result["train_rows"], result["held_out_rows"]) == (3, 2)
     rows = tmp_path / "out" / "rows" / "train.parquet"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from posttrain.artifacts import read_json
 from posttrain.config import Document, build
-from posttrain.data.mix import MixStep, row_repeats, targets
+from posttrain.data.mix import MixStep, targets
+from posttrain.data.mix_rows import row_repeats
 from posttrain.data.rows import PREFERENCE, rows_frame, write_rows
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.errors import DataError
@@ -248,14 +249,14 @@ def test_the_configuration_is_read_strictly() -> None:
 @pytest.mark.shared
 def test_real_sources(shared_data: Path, tmp_path: Path) -> None:
     from posttrain.artifacts import StageDir
-    from posttrain.data.config import DataStage, Source
+    from posttrain.data.config import DataSettings, Source
     from posttrain.data.pipeline import prepare
 
     folder = shared_data / "llama-factory-demo"
     sources = tuple(
         Source(path=str(folder / f"data__alpaca_{language}_demo.json"), name=language) for language in ("en", "zh")
     )
-    prepare(DataStage(kind="data", sources=sources, held_out=0), StageDir(tmp_path), 0, lambda name: None)
+    prepare(DataSettings(sources=sources, held_out=0), StageDir(tmp_path), 0, lambda name: None)
     path = tmp_path / "rows" / "train.parquet"
     kept, decisions = mixed(path, tmp_path / "out", mix(by="tokens", weights={"en": 1, "zh": 1}))
     facts = {entry["source"]: entry for entry in decisions.facts["sources"]}

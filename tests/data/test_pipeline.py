@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.artifacts import StageDir, read_json
-from posttrain.data.config import DataStage, Source
+from posttrain.data.config import DataSettings, Source
 from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import inputs_digest, prepare, row_at
 from posttrain.data.rows import read_rows
@@ -26,9 +26,9 @@ def no_asset(name: str) -> None:
     return None
 
 
-def stage(*sources: Source | str | Path, held_out: float = 0.0) -> DataStage:
+def stage(*sources: Source | str | Path, held_out: float = 0.0) -> DataSettings:
     found = tuple(source if isinstance(source, Source) else Source(path=str(source)) for source in sources)
-    return DataStage(kind="data", sources=found, held_out=held_out)
+    return DataSettings(sources=found, held_out=held_out)
 
 
 def pairs(numbers: Any) -> list[dict[str, str]]:
@@ -42,7 +42,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def run(
-    config: DataStage, folder: Path, seed: int = 0
+    config: DataSettings, folder: Path, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Any], list[SftRow], list[SftRow]]:
     """(result, ledger, train rows, held-out rows)"""
     out = StageDir(folder)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from posttrain.artifacts import StageDir, read_json
-from posttrain.data.config import ChainStep, DataStage, PairRule, Source
-from posttrain.data.decontaminate.benchmarks import Benchmark
-from posttrain.data.decontaminate.step import DecontaminateStep
-from posttrain.data.dedup.step import DedupStep
+from posttrain.data.config import ChainStep, DataSettings, PairRule, Source
+from posttrain.data.decontaminate import DecontaminateStep
+from posttrain.data.decontaminate.config import Benchmark
+from posttrain.data.dedup.config import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats.base import RowError
 from posttrain.data.kinds import rows_as
@@ -34,8 +34,7 @@ from posttrain.data.rows import (
     scan_rows,
     write_rows,
 )
-from posttrain.data.select.apart import Diversity, NgramNovelty
-from posttrain.data.select.step import SelectStep
+from posttrain.data.select.config import Diversity, NgramNovelty, SelectStep
 from posttrain.data.split import SplitStep, prompt_key
 from posttrain.errors import DataError
 from posttrain.lab.data_commands import DataCommand, gather_rows, run_data_command, run_profile
@@ -64,12 +63,12 @@ def judged(number: int) -> dict[str, Any]:
     return {"prompt": f"question {number}", "completion": f"answer {number}", "label": number % 3 == 0}
 
 
-def stage(*sources: Source | Path, held_out: float | None = 0.0, **more: Any) -> DataStage:
+def stage(*sources: Source | Path, held_out: float | None = 0.0, **more: Any) -> DataSettings:
     found = tuple(source if isinstance(source, Source) else Source(path=str(source)) for source in sources)
-    return DataStage(kind="data", sources=found, held_out=held_out, **more)
+    return DataSettings(sources=found, held_out=held_out, **more)
 
 
-def run(config: DataStage, folder: Path, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(config: DataSettings, folder: Path, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
     """(ledger, result)"""
     result = prepare(config, StageDir(folder), seed, no_asset)
     return read_json(folder / "ledger.json"), result

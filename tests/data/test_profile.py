@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.artifacts import Ledger, read_json
-from posttrain.data.chain_profile import chain_steps, funnel
 from posttrain.data.mix import MixStep
 from posttrain.data.profile import (
     Counts,
     TokenCounter,
+    chain_steps,
     comparison_counts,
+    funnel,
     length_summary,
     profile,
 )
@@ -271,14 +272,14 @@ def test_rows_of_one_kind(tmp_path: Path) -> None:
 @pytest.mark.shared
 def test_real_rows(shared_data: Path, tmp_path: Path) -> None:
     from posttrain.artifacts import StageDir
-    from posttrain.data.config import DataStage, Source
+    from posttrain.data.config import DataSettings, Source
     from posttrain.data.pipeline import prepare
 
     folder = shared_data / "llama-factory-demo"
     sources = tuple(
         Source(path=str(folder / f"data__alpaca_{language}_demo.json"), name=language) for language in ("en", "zh")
     )
-    prepare(DataStage(kind="data", sources=sources, held_out=0), StageDir(tmp_path), 0, lambda name: None)
+    prepare(DataSettings(sources=sources, held_out=0), StageDir(tmp_path), 0, lambda name: None)
     found = profile([tmp_path / "rows" / "train.parquet"], tmp_path / "out", chain=tmp_path)
     languages = {source["name"]: source["languages"][0] for source in found["sources"]}
     assert languages["zh"]["language"] == "zh"

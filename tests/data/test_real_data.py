@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from posttrain.artifacts import StageDir, read_json
-from posttrain.data.config import DataStage, Source
+from posttrain.data.config import DataSettings, Source
 from posttrain.data.formats import FORMATS
 from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_rows
@@ -25,7 +25,7 @@ LLAMA = "llama-factory-demo/data__"
 
 def rows_of(path: Path, folder: Path, **source: Any) -> tuple[list[SftRow], dict[str, int]]:
     """(all kept rows, dropped by reason)"""
-    config = DataStage(kind="data", sources=(Source(path=str(path), **source),), held_out=0)
+    config = DataSettings(sources=(Source(path=str(path), **source),), held_out=0)
     prepare(config, StageDir(folder), 0, lambda name: None)
     ledger = read_json(folder / "ledger.json")
     rows = read_rows(folder / "rows" / "train.parquet")

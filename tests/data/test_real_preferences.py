@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.artifacts import StageDir, read_json
-from posttrain.data.config import DataStage, PairRule, Source
+from posttrain.data.config import DataSettings, PairRule, Source
 from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_feedback, read_pairs, read_rows, rows_kind
 from posttrain.data.split import prompt_key
@@ -28,7 +28,7 @@ READERS = {"pairs": read_pairs, "feedback": read_feedback, "conversations": read
 
 def rows_of(path: Path, folder: Path, rows: Any = "auto", **source: Any) -> tuple[str, list[Any], dict[str, int], int]:
     """(kind, all kept rows, dropped by reason, rows made beside the first of a record)"""
-    config = DataStage(kind="data", sources=(Source(path=str(path), **source),), held_out=0, rows=rows, profile=False)
+    config = DataSettings(sources=(Source(path=str(path), **source),), held_out=0, rows=rows, profile=False)
     prepare(config, StageDir(folder), 0, lambda name: None)
     ledger = read_json(folder / "ledger.json")
     train = folder / "rows" / "train.parquet"
@@ -139,9 +139,7 @@ def test_scored_responses_give_margins(shared_data: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", [f"{LLAMA}dpo_en_demo.json", HH, STACK])
 @pytest.mark.parametrize("rows", ["pairs", "feedback"])
 def test_no_prompt_is_on_both_sides(shared_data: Path, tmp_path: Path, name: str, rows: Any) -> None:
-    config = DataStage(
-        kind="data", sources=(Source(path=str(shared_data / name)),), held_out=0.1, rows=rows, profile=False
-    )
+    config = DataSettings(sources=(Source(path=str(shared_data / name)),), held_out=0.1, rows=rows, profile=False)
     result = prepare(config, StageDir(tmp_path), 0, lambda name: None)
     sides = [READERS[rows](tmp_path / "rows" / f"{side}.parquet") for side in ("train", "held_out")]
     keys = [{prompt_key(row.messages) for row in side} for side in sides]

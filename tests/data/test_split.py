@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from posttrain.artifacts import read_json
 from posttrain.config import Document, build
-from posttrain.data.held_out_overlap import distinct_ngrams
 from posttrain.data.rows import read_rows, rows_frame, write_rows
-from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
+from posttrain.data.split import SplitStep, held_out_prompts, prompt_key, write_splits
+from posttrain.data.split_rows import distinct_ngrams
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.data.text import ngrams, tokens
 from posttrain.errors import DataError
@@ -160,10 +160,13 @@ def test_sizes_files_and_ledger(tmp_path: Path) -> None:
         "equal_texts": 0,
         "divided_clusters": 0,
     }
+    (tmp_path / "out" / "test.parquet").write_text("old")
+    assert write_splits(tmp_path / "out" / "rows.parquet", tmp_path / "out") == decisions.facts["splits"]
     for name, ids in sides(kept).items():
         assert {r.id for r in read_rows(tmp_path / "out" / f"{name}.parquet")} == ids
-    split(path, tmp_path / "again", validation=0.1)
-    assert not (tmp_path / "again" / "test.parquet").exists()
+    kept, _ = split(path, tmp_path / "again", validation=0.1)
+    assert write_splits(tmp_path / "again" / "rows.parquet", tmp_path / "out")["test"] == 0
+    assert not (tmp_path / "out" / "test.parquet").exists()
 
 
 def test_a_plain_split_holds_out_what_held_out_does(tmp_path: Path) -> None:
@@ -360,14 +363,14 @@ def test_the_configuration_is_read_strictly() -> None:
 @pytest.mark.shared
 def test_real_rows_english_and_chinese(shared_data: Path, tmp_path: Path) -> None:
     from posttrain.artifacts import StageDir
-    from posttrain.data.config import DataStage, Source
+    from posttrain.data.config import DataSettings, Source
     from posttrain.data.pipeline import prepare
 
     folder = shared_data / "llama-factory-demo"
     sources = tuple(
         Source(path=str(folder / f"data__alpaca_{language}_demo.json"), name=language) for language in ("en", "zh")
     )
-    prepare(DataStage(kind="data", sources=sources, held_out=0), StageDir(tmp_path), 0, lambda name: None)
+    prepare(DataSettings(sources=sources, held_out=0), StageDir(tmp_path), 0, lambda name: None)
     path = tmp_path / "rows" / "train.parquet"
     kept, decisions = split(path, tmp_path / "out", validation=0.05, test=0.05, stratify="source")
     assert decisions.facts["check"]["matches_left"] == 0

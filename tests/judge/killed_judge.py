@@ -9,7 +9,7 @@ import functools
 
 from posttrain.cli import main
 from posttrain.generate.openai import Endpoint
-from posttrain.lab import judges
+from posttrain.judge import pool as judges
 
 if __name__ == "__main__":
     quick = functools.partial(Endpoint, request_timeout=5.0, first_backoff=0.002, longest_backoff=0.02)

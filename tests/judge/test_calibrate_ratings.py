@@ -120,7 +120,7 @@ def test_what_can_not_be_calibrated_is_refused():
 
 
 def test_from_a_file_to_a_decision(cli, tmp_path, monkeypatch):
-    from posttrain.lab import judges
+    from posttrain.judge import pool as judges
 
     engine = FakeEngine(lambda request: f"[[{request.prompt[-1].content.count('!')}]]")
     monkeypatch.setattr(judges, "open_engine", lambda source, config, ledger: engine)

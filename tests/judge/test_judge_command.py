@@ -10,10 +10,10 @@ import pytest
 
 from posttrain.config import build, parse_yaml
 from posttrain.generate.fake import FakeEngine
+from posttrain.judge import pool as judge_room
 from posttrain.judge.config import JudgeConfig
 from posttrain.judge.parsers import PARSERS
 from posttrain.judge.prompts import load_prompt
-from posttrain.lab import judges as judge_room
 from posttrain.lab import judging
 
 

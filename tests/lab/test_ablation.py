@@ -14,13 +14,14 @@ import pytest
 from rich.console import Console
 
 from posttrain.artifacts import Ledger, RunDir, StageDir, read_json
-from posttrain.data.config import DataStage
 from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_rows
 from posttrain.errors import ConfigError
 from posttrain.lab.ablation import Kind, ablation_recipes
-from posttrain.lab.experiment import Experiment, repeated_examples
+from posttrain.lab.engine import Experiment
 from posttrain.lab.recipe import load_recipe
+from posttrain.stages.data import DataStage
+from posttrain.stages.train import repeated_examples
 from posttrain.types import Tokens
 
 RECIPE = """

@@ -10,9 +10,9 @@ from rich.console import Console
 from posttrain.artifacts import RunDir, read_json
 from posttrain.encode.clock import stopped_at
 from posttrain.lab.display import Display
-from posttrain.lab.experiment import CLOCK_FILE, Experiment
-from posttrain.lab.models import model_digest
+from posttrain.lab.engine import CLOCK_FILE, Experiment
 from posttrain.lab.recipe import Recipe
+from posttrain.model.lineage import model_digest
 
 
 def test_model_digest_sees_names_and_bytes(tmp_path: Path) -> None:

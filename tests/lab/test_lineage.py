@@ -25,12 +25,12 @@ from posttrain.artifacts import StageDir, read_json, write_json
 from posttrain.encode.clock import stopped_at
 from posttrain.errors import ModelError
 from posttrain.lab.display import Display
-from posttrain.lab.evaluation import evaluate
-from posttrain.lab.models import Lineage, stage_lineage, write_record
-from posttrain.lab.targets import resolve_target
 from posttrain.model import hardware
 from posttrain.model.companions import Companions, end_ids
+from posttrain.model.lineage import Lineage, stage_lineage, write_record
+from posttrain.model.targets import resolve_target
 from posttrain.stages.eval import EvalStage
+from posttrain.tasks.evaluation import evaluate
 from posttrain.types import Message
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own affair

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import json_schema, resolved_yaml
-from posttrain.data.config import DataStage, Source
+from posttrain.data.config import Source
 from posttrain.errors import ConfigError
 from posttrain.lab import reference
 from posttrain.lab.recipe import Recipe, execution_order, load_recipe, stage_inputs
-from posttrain.report.config import ReportStage
+from posttrain.stages.data import DataStage
 from posttrain.stages.eval import EvalStage
+from posttrain.stages.report import ReportStage
 from posttrain.stages.train import TrainStage
 from posttrain.tasks.prompts import load_prompts
 
@@ -154,20 +155,20 @@ def test_the_order_is_that_of_the_file_where_nothing_else_decides(tmp_path):
     [
         (
             DATA + "  sft: {kind: train, data: prepar}\n",
-            "recipe.yaml:5: stages.sft.data: there is no stage 'prepar' (did you mean 'prepare'?); data stages here: prepare",
+            "recipe.yaml:5: stages.sft.data: there is no stage 'prepar' (did you mean 'prepare'?); possible here: prepare",
         ),
-        (SFT, "recipe.yaml:4: stages.sft.data: there is no stage 'prepare'; data stages here: none"),
+        (SFT, "recipe.yaml:4: stages.sft.data: there is no stage 'prepare'; possible here: none"),
         (
             DATA + SFT + "  b: {kind: train, data: sft}\n",
-            "recipe.yaml:6: stages.b.data: 'sft' is a train stage, but a data stage is needed; data stages here: prepare",
+            "recipe.yaml:6: stages.b.data: 'sft' is a train stage, but a stage that gives rows is needed; possible here: prepare",
         ),
         (
             DATA + "  b: {kind: train, data: base}\n",
-            "recipe.yaml:5: stages.b.data: a data stage is needed, not the base model; data stages here: prepare",
+            "recipe.yaml:5: stages.b.data: 'base' is the recipe's model, but a stage that gives rows is needed; possible here: prepare",
         ),
         (
             DATA + "  b: {kind: train, data: prepare, start_from: prepare}\n",
-            "recipe.yaml:5: stages.b.start_from: 'prepare' is a data stage, but a train stage is needed; possible here: base, b",
+            "recipe.yaml:5: stages.b.start_from: 'prepare' is a data stage, but a stage that gives a model is needed; possible here: base, b",
         ),
         (
             DATA + "  e:\n    kind: eval\n    data: prepare\n    models:\n      - base\n      - sfd\n",

@@ -17,9 +17,9 @@ from posttrain.data.config import Source
 from posttrain.encode.segments import Segments
 from posttrain.errors import DataError, TemplateError
 from posttrain.lab import verify
-from posttrain.lab.models import Lineage
 from posttrain.model import fused, logprobs, score
 from posttrain.model.companions import copy_tokenizer
+from posttrain.model.lineage import Lineage
 from posttrain.train import loop, tasks
 from posttrain.train.tasks import StepContext
 

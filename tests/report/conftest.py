@@ -20,11 +20,12 @@ from posttrain.generate.engine import Failure, Fingerprint, Sampling, Usage
 from posttrain.judge.bias import bias_report
 from posttrain.judge.items import Item
 from posttrain.judge.judge import Ask, Game, outcome_of
+from posttrain.judge.pool import calls_of, plain
 from posttrain.judge.verdicts import Missing, Verdict
 from posttrain.judge.win_rates import POINTS, win_rates
-from posttrain.lab.judges import calls_of, plain
+from posttrain.stats.intervals import Chance
 from posttrain.stats.ratings import Comparison, bradley_terry, gather, win_matrix
-from posttrain.tasks.base import Answer, Chance, Counts, Findings, Measure, Shown, Task, Value
+from posttrain.tasks.base import Answer, Counts, Findings, Measure, Shown, Task, Value
 from posttrain.tasks.held_out.feedback import feedback_record
 from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
 from posttrain.tasks.measures import benchmark_record, reply_rows

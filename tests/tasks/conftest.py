@@ -13,8 +13,9 @@ from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Script
 from posttrain.judge.config import JudgePrompt, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import judge
-from posttrain.tasks.base import Answer, Benchmark, Chance, Findings, Judged, Task
+from posttrain.judge.judge import Judged, judge
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Benchmark, Findings, Task
 from posttrain.tasks.measures import benchmark_record, reply_rows
 
 CHANCE = Chance(resamples=300)

@@ -14,9 +14,9 @@ import pytest
 from posttrain.errors import DataError
 from posttrain.generate.engine import Completion, Failure, TokenLogprob
 from posttrain.judge.config import Plan
+from posttrain.stats.intervals import Chance
 from posttrain.stats.length_controlled import length_controlled_win_rate, shown_swapped
 from posttrain.tasks.alpaca_eval import AlpacaEvalBenchmark
-from posttrain.tasks.base import Chance
 
 LOST = Failure("timeout", "slow")
 

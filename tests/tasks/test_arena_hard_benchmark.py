@@ -16,6 +16,7 @@ from posttrain.generate.engine import Completion, Failure, Sampling
 from posttrain.judge.config import Plan
 from posttrain.judge.judge import Ask, Game
 from posttrain.judge.verdicts import Missing
+from posttrain.stats.intervals import Chance
 from posttrain.tasks.arena_hard import (
     ArenaHardBenchmark,
     Tally,
@@ -23,7 +24,7 @@ from posttrain.tasks.arena_hard import (
     score_differences,
     score_results,
 )
-from posttrain.tasks.base import Chance, Task
+from posttrain.tasks.base import Task
 
 LOST = Failure("timeout", "slow")
 TASKS = [Task(f"p{n}", (f"Q{n}",), Sampling(), category="ab"[n % 2]) for n in range(5)]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure
-from posttrain.tasks.base import Answer, Chance, Counts, Findings, Task
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Counts, Findings, Task
 from posttrain.tasks.diversity import DiversityBenchmark, corpus_distinct, prompt_measures, reply_measures
 from posttrain.tasks.measures import benchmark_record
 from posttrain.tasks.ngram_diversity import distinct_n

@@ -11,7 +11,8 @@ import pytest
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure, FinishReason
-from posttrain.tasks.base import Answer, Chance, Counts, Task
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Counts, Task
 from posttrain.tasks.checks import stated_number
 from posttrain.tasks.gsm8k import Gsm8kBenchmark
 

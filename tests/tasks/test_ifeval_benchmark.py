@@ -11,7 +11,8 @@ import pytest
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure, FinishReason
-from posttrain.tasks.base import Answer, Chance, Counts, Findings, Task
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Counts, Findings, Task
 from posttrain.tasks.ifeval import IfevalBenchmark
 from posttrain.tasks.ifeval_rules.scoring import RANDOM_KEYS, load_replies
 from posttrain.tasks.measures import results

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from posttrain.generate.engine import Failure, Sampling, Usage
-from posttrain.stats.intervals import mcnemar, wilson
-from posttrain.tasks.base import Answer, Chance, Counts, Findings, Measure, Task, Value
+from posttrain.stats.intervals import Chance, mcnemar, wilson
+from posttrain.tasks.base import Answer, Counts, Findings, Measure, Task, Value
 from posttrain.tasks.measures import (
     benchmark_record,
     difference_of,

@@ -11,7 +11,8 @@ import pytest
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure
-from posttrain.tasks.base import Answer, Chance, Counts, Task
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Counts, Task
 from posttrain.tasks.measures import benchmark_record
 from posttrain.tasks.ngram_overlap import BleuCounts, corpus_bleu
 from posttrain.tasks.overlap import OverlapBenchmark, corpus_bleu_interval

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain.lab.models import Lineage
 from posttrain.model.frozen import frozen_model
+from posttrain.model.lineage import Lineage
 from posttrain.tasks.checks import Check
 from posttrain.tasks.prompts import Prompt
 from posttrain.tasks.replies import accuracy_record, reply_records

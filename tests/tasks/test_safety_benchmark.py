@@ -20,9 +20,10 @@ from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure, Sampling
 from posttrain.generate.fake import FakeEngine
 from posttrain.judge.config import Plan
-from posttrain.judge.judge import judge
+from posttrain.judge.judge import Judged, judge
 from posttrain.judge.refusal import refusal_table, rule_label, xstest_label
-from posttrain.tasks.base import Answer, Chance, Judged, Shown, Task
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Shown, Task
 from posttrain.tasks.measures import benchmark_record, results
 from posttrain.tasks.safety import SafetyBenchmark
 from posttrain.tasks.safety_prompts import load_safety_file, load_safety_rows

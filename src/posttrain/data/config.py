@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, MinLen
 from pydantic import Discriminator
 
-from posttrain.data.decontaminate.step import DecontaminateStep
-from posttrain.data.dedup.step import DedupStep
+from posttrain.data.decontaminate.config import DecontaminateStep
+from posttrain.data.dedup.config import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats.ranked import PairRule
 from posttrain.data.mix import MixStep
-from posttrain.data.select.step import SelectStep
+from posttrain.data.select.config import SelectStep
 from posttrain.data.split import SplitStep
+from posttrain.references import NamesStage
+
+if TYPE_CHECKING:
+    from posttrain.data.places import Resolve
 
 ChainStep = Annotated[FilterStep | DedupStep | DecontaminateStep | SelectStep | SplitStep, Discriminator("kind")]
 """A step of the data chain."""
@@ -24,9 +28,9 @@ RowsWanted = Literal["auto", "conversations", "pairs", "feedback", "prompts"]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One set of rows: a file, a folder of files, a demo asset (its name), or a hub data set (``org/name``)."""
+    """One set of rows: a stage of the recipe that hands on rows, a file, a folder, a demo asset (its name), or a hub data set (``org/name``)."""
 
-    path: str
+    path: Annotated[str, NamesStage("rows", or_outside="rows")]
     format: str = "auto"
     """A row format (see docs/data-formats.md) or ``auto`` to detect it."""
     columns: dict[str, str] | None = None
@@ -42,12 +46,21 @@ class Source:
     pairs: PairRule | None = None
     """Which pairs are made of rated or ranked answers (UltraFeedback, Nectar, scored responses). Not for other formats."""
 
+    def content(self, resolve: Resolve) -> str:
+        """Digest of the bytes of its files, or the commit of a hub data set. Raises DataError where it is missing."""
+        from posttrain.artifacts import digest
+        from posttrain.data.places import locate
+        from posttrain.data.sources import content_digest  # here: reading a recipe needs no polars
+
+        return digest(
+            [content_digest(part) for part in locate(self.path, resolve, self.split, config=self.config).parts]
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataStage:
+class DataSettings:
     """Read and check rows, drop exact duplicates, run the chain of steps, and split."""
 
-    kind: Literal["data"]
     sources: Annotated[tuple[Source, ...], MinLen(1)]
     rows: RowsWanted = "auto"
     """What the rows should be: ``auto`` takes what the formats of the sources give, which must agree; ``conversations`` makes

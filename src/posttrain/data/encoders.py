@@ -8,7 +8,6 @@ docs/data-decontamination.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,9 +132,8 @@ class StaticEncoder:
         return unit_rows(means)
 
 
-@cache
-def loaded_encoder(name: str) -> Encoder:
-    """The encoder of a name in :data:`ENCODERS`, or of a folder of static embeddings; its weights are loaded once in a process.
+def make_encoder(name: str) -> Encoder:
+    """The encoder of a name in :data:`ENCODERS`, or of a folder of static embeddings. Loads its weights.
 
     Raises ConfigError for an unknown name, a missing package, or a folder that holds something else.
     """

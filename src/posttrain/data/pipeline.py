@@ -16,8 +16,9 @@ from typing import Any
 import polars as pl
 
 from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
-from posttrain.data.config import DataStage, RowsWanted, Source
-from posttrain.data.decontaminate.step import DecontaminateStep
+from posttrain.data.chain import SHOWN_REJECTS, run_step, run_steps
+from posttrain.data.config import DataSettings, RowsWanted, Source
+from posttrain.data.decontaminate import DecontaminateStep
 from posttrain.data.engine import map_blocks
 from posttrain.data.formats import FORMATS, NoFormatError
 from posttrain.data.formats.columns import check_columns
@@ -42,14 +43,14 @@ from posttrain.data.rows import BLOCK_ROWS, conversations, scan_rows, write_rows
 from posttrain.data.sniff import EmptyFileError
 from posttrain.data.sources import content_digest, read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
-from posttrain.data.steps import SHOWN_REJECTS, Progress, StepRun, blocks, count_rows, run_step, run_steps
+from posttrain.data.steps import Progress, StepRun, blocks, count_rows
 from posttrain.data.streams import printable
 from posttrain.errors import ConfigError, DataError
 from posttrain.types import Origin, Row, RowKind, SftRow
 
 
 def prepare(
-    stage: DataStage, out: StageDir, seed: int, resolve: Resolve, progress: Progress | None = None
+    stage: DataSettings, out: StageDir, seed: int, resolve: Resolve, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Read all sources, drop what can't be used and exact duplicates, run the steps, split, and write the stage's files.
 
@@ -124,7 +125,7 @@ def gather(
     return path, ledger
 
 
-def _check_split(stage: DataStage) -> None:
+def _check_split(stage: DataSettings) -> None:
     if not stage.splits:
         return
     if not isinstance(stage.steps[-1], SplitStep) or sum(isinstance(step, SplitStep) for step in stage.steps) > 1:
@@ -216,7 +217,7 @@ def rows_at(source: Source, index: int, resolve: Resolve, wanted: RowsWanted = "
     raise DataError(f"no row {index}: there are {count}", where=source.path, fix="rows count from 0")
 
 
-def inputs_digest(stage: DataStage, resolve: Resolve) -> str:
+def inputs_digest(stage: DataSettings, resolve: Resolve) -> str:
     """sha256 over the content of everything the stage and its steps read: file bytes, or the commit of a hub data set.
 
     Raises DataError where a source or benchmark is missing.

@@ -19,22 +19,27 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from posttrain.artifacts import write_json
-from posttrain.data.chain_profile import chain_facts
+from posttrain.artifacts import read_json, write_json
 from posttrain.data.engine import map_rows
 from posttrain.data.kinds import kind_of_files
 from posttrain.data.language import identifier, identifier_words, language_of
+from posttrain.data.preference_profile import preference_summary, reply_columns
 from posttrain.data.prose import parts_of
-from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, conversations, rejected_sides
+from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, conversations
 from posttrain.data.steps import Progress, StepRun, count_rows
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
-from posttrain.types import Message, RowKind
+from posttrain.types import Message
 
 PROFILE_SCHEMA = 1
 LIMITS = (512, 1024, 2048, 4096)
 COVER = 0.95
 BINS = 40
+EXAMPLES = 3
+"""Removed rows shown for each reason of each step."""
+CLUSTER_EXAMPLES, CLUSTER_MEMBERS = 6, 4
+EXCERPT = 400
+"""Characters shown of a turn."""
 META_KEYS, META_VALUES, META_CHARACTERS = 1000, 1000, 60
 """So many keys of meta are followed, with so many of their values, and the beginning of each."""
 SHOWN_META_KEYS, SHOWN_META_VALUES = 20, 3
@@ -113,6 +118,7 @@ def profile(
         for _, block in map_rows(look, path, (*SCHEMA, *LINEAGE), run, f"profile {path.name}"):
             seen.add(block)
     table = pl.concat(seen.tables)
+    steps = chain_steps(chain) if chain is not None else []
     found: dict[str, Any] = {
         "schema": PROFILE_SCHEMA,
         "rows": len(table),
@@ -126,12 +132,19 @@ def profile(
         "turns": _turns(table["turns"].to_numpy()),
         "lengths": {name: length_summary(table[name].to_numpy(), limits) for name in ("whole", "user", "assistant")},
         "covering": _covering(table["whole"].to_numpy()),
-        "preferences": _preferences(table, kind),
+        "preferences": preference_summary(table, kind),
         "languages": _shares(table, "language"),
         "language_rule": identifier_words("auto"),
         "sources": _parts(table, "source"),
         "splits": _parts(table, "split") if table["split"].null_count() < len(table) else [],
-        **chain_facts(chain),
+        "funnel": funnel(chain, steps) if chain is not None else [],
+        "removed": [
+            *(_unread(chain) if chain is not None else []),
+            *(entry for step in steps for entry in _removed(*step)),
+            *(_removed("mix", chain / "mix") if chain is not None else []),
+        ],
+        "clusters": _last(_clusters(folder) for _, folder in steps),
+        "contamination": _last(_contamination(folder) for _, folder in steps),
     }
     write_json(out / "profile.json", found)
     return found
@@ -216,7 +229,7 @@ def _look(block: pl.DataFrame, counter: TokenCounter) -> _Seen:
                 for name in ("whole", "user", "assistant")
             ),
             "desirable",
-            *_reply_columns(block, counter),
+            *reply_columns(block, counter),
         )
     )
     return seen
@@ -371,59 +384,175 @@ def _p50(values: NDArray[Any]) -> int:
     return int(np.quantile(values, 0.5, method="inverted_cdf"))
 
 
-# ---- preferences ---------------------------------------------------------------------------------------------------
-
-_REPLY_COLUMNS: dict[str, Any] = {"reply": pl.UInt32, "rejected_reply": pl.UInt32}
-_REPLY_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "max": 1.0}
+# ---- the chain before ----------------------------------------------------------------------------------------------
 
 
-def _reply_columns(block: pl.DataFrame, counter: TokenCounter) -> list[pl.Series]:
-    """Of every row of a block the tokens of its reply (the chosen one, the judged one) and of the rejected one; null elsewhere.
+def chain_steps(chain: Path) -> list[tuple[str, Path]]:
+    """(name, folder) of the finished steps of a data stage (``steps/01-filter``), or of the one step whose folder it is."""
+    folders = sorted(path.parent for path in (chain / "steps").glob("*/ledger.json"))
+    if folders:
+        return [(folder.name, folder) for folder in folders]
+    return [(read_json(chain / "ledger.json")["steps"][-1]["name"], chain)] if (chain / "ledger.json").exists() else []
 
-    Only the assistant's turns count.
+
+def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
+    """One line a step, in order: rows in and out, and what was dropped.
+
+    The stage's own ledger comes first (reading, formats, exact duplicates) and last (held-out rows, the mix of the others);
+    the lines of its chain of steps stand between, once each.
     """
-    prompts = block["prompt_turns"].to_list()
-    if None in prompts:
-        return [
-            pl.Series(name, [None], dtype=kind).new_from_index(0, len(block)) for name, kind in _REPLY_COLUMNS.items()
-        ]
-    replies = [turns[begin:] for turns, begin in zip(conversations(block), prompts, strict=True)]
-    rejected = [] if block["rejected"].null_count() else list(rejected_sides(block))
-    lengths: tuple[list[int], list[int] | list[None]]
-    lengths = _reply_lengths(replies, counter), _reply_lengths(rejected, counter) if rejected else [None] * len(block)
+    inner = [
+        {**line, "folder": label}
+        for label, folder in steps
+        if folder != chain
+        for line in read_json(folder / "ledger.json")["steps"]
+    ]
+    own = read_json(chain / "ledger.json")["steps"] if (chain / "ledger.json").exists() else []
+    names = {line["name"] for line in inner}
+    outer = [{**line, "folder": None} for line in own if line["name"] not in names]
+    last = [line for line in outer if line["name"] in ("split", "mix")]
+    lines = [line for line in outer if line not in last] + inner + last
+    start = lines[0]["rows_in"] if lines else 0
     return [
-        pl.Series(name, values, dtype=_REPLY_COLUMNS[name])
-        for name, values in zip(_REPLY_COLUMNS, lengths, strict=True)
+        {
+            "step": line["name"],
+            "folder": line["folder"],
+            "rows_in": line["rows_in"],
+            "added": line["added"],
+            "rows_out": line["rows_out"],
+            "dropped": line["dropped"],
+            "notes": line["notes"],
+            "kept_share": line["rows_out"] / (line["rows_in"] + line["added"]) if line["rows_in"] else None,
+            "share_of_start": line["rows_out"] / start if start else None,
+        }
+        for line in lines
     ]
 
 
-def _preferences(table: pl.DataFrame, kind: RowKind | None) -> dict[str, Any] | None:
-    """The numbers of a table with the columns of :func:`_reply_columns` and ``desirable``; None for conversations."""
-    if kind not in ("pairs", "feedback"):
-        return None
-    judged = table["desirable"]
-    if kind == "pairs":
-        replies = {"chosen": table["reply"], "rejected": table["rejected_reply"]}
-    else:
-        replies = {"desirable": table["reply"].filter(judged), "undesirable": table["reply"].filter(~judged)}
+def _unread(chain: Path) -> list[dict[str, Any]]:
+    """What the stage itself dropped (unreadable, of no format, exact duplicates): its ledger keeps place and detail, no text."""
+    path = chain / "ledger.json"
+    if not path.exists():
+        return []
+    ledger = read_json(path)
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for reject in ledger["rejects"]:
+        found.setdefault((reject["step"], reject["reason"]), []).append(reject)
+    without_text = dict.fromkeys(("id", "twin", "prompt", "reply"))
+    return [
+        {
+            "step": step,
+            "reason": reason,
+            "rows": len(rejects),
+            "examples": [
+                {**without_text, **{key: reject[key] for key in ("file", "line", "detail")}}
+                for reject in rejects[:EXAMPLES]
+            ],
+        }
+        for (step, reason), rejects in found.items()
+    ]
+
+
+def _removed(label: str, folder: Path) -> list[dict[str, Any]]:
+    """Every reason of a step with its count and a few rows: those with the smallest content ids, whatever the order."""
+    path = folder / "rejects.parquet"
+    if not path.exists():
+        return []
+    frame = pl.scan_parquet(path, glob=False, row_index_name="place")
+    places = frame.select("place", "id", "reason", "file", "line").collect().sort("id", "file", "line")
+    counts = places.group_by("reason").len().sort(["len", "reason"], descending=[True, False])
+    chosen = places.group_by("reason", maintain_order=True).head(EXAMPLES)["place"].to_list()
+    taken = frame.filter(pl.col("place").is_in(chosen)).collect().sort("id", "file", "line").to_dicts()
+    return [
+        {
+            "step": label,
+            "reason": reason,
+            "rows": count,
+            "examples": [_example(record) for record in taken if record["reason"] == reason],
+        }
+        for reason, count in counts.iter_rows()
+    ]
+
+
+def _example(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "kind": kind,
-        "rows": len(table),
-        "replies": {name: _quantiles(lengths) for name, lengths in replies.items() if len(lengths)},
-        "chosen_longer": _true_share(table["reply"] > table["rejected_reply"]) if kind == "pairs" else None,
-        "desirable": _true_share(judged) if kind == "feedback" else None,
+        **{key: record[key] for key in ("id", "file", "line", "detail", "twin")},
+        "prompt": _turn_excerpt(record["messages"], "user"),
+        "reply": _turn_excerpt(record["messages"], "assistant"),
     }
 
 
-def _reply_lengths(replies: Iterable[Sequence[Message]], counter: TokenCounter) -> list[int]:
-    return [count.assistant for count in counter.count([(tuple(turns), ()) for turns in replies])]
+def _turn_excerpt(turns: Sequence[Mapping[str, Any]], role: str) -> str | None:
+    """The beginning of the first turn of a role."""
+    text = next((turn["content"] for turn in turns if turn["role"] == role), None)
+    return None if text is None else text if len(text) <= EXCERPT else f"{text[:EXCERPT].rstrip()} ..."
 
 
-def _quantiles(lengths: pl.Series) -> dict[str, int]:
-    """The smallest lengths that so many of the replies stay within."""
-    found = np.quantile(lengths.to_numpy(), list(_REPLY_QUANTILES.values()), method="inverted_cdf")
-    return {"rows": len(lengths), **{name: int(length) for name, length in zip(_REPLY_QUANTILES, found, strict=True)}}
+def _clusters(folder: Path) -> dict[str, Any] | None:
+    """How many clusters of near-duplicates there are, how large, and a few with their texts: the largest and the least alike."""
+    path = folder / "clusters.parquet"
+    if not path.exists():
+        return None
+    table = pl.read_parquet(path, columns=["cluster", "id", "representative", "similarity", "kept"])
+    clusters = (
+        table.group_by("cluster")
+        .agg(pl.len().alias("size"), pl.col("similarity").min().alias("least"))
+        .filter(pl.col("size") > 1)
+    )
+    if not len(clusters):
+        return {"clusters": 0, "rows": 0, "dropped": 0, "sizes": [], "examples": []}
+    sizes = clusters.group_by("size").len().sort("size")
+    half = CLUSTER_EXAMPLES // 2
+    largest = clusters.sort(["size", "cluster"], descending=[True, False]).head(half)
+    least = clusters.join(largest, on="cluster", how="anti").sort("least", "cluster").head(CLUSTER_EXAMPLES - half)
+    chosen = pl.concat([largest, least])
+    members = table.filter(pl.col("cluster").is_in(chosen["cluster"].to_list())).sort(
+        ["cluster", "kept", "similarity", "id"], descending=[False, True, True, False]
+    )
+    shown = members.group_by("cluster", maintain_order=True).head(CLUSTER_MEMBERS)
+    texts = _texts(folder, set(shown["id"].to_list()))
+    return {
+        "clusters": len(clusters),
+        "rows": int(clusters["size"].sum()),
+        "dropped": int((~table["kept"]).sum()),
+        "sizes": [{"size": size, "clusters": count} for size, count in sizes.iter_rows()],
+        "examples": [
+            {
+                "cluster": cluster,
+                "size": size,
+                "members": [
+                    {**member, **texts.get(member["id"], {"prompt": None, "reply": None})}
+                    for member in shown.filter(pl.col("cluster") == cluster)
+                    .select("id", "similarity", "kept")
+                    .to_dicts()
+                ],
+            }
+            for cluster, size in chosen.select("cluster", "size").iter_rows()
+        ],
+    }
 
 
-def _true_share(true: pl.Series) -> float:
-    return int(true.sum()) / len(true)
+def _texts(folder: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Excerpts of the rows with these ids, kept or dropped by the step."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("rows.parquet", "rejects.parquet"):
+        if (folder / name).exists():
+            wanted = pl.scan_parquet(folder / name, glob=False).filter(pl.col("id").is_in(list(ids)))
+            for row_id, turns in wanted.select("id", "messages").collect().iter_rows():
+                found[row_id] = {"prompt": _turn_excerpt(turns, "user"), "reply": _turn_excerpt(turns, "assistant")}
+    return found
+
+
+def _contamination(folder: Path) -> dict[str, Any] | None:
+    """The table of benchmarks of a decontamination, as it was written."""
+    path = folder / "benchmarks.parquet"
+    if not path.exists():
+        return None
+    table = pl.read_parquet(path)
+    return {"columns": table.columns, "rows": table.to_dicts()}
+
+
+def _last(found: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The last of the tables: of two steps of a kind, what the later one says is about what is left."""
+    there = [one for one in found if one is not None]
+    return there[-1] if there else None

@@ -14,7 +14,6 @@ from typing import Any, Literal, cast
 import polars as pl
 
 from posttrain.artifacts import atomic_path, write_error
-from posttrain.data.text import COMPARED_ROLES, Fields
 from posttrain.errors import DataError
 from posttrain.types import Message, Origin, PairRow, PromptRow, Row, RowKind, SftRow, ToolCall, UnpairedRow
 
@@ -268,13 +267,6 @@ def conversations(block: pl.DataFrame) -> Iterator[tuple[Message, ...]]:
 def rejected_sides(block: pl.DataFrame) -> Iterator[tuple[Message, ...]]:
     """The turns of the rejected side of every pair of a block of rows (its column ``rejected``)."""
     yield from map(_messages, block["rejected"].to_list())
-
-
-def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
-    """:func:`posttrain.data.text.compared_text` of every row of a block of rows (its column ``messages``)."""
-    turn = pl.element().struct
-    chosen = pl.element().filter(turn.field("role").is_in(COMPARED_ROLES[fields])).struct.field("content")
-    return block.select(pl.col("messages").list.eval(chosen).list.join("\n")).to_series().to_list()
 
 
 def _parts(record: dict[str, Any]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:

@@ -40,7 +40,7 @@ class LocalEngine:
     """Answers with a model of this process (see `posttrain.model.frozen.frozen_model`).
 
     ``name`` is what the fingerprint calls the model: give the digest of its weights where answers are cached. ``stops``: token
-    sequences that end a reply (`posttrain.lab.models.Lineage`). ``slots``: replies made at once. A request's ``seed``
+    sequences that end a reply (`posttrain.model.lineage.Lineage`). ``slots``: replies made at once. A request's ``seed``
     and number of the draw decide what is drawn, whatever else is asked; a prompt that the template refuses, or that leaves no
     room for a token in the model's context, is a Failure ``invalid_request``.
     """

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, MinLen
 
 from posttrain.generate.wire import OURS
+from posttrain.references import NamesFile, NamesModel, NamesStage
 
 JudgeTask = Literal["pair", "single", "label"]
 """What a judge says: a verdict on two replies, a rating of one, or a label of one."""
@@ -89,15 +90,15 @@ class JudgeSource:
     """Further fields of a request, as ``{options: {num_ctx: 8192}}``; null takes one away: ``{temperature: null}`` (servers only)."""
     request_timeout: Annotated[float, Gt(0)] | None = None
     """Seconds from sending one request to its whole answer (servers only); null = 300."""
-    local: str | None = None
+    local: Annotated[str, NamesStage("model", or_outside="model")] | None = None
     """A run's train stage, a model folder, an adapter, an asset or a hub name."""
-    gguf: str | None = None
+    gguf: Annotated[str, NamesFile()] | None = None
     """A GGUF file, run in this process by llama.cpp (extra ``llamacpp``)."""
     context: Annotated[int, Ge(64)] | None = None
     """Tokens of prompt and reply together that a GGUF judge has room for; null = 8192."""
-    reward: str | None = None
+    reward: Annotated[str, NamesStage("reward_model", or_outside="model")] | None = None
     """A trained reward model: a run's train stage or a folder. It judges pairs."""
-    base: str | None = None
+    base: Annotated[str, NamesModel()] | None = None
     """Base model of an adapter folder, where it is not the one it names (``local`` and ``reward``)."""
 
     def __post_init__(self) -> None:

@@ -50,6 +50,13 @@ class Game(NamedTuple):
     """The first reply was cut off at its limit, and the question was asked once more with a higher one."""
 
 
+class Judged(NamedTuple):
+    """One judge's games over the items it was given."""
+
+    name: str
+    games: list[Game]
+
+
 Question = tuple[int, int]
 """(place of the item, turn): what a verdict or a mean rating belongs to."""
 

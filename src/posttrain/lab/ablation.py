@@ -14,11 +14,11 @@ from typing import Literal
 
 from posttrain.artifacts import write_text
 from posttrain.config import resolved_yaml
-from posttrain.data.config import DataStage
 from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import source_names
 from posttrain.errors import ConfigError
-from posttrain.lab.recipe import Recipe, load_recipe
+from posttrain.lab.recipe import Recipe, load_recipe, with_whole_paths
+from posttrain.stages.data import DataStage
 
 Kind = Literal["leave_one_out", "sub_samples"]
 Change = Callable[[MixStep], MixStep]
@@ -44,7 +44,7 @@ def ablation_recipes(recipe_path: Path, out: Path, kind: Kind) -> list[Planned]:
 
     Raises ConfigError where the recipe is wrong or there is nothing to leave out, RunError where ``out`` can't be written.
     """
-    recipe = _with_whole_paths(load_recipe(recipe_path))
+    recipe = with_whole_paths(_with_names(load_recipe(recipe_path)))
     plan = {"leave_one_out": _left_out, "sub_samples": _sub_samples}[kind](recipe, str(recipe_path))
     planned = []
     for name, (changed, variant) in plan.items():
@@ -104,24 +104,20 @@ def _with_mix(recipe: Recipe, stages: Set[str], change: Change) -> Recipe:
     return replace(recipe, stages={**recipe.stages, **changed})
 
 
-def _with_whole_paths(recipe: Recipe) -> Recipe:
-    """Paths that mean something on this disk in full, so that a recipe written elsewhere means the same."""
-
-    def whole(text: str) -> str:
-        return str(Path(text).resolve()) if Path(text).exists() else text
-
-    stages = {}
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, DataStage):
-            # named first: the default name is the stem of the path as it was written
-            sources = zip(stage.sources, source_names(stage.sources), strict=True)
-            stage = replace(stage, sources=tuple(replace(s, name=own, path=whole(s.path)) for s, own in sources))
-        for key in ("template", "prompts"):
-            value = getattr(stage, key, None)
-            if isinstance(value, str) and value != "builtin":
-                stage = replace(stage, **{key: whole(value)})  # type: ignore[arg-type]
-        stages[name] = stage
-    return replace(recipe, model=whole(recipe.model), stages=stages)
+def _with_names(recipe: Recipe) -> Recipe:
+    """The recipe with every source named: the default name is the stem of the path as it was written."""
+    named = {
+        name: replace(
+            stage,
+            sources=tuple(
+                replace(source, name=own)
+                for source, own in zip(stage.sources, source_names(stage.sources), strict=True)
+            ),
+        )
+        for name, stage in recipe.stages.items()
+        if isinstance(stage, DataStage)
+    }
+    return replace(recipe, stages={**recipe.stages, **named})
 
 
 def _slug(name: str, taken: Mapping[str, object]) -> str:

@@ -19,14 +19,15 @@ from rich.text import Text
 from posttrain import assets
 from posttrain.artifacts import Ledger, LedgerStep, RunDir, digest, read_json, remove_leftovers, write_json
 from posttrain.config import Document, Section, build, override, parse_yaml, sections
-from posttrain.data.config import ChainStep, DataStage, Source
+from posttrain.data.chain import nothing_left, run_step
+from posttrain.data.config import ChainStep, DataSettings, Source
 from posttrain.data.kinds import kind_of_files
 from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import SIDES, gather, inputs_digest, nothing_usable, step_inputs
 from posttrain.data.places import DataFile, locate
 from posttrain.data.profile import COMPARISON, profile
 from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, rows_kind, scan_rows, write_rows
-from posttrain.data.steps import Step, StepRun, count_rows, nothing_left, run_step
+from posttrain.data.steps import Step, StepRun, count_rows
 from posttrain.data.streams import printable
 from posttrain.errors import ConfigError, DataError, InterruptedRunError
 from posttrain.lab.display import Display
@@ -89,7 +90,7 @@ def run_data_command(kind: str, options: Sequence[str], command: DataCommand, co
     sources = sources_of(command.files, command.row_format, command.columns, command.split, command.config)
     if not sources:
         raise ConfigError("no files", where=f"posttrain data {kind}", fix=f"posttrain data {kind} rows.jsonl -o out")
-    stage = DataStage(kind="data", sources=sources)
+    stage = DataSettings(sources=sources)
     with RunDir(out).lock(), Display(console) as display:
         remove_leftovers(out)
         inputs = [inputs_digest(stage, assets.resolve_data), step_inputs(step, assets.resolve_data)]
@@ -246,7 +247,7 @@ def run_profile(
     counter = COMPARISON
     if model is not None:
         from posttrain.lab.lengths import model_counter
-        from posttrain.lab.targets import resolve_target
+        from posttrain.model.targets import resolve_target
 
         counter = model_counter(resolve_target(model).template, model)
     with RunDir(out).lock(), Display(console) as display:

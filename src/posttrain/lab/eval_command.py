@@ -12,10 +12,11 @@ import yaml
 
 from posttrain.config import override, parse_yaml, read_yaml
 from posttrain.errors import ConfigError
-from posttrain.lab.judges import plain
+from posttrain.judge.pool import plain
 from posttrain.lab.judging import judge_config
-from posttrain.lab.recipe import BASE, Recipe, recipe_of
-from posttrain.lab.targets import resolve_target
+from posttrain.lab.recipe import Recipe, recipe_of
+from posttrain.model.targets import resolve_target
+from posttrain.stages.base import BASE
 
 STAGE = "evaluate"
 WHERE = "posttrain eval"

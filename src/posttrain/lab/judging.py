@@ -24,6 +24,7 @@ from posttrain.judge.config import JUDGES, JudgeConfig, JudgePrompt, JudgeSource
 from posttrain.judge.items import Item, ItemsRead, needs_reference, read_items
 from posttrain.judge.judge import (
     Game,
+    Judged,
     Question,
     asks_of,
     game_record,
@@ -34,15 +35,15 @@ from posttrain.judge.judge import (
     shows_reference,
 )
 from posttrain.judge.parsers import PARSERS
+from posttrain.judge.pool import JudgeRoom, plain
 from posttrain.judge.prompts import KINDS, load_prompt
 from posttrain.judge.scores import model_ratings, panel_ratings
 from posttrain.judge.verdicts import Missing, Verdict, mirrored
 from posttrain.judge.win_rates import mean_interval, win_rates
 from posttrain.lab.display import Display
-from posttrain.lab.judges import JudgeRoom, plain
 from posttrain.lab.options import option_line, split_arguments
+from posttrain.stats.intervals import Chance
 from posttrain.table import did_you_mean
-from posttrain.tasks.base import Chance, Judged
 
 SCHEMA = 1
 SHOWN_BAD_LINES = 20

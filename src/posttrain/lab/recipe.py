@@ -12,31 +12,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Le, MinLen
-from pydantic import Discriminator
 
-from posttrain.config import ConfigPath, Document, Problem, build, override, read_yaml
-from posttrain.data.config import DataStage
-from posttrain.judge.config import JudgeSource
-from posttrain.objectives import RewardObjective
-from posttrain.report.config import ReportStage
-from posttrain.stages.eval import EvalStage
-from posttrain.stages.train import TrainStage
+from posttrain import assets
+from posttrain.config import Document, Problem, build, dotted, override, read_yaml
+from posttrain.references import (
+    NamesEntry,
+    NamesModel,
+    NamesStage,
+    Reference,
+    is_builtin,
+    references,
+    with_references,
+)
+from posttrain.stages import AnyStage
+from posttrain.stages.base import BASE
 from posttrain.table import did_you_mean
-from posttrain.tasks import benchmark_files, with_files
-
-BASE = "base"
-"""The recipe's model, wherever a train stage could be named."""
-
-JUDGE_TARGETS = ("local", "reward")
-"""Keys of a judge that may name a train stage of the recipe."""
-
-Stage = Annotated[DataStage | TrainStage | EvalStage | ReportStage, Discriminator("kind")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +41,11 @@ class Recipe:
 
     name: str
     """Name of the run folder ``runs/<name>``: letters, digits, ``-``, ``_`` and ``.``."""
-    model: str
+    model: Annotated[str, NamesModel()]
     """The base model: a demo asset, a hub name (``org/name``) or a folder in Hugging Face format."""
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Seed of everything random: the split, the order of rows, dropout, bootstrap resamples."""
-    stages: Annotated[dict[str, Stage], MinLen(1)]
+    stages: Annotated[dict[str, AnyStage], MinLen(1)]
     """The stages by name (letters, digits, ``-`` and ``_``; not ``base``). Order matters only where no reference decides."""
 
 
@@ -66,13 +62,33 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def recipe_of(document: Document) -> Recipe:
     """The recipe that a document holds, checked. Raises ConfigError as `load_recipe`."""
     recipe = build(Recipe, document)
-    problems = [*_name_problems(recipe), *_reference_problems(recipe)] or _cycle_problems(recipe)
-    if problems:
+    problems = [*_name_problems(recipe), *_reference_problems(recipe), *_own_problems(recipe)]
+    if problems := problems or _cycle_problems(recipe):
         raise document.error(problems)
-    return _settled(recipe, document)
+    stages = {name: stage.settled() for name, stage in recipe.stages.items()}
+    return _with_paths(replace(recipe, stages=stages), document)
 
 
 # ---- the graph -----------------------------------------------------------------------------------------------------
+
+
+def named_stage(recipe: Recipe, one: Reference) -> str | None:
+    """The stage that a reference of the recipe means, or ``base``; None where it means something else.
+
+    Where a text may also name something from outside, it does so unless another stage has that name.
+    """
+    if not isinstance(one.marker, NamesStage):
+        return None
+    if one.marker.unless_in is not None and one.text in getattr(one.owner, one.marker.unless_in):
+        return None
+    if one.marker.or_outside is not None:
+        return one.text if one.text in recipe.stages and one.text != one.path[1] else None
+    return one.text
+
+
+def stage_references(recipe: Recipe, name: str) -> list[Reference]:
+    """What the configuration of a stage names; paths begin at the recipe."""
+    return [one for one in references(recipe) if one.path[:2] == ("stages", name)]
 
 
 def stage_inputs(recipe: Recipe, name: str) -> dict[str, str]:
@@ -81,13 +97,14 @@ def stage_inputs(recipe: Recipe, name: str) -> dict[str, str]:
     The keys are those of the stage's configuration (``data``, ``start_from``, ``models.1``); a report has no references, it reads every
     other stage under that stage's own name.
     """
-    if isinstance(recipe.stages[name], ReportStage):
-        return {other: other for other, stage in recipe.stages.items() if not isinstance(stage, ReportStage)}
-    return {key: stage for key, (stage, _) in _references(recipe, recipe.stages[name]).items() if stage != BASE}
+    if recipe.stages[name].reads_all:
+        return {other: other for other, stage in recipe.stages.items() if not stage.reads_all}
+    found = ((one, named_stage(recipe, one)) for one in stage_references(recipe, name))
+    return {dotted(one.path[2:]): stage for one, stage in found if stage not in (None, BASE)}
 
 
-def execution_order(recipe: Recipe) -> tuple[str, ...]:
-    """The stages, every one after all it reads, otherwise in the order of the file."""
+def execution_order(recipe: Recipe, names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The stages (or the named ones and all they read), every one after all it reads, otherwise in the order of the file."""
     done: dict[str, None] = {}
 
     def visit(name: str) -> None:
@@ -97,37 +114,12 @@ def execution_order(recipe: Recipe) -> tuple[str, ...]:
             done[name] = None
 
     for name in recipe.stages:
-        visit(name)
+        if names is None or name in names:
+            visit(name)
     return tuple(done)
 
 
-def _references(recipe: Recipe, stage: Stage) -> dict[str, tuple[str, type]]:
-    """Key -> (name, kind of stage it must be). Where a train stage is due, ``base`` is as good."""
-    match stage:
-        case TrainStage():
-            found: dict[str, tuple[str, type]] = {
-                "data": (stage.data, DataStage),
-                "start_from": (stage.start_from, TrainStage),
-            }
-            if (reference := getattr(stage.objective, "reference", None)) is not None:
-                found["objective.reference"] = (reference, TrainStage)
-            return found
-        case EvalStage():
-            found = {} if stage.data is None else {"data": (stage.data, DataStage)}
-            for index, name in enumerate(stage.models):
-                if name not in stage.others:
-                    found[f"models.{index}"] = (name, TrainStage)
-            for index, source in enumerate(stage.judge.judges if stage.judge is not None else ()):
-                for key in JUDGE_TARGETS:
-                    if (target := getattr(source, key)) in recipe.stages:
-                        found[f"judge.judges.{index}.{key}"] = (target, TrainStage)
-            return found
-        case _:
-            return {}
-
-
-def _path(stage: str, key: str) -> ConfigPath:
-    return ("stages", stage, *(int(part) if part.isdigit() else part for part in key.split(".")))
+# ---- what can be wrong ---------------------------------------------------------------------------------------------
 
 
 def _name_problems(recipe: Recipe) -> list[Problem]:
@@ -151,7 +143,7 @@ def _name_problems(recipe: Recipe) -> list[Problem]:
             )
         if name == BASE:
             problems.append(Problem(path, "'base' is the name of the recipe's model; give this stage another name"))
-        if name == "report" and not isinstance(stage, ReportStage):
+        if name == "report" and not stage.reads_all:
             problems.append(
                 Problem(
                     path, f"the folder report/ of a run is for the report; give this {stage.kind} stage another name"
@@ -160,78 +152,52 @@ def _name_problems(recipe: Recipe) -> list[Problem]:
         # On file systems that ignore case the two would share one folder.
         if folded.setdefault(name.casefold(), name) != name:
             problems.append(Problem(path, f"the name differs only by case from the stage {folded[name.casefold()]!r}"))
-    reports = [name for name, stage in recipe.stages.items() if isinstance(stage, ReportStage)]
+    reports = [name for name, stage in recipe.stages.items() if stage.reads_all]
     problems += [
         Problem(("stages", name), f"a run has one report, and {reports[0]!r} is one already") for name in reports[1:]
     ]
     return problems
 
 
-def _reference_problems(recipe: Recipe) -> list[Problem]:
-    problems = []
-    for name, stage in recipe.stages.items():
-        for key, (target, kind) in _references(recipe, stage).items():
-            wrong = _wrong_reference(recipe, target, kind, scores=key.endswith(".reward"))
-            if wrong:
-                problems.append(Problem(_path(name, key), wrong))
-        if isinstance(stage, EvalStage):
-            seen = stage.models
-            if stage.reference is not None and stage.reference not in seen:
-                wrong = f"{stage.reference!r} is not one of this stage's models{did_you_mean(stage.reference, seen)}"
-                problems.append(Problem(_path(name, "reference"), wrong))
-            problems += [
-                Problem(_path(name, f"models.{i}"), f"{model!r} is listed twice")
-                for i, model in enumerate(seen)
-                if model in seen[:i]
-            ]
-            problems += _eval_problems(recipe, name, stage)
-    return problems
+def _reference_problems(recipe: Recipe) -> Iterator[Problem]:
+    for one in references(recipe):
+        stage = named_stage(recipe, one)
+        if stage is not None and (wrong := _wrong_stage(recipe, stage, one.marker)):
+            yield Problem(one.path, wrong)
+        if isinstance(one.marker, NamesEntry) and one.text not in (known := getattr(one.owner, one.marker.of)):
+            yield Problem(
+                one.path, f"{one.text!r} is not one of this stage's {one.marker.of}{did_you_mean(one.text, known)}"
+            )
 
 
-def _eval_problems(recipe: Recipe, name: str, stage: EvalStage) -> list[Problem]:
-    problems = []
-    if stage.data is None and stage.prompts is None and not stage.benchmarks:
-        problems.append(Problem(("stages", name), "nothing to measure: give data, prompts or benchmarks"))
-    data = None if stage.data is None else recipe.stages.get(stage.data)
-    if isinstance(data, DataStage) and data.held_out_amount == 0:
-        problems.append(Problem(("stages", name, "data"), f"{stage.data!r} holds out no rows to measure on"))
-    for other in stage.others:
-        path: ConfigPath = ("stages", name, "others", other)
-        if other == BASE or other in recipe.stages:
-            problems.append(Problem(path, f"{other!r} is a name of this recipe; give the model another one"))
-        elif other not in stage.models:
-            problems.append(Problem(path, f"{other!r} is not one of this stage's models; add it to models"))
-    for key in (*stage.benchmarks, *stage.others):
-        if not re.fullmatch(r"\w[\w.-]{0,99}", key):
-            where = "benchmarks" if key in stage.benchmarks else "others"
-            wrong = f"the name {key!r} can't be used; use letters, digits, '-', '_' and '.', starting with a letter or digit"
-            problems.append(Problem(("stages", name, where, key), wrong))
-    return problems
+GIVEN = {"rows": "rows", "model": "a model", "reward_model": "a reward model"}
+"""What a stage hands on, in words."""
 
 
-def _wrong_reference(recipe: Recipe, target: str, kind: type, *, scores: bool = False) -> str | None:
-    """What is wrong with a reference; ``scores``: a reward model is due."""
-    word = {DataStage: "data", TrainStage: "train"}[kind]
-    fitting = [name for name, stage in recipe.stages.items() if isinstance(stage, kind)]
-    fitting = [BASE, *fitting] if kind is TrainStage else fitting
-    if target in fitting:
-        stage = recipe.stages.get(target)
-        rewards = isinstance(stage, TrainStage) and isinstance(stage.objective, RewardObjective)
-        if scores and not rewards:
-            return f"{target!r} is no reward model (a train stage with objective: {{name: reward}})"
-        if rewards and not scores:
-            return f"{target!r} is a reward model: it scores replies and can't write or weigh them"
+def _wrong_stage(recipe: Recipe, name: str, marker: object) -> str | None:
+    """What is wrong with naming this stage."""
+    assert isinstance(marker, NamesStage)
+    fitting = [other for other, stage in recipe.stages.items() if stage.gives == marker.gives]
+    fitting = [BASE, *fitting] if marker.or_base else fitting
+    if name in fitting:
         return None
-    known = (
-        f"; {word} stages here: {', '.join(fitting) or 'none'}"
-        if kind is DataStage
-        else f"; possible here: {', '.join(fitting)}"
-    )
-    if target == BASE:
-        return f"a {word} stage is needed, not the base model{known}"
-    if target in recipe.stages:
-        return f"{target!r} is a {recipe.stages[target].kind} stage, but a {word} stage is needed{known}"
-    return f"there is no stage {target!r}{did_you_mean(target, fitting)}{known}"
+    given = recipe.stages[name].gives if name in recipe.stages else "model" if name == BASE else None
+    if marker.gives == "reward_model" and given == "model":
+        return f"{name!r} is no reward model (a train stage with objective: {{name: reward}})"
+    if marker.gives == "model" and given == "reward_model":
+        return f"{name!r} is a reward model: it scores replies and can't write or weigh them"
+    known = f"; possible here: {', '.join(fitting) or 'none'}"
+    due = f"but a stage that gives {GIVEN[marker.gives]} is needed"
+    if name == BASE:
+        return f"'base' is the recipe's model, {due}{known}"
+    if name in recipe.stages:
+        return f"{name!r} is a {recipe.stages[name].kind} stage, {due}{known}"
+    return f"there is no stage {name!r}{did_you_mean(name, fitting)}{known}"
+
+
+def _own_problems(recipe: Recipe) -> Iterator[Problem]:
+    for name, stage in recipe.stages.items():
+        yield from (Problem(("stages", name, *path), message) for path, message in stage.problems(recipe.stages))
 
 
 def _cycle_problems(recipe: Recipe) -> list[Problem]:
@@ -246,69 +212,42 @@ def _cycle_problems(recipe: Recipe) -> list[Problem]:
     for start in recipe.stages:
         circle = around(start, ())
         if circle:
-            key = next(k for k, target in stage_inputs(recipe, circle[0]).items() if target == circle[1])
-            return [
-                Problem(_path(circle[0], key), f"the stages start from each other in a circle: {' -> '.join(circle)}")
-            ]
+            found = (one.path for one in stage_references(recipe, circle[0]) if named_stage(recipe, one) == circle[1])
+            return [Problem(next(found), f"the stages start from each other in a circle: {' -> '.join(circle)}")]
     return []
 
 
-# ---- paths and rates ---------------------------------------------------------------------------------------------------------
+# ---- paths -------------------------------------------------------------------------------------------------------------------
 
 
-def _settled(recipe: Recipe, document: Document) -> Recipe:
-    """The recipe with its relative paths resolved (see the module's docstring for the rule) and every learning rate written out."""
+def _with_paths(recipe: Recipe, document: Document) -> Recipe:
+    """The recipe with its relative paths resolved (see the module's docstring for the rule)."""
     folder = Path(document.file).parent
 
-    def resolved(text: str, path: ConfigPath) -> str:
-        expanded = os.path.expanduser(text) if text.startswith("~") else text
-        if document.is_override(path) or os.path.isabs(expanded) or not expanded:
+    def resolved(one: Reference) -> str:
+        if named_stage(recipe, one) is not None or not on_disk(one):
+            return one.text
+        expanded = os.path.expanduser(one.text) if one.text.startswith("~") else one.text
+        if document.is_override(one.path) or os.path.isabs(expanded) or not expanded:
             return expanded
         beside = folder / expanded
         return os.path.normpath(beside) if beside.exists() else expanded
 
-    stages: dict[str, Any] = {
-        name: _stage_settled(
-            stage,
-            lambda text, key, name=name: resolved(text, _path(name, key)),  # type: ignore[misc]
-            tuple(recipe.stages),
-        )
-        for name, stage in recipe.stages.items()
-    }
-    return replace(recipe, model=resolved(recipe.model, ("model",)), stages=stages)
+    return with_references(recipe, resolved)
 
 
-def _source_settled(source: JudgeSource, resolved: Callable[[str, str], str], stages: Sequence[str]) -> JudgeSource:
-    given = {key: value for key in ("local", "gguf", "reward", "base") if (value := getattr(source, key)) is not None}
-    settled: dict[str, Any] = {key: resolved(value, key) for key, value in given.items() if value not in stages}
-    return replace(source, **settled)
+def with_whole_paths(recipe: Recipe) -> Recipe:
+    """Paths that mean something on this disk in full, so that a recipe written elsewhere means the same."""
+
+    def whole(one: Reference) -> str:
+        if named_stage(recipe, one) is not None or not on_disk(one) or not Path(one.text).exists():
+            return one.text
+        return str(Path(one.text).resolve())
+
+    return with_references(recipe, whole)
 
 
-def _stage_settled(stage: Stage, resolved: Callable[[str, str], str], stages: Sequence[str]) -> Stage:
-    match stage:
-        case DataStage():
-            sources = (replace(s, path=resolved(s.path, f"sources.{i}.path")) for i, s in enumerate(stage.sources))
-            return replace(stage, sources=tuple(sources))
-        case TrainStage():
-            own = stage.template and resolved(stage.template, "template")
-            return replace(stage, template=own, learning_rate=stage.peak_learning_rate)
-        case EvalStage():
-            own = stage.template and resolved(stage.template, "template")
-            prompts = resolved(stage.prompts, "prompts") if stage.prompts not in (None, "builtin") else stage.prompts
-            others = {name: resolved(target, f"others.{name}") for name, target in stage.others.items()}
-            benchmarks = {
-                key: with_files(
-                    one, {k: resolved(file, f"benchmarks.{key}.{k}") for k, file in benchmark_files(one).items()}
-                )
-                for key, one in stage.benchmarks.items()
-            }
-            judge = stage.judge and replace(
-                stage.judge,
-                judges=tuple(
-                    _source_settled(one, lambda text, key, i=i: resolved(text, f"judge.judges.{i}.{key}"), stages)  # type: ignore[misc]
-                    for i, one in enumerate(stage.judge.judges)
-                ),
-            )
-            return replace(stage, template=own, prompts=prompts, others=others, benchmarks=benchmarks, judge=judge)
-        case _:
-            return stage
+def on_disk(one: Reference) -> bool:
+    """Whether a text that names no stage may be a path."""
+    in_mapping = isinstance(one.marker, NamesStage) and one.marker.or_outside is None
+    return not (isinstance(one.marker, NamesEntry) or in_mapping or is_builtin(one) or assets.is_hub_file(one.text))

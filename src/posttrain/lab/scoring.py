@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from posttrain.lab.models import Lineage
+    from posttrain.model.lineage import Lineage
 
 STEP = "score"
 SCORING = "scoring rows"
@@ -112,7 +112,7 @@ def score_files(files: Sequence[str], out: Path, scoring: Scoring, display: Disp
 
 
 def _score(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
-    from posttrain.lab.targets import resolve_target
+    from posttrain.model.targets import resolve_target
 
     read = out / READ
     shutil.rmtree(read, ignore_errors=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from posttrain import assets
 from posttrain.artifacts import Ledger, StageDir
-from posttrain.data.config import DataStage, Source
+from posttrain.data.config import DataSettings, Source
 from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_feedback, read_pairs, read_rows, refuse_prompts, rows_kind
 from posttrain.encode.collate import collate
@@ -34,15 +34,15 @@ from posttrain.encode.show import ShownExample, ShownRow, show_row
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt, encode_rows, stop_ids
 from posttrain.errors import ConfigError, DataError
-from posttrain.lab.models import Lineage
-from posttrain.lab.targets import resolve_target
 from posttrain.model import fused, hardware, logprobs
 from posttrain.model.adapters import attach_lora, load_adapter, saved_settings, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.export import merge_adapter
 from posttrain.model.forward import final_hidden, output_head
+from posttrain.model.lineage import Lineage
 from posttrain.model.load import load_model
 from posttrain.model.score import batch_logps, lay_out, sequence_logps
+from posttrain.model.targets import resolve_target
 from posttrain.objectives import DpoObjective, KtoObjective, Objective, SftObjective
 from posttrain.train.config import TrainSettings
 from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, step_context, train
@@ -151,7 +151,7 @@ def usable_rows(source: Source, rows: int, template: ChatTemplate, max_length: i
     with tempfile.TemporaryDirectory() as scratch:
         out = StageDir(Path(scratch))
         try:
-            prepare(DataStage(kind="data", sources=(source,), held_out=0), out, 0, assets.resolve_data)
+            prepare(DataSettings(sources=(source,), held_out=0), out, 0, assets.resolve_data)
         except DataError as error:  # what it would be told in is gone with the scratch folder
             fix = error.fix if scratch not in (error.fix or "") else "mend the rows; see docs/data-formats.md"
             raise DataError(error.problem, where=error.where, fix=fix) from None

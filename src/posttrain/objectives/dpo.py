@@ -33,6 +33,7 @@ from posttrain.objectives.base import (
     metric,
     reward_metrics,
 )
+from posttrain.references import NamesStage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +53,7 @@ class DpoObjective:
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290) and its variants for noisy labels."""
 
     rows: ClassVar[Literal["pairs"]] = "pairs"
+    gives: ClassVar[Literal["model"]] = "model"
     needs_reference: ClassVar[bool] = True
     supervises_prompt: ClassVar[bool] = False
     default_learning_rate: ClassVar[float] = 5e-6
@@ -65,7 +67,7 @@ class DpoObjective:
     """Correct for ``label_smoothing`` as Robust DPO does (arXiv:2403.00409) instead of conservatively."""
     sft_weight: Annotated[float, Ge(0)] = 0.0
     """Add this times the chosen reply's negative log-likelihood per token (RPO, arXiv:2404.19733, which uses 1)."""
-    reference: str | None = None
+    reference: Annotated[str, NamesStage("model")] | None = None
     """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
 
     def __post_init__(self) -> None:

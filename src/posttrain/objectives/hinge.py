@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from annotated_types import Gt
 
 from posttrain.objectives.base import Loss, PairLogps, log_ratio_rounding, log_ratios, logp_metrics, reward_metrics
+from posttrain.references import NamesStage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,7 @@ class HingeObjective:
     """Hinge loss on the log-ratios (SLiC, Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657)."""
 
     rows: ClassVar[Literal["pairs"]] = "pairs"
+    gives: ClassVar[Literal["model"]] = "model"
     needs_reference: ClassVar[bool] = True
     supervises_prompt: ClassVar[bool] = False
     default_learning_rate: ClassVar[float] = 5e-6
@@ -38,7 +40,7 @@ class HingeObjective:
     name: Literal["hinge"] = "hinge"
     beta: Annotated[float, Gt(0)] = 0.1
     """A pair is left alone once its margin reaches 1 / beta nats."""
-    reference: str | None = None
+    reference: Annotated[str, NamesStage("model")] | None = None
     """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
 
     def loss(self, policy: PairLogps, reference: PairLogps | None, step_pairs: int) -> Loss:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from annotated_types import Gt
 
 from posttrain.objectives.base import Loss, PairLogps, log_ratio_rounding, log_ratios, logp_metrics, reward_metrics
+from posttrain.references import NamesStage
 from posttrain.types import LOGP_ROUNDING
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class IpoObjective:
     """Identity Preference Optimization (Azar et al. 2023, arXiv:2310.12036)."""
 
     rows: ClassVar[Literal["pairs"]] = "pairs"
+    gives: ClassVar[Literal["model"]] = "model"
     needs_reference: ClassVar[bool] = True
     supervises_prompt: ClassVar[bool] = False
     default_learning_rate: ClassVar[float] = 5e-6
@@ -40,7 +42,7 @@ class IpoObjective:
     """The paper's tau: the margin is drawn towards 1 / (2 beta)."""
     average: Literal["tokens", "sum"] = "tokens"
     """Log-ratio of a reply: ``tokens`` = mean over its tokens, ``sum`` = sum over them."""
-    reference: str | None = None
+    reference: Annotated[str, NamesStage("model")] | None = None
     """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
 
     def loss(self, policy: PairLogps, reference: PairLogps | None, step_pairs: int) -> Loss:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from annotated_types import Gt
 
 from posttrain.objectives.base import Loss, Metric, SequenceLogps, log_ratio
+from posttrain.references import NamesStage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +70,7 @@ class KtoObjective:
     """Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv:2402.01306): single replies, desirable or not."""
 
     rows: ClassVar[Literal["feedback"]] = "feedback"
+    gives: ClassVar[Literal["model"]] = "model"
     needs_reference: ClassVar[bool] = True
     supervises_prompt: ClassVar[bool] = False
     default_learning_rate: ClassVar[float] = 5e-6
@@ -80,7 +82,7 @@ class KtoObjective:
     """The paper's lambda_D: weight of desirable rows."""
     undesirable_weight: Annotated[float, Gt(0)] = 1.0
     """The paper's lambda_U: weight of undesirable rows."""
-    reference: str | None = None
+    reference: Annotated[str, NamesStage("model")] | None = None
     """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
 
     def loss(

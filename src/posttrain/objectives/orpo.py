@@ -39,6 +39,7 @@ class OrpoObjective:
     """Odds Ratio Preference Optimization (Hong et al. 2024, arXiv:2403.07691). Loads no reference."""
 
     rows: ClassVar[Literal["pairs"]] = "pairs"
+    gives: ClassVar[Literal["model"]] = "model"
     needs_reference: ClassVar[bool] = False
     default_learning_rate: ClassVar[float] = 5e-6
 

@@ -32,6 +32,7 @@ class RewardObjective:
     """A Bradley-Terry reward model: the model gets a score head in place of its output head."""
 
     rows: ClassVar[Literal["pairs"]] = "pairs"
+    gives: ClassVar[Literal["reward_model"]] = "reward_model"
     needs_reference: ClassVar[bool] = False
     supervises_prompt: ClassVar[bool] = False
     default_learning_rate: ClassVar[float] = 1e-4

@@ -30,6 +30,7 @@ class SftObjective:
     """Imitate the assistant turns: mean negative log-likelihood over all supervised tokens of a step."""
 
     rows: ClassVar[Literal["conversations"]] = "conversations"
+    gives: ClassVar[Literal["model"]] = "model"
     needs_reference: ClassVar[bool] = False
     supervises_prompt: ClassVar[bool] = False
     default_learning_rate: ClassVar[float] = 2e-4

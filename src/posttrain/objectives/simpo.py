@@ -30,6 +30,7 @@ class SimpoObjective:
     """Simple Preference Optimization (Meng et al. 2024, arXiv:2405.14734). Loads no reference."""
 
     rows: ClassVar[Literal["pairs"]] = "pairs"
+    gives: ClassVar[Literal["model"]] = "model"
     needs_reference: ClassVar[bool] = False
     supervises_prompt: ClassVar[bool] = False
     default_learning_rate: ClassVar[float] = 1e-6

@@ -1,1 +1,21 @@
-"""Stage kinds: one file each."""
+"""The kinds of stages. To add one, write its file (`posttrain.stages.base.StageKind`) and name it in this table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Union
+
+from pydantic import Discriminator
+
+from posttrain.stages.base import StageKind
+from posttrain.stages.data import DataStage
+from posttrain.stages.eval import EvalStage
+from posttrain.stages.report import ReportStage
+from posttrain.stages.train import TrainStage
+
+KINDS: tuple[type[StageKind], ...] = (DataStage, TrainStage, EvalStage, ReportStage)
+
+if TYPE_CHECKING:
+    AnyStage = StageKind
+else:
+    AnyStage = Annotated[Union[KINDS], Discriminator("kind")]  # noqa: UP007 - of a tuple
+    """A stage in a recipe, told apart by ``kind``."""

@@ -1,46 +1,81 @@
-"""The configuration of an evaluation stage."""
+"""``kind: eval``: models are compared on held-out rows, prompts and benchmarks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from annotated_types import Ge, Gt, Lt, MinLen
+from posttrain.config import Problem
+from posttrain.stages.base import BASE, Context, StageKind
+from posttrain.tasks.config import EvalSettings
 
-from posttrain.judge.config import JudgeConfig
-from posttrain.tasks import AnyBenchmark
+if TYPE_CHECKING:
+    from posttrain.model.lineage import Lineage
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalStage:
+class EvalStage(EvalSettings, StageKind):
     """Compare models: held-out likelihood or held-out preferences, replies to fixed prompts, and benchmarks."""
 
     kind: Literal["eval"]
-    models: Annotated[tuple[str, ...], MinLen(1)]
-    """``base``, names of train stages and of ``others``; later ones are compared with the first."""
-    data: str | None = None
-    """The data stage whose held-out rows are scored: conversations by their likelihood, pairs by which reply is favoured, single labelled replies by how well their labels are told apart; null = none."""
-    others: dict[str, str] = field(default_factory=dict)
-    """Models from outside the recipe by name: a folder, an adapter, ``runs/NAME/STAGE``, an asset or a hub name. They answer prompts and benchmarks; held-out rows are not scored under them (their tokens differ)."""
-    reference: str | None = None
-    """Pairs only: the model whose log-probabilities rewards are measured from; null = the first of ``models``."""
-    prompts: str | None = "builtin"
-    """``builtin`` (posttrain's own 36+ prompts), a YAML file of the same form, or null for no replies."""
-    max_new_tokens: Annotated[int, Ge(1)] = 96
-    """Longest reply to these prompts in tokens."""
-    benchmarks: dict[str, AnyBenchmark] = field(default_factory=dict)
-    """What else is measured, each under a name of yours (letters, digits, ``-`` and ``_``); see docs/benchmarks.md."""
-    judge: JudgeConfig | None = None
-    """Who judges replies, where a benchmark asks a judge."""
-    slots: Annotated[int, Ge(1)] = 64
-    """Replies that are written at once."""
-    batch_tokens: Annotated[int, Ge(1)] = 4096
-    """Tokens computed at once when scoring held-out rows."""
-    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
-    resamples: Annotated[int, Ge(100)] = 10_000
-    """Bootstrap resamples."""
-    max_length: Annotated[int, Ge(2)] = 1024
-    """Longest held-out conversation in tokens; longer ones are dropped and counted."""
-    template: str | None = None
-    """A Jinja chat template file for all models of the recipe; null = each is given rows and prompts as it was trained."""
-    device: str = "auto"
+
+    def problems(self, stages: Mapping[str, StageKind]) -> Iterable[Problem]:
+        """Nothing to measure, a model named twice, a name that means two models or can't be used."""
+        if self.data is None and self.prompts is None and not self.benchmarks:
+            yield Problem((), "nothing to measure: give data, prompts or benchmarks")
+        if self.data is not None and getattr(stages.get(self.data), "held_out_amount", None) == 0:
+            yield Problem(("data",), f"{self.data!r} holds out no rows to measure on")
+        for place, name in enumerate(self.models):
+            if name in self.models[:place]:
+                yield Problem(("models", place), f"{name!r} is listed twice")
+        for name in self.others:
+            if name == BASE or name in stages:
+                wrong = f"{name!r} is a name of this recipe; give the model another one"
+                yield Problem(("others", name), wrong)
+            elif name not in self.models:
+                yield Problem(("others", name), f"{name!r} is not one of this stage's models; add it to models")
+        for where, names in (("benchmarks", self.benchmarks), ("others", self.others)):
+            for name in names:
+                if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+                    wrong = f"the name {name!r} can't be used; use letters, digits, '-', '_' and '.', starting with a letter or digit"
+                    yield Problem((where, name), wrong)
+
+    def check(self, context: Context) -> None:
+        """Models and judges are what the benchmarks need; prompts, device and template can be used."""
+        from posttrain.tasks.benchmarking import check_benchmarks
+        from posttrain.tasks.prompts import load_prompts
+
+        check_benchmarks(self.benchmarks, self.models, self.judge, f"stages.{context.name}")
+        if self.prompts is not None:
+            load_prompts(self.prompts)
+        context.check_device(self.device)
+        if self.template is not None:
+            context.check_template(context.base_folder(), self.template)
+
+    def run(self, context: Context) -> Mapping[str, Any]:
+        """Measure all models."""
+        from posttrain.tasks.evaluation import evaluate
+
+        rows = None if self.data is None else context.run.stage(self.data).file("rows", "held_out.parquet")
+        # read when their turn comes, and once: an identity is a hash over all weights
+        contenders = {name: cache(partial(self._contender, context, name)) for name in self.models}
+        requests = context.run.path / ".requests.sqlite"
+        return evaluate(context.located(self), context.out, rows, contenders, requests, context.seed, context.display)
+
+    def _contender(self, context: Context, name: str) -> Lineage:
+        """What a model name means; a base without a template is spoken to as the stages that were trained from it."""
+        from posttrain.model.companions import TEMPLATE_FILE
+        from posttrain.model.targets import resolve_target
+
+        if name in self.others:
+            return resolve_target(self.others[name])
+        lineage = context.lineage(name).spoken(self.template)
+        if name != BASE or lineage.has_template:
+            return lineage
+        trained = (context.lineage(other).home / TEMPLATE_FILE for other in self.models if other in context.stages)
+        own: Path | None = next((file for file in trained if file.is_file()), None)
+        return lineage.spoken(own)

@@ -1,24 +1,202 @@
-"""A training stage: supervised fine-tuning, preference alignment or a reward model, whichever its objective says."""
+"""``kind: train``: supervised fine-tuning, preference alignment or a reward model, whichever its objective says."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+from posttrain import assets
+from posttrain.artifacts import Ledger, StageDir, write_json
+from posttrain.errors import DataError
+from posttrain.objectives.kto import KtoObjective, balance_warning
+from posttrain.references import Gives, NamesStage
+from posttrain.stages.base import BASE, Context, StageKind
 from posttrain.train.config import TrainSettings
+from posttrain.types import Display, RowKind
+
+if TYPE_CHECKING:
+    from posttrain.encode.preferences import EncodedUnits, FeedbackTokens
+    from posttrain.encode.template import ChatTemplate
+    from posttrain.encode.tokens import EncodedRows
+    from posttrain.model.lineage import Lineage
+    from posttrain.train.loop import Reference
+
+SHOWN_REJECTS = 3
+"""Dropped rows shown in an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Inputs:
+class _Inputs(StageKind):
     """What a training run takes from other stages (a base of its own: its keys come first)."""
 
     kind: Literal["train"]
-    data: str
-    """The data stage whose rows are trained on."""
-    start_from: str = "base"
+    data: Annotated[str, NamesStage("rows")]
+    """The stage whose rows are trained on."""
+    start_from: Annotated[str, NamesStage("model")] = BASE
     """``base`` (the recipe's model) or an earlier train stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStage(TrainSettings, _Inputs):
     """One training run. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
+
+    @property
+    def gives(self) -> Gives:
+        """A model that writes, or one that scores."""
+        return self.objective.gives
+
+    def settled(self) -> Self:
+        """With the learning rate written out."""
+        return replace(self, learning_rate=self.peak_learning_rate)
+
+    def check(self, context: Context) -> None:
+        """The device is here, and the template can be used."""
+        folder = context.base_folder()
+        context.check_device(self.device)
+        if self.template is not None or self.start_from == BASE:
+            context.check_template(folder, self.template)
+
+    def run(self, context: Context) -> Mapping[str, Any]:
+        """Encode the rows, and train or go on training."""
+        from posttrain.data.mix_rows import row_repeats
+        from posttrain.model import hardware
+        from posttrain.model.lineage import write_record
+        from posttrain.train.loop import TrainInputs, train
+
+        out, display = context.out, context.display
+        hardware.reset_peak_memory(hardware.resolve_device(self.device))
+        start = context.lineage(self.start_from)
+        lineage = start.spoken(self.template)
+        decided = f"template: {self.template}" if self.template is not None else self.start_from
+        if self.template is not None and start.has_template and start.manner != lineage.manner:
+            display.note(f"{decided} takes the place of the template that {self.start_from} was made with")
+        files = {side: context.run.stage(self.data).file("rows", f"{side}.parquet") for side in ("train", "held_out")}
+        rows = {side: _readers()[self.objective.rows](path) for side, path in files.items()}
+        ledger = Ledger()
+        encoded = self._encode(rows["train"], lineage.template, ledger, "encoding rows", context)
+        examples = repeated_examples(encoded.examples, row_repeats(files["train"]), ledger)
+        ledger.write(out.file("ledger.json"))
+        write_json(out.file("lengths.json"), encoded.lengths_record(self.max_length))
+        if not encoded.examples:
+            raise _nothing_left(ledger, encoded, self.max_length, out)
+        held_out = self._encode(rows["held_out"], lineage.template, Ledger(), "encoding held-out rows", context)
+        display.note(_encoding_note(ledger, examples))
+        if isinstance(self.objective, KtoObjective):
+            _check_balance(self.objective, examples, context.run.stage(self.data), context.display)
+        inputs = TrainInputs(
+            model_folder=lineage.folder,
+            adapter_folder=lineage.adapter,
+            companions=replace(lineage.companions(), base=_base_name(lineage, context)),
+            examples=examples,
+            held_out=held_out.examples,
+            origins={row.id: str(row.origin) for side in rows.values() for row in side},
+            reference=self._reference(context) if self.objective.needs_reference else None,
+        )
+        display.tick("loading the model", 0, 0)
+        result = train(
+            self,
+            inputs,
+            out,
+            seed=context.seed,
+            digest=context.identity,
+            observer=display.record,
+            on_interrupt=lambda: display.note("stopping after this step; Ctrl-C again stops at once"),
+            on_progress=display.tick,
+        )
+        write_record(out, lineage, context.base_folder(), decided)
+        display.note(
+            f"{result['steps']:,} steps, loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, "
+            f"{result['tokens_per_second']:,.0f} tok/s, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
+        )
+        return result
+
+    def _encode(
+        self, rows: Sequence[Any], template: ChatTemplate, ledger: Ledger, label: str, context: Context
+    ) -> EncodedRows | EncodedUnits[Any]:
+        """The units of the objective's kind of rows."""
+        from posttrain.encode.preferences import encode_feedback, encode_pairs
+        from posttrain.encode.tokens import encode_rows
+
+        def progress(done: int) -> None:
+            context.display.tick(label, done, len(rows))
+
+        match self.objective.rows:
+            case "conversations":
+                return encode_rows(rows, template, self.max_length, self.over_length, ledger, progress)
+            case "pairs":
+                return encode_pairs(rows, template, self.max_length, ledger, progress)
+            case "feedback":
+                return encode_feedback(rows, template, self.max_length, ledger, progress)
+
+    def _reference(self, context: Context) -> Reference:
+        """What the objective compares with; stages with the same reference share its file."""
+        from posttrain.train.loop import Reference
+
+        name = getattr(self.objective, "reference", None) or self.start_from
+        lineage = context.lineage(name)
+        identity = lineage.identity
+        cache = context.run.path / ".reference" / f"{identity[:16]}.safetensors"
+        if name == self.start_from:
+            return Reference(cache, identity)
+        return Reference(cache, identity, lineage.folder, lineage.adapter)
+
+
+def _readers() -> Mapping[RowKind, Callable[[Path], Sequence[Any]]]:
+    """How the rows of each kind are read."""
+    from posttrain.data.rows import read_feedback, read_pairs, read_rows
+
+    return {"conversations": read_rows, "pairs": read_pairs, "feedback": read_feedback}
+
+
+def repeated_examples(examples: list[Any], repeats: Mapping[str, int], ledger: Ledger) -> list[Any]:
+    """The examples of an epoch, each as often as its row counts (see ``data.mix``); repetitions go to the ledger."""
+    if not repeats:
+        return examples
+    step = ledger.step("repeat", rows_in=len(examples))
+    out = [example for example in examples for _ in range(repeats.get(example.row_id, 1))]
+    step.rows_out, step.added = len(out), len(out) - len(examples)
+    return out
+
+
+def _encoding_note(ledger: Ledger, examples: Sequence[Any]) -> str:
+    from posttrain.encode.preferences import sequences_of
+
+    sequences = [sequence for example in examples for sequence in sequences_of(example)]
+    tokens = sum(map(len, sequences))
+    share = sum(sequence.supervised for sequence in sequences) / tokens
+    dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[0].dropped.items()) or "none"
+    return f"{len(examples):,} examples, {tokens:,} tokens, {share:.0%} supervised; dropped: {dropped}"
+
+
+def _check_balance(
+    objective: KtoObjective, examples: Sequence[FeedbackTokens], data: StageDir, display: Display
+) -> None:
+    desirable = sum(example.desirable for example in examples)
+    counts = (desirable, len(examples) - desirable)
+    warning = balance_warning(*counts, objective.desirable_weight, objective.undesirable_weight)
+    if warning is not None and 0 in counts:
+        fix = "add rows of the other kind, or train another objective"
+        raise DataError(warning, where=str(data.path), fix=fix)
+    if warning is not None:
+        display.note(f"warning: {warning}")
+
+
+def _base_name(lineage: Lineage, context: Context) -> str:
+    """How an adapter names what it lies on: the recipe's model by its name on the hub, everything else by its folder."""
+    model = context.model
+    on_hub = lineage.folder == context.base_folder() and not Path(model).is_dir() and model not in assets.MODELS
+    return model if on_hub else str(lineage.folder.resolve())
+
+
+def _nothing_left(
+    ledger: Ledger, encoded: EncodedRows | EncodedUnits[Any], max_length: int, out: StageDir
+) -> DataError:
+    dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[0].dropped.items())
+    examples = "".join(f"\n  {r.origin}: {r.reason}: {r.detail}" for r in ledger.rejects[:SHOWN_REJECTS])
+    fix = f"see {out.file('ledger.json')} for every row and its reason"
+    if len(encoded.conversation_lengths):
+        shortest = int(encoded.conversation_lengths.min())
+        fix = f"raise max_length (it is {max_length}, the shortest row has {shortest} tokens), or over_length: truncate"
+    return DataError(f"nothing to train on: all rows were dropped ({dropped}){examples}", where=str(out.path), fix=fix)

@@ -7,6 +7,7 @@ positive accuracy difference both say that ``b`` is better.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,15 @@ _DRAWS_AT_ONCE = 1_000_000
 
 _EXACT_FLIPS = 20
 """Up to this many differences every pattern of signs is looked at: 2**20 sums, 8 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """How intervals are made."""
+
+    confidence: float = 0.95
+    resamples: int = 10_000
+    seed: int = 0
 
 
 class Interval(NamedTuple):

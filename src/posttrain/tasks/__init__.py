@@ -6,9 +6,7 @@ To add one, write its file and name it in the union below: recipes and ``posttra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Discriminator
 
@@ -21,7 +19,6 @@ from posttrain.tasks.ifeval import IfevalBenchmark
 from posttrain.tasks.mt_bench import MtBenchBenchmark
 from posttrain.tasks.overlap import OverlapBenchmark
 from posttrain.tasks.pairwise import PairwiseBenchmark
-from posttrain.tasks.rows import BUILTIN
 from posttrain.tasks.safety import SafetyBenchmark
 
 AnyBenchmark = Annotated[
@@ -39,15 +36,4 @@ AnyBenchmark = Annotated[
 """What a stage's ``benchmarks`` may hold, told apart by ``name``."""
 
 
-def benchmark_files(benchmark: Benchmark) -> dict[str, str]:
-    """The files a benchmark's configuration names, by key."""
-    found = {key: getattr(benchmark, key) for key in benchmark.file_keys}
-    return {key: value for key, value in found.items() if value not in (None, BUILTIN)}
-
-
-def with_files(benchmark: AnyBenchmark, files: Mapping[str, Any]) -> AnyBenchmark:
-    """The benchmark with other files, by key."""
-    return replace(benchmark, **files)
-
-
-__all__ = ["AnyBenchmark", "Benchmark", "benchmark_files", "with_files"]
+__all__ = ["AnyBenchmark", "Benchmark"]

@@ -22,6 +22,8 @@ from posttrain.judge.judge import Game
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import Missing, mirrored
 from posttrain.judge.win_rates import POINTS
+from posttrain.references import NamesFile
+from posttrain.stats.intervals import Chance
 from posttrain.stats.length_controlled import (
     LengthControlled,
     PublishedGlm,
@@ -31,7 +33,7 @@ from posttrain.stats.length_controlled import (
     shown_swapped,
     win_rate,
 )
-from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task, Value
+from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task, Value
 from posttrain.tasks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -100,10 +102,9 @@ class AlpacaEvalBenchmark:
 
     title: ClassVar[str] = "AlpacaEval 2"
     area: ClassVar[Area] = "helpfulness"
-    file_keys: ClassVar[tuple[str, ...]] = ("path", "difficulty", "instructions", "lengths", "gamed")
 
     name: Literal["alpaca_eval"]
-    path: str
+    path: Annotated[str, NamesFile()]
     """Rows with ``instruction`` and, for ``baseline: file``, ``output`` and ``generator``: a model_outputs.json of AlpacaEval."""
     baseline: Literal["file", "first"] = "file"
     """Whose replies the models are compared with: the outputs in the file, or the stage's first model."""
@@ -115,13 +116,13 @@ class AlpacaEvalBenchmark:
     """Longest reply in tokens."""
     temperature: Annotated[float, Ge(0)] = 0.0
     """0 = greedy. (The leaderboard leaves this to those who submit.)"""
-    difficulty: str | None = None
+    difficulty: Annotated[str, NamesFile()] | None = None
     """The published regression's instruction difficulties: a CSV with ``instruction_difficulty``. Give all four files or none."""
-    instructions: str | None = None
+    instructions: Annotated[str, NamesFile()] | None = None
     """A CSV with ``len_baseline``, the characters of the published baseline's replies."""
-    lengths: str | None = None
+    lengths: Annotated[str, NamesFile()] | None = None
     """A CSV with the reply lengths of ``gpt4_1106_preview_verbose`` and ``_concise``."""
-    gamed: str | None = None
+    gamed: Annotated[str, NamesFile()] | None = None
     """A JSON object with ``sum_y_tanh`` and ``sum_y_difficulty`` of these two."""
 
     def __post_init__(self) -> None:

@@ -26,8 +26,9 @@ from posttrain.judge.judge import Game
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import FiveVerdict, Missing, Verdict, arena_hard, read, side
 from posttrain.judge.win_rates import POINTS
-from posttrain.stats.intervals import Interval, holm, minimum_detectable_difference, quantiles, wilson
-from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Task
+from posttrain.references import NamesFile
+from posttrain.stats.intervals import Chance, Interval, holm, minimum_detectable_difference, quantiles, wilson
+from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Task
 from posttrain.tasks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -91,12 +92,11 @@ class ArenaHardBenchmark:
 
     title: ClassVar[str] = "Arena-Hard"
     area: ClassVar[Area] = "helpfulness"
-    file_keys: ClassVar[tuple[str, ...]] = ("path", "baseline")
 
     name: Literal["arena_hard"]
-    path: str
+    path: Annotated[str, NamesFile()]
     """Prompts: Arena-Hard's question.jsonl, or rows with ``prompt`` (or ``turns``) and ``uid`` (or ``question_id``, ``id``)."""
-    baseline: str | None = None
+    baseline: Annotated[str, NamesFile()] | None = None
     """Replies to compare with: rows with the same ids and ``text``, or Arena-Hard's model_answer file; null = the stage's first model."""
     max_prompts: Annotated[int, Ge(1)] | None = None
     """Ask only so many: the first of every ``cluster`` (or ``category``), which keeps its share; null = all."""

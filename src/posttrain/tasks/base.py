@@ -2,7 +2,7 @@
 
     tasks -> answers of every model -> findings (values, verdicts, accounting) -> record (`measures.py`)
 
-A benchmark is a configuration with ``name``, ``title``, ``area``, ``file_keys``, ``needs``, ``tasks`` and ``score``, in one file
+A benchmark is a configuration with ``name``, ``title``, ``area``, ``needs``, ``tasks`` and ``score``, in one file
 of its own; it is named in the union of ``__init__.py`` and recipes accept it. It asks no model itself: who answers and who judges
 is handed in, so tests use scripted engines.
 """
@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from posttrain.generate.engine import Failure, FinishReason, Sampling, Usage
 from posttrain.judge.config import JudgePrompt, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Game
+from posttrain.judge.judge import Judged
+from posttrain.stats.intervals import Chance
 
 Area = Literal["helpfulness", "instructions", "reasoning", "safety", "diversity"]
 """What a benchmark is about; the report groups by it."""
@@ -127,13 +128,6 @@ class Counts(NamedTuple):
     """Reason -> answers without a value."""
 
 
-class Judged(NamedTuple):
-    """One judge's games over the items it was given."""
-
-    name: str
-    games: list[Game]
-
-
 class Judges(Protocol):
     """Whoever judges: asks every judge of the stage (one, or a panel) and keeps account of calls and bias."""
 
@@ -150,15 +144,6 @@ class Judges(Protocol):
     def ask(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> list[Judged]:
         """All judges' games on all items, in the order of the judges. Calls and (of pairs) the bias report are recorded."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Chance:
-    """How intervals are made."""
-
-    confidence: float = 0.95
-    resamples: int = 10_000
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +168,6 @@ class Benchmark(Protocol):
 
     title: ClassVar[str]
     area: ClassVar[Area]
-    file_keys: ClassVar[tuple[str, ...]]
-    """Fields that name files (None where not given): resolved beside the recipe, part of the stage's identity."""
 
     @property
     def name(self) -> str:

@@ -9,29 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
 from scipy import special
 
-from posttrain.data.encoders import Encoder, loaded_encoder
+from posttrain.data.encoders import Encoder, make_encoder
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Sampling
-from posttrain.stats.intervals import Interval
-from posttrain.tasks.base import (
-    Answer,
-    Area,
-    Chance,
-    Counts,
-    Findings,
-    Judges,
-    Measure,
-    Needs,
-    Shown,
-    Task,
-    Value,
-)
+from posttrain.references import NamesFile
+from posttrain.stats.intervals import Chance, Interval
+from posttrain.tasks.base import Answer, Area, Counts, Findings, Judges, Measure, Needs, Shown, Task, Value
 from posttrain.tasks.ngram_diversity import distinct_n, embedding_spread, repetition, self_bleu
 from posttrain.tasks.ngram_overlap import ngram_counts
 from posttrain.tasks.rows import keep_shares, plain_prompts
@@ -108,10 +98,9 @@ class DiversityBenchmark:
 
     title: ClassVar[str] = "Diversity"
     area: ClassVar[Area] = "diversity"
-    file_keys: ClassVar[tuple[str, ...]] = ("path",)
 
     name: Literal["diversity"]
-    path: str = "builtin"
+    path: Annotated[str, NamesFile(builtin="tasks/prompts.yaml")] = "builtin"
     """``builtin`` (posttrain's own prompts), a YAML file of the same form, or rows with ``prompt`` (and ``id``, ``category``, ``language``)."""
     max_prompts: Annotated[int, Ge(1)] | None = None
     """Ask only so many: the first of every category, which keeps its share; null = all."""
@@ -144,7 +133,7 @@ class DiversityBenchmark:
 
         """
         if self.encoder is not None:
-            loaded_encoder(self.encoder)
+            _encoder(self.encoder)
         prompts = plain_prompts(self.path)
         sampling = Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
         return tuple(
@@ -160,7 +149,7 @@ class DiversityBenchmark:
         values_shown: dict[tuple[str, str, int], Mapping[str, float]] = {}
         results: list[dict[str, Any]] = []
         notes: list[str] = []
-        encoder = None if self.encoder is None else loaded_encoder(self.encoder)
+        encoder = None if self.encoder is None else _encoder(self.encoder)
         for model, own in answers.items():
             whole, dropped = _whole_prompts(own)
             counts[model] = counted(own, dropped)
@@ -214,6 +203,12 @@ def _spread(samples: Sequence[str], encoder: Encoder) -> float | None:
     vectors_ND = encoder.encode(samples)
     vectors_ND = vectors_ND[np.abs(vectors_ND).max(axis=1, initial=0.0) > 0]  # an empty text has no direction
     return embedding_spread(vectors_ND) if len(vectors_ND) > 1 else None
+
+
+@cache
+def _encoder(name: str) -> Encoder:
+    """One of each for a process: making it loads its weights."""
+    return make_encoder(name)
 
 
 def _shown(answer: Answer, of_prompt: Mapping[str, float]) -> Shown:

@@ -16,7 +16,9 @@ from annotated_types import Ge
 
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
-from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task
+from posttrain.references import NamesFile
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task
 from posttrain.tasks.checks import number_equals, stated_number
 from posttrain.tasks.numbers import numbers_in
 from posttrain.tasks.rows import file_rows, row_ids, text_of
@@ -74,14 +76,13 @@ class Gsm8kBenchmark:
 
     title: ClassVar[str] = "GSM8K"
     area: ClassVar[Area] = "reasoning"
-    file_keys: ClassVar[tuple[str, ...]] = ("path", "examples")
 
     name: Literal["gsm8k"]
-    path: str
+    path: Annotated[str, NamesFile()]
     """Rows with ``question`` and ``answer``, whose last line is ``####`` and the number: GSM8K's test.jsonl."""
     shots: Annotated[int, Ge(0)] = 0
     """Solved problems shown before each problem, in the same message; they are the first of ``examples``."""
-    examples: str | None = None
+    examples: Annotated[str, NamesFile()] | None = None
     """Rows of the same form to take ``shots`` from: GSM8K's train.jsonl."""
     max_prompts: Annotated[int, Ge(1)] | None = None
     """Ask only the first so many; null = all."""

@@ -14,7 +14,9 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from posttrain.generate.engine import Sampling
-from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task
+from posttrain.references import NamesFile
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task
 from posttrain.tasks.ifeval_rules.scoring import (
     RANDOM_KEYS,
     InstructionPrompt,
@@ -66,10 +68,9 @@ class IfevalBenchmark:
 
     title: ClassVar[str] = "IFEval"
     area: ClassVar[Area] = "instructions"
-    file_keys: ClassVar[tuple[str, ...]] = ("path",)
 
     name: Literal["ifeval"]
-    path: str
+    path: Annotated[str, NamesFile()]
     """Prompts in the form of the published input_data.jsonl: ``key``, ``prompt``, ``instruction_id_list``, ``kwargs`` a line."""
     max_prompts: Annotated[int, Ge(1)] | None = None
     """Ask only the first so many (the published order mixes the kinds of instructions); null = all."""

@@ -20,8 +20,8 @@ from posttrain.judge.items import Item
 from posttrain.judge.judge import Game, asks_of, outcomes, panel_outcomes
 from posttrain.judge.verdicts import Missing, Verdict, mirrored
 from posttrain.judge.win_rates import POINTS, win_rates
-from posttrain.stats.intervals import Interval
-from posttrain.tasks.base import Answer, Chance, Counts, Judges, Shown, Task, Value
+from posttrain.stats.intervals import Chance, Interval
+from posttrain.tasks.base import Answer, Counts, Judges, Shown, Task, Value
 from posttrain.tasks.rows import text_of
 from posttrain.tasks.scoring import counted, why_missing
 from posttrain.types import Origin

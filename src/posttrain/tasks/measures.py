@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.stats.intervals import (
+    Chance,
     Interval,
     clustered_difference,
     holm,
@@ -21,7 +22,7 @@ from posttrain.stats.intervals import (
     permutation_test,
     wilson,
 )
-from posttrain.tasks.base import Answer, Chance, Findings, Measure, Value
+from posttrain.tasks.base import Answer, Findings, Measure, Value
 
 Tasks = Mapping[str, Sequence[float]]
 """Values by task, of one model and measure."""

@@ -24,7 +24,9 @@ from posttrain.judge.judge import Game, by_question
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.scores import panel_ratings
 from posttrain.judge.verdicts import Missing
-from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task, Value
+from posttrain.references import NamesFile
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task, Value
 from posttrain.tasks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -76,12 +78,11 @@ class MtBenchBenchmark:
 
     title: ClassVar[str] = "MT-Bench"
     area: ClassVar[Area] = "helpfulness"
-    file_keys: ClassVar[tuple[str, ...]] = ("path", "references")
 
     name: Literal["mt_bench"]
-    path: str
+    path: Annotated[str, NamesFile()]
     """Questions: FastChat's question.jsonl, or a file of its form (``question_id``, ``category``, ``turns``, ``reference``)."""
-    references: str | None = None
+    references: Annotated[str, NamesFile()] | None = None
     """Reference answers: FastChat's reference_answer/gpt-4.jsonl; null = those in the question file, where it has any."""
     judged: Literal["single", "pairs", "both"] = "single"
     """``single`` rates every answer from 1 to 10, ``pairs`` compares each model with the first one, ``both`` does both."""

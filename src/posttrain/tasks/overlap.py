@@ -18,8 +18,9 @@ from posttrain.data.formats.prompts import PROMPTS
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
-from posttrain.stats.intervals import Interval
-from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task
+from posttrain.references import NamesFile
+from posttrain.stats.intervals import Chance, Interval
+from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task
 from posttrain.tasks.ngram_overlap import BleuCounts, added, bleu_counts, bleu_of, rouge_l
 from posttrain.tasks.rows import file_rows, keep_shares, label_of, row_ids, unbroken
 from posttrain.tasks.scoring import Point, Scored, score_each
@@ -77,10 +78,9 @@ class OverlapBenchmark:
 
     title: ClassVar[str] = "Overlap with references"
     area: ClassVar[Area] = "helpfulness"
-    file_keys: ClassVar[tuple[str, ...]] = ("path",)
 
     name: Literal["overlap"]
-    path: str
+    path: Annotated[str, NamesFile()]
     """Rows with ``prompt`` and ``reference`` (or ``references``), or single exchanges in any conversation format (alpaca, question
     and answer, ...); also ``id``, ``category``, ``language``."""
     max_prompts: Annotated[int, Ge(1)] | None = None

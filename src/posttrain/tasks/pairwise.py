@@ -17,8 +17,10 @@ from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import Missing, Verdict
+from posttrain.references import NamesFile
+from posttrain.stats.intervals import Chance
 from posttrain.stats.ratings import Comparison, Comparisons, bradley_terry, gather, win_matrix
-from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Task
+from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Task
 from posttrain.tasks.matches import (
     ONE_MODEL,
     WIN_RATE,
@@ -54,10 +56,9 @@ class PairwiseBenchmark:
 
     title: ClassVar[str] = "Pairwise comparison"
     area: ClassVar[Area] = "helpfulness"
-    file_keys: ClassVar[tuple[str, ...]] = ("path",)
 
     name: Literal["pairwise"]
-    path: str = "builtin"
+    path: Annotated[str, NamesFile(builtin="tasks/prompts.yaml")] = "builtin"
     """``builtin`` (posttrain's own prompts), a YAML file of the same form, or rows with ``prompt`` (and ``id``, ``category``, ``language``)."""
     against: Literal["first", "all"] = "first"
     """Compare every model with the first one, or every two models (and rate them)."""

@@ -25,7 +25,9 @@ from posttrain.judge.judge import Game, by_question
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.refusal import AGREEMENT, LABELS, Label, SafetyPrompt, rule_label, xstest_label
 from posttrain.judge.verdicts import Missing
-from posttrain.tasks.base import Answer, Area, Chance, Findings, Judges, Measure, Needs, Shown, Task, Value
+from posttrain.references import NamesFile
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task, Value
 from posttrain.tasks.matches import game_words, required
 from posttrain.tasks.rows import BUILTIN, keep_shares
 from posttrain.tasks.safety_prompts import Expect, is_safety_file, load_safety_file, load_safety_rows
@@ -66,10 +68,9 @@ class SafetyBenchmark:
 
     title: ClassVar[str] = "Safety and over-refusal"
     area: ClassVar[Area] = "safety"
-    file_keys: ClassVar[tuple[str, ...]] = ("path",)
 
     name: Literal["safety"]
-    path: str = BUILTIN
+    path: Annotated[str, NamesFile(builtin="tasks/safety_prompts.yaml")] = BUILTIN
     """``builtin`` (posttrain's own 128 prompts, half English and half Chinese), a YAML file of the same form, or rows with a prompt: XSTest's
     xstest_prompts.csv, or a plain list together with ``expect``."""
     expect: Expect | None = None

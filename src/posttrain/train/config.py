@@ -10,6 +10,7 @@ from pydantic import Discriminator
 
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.objectives import Objective, SftObjective
+from posttrain.references import NamesFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class TrainSettings:
     objective: Objective = field(default_factory=SftObjective)
     """What is learned, and from which rows (docs/objectives.md)."""
     adapter: Annotated[LoraAdapter | FullWeights, Discriminator("name")] = field(default_factory=LoraAdapter)
-    template: str | None = None
+    template: Annotated[str, NamesFile()] | None = None
     """A Jinja chat template file in place of the one that the starting weights were made with; later stages and evaluations go on with it."""
     max_length: Annotated[int, Ge(2)] = 1024
     """Longest example in tokens."""

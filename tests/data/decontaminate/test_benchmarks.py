@@ -10,15 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from posttrain.data.decontaminate.benchmarks import (
-    KNOWN,
-    LAYOUTS,
-    Benchmark,
-    content_digests,
-    load,
-    size_note,
-    wordless,
-)
+from posttrain.data.decontaminate import Benchmark
+from posttrain.data.decontaminate.benchmarks import KNOWN, LAYOUTS, content_digests, load, size_note, wordless
 from posttrain.data.sources import HubSet
 from posttrain.errors import DataError
 

@@ -14,10 +14,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from posttrain.data import steps
-from posttrain.data.config import DataStage, Source
-from posttrain.data.decontaminate.benchmarks import Benchmark
-from posttrain.data.decontaminate.proposals import EmbeddingTier
-from posttrain.data.decontaminate.step import DecontaminateStep
+from posttrain.data.config import DataSettings, Source
+from posttrain.data.decontaminate import Benchmark, DecontaminateStep, EmbeddingTier
 from posttrain.data.pipeline import inputs_digest
 from posttrain.data.steps import Decisions, apply
 from posttrain.errors import ConfigError
@@ -212,7 +210,7 @@ def test_a_changed_benchmark_is_another_input_of_the_stage(tmp_path: Path, bench
 
     def identity(*prompts: Sequence[str]) -> str:
         step = DecontaminateStep(kind="decontaminate", benchmarks=(benchmark_file(*prompts),))
-        return inputs_digest(DataStage(kind="data", sources=(Source(path=str(source)),), steps=(step,)), RUN.resolve)
+        return inputs_digest(DataSettings(sources=(Source(path=str(source)),), steps=(step,)), RUN.resolve)
 
     assert identity([TEN]) == identity([TEN])
     assert identity([TEN]) != identity([TEN], ["more"])

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from annotated_types import MinLen
+from typing import Any
 
 from posttrain.artifacts import digest
+from posttrain.data.decontaminate.config import Benchmark
 from posttrain.data.formats import RowError
 from posttrain.data.formats.base import items, kind_of, objects, optional_text
 from posttrain.data.formats.turns import talk
@@ -26,22 +25,6 @@ from posttrain.table import Table
 from posttrain.types import Origin
 
 Turns = tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """One set of evaluation prompts: a file, a folder of files, or a hub data set (``org/name``)."""
-
-    name: Annotated[str, MinLen(1)]
-    """Name in tables. mt_bench, vicuna, alpaca_eval, arena_hard, ifeval and gsm8k are read by their own layout."""
-    path: str
-    """A file (JSON, JSON Lines, CSV, Parquet, or .txt with one prompt a line), a folder of such files, or a hub name."""
-    columns: tuple[str, ...] = ()
-    """Columns that make up the prompt, joined by a line break; default: those of the layout that fits."""
-    split: str | None = None
-    """Split of a folder or hub data set; default: a folder must hold one only, of a hub data set ``test``."""
-    config: str | None = None
-    """Configuration of a hub data set, or of a clone of one, where it has several."""
 
 
 @dataclass(frozen=True, slots=True)

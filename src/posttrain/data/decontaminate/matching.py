@@ -6,19 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from posttrain.data.decontaminate.benchmarks import Prompt
+from posttrain.data.decontaminate.config import ShortPrompts
 from posttrain.data.decontaminate.index import Index, Postings, Turns, build, covers, encode, windows
 from posttrain.data.decontaminate.sieve import passing
 from posttrain.data.marks import marks
 from posttrain.data.text import CJK, COMPARED_ROLES, Fields, token_spans, tokens
-
-ShortPrompts = Literal["anywhere", "alone"]
 
 ALONE_BELOW = 4
 """A short prompt of fewer words must stand alone; two CJK characters count as one word."""

@@ -27,7 +27,7 @@ from posttrain.data.filters.structure import Structure
 from posttrain.data.filters.template import Template
 from posttrain.data.language import identifier_words
 from posttrain.data.rows import conversations, rejected_sides
-from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, count_rows, score_names
+from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, blocks, count_rows
 from posttrain.errors import ConfigError, DataError
 from posttrain.table import did_you_mean
 
@@ -70,31 +70,31 @@ class FilterStep:
     secrets: Secrets | None = None
     """Keys, tokens and passwords; off unless given (``secrets: {}``)."""
 
-    def decide(self, rows_file: Path, seed: int, run: StepRun) -> Decisions:
+    def decide(self, rows: Path, seed: int, run: StepRun) -> Decisions:
         """Measure every row. The seed plays no part.
 
         Raises ConfigError where no filter is on or a setting can't be used, DataError where no row carries the score asked for.
         """
-        return measure(self, rows_file, run, rejected=True)
+        return decide(self, rows, run)
 
     def chosen(self) -> Chosen:
         """The filters that are on, with their settings."""
         return tuple((name, config) for name in FILTERS if (config := getattr(self, name)) is not None)
 
 
-def measure(step: FilterStep, rows_file: Path, run: StepRun, *, rejected: bool) -> Decisions:
+def decide(step: FilterStep, rows: Path, run: StepRun, rejected: bool = True) -> Decisions:
     """What :meth:`FilterStep.decide` returns. ``rejected``: whether the rejected sides of pairs are measured as well."""
     chosen = step.chosen()
     if not chosen:
         raise ConfigError("every filter is off", where="filter", fix=f"turn one on: {', '.join(FILTERS)}")
     if step.language is not None:
         check_languages(step.language)
-    total = count_rows(rows_file)
+    total = count_rows(rows)
     found = Findings()
-    for begin, judged in map_rows(partial(judge, chosen=chosen, rejected=rejected), rows_file, _COLUMNS, run, "filter"):
+    for begin, judged in map_rows(partial(judge, chosen=chosen, rejected=rejected), rows, _COLUMNS, run, "filter"):
         found.add(begin, judged)
     if step.harmful is not None and step.harmful.score is not None and total and found.unscored == total:
-        raise _no_score(step.harmful.score, rows_file)
+        raise _no_score(step.harmful.score, rows)
     return found.decisions(chosen)
 
 
@@ -372,8 +372,10 @@ def _language_facts(sources: pl.DataFrame, verdicts: pl.DataFrame) -> dict[str, 
     return found
 
 
-def _no_score(name: str, rows_file: Path) -> DataError:
-    known = score_names(rows_file)
+def _no_score(name: str, rows: Path) -> DataError:
+    known: set[str] = set()
+    for _, block in blocks(rows, ["scores"]):
+        known.update(block["scores"].explode().struct.field("name").drop_nulls().unique().to_list())
     found = f"scores found: {', '.join(sorted(known))}" if known else "the rows carry no scores"
     return DataError(
         f"no row carries a score {name!r}{did_you_mean(name, known)} ({found})",

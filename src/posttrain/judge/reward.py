@@ -79,11 +79,11 @@ def open_reward_judge(source: JudgeSource) -> RewardJudge:
         ModelError: the target has no trained score head.
 
     """
-    from posttrain.lab.targets import resolve_target
     from posttrain.model import hardware
     from posttrain.model.adapters import load_adapter
     from posttrain.model.forward import causal_lm
     from posttrain.model.load import load_model
+    from posttrain.model.targets import resolve_target
 
     assert source.reward is not None, "the caller chose a reward model"
     lineage = resolve_target(source.reward, source.base)

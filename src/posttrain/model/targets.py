@@ -8,8 +8,8 @@ from typing import Any
 
 from posttrain.artifacts import StageDir, read_json
 from posttrain.errors import ModelError
-from posttrain.lab.models import Lineage, stage_lineage
 from posttrain.model.companions import read_object
+from posttrain.model.lineage import Lineage, stage_lineage
 from posttrain.model.source import model_folder
 
 
@@ -21,15 +21,11 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
     """
     path = Path(target)
     if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
-        from posttrain.config import build, read_yaml  # a second to import: only where a run is named
-        from posttrain.lab.recipe import Recipe
-
-        recipe = build(Recipe, read_yaml(path.parent / "recipe.yaml"))
         kind = _kind(path / "manifest.json")
         if kind != "train":
             raise _name_a_train_stage(path.parent, f"a stage of kind {kind} has no weights", target)
-        own_template = getattr(recipe.stages.get(path.name), "template", None)
-        found = stage_lineage(StageDir(path), lambda: model_folder(base or recipe.model), own_template)
+        recipe, template = _recipe(path)
+        found = stage_lineage(StageDir(path), lambda: model_folder(base or recipe), template)
         return found if base is None or found.adapter is None else replace(found, folder=model_folder(base))
     if (path / "recipe.yaml").is_file():
         raise _name_a_train_stage(path, "this is a run", target)
@@ -40,6 +36,20 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
             raise ModelError("this adapter does not name its base model", where=target, fix="give it with --base")
         return Lineage(model_folder(named), path)
     return Lineage(model_folder(target))
+
+
+def _recipe(stage: Path) -> tuple[str, str | None]:
+    """(the model of the recipe that a stage was made from, the stage's own template file)."""
+    from posttrain.config import read_yaml  # a second to import: only where a run is named
+
+    recipe = read_yaml(stage.parent / "recipe.yaml").value
+    try:
+        own = recipe["stages"].get(stage.name, {}).get("template")
+        return str(recipe["model"]), own if isinstance(own, str) else None
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"recipe.yaml of this run is damaged: {error!r}", where=str(stage.parent), fix="run the recipe again"
+        ) from error
 
 
 def _kind(manifest: Path) -> Any:

@@ -12,15 +12,15 @@ from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.fake import FakeEngine
+from posttrain.judge import pool as judges
 from posttrain.judge.bias import bias_report
 from posttrain.judge.config import JudgeConfig, JudgeSource, Plan
 from posttrain.judge.items import Item
 from posttrain.judge.judge import prompt_digest
+from posttrain.judge.pool import JudgeRoom, judge_names, plain
 from posttrain.judge.prompts import load_prompt
-from posttrain.lab import judges
 from posttrain.lab.display import Display
-from posttrain.lab.judges import JudgeRoom, judge_names, plain
-from posttrain.tasks.base import Chance
+from posttrain.stats.intervals import Chance
 from servers import chat_body, name_of
 
 PAIR, SINGLE = load_prompt("pair", "pair"), load_prompt("single", "single")

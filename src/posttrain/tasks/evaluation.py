@@ -23,19 +23,18 @@ from posttrain.encode.preferences import FeedbackTokens, PairTokens, encode_feed
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
 from posttrain.generate.cache import CachedEngine, RequestCache
-from posttrain.lab.benchmarking import answer_benchmarks, measure_benchmarks, prepare_benchmarks
-from posttrain.lab.display import Display
-from posttrain.stages.eval import EvalStage
-from posttrain.tasks.base import Chance
+from posttrain.stats.intervals import Chance
+from posttrain.tasks.benchmarking import answer_benchmarks, measure_benchmarks, prepare_benchmarks
+from posttrain.tasks.config import EvalSettings
 from posttrain.tasks.prompts import Prompt, load_prompts
-from posttrain.types import RowKind, Tokens
+from posttrain.types import Display, RowKind, Tokens
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from posttrain.generate.engine import Engine
-    from posttrain.lab.models import Lineage
+    from posttrain.model.lineage import Lineage
 
 Logps = list[list[float]]
 """log p of every supervised token of every held-out sequence, as they are kept between two lives of a process."""
@@ -62,7 +61,7 @@ class HeldOut:
 
 
 def evaluate(
-    stage: EvalStage,
+    stage: EvalSettings,
     out: StageDir,
     rows: Path | None,
     contenders: Mapping[str, Callable[[], Lineage]],
@@ -171,7 +170,7 @@ def _cached(opened: OpenModel, answers: RequestCache) -> Engine:
     return CachedEngine(opened.engine, answers)
 
 
-def _held_out(rows: Path, lineages: Mapping[str, Lineage], stage: EvalStage, ledger: Ledger) -> HeldOut:
+def _held_out(rows: Path, lineages: Mapping[str, Lineage], stage: EvalSettings, ledger: Ledger) -> HeldOut:
     """The rows under every model's own template; a row that not all of them can be given is left out for all."""
     manners = {name: lineage.manner for name, lineage in lineages.items()}
     templates = {manners[name]: lineage.template for name, lineage in lineages.items()}
@@ -186,7 +185,7 @@ def _held_out(rows: Path, lineages: Mapping[str, Lineage], stage: EvalStage, led
     return HeldOut(rows_kind(rows) or "conversations", manners, found)
 
 
-def _encoded(rows: Path, template: ChatTemplate, stage: EvalStage, ledger: Ledger) -> Units:
+def _encoded(rows: Path, template: ChatTemplate, stage: EvalSettings, ledger: Ledger) -> Units:
     match rows_kind(rows):
         case "pairs":
             return encode_pairs(read_pairs(rows), template, stage.max_length, ledger).examples
@@ -202,7 +201,7 @@ def _part(unit: Tokens | PairTokens | FeedbackTokens) -> int:
 
 def _evaluate_model(
     name: str,
-    stage: EvalStage,
+    stage: EvalSettings,
     held_out: Mapping[str, Units],
     prompts: Sequence[Prompt],
     opened: OpenModel,

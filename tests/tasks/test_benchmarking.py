@@ -13,12 +13,12 @@ from posttrain.artifacts import RunDir
 from posttrain.errors import ConfigError, PosttrainError, RunError
 from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Scripted
+from posttrain.judge import pool as judges
 from posttrain.judge.config import JudgeConfig, JudgeSource
-from posttrain.lab import benchmarking, judges
 from posttrain.lab.display import Display
-from posttrain.lab.experiment import Experiment
+from posttrain.lab.engine import Experiment
 from posttrain.lab.recipe import load_recipe
-from posttrain.tasks import AnyBenchmark
+from posttrain.tasks import AnyBenchmark, benchmarking
 
 pytestmark = pytest.mark.demo_model
 

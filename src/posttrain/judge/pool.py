@@ -23,11 +23,11 @@ from posttrain.generate.openai import Endpoint, OpenAIEngine
 from posttrain.judge.bias import bias_report
 from posttrain.judge.config import JudgeConfig, JudgePrompt, JudgeSource, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Game, judge, prepared, prompt_digest, try_out
+from posttrain.judge.judge import Game, Judged, judge, prepared, prompt_digest, try_out
+from posttrain.judge.reward import RewardJudge, open_reward_judge
 from posttrain.judge.verdicts import Missing, account
-from posttrain.lab.display import Display
-from posttrain.lab.reward_judge import RewardJudge, open_reward_judge
-from posttrain.tasks.base import Chance, Judged
+from posttrain.stats.intervals import Chance
+from posttrain.types import Display
 
 SERVER_CONCURRENCY, GGUF_SLOTS, GGUF_CONTEXT = 16, 4, 8192
 CHANCE = Chance()
@@ -81,9 +81,9 @@ def _prices(config: JudgeConfig) -> Prices | None:
 
 def _local_engine(source: JudgeSource) -> Engine:
     from posttrain.generate.local import LocalEngine
-    from posttrain.lab.targets import resolve_target
     from posttrain.model import hardware
     from posttrain.model.frozen import frozen_model
+    from posttrain.model.targets import resolve_target
 
     assert source.local is not None, "a reward model is no engine"
     lineage = resolve_target(source.local, source.base)

@@ -18,13 +18,14 @@ from posttrain.errors import ConfigError, RunError
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.engine import Engine
 from posttrain.judge.config import JudgeConfig
-from posttrain.lab.display import Display
-from posttrain.lab.judges import JudgeRoom, plain
+from posttrain.judge.pool import JudgeRoom, plain
+from posttrain.stats.intervals import Chance
 from posttrain.tasks import Benchmark
 from posttrain.tasks.answers import answer_all, answer_of, answer_record
-from posttrain.tasks.base import Answer, Chance, Task
+from posttrain.tasks.base import Answer, Task
 from posttrain.tasks.measures import benchmark_record, reply_rows
 from posttrain.tasks.rows import BUILTIN
+from posttrain.types import Display
 
 SCHEMA = 1
 

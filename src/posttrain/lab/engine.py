@@ -1,0 +1,217 @@
+"""Run a recipe: stages in the order of their references, each finished once, resumed where it was cut.
+
+A stage's identity is the digest of its configuration, the recipe's seed and the content of everything that its configuration names
+(`posttrain.references`): other stages, models, rows, files. A stage that is complete under the same identity is not run again; one
+that was running goes on; one whose identity changed starts anew, and the old folder is kept under ``.replaced/``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from posttrain import assets
+from posttrain.artifacts import (
+    RunDir,
+    StageDir,
+    digest,
+    file_digest,
+    provenance,
+    read_json,
+    remove_leftovers,
+    write_error,
+    write_json,
+    write_text,
+)
+from posttrain.config import dotted, resolved_yaml
+from posttrain.encode.clock import clock, stopped_at
+from posttrain.errors import DataError, InterruptedRunError, PosttrainError
+from posttrain.lab.display import Display
+from posttrain.lab.recipe import Recipe, execution_order, named_stage, stage_inputs, stage_references
+from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
+from posttrain.stages.base import BASE, Context, StageKind
+
+CLOCK_FILE = "clock.json"
+"""The file of a run that says what time its chat templates are told."""
+RESULTS_VERSION = 4
+"""Raised when a stage's results would differ for the same configuration, so that old runs are computed again."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe with its run folder and its display."""
+
+    recipe: Recipe
+    run: RunDir
+    display: Display
+
+    def execute(self, only: Sequence[str] | None = None) -> None:
+        """Run all stages, or the named ones with everything they read. Holds the run's lock."""
+        order = execution_order(self.recipe, only)
+        with self.run.lock():
+            write_text(self.run.path / "recipe.yaml", resolved_yaml(self.recipe))
+            remove_leftovers(self.run.path)
+            self._check(order)
+            with stopped_at(self._clock()):
+                for name in order:
+                    self._stage(name, self.recipe.stages[name])
+
+    @cached_property
+    def _base_folder(self) -> Path:
+        """The local folder of the recipe's model, fetched where needed."""
+        from posttrain.model.folder import check_model_folder
+        from posttrain.model.source import model_folder
+
+        folder = model_folder(self.recipe.model, self.display.tick)
+        check_model_folder(folder)
+        return folder
+
+    def _context(self, name: str, identity: str = "") -> Context:
+        return Context(
+            name=name,
+            run=self.run,
+            seed=self.recipe.seed,
+            identity=identity,
+            model=self.recipe.model,
+            stages=self.recipe.stages,
+            display=self.display,
+            base_folder=lambda: self._base_folder,
+        )
+
+    def _clock(self) -> datetime:
+        """The time chat templates are told in this run, however often it is resumed: that of its first start."""
+        path = self.run.path / CLOCK_FILE
+        if not path.is_file():
+            write_json(path, {"now": clock().isoformat(timespec="seconds")})
+        return datetime.fromisoformat(read_json(path)["now"])
+
+    def _check(self, names: Sequence[str]) -> None:
+        """Find out before anything runs that the model, a file or a device is missing, or that a template is broken."""
+        for name in names:
+            for one in stage_references(self.recipe, name):
+                local = isinstance(one.marker, NamesFile) and not is_builtin(one) and not assets.is_hub_file(one.text)
+                if local and not Path(one.text).is_file():
+                    raise DataError(f"no such {dotted(one.path[2:])} file", where=f"{dotted(one.path)}: {one.text}")
+        for name in names:
+            self.recipe.stages[name].check(self._context(name))
+
+    def _stage(self, name: str, stage: StageKind) -> None:
+        out = self.run.stage(name)
+        inputs = self._inputs(name, stage)
+        identity = digest({"stage": stage, "seed": self.recipe.seed, "inputs": inputs, "code": RESULTS_VERSION})
+        manifest = (
+            None if stage.reads_all else out.manifest()
+        )  # reading artefacts is cheap, and it shows what is there now
+        same = manifest is not None and manifest["digest"] == identity
+        if manifest is not None and same and manifest["status"] == "complete":
+            self.display.stage(name, stage.kind, "unchanged")
+            return
+        self.display.stage(name, stage.kind, "resuming" if same else "running")
+        if manifest is not None and not same:
+            self._set_aside(out, manifest)
+        before = (manifest or {}).get("seconds") or 0.0 if same else 0.0  # of the sessions before
+        account = _Manifest(out, stage, identity, inputs, before)
+        try:
+            result = stage.run(self._context(name, identity))
+        except Exception as error:
+            account.fail(error)
+            raise
+        account.finish(result)
+
+    def _inputs(self, name: str, stage: StageKind) -> dict[str, str]:
+        """What the stage reads, by content: complete, for a configuration names nothing without a marker."""
+        if stage.reads_all:
+            return {}
+        found = {key: self._stage_digest(other) for key, other in stage_inputs(self.recipe, name).items()}
+        for one in stage_references(self.recipe, name):
+            content = self._content(one)
+            if content is not None:
+                found[dotted(one.path[2:])] = content
+        return found
+
+    def _content(self, one: Reference) -> str | None:
+        """Digest of what a reference names, where that is no stage that is run."""
+        named = named_stage(self.recipe, one)
+        if named == BASE:
+            return self._base_digest
+        if named is not None:
+            return None
+        match one.marker:
+            case NamesFile() as marker:
+                if is_builtin(one):
+                    return file_digest(package_file(marker))
+                return file_digest(assets.hub_file(one.text) if assets.is_hub_file(one.text) else Path(one.text))
+            case NamesModel() | NamesStage(or_outside="model"):
+                from posttrain.model.targets import resolve_target
+
+                return resolve_target(one.text, getattr(one.owner, "base", None)).identity
+            case NamesRows() | NamesStage(or_outside="rows"):
+                content: str = one.owner.content(self._context(str(one.path[1])).resolve_data)
+                return content
+            case _:
+                return None
+
+    @cached_property
+    def _base_digest(self) -> str:
+        from posttrain.model.lineage import model_digest
+
+        return model_digest(self._base_folder)
+
+    def _stage_digest(self, name: str) -> str:
+        manifest = self.run.stage(name).manifest()
+        assert manifest is not None, f"{name} comes before those that read it"
+        return str(manifest["digest"])
+
+    def _set_aside(self, out: StageDir, manifest: Mapping[str, Any]) -> None:
+        target = self.run.path / ".replaced" / f"{out.path.name}-{manifest['digest'][:8]}"
+        try:
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(out.path, target)
+        except OSError as error:
+            raise write_error(error, target) from error
+        self.display.note(f"its configuration or inputs changed; the old results are in {target}")
+
+
+class _Manifest:
+    """The manifest of a stage from its start to its end."""
+
+    def __init__(
+        self, out: StageDir, stage: StageKind, identity: str, inputs: Mapping[str, str], before: float
+    ) -> None:
+        self._out = out
+        self._begin = time.perf_counter() - before
+        self._fields: dict[str, Any] = {
+            "kind": stage.kind,
+            "status": "running",
+            "config": stage,
+            "digest": identity,
+            "inputs": inputs,
+            "started": time.time(),
+            "provenance": provenance(),
+        }
+        out.write_manifest(self._fields | ({"seconds": before} if before else {}))
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """The stage is complete."""
+        of_result = {key: result.get(key) for key in ("peak_memory_bytes", "device", "dtype")}
+        self._write(status="complete", finished=time.time(), **of_result, result=result)
+
+    def fail(self, error: Exception) -> None:
+        """The stage was interrupted, or failed."""
+        if isinstance(error, InterruptedRunError):
+            self._write()
+            return
+        message = str(error) if isinstance(error, PosttrainError) else traceback.format_exc()
+        self._write(status="failed", error=message, finished=time.time())
+
+    def _write(self, **more: Any) -> None:
+        self._out.write_manifest(self._fields | {"seconds": time.perf_counter() - self._begin} | more)

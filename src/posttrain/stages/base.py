@@ -1,0 +1,118 @@
+"""What a kind of stage is, and what it is given to run.
+
+A kind is one class in one file: a frozen dataclass whose fields are its keys in a recipe, and what it does with them. Fields that
+name something carry a marker (`posttrain.references`); graph, checks, paths and identity of a stage follow from the markers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+from posttrain import assets
+from posttrain.artifacts import RunDir, StageDir
+from posttrain.config import Problem
+from posttrain.errors import ConfigError
+from posttrain.references import Gives, NamesFile, NamesStage, Reference, with_references
+from posttrain.types import Display
+
+if TYPE_CHECKING:
+    from posttrain.model.lineage import Lineage
+
+K = TypeVar("K")
+
+BASE = "base"
+"""The recipe's model, wherever a stage that hands on a model could be named."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is run in."""
+
+    name: str
+    run: RunDir
+    seed: int
+    identity: str
+    """Digest of all that decides the stage's result."""
+    model: str
+    """The recipe's model, as the recipe names it."""
+    stages: Mapping[str, StageKind]
+    """All stages of the recipe."""
+    display: Display
+    base_folder: Callable[[], Path]
+    """The local folder of the recipe's model, fetched and checked at its first use."""
+
+    @property
+    def out(self) -> StageDir:
+        """The stage's own folder."""
+        return self.run.stage(self.name)
+
+    def lineage(self, name: str) -> Lineage:
+        """What a model name of the recipe means: the base, or what a stage has written."""
+        from posttrain.model.lineage import Lineage, stage_lineage
+
+        return Lineage(self.base_folder()) if name == BASE else stage_lineage(self.run.stage(name), self.base_folder)
+
+    def located(self, stage: K) -> K:
+        """A configuration whose texts all name things on this disk: files of the hub are fetched, stages are their folders."""
+
+        def place(one: Reference) -> str:
+            if isinstance(one.marker, NamesFile) and assets.is_hub_file(one.text):
+                return str(assets.hub_file(one.text))
+            outside = isinstance(one.marker, NamesStage) and one.marker.or_outside is not None
+            return str(self.run.stage(one.text).path) if outside and one.text in self.stages else one.text
+
+        return with_references(stage, place)
+
+    def check_device(self, name: str) -> None:
+        """Raise ConfigError where a device is not here."""
+        from posttrain.model.hardware import resolve_device
+
+        if name in ("auto", "cpu"):
+            return
+        try:
+            resolve_device(name)
+        except ConfigError as error:
+            raise ConfigError(error.problem, where=f"stages.{self.name}.device", fix=error.fix) from error
+
+    def check_template(self, folder: Path, template: str | None) -> None:
+        """Raise ModelError or TemplateError where a model's tokenizer or chat template can't be used."""
+        from posttrain.encode.template import load_template, load_tokenizer  # a second to import
+
+        load_template(load_tokenizer(folder), None if template is None else Path(template))
+
+    def resolve_data(self, name: str) -> Path | None:
+        """The file of a demo data set, fetched with progress; None where the name is none."""
+        return assets.resolve_data(name, self.display.tick)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKind:
+    """A stage of a recipe; every kind says what concerns it."""
+
+    kind: str
+
+    reads_all: ClassVar[bool] = False
+    """Whether it reads what all other stages have written, is never unchanged, and stands alone in its recipe."""
+
+    @property
+    def gives(self) -> Gives | None:
+        """What other stages may name it for."""
+        return None
+
+    def problems(self, stages: Mapping[str, StageKind]) -> Iterable[Problem]:
+        """What is wrong with its settings beside what their types and markers say; paths begin at the stage."""
+        return ()
+
+    def settled(self) -> Self:
+        """The stage with what depends on other settings written out."""
+        return self
+
+    def check(self, context: Context) -> None:
+        """Find out before any stage runs what can't work. Raises a PosttrainError."""
+
+    def run(self, context: Context) -> Mapping[str, Any]:
+        """Do it, or go on where it was cut, and return the stage's ``result`` (docs/run-folder.md)."""
+        raise NotImplementedError
