@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
@@ -127,45 +128,53 @@ def confidence(level: float) -> str:
 # ---- by unit -------------------------------------------------------------------------------------------------------
 
 
-def in_unit(value: float | None, unit: str) -> str:
-    """``62.5%`` of a ``share``, ``6.32`` of a ``rating``, ``120.5`` of ``tokens``, ``1,234`` of a ``count``, ``42 s`` of ``seconds``, else a plain number."""
-    match unit:
-        case "share":
-            return percent(value)
-        case "rating":
-            return fixed(value, 2)
-        case "tokens":
-            return fixed(value, 1)
-        case "count":
-            return count(value)
-        case "seconds":
-            return short_duration(value)
-    return fixed(value, 3 if value is None or abs(value) < 10 else 1)
+def in_unit(value: float | None, unit: str, digits: int | None = None) -> str:
+    """``62.5%`` of a ``share``, ``6.32`` of a ``rating``, ``1,234`` of a ``count``, ``42 s`` of ``seconds``, else a plain number.
 
-
-def interval_in_unit(low: float | None, high: float | None, unit: str) -> str:
-    """``55.0% to 70.1%``; nothing where there is no interval."""
-    return "" if low is None or high is None else f"{in_unit(low, unit)} to {in_unit(high, unit)}"
-
-
-def signed_in_unit(value: float | None, unit: str) -> str:
-    """Format a difference: ``+8.3`` percentage points of a ``share``, ``+0.52`` of a ``rating``."""
+    ``digits``: decimals, None = what the unit and the size ask for.
+    """
     if value is None:
         return NOTHING
-    if unit == "share":
-        return points(value)
-    digits = {"rating": 2, "tokens": 1}.get(unit, 3 if abs(value) < 10 else 1)
-    return signed(value, digits)
+    if written := _WRITTEN.get(unit):
+        return written(value)
+    if unit in ("share", "points"):
+        return f"{fixed(100 * value, 1 if digits is None else digits)}{'%' if unit == 'share' else ''}"
+    if digits is None:
+        digits = _DIGITS.get(unit, 3 if abs(value) < 10 else 1)
+    return fixed(value, digits)
 
 
-def signed_interval_in_unit(low: float | None, high: float | None, unit: str) -> str:
+_WRITTEN: dict[str, Callable[[float | None], str]] = {
+    "count": count,
+    "compact": compact,
+    "seconds": short_duration,
+    "bytes": memory,
+    "p": p_value,
+    "scientific": scientific,
+    "moment": moment,
+}
+_DIGITS = {"rating": 2, "tokens": 1}
+
+
+def interval_in_unit(low: float | None, high: float | None, unit: str, digits: int | None = None) -> str:
+    """``55.0% to 70.1%``; nothing where there is no interval."""
+    return "" if low is None or high is None else f"{in_unit(low, unit, digits)} to {in_unit(high, unit, digits)}"
+
+
+def signed_in_unit(value: float | None, unit: str, digits: int | None = None) -> str:
+    """Format a difference: ``+8.3`` percentage points of a ``share``, ``+0.52`` of a ``rating``."""
+    text = in_unit(value, "points" if unit == "share" else unit, digits)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
+def signed_interval_in_unit(low: float | None, high: float | None, unit: str, digits: int | None = None) -> str:
     """``+1.2 to +9.8``; a dash where there is no interval."""
     if low is None or high is None:
         return NOTHING
-    return f"{signed_in_unit(low, unit)} to {signed_in_unit(high, unit)}"
+    return f"{signed_in_unit(low, unit, digits)} to {signed_in_unit(high, unit, digits)}"
 
 
-def difference_in_unit(value: float | None, unit: str) -> str:
+def difference_in_unit(value: float | None, unit: str, digits: int | None = None) -> str:
     """``+8.3 points`` of a ``share``; other units have no word."""
-    text = signed_in_unit(value, unit)
+    text = signed_in_unit(value, unit, digits)
     return f"{text} points" if unit == "share" and value is not None else text

@@ -1,19 +1,142 @@
-"""The few lines a run ends with in the terminal."""
+"""Values in a terminal, for ``rich.print``. Foreign text is never read as markup, and its control characters are not passed on."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
+from rich.table import Table as Grid
+from rich.text import Text as Words
 
 from posttrain.artifacts import RunDir
-from posttrain.report import wording
+from posttrain.report import numbers, wording
 from posttrain.report.facts import read_run
-from posttrain.report.verdicts import Verdict
-from posttrain.report.words import VERDICT_TEXT
+from posttrain.report.values import (
+    Beside,
+    Block,
+    Cell,
+    Facts,
+    Headline,
+    Label,
+    Mark,
+    Notice,
+    Number,
+    Page,
+    Section,
+    Table,
+    Text,
+    is_known,
+)
+from posttrain.report.words import VERDICT_TEXT, word_of
 
-STYLES: dict[Verdict, str] = {"improved": "bold blue", "worse": "bold yellow", "differs": "bold", "not shown": "dim"}
+STYLES = {
+    "improved": "bold blue",
+    "worse": "bold yellow",
+    "differs": "bold",
+    "not shown": "dim",
+    "failed": "bold yellow",
+}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def page(one: Page) -> RenderableType:
+    """Return the first screen: the title, the headline numbers, and what is said below them."""
+    facts = "; ".join(
+        words(value).plain if not name else f"{name} {words(value).plain}"
+        for name, value in one.facts
+        if is_known(value)
+    )
+    return Group(
+        Words(clean(f"{one.title}: {facts}" if facts else one.title), "bold"),
+        *headlines(one.headlines),
+        *blocks(one.opening),
+    )
+
+
+def headlines(several: Sequence[Headline]) -> Iterator[RenderableType]:
+    """Yield the headline numbers as a grid; nothing without any."""
+    grid = Grid.grid(padding=(0, 2))
+    for one in several:
+        mark = words(Mark(one.verdict)) if one.verdict else Words()
+        grid.add_row(
+            Words(clean(one.label), "dim"), Words(words(one.value).plain, "bold"), Words(clean(one.note)), mark
+        )
+    if several:
+        yield Padding(grid, (0, 0, 0, 2))
+
+
+def section(one: Section) -> RenderableType:
+    """Return a section: its title and blocks; charts, replies and code stand in the page only."""
+    return Group(Words(clean(one.title), "bold"), *blocks(one.blocks))
+
+
+def blocks(several: Sequence[Block]) -> Iterator[RenderableType]:
+    """Yield what a terminal can show of the blocks."""
+    for block in several:
+        match block:
+            case Text():
+                yield Words(clean(block.text), "dim" if block.kind == "aside" else "")
+            case Notice():
+                yield from (
+                    Words(f"! {clean(text)}", "yellow" if block.kind == "warning" else "") for text in block.texts
+                )
+            case Table():
+                yield table(block)
+            case Facts():
+                yield table(Table("", ("", ""), tuple((name, value) for name, value in block.items if is_known(value))))
+            case Beside():
+                yield from blocks(block.blocks)
+            case Section():
+                yield section(block)
+            case _:
+                continue
+
+
+def table(one: Table) -> Grid:
+    """Return a table; columns of numbers stand to the right."""
+    rows = [row for row in one.rows if not isinstance(row, str)]
+    headed = any(one.columns)
+    grid = Grid(
+        title=Words(clean(one.title)) if one.title else None,
+        show_header=headed,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for place, name in enumerate(one.columns):
+        known = [row[place] for row in rows if is_known(row[place])]
+        right = bool(known) and all(isinstance(value, Number) for value in known)
+        grid.add_column(Words(clean(name)), justify="right" if right else "left")
+    for row in one.rows:
+        grid.add_row(*([Words(clean(row), "bold")] if isinstance(row, str) else map(words, row)))
+    return grid
+
+
+def words(one: Cell) -> Words:
+    """Return one field."""
+    match one:
+        case None:
+            return Words(numbers.NOTHING, "dim")
+        case Number():
+            text = one.text + (f" ({one.interval})" if one.interval else "")
+            said = Words(", ".join(part for part in (text, clean(one.note)) if part))
+            return Words.assemble(said, " ", (one.mark, STYLES[one.verdict])) if one.verdict and one.mark else said
+        case Mark():
+            return Words(clean(word_of(one.kind)), STYLES.get(one.kind, ""))
+        case Label():
+            return (
+                Words.assemble(clean(one.text), (f" {clean(one.note)}", "dim")) if one.note else Words(clean(one.text))
+            )
+        case _:
+            return Words(clean(one))
+
+
+def clean(text: str) -> str:
+    """Return text without control characters, which could move the cursor or change colours."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def terminal_summary(run: RunDir) -> RenderableType:
@@ -22,10 +145,10 @@ def terminal_summary(run: RunDir) -> RenderableType:
     Raises RunError where there is no run or no stage has started.
     """
     facts = read_run(run)
-    table = Table.grid(padding=(0, 2))
+    grid = Grid.grid(padding=(0, 2))
     for tile in wording.tiles(facts):
-        verdict = Text(VERDICT_TEXT[tile.verdict], STYLES[tile.verdict]) if tile.verdict else Text()
-        table.add_row(Text(tile.label, "dim"), Text(tile.value, "bold"), Text(tile.note), verdict)
-    lines: list[RenderableType] = [Text(f"{facts.title}: {facts.status}", "bold"), Padding(table, (0, 0, 0, 2))]
-    lines += [Text(f"! {gap.text}", "yellow") for gap in facts.gaps]
+        verdict = Words(VERDICT_TEXT[tile.verdict], STYLES[tile.verdict]) if tile.verdict else Words()
+        grid.add_row(Words(tile.label, "dim"), Words(tile.value, "bold"), Words(tile.note), verdict)
+    lines: list[RenderableType] = [Words(f"{facts.title}: {facts.status}", "bold"), Padding(grid, (0, 0, 0, 2))]
+    lines += [Words(f"! {gap.text}", "yellow") for gap in facts.gaps]
     return Group(*lines)

@@ -60,3 +60,29 @@ def counted(numbers_of_models: Iterable[int], one: str) -> str:
         return ""
     most = plural(found[-1], one)
     return most if len(found) == 1 else f"{found[0]:,} to {most}"
+
+
+MARKS: dict[Verdict, str] = {**VERDICT_TEXT, "improved": "better", "differs": "differs"}
+"""A verdict beside a number."""
+LANGUAGES = {
+    "ar": "Arabic",
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "hi": "Hindi",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "pt": "Portuguese",
+    "ru": "Russian",
+    "zh": "Chinese",
+}
+
+
+_WORDS = dict[str, str](VERDICT_TEXT.items())
+
+
+def word_of(kind: str) -> str:
+    """Return what a mark says: the words of a verdict, otherwise its own."""
+    return _WORDS.get(kind, kind)

@@ -1,0 +1,458 @@
+"""Values as HTML: a self-contained page that makes no request. Styles, script and drawings are inside, and its content security policy
+forbids the rest. Every string is escaped: rows, replies and names are foreign text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from itertools import groupby
+
+from markupsafe import Markup, escape
+
+from posttrain.report import numbers
+from posttrain.report.charts import Chart, draw
+from posttrain.report.figure import Figure
+from posttrain.report.svg import Scale, dot, tag, whisker
+from posttrain.report.values import (
+    Answer,
+    Beside,
+    Block,
+    Card,
+    Cell,
+    Code,
+    Facts,
+    Headline,
+    Label,
+    Mark,
+    Matrix,
+    Notice,
+    Number,
+    Page,
+    Records,
+    Replies,
+    Section,
+    Table,
+    Text,
+    is_known,
+)
+from posttrain.report.words import LANGUAGES, word_of
+
+ARROWS = {"higher": ("\N{UPWARDS ARROW}", "higher is better"), "lower": ("\N{DOWNWARDS ARROW}", "lower is better")}
+MOST_LABELS = 24
+"""Verdicts offered as a filter, the most frequent ones; the search finds the others."""
+LONG_DETAIL = 160
+"""Characters from which on the reasons of a judge are folded."""
+_STRONGEST = 46
+"""Percent of colour in a cell of a matrix at 0% and 100%; text stays readable on it in light and dark."""
+
+
+def page(one: Page) -> str:
+    """Return the whole document; equal pages give equal bytes."""
+    script = package_text("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
+    links = [(section.anchor, section.title) for section in one.sections]
+    return _SHELL.format(
+        policy=Markup(policy),
+        title=f"{one.title} \N{EN DASH} {one.kind}",
+        css=Markup(package_text("figure.css") + package_text("page.css")),
+        kind=one.kind,
+        heading=one.title,
+        facts=_join(_lines(one.facts)),
+        tiles=tiles(one.headlines),
+        opening=blocks(one.opening, 2),
+        links=_join(tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title in links),
+        sections=_join(_section(section, 2) for section in one.sections),
+        footer=one.footer,
+        script=Markup(script),
+    )
+
+
+_SHELL = Markup("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+{css}</style>
+</head>
+<body>
+<a class="skip" href="#content">Skip to the content</a>
+<header class="top">
+<p class="eyebrow">{kind}</p>
+<h1>{heading}</h1>
+<ul class="subtitle">{facts}</ul>
+{tiles}
+{opening}
+</header>
+<nav aria-label="Contents"><ul>{links}</ul></nav>
+<main id="content">
+{sections}
+</main>
+<footer><p>{footer}</p></footer>
+<script>{script}</script>
+</body>
+</html>
+""")
+
+
+def package_text(name: str) -> str:
+    """Return a style sheet or script of this package."""
+    return (resources.files("posttrain.report") / name).read_text(encoding="utf-8")
+
+
+# ---- the first screen ----------------------------------------------------------------------------------------------
+
+
+def _lines(facts: Iterable[tuple[str, Cell]]) -> Iterator[Markup]:
+    for name, value in facts:
+        if is_known(value):
+            yield tag(
+                "li", f"{name} " if name else "", cell(value) if isinstance(value, Mark) else tag("strong", cell(value))
+            )
+
+
+def tiles(headlines: Sequence[Headline]) -> Markup:
+    """Return the headline numbers, each with a small picture of its difference where it has one."""
+    if not headlines:
+        return Markup("")
+    return tag("dl", *map(_tile, headlines), class_="tiles", aria_label="Headline numbers")
+
+
+def _tile(one: Headline) -> Markup:
+    parts = [tag("dt", one.label), tag("dd", cell(one.value), class_="value")]
+    if one.change is not None and (picture := _change_picture(one)):
+        parts.append(tag("dd", picture))
+    parts.append(tag("dd", one.note, class_="note"))
+    if one.verdict:
+        parts.append(tag("dd", word_of(one.verdict), class_=f"pill {_slug(one.verdict)}"))
+    return tag("div", *parts, class_="tile quality" if one.quality else "tile")
+
+
+def _change_picture(one: Headline) -> Markup | None:
+    """Return a difference and its interval around zero, better to the right."""
+    change = one.change
+    if change is None or change.value is None or change.low is None or change.high is None:
+        return None
+    turn = -1 if one.better == "lower" else 1
+    low, high = sorted((turn * change.low, turn * change.high))
+    end = max(abs(low), abs(high)) * 1.15 or 1.0
+    scale, kind = Scale(-end, end, 4, 196), {"improved": "s1", "worse": "s2"}.get(one.verdict or "", "s0")
+    text = f"{change.text}, {change.interval}"
+    parts = [
+        tag("line", class_="axis", x1=0, x2=200, y1=12, y2=12),
+        tag("line", class_="zero", x1=100, x2=100, y1=2, y2=22),
+        whisker(scale, 12, low, high, kind),
+        dot(scale(turn * change.value), 12, f"dot {kind}", text, 5),
+    ]
+    return tag(
+        "svg",
+        *parts,
+        class_="figure change",
+        viewBox="0 0 200 24",
+        role="img",
+        aria_label=f"Difference {text}; right of zero is better",
+    )
+
+
+# ---- sections and blocks -------------------------------------------------------------------------------------------
+
+
+def _section(one: Section, level: int) -> Markup:
+    heading = tag(f"h{min(level, 6)}", one.title, id=f"{one.anchor}-title")
+    inside = blocks(one.blocks, level + 1)
+    if one.folded:
+        gist = tag("span", one.gist, class_="muted") if one.gist else ""
+        inside = tag("details", tag("summary", heading, gist), inside)
+        heading = Markup("")
+    return tag("section", heading, inside, id=one.anchor, aria_labelledby=f"{one.anchor}-title")
+
+
+def blocks(several: Sequence[Block], level: int) -> Markup:
+    """Return blocks below each other; charts that follow each other stand in a grid."""
+    parts = []
+    for charts, group in groupby(several, key=lambda block: isinstance(block, Chart)):
+        if charts:
+            figures = [figure for block in group if isinstance(block, Chart) and (figure := draw(block))]
+            small = bool(figures) and all(figure.small for figure in figures)
+            drawn = [_figure(figure, level) for figure in figures]
+            parts.append(tag("div", *drawn, class_="figures small" if small else "figures") if drawn else Markup(""))
+        else:
+            parts += [_block(block, level) for block in group]
+    return Markup("\n").join(parts)
+
+
+def _block(one: Block, level: int) -> Markup:
+    match one:
+        case Text():
+            return tag("p", one.text, class_=None if one.kind == "plain" else one.kind)
+        case Table():
+            return table(one)
+        case Facts():
+            known = [(name, value) for name, value in one.items if is_known(value)]
+            pairs = [tag("div", tag("dt", name), tag("dd", cell(value))) for name, value in known]
+            return tag("dl", *pairs, class_="terms" if one.terms else "facts") if pairs else Markup("")
+        case Matrix():
+            return _matrix(one)
+        case Notice():
+            several = tag("ul", *(tag("li", text) for text in one.texts))
+            said = tag("p", one.texts[0]) if len(one.texts) == 1 else several
+            return tag("div", tag("h3", one.title), said, class_=f"notice {one.kind}", role="note")
+        case Code():
+            text = tag("pre", one.text, tabindex="0")
+            return tag("details", tag("summary", one.title), text) if one.folded else text
+        case Replies():
+            return _replies(one, level)
+        case Beside():
+            return tag("div", *(blocks((inner,), level) for inner in one.blocks), class_="split")
+        case Section():
+            return _section(one, level)
+        case Records():
+            return Markup("")
+        case _:
+            raise TypeError(f"{type(one).__name__} is no block")
+
+
+def _figure(figure: Figure, level: int) -> Markup:
+    caption = tag("figcaption", figure.caption) if figure.caption else ""
+    return tag("figure", tag(f"h{min(level, 6)}", figure.title), figure.inline(), caption)
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def table(one: Table) -> Markup:
+    """Return a table that can be scrolled sideways; on a phone its rows become lists."""
+    rows = [row for row in one.rows if not isinstance(row, str)]
+    numeric = [_numeric([row[place] for row in rows]) for place in range(len(one.columns))]
+    head = [
+        tag("th", name, scope="col", class_="number" if right else None)
+        for name, right in zip(one.columns, numeric, strict=True)
+    ]
+    body, before = [], None
+    for row in one.rows:
+        if isinstance(row, str):
+            heading = tag("th", tag("span", row), scope="colgroup", colspan=str(len(one.columns)))
+            body.append(tag("tr", heading, class_="group"))
+            before = None
+            continue
+        again = row[0] == before and len(one.columns) > 1
+        first = tag("th", "" if again else cell(row[0]), scope="row", class_="text")
+        cells = [
+            tag("td", cell(value), class_="number" if right else None, data_label=name)
+            for name, value, right in zip(one.columns[1:], row[1:], numeric[1:], strict=True)
+        ]
+        body.append(tag("tr", first, *cells, class_=None if again else "start"))
+        before = row[0]
+    classes = "glance" if one.glance else "wide" if len(one.columns) > 3 else None
+    inside = [tag("caption", one.title), tag("thead", tag("tr", *head)), tag("tbody", *body)]
+    drawn = tag(
+        "div", tag("table", *inside, class_=classes), class_="scroll", role="region", aria_label=one.title, tabindex="0"
+    )
+    return (
+        tag("details", tag("summary", one.title, tag("span", f" ({len(rows):,})", class_="muted")), drawn)
+        if one.folded
+        else drawn
+    )
+
+
+def _numeric(cells: Sequence[Cell]) -> bool:
+    known = [one for one in cells if is_known(one)]
+    return bool(known) and all(isinstance(one, Number) for one in known)
+
+
+def cell(one: Cell) -> Markup:
+    """Return one field."""
+    match one:
+        case None:
+            return tag("span", numbers.NOTHING, class_="muted")
+        case Number():
+            small = [tag("small", text) for text in (one.interval, one.note) if text]
+            mark = tag("span", one.mark, class_=f"mark {one.verdict}") if one.mark else Markup("")
+            return _join([tag("span", one.text, class_="nowrap"), *small, mark])
+        case Mark():
+            return tag("span", word_of(one.kind), class_=f"pill {_slug(one.kind)}")
+        case Label():
+            arrow, words = ARROWS.get(one.better, ("", ""))
+            seen = tag("span", f" {arrow}", class_="arrow", title=words, aria_hidden="true") if arrow else ""
+            unseen = tag("span", f" ({words})", class_="unseen") if arrow else ""
+            return _join([one.text, seen, unseen, tag("small", one.note) if one.note else ""])
+        case _:
+            return escape(one)
+
+
+def _matrix(one: Matrix) -> Markup:
+    head = [
+        tag("th", str(place + 1), scope="col", title=model, aria_label=model) for place, model in enumerate(one.models)
+    ]
+    body = []
+    for row, model in enumerate(one.models):
+        cells = [tag("th", tag("span", str(row + 1), class_="place"), model, scope="row", title=model)]
+        for column, (rate, count) in enumerate(zip(one.rates_MM[row], one.counts_MM[row], strict=True)):
+            if column == row:
+                cells.append(tag("td", class_="self"))
+            elif rate is None:
+                cells.append(tag("td", numbers.NOTHING, class_="muted"))
+            else:
+                text = [numbers.percent(rate, 0), tag("small", numbers.count(count))]
+                cells.append(tag("td", *text, style=_shade(rate), title=f"{model} against {one.models[column]}"))
+        body.append(tag("tr", *cells))
+    inside = [tag("caption", one.title), tag("thead", tag("tr", tag("td"), *head)), tag("tbody", *body)]
+    return tag(
+        "div",
+        tag("table", *inside, class_="matrix"),
+        class_="scroll",
+        role="region",
+        aria_label=one.title,
+        tabindex="0",
+    )
+
+
+def _shade(rate: float) -> str:
+    """Return the background of a cell: stronger the further from one half, one colour for each side."""
+    kind = "--s1" if rate >= 0.5 else "--s2"
+    return f"background: color-mix(in srgb, var({kind}) {abs(rate - 0.5) * 2 * _STRONGEST:.0f}%, var(--surface))"
+
+
+# ---- replies -------------------------------------------------------------------------------------------------------
+
+
+def _replies(one: Replies, level: int) -> Markup:
+    parts = [_filters(one.cards)] if one.filters else []
+    for group, cards in groupby(one.cards, key=lambda card: card.group):
+        heading = tag(f"h{min(level, 6)}", group) if group else ""
+        parts.append(tag("div", heading, *map(_card, cards), class_="prompt-class"))
+    return tag("div", *parts, data_replies="" if one.filters else None)
+
+
+def _filters(cards: Sequence[Card]) -> Markup:
+    labels = Counter(label for card in cards for label in _labels(card))
+    values = {
+        "benchmark": ("Prompts", _distinct(card.group for card in cards)),
+        "class": ("Class", _distinct(card.category for card in cards)),
+        "language": ("Language", _distinct(card.language for card in cards)),
+        "outcome": ("Check", _distinct(card.outcome for card in cards)),
+        "label": ("Verdict", [label for label, _ in labels.most_common(MOST_LABELS)]),
+    }
+    fields = [
+        tag(
+            "label",
+            f"{text} ",
+            tag(
+                "select",
+                tag("option", "all", value=""),
+                *(tag("option", _named(key, value), value=value) for value in known),
+                name=key,
+            ),
+        )
+        for key, (text, known) in values.items()
+        if len(known) > 1
+    ]
+    search = tag(
+        "label",
+        "Search ",
+        Markup('<input type="search" name="search" placeholder="words in prompt or reply">'),
+        class_="search",
+    )
+    return tag(
+        "form",
+        *fields,
+        search,
+        tag("output", aria_live="polite"),
+        class_="filters",
+        role="search",
+        aria_label="Filter the replies",
+        hidden="",
+    )
+
+
+def _named(key: str, value: str) -> str:
+    return LANGUAGES.get(value, value) if key == "language" else value
+
+
+def _labels(card: Card) -> tuple[str, ...]:
+    return tuple(_distinct(answer.label for answer in card.answers))
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _card(one: Card) -> Markup:
+    lang = language_tag(one.language)
+    turns = []
+    for place, turn in enumerate(one.turns):
+        number = tag("span", str(place + 1), class_="turn") if len(one.turns) > 1 else ""
+        turns.append(tag("p", number, *_cut(turn), lang=lang))
+    said = " \N{MIDDLE DOT} ".join(
+        text for text in (one.name, one.category, LANGUAGES.get(one.language, one.language)) if text
+    )
+    tags = [tag("span", said), cell(Mark(one.outcome)) if one.outcome else ""]
+    header = tag("header", tag("div", *turns, class_="turns"), tag("div", *tags, class_="tags"))
+    answers = tag(
+        "div",
+        *(_answer(answer, lang) for answer in one.answers),
+        class_="answers many" if len(one.answers) > 3 else "answers",
+    )
+    return tag(
+        "article",
+        header,
+        answers if one.answers else "",
+        tag("p", one.note, class_="check", lang=lang) if one.note else "",
+        class_="prompt",
+        data_benchmark=one.group,
+        data_class=one.category,
+        data_language=one.language,
+        data_outcome=one.outcome,
+        data_labels="\n".join(_labels(one)),
+        aria_label=f"Prompt {one.name}",
+    )
+
+
+def _answer(one: Answer, lang: str | None) -> Markup:
+    sign, classes = {True: ("\N{CHECK MARK} ", "right"), False: ("\N{BALLOT X} ", "wrong"), None: ("", None)}[one.good]
+    parts = [tag("h4", tag("span", one.name), tag("span", f"{sign}{one.label}", class_=classes) if one.label else "")]
+    for place, text in enumerate(one.texts):
+        whole = text.rstrip("\N{REPLACEMENT CHARACTER}") if one.cut else text  # half a character at the limit
+        parts.append(tag("p", f"Turn {place + 1}", class_="turn") if len(one.texts) > 1 else Markup(""))
+        empty = tag("p", "(empty reply)", class_="reply empty")
+        parts.append(tag("p", *_cut(whole), class_="reply", lang=lang) if whole.strip() else empty)
+    parts += [tag("p", note, class_="small") for note in one.notes]
+    if one.detail:
+        why = tag("p", one.detail, class_="why")
+        parts.append(tag("details", tag("summary", "Why"), why) if len(one.detail) > LONG_DETAIL else why)
+    return tag("div", *parts, class_="answer")
+
+
+TEXT_CHARACTERS = 6_000
+"""Of one reply or prompt; what is longer is cut, which the page says."""
+
+
+def _cut(text: str) -> list[str | Markup]:
+    if len(text) <= TEXT_CHARACTERS:
+        return [text]
+    return [
+        text[:TEXT_CHARACTERS],
+        tag("span", f"the first {TEXT_CHARACTERS:,} of {len(text):,} characters", class_="cut"),
+    ]
+
+
+def language_tag(language: str) -> str | None:
+    """Return the language tag for the page; plain ``zh`` would leave the choice of Han glyphs to chance."""
+    return "zh-Hans" if language == "zh" else language or None
+
+
+def _slug(kind: str) -> str:
+    return kind.replace(" ", "-")
+
+
+def _join(parts: Iterable[str | Markup]) -> Markup:
+    return Markup("").join(parts)

@@ -1,0 +1,178 @@
+"""Values as Markdown, with the figures as links to figures/*.svg. Foreign text can't end a table cell, a heading or a code block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from posttrain.report import numbers
+from posttrain.report.charts import Chart, draw
+from posttrain.report.html import ARROWS
+from posttrain.report.values import (
+    Beside,
+    Block,
+    Card,
+    Cell,
+    Code,
+    Facts,
+    Headline,
+    Label,
+    Mark,
+    Matrix,
+    Notice,
+    Number,
+    Page,
+    Records,
+    Replies,
+    Section,
+    Table,
+    Text,
+    is_known,
+)
+from posttrain.report.words import LANGUAGES, word_of
+
+
+def page(one: Page) -> str:
+    """Return the whole document."""
+    facts = "; ".join(f"{inline(name)} {cell(value)}".strip() for name, value in one.facts if is_known(value))
+    parts = [
+        f"# {inline(one.title)}",
+        f"{inline(one.kind)}: {facts}" if facts else inline(one.kind),
+        headlines(one.headlines),
+    ]
+    parts += [*blocks(one.opening, 2), *blocks(one.sections, 2), inline(one.footer)]
+    return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
+
+
+def headlines(several: Sequence[Headline]) -> str:
+    """Return the headline numbers as a table without a header."""
+    rows = [(one.label, one.value, one.note, Mark(one.verdict) if one.verdict else "") for one in several]
+    return "\n".join(["| | | | |", "|---|---|---|---|", *map(_row, rows)]) if rows else ""
+
+
+def blocks(several: Sequence[Block], level: int) -> Iterator[str]:
+    """Yield every block; headings start at ``level``."""
+    for block in several:
+        yield from _block(block, level)
+
+
+def _block(one: Block, level: int) -> Iterator[str]:
+    match one:
+        case Text():
+            yield inline(one.text)
+        case Table():
+            yield table(one)
+        case Facts():
+            yield "\n".join(f"- {inline(name)}: {cell(value)}" for name, value in one.items if is_known(value))
+        case Matrix():
+            yield table(_matrix(one))
+        case Notice():
+            said = [inline(text) for text in one.texts]
+            yield (
+                f"> **{inline(one.title)}.** {said[0]}"
+                if len(said) == 1
+                else "\n".join([f"> **{inline(one.title)}.**", ">", *(f"> - {text}" for text in said)])
+            )
+        case Code():
+            yield f"{'#' * min(level, 6)} {inline(one.title)}"
+            yield fenced(one.text, one.language)
+        case Replies():
+            yield from _replies(one, level)
+        case Beside():
+            yield from blocks(one.blocks, level)
+        case Section():
+            yield f"{'#' * min(level, 6)} {inline(one.title)}"
+            yield from blocks(one.blocks, level + 1)
+        case Records():
+            return
+        case _:
+            yield from _chart(one)
+
+
+def _chart(one: Chart) -> Iterator[str]:
+    if figure := draw(one):
+        yield f"![{inline(figure.alt)}](figures/{figure.name}.svg)"
+        yield f"*{inline(figure.title)}.* {inline(figure.caption)}".strip()
+
+
+def table(one: Table) -> str:
+    """Return a table below its title."""
+    rows = [row for row in one.rows if not isinstance(row, str)]
+    right = [
+        all(isinstance(c, Number) for c in (row[p] for row in rows) if is_known(c)) for p in range(len(one.columns))
+    ]
+    rule = "|".join("---:" if numeric and place else "---" for place, numeric in enumerate(right))
+    lines = [_row([name or "" for name in one.columns]), f"|{rule}|"]
+    for row in one.rows:
+        lines.append(f"| **{inline(row)}** |{' |' * (len(one.columns) - 1)}" if isinstance(row, str) else _row(row))
+    return f"**{inline(one.title)}**\n\n" + "\n".join(lines)
+
+
+def _row(cells: Sequence[Cell]) -> str:
+    return f"| {' | '.join(cell(one) for one in cells)} |"
+
+
+def cell(one: Cell) -> str:
+    """Return one field in a line."""
+    match one:
+        case None:
+            return numbers.NOTHING
+        case Number():
+            text = one.text + (f" ({one.interval})" if one.interval else "")
+            return ", ".join(part for part in (text, inline(one.note), f"**{one.mark}**" if one.mark else "") if part)
+        case Mark():
+            return f"**{inline(word_of(one.kind))}**"
+        case Label():
+            arrow = ARROWS.get(one.better, ("", ""))[0]
+            return " ".join(
+                part for part in (inline(one.text), arrow, f"({inline(one.note)})" if one.note else "") if part
+            )
+        case _:
+            return inline(one)
+
+
+def _matrix(one: Matrix) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (f"{place + 1} {model}", *(Number(rate, "share", digits=0) for rate in one.rates_MM[place]))
+        for place, model in enumerate(one.models)
+    ]
+    return Table(one.title, ("", *(str(place + 1) for place in range(len(one.models)))), tuple(rows))
+
+
+def _replies(one: Replies, level: int) -> Iterator[str]:
+    cards = one.cards if one.markdown is None else one.cards[: one.markdown]
+    for card in cards:
+        yield from _card(card, level)
+    if len(cards) < len(one.cards):
+        yield f"{len(cards):,} of {len(one.cards):,} prompts stand here; the page has them all."
+
+
+def _card(one: Card, level: int) -> Iterator[str]:
+    said = ", ".join(
+        text for text in (one.group, one.category, LANGUAGES.get(one.language, one.language), one.outcome) if text
+    )
+    yield f"{'#' * min(level, 6)} {inline(one.name)}{f' ({inline(said)})' if said else ''}"
+    yield from map(fenced, one.turns)
+    if one.note:
+        yield inline(one.note)
+    for answer in one.answers:
+        said = "; ".join(inline(text) for text in (answer.label, *answer.notes, answer.detail) if text)
+        yield f"{inline(answer.name)}{f': {said}' if said else ''}"
+        for text in answer.texts:
+            yield fenced(text) if text.strip() else "(empty reply)"
+
+
+_ESCAPED = re.compile(r"([\\`*_\[\]<>|~#])")
+
+
+def inline(text: str) -> str:
+    """Return text that is safe inside a line, a heading or a table cell."""
+    line = _ESCAPED.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+    return re.sub(r"^([-+=:]|\d+[.)])", r"\\\1", line)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Return a code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
