@@ -42,7 +42,6 @@ from posttrain.objectives import (
     SimpoObjective,
 )
 from posttrain.objectives.base import Loss, PairLogps, SequenceLogps
-from posttrain.objectives.kto import reference_point
 
 TOLERANCE = 1e-5
 PAIRS, PROMPT, SHORTEST, LONGEST, VOCABULARY = 48, 5, 20, 300, 40
@@ -219,7 +218,7 @@ def compared(ours: Loss, theirs: Theirs, leaf: Tensor, against: str, note: str) 
     """The differences of one objective."""
     found = [abs(ours.share.item() - theirs.loss.item())]
     for name, value in theirs.metrics.items():
-        mean = ours.metrics[name].total.item() / float(ours.metrics[name].rows)
+        mean = ours.metrics[name].total.item() / float(ours.metrics[name].count)
         found.append(abs(mean - value))
     mine, other = (torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in (ours.share, theirs.loss))
     gradient = float((mine - other).abs().max() / other.abs().max())
@@ -366,7 +365,7 @@ def kto() -> dict[str, Any]:
         one, two = (torch.autograd.grad(loss, replies.policy_BT, retain_graph=True)[0] for loss in (split, whole))
         return float((one - two).norm() / two.norm())
 
-    point = reference_point(other.logps(other.policy_BT), other.logps(other.reference_BT))
+    point = KtoObjective().reference_point(other.logps(other.policy_BT), other.logps(other.reference_BT))
     everything, whole = ours(slice(None), point), trl_kto(replies, other, desirable_B, objective)
     parts = [slice(start, start + 4) for start in range(0, rows, 4)]
     split = [trl_part(part) for part in parts]

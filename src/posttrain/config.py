@@ -747,7 +747,7 @@ def field_docs(owner: type) -> Mapping[str, str]:
     docs: dict[str, str] = {}
     for base in reversed(owner.__mro__[:-1]):
         docs |= _own_field_docs(base)
-    return docs
+    return {field.name: docs[field.name] for field in dataclasses.fields(owner) if field.name in docs}
 
 
 def _own_field_docs(owner: type) -> dict[str, str]:

@@ -26,14 +26,11 @@ from posttrain.objectives import (
     KtoObjective,
     Objective,
     OrpoObjective,
-    PairObjective,
     RewardObjective,
     SftObjective,
     SimpoObjective,
 )
 from posttrain.objectives.base import Loss, PairLogps, SequenceLogps
-from posttrain.objectives.kto import reference_point
-from posttrain.objectives.sft import sft_loss
 
 OBJECTIVES: tuple[type, ...] = get_args(get_args(Objective)[0])
 CASES: list[Any] = [
@@ -91,7 +88,7 @@ def run(objective: Any, rows: Sequence[Row], step: Sequence[Row], dtype: torch.d
     tokens = column("chosen_tokens"), column("rejected_tokens")
     match objective:
         case SftObjective():
-            loss = Loss(sft_loss(chosen, tokens[0], float(whole("chosen_tokens").sum())))
+            loss = objective.loss(chosen, tokens[0], float(whole("chosen_tokens").sum()))
         case RewardObjective():
             loss = objective.loss(chosen, rejected, column("margin"), len(step))
         case KtoObjective():
@@ -100,11 +97,10 @@ def run(objective: Any, rows: Sequence[Row], step: Sequence[Row], dtype: torch.d
                 SequenceLogps(chosen, tokens[0]),
                 SequenceLogps(column("reference_chosen"), tokens[0]),
                 torch.tensor([row.desirable for row in rows], dtype=torch.bool),
-                reference_point(*seen),
+                KtoObjective().reference_point(*seen),
                 len(step),
             )
         case _:
-            assert isinstance(objective, PairObjective)
             conversation = SequenceLogps(chosen + column("prompt"), tokens[0] + column("prompt_tokens"))
             loss = objective.loss(
                 PairLogps(
@@ -143,12 +139,11 @@ QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 @pytest.mark.parametrize("kind", OBJECTIVES, ids=lambda kind: kind.__name__)
 def test_an_objective_says_what_it_needs_and_explains_its_settings(kind: Any) -> None:
     assert kind.__dataclass_params__.frozen
-    assert kind.rows in ("conversations", "pairs", "feedback")
+    assert kind.row_kind in ("conversations", "pairs", "feedback")
     assert 0 < kind.default_learning_rate < 1e-3
-    if kind is not SftObjective:
-        assert isinstance(kind.needs_reference, bool)
-        assert kind().supervises_prompt is False
-        assert ("reference" in {f.name for f in dataclasses.fields(kind)}) == kind.needs_reference
+    assert isinstance(kind.needs_reference, bool)
+    assert kind().supervises_prompt is False
+    assert ("reference" in {f.name for f in dataclasses.fields(kind)}) == kind.needs_reference
     first, *others = dataclasses.fields(kind)
     assert first.name == "name"
     assert set(field_docs(kind)) - {"name"} == {f.name for f in others}
@@ -228,8 +223,8 @@ def test_value_and_gradient_are_finite_at_extremes(objective: Any, tokens: int, 
 def test_equal_sides_are_half_right(objective: Any) -> None:
     rows = [Row(-7.0, -7.0, -5.0, -5.0, 3, 3)]
     accuracy = run(objective, rows, rows).loss.metrics.get("rewards/accuracies")
-    assert (accuracy is None) == (objective.rows != "pairs")
-    assert accuracy is None or accuracy.total.item() / accuracy.rows == 0.5
+    assert (accuracy is None) == (objective.row_kind != "pairs")
+    assert accuracy is None or accuracy.total.item() / accuracy.count == 0.5
 
 
 # ---- monotone ------------------------------------------------------------------------------------------------------
@@ -278,7 +273,7 @@ def test_shares_and_metrics_of_any_split_add_up(objective: Any, rows: list[Row],
     for name, one in whole.loss.metrics.items():
         found = [part.loss.metrics[name] for part in parts]
         assert sum(m.total.item() for m in found) == pytest.approx(one.total.item(), rel=1e-9, abs=1e-9)
-        assert sum(float(m.rows) for m in found) == float(one.rows)
+        assert sum(float(m.count) for m in found) == float(one.count)
         assert not one.total.requires_grad
     whole.loss.share.backward()
     for part in parts:

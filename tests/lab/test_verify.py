@@ -20,6 +20,7 @@ from posttrain.lab import verify
 from posttrain.model import fused, logprobs, score
 from posttrain.model.companions import copy_tokenizer
 from posttrain.model.lineage import Lineage
+from posttrain.objectives import sft
 from posttrain.train import loop, tasks
 from posttrain.train.tasks import StepContext
 
@@ -208,7 +209,7 @@ def let_segments_see_each_other(patch: pytest.MonkeyPatch) -> None:
 
 
 def average_each_micro_batch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(tasks, "sft_loss", lambda logps, weights, whole: -(weights * logps).sum() / weights.sum())
+    patch.setattr(sft, "sft_loss", lambda logps, weights, whole: -(weights * logps).sum() / weights.sum())
 
 
 def average_the_pairs_of_each_micro_batch(patch: pytest.MonkeyPatch) -> None:
@@ -217,7 +218,10 @@ def average_the_pairs_of_each_micro_batch(patch: pytest.MonkeyPatch) -> None:
     def wrong(objective: Any, reference: Any) -> Any:
         task = whole(objective, reference)
         return replace(
-            task, loss=lambda units, batch, logps, context: task.loss(units, batch, logps, StepContext(len(units)))
+            task,
+            loss_inputs=lambda units, batch, logps, context: task.loss_inputs(
+                units, batch, logps, StepContext(len(units))
+            ),
         )
 
     patch.setattr(tasks, "_pairs", wrong)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -40,7 +41,7 @@ SAME_FLOOR |= {("report", "stats")}
 NARROW = {
     "types": set(),
     "errors": set(),
-    "objectives": {"types", "references"},
+    "objectives": {"types", "errors", "references"},
     "report": {"types", "errors", "table", "artifacts", "config", "stats.intervals"},
 }
 """Rooms that may know less than their floor allows."""
@@ -196,6 +197,32 @@ def test_help_takes_less_than_half_a_second_of_cpu_time() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(once() for _ in range(3)) < 0.5
+
+
+def test_an_objective_is_named_in_its_own_file_only() -> None:
+    """By its class or its name; ``reward`` is also a kind of judge, so there the class alone counts."""
+    from posttrain.objectives import Objective
+
+    kinds = get_args(get_args(Objective)[0])
+    own = {kind.__module__.removeprefix("posttrain.").replace(".", "/") + ".py": kind for kind in kinds}
+    for module, tree in TREES.items():
+        if module == "objectives/__init__.py" or module.startswith("report/"):
+            continue
+        others = [kind for kind in kinds if kind is not own.get(module)]
+        forbidden = {kind.__name__ for kind in others} | {kind().name for kind in others} - {"reward"}
+        found = {text for node in ast.walk(tree) for text in _words(node)}
+        assert found & forbidden == set(), module
+
+
+def _words(node: ast.AST) -> list[str]:
+    """Names and whole texts of a node."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+            return [name]
+        case ast.Constant(value=str(text)):
+            return [text]
+        case _:
+            return []
 
 
 def configuration_fields() -> list[tuple[str, str]]:

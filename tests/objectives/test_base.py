@@ -79,7 +79,7 @@ def test_metrics_by_hand() -> None:
         "rewards/margins": 1.0,
         "rewards/accuracies": 1.5,
     }
-    assert {m.rows for m in metrics.values()} == {3.0}
+    assert {m.count for m in metrics.values()} == {3.0}
     assert not any(m.total.requires_grad for m in metrics.values())
 
     # The same where rounding may be as large as 1: only the first pair is told apart.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from posttrain.objectives.base import SequenceLogps
-from posttrain.objectives.kto import KtoObjective, balance_warning, kto_losses, reference_point
+from posttrain.objectives.kto import KtoObjective, balance_warning, kto_losses
 
 LN_3 = math.log(3)
 
@@ -27,7 +27,7 @@ def test_by_hand() -> None:
     loss = objective.loss(policy, reference, desirable_B, torch.tensor(1.0), 8)
     # 2 (1 - 3/4) + 2 (1 - 1/2) + 3 (1 - 1/4) + 3 (1 - 3/4) = 1/2 + 1 + 9/4 + 3/4
     assert loss.share.item() == pytest.approx(4.5 / 8, rel=1e-6)
-    assert {name: (m.total.item(), float(m.rows)) for name, m in loss.metrics.items()} == {
+    assert {name: (m.total.item(), float(m.count)) for name, m in loss.metrics.items()} == {
         "rewards/chosen": (pytest.approx(1 + LN_3), 2.0),  # 1/2 (1 + 2 ln 3) + 1/2
         "rewards/rejected": (pytest.approx(1.0), 2.0),  # 1/2 (1 + 2 ln 3 + 1 - 2 ln 3)
         "logps/chosen": (pytest.approx(-18 + 2 * LN_3), 2.0),
@@ -39,7 +39,7 @@ def test_by_hand() -> None:
 def test_a_batch_of_one_kind() -> None:
     loss = KtoObjective().loss(logps(-5.0), logps(-5.0), torch.tensor([True]), torch.tensor(0.0), 1)
     assert loss.share.item() == 0.5
-    assert float(loss.metrics["rewards/rejected"].rows) == 0.0
+    assert float(loss.metrics["rewards/rejected"].count) == 0.0
     assert loss.metrics["rewards/rejected"].total.item() == 0.0
 
 
@@ -54,14 +54,14 @@ def test_gradient_by_hand() -> None:
 def test_reference_point_by_hand() -> None:
     # Log-ratios 1/2, 3/2 and -1/2: mean 1/2. Turned round, the mean is below 0 and 0 is taken.
     policy, reference = logps(-9.5, -18.5, -30.5), logps(-10.0, -20.0, -30.0)
-    assert reference_point(policy, reference).item() == 0.5
-    assert reference_point(reference, policy).item() == 0.0
+    assert KtoObjective().reference_point(policy, reference).item() == 0.5
+    assert KtoObjective().reference_point(reference, policy).item() == 0.0
 
 
 def test_the_reference_point_has_no_gradient() -> None:
     sums_B = torch.tensor([-9.0, -9.0], requires_grad=True)
     policy, reference = SequenceLogps(sums_B, torch.ones(2)), logps(-10.0, -10.0)
-    assert not reference_point(policy, reference).requires_grad
+    assert not KtoObjective().reference_point(policy, reference).requires_grad
     # Nor does a point that was left attached reach the policy through the loss.
     attached = (sums_B - reference.sums_B).mean()
     loss = KtoObjective().loss(policy, reference, torch.tensor([True, True]), attached, 2)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from posttrain.artifacts import StageDir
 from posttrain.errors import CheckpointError, ConfigError, InterruptedRunError, RunError, TrainingError
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.objectives import SftObjective
+from posttrain.objectives.base import BaseObjective, Loss
 from posttrain.train import checkpoint, loop
 from posttrain.train.checkpoint import Checkpoints
 from posttrain.train.config import EarlyStopping, TrainSettings
@@ -136,6 +139,28 @@ def test_full_weights_in_bf16_learn_and_stay_fp32(
     assert {t.dtype for t in saved.values()} == {torch.float32}
     # Fine fp32 steps are there: not everything is a bf16 number.
     assert any(not torch.equal(t, t.bfloat16().float()) for t in saved.values())
+
+
+def test_a_loss_is_few_calls_away_from_train(
+    make_stage: MakeStage, small_model: Path, examples: list[Tokens], tmp_path: Path
+) -> None:
+    """train -> optimizer_step -> the objective's loss, which may call one function with its equation."""
+    found: list[list[str]] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Watching(BaseObjective):
+        row_kind = "conversations"
+        name: str = "watching"
+
+        def loss(self, logps_S: torch.Tensor, weights_S: torch.Tensor, step_weight: float) -> Loss:
+            stack = inspect.stack(context=0)
+            found.append([frame.function for frame in stack if f"{os.sep}posttrain{os.sep}" in frame.filename])
+            return Loss(-(weights_S * logps_S).sum() / step_weight)
+
+    stage = make_stage(objective=Watching(), max_steps=1)
+    train(stage, TrainInputs(small_model, examples), StageDir(tmp_path), seed=0, digest="d")
+    assert found
+    assert all(calls == ["optimizer_step", "train"] for calls in found)
 
 
 # ---- resume --------------------------------------------------------------------------------------------------------

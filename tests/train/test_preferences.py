@@ -66,7 +66,7 @@ def make_feedback(count: int = 9, seed: int = 0) -> list[FeedbackTokens]:
 
 
 def units_for(objective: Objective, count: int = 9) -> Sequence[Unit]:
-    return make_feedback(count) if objective.rows == "feedback" else make_pairs(count)
+    return make_feedback(count) if objective.row_kind == "feedback" else make_pairs(count)
 
 
 PREFERENCES: list[Objective] = [
@@ -159,7 +159,7 @@ def test_shared_prompts_are_separate_sequences(
     shared, gradients = one_step(trainee, task, [units])
     monkeypatch.setattr(loop, "lay_out", lambda model, sequences: collate(sequences))
     separate, expected = one_step(trainee, task, [units])
-    if objective.rows == "pairs":
+    if objective.row_kind == "pairs":
         assert shared.computed_tokens < 0.8 * separate.computed_tokens
     assert shared.loss == pytest.approx(separate.loss, rel=1e-5)
     close(gradients, expected)
@@ -326,7 +326,7 @@ def test_every_objective_learns_its_pairs(
     train(stage, TrainInputs(small_model, units_for(objective, 8)), StageDir(tmp_path), seed=0, digest="d")
     steps = records(tmp_path)
     assert steps[-1]["loss"] < steps[0]["loss"]
-    if objective.rows == "pairs":
+    if objective.row_kind == "pairs":
         assert steps[-1]["rewards/margins"] > steps[0]["rewards/margins"]
 
 

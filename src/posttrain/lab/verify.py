@@ -43,18 +43,13 @@ from posttrain.model.lineage import Lineage
 from posttrain.model.load import load_model
 from posttrain.model.score import batch_logps, lay_out, sequence_logps
 from posttrain.model.targets import resolve_target
-from posttrain.objectives import DpoObjective, KtoObjective, Objective, SftObjective
+from posttrain.objectives import default_objective
 from posttrain.train.config import TrainSettings
 from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, step_context, train
 from posttrain.train.reference import NO_REFERENCE, ReferenceLogps, sequence_key
 from posttrain.train.tasks import Task, Unit, make_task
 from posttrain.types import Message, RowKind, SftRow, Tokens
 
-OBJECTIVES: Mapping[RowKind, Objective] = {
-    "conversations": SftObjective(),
-    "pairs": DpoObjective(),
-    "feedback": KtoObjective(),
-}
 FIRST_LOSS: Mapping[RowKind, float] = {"pairs": math.log(2), "feedback": 0.5}
 """The loss where the policy is the reference, whatever the rows: log-ratios of 0 make it a constant."""
 ROWS_READ = 4
@@ -204,7 +199,7 @@ def model_checks(lineage: Lineage, usable: Usable) -> Iterator[Check]:
     The base of a model with an adapter is that adapter merged into its weights.
     """
     device = hardware.resolve_device("auto")
-    objective, units, sequences = OBJECTIVES[usable.kind], usable.units, usable.sequences
+    objective, units, sequences = default_objective(usable.kind), usable.units, usable.sequences
     base = load_model(lineage.folder, torch.float32, device)
     if lineage.adapter is not None:
         base = merge_adapter(load_adapter(base, lineage.adapter, trainable=False))
@@ -350,7 +345,7 @@ def check_resume(lineage: Lineage, usable: Usable) -> Check:
 def _check_resume(lineage: Lineage, usable: Usable, dropout: float) -> Check:
     lora = LoraAdapter(rank=8, alpha=16) if lineage.adapter is None else saved_settings(lineage.adapter)
     stage = TrainSettings(
-        objective=OBJECTIVES[usable.kind],
+        objective=default_objective(usable.kind),
         adapter=replace(lora, dropout=dropout),
         batch_size=2,
         epochs=3,
@@ -475,7 +470,7 @@ def _separate_gradient(trainee: Trainee, task: Task, units: Sequence[Unit]) -> d
     sequences = [sequence for unit in units for sequence in task.sequences(unit)]
     outputs_S = torch.cat([task.forward(trainee.model, collate([one]), torch.float32) for one in sequences])
     context = step_context(trainee, task, units, max(map(len, sequences)))
-    loss = task.loss(units, collate(sequences), outputs_S, context).share
+    loss = task.objective.loss(*task.loss_inputs(units, collate(sequences), outputs_S, context).arguments).share
     names, parameters = zip(*trainee.trained.items(), strict=True)
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
     return {"loss": loss.detach()[None], **dict(zip(names, gradients, strict=True))}

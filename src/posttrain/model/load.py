@@ -103,7 +103,7 @@ def _kind(config: PretrainedConfig, head: Literal["tokens", "score"], folder: Pa
         raise ModelError(
             f"{kind} (a sequence classification), so nothing else could load it",
             where=str(folder),
-            fix="train the reward model from another model, or use an objective without one (dpo, simpo, kto)",
+            fix="train the reward model from another model, or use an objective that trains no reward model",
         )
     raise ModelError(kind, where=str(folder), fix="choose a model that continues text")
 

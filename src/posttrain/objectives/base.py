@@ -6,9 +6,9 @@ Shapes: P pairs, B sequences. Objectives use methods of tensors only, so that co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from posttrain.types import LOGP_ROUNDING, resolved
 
@@ -39,10 +39,10 @@ class PairLogps(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A mean to be: the detached sum over this micro-batch and how many rows it is over."""
+    """A mean to be: the detached sum over this micro-batch and how many values it is over."""
 
     total: Tensor
-    rows: Tensor | float
+    count: Tensor | float
 
 
 class Loss(NamedTuple):
@@ -50,6 +50,38 @@ class Loss(NamedTuple):
 
     share: Tensor
     metrics: Mapping[str, Metric] = {}
+
+
+class BaseObjective:
+    """What the engine asks of every objective: each says what is different with it."""
+
+    row_kind: ClassVar[Literal["conversations", "pairs", "feedback"]]
+    """The rows it learns from."""
+    head: ClassVar[Literal["tokens", "score"]] = "tokens"
+    """What the model ends in: its output head, or a score for each sequence."""
+    needs_reference: ClassVar[bool] = False
+    default_learning_rate: ClassVar[float] = 5e-6
+    loss: ClassVar[Callable[..., Loss]]
+    """A micro-batch's share of the loss of a step. What it is called with: `posttrain.train.tasks`, by the kind of rows."""
+
+    reference_point: ClassVar[Callable[..., Any]]
+    """Of single labelled replies: (policy, reference) of prompts with the replies of other rows -> how far the policy has drifted."""
+
+    @property
+    def supervises_prompt(self) -> bool:
+        """Whether ``PairLogps.conversation`` is needed."""
+        return False
+
+    def settings_problem(self, batch_size: int) -> str | None:
+        """Why it can't be trained with these settings of the stage; None where it can."""
+        return None
+
+    def units_warning(self, units: Sequence[Any], where: str) -> str | None:
+        """What to tell the user of the training units; None where all is well.
+
+        Raises DataError, with ``where`` they came from, where they can't be learned from.
+        """
+        return None
 
 
 def log_sigmoid(x: Tensor) -> Tensor:

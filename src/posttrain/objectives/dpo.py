@@ -19,11 +19,12 @@ expectation over the flips, the loss of the clean labels; of a single pair it fa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from posttrain.objectives.base import (
+    BaseObjective,
     Loss,
     PairLogps,
     log_ratio_rounding,
@@ -49,14 +50,11 @@ def dpo_losses(margins_P: Tensor, beta: float, label_smoothing: float = 0.0, rob
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpoObjective:
+class DpoObjective(BaseObjective):
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290) and its variants for noisy labels."""
 
-    rows: ClassVar[Literal["pairs"]] = "pairs"
-    gives: ClassVar[Literal["model"]] = "model"
-    needs_reference: ClassVar[bool] = True
-    supervises_prompt: ClassVar[bool] = False
-    default_learning_rate: ClassVar[float] = 5e-6
+    row_kind = "pairs"
+    needs_reference = True
 
     name: Literal["dpo"] = "dpo"
     beta: Annotated[float, Gt(0)] = 0.1

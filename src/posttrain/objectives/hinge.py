@@ -11,11 +11,19 @@ one TRL has.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Gt
 
-from posttrain.objectives.base import Loss, PairLogps, log_ratio_rounding, log_ratios, logp_metrics, reward_metrics
+from posttrain.objectives.base import (
+    BaseObjective,
+    Loss,
+    PairLogps,
+    log_ratio_rounding,
+    log_ratios,
+    logp_metrics,
+    reward_metrics,
+)
 from posttrain.references import NamesStage
 
 if TYPE_CHECKING:
@@ -28,14 +36,11 @@ def hinge_losses(margins_P: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HingeObjective:
+class HingeObjective(BaseObjective):
     """Hinge loss on the log-ratios (SLiC, Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657)."""
 
-    rows: ClassVar[Literal["pairs"]] = "pairs"
-    gives: ClassVar[Literal["model"]] = "model"
-    needs_reference: ClassVar[bool] = True
-    supervises_prompt: ClassVar[bool] = False
-    default_learning_rate: ClassVar[float] = 5e-6
+    row_kind = "pairs"
+    needs_reference = True
 
     name: Literal["hinge"] = "hinge"
     beta: Annotated[float, Gt(0)] = 0.1

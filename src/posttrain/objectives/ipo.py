@@ -10,11 +10,19 @@ averaged over the reply's tokens, and that is the default here (docs/decisions/0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Gt
 
-from posttrain.objectives.base import Loss, PairLogps, log_ratio_rounding, log_ratios, logp_metrics, reward_metrics
+from posttrain.objectives.base import (
+    BaseObjective,
+    Loss,
+    PairLogps,
+    log_ratio_rounding,
+    log_ratios,
+    logp_metrics,
+    reward_metrics,
+)
 from posttrain.references import NamesStage
 from posttrain.types import LOGP_ROUNDING
 
@@ -28,14 +36,11 @@ def ipo_losses(margins_P: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IpoObjective:
+class IpoObjective(BaseObjective):
     """Identity Preference Optimization (Azar et al. 2023, arXiv:2310.12036)."""
 
-    rows: ClassVar[Literal["pairs"]] = "pairs"
-    gives: ClassVar[Literal["model"]] = "model"
-    needs_reference: ClassVar[bool] = True
-    supervises_prompt: ClassVar[bool] = False
-    default_learning_rate: ClassVar[float] = 5e-6
+    row_kind = "pairs"
+    needs_reference = True
 
     name: Literal["ipo"] = "ipo"
     beta: Annotated[float, Gt(0)] = 0.1

@@ -12,12 +12,14 @@ drifted in general. It is one number for a whole optimizer step (docs/decisions/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Gt
 
-from posttrain.objectives.base import Loss, Metric, SequenceLogps, log_ratio
+from posttrain.errors import DataError
+from posttrain.objectives.base import BaseObjective, Loss, Metric, SequenceLogps, log_ratio
 from posttrain.references import NamesStage
 
 if TYPE_CHECKING:
@@ -25,11 +27,6 @@ if TYPE_CHECKING:
 
 LOWEST_BALANCE, HIGHEST_BALANCE = 1.0, 4 / 3
 """Where lambda_D n_D / (lambda_U n_U) should lie (arXiv:2402.01306, first version; the later ones go up to 3/2, eq. 9)."""
-
-
-def reference_point(policy_mismatched: SequenceLogps, reference_mismatched: SequenceLogps) -> Tensor:
-    """z of a step (scalar), without a gradient. The arguments are of all its rows, each with the reply of another row."""
-    return log_ratio(policy_mismatched, reference_mismatched).sums_B.detach().mean().clamp(min=0)
 
 
 def kto_losses(
@@ -66,14 +63,11 @@ def balance_warning(
 
 
 @dataclass(frozen=True, kw_only=True)
-class KtoObjective:
+class KtoObjective(BaseObjective):
     """Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv:2402.01306): single replies, desirable or not."""
 
-    rows: ClassVar[Literal["feedback"]] = "feedback"
-    gives: ClassVar[Literal["model"]] = "model"
-    needs_reference: ClassVar[bool] = True
-    supervises_prompt: ClassVar[bool] = False
-    default_learning_rate: ClassVar[float] = 5e-6
+    row_kind = "feedback"
+    needs_reference = True
 
     name: Literal["kto"] = "kto"
     beta: Annotated[float, Gt(0)] = 0.1
@@ -85,30 +79,49 @@ class KtoObjective:
     reference: Annotated[str, NamesStage("model")] | None = None
     """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
 
+    def settings_problem(self, batch_size: int) -> str | None:
+        """A batch of one row has no other row to compare with."""
+        if batch_size < 2:
+            return "kto needs a batch_size of at least 2: its reference point compares rows with each other"
+        return None
+
+    def units_warning(self, units: Sequence[Any], where: str) -> str | None:
+        """See `balance_warning`. Raises DataError where all rows are of one kind."""
+        desirable = sum(unit.desirable for unit in units)
+        counts = (desirable, len(units) - desirable)
+        warning = balance_warning(*counts, self.desirable_weight, self.undesirable_weight)
+        if warning is not None and 0 in counts:
+            raise DataError(warning, where=where, fix="add rows of the other kind, or train another objective")
+        return warning
+
+    def reference_point(self, policy_mismatched: SequenceLogps, reference_mismatched: SequenceLogps) -> Tensor:
+        """z of a step (scalar), without a gradient. The arguments are of all its rows, each with the reply of another row."""
+        return log_ratio(policy_mismatched, reference_mismatched).sums_B.detach().mean().clamp(min=0)
+
     def loss(
         self,
         policy: SequenceLogps,
         reference: SequenceLogps,
         desirable_B: Tensor,
         reference_point: Tensor,
-        step_rows: int,
+        step_units: int,
     ) -> Loss:
-        """This micro-batch's share of the loss of a step of ``step_rows`` rows.
+        """This micro-batch's share of the loss of a step of ``step_units`` rows.
 
         Rewards and log-probabilities are means over the rows of their kind. The mean margin is the difference of the two
         means, no mean over rows, so it is left to whoever adds up the metrics of a step.
         """
         ratios_B, point = log_ratio(policy, reference).sums_B, reference_point.detach()
         losses_B = kto_losses(ratios_B, desirable_B, point, self.beta, self.desirable_weight, self.undesirable_weight)
-        rewards_B, rows = self.beta * ratios_B, float(len(ratios_B))
+        rewards_B, count = self.beta * ratios_B, float(len(ratios_B))
         metrics = {
             "rewards/chosen": _metric_of(rewards_B, desirable_B),
             "rewards/rejected": _metric_of(rewards_B, ~desirable_B),
             "logps/chosen": _metric_of(policy.sums_B, desirable_B),
             "logps/rejected": _metric_of(policy.sums_B, ~desirable_B),
-            "kl": Metric(point * rows, rows),
+            "kl": Metric(point * count, count),
         }
-        return Loss(losses_B.sum() / step_rows, metrics)
+        return Loss(losses_B.sum() / step_units, metrics)
 
 
 def _metric_of(values_B: Tensor, kind_B: Tensor) -> Metric:

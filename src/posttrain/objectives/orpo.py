@@ -14,11 +14,20 @@ The paper's NLL is that of the reply. Its code can train on the prompt as well, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Gt
 
-from posttrain.objectives.base import Loss, PairLogps, log1mexp, log_sigmoid, logp_metrics, metric, reward_metrics
+from posttrain.objectives.base import (
+    BaseObjective,
+    Loss,
+    PairLogps,
+    log1mexp,
+    log_sigmoid,
+    logp_metrics,
+    metric,
+    reward_metrics,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,13 +44,10 @@ def orpo_losses(chosen_P: Tensor, rejected_P: Tensor, weight: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrpoObjective:
+class OrpoObjective(BaseObjective):
     """Odds Ratio Preference Optimization (Hong et al. 2024, arXiv:2403.07691). Loads no reference."""
 
-    rows: ClassVar[Literal["pairs"]] = "pairs"
-    gives: ClassVar[Literal["model"]] = "model"
-    needs_reference: ClassVar[bool] = False
-    default_learning_rate: ClassVar[float] = 5e-6
+    row_kind = "pairs"
 
     name: Literal["orpo"] = "orpo"
     weight: Annotated[float, Gt(0)] = 0.1

@@ -10,11 +10,11 @@ L = - log sigmoid(r(x, y_w) - r(x, y_l) - m)                     m the pair's ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge
 
-from posttrain.objectives.base import Loss, log_sigmoid, reward_metrics
+from posttrain.objectives.base import BaseObjective, Loss, log_sigmoid, reward_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,14 +28,12 @@ def reward_losses(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardObjective:
+class RewardObjective(BaseObjective):
     """A Bradley-Terry reward model: the model gets a score head in place of its output head."""
 
-    rows: ClassVar[Literal["pairs"]] = "pairs"
-    gives: ClassVar[Literal["reward_model"]] = "reward_model"
-    needs_reference: ClassVar[bool] = False
-    supervises_prompt: ClassVar[bool] = False
-    default_learning_rate: ClassVar[float] = 1e-4
+    row_kind = "pairs"
+    head = "score"
+    default_learning_rate = 1e-4
 
     name: Literal["reward"] = "reward"
     use_margin: bool = False

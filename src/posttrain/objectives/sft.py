@@ -10,7 +10,9 @@ gradient accumulation long did in the field, weights tokens of short micro-batch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
+
+from posttrain.objectives.base import BaseObjective, Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,13 +28,14 @@ def sft_loss(logps_S: Tensor, weights_S: Tensor, step_weight: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftObjective:
+class SftObjective(BaseObjective):
     """Imitate the assistant turns: mean negative log-likelihood over all supervised tokens of a step."""
 
-    rows: ClassVar[Literal["conversations"]] = "conversations"
-    gives: ClassVar[Literal["model"]] = "model"
-    needs_reference: ClassVar[bool] = False
-    supervises_prompt: ClassVar[bool] = False
-    default_learning_rate: ClassVar[float] = 2e-4
+    row_kind = "conversations"
+    default_learning_rate = 2e-4
 
     name: Literal["sft"] = "sft"
+
+    def loss(self, logps_S: Tensor, weights_S: Tensor, step_weight: float) -> Loss:
+        """This micro-batch's share of the loss of a step (see `sft_loss`)."""
+        return Loss(sft_loss(logps_S, weights_S, step_weight))

@@ -10,11 +10,11 @@ whatever beta is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from posttrain.objectives.base import Loss, PairLogps, log_sigmoid, logp_metrics, metric, reward_metrics
+from posttrain.objectives.base import BaseObjective, Loss, PairLogps, log_sigmoid, logp_metrics, metric, reward_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,14 +26,11 @@ def simpo_losses(margins_P: Tensor, beta: float, gamma_beta_ratio: float) -> Ten
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimpoObjective:
+class SimpoObjective(BaseObjective):
     """Simple Preference Optimization (Meng et al. 2024, arXiv:2405.14734). Loads no reference."""
 
-    rows: ClassVar[Literal["pairs"]] = "pairs"
-    gives: ClassVar[Literal["model"]] = "model"
-    needs_reference: ClassVar[bool] = False
-    supervises_prompt: ClassVar[bool] = False
-    default_learning_rate: ClassVar[float] = 1e-6
+    row_kind = "pairs"
+    default_learning_rate = 1e-6
 
     name: Literal["simpo"] = "simpo"
     beta: Annotated[float, Gt(0)] = 2.0

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from posttrain import assets
 from posttrain.artifacts import Ledger, StageDir, write_json
 from posttrain.errors import DataError
-from posttrain.objectives.kto import KtoObjective, balance_warning
 from posttrain.references import Gives, NamesStage
 from posttrain.stages.base import BASE, Context, StageKind
 from posttrain.train.config import TrainSettings
-from posttrain.types import Display, RowKind
+from posttrain.types import RowKind
 
 if TYPE_CHECKING:
-    from posttrain.encode.preferences import EncodedUnits, FeedbackTokens
+    from posttrain.encode.preferences import EncodedUnits
     from posttrain.encode.template import ChatTemplate
     from posttrain.encode.tokens import EncodedRows
     from posttrain.model.lineage import Lineage
@@ -45,7 +44,7 @@ class TrainStage(TrainSettings, _Inputs):
     @property
     def gives(self) -> Gives:
         """A model that writes, or one that scores."""
-        return self.objective.gives
+        return "reward_model" if self.objective.head == "score" else "model"
 
     def settled(self) -> Self:
         """With the learning rate written out."""
@@ -73,7 +72,7 @@ class TrainStage(TrainSettings, _Inputs):
         if self.template is not None and start.has_template and start.manner != lineage.manner:
             display.note(f"{decided} takes the place of the template that {self.start_from} was made with")
         files = {side: context.run.stage(self.data).file("rows", f"{side}.parquet") for side in ("train", "held_out")}
-        rows = {side: _readers()[self.objective.rows](path) for side, path in files.items()}
+        rows = {side: _readers()[self.objective.row_kind](path) for side, path in files.items()}
         ledger = Ledger()
         encoded = self._encode(rows["train"], lineage.template, ledger, "encoding rows", context)
         examples = repeated_examples(encoded.examples, row_repeats(files["train"]), ledger)
@@ -83,8 +82,8 @@ class TrainStage(TrainSettings, _Inputs):
             raise _nothing_left(ledger, encoded, self.max_length, out)
         held_out = self._encode(rows["held_out"], lineage.template, Ledger(), "encoding held-out rows", context)
         display.note(_encoding_note(ledger, examples))
-        if isinstance(self.objective, KtoObjective):
-            _check_balance(self.objective, examples, context.run.stage(self.data), context.display)
+        if (warning := self.objective.units_warning(examples, str(context.run.stage(self.data).path))) is not None:
+            display.note(f"warning: {warning}")
         inputs = TrainInputs(
             model_folder=lineage.folder,
             adapter_folder=lineage.adapter,
@@ -122,7 +121,7 @@ class TrainStage(TrainSettings, _Inputs):
         def progress(done: int) -> None:
             context.display.tick(label, done, len(rows))
 
-        match self.objective.rows:
+        match self.objective.row_kind:
             case "conversations":
                 return encode_rows(rows, template, self.max_length, self.over_length, ledger, progress)
             case "pairs":
@@ -168,19 +167,6 @@ def _encoding_note(ledger: Ledger, examples: Sequence[Any]) -> str:
     share = sum(sequence.supervised for sequence in sequences) / tokens
     dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[0].dropped.items()) or "none"
     return f"{len(examples):,} examples, {tokens:,} tokens, {share:.0%} supervised; dropped: {dropped}"
-
-
-def _check_balance(
-    objective: KtoObjective, examples: Sequence[FeedbackTokens], data: StageDir, display: Display
-) -> None:
-    desirable = sum(example.desirable for example in examples)
-    counts = (desirable, len(examples) - desirable)
-    warning = balance_warning(*counts, objective.desirable_weight, objective.undesirable_weight)
-    if warning is not None and 0 in counts:
-        fix = "add rows of the other kind, or train another objective"
-        raise DataError(warning, where=str(data.path), fix=fix)
-    if warning is not None:
-        display.note(f"warning: {warning}")
 
 
 def _base_name(lineage: Lineage, context: Context) -> str:

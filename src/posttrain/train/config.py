@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Discriminator
 
 from posttrain.model.config import FullWeights, LoraAdapter
-from posttrain.objectives import Objective, SftObjective
+from posttrain.objectives import Objective, default_objective
 from posttrain.references import NamesFile
 
 
@@ -27,7 +27,7 @@ class EarlyStopping:
 class TrainSettings:
     """How one training run goes. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
 
-    objective: Objective = field(default_factory=SftObjective)
+    objective: Objective = field(default_factory=default_objective)
     """What is learned, and from which rows (docs/objectives.md)."""
     adapter: Annotated[LoraAdapter | FullWeights, Discriminator("name")] = field(default_factory=LoraAdapter)
     template: Annotated[str, NamesFile()] | None = None
@@ -45,7 +45,7 @@ class TrainSettings:
     micro_batch_tokens: Annotated[int, Ge(1)] = 2048
     """Tokens that are computed at once; longer single examples go alone."""
     learning_rate: Annotated[float, Gt(0)] | None = None
-    """Highest rate; null = the objective's own (sft 2e-4, reward 1e-4, simpo 1e-6, the others 5e-6)."""
+    """Highest rate; null = the objective's own (docs/objectives.md)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.05
     """Share of the steps during which the rate rises linearly from 0."""
@@ -75,12 +75,12 @@ class TrainSettings:
     """Also log metrics there (extra ``track``)."""
 
     def __post_init__(self) -> None:
-        if self.objective.rows != "conversations" and self.over_length == "truncate":
+        if self.objective.row_kind != "conversations" and self.over_length == "truncate":
             raise ValueError(
                 f"over_length: truncate can't be used with {self.objective.name}: a cut reply is another reply"
             )
-        if self.objective.name == "kto" and self.batch_size < 2:
-            raise ValueError("kto needs a batch_size of at least 2: its reference point compares rows with each other")
+        if (problem := self.objective.settings_problem(self.batch_size)) is not None:
+            raise ValueError(problem)
 
     @property
     def peak_learning_rate(self) -> float:

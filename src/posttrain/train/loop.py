@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, write_json
+from posttrain.encode.collate import Batch
 from posttrain.encode.preferences import sequences_of
 from posttrain.errors import ConfigError, InterruptedRunError, ModelError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
@@ -36,15 +37,14 @@ from posttrain.model.limits import check_fits
 from posttrain.model.load import load_model
 from posttrain.model.proof import prove_products
 from posttrain.model.score import lay_out, sequence_logps
-from posttrain.objectives import RewardObjective
-from posttrain.objectives.base import Loss
+from posttrain.objectives.base import Loss, Metric
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
 from posttrain.train.config import TrainSettings
 from posttrain.train.optimizer import build_optimizer, clip_gradients
 from posttrain.train.plan import Plan, micro_batches
 from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
 from posttrain.train.schedule import learning_rate
-from posttrain.train.tasks import StepContext, Task, Unit, make_task
+from posttrain.train.tasks import LossInputs, StepContext, Task, Unit, make_task
 from posttrain.train.track import Tracker, open_trackers
 
 EVALUATIONS_PER_RUN = 10
@@ -105,8 +105,8 @@ def prepare_model(settings: TrainSettings, model_folder: Path, adapter_folder: P
     """
     device = hardware.resolve_device(settings.device)
     compute_dtype = hardware.choose_dtype(settings.dtype, device)
-    head: Literal["tokens", "score"] = "score" if isinstance(settings.objective, RewardObjective) else "tokens"
-    preferences = settings.objective.rows != "conversations"
+    head = settings.objective.head
+    preferences = settings.objective.row_kind != "conversations"
     if isinstance(settings.adapter, LoraAdapter):
         lora = replace(settings.adapter, dropout=0.0) if preferences else settings.adapter
         if lora != settings.adapter:
@@ -210,15 +210,14 @@ def optimizer_step(
     sums = _Sums(trainee.device)
     flops, computed, tokens, supervised = 0.0, 0, 0, 0
     for group in micro_batches:
-        sequences = [sequence for unit in group for sequence in task.sequences(unit)]
-        batch = lay_out(trainee.model, sequences)
-        found = task.loss(group, batch, task.forward(trainee.model, batch, trainee.compute_dtype), context)
+        outputs = _compute(trainee, task, group, context)
+        found = task.objective.loss(*outputs.given.arguments)
         torch.autograd.backward(found.share)
-        sums.add(found)
-        flops += step_flops(trainee.model, batch)
-        computed += len(batch.ids_T)
-        tokens += sum(map(len, sequences))
-        supervised += len(batch.targets_S)
+        sums.add(found, outputs.given.metrics)
+        flops += step_flops(trainee.model, outputs.batch)
+        computed += len(outputs.batch.ids_T)
+        tokens += outputs.tokens
+        supervised += len(outputs.batch.targets_S)
     norm = clip_gradients(list(trainee.trained.values()), max_grad_norm)
     # The one host synchronisation of a step: without it a NaN would reach the weights.
     loss_value, metrics, norm_value = sums.host(norm)
@@ -230,6 +229,23 @@ def optimizer_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(loss_value, norm_value, tokens, computed, supervised, flops, metrics)
+
+
+class _Outputs(NamedTuple):
+    """A micro-batch that has gone through the model."""
+
+    batch: Batch
+    tokens: int
+    """Of its sequences, as rendered."""
+    given: LossInputs
+
+
+def _compute(trainee: Trainee, task: Task, units: Sequence[Unit], context: StepContext) -> _Outputs:
+    """One forward pass over some units; the loss is left to the caller, so that it is as near to `train` as it can be."""
+    sequences = [sequence for unit in units for sequence in task.sequences(unit)]
+    batch = lay_out(trainee.model, sequences)
+    outputs_S = task.forward(trainee.model, batch, trainee.compute_dtype)
+    return _Outputs(batch, sum(map(len, sequences)), task.loss_inputs(units, batch, outputs_S, context))
 
 
 def step_context(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -> StepContext:
@@ -246,9 +262,8 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -
     training = trainee.model.training
     trainee.model.eval()
     for indices in micro_batches(range(len(units)), [unit_length(trainee.model, task, unit) for unit in units], budget):
-        group = [units[i] for i in indices]
-        batch = lay_out(trainee.model, [sequence for unit in group for sequence in task.sequences(unit)])
-        sums.add(task.loss(group, batch, task.forward(trainee.model, batch, trainee.compute_dtype), context))
+        given = _compute(trainee, task, [units[i] for i in indices], context).given
+        sums.add(task.objective.loss(*given.arguments), given.metrics)
     trainee.model.train(training)
     loss, metrics, _ = sums.host(torch.zeros((), device=trainee.device))
     return loss, metrics
@@ -268,14 +283,14 @@ class _Sums:
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
 
-    def add(self, found: Loss) -> None:
+    def add(self, found: Loss, more: Mapping[str, Metric]) -> None:
         self.loss += found.share.detach()
-        for name, metric in found.metrics.items():
-            for into, value in ((self.totals, metric.total), (self.counts, metric.rows)):
+        for name, metric in {**found.metrics, **more}.items():
+            for into, value in ((self.totals, metric.total), (self.counts, metric.count)):
                 into[name] = into.get(name, self.loss.new_zeros(())) + value
 
     def host(self, norm: Tensor) -> tuple[float, dict[str, float], float]:
-        """(loss, mean of every metric that has a row, norm) in one transfer."""
+        """(loss, mean of every metric that has a value, norm) in one transfer."""
         names = list(self.totals)
         stacked = [self.loss, norm.to(self.loss.dtype), *self.totals.values(), *(self.counts[name] for name in names)]
         loss, norm_value, *rest = torch.stack(stacked).tolist()
@@ -303,6 +318,46 @@ def train(
     ``observer`` gets every metrics record. Ctrl-C and SIGTERM end the run after the current step with a checkpoint
     and an InterruptedRunError; ``on_interrupt`` is called at once, because a step may take a while.
     """
+    run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress)
+    since_checkpoint, write_seconds, leanest = 0.0, 0.0, math.inf
+    with run.open_logs(), _interruptible(on_interrupt) as interrupted:
+        if progress.step == 0:
+            run.evaluate(progress)
+        while not run.finished(progress):
+            begin = time.perf_counter()
+            # Dropout draws from (seed, step): a resumed step draws what the interrupted one would have drawn.
+            torch.manual_seed(seed * 1_000_003 + progress.step)
+            groups, rate = run.units_of(progress.step), run.rate_of(progress.step)
+            with run.explained(progress.step, groups):
+                result = optimizer_step(run.trainee, run.optimizer, run.task, groups, rate, settings.max_grad_norm)
+            progress = run.record_step(progress, result, rate, time.perf_counter() - begin)
+            memory = hardware.current_memory(run.trainee.device)
+            leanest = min(leanest, memory)
+            if memory > FRAGMENTED * leanest:  # micro-batches of many sizes leave holes behind
+                hardware.return_freed_memory()
+            if run.evaluation_due(progress.step):
+                progress = run.evaluate(progress)
+            since_checkpoint += time.perf_counter() - begin
+            if interrupted() or run.checkpoint_due(progress, since_checkpoint, write_seconds):
+                write_seconds = run.save(progress)
+                since_checkpoint = 0.0
+            if interrupted():
+                raise InterruptedRunError(
+                    f"interrupted after step {progress.step}", fix="run the same command again to go on from here"
+                )
+    return run.finish(progress)
+
+
+def _begin(
+    settings: TrainSettings,
+    inputs: TrainInputs,
+    out: StageDir,
+    seed: int,
+    digest: str,
+    observer: Observer,
+    on_progress: Callable[[str, int, int], None],
+) -> tuple[_Run, Progress]:
+    """The run, ready for its next step: model, reference, plan, and the newest checkpoint restored."""
     hardware.keep_freed_memory()
     settings = settled_dtype(settings, out)
     trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
@@ -311,32 +366,24 @@ def train(
     names = {id(p): name for name, p in trainee.trained.items()}
     optimizer = build_optimizer(trainee.model, trainee.trained, settings)
     pad_id = causal_lm(trainee.model).config.get_text_config().pad_token_id
-    task = make_task(
-        settings.objective, pad_id=pad_id, others=inputs.examples
-    )  # lengths do not depend on the reference
+    objective = settings.objective
+    task = make_task(objective, pad_id=pad_id, others=inputs.examples)  # lengths do not depend on the reference
     lengths = tuple(unit_length(trainee.model, task, unit) for unit in inputs.examples)
     plan = Plan(lengths, settings.batch_size, settings.micro_batch_tokens, settings.epochs, seed, settings.max_steps)
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
-    if settings.objective.needs_reference:
+    if objective.needs_reference:
         # before the checkpoint is restored: the policy is still where it started
         source = inputs.reference or Reference(out.file("reference.safetensors"), digest)
         steps = [[inputs.examples[i] for i in plan.step_examples(step)] for step in range(plan.total_steps)]
         reference = _reference(settings, source, trainee, task, [*steps, inputs.held_out], on_progress)
         if source.model_folder is None and not checkpoints.exist():
             _starts_at_reference(trainee, task, steps[0], reference, settings.micro_batch_tokens)
-        task = make_task(settings.objective, reference, pad_id, inputs.examples)
+        task = make_task(objective, reference, pad_id, inputs.examples)
     progress = _restore(checkpoints, trainee, optimizer, names)
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
     trackers = open_trackers(settings.track, out.path)
-    run = _Run(settings, inputs, task, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer, seed)
-    try:
-        with _interruptible(on_interrupt) as interrupted:
-            progress = run.steps(progress, interrupted)
-    finally:
-        log.close()
-        for tracker in trackers:
-            tracker.close()
-    return run.finish(progress)
+    run = _Run(settings, inputs, task, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer)
+    return run, progress
 
 
 @dataclass(frozen=True)
@@ -355,63 +402,57 @@ class _Run:
     log: MetricsLog
     trackers: Sequence[Tracker]
     observer: Observer
-    seed: int
 
     @property
     def best_weights(self) -> Path:
         return self.out.file("checkpoints", "best.safetensors")
 
-    def steps(self, progress: Progress, interrupted: Callable[[], bool]) -> Progress:
-        """All remaining steps, with evaluations and checkpoints in between."""
-        if progress.step == 0:
-            self.evaluate(progress)
-        since_checkpoint, write_seconds = 0.0, 0.0
-        settled = math.inf
-        while progress.step < self.plan.total_steps and not progress.stopped_early:
-            begin = time.perf_counter()
-            progress = self.step(progress)
-            memory = hardware.current_memory(self.trainee.device)
-            settled = min(settled, memory)
-            if memory > FRAGMENTED * settled:  # micro-batches of many sizes leave holes behind
-                hardware.return_freed_memory()
-            if self._evaluation_due(progress.step):
-                progress = self.evaluate(progress)
-            since_checkpoint += time.perf_counter() - begin
-            if interrupted() or self._checkpoint_due(progress, since_checkpoint, write_seconds):
-                write_seconds = self.save(progress)
-                since_checkpoint = 0.0
-            if interrupted():
-                raise InterruptedRunError(
-                    f"interrupted after step {progress.step}", fix="run the same command again to go on from here"
-                )
-        return progress
+    @contextlib.contextmanager
+    def open_logs(self) -> Iterator[None]:
+        """Inside, metrics are written; afterwards their files and trackers are closed, whatever happened."""
+        try:
+            yield
+        finally:
+            self.log.close()
+            for tracker in self.trackers:
+                tracker.close()
 
-    def step(self, progress: Progress) -> Progress:
-        """One optimizer step and its metrics record."""
-        step, settings, plan = progress.step, self.settings, self.plan
-        # Dropout draws from (seed, step): a resumed step draws what the interrupted one would have drawn.
-        torch.manual_seed(self.seed * 1_000_003 + step)
-        rate = learning_rate(
+    def finished(self, progress: Progress) -> bool:
+        return progress.step >= self.plan.total_steps or progress.stopped_early
+
+    def units_of(self, step: int) -> list[list[Unit]]:
+        """The micro-batches of a step (0-based)."""
+        return [[self.inputs.examples[i] for i in group] for group in self.plan.micro_batches(step)]
+
+    def rate_of(self, step: int) -> float:
+        """The learning rate of a step (0-based)."""
+        settings, total = self.settings, self.plan.total_steps
+        return learning_rate(
             step,
-            plan.total_steps,
+            total,
             peak=settings.peak_learning_rate,
             schedule=settings.schedule,
-            warmup_steps=round(settings.warmup * plan.total_steps),
+            warmup_steps=round(settings.warmup * total),
             floor=settings.learning_rate_floor,
         )
-        groups = [[self.inputs.examples[i] for i in group] for group in plan.micro_batches(step)]
-        begin = time.perf_counter()
+
+    @contextlib.contextmanager
+    def explained(self, step: int, groups: Sequence[Sequence[Unit]]) -> Iterator[None]:
+        """Inside, an error of a step says which step and rows it comes from, and what to do."""
         try:
-            result = optimizer_step(self.trainee, self.optimizer, self.task, groups, rate, settings.max_grad_norm)
+            yield
         except TrainingError as error:
-            raise self._diagnosed(error, step, [e for group in groups for e in group]) from None
+            raise self._diagnosed(error, step, [unit for group in groups for unit in group]) from None
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"the device is out of memory at step {step + 1}",
                 where=str(self.out.path),
                 fix="lower micro_batch_tokens (the result stays the same), or set gradient_checkpointing: true",
             ) from error
-        seconds = time.perf_counter() - begin
+
+    def record_step(self, progress: Progress, result: StepResult, rate: float, seconds: float) -> Progress:
+        """Count a step and write its metrics record."""
+        step = progress.step
         progress = progress.advanced(
             step=step + 1,
             tokens=progress.tokens + result.tokens,
@@ -421,8 +462,8 @@ class _Run:
         self._record(
             split="train",
             step=step + 1,
-            total_steps=plan.total_steps,
-            epoch=plan.epoch_after(step),
+            total_steps=self.plan.total_steps,
+            epoch=self.plan.epoch_after(step),
             loss=result.loss,
             grad_norm=result.grad_norm,
             learning_rate=rate,
@@ -525,12 +566,12 @@ class _Run:
             tracker.log(record)
         self.observer(record)
 
-    def _evaluation_due(self, step: int) -> bool:
+    def evaluation_due(self, step: int) -> bool:
         every = self.settings.evaluate_every or max(1, math.ceil(self.plan.total_steps / EVALUATIONS_PER_RUN))
         return step % every == 0 or step == self.plan.total_steps
 
-    def _checkpoint_due(self, progress: Progress, since_checkpoint: float, write_seconds: float) -> bool:
-        if progress.step == self.plan.total_steps or progress.stopped_early:
+    def checkpoint_due(self, progress: Progress, since_checkpoint: float, write_seconds: float) -> bool:
+        if self.finished(progress):
             return True
         if self.settings.checkpoint_every != "auto":
             return progress.step % self.settings.checkpoint_every == 0

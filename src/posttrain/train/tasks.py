@@ -1,14 +1,14 @@
-"""What is trained on, as the loop sees it: units of sequences, and how the outputs of a micro-batch become its share of the loss.
+"""What is trained on, as the loop sees it: units of sequences, and how the outputs of a micro-batch become what a loss receives.
 
 A unit is what a step counts: a conversation, a pair, a labelled reply. A task turns a unit into the sequences that are
-computed, and what the model says of them into an objective's arguments. The loop is the same for all of them.
+computed, and what the model says of them into the arguments of the objective's ``loss``. The loop is the same for all of them.
 
 Shapes: S supervised tokens, B sequences, P pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,10 +28,7 @@ from posttrain.encode.preferences import (
 )
 from posttrain.model.reward import batch_rewards
 from posttrain.model.score import batch_logps
-from posttrain.objectives import KtoObjective, Objective, PairObjective, RewardObjective, SftObjective
-from posttrain.objectives.base import Loss, Metric, PairLogps, SequenceLogps
-from posttrain.objectives.kto import reference_point
-from posttrain.objectives.sft import sft_loss
+from posttrain.objectives.base import BaseObjective, Metric, PairLogps, SequenceLogps
 from posttrain.train.reference import NO_REFERENCE, ReferenceLogps
 from posttrain.types import Tokens
 
@@ -44,7 +41,14 @@ class StepContext(NamedTuple):
     divisor: float
     """What the loss is divided by: the weight of all supervised tokens, or the number of units."""
     reference_point: float = 0.0
-    """KTO's z."""
+    """Of single labelled replies: how far the policy has drifted in general."""
+
+
+class LossInputs(NamedTuple):
+    """What the objective's ``loss`` receives of a micro-batch, and what is measured whatever the objective."""
+
+    arguments: tuple[Any, ...]
+    metrics: Mapping[str, Metric] = {}
 
 
 def _logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> Tensor:
@@ -59,10 +63,11 @@ def _count(units: Sequence[Any], beside_logps: Sequence[NDArray[np.float32]]) ->
 class Task:
     """One objective over its units."""
 
+    objective: BaseObjective
     sequences: Callable[[Any], tuple[Tokens, ...]]
-    """The sequences of a unit, in the order in which `loss` expects their outputs."""
-    loss: Callable[[Sequence[Any], Batch, Tensor, StepContext], Loss]
-    """(units, batch, outputs_S, context) -> the micro-batch's share of the step's loss, and its metrics."""
+    """The sequences of a unit, in the order in which `loss_inputs` expects their outputs."""
+    loss_inputs: Callable[[Sequence[Any], Batch, Tensor, StepContext], LossInputs]
+    """(units, batch, outputs_S, context) -> what the loss of a micro-batch is made of."""
     context: Callable[[Sequence[Any], Sequence[NDArray[np.float32]]], StepContext] = _count
     """What the micro-batches of a step over some units share, given the log-probabilities of `beside`."""
     beside: Callable[[Sequence[Any]], list[Tokens]] = lambda units: []
@@ -72,7 +77,7 @@ class Task:
 
 
 def make_task(
-    objective: Objective,
+    objective: BaseObjective,
     reference: ReferenceLogps = NO_REFERENCE,
     pad_id: int | None = None,
     others: Sequence[Any] = (),
@@ -82,49 +87,51 @@ def make_task(
     ``reference``: empty where the objective needs none. ``pad_id``: see `scored_at_end`. ``others``: all training units, from which a
     step of a single row borrows what it compares with (`mismatched`).
     """
-    match objective:
-        case SftObjective():
-            return _conversations()
-        case KtoObjective():
+    match objective.row_kind:
+        case "conversations":
+            return _conversations(objective)
+        case "feedback":
             return _feedback(objective, reference, others)
-        case RewardObjective():
+        case _ if objective.head == "score":
             return _rewards(objective, pad_id)
         case _:
             return _pairs(objective, reference)
 
 
-def _conversations() -> Task:
+def _conversations(objective: BaseObjective) -> Task:
+    """``loss(logps_S, weights_S, step_weight)``."""
+
     def context(units: Sequence[Tokens], beside_logps: Sequence[NDArray[np.float32]]) -> StepContext:
         return StepContext(float(sum(unit.weights_T.sum(dtype=np.float64) for unit in units)))
 
-    def loss(units: Sequence[Tokens], batch: Batch, logps_S: Tensor, context: StepContext) -> Loss:
+    def loss_inputs(units: Sequence[Tokens], batch: Batch, logps_S: Tensor, context: StepContext) -> LossInputs:
         weights_S = torch.from_numpy(batch.target_weights_S).to(logps_S.device)
-        return Loss(sft_loss(logps_S, weights_S, context.divisor))
+        return LossInputs((logps_S, weights_S, context.divisor))
 
-    return Task(sequences_of, loss, context)
+    return Task(objective, sequences_of, loss_inputs, context)
 
 
-def _pairs(objective: PairObjective, reference: ReferenceLogps) -> Task:
+def _pairs(objective: BaseObjective, reference: ReferenceLogps) -> Task:
+    """``loss(policy, reference, step_pairs)``."""
+
     def sequences(unit: PairTokens) -> tuple[Tokens, ...]:
         sides = sequences_of(unit)
         return (*sides, with_prompt_supervised(unit.chosen)) if objective.supervises_prompt else sides
 
-    def loss(units: Sequence[PairTokens], batch: Batch, logps_S: Tensor, context: StepContext) -> Loss:
-        policy, pairs = _sides(_sums(batch, logps_S), len(units)), int(context.divisor)
-        if objective.needs_reference:
-            reference_S = reference.of([s for unit in units for s in sequences(unit)]).to(logps_S.device)
-            found = objective.loss(policy, _sides(_sums(batch, reference_S), len(units)), pairs)
-            extra = _divergence(logps_S, reference_S)
-        else:
-            found, extra = objective.loss(policy, None, pairs), {}
-        lengths = _reply_lengths([unit.chosen for unit in units], "chosen")
-        lengths |= _reply_lengths([unit.rejected for unit in units], "rejected")
-        return Loss(found.share, {**found.metrics, **lengths, **extra})
+    def loss_inputs(units: Sequence[PairTokens], batch: Batch, logps_S: Tensor, context: StepContext) -> LossInputs:
+        policy, lengths = _sides(_sums(batch, logps_S), len(units)), _pair_lengths(units)
+        if not objective.needs_reference:
+            return LossInputs((policy, None, int(context.divisor)), lengths)
+        reference_S = reference.of([s for unit in units for s in sequences(unit)]).to(logps_S.device)
+        sides = _sides(_sums(batch, reference_S), len(units))
+        return LossInputs((policy, sides, int(context.divisor)), lengths | _divergence(logps_S, reference_S))
 
-    return Task(sequences, loss)
+    return Task(objective, sequences, loss_inputs)
 
 
-def _feedback(objective: KtoObjective, reference: ReferenceLogps, others: Sequence[FeedbackTokens]) -> Task:
+def _feedback(objective: BaseObjective, reference: ReferenceLogps, others: Sequence[FeedbackTokens]) -> Task:
+    """``loss(policy, reference, desirable_B, reference_point, step_units)``."""
+
     def beside(units: Sequence[FeedbackTokens]) -> list[Tokens]:
         return mismatched(units, others)
 
@@ -136,33 +143,32 @@ def _feedback(objective: KtoObjective, reference: ReferenceLogps, others: Sequen
         counts = torch.tensor([float(len(logps)) for logps in beside_logps])
         policy = torch.tensor([float(logps.sum(dtype=np.float64)) for logps in beside_logps])
         frozen = torch.tensor([float(reference[s].sum(dtype=np.float64)) for s in sequences])
-        z = reference_point(SequenceLogps(policy, counts), SequenceLogps(frozen, counts))
+        z = objective.reference_point(SequenceLogps(policy, counts), SequenceLogps(frozen, counts))
         return StepContext(len(units), float(z))
 
-    def loss(units: Sequence[FeedbackTokens], batch: Batch, logps_S: Tensor, context: StepContext) -> Loss:
+    def loss_inputs(units: Sequence[FeedbackTokens], batch: Batch, logps_S: Tensor, context: StepContext) -> LossInputs:
         reference_S = reference.of([unit.tokens for unit in units]).to(logps_S.device)
         desirable_B = torch.tensor([unit.desirable for unit in units], device=logps_S.device)
         z = logps_S.new_tensor(context.reference_point)
-        found = objective.loss(_sums(batch, logps_S), _sums(batch, reference_S), desirable_B, z, int(context.divisor))
+        arguments = (_sums(batch, logps_S), _sums(batch, reference_S), desirable_B, z, int(context.divisor))
         lengths = _reply_lengths([unit.tokens for unit in units if unit.desirable], "chosen")
         lengths |= _reply_lengths([unit.tokens for unit in units if not unit.desirable], "rejected")
-        return Loss(found.share, {**found.metrics, **lengths})
+        return LossInputs(arguments, lengths)
 
-    return Task(sequences_of, loss, context, beside=beside)
+    return Task(objective, sequences_of, loss_inputs, context, beside=beside)
 
 
-def _rewards(objective: RewardObjective, pad_id: int | None) -> Task:
+def _rewards(objective: BaseObjective, pad_id: int | None) -> Task:
+    """``loss(chosen_P, rejected_P, margins_P, step_pairs)``."""
+
     def sequences(unit: PairTokens) -> tuple[Tokens, ...]:
         return scored_at_end(unit.chosen, pad_id), scored_at_end(unit.rejected, pad_id)
 
-    def loss(units: Sequence[PairTokens], batch: Batch, rewards_B: Tensor, context: StepContext) -> Loss:
+    def loss_inputs(units: Sequence[PairTokens], batch: Batch, rewards_B: Tensor, context: StepContext) -> LossInputs:
         margins_P = torch.tensor([unit.margin for unit in units], device=rewards_B.device, dtype=rewards_B.dtype)
-        found = objective.loss(rewards_B[0::2], rewards_B[1::2], margins_P, int(context.divisor))
-        lengths = _reply_lengths([unit.chosen for unit in units], "chosen")
-        lengths |= _reply_lengths([unit.rejected for unit in units], "rejected")
-        return Loss(found.share, {**found.metrics, **lengths})
+        return LossInputs((rewards_B[0::2], rewards_B[1::2], margins_P, int(context.divisor)), _pair_lengths(units))
 
-    return Task(sequences, loss, forward=batch_rewards)
+    return Task(objective, sequences, loss_inputs, forward=batch_rewards)
 
 
 # ---- sums and counts -------------------------------------------------------------------------------------------------
@@ -180,6 +186,11 @@ def _sides(logps: SequenceLogps, pairs: int) -> PairLogps:
     """Sequences in the order chosen, rejected (and, where there are three a pair, the whole conversation)."""
     each = len(logps.sums_B) // pairs
     return PairLogps(*(SequenceLogps(logps.sums_B[k::each], logps.counts_B[k::each]) for k in range(each)))
+
+
+def _pair_lengths(units: Sequence[PairTokens]) -> dict[str, Metric]:
+    chosen, rejected = ([getattr(unit, side) for unit in units] for side in ("chosen", "rejected"))
+    return _reply_lengths(chosen, "chosen") | _reply_lengths(rejected, "rejected")
 
 
 def _reply_lengths(replies: Sequence[Tokens], side: str) -> dict[str, Metric]:
