@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,18 @@ ROWS = [
 ]  # fmt: skip
 
 
+def profiled(files: Sequence[Path], out: Path, **options: Any) -> dict[str, Any]:
+    """What a profile has written."""
+    profile(files, out, **options)
+    found: dict[str, Any] = read_json(out / "profile.json")
+    return found
+
+
 def test_numbers_by_hand(tmp_path: Path) -> None:
     path = write(
         tmp_path / "rows.parquet", ROWS, split=["train", "train", "test", "train"], weight=[1.0, 3.0, 1.0, 1.0]
     )
-    found = profile([path], tmp_path / "out", limits=(4, 17))
-    assert found == read_json(tmp_path / "out" / "profile.json")
+    found = profiled([path], tmp_path / "out", limits=(4, 17))
     assert (found["rows"], found["distinct_ids"], found["rows_counted"]) == (4, 4, 6.0)
     # tokens: 3 + 1; 9 + 10; 2 of the system turn, 9 and 8 characters; 2 + 2
     whole = found["lengths"]["whole"]
@@ -91,13 +98,13 @@ def test_order_files_and_workers_do_not_matter(tmp_path: Path) -> None:
         talk(n, f"question {n} " * (n % 7 + 1), f"答案{n}" * (n % 5 + 1), "ab"[n % 2], {"k": n % 3})
         for n in range(9000)
     ]
-    one = profile([write(tmp_path / "rows.parquet", rows)], tmp_path / "one")
+    one = profiled([write(tmp_path / "rows.parquet", rows)], tmp_path / "one")
     random.Random(0).shuffle(rows)
     write(tmp_path / "x" / "rows.parquet", rows)
-    two = profile([tmp_path / "x" / "rows.parquet"], tmp_path / "two", workers=2)
+    two = profiled([tmp_path / "x" / "rows.parquet"], tmp_path / "two", workers=2)
     assert one == two
     parts = [write(tmp_path / f"{n}.parquet", rows[begin : begin + 5000]) for n, begin in enumerate((0, 5000))]
-    three = profile(parts, tmp_path / "three")
+    three = profiled(parts, tmp_path / "three")
     assert {key: value for key, value in three.items() if key != "files"} == {
         key: value for key, value in one.items() if key != "files"
     }
@@ -105,7 +112,7 @@ def test_order_files_and_workers_do_not_matter(tmp_path: Path) -> None:
 
 @given(values=st.lists(st.integers(0, 5000), min_size=1, max_size=300))
 def test_lengths_are_exact(values: list[int]) -> None:
-    found = length_summary(np.array(values, np.uint32), (100, 1000))
+    found = asdict(length_summary(np.array(values, np.uint32), (100, 1000)))
     ordered = sorted(values)
     for percent in (1, 50, 90, 95, 100):
         # the smallest value that so many percent of all are not above
@@ -131,7 +138,7 @@ def test_tokens_of_tools_and_reasoning_count() -> None:
 
 def test_a_model_counts_through_the_callers_function(tmp_path: Path) -> None:
     counter = TokenCounter("letters of x", True, lambda block: [Counts(len(m) * 10, len(m), 1) for m, _ in block])
-    found = profile([write(tmp_path / "rows.parquet", ROWS)], tmp_path / "out", counter=counter)
+    found = profiled([write(tmp_path / "rows.parquet", ROWS)], tmp_path / "out", counter=counter)
     assert found["tokenizer"] == {"name": "letters of x", "is_model": True}
     assert found["lengths"]["whole"]["percentiles"][0] == 20
     assert found["lengths"]["whole"]["max"] == 40
@@ -171,7 +178,7 @@ def chain(folder: Path) -> Path:
 
 def test_the_funnel_of_a_chain(tmp_path: Path) -> None:
     last = chain(tmp_path / "stage")
-    found = profile([last], tmp_path / "out", chain=tmp_path / "stage")
+    found = profiled([last], tmp_path / "out", chain=tmp_path / "stage")
     lines = [(line["step"], line["rows_in"], line["rows_out"]) for line in found["funnel"]]
     kept = found["rows"]
     # the stage's own line "split" gives way to that of the step of the same name
@@ -207,7 +214,7 @@ def test_the_mix_of_a_stage_comes_after_its_steps(tmp_path: Path) -> None:
         for name in names:
             ledger.step(name, 5).rows_out = 5
         ledger.write(folder / "ledger.json")
-    assert [line["step"] for line in funnel(tmp_path, chain_steps(tmp_path))] == ["read", "filter", "mix"]
+    assert [line.step for line in funnel(tmp_path, chain_steps(tmp_path))] == ["read", "filter", "mix"]
 
 
 def test_clusters_and_contamination(tmp_path: Path) -> None:
@@ -233,7 +240,7 @@ def test_clusters_and_contamination(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     apply("dedup", path, Decisions(dropped, tables={"clusters": clusters, "benchmarks": benchmarks}), out)
-    found = profile([out / "rows.parquet"], tmp_path / "profile", chain=out)
+    found = profiled([out / "rows.parquet"], tmp_path / "profile", chain=out)
     told = found["clusters"]
     assert (told["clusters"], told["rows"], told["dropped"]) == (2, 5, 3)
     assert told["sizes"] == [{"size": 2, "clusters": 1}, {"size": 3, "clusters": 1}]
@@ -263,7 +270,7 @@ def test_what_can_not_be_profiled(tmp_path: Path) -> None:
 
 def test_rows_of_one_kind(tmp_path: Path) -> None:
     """Silent rows, a single row: nothing divides by zero."""
-    found = profile([write(tmp_path / "rows.parquet", [talk(1, "?", "!")])], tmp_path / "out")
+    found = profiled([write(tmp_path / "rows.parquet", [talk(1, "?", "!")])], tmp_path / "out")
     assert found["lengths"]["whole"]["max"] == 0
     assert found["sources"][0]["token_share"] is None
     assert found["covering"]["rounded"] == 64
@@ -280,7 +287,7 @@ def test_real_rows(shared_data: Path, tmp_path: Path) -> None:
         Source(path=str(folder / f"data__alpaca_{language}_demo.json"), name=language) for language in ("en", "zh")
     )
     prepare(DataSettings(sources=sources, held_out=0), StageDir(tmp_path), 0, lambda name: None)
-    found = profile([tmp_path / "rows" / "train.parquet"], tmp_path / "out", chain=tmp_path)
+    found = profiled([tmp_path / "rows" / "train.parquet"], tmp_path / "out", chain=tmp_path)
     languages = {source["name"]: source["languages"][0] for source in found["sources"]}
     assert languages["zh"]["language"] == "zh"
     assert languages["zh"]["share"] > 0.95

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from posttrain.data.profile_records import RepliesCompared, ReplyLengths
 from posttrain.data.rows import conversations, rejected_sides
 from posttrain.types import Message, RowKind
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from posttrain.data.profile import TokenCounter
 
 _COLUMNS: dict[str, Any] = {"reply": pl.UInt32, "rejected_reply": pl.UInt32}
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "max": 1.0}
+_QUANTILES = [0.5, 0.9, 0.95, 1.0]
 
 
 def reply_columns(block: pl.DataFrame, counter: TokenCounter) -> list[pl.Series]:
@@ -33,7 +34,7 @@ def reply_columns(block: pl.DataFrame, counter: TokenCounter) -> list[pl.Series]
     return [pl.Series(name, values, dtype=_COLUMNS[name]) for name, values in zip(_COLUMNS, lengths, strict=True)]
 
 
-def preference_summary(table: pl.DataFrame, kind: RowKind | None) -> dict[str, Any] | None:
+def preference_summary(table: pl.DataFrame, kind: RowKind | None) -> RepliesCompared | None:
     """The numbers of a table with the columns of :func:`reply_columns` and ``desirable``; None for conversations."""
     if kind not in ("pairs", "feedback"):
         return None
@@ -42,23 +43,23 @@ def preference_summary(table: pl.DataFrame, kind: RowKind | None) -> dict[str, A
         replies = {"chosen": table["reply"], "rejected": table["rejected_reply"]}
     else:
         replies = {"desirable": table["reply"].filter(judged), "undesirable": table["reply"].filter(~judged)}
-    return {
-        "kind": kind,
-        "rows": len(table),
-        "replies": {name: _quantiles(lengths) for name, lengths in replies.items() if len(lengths)},
-        "chosen_longer": _share(table["reply"] > table["rejected_reply"]) if kind == "pairs" else None,
-        "desirable": _share(judged) if kind == "feedback" else None,
-    }
+    return RepliesCompared(
+        kind=kind,
+        rows=len(table),
+        replies={name: _quantiles(lengths) for name, lengths in replies.items() if len(lengths)},
+        chosen_longer=_share(table["reply"] > table["rejected_reply"]) if kind == "pairs" else None,
+        desirable=_share(judged) if kind == "feedback" else None,
+    )
 
 
 def _lengths(replies: Iterable[Sequence[Message]], counter: TokenCounter) -> list[int]:
     return [count.assistant for count in counter.count([(tuple(turns), ()) for turns in replies])]
 
 
-def _quantiles(lengths: pl.Series) -> dict[str, int]:
+def _quantiles(lengths: pl.Series) -> ReplyLengths:
     """The smallest lengths that so many of the replies stay within."""
-    found = np.quantile(lengths.to_numpy(), list(_QUANTILES.values()), method="inverted_cdf")
-    return {"rows": len(lengths), **{name: int(length) for name, length in zip(_QUANTILES, found, strict=True)}}
+    found = np.quantile(lengths.to_numpy(), _QUANTILES, method="inverted_cdf")
+    return ReplyLengths(len(lengths), *(int(length) for length in found))
 
 
 def _share(true: pl.Series) -> float:

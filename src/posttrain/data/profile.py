@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -24,12 +24,37 @@ from posttrain.data.engine import map_rows
 from posttrain.data.kinds import kind_of_files
 from posttrain.data.language import identifier, identifier_words, language_of
 from posttrain.data.preference_profile import preference_summary, reply_columns
+from posttrain.data.profile_records import (
+    Cluster,
+    ClusterMember,
+    Clusters,
+    ClusterSize,
+    Column,
+    Contamination,
+    CounterName,
+    Covering,
+    FunnelLine,
+    Histogram,
+    LanguageShare,
+    Lengths,
+    MetaKey,
+    OverLimit,
+    Part,
+    Profile,
+    ProfiledFile,
+    Removed,
+    RemovedExample,
+    TurnCount,
+    Turns,
+)
 from posttrain.data.prose import parts_of
 from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, conversations
 from posttrain.data.steps import Progress, StepRun, count_rows
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.types import Message
+
+T = TypeVar("T")
 
 PROFILE_SCHEMA = 1
 LIMITS = (512, 1024, 2048, 4096)
@@ -99,7 +124,7 @@ def profile(
     chain: Path | None = None,
     workers: int = 1,
     progress: Progress = lambda what, done, total: None,
-) -> dict[str, Any]:
+) -> Profile:
     """Look at rows files and write ``profile.json`` into ``out``; the keys are described in docs/data-profile.md.
 
     ``chain``: the folder of a data stage (with ``steps/01-filter`` and so on) or of one step, for the funnel, the removed
@@ -119,34 +144,34 @@ def profile(
             seen.add(block)
     table = pl.concat(seen.tables)
     steps = chain_steps(chain) if chain is not None else []
-    found: dict[str, Any] = {
-        "schema": PROFILE_SCHEMA,
-        "rows": len(table),
-        "files": [{"file": path.name, "rows": size} for path, size in sizes.items()],
-        "tokenizer": {"name": counter.name, "is_model": counter.is_model},
-        "columns": _columns(files[0], seen),
-        "distinct_ids": table["id"].n_unique(),
-        "rows_counted": float(table["weight"].sum()),
-        "features": {name: seen.features[name] for name in FEATURES},
-        "meta_keys": _meta_keys(seen),
-        "turns": _turns(table["turns"].to_numpy()),
-        "lengths": {name: length_summary(table[name].to_numpy(), limits) for name in ("whole", "user", "assistant")},
-        "covering": _covering(table["whole"].to_numpy()),
-        "preferences": preference_summary(table, kind),
-        "languages": _shares(table, "language"),
-        "language_rule": identifier_words("auto"),
-        "sources": _parts(table, "source"),
-        "splits": _parts(table, "split") if table["split"].null_count() < len(table) else [],
-        "funnel": funnel(chain, steps) if chain is not None else [],
-        "removed": [
-            *(_unread(chain) if chain is not None else []),
+    found = Profile(
+        schema=PROFILE_SCHEMA,
+        rows=len(table),
+        files=tuple(ProfiledFile(path.name, size) for path, size in sizes.items()),
+        tokenizer=CounterName(counter.name, counter.is_model),
+        columns=_columns(files[0], seen),
+        distinct_ids=table["id"].n_unique(),
+        rows_counted=float(table["weight"].sum()),
+        features={name: seen.features[name] for name in FEATURES},
+        meta_keys=_meta_keys(seen),
+        turns=_turns(table["turns"].to_numpy()),
+        lengths={name: length_summary(table[name].to_numpy(), limits) for name in ("whole", "user", "assistant")},
+        covering=_covering(table["whole"].to_numpy()),
+        preferences=preference_summary(table, kind),
+        languages=_languages(table),
+        language_rule=identifier_words("auto"),
+        sources=_parts(table, "source"),
+        splits=_parts(table, "split") if table["split"].null_count() < len(table) else (),
+        funnel=funnel(chain, steps) if chain is not None else (),
+        removed=(
+            *(_unread(chain) if chain is not None else ()),
             *(entry for step in steps for entry in _removed(*step)),
-            *(_removed("mix", chain / "mix") if chain is not None else []),
-        ],
-        "clusters": _last(_clusters(folder) for _, folder in steps),
-        "contamination": _last(_contamination(folder) for _, folder in steps),
-    }
-    write_json(out / "profile.json", found)
+            *(_removed("mix", chain / "mix") if chain is not None else ()),
+        ),
+        clusters=_last(_clusters(folder) for _, folder in steps),
+        contamination=_last(_contamination(folder) for _, folder in steps),
+    )
+    write_json(out / "profile.json", asdict(found))
     return found
 
 
@@ -265,9 +290,9 @@ def _forget(values: Counter[str]) -> None:
         values[""] = rest
 
 
-def _columns(path: Path, seen: _Seen) -> list[dict[str, Any]]:
+def _columns(path: Path, seen: _Seen) -> tuple[Column, ...]:
     kinds = pl.scan_parquet(path, glob=False).collect_schema()
-    return [{"name": name, "type": _kind(kind), "nulls": seen.nulls[name]} for name, kind in kinds.items()]
+    return tuple(Column(name, _kind(kind), seen.nulls[name]) for name, kind in kinds.items())
 
 
 def _kind(kind: pl.DataType) -> str:
@@ -279,28 +304,24 @@ def _kind(kind: pl.DataType) -> str:
     return {"String": "text", "Int64": "whole number", "Float64": "number"}.get(str(kind), str(kind))
 
 
-def _meta_keys(seen: _Seen) -> list[dict[str, Any]]:
+def _meta_keys(seen: _Seen) -> tuple[MetaKey, ...]:
     """The keys of most rows, with types and a few frequent values."""
     by_rows = sorted(seen.meta, key=lambda key: (-seen.meta[key].total(), key))[:SHOWN_META_KEYS]
     found = []
     for key in by_rows:
         values = seen.meta[key]
         named = sorted(((v, n) for v, n in values.items() if v), key=lambda item: (-item[1], item[0]))
+        types = tuple(sorted({value.partition(" ")[0] for value, _ in named}))
         found.append(
-            {
-                "key": key,
-                "rows": values.total(),
-                "types": sorted({value.partition(" ")[0] for value, _ in named}),
-                "values": [value.partition(" ")[2] for value, _ in named[:SHOWN_META_VALUES]],
-            }
+            MetaKey(key, values.total(), types, tuple(v.partition(" ")[2] for v, _ in named[:SHOWN_META_VALUES]))
         )
-    return found
+    return tuple(found)
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
 
-def length_summary(values: NDArray[Any], limits: Sequence[int]) -> dict[str, Any]:
+def length_summary(values: NDArray[Any], limits: Sequence[int]) -> Lengths:
     """Exact statistics of lengths: quantiles, a histogram, and what lies over each limit."""
     percents = np.quantile(values, np.arange(101) / 100, method="inverted_cdf").astype(int).tolist()
     p50, p90, p95 = percents[50], percents[90], percents[95]
@@ -309,51 +330,40 @@ def length_summary(values: NDArray[Any], limits: Sequence[int]) -> dict[str, Any
     width = max(1, -(-(end + 1) // BINS))
     edges = [width * index for index in range(-(-(end + 1) // width) + 1)]
     counts, _ = np.histogram(values, bins=np.array(edges) - 0.5)
-    return {
-        "count": len(values),
-        "total": int(values.sum(dtype=np.int64)),
-        "mean": float(values.mean()),
-        "min": percents[0],
-        "p50": p50,
-        "p90": p90,
-        "p95": p95,
-        "max": percents[100],
-        "percentiles": percents,
-        "histogram": {"edges": edges, "counts": counts.tolist(), "beyond": int((values >= edges[-1]).sum())},
-        "over": [
-            {"limit": limit, "rows": int((values > limit).sum()), "share": float((values > limit).mean())}
-            for limit in limits
-        ],
-    }
+    return Lengths(
+        count=len(values),
+        total=int(values.sum(dtype=np.int64)),
+        mean=float(values.mean()),
+        min=percents[0],
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        max=percents[100],
+        percentiles=tuple(percents),
+        histogram=Histogram(tuple(edges), tuple(counts.tolist()), beyond=int((values >= edges[-1]).sum())),
+        over=tuple(OverLimit(limit, int((values > limit).sum()), float((values > limit).mean())) for limit in limits),
+    )
 
 
-def _covering(values: NDArray[Any]) -> dict[str, Any]:
+def _covering(values: NDArray[Any]) -> Covering:
     """The sequence length that covers 95% of the conversations, and the same rounded up to a multiple of 64."""
     length = int(np.quantile(values, COVER, method="inverted_cdf"))
     rounded = max(64, -(-length // 64) * 64)
-    return {"share": COVER, "length": length, "rounded": rounded, "rounded_share": float((values <= rounded).mean())}
+    return Covering(COVER, length, rounded, float((values <= rounded).mean()))
 
 
-def _turns(values: NDArray[Any]) -> dict[str, Any]:
+def _turns(values: NDArray[Any]) -> Turns:
     kinds, rows = np.unique(values, return_counts=True)
-    return {
-        "mean": float(values.mean()),
-        "max": int(values.max()),
-        "counts": [{"turns": int(kind), "rows": int(count)} for kind, count in zip(kinds, rows, strict=True)],
-    }
+    counts = tuple(TurnCount(int(kind), int(count)) for kind, count in zip(kinds, rows, strict=True))
+    return Turns(float(values.mean()), int(values.max()), counts)
 
 
-def _shares(table: pl.DataFrame, column: str) -> list[dict[str, Any]]:
-    counts = (
-        table.select(pl.col(column).cast(pl.String))
-        .group_by(column)
-        .len()
-        .sort(["len", column], descending=[True, False])
-    )
-    return [{column: name, "rows": rows, "share": rows / len(table)} for name, rows in counts.iter_rows()]
+def _languages(table: pl.DataFrame) -> tuple[LanguageShare, ...]:
+    counts = table.group_by("language").len().sort(["len", "language"], descending=[True, False])
+    return tuple(LanguageShare(name, rows, rows / len(table)) for name, rows in counts.iter_rows())
 
 
-def _parts(table: pl.DataFrame, column: str) -> list[dict[str, Any]]:
+def _parts(table: pl.DataFrame, column: str) -> tuple[Part, ...]:
     """One line a source or split: rows, what they count, tokens, typical lengths, main languages."""
     found = []
     total = int(table["whole"].sum())
@@ -364,20 +374,21 @@ def _parts(table: pl.DataFrame, column: str) -> list[dict[str, Any]]:
         whole = part["whole"].to_numpy()
         amount = int(whole.sum(dtype=np.int64))
         found.append(
-            {
-                "name": part[column][0],
-                "rows": len(part),
-                "share": len(part) / len(table),
-                "rows_counted": float(part["weight"].sum()),
-                "tokens": amount,
-                "token_share": amount / total if total else None,
-                "turns": float(part["turns"].cast(pl.Float64).mean()),  # type: ignore[arg-type]
-                **{f"{name}_p50": _p50(part[name].to_numpy()) for name in ("user", "assistant")},
-                "p95": int(np.quantile(whole, 0.95, method="inverted_cdf")),
-                "languages": _shares(part, "language")[:3],
-            }
+            Part(
+                name=part[column][0],
+                rows=len(part),
+                share=len(part) / len(table),
+                rows_counted=float(part["weight"].sum()),
+                tokens=amount,
+                token_share=amount / total if total else None,
+                turns=float(part["turns"].cast(pl.Float64).mean()),  # type: ignore[arg-type]
+                user_p50=_p50(part["user"].to_numpy()),
+                assistant_p50=_p50(part["assistant"].to_numpy()),
+                p95=int(np.quantile(whole, 0.95, method="inverted_cdf")),
+                languages=_languages(part)[:3],
+            )
         )
-    return sorted(found, key=lambda entry: (order.get(entry["name"], 3), -entry["rows"], entry["name"]))
+    return tuple(sorted(found, key=lambda one: (order.get(one.name, 3), -one.rows, one.name)))
 
 
 def _p50(values: NDArray[Any]) -> int:
@@ -395,7 +406,7 @@ def chain_steps(chain: Path) -> list[tuple[str, Path]]:
     return [(read_json(chain / "ledger.json")["steps"][-1]["name"], chain)] if (chain / "ledger.json").exists() else []
 
 
-def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
+def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> tuple[FunnelLine, ...]:
     """One line a step, in order: rows in and out, and what was dropped.
 
     The stage's own ledger comes first (reading, formats, exact duplicates) and last (held-out rows, the mix of the others);
@@ -413,47 +424,42 @@ def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> list[dict[str, Any
     last = [line for line in outer if line["name"] in ("split", "mix")]
     lines = [line for line in outer if line not in last] + inner + last
     start = lines[0]["rows_in"] if lines else 0
-    return [
-        {
-            "step": line["name"],
-            "folder": line["folder"],
-            "rows_in": line["rows_in"],
-            "added": line["added"],
-            "rows_out": line["rows_out"],
-            "dropped": line["dropped"],
-            "notes": line["notes"],
-            "kept_share": line["rows_out"] / (line["rows_in"] + line["added"]) if line["rows_in"] else None,
-            "share_of_start": line["rows_out"] / start if start else None,
-        }
+    return tuple(
+        FunnelLine(
+            step=line["name"],
+            rows_in=line["rows_in"],
+            added=line["added"],
+            rows_out=line["rows_out"],
+            dropped=line["dropped"],
+            notes=line["notes"],
+            kept_share=line["rows_out"] / (line["rows_in"] + line["added"]) if line["rows_in"] else None,
+            share_of_start=line["rows_out"] / start if start else None,
+            folder=line["folder"],
+        )
         for line in lines
-    ]
+    )
 
 
-def _unread(chain: Path) -> list[dict[str, Any]]:
+def _unread(chain: Path) -> list[Removed]:
     """What the stage itself dropped (unreadable, of no format, exact duplicates): its ledger keeps place and detail, no text."""
     path = chain / "ledger.json"
     if not path.exists():
         return []
-    ledger = read_json(path)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for reject in ledger["rejects"]:
+    for reject in read_json(path)["rejects"]:
         found.setdefault((reject["step"], reject["reason"]), []).append(reject)
-    without_text = dict.fromkeys(("id", "twin", "prompt", "reply"))
     return [
-        {
-            "step": step,
-            "reason": reason,
-            "rows": len(rejects),
-            "examples": [
-                {**without_text, **{key: reject[key] for key in ("file", "line", "detail")}}
-                for reject in rejects[:EXAMPLES]
-            ],
-        }
+        Removed(
+            step,
+            reason,
+            len(rejects),
+            tuple(RemovedExample(one["file"], one["line"], one["detail"]) for one in rejects[:EXAMPLES]),
+        )
         for (step, reason), rejects in found.items()
     ]
 
 
-def _removed(label: str, folder: Path) -> list[dict[str, Any]]:
+def _removed(label: str, folder: Path) -> list[Removed]:
     """Every reason of a step with its count and a few rows: those with the smallest content ids, whatever the order."""
     path = folder / "rejects.parquet"
     if not path.exists():
@@ -464,22 +470,15 @@ def _removed(label: str, folder: Path) -> list[dict[str, Any]]:
     chosen = places.group_by("reason", maintain_order=True).head(EXAMPLES)["place"].to_list()
     taken = frame.filter(pl.col("place").is_in(chosen)).collect().sort("id", "file", "line").to_dicts()
     return [
-        {
-            "step": label,
-            "reason": reason,
-            "rows": count,
-            "examples": [_example(record) for record in taken if record["reason"] == reason],
-        }
+        Removed(label, reason, count, tuple(_example(record) for record in taken if record["reason"] == reason))
         for reason, count in counts.iter_rows()
     ]
 
 
-def _example(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **{key: record[key] for key in ("id", "file", "line", "detail", "twin")},
-        "prompt": _turn_excerpt(record["messages"], "user"),
-        "reply": _turn_excerpt(record["messages"], "assistant"),
-    }
+def _example(record: Mapping[str, Any]) -> RemovedExample:
+    turns = record["messages"]
+    texts = _turn_excerpt(turns, "user"), _turn_excerpt(turns, "assistant")
+    return RemovedExample(record["file"], record["line"], record["detail"], record["id"], record["twin"], *texts)
 
 
 def _turn_excerpt(turns: Sequence[Mapping[str, Any]], role: str) -> str | None:
@@ -488,7 +487,7 @@ def _turn_excerpt(turns: Sequence[Mapping[str, Any]], role: str) -> str | None:
     return None if text is None else text if len(text) <= EXCERPT else f"{text[:EXCERPT].rstrip()} ..."
 
 
-def _clusters(folder: Path) -> dict[str, Any] | None:
+def _clusters(folder: Path) -> Clusters | None:
     """How many clusters of near-duplicates there are, how large, and a few with their texts: the largest and the least alike."""
     path = folder / "clusters.parquet"
     if not path.exists():
@@ -500,7 +499,7 @@ def _clusters(folder: Path) -> dict[str, Any] | None:
         .filter(pl.col("size") > 1)
     )
     if not len(clusters):
-        return {"clusters": 0, "rows": 0, "dropped": 0, "sizes": [], "examples": []}
+        return Clusters(0, 0, 0, (), ())
     sizes = clusters.group_by("size").len().sort("size")
     half = CLUSTER_EXAMPLES // 2
     largest = clusters.sort(["size", "cluster"], descending=[True, False]).head(half)
@@ -511,48 +510,43 @@ def _clusters(folder: Path) -> dict[str, Any] | None:
     )
     shown = members.group_by("cluster", maintain_order=True).head(CLUSTER_MEMBERS)
     texts = _texts(folder, set(shown["id"].to_list()))
-    return {
-        "clusters": len(clusters),
-        "rows": int(clusters["size"].sum()),
-        "dropped": int((~table["kept"]).sum()),
-        "sizes": [{"size": size, "clusters": count} for size, count in sizes.iter_rows()],
-        "examples": [
-            {
-                "cluster": cluster,
-                "size": size,
-                "members": [
-                    {**member, **texts.get(member["id"], {"prompt": None, "reply": None})}
-                    for member in shown.filter(pl.col("cluster") == cluster)
-                    .select("id", "similarity", "kept")
-                    .to_dicts()
-                ],
-            }
+    by_cluster: dict[Any, list[ClusterMember]] = {}
+    for cluster, row_id, similarity, kept in shown.select("cluster", "id", "similarity", "kept").iter_rows():
+        member = ClusterMember(row_id, similarity, kept, *texts.get(row_id, (None, None)))
+        by_cluster.setdefault(cluster, []).append(member)
+    return Clusters(
+        clusters=len(clusters),
+        rows=int(clusters["size"].sum()),
+        dropped=int((~table["kept"]).sum()),
+        sizes=tuple(ClusterSize(size, count) for size, count in sizes.iter_rows()),
+        examples=tuple(
+            Cluster(cluster, size, tuple(by_cluster[cluster]))
             for cluster, size in chosen.select("cluster", "size").iter_rows()
-        ],
-    }
+        ),
+    )
 
 
-def _texts(folder: Path, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Excerpts of the rows with these ids, kept or dropped by the step."""
-    found: dict[str, dict[str, Any]] = {}
+def _texts(folder: Path, ids: set[str]) -> dict[str, tuple[str | None, str | None]]:
+    """Excerpts of the prompts and replies of the rows with these ids, kept or dropped by the step."""
+    found: dict[str, tuple[str | None, str | None]] = {}
     for name in ("rows.parquet", "rejects.parquet"):
         if (folder / name).exists():
             wanted = pl.scan_parquet(folder / name, glob=False).filter(pl.col("id").is_in(list(ids)))
             for row_id, turns in wanted.select("id", "messages").collect().iter_rows():
-                found[row_id] = {"prompt": _turn_excerpt(turns, "user"), "reply": _turn_excerpt(turns, "assistant")}
+                found[row_id] = _turn_excerpt(turns, "user"), _turn_excerpt(turns, "assistant")
     return found
 
 
-def _contamination(folder: Path) -> dict[str, Any] | None:
+def _contamination(folder: Path) -> Contamination | None:
     """The table of benchmarks of a decontamination, as it was written."""
     path = folder / "benchmarks.parquet"
     if not path.exists():
         return None
     table = pl.read_parquet(path)
-    return {"columns": table.columns, "rows": table.to_dicts()}
+    return Contamination(tuple(table.columns), tuple(table.to_dicts()))
 
 
-def _last(found: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+def _last(found: Iterable[T | None]) -> T | None:
     """The last of the tables: of two steps of a kind, what the later one says is about what is left."""
     there = [one for one in found if one is not None]
     return there[-1] if there else None

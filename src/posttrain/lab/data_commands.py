@@ -240,7 +240,8 @@ def run_profile(
     sources: Sequence[Source], out: Path, model: str | None, workers: int, console: Console
 ) -> tuple[Path, RenderableType]:
     """Profile files of rows, or the data stage of a run with its chain; returns the page and the table for the terminal."""
-    from posttrain.report.data_page import read_profile, terminal_profile, write_data_page  # steps draw no figures
+    from posttrain.data.section import profile_page, write_profile_page  # steps draw no charts
+    from posttrain.report import terminal
 
     stage = Path(sources[0].path)
     chain = stage if len(sources) == 1 and (stage / "ledger.json").exists() else None
@@ -264,23 +265,9 @@ def run_profile(
                 ledger.write(out / "ledger.json")
         found = profile(rows, out, counter=counter, chain=chain, workers=workers, progress=display.tick)
         shutil.rmtree(out / READ, ignore_errors=True)
-    page = write_data_page(out, printable(", ".join(Path(source.path).name for source in sources)))
-    shown = terminal_profile(read_profile(out))
-    return page, Group(shown, _preference_part(found["preferences"])) if found["preferences"] else shown
-
-
-def _preference_part(found: Mapping[str, Any]) -> RenderableType:
-    """What is compared in pairs or judged in feedback, for the terminal."""
-    table = Table(title=f"Replies of {found['kind']}", title_justify="left", title_style="bold", box=None)
-    for heading in ("tokens", "rows", "P50", "P90", "P95", "max"):
-        table.add_column(heading, justify="left" if heading == "tokens" else "right")
-    for name, lengths in found["replies"].items():
-        table.add_row(name, *(f"{value:,}" for value in lengths.values()))
-    if found["kind"] == "pairs":
-        share = f"In {found['chosen_longer']:.1%} of {found['rows']:,} pairs the chosen reply is the longer one."
-    else:
-        share = f"{found['desirable']:.1%} of {found['rows']:,} replies are desirable."
-    return Group(table, Text(share))
+    title = printable(", ".join(Path(source.path).name for source in sources))
+    shown = profile_page(found, title)
+    return write_profile_page(out, title), Group(terminal.page(shown), *map(terminal.section, shown.sections))
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------

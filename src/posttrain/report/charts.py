@@ -275,7 +275,7 @@ def _lines(chart: Lines) -> Figure | None:
         f"{one.label}{_held_out(one, dotted)} from {_written(chart, one.points[0][1])} to {_written(chart, one.points[-1][1])}"
         for one in drawn
     ]
-    alt = f"{chart.title} over {len(set(steps)):,} {chart.x_label}s, {chart.y_label}: {'; '.join(words)}."
+    alt = f"{chart.title}, {chart.y_label} by {chart.x_label}: {'; '.join(words)}."
     return _figure(chart, alt, box.height, parts, box.width)
 
 

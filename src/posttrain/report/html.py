@@ -250,9 +250,9 @@ def table(one: Table) -> Markup:
             tag("td", cell(value), class_="number" if right else None, data_label=name)
             for name, value, right in zip(one.columns[1:], row[1:], numeric[1:], strict=True)
         ]
-        body.append(tag("tr", first, *cells, class_=None if again else "start"))
+        body.append(tag("tr", first, *cells, class_="again" if again else None))
         before = row[0]
-    classes = "glance" if one.glance else "wide" if len(one.columns) > 3 else None
+    classes = "glance" if one.glance else "wide" if len(one.columns) > 4 else None
     inside = [tag("caption", one.title), tag("thead", tag("tr", *head)), tag("tbody", *body)]
     drawn = tag(
         "div", tag("table", *inside, class_=classes), class_="scroll", role="region", aria_label=one.title, tabindex="0"

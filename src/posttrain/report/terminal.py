@@ -68,7 +68,9 @@ def headlines(several: Sequence[Headline]) -> Iterator[RenderableType]:
 
 
 def section(one: Section) -> RenderableType:
-    """Return a section: its title and blocks; charts, replies and code stand in the page only."""
+    """Return a section: its title and blocks; charts, replies, code and what is folded stand in the page only."""
+    if one.folded:
+        return Group()
     return Group(Words(clean(one.title), "bold"), *blocks(one.blocks))
 
 

@@ -25,12 +25,12 @@ class DataStage(DataSettings, StageKind):
     def run(self, context: Context) -> Mapping[str, Any]:
         """Write the rows."""
         from posttrain.data.pipeline import prepare
-        from posttrain.report.data_page import write_data_page
+        from posttrain.data.section import write_profile_page
 
         out, display = context.out, context.display
         result = prepare(self, out, context.seed, context.resolve_data, display.tick)
         if self.profile:
-            write_data_page(out.path, f"{context.run.path.name}: {context.name}")
+            write_profile_page(out.path, f"{context.run.path.name}: {context.name}")
         test = f", {result['test_rows']:,} to test" if "test_rows" in result else ""
         display.note(f"{result['train_rows']:,} rows to train on, {result['held_out_rows']:,} held out{test}")
         return result

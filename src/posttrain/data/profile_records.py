@@ -1,4 +1,4 @@
-"""profile.json of a data profile as frozen values (docs/data-profile.md describes every key)."""
+"""What profile.json of a data profile holds (docs/data-profile.md describes every key)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ProfiledFile:
 
 
 @dataclass(frozen=True, slots=True)
-class CounterFacts:
+class CounterName:
     """What lengths are counted in."""
 
     name: str
@@ -53,7 +53,7 @@ class TurnCount:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnFacts:
+class Turns:
     """Turns of a conversation, the system turn left out."""
 
     mean: float
@@ -80,7 +80,7 @@ class OverLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class LengthFacts:
+class Lengths:
     """Token lengths of one part of the conversations; ``percentiles`` are the 0th to the 100th."""
 
     count: int
@@ -116,7 +116,7 @@ class LanguageShare:
 
 
 @dataclass(frozen=True, slots=True)
-class PartFacts:
+class Part:
     """One source or split; ``rows_counted`` counts repeated rows as often as they are trained on."""
 
     name: str
@@ -144,7 +144,7 @@ class ReplyLengths:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceFacts:
+class RepliesCompared:
     """Of pairs and of judged replies: lengths by kind of reply, and how often the good ones are the longer or the more."""
 
     kind: RowKind
@@ -225,7 +225,7 @@ class ClusterSize:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterFacts:
+class Clusters:
     """Clusters of near-duplicates with more than one row."""
 
     clusters: int
@@ -244,30 +244,30 @@ class Contamination:
 
 
 @dataclass(frozen=True, slots=True)
-class ProfileFacts:
+class Profile:
     """The whole of profile.json."""
 
     schema: int
     rows: int
     files: tuple[ProfiledFile, ...]
-    tokenizer: CounterFacts
+    tokenizer: CounterName
     columns: tuple[Column, ...]
     distinct_ids: int
     rows_counted: float
     features: dict[str, int]
     meta_keys: tuple[MetaKey, ...]
-    turns: TurnFacts
-    lengths: dict[str, LengthFacts]
+    turns: Turns
+    lengths: dict[str, Lengths]
     covering: Covering
     languages: tuple[LanguageShare, ...]
     language_rule: str
-    sources: tuple[PartFacts, ...]
-    splits: tuple[PartFacts, ...]
+    sources: tuple[Part, ...]
+    splits: tuple[Part, ...]
     funnel: tuple[FunnelLine, ...]
     removed: tuple[Removed, ...]
-    clusters: ClusterFacts | None
+    clusters: Clusters | None
     contamination: Contamination | None
-    preferences: PreferenceFacts | None = None
+    preferences: RepliesCompared | None = None
 
     @property
     def removed_rows(self) -> int:

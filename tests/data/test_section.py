@@ -1,11 +1,10 @@
-"""The page of a data profile: every number and example is there, nothing foreign gets through, equal facts equal bytes."""
+"""The page of a data profile: every number and example is there, in a browser and in a terminal."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,11 @@ import pytest
 from rich.console import Console
 
 from posttrain.artifacts import write_json
+from posttrain.data.section import profile_page, read_profile, write_profile_page
 from posttrain.errors import RunError
-from posttrain.report.data_page import (
-    paragraph,
-    read_profile,
-    render_data_page,
-    table_cell,
-    terminal_profile,
-    text_language,
-    write_data_page,
-)
-from posttrain.report.data_records import ProfileFacts
+from posttrain.report import html, terminal
 
 ATTACK = '<script>alert("x")</script><img src="http://evil.example/x.png" onerror="alert(1)">'
-VOID = {"meta", "link", "img", "br"}
 
 
 def lengths(scale: int) -> dict[str, Any]:
@@ -119,117 +109,76 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Balance(HTMLParser):
-    """Checks that tags close in order, and gathers tags and ids."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+def rendered(folder: Path) -> str:
+    return html.page(profile_page(read_profile(folder), "Rows"))
 
 
-def test_the_page_is_whole_and_nothing_foreign_gets_through(folder: Path) -> None:
-    path = write_data_page(folder, f"Rows {ATTACK}")
+def printed(folder: Path) -> str:
+    console = Console(width=150)
+    page = profile_page(read_profile(folder), "Rows")
+    with console.capture() as capture:
+        console.print(terminal.page(page), *map(terminal.section, page.sections))
+    return capture.get()
+
+
+def test_the_page_stands_beside_the_profile_and_its_links_lead_somewhere(folder: Path) -> None:
+    path = write_profile_page(folder, "Rows")
     page = path.read_text(encoding="utf-8")
     assert path.name == "profile.html"
-    parser = Balance()
-    parser.feed(page)
-    assert parser.open == []
-    tags = [tag for tag, _ in parser.tags]
-    assert "script" not in tags
-    assert "img" not in tags
-    assert not re.search(r'(src|href)="https?:', page)
-    ids = [attributes["id"] for _, attributes in parser.tags if "id" in attributes]
+    assert page == rendered(folder)
+    ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    links = {a["href"] for tag, a in parser.tags if tag == "a" and a.get("href", "").startswith("#")}  # type: ignore[union-attr]
-    assert {str(link)[1:] for link in links} <= set(ids)
-    assert tags.count("svg") == 9  # funnel, coverage, three lengths, turns, languages, sources, clusters
-    assert page == render_data_page(read_profile(folder), f"Rows {ATTACK}")
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+    assert page.count("<svg ") == 9  # funnel, coverage, three lengths, turns, languages, sources, clusters
+    assert "<img" not in page
 
 
 def test_every_number_is_on_the_page(folder: Path) -> None:
-    page = render_data_page(read_profile(folder), "Rows")
+    page = rendered(folder)
     for words in (
-        *("near_duplicate", "3.8%", "MT-Bench", "12 clusters hold 62 rows", "similarity 0.830", "twin <span"),
+        *("near_duplicate", "3.8%", "MT-Bench", "12 clusters hold 62 rows", "similarity 0.830", "twin bb"),
         *("120 tokens cover 95%", "200 rows, 199 different conversations", "250 \N{RIGHTWARDS ARROW} 200 (80.0%)"),
         *("The last bar holds all of 21 and more", "an epoch has 300 conversations", "kept (76.9%)"),
+        *('lang="zh-Hans"', "1 rows are exact copies"),
     ):
         assert words in page, words
-    assert 'lang="zh-Hans"' in page
-    assert "1 rows are exact copies" in paragraph(read_profile(folder))
-
-
-def test_what_is_absent_leaves_no_section(folder: Path) -> None:
-    facts = replace(read_profile(folder), funnel=(), removed=(), clusters=None, contamination=None, splits=())
-    page = render_data_page(facts, "Rows")
-    for name in ("funnel", "removed", "clusters", "contamination", "splits"):
-        assert f'id="{name}"' not in page
-    assert isinstance(facts, ProfileFacts)
-
-
-def test_preferences_are_shown(folder: Path) -> None:
-    facts = read_profile(folder)
-    assert facts.preferences is None  # also of a profile written before there were preferences
-    assert 'id="preferences"' not in render_data_page(facts, "Rows")
-    one = {"rows": 200, "p50": 80, "p90": 310, "p95": 402, "max": 1999}
-    pairs = {
-        "kind": "pairs",
-        "rows": 200,
-        "replies": {"chosen": one, "rejected": one},
-        "chosen_longer": 0.625,
-        "desirable": None,
-    }
-    write_json(folder / "profile.json", json.loads((folder / "profile.json").read_text()) | {"preferences": pairs})
-    page = render_data_page(read_profile(folder), "Rows")
-    assert 'href="#preferences"' in page
-    assert "200 pairs; the chosen reply is the longer one in 62.5% of them" in page
-    assert '<th scope="row">Rejected</th>' in page
-    assert "1,999" in page
-    judged = {**pairs, "kind": "feedback", "replies": {"desirable": one}, "chosen_longer": None, "desirable": 0.25}
-    write_json(folder / "profile.json", json.loads((folder / "profile.json").read_text()) | {"preferences": judged})
-    page = render_data_page(read_profile(folder), "Rows")
-    assert "200 judged replies, 25.0% of them desirable" in page
-    console = Console(width=150)
-    with console.capture() as capture:
-        console.print(terminal_profile(read_profile(folder)))
-    assert "25.0% of them desirable" in capture.get()
 
 
 def test_the_terminal_shows_the_same(folder: Path) -> None:
-    console = Console(width=150)
-    with console.capture() as capture:
-        console.print(terminal_profile(read_profile(folder)))
-    text = capture.get()
-    for words in ("near_duplicate 50", "Whole conversations", "MT-Bench", "train", "Chinese 25.0%", "80.0%"):
+    text = printed(folder)
+    for words in ("near_duplicate", "Whole conversations", "MT-Bench", "train", "Chinese 100.0%", "80.0%", "3.8%"):
         assert words in text
+    assert "Key of meta" not in text  # folded
 
 
-def test_a_damaged_profile_is_told(folder: Path) -> None:
+def test_what_is_absent_leaves_no_section(folder: Path) -> None:
+    profile = replace(read_profile(folder), funnel=(), removed=(), clusters=None, contamination=None, splits=())
+    page = html.page(profile_page(profile, "Rows"))
+    for name in ("funnel", "removed", "clusters", "contamination", "preferences"):
+        assert f'id="{name}"' not in page
+    assert "by split" not in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        ("pairs", {"chosen_longer": 0.625, "desirable": None}, "the chosen reply is the longer one in 62.5% of them"),
+        ("feedback", {"chosen_longer": None, "desirable": 0.25}, "200 judged replies, 25.0% of them desirable"),
+    ],
+)
+def test_replies_that_are_compared_have_a_section(folder: Path, kind: str, values: dict[str, Any], said: str) -> None:
+    lengths = {"rows": 200, "p50": 80, "p90": 310, "p95": 402, "max": 1999}
+    compared = {"kind": kind, "rows": 200, "replies": {"rejected": lengths}, **values}
+    write_json(folder / "profile.json", json.loads((folder / "profile.json").read_text()) | {"preferences": compared})
+    for shown in (rendered(folder), printed(folder)):
+        assert said in shown
+        assert "Rejected" in shown
+        assert "1,999" in shown
+
+
+def test_a_damaged_profile_is_named(folder: Path) -> None:
     (folder / "profile.json").write_text('{"schema": 1}')
     with pytest.raises(RunError, match=r"profile\.json: rows: "):
         read_profile(folder)
     with pytest.raises(RunError, match="can't read this artefact"):
         read_profile(folder / "nowhere")
-
-
-def test_small_words() -> None:
-    assert (text_language("天空"), text_language("そら"), text_language("sky")) == ("zh-Hans", "ja", None)
-    assert [
-        table_cell("share", 0.5),
-        table_cell("prompts", 80),
-        table_cell("contaminated", True),
-        table_cell("x", None),
-    ] == [
-        "50.0%",
-        "80",
-        "yes",
-        "\N{EN DASH}",
-    ]

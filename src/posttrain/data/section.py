@@ -1,0 +1,521 @@
+"""What a profile of rows says: one page with a section a question, the same in a browser and in a terminal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from posttrain.artifacts import read_json, write_text
+from posttrain.data.profile_records import Clusters, Lengths, Part, Profile, Removed, RemovedExample, RepliesCompared
+from posttrain.report import html, numbers
+from posttrain.report.charts import Bars, Chart, Histogram, Level, Lines, Piece, Series
+from posttrain.report.ledger import funnel
+from posttrain.report.reading import parse
+from posttrain.report.values import (
+    Answer,
+    Beside,
+    Block,
+    Card,
+    Cell,
+    Facts,
+    Headline,
+    Number,
+    Page,
+    Replies,
+    Section,
+    Table,
+    Text,
+)
+from posttrain.report.words import LANGUAGES, plural
+
+PARTS = {"whole": "Whole conversations", "user": "User turns", "assistant": "Assistant turns"}
+MOST_COLUMNS = 20
+"""Bars of a chart of counts; the last one takes all beyond."""
+MOST_SOURCES = 16
+FEATURES = {
+    "system": "With a system turn",
+    "several_exchanges": "With several user turns",
+    "tools": "With tools",
+    "tool_calls": "With tool calls",
+    "reasoning": "With reasoning",
+    "last_turn_not_assistant": "Not ending with the assistant",
+    "weighted_turns": "With weighted turns",
+}
+CONTAMINATION = {
+    "benchmark": "Benchmark",
+    "source": "Source",
+    "prompts": "Prompts",
+    "contaminated_prompts": "Prompts found",
+    "matching_rows": "Rows that match",
+    "removed_rows": "Rows removed",
+    "share": "Share",
+    "limit": "Limit",
+    "contaminated": "Contaminated",
+}
+SHARES = ("share", "limit")
+"""Columns of the contamination table that are shares."""
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+_KANA = re.compile("[\u3041-\u30ff]")
+
+
+def read_profile(folder: Path) -> Profile:
+    """The content of ``profile.json``. Raises RunError where it is missing, damaged or of another shape."""
+    path = folder / "profile.json"
+    return parse(Profile, read_json(path), path)
+
+
+def write_profile_page(folder: Path, title: str) -> Path:
+    """Write ``profile.html`` beside ``profile.json``; equal profiles give equal bytes."""
+    path = folder / "profile.html"
+    write_text(path, html.page(profile_page(read_profile(folder), title)))
+    return path
+
+
+def profile_page(profile: Profile, title: str) -> Page:
+    """Return the page of a profile."""
+    files: list[tuple[str, Cell]] = [(one.file, plural(one.rows, "row")) for one in profile.files[:6]]
+    if len(profile.files) > 6:
+        files.append(("", f"and {len(profile.files) - 6} more files"))
+    named = "the model" if profile.tokenizer.is_model else "the"
+    caution = "; a model's tokenizer usually counts more, so profile with the model before choosing a sequence length"
+    counted = (
+        f"Lengths are in tokens of {named} {profile.tokenizer.name}{'' if profile.tokenizer.is_model else caution}."
+    )
+    return Page(
+        kind="posttrain data profile",
+        title=title,
+        facts=tuple(files),
+        headlines=_headlines(profile),
+        opening=(Text(paragraph(profile), "lead"), Text(counted, "aside")),
+        sections=sections(profile),
+        footer="All numbers stand in profile.json beside this page.",
+    )
+
+
+def sections(profile: Profile, prefix: str = "") -> tuple[Section, ...]:
+    """Return the parts of a profile. ``prefix``: of anchors and of the names of charts, where several profiles share a page."""
+    found: list[Section | None] = [
+        _funnel(profile, prefix),
+        _lengths(profile, prefix),
+        _conversations(profile, prefix),
+        _sources(profile, prefix),
+        _preferences(profile.preferences, prefix) if profile.preferences else None,
+        _contamination(profile, prefix),
+        _clusters(profile.clusters, prefix) if profile.clusters else None,
+        _removed(profile.removed, prefix) if profile.removed else None,
+        _schema(profile, prefix),
+    ]
+    return tuple(one for one in found if one is not None)
+
+
+def paragraph(profile: Profile) -> str:
+    """Return the set of rows in a few sentences."""
+    whole, covering = profile.lengths["whole"], profile.covering
+    known = [one for one in profile.languages if one.language not in ("undetermined", "code")][:2]
+    languages = " and ".join(f"{numbers.percent(one.share, 0)} {_language(one.language)}" for one in known)
+    noun = "conversation" if profile.lengths["assistant"].total else "prompt"
+    text = (
+        f"{plural(profile.rows, noun)} from {plural(len(profile.sources), 'source')}"
+        f"{f', {languages}' if languages else ''}; {numbers.compact(whole.total)} tokens. "
+        f"Half of them have at most {whole.p50:,} tokens, the longest {whole.max:,}; a sequence length of "
+        f"{covering.rounded:,} covers {numbers.percent(covering.rounded_share)}."
+    )
+    if profile.funnel:
+        first, kept = profile.funnel[0].rows_in, profile.funnel[-1].rows_out
+        text += (
+            f" {numbers.count(first)} rows came in, {numbers.count(profile.removed_rows)} were dropped on the way"
+            f" and {numbers.count(kept)} were kept ({numbers.percent(kept / first if first else None)})."
+        )
+    if profile.rows != profile.distinct_ids:
+        text += f" {numbers.count(profile.rows - profile.distinct_ids)} rows are exact copies of others."
+    return text
+
+
+def _headlines(profile: Profile) -> tuple[Headline, ...]:
+    whole, covering = profile.lengths["whole"], profile.covering
+    row = [
+        Headline("Rows", Number(profile.rows, "count"), plural(len(profile.sources), "source")),
+        Headline("Tokens", Number(whole.total, "compact"), f"{numbers.fixed(whole.mean, 0)} a conversation"),
+        Headline("P50 / P95", f"{whole.p50:,} / {whole.p95:,}", f"tokens, longest {whole.max:,}"),
+        Headline(
+            "Covers 95%",
+            Number(covering.length, "count"),
+            f"tokens; {covering.rounded:,} covers {numbers.percent(covering.rounded_share)}",
+        ),
+        Headline("Turns", Number(profile.turns.mean, digits=1), f"on average, at most {profile.turns.max:,}"),
+    ]
+    if profile.funnel and (first := profile.funnel[0].rows_in):
+        note = f"{profile.removed_rows:,} of {first:,} rows"
+        row.append(Headline("Dropped", Number(profile.removed_rows / first, "share"), note))
+    return tuple(row)
+
+
+# ---- the sections --------------------------------------------------------------------------------------------------
+
+
+def _funnel(profile: Profile, prefix: str) -> Section | None:
+    if not profile.funnel:
+        return None
+    lines = Table(
+        "Rows before and after every step",
+        ("Step", "Before", "After", "Kept", "Of all"),
+        tuple(
+            (
+                line.step,
+                Number(line.rows_in + line.added, "count"),
+                Number(line.rows_out, "count"),
+                Number(line.kept_share, "share"),
+                Number(line.share_of_start, "share"),
+            )
+            for line in profile.funnel
+        ),
+    )
+    why = tuple(
+        (reason, line.step, Number(number, "count"), Number(number / (line.rows_in + line.added), "share"))
+        for line in profile.funnel
+        for reason, number in line.dropped.items()
+    )
+    chart = funnel(f"{prefix}rows", [(line.step, line.as_step()) for line in profile.funnel], shares=True)
+    blocks: list[Block] = [
+        Text("Every row that came in is accounted for: kept, or dropped by a step for a reason."),
+        Beside((chart, lines)),
+    ]
+    if why:
+        blocks.append(Table("Why rows were dropped", ("Reason", "Step", "Rows", "Share"), why))
+    return Section("Funnel", f"{prefix}funnel", tuple(blocks))
+
+
+def _lengths(profile: Profile, prefix: str) -> Section:
+    limits = [over.limit for over in profile.lengths["whole"].over]
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (
+            words,
+            *(Number(n, "count") for n in (one.p50, one.p90, one.p95, one.max)),
+            Number(one.mean, "tokens"),
+            Number(one.total, "count"),
+            *(Number(over.share, "share") for over in one.over),
+        )
+        for name, words in PARTS.items()
+        if (one := profile.lengths[name])
+    )
+    over = (f"Over {limit:,}" for limit in limits)
+    return Section(
+        "Lengths in tokens",
+        f"{prefix}lengths",
+        (
+            _coverage(profile, prefix),
+            *(_length_histogram(name, profile.lengths[name], prefix) for name in PARTS),
+            Table("Token lengths", ("Part", "P50", "P90", "P95", "Longest", "Mean", "Sum", *over), rows),
+            Text(
+                "User and assistant lengths are those of all such turns of a conversation together. A percentile is a length that "
+                "occurs: so many percent of the conversations are no longer.",
+                "aside",
+            ),
+        ),
+    )
+
+
+def _length_histogram(name: str, lengths: Lengths, prefix: str) -> Chart:
+    histogram, tail = lengths.histogram, lengths.histogram.beyond
+    beyond = f" The last bar holds all {tail:,} beyond {histogram.edges[-2]:,} tokens." if tail else ""
+    return Histogram(
+        name=f"{prefix}lengths-{name}",
+        title=PARTS[name],
+        edges=histogram.edges,
+        heights=(*histogram.counts[:-1], histogram.counts[-1] + tail),
+        x_label="tokens",
+        tail=tail,
+        marks=tuple(
+            Level(value, f"{text} {value:,}")
+            for text, value in (("P50", lengths.p50), ("P90", lengths.p90), ("P95", lengths.p95))
+        ),
+        caption=f"Mean {numbers.fixed(lengths.mean, 1)} tokens, longest {lengths.max:,}.{beyond}",
+        said=f"Median {lengths.p50:,}, P90 {lengths.p90:,}, P95 {lengths.p95:,}, longest {lengths.max:,}.",
+    )
+
+
+def _coverage(profile: Profile, prefix: str) -> Chart:
+    """Return which share of the conversations a sequence length covers."""
+    whole, covering = profile.lengths["whole"], profile.covering
+    end = max(whole.percentiles[99], covering.rounded, 1)
+    points = tuple((float(length), float(p)) for p, length in enumerate(whole.percentiles) if length <= end)
+    longest = " The longest hundredth is not drawn." if end < whole.max else ""
+    return Lines(
+        name=f"{prefix}coverage",
+        title="What a sequence length covers",
+        series=(Series("covered", points, "s1", "outline"),),
+        y_label="% of conversations no longer",
+        x_label="tokens",
+        verticals=(
+            Level(
+                covering.length, f"{covering.length:,} tokens cover {numbers.percent(covering.share, 0)}", limit=True
+            ),
+        ),
+        from_zero=True,
+        caption=f"{covering.rounded:,}, the next multiple of 64, covers {numbers.percent(covering.rounded_share)}.{longest}",
+    )
+
+
+def _conversations(profile: Profile, prefix: str) -> Section:
+    counts = [(count.turns, count.rows) for count in profile.turns.counts]
+    charts: list[Chart] = [
+        _columns(
+            f"{prefix}turns",
+            "Turns of a conversation",
+            counts,
+            "turns",
+            "conversations",
+            f"User, assistant and tool turns; {numbers.fixed(profile.turns.mean, 1)} on average, at most {profile.turns.max:,}.",
+        )
+    ]
+    shown = profile.languages[:MOST_SOURCES]
+    if len(shown) > 1:
+        charts.append(
+            Bars(
+                name=f"{prefix}languages",
+                title="Languages",
+                lanes=tuple(
+                    (
+                        _language(one.language),
+                        f"{one.rows:,} ({numbers.percent(one.share)})",
+                        ((Piece(one.share, "s1", f"{one.rows:,} rows"),),),
+                    )
+                    for one in shown
+                ),
+                caption=_first(len(shown), len(profile.languages), "languages"),
+            )
+        )
+    alike = f"All rows: {_language(shown[0].language)}. " if len(shown) == 1 else ""
+    features = tuple(
+        (
+            FEATURES.get(name, name),
+            Number(number, "count", note=numbers.percent(number / profile.rows)) if number else "none",
+        )
+        for name, number in profile.features.items()
+    )
+    rule = f"{alike}Languages by {profile.language_rule}; code is left out of the text that is looked at."
+    return Section("Conversations", f"{prefix}conversations", (*charts, Facts(features), Text(rule, "aside")))
+
+
+def _sources(profile: Profile, prefix: str) -> Section:
+    weighted = profile.rows_counted != profile.rows
+    shown = profile.sources[:MOST_SOURCES]
+    blocks: list[Block] = []
+    if len(shown) > 1:
+        blocks.append(
+            Bars(
+                name=f"{prefix}sources",
+                title="Shares of rows and of tokens",
+                lanes=tuple((part.name, *_share_bars(part)) for part in shown),
+                legend=(("rows", "s1"), ("tokens", "s3")),
+                caption=_first(len(shown), len(profile.sources), "sources"),
+            )
+        )
+    blocks.append(_parts("Rows and tokens by source", "Source", profile.sources, weighted=weighted))
+    if weighted:
+        blocks.append(
+            Text(
+                f"With the rows that a mix repeats an epoch has {numbers.count(profile.rows_counted)} conversations; shares are those of "
+                "the rows as they stand.",
+                "aside",
+            )
+        )
+    if profile.splits:
+        blocks.append(_parts("Rows and tokens by split", "Split", profile.splits, weighted=weighted))
+    return Section("Sources and splits" if profile.splits else "Sources", f"{prefix}sources", tuple(blocks))
+
+
+def _share_bars(part: Part) -> tuple[str, tuple[tuple[Piece, ...], ...]]:
+    rows, amount = numbers.percent(part.share), numbers.percent(part.token_share or 0.0)
+    bars = (
+        (Piece(part.share, "s1", f"{rows} of rows"),),
+        (Piece(part.token_share or 0.0, "s3", f"{amount} of tokens"),),
+    )
+    return f"{rows} of rows, {amount} of tokens", bars
+
+
+def _parts(title: str, first: str, parts: tuple[Part, ...], *, weighted: bool) -> Table:
+    columns = (
+        first,
+        "Rows",
+        "Share",
+        "Counted",
+        "Tokens",
+        "Share",
+        "Turns",
+        "User P50",
+        "Assistant P50",
+        "P95",
+        "Languages",
+    )
+    rows = tuple(
+        (
+            part.name,
+            Number(part.rows, "count"),
+            Number(part.share, "share"),
+            Number(part.rows_counted, "count") if weighted else None,
+            Number(part.tokens, "count"),
+            Number(part.token_share, "share"),
+            Number(part.turns, digits=1),
+            *(Number(n, "count") for n in (part.user_p50, part.assistant_p50, part.p95)),
+            ", ".join(f"{_language(one.language)} {numbers.percent(one.share)}" for one in part.languages),
+        )
+        for part in parts
+    )
+    return Table(title, columns, rows).known()
+
+
+def _preferences(compared: RepliesCompared, prefix: str) -> Section:
+    """What the pairs or judged replies have in common, and what an objective could learn from it by mistake."""
+    if compared.kind == "feedback":
+        text = (
+            f"{numbers.count(compared.rows)} judged replies, {numbers.percent(compared.desirable)} of them desirable. "
+            "KTO wants both kinds, or weights that make up for it."
+        )
+    else:
+        text = (
+            f"{numbers.count(compared.rows)} pairs; the chosen reply is the longer one in {numbers.percent(compared.chosen_longer)} of "
+            "them. Far from half, length alone tells the sides apart, and a model can learn just that."
+        )
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (name.capitalize(), *(Number(n, "count") for n in (one.rows, one.p50, one.p90, one.p95, one.max)))
+        for name, one in compared.replies.items()
+    )
+    table = Table("Lengths of replies in tokens", ("Reply", "Rows", "P50", "P90", "P95", "Longest"), rows)
+    return Section("Preferences", f"{prefix}preferences", (Text(text), table))
+
+
+def _contamination(profile: Profile, prefix: str) -> Section | None:
+    found = profile.contamination
+    if found is None:
+        return None
+    columns = tuple(CONTAMINATION.get(name, name) for name in found.columns)
+    rows = tuple(tuple(_contaminated(name, row.get(name)) for name in found.columns) for row in found.rows)
+    text = "Evaluation prompts that were looked for among the rows, and what was found."
+    return Section(
+        "Contamination", f"{prefix}contamination", (Text(text), Table("Contamination by benchmark", columns, rows))
+    )
+
+
+def _contaminated(column: str, value: Any) -> Cell:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return Number(value, "share" if column in SHARES else "count")
+    return None if value is None else str(value)
+
+
+def _clusters(clusters: Clusters, prefix: str) -> Section:
+    text = (
+        f"{plural(clusters.clusters, 'cluster')} hold {plural(clusters.rows, 'row')}; {numbers.count(clusters.dropped)} of them were "
+        "dropped in favour of the one that stands for them."
+    )
+    blocks: list[Block] = [Text(text)]
+    if clusters.sizes:
+        sizes = [(size.size, size.clusters) for size in clusters.sizes]
+        caption = f"{clusters.clusters:,} clusters of {clusters.rows:,} rows in all."
+        blocks.append(
+            _columns(f"{prefix}clusters", "Sizes of the clusters", sizes, "rows of a cluster", "clusters", caption)
+        )
+    cards = []
+    for cluster in clusters.examples:
+        answers = tuple(
+            Answer(
+                member.id,
+                tuple(text for text in (member.prompt, member.reply) if text is not None),
+                "kept" if member.kept else "dropped",
+                member.kept,
+                () if member.similarity is None else (f"similarity {numbers.fixed(member.similarity)}",),
+            )
+            for member in cluster.members
+        )
+        more = cluster.size - len(cluster.members)
+        language = _tag(" ".join(text for answer in answers for text in answer.texts))
+        note = f"and {more:,} more" if more else ""
+        cards.append(
+            Card(f"cluster {cluster.cluster}: {cluster.size:,} rows", (), answers, language=language, note=note)
+        )
+    if cards:
+        title = "The largest clusters, and those whose rows are least alike"
+        blocks.append(Section(title, f"{prefix}cluster-examples", (Replies(title, tuple(cards)),), folded=True))
+    return Section("Near-duplicates", f"{prefix}clusters", tuple(blocks))
+
+
+def _removed(removed: tuple[Removed, ...], prefix: str) -> Section:
+    inner = [
+        Section(
+            entry.reason,
+            f"{prefix}removed-{place}",
+            (Replies(entry.reason, tuple(_example(example) for example in entry.examples)),),
+            folded=True,
+            gist=f"{plural(entry.rows, 'row')}, {entry.step}",
+        )
+        for place, entry in enumerate(removed)
+    ]
+    text = "For every reason a few examples, chosen by content id, so the same rows give the same examples."
+    rows = sum(entry.rows for entry in removed)
+    return Section("Removed rows", f"{prefix}removed", (Text(text), *inner), folded=True, gist=plural(rows, "row"))
+
+
+def _example(one: RemovedExample) -> Card:
+    place = f"{one.file}:{one.line}"
+    note = " \N{MIDDLE DOT} ".join(text for text in (one.detail, f"twin {one.twin}" if one.twin else "") if text)
+    answers = () if one.reply is None else (Answer("reply", (one.reply,)),)
+    turns = () if one.prompt is None else (one.prompt,)
+    return Card(place, turns, answers, language=_tag(f"{one.prompt} {one.reply}"), note=note)
+
+
+def _schema(profile: Profile, prefix: str) -> Section:
+    columns = tuple((one.name, one.type, Number(one.nulls, "count")) for one in profile.columns)
+    keys = tuple(
+        (key.key, Number(key.rows, "count"), ", ".join(key.types), ", ".join(key.values)) for key in profile.meta_keys
+    )
+    blocks: list[Block] = [
+        Text(f"{plural(profile.rows, 'row')}, {plural(profile.distinct_ids, 'different conversation')}."),
+        Table("Columns", ("Column", "Type", "Empty"), columns),
+        Table("Keys of meta", ("Key of meta", "Rows", "Types", "Frequent values"), keys)
+        if keys
+        else Text("No row carries meta.", "aside"),
+    ]
+    return Section("Schema", f"{prefix}schema", tuple(blocks), folded=True, gist=plural(len(columns), "column"))
+
+
+# ---- pieces --------------------------------------------------------------------------------------------------------
+
+
+def _columns(
+    name: str, title: str, counts: list[tuple[int, int]], x_label: str, y_label: str, caption: str
+) -> Histogram:
+    """Return one bar for each whole number; numbers from the last bar on share it."""
+    first = counts[0][0]
+    last = min(counts[-1][0], first + MOST_COLUMNS - 1)
+    heights = dict.fromkeys(range(first, last + 1), 0)
+    for number, count in counts:
+        heights[min(number, last)] += count
+    beyond = counts[-1][0] > last
+    return Histogram(
+        name=name,
+        title=title,
+        edges=tuple(number - 0.5 for number in range(first, last + 2)),
+        heights=tuple(heights.values()),
+        x_label=x_label,
+        y_label=y_label,
+        tail=int(beyond),
+        whole=True,
+        caption=caption + (f" The last bar holds all of {last:,} and more." if beyond else ""),
+        said=", ".join(f"{number:,}: {count:,}" for number, count in heights.items() if count) + ".",
+    )
+
+
+def _first(shown: int, of: int, what: str) -> str:
+    return f"The first {shown} of {of} {what}." if shown < of else ""
+
+
+def _language(code: str) -> str:
+    return LANGUAGES.get(code, code)
+
+
+def _tag(text: str) -> str:
+    """Return the language tag that chooses the right Han glyphs; nothing for text without them."""
+    return "ja" if _KANA.search(text) else "zh" if _HAN.search(text) else ""
