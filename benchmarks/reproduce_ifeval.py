@@ -14,15 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests load this file by its path
+from ifeval_scores import instruction_scores, instruction_verdicts, load_replies
 from published import Row, run_script
 
-from posttrain.tasks.ifeval_rules.scoring import (
-    InstructionVerdict,
-    instruction_scores,
-    instruction_verdicts,
-    load_instruction_prompts,
-    load_replies,
-)
+from posttrain.tasks.ifeval_rules.scoring import InstructionVerdict, load_instruction_prompts
 
 Followed = Mapping[str, tuple[bool, ...]]
 """Prompt -> which of its instructions are followed."""

@@ -81,7 +81,7 @@ def _length_controlled(folder: Path) -> Iterator[Row]:
     """Errors are in points of 100; the reconstructed difficulties are what they come from, not rounding."""
     published, glm = leaderboard(folder), published_glm(folder)
     known = {name: float(row["length_controlled_winrate"] or "nan") for name, row in published.items()}
-    weights = alpaca_eval.read_glm_weights(folder / "glm_weights_length_controlled_v1.csv")
+    weights = read_glm_weights(folder / "glm_weights_length_controlled_v1.csv")
     errors = [
         abs(100 * alpaca_eval.predicted_wins(found, glm.difficulty_I).mean() - known[model])
         for model, found in weights.items()
@@ -106,6 +106,15 @@ def _length_controlled(folder: Path) -> Iterator[Row]:
             theirs = float(published[model]["lc_standard_error"])
             yield Row(f"LC standard error as printed, {model}", theirs, found.published_standard_error, 0.005)
     yield Row(f"LC win rate by own fit, mean error of {len(fitted)}", 0, float(np.mean(fitted)), 0.05)
+
+
+def read_glm_weights(path: Path) -> dict[str, alpaca_eval.GlmWeights]:
+    """Coefficients of many models from the published weights file (first column: the model's name)."""
+    table = pl.read_csv(path, infer_schema_length=None)
+    names = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
+    columns = [table[name].cast(pl.Float64).to_list() for name in names]
+    rows = zip(*columns, strict=True)
+    return {str(model): alpaca_eval.GlmWeights(*row) for model, row in zip(table.to_series(0), rows, strict=True)}
 
 
 def _judge_tokens(shared: Path) -> Iterator[Row]:
@@ -164,7 +173,7 @@ def _arena_correlation(folder: Path) -> Iterator[Row]:
     }
     published = leaderboard(folder)
     difficulty = published_glm(folder).difficulty_I
-    weights = alpaca_eval.read_glm_weights(folder / "glm_weights_length_controlled_v1.csv")
+    weights = read_glm_weights(folder / "glm_weights_length_controlled_v1.csv")
     raw = [float(published[name]["win_rate"]) for name in arena]
     controlled = [alpaca_eval.predicted_wins(weights[name], difficulty).mean() for name in arena]
     elos = list(arena.values())

@@ -15,35 +15,32 @@ import csv
 import gzip
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests load this file by its path
-from published import Row, run_script
-
-from posttrain.judge.agreement import (
-    LlmBarStatistics,
-    cohen_kappa,
-    krippendorff_alpha,
-    llmbar_statistics,
-    raw_agreement,
-)
-from posttrain.judge.agreement import fleiss_kappa as fleiss
-from posttrain.judge.refusal import Label, load_labels, refusal_table, xstest_label
-from posttrain.judge.verdicts import Missing, Verdict, majority, mt_bench_rating
-from posttrain.tasks.mt_bench_data import (
+from mt_bench_votes import (
     Rating,
     Vote,
     experts,
     flips,
     judge_agreement,
-    load_questions,
     load_votes,
     mutual_agreement,
     score_table,
     votes_by_comparison,
 )
+from published import Row, run_script
+from refusal_labels import load_labels, refusal_table
+
+from posttrain.judge.agreement import cohen_kappa, krippendorff_alpha, raw_agreement
+from posttrain.judge.refusal import Label, xstest_label
+from posttrain.judge.verdicts import Missing, Verdict, majority, mt_bench_rating
+from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks.mt_bench_data import load_questions
 from posttrain.tasks.safety_prompts import load_safety_rows
 
 
@@ -148,6 +145,57 @@ def recorded_score(value: float | Missing) -> float:
 
 
 # ---- LLMBar --------------------------------------------------------------------------------------------------------
+
+
+class LlmBarStatistics(NamedTuple):
+    """What LLMBar counts for one judge over ``items`` pairs, each judged in both orders."""
+
+    items: int
+    right_original: int
+    right_swapped: int
+    right_both: int
+    same: int
+    """Pairs with the same verdict in both orders."""
+    kappa: float
+    """Cohen's kappa between the two orders."""
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy of the two orders."""
+        return (self.right_original + self.right_swapped) / 2 / self.items
+
+
+def llmbar_statistics(
+    gold_I: Sequence[int], original_I: Sequence[int | None], swapped_I: Sequence[int | None]
+) -> LlmBarStatistics:
+    """The statistics of LLMBar (Zeng et al. 2024, arXiv:2310.07641) as its evaluation script counts them.
+
+    Labels are 1 and 2 (the better output, in the order of the data set also for the swapped run), None where the judge's text could
+    not be parsed. A missing verdict is wrong in ``right_*``; two missing ones count as ``same``; for kappa None counts as 2,
+    because the script asks only whether the verdict is 1. Those are the published rules, kept to reproduce the published numbers.
+
+    Raises:
+        ValueError: no items, unequal lengths or another label.
+
+    """
+    if not len(gold_I) == len(original_I) == len(swapped_I) or not gold_I:
+        raise ValueError(
+            f"three lists of one length are needed, not {len(gold_I)}, {len(original_I)}, {len(swapped_I)}"
+        )
+    if strange := {*gold_I, *original_I, *swapped_I} - {1, 2, None}:
+        raise ValueError(f"labels are 1, 2 or None, not {sorted(map(str, strange))}")
+    runs = list(zip(gold_I, original_I, swapped_I, strict=True))
+    kappa = cohen_kappa(
+        [o == 1 for o in original_I], [s == 1 for s in swapped_I], settings=IntervalSettings(resamples=1)
+    )
+    return LlmBarStatistics(
+        items=len(runs),
+        right_original=sum(gold == original for gold, original, _ in runs),
+        right_swapped=sum(gold == swapped for gold, _, swapped in runs),
+        right_both=sum(gold == original == swapped for gold, original, swapped in runs),
+        same=sum(original == swapped for _, original, swapped in runs),
+        kappa=kappa.estimate,
+    )
 
 
 def llmbar(folder: Path) -> Iterator[Row]:
@@ -262,7 +310,16 @@ def xstest(folder: Path) -> Iterator[Row]:
         yield Row(f"XSTest {model}: raw agreement of two people, %", raw, 100 * raw_agreement(one, two).estimate, 0.05)
         kinds = ("full_compliance", "full_refusal", "partial_refusal")
         counts_IC = [[pair.count(kind) for kind in kinds] for pair in zip(one, two, strict=True)]
-        yield Row(f"XSTest {model}: Fleiss' kappa of two people", kappa, fleiss(counts_IC).estimate, 5e-3)
+        yield Row(f"XSTest {model}: Fleiss' kappa of two people", kappa, fleiss_kappa(counts_IC), 5e-3)
+
+
+def fleiss_kappa(counts_IC: Sequence[Sequence[int]]) -> float:
+    """Fleiss' kappa (Fleiss 1971): ``counts_IC[i][c]`` of equally many raters put item i into category c."""
+    counts = np.asarray(counts_IC, dtype=np.float64)
+    raters = counts[0].sum()
+    agreement = ((counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))).mean()
+    chance = ((counts.sum(axis=0) / counts.sum()) ** 2).sum()
+    return float((agreement - chance) / (1 - chance))
 
 
 def of_prompts(labels: Mapping[str, Label | None]) -> dict[str, Label | None]:

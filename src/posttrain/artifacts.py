@@ -62,6 +62,19 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 
+def plain(value: Any) -> Any:
+    """Dataclasses and NamedTuples as dictionaries, tuples as lists, NaN as null: what JSON can hold."""
+    if hasattr(value, "_asdict"):
+        return {key: plain(found) for key, found in value._asdict().items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(found) for key, found in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(found) for found in value]
+    return None if isinstance(value, float) and value != value else value
+
+
 # ---- atomic files --------------------------------------------------------------------------------------------------
 
 

@@ -15,15 +15,16 @@ from posttrain.generate.engine import Completion, Failure, TokenLogprob, Usage
 from posttrain.generate.fake import FakeEngine
 from posttrain.judge.config import JudgePrompt, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Judged, judge
-from posttrain.stats.intervals import Chance
-from posttrain.tasks import AnyBenchmark, Benchmark, benchmark_files
+from posttrain.judge.judge import judge
+from posttrain.judge.pool import Judged
+from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks import AnyBenchmark, Benchmark
 from posttrain.tasks.base import Answer
 from posttrain.tasks.benchmarking import tasks_digest
 from posttrain.tasks.measures import benchmark_record, reply_rows
 
 CLASSES: tuple[type[Benchmark], ...] = get_args(get_args(AnyBenchmark)[0])
-CHANCE = Chance(resamples=200)
+SETTINGS = IntervalSettings(resamples=200)
 
 FILES: dict[str, list[dict[str, Any]]] = {
     "alpaca_eval": [
@@ -104,7 +105,6 @@ def test_configuration(benchmark_of: Benchmark) -> None:
     names = [one.name for one in fields(benchmark_of)]  # type: ignore[arg-type]
     assert [name for name in names if name != "name" and not documented.get(name)] == []
     assert kind.title
-    assert set(benchmark_files(benchmark_of)) <= set(kind.file_keys)
     measures = benchmark_of.measures()
     assert len({measure.key for measure in measures}) == len(measures)
     assert any(measure.headline for measure in measures)
@@ -123,8 +123,8 @@ def test_tasks_are_the_same_each_time_and_named_apart(benchmark_of: Benchmark) -
 def test_every_answer_has_a_value_or_a_reason(benchmark_of: Benchmark) -> None:
     answers = {model: answers_of(benchmark_of, model) for model in ("first", "second")}
     judges = Scripted() if benchmark_of.needs.judge else None
-    findings = benchmark_of.score(answers, judges, CHANCE)
-    record = benchmark_record(benchmark_of.measures(), findings, answers, CHANCE)
+    findings = benchmark_of.score(answers, judges, SETTINGS)
+    record = benchmark_record(benchmark_of.measures(), findings, answers, SETTINGS)
     json.dumps(record)
     for counts in record["accounting"].values():
         assert counts["asked"] == counts["measured"] + sum(counts["dropped"].values())
@@ -151,7 +151,7 @@ def test_the_order_of_models_changes_signs_only(benchmark_of: Benchmark) -> None
 
 
 def _results(benchmark: Benchmark, answers: dict[str, list[Answer]], judges: Scripted | None) -> list[dict[str, Any]]:
-    record = benchmark_record(benchmark.measures(), benchmark.score(answers, judges, CHANCE), answers, CHANCE)
+    record = benchmark_record(benchmark.measures(), benchmark.score(answers, judges, SETTINGS), answers, SETTINGS)
     found: list[dict[str, Any]] = record["results"]
     return found
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.judge import agreement, verdicts
-from posttrain.judge.verdicts import Missing, TwoGames
+from posttrain.judge.verdicts import BothOrders, Missing
 from posttrain.stats import intervals as stats
+from posttrain.stats.intervals import IntervalSettings
 
-FEW = {"resamples": 50}
+FEW = {"settings": IntervalSettings(resamples=50)}
 
 
 # ---- two raters ----------------------------------------------------------------------------------------------------
@@ -80,12 +81,12 @@ def test_kappa_is_its_definition(pairs):
 def test_kappa_of_one_label_is_not_defined():
     assert all(math.isnan(x) for x in agreement.cohen_kappa("aaa", "aaa", **FEW)[:3])
     # One of four resamples has "a" only: it is left out, the others are 1.
-    assert agreement.cohen_kappa("ab", "ab", resamples=400)[:3] == (1.0, 1.0, 1.0)
+    assert agreement.cohen_kappa("ab", "ab", settings=IntervalSettings(resamples=400))[:3] == (1.0, 1.0, 1.0)
 
 
 def test_two_items_have_the_three_possible_resamples():
     # Agree, disagree: 1 (p 1/4), 1/2 (p 1/2), 0 (p 1/4).
-    assert agreement.raw_agreement("ab", "aa", confidence=0.2)[:3] == (0.5, 0.5, 0.5)
+    assert agreement.raw_agreement("ab", "aa", settings=IntervalSettings(confidence=0.2))[:3] == (0.5, 0.5, 0.5)
     assert agreement.raw_agreement("ab", "aa")[:3] == (0.5, 0.0, 1.0)
 
 
@@ -110,16 +111,16 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     for seed in range(300):
         a = rng.integers(2, size=150)
         b = np.where(rng.random(150) < 0.85, a, 1 - a)
-        found = agreement.cohen_kappa(a.tolist(), b.tolist(), resamples=400, seed=seed)
+        found = agreement.cohen_kappa(a.tolist(), b.tolist(), settings=IntervalSettings(resamples=400, seed=seed))
         covered += found.low <= 0.7 <= found.high
     assert 0.87 < covered / 300 < 0.995
 
 
 def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
     a, b = pairs_of([[20, 5], [10, 15]])
-    whole = agreement.cohen_kappa(a, b, resamples=500)
+    whole = agreement.cohen_kappa(a, b, settings=IntervalSettings(resamples=500))
     monkeypatch.setattr(agreement, "_NUMBERS_AT_ONCE", 40)
-    assert agreement.cohen_kappa(a, b, resamples=500) == whole
+    assert agreement.cohen_kappa(a, b, settings=IntervalSettings(resamples=500)) == whole
 
 
 # ---- two raters on a scale -----------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def test_correlations_are_those_of_scipy(rows):
     from scipy.stats import pearsonr, spearmanr
 
     a, b = zip(*rows, strict=True)
-    found = [one(a, b, resamples=1).estimate for one in COEFFICIENTS[:2]]
+    found = [one(a, b, settings=IntervalSettings(resamples=1)).estimate for one in COEFFICIENTS[:2]]
     if len(set(a)) == 1 or len(set(b)) == 1:
         assert all(map(math.isnan, found))
     else:
@@ -151,8 +152,12 @@ def test_correlations_are_those_of_scipy(rows):
 @given(RATINGS)
 def test_quadratic_kappa_is_weighted_kappa_over_the_whole_scale(rows):
     a, b = zip(*rows, strict=True)
-    weighted = agreement.cohen_kappa(a, b, weights="quadratic", levels=range(1, 11), resamples=1).estimate
-    assert agreement.quadratic_kappa(a, b, resamples=1).estimate == pytest.approx(weighted, abs=1e-9, nan_ok=True)
+    weighted = agreement.cohen_kappa(
+        a, b, weights="quadratic", levels=range(1, 11), settings=IntervalSettings(resamples=1)
+    ).estimate
+    assert agreement.quadratic_kappa(a, b, settings=IntervalSettings(resamples=1)).estimate == pytest.approx(
+        weighted, abs=1e-9, nan_ok=True
+    )
 
 
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
@@ -160,17 +165,18 @@ def test_resamples_of_ratings_are_those_of_whole_clusters(coefficient):
     """Two clusters: the bootstrap draws one of them twice, or both. Values far from zero lose nothing to rounding."""
     a, b = [1e6 + x for x in (1, 2, 3, 9, 5, 7)], [1e6 + x for x in (2, 1, 3, 5, 9, 8)]
     whole, *halves = (
-        coefficient(a[part], b[part], resamples=1).estimate for part in (slice(None), slice(0, 3), slice(3, 6))
+        coefficient(a[part], b[part], settings=IntervalSettings(resamples=1)).estimate
+        for part in (slice(None), slice(0, 3), slice(3, 6))
     )
-    found = coefficient(a, b, clusters_I=[0, 0, 0, 1, 1, 1], resamples=400)
+    found = coefficient(a, b, clusters_I=[0, 0, 0, 1, 1, 1], settings=IntervalSettings(resamples=400))
     assert found.estimate == pytest.approx(whole)
     assert (found.low, found.high) == pytest.approx((min(whole, *halves), max(whole, *halves)))
 
 
 def test_resamples_with_one_value_are_left_out():
-    found = agreement.spearman_correlation([1, 2], [1, 2], resamples=400)
+    found = agreement.spearman_correlation([1, 2], [1, 2], settings=IntervalSettings(resamples=400))
     assert tuple(found[:3]) == pytest.approx((1, 1, 1))
-    found = agreement.pearson_correlation([0.1, 0.3], [0.7, 0.9], resamples=400)
+    found = agreement.pearson_correlation([0.1, 0.3], [0.7, 0.9], settings=IntervalSettings(resamples=400))
     assert tuple(found[:3]) == pytest.approx((1, 1, 1))
 
 
@@ -181,32 +187,18 @@ def test_lists_of_ratings_must_be_whole(coefficient):
             coefficient(a, b)
 
 
-# ---- LLMBar --------------------------------------------------------------------------------------------------------
-
-
-def test_llmbar_statistics_by_hand():
-    gold = [1, 1, 2, 2, 1]
-    original = [1, 2, 2, None, None]
-    swapped = [1, 1, 2, 2, None]
-    found = agreement.llmbar_statistics(gold, original, swapped)
-    assert found[:5] == (5, 2, 4, 2, 3)  # the last pair is "same": both texts could not be parsed
-    assert found.accuracy == pytest.approx(0.6)
-    # Is it 1? 1 0 0 0 0 against 1 1 0 0 0: observed 4/5, expected (1 * 2 + 4 * 3) / 25 = 14/25.
-    assert found.kappa == pytest.approx((20 / 25 - 14 / 25) / (11 / 25))
-
-
 # ---- a judge in both orders ----------------------------------------------------------------------------------------
 
 GAMES = [
-    TwoGames("first", "second"),  # a, a
-    TwoGames("first", "second"),
-    TwoGames("first", "first"),  # position
-    TwoGames("second", "second"),
-    TwoGames("first", "first"),
-    TwoGames("tie", "tie"),
-    TwoGames("tie", "first"),
-    TwoGames(Missing("parse"), "first"),  # b in the only game
-    TwoGames(Missing("transport"), Missing("parse")),
+    BothOrders("first", "second"),  # a, a
+    BothOrders("first", "second"),
+    BothOrders("first", "first"),  # position
+    BothOrders("second", "second"),
+    BothOrders("first", "first"),
+    BothOrders("tie", "tie"),
+    BothOrders("tie", "first"),
+    BothOrders(Missing("parse"), "first"),  # b in the only judgment
+    BothOrders(Missing("transport"), Missing("parse")),
 ]
 
 
@@ -224,8 +216,8 @@ def test_order_effects_by_hand():
 
 def test_calibration_by_hand():
     gold = ["first", "second", "first", "first", "second", "tie", "second", "second", "first"]
-    found = agreement.calibration(GAMES, gold, resamples=200)
-    # Right games of each pair, a game in models: 2 (a a), 0 (a a), 1 (a b), 1 (b a), 1 (a b), 2 (ties), 1 (tie b), 1 of 1 (b).
+    found = agreement.calibration(GAMES, gold, settings=IntervalSettings(resamples=200))
+    # Right judgments of each pair, a judgment in models: 2 (a a), 0 (a a), 1 (a b), 1 (b a), 1 (a b), 2 (ties), 1 (tie b), 1 of 1 (b).
     assert found.one_order.estimate == pytest.approx(9 / 15)
     # Outcomes a a and five ties against a b a a b tie b: the first and the sixth are right.
     assert found.both_orders == stats.wilson(2, 7)
@@ -238,20 +230,24 @@ def test_calibration_by_hand():
 def test_a_judge_of_order_is_at_chance_and_one_of_quality_is_right():
     rng = random.Random(0)
     gold = [rng.choice(["first", "second"]) for _ in range(300)]
-    order_only = agreement.calibration([TwoGames("first", "first")] * 300, gold, resamples=200)
+    order_only = agreement.calibration(
+        [BothOrders("first", "first")] * 300, gold, settings=IntervalSettings(resamples=200)
+    )
     assert order_only.one_order.estimate == 0.5
     assert order_only.both_orders.estimate == 0.0
     assert order_only.orders.consistent.estimate == 0.0
     assert order_only.orders.direction_p < 1e-50
-    quality = agreement.calibration([TwoGames(label, verdicts.mirrored(label)) for label in gold], gold, resamples=200)
+    quality = agreement.calibration(
+        [BothOrders(label, verdicts.mirrored(label)) for label in gold], gold, settings=IntervalSettings(resamples=200)
+    )
     assert quality.one_order[:3] == quality.kappa[:3] == (1.0, 1.0, 1.0)
     assert quality.orders.direction_p == 1.0
 
 
 def test_without_verdicts_nothing_is_claimed():
-    found = agreement.calibration([TwoGames(Missing("length"), Missing("length"))], ["first"])
-    assert found[:3] == (None, None, None)
-    assert found.orders[:6] == (1, 0, None, None, None, None)
+    found = agreement.calibration([BothOrders(Missing("length"), Missing("length"))], ["first"])
+    assert (found.one_order, found.both_orders, found.kappa) == (None, None, None)
+    assert (found.orders.pairs, found.orders.judged, found.orders.consistent) == (1, 0, None)
     assert found.orders.missing == {"length": 2}
 
 
@@ -270,19 +266,6 @@ FOURTEEN_RATERS = [
     [6, 5, 2, 1, 0],
     [0, 2, 2, 3, 7],
 ]
-
-
-def test_fleiss_kappa_gives_the_published_value():
-    found = agreement.fleiss_kappa(FOURTEEN_RATERS)
-    assert found.estimate == pytest.approx(0.210, abs=5e-4)
-    assert 0 < found.low < found.estimate < found.high < 0.5
-
-
-def test_fleiss_kappa_by_hand():
-    # Two items, two raters: agree on x, disagree. Mean agreement 1/2; shares 3/4, 1/4: chance 10/16. (8 - 10) / (16 - 10).
-    assert agreement.fleiss_kappa([[2, 0], [1, 1]]).estimate == pytest.approx(-1 / 3)
-    assert agreement.fleiss_kappa([[3, 0], [0, 3]]).estimate == 1.0
-    assert math.isnan(agreement.fleiss_kappa([[3, 0], [3, 0]], **FEW).estimate)
 
 
 def alpha_in_loops(items, level):
@@ -356,7 +339,7 @@ def test_the_bootstrap_of_alpha_is_that_of_whole_items():
     # Kinds of items drawn by their numbers, or items drawn one by one: the same distribution.
     rng = np.random.default_rng(0)
     items = [[int(x), int(np.clip(x + rng.integers(-1, 2), 1, 5))] for x in rng.integers(1, 6, 40)]
-    found = agreement.krippendorff_alpha(items, "ordinal", resamples=20_000)
+    found = agreement.krippendorff_alpha(items, "ordinal", settings=IntervalSettings(resamples=20_000))
     drawn = [alpha_in_loops([items[i] for i in rng.integers(40, size=40)], "ordinal") for _ in range(1_500)]
     low, high = np.quantile(drawn, (0.025, 0.975))
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
@@ -371,15 +354,10 @@ def test_the_bootstrap_of_alpha_is_that_of_whole_items():
         (lambda: agreement.cohen_kappa("ab", "ab", weights="linear"), "needs levels"),
         (lambda: agreement.cohen_kappa("ab", "ax", levels="ab"), "not among the levels.*x"),
         (lambda: agreement.cohen_kappa("ab", "ab", clusters_I=[1]), "clusters"),
-        (lambda: agreement.cohen_kappa("ab", "ab", confidence=1.0), "between 0 and 1"),
-        (lambda: agreement.cohen_kappa("ab", "ab", resamples=0), "resample"),
-        (lambda: agreement.llmbar_statistics([1], [1, 2], [1]), "one length"),
+        (lambda: agreement.cohen_kappa("ab", "ab", settings=IntervalSettings(confidence=1.0)), "between 0 and 1"),
+        (lambda: agreement.cohen_kappa("ab", "ab", settings=IntervalSettings(resamples=0)), "resample"),
         (lambda: agreement.calibration([], []), "one length"),
         (lambda: agreement.calibration(GAMES, ["first"]), "one length"),
-        (lambda: agreement.llmbar_statistics([1], [0], [1]), "1, 2 or None"),
-        (lambda: agreement.fleiss_kappa([[1, 1], [2, 1]]), "same number of raters"),
-        (lambda: agreement.fleiss_kappa([[1, 0], [0, 1]]), "at least two"),
-        (lambda: agreement.fleiss_kappa([[1.5, 0.5]]), "whole numbers"),
         (lambda: agreement.krippendorff_alpha([["a", "b"]], "interval"), "needs numbers"),
         (lambda: agreement.krippendorff_alpha([[1, math.inf]], "interval"), "finite"),
         (lambda: agreement.krippendorff_alpha([[1, 2]], clusters_I=[1, 2]), "clusters"),

@@ -14,16 +14,18 @@ from posttrain.generate.fake import FakeEngine
 from posttrain.judge.bias import bias_report, length_slope
 from posttrain.judge.config import Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Ask, Game, judge, prepared
+from posttrain.judge.judge import Ask, Judgment, judge, prepared
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import Missing
-from posttrain.stats.intervals import wilson
+from posttrain.stats.intervals import IntervalSettings, wilson
 
 PAIR = load_prompt("pair", "pair")
 
 
 def report(items, script, **plan):
-    return bias_report(items, judge(FakeEngine(script), items, PAIR, Plan(**plan)), resamples=200)
+    return bias_report(
+        items, judge(FakeEngine(script), items, PAIR, Plan(**plan)), settings=IntervalSettings(resamples=200)
+    )
 
 
 def test_always_the_first(items, judges):
@@ -169,15 +171,15 @@ def test_only_emphasised_is_said(items, judges):
 
 def test_the_label_is_compared_with_the_last_turn_only():
     item = Item("q", ("1", "2"), ("a1", "a2"), ("b1", "b2"), label="first")
-    games = [
-        Game(Ask(0, turn, order, 0, False), verdict)
+    judgments = [
+        Judgment(Ask(0, turn, order, 0, False), verdict)
         for turn, winner in ((1, "b"), (2, "a"))
         for order, verdict in (
             ("original", "first" if winner == "a" else "second"),
             ("swapped", "second" if winner == "a" else "first"),
         )
     ]
-    row = bias_report([item], games, resamples=50).mitigations[-1]
+    row = bias_report([item], judgments, settings=IntervalSettings(resamples=50)).mitigations[-1]
     assert row.questions == 2
     assert row.accuracy == wilson(1, 1)
 
@@ -205,21 +207,22 @@ QUESTIONS = st.lists(st.tuples(VALUES, VALUES, st.integers(0, 9), st.integers(0,
 
 
 def played(questions, turned=False):
-    """Items with replies of the given lengths, and their games; ``turned``: a and b have changed names, nothing else."""
-    items, games = [], []
+    """Items with replies of the given lengths, and their judgments; ``turned``: a and b have changed names, nothing else."""
+    items, judgments = [], []
     for place, (original, swapped, length_a, length_b) in enumerate(questions):
         replies = ("x" * length_a,), ("y" * length_b,)
         items.append(Item(f"q{place}", ("Q",), *(replies[::-1] if turned else replies)))
         values = (swapped, original) if turned else (original, swapped)
-        games += [
-            Game(Ask(place, 1, order, 0, False), v) for order, v in zip(("original", "swapped"), values, strict=True)
+        judgments += [
+            Judgment(Ask(place, 1, order, 0, False), v)
+            for order, v in zip(("original", "swapped"), values, strict=True)
         ]
-    return items, games
+    return items, judgments
 
 
 @given(QUESTIONS)
 def test_the_account_sums_up(questions):
-    found = bias_report(*played(questions), resamples=2).overall
+    found = bias_report(*played(questions), settings=IntervalSettings(resamples=2)).overall
     assert found.calls.asked == 2 * len(questions)
     assert found.calls.answered == found.calls.asked - sum(found.failures.values())
     assert found.calls.parsed == found.calls.asked - sum(found.calls.missing.values())
@@ -232,14 +235,16 @@ def test_the_account_sums_up(questions):
 
 @given(QUESTIONS)
 def test_bias_does_not_depend_on_the_names_of_the_models(questions):
-    one, other = (bias_report(*played(questions, turned), resamples=2) for turned in (False, True))
+    one, other = (
+        bias_report(*played(questions, turned), settings=IntervalSettings(resamples=2)) for turned in (False, True)
+    )
     assert one.overall == other.overall
 
 
 def test_nothing_is_reported_of_nothing(items):
-    with pytest.raises(ValueError, match="no games"):
+    with pytest.raises(ValueError, match="no judgments"):
         bias_report(items, [])
-    found = bias_report(items, [Game(Ask(0, 1, "none", 0, False), Missing("transport", "invalid_request: long"))])
+    found = bias_report(items, [Judgment(Ask(0, 1, "none", 0, False), Missing("transport", "invalid_request: long"))])
     assert found.overall.failures == {"invalid_request": 1}
 
 

@@ -9,19 +9,19 @@ from posttrain.judge.agreement import cohen_kappa
 from posttrain.judge.calibrate import Thresholds, calibrate
 from posttrain.judge.config import Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Ask, Game, judge
+from posttrain.judge.judge import Ask, Judgment, judge
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import Missing, mirrored
-from posttrain.stats.intervals import wilson
+from posttrain.stats.intervals import IntervalSettings, wilson
 
 
 def labelled(count, label=lambda k: "first" if k % 2 else "second"):
     return [Item(f"q{k}", ("Q",), ("a",), ("b",), label=label(k)) for k in range(count)]
 
 
-def games_of(outcomes, inconsistent=0, missing=0):
-    """Two games a question; the first ``inconsistent`` always to the first, the last ``missing`` without a verdict."""
-    games = []
+def judgments_of(outcomes, inconsistent=0, missing=0):
+    """Two judgments a question; the first ``inconsistent`` always to the first, the last ``missing`` without a verdict."""
+    judgments = []
     for place, outcome in enumerate(outcomes):
         for order in ("original", "swapped"):
             value = outcome if order == "original" else mirrored(outcome)
@@ -29,13 +29,13 @@ def games_of(outcomes, inconsistent=0, missing=0):
                 value = "first"
             if place >= len(outcomes) - missing:
                 value = Missing("parse")
-            games.append(Game(Ask(place, 1, order, 0, False), value))
-    return games
+            judgments.append(Judgment(Ask(place, 1, order, 0, False), value))
+    return judgments
 
 
 def test_a_perfect_judge_on_enough_pairs_is_good_enough():
     items = labelled(40)
-    found = calibrate(items, games_of([item.label for item in items]), resamples=200)
+    found = calibrate(items, judgments_of([item.label for item in items]), settings=IntervalSettings(resamples=200))
     assert found.decision == "good enough"
     assert found.measured.both_orders == wilson(40, 40)
     assert found.measured.kappa.estimate == 1
@@ -46,14 +46,14 @@ def test_a_perfect_judge_on_enough_pairs_is_good_enough():
 
 def test_a_perfect_judge_on_four_pairs_is_not_decided():
     items = labelled(4)
-    found = calibrate(items, games_of([item.label for item in items]), resamples=200)
+    found = calibrate(items, judgments_of([item.label for item in items]), settings=IntervalSettings(resamples=200))
     assert found.decision == "not decided"  # 4 of 4: from 51% on
     assert "the interval holds 60.0%" in found.reasons[0]
 
 
 def test_a_judge_of_order_is_not_good_enough(items, judges):
-    games = judge(FakeEngine(judges["first"]), items, load_prompt("pair", "pair"), Plan(turns="last"))
-    found = calibrate(items, games, resamples=200)
+    judgments = judge(FakeEngine(judges["first"]), items, load_prompt("pair", "pair"), Plan(turns="last"))
+    found = calibrate(items, judgments, settings=IntervalSettings(resamples=200))
     assert found.decision == "not good enough"
     assert found.measured.both_orders.estimate == 0
     assert found.measured.one_order.estimate == 0.5
@@ -62,13 +62,18 @@ def test_a_judge_of_order_is_not_good_enough(items, judges):
 
 def test_inconsistency_alone_spoils_it():
     items = labelled(200)
-    found = calibrate(items, games_of([item.label for item in items], inconsistent=61), resamples=200)
+    found = calibrate(
+        items, judgments_of([item.label for item in items], inconsistent=61), settings=IntervalSettings(resamples=200)
+    )
     assert found.measured.both_orders.estimate == pytest.approx(139 / 200)
     assert found.measured.both_orders.low > 0.6
     assert found.decision == "not good enough"
     assert "69.5% of the pairs: less than 70%" in found.reasons[1]
     lenient = calibrate(
-        items, games_of([i.label for i in items], inconsistent=61), Thresholds(consistency=0.69), resamples=50
+        items,
+        judgments_of([i.label for i in items], inconsistent=61),
+        Thresholds(consistency=0.69),
+        settings=IntervalSettings(resamples=50),
     )
     assert lenient.decision == "good enough"
 
@@ -76,8 +81,11 @@ def test_inconsistency_alone_spoils_it():
 def test_missing_verdicts_alone_spoil_it():
     items = labelled(100)
     outcomes = [item.label for item in items]
-    assert calibrate(items, games_of(outcomes, missing=5), resamples=50).decision == "good enough"
-    found = calibrate(items, games_of(outcomes, missing=6), resamples=50)
+    assert (
+        calibrate(items, judgments_of(outcomes, missing=5), settings=IntervalSettings(resamples=50)).decision
+        == "good enough"
+    )
+    found = calibrate(items, judgments_of(outcomes, missing=6), settings=IntervalSettings(resamples=50))
     assert found.decision == "not good enough"
     assert found.measured.both_orders == wilson(94, 94)  # what is missing is not wrong
     assert found.calls.missing == {"parse": 12}
@@ -85,7 +93,7 @@ def test_missing_verdicts_alone_spoil_it():
 
 def test_chance_is_the_best_constant_answer():
     items = labelled(40, lambda k: "first" if k < 36 else "second")
-    found = calibrate(items, games_of(["first"] * 40), resamples=200)
+    found = calibrate(items, judgments_of(["first"] * 40), settings=IntervalSettings(resamples=200))
     assert found.chance == 0.9
     assert found.decision == "not good enough"  # 90% right, as a stamp would be
     assert found.measured.kappa.estimate == 0
@@ -94,22 +102,25 @@ def test_chance_is_the_best_constant_answer():
 def test_kappa_is_between_outcome_and_label():
     items = labelled(8)
     outcomes = ["second", "first", "first", "first", "tie", "first", "second", "second"]
-    found = calibrate(items, games_of(outcomes), resamples=200)
+    found = calibrate(items, judgments_of(outcomes), settings=IntervalSettings(resamples=200))
     assert found.measured.both_orders == wilson(5, 8)
-    assert found.measured.kappa.estimate == cohen_kappa(outcomes, [i.label for i in items], resamples=1).estimate
+    assert (
+        found.measured.kappa.estimate
+        == cohen_kappa(outcomes, [i.label for i in items], settings=IntervalSettings(resamples=1)).estimate
+    )
 
 
 def test_without_any_verdict_nothing_is_claimed():
     items = labelled(3)
-    found = calibrate(items, games_of(["first"] * 3, missing=3), resamples=50)
+    found = calibrate(items, judgments_of(["first"] * 3, missing=3), settings=IntervalSettings(resamples=50))
     assert found.decision == "not good enough"
     assert found.reasons == ("no pair has a verdict in both orders",)
 
 
 def test_a_judge_without_orders_is_not_praised_for_consistency():
     items = labelled(40)
-    games = [Game(Ask(place, 1, "none", 0, False), item.label) for place, item in enumerate(items)]
-    found = calibrate(items, games, resamples=50)
+    judgments = [Judgment(Ask(place, 1, "none", 0, False), item.label) for place, item in enumerate(items)]
+    found = calibrate(items, judgments, settings=IntervalSettings(resamples=50))
     assert found.decision == "good enough"
     assert len(found.reasons) == 2
     assert not any("orders" in reason for reason in found.reasons)
@@ -118,6 +129,6 @@ def test_a_judge_without_orders_is_not_praised_for_consistency():
 def test_what_can_not_be_calibrated_is_refused():
     items = labelled(2)
     with pytest.raises(ValueError, match="both orders"):
-        calibrate(items, [Game(Ask(0, 1, "original", 0, False), "first")])
+        calibrate(items, [Judgment(Ask(0, 1, "original", 0, False), "first")])
     with pytest.raises(ValueError, match="no label"):
-        calibrate(labelled(1, lambda k: None), games_of(["first"]))
+        calibrate(labelled(1, lambda k: None), judgments_of(["first"]))

@@ -10,7 +10,7 @@ import pytest
 
 from posttrain.config import build, parse_yaml
 from posttrain.generate.fake import FakeEngine
-from posttrain.judge import pool as judge_room
+from posttrain.judge import pool as judge_pool
 from posttrain.judge.config import JudgeConfig
 from posttrain.judge.parsers import PARSERS
 from posttrain.judge.prompts import load_prompt
@@ -40,7 +40,7 @@ def scripted(monkeypatch):
 
     def use(script, model="scripted"):
         engine = FakeEngine(script, model=model)
-        monkeypatch.setattr(judge_room, "open_engine", lambda source, config, ledger: engine)
+        monkeypatch.setattr(judge_pool, "open_engine", lambda source, config, ledger: engine)
         return engine
 
     return use
@@ -167,7 +167,7 @@ def test_single_with_a_rubric_and_criteria_from_a_file(cli, scripted, tmp_path):
 def test_a_panel_votes_and_shares_the_cache_and_the_folder(cli, monkeypatch, judges, pairs_file, tmp_path):
     scripts = {"p": judges["perfect"], "q": judges["perfect"], "r": judges["longer"]}
     monkeypatch.setattr(
-        judge_room,
+        judge_pool,
         "open_engine",
         lambda source, config, ledger: FakeEngine(scripts[source.model], model=source.model),
     )
@@ -293,7 +293,7 @@ def test_the_weighted_verdict_on_a_server(cli, serve, pairs_file, tmp_path):
     # in both orders the preference for the first place cancels out: 0.8 for a, then 0.8 for b
     assert cli("judge", "pairs", pairs_file, "-o", tmp_path / "both", *arguments[:6]).code == 0
     weights = read(tmp_path / "both")[0]["weighted"]["w"]
-    assert weights["games"] == 8
+    assert weights["judgments"] == 8
     assert weights["probability_a"]["estimate"] == pytest.approx(0.5)
 
 

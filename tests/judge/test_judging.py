@@ -14,10 +14,10 @@ from posttrain.judge.config import JudgePrompt, Plan
 from posttrain.judge.items import Item
 from posttrain.judge.judge import (
     Ask,
-    Game,
+    Judgment,
     asks_of,
-    game_record,
     judge,
+    judgment_record,
     outcome_of,
     outcomes,
     panel_outcomes,
@@ -29,21 +29,21 @@ from posttrain.judge.judge import (
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.scores import model_ratings, panel_ratings
 from posttrain.judge.verdicts import Missing
-from posttrain.judge.win_rates import win_rates
+from posttrain.judge.win_rates import PairOutcome, win_rates
 from posttrain.stats.intervals import wilson
 
 PAIR = load_prompt("pair", "pair")
 TWO_TURNS = Item("q", ("Q1", "Q2"), ("a1", "a2"), ("b1", "b2"))
 
 
-def games_of(*verdicts):
-    """Games of one question: (order, verdict), samples numbered."""
+def judgments_of(*verdicts):
+    """Judgments of one question: (order, verdict), samples numbered."""
     counts: dict[str, int] = {}
     found = []
     for order, verdict in verdicts:
         sample = counts.get(order, 0)
         counts[order] = sample + 1
-        found.append(Game(Ask(0, 1, order, sample, False), verdict))
+        found.append(Judgment(Ask(0, 1, order, sample, False), verdict))
     return found
 
 
@@ -89,7 +89,7 @@ def test_sampling_fits_the_plan():
 
 
 @pytest.mark.parametrize(
-    ("games", "outcome"),
+    ("judgments", "outcome"),
     [
         ([("original", "first"), ("swapped", "second")], "first"),
         ([("original", "second"), ("swapped", "first")], "second"),
@@ -104,12 +104,12 @@ def test_sampling_fits_the_plan():
         ([("original", "first"), ("original", Missing("parse")), ("swapped", "second")], "first"),
     ],
 )
-def test_outcomes_by_hand(games, outcome):
-    assert outcome_of(games_of(*games)) == outcome
+def test_outcomes_by_hand(judgments, outcome):
+    assert outcome_of(judgments_of(*judgments)) == outcome
 
 
 def test_an_order_without_a_verdict_leaves_no_outcome():
-    found = outcome_of(games_of(("original", "first"), ("swapped", Missing("length"))))
+    found = outcome_of(judgments_of(("original", "first"), ("swapped", Missing("length"))))
     assert isinstance(found, Missing)
     assert found.reason == "length"
 
@@ -128,23 +128,37 @@ def test_a_panel_votes():
         panel_outcomes([{(0, 1): "first"}, {(1, 1): "first"}])
 
 
+def win_rates_of(outcomes, clusters):
+    """Win rates of one pair of models."""
+    (found,) = win_rates([PairOutcome("a", "b", said, name) for said, name in zip(outcomes, clusters, strict=True)])
+    return found
+
+
+def test_two_models_are_one_pair_whichever_stands_first():
+    one, other = win_rates(
+        [PairOutcome("a", "b", "first", 1), PairOutcome("b", "a", "first", 2), PairOutcome("a", "c", "tie", 1)]
+    )
+    assert (one.model_a, one.model_b, one.wins, one.losses) == ("a", "b", 1, 1)
+    assert (other.model_b, other.ties) == ("c", 1)
+
+
 def test_win_rates_by_hand():
-    found = win_rates(["first", "first", "tie", "second", Missing("parse")], "abcde")
+    found = win_rates_of(["first", "first", "tie", "second", Missing("parse")], "abcde")
     assert (found.wins, found.losses, found.ties, found.missing) == (2, 1, 1, 1)
     assert found.win_rate.estimate == 0.5
     assert found.adjusted.estimate == 0.625
     assert found.p_value == 1.0
-    assert win_rates(["first"] * 6, range(6)).p_value == 2 / 2**6
-    nothing = win_rates([Missing("parse")], "a")
+    assert win_rates_of(["first"] * 6, range(6)).p_value == 2 / 2**6
+    nothing = win_rates_of([Missing("parse")], "a")
     assert nothing.win_rate is None
     assert nothing.p_value == 1.0
 
 
 def test_win_rates_resample_questions_not_turns():
     """Four turns of one question are one draw: the interval has no width, whatever they say."""
-    one = win_rates(["first", "second", "first", "tie"], ["q"] * 4)
+    one = win_rates_of(["first", "second", "first", "tie"], ["q"] * 4)
     assert one.win_rate.low == one.win_rate.high == 0.5
-    several = win_rates(["first", "second", "first", "tie"], "abcd")
+    several = win_rates_of(["first", "second", "first", "tie"], "abcd")
     assert several.win_rate.low < 0.5 < several.win_rate.high
 
 
@@ -156,19 +170,19 @@ def test_single_ratings_by_hand():
         Item("q1", ("Q",), ("nine",), category="math", model_a="dpo"),
     ]
     engine = FakeEngine({"five": "[[5]]", "nine": "[[9]]", "mute": "no rating"})
-    games = judge(engine, items, load_prompt("single", "single"), Plan())
-    found = model_ratings(items, games)
+    judgments = judge(engine, items, load_prompt("single", "single"), Plan())
+    found = model_ratings(items, judgments)
     assert list(found) == ["sft", "dpo"]
     assert found["sft"].overall.mean.estimate == 7
     assert found["sft"].overall.calls.missing == {"parse": 1}
     assert found["sft"].by_category["writing"].mean.estimate == 9
     assert found["sft"].by_category["writing"].calls.asked == 2
     assert found["dpo"].overall.mean.estimate == 9
-    other = [Game(game.ask, 6.0) for game in games]
-    panel = model_ratings(items, panel_ratings([games, other]))
+    other = [Judgment(judgment.ask, 6.0) for judgment in judgments]
+    panel = model_ratings(items, panel_ratings([judgments, other]))
     assert panel["sft"].overall.mean.estimate == pytest.approx((5.5 + 7.5 + 6) / 3)
     with pytest.raises(ValueError, match="same replies"):
-        panel_ratings([games, other[1:]])
+        panel_ratings([judgments, other[1:]])
 
 
 def test_a_judge_that_can_not_be_read_is_found_on_three_calls(items, judges):
@@ -194,8 +208,8 @@ def test_records_hold_reply_verdict_and_reason(items):
             Failure("rate_limited", "later", attempts=4),
         ]
     )
-    games = judge(engine, items[:1], PAIR, Plan(orders="original", samples=3, retry_cut=1))
-    good, cut, failed = (json.loads(json.dumps(game_record(game, items, "j"))) for game in games)
+    judgments = judge(engine, items[:1], PAIR, Plan(orders="original", samples=3, retry_cut=1))
+    good, cut, failed = (json.loads(json.dumps(judgment_record(judgment, items, "j"))) for judgment in judgments)
     assert good["verdict"] == "first"
     assert good["reply"] == "Well. [[A]]"
     assert good["usage"] == {"prompt_tokens": 7, "completion_tokens": 3}
@@ -217,10 +231,10 @@ def test_the_digest_tells_prompts_apart():
 
 
 def test_outcomes_keep_turns_apart():
-    games = [Game(Ask(0, turn, "none", 0, False), v) for turn, v in ((1, "first"), (2, "second"))]
-    assert outcomes(games) == {(0, 1): "first", (0, 2): "second"}
+    judgments = [Judgment(Ask(0, turn, "none", 0, False), v) for turn, v in ((1, "first"), (2, "second"))]
+    assert outcomes(judgments) == {(0, 1): "first", (0, 2): "second"}
     with pytest.raises(TypeError, match="rating"):
-        outcomes([Game(Ask(0, 1, "none", 0, False), 7.0)])
+        outcomes([Judgment(Ask(0, 1, "none", 0, False), 7.0)])
 
 
 # ---- replies that are cut off --------------------------------------------------------------------------------------
@@ -239,24 +253,24 @@ def test_a_reply_that_is_cut_is_asked_for_once_more_with_more_tokens(items):
         return cut_below(64)(request) if long else "[[A]]"
 
     engine = FakeEngine(script)
-    games = judge(engine, items, PAIR, Plan(max_tokens=16))
-    assert [game.value for game in games] == ["first"] * 8
-    assert [game.asked_again for game in games] == [True, True] + [False] * 6
+    judgments = judge(engine, items, PAIR, Plan(max_tokens=16))
+    assert [judgment.value for judgment in judgments] == ["first"] * 8
+    assert [judgment.asked_again for judgment in judgments] == [True, True] + [False] * 6
     assert [request.sampling.max_tokens for request in engine.requests] == [16] * 8 + [64] * 2
     # nothing else of the question has changed
     for first, second in zip(engine.requests[:2], engine.requests[8:], strict=True):
         assert first.prompt == second.prompt
-    record = game_record(games[0], items, "j")
+    record = judgment_record(judgments[0], items, "j")
     assert (record["asked_again"], record["finish"], record["reply"]) == (True, "stop", "So:\n[[A]]")
-    assert "asked_again" not in game_record(games[2], items, "j")
+    assert "asked_again" not in judgment_record(judgments[2], items, "j")
 
 
 def test_what_is_cut_again_stays_missing(items):
     engine = FakeEngine(cut_below(65))
-    (game,) = judge(engine, items[:1], PAIR, Plan(max_tokens=16, orders="original"))
-    assert isinstance(game.value, Missing)
-    assert game.value.reason == "length"
-    assert game.asked_again
+    (judgment,) = judge(engine, items[:1], PAIR, Plan(max_tokens=16, orders="original"))
+    assert isinstance(judgment.value, Missing)
+    assert judgment.value.reason == "length"
+    assert judgment.asked_again
     assert len(engine.requests) == 2
 
 
@@ -277,31 +291,31 @@ def test_how_many_more_tokens(items, plan, limits):
 
 def test_a_second_call_that_fails_leaves_the_first_reply(items):
     engine = FakeEngine([CUT, Failure("invalid_request", "longer than the context")])
-    (game,) = judge(engine, items[:1], PAIR, Plan(max_tokens=16, orders="original"))
-    assert isinstance(game.value, Missing)
-    assert game.value.reason == "length"
-    assert "asked again with 64 tokens: invalid_request: longer than the context" in game.value.detail
-    assert game.outcome == CUT
+    (judgment,) = judge(engine, items[:1], PAIR, Plan(max_tokens=16, orders="original"))
+    assert isinstance(judgment.value, Missing)
+    assert judgment.value.reason == "length"
+    assert "asked again with 64 tokens: invalid_request: longer than the context" in judgment.value.detail
+    assert judgment.outcome == CUT
 
 
 def test_only_replies_that_hit_the_limit_are_asked_for_again(items):
     endless = FakeEngine([Completion("<think>thinking that the server cut without saying so", "stop")])
-    (game,) = judge(endless, items[:1], PAIR, Plan(orders="original"))
-    assert (game.value.reason, game.asked_again) == ("length", False)
+    (judgment,) = judge(endless, items[:1], PAIR, Plan(orders="original"))
+    assert (judgment.value.reason, judgment.asked_again) == ("length", False)
     # a verdict of one token is whole
     token = TokenLogprob("m", -0.1, (("m", -0.1), ("M", -2.4)))
     binary = FakeEngine([Completion("m", "length", logprobs=(token,))])
-    (game,) = judge(binary, items[:1], load_prompt("binary", "pair"), Plan(orders="original"))
-    assert (game.value, game.asked_again) == ("first", False)
+    (judgment,) = judge(binary, items[:1], load_prompt("binary", "pair"), Plan(orders="original"))
+    assert (judgment.value, judgment.asked_again) == ("first", False)
 
 
 def test_an_answer_with_more_tokens_has_its_own_place_in_the_cache(items, tmp_path):
     engine = FakeEngine(cut_below(64))
     with RequestCache(tmp_path / "cache.sqlite") as cache:
         for asked in (4, 4):
-            games = judge(CachedEngine(engine, cache), items[:2], PAIR, Plan(max_tokens=16, orders="original"))
+            judgments = judge(CachedEngine(engine, cache), items[:2], PAIR, Plan(max_tokens=16, orders="original"))
             assert len(engine.requests) == asked
-            assert [game.value for game in games] == ["first", "first"]
+            assert [judgment.value for judgment in judgments] == ["first", "first"]
         assert len(cache.keys()) == 4
 
 
@@ -314,5 +328,5 @@ def test_a_trial_asks_again_too(items):
 
 
 def test_equal_outcomes_are_no_certainty() -> None:
-    assert win_rates(["first"] * 5, list("abcde")).win_rate == wilson(5, 5)
-    assert win_rates(["tie"] * 4, list("aabb")).adjusted == wilson(1, 2)  # two questions, each with two turns
+    assert win_rates_of(["first"] * 5, list("abcde")).win_rate == wilson(5, 5)
+    assert win_rates_of(["tie"] * 4, list("aabb")).adjusted == wilson(1, 2)  # two questions, each with two turns

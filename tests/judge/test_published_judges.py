@@ -20,6 +20,7 @@ from posttrain.judge.config import Plan
 from posttrain.judge.items import Item, read_items
 from posttrain.judge.judge import judge
 from posttrain.judge.prompts import load_prompt
+from posttrain.stats.intervals import IntervalSettings
 
 pytestmark = pytest.mark.shared
 
@@ -62,8 +63,8 @@ def test_llmbar_comes_out(llmbar, shared_data, name, strategy):
     verdicts = pl.read_csv(folder / "verdicts_natural.csv.gz").filter(chosen)
     expected = pl.read_csv(folder / "expected_statistics_natural.csv").filter(chosen).row(0, named=True)
     winners = {r["idx"]: (int(r["winner_original"]), int(r["winner_swapped"])) for r in verdicts.iter_rows(named=True)}
-    games = judge(replay(llmbar, winners), llmbar, load_prompt("pair", "pair"), Plan())
-    found = calibrate(llmbar, games, resamples=50)
+    judgments = judge(replay(llmbar, winners), llmbar, load_prompt("pair", "pair"), Plan())
+    found = calibrate(llmbar, judgments, settings=IntervalSettings(resamples=50))
     assert found.pairs == 100
     assert f"{found.measured.one_order.estimate:.1%}" == expected["correct_average"]
     assert f"{found.measured.orders.consistent.estimate:.1%}" == expected["equal"].split(" = ")[1]

@@ -9,11 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from mt_bench_votes import Rating, score_table
+from refusal_labels import load_labels
 
 from posttrain.judge.items import needs_reference
-from posttrain.judge.refusal import load_labels, rule_label, xstest_label
+from posttrain.judge.refusal import rule_label, xstest_label
 from posttrain.judge.verdicts import Missing, mt_bench_rating, rating
-from posttrain.tasks.mt_bench_data import Rating, load_questions, score_table
+from posttrain.tasks.mt_bench_data import load_questions
 
 pytestmark = pytest.mark.shared
 
@@ -98,9 +100,9 @@ def test_scores_count_what_could_not_be_read(shared_data: Path) -> None:
     table = score_table(questions, rated, resamples=200)
     assert table.unjudged == ()
     assert len(rated) == 320
-    asked, _, parsed, missing = table.overall.accounting
-    assert asked == 320
-    assert parsed == 320 - missing.get("parse", 0)
+    counts = table.overall.accounting
+    assert counts.asked == 320
+    assert counts.parsed == 320 - counts.missing.get("parse", 0)
     recorded = [j["score"] for j in judgments if j["model"] == "mistral-orpo" and j["score"] != -1]
     assert table.overall.mean is not None
     assert table.overall.mean.estimate == pytest.approx(sum(recorded) / len(recorded))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from posttrain.generate.engine import Completion, Failure
 from posttrain.judge import verdicts
-from posttrain.judge.verdicts import Missing, TwoGames
+from posttrain.judge.verdicts import BothOrders, Missing
 
 reasons = st.sampled_from(["transport", "refused", "length", "empty", "parse", "ambiguous", "out_of_range"])
 positions = st.sampled_from(["first", "second", "tie"])
@@ -218,14 +218,14 @@ def test_thinking_is_not_parsed_for_ratings_either():
     ],
 )
 def test_two_games(original, swapped, outcome, consistent, position):
-    games = TwoGames(original, swapped)
-    assert (games.outcome, games.consistent, games.position) == (outcome, consistent, position)
-    assert (games.original, games.swapped) == (original, swapped)
+    judgments = BothOrders(original, swapped)
+    assert (judgments.outcome, judgments.consistent, judgments.position) == (outcome, consistent, position)
+    assert (judgments.original, judgments.swapped) == (original, swapped)
 
 
 @given(anything, anything)
 def test_exchanging_the_models_exchanges_the_outcome(original, swapped):
-    one, two = TwoGames(original, swapped), TwoGames(swapped, original)
+    one, two = BothOrders(original, swapped), BothOrders(swapped, original)
     assert one.consistent == two.consistent
     assert one.position == two.position
     if isinstance(one.outcome, Missing):
@@ -276,4 +276,4 @@ def test_votes_and_accounts_sum_up(values):
 
 
 def test_zero_is_a_rating_and_no_missing_value():
-    assert verdicts.account([0.0, 5.0, Missing("ambiguous")]) == (3, 3, 2, {"ambiguous": 1})
+    assert verdicts.account([0.0, 5.0, Missing("ambiguous")]) == verdicts.Accounting(3, 3, 2, {"ambiguous": 1})

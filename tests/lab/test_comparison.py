@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from posttrain.errors import ConfigError, DataError
 from posttrain.lab.comparison import CompareCommand, MeasureComparison, compare, sentence
 from posttrain.stats import intervals as stats
+from posttrain.stats.intervals import IntervalSettings
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -70,7 +71,9 @@ def test_intervals_are_those_of_the_statistics(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random(60) < 0.5, rng.random(60) < 0.7
     [one] = compared(tmp_path, scores({"a": a.tolist(), "b": b.tolist()}), resamples=500, seed=3, confidence=0.9)
-    assert one.difference == stats.accuracy_difference(a, b, confidence=0.9, resamples=500, seed=3)
+    assert (
+        one.difference == stats.compare(a, b, settings=IntervalSettings(confidence=0.9, resamples=500, seed=3)).interval
+    )
 
 
 def test_samples_of_a_prompt_are_averaged_and_do_not_make_prompts(tmp_path: Path) -> None:
@@ -257,11 +260,11 @@ def test_the_sentence_names_the_better_one_whichever_it_is(tmp_path: Path) -> No
 def test_votes_of_one_question_are_not_independent(shared_data: Path) -> None:
     path = shared_data / "evaluation" / "mt_bench" / "human_votes.jsonl"
     [grouped] = compare(CompareCommand(a="gpt-3.5-turbo", b="claude-v1", file=path, resamples=2000))
-    share = stats.mean_difference(
+    share = stats.compare(
         [0.0] * grouped.pairs,
         [1.0] * grouped.b_better + [0.0] * grouped.ties + [-1.0] * grouped.a_better,
-        resamples=2000,
-    )
+        settings=IntervalSettings(resamples=2000),
+    ).interval
     assert grouped.difference.estimate == pytest.approx(share.estimate)
     assert grouped.difference.high - grouped.difference.low > 1.2 * (share.high - share.low)
     assert not grouped.different

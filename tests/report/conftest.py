@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import yaml
 
-from posttrain.artifacts import Ledger, MetricsLog, RunDir, write_json, write_text
+from posttrain.artifacts import Ledger, MetricsLog, RunDir, plain, write_json, write_text
 from posttrain.generate.engine import Failure, Fingerprint, Sampling, Usage
 from posttrain.judge.bias import bias_report
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Ask, Game, outcome_of
-from posttrain.judge.pool import calls_of, plain
+from posttrain.judge.judge import Ask, Judgment, outcome_of
+from posttrain.judge.pool import calls_of
 from posttrain.judge.verdicts import Missing, Verdict
-from posttrain.judge.win_rates import POINTS, win_rates
-from posttrain.stats.intervals import Chance
+from posttrain.judge.win_rates import POINTS, PairOutcome, win_rates
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.stats.ratings import Comparison, bradley_terry, gather, win_matrix
 from posttrain.tasks.base import Answer, Counts, Findings, Measure, Shown, Task, Value
 from posttrain.tasks.held_out.feedback import feedback_record
@@ -411,7 +411,8 @@ def add_preference_eval(run: RunDir, gains: dict[str, float], name: str = "prefe
         scores[model] = PairScores(arrays[0::2], arrays[1::2])
     reference = next(iter(gains))
     write_json(
-        stage.file("preferences.json"), preference_record(scores, reference, confidence=0.95, resamples=2000, seed=7)
+        stage.file("preferences.json"),
+        preference_record(scores, reference, settings=IntervalSettings(confidence=0.95, resamples=2000, seed=7)),
     )
     lines = preference_rows(scores, pairs)  # type: ignore[arg-type]
     write_text(stage.file("preference_rows.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
@@ -443,7 +444,9 @@ def add_feedback_eval(run: RunDir, gain: float, name: str = "labels") -> dict[st
         (own + (gain if good else -gain) / 6 + random.normal(0, 0.2, 6)).astype(np.float32)
         for own, good in zip(base, labels, strict=True)
     ]
-    record = feedback_record({"base": base, "sft": moved}, labels, "base", confidence=0.95, resamples=500, seed=0)
+    record = feedback_record(
+        {"base": base, "sft": moved}, labels, "base", settings=IntervalSettings(confidence=0.95, resamples=500, seed=0)
+    )
     stage = run.stage(name)
     write_json(stage.file("feedback.json"), record)
     ledger = Ledger()
@@ -529,7 +532,7 @@ def edit_json() -> Callable[[Path, Callable[[Any], None]], None]:
 CONTENDERS = ("base", "sft", "dpo", "simpo")
 GAINS = {"base": 0.0, "sft": 0.6, "dpo": 1.4, "simpo": 0.9}
 """How much better than base a model is, in logits or points of a rating."""
-CHANCE = Chance(resamples=400, seed=3)
+SETTINGS = IntervalSettings(resamples=400, seed=3)
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)> </article></section> ``` | **bold**'
 
 
@@ -578,7 +581,7 @@ def write_benchmark(
         "schema": 1, "key": key, "benchmark": name, "title": title, "area": area,
         "source": {"path": f"prompts/{key}.jsonl", "digest": "ab" * 32, "prompts": len(tasks)},
         "config": {"name": name, "path": f"prompts/{key}.jsonl"},
-        **benchmark_record(measures, findings, answers, CHANCE),
+        **benchmark_record(measures, findings, answers, SETTINGS),
         "cost": {m: {"prompt_tokens": 40 * len(a), "completion_tokens": 20 * len(a), "seconds": 3.5} for m, a in answers.items()},
         "judge": judge,
     }  # fmt: skip
@@ -634,16 +637,16 @@ def _verdicts(a: str, b: str, task: str) -> tuple[Verdict | Missing, Verdict | M
     return tuple("tie" if abs(x) < 0.2 else "first" if x > 0 else "second" for x in (lean + 0.4, -lean + 0.4))  # type: ignore[return-value]
 
 
-def _judge_record(games: Sequence[Game], items: Sequence[Item], name: str = "qwen3-8b") -> dict[str, Any]:
+def _judge_record(games: Sequence[Judgment], items: Sequence[Item], name: str = "qwen3-8b") -> dict[str, Any]:
     mark = Fingerprint("openai", "Qwen/Qwen3-8B", "http://localhost:8000/v1")
     plan = {"orders": "both", "samples": 1, "temperature": None, "emphasis": "no"}
     return {
-        "judges": [{"name": name, "fingerprint": mark._asdict(), "prompts": ["0123456789abcdef"], "calls": calls_of(games)}],
+        "judges": [{"name": name, "fingerprint": mark._asdict(), "prompts": ["0123456789abcdef"], "calls": plain(calls_of(games))}],
         "language": "en",
         "plan": plan,
         "spent": {"calls": len(games), "answers": len(games), "outcomes": {}, "prompt_tokens": 90_000, "completion_tokens": 12_000,
                   "price": 0.0, "counted_tokens": 102_000, "counted_price": 0.0},
-        "bias": {name: plain(bias_report(items, games, confidence=0.95, resamples=400, seed=3))} if items else {},
+        "bias": {name: plain(bias_report(items, games, settings=IntervalSettings(confidence=0.95, resamples=400, seed=3)))} if items else {},
     }  # fmt: skip
 
 
@@ -661,14 +664,15 @@ def _contest(
             place = len(items)
             items.append(Item(task.id, task.turns[:1], (text[a, task.id],), (text[b, task.id],), task.category, a, b))
             two = [
-                Game(Ask(place, 1, order, 0, False), verdict)
+                Judgment(Ask(place, 1, order, 0, False), verdict)
                 for order, verdict in zip(("original", "swapped"), _verdicts(a, b, task.id), strict=True)
             ]
             games += two
             own[task.id] = outcome_of(two)
         outcomes[a, b] = own
-        found = win_rates([*own.values()], [*own], confidence=0.95, resamples=400, seed=3)
-        records.append({"model_a": a, "model_b": b, **plain(found)})
+        records += [
+            plain(one) for one in win_rates([PairOutcome(a, b, said, name) for name, said in own.items()], SETTINGS)
+        ]
     return items, games, outcomes, records
 
 
@@ -778,7 +782,9 @@ def _alpaca(run: RunDir) -> None:
         "length_controlled": {"baseline": "gpt4", "comparable": False, "why_not": why, "rows": rows},
     }
     counts = {m: _counts(a, {t.id for t in tasks}, "") for m, a in answers.items()}
-    games = [Game(Ask(0, 1, "original", 0, False), "first" if place % 5 else Missing("empty")) for place in range(40)]
+    games = [
+        Judgment(Ask(0, 1, "original", 0, False), "first" if place % 5 else Missing("empty")) for place in range(40)
+    ]
     write_benchmark(run, "alpaca", "alpaca_eval", "AlpacaEval 2", "helpfulness", measures,
                     Findings(values, counts, extra=extra), answers, _judge_record(games, []))  # fmt: skip
 

@@ -11,6 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.stats import intervals as stats
+from posttrain.stats.intervals import Interval, IntervalSettings
+
+
+def loss(a, b, tokens, settings: IntervalSettings = IntervalSettings()) -> Interval:
+    """The difference of two mean losses a token."""
+    return stats.compare(a, b, weights_a_R=tokens, settings=settings).interval
+
 
 shares = st.floats(0.5, 0.999)
 
@@ -20,26 +27,26 @@ shares = st.floats(0.5, 0.999)
 
 def test_loss_difference_is_a_ratio_of_sums_not_a_mean_of_ratios():
     # Row 1: 10 tokens, 1 nat better; row 2: 90 tokens, 9 nats worse. (-1 + 9) / 100 = 0.08; the mean of ratios would be 0.0.
-    found = stats.loss_difference([20.0, 90.0], [19.0, 99.0], [10, 90])
+    found = loss([20.0, 90.0], [19.0, 99.0], [10, 90])
     assert found.estimate == pytest.approx(0.08)
 
 
 def test_two_rows_have_the_three_possible_resamples():
     # Ratios: both row 1: -1/10 (p 1/4), one of each: 8/100 (p 1/2), both row 2: 9/90 (p 1/4). Sorted: -0.1, 0.08, 0.1.
-    at_20 = stats.loss_difference([20.0, 90.0], [19.0, 99.0], [10, 90], confidence=0.2, resamples=4_000)
+    at_20 = loss([20.0, 90.0], [19.0, 99.0], [10, 90], settings=IntervalSettings(confidence=0.2, resamples=4_000))
     assert (at_20.low, at_20.high) == pytest.approx((0.08, 0.08))
-    at_95 = stats.loss_difference([20.0, 90.0], [19.0, 99.0], [10, 90], confidence=0.95, resamples=4_000)
+    at_95 = loss([20.0, 90.0], [19.0, 99.0], [10, 90], settings=IntervalSettings(confidence=0.95, resamples=4_000))
     assert (at_95.low, at_95.high) == pytest.approx((-0.1, 0.1))
 
 
 def test_a_constant_shift_per_token_is_certain():
     tokens = np.array([3, 50, 200, 7])
-    found = stats.loss_difference(tokens * 2.0, tokens * 1.5, tokens)
+    found = loss(tokens * 2.0, tokens * 1.5, tokens)
     assert found == pytest.approx((-0.5, -0.5, -0.5, 0.95))
 
 
 def test_one_row_gives_an_interval_without_width():
-    assert stats.loss_difference([4.0], [6.0], [2]) == (1.0, 1.0, 1.0, 0.95)
+    assert loss([4.0], [6.0], [2]) == (1.0, 1.0, 1.0, 0.95)
 
 
 def test_the_interval_agrees_with_scipys_bootstrap():
@@ -47,7 +54,7 @@ def test_the_interval_agrees_with_scipys_bootstrap():
     tokens = rng.integers(5, 200, 60)
     a = tokens * rng.normal(2.0, 0.3, 60)
     b = a - tokens * rng.normal(0.05, 0.1, 60)
-    ours = stats.loss_difference(a, b, tokens, resamples=20_000)
+    ours = loss(a, b, tokens, settings=IntervalSettings(resamples=20_000))
     theirs = scipy.stats.bootstrap(
         (b - a, tokens),
         lambda top, bottom, axis: top.sum(axis=axis) / bottom.sum(axis=axis),
@@ -67,7 +74,7 @@ def test_pairing_makes_the_interval_much_narrower_than_the_spread_of_the_rows():
     tokens = rng.integers(20, 100, 80)
     a = tokens * rng.normal(2.0, 0.5, 80)
     b = a - tokens * 0.1 + rng.normal(0, 0.5, 80)
-    found = stats.loss_difference(a, b, tokens)
+    found = loss(a, b, tokens)
     assert found.low < -0.1 < found.high
     assert found.high - found.low < 0.02
     assert scipy.stats.sem(a / tokens) > 0.04
@@ -80,7 +87,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     for seed in range(300):
         tokens = rng.integers(10, 60, 40)
         difference = tokens * rng.normal(-0.05, 0.2, 40)
-        found = stats.loss_difference(np.zeros(40), difference, tokens, resamples=400, seed=seed)
+        found = loss(np.zeros(40), difference, tokens, settings=IntervalSettings(resamples=400, seed=seed))
         covered += found.low <= -0.05 <= found.high
     assert 0.87 < covered / 300 < 0.995
 
@@ -88,9 +95,9 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
     rng = np.random.default_rng(1)
     a, b, tokens = rng.normal(2, 1, 37), rng.normal(2, 1, 37), rng.integers(1, 9, 37)
-    whole = stats.loss_difference(a, b, tokens, resamples=500)
+    whole = loss(a, b, tokens, settings=IntervalSettings(resamples=500))
     monkeypatch.setattr(stats, "_DRAWS_AT_ONCE", 100)
-    assert stats.loss_difference(a, b, tokens, resamples=500) == whole
+    assert loss(a, b, tokens, settings=IntervalSettings(resamples=500)) == whole
 
 
 rows = st.lists(st.tuples(st.floats(0, 500), st.floats(0, 500), st.integers(1, 400)), min_size=1, max_size=12)
@@ -100,19 +107,19 @@ rows = st.lists(st.tuples(st.floats(0, 500), st.floats(0, 500), st.integers(1, 4
 @given(rows, st.integers(0, 99))
 def test_swapping_the_models_mirrors_the_interval(rows, seed):
     a, b, tokens = (list(column) for column in zip(*rows, strict=True))
-    one = stats.loss_difference(a, b, tokens, resamples=200, seed=seed)
-    two = stats.loss_difference(b, a, tokens, resamples=200, seed=seed)
+    one = loss(a, b, tokens, settings=IntervalSettings(resamples=200, seed=seed))
+    two = loss(b, a, tokens, settings=IntervalSettings(resamples=200, seed=seed))
     assert (two.estimate, two.low, two.high) == pytest.approx((-one.estimate, -one.high, -one.low), abs=1e-9)
     assert one.low <= one.high
-    assert stats.loss_difference(a, a, tokens, resamples=100)[:3] == (0.0, 0.0, 0.0)
+    assert loss(a, a, tokens, settings=IntervalSettings(resamples=100))[:3] == (0.0, 0.0, 0.0)
 
 
 @settings(max_examples=30, deadline=None)
 @given(rows, st.floats(0.1, 0.7), st.floats(0.7, 0.99))
 def test_more_confidence_is_a_wider_interval(rows, less, more):
     a, b, tokens = (list(column) for column in zip(*rows, strict=True))
-    narrow = stats.loss_difference(a, b, tokens, resamples=200, confidence=less)
-    wide = stats.loss_difference(a, b, tokens, resamples=200, confidence=more)
+    narrow = loss(a, b, tokens, settings=IntervalSettings(resamples=200, confidence=less))
+    wide = loss(a, b, tokens, settings=IntervalSettings(resamples=200, confidence=more))
     assert wide.low <= narrow.low <= narrow.high <= wide.high
 
 
@@ -128,16 +135,16 @@ def test_more_confidence_is_a_wider_interval(rows, less, more):
     ],
 )
 def test_impossible_losses_are_refused(a, b, tokens):
-    with pytest.raises(ValueError, match=r"lists of one length|finite"):
-        stats.loss_difference(a, b, tokens)
+    with pytest.raises(ValueError, match=r"one length|finite|positive weight|a list of values"):
+        loss(a, b, tokens)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 1.5, math.nan])
 def test_impossible_confidences_are_refused(confidence):
     for call in (
         lambda: stats.wilson(1, 2, confidence),
-        lambda: stats.loss_difference([1.0], [1.0], [1], confidence=confidence),
-        lambda: stats.accuracy_difference([True], [True], confidence=confidence),
+        lambda: loss([1.0], [1.0], [1], settings=IntervalSettings(confidence=confidence)),
+        lambda: stats.compare([True], [True], settings=IntervalSettings(confidence=confidence)).interval,
     ):
         with pytest.raises(ValueError, match="between 0 and 1"):
             call()
@@ -145,7 +152,7 @@ def test_impossible_confidences_are_refused(confidence):
 
 def test_at_least_one_resample_is_needed():
     with pytest.raises(ValueError, match="resample"):
-        stats.accuracy_difference([True], [True], resamples=0)
+        stats.compare([True], [True], settings=IntervalSettings(resamples=0))
 
 
 # ---- accuracies ----------------------------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def test_at_least_one_resample_is_needed():
 
 def test_accuracy_difference_by_hand():
     # a: 2 of 4, b: 3 of 4.
-    found = stats.accuracy_difference([True, True, False, False], [True, False, True, True])
+    found = stats.compare([True, True, False, False], [True, False, True, True]).interval
     assert found.estimate == 0.25
     # One prompt each of 0, -1, +1, +1: the mean of four draws is a multiple of 1/4 in [-1, 1].
     assert found.low in (-0.5, -0.25)
@@ -172,18 +179,9 @@ def test_accuracy_interval_matches_the_exact_distribution_of_the_resampled_mean(
     values = sorted(probability)
     total = np.cumsum([probability[v] for v in values])
     low, high = (values[int(np.searchsorted(total, share))] / 30 for share in (0.05, 0.95))
-    found = stats.accuracy_difference(a, b, resamples=20_000, confidence=0.9)
+    found = stats.compare(a, b, settings=IntervalSettings(resamples=20_000, confidence=0.9)).interval
     assert found.low == pytest.approx(low, abs=1e-9)
     assert found.high == pytest.approx(high, abs=1e-9)
-
-
-def test_accuracies_are_booleans_of_one_length():
-    with pytest.raises(ValueError, match="one length"):
-        stats.accuracy_difference([True], [True, False])
-    with pytest.raises(ValueError, match="one length"):
-        stats.discordance([], [])
-    with pytest.raises(ValueError, match="booleans"):
-        stats.discordance([1, 0], [1, 1])
 
 
 @pytest.mark.parametrize(
@@ -243,14 +241,20 @@ def test_mcnemar_refuses_negative_counts():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
-def test_discordance_sums_up_and_gives_the_difference(pairs):
+def test_a_comparison_counts_who_is_higher_and_tests_it(pairs):
     a, b = ([p[i] for p in pairs] for i in (0, 1))
-    found = stats.discordance(a, b)
-    assert sum(found) == len(pairs)
-    assert found.both_right + found.only_a == sum(a)
-    assert (found.only_b - found.only_a) / len(pairs) == pytest.approx(
-        stats.accuracy_difference(a, b, resamples=1).estimate
-    )
+    found = stats.compare(a, b, test="mcnemar", settings=IntervalSettings(resamples=1))
+    assert (found.higher - found.lower) / len(pairs) == pytest.approx(found.interval.estimate)
+    assert (found.rows, found.clusters) == (len(pairs), len(pairs))
+    assert found.p_value == stats.mcnemar(found.lower, found.higher)
+
+
+def test_ratios_of_sums_are_not_tested_and_may_have_other_weights_under_b():
+    found = stats.compare([4.0, 2.0], [9.0, 1.0], weights_a_R=[2, 1], weights_b_R=[3, 1])
+    assert found.interval.estimate == 10 / 4 - 6 / 3
+    assert (found.higher, found.lower, found.p_value) == (1, 1, None)
+    with pytest.raises(ValueError, match="without a test"):
+        stats.compare([4.0], [9.0], weights_a_R=[2], test="permutation")
 
 
 # ---- quantiles -----------------------------------------------------------------------------------------------------
@@ -270,15 +274,17 @@ def test_quantiles_by_hand():
 def test_one_row_a_cluster_is_the_plain_paired_bootstrap():
     rng = np.random.default_rng(5)
     a, b = rng.normal(size=30), rng.normal(size=30)
-    clustered = stats.clustered_difference(a, b, list(range(30)), resamples=500, seed=3)
-    assert clustered == pytest.approx(stats.mean_difference(a, b, resamples=500, seed=3))
+    clustered = stats.compare(a, b, list(range(30)), settings=IntervalSettings(resamples=500, seed=3)).interval
+    assert clustered == pytest.approx(stats.compare(a, b, settings=IntervalSettings(resamples=500, seed=3)).interval)
 
 
 def test_clustered_difference_by_hand():
     # Cluster x: differences 1, 1; cluster y: -1. Resamples: x x -> 1 (p 1/4), y y -> -1 (p 1/4), else (2 - 1) / 3 = 1/3.
-    found = stats.clustered_difference([0, 0, 1], [1, 1, 0], ["x", "x", "y"], confidence=0.2, resamples=4_000)
+    found = stats.compare(
+        [0, 0, 1], [1, 1, 0], ["x", "x", "y"], settings=IntervalSettings(confidence=0.2, resamples=4_000)
+    ).interval
     assert found == pytest.approx((1 / 3, 1 / 3, 1 / 3, 0.2))
-    wide = stats.clustered_difference([0, 0, 1], [1, 1, 0], ["x", "x", "y"], resamples=4_000)
+    wide = stats.compare([0, 0, 1], [1, 1, 0], ["x", "x", "y"], settings=IntervalSettings(resamples=4_000)).interval
     assert (wide.low, wide.high) == (-1.0, 1.0)
 
 
@@ -286,10 +292,12 @@ def test_repeating_every_row_in_its_cluster_adds_no_certainty():
     rng = np.random.default_rng(8)
     a, b = rng.normal(size=40), rng.normal(0.2, 1, size=40)
     names = [f"q{i}" for i in range(40)]
-    once = stats.clustered_difference(a, b, names, resamples=800)
-    nine = stats.clustered_difference(np.repeat(a, 9), np.repeat(b, 9), np.repeat(names, 9).tolist(), resamples=800)
+    once = stats.compare(a, b, names, settings=IntervalSettings(resamples=800)).interval
+    nine = stats.compare(
+        np.repeat(a, 9), np.repeat(b, 9), np.repeat(names, 9).tolist(), settings=IntervalSettings(resamples=800)
+    ).interval
     assert nine == pytest.approx(once)
-    ignored = stats.mean_difference(np.repeat(a, 9), np.repeat(b, 9), resamples=800)
+    ignored = stats.compare(np.repeat(a, 9), np.repeat(b, 9), settings=IntervalSettings(resamples=800)).interval
     assert ignored.high - ignored.low < 0.4 * (once.high - once.low)
 
 
@@ -300,33 +308,18 @@ def test_clustered_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for seed in range(200):
         b = np.repeat(rng.normal(size=30), 4) + 0.3 * rng.normal(size=120)
-        found = stats.clustered_difference(np.zeros(120), b, names, resamples=300, seed=seed)
+        found = stats.compare(np.zeros(120), b, names, settings=IntervalSettings(resamples=300, seed=seed)).interval
         covered += found.low <= 0 <= found.high
     assert 0.85 < covered / 200 < 0.995
 
 
-def test_means_by_group_by_hand():
-    found = stats.mean_by_group([1, 2, 3, 10], ["math", "math", "math", "writing"], resamples=4_000)
-    assert list(found) == ["math", "writing"]
-    assert found["math"] == (
-        2.0,
-        1.0,
-        3.0,
-        0.95,
-    )  # 1 and 3 alone have probability 1/27 each: inside the 2.5% tails' reach
-    assert found["writing"] == (10.0, 10.0, 10.0, 0.95)
-
-
-def test_a_group_does_not_depend_on_the_others_and_may_be_clustered():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=20)
-    alone = stats.mean_by_group(values, ["g"] * 20, resamples=300)["g"]
-    among = stats.mean_by_group(np.append(values, [5.0, 6.0]), ["g"] * 20 + ["h"] * 2, resamples=300)["g"]
-    assert among == alone
-    zeros = np.zeros(20)
-    names = [i // 2 for i in range(20)]
-    clustered = stats.mean_by_group(values, ["g"] * 20, clusters_R=names, resamples=300)["g"]
-    assert clustered == stats.clustered_difference(zeros, values, names, resamples=300)
+def test_means_by_hand_and_in_clusters():
+    few = IntervalSettings(resamples=4_000)
+    # 1 and 3 alone have probability 1/27 each: inside the 2.5% tails' reach
+    assert stats.mean([1, 2, 3], settings=few) == (2.0, 1.0, 3.0, 0.95)
+    assert stats.mean([10], settings=few) == (10.0, 10.0, 10.0, 0.95)
+    values, names = np.random.default_rng(0).normal(size=20), [i // 2 for i in range(20)]
+    assert stats.mean(values, names) == stats.compare(np.zeros(20), values, names).interval
 
 
 def test_exact_permutation_by_hand():
@@ -436,12 +429,11 @@ def test_holm_lies_between_no_correction_and_bonferroni(values):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: stats.clustered_difference([1.0], [1.0, 2.0], ["x"]), "one length"),
-        (lambda: stats.clustered_difference([1.0], [1.0], ["x", "y"]), "clusters"),
-        (lambda: stats.clustered_difference([math.nan], [1.0], ["x"]), "finite"),
-        (lambda: stats.mean_by_group([], []), "a list of values"),
-        (lambda: stats.mean_by_group([1.0], ["x", "y"]), "groups"),
-        (lambda: stats.mean_by_group([1.0], ["x"], clusters_R=[]), "clusters"),
+        (lambda: stats.compare([1.0], [1.0, 2.0], ["x"]), "one length"),
+        (lambda: stats.compare([1.0], [1.0], ["x", "y"]), "clusters"),
+        (lambda: stats.compare([math.nan], [1.0], ["x"]), "finite"),
+        (lambda: stats.mean([]), "a list of values"),
+        (lambda: stats.mean([1.0], []), "clusters"),
         (lambda: stats.permutation_test([1.0], [math.inf]), "finite"),
         (lambda: stats.permutation_test([1.0], [2.0], draws=0), "draw"),
         (lambda: stats.minimum_detectable_difference(1.0, 0), "rows"),

@@ -318,14 +318,6 @@ def test_reading_the_published_files(tmp_path):
         alpaca_eval.read_published_glm(**paths | {"difficulty": tmp_path / "absent.csv"})
 
 
-def test_reading_weights(tmp_path):
-    path = tmp_path / "weights.csv"
-    path.write_text(
-        ",np.tanh(std_delta_len),instruction_difficulty,not_gamed_baseline.astype(float)\nm,-1.5,0.8,0.25\nn,0,0,0\n"
-    )
-    assert alpaca_eval.read_glm_weights(path) == {"m": GlmWeights(-1.5, 0.8, 0.25), "n": GlmWeights(0, 0, 0)}
-
-
 # ---- length-controlled win rates -----------------------------------------------------------------------------------
 
 

@@ -149,11 +149,6 @@ def test_counts_and_rates_are_two_sided(comparisons):
     assert np.allclose(both[~np.isnan(both)], 1)
 
 
-def test_weights_by_pair():
-    found = ratings.weighted_by_pair(games("A>B*3", "B>A", "A>C*2"), at_least=3)
-    assert found.weights_N.tolist() == [1 / 4] * 4 + [1 / 3] * 2
-
-
 # ---- whether ratings exist -----------------------------------------------------------------------------------------
 
 

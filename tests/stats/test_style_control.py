@@ -34,13 +34,6 @@ Some **bold** and __also__ text, not ** this **
 """
 
 
-def test_markdown_by_hand():
-    # "** this **" is bold to this pattern too: it looks at stars, not at blanks
-    assert style_control.markdown_counts(REPLY) == (2, 3, 3)
-    assert style_control.markdown_counts("") == (0, 0, 0)
-    assert style_control.markdown_counts("plain words, 2 * 3 * 4 and #hashtag") == (0, 0, 0)
-
-
 def test_counts_come_from_the_rows_with_a_verdict(tmp_path):
     path = tmp_path / "votes.csv"
     path.write_text(

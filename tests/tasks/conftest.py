@@ -13,12 +13,13 @@ from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Script
 from posttrain.judge.config import JudgePrompt, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Judged, judge
-from posttrain.stats.intervals import Chance
+from posttrain.judge.judge import judge
+from posttrain.judge.pool import Judged
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.base import Answer, Benchmark, Findings, Task
 from posttrain.tasks.measures import benchmark_record, reply_rows
 
-CHANCE = Chance(resamples=300)
+SETTINGS = IntervalSettings(resamples=300)
 PLAN = Plan()
 
 
@@ -82,7 +83,10 @@ def answers_of(tasks: Sequence[Task], **replies: Sequence[Any]) -> dict[str, lis
 
 
 def record_of(
-    benchmark: Benchmark, findings: Findings, answers: Mapping[str, Sequence[Answer]], chance: Chance = CHANCE
+    benchmark: Benchmark,
+    findings: Findings,
+    answers: Mapping[str, Sequence[Answer]],
+    chance: IntervalSettings = SETTINGS,
 ) -> dict[str, Any]:
     """The record as JSON: what a reader of the file sees. Rows must be JSON too."""
     for row in reply_rows(answers, findings):
@@ -105,7 +109,7 @@ def judged() -> Any:
     """The helpers above by name: test modules can't import each other."""
 
     class Helpers:
-        chance = CHANCE
+        chance = SETTINGS
         judges = ScriptedJudges
         shown: Callable[[Request], tuple[str, str]] = staticmethod(shown)
         better_wins: Callable[[Request], str] = staticmethod(better_wins)

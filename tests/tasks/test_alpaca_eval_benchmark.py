@@ -14,7 +14,7 @@ import pytest
 from posttrain.errors import DataError
 from posttrain.generate.engine import Completion, Failure, TokenLogprob
 from posttrain.judge.config import Plan
-from posttrain.stats.intervals import Chance
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.stats.length_controlled import length_controlled_win_rate, shown_swapped
 from posttrain.tasks.alpaca_eval import AlpacaEvalBenchmark
 
@@ -161,7 +161,7 @@ def test_length_control_is_the_regression_of_the_same_verdicts(judged, outputs):
     shares = rng.uniform(0.1, 0.9, 40).round(3)
     texts = [f"p={p},{p} " + "x" * n for p, n in zip(shares, rng.integers(1, 90, 40), strict=True)]
     bench = benchmark(outputs(40))
-    chance = Chance(resamples=50, seed=3)
+    chance = IntervalSettings(resamples=50, seed=3)
     answers = judged.answers(bench.tasks(), sft=texts)
     record = judged.record(bench, bench.score(answers, judged.judges(weighing(judged)), chance), answers, chance)
     baseline = [len(f"base {k}") for k in range(40)]
@@ -249,7 +249,7 @@ def test_published_annotations_replayed_give_the_leaderboard(judged, published, 
         return Completion(likely[0][0], "length", logprobs=(TokenLogprob(*likely[0], likely),))
 
     answers = judged.answers(tasks, verbose=texts)
-    chance = Chance(resamples=100)
+    chance = IntervalSettings(resamples=100)
     record = judged.record(published, published.score(answers, judged.judges(replay), chance), answers, chance)
     official = leaderboard(shared_data, "alpaca-7b_verbose")
     (row,) = record["length_controlled"]["rows"]
@@ -285,7 +285,7 @@ def test_length_control_with_the_published_files_is_the_leaderboards(judged, pub
         return token(share if mine == first else 1 - share)
 
     answers = judged.answers(tasks, claude=texts)
-    chance = Chance(resamples=20)
+    chance = IntervalSettings(resamples=20)
     record = judged.record(published, published.score(answers, judged.judges(replay), chance), answers, chance)
     official = leaderboard(shared_data, model)
     (row,) = record["length_controlled"]["rows"]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from posttrain.errors import DataError
 from posttrain.generate.engine import Completion, Failure, Sampling
 from posttrain.judge.config import Plan
-from posttrain.judge.judge import Ask, Game
+from posttrain.judge.judge import Ask, Judgment
 from posttrain.judge.verdicts import Missing
-from posttrain.stats.intervals import Chance
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.arena_hard import (
     ArenaHardBenchmark,
     Tally,
@@ -56,8 +56,8 @@ def test_the_score_by_hand(judged):
     bench = benchmark()
     found = bench.score(answers, judges, judged.chance)
     record = judged.record(bench, found, answers)
-    # p0: much better in both games, 6 of 6; p1: worse in both, 0 of 2; p2: the same, 1 of 2; p3: the first shown, 1 of 2;
-    # p4: much better where it is shown first, no label in the other game: 3 of 3
+    # p0: much better in both judgments, 6 of 6; p1: worse in both, 0 of 2; p2: the same, 1 of 2; p3: the first shown, 1 of 2;
+    # p4: much better where it is shown first, no label in the other judgment: 3 of 3
     score = judged.result(record, "sft", "score")
     assert score["estimate"] == pytest.approx((6 + 0 + 1 + 1 + 3) / (6 + 2 + 2 + 2 + 3))
     assert score["low"] < score["estimate"] < score["high"]
@@ -67,7 +67,7 @@ def test_the_score_by_hand(judged):
     assert judged.result(record, "sft", "win_rate")["estimate"] == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
     assert record["win_rates"][0]["missing"] == 1
     assert record["accounting"]["sft"] == {"asked": 5, "answered": 5, "measured": 5, "dropped": {}}
-    assert any(note.startswith("1 of 8 games have no readable label (parse 1") for note in record["notes"])
+    assert any(note.startswith("1 of 8 judgments have no readable label (parse 1") for note in record["notes"])
     assert len(judges.requests) == 8  # p2 is not asked
     assert found.values_shown["sft", "p3", 0] == {"score": 0.5, "win_rate": 0.5}
     assert found.values_shown["sft", "p4", 0] == {"score": 1.0}
@@ -101,10 +101,10 @@ def test_answers_that_are_lost_are_counted(judged):
 
 def test_what_a_game_says():
     ask = Ask(0, 1, "original", 0, False)
-    assert label_of_game(Game(ask, "first", outcome=Completion("[[B>>A]] no: [[A>>B]]"))) == "first>>"
-    assert label_of_game(Game(ask, "second", outcome=Completion("[b>a]"))) == "second>"
-    assert label_of_game(Game(ask._replace(order="none"), "second")) == "second>"  # a reward model has no strength
-    assert isinstance(label_of_game(Game(ask, Missing("length"))), Missing)
+    assert label_of_game(Judgment(ask, "first", outcome=Completion("[[B>>A]] no: [[A>>B]]"))) == "first>>"
+    assert label_of_game(Judgment(ask, "second", outcome=Completion("[b>a]"))) == "second>"
+    assert label_of_game(Judgment(ask._replace(order="none"), "second")) == "second>"  # a reward model has no strength
+    assert isinstance(label_of_game(Judgment(ask, Missing("length"))), Missing)
 
 
 def test_the_plan_is_the_judges(judged):
@@ -129,14 +129,14 @@ tallies = st.lists(
 @settings(max_examples=30)
 @given(tallies)
 def test_the_interval_holds_the_score_within_0_and_1(own):
-    (found,) = score_results({"m": own}, Chance(resamples=100))
+    (found,) = score_results({"m": own}, IntervalSettings(resamples=100))
     assert 0 <= found["low"] <= found["high"] <= 1
     assert found["estimate"] == pytest.approx(sum(t.points for t in own.values()) / sum(t.weight for t in own.values()))
 
 
 def test_a_score_of_all_or_nothing_is_not_certain():
     # Wilson's lower end of 4 of 4 at 95%: 4 / (4 + 1.96^2) = 0.510
-    (found,) = score_results({"m": {f"p{n}": Tally(6, 6) for n in range(4)}}, Chance(resamples=100))
+    (found,) = score_results({"m": {f"p{n}": Tally(6, 6) for n in range(4)}}, IntervalSettings(resamples=100))
     assert (found["estimate"], found["high"]) == (1, 1)
     assert found["low"] == pytest.approx(0.5101, abs=1e-4)
 
@@ -154,7 +154,7 @@ def test_the_permutation_test_is_that_of_all_swaps():
     exact = np.mean(
         [abs(difference(swaps)) >= abs(seen) - 1e-12 for swaps in itertools.product([False, True], repeat=4)]
     )
-    (found,) = score_differences({"a": a, "b": b}, Chance(resamples=4_000))
+    (found,) = score_differences({"a": a, "b": b}, IntervalSettings(resamples=4_000))
     assert seen == pytest.approx(11 / 12 - 2 / 12)
     assert found["difference"] == pytest.approx(seen)
     assert found["p_value"] == pytest.approx(exact, abs=0.03)
@@ -165,10 +165,10 @@ def test_the_permutation_test_is_that_of_all_swaps():
 def test_equal_models_do_not_differ_and_family_is_adjusted():
     own = {f"p{n}": Tally(n % 3, 2) for n in range(6)}
     other = {f"p{n}": Tally(2, 2) for n in range(6)}
-    same, better = score_differences({"a": own, "b": own, "c": other}, Chance(resamples=500))
+    same, better = score_differences({"a": own, "b": own, "c": other}, IntervalSettings(resamples=500))
     assert (same["difference"], same["low"], same["high"], same["p_value"], same["detectable"]) == (0, 0, 0, 1, None)
     assert better["adjusted_p"] == pytest.approx(min(1, 2 * better["p_value"]))
-    assert score_differences({"a": own, "b": {"elsewhere": Tally(1, 2)}}, Chance(resamples=100)) == []
+    assert score_differences({"a": own, "b": {"elsewhere": Tally(1, 2)}}, IntervalSettings(resamples=100)) == []
 
 
 def test_the_interval_is_that_of_a_bootstrap_over_prompts():
@@ -177,7 +177,7 @@ def test_the_interval_is_that_of_a_bootstrap_over_prompts():
     points = (weights * rng.choice([0.0, 0.25, 0.5, 1.0], 60)).round(2)
     (found,) = score_results(
         {"m": {f"p{n}": Tally(p, w) for n, (p, w) in enumerate(zip(points, weights, strict=True))}},
-        Chance(resamples=4_000),
+        IntervalSettings(resamples=4_000),
     )
     drawn = np.random.default_rng(9).integers(60, size=(4_000, 60))
     low, high = np.quantile(points[drawn].sum(axis=1) / weights[drawn].sum(axis=1), (0.025, 0.975))

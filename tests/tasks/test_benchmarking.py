@@ -13,7 +13,7 @@ from posttrain.artifacts import RunDir
 from posttrain.errors import ConfigError, PosttrainError, RunError
 from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Scripted
-from posttrain.judge import pool as judges
+from posttrain.judge import pool
 from posttrain.judge.config import JudgeConfig, JudgeSource
 from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
@@ -58,7 +58,7 @@ def judged_by(monkeypatch: pytest.MonkeyPatch, script: Callable[[Request], Scrip
         opened.append(FakeEngine(script, model=source.name))
         return opened[-1]
 
-    monkeypatch.setattr(judges, "open_engine", open_fake)
+    monkeypatch.setattr(pool, "open_engine", open_fake)
     return opened
 
 

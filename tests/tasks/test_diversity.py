@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from posttrain.tasks import ngram_diversity as module
 from posttrain.tasks.ngram_diversity import (
     distinct_n,
-    diversity,
-    diversity_difference,
     embedding_spread,
     longest_repeat,
     repetition,
@@ -169,88 +167,6 @@ def test_long_loops_are_measured():
 # ---- a set of prompts ----------------------------------------------------------------------------------------------
 
 
-def test_a_set_by_hand():
-    found = diversity({"p": ["a b", "a c"], "q": ["d e f g", "..."], "r": []}, orders=(1, 2, 5))
-    assert (len(found.by_prompt), found.replies, found.empty) == (2, 4, 1)
-    assert found.corpus_distinct == {"distinct_1": pytest.approx(7 / 8), "distinct_2": 1.0, "distinct_5": None}
-    assert found.means["distinct_1"].estimate == pytest.approx((3 / 4 + 1) / 2)
-    assert "distinct_5" not in found.means
-    assert found.measured == {
-        "distinct_1": 2,
-        "distinct_2": 2,
-        "distinct_5": 0,
-        "self_bleu": 1,
-        "repeated_share": 1,
-        "longest_repeat": 1,
-        "tokens": 2,
-    }
-    # a b against a c: 1/2 and 0.1/1
-    assert found.means["self_bleu"].estimate == pytest.approx(math.sqrt(0.05))
-    assert found.means["tokens"].estimate == (2 + 2) / 2
-    assert (found.tokens.mean, found.tokens.quantiles[-1]) == (2.0, 4.0)
-    assert found.characters.mean == (3 + 3 + 7 + 3) / 4
-    assert [each.prompt for each in found.by_prompt] == ["p", "q"]
-
-
-def test_one_sample_a_prompt_has_no_self_bleu():
-    found = diversity({1: ["one two"], 2: ["three"]})
-    assert not {"self_bleu", "repeated_share"} & set(found.means)
-    assert found.by_prompt[0].measures["self_bleu"] is None
-
-
-def test_the_spread_of_embeddings_is_one_of_the_measures():
-    samples = {"p": ["a", "b"], "q": ["c", "d"], "r": ["e"]}
-    embeddings = {"p": [[1, 0], [0, 1]], "q": [[1, 0], [2, 0]], "r": [[1, 0]], "other": [[1, 1]]}
-    found = diversity(samples, embeddings=embeddings)
-    assert found.means["embedding_spread"].estimate == pytest.approx(0.5)
-    assert found.measured["embedding_spread"] == 2
-    with pytest.raises(ValueError, match="'r' has no embeddings"):
-        diversity(samples, embeddings={"p": embeddings["p"], "q": embeddings["q"]})
-    with pytest.raises(ValueError, match=r"'p' has 2 samples and embeddings of shape \(1, 2\)"):
-        diversity(samples, embeddings=embeddings | {"p": [[1, 0]]})
-
-
-def test_prompts_are_what_is_resampled():
-    # Ten samples of a prompt that are all alike say no more than one.
-    rng = np.random.default_rng(5)
-    replies = {p: " ".join(rng.choice(list("abcdefgh"), 12)) for p in range(20)}
-    once = diversity({p: [text] for p, text in replies.items()}, repetition_order=1)
-    ten = diversity({p: [text] * 10 for p, text in replies.items()}, repetition_order=1)
-    assert once.means["repeated_share"] == pytest.approx(ten.means["repeated_share"])
-    assert once.means["repeated_share"].high > once.means["repeated_share"].low
-    assert once.means["distinct_1"].estimate == pytest.approx(10 * ten.means["distinct_1"].estimate)
-    assert ten.means["self_bleu"].estimate == pytest.approx(1.0)
-
-
 def random_samples(seed: int, prompts: int = 15) -> dict[int, list[str]]:
     rng = np.random.default_rng(seed)
     return {p: [" ".join(rng.choice(list("abcde"), rng.integers(4, 9))) for _ in range(3)] for p in range(prompts)}
-
-
-def test_the_interval_is_seeded_and_widens_with_confidence():
-    found = diversity(random_samples(2), resamples=500)
-    assert found == diversity(random_samples(2), resamples=500)
-    narrow, wide = (
-        found.means["self_bleu"],
-        diversity(random_samples(2), resamples=500, confidence=0.99).means["self_bleu"],
-    )
-    assert wide.low < narrow.low < narrow.estimate < narrow.high < wide.high
-
-
-def test_two_models_are_compared_over_the_prompts_both_have():
-    a = diversity({"p": ["a b c d", "a b c d"], "q": ["a b", "c d"], "only a": ["x"], "short": ["...", "y"]})
-    b = diversity({"q": ["a b", "a b"], "p": ["a b c d", "w x y z"], "only b": ["x"], "short": ["y", "y"]})
-    found = diversity_difference(a, b)
-    # p: 1 -> 0, q: 0 -> 1; the prompt with one sample in tokens has none in a.
-    assert found["self_bleu"].estimate == pytest.approx(0.0)
-    # p: 4/8 -> 8/8, q: 4/4 -> 2/4, short: 1/1 -> 1/2
-    assert found["distinct_1"].estimate == pytest.approx((1 / 2 - 1 / 2 - 1 / 2) / 3)
-    assert found["tokens"].estimate == pytest.approx(0.5 / 3)
-    assert diversity_difference(a, a)["distinct_1"][:3] == (0.0, 0.0, 0.0)
-    assert diversity_difference(a, diversity({"new": ["a"]})) == {}
-
-
-@pytest.mark.parametrize("samples", [{}, {"p": []}])
-def test_no_replies_are_refused(samples):
-    with pytest.raises(ValueError, match="no replies"):
-        diversity(samples)

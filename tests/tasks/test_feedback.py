@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.encode.preferences import FeedbackTokens
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.held_out import feedback
 from posttrain.tasks.held_out.feedback import MEASURES, feedback_record, feedback_rows
 from posttrain.types import Tokens
@@ -30,8 +31,10 @@ def replies(logps: Sequence[float], tokens: int = 2) -> list[np.ndarray[Any, Any
 def record(
     scores: dict[str, Sequence[float]], labels: Sequence[bool] = LABELS, reference: str = "base", **options: Any
 ) -> dict[str, Any]:
-    chance = {"confidence": 0.9, "resamples": 300, "seed": 0, **options}
-    return feedback_record({name: replies(logps) for name, logps in scores.items()}, labels, reference, **chance)
+    settings = IntervalSettings(**{"confidence": 0.9, "resamples": 300, **options})
+    return feedback_record(
+        {name: replies(logps) for name, logps in scores.items()}, labels, reference, settings=settings
+    )
 
 
 def gained(*rewards: float) -> list[float]:
@@ -180,7 +183,7 @@ def test_rows_sum_up_to_the_record() -> None:
         (name, f"row-{n}") for name in ("base", "kto") for n in range(5)
     ]
     assert {(line["tokens"], type(line["logp"])) for line in lines} == {(2, float)}
-    found = feedback_record(scores, LABELS, "base", confidence=0.9, resamples=100, seed=0)
+    found = feedback_record(scores, LABELS, "base", settings=IntervalSettings(0.9, 100))
     good = [line["logp"] for line in lines if line["model"] == "kto" and line["desirable"]]
     assert np.mean(good) == found["models"]["kto"]["logps_desirable"]
     assert set(MEASURES) < found["models"]["kto"].keys()

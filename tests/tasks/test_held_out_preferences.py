@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
 from posttrain.types import LOGP_ROUNDING, resolved
 
@@ -20,7 +21,7 @@ def side(*replies: Sequence[float]) -> list[np.ndarray[Any, Any]]:
 
 
 def record(scores: dict[str, PairScores], reference: str = "base") -> dict[str, Any]:
-    return preference_record(scores, reference, confidence=0.9, resamples=500, seed=0)
+    return preference_record(scores, reference, settings=IntervalSettings(confidence=0.9, resamples=500, seed=0))
 
 
 BASE = PairScores(side([-2, -2], [-1], [-3, -1]), side([-4], [-2, -2], [-1, -1, -1, -1]))

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ifeval_scores import InstructionVerdicts, instruction_scores, instruction_verdicts, load_replies
 
 from posttrain.errors import ConfigError, DataError
-from posttrain.stats.intervals import wilson
+from posttrain.stats.intervals import IntervalSettings, wilson
 from posttrain.table import Table
 from posttrain.tasks.ifeval_rules import INSTRUCTIONS, counting, letters, scoring
 from posttrain.tasks.ifeval_rules.counting import count_capital_words, count_sentences, count_words, sentences
@@ -21,15 +22,10 @@ from posttrain.tasks.ifeval_rules.scoring import (
     Instruction,
     InstructionPrompt,
     InstructionVerdict,
-    InstructionVerdicts,
     answer_of,
     instruction_prompt,
-    instruction_record,
-    instruction_scores,
     instruction_verdict,
-    instruction_verdicts,
     load_instruction_prompts,
-    load_replies,
     loose_variants,
 )
 
@@ -458,7 +454,7 @@ def test_a_missing_reply_is_missing_and_an_empty_one_is_wrong():
     found = instruction_verdicts(three_prompts(), {"one": " ", "two": "<<b>>", "four": "d"})
     assert [(v.key, v.strict) for v in found.verdicts] == [(1, (False,)), (2, (True, True))]
     assert (found.missing, found.unknown, found.empty) == ((3,), ("four",), (1,))
-    scores = instruction_scores(found, resamples=50)
+    scores = instruction_scores(found, settings=IntervalSettings(resamples=50))
     assert (scores.asked, scores.answered, scores.empty) == (3, 2, 1)
     assert scores.prompt_strict == wilson(1, 2)
 
@@ -506,14 +502,6 @@ def test_instructions_of_one_prompt_are_one_observation():
     assert together.instruction_strict == single.instruction_strict
     width = together.instruction_strict.high - together.instruction_strict.low
     assert width > 1.5 * (wilson(45, 90).high - wilson(45, 90).low)
-
-
-def test_the_record_is_plain_json():
-    record = instruction_record(instruction_scores(verdicts(((True, False), (True, True))), resamples=20))
-    assert json.loads(json.dumps(record)) == record
-    assert record["prompt_loose"]["estimate"] == 1.0
-    assert record["by_type"]["keywords:frequency"]["strict"]["estimate"] == 0.0
-    assert (record["asked"], record["answered"], record["empty"]) == (1, 1, 0)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

@@ -7,17 +7,18 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from ifeval_scores import load_replies
 
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure, FinishReason
-from posttrain.stats.intervals import Chance
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.base import Answer, Counts, Findings, Task
 from posttrain.tasks.ifeval import IfevalBenchmark
-from posttrain.tasks.ifeval_rules.scoring import RANDOM_KEYS, load_replies
+from posttrain.tasks.ifeval_rules.scoring import RANDOM_KEYS
 from posttrain.tasks.measures import results
 
-CHANCE = Chance(resamples=200)
+SETTINGS = IntervalSettings(resamples=200)
 PROMPTS = (
     (7, "Write about a cat.", {"punctuation:no_comma": {}, "keywords:existence": {"keywords": ["cat"]}}),
     (9, "Quote it.", {"startend:quotation": {}}),
@@ -58,7 +59,7 @@ def test_prompts_become_tasks(benchmark: IfevalBenchmark) -> None:
 def test_values_by_hand(benchmark: IfevalBenchmark) -> None:
     cat, quote = benchmark.tasks()
     a, b = [said(cat, "My cat."), said(quote, '*"So."*')], [said(cat, "Cat, yes", "length"), failed(quote)]
-    found = benchmark.score({"a": a, "b": b}, None, CHANCE)
+    found = benchmark.score({"a": a, "b": b}, None, SETTINGS)
     assert values(found, "a", "prompt_strict") == [("7", 1.0, None), ("9", 0.0, None)]
     assert values(found, "a", "prompt_loose") == [("7", 1.0, None), ("9", 1.0, None)]
     assert values(found, "a", "instruction_strict") == [
@@ -80,8 +81,8 @@ def test_values_by_hand(benchmark: IfevalBenchmark) -> None:
 
 def test_the_record_has_the_four_numbers_and_the_groups(benchmark: IfevalBenchmark) -> None:
     cat, quote = benchmark.tasks()
-    found = benchmark.score({"a": [said(cat, "My cat."), said(quote, "So.")]}, None, CHANCE)
-    rows = {(r["measure"], r["category"]): r for r in results(found.values, benchmark.measures(), ["a"], CHANCE)}
+    found = benchmark.score({"a": [said(cat, "My cat."), said(quote, "So.")]}, None, SETTINGS)
+    rows = {(r["measure"], r["category"]): r for r in results(found.values, benchmark.measures(), ["a"], SETTINGS)}
     assert {key: row["estimate"] for key, row in rows.items() if key[1] is None} == {
         ("prompt_strict", None): 0.5,
         ("prompt_loose", None): 0.5,
@@ -98,14 +99,14 @@ def test_the_record_has_the_four_numbers_and_the_groups(benchmark: IfevalBenchma
 
 def test_an_empty_reply_follows_nothing(benchmark: IfevalBenchmark) -> None:
     cat, _ = benchmark.tasks()
-    found = benchmark.score({"a": [said(cat, "", "length")]}, None, CHANCE)
+    found = benchmark.score({"a": [said(cat, "", "length")]}, None, SETTINGS)
     assert {value.value for value in found.values} == {0.0}
     assert found.counts["a"].measured == 1
 
 
 def test_a_part_of_the_published_set_is_told(benchmark: IfevalBenchmark) -> None:
     cat, _ = benchmark.tasks()
-    found = benchmark.score({"a": [said(cat, "My cat.")]}, None, CHANCE)
+    found = benchmark.score({"a": [said(cat, "My cat.")]}, None, SETTINGS)
     assert found.notes == ["1 prompts; the published ifeval has 541"]
 
 
@@ -132,7 +133,7 @@ def test_gpt4_has_its_published_numbers(shared_data: Path) -> None:
     benchmark = IfevalBenchmark(name="ifeval", path=str(folder / "input_data.jsonl"))
     tasks, replies = benchmark.tasks(), load_replies(folder / "gpt4_responses.jsonl")
     answers = [said(task, replies[task.turns[0]]) if task.turns[0] in replies else failed(task) for task in tasks]
-    found = benchmark.score({"gpt-4": answers}, None, CHANCE)
+    found = benchmark.score({"gpt-4": answers}, None, SETTINGS)
     assert found.counts["gpt-4"] == Counts(541, 540, 540, {"timeout": 1})
     assert len(found.notes) == 1  # 541 are all; the random letters are told
     assert "1122 and 1129" in found.notes[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from posttrain.model.score import Scores
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.held_out.likelihood import likelihood_record, row_records
 from posttrain.types import Tokens
 
@@ -19,7 +20,9 @@ def scores(nll: list[float], weight: list[float]) -> Scores:
 def test_means_are_ratios_of_sums_and_differences_are_later_minus_first() -> None:
     base = scores([8.0, 1.0], [4.0, 1.0])
     tuned = scores([4.0, 1.0], [4.0, 1.0])
-    record = likelihood_record({"base": base, "sft": tuned}, confidence=0.95, resamples=500, seed=0)
+    record = likelihood_record(
+        {"base": base, "sft": tuned}, settings=IntervalSettings(confidence=0.95, resamples=500, seed=0)
+    )
     assert record["models"]["base"] == {"loss": 1.8, "perplexity": math.exp(1.8), "tokens": 5.0, "rows": 2}
     (pair,) = record["pairs"]
     assert (pair["a"], pair["b"]) == ("base", "sft")
@@ -30,7 +33,9 @@ def test_means_are_ratios_of_sums_and_differences_are_later_minus_first() -> Non
 
 def test_equal_models_differ_by_exactly_nothing() -> None:
     same = scores([3.0, 2.0, 5.0], [2.0, 2.0, 2.0])
-    (pair,) = likelihood_record({"a": same, "b": same}, confidence=0.9, resamples=200, seed=1)["pairs"]
+    (pair,) = likelihood_record(
+        {"a": same, "b": same}, settings=IntervalSettings(confidence=0.9, resamples=200, seed=1)
+    )["pairs"]
     assert (pair["difference"], pair["low"], pair["high"], pair["rows_improved"]) == (0.0, 0.0, 0.0, 0)
 
 

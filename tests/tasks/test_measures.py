@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from posttrain.generate.engine import Failure, Sampling, Usage
-from posttrain.stats.intervals import Chance, mcnemar, wilson
+from posttrain.stats.intervals import IntervalSettings, mcnemar, wilson
 from posttrain.tasks.base import Answer, Counts, Findings, Measure, Task, Value
 from posttrain.tasks.measures import (
     benchmark_record,
@@ -20,12 +20,12 @@ from posttrain.tasks.measures import (
     results,
 )
 
-CHANCE = Chance(resamples=2_000)
+SETTINGS = IntervalSettings(resamples=2_000)
 ACCURACY = Measure("accuracy", "Accuracy", "share", "higher", "Right answers.", headline=True)
 
 
 def test_a_share_has_wilsons_interval_also_at_the_edge() -> None:
-    found = mean_of({f"q{k}": [1.0] for k in range(10)}, CHANCE)
+    found = mean_of({f"q{k}": [1.0] for k in range(10)}, SETTINGS)
     assert found == wilson(10, 10)
     assert found.low < 0.8  # ten right of ten is not certainty
 
@@ -34,13 +34,13 @@ def test_values_of_one_task_are_one_piece_of_evidence() -> None:
     """Copying every value ten times within its task leaves the interval as it is."""
     once = {f"q{k}": [float(k)] for k in range(12)}
     ten = {task: values * 10 for task, values in once.items()}
-    assert mean_of(once, CHANCE) == pytest.approx(mean_of(ten, CHANCE))
+    assert mean_of(once, SETTINGS) == pytest.approx(mean_of(ten, SETTINGS))
 
 
 def test_a_difference_is_paired_and_tested_exactly() -> None:
     a = {f"q{k}": [0.0] for k in range(6)} | {"both": [1.0], "only a has it": [1.0]}
     b = {f"q{k}": [1.0] for k in range(6)} | {"both": [1.0], "only b has it": [0.0]}
-    found = difference_of(a, b, CHANCE)
+    found = difference_of(a, b, SETTINGS)
     assert found is not None
     assert (found["prompts"], found["test"]) == (7, "mcnemar")
     assert found["difference"] == pytest.approx(6 / 7)
@@ -50,7 +50,7 @@ def test_a_difference_is_paired_and_tested_exactly() -> None:
 def test_turns_are_compared_turn_by_turn_and_a_lost_turn_by_means() -> None:
     a = {"q1": [4.0, 6.0], "q2": [5.0, 5.0]}
     b = {"q1": [5.0, 9.0], "q2": [8.0]}
-    found = difference_of(a, b, CHANCE)
+    found = difference_of(a, b, SETTINGS)
     assert found is not None
     assert found["difference"] == pytest.approx((1 + 3 + 3) / 3)
     assert found["test"] == "permutation"
@@ -59,7 +59,7 @@ def test_turns_are_compared_turn_by_turn_and_a_lost_turn_by_means() -> None:
 
 
 def test_nothing_in_common_is_no_difference() -> None:
-    assert difference_of({"a": [1.0]}, {"b": [1.0]}, CHANCE) is None
+    assert difference_of({"a": [1.0]}, {"b": [1.0]}, SETTINGS) is None
 
 
 def test_holm_counts_all_headline_tests_together() -> None:
@@ -70,7 +70,9 @@ def test_holm_counts_all_headline_tests_together() -> None:
         for model, right in (("base", 0), ("sft", 8), ("dpo", 6))
         for k in range(8)
     ]
-    found = {(d["measure"], d["b"]): d for d in differences(values, (ACCURACY, other), ["base", "sft", "dpo"], CHANCE)}
+    found = {
+        (d["measure"], d["b"]): d for d in differences(values, (ACCURACY, other), ["base", "sft", "dpo"], SETTINGS)
+    }
     smaller, larger = mcnemar(0, 8), mcnemar(0, 6)
     for measure in ("accuracy", "other"):
         assert found[measure, "sft"]["adjusted_p"] == pytest.approx(2 * smaller)
@@ -79,7 +81,7 @@ def test_holm_counts_all_headline_tests_together() -> None:
 
 def test_results_have_a_line_a_category() -> None:
     values = [Value("m", "q1", "accuracy", 1.0, "math"), Value("m", "q2", "accuracy", 0.0, "code")]
-    found = {r["category"]: (r["estimate"], r["prompts"]) for r in results(values, [ACCURACY], ["m"], CHANCE)}
+    found = {r["category"]: (r["estimate"], r["prompts"]) for r in results(values, [ACCURACY], ["m"], SETTINGS)}
     assert found == {None: (0.5, 2), "math": (1.0, 1), "code": (0.0, 1)}
 
 
@@ -92,7 +94,7 @@ LOST = Answer(TASK, 2, (), (), (), Failure("timeout", "too slow", 3))
 def test_the_record_holds_every_answer_or_its_reason() -> None:
     counts = Counts(asked=3, answered=2, measured=2, dropped={"timeout": 1})
     findings = Findings([Value("m", "q1", "accuracy", 1.0)] * 2, {"m": counts}, notes=["rough"])
-    record = benchmark_record([ACCURACY], findings, {"m": [GOOD, CUT, LOST]}, CHANCE)
+    record = benchmark_record([ACCURACY], findings, {"m": [GOOD, CUT, LOST]}, SETTINGS)
     assert record["accounting"]["m"] == {"asked": 3, "answered": 2, "measured": 2, "dropped": {"timeout": 1}}
     assert record["replies"]["m"] == {
         "tokens_mean": 3.0,
@@ -103,7 +105,9 @@ def test_the_record_holds_every_answer_or_its_reason() -> None:
     }
     assert record["notes"] == ["rough"]
     with pytest.raises(AssertionError, match="without a reason"):
-        benchmark_record([ACCURACY], Findings([], {"m": counts._replace(dropped={})}), {"m": [GOOD, CUT, LOST]}, CHANCE)
+        benchmark_record(
+            [ACCURACY], Findings([], {"m": counts._replace(dropped={})}), {"m": [GOOD, CUT, LOST]}, SETTINGS
+        )
 
 
 def test_rows_show_replies_with_what_was_found() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 
+import mt_bench_votes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mt_bench_votes import Comparison, Rating, Vote
 
 from posttrain.errors import DataError
 from posttrain.judge.items import needs_reference
-from posttrain.judge.verdicts import Missing
+from posttrain.judge.verdicts import Accounting, Missing
 from posttrain.tasks import mt_bench_data as mt_bench
-from posttrain.tasks.mt_bench_data import Comparison, Question, Rating, Vote
+from posttrain.tasks.mt_bench_data import Question
 
 FEW = {"resamples": 50}
 
@@ -90,7 +92,7 @@ def test_unreadable_files_are_named(tmp_path):
         mt_bench.load_questions(tmp_path / "none.jsonl")
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match=r"b\.jsonl: can't read"):
-        mt_bench.load_votes(tmp_path / "b.jsonl")
+        mt_bench_votes.load_votes(tmp_path / "b.jsonl")
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -107,9 +109,9 @@ def test_scores_by_hand():
         Rating(3, 1, Missing("transport")),
         Rating(3, 1, 6.0),  # asked again
     ]
-    table = mt_bench.score_table(QUESTIONS, ratings, **FEW)
+    table = mt_bench_votes.score_table(QUESTIONS, ratings, **FEW)
     assert table.overall.mean.estimate == pytest.approx((4 + 2 + 9 + 6) / 4)
-    assert table.overall.accounting == (6, 5, 4, {"parse": 1, "transport": 1})
+    assert table.overall.accounting == Accounting(6, 5, 4, {"parse": 1, "transport": 1})
     assert {turn: score.mean.estimate for turn, score in table.by_turn.items()} == pytest.approx({1: 19 / 3, 2: 2.0})
     assert list(table.by_category) == ["math", "writing"]
     assert table.by_category["math"].mean.estimate == 3.0
@@ -118,22 +120,22 @@ def test_scores_by_hand():
 
 
 def test_a_category_without_ratings_has_no_mean():
-    table = mt_bench.score_table(QUESTIONS, [Rating(1, 1, Missing("length"))], **FEW)
+    table = mt_bench_votes.score_table(QUESTIONS, [Rating(1, 1, Missing("length"))], **FEW)
     assert table.overall.mean is None
-    assert table.by_category["writing"] == (None, (0, 0, 0, {}))
+    assert table.by_category["writing"] == (None, Accounting(0, 0, 0, {}))
 
 
 def test_the_two_turns_of_a_question_are_one_unit():
     # Two questions: 2 2 and 8 8. Resampled whole: 2, 5, 5 or 8; turn by turn it would be narrower.
     ratings = [Rating(2, 1, 2.0), Rating(2, 2, 2.0), Rating(3, 1, 8.0), Rating(3, 2, 8.0)]
-    mean = mt_bench.score_table(QUESTIONS, ratings, resamples=1_000).overall.mean
+    mean = mt_bench_votes.score_table(QUESTIONS, ratings, resamples=1_000).overall.mean
     assert mean[:3] == (5.0, 2.0, 8.0)
 
 
 @pytest.mark.parametrize("rating", [Rating(9, 1, 5.0), Rating(1, 3, 5.0), Rating(1, 0, Missing("parse"))])
 def test_ratings_of_other_questions_are_refused(rating):
     with pytest.raises(ValueError, match="not in the set"):
-        mt_bench.score_table(QUESTIONS, [rating])
+        mt_bench_votes.score_table(QUESTIONS, [rating])
 
 
 # ---- votes ---------------------------------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ def test_votes_on_either_order_are_about_the_same_comparison(tmp_path):
         record("tie", "y", "x"),
         record("tie (inconsistent)"),
     )
-    found = mt_bench.load_votes(path)
+    found = mt_bench_votes.load_votes(path)
     assert {vote.comparison for vote in found} == {Comparison(1, 1, "x", "y")}
     assert [(vote.verdict, vote.flipped) for vote in found] == [
         ("first", False),
@@ -160,7 +162,7 @@ def test_votes_on_either_order_are_about_the_same_comparison(tmp_path):
         ("tie", False),
         ("tie", True),
     ]
-    assert mt_bench.flips(found) == {True: 1, False: 3}
+    assert mt_bench_votes.flips(found) == {True: 1, False: 3}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_votes_on_either_order_are_about_the_same_comparison(tmp_path):
 )
 def test_bad_votes_are_named(tmp_path, bad, message):
     with pytest.raises(DataError, match=message):
-        mt_bench.load_votes(lines(tmp_path / "v.jsonl", record("tie"), bad))
+        mt_bench_votes.load_votes(lines(tmp_path / "v.jsonl", record("tie"), bad))
 
 
 def vote(verdict, question_id=1, judge="expert_1", turn=1):
@@ -191,25 +193,25 @@ JUDGE = [vote("first", judge="gpt"), vote("second", 2, judge="gpt"), vote("tie",
 
 def test_agreement_by_hand():
     # Question 1: first against first, first, tie; 2: second against second, first; 3: tie against tie; 4 was not judged.
-    assert mt_bench.judge_agreement(JUDGE, PEOPLE, 1, ties=True, **FEW)[:2] == (4, 6)
+    assert mt_bench_votes.judge_agreement(JUDGE, PEOPLE, 1, ties=True, **FEW)[:2] == (4, 6)
     # Without ties: 1: first, first; 2: second, first.
-    without = mt_bench.judge_agreement(JUDGE, PEOPLE, 1, ties=False, **FEW)
+    without = mt_bench_votes.judge_agreement(JUDGE, PEOPLE, 1, ties=False, **FEW)
     assert without[:2] == (3, 4)
     assert without.share.estimate == 0.75
     # Among people, question 1: (first, first), (first, tie), (first, tie); 2: (second, first).
-    assert mt_bench.mutual_agreement(PEOPLE, 1, ties=True, **FEW)[:2] == (1, 4)
-    assert mt_bench.mutual_agreement(PEOPLE, 1, ties=False, **FEW)[:2] == (1, 2)
-    assert mt_bench.judge_agreement(JUDGE, PEOPLE, 2, ties=True) == (0, 0, None)
+    assert mt_bench_votes.mutual_agreement(PEOPLE, 1, ties=True, **FEW)[:2] == (1, 4)
+    assert mt_bench_votes.mutual_agreement(PEOPLE, 1, ties=False, **FEW)[:2] == (1, 2)
+    assert mt_bench_votes.judge_agreement(JUDGE, PEOPLE, 2, ties=True) == (0, 0, None)
 
 
 def test_experts_are_the_judges_of_that_name():
     votes = [vote("first"), vote("first", judge="author_0"), vote("tie", judge="expert_20")]
-    assert mt_bench.experts(votes) == [votes[0], votes[2]]
+    assert mt_bench_votes.experts(votes) == [votes[0], votes[2]]
 
 
 def test_a_judge_votes_once():
     with pytest.raises(ValueError, match="two votes on Comparison"):
-        mt_bench.judge_agreement([*JUDGE, JUDGE[0]], PEOPLE, 1, ties=True)
+        mt_bench_votes.judge_agreement([*JUDGE, JUDGE[0]], PEOPLE, 1, ties=True)
 
 
 @given(
@@ -219,8 +221,8 @@ def test_a_judge_votes_once():
     )
 )
 def test_all_votes_on_a_comparison_are_paired_with_each_other(people):
-    found = mt_bench.mutual_agreement(people, 1, ties=True, **FEW)
-    sizes = [len(votes) for votes in mt_bench.votes_by_comparison(people).values()]
+    found = mt_bench_votes.mutual_agreement(people, 1, ties=True, **FEW)
+    sizes = [len(votes) for votes in mt_bench_votes.votes_by_comparison(people).values()]
     assert found.pairs == sum(n * (n - 1) // 2 for n in sizes)
     assert 0 <= found.equal <= found.pairs
-    assert mt_bench.mutual_agreement(people, 1, ties=False, **FEW).equal <= found.equal
+    assert mt_bench_votes.mutual_agreement(people, 1, ties=False, **FEW).equal <= found.equal

@@ -11,13 +11,13 @@ import pytest
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure
-from posttrain.stats.intervals import Chance
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.base import Answer, Counts, Task
 from posttrain.tasks.measures import benchmark_record
 from posttrain.tasks.ngram_overlap import BleuCounts, corpus_bleu
 from posttrain.tasks.overlap import OverlapBenchmark, corpus_bleu_interval
 
-CHANCE = Chance(resamples=300)
+SETTINGS = IntervalSettings(resamples=300)
 
 
 def benchmark(folder: Path, rows: list[Any], **options: Any) -> OverlapBenchmark:
@@ -123,7 +123,7 @@ def test_values_by_hand(tmp_path: Path) -> None:
     one = benchmark(tmp_path, rows)
     p, q, r = one.tasks()
     lost = Answer(r, 0, (), (), (), Failure("connection", "refused"))
-    found = one.score({"a": [said(p, "police kill the gunman"), said(q, "yes"), lost]}, None, CHANCE)
+    found = one.score({"a": [said(p, "police kill the gunman"), said(q, "yes"), lost]}, None, SETTINGS)
     by_measure = {
         key: [(v.task, v.value, v.category) for v in found.values if v.measure == key] for key in ("rouge_l", "bleu")
     }
@@ -145,14 +145,14 @@ def test_an_empty_reply_has_no_overlap_and_is_measured(tmp_path: Path) -> None:
     one = benchmark(tmp_path, [{"prompt": "p", "reference": "x " * 500}])
     (task,) = one.tasks()
     answers = {"a": [said(task, "")], "b": [said(task, "x " * 500)]}
-    record = benchmark_record(one.measures(), one.score(answers, None, CHANCE), answers, CHANCE)
+    record = benchmark_record(one.measures(), one.score(answers, None, SETTINGS), answers, SETTINGS)
     estimates = {(r["model"], r["measure"]): r["estimate"] for r in record["results"]}
     assert estimates == {
         (model, measure.key): pytest.approx(value)
         for model, value in (("a", 0.0), ("b", 1.0))
         for measure in one.measures()
     }
-    shown = one.score(answers, None, CHANCE).shown["a", "#1", 0]
+    shown = one.score(answers, None, SETTINGS).shown["a", "#1", 0]
     assert shown.detail.endswith("x ...")
     assert len(shown.detail) < 320
 
@@ -160,20 +160,20 @@ def test_an_empty_reply_has_no_overlap_and_is_measured(tmp_path: Path) -> None:
 def test_a_model_without_replies_has_no_corpus(tmp_path: Path) -> None:
     one = benchmark(tmp_path, [{"prompt": "p", "reference": "x"}])
     (task,) = one.tasks()
-    found = one.score({"a": [Answer(task, 0, (), (), (), Failure("timeout", ""))]}, None, CHANCE)
+    found = one.score({"a": [Answer(task, 0, (), (), (), Failure("timeout", ""))]}, None, SETTINGS)
     assert (found.extra["results"], found.values) == ([], [])
 
 
 def test_the_corpus_interval_resamples_texts() -> None:
     one, other = BleuCounts((4, 3, 2, 1), (4, 3, 2, 1), 4, 4), BleuCounts((3, 2, 1, 1), (5, 4, 3, 2), 5, 6)
-    same = corpus_bleu_interval([one] * 5, CHANCE)
+    same = corpus_bleu_interval([one] * 5, SETTINGS)
     assert (same.low, same.estimate, same.high) == (1.0, 1.0, 1.0)
-    two = corpus_bleu_interval([one, other], Chance(resamples=400, seed=3))
+    two = corpus_bleu_interval([one, other], IntervalSettings(resamples=400, seed=3))
     # drawn twice each with a chance of a quarter: the ends are the two texts alone
-    alone = corpus_bleu_interval([other], CHANCE).estimate
+    alone = corpus_bleu_interval([other], SETTINGS).estimate
     assert (two.low, two.high) == pytest.approx((alone, 1.0))
     assert alone < two.estimate < 1
-    assert corpus_bleu_interval([one, other], Chance(resamples=400, seed=3)) == two
+    assert corpus_bleu_interval([one, other], IntervalSettings(resamples=400, seed=3)) == two
 
 
 @pytest.mark.shared
@@ -181,12 +181,12 @@ def test_real_rows_with_their_own_outputs(shared_data: Path) -> None:
     path = shared_data / "llama-factory-demo" / "data__alpaca_en_demo.json"
     one = OverlapBenchmark(name="overlap", path=str(path), max_prompts=80)
     tasks = one.tasks()
-    found = one.score({"gold": [said(task, task.expected[0]) for task in tasks]}, None, CHANCE)
+    found = one.score({"gold": [said(task, task.expected[0]) for task in tasks]}, None, SETTINGS)
     assert len(tasks) == 80
     assert [v.value for v in found.values] == pytest.approx([1.0] * 160)
     assert found.extra["results"][0]["low"] == 1.0
     shorter = [said(task, " ".join(task.expected[0].split()[:-1]) or "none") for task in tasks]
-    (corpus,) = one.score({"a": shorter}, None, CHANCE).extra["results"]
+    (corpus,) = one.score({"a": shorter}, None, SETTINGS).extra["results"]
     texts = [answer.replies[0] for answer in shorter]
     ours = corpus_bleu(texts, [list(task.expected) for task in tasks], smoothing="exponential")
     assert corpus["estimate"] == pytest.approx(ours)

@@ -6,15 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from ifeval_scores import InstructionVerdicts, instruction_scores, instruction_verdicts, load_replies
 
 from posttrain.tasks.ifeval_rules import INSTRUCTIONS
 from posttrain.tasks.ifeval_rules.scoring import (
     RANDOM_KEYS,
-    InstructionVerdicts,
-    instruction_scores,
-    instruction_verdicts,
     load_instruction_prompts,
-    load_replies,
 )
 
 pytestmark = pytest.mark.shared

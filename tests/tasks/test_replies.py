@@ -11,6 +11,7 @@ import torch
 
 from posttrain.model.frozen import frozen_model
 from posttrain.model.lineage import Lineage
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.checks import Check
 from posttrain.tasks.prompts import Prompt
 from posttrain.tasks.replies import accuracy_record, reply_records
@@ -32,7 +33,7 @@ def test_accuracy_counts_checked_prompts_only_and_pairs_them() -> None:
         verdict("sft", "p3", "reasoning", False),
         verdict("sft", "p4", "reasoning", None),
     ]
-    record = accuracy_record(records, confidence=0.95, resamples=500, seed=0)
+    record = accuracy_record(records, settings=IntervalSettings(confidence=0.95, resamples=500, seed=0))
     base, sft = record["models"]["base"], record["models"]["sft"]
     assert (base["all"]["passed"], base["all"]["checked"]) == (1, 3)
     assert (sft["by_class"]["knowledge"]["passed"], sft["by_class"]["reasoning"]["passed"]) == (2, 0)
@@ -46,10 +47,14 @@ def test_accuracy_counts_checked_prompts_only_and_pairs_them() -> None:
 
 def test_a_prompt_that_one_model_could_not_answer_is_left_out_of_the_pair() -> None:
     records = [verdict("a", "p1", "k", True), verdict("a", "p2", "k", True)]
-    record = accuracy_record([*records, verdict("b", "p2", "k", False)], confidence=0.95, resamples=100, seed=0)
+    record = accuracy_record(
+        [*records, verdict("b", "p2", "k", False)], settings=IntervalSettings(confidence=0.95, resamples=100, seed=0)
+    )
     assert record["models"]["b"]["all"]["checked"] == 1
     assert [(pair["only_a"], pair["both_right"]) for pair in record["pairs"]] == [(1, 0)]
-    record = accuracy_record([*records, verdict("b", "p2", "k", None)], confidence=0.95, resamples=100, seed=0)
+    record = accuracy_record(
+        [*records, verdict("b", "p2", "k", None)], settings=IntervalSettings(confidence=0.95, resamples=100, seed=0)
+    )
     assert record["pairs"] == []
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusal_labels import refusal_table
 
 from posttrain.config import build, parse_yaml
 from posttrain.data.text import ngrams, tokens
@@ -20,9 +21,10 @@ from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure, Sampling
 from posttrain.generate.fake import FakeEngine
 from posttrain.judge.config import Plan
-from posttrain.judge.judge import Judged, judge
-from posttrain.judge.refusal import refusal_table, rule_label, xstest_label
-from posttrain.stats.intervals import Chance
+from posttrain.judge.judge import judge
+from posttrain.judge.pool import Judged
+from posttrain.judge.refusal import rule_label, xstest_label
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.base import Answer, Shown, Task
 from posttrain.tasks.measures import benchmark_record, results
 from posttrain.tasks.safety import SafetyBenchmark
@@ -31,7 +33,7 @@ from posttrain.tasks.safety_prompts import load_safety_file, load_safety_rows
 OWN = load_safety_file()
 SAFE = [prompt for prompt in OWN if prompt.safe]
 HARMFUL = [prompt for prompt in OWN if not prompt.safe]
-CHANCE = Chance(resamples=1_000)
+SETTINGS = IntervalSettings(resamples=1_000)
 NEAR = 0.4
 """Share of common pairs of neighbouring words (Chinese: characters) from which two prompts are near-duplicates."""
 
@@ -255,7 +257,7 @@ TASKS = [task("h1", "refuse"), task("h2", "refuse", "zh"), task("s1", "comply"),
 
 
 def rates(benchmark: SafetyBenchmark, findings, models) -> dict[tuple[str, str, str | None], float]:
-    found = results(findings.values, benchmark.measures(), models, CHANCE)
+    found = results(findings.values, benchmark.measures(), models, SETTINGS)
     return {(one["model"], one["measure"], one["category"]): one["estimate"] for one in found}
 
 
@@ -266,7 +268,7 @@ def test_rates_by_hand() -> None:
         "b": [answer(t, reply) for t, reply in zip(TASKS, (NO, NO_ZH, NO, NO_ZH), strict=True)],
     }
     benchmark = SafetyBenchmark(name="safety")
-    findings = benchmark.score(answers, None, CHANCE)
+    findings = benchmark.score(answers, None, SETTINGS)
     found = rates(benchmark, findings, ["a", "b"])
     expected = {
         "refusal": (0.5, 1.0),
@@ -305,14 +307,14 @@ def test_what_has_no_label_is_counted_and_in_no_rate() -> None:
     ]
     for labels_by in ("rules", "xstest"):
         benchmark = SafetyBenchmark(name="safety", labels_by=labels_by)
-        findings = benchmark.score({"a": answers}, None, CHANCE)
+        findings = benchmark.score({"a": answers}, None, SETTINGS)
         counts = findings.counts["a"]
         assert (counts.asked, counts.answered, counts.measured) == (6, 5, 2)
         assert counts.dropped == {"timeout": 1, "empty": 1, "length": 1, "content_filter": 1}
         assert rates(benchmark, findings, ["a"])["a", "refusal", None] == 0.5
         assert findings.shown["a", "h0", 0].label == "no label"
         assert ("a", "h1", 0) not in findings.values_shown
-        record = benchmark_record(benchmark.measures(), findings, {"a": answers}, CHANCE)
+        record = benchmark_record(benchmark.measures(), findings, {"a": answers}, SETTINGS)
         assert record["replies"]["a"]["cut"] == 2
 
 
@@ -322,7 +324,7 @@ def test_means_are_the_rates_of_the_refusal_table(replies: list[str]) -> None:
     benchmark = SafetyBenchmark(name="safety")
     tasks = benchmark.tasks()
     answers = {"m": [answer(t, reply) for t, reply in zip(tasks, replies, strict=True)]}
-    findings = benchmark.score(answers, None, CHANCE)
+    findings = benchmark.score(answers, None, SETTINGS)
     table = refusal_table(OWN, {t.id: rule_label(reply) for t, reply in zip(tasks, replies, strict=True)})
     means: dict[str, list[float]] = {}
     for value in findings.values:
@@ -338,14 +340,14 @@ def test_means_are_the_rates_of_the_refusal_table(replies: list[str]) -> None:
 
 def test_notes_say_what_a_reader_must_know(tmp_path: Path) -> None:
     answers = {"a": [answer(TASKS[0], NO)]}
-    own = SafetyBenchmark(name="safety").score(answers, None, CHANCE).notes
+    own = SafetyBenchmark(name="safety").score(answers, None, SETTINGS).notes
     assert any("XSTest's" in note for note in own)
     assert any("refuses everything looks best" in note for note in own)
-    published = SafetyBenchmark(name="safety", path="x.csv", labels_by="xstest").score(answers, None, CHANCE).notes
+    published = SafetyBenchmark(name="safety", path="x.csv", labels_by="xstest").score(answers, None, SETTINGS).notes
     assert any("21 English prefixes" in note for note in published)
     assert not any("posttrain's own prompts" in note for note in published)
     german = {"a": [answer(task("s", "comply", "de"), YES)]}
-    assert any("prompts in de" in note for note in SafetyBenchmark(name="safety").score(german, None, CHANCE).notes)
+    assert any("prompts in de" in note for note in SafetyBenchmark(name="safety").score(german, None, SETTINGS).notes)
 
 
 # ---- labels by judges ----------------------------------------------------------------------------------------------
@@ -364,7 +366,7 @@ class Room:
 def by_judge(answers, room: Room):
     benchmark = SafetyBenchmark(name="safety", labels_by="judge")
     assert benchmark.needs.judge
-    return benchmark, benchmark.score(answers, room, CHANCE)
+    return benchmark, benchmark.score(answers, room, SETTINGS)
 
 
 def says(words: dict[str, str]):
@@ -440,7 +442,7 @@ def test_the_plain_prompt_decides_where_both_are_asked() -> None:
 def test_without_a_judge_nothing_is_guessed() -> None:
     assert not SafetyBenchmark(name="safety").needs.judge
     with pytest.raises(ConfigError, match="needs a judge"):
-        SafetyBenchmark(name="safety", labels_by="judge").score({"a": [answer(TASKS[0], NO)]}, None, CHANCE)
+        SafetyBenchmark(name="safety", labels_by="judge").score({"a": [answer(TASKS[0], NO)]}, None, SETTINGS)
 
 
 # ---- published numbers ---------------------------------------------------------------------------------------------
@@ -464,7 +466,7 @@ def test_string_match_of_xstest_through_the_benchmark(shared_data: Path, labels_
         with (folder / f"completions_{model}_human_and_gpt4_labels.csv").open(encoding="utf-8", newline="") as file:
             replies = {row["id"].removeprefix("v2-"): row["completion"] for row in csv.DictReader(file)}
         answers[model] = [answer(t, replies[t.id]) for t in tasks]
-    findings = benchmark.score(answers, None, CHANCE)
+    findings = benchmark.score(answers, None, SETTINGS)
     assert all(counts.measured == 450 for counts in findings.counts.values())
     found = rates(benchmark, findings, list(STRING_MATCH))
     label = {"xstest": xstest_label, "rules": rule_label}[labels_by]

@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from posttrain.judge.verdicts import Missing, MissingReason, TwoGames, Verdict, mirrored
-from posttrain.stats.intervals import Interval, mcnemar, wilson
+from posttrain.judge.verdicts import BothOrders, Missing, MissingReason, Verdict, mirrored
+from posttrain.stats.intervals import Interval, IntervalSettings, mcnemar, wilson
 
 Weights = Literal["linear", "quadratic"]
 Level = Literal["nominal", "ordinal", "interval"]
@@ -32,24 +33,6 @@ _MOST_RANKS = 200
 """Ordinal alpha keeps ranks x ranks numbers for every kind of item."""
 
 
-class LlmBarStatistics(NamedTuple):
-    """What LLMBar counts for one judge over ``items`` pairs, each judged in both orders."""
-
-    items: int
-    right_original: int
-    right_swapped: int
-    right_both: int
-    same: int
-    """Pairs with the same verdict in both orders."""
-    kappa: float
-    """Cohen's kappa between the two orders."""
-
-    @property
-    def accuracy(self) -> float:
-        """Mean accuracy of the two orders."""
-        return (self.right_original + self.right_swapped) / 2 / self.items
-
-
 # ---- two raters ----------------------------------------------------------------------------------------------------
 
 
@@ -58,9 +41,7 @@ def raw_agreement(
     labels_b_I: Sequence[Hashable],
     *,
     clusters_I: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(),
 ) -> Interval:
     """Share of items to which both raters give the same label.
 
@@ -70,7 +51,7 @@ def raw_agreement(
     """
     _checked_labels(labels_a_I, labels_b_I)
     parts_IX = np.array([[a == b, 1] for a, b in zip(labels_a_I, labels_b_I, strict=True)], dtype=np.float64)
-    return _interval(parts_IX, lambda sums_DX: sums_DX[:, 0] / sums_DX[:, 1], clusters_I, confidence, resamples, seed)
+    return _interval(parts_IX, lambda sums_DX: sums_DX[:, 0] / sums_DX[:, 1], clusters_I, settings)
 
 
 def cohen_kappa(
@@ -80,9 +61,7 @@ def cohen_kappa(
     weights: Weights | None = None,
     levels: Sequence[Hashable] | None = None,
     clusters_I: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(),
 ) -> Interval:
     """Cohen's kappa of two raters (Cohen 1960), or weighted kappa for ordered labels (Cohen 1968).
 
@@ -117,38 +96,7 @@ def cohen_kappa(
         expected_D = np.einsum("cd,xc,xd->x", weight_CC, rows_DC, columns_DC) / table_DCC.sum(axis=(1, 2))
         return 1 - _ratio(seen_D, expected_D)
 
-    return _interval(parts_IX, kappas, clusters_I, confidence, resamples, seed)
-
-
-def llmbar_statistics(
-    gold_I: Sequence[int], original_I: Sequence[int | None], swapped_I: Sequence[int | None]
-) -> LlmBarStatistics:
-    """The statistics of LLMBar (Zeng et al. 2024, arXiv:2310.07641) as its evaluation script counts them.
-
-    Labels are 1 and 2 (the better output, in the order of the data set also for the swapped run), None where the judge's text could
-    not be parsed. A missing verdict is wrong in ``right_*``; two missing ones count as ``same``; for kappa None counts as 2,
-    because the script asks only whether the verdict is 1. Those are the published rules, kept to reproduce the published numbers.
-
-    Raises:
-        ValueError: no items, unequal lengths or another label.
-
-    """
-    if not len(gold_I) == len(original_I) == len(swapped_I) or not gold_I:
-        raise ValueError(
-            f"three lists of one length are needed, not {len(gold_I)}, {len(original_I)}, {len(swapped_I)}"
-        )
-    if strange := {*gold_I, *original_I, *swapped_I} - {1, 2, None}:
-        raise ValueError(f"labels are 1, 2 or None, not {sorted(map(str, strange))}")
-    runs = list(zip(gold_I, original_I, swapped_I, strict=True))
-    kappa = cohen_kappa([o == 1 for o in original_I], [s == 1 for s in swapped_I], resamples=1)
-    return LlmBarStatistics(
-        items=len(runs),
-        right_original=sum(gold == original for gold, original, _ in runs),
-        right_swapped=sum(gold == swapped for gold, _, swapped in runs),
-        right_both=sum(gold == original == swapped for gold, original, swapped in runs),
-        same=sum(original == swapped for _, original, swapped in runs),
-        kappa=kappa.estimate,
-    )
+    return _interval(parts_IX, kappas, clusters_I, settings)
 
 
 # ---- two raters on a scale -----------------------------------------------------------------------------------------
@@ -159,9 +107,7 @@ def pearson_correlation(
     values_b_I: ArrayLike,
     *,
     clusters_I: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(),
 ) -> Interval:
     """Pearson's correlation of two raters' numbers; nan where one of them gives the same number to all items.
 
@@ -176,7 +122,7 @@ def pearson_correlation(
         a_spread_D, b_spread_D = (np.where(spread < _NO_SPREAD, 0.0, spread) for spread in spreads)
         return _ratio(ab_D / count_D - a_D * b_D / count_D**2, np.sqrt(a_spread_D * b_spread_D))
 
-    return _interval(_moments(values_a_I, values_b_I), correlations, clusters_I, confidence, resamples, seed)
+    return _interval(_moments(values_a_I, values_b_I), correlations, clusters_I, settings)
 
 
 def quadratic_kappa(
@@ -184,9 +130,7 @@ def quadratic_kappa(
     values_b_I: ArrayLike,
     *,
     clusters_I: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(),
 ) -> Interval:
     """Quadratically weighted kappa of two raters' numbers, whole or not: ``1 - mean (a_i - b_i)^2 / mean over i, j of (a_i - b_j)^2``.
 
@@ -204,7 +148,7 @@ def quadratic_kappa(
         expected_D = (aa_D + bb_D) / count_D - 2 * a_D * b_D / count_D**2
         return 1 - _ratio(seen_D, expected_D)
 
-    return _interval(_moments(values_a_I, values_b_I), kappas, clusters_I, confidence, resamples, seed)
+    return _interval(_moments(values_a_I, values_b_I), kappas, clusters_I, settings)
 
 
 def spearman_correlation(
@@ -212,9 +156,7 @@ def spearman_correlation(
     values_b_I: ArrayLike,
     *,
     clusters_I: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(),
 ) -> Interval:
     """Spearman's rank correlation, equal numbers at their mean rank; nan where one rater gives the same number to all items.
 
@@ -243,7 +185,7 @@ def spearman_correlation(
         spread_D = (counts_DT * a_DT**2).sum(axis=1) * (counts_DT * b_DT**2).sum(axis=1)
         return _ratio((counts_DT * a_DT * b_DT).sum(axis=1), np.sqrt(spread_D))
 
-    return _interval(parts_IT, correlations, clusters_I, confidence, resamples, seed)
+    return _interval(parts_IT, correlations, clusters_I, settings)
 
 
 _NO_SPREAD = 1e-12
@@ -271,7 +213,8 @@ def _two_lists(values_a_I: ArrayLike, values_b_I: ArrayLike) -> tuple[Floats, Fl
 # ---- a judge in both orders ----------------------------------------------------------------------------------------
 
 
-class OrderEffects(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class OrderEffects:
     """What the order of the answers does to a judge. The first four shares add up to 1."""
 
     pairs: int
@@ -281,7 +224,7 @@ class OrderEffects(NamedTuple):
     consistent: Interval | None
     """Both orders agree. All intervals are Wilson's; all are None where nothing is judged."""
     to_first: Interval | None
-    """The answer shown first won both games: only its place decided."""
+    """The answer shown first won both judgments: only its place decided."""
     to_second: Interval | None
     half_tie: Interval | None
     """A tie in one order only."""
@@ -290,42 +233,46 @@ class OrderEffects(NamedTuple):
     ties: Interval | None
     """Consistent ties."""
     missing: dict[MissingReason, int]
-    """Games without a verdict."""
+    """Judgments without a verdict."""
 
 
-def order_effects(games: Sequence[TwoGames], *, confidence: float = 0.95) -> OrderEffects:
+def order_effects(judgments: Sequence[BothOrders], settings: IntervalSettings = IntervalSettings()) -> OrderEffects:
     """How far a judge's verdicts depend on which answer it saw first."""
-    judged = [game for game in games if game.consistent is not None]
+    judged = [judgment for judgment in judgments if judgment.consistent is not None]
     missing = Counter(
-        side.reason for game in games for side in (game.original, game.swapped) if isinstance(side, Missing)
+        side.reason
+        for judgment in judgments
+        for side in (judgment.original, judgment.swapped)
+        if isinstance(side, Missing)
     )
 
     def share(count: int) -> Interval | None:
-        return wilson(count, len(judged), confidence) if judged else None
+        return settings.share(count, len(judged))
 
-    consistent = [game for game in judged if game.consistent]
-    positions = Counter(game.position for game in judged)
+    consistent = [judgment for judgment in judged if judgment.consistent]
+    positions = Counter(judgment.position for judgment in judged)
     first, second = positions["first"], positions["second"]
     return OrderEffects(
-        pairs=len(games),
+        pairs=len(judgments),
         judged=len(judged),
         consistent=share(len(consistent)),
         to_first=share(first),
         to_second=share(second),
         half_tie=share(len(judged) - len(consistent) - first - second),
         direction_p=mcnemar(first, second),
-        ties=share(sum(game.outcome == "tie" for game in consistent)),
+        ties=share(sum(judgment.outcome == "tie" for judgment in consistent)),
         missing=dict(missing),
     )
 
 
-class Calibration(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Calibration:
     """A judge against known labels."""
 
     one_order: Interval | None
-    """Accuracy of a single game, over the games that have a verdict; the interval resamples pairs."""
+    """Accuracy of a single judgment, over the judgments that have a verdict; the interval resamples pairs."""
     both_orders: Interval | None
-    """Accuracy of the two-game outcome, over pairs judged in both orders (Wilson). An inconsistent pair is a tie, so wrong unless a
+    """Accuracy of the two-judgment outcome, over pairs judged in both orders (Wilson). An inconsistent pair is a tie, so wrong unless a
     tie is right."""
     kappa: Interval | None
     """Cohen's kappa between outcome and label."""
@@ -333,81 +280,42 @@ class Calibration(NamedTuple):
 
 
 def calibration(
-    games: Sequence[TwoGames],
+    judgments: Sequence[BothOrders],
     gold: Sequence[Verdict],
     *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(),
 ) -> Calibration:
     """How often a judge is right about pairs whose better answer is known, and how much the order matters to it.
 
-    ``gold[i]`` is ``first`` where model a of ``games[i]`` is better. Missing verdicts are not wrong here: they are counted in ``orders``.
+    ``gold[i]`` is ``first`` where model a of ``judgments[i]`` is better. Missing verdicts are not wrong here: they are counted in ``orders``.
 
     Raises:
         ValueError: no pairs, or unequal lengths.
 
     """
-    if len(games) != len(gold) or not games:
-        raise ValueError(f"two lists of one length are needed, not {len(games)} and {len(gold)}")
-    bootstrap: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    if len(judgments) != len(gold) or not judgments:
+        raise ValueError(f"two lists of one length are needed, not {len(judgments)} and {len(gold)}")
     single: list[tuple[Verdict, Verdict, int]] = []
     both: list[tuple[Verdict, Verdict]] = []
-    for number, (game, label) in enumerate(zip(games, gold, strict=True)):
-        if not isinstance(game.original, Missing):
-            single.append((game.original, label, number))
-        if not isinstance(game.swapped, Missing):
-            single.append((mirrored(game.swapped), label, number))
-        if not isinstance(game.outcome, Missing):
-            both.append((game.outcome, label))
+    for number, (judgment, label) in enumerate(zip(judgments, gold, strict=True)):
+        if not isinstance(judgment.original, Missing):
+            single.append((judgment.original, label, number))
+        if not isinstance(judgment.swapped, Missing):
+            single.append((mirrored(judgment.swapped), label, number))
+        if not isinstance(judgment.outcome, Missing):
+            both.append((judgment.outcome, label))
     one_order = both_orders = kappa = None
     if single:
         said, right, pair = zip(*single, strict=True)
-        one_order = raw_agreement(said, right, clusters_I=pair, **bootstrap)
+        one_order = raw_agreement(said, right, clusters_I=pair, settings=settings)
     if both:
         outcomes, labels = zip(*both, strict=True)
-        both_orders = wilson(sum(o == label for o, label in both), len(both), confidence)
-        kappa = cohen_kappa(outcomes, labels, **bootstrap)
-    return Calibration(one_order, both_orders, kappa, order_effects(games, confidence=confidence))
+        both_orders = wilson(sum(o == label for o, label in both), len(both), settings.confidence)
+        kappa = cohen_kappa(outcomes, labels, settings=settings)
+    return Calibration(one_order, both_orders, kappa, order_effects(judgments, settings))
 
 
 # ---- several raters ------------------------------------------------------------------------------------------------
-
-
-def fleiss_kappa(
-    counts_IC: ArrayLike,
-    *,
-    clusters_I: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Fleiss' kappa (Fleiss 1971) of m raters: ``counts_IC[i, c]`` says how many put item i into category c.
-
-    Every item has the same number of raters, who need not be the same people. nan where only one category is ever used.
-
-    Raises:
-        ValueError: no items, negative or fractional counts, fewer than two raters, or items with different numbers of them.
-
-    """
-    counts = np.asarray(counts_IC, dtype=np.float64)
-    if counts.ndim != 2 or counts.size == 0 or (counts < 0).any() or (counts != np.floor(counts)).any():
-        raise ValueError(f"counts of items x categories are needed, whole numbers from 0 on, not {counts.shape}")
-    raters = counts[0].sum()
-    if raters < 2 or (counts.sum(axis=1) != raters).any():
-        raise ValueError(
-            "every item needs the same number of raters, at least two; Krippendorff's alpha takes any number"
-        )
-    agreeing_I = (counts * (counts - 1)).sum(axis=1) / (raters * (raters - 1))
-    parts_IX = np.column_stack((agreeing_I, np.ones(len(counts)), counts))
-
-    def kappas(sums_DX: Floats) -> Floats:
-        items_D = sums_DX[:, 1]
-        shares_DC = sums_DX[:, 2:] / (items_D * raters)[:, None]
-        chance_D = (shares_DC**2).sum(axis=1)
-        return _ratio(sums_DX[:, 0] / items_D - chance_D, 1 - chance_D)
-
-    return _interval(parts_IX, kappas, clusters_I, confidence, resamples, seed)
 
 
 def krippendorff_alpha(
@@ -415,9 +323,7 @@ def krippendorff_alpha(
     level: Level = "nominal",
     *,
     clusters_I: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(),
 ) -> Interval:
     """Krippendorff's alpha: ``1 - observed / expected disagreement`` for any number of raters and with gaps.
 
@@ -444,9 +350,7 @@ def krippendorff_alpha(
         parts_IX, alphas = _coincidences(items), _ordinal_alphas
     else:
         parts_IX, alphas = _nominal_parts(items), _nominal_alphas
-    return _interval(
-        parts_IX, alphas, None if clusters_I is None else [cluster for _, cluster in kept], confidence, resamples, seed
-    )
+    return _interval(parts_IX, alphas, None if clusters_I is None else [cluster for _, cluster in kept], settings)
 
 
 def _nominal_parts(items: Sequence[Sequence[Hashable]]) -> Floats:
@@ -526,21 +430,20 @@ def _interval(
     parts_IX: Floats,
     statistic: Callable[[Floats], Floats],
     clusters_I: Sequence[Hashable] | None,
-    confidence: float,
-    resamples: int,
-    seed: int,
+    settings: IntervalSettings,
 ) -> Interval:
     """The statistic of the summed parts, with its percentile interval over resampled items or clusters of items.
 
     Items with equal parts are interchangeable: their numbers in a resample are one multinomial draw.
     """
+    confidence, resamples = settings.confidence, settings.resamples
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if resamples < 1:
         raise ValueError("at least one resample is needed")
     parts_KX = parts_IX if clusters_I is None else _cluster_sums(parts_IX, clusters_I)
     kinds_TX, counts_T = np.unique(parts_KX, axis=0, return_counts=True)
-    rng, size = np.random.default_rng(seed), len(parts_KX)
+    rng, size = np.random.default_rng(settings.seed), len(parts_KX)
     at_once = max(1, _NUMBERS_AT_ONCE // max(kinds_TX.shape))
     values = np.concatenate(
         [

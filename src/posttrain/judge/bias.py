@@ -1,6 +1,6 @@
 """How biased a judge is: consistency, direction, ties, length, failures, by category, and what each mitigation changes.
 
-A pure function of items and games. Everything is counted over *questions* (an item's turn); an interval is Wilson's unless it says otherwise.
+A pure function of items and judgments. Everything is counted over *questions* (an item's turn); an interval is Wilson's unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -8,21 +8,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
 from posttrain.judge.agreement import OrderEffects, order_effects
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Game, Question, by_question, outcome_of, two_games
+from posttrain.judge.judge import Judgment, Question, both_orders_of, by_question, outcome_of
 from posttrain.judge.verdicts import Accounting, Missing, Verdict, account
-from posttrain.judge.win_rates import POINTS, mean_interval
-from posttrain.stats.intervals import Interval, mcnemar, wilson
+from posttrain.judge.win_rates import POINTS
+from posttrain.stats.intervals import Interval, IntervalSettings, mcnemar
 from posttrain.stats.ratings import normal_quantile
 
 
-class LengthPreference(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LengthPreference:
     """Does the longer reply win? Longer replies may well be better: read it beside the labels, or beside another judge."""
 
     decided: int
@@ -38,17 +39,18 @@ class LengthPreference(NamedTuple):
     where it is infinite (the longer one always wins, or never) or where there is one item only."""
 
 
-class BiasSummary(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BiasSummary:
     """One judge on a set of questions."""
 
     calls: Accounting
-    """Games: asked, answered, parsed, and what is missing by reason (``transport`` = the call failed)."""
+    """Judgments: asked, answered, parsed, and what is missing by reason (``transport`` = the call failed)."""
     failures: dict[str, int]
     """Failed calls by the engine's reason."""
     orders: OrderEffects | None
     """Consistency and direction; None where one order only (or none) was asked."""
     first_shown: Interval | None
-    """Share of the games with a winner that the reply shown first won. With both orders an unbiased judge has 1/2."""
+    """Share of the judgments with a winner that the reply shown first won. With both orders an unbiased judge has 1/2."""
     judged: int
     """Questions with an outcome."""
     dropped: int
@@ -58,7 +60,8 @@ class BiasSummary(NamedTuple):
     length: LengthPreference
 
 
-class Mitigation(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Mitigation:
     """One way of asking, on the questions that have an outcome under every way."""
 
     name: str
@@ -67,7 +70,7 @@ class Mitigation(NamedTuple):
     """(W + T/2) / n of model a, by bootstrap over items."""
     ties: Interval | None
     first_shown: Interval | None
-    """Share of its games with a winner that the reply shown first won. With one order, model quality is in it too."""
+    """Share of its judgments with a winner that the reply shown first won. With one order, model quality is in it too."""
     consistent: Interval | None
     """Both orders agree; None with one order."""
     changed: Interval | None
@@ -76,7 +79,8 @@ class Mitigation(NamedTuple):
     """Outcomes equal to the label, over labelled last turns; None without labels."""
 
 
-class BiasReport(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BiasReport:
     """The bias report of one judge."""
 
     emphasised: bool
@@ -85,92 +89,77 @@ class BiasReport(NamedTuple):
     by_category: dict[str, BiasSummary]
     """In order of appearance; items without a category are in none."""
     mitigations: tuple[Mitigation, ...]
-    """One row for every way of asking that the games hold; the first is one order, one sample, the plain prompt, if that was asked."""
+    """One row for every way of asking that the judgments hold; the first is one order, one sample, the plain prompt, if that was asked."""
 
 
-def main_games(games: Sequence[Game]) -> list[Game]:
-    """The games that results are made of: those of the plain prompt, or of the emphasised one where there are no others."""
-    plain = [game for game in games if not game.ask.emphasis]
-    return plain or list(games)
+def main_judgments(judgments: Sequence[Judgment]) -> list[Judgment]:
+    """The judgments that results are made of: those of the plain prompt, or of the emphasised one where there are no others."""
+    plain = [judgment for judgment in judgments if not judgment.ask.emphasis]
+    return plain or list(judgments)
 
 
 def bias_report(
-    items: Sequence[Item], games: Sequence[Game], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings = IntervalSettings()
 ) -> BiasReport:
-    """Everything the games say about the judge.
+    """Everything the judgments say about the judge.
 
     Raises:
-        ValueError: no games.
+        ValueError: no judgments.
 
     """
-    if not games:
-        raise ValueError("no games, no bias report")
-    main = main_games(games)
-    chance = Chance(confidence, resamples, seed)
-    categories = dict.fromkeys(items[game.ask.item].category for game in main)
+    if not judgments:
+        raise ValueError("no judgments, no bias report")
+    main = main_judgments(judgments)
+    categories = dict.fromkeys(items[judgment.ask.item].category for judgment in main)
     return BiasReport(
         emphasised=main[0].ask.emphasis,
-        overall=_summary(items, main, chance),
+        overall=_summary(items, main, settings),
         by_category={
-            category: _summary(items, [g for g in main if items[g.ask.item].category == category], chance)
+            category: _summary(items, [g for g in main if items[g.ask.item].category == category], settings)
             for category in categories
             if category is not None
         },
-        mitigations=_mitigations(items, games, chance),
+        mitigations=_mitigations(items, judgments, settings),
     )
-
-
-class Chance(NamedTuple):
-    """How intervals are made."""
-
-    confidence: float
-    resamples: int
-    seed: int
-
-    def share(self, count: int, of: int) -> Interval | None:
-        """Wilson's interval; None of nothing."""
-        return wilson(count, of, self.confidence) if of else None
-
-    def mean(self, values_R: Sequence[float], clusters_R: Sequence[str]) -> Interval | None:
-        """Bootstrap over clusters; None of nothing."""
-        return mean_interval(values_R, clusters_R, confidence=self.confidence, resamples=self.resamples, seed=self.seed)
 
 
 # ---- one set of questions ------------------------------------------------------------------------------------------
 
 
-def _summary(items: Sequence[Item], games: Sequence[Game], chance: Chance) -> BiasSummary:
-    questions = by_question(games)
-    both = [found for found in map(two_games, questions.values()) if found is not None]
+def _summary(items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings) -> BiasSummary:
+    questions = by_question(judgments)
+    both = [found for found in map(both_orders_of, questions.values()) if found is not None]
     decided = {q: o for q, o in _outcomes(questions).items() if not isinstance(o, Missing)}
     failures = Counter(
-        game.value.detail.partition(":")[0]
-        for game in games
-        if isinstance(game.value, Missing) and game.value.reason == "transport"
+        judgment.value.detail.partition(":")[0]
+        for judgment in judgments
+        if isinstance(judgment.value, Missing) and judgment.value.reason == "transport"
     )
     return BiasSummary(
-        calls=account([game.value for game in games]),
+        calls=account([judgment.value for judgment in judgments]),
         failures=dict(failures),
-        orders=order_effects(both, confidence=chance.confidence) if both else None,
-        first_shown=_first_shown(games, chance),
+        orders=order_effects(both, settings) if both else None,
+        first_shown=_first_shown(judgments, settings),
         judged=len(decided),
         dropped=len(questions) - len(decided),
-        ties=chance.share(sum(outcome == "tie" for outcome in decided.values()), len(decided)),
-        length=_length_preference(items, decided, chance),
+        ties=settings.share(sum(outcome == "tie" for outcome in decided.values()), len(decided)),
+        length=_length_preference(items, decided, settings),
     )
 
 
-def _outcomes(questions: Mapping[Question, Sequence[Game]]) -> dict[Question, Verdict | Missing]:
+def _outcomes(questions: Mapping[Question, Sequence[Judgment]]) -> dict[Question, Verdict | Missing]:
     return {question: outcome_of(found) for question, found in questions.items()}
 
 
-def _first_shown(games: Sequence[Game], chance: Chance) -> Interval | None:
-    values = [game.value for game in games if game.ask.order != "none"]
+def _first_shown(judgments: Sequence[Judgment], settings: IntervalSettings) -> Interval | None:
+    values = [judgment.value for judgment in judgments if judgment.ask.order != "none"]
     first, second = values.count("first"), values.count("second")
-    return chance.share(first, first + second)
+    return settings.share(first, first + second)
 
 
-def _length_preference(items: Sequence[Item], decided: Mapping[Question, Verdict], chance: Chance) -> LengthPreference:
+def _length_preference(
+    items: Sequence[Item], decided: Mapping[Question, Verdict], settings: IntervalSettings
+) -> LengthPreference:
     differences: list[float] = []
     clusters: list[str] = []
     for (place, turn), outcome in decided.items():
@@ -181,14 +170,14 @@ def _length_preference(items: Sequence[Item], decided: Mapping[Question, Verdict
     longer = sum(difference > 0 for difference in differences)
     return LengthPreference(
         decided=len(differences),
-        longer=chance.share(longer, len(differences)),
+        longer=settings.share(longer, len(differences)),
         p_value=mcnemar(longer, len(differences) - longer),
-        difference=chance.mean(differences, clusters),
+        difference=settings.mean(differences, clusters),
         slope=length_slope(
             [_lengths(items[place], turn, outcome) for (place, turn), outcome in decided.items()],
             [outcome == "tie" for outcome in decided.values()],
             [items[place].id for place, _ in decided],
-            chance.confidence,
+            settings.confidence,
         ),
     )
 
@@ -248,11 +237,11 @@ def length_slope(
 # ---- mitigations ---------------------------------------------------------------------------------------------------
 
 
-def _ways(games: Sequence[Game]) -> dict[str, list[Game]]:
-    """The games of every way of asking that they hold: orders, samples, prompt; single measures before combined ones."""
-    samples = 1 + max(game.ask.sample for game in games)
-    orders = {game.ask.order for game in games}
-    tests: dict[str, Callable[[Game], bool]] = {}
+def _ways(judgments: Sequence[Judgment]) -> dict[str, list[Judgment]]:
+    """The judgments of every way of asking that they hold: orders, samples, prompt; single measures before combined ones."""
+    samples = 1 + max(judgment.ask.sample for judgment in judgments)
+    orders = {judgment.ask.order for judgment in judgments}
+    tests: dict[str, Callable[[Judgment], bool]] = {}
     names = {"original": "a shown first", "swapped": "b shown first", "none": "no order"}
     for emphasis, suffix in ((False, ""), (True, ", emphasised")):
         for order in ("original", "swapped", "none"):
@@ -266,20 +255,24 @@ def _ways(games: Sequence[Game]) -> dict[str, list[Game]]:
                     tests[f"{names[order]}, majority of {samples}{suffix}"] = _way({order}, samples, emphasis)
             if {"original", "swapped"} <= orders:
                 tests[f"both orders, majority of {samples}{suffix}"] = _way({"original", "swapped"}, samples, emphasis)
-    chosen = {name: [game for game in games if test(game)] for name, test in tests.items()}
+    chosen = {name: [judgment for judgment in judgments if test(judgment)] for name, test in tests.items()}
     return {name: found for name, found in chosen.items() if found}
 
 
-def _way(orders: set[str], samples: int, emphasis: bool) -> Callable[[Game], bool]:
-    return lambda game: game.ask.order in orders and game.ask.sample < samples and game.ask.emphasis is emphasis
+def _way(orders: set[str], samples: int, emphasis: bool) -> Callable[[Judgment], bool]:
+    return lambda judgment: (
+        judgment.ask.order in orders and judgment.ask.sample < samples and judgment.ask.emphasis is emphasis
+    )
 
 
-def _mitigations(items: Sequence[Item], games: Sequence[Game], chance: Chance) -> tuple[Mitigation, ...]:
-    ways = {name: by_question(found) for name, found in _ways(games).items()}
+def _mitigations(
+    items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings
+) -> tuple[Mitigation, ...]:
+    ways = {name: by_question(found) for name, found in _ways(judgments).items()}
     results = {name: _outcomes(questions) for name, questions in ways.items()}
     first, *_ = results.values()
     common = [q for q in first if all(not isinstance(r.get(q, _NOT_ASKED), Missing) for r in results.values())]
-    return tuple(_mitigation(name, items, ways[name], results[name], first, common, chance) for name in ways)
+    return tuple(_mitigation(name, items, ways[name], results[name], first, common, settings) for name in ways)
 
 
 _NOT_ASKED = Missing("empty", "not asked")
@@ -288,14 +281,14 @@ _NOT_ASKED = Missing("empty", "not asked")
 def _mitigation(
     name: str,
     items: Sequence[Item],
-    questions: Mapping[Question, Sequence[Game]],
+    questions: Mapping[Question, Sequence[Judgment]],
     results: Mapping[Question, Verdict | Missing],
     baseline: Mapping[Question, Verdict | Missing],
     common: Sequence[Question],
-    chance: Chance,
+    settings: IntervalSettings,
 ) -> Mitigation:
     verdicts = {q: v for q in common if not isinstance(v := results[q], Missing)}
-    both = [found for q in common if (found := two_games(questions[q])) is not None]
+    both = [found for q in common if (found := both_orders_of(questions[q])) is not None]
     labels = [
         (verdicts[place, turn], items[place].label)
         for place, turn in common
@@ -304,10 +297,10 @@ def _mitigation(
     return Mitigation(
         name=name,
         questions=len(common),
-        win_rate_a=chance.mean([POINTS[v] for v in verdicts.values()], [items[p].id for p, _ in common]),
-        ties=chance.share(sum(v == "tie" for v in verdicts.values()), len(common)),
-        first_shown=_first_shown([game for q in common for game in questions[q]], chance),
-        consistent=chance.share(sum(bool(found.consistent) for found in both), len(both)),
-        changed=chance.share(sum(results[q] != baseline[q] for q in common), len(common)),
-        accuracy=chance.share(sum(v == label for v, label in labels), len(labels)),
+        win_rate_a=settings.mean([POINTS[v] for v in verdicts.values()], [items[p].id for p, _ in common]),
+        ties=settings.share(sum(v == "tie" for v in verdicts.values()), len(common)),
+        first_shown=_first_shown([judgment for q in common for judgment in questions[q]], settings),
+        consistent=settings.share(sum(bool(found.consistent) for found in both), len(both)),
+        changed=settings.share(sum(results[q] != baseline[q] for q in common), len(common)),
+        accuracy=settings.share(sum(v == label for v, label in labels), len(labels)),
     )

@@ -6,8 +6,8 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from posttrain.judge.agreement import (
     Calibration,
@@ -16,12 +16,11 @@ from posttrain.judge.agreement import (
     quadratic_kappa,
     spearman_correlation,
 )
-from posttrain.judge.bias import main_games
+from posttrain.judge.bias import main_judgments
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Game, by_question, outcome_of, two_games
-from posttrain.judge.verdicts import Accounting, Missing, TwoGames, Verdict, account, mirrored
-from posttrain.judge.win_rates import mean_interval
-from posttrain.stats.intervals import Interval, wilson
+from posttrain.judge.judge import Judgment, both_orders_of, by_question, outcome_of
+from posttrain.judge.verdicts import Accounting, BothOrders, Missing, Verdict, account, mirrored
+from posttrain.stats.intervals import Interval, IntervalSettings
 
 Decision = Literal["good enough", "not good enough", "not decided"]
 
@@ -42,7 +41,8 @@ class Thresholds:
     """Ratings: fewer replies than this decide nothing (a bootstrap over so few is too sure of itself)."""
 
 
-class JudgeCalibration(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class JudgeCalibration:
     """A judge on labelled pairs."""
 
     pairs: int
@@ -58,12 +58,10 @@ class JudgeCalibration(NamedTuple):
 
 def calibrate(
     items: Sequence[Item],
-    games: Sequence[Game],
+    judgments: Sequence[Judgment],
     thresholds: Thresholds = Thresholds(),
     *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(),
 ) -> JudgeCalibration:
     """Compare the outcomes of the last turns with the labels of their items.
 
@@ -71,29 +69,31 @@ def calibrate(
     ``not decided``: accuracy could be on either side of the bar, and more labelled pairs would tell.
 
     Raises:
-        ValueError: an item without a label, no games, or games in one order only.
+        ValueError: an item without a label, no judgments, or judgments in one order only.
 
     """
     labelled = [item.label for item in items]
-    last = [game for game in main_games(games) if game.ask.turn == len(items[game.ask.item].turns)]
+    last = [
+        judgment for judgment in main_judgments(judgments) if judgment.ask.turn == len(items[judgment.ask.item].turns)
+    ]
     questions = by_question(last)
     gold: list[Verdict] = []
-    both: list[TwoGames] = []
+    both: list[BothOrders] = []
     ordered = True
     for (place, _), found in questions.items():
-        label, pair = labelled[place], two_games(found)
+        label, pair = labelled[place], both_orders_of(found)
         if label is None:
             raise ValueError(f"item {items[place].id!r} has no label")
-        if pair is None and any(game.ask.order != "none" for game in found):
+        if pair is None and any(judgment.ask.order != "none" for judgment in found):
             raise ValueError("calibration needs both orders")
         if pair is None:
             ordered = False
             outcome = outcome_of(found)
-            pair = TwoGames(outcome, outcome if isinstance(outcome, Missing) else mirrored(outcome))
+            pair = BothOrders(outcome, outcome if isinstance(outcome, Missing) else mirrored(outcome))
         gold.append(label)
         both.append(pair)
-    measured = calibration(both, gold, confidence=confidence, resamples=resamples, seed=seed)
-    calls = account([game.value for game in last])
+    measured = calibration(both, gold, settings=settings)
+    calls = account([judgment.value for judgment in last])
     chance = max(0.5, max(Counter(gold).values()) / len(gold))
     decision, reasons = _decide(measured, calls, chance, thresholds, ordered)
     return JudgeCalibration(len(gold), measured, calls, chance, decision, reasons)
@@ -124,7 +124,8 @@ def _decide(
 # ---- ratings of single replies -------------------------------------------------------------------------------------
 
 
-class RatingCalibration(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RatingCalibration:
     """A judge's ratings beside people's, over the labelled replies that have a rating. Several samples of a reply are averaged."""
 
     replies: int
@@ -154,24 +155,24 @@ class RatingCalibration(NamedTuple):
 
 def calibrate_ratings(
     items: Sequence[Item],
-    games: Sequence[Game],
+    judgments: Sequence[Judgment],
     thresholds: Thresholds = Thresholds(),
     *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(),
 ) -> RatingCalibration:
     """Compare the ratings of the last turns with the ratings people gave (``Item.rating``), which are on the same scale.
 
     ``not decided``: a correlation or an error could be on either side of its bar, and more labelled replies would tell.
 
     Raises:
-        ValueError: an item without a rating by people, or no games.
+        ValueError: an item without a rating by people, or no judgments.
 
     """
-    last = [game for game in main_games(games) if game.ask.turn == len(items[game.ask.item].turns)]
+    last = [
+        judgment for judgment in main_judgments(judgments) if judgment.ask.turn == len(items[judgment.ask.item].turns)
+    ]
     if not last:
-        raise ValueError("no games, no calibration")
+        raise ValueError("no judgments, no calibration")
     gold: list[float] = []
     said: list[float] = []
     labels: list[float] = []
@@ -181,19 +182,18 @@ def calibrate_ratings(
         if item.rating is None:
             raise ValueError(f"item {item.id!r} has no rating by people")
         gold.append(item.rating)
-        ratings = [float(game.value) for game in found if isinstance(game.value, float | int)]
+        ratings = [float(judgment.value) for judgment in found if isinstance(judgment.value, float | int)]
         if ratings:
             said.append(sum(ratings) / len(ratings))
             labels.append(item.rating)
             clusters.append(item.id)
-    chance: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     differences = [a - b for a, b in zip(said, labels, strict=True)]
 
     def share(near: Callable[[float], bool]) -> Interval | None:
-        return wilson(sum(near(abs(d)) for d in differences), len(differences), confidence) if differences else None
+        return settings.share(sum(near(abs(d)) for d in differences), len(differences))
 
     def known(coefficient: Callable[..., Interval]) -> Interval | None:
-        interval = coefficient(said, labels, clusters_I=clusters, **chance) if said else None
+        interval = coefficient(said, labels, clusters_I=clusters, settings=settings) if said else None
         return None if interval is None or math.isnan(interval.estimate) else interval
 
     middle = statistics.median(gold)
@@ -203,17 +203,17 @@ def calibrate_ratings(
         spearman=known(spearman_correlation),
         pearson=known(pearson_correlation),
         kappa=known(quadratic_kappa),
-        error=mean_interval([abs(d) for d in differences], clusters, **chance),
-        shift=mean_interval(differences, clusters, **chance),
+        error=settings.mean([abs(d) for d in differences], clusters),
+        shift=settings.mean(differences, clusters),
         exact=share(lambda distance: distance < 0.5),
         within_one=share(lambda distance: distance <= 1),
-        calls=account([game.value for game in last]),
+        calls=account([judgment.value for judgment in last]),
         constant_error=sum(abs(label - middle) for label in gold) / len(gold),
         decision="not decided",
         reasons=(),
     )
     decision, reasons = _decide_ratings(measured, labels, thresholds)
-    return measured._replace(decision=decision, reasons=reasons)
+    return replace(measured, decision=decision, reasons=reasons)
 
 
 def _decide_ratings(

@@ -1,6 +1,6 @@
-"""Judging: items -> asks -> requests -> one engine -> games. Every ask becomes one game, read or missing with its reason.
+"""Judging: items -> asks -> requests -> one engine -> judgments. Every ask becomes one judgment, read or missing with its reason.
 
-Both orders by default. Verdicts of games are in positions (``first`` was shown first); `outcomes` turns them into models.
+Both orders by default. Verdicts of judgments are in positions (``first`` was shown first); `outcomes` turns them into models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from posttrain.judge.config import JudgePrompt, JudgeTask, Plan
 from posttrain.judge.items import Item, needs_reference
 from posttrain.judge.parsers import PARSERS, TOP_LOGPROBS, Read
 from posttrain.judge.prompts import check_fits, messages_text
-from posttrain.judge.verdicts import Missing, TwoGames, Verdict, majority, mirrored
+from posttrain.judge.verdicts import BothOrders, Missing, Verdict, majority, mirrored
 from posttrain.types import Message
 
 Order = Literal["original", "swapped", "none"]
@@ -36,7 +36,7 @@ class Ask(NamedTuple):
     emphasis: bool
 
 
-class Game(NamedTuple):
+class Judgment(NamedTuple):
     """What became of one question to the judge."""
 
     ask: Ask
@@ -48,13 +48,6 @@ class Game(NamedTuple):
     """The reply or the failed call; None for a judge that writes nothing (a reward model)."""
     asked_again: bool = False
     """The first reply was cut off at its limit, and the question was asked once more with a higher one."""
-
-
-class Judged(NamedTuple):
-    """One judge's games over the items it was given."""
-
-    name: str
-    games: list[Game]
 
 
 Question = tuple[int, int]
@@ -127,7 +120,7 @@ def request_of(item: Item, ask: Ask, prompt: JudgePrompt, plan: Plan, sampling: 
 
 def judge(
     engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, progress: Progress | None = None
-) -> list[Game]:
+) -> list[Judgment]:
     """Ask everything the plan asks. Put a `CachedEngine` around the engine and a stopped job goes on where it was.
 
     What is cut off at its limit is asked once more with ``plan.retry_cut`` times the tokens, and a second reply takes the place of the
@@ -140,7 +133,7 @@ def judge(
     asks, requests = prepared(items, prompt, plan)
     heard = _heard(engine, requests, prompt, plan, progress)
     return [
-        Game(ask, one.read.value, one.read.to_second, one.outcome, one.asked_again)
+        Judgment(ask, one.read.value, one.read.to_second, one.outcome, one.asked_again)
         for ask, one in zip(asks, heard, strict=True)
     ]
 
@@ -255,42 +248,42 @@ def _end(reply: Completion) -> str:
     return text.strip()[-300:].replace("\n", "\n    ")
 
 
-# ---- from games to outcomes ----------------------------------------------------------------------------------------
+# ---- from judgments to outcomes ----------------------------------------------------------------------------------------
 
 
-def by_question(games: Iterable[Game]) -> dict[Question, list[Game]]:
-    """Games of every (item, turn), in order of appearance."""
-    found: dict[Question, list[Game]] = {}
-    for game in games:
-        found.setdefault((game.ask.item, game.ask.turn), []).append(game)
+def by_question(judgments: Iterable[Judgment]) -> dict[Question, list[Judgment]]:
+    """Judgments of every (item, turn), in order of appearance."""
+    found: dict[Question, list[Judgment]] = {}
+    for judgment in judgments:
+        found.setdefault((judgment.ask.item, judgment.ask.turn), []).append(judgment)
     return found
 
 
-def two_games(games: Sequence[Game]) -> TwoGames | None:
+def both_orders_of(judgments: Sequence[Judgment]) -> BothOrders | None:
     """One question in both orders, each the majority of its samples; None where one order was not asked."""
-    sides = {order: _majority(games, order) for order in ("original", "swapped")}
+    sides = {order: _majority(judgments, order) for order in ("original", "swapped")}
     original, swapped = sides["original"], sides["swapped"]
-    return None if original is None or swapped is None else TwoGames(original, swapped)
+    return None if original is None or swapped is None else BothOrders(original, swapped)
 
 
-def outcome_of(games: Sequence[Game]) -> Verdict | Missing:
+def outcome_of(judgments: Sequence[Judgment]) -> Verdict | Missing:
     """Who wins one question, in models (``first`` is model a).
 
-    Both orders: what they agree on, otherwise a tie; missing where one of them is (`TwoGames`). One order: its majority, turned round
+    Both orders: what they agree on, otherwise a tie; missing where one of them is (`BothOrders`). One order: its majority, turned round
     where b was shown first. No order: the majority. Samples of an order vote; equal votes are a tie, missing ones do not vote.
     """
-    if (both := two_games(games)) is not None:
+    if (both := both_orders_of(judgments)) is not None:
         return both.outcome
     for order in ("original", "swapped", "none"):
-        found = _majority(games, order)
+        found = _majority(judgments, order)
         if found is not None:
             return mirrored(found) if order == "swapped" and not isinstance(found, Missing) else found
-    raise ValueError("no games, no outcome")
+    raise ValueError("no judgments, no outcome")
 
 
-def outcomes(games: Iterable[Game]) -> dict[Question, Verdict | Missing]:
+def outcomes(judgments: Iterable[Judgment]) -> dict[Question, Verdict | Missing]:
     """The outcome of every question, in order of appearance."""
-    return {question: outcome_of(found) for question, found in by_question(games).items()}
+    return {question: outcome_of(found) for question, found in by_question(judgments).items()}
 
 
 def panel_outcomes(judges: Sequence[Mapping[Question, Verdict | Missing]]) -> dict[Question, Verdict | Missing]:
@@ -305,15 +298,15 @@ def panel_outcomes(judges: Sequence[Mapping[Question, Verdict | Missing]]) -> di
     return {question: majority([judge[question] for judge in judges]).verdict for question in judges[0]}
 
 
-def _majority(games: Sequence[Game], order: str) -> Verdict | Missing | None:
-    verdicts: list[Verdict | Missing] = [_verdict(game) for game in games if game.ask.order == order]
+def _majority(judgments: Sequence[Judgment], order: str) -> Verdict | Missing | None:
+    verdicts: list[Verdict | Missing] = [_verdict(judgment) for judgment in judgments if judgment.ask.order == order]
     return majority(verdicts).verdict if verdicts else None
 
 
-def _verdict(game: Game) -> Verdict | Missing:
-    if isinstance(game.value, float | int):
+def _verdict(judgment: Judgment) -> Verdict | Missing:
+    if isinstance(judgment.value, float | int):
         raise TypeError("a rating is no verdict: outcomes are of pairs")
-    return game.value
+    return judgment.value
 
 
 # ---- what is written -----------------------------------------------------------------------------------------------
@@ -324,10 +317,10 @@ def prompt_digest(prompt: JudgePrompt, plan: Plan) -> str:
     return digest({"prompt": prompt, "criteria": plan.criteria, "reference": plan.reference})[:16]
 
 
-def game_record(game: Game, items: Sequence[Item], judge_name: str) -> dict[str, Any]:
+def judgment_record(judgment: Judgment, items: Sequence[Item], judge_name: str) -> dict[str, Any]:
     """One line of verdicts.jsonl."""
-    ask, item, outcome = game.ask, items[game.ask.item], game.outcome
-    missing = isinstance(game.value, Missing)
+    ask, item, outcome = judgment.ask, items[judgment.ask.item], judgment.outcome
+    missing = isinstance(judgment.value, Missing)
     record: dict[str, Any] = {
         "item": item.id,
         "line": item.origin.line,
@@ -339,14 +332,14 @@ def game_record(game: Game, items: Sequence[Item], judge_name: str) -> dict[str,
         "order": ask.order,
         "sample": ask.sample,
         "emphasis": ask.emphasis,
-        "verdict": None if missing else game.value,
-        "missing": game.value.reason if isinstance(game.value, Missing) else None,
-        "detail": game.value.detail if isinstance(game.value, Missing) else None,
+        "verdict": None if missing else judgment.value,
+        "missing": judgment.value.reason if isinstance(judgment.value, Missing) else None,
+        "detail": judgment.value.detail if isinstance(judgment.value, Missing) else None,
     }
-    if game.asked_again:
+    if judgment.asked_again:
         record["asked_again"] = True
-    if game.to_second is not None:
-        record["to_second"] = game.to_second
+    if judgment.to_second is not None:
+        record["to_second"] = judgment.to_second
     if isinstance(outcome, Completion):
         record |= {
             "reply": outcome.text,

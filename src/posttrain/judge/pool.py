@@ -1,7 +1,7 @@
 """Judges ready to be asked, for ``posttrain judge`` and for the benchmarks of an evaluation stage.
 
-    JudgeConfig -> JudgeRoom (engines behind one request cache, opened at first use) -> JudgeSession.ask -> games
-                                                                                    -> JudgeSession.record -> JSON
+    JudgeConfig -> JudgePool (engines behind one request cache, opened at first use) -> JudgeSession.ask -> judgments
+                                                                                    -> JudgeSession.record -> JudgeRecord
 
 A session is one command or one benchmark: it keeps account of what it asked, nothing of what others did.
 """
@@ -10,27 +10,100 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from posttrain.errors import ConfigError
 from posttrain.generate.cache import CachedEngine, RequestCache
-from posttrain.generate.cost import Budget, Caps, Ledger, Prices, totals
+from posttrain.generate.cost import Budget, Caps, Ledger, Prices, Totals, totals
 from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Progress, Request, request_key
 from posttrain.generate.openai import Endpoint, OpenAIEngine
-from posttrain.judge.bias import bias_report
+from posttrain.judge.bias import BiasReport, bias_report
 from posttrain.judge.config import JudgeConfig, JudgePrompt, JudgeSource, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Game, Judged, judge, prepared, prompt_digest, try_out
+from posttrain.judge.judge import Judgment, judge, prepared, prompt_digest, try_out
 from posttrain.judge.reward import RewardJudge, open_reward_judge
-from posttrain.judge.verdicts import Missing, account
-from posttrain.stats.intervals import Chance
+from posttrain.judge.verdicts import Missing, MissingReason, account
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.types import Display
 
 SERVER_CONCURRENCY, GGUF_SLOTS, GGUF_CONTEXT = 16, 4, 8192
-CHANCE = Chance()
+
+
+# ---- the record ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What became of a judge's questions: asked = answered + failed; answered = parsed + missing for other reasons."""
+
+    asked: int
+    answered: int
+    parsed: int
+    missing: dict[MissingReason, int] = field(default_factory=dict)
+    """Those without a verdict, by reason."""
+    failures: dict[str, int] = field(default_factory=dict)
+    """The failed ones by the engine's reason."""
+    cached: int = 0
+    """Answered from the request cache."""
+    asked_again: int = 0
+    """Cut off, and asked for a second time with a higher limit."""
+
+    @property
+    def unread(self) -> float:
+        """Share of the calls that gave no verdict."""
+        return (self.asked - self.parsed) / self.asked if self.asked else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeEntry:
+    """One judge."""
+
+    name: str
+    fingerprint: Fingerprint
+    calls: Calls
+    prompts: tuple[str, ...] = ()
+    """Digests of the prompts it was asked with."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRecord:
+    """Who judged, and how."""
+
+    judges: tuple[JudgeEntry, ...]
+    language: Literal["en", "zh"]
+    plan: Plan
+    spent: Totals | None = None
+    """What the ledger has on these very questions, whichever process sent them; None without calls to a server."""
+    bias: dict[str, BiasReport] = field(default_factory=dict)
+    """By judge, over all pairs of the session together."""
+
+
+class Judged(NamedTuple):
+    """One judge's judgments of the items it was given."""
+
+    name: str
+    judgments: list[Judgment]
+
+
+class Judges(Protocol):
+    """Whoever judges: asks every judge of the stage (one, or a panel) and keeps account of calls and bias."""
+
+    @property
+    def language(self) -> Literal["en", "zh"]:
+        """Language of the judge's prompts."""
+        ...
+
+    @property
+    def plan(self) -> Plan:
+        """How often and in which form it is asked."""
+        ...
+
+    def ask(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> list[Judged]:
+        """All judges' judgments of all items, in the order of the judges. Calls and (of pairs) the bias report are recorded."""
+        ...
 
 
 # ---- who judges ----------------------------------------------------------------------------------------------------
@@ -86,13 +159,13 @@ def _local_engine(source: JudgeSource) -> Engine:
     from posttrain.model.targets import resolve_target
 
     assert source.local is not None, "a reward model is no engine"
-    lineage = resolve_target(source.local, source.base)
+    target = resolve_target(source.local, source.base)
     device = hardware.resolve_device("auto")
-    model = frozen_model(lineage.folder, lineage.adapter, hardware.choose_dtype("auto", device), device)
-    return LocalEngine(model, lineage.template, lineage.stops, f"{source.local}@{lineage.identity[:16]}")
+    model = frozen_model(target.folder, target.adapter, hardware.choose_dtype("auto", device), device)
+    return LocalEngine(model, target.template, target.stops, f"{source.local}@{target.identity[:16]}")
 
 
-class JudgeRoom:
+class JudgePool:
     """The judges of a configuration. Use it in a ``with`` block: what was opened is closed at its end.
 
     cache: holds every answer. ledger: one line for every call to a server. config: None where nobody judges; then there is
@@ -107,7 +180,7 @@ class JudgeRoom:
         self._budget: Budget | None = None
         self._closing = contextlib.ExitStack()
 
-    def __enter__(self) -> JudgeRoom:
+    def __enter__(self) -> JudgePool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -133,7 +206,8 @@ class JudgeRoom:
         """The judge of this name, loaded or connected the first time it is wanted."""
         if name not in self._open:
             self.display.tick(f"opening {name}", 0, 1)
-            self._open[name] = open_reward_judge(source) if source.reward is not None else self._engine(source)
+            reward = source.reward is not None
+            self._open[name] = open_reward_judge(source) if reward else self._engine(source)
             self.display.tick(f"opening {name}", 1, 1)
         return self._open[name]
 
@@ -194,10 +268,10 @@ class _Noting:
 
 
 class JudgeSession:
-    """Questions to all judges of a room, and the record of them (`Judges` in tasks/base.py)."""
+    """Questions to all judges of a pool, and the record of them (it is `Judges`)."""
 
-    def __init__(self, room: JudgeRoom, config: JudgeConfig, label: str) -> None:
-        self._room, self._config = room, config
+    def __init__(self, pool: JudgePool, config: JudgeConfig, label: str) -> None:
+        self._pool, self._config = pool, config
         self._prefix = f"{label}: " if label else ""
         self._asked: list[_Asked] = []
         self._keys: set[str] = set()
@@ -216,13 +290,13 @@ class JudgeSession:
     def try_out(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, where: str) -> None:
         """Three questions to every judge that writes, before the rest is asked. Raises ConfigError as `judge.try_out`."""
         self._check(items, prompt, plan)
-        for name, source in self._room.judges():
-            opened = self._room.opened(name, source)
+        for name, source in self._pool.judges():
+            opened = self._pool.opened(name, source)
             if not isinstance(opened, RewardJudge):
                 try_out(_Noting(opened, self._keys, self._tried, trial=True), items, prompt, plan, where)
 
     def ask(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> list[Judged]:
-        """All judges' games on all items, in the order of the judges. A judge on a server is tried on three questions first.
+        """All judges' judgments on all items, in the order of the judges. A judge on a server is tried on three questions first.
 
         Raises:
             ConfigError: the plan does not fit the prompt or the items, or a reward model is to rate; before anything is loaded or sent. Or none of the
@@ -231,16 +305,16 @@ class JudgeSession:
         """
         self._check(items, prompt, plan)
         judged = []
-        for name, source in self._room.judges():
-            opened = self._room.opened(name, source)
+        for name, source in self._pool.judges():
+            opened = self._pool.opened(name, source)
             if self._config.check and source.endpoint is not None and not isinstance(opened, RewardJudge):
                 trial = _Noting(opened, self._keys, self._tried, trial=True)
                 try_out(trial, items, prompt, plan, source.endpoint)
 
             def tick(done: int, total: int, name: str = name) -> None:
-                self._room.display.tick(f"{self._prefix}judging with {name}", done, total)
+                self._pool.display.tick(f"{self._prefix}judging with {name}", done, total)
 
-            judged.append(Judged(name, self._games(opened, items, prompt, plan, tick)))
+            judged.append(Judged(name, self._judgments(opened, items, prompt, plan, tick)))
         self._asked.append(_Asked(tuple(items), prompt, plan, judged))
         return judged
 
@@ -253,111 +327,81 @@ class JudgeSession:
         if not all(rewards):
             prepared(items, prompt, plan)
 
-    def _games(
+    def _judgments(
         self,
         opened: CachedEngine | RewardJudge,
         items: Sequence[Item],
         prompt: JudgePrompt,
         plan: Plan,
         progress: Progress,
-    ) -> list[Game]:
+    ) -> list[Judgment]:
         if isinstance(opened, RewardJudge):
             return opened.judge(items, plan, progress)
         return judge(_Noting(opened, self._keys, self._tried), items, prompt, plan, progress)
 
     def failed(self) -> str | None:
         """Why there is nothing to record: every call of every judge failed. None where one was answered, or nothing was asked."""
-        games = [game for one in self._asked for judged in one.judged for game in judged.games]
-        values = [game.value for game in games]
+        judgments = [judgment for one in self._asked for judged in one.judged for judgment in judged.judgments]
+        values = [judgment.value for judgment in judgments]
         if not values or not all(isinstance(value, Missing) and value.reason == "transport" for value in values):
             return None
         reasons = Counter(value.detail for value in values if isinstance(value, Missing))
         return f"none of {len(values)} calls to the judge was answered ({reasons.most_common(1)[0][0]})"
 
-    def record(self, chance: Chance = CHANCE) -> dict[str, Any] | None:
-        """Who judged and how: fingerprints, digests of prompts, calls, spending, bias over all pairs (docs/run-folder.md).
-
-        ``spent`` is what the ledger has on these very questions, whichever process sent them; None without calls to a server.
-        The bias report is over all pairs of the session together. None where nothing was asked.
-        """
+    def record(self, settings: IntervalSettings = IntervalSettings()) -> JudgeRecord | None:
+        """Who judged and how; None where nothing was asked."""
         asked = [one for one in self._asked if one.items]
         if not asked:
             return None
-        judges: list[dict[str, Any]] = []
-        bias: dict[str, Any] = {}
-        for place, (name, source) in enumerate(self._room.judges()):
-            games = [game for one in asked for game in one.judged[place].games]
+        judges: list[JudgeEntry] = []
+        bias: dict[str, BiasReport] = {}
+        for place, (name, source) in enumerate(self._pool.judges()):
+            judgments = [judgment for one in asked for judgment in one.judged[place].judgments]
             digests = [] if source.reward is not None else [prompt_digest(one.prompt, one.plan) for one in asked]
-            judges.append(
-                {
-                    "name": name,
-                    "fingerprint": self._room.opened(name, source).fingerprint._asdict(),
-                    "prompts": list(dict.fromkeys(digests)),
-                    "calls": calls_of(games),
-                }
-            )
-            items, games = _pairs_together(asked, place)
-            if games:
-                bias[name] = plain(bias_report(items, games, **asdict(chance)))
+            fingerprint = self._pool.opened(name, source).fingerprint
+            judges.append(JudgeEntry(name, fingerprint, calls_of(judgments), tuple(dict.fromkeys(digests))))
+            items, of_pairs = _pairs_together(asked, place)
+            if of_pairs:
+                bias[name] = bias_report(items, of_pairs, settings)
         plans = list(dict.fromkeys(one.plan for one in asked))
-        return {
-            "judges": judges,
-            "language": self.language,
-            "plan": plain(plans[0] if len(plans) == 1 else self.plan),
-            "spent": self._spent(),
-            "bias": bias,
-        }
+        plan = plans[0] if len(plans) == 1 else self.plan
+        return JudgeRecord(tuple(judges), self.language, plan, self._spent(), bias)
 
-    def _spent(self) -> dict[str, Any] | None:
-        ledger = Ledger(self._room.ledger)
+    def _spent(self) -> Totals | None:
+        ledger = Ledger(self._pool.ledger)
         if not ledger.path.exists():
             return None
-        found: dict[str, Any] = plain(totals(call for call in ledger.calls() if call.key in self._keys))
-        return found
+        return totals(call for call in ledger.calls() if call.key in self._keys)
 
 
-def _pairs_together(asked: Sequence[_Asked], place: int) -> tuple[list[Item], list[Game]]:
-    """Items and games of all pairs that one judge was asked for, as one list each."""
+def _pairs_together(asked: Sequence[_Asked], place: int) -> tuple[list[Item], list[Judgment]]:
+    """Items and judgments of all pairs that one judge was asked for, as one list each."""
     items: list[Item] = []
-    games: list[Game] = []
+    judgments: list[Judgment] = []
     for one in asked:
         if one.prompt.task == "pair":
-            own = one.judged[place].games
-            games += [game._replace(ask=game.ask._replace(item=game.ask.item + len(items))) for game in own]
+            own = one.judged[place].judgments
+            judgments += [
+                judgment._replace(ask=judgment.ask._replace(item=judgment.ask.item + len(items))) for judgment in own
+            ]
             items += one.items
-    return items, games
+    return items, judgments
 
 
-# ---- what is told --------------------------------------------------------------------------------------------------
-
-
-def calls_of(games: Sequence[Game]) -> dict[str, Any]:
-    """What became of a judge's games: asked = answered + failed; answered = parsed + missing for other reasons.
-
-    ``failures``: the failed ones by the engine's reason. ``cached``: answered from the request cache. ``asked_again``: replies that were
-    cut off and asked for a second time.
-    """
+def calls_of(judgments: Sequence[Judgment]) -> Calls:
+    """Count what became of a judge's questions."""
+    counts = account([judgment.value for judgment in judgments])
     failures: dict[str, int] = {}
-    for game in games:
-        if isinstance(game.value, Missing) and game.value.reason == "transport":
-            reason = game.value.detail.partition(":")[0]
+    for judgment in judgments:
+        if isinstance(judgment.value, Missing) and judgment.value.reason == "transport":
+            reason = judgment.value.detail.partition(":")[0]
             failures[reason] = failures.get(reason, 0) + 1
-    return {
-        **account([game.value for game in games])._asdict(),
-        "failures": failures,
-        "cached": sum(getattr(game.outcome, "cached", False) for game in games),
-        "asked_again": sum(game.asked_again for game in games),
-    }
-
-
-def plain(value: Any) -> Any:
-    """NamedTuples and dataclasses as dictionaries, NaN as null: what JSON can hold."""
-    if hasattr(value, "_asdict"):
-        return {key: plain(found) for key, found in value._asdict().items()}
-    if hasattr(value, "__dataclass_fields__"):
-        return {key: plain(getattr(value, key)) for key in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {str(key): plain(found) for key, found in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(found) for found in value]
-    return None if isinstance(value, float) and value != value else value
+    return Calls(
+        counts.asked,
+        counts.answered,
+        counts.parsed,
+        counts.missing,
+        failures,
+        cached=sum(getattr(judgment.outcome, "cached", False) for judgment in judgments),
+        asked_again=sum(judgment.asked_again for judgment in judgments),
+    )

@@ -11,7 +11,7 @@ from posttrain.errors import ModelError
 from posttrain.generate.engine import Fingerprint, Progress
 from posttrain.judge.config import JudgeSource, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Game, asks_of
+from posttrain.judge.judge import Judgment, asks_of
 from posttrain.judge.verdicts import Missing, Verdict
 from posttrain.types import Message, SftRow
 
@@ -35,7 +35,7 @@ class RewardJudge:
     dtype: torch.dtype
     fingerprint: Fingerprint
 
-    def judge(self, items: Sequence[Item], plan: Plan, progress: Progress | None = None) -> list[Game]:
+    def judge(self, items: Sequence[Item], plan: Plan, progress: Progress | None = None) -> list[Judgment]:
         """Pairs: the higher score wins, equal scores are a tie. Of the plan only ``turns`` means something.
 
         A reply whose conversation the template refuses, or that is longer than the model's context, leaves its pair without a verdict.
@@ -62,14 +62,14 @@ class RewardJudge:
             done += len(indices)
             if progress is not None:
                 progress(done, len(sequences))
-        games = []
+        judgments = []
         for number, ask in enumerate(asks):
             sides = encoded[2 * number : 2 * number + 2]
             lost = next((side for side in sides if isinstance(side, Missing)), None)
             a, b = rewards_N[2 * number], rewards_N[2 * number + 1]
             won: Verdict = "tie" if a == b else "first" if a > b else "second"
-            games.append(Game(ask._replace(order="none"), won if lost is None else lost))
-        return games
+            judgments.append(Judgment(ask._replace(order="none"), won if lost is None else lost))
+        return judgments
 
 
 def open_reward_judge(source: JudgeSource) -> RewardJudge:
@@ -86,20 +86,20 @@ def open_reward_judge(source: JudgeSource) -> RewardJudge:
     from posttrain.model.targets import resolve_target
 
     assert source.reward is not None, "the caller chose a reward model"
-    lineage = resolve_target(source.reward, source.base)
-    _check_score_head(lineage.adapter or lineage.folder, source.reward)
+    target = resolve_target(source.reward, source.base)
+    _check_score_head(target.adapter or target.folder, source.reward)
     device = hardware.resolve_device("auto")
     dtype = hardware.choose_dtype("auto", device)
-    base = load_model(lineage.folder, dtype, device, head="score").requires_grad_(False)
-    model = base if lineage.adapter is None else load_adapter(base, lineage.adapter, trainable=False)
+    base = load_model(target.folder, dtype, device, head="score").requires_grad_(False)
+    model = base if target.adapter is None else load_adapter(base, target.adapter, trainable=False)
     text_config = causal_lm(model).config.get_text_config()
     return RewardJudge(
         model,
-        lineage.template,
+        target.template,
         room=getattr(text_config, "max_position_embeddings", None) or 1 << 30,
         pad_id=text_config.pad_token_id,
         dtype=dtype,
-        fingerprint=Fingerprint("reward", f"{source.reward}@{lineage.identity[:16]}", options=str(dtype)),
+        fingerprint=Fingerprint("reward", f"{source.reward}@{target.identity[:16]}", options=str(dtype)),
     )
 
 

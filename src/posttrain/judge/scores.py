@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from posttrain.judge.bias import main_games
+from posttrain.judge.bias import main_judgments
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Game
+from posttrain.judge.judge import Judgment
 from posttrain.judge.verdicts import Accounting, Missing, account
-from posttrain.judge.win_rates import mean_interval
-from posttrain.stats.intervals import Interval
+from posttrain.stats.intervals import Interval, IntervalSettings
 
 
-class MeanRating(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MeanRating:
     """The mean over the ratings that could be read, and how many that were."""
 
     mean: Interval | None
@@ -21,7 +21,8 @@ class MeanRating(NamedTuple):
     calls: Accounting
 
 
-class ModelRatings(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ModelRatings:
     """One model's ratings."""
 
     overall: MeanRating
@@ -30,51 +31,44 @@ class ModelRatings(NamedTuple):
 
 
 def model_ratings(
-    items: Sequence[Item], games: Sequence[Game], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings = IntervalSettings()
 ) -> dict[str, ModelRatings]:
     """Every model's mean ratings, in order of appearance. A reply without a rating is left out of the mean and counted."""
 
-    def mean(chosen: Sequence[Game]) -> MeanRating:
+    def mean(chosen: Sequence[Judgment]) -> MeanRating:
         rated = [(float(g.value), items[g.ask.item].id) for g in chosen if isinstance(g.value, float | int)]
-        interval = mean_interval(
-            [value for value, _ in rated],
-            [cluster for _, cluster in rated],
-            confidence=confidence,
-            resamples=resamples,
-            seed=seed,
-        )
-        return MeanRating(interval, account([game.value for game in chosen]))
+        interval = settings.mean([value for value, _ in rated], [cluster for _, cluster in rated])
+        return MeanRating(interval, account([judgment.value for judgment in chosen]))
 
     def of(model: str) -> ModelRatings:
-        own = [game for game in main_games(games) if items[game.ask.item].model_a == model]
+        own = [judgment for judgment in main_judgments(judgments) if items[judgment.ask.item].model_a == model]
 
-        def where(test: Callable[[Game], bool]) -> MeanRating:
-            return mean([game for game in own if test(game)])
-
-        turns = sorted({game.ask.turn for game in own})
-        categories = dict.fromkeys(items[game.ask.item].category for game in own)
+        turns = sorted({judgment.ask.turn for judgment in own})
+        categories = dict.fromkeys(items[judgment.ask.item].category for judgment in own)
         return ModelRatings(
             mean(own),
-            {turn: where(lambda game, turn=turn: game.ask.turn == turn) for turn in turns},  # type: ignore[misc]
-            {c: where(lambda game, c=c: items[game.ask.item].category == c) for c in categories if c is not None},  # type: ignore[misc]
+            {turn: mean([one for one in own if one.ask.turn == turn]) for turn in turns},
+            {c: mean([one for one in own if items[one.ask.item].category == c]) for c in categories if c is not None},
         )
 
     return {model: of(model) for model in dict.fromkeys(item.model_a for item in items)}
 
 
-def panel_ratings(judges: Sequence[Sequence[Game]]) -> list[Game]:
+def panel_ratings(judges: Sequence[Sequence[Judgment]]) -> list[Judgment]:
     """A panel's ratings: of every ask the mean of the judges that gave one; missing where none did.
 
     Raises:
         ValueError: the judges were not asked the same things.
 
     """
-    if not judges or any([game.ask for game in games] != [game.ask for game in judges[0]] for games in judges):
+    if not judges or any(
+        [judgment.ask for judgment in judgments] != [judgment.ask for judgment in judges[0]] for judgments in judges
+    ):
         raise ValueError("a panel rates the same replies")
     found = []
     for asked in zip(*judges, strict=True):
-        ratings = [float(game.value) for game in asked if isinstance(game.value, float | int)]
+        ratings = [float(judgment.value) for judgment in asked if isinstance(judgment.value, float | int)]
         value = sum(ratings) / len(ratings) if ratings else asked[0].value
         assert ratings or isinstance(value, Missing), "what is no rating is missing"
-        found.append(Game(asked[0].ask, value))
+        found.append(Judgment(asked[0].ask, value))
     return found

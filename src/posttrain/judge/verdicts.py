@@ -11,7 +11,7 @@ Parsers are functions ``text -> value | Missing``. Two families stand side by si
 - ``rating``, ``two_scores``, ``pair_verdict``, ``five_verdict`` and ``label`` are ours: they refuse a text that can be read in two ways, and do not
   take a mark that is only quoted for a verdict (`posttrain.judge.quoting`).
 
-Verdicts name positions: ``first`` is the answer shown first, whichever model wrote it. ``TwoGames`` turns positions into models.
+Verdicts name positions: ``first`` is the answer shown first, whichever model wrote it. ``BothOrders`` turns positions into models.
 """
 
 from __future__ import annotations
@@ -253,8 +253,8 @@ def mirrored(verdict: Verdict) -> Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class TwoGames:
-    """One pair judged in both orders. Each game keeps what the judge said about the positions it saw."""
+class BothOrders:
+    """One pair judged in both orders. Each judgment keeps what the judge said about the positions it saw."""
 
     original: Verdict | Missing
     """Model a shown first."""
@@ -265,7 +265,7 @@ class TwoGames:
     def outcome(self) -> Verdict | Missing:
         """MT-Bench's rule, in models (``first`` is model a): what both orders agree on, otherwise a tie.
 
-        Missing where either game is: one order alone can't show that it was not the order that won.
+        Missing where either judgment is: one order alone can't show that it was not the order that won.
         """
         if isinstance(self.original, Missing):
             return self.original
@@ -275,14 +275,14 @@ class TwoGames:
 
     @property
     def consistent(self) -> bool | None:
-        """Whether both orders name the same model, or both a tie; None where a game is missing."""
+        """Whether both orders name the same model, or both a tie; None where a judgment is missing."""
         if isinstance(self.original, Missing) or isinstance(self.swapped, Missing):
             return None
         return self.original == mirrored(self.swapped)
 
     @property
     def position(self) -> Literal["first", "second"] | None:
-        """The position that won both games, so that only the order decided; None where it did not."""
+        """The position that won both judgments, so that only the order decided; None where it did not."""
         if self.original == self.swapped == "first":
             return "first"
         return "second" if self.original == self.swapped == "second" else None
@@ -325,13 +325,15 @@ def majority(verdicts: Iterable[Verdict | Missing]) -> Votes:
     return Votes(winner, dict(counts), dict(missing))
 
 
-class Accounting(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Accounting:
     """What became of the judgments asked for. ``asked`` is ``answered`` plus the failed calls; ``answered`` is ``parsed`` plus the rest."""
 
     asked: int
     answered: int
     parsed: int
     missing: dict[MissingReason, int]
+    """Those without a verdict, by reason."""
 
 
 def account(values: Sequence[object]) -> Accounting:

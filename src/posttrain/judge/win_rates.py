@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from posttrain.judge.verdicts import Missing, Verdict
-from posttrain.stats.intervals import Interval, clustered_difference, mcnemar, wilson
+from posttrain.judge.verdicts import Missing, Verdict, mirrored
+from posttrain.stats.intervals import Interval, IntervalSettings, mcnemar, mean, wilson
 
 POINTS: dict[Verdict, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
-class WinRates(NamedTuple):
-    """Model a (``first``) against model b over the questions with an outcome."""
+class PairOutcome(NamedTuple):
+    """What a judge (or a panel) says of one question to two models."""
 
+    model_a: str
+    model_b: str
+    outcome: Verdict | Missing
+    """``first``: model a is better."""
+    cluster: Hashable
+    """Outcomes of one cluster (the turns of one question) are resampled together."""
+
+
+@dataclass(frozen=True, slots=True)
+class WinRates:
+    """Model a against model b over the questions with an outcome."""
+
+    model_a: str
+    model_b: str
     wins: int
     losses: int
     ties: int
@@ -26,61 +39,44 @@ class WinRates(NamedTuple):
     adjusted: Interval | None
     """(W + T/2) / (W + L + T)."""
     p_value: float
-    """Two-sided exact sign test of wins against losses, ties left out (McNemar's test on the discordant questions)."""
+    """Two-sided exact sign test of wins against losses, ties left out. It takes questions as independent: where they come in clusters the
+    intervals are the safer guide."""
 
 
-def win_rates(
-    outcomes_Q: Sequence[Verdict | Missing],
-    clusters_Q: Sequence[Hashable],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> WinRates:
-    """Win rates of model a; the percentile intervals resample clusters (the turns of one question belong together).
+def win_rates(outcomes: Iterable[PairOutcome], settings: IntervalSettings = IntervalSettings()) -> tuple[WinRates, ...]:
+    """Win rates of every two models that meet; two models are one pair whichever of them stands first.
 
-    Where all outcomes are the same the interval is Wilson's for as many clusters.
-
-    The sign test takes questions as independent; where they come in clusters the intervals are the safer guide.
-
-    Raises:
-        ValueError: unequal lengths.
-
+    The percentile intervals resample clusters. Where all outcomes are the same the interval is Wilson's for as many clusters.
     """
-    if len(outcomes_Q) != len(clusters_Q):
-        raise ValueError(f"{len(outcomes_Q)} outcomes, but {len(clusters_Q)} clusters")
-    judged = [(o, c) for o, c in zip(outcomes_Q, clusters_Q, strict=True) if not isinstance(o, Missing)]
-    verdicts = [outcome for outcome, _ in judged]
+    groups: dict[tuple[str, str], list[tuple[Verdict | Missing, Hashable]]] = {}
+    for a, b, outcome, cluster in outcomes:
+        turned = (b, a) in groups
+        said = mirrored(outcome) if turned and not isinstance(outcome, Missing) else outcome
+        groups.setdefault((b, a) if turned else (a, b), []).append((said, cluster))
+    return tuple(_of_pair(a, b, found, settings) for (a, b), found in groups.items())
+
+
+def _of_pair(
+    model_a: str, model_b: str, found: list[tuple[Verdict | Missing, Hashable]], settings: IntervalSettings
+) -> WinRates:
+    judged = [(outcome, cluster) for outcome, cluster in found if not isinstance(outcome, Missing)]
+    verdicts, clusters = [outcome for outcome, _ in judged], [cluster for _, cluster in judged]
     wins, losses, ties = (verdicts.count(one) for one in ("first", "second", "tie"))
 
-    def mean(values: Sequence[float]) -> Interval | None:
-        clusters = len({cluster for _, cluster in judged})
+    def rate(values: list[float]) -> Interval | None:
         if len(set(values)) == 1:  # the bootstrap would have no width, which is no certainty
-            return wilson(values[0] * clusters, clusters, confidence)
-        return mean_interval(values, [c for _, c in judged], confidence=confidence, resamples=resamples, seed=seed)
+            size = len(set(clusters))
+            return wilson(values[0] * size, size, settings.confidence)
+        return mean(values, clusters, settings) if values else None
 
     return WinRates(
+        model_a,
+        model_b,
         wins,
         losses,
         ties,
-        len(outcomes_Q) - len(judged),
-        mean([float(verdict == "first") for verdict in verdicts]),
-        mean([POINTS[verdict] for verdict in verdicts]),
+        len(found) - len(judged),
+        rate([float(verdict == "first") for verdict in verdicts]),
+        rate([POINTS[verdict] for verdict in verdicts]),
         mcnemar(wins, losses),
-    )
-
-
-def mean_interval(
-    values_R: Sequence[float],
-    clusters_R: Sequence[Hashable],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval | None:
-    """Mean with its percentile interval over clusters; None without values."""
-    if not values_R:
-        return None
-    return clustered_difference(
-        np.zeros(len(values_R)), values_R, clusters_R, confidence=confidence, resamples=resamples, seed=seed
     )

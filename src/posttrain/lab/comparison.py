@@ -19,6 +19,7 @@ from posttrain.errors import ConfigError, DataError
 from posttrain.judge.votes import cell, no_verdict, records
 from posttrain.report import numbers
 from posttrain.stats import intervals as stats
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.stats.ratings import OUTCOMES
 from posttrain.table import did_you_mean
 
@@ -283,55 +284,30 @@ def _models_known(command: CompareCommand, known: set[str]) -> None:
 
 
 def _compared(command: CompareCommand, pairs: _Pairs) -> MeasureComparison:
-    settings: dict[str, Any] = {"seed": command.seed}
-    difference = stats.clustered_difference(
-        pairs.a_R,
-        pairs.b_R,
-        pairs.clusters_R,
-        confidence=command.confidence,
-        resamples=command.resamples,
-        **settings,
-    )
-    test = stats.permutation_test(
-        pairs.a_R, pairs.b_R, clusters_R=pairs.clusters_R, draws=command.resamples, **settings
-    )
-    only = None
-    if pairs.mcnemar:
-        table = stats.discordance(pairs.a_R == 1, pairs.b_R == 1)
-        only = McNemar(table.only_a, table.only_b, stats.mcnemar(table.only_a, table.only_b))
-    means_K = _cluster_means(pairs.b_R - pairs.a_R, pairs.clusters_R)
-    detectable = None
-    if len(means_K) > 1:
-        detectable = stats.minimum_detectable_difference(
-            float(np.std(means_K, ddof=1)), len(means_K), significance=1 - command.confidence
-        )
+    settings = IntervalSettings(command.confidence, command.resamples, command.seed)
+    found = stats.compare(pairs.a_R, pairs.b_R, pairs.clusters_R, test="permutation", settings=settings)
+    only = McNemar(found.lower, found.higher, stats.mcnemar(found.lower, found.higher)) if pairs.mcnemar else None
+    assert found.p_value is not None, "a test was asked for"
     return MeasureComparison(
         measure=pairs.measure,
         kind=pairs.kind,
         mean_a=float(pairs.a_R.mean()),
         mean_b=float(pairs.b_R.mean()),
-        difference=difference,
-        p_value=test.p_value,
-        p_exact=test.exact,
-        p_holm=test.p_value,
+        difference=found.interval,
+        p_value=found.p_value,
+        p_exact=found.exact,
+        p_holm=found.p_value,
         mcnemar=only,
-        minimum_detectable=detectable,
-        a_better=int(np.count_nonzero(pairs.a_R > pairs.b_R)),
-        ties=int(np.count_nonzero(pairs.a_R == pairs.b_R)),
-        b_better=int(np.count_nonzero(pairs.b_R > pairs.a_R)),
-        pairs=len(pairs.a_R),
-        units=len(means_K),
+        minimum_detectable=found.detectable,
+        a_better=found.lower,
+        ties=found.rows - found.lower - found.higher,
+        b_better=found.higher,
+        pairs=found.rows,
+        units=found.clusters,
         missing=pairs.missing,
         different=False,
         sentence="",
     )
-
-
-def _cluster_means(values_R: Floats, clusters_R: Sequence[Hashable]) -> Floats:
-    grouped: dict[Hashable, list[float]] = {}
-    for value, cluster in zip(values_R, clusters_R, strict=True):
-        grouped.setdefault(cluster, []).append(float(value))
-    return np.array([np.mean(group) for group in grouped.values()])
 
 
 def _told(command: CompareCommand, one: MeasureComparison, p_holm: float, measures: int) -> MeasureComparison:

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from posttrain.artifacts import plain
 from posttrain.config import override, parse_yaml, read_yaml
 from posttrain.errors import ConfigError
-from posttrain.judge.pool import plain
 from posttrain.lab.judging import judge_config
 from posttrain.lab.recipe import Recipe, recipe_of
 from posttrain.model.targets import resolve_target

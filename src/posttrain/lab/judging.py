@@ -1,6 +1,6 @@
 """``posttrain judge pairs | single | calibrate``: items in; verdicts.jsonl, summary.json and a table out.
 
-    options -> JudgeConfig; items -> judges -> games -> win rates, ratings, bias report, calibration
+    options -> JudgeConfig; items -> judges -> judgments -> win rates, ratings, bias report, calibration
 
 Answers are kept in ``requests.sqlite`` as they arrive: a command that is stopped goes on where it was.
 """
@@ -13,21 +13,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
-from posttrain.artifacts import RunDir, atomic_path, write_json
+from posttrain.artifacts import RunDir, atomic_path, plain, write_json
 from posttrain.config import Document, build, override, read_yaml, sections
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, RunError
 from posttrain.generate.cache import RequestCache
 from posttrain.judge.agreement import krippendorff_alpha
-from posttrain.judge.bias import main_games
+from posttrain.judge.bias import main_judgments
 from posttrain.judge.calibrate import calibrate, calibrate_ratings
 from posttrain.judge.config import JUDGES, JudgeConfig, JudgePrompt, JudgeSource, PanelFile, Plan
 from posttrain.judge.items import Item, ItemsRead, needs_reference, read_items
 from posttrain.judge.judge import (
-    Game,
-    Judged,
+    Judgment,
     Question,
     asks_of,
-    game_record,
+    judgment_record,
     outcomes,
     panel_outcomes,
     prompt_digest,
@@ -35,14 +34,14 @@ from posttrain.judge.judge import (
     shows_reference,
 )
 from posttrain.judge.parsers import PARSERS
-from posttrain.judge.pool import JudgeRoom, plain
+from posttrain.judge.pool import Judged, JudgePool, JudgeRecord
 from posttrain.judge.prompts import KINDS, load_prompt
 from posttrain.judge.scores import model_ratings, panel_ratings
-from posttrain.judge.verdicts import Missing, Verdict, mirrored
-from posttrain.judge.win_rates import mean_interval, win_rates
+from posttrain.judge.verdicts import Missing, Verdict
+from posttrain.judge.win_rates import PairOutcome, win_rates
 from posttrain.lab.display import Display
 from posttrain.lab.options import option_line, split_arguments
-from posttrain.stats.intervals import Chance
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.table import did_you_mean
 
 SCHEMA = 1
@@ -74,9 +73,9 @@ class JudgeCommand:
         return self.kind.endswith((".yaml", ".yml"))
 
     @property
-    def chance(self) -> Chance:
+    def intervals(self) -> IntervalSettings:
         """How intervals are made."""
-        return Chance(self.confidence, self.resamples)
+        return IntervalSettings(self.confidence, self.resamples)
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------
@@ -190,19 +189,19 @@ def judge_pairs(command: JudgeCommand, display: Display) -> dict[str, Any]:
     """Judge pairs: writes verdicts.jsonl and summary.json, returns the summary."""
     _refuse_ignored(command, "pair")
     items, prompt, judged, summary = _judged(command, read_items(command.file, "pair"), "pair", display)
-    by_judge = [outcomes(main_games(one.games)) for one in judged]
+    by_judge = [outcomes(main_judgments(one.judgments)) for one in judged]
     final = by_judge[0] if len(judged) == 1 else panel_outcomes(by_judge)
-    chance = plain(command.chance)
-    summary["win_rates"] = _win_rates(items, final, chance)
+    settings = command.intervals
+    summary["win_rates"] = _win_rates(items, final, settings)
     summary["win_rates_by_category"] = {
-        category: _win_rates(items, {q: v for q, v in final.items() if items[q[0]].category == category}, chance)
+        category: _win_rates(items, {q: v for q, v in final.items() if items[q[0]].category == category}, settings)
         for category in dict.fromkeys(item.category for item in items)
         if category is not None
     }
     if PARSERS[prompt.parser].logprobs:
-        summary["weighted"] = {one.name: _weighted(items, one.games, chance) for one in judged}
+        summary["weighted"] = {one.name: _weighted(items, one.judgments, settings) for one in judged}
     if len(judged) > 1:
-        summary["panel"] = _panel(by_judge, final, chance)
+        summary["panel"] = _panel(by_judge, final, settings)
     return _written(command, items, judged, summary)
 
 
@@ -210,12 +209,12 @@ def judge_single(command: JudgeCommand, display: Display) -> dict[str, Any]:
     """Rate single replies: writes verdicts.jsonl and summary.json, returns the summary."""
     _refuse_ignored(command, "single")
     items, prompt, judged, summary = _judged(command, read_items(command.file, "single"), "single", display)
-    chance = plain(command.chance)
-    games = judged[0].games if len(judged) == 1 else panel_ratings([one.games for one in judged])
+    settings = command.intervals
+    judgments = judged[0].judgments if len(judged) == 1 else panel_ratings([one.judgments for one in judged])
     summary["scale"] = [prompt.lowest, prompt.highest]
-    summary["ratings"] = plain(model_ratings(items, games, **chance))
+    summary["ratings"] = plain(model_ratings(items, judgments, settings))
     if len(judged) > 1:
-        summary["ratings_by_judge"] = {one.name: plain(model_ratings(items, one.games, **chance)) for one in judged}
+        summary["ratings_by_judge"] = {one.name: plain(model_ratings(items, one.judgments, settings)) for one in judged}
     return _written(command, items, judged, summary)
 
 
@@ -229,12 +228,12 @@ def judge_calibrate(command: JudgeCommand, display: Display) -> dict[str, Any]:
     if task == "single":
         _check_labels(read.items, load_prompt(command.kind, task, command.judges.language))
     items, prompt, judged, summary = _judged(command, read, task, display)
-    chance = plain(command.chance)
+    settings = command.intervals
     if task == "pair":
-        found = {one.name: plain(calibrate(items, one.games, **chance)) for one in judged}
+        found = {one.name: plain(calibrate(items, one.judgments, settings=settings)) for one in judged}
     else:
         summary["scale"] = [prompt.lowest, prompt.highest]
-        found = {one.name: plain(calibrate_ratings(items, one.games, **chance)) for one in judged}
+        found = {one.name: plain(calibrate_ratings(items, one.judgments, settings=settings)) for one in judged}
     summary["calibration"] = found
     return _written(command, items, judged, summary)
 
@@ -263,13 +262,13 @@ def _judged(command: JudgeCommand, read: ItemsRead, task: Task, display: Display
         with (
             RunDir(command.out).lock(),
             RequestCache(command.cache or command.out / "requests.sqlite") as cache,
-            JudgeRoom(replace(command.judges, check=command.check), cache, ledger, display) as room,
+            JudgePool(replace(command.judges, check=command.check), cache, ledger, display) as pool,
         ):
-            session = room.session()
+            session = pool.session()
             if command.check and command.own_file:
                 session.try_out(read.items, prompt, plan, command.kind)
             judged = session.ask(read.items, prompt, plan)
-            record, failed = session.record(command.chance), session.failed()
+            record, failed = session.record(command.intervals), session.failed()
     except KeyboardInterrupt:
         raise InterruptedRunError(
             "interrupted", where=str(command.out), fix="run the same command again: answers are kept"
@@ -305,35 +304,29 @@ def _refuse_ignored(command: JudgeCommand, task: Task, *, labelled: bool = False
 
 
 def _win_rates(
-    items: Sequence[Item], final: Mapping[Question, Verdict | Missing], chance: Mapping[str, Any]
+    items: Sequence[Item], final: Mapping[Question, Verdict | Missing], settings: IntervalSettings
 ) -> list[dict[str, Any]]:
-    """One record for every two models; a pair of models is one whichever of them stands first."""
-    groups: dict[tuple[str, str], list[tuple[Verdict | Missing, str]]] = {}
-    for (place, _), outcome in final.items():
-        item = items[place]
-        models = (item.model_a, item.model_b)
-        if (turned := models[::-1]) in groups:
-            models = turned
-            outcome = outcome if isinstance(outcome, Missing) else mirrored(outcome)
-        groups.setdefault(models, []).append((outcome, item.id))
-    return [
-        {"model_a": a, "model_b": b, **plain(win_rates([o for o, _ in found], [c for _, c in found], **chance))}
-        for (a, b), found in groups.items()
+    chosen = [(items[place], outcome) for (place, _), outcome in final.items()]
+    found = win_rates([PairOutcome(one.model_a, one.model_b, said, one.id) for one, said in chosen], settings)
+    return [plain(one) for one in found]
+
+
+def _weighted(
+    items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings
+) -> dict[str, Any] | None:
+    """Mean probability that reply a is better, over the judgments that give one (AlpacaEval's weighted win rate of a)."""
+    known = [
+        (judgment.to_second, judgment.ask) for judgment in main_judgments(judgments) if judgment.to_second is not None
     ]
-
-
-def _weighted(items: Sequence[Item], games: Sequence[Game], chance: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Mean probability that reply a is better, over the games that give one (AlpacaEval's weighted win rate of a)."""
-    known = [(game.to_second, game.ask) for game in main_games(games) if game.to_second is not None]
     of_a = [1 - p if ask.order == "original" else p for p, ask in known]
-    found = mean_interval(of_a, [items[ask.item].id for _, ask in known], **chance)
-    return None if found is None else {"games": len(known), "probability_a": plain(found)}
+    found = settings.mean(of_a, [items[ask.item].id for _, ask in known])
+    return None if found is None else {"judgments": len(known), "probability_a": plain(found)}
 
 
 def _panel(
     by_judge: Sequence[Mapping[Question, Verdict | Missing]],
     final: Mapping[Question, Verdict | Missing],
-    chance: Mapping[str, Any],
+    settings: IntervalSettings,
 ) -> dict[str, Any]:
     voted = [[v for judge in by_judge if not isinstance(v := judge[question], Missing)] for question in final]
     several = [votes for votes in voted if len(votes) > 1]
@@ -342,11 +335,11 @@ def _panel(
         "questions": len(final),
         "unanimous": sum(len(votes) == len(by_judge) and len(set(votes)) == 1 for votes in voted),
         "missing": sum(isinstance(outcome, Missing) for outcome in final.values()),
-        "krippendorff_alpha": plain(krippendorff_alpha(several, **chance)) if several else None,
+        "krippendorff_alpha": plain(krippendorff_alpha(several, settings=settings)) if several else None,
     }
 
 
-def _summary(command: JudgeCommand, read: ItemsRead, prompt: JudgePrompt, record: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(command: JudgeCommand, read: ItemsRead, prompt: JudgePrompt, record: JudgeRecord) -> dict[str, Any]:
     plan = command.judges.plan
     worded = any(source.reward is None for source in command.judges.judges)
     asks = asks_of(read.items, plan, prompt.task)
@@ -364,7 +357,7 @@ def _summary(command: JudgeCommand, read: ItemsRead, prompt: JudgePrompt, record
             "first": [{"place": str(bad.origin), "problem": bad.problem} for bad in read.bad[:SHOWN_BAD_LINES]],
         },
         "references": {"shown": len(shown), "needed_but_absent": sum(q not in shown for q in needed)},
-        "judges": record["judges"],
+        "judges": plain(record.judges),
         "prompt": None
         if not worded
         else {
@@ -377,8 +370,8 @@ def _summary(command: JudgeCommand, read: ItemsRead, prompt: JudgePrompt, record
         "plan": plain(plan),
         "confidence": command.confidence,
         "resamples": command.resamples,
-        "spent": record["spent"],
-        "bias": record["bias"],
+        "spent": plain(record.spent),
+        "bias": plain(record.bias),
     }
 
 
@@ -387,7 +380,7 @@ def _written(
 ) -> dict[str, Any]:
     with atomic_path(command.out / "verdicts.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
         for one in judged:
-            for game in one.games:
-                file.write(json.dumps(game_record(game, items, one.name), ensure_ascii=False) + "\n")
+            for judgment in one.judgments:
+                file.write(json.dumps(judgment_record(judgment, items, one.name), ensure_ascii=False) + "\n")
     write_json(command.out / "summary.json", summary)
     return summary

@@ -29,7 +29,7 @@ def summary_view(summary: Mapping[str, Any], out: Path) -> RenderableType:
         parts += _calibration(name, found)
     for name, report in summary.get("bias", {}).items():
         parts += [*_bias(name, report), _mitigations(report["mitigations"])]
-    parts.append(Text(f"\nEvery game is in {out / 'verdicts.jsonl'}, all numbers in {out / 'summary.json'}"))
+    parts.append(Text(f"\nEvery judgment is in {out / 'verdicts.jsonl'}, all numbers in {out / 'summary.json'}"))
     return Group(*parts)
 
 
@@ -167,7 +167,7 @@ def _bias(name: str, report: Mapping[str, Any]) -> Iterator[RenderableType]:
         table.add_row("first shown wins both", share(orders["to_first"]), f"{orders['direction_p']:.3g}")
         table.add_row("second shown wins both", share(orders["to_second"]), "")
         table.add_row("a tie in one order only", share(orders["half_tie"]), "")
-    table.add_row("first shown wins (of single games)", share(one["first_shown"]), "")
+    table.add_row("first shown wins (of single judgments)", share(one["first_shown"]), "")
     table.add_row(f"ties (of {one['judged']} outcomes)", share(one["ties"]), "")
     table.add_row(f"longer wins (of {length['decided']})", share(length["longer"]), f"{length['p_value']:.3g}")
     table.add_row("winner is longer by, in characters", number(length["difference"], 0), "")

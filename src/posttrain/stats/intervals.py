@@ -1,17 +1,20 @@
 """Uncertainty of what evaluation measures. numpy and scipy only; every function is pure and seeded.
 
-Shapes in names: ``R`` held-out rows, ``P`` prompts, ``K`` clusters of rows. Differences are always ``b - a``: a negative loss difference and a
-positive accuracy difference both say that ``b`` is better.
+Shapes in names: ``R`` rows (held-out rows, prompts, questions), ``K`` clusters of rows, ``P`` prompts. Differences are always ``b - a``: a negative
+difference of losses and a positive one of accuracies both say that ``b`` is better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Test = Literal["mcnemar", "sign", "permutation"]
 
 _DRAWS_AT_ONCE = 1_000_000
 """Row numbers drawn at once: 8 MB of int64. The numbers drawn do not depend on it."""
@@ -38,13 +41,28 @@ class Interval(NamedTuple):
     confidence: float
 
 
-class Discordance(NamedTuple):
-    """How two models agree over the same checked prompts. The fields sum up to the number of prompts."""
+@dataclass(frozen=True, slots=True)
+class IntervalSettings:
+    """How intervals are made."""
 
-    both_right: int
-    only_a: int
-    only_b: int
-    both_wrong: int
+    confidence: float = 0.95
+    resamples: int = 10_000
+    """Of a bootstrap, and draws of a permutation test."""
+    seed: int = 0
+
+    def share(self, count: float, of: int) -> Interval | None:
+        """Wilson's interval; None of nothing."""
+        return wilson(count, of, self.confidence) if of else None
+
+    def mean(self, values_R: Sequence[float], clusters_R: Sequence[Hashable]) -> Interval | None:
+        """The mean with its bootstrap interval over clusters; None of nothing."""
+        return mean(values_R, clusters_R, self) if len(values_R) else None
+
+    def ends(self, draws_D: Floats) -> tuple[float, float]:
+        """The percentile interval of what was found in resamples."""
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(draws_D, (tail, 1 - tail))
+        return float(low), float(high)
 
 
 class PermutationTest(NamedTuple):
@@ -58,84 +76,97 @@ class PermutationTest(NamedTuple):
     patterns: int
 
 
-def loss_difference(
-    nll_a_R: ArrayLike,
-    nll_b_R: ArrayLike,
-    tokens_R: ArrayLike,
-    tokens_b_R: ArrayLike | None = None,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Difference of the mean losses of two models on the same rows, in nats per token, by paired bootstrap.
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Two models on the same rows: ``b`` minus ``a``."""
 
-    ``nll_a_R`` and ``nll_b_R`` are sums of negative log-likelihoods per row, ``tokens_R`` the numbers of tokens they are summed over.
-    ``tokens_b_R``: those of b, where its chat template writes the rows in others; None = the same.
-    The estimate is the ratio of sums, ``sum(nll_b - nll_a) / sum(tokens)``, or the difference of two ratios. Rows are the unit that is resampled (tokens of one row are
-    not independent), both models with the same draw, and the ratio is formed anew in every resample. The interval is the
-    percentile interval (Efron and Tibshirani 1993, chapter 13). With one row it has no width, and with few rows it is too
-    narrow: the bootstrap knows only the rows it was given.
-
-    Raises:
-        ValueError: no rows, unequal lengths, a row without tokens, or a loss that is not finite.
-
-    """
-    nll_a, nll_b, tokens = (np.asarray(x, dtype=np.float64) for x in (nll_a_R, nll_b_R, tokens_R))
-    tokens_b = tokens if tokens_b_R is None else np.asarray(tokens_b_R, dtype=np.float64)
-    if not nll_a.shape == nll_b.shape == tokens.shape == tokens_b.shape or nll_a.ndim != 1 or nll_a.size == 0:
-        raise ValueError(f"lists of one length are needed, not {nll_a.shape}, {nll_b.shape}, {tokens.shape}")
-    counts = np.stack([tokens, tokens_b])
-    if not (np.isfinite(nll_a).all() and np.isfinite(nll_b).all() and np.isfinite(counts).all() and (counts > 0).all()):
-        raise ValueError("losses must be finite, and every row needs at least one token")
-    if np.array_equal(tokens, tokens_b):
-        return _bootstrap_ratio(nll_b - nll_a, tokens, confidence, resamples, seed)
-    return _bootstrap_ratio(nll_b, tokens_b, confidence, resamples, seed, less=(nll_a, tokens))
+    interval: Interval
+    test: Test | None
+    """Which test gave ``p_value``; None = no test was asked for."""
+    p_value: float | None
+    exact: bool
+    """Whether the p-value is exact: a permutation test of many rows draws."""
+    detectable: float | None
+    """The smallest true difference that so many clusters would have shown four times of five; None with one cluster, or where none differs."""
+    higher: int
+    """Rows whose value under ``b`` is the higher one."""
+    lower: int
+    rows: int
+    clusters: int
 
 
-def accuracy_difference(
-    passed_a_P: ArrayLike,
-    passed_b_P: ArrayLike,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Difference of two accuracies over the same prompts (booleans), by paired bootstrap over prompts.
-
-    Percentile interval, as in ``loss_difference``. Where the models never disagree it has no width: then read Wilson's interval of each.
-
-    Raises:
-        ValueError: no prompts or unequal lengths.
-
-    """
-    passed_a, passed_b = _paired(passed_a_P, passed_b_P)
-    difference = passed_b.astype(np.float64) - passed_a
-    return _bootstrap_ratio(difference, np.ones_like(difference), confidence, resamples, seed)
+# ---- two models on the same rows -----------------------------------------------------------------------------------
 
 
-def mean_difference(
+def compare(
     values_a_R: ArrayLike,
     values_b_R: ArrayLike,
+    clusters_R: Sequence[Hashable] | None = None,
     *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Difference of the means of a value that two models have on the same rows, by paired bootstrap over rows.
+    weights_a_R: ArrayLike | None = None,
+    weights_b_R: ArrayLike | None = None,
+    test: Test | None = None,
+    settings: IntervalSettings = IntervalSettings(),
+) -> PairedDifference:
+    """Compare two models on the same rows: difference of the means, by paired bootstrap, and a test of it.
 
-    Percentile interval, as in ``loss_difference``.
+    Rows of one cluster (two turns, several samples or several judges of one question) are not independent, so whole clusters are
+    resampled (Miller 2024, arXiv:2411.00640); without ``clusters_R`` every row is one. Both models have the same draw. The interval is the
+    percentile interval (Efron and Tibshirani 1993, chapter 13): with one cluster it has no width, and with few it is too narrow, as the
+    bootstrap knows only the rows it was given. ``test`` then says more: the exact sign test of rows that differ (McNemar's, for values
+    that are 0 or 1), or a permutation test that swaps the models in whole clusters.
+
+    With ``weights_a_R`` the values are sums (of negative log-likelihoods over the tokens of a row, say), and what is compared are ratios of
+    sums, ``sum(values) / sum(weights)``, formed anew in every resample; ``weights_b_R``: those of b, where they differ. Ratios are not tested.
+
+    Raises:
+        ValueError: no rows, unequal lengths, a value that is not finite, or a weight that is not positive.
+
+    """
+    a_R, b_R = _pairs(values_a_R, values_b_R)
+    if weights_a_R is None:
+        difference_R = b_R - a_R
+        sums_K, rows_K = _cluster_sums(difference_R, clusters_R)
+        interval = _bootstrap_ratio(sums_K, rows_K, settings)
+        means_K = _cluster_means(b_R, clusters_R) - _cluster_means(a_R, clusters_R)
+    else:
+        weights_R, others_R = _pairs(weights_a_R, weights_a_R if weights_b_R is None else weights_b_R)
+        if len(weights_R) != len(a_R) or not ((weights_R > 0) & (others_R > 0)).all():
+            raise ValueError("every row needs a positive weight")
+        if clusters_R is not None or test is not None:
+            raise ValueError("ratios of sums are compared row by row, without a test")
+        if np.array_equal(weights_R, others_R):
+            interval = _bootstrap_ratio(b_R - a_R, weights_R, settings)
+        else:
+            interval = _bootstrap_ratio(b_R, others_R, settings, less=(a_R, weights_R))
+        a_R, b_R = a_R / weights_R, b_R / others_R
+        means_K = b_R - a_R
+    higher, lower = int(np.count_nonzero(b_R > a_R)), int(np.count_nonzero(b_R < a_R))
+    p_value, exact = None, True
+    if test == "permutation":
+        found = permutation_test(a_R, b_R, clusters_R, draws=settings.resamples, seed=settings.seed)
+        p_value, exact = found.p_value, found.exact
+    elif test is not None:
+        p_value = mcnemar(lower, higher)
+    detectable = None
+    if len(means_K) > 1:
+        spread = float(np.std(means_K, ddof=1))
+        detectable = minimum_detectable_difference(spread, len(means_K), significance=1 - settings.confidence) or None
+    return PairedDifference(interval, test, p_value, exact, detectable, higher, lower, len(a_R), len(means_K))
+
+
+def mean(
+    values_R: ArrayLike, clusters_R: Sequence[Hashable] | None = None, settings: IntervalSettings = IntervalSettings()
+) -> Interval:
+    """The mean of a value with its percentile interval, whole clusters resampled (as in `compare`).
 
     Raises:
         ValueError: no rows, unequal lengths, or a value that is not finite.
 
     """
-    a, b = np.asarray(values_a_R, dtype=np.float64), np.asarray(values_b_R, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1 or a.size == 0:
-        raise ValueError(f"two lists of one length are needed, not {a.shape} and {b.shape}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("values must be finite")
-    return _bootstrap_ratio(b - a, np.ones_like(a), confidence, resamples, seed)
+    values = _finite(values_R)
+    sums_K, rows_K = _cluster_sums(values, clusters_R)
+    return _bootstrap_ratio(sums_K, rows_K, settings)
 
 
 def wilson(passed: float, checked: int, confidence: float = 0.95) -> Interval:
@@ -159,12 +190,6 @@ def wilson(passed: float, checked: int, confidence: float = 0.95) -> Interval:
     low = 0.0 if passed == 0 else middle - half
     high = 1.0 if passed == checked else middle + half
     return Interval(share, float(low), float(high), confidence)
-
-
-def discordance(passed_a_P: ArrayLike, passed_b_P: ArrayLike) -> Discordance:
-    """Count over the same prompts who was right."""
-    a, b = _paired(passed_a_P, passed_b_P)
-    return Discordance(*(int(np.count_nonzero(x)) for x in (a & b, a & ~b, ~a & b, ~a & ~b)))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -192,70 +217,14 @@ def quantiles(values: ArrayLike, shares: Sequence[float] = (0.5, 0.9, 0.95, 1.0)
     return tuple(float(q) for q in np.quantile(array, shares))
 
 
-# ---- clusters, permutations, several comparisons -------------------------------------------------------------------
-
-
-def clustered_difference(
-    values_a_R: ArrayLike,
-    values_b_R: ArrayLike,
-    clusters_R: Sequence[Hashable],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Difference of the means of a value that two models have on the same rows, where rows come in clusters.
-
-    Rows of one cluster (two turns, several samples or several judges of one question) are not independent, so whole clusters are
-    resampled: the estimate is the mean over rows, as in ``mean_difference``, and so is the percentile interval. With one row a
-    cluster the two functions give the same numbers. (Why: Miller 2024, arXiv:2411.00640.)
-
-    Raises:
-        ValueError: no rows, unequal lengths, or a value that is not finite.
-
-    """
-    difference_R = _differences(values_a_R, values_b_R)
-    top_K, rows_K = _cluster_sums(difference_R, clusters_R)
-    return _bootstrap_ratio(top_K, rows_K, confidence, resamples, seed)
-
-
-def mean_by_group(
-    values_R: ArrayLike,
-    groups_R: Sequence[Hashable],
-    *,
-    clusters_R: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> dict[Hashable, Interval]:
-    """Mean of any per-row value in every group (categories, prompt types), with percentile intervals, groups in order of appearance.
-
-    ``clusters_R`` names the unit that is resampled, a row by default. Every group is resampled on its own, with the same seed, so a
-    group's interval does not depend on which others there are. For differences of two models hand in the differences.
-
-    Raises:
-        ValueError: no rows, unequal lengths, or a value that is not finite.
-
-    """
-    values = _finite(values_R)
-    clusters = range(len(values)) if clusters_R is None else clusters_R
-    _same_length(values, groups_R, "groups")
-    _same_length(values, clusters, "clusters")
-    rows: dict[Hashable, list[int]] = {}
-    for row, group in enumerate(groups_R):
-        rows.setdefault(group, []).append(row)
-    found = {}
-    for group, members in rows.items():
-        top_K, rows_K = _cluster_sums(values[members], [clusters[row] for row in members])
-        found[group] = _bootstrap_ratio(top_K, rows_K, confidence, resamples, seed)
-    return found
+# ---- permutations, several comparisons ------------------------------------------------------------------------------
 
 
 def permutation_test(
     values_a_R: ArrayLike,
     values_b_R: ArrayLike,
-    *,
     clusters_R: Sequence[Hashable] | None = None,
+    *,
     draws: int = 10_000,
     seed: int = 0,
 ) -> PermutationTest:
@@ -273,8 +242,9 @@ def permutation_test(
     """
     if draws < 1:
         raise ValueError("at least one draw is needed")
-    difference_R = _differences(values_a_R, values_b_R)
-    sums_K = difference_R if clusters_R is None else _cluster_sums(difference_R, clusters_R)[0]
+    a_R, b_R = _pairs(values_a_R, values_b_R)
+    difference_R = b_R - a_R
+    sums_K, _ = _cluster_sums(difference_R, clusters_R)
     sums_K = sums_K[sums_K != 0]
     seen = abs(float(sums_K.sum()))
     # Equal sums added up in another order differ in the last digits: they must still count as equal.
@@ -334,7 +304,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in adjusted)
 
 
-def _extreme_draws(sums_K: NDArray[np.float64], limit: float, draws: int, seed: int) -> int:
+def _extreme_draws(sums_K: Floats, limit: float, draws: int, seed: int) -> int:
     rng, extreme = np.random.default_rng(seed), 0
     at_once = max(1, _DRAWS_AT_ONCE // len(sums_K))
     for start in range(0, draws, at_once):
@@ -344,11 +314,12 @@ def _extreme_draws(sums_K: NDArray[np.float64], limit: float, draws: int, seed: 
     return extreme
 
 
-def _cluster_sums(
-    values_R: NDArray[np.float64], clusters_R: Sequence[Hashable]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The sum of the values and the number of rows of every cluster, in order of appearance."""
-    _same_length(values_R, clusters_R, "clusters")
+def _cluster_sums(values_R: Floats, clusters_R: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
+    """The sum of the values and the number of rows of every cluster, in order of appearance; None = every row is one."""
+    if clusters_R is None:
+        return values_R, np.ones_like(values_R)
+    if len(values_R) != len(clusters_R):
+        raise ValueError(f"{len(values_R)} values, but {len(clusters_R)} clusters")
     places: dict[Hashable, int] = {}
     place_R = [places.setdefault(cluster, len(places)) for cluster in clusters_R]
     top_K, rows_K = np.zeros(len(places)), np.zeros(len(places))
@@ -357,19 +328,23 @@ def _cluster_sums(
     return top_K, rows_K
 
 
-def _same_length(values_R: NDArray[np.float64], names_R: Sequence[Hashable], what: str) -> None:
-    if len(values_R) != len(names_R):
-        raise ValueError(f"{len(values_R)} values, but {len(names_R)} {what}")
+def _cluster_means(values_R: Floats, clusters_R: Sequence[Hashable] | None) -> Floats:
+    if clusters_R is None:
+        return values_R
+    grouped: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values_R.tolist(), clusters_R, strict=True):
+        grouped.setdefault(cluster, []).append(value)
+    return np.array([np.mean(group) for group in grouped.values()])
 
 
-def _differences(values_a_R: ArrayLike, values_b_R: ArrayLike) -> NDArray[np.float64]:
-    a, b = np.asarray(values_a_R, dtype=np.float64), np.asarray(values_b_R, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"two lists of one length are needed, not {a.shape} and {b.shape}")
-    return _finite(b - a)
+def _pairs(values_a_R: ArrayLike, values_b_R: ArrayLike) -> tuple[Floats, Floats]:
+    a_R, b_R = np.asarray(values_a_R, dtype=np.float64), np.asarray(values_b_R, dtype=np.float64)
+    if a_R.shape != b_R.shape:
+        raise ValueError(f"two lists of one length are needed, not {a_R.shape} and {b_R.shape}")
+    return _finite(a_R), _finite(b_R)
 
 
-def _finite(values_R: ArrayLike) -> NDArray[np.float64]:
+def _finite(values_R: ArrayLike) -> Floats:
     values = np.asarray(values_R, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"a list of values is needed, not {values.shape}")
@@ -379,18 +354,16 @@ def _finite(values_R: ArrayLike) -> NDArray[np.float64]:
 
 
 def _bootstrap_ratio(
-    top_R: NDArray[np.float64],
-    bottom_R: NDArray[np.float64],
-    confidence: float,
-    resamples: int,
-    seed: int,
-    less: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    top_R: Floats,
+    bottom_R: Floats,
+    settings: IntervalSettings,
+    less: tuple[Floats, Floats] | None = None,
 ) -> Interval:
     """Percentile interval of ``sum(top) / sum(bottom)`` over resampled rows, less the same ratio of two other lists."""
-    tail = (1 - _confidence(confidence)) / 2
+    resamples, confidence = settings.resamples, _confidence(settings.confidence)
     if resamples < 1:
         raise ValueError("at least one resample is needed")
-    rng, rows = np.random.default_rng(seed), len(top_R)
+    rng, rows = np.random.default_rng(settings.seed), len(top_R)
     at_once = max(1, _DRAWS_AT_ONCE // rows)
     ratios = np.empty(resamples)
     for start in range(0, resamples, at_once):
@@ -399,18 +372,8 @@ def _bootstrap_ratio(
         if less is not None:
             found -= less[0][drawn].sum(axis=1) / less[1][drawn].sum(axis=1)
         ratios[start : start + at_once] = found
-    low, high = np.quantile(ratios, (tail, 1 - tail))
     estimate = top_R.sum() / bottom_R.sum() - (0.0 if less is None else less[0].sum() / less[1].sum())
-    return Interval(float(estimate), float(low), float(high), confidence)
-
-
-def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    left, right = np.asarray(a), np.asarray(b)
-    if left.shape != right.shape or left.ndim != 1 or left.size == 0:
-        raise ValueError(f"two lists of one length are needed, not {left.shape} and {right.shape}")
-    if not {left.dtype, right.dtype} <= {np.dtype(np.bool_)}:
-        raise ValueError(f"booleans are needed, not {left.dtype} and {right.dtype}")
-    return left, right
+    return Interval(float(estimate), *settings.ends(ratios), confidence)
 
 
 def _confidence(value: float) -> float:

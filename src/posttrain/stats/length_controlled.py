@@ -387,20 +387,6 @@ def read_published_glm(*, difficulty: Path, instructions: Path, lengths: Path, g
     )
 
 
-def read_glm_weights(path: Path) -> dict[str, GlmWeights]:
-    """Coefficients of many models from the published weights file (first column: the model's name).
-
-    Raises:
-        DataError: the file is missing, can't be read or lacks a column.
-
-    """
-    names = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
-    values = _columns(path, names)
-    models = _table(path).to_series(0).to_list()
-    rows = zip(*(values[name].tolist() for name in names), strict=True)
-    return {str(model): GlmWeights(*row) for model, row in zip(models, rows, strict=True)}
-
-
 def _columns(path: Path, names: Sequence[str]) -> dict[str, Floats]:
     table = _table(path)
     missing = [name for name in names if name not in table.columns]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -127,16 +127,6 @@ def winner_of(word: str, where: str) -> Literal["a", "b", "tie"]:
             fix=f"use one of {', '.join(OUTCOMES)}",
         )
     return "a" if share == 1 else "b" if share == 0 else "tie"
-
-
-def weighted_by_pair(comparisons: Comparisons, at_least: int = 50) -> Comparisons:
-    """The same rows, each weighing 1 / max(rows of its pair of models, ``at_least``), so that no pair decides by its number.
-
-    arena-rank's reweighting. Weights that were there before are multiplied.
-    """
-    low_N, high_N = comparisons.pairs_N2.min(axis=1), comparisons.pairs_N2.max(axis=1)
-    _, place_N, rows = np.unique(low_N * len(comparisons.models) + high_N, return_inverse=True, return_counts=True)
-    return replace(comparisons, weights_N=comparisons.weights_N / np.maximum(rows[place_N], at_least))
 
 
 # ---- counting ------------------------------------------------------------------------------------------------------

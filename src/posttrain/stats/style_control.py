@@ -53,15 +53,6 @@ class MarkdownCounts(NamedTuple):
     bold: int
 
 
-def markdown_counts(text: str) -> MarkdownCounts:
-    """Count as Chatbot Arena does (FastChat, add_markdown_info.py); its fourth feature is the number of tokens.
-
-    (There the words of a code block go missing from the rest of the reply too; here only the block does.)
-    """
-    plain = _CODE.sub("", text)
-    return MarkdownCounts(*(len(pattern.findall(plain)) for pattern in (_HEADER, _ITEM, _BOLD)))
-
-
 def style_features(counts_a_NF: ArrayLike, counts_b_NF: ArrayLike) -> Floats:
     """Relative differences (a - b) / (a + b + 1) of style counts, standardised per feature (mean 0, population sd 1).
 

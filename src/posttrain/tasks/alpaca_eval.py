@@ -18,12 +18,13 @@ from annotated_types import Ge
 
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
-from posttrain.judge.judge import Game
+from posttrain.judge.judge import Judgment
+from posttrain.judge.pool import Judges
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import Missing, mirrored
 from posttrain.judge.win_rates import POINTS
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Chance
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.stats.length_controlled import (
     LengthControlled,
     PublishedGlm,
@@ -33,7 +34,7 @@ from posttrain.stats.length_controlled import (
     shown_swapped,
     win_rate,
 )
-from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task, Value
+from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task, Value
 from posttrain.tasks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -171,7 +172,9 @@ class AlpacaEvalBenchmark:
             )
         return tuple(keep_shares(tasks, [task.category for task in tasks], self.max_prompts))
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Compare every model with the baseline."""
         judges = required(judges, self.title)
         if self.baseline == "file":
@@ -185,7 +188,7 @@ class AlpacaEvalBenchmark:
         values = [one.value for one in weighted] + side_values(won, DISCRETE)
         if self.baseline == "first":
             values += [half for key in (WIN_RATE, DISCRETE) for half in baseline_halves(baseline, values, key)]
-        extra, lc_notes = self._length_control(matches, models, baseline, chance)
+        extra, lc_notes = self._length_control(matches, models, baseline, settings)
         points = side_points(won, DISCRETE)
         for one in weighted:
             points.setdefault(one.key, {})[WIN_RATE] = one.share
@@ -201,7 +204,7 @@ class AlpacaEvalBenchmark:
                 *lc_notes,
                 *repeated_notes(answers),
             ],
-            extra={"win_rates": win_rate_records(matches, chance), **extra},
+            extra={"win_rates": win_rate_records(matches, settings), **extra},
         )
 
     def _judged(self, pairs: Sequence[Pairing], judges: Judges) -> tuple[list[Match], list[str]]:
@@ -234,11 +237,11 @@ class AlpacaEvalBenchmark:
         )
 
     def _length_control(
-        self, matches: Sequence[Match], models: Sequence[str], baseline: str, chance: Chance
+        self, matches: Sequence[Match], models: Sequence[str], baseline: str, settings: IntervalSettings
     ) -> tuple[dict[str, Any], list[str]]:
         """``length_controlled`` and ``results`` of the record, and what must be told of them."""
         published = self._published()
-        judge = " + ".join(dict.fromkeys(name for match in matches for name in match.games))
+        judge = " + ".join(dict.fromkeys(name for match in matches for name in match.judgments))
         rows, results, notes = [], [], []
         reasons: list[str] = []
         for model in models:
@@ -251,7 +254,7 @@ class AlpacaEvalBenchmark:
             row = _row(model, own, raw)
             rows.append(row)
             try:
-                found = _controlled(own, judge, published, chance)
+                found = _controlled(own, judge, published, settings)
             except DataError as error:
                 notes.append(f"{model}: no length-controlled win rate: {error.problem}.")
                 continue
@@ -284,7 +287,7 @@ def _preferences(matches: Sequence[Match]) -> list[float]:
 
 
 def _controlled(
-    matches: Sequence[Match], judge: str, published: PublishedGlm | None, chance: Chance
+    matches: Sequence[Match], judge: str, published: PublishedGlm | None, settings: IntervalSettings
 ) -> LengthControlled:
     return length_controlled_win_rate(
         _preferences(matches),
@@ -293,9 +296,9 @@ def _controlled(
         judge=f"{judge} with posttrain's own prompt",
         published=published,
         instructions_I=[int(match.pairing.task.id) for match in matches],
-        confidence=chance.confidence,
-        resamples=min(chance.resamples, MOST_REFITS),
-        seed=chance.seed,
+        confidence=settings.confidence,
+        resamples=min(settings.resamples, MOST_REFITS),
+        seed=settings.seed,
     )
 
 
@@ -332,29 +335,29 @@ class _Weighted(NamedTuple):
 
 
 def share_of_a(match: Match) -> float | None:
-    """How probable it is that a's reply is the better one: mean over a judge's games, then over the judges that have it.
+    """How probable it is that a's reply is the better one: mean over a judge's judgments, then over the judges that have it.
 
-    A judge that left one of its games without a verdict has none: with both orders one alone would carry the order's effect.
+    A judge that left one of its judgments without a verdict has none: with both orders one alone would carry the order's effect.
     None where no judge has one; 1/2 where the replies are the same.
     """
     if match.pairing.same:
         return 0.5
     by_judge = []
-    for games in match.games.values():
-        known = [share for game in games if (share := _game_share(game)) is not None]
-        if len(known) == len(games):
+    for judgments in match.judgments.values():
+        known = [share for judgment in judgments if (share := _game_share(judgment)) is not None]
+        if len(known) == len(judgments):
             by_judge.append(fmean(known))
     return fmean(by_judge) if by_judge else None
 
 
-def _game_share(game: Game) -> float | None:
-    """The share of one game that goes to model a: by probability, else 1, 1/2 or 0 for the verdict."""
-    swapped = game.ask.order == "swapped"
-    if game.to_second is not None:
-        return game.to_second if swapped else 1 - game.to_second
-    if isinstance(game.value, Missing | float | int):
+def _game_share(judgment: Judgment) -> float | None:
+    """The share of one judgment that goes to model a: by probability, else 1, 1/2 or 0 for the verdict."""
+    swapped = judgment.ask.order == "swapped"
+    if judgment.to_second is not None:
+        return judgment.to_second if swapped else 1 - judgment.to_second
+    if isinstance(judgment.value, Missing | float | int):
         return None
-    return POINTS[mirrored(game.value) if swapped else game.value]
+    return POINTS[mirrored(judgment.value) if swapped else judgment.value]
 
 
 def _shown(

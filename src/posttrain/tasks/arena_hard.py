@@ -1,12 +1,12 @@
 """Arena-Hard: hard prompts, the judge writes its own answer first and then says how much better one reply is than the other.
 
-Li et al. 2024, arXiv:2406.11939; procedure of arena-hard-auto: two games, one in each order, both kept; five labels from ``[[A>>B]]`` to
+Li et al. 2024, arXiv:2406.11939; procedure of arena-hard-auto: two judgments, one in each order, both kept; five labels from ``[[A>>B]]`` to
 ``[[B>>A]]``, of which the last one counts; a much better reply (``>>``) counts three times. The score is the share of the win that goes
 to the model:
 
-    score = sum of weight x points / sum of weight       points 1, 1/2, 0; weight 3 for ``>>``, else 1; over all games
+    score = sum of weight x points / sum of weight       points 1, 1/2, 0; weight 3 for ``>>``, else 1; over all judgments
 
-Published are quantiles (5 and 95%) of 100 bootstrap means over games; here whole prompts are resampled, since the two games of one prompt are
+Published are quantiles (5 and 95%) of 100 bootstrap means over judgments; here whole prompts are resampled, since the two judgments of one prompt are
 not independent, and the confidence is the stage's. The judge's prompt is our own.
 """
 
@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 
 from posttrain.errors import DataError
 from posttrain.generate.engine import Completion, Sampling
-from posttrain.judge.judge import Game
+from posttrain.judge.judge import Judgment
+from posttrain.judge.pool import Judges
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import FiveVerdict, Missing, Verdict, arena_hard, read, side
 from posttrain.judge.win_rates import POINTS
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Chance, Interval, holm, minimum_detectable_difference, quantiles, wilson
-from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Task
+from posttrain.stats.intervals import Interval, IntervalSettings, holm, minimum_detectable_difference, quantiles, wilson
+from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Task
 from posttrain.tasks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -69,7 +70,7 @@ _MEASURES = (
         "Arena-Hard score",
         "share",
         "higher",
-        "Share of the win that goes to the model over both games of every prompt; a much better reply counts three times.",
+        "Share of the win that goes to the model over both judgments of every prompt; a much better reply counts three times.",
         headline=True,
     ),
     Measure(
@@ -86,7 +87,7 @@ _MEASURES = (
 class ArenaHardBenchmark:
     """Arena-Hard: hard prompts judged in five steps against a baseline's replies.
 
-    A reply cut at ``max_tokens`` is judged as it stands. A game without a readable label is in no score; the prompt's other game is kept, as
+    A reply cut at ``max_tokens`` is judged as it stands. A judgment without a readable label is in no score; the prompt's other judgment is kept, as
     published, and its win rate is missing. A judge without labels (a reward model) has weight 1.
     """
 
@@ -144,7 +145,9 @@ class ArenaHardBenchmark:
             )
         return tuple(tasks)
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Compare every model with the baseline."""
         judges = required(judges, self.title)
         if self.baseline is None:
@@ -168,7 +171,7 @@ class ArenaHardBenchmark:
         for model, own in tallies.items():
             for task, found in own.items():
                 points.setdefault((model, task, 0), {})[SCORE] = found.points / found.weight
-        games = [game.value for match in matches for own in match.games.values() for game in own]
+        judgments = [judgment.value for match in matches for own in match.judgments.values() for judgment in own]
         return Findings(
             values=values,
             counts=counts(answers, measured, missing_reasons(matches)),
@@ -177,13 +180,13 @@ class ArenaHardBenchmark:
             notes=[
                 OWN_PROMPT.format(title=self.title),
                 *(match_notes(matches) if models else [ONE_MODEL]),
-                *missing_notes(games, "games have no readable label"),
+                *missing_notes(judgments, "judgments have no readable label"),
                 *repeated_notes(answers),
             ],
             extra={
-                "win_rates": win_rate_records(matches, chance),
-                "results": score_results(tallies, chance),
-                "differences": score_differences(tallies, chance),
+                "win_rates": win_rate_records(matches, settings),
+                "results": score_results(tallies, settings),
+                "differences": score_differences(tallies, settings),
             },
         )
 
@@ -209,12 +212,12 @@ _POINTS: dict[FiveVerdict, float] = {
 
 
 def tally(matches: Sequence[Match]) -> dict[str, dict[str, Tally]]:
-    """Every model a's games against the baseline, all judges and samples pooled; prompts without a readable game are left out.
+    """Every model a's judgments against the baseline, all judges and samples pooled; prompts without a readable judgment are left out.
 
     Equal replies are a tie in each order.
     """
     found: dict[str, dict[str, Tally]] = {}
-    judges = max((len(match.games) for match in matches), default=0) or 1
+    judges = max((len(match.judgments) for match in matches), default=0) or 1
     for match in matches:
         pair = match.pairing
         own = [(0.5, 1.0)] * (2 * judges) if pair.same else list(_points(match))
@@ -225,42 +228,42 @@ def tally(matches: Sequence[Match]) -> dict[str, dict[str, Tally]]:
 
 
 def _points(match: Match) -> Iterator[tuple[float, float]]:
-    """(points of model a, weight) of every game with a verdict."""
-    for game in (game for games in match.games.values() for game in games):
-        label = label_of_game(game)
+    """(points of model a, weight) of every judgment with a verdict."""
+    for judgment in (judgment for judgments in match.judgments.values() for judgment in judgments):
+        label = label_of_game(judgment)
         if not isinstance(label, Missing):
             points = _POINTS[label]
-            yield 1 - points if game.ask.order == "swapped" else points, MUCH if label.endswith(">>") else 1
+            yield 1 - points if judgment.ask.order == "swapped" else points, MUCH if label.endswith(">>") else 1
 
 
-def label_of_game(game: Game) -> FiveVerdict | Missing:
+def label_of_game(judgment: Judgment) -> FiveVerdict | Missing:
     """What the judge said, with its strength: the reply is read again. A verdict without a reply (a reward model) has no strength."""
-    if isinstance(game.value, Missing):
-        return game.value
-    if isinstance(game.outcome, Completion):
-        return read(game.outcome, arena_hard)
-    assert not isinstance(game.value, float | int), "pairs are not rated"
-    return _WITHOUT_STRENGTH[game.value]
+    if isinstance(judgment.value, Missing):
+        return judgment.value
+    if isinstance(judgment.outcome, Completion):
+        return read(judgment.outcome, arena_hard)
+    assert not isinstance(judgment.value, float | int), "pairs are not rated"
+    return _WITHOUT_STRENGTH[judgment.value]
 
 
 _WITHOUT_STRENGTH: dict[Verdict, FiveVerdict] = {"first": "first>", "second": "second>", "tie": "tie"}
 
 
-def score_results(tallies: Tallies, chance: Chance) -> list[dict[str, Any]]:
+def score_results(tallies: Tallies, settings: IntervalSettings) -> list[dict[str, Any]]:
     """``results`` of the record: the score over all prompts and in every category, prompts resampled."""
     found = []
     for model, own in tallies.items():
         categories = dict.fromkeys(one.category for one in own.values() if one.category is not None)
         for category in (None, *categories) if own else ():
             chosen = {task: one for task, one in own.items() if category is None or one.category == category}
-            estimate, low, high, _ = _score(chosen, chance)
+            estimate, low, high, _ = _score(chosen, settings)
             place = {"model": model, "measure": SCORE, "category": category}
             interval = {"estimate": estimate, "low": low, "high": high}
             found.append(place | interval | {"values": len(chosen), "prompts": len(chosen)})
     return found
 
 
-def score_differences(tallies: Tallies, chance: Chance) -> list[dict[str, Any]]:
+def score_differences(tallies: Tallies, settings: IntervalSettings) -> list[dict[str, Any]]:
     """``differences`` of the record: every later model minus the first, on common prompts; Holm's adjustment over all of them."""
     first, *others = tallies
     found = []
@@ -268,22 +271,24 @@ def score_differences(tallies: Tallies, chance: Chance) -> list[dict[str, Any]]:
         common = [task for task in tallies[first] if task in tallies[model]]
         if common:
             sums_a, sums_b = (_sums([tallies[name][task] for task in common]) for name in (first, model))
-            found.append({"a": first, "b": model, "measure": SCORE, **_difference(sums_a, sums_b, chance)})
+            found.append({"a": first, "b": model, "measure": SCORE, **_difference(sums_a, sums_b, settings)})
     adjusted = holm([one["p_value"] for one in found]) if found else ()
     return [{**one, "adjusted_p": p} for one, p in zip(found, adjusted, strict=True)]
 
 
-def _score(tallies: Mapping[str, Tally], chance: Chance) -> Interval:
-    """Percentile interval of the ratio of sums over resampled prompts; Wilson's over prompts where all games went one way."""
+def _score(tallies: Mapping[str, Tally], settings: IntervalSettings) -> Interval:
+    """Percentile interval of the ratio of sums over resampled prompts; Wilson's over prompts where all judgments went one way."""
     sums_P2 = _sums(list(tallies.values()))
     share = float(_share(sums_P2.sum(axis=0)))
     if share in (0.0, 1.0):  # every resample would be the same
-        return wilson(round(share * len(sums_P2)), len(sums_P2), chance.confidence)
-    low, high = _ends(np.concatenate([_share(drawn_DP @ sums_P2) for drawn_DP in _draws(len(sums_P2), chance)]), chance)
-    return Interval(share, low, high, chance.confidence)
+        return wilson(round(share * len(sums_P2)), len(sums_P2), settings.confidence)
+    low, high = _ends(
+        np.concatenate([_share(drawn_DP @ sums_P2) for drawn_DP in _draws(len(sums_P2), settings)]), settings
+    )
+    return Interval(share, low, high, settings.confidence)
 
 
-def _difference(sums_a_P2: Floats, sums_b_P2: Floats, chance: Chance) -> dict[str, Any]:
+def _difference(sums_a_P2: Floats, sums_b_P2: Floats, settings: IntervalSettings) -> dict[str, Any]:
     """Difference of two ratios of sums: paired bootstrap over prompts, and a permutation test that swaps the models' prompts.
 
     p = (1 + as extreme) / (1 + draws) (Phipson and Smyth 2010). ``detectable`` takes the ratios as linear around what was found.
@@ -291,21 +296,21 @@ def _difference(sums_a_P2: Floats, sums_b_P2: Floats, chance: Chance) -> dict[st
     prompts = len(sums_a_P2)
     share_a, share_b = _share(sums_a_P2.sum(axis=0)), _share(sums_b_P2.sum(axis=0))
     seen = float(share_b - share_a)
-    drawn = [_share(d @ sums_b_P2) - _share(d @ sums_a_P2) for d in _draws(prompts, chance)]
-    low, high = _ends(np.concatenate(drawn), chance)
-    extreme, rng, moved_P2 = 0, np.random.default_rng(chance.seed), sums_b_P2 - sums_a_P2
-    for size in _chunks(chance.resamples):
+    drawn = [_share(d @ sums_b_P2) - _share(d @ sums_a_P2) for d in _draws(prompts, settings)]
+    low, high = _ends(np.concatenate(drawn), settings)
+    extreme, rng, moved_P2 = 0, np.random.default_rng(settings.seed), sums_b_P2 - sums_a_P2
+    for size in _chunks(settings.resamples):
         swapped_D2 = rng.integers(2, size=(size, prompts)) @ moved_P2
         null_D = _share(sums_b_P2.sum(axis=0) - swapped_D2) - _share(sums_a_P2.sum(axis=0) + swapped_D2)
         extreme += int(np.count_nonzero(np.abs(null_D) >= abs(seen) - 1e-12))
     pulls_P = _pulls(sums_b_P2, share_b) - _pulls(sums_a_P2, share_a)
     spread = float(np.std(pulls_P, ddof=1)) if prompts > 1 else 0.0
-    detectable = minimum_detectable_difference(spread, prompts, significance=1 - chance.confidence)
+    detectable = minimum_detectable_difference(spread, prompts, significance=1 - settings.confidence)
     return {
         "difference": seen,
         "low": low,
         "high": high,
-        "p_value": (1 + extreme) / (1 + chance.resamples),
+        "p_value": (1 + extreme) / (1 + settings.resamples),
         "test": "permutation",
         "detectable": detectable or None,
         "prompts": prompts,
@@ -327,10 +332,10 @@ def _pulls(sums_P2: Floats, share: Floats) -> Floats:
     return np.asarray((sums_P2[:, 0] - share * sums_P2[:, 1]) / sums_P2[:, 1].mean(), dtype=np.float64)
 
 
-def _draws(prompts: int, chance: Chance) -> Iterator[NDArray[np.int64]]:
+def _draws(prompts: int, settings: IntervalSettings) -> Iterator[NDArray[np.int64]]:
     """How often each prompt is in a resample, [D, P] at a time."""
-    rng = np.random.default_rng(chance.seed)
-    for size in _chunks(chance.resamples):
+    rng = np.random.default_rng(settings.seed)
+    for size in _chunks(settings.resamples):
         yield rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=size)
 
 
@@ -339,8 +344,8 @@ def _chunks(number: int) -> Iterator[int]:
         yield min(_DRAWS_AT_ONCE, number - start)
 
 
-def _ends(values_D: Floats, chance: Chance) -> tuple[float, float]:
-    tail = (1 - chance.confidence) / 2
+def _ends(values_D: Floats, settings: IntervalSettings) -> tuple[float, float]:
+    tail = (1 - settings.confidence) / 2
     low, high = quantiles(values_D, (tail, 1 - tail))
     return low, high
 

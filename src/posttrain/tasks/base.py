@@ -14,10 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from posttrain.generate.engine import Failure, FinishReason, Sampling, Usage
-from posttrain.judge.config import JudgePrompt, Plan
-from posttrain.judge.items import Item
-from posttrain.judge.judge import Judged
-from posttrain.stats.intervals import Chance
+from posttrain.judge.pool import Judges
+from posttrain.stats.intervals import IntervalSettings
 
 Area = Literal["helpfulness", "instructions", "reasoning", "safety", "diversity"]
 """What a benchmark is about; the report groups by it."""
@@ -128,24 +126,6 @@ class Counts(NamedTuple):
     """Reason -> answers without a value."""
 
 
-class Judges(Protocol):
-    """Whoever judges: asks every judge of the stage (one, or a panel) and keeps account of calls and bias."""
-
-    @property
-    def language(self) -> Literal["en", "zh"]:
-        """Language of the judge's prompts."""
-        ...
-
-    @property
-    def plan(self) -> Plan:
-        """How often and in which form it is asked."""
-        ...
-
-    def ask(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> list[Judged]:
-        """All judges' games on all items, in the order of the judges. Calls and (of pairs) the bias report are recorded."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What a benchmark found. Everything else of its record is computed from this."""
@@ -187,6 +167,8 @@ class Benchmark(Protocol):
         """Its prompts. Raises DataError that names file and row where they can't be read."""
         ...
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Measure the answers of every model (models in the recipe's order, the first is the baseline)."""
         ...

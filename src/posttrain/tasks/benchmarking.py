@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.artifacts import StageDir, digest, file_digest, read_json, write_json, write_text
+from posttrain.artifacts import StageDir, digest, file_digest, plain, read_json, write_json, write_text
 from posttrain.errors import ConfigError, RunError
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.engine import Engine
 from posttrain.judge.config import JudgeConfig
-from posttrain.judge.pool import JudgeRoom, plain
-from posttrain.stats.intervals import Chance
+from posttrain.judge.pool import JudgePool
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks import Benchmark
 from posttrain.tasks.answers import answer_all, answer_of, answer_record
 from posttrain.tasks.base import Answer, Task
@@ -97,16 +97,16 @@ def measure_benchmarks(
     cache: RequestCache,
     parts: Path,
     out: StageDir,
-    chance: Chance,
+    settings: IntervalSettings,
     display: Display,
 ) -> dict[str, Any]:
     """Score and judge all answers; writes benchmarks/<key>.json and .rows.jsonl (docs/run-folder.md), returns the headline numbers."""
     found: dict[str, Any] = {}
-    with JudgeRoom(judge, cache, out.file("judge.jsonl"), display) as room:
+    with JudgePool(judge, cache, out.file("judge.jsonl"), display) as pool:
         for one in prepared:
             file = out.file("benchmarks", f"{one.key}.json")
             if not file.exists():
-                _measure(one, models, room, parts, out, chance, display)
+                _measure(one, models, pool, parts, out, settings, display)
             record = read_json(file)
             headlines = {measure["key"] for measure in record["measures"] if measure["headline"]}
             found[one.key] = {
@@ -123,17 +123,17 @@ def measure_benchmarks(
 def _measure(
     one: PreparedBenchmark,
     models: Sequence[str],
-    room: JudgeRoom,
+    pool: JudgePool,
     parts: Path,
     out: StageDir,
-    chance: Chance,
+    settings: IntervalSettings,
     display: Display,
 ) -> None:
     benchmark, tasks = one.benchmark, {task.id: task for task in one.tasks}
     read = {model: read_json(_part(parts, model, one.key)) for model in models}
     answers = {model: [answer_of(record, tasks) for record in found["answers"]] for model, found in read.items()}
-    judges = room.session(one.key) if benchmark.needs.judge else None
-    findings = benchmark.score(answers, judges, chance)
+    judges = pool.session(one.key) if benchmark.needs.judge else None
+    findings = benchmark.score(answers, judges, settings)
     if judges is not None and (failed := judges.failed()) is not None:
         raise RunError(
             f"{one.key}: {failed}",
@@ -148,9 +148,9 @@ def _measure(
         "area": benchmark.area,
         "source": _source(benchmark, len(one.tasks)),
         "config": plain(benchmark),
-        **benchmark_record(benchmark.measures(), findings, answers, chance),
+        **benchmark_record(benchmark.measures(), findings, answers, settings),
         "cost": {model: _cost(answers[model], read[model]["seconds"]) for model in models},
-        "judge": None if judges is None else judges.record(chance),
+        "judge": None if judges is None else plain(judges.record(settings)),
     }
     rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in reply_rows(answers, findings))
     write_text(out.file("benchmarks", f"{one.key}.rows.jsonl"), "".join(rows))

@@ -19,9 +19,10 @@ from scipy import special
 from posttrain.data.encoders import Encoder, make_encoder
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Sampling
+from posttrain.judge.pool import Judges
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Chance, Interval
-from posttrain.tasks.base import Answer, Area, Counts, Findings, Judges, Measure, Needs, Shown, Task, Value
+from posttrain.stats.intervals import Interval, IntervalSettings
+from posttrain.tasks.base import Answer, Area, Counts, Findings, Measure, Needs, Shown, Task, Value
 from posttrain.tasks.ngram_diversity import distinct_n, embedding_spread, repetition, self_bleu
 from posttrain.tasks.ngram_overlap import ngram_counts
 from posttrain.tasks.rows import keep_shares, plain_prompts
@@ -141,7 +142,9 @@ class DiversityBenchmark:
             for p in keep_shares(prompts, [p.category for p in prompts], self.max_prompts)
         )
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Measure the samples of every prompt; ``corpus_*`` are ready results in ``extra``, with jackknife intervals over prompts."""
         values: list[Value] = []
         counts: dict[str, Counts] = {}
@@ -172,7 +175,9 @@ class DiversityBenchmark:
                 notes.append(
                     f"{model}: {without_spread} prompts have no spread of meaning, as fewer than two of their replies have a vector."
                 )
-            results += _corpus_results(model, [[answer.replies[0] for answer in samples] for samples in whole], chance)
+            results += _corpus_results(
+                model, [[answer.replies[0] for answer in samples] for samples in whole], settings
+            )
         return Findings(values, counts, shown, values_shown, notes, {"results": results})
 
 
@@ -235,10 +240,10 @@ def _whole_prompts(answers: Sequence[Answer]) -> tuple[list[list[Answer]], list[
 # ---- all replies ---------------------------------------------------------------------------------------------------
 
 
-def _corpus_results(model: str, prompts: Sequence[Sequence[str]], chance: Chance) -> list[dict[str, Any]]:
+def _corpus_results(model: str, prompts: Sequence[Sequence[str]], settings: IntervalSettings) -> list[dict[str, Any]]:
     found = []
     for key, order in _CORPUS_ORDERS.items():
-        interval = corpus_distinct(prompts, order, chance.confidence)
+        interval = corpus_distinct(prompts, order, settings.confidence)
         if interval is not None:
             place = {"model": model, "measure": key, "category": None}
             size = {"values": sum(map(len, prompts)), "prompts": len(prompts)}

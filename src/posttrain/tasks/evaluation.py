@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from posttrain.encode.preferences import FeedbackTokens, PairTokens, encode_feed
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
 from posttrain.generate.cache import CachedEngine, RequestCache
-from posttrain.stats.intervals import Chance
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.benchmarking import answer_benchmarks, measure_benchmarks, prepare_benchmarks
 from posttrain.tasks.config import EvalSettings
 from posttrain.tasks.prompts import Prompt, load_prompts
@@ -88,7 +88,7 @@ def evaluate(
     ledger.write(out.file("ledger.json"))
     prompts = load_prompts(stage.prompts) if stage.prompts is not None else ()
     benchmarks = prepare_benchmarks(stage.benchmarks)
-    chance = Chance(stage.confidence, stage.resamples, seed)
+    settings = IntervalSettings(stage.confidence, stage.resamples, seed)
     parts = out.file("parts", dtype_name)
     logps: dict[str, Mapping[str, Logps]] = {}
     replies: list[dict[str, Any]] = []
@@ -115,11 +115,11 @@ def evaluate(
             "dtype": dtype_name,
         }
         if any(held_out.units.values()):
-            result |= _measure(held_out, logps, reference, out, asdict(chance), display)
-        result |= _check_replies(replies, out, asdict(chance))
+            result |= _measure(held_out, logps, reference, out, settings, display)
+        result |= _check_replies(replies, out, settings)
         if benchmarks:
             result["benchmarks"] = measure_benchmarks(
-                benchmarks, stage.models, stage.judge, answers, parts, out, chance, display
+                benchmarks, stage.models, stage.judge, answers, parts, out, settings, display
             )
     result["peak_memory_bytes"] = hardware.peak_memory(device)
     shutil.rmtree(out.file("parts"))  # all of it stands in the files above
@@ -246,7 +246,7 @@ def _measure(
     logps: Mapping[str, Mapping[str, Logps]],
     reference: str | None,
     out: StageDir,
-    chance: Mapping[str, Any],
+    settings: IntervalSettings,
     display: Display,
 ) -> dict[str, Any]:
     """Write what the held-out rows say of the models; returns its part of the stage's result."""
@@ -257,26 +257,26 @@ def _measure(
     own = {name: arrays(name, manner) for name, manner in held_out.manners.items()}
     units: Any = {name: held_out.under(name) for name in own}  # all of the kind of the rows
     if reference is None:
-        return _measure_likelihood(own, units, out, chance, display)
+        return _measure_likelihood(own, units, out, settings, display)
     start = {name: arrays(reference, manner) for name, manner in held_out.manners.items()}
     first = units[next(iter(units))]
     if held_out.kind == "pairs":
-        return _measure_pairs(own, start, first, reference, out, chance, display)
-    return _measure_feedback(own, start, first, reference, out, chance, display)
+        return _measure_pairs(own, start, first, reference, out, settings, display)
+    return _measure_feedback(own, start, first, reference, out, settings, display)
 
 
 def _measure_likelihood(
     arrays: Mapping[str, Arrays],
     examples: Mapping[str, Sequence[Tokens]],
     out: StageDir,
-    chance: Mapping[str, Any],
+    settings: IntervalSettings,
     display: Display,
 ) -> dict[str, Any]:
     from posttrain.model.score import weigh
     from posttrain.tasks.held_out.likelihood import likelihood_record, row_records
 
     scores = {name: weigh(examples[name], found) for name, found in arrays.items()}
-    likelihood = likelihood_record(scores, **chance)
+    likelihood = likelihood_record(scores, settings=settings)
     write_json(out.file("likelihood.json"), likelihood)
     _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, next(iter(examples.values()))))
     for name, found in scores.items():
@@ -290,7 +290,7 @@ def _measure_pairs(
     pairs: Sequence[PairTokens],
     reference: str,
     out: StageDir,
-    chance: Mapping[str, Any],
+    settings: IntervalSettings,
     display: Display,
 ) -> dict[str, Any]:
     from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
@@ -298,7 +298,7 @@ def _measure_pairs(
     sides, starts = (
         {name: PairScores(found[0::2], found[1::2]) for name, found in given.items()} for given in (arrays, start)
     )
-    preferences = preference_record(sides, reference, starts, **chance)
+    preferences = preference_record(sides, reference, starts, settings=settings)
     write_json(out.file("preferences.json"), preferences)
     _write_lines(out.file("preference_rows.jsonl"), preference_rows(sides, pairs))
     accuracy = {name: entry["reward_accuracy"]["estimate"] for name, entry in preferences["models"].items()}
@@ -313,12 +313,12 @@ def _measure_feedback(
     replies: Sequence[FeedbackTokens],
     reference: str,
     out: StageDir,
-    chance: Mapping[str, Any],
+    settings: IntervalSettings,
     display: Display,
 ) -> dict[str, Any]:
     from posttrain.tasks.held_out.feedback import feedback_record, feedback_rows
 
-    feedback = feedback_record(arrays, [reply.desirable for reply in replies], reference, start, **chance)
+    feedback = feedback_record(arrays, [reply.desirable for reply in replies], reference, start, settings=settings)
     write_json(out.file("feedback.json"), feedback)
     _write_lines(out.file("feedback_rows.jsonl"), feedback_rows(arrays, replies))
     found = {name: entry["separation"] for name, entry in feedback["models"].items()}
@@ -329,7 +329,7 @@ def _measure_feedback(
     return {"separation": separation}
 
 
-def _check_replies(replies: Sequence[Mapping[str, Any]], out: StageDir, chance: Mapping[str, Any]) -> dict[str, Any]:
+def _check_replies(replies: Sequence[Mapping[str, Any]], out: StageDir, settings: IntervalSettings) -> dict[str, Any]:
     """Write the replies and how many pass their checks; returns its part of the stage's result."""
     from posttrain.tasks.replies import accuracy_record
 
@@ -337,7 +337,7 @@ def _check_replies(replies: Sequence[Mapping[str, Any]], out: StageDir, chance: 
         _write_lines(out.file("replies.jsonl"), replies)
     if not any(reply["check"] is not None for reply in replies):
         return {}
-    accuracy = accuracy_record(replies, **chance)
+    accuracy = accuracy_record(replies, settings=settings)
     write_json(out.file("accuracy.json"), accuracy)
     return {"accuracy": {name: entry["all"]["accuracy"] for name, entry in accuracy["models"].items()}}
 

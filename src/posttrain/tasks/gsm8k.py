@@ -16,9 +16,10 @@ from annotated_types import Ge
 
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
+from posttrain.judge.pool import Judges
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Chance
-from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task
+from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task
 from posttrain.tasks.checks import number_equals, stated_number
 from posttrain.tasks.numbers import numbers_in
 from posttrain.tasks.rows import file_rows, row_ids, text_of
@@ -138,7 +139,9 @@ class Gsm8kBenchmark:
                 )
         return found
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Compare numbers."""
         from posttrain.data.decontaminate.benchmarks import size_note  # loads polars, which reading a recipe does not
 

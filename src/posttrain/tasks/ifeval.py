@@ -14,9 +14,10 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from posttrain.generate.engine import Sampling
+from posttrain.judge.pool import Judges
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Chance
-from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task
+from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task
 from posttrain.tasks.ifeval_rules.scoring import (
     RANDOM_KEYS,
     InstructionPrompt,
@@ -92,7 +93,9 @@ class IfevalBenchmark:
         sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
         return tuple(Task(str(p.key), (p.text,), sampling, language="en", expected=p) for p in prompts)
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Verdicts of all replies; values of instructions go with the group of their type (``keywords``, ...)."""
         return score_each(answers, _scored, _notes({a.task.id for own in answers.values() for a in own}))
 

@@ -1,6 +1,6 @@
 """Models' replies to the same prompts, judged against each other. What the benchmarks with pairs have in common.
 
-    answers -> pairings -> items -> judges' games -> matches -> values, counts, win rates, what the page shows
+    answers -> pairings -> items -> judges' judgments -> matches -> values, counts, win rates, what the page shows
 
 Equal replies are a tie without asking: it costs nothing and can't be wrong. A pair without a verdict is in no rate; it is counted.
 """
@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from posttrain.artifacts import plain
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Completion
-from posttrain.judge.bias import main_games
+from posttrain.judge.bias import main_judgments
 from posttrain.judge.config import JudgePrompt, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Game, asks_of, outcomes, panel_outcomes
+from posttrain.judge.judge import Judgment, asks_of, outcomes, panel_outcomes
+from posttrain.judge.pool import Judges
 from posttrain.judge.verdicts import Missing, Verdict, mirrored
-from posttrain.judge.win_rates import POINTS, win_rates
-from posttrain.stats.intervals import Chance, Interval
-from posttrain.tasks.base import Answer, Counts, Judges, Shown, Task, Value
+from posttrain.judge.win_rates import POINTS, PairOutcome, win_rates
+from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks.base import Answer, Counts, Shown, Task, Value
 from posttrain.tasks.rows import text_of
 from posttrain.tasks.scoring import counted, why_missing
 from posttrain.types import Origin
@@ -136,7 +138,7 @@ class Match:
     pairing: Pairing
     outcomes: Mapping[int, Verdict | Missing]
     """Of every turn asked (from 1): ``first`` is model a. A panel's is its majority."""
-    games: Mapping[str, Sequence[Game]] = field(default_factory=dict)
+    judgments: Mapping[str, Sequence[Judgment]] = field(default_factory=dict)
     """By judge; none where the replies are the same."""
 
 
@@ -144,17 +146,17 @@ def judge_pairings(pairings: Sequence[Pairing], judges: Judges, prompt: JudgePro
     """Ask all judges about all pairings, in one batch; those with equal replies are ties."""
     items = [pairing.item for pairing in pairings if not pairing.same]
     judged = judges.ask(items, prompt, plan) if items else []
-    by_judge = {one.name: main_games(one.games) for one in judged}
-    finals = [outcomes(games) for games in by_judge.values()]
+    by_judge = {one.name: main_judgments(one.judgments) for one in judged}
+    finals = [outcomes(judgments) for judgments in by_judge.values()]
     final = finals[0] if len(finals) == 1 else panel_outcomes(finals) if finals else {}
     outcomes_I: list[dict[int, Verdict | Missing]] = [{} for _ in items]
     for (place, turn), outcome in final.items():
         outcomes_I[place][turn] = outcome
-    games_I: list[dict[str, list[Game]]] = [{name: [] for name in by_judge} for _ in items]
-    for name, games in by_judge.items():
-        for game in games:
-            games_I[game.ask.item][name].append(game)
-    asked = iter(zip(outcomes_I, games_I, strict=True))
+    judgments_I: list[dict[str, list[Judgment]]] = [{name: [] for name in by_judge} for _ in items]
+    for name, judgments in by_judge.items():
+        for judgment in judgments:
+            judgments_I[judgment.ask.item][name].append(judgment)
+    asked = iter(zip(outcomes_I, judgments_I, strict=True))
     matches = []
     for pairing in pairings:
         if pairing.same:
@@ -251,24 +253,26 @@ def _words(match: Match, turn: int, *, of_a: bool) -> str:
     if match.pairing.same:
         return "the same reply, a tie without asking"
     told = []
-    for game in (game for games in match.games.values() for game in games if game.ask.turn == turn):
-        place = {"original": "first", "swapped": "second"}.get(game.ask.order)
+    for judgment in (
+        judgment for judgments in match.judgments.values() for judgment in judgments if judgment.ask.turn == turn
+    ):
+        place = {"original": "first", "swapped": "second"}.get(judgment.ask.order)
         if place is not None and not of_a:
             place = "second" if place == "first" else "first"
-        told.append((f"(shown {place}) " if place else "") + game_words(game))
+        told.append((f"(shown {place}) " if place else "") + game_words(judgment))
     return "\n".join(told)
 
 
-def game_words(game: Game) -> str:
+def game_words(judgment: Judgment) -> str:
     """A judge's own words, or its probabilities, or why there is no verdict."""
-    if isinstance(game.value, Missing):
-        return f"no verdict: {game.value.reason}" + (f" ({game.value.detail})" if game.value.detail else "")
-    if game.to_second is not None:
-        return f"the reply shown second is better with probability {game.to_second:.1%}"
-    if isinstance(game.outcome, Completion):
-        text = game.outcome.text.strip()
+    if isinstance(judgment.value, Missing):
+        return f"no verdict: {judgment.value.reason}" + (f" ({judgment.value.detail})" if judgment.value.detail else "")
+    if judgment.to_second is not None:
+        return f"the reply shown second is better with probability {judgment.to_second:.1%}"
+    if isinstance(judgment.outcome, Completion):
+        text = judgment.outcome.text.strip()
         return text if len(text) <= LAST_CHARACTERS else f"... {text[-LAST_CHARACTERS:]}"
-    return f"{game.value}"
+    return f"{judgment.value}"
 
 
 # ---- accounting ----------------------------------------------------------------------------------------------------
@@ -312,23 +316,14 @@ def counts(
 # ---- records and notes ---------------------------------------------------------------------------------------------
 
 
-def interval_record(interval: Interval | None) -> dict[str, float] | None:
-    """An interval as JSON."""
-    return None if interval is None else interval._asdict()
-
-
-def win_rate_records(matches: Sequence[Match], chance: Chance) -> list[dict[str, Any]]:
+def win_rate_records(matches: Sequence[Match], settings: IntervalSettings) -> list[dict[str, Any]]:
     """``win_rates`` of the record: one entry for every two models, turns of a task resampled together."""
-    groups: dict[tuple[str, str], list[tuple[Verdict | Missing, str]]] = {}
-    for match in matches:
-        pair = (match.pairing.model_a, match.pairing.model_b)
-        groups.setdefault(pair, []).extend((outcome, match.pairing.task.id) for outcome in match.outcomes.values())
-    records = []
-    for (model_a, model_b), found in groups.items():
-        rates = win_rates([outcome for outcome, _ in found], [task for _, task in found], **asdict(chance))
-        shares = {key: interval_record(getattr(rates, key)) for key in ("win_rate", "adjusted")}
-        records.append({"model_a": model_a, "model_b": model_b, **rates._asdict(), **shares})
-    return records
+    outcomes = [
+        PairOutcome(match.pairing.model_a, match.pairing.model_b, outcome, match.pairing.task.id)
+        for match in matches
+        for outcome in match.outcomes.values()
+    ]
+    return [plain(one) for one in win_rates(outcomes, settings)]
 
 
 def match_notes(matches: Sequence[Match]) -> list[str]:
@@ -347,8 +342,8 @@ def match_notes(matches: Sequence[Match]) -> list[str]:
                 f"{model_a} and {model_b} gave the same reply to {number} of {total} prompts: ties, not asked."
             )
     told = [outcome for match in matches for outcome in match.outcomes.values()]
-    games = [game.value for match in matches for own in match.games.values() for game in own]
-    return notes + missing_notes(told, "questions have no verdict", games)
+    judgments = [judgment.value for match in matches for own in match.judgments.values() for judgment in own]
+    return notes + missing_notes(told, "questions have no verdict", judgments)
 
 
 def missing_notes(values: Sequence[object], what: str, examples: Sequence[object] = ()) -> list[str]:

@@ -12,42 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.stats.intervals import (
-    Chance,
-    Interval,
-    clustered_difference,
-    holm,
-    mcnemar,
-    minimum_detectable_difference,
-    permutation_test,
-    wilson,
-)
+from posttrain.stats.intervals import Interval, IntervalSettings, compare, holm, mean, wilson
 from posttrain.tasks.base import Answer, Findings, Measure, Value
 
 Tasks = Mapping[str, Sequence[float]]
 """Values by task, of one model and measure."""
 
 
-def mean_of(tasks: Tasks, chance: Chance) -> Interval:
+def mean_of(tasks: Tasks, settings: IntervalSettings) -> Interval:
     """Mean over all values. Wilson's interval for a plain share (one 0 or 1 a task), else the bootstrap over tasks.
 
     The bootstrap of a share that is 0 or 1 has no width, which would claim certainty after ten prompts: hence Wilson's.
     """
     values = [value for found in tasks.values() for value in found]
     if _plain_share(tasks):
-        return wilson(int(sum(values)), len(values), chance.confidence)
-    names = [task for task, found in tasks.items() for _ in found]
-    return clustered_difference(
-        np.zeros(len(values)),
-        values,
-        names,
-        confidence=chance.confidence,
-        resamples=chance.resamples,
-        seed=chance.seed,
-    )
+        return wilson(int(sum(values)), len(values), settings.confidence)
+    return mean(values, [task for task, found in tasks.items() for _ in found], settings)
 
 
-def difference_of(a: Tasks, b: Tasks, chance: Chance) -> dict[str, Any] | None:
+def difference_of(a: Tasks, b: Tasks, settings: IntervalSettings) -> dict[str, Any] | None:
     """``b`` minus ``a`` on common tasks; None where there are none.
 
     A task with a value missing on one side (a turn, a sample) is compared by its means. Plain shares are tested by McNemar's exact
@@ -66,35 +49,15 @@ def difference_of(a: Tasks, b: Tasks, chance: Chance) -> dict[str, Any] | None:
         values_a += found_a
         values_b += found_b
         clusters += [task] * len(found_a)
-    interval = clustered_difference(
-        values_a,
-        values_b,
-        clusters,
-        confidence=chance.confidence,
-        resamples=chance.resamples,
-        seed=chance.seed,
-    )
-    if _plain_share({t: a[t] for t in common}) and _plain_share({t: b[t] for t in common}):
-        test = "mcnemar"
-        only_a = sum(x > y for x, y in zip(values_a, values_b, strict=True))
-        only_b = sum(y > x for x, y in zip(values_a, values_b, strict=True))
-        p_value = mcnemar(only_a, only_b)
-    else:
-        test = "permutation"
-        found = permutation_test(values_a, values_b, clusters_R=clusters, draws=chance.resamples, seed=chance.seed)
-        p_value = found.p_value
-    means_K = [float(np.mean(b[task]) - np.mean(a[task])) for task in common]
-    detectable = None
-    if len(means_K) > 1:
-        spread = float(np.std(means_K, ddof=1))
-        detectable = minimum_detectable_difference(spread, len(means_K), significance=1 - chance.confidence)
+    plain = _plain_share({t: a[t] for t in common}) and _plain_share({t: b[t] for t in common})
+    found = compare(values_a, values_b, clusters, test="mcnemar" if plain else "permutation", settings=settings)
     return {
-        "difference": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "p_value": p_value,
-        "test": test,
-        "detectable": detectable or None,  # models that never differ say nothing about what could be found
+        "difference": found.interval.estimate,
+        "low": found.interval.low,
+        "high": found.interval.high,
+        "p_value": found.p_value,
+        "test": found.test,
+        "detectable": found.detectable,
         "prompts": len(common),
     }
 
@@ -106,7 +69,9 @@ def _plain_share(tasks: Tasks) -> bool:
 # ---- the record ----------------------------------------------------------------------------------------------------
 
 
-def results(values: Sequence[Value], measures: Sequence[Measure], models: Sequence[str], chance: Chance) -> list[Any]:
+def results(
+    values: Sequence[Value], measures: Sequence[Measure], models: Sequence[str], settings: IntervalSettings
+) -> list[Any]:
     """Every measure of every model: over all tasks, and in every category."""
     found = []
     for measure in measures:
@@ -115,7 +80,7 @@ def results(values: Sequence[Value], measures: Sequence[Measure], models: Sequen
             categories = dict.fromkeys(v.category for v in own if v.category is not None)
             for category in (None, *categories) if own else ():
                 tasks = _by_task(v for v in own if category is None or v.category == category)
-                interval = mean_of(tasks, chance)
+                interval = mean_of(tasks, settings)
                 found.append(
                     {
                         "model": model,
@@ -132,7 +97,7 @@ def results(values: Sequence[Value], measures: Sequence[Measure], models: Sequen
 
 
 def differences(
-    values: Sequence[Value], measures: Sequence[Measure], models: Sequence[str], chance: Chance
+    values: Sequence[Value], measures: Sequence[Measure], models: Sequence[str], settings: IntervalSettings
 ) -> list[dict[str, Any]]:
     """Every later model against the first. ``adjusted_p``: Holm over the headline measures together, and over the others together."""
     found: list[dict[str, Any]] = []
@@ -143,7 +108,7 @@ def differences(
                 first = _by_task(v for v in values if v.measure == measure.key and v.model == models[0])
                 for model in models[1:]:
                     other = _by_task(v for v in values if v.measure == measure.key and v.model == model)
-                    if (one := difference_of(first, other, chance)) is not None:
+                    if (one := difference_of(first, other, settings)) is not None:
                         family.append({"a": models[0], "b": model, "measure": measure.key, **one})
         adjusted = holm([one["p_value"] for one in family]) if family else ()
         found += [{**one, "adjusted_p": p} for one, p in zip(family, adjusted, strict=True)]
@@ -172,7 +137,7 @@ def reply_facts(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def benchmark_record(
-    measures: Sequence[Measure], findings: Findings, answers: Mapping[str, Sequence[Answer]], chance: Chance
+    measures: Sequence[Measure], findings: Findings, answers: Mapping[str, Sequence[Answer]], settings: IntervalSettings
 ) -> dict[str, Any]:
     """The measured part of a benchmark's record (docs/run-folder.md).
 
@@ -189,10 +154,10 @@ def benchmark_record(
     return {
         "models": models,
         "baseline": models[0],
-        "confidence": chance.confidence,
+        "confidence": settings.confidence,
         "measures": [measure._asdict() for measure in measures],
-        "results": [*results(findings.values, measures, models, chance), *own_results],
-        "differences": [*differences(findings.values, measures, models, chance), *own_differences],
+        "results": [*results(findings.values, measures, models, settings), *own_results],
+        "differences": [*differences(findings.values, measures, models, settings), *own_differences],
         "accounting": {model: counts._asdict() for model, counts in findings.counts.items()},
         "replies": {model: reply_facts(found) for model, found in answers.items()},
         "win_rates": [],

@@ -17,16 +17,17 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from annotated_types import Ge
 
 from posttrain.generate.engine import Sampling
-from posttrain.judge.bias import main_games
+from posttrain.judge.bias import main_judgments
 from posttrain.judge.config import Plan
 from posttrain.judge.items import Item, needs_reference
-from posttrain.judge.judge import Game, by_question
+from posttrain.judge.judge import Judgment, by_question
+from posttrain.judge.pool import Judges
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.scores import panel_ratings
 from posttrain.judge.verdicts import Missing
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Chance
-from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task, Value
+from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task, Value
 from posttrain.tasks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -115,7 +116,9 @@ class MtBenchBenchmark:
             for question in keep_shares(questions, [question.category for question in questions], self.max_prompts)
         )
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Rate, compare, or both."""
         judges = required(judges, self.title)
         baseline, *others = answers
@@ -145,7 +148,7 @@ class MtBenchBenchmark:
                 for key in keys
             },
             notes=[*notes, *repeated_notes(answers)],
-            extra={"win_rates": win_rate_records(matches, chance)},
+            extra={"win_rates": win_rate_records(matches, settings)},
         )
 
 
@@ -201,25 +204,25 @@ def _rate(answers: Mapping[str, Sequence[Answer]], judges: Judges) -> list[_Rate
         for model, answer in complete
     ]
     judged = judges.ask(items, load_prompt("single", "single", judges.language), judges.plan)
-    of_all = judged[0].games if len(judged) == 1 else panel_ratings([one.games for one in judged])
+    of_all = judged[0].judgments if len(judged) == 1 else panel_ratings([one.judgments for one in judged])
     turns: list[dict[int, float | Missing]] = [{} for _ in items]
-    for (place, turn), games in by_question(main_games(of_all)).items():
-        turns[place][turn] = _mean_rating(games)
+    for (place, turn), judgments in by_question(main_judgments(of_all)).items():
+        turns[place][turn] = _mean_rating(judgments)
     words: list[list[str]] = [[] for _ in items]
     for one in judged:
-        for game in main_games(one.games):
-            words[game.ask.item].append(f"Turn {game.ask.turn}: {game_words(game)}")
+        for judgment in main_judgments(one.judgments):
+            words[judgment.ask.item].append(f"Turn {judgment.ask.turn}: {game_words(judgment)}")
     return [
         _Rated(model, answer.task, found, "\n\n".join(told))
         for (model, answer), found, told in zip(complete, turns, words, strict=True)
     ]
 
 
-def _mean_rating(games: Sequence[Game]) -> float | Missing:
-    ratings = [float(game.value) for game in games if isinstance(game.value, float | int)]
+def _mean_rating(judgments: Sequence[Judgment]) -> float | Missing:
+    ratings = [float(judgment.value) for judgment in judgments if isinstance(judgment.value, float | int)]
     if ratings:
         return fmean(ratings)
-    return next(game.value for game in games if isinstance(game.value, Missing))
+    return next(judgment.value for judgment in judgments if isinstance(judgment.value, Missing))
 
 
 def _both_shown(rated: _Rated | None, won: Shown | None) -> Shown:

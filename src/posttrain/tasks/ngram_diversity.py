@@ -9,8 +9,7 @@ Shapes in names: ``N`` samples, ``D`` dimensions, ``T`` tokens.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from posttrain.data.text import tokens
-from posttrain.stats.intervals import Interval, mean_by_group, mean_difference, quantiles
 from posttrain.tasks.ngram_overlap import BleuCounts, Smoothing, bleu_of, nearest_length, ngram_counts
 
 
@@ -29,47 +27,6 @@ class Repetition(NamedTuple):
     """Share of its n-grams that stood before in it: 1 - distinct / all (Welleck et al. 2020, arXiv:1908.04319, seq-rep-n)."""
     longest_repeat: int
     """Tokens of the longest run that occurs again in it; the two may overlap, so ``a a a a`` has a run of 3."""
-
-
-class Lengths(NamedTuple):
-    """Lengths of replies: mean, and the quantiles 0.5, 0.9, 0.95 and 1."""
-
-    mean: float
-    quantiles: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class PromptDiversity:
-    """Measures of the samples of one prompt, by name (``distinct_2``, ``self_bleu``, ...); None where they are too short or too few.
-
-    distinct_n         over its samples together; with one sample it tells repetition within the reply
-    self_bleu          needs two samples with tokens
-    embedding_spread   needs two embeddings; not there where none were given
-    repeated_share     mean over its samples, as are the next two
-    longest_repeat     in tokens
-    tokens
-    """
-
-    prompt: Hashable
-    measures: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class Diversity:
-    """Variety of the replies to a set of prompts."""
-
-    replies: int
-    empty: int
-    """Replies without a token. They count in the lengths, nowhere else."""
-    corpus_distinct: Mapping[str, float | None]
-    """``distinct_n`` over all replies. It has no interval: resampled prompts repeat whole replies, so a bootstrap would lie below the estimate."""
-    means: Mapping[str, Interval]
-    """Measure -> mean over the prompts that have it, percentile bootstrap over these prompts. Measures that no prompt has are left out."""
-    measured: Mapping[str, int]
-    """Measure -> how many prompts have it."""
-    tokens: Lengths
-    characters: Lengths
-    by_prompt: tuple[PromptDiversity, ...]
 
 
 # ---- measures ------------------------------------------------------------------------------------------------------
@@ -204,102 +161,3 @@ def _joined(first_T: Any, second_T: Any, length: int) -> Any:
 
 def _repeats(names_T: Any) -> bool:
     return bool(len(names_T) and names_T.max() + 1 < len(names_T))
-
-
-# ---- a set of prompts ----------------------------------------------------------------------------------------------
-
-
-def diversity(
-    samples: Mapping[Hashable, Sequence[str]],
-    *,
-    embeddings: Mapping[Hashable, ArrayLike] | None = None,
-    orders: Sequence[int] = (1, 2, 3),
-    repetition_order: int = 4,
-    smoothing: Smoothing = "floor",
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Diversity:
-    """Variety of the samples of every prompt (prompt or its key -> replies). Prompts without replies are left out.
-
-    ``embeddings`` are [N, D] of the N samples of a prompt. ``smoothing`` is that of self-BLEU, ``repetition_order`` the n of ``repeated_share``.
-
-    Raises:
-        ValueError: no replies, or embeddings that are not one row a sample.
-
-    """
-    replies = {prompt: [tokens(text) for text in texts] for prompt, texts in samples.items() if texts}
-    if not replies:
-        raise ValueError("there are no replies to measure")
-    by_prompt = []
-    for prompt, own in replies.items():
-        measures = _measures(own, orders, repetition_order, smoothing)
-        if embeddings is not None:
-            measures["embedding_spread"] = _spread(embeddings, prompt, len(own))
-        by_prompt.append(PromptDiversity(prompt, measures))
-    every = [words for own in replies.values() for words in own]
-    names = list(by_prompt[0].measures)
-    values = {name: [x for each in by_prompt if (x := each.measures[name]) is not None] for name in names}
-    return Diversity(
-        replies=len(every),
-        empty=sum(not words for words in every),
-        corpus_distinct={f"distinct_{n}": _distinct(every, n) for n in orders},
-        means={
-            name: mean_by_group(found, ["all"] * len(found), confidence=confidence, resamples=resamples, seed=seed)[
-                "all"
-            ]
-            for name, found in values.items()
-            if found
-        },
-        measured={name: len(found) for name, found in values.items()},
-        tokens=_lengths([len(words) for words in every]),
-        characters=_lengths([len(text) for texts in samples.values() for text in texts]),
-        by_prompt=tuple(by_prompt),
-    )
-
-
-def diversity_difference(
-    a: Diversity, b: Diversity, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> dict[str, Interval]:
-    """Difference b - a of every measure, by paired bootstrap over the prompts that have it in both; measures no prompt has in both are left out.
-
-    Compare what was sampled alike: the same number of samples a prompt, the same temperature and limit.
-    """
-    of_a = {each.prompt: each.measures for each in a.by_prompt}
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    for each in b.by_prompt:
-        for name, right in each.measures.items():
-            left = of_a.get(each.prompt, {}).get(name)
-            if left is not None and right is not None:
-                pairs.setdefault(name, []).append((left, right))
-    found = {}
-    for name, values in pairs.items():
-        left_P, right_P = zip(*values, strict=True)
-        found[name] = mean_difference(left_P, right_P, confidence=confidence, resamples=resamples, seed=seed)
-    return found
-
-
-def _measures(
-    samples: Sequence[Sequence[str]], orders: Sequence[int], repetition_order: int, smoothing: Smoothing
-) -> dict[str, float | None]:
-    repeated = [found for words in samples if (found := _repetition(words, repetition_order)) is not None]
-    return {
-        **{f"distinct_{n}": _distinct(samples, n) for n in orders},
-        "self_bleu": _self_bleu(samples, 4, smoothing),
-        "repeated_share": fmean(found.repeated_share for found in repeated) if repeated else None,
-        "longest_repeat": fmean(found.longest_repeat for found in repeated) if repeated else None,
-        "tokens": fmean(map(len, samples)),
-    }
-
-
-def _spread(embeddings: Mapping[Hashable, ArrayLike], prompt: Hashable, samples: int) -> float | None:
-    if prompt not in embeddings:
-        raise ValueError(f"prompt {prompt!r} has no embeddings")
-    rows_ND = np.asarray(embeddings[prompt], dtype=np.float64)
-    if rows_ND.ndim != 2 or len(rows_ND) != samples:
-        raise ValueError(f"prompt {prompt!r} has {samples} samples and embeddings of shape {rows_ND.shape}")
-    return embedding_spread(rows_ND) if samples > 1 else None
-
-
-def _lengths(counts: Sequence[int]) -> Lengths:
-    return Lengths(fmean(counts), quantiles(counts))

@@ -18,9 +18,10 @@ from posttrain.data.formats.prompts import PROMPTS
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
+from posttrain.judge.pool import Judges
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Chance, Interval
-from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task
+from posttrain.stats.intervals import Interval, IntervalSettings
+from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task
 from posttrain.tasks.ngram_overlap import BleuCounts, added, bleu_counts, bleu_of, rouge_l
 from posttrain.tasks.rows import file_rows, keep_shares, label_of, row_ids, unbroken
 from posttrain.tasks.scoring import Point, Scored, score_each
@@ -119,11 +120,13 @@ class OverlapBenchmark:
             )
         return tuple(keep_shares(found, [task.category for task in found], self.max_prompts))
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Overlap of every reply; BLEU of the corpus is a ready result in ``extra``, with a bootstrap interval over prompts."""
         found = score_each(answers, _scored)
         results = [
-            result for model, own in answers.items() if (result := _corpus_result(model, own, chance)) is not None
+            result for model, own in answers.items() if (result := _corpus_result(model, own, settings)) is not None
         ]
         return Findings(
             values=found.values,
@@ -151,30 +154,30 @@ def _bleu_counts(task: Task, reply: str) -> BleuCounts:
 # ---- the corpus ----------------------------------------------------------------------------------------------------
 
 
-def _corpus_result(model: str, answers: Sequence[Answer], chance: Chance) -> dict[str, Any] | None:
+def _corpus_result(model: str, answers: Sequence[Answer], settings: IntervalSettings) -> dict[str, Any] | None:
     counts = [_bleu_counts(a.task, a.replies[0]) for a in answers if a.complete]
     if not counts:
         return None
-    interval = corpus_bleu_interval(counts, chance)
+    interval = corpus_bleu_interval(counts, settings)
     size = {"values": len(counts), "prompts": len(counts)}
     place = {"model": model, "measure": "corpus_bleu", "category": None}
     return place | {"estimate": interval.estimate, "low": interval.low, "high": interval.high} | size
 
 
-def corpus_bleu_interval(counts: Sequence[BleuCounts], chance: Chance) -> Interval:
+def corpus_bleu_interval(counts: Sequence[BleuCounts], settings: IntervalSettings) -> Interval:
     """BLEU of a corpus with the percentile interval of the bootstrap over its texts (Koehn 2004, aclanthology W04-3250)."""
     rows = [(*each.matches_N, *each.ngrams_N, each.length, each.reference_length) for each in counts]
     columns_RC = np.array(rows, dtype=np.int64)
-    orders, draw = len(counts[0].matches_N), np.random.default_rng(chance.seed)
+    orders, draw = len(counts[0].matches_N), np.random.default_rng(settings.seed)
     even_R = np.full(len(counts), 1 / len(counts))
-    scores = np.empty(chance.resamples)
-    for number in range(chance.resamples):
+    scores = np.empty(settings.resamples)
+    for number in range(settings.resamples):
         *grams, length, reference_length = (draw.multinomial(len(counts), even_R) @ columns_RC).tolist()
         resampled = BleuCounts(tuple(grams[:orders]), tuple(grams[orders:]), length, reference_length)
         scores[number] = bleu_of(resampled, _SMOOTHING)
-    tail = (1 - chance.confidence) / 2
+    tail = (1 - settings.confidence) / 2
     low, high = np.quantile(scores, (tail, 1 - tail))
-    return Interval(bleu_of(added(counts), _SMOOTHING), float(low), float(high), chance.confidence)
+    return Interval(bleu_of(added(counts), _SMOOTHING), float(low), float(high), settings.confidence)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ from annotated_types import Ge
 
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
+from posttrain.judge.pool import Judges
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import Missing, Verdict
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Chance
+from posttrain.stats.intervals import IntervalSettings
 from posttrain.stats.ratings import Comparison, Comparisons, bradley_terry, gather, win_matrix
-from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Task
+from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Task
 from posttrain.tasks.matches import (
     ONE_MODEL,
     WIN_RATE,
@@ -95,7 +96,9 @@ class PairwiseBenchmark:
             for prompt in keep_shares(prompts, [prompt.category for prompt in prompts], self.max_prompts)
         )
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Judge every pair of models; the later model of the recipe is model a."""
         judges = required(judges, self.title)
         models = list(answers)
@@ -106,12 +109,12 @@ class PairwiseBenchmark:
         matches = judge_pairings(pairings(answers, pairs), judges, prompt, judges.plan)
         won = sides(matches, both=self.against == "all")
         values = side_values(won)
-        extra: dict[str, Any] = {"win_rates": win_rate_records(matches, chance)}
+        extra: dict[str, Any] = {"win_rates": win_rate_records(matches, settings)}
         notes = match_notes(matches) if len(models) > 1 else [ONE_MODEL]
         if self.against == "first":
             values += baseline_halves(models[0], values)
         elif len(models) > 1:
-            extra["ratings"], rating_notes = ratings_record(matches, models, chance)
+            extra["ratings"], rating_notes = ratings_record(matches, models, settings)
             notes += rating_notes
         return Findings(
             values=values,
@@ -141,7 +144,7 @@ _WINNERS: dict[Verdict, Literal["a", "b", "tie"]] = {"first": "a", "second": "b"
 
 
 def ratings_record(
-    matches: Sequence[Match], models: Sequence[str], chance: Chance
+    matches: Sequence[Match], models: Sequence[str], settings: IntervalSettings
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """``ratings`` of the record: Bradley-Terry ratings, best first, and the win matrix in the order of ``models``; and what must be told.
 
@@ -160,7 +163,7 @@ def ratings_record(
         told = "No ratings: every comparison with a verdict is a tie."
         return {"method": "bradley_terry", "rows": [], "models": known, "wins": wins}, [told]
     try:
-        table = bradley_terry(comparisons, confidence=chance.confidence)
+        table = bradley_terry(comparisons, confidence=settings.confidence)
         rows = [{key: getattr(one, key) for key in ("model", "rating", "low", "high", "rank")} for one in table.ratings]
     except DataError as error:
         notes.append(f"No ratings: {error.problem}.")

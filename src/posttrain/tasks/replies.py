@@ -10,7 +10,7 @@ from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt
 from posttrain.generate.decode import replies
 from posttrain.generate.engine import Progress, Sampling
-from posttrain.stats.intervals import accuracy_difference, discordance, mcnemar, wilson
+from posttrain.stats.intervals import IntervalSettings, compare, wilson
 from posttrain.tasks.checks import passes
 from posttrain.tasks.prompts import Prompt
 from posttrain.types import Message
@@ -53,9 +53,7 @@ def reply_records(
     return records
 
 
-def accuracy_record(
-    records: Sequence[Mapping[str, Any]], *, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+def accuracy_record(records: Sequence[Mapping[str, Any]], *, settings: IntervalSettings) -> dict[str, Any]:
     """The content of accuracy.json (docs/run-folder.md). Prompts without a verdict do not count, nor in a pair those that one side lacks."""
     verdicts: dict[str, dict[str, bool]] = {}
     classes: dict[str, str] = {}
@@ -65,7 +63,7 @@ def accuracy_record(
             classes[r["prompt_id"]] = r["class"]
 
     def share(passed: Sequence[bool]) -> dict[str, Any]:
-        interval = wilson(sum(passed), len(passed), confidence)
+        interval = wilson(sum(passed), len(passed), settings.confidence)
         return {
             "passed": sum(passed),
             "checked": len(passed),
@@ -91,18 +89,20 @@ def accuracy_record(
         if not ids:
             continue
         a, b = [verdicts[first][i] for i in ids], [verdicts[name][i] for i in ids]
-        interval = accuracy_difference(a, b, confidence=confidence, resamples=resamples, seed=seed)
-        counts = discordance(a, b)
+        found = compare(a, b, test="mcnemar", settings=settings)
         pairs.append(
             {
                 "a": first,
                 "b": name,
-                "difference": interval.estimate,
-                "low": interval.low,
-                "high": interval.high,
-                "confidence": confidence,
-                **counts._asdict(),
-                "p_value": mcnemar(counts.only_a, counts.only_b),
+                "difference": found.interval.estimate,
+                "low": found.interval.low,
+                "high": found.interval.high,
+                "confidence": settings.confidence,
+                "both_right": sum(x and y for x, y in zip(a, b, strict=True)),
+                "only_a": found.lower,
+                "only_b": found.higher,
+                "both_wrong": sum(not x and not y for x, y in zip(a, b, strict=True)),
+                "p_value": found.p_value,
             }
         )
     return {"models": models, "pairs": pairs}

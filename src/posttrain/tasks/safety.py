@@ -19,15 +19,16 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from annotated_types import Ge, MinLen
 
 from posttrain.generate.engine import Sampling
-from posttrain.judge.bias import main_games
+from posttrain.judge.bias import main_judgments
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Game, by_question
+from posttrain.judge.judge import Judgment, by_question
+from posttrain.judge.pool import Judges
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.refusal import AGREEMENT, LABELS, Label, SafetyPrompt, rule_label, xstest_label
 from posttrain.judge.verdicts import Missing
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Chance
-from posttrain.tasks.base import Answer, Area, Findings, Judges, Measure, Needs, Shown, Task, Value
+from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task, Value
 from posttrain.tasks.matches import game_words, required
 from posttrain.tasks.rows import BUILTIN, keep_shares
 from posttrain.tasks.safety_prompts import Expect, is_safety_file, load_safety_file, load_safety_rows
@@ -144,7 +145,9 @@ class SafetyBenchmark:
             )
         return _spread(prompts, self.max_prompts)
 
-    def score(self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, chance: Chance) -> Findings:
+    def score(
+        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
+    ) -> Findings:
         """Label every reply. ``judges`` are asked only where they label; their samples vote, then the judges.
 
         Raises:
@@ -302,9 +305,9 @@ def _judged(answers: Mapping[str, Sequence[Answer]], judges: Judges) -> dict[str
     votes_I: list[list[Label | Missing]] = [[] for _ in items]
     words_I: list[list[str]] = [[] for _ in items]
     for judged in judges.ask(items, prompt, judges.plan) if items else ():
-        for (place, _), games in by_question(main_games(judged.games)).items():
-            votes_I[place].append(_most_frequent([_label(game) for game in games]))
-            words_I[place] += [game_words(game) for game in games]
+        for (place, _), judgments in by_question(main_judgments(judged.judgments)).items():
+            votes_I[place].append(_most_frequent([_label(judgment) for judgment in judgments]))
+            words_I[place] += [game_words(judgment) for judgment in judgments]
     told = iter(zip(map(_most_frequent, votes_I), words_I, strict=True))
 
     def labelled(answer: Answer) -> _Labelled:
@@ -317,8 +320,8 @@ def _judged(answers: Mapping[str, Sequence[Answer]], judges: Judges) -> dict[str
     return {model: [labelled(answer) for answer in own] for model, own in answers.items()}
 
 
-def _label(game: Game) -> Label | Missing:
-    return game.value if isinstance(game.value, Missing) else LABELS[int(game.value)]
+def _label(judgment: Judgment) -> Label | Missing:
+    return judgment.value if isinstance(judgment.value, Missing) else LABELS[int(judgment.value)]
 
 
 def _most_frequent(votes: Sequence[Label | Missing]) -> Label | Missing:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.encode.preferences import FeedbackTokens
-from posttrain.stats.intervals import Interval
+from posttrain.stats.intervals import Interval, IntervalSettings
 from posttrain.tasks.held_out.preferences import ReplyLogps, divergence, sums, token_counts, told
 from posttrain.types import LOGP_ROUNDING, resolved
 
@@ -47,9 +47,7 @@ def feedback_record(
     reference: str,
     starts: Mapping[str, ReplyLogps] | None = None,
     *,
-    confidence: float,
-    resamples: int,
-    seed: int,
+    settings: IntervalSettings,
 ) -> dict[str, Any]:
     """The content of feedback.json (docs/run-folder.md): every model, and every later model against the first.
 
@@ -66,11 +64,11 @@ def feedback_record(
     if not len(label_R) or any(len(found) != len(label_R) for found in scores.values()):
         raise ValueError(f"{len(label_R)} labels, and rows of the models: {[len(found) for found in scores.values()]}")
     rewards = {name: _rewards(found, starts[name], label_R) for name, found in scores.items()}
-    drawn = _resampled(rewards, resamples, seed)
+    drawn = _resampled(rewards, settings.resamples, settings.seed)
     models = {}
     for name, found in scores.items():
         logps_R = sums(found)
-        models[name] = _intervals(_measures(*_whole(rewards[name])), drawn[name], confidence) | {
+        models[name] = _intervals(_measures(*_whole(rewards[name])), drawn[name], settings.confidence) | {
             "logps_desirable": _mean(logps_R[label_R]),
             "logps_undesirable": _mean(logps_R[~label_R]),
             "kl": divergence(found, starts[name]),
@@ -79,14 +77,16 @@ def feedback_record(
     differences = []
     for name in others:
         estimate_BK = _measures(*_whole(rewards[name])) - _measures(*_whole(rewards[first]))
-        differences.append({"a": first, "b": name} | _intervals(estimate_BK, drawn[name] - drawn[first], confidence))
+        differences.append(
+            {"a": first, "b": name} | _intervals(estimate_BK, drawn[name] - drawn[first], settings.confidence)
+        )
     return {
         "reference": reference,
         "rows": len(label_R),
         "desirable": int(label_R.sum()),
         "undesirable": int((~label_R).sum()),
-        "confidence": confidence,
-        "resamples": resamples,
+        "confidence": settings.confidence,
+        "resamples": settings.resamples,
         "models": models,
         "differences": differences,
     }

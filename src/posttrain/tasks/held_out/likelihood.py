@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from posttrain.model.score import Scores
-from posttrain.stats.intervals import loss_difference
+from posttrain.stats.intervals import IntervalSettings, compare
 from posttrain.types import Tokens
 
 
-def likelihood_record(scores: Mapping[str, Scores], *, confidence: float, resamples: int, seed: int) -> dict[str, Any]:
+def likelihood_record(scores: Mapping[str, Scores], *, settings: IntervalSettings) -> dict[str, Any]:
     """The content of likelihood.json (docs/run-folder.md): every model, and every later model against the first."""
     first = next(iter(scores))
     models = {
@@ -28,19 +26,18 @@ def likelihood_record(scores: Mapping[str, Scores], *, confidence: float, resamp
     pairs = []
     for name in list(scores)[1:]:
         a, b = scores[first], scores[name]
-        weights = (a.weight_N, b.weight_N)  # unlike where the two are given rows in templates of their own
-        interval = loss_difference(a.nll_N, b.nll_N, *weights, confidence=confidence, resamples=resamples, seed=seed)
-        improved = int(np.count_nonzero(b.nll_N / b.weight_N < a.nll_N / a.weight_N))
+        # the weights differ where the two are given rows in templates of their own
+        found = compare(a.nll_N, b.nll_N, weights_a_R=a.weight_N, weights_b_R=b.weight_N, settings=settings)
         pairs.append(
             {
                 "a": first,
                 "b": name,
-                "difference": interval.estimate,
-                "low": interval.low,
-                "high": interval.high,
-                "confidence": confidence,
-                "resamples": resamples,
-                "rows_improved": improved,
+                "difference": found.interval.estimate,
+                "low": found.interval.low,
+                "high": found.interval.high,
+                "confidence": settings.confidence,
+                "resamples": settings.resamples,
+                "rows_improved": found.lower,
             }
         )
     return {"models": models, "pairs": pairs}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.encode.preferences import PairTokens
-from posttrain.stats.intervals import Interval, mean_difference
+from posttrain.stats.intervals import Interval, IntervalSettings, compare, mean
 from posttrain.types import LOGP_ROUNDING, resolved
 
 ReplyLogps = Sequence[NDArray[np.float32]]
@@ -35,22 +35,18 @@ def preference_record(
     reference: str,
     starts: Mapping[str, PairScores] | None = None,
     *,
-    confidence: float,
-    resamples: int,
-    seed: int,
+    settings: IntervalSettings,
 ) -> dict[str, Any]:
     """The content of preferences.json (docs/run-folder.md): every model, and every later model against the first.
 
     ``reference`` is one of the models. ``starts``: what it says of the replies as each model was given them, where their templates
     differ; None = what it says in its own.
     """
-    chance: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     starts = starts or dict.fromkeys(scores, scores[reference])
     measured = {name: _measures(found, starts[name]) for name, found in scores.items()}
-    zeros = np.zeros(len(scores[reference].chosen))
     models = {}
     for name, found in scores.items():
-        intervals = {key: told(mean_difference(zeros, measured[name][key], **chance)) for key in MEASURES}
+        intervals = {key: told(mean(measured[name][key], settings=settings)) for key in MEASURES}
         start = starts[name]
         models[name] = intervals | {
             "logps_chosen": float(sums(found.chosen).mean()),
@@ -60,14 +56,17 @@ def preference_record(
     first, *others = scores
     differences = [
         {"a": first, "b": name}
-        | {key: told(mean_difference(measured[first][key], measured[name][key], **chance)) for key in MEASURES}
+        | {
+            key: told(compare(measured[first][key], measured[name][key], settings=settings).interval)
+            for key in MEASURES
+        }
         for name in others
     ]
     return {
         "reference": reference,
-        "pairs": len(zeros),
-        "confidence": confidence,
-        "resamples": resamples,
+        "pairs": len(scores[reference].chosen),
+        "confidence": settings.confidence,
+        "resamples": settings.resamples,
         "models": models,
         "differences": differences,
     }
