@@ -86,7 +86,7 @@ def test_what_is_dropped_and_why(chatml: ChatTemplate) -> None:
         (3, "too_long", "rejected"),
         (4, "too_long", "chosen"),
     ]
-    record = encoded.lengths_record(100)
+    record = encoded.lengths(100).as_dict()
     assert record["chosen"]["count"] == record["rejected"]["count"] == 4
     assert record["conversation"]["count"] == record["assistant"]["count"] == 8
     assert record["chosen"]["max"] > 200
@@ -99,7 +99,7 @@ def test_feedback_keeps_its_label(chatml: ChatTemplate) -> None:
     encoded = encode_feedback(rows, chatml, 512)
     assert [unit.desirable for unit in encoded.examples] == [True, False]
     assert [supervised(unit.tokens, chatml) for unit in encoded.examples] == ["Red.<|im_end|>", "A potato.<|im_end|>"]
-    assert encoded.lengths_record(512)["undesirable"]["count"] == 1
+    assert encoded.lengths(512).as_dict()["undesirable"]["count"] == 1
 
 
 def test_replies_of_several_turns_supervise_each_of_them(chatml: ChatTemplate) -> None:

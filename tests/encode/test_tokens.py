@@ -251,18 +251,18 @@ def test_truncated_examples_are_counted(golden):
 
 def test_lengths_are_those_before_anything_is_dropped(golden):
     rows = [chat("q", "a"), chat("q", "a" * 30)]
-    lengths = encode_rows(rows, golden("zephyr"), 12).lengths_record(12)
+    lengths = encode_rows(rows, golden("zephyr"), 12).lengths(12).as_dict()
     whole = [len(golden("zephyr").tokenizer(golden("zephyr").render(row.messages))["input_ids"]) for row in rows]
-    assert lengths["conversation"]["values"] == whole
+    assert list(lengths["conversation"]["values"]) == whole
     assert lengths["conversation"]["share_over_limit"] == np.mean([n > 12 for n in whole])
     assert lengths["assistant"]["values"][0] == 2
     assert lengths["limit"] == 12
 
 
 def test_length_summary_by_hand():
-    record = EncodedRows([], np.arange(1, 11), np.array([], np.int64)).lengths_record(8)
+    record = EncodedRows([], np.arange(1, 11), np.array([], np.int64)).lengths(8).as_dict()
     assert record["conversation"] == {
-        "values": list(range(1, 11)), "count": 10, "p50": 5, "p90": 9, "p95": 10, "max": 10, "share_over_limit": 0.2,
+        "values": tuple(range(1, 11)), "count": 10, "p50": 5, "p90": 9, "p95": 10, "max": 10, "share_over_limit": 0.2,
     }  # fmt: skip
     assert record["assistant"]["count"] == record["assistant"]["max"] == 0
 

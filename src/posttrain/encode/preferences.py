@@ -10,13 +10,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain.encode.lengths import Lengths, length_statistics
 from posttrain.encode.template import ChatTemplate, RowRejected
-from posttrain.encode.tokens import ROWS_AT_ONCE, Encoded, Ledger, encode_batch, length_summary
+from posttrain.encode.tokens import ROWS_AT_ONCE, Encoded, Ledger, encode_batch
 from posttrain.types import Message, PairRow, SftRow, Tokens, UnpairedRow
 
 
@@ -68,12 +69,14 @@ class EncodedUnits(Generic[Unit]):
     reply_lengths: Mapping[str, NDArray[np.int64]]
     """``chosen`` and ``rejected``, or ``desirable`` and ``undesirable``: tokens of each reply with its stop."""
 
-    def lengths_record(self, limit: int) -> dict[str, Any]:
-        """Return the content of lengths.json (docs/run-folder.md)."""
-        replies = {name: length_summary(lengths, limit) for name, lengths in self.reply_lengths.items()}
-        everything = np.concatenate(list(self.reply_lengths.values()))
-        conversation = length_summary(self.conversation_lengths, limit)
-        return {"limit": limit, "conversation": conversation, "assistant": length_summary(everything, limit), **replies}
+    def lengths(self, limit: int) -> Lengths:
+        """Return what stands in lengths.json."""
+        return Lengths(
+            limit,
+            length_statistics(self.conversation_lengths, limit),
+            length_statistics(np.concatenate(list(self.reply_lengths.values())), limit),
+            **{name: length_statistics(lengths, limit) for name, lengths in self.reply_lengths.items()},
+        )
 
 
 def encode_pairs(

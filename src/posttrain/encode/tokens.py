@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.encode.fitting import Tools, fit
+from posttrain.encode.lengths import Lengths, length_statistics
 from posttrain.encode.spans import Rendering, Span, prove_turn, supervised_renderings
 from posttrain.encode.template import ChatTemplate, RejectedError, RowRejected
 from posttrain.errors import TemplateError
@@ -73,13 +74,13 @@ class EncodedRows:
     assistant_lengths: NDArray[np.int64]
     """Tokens of each supervised assistant turn of those rows."""
 
-    def lengths_record(self, limit: int) -> dict[str, Any]:
-        """Return the content of lengths.json (docs/run-folder.md)."""
-        return {
-            "limit": limit,
-            "conversation": length_summary(self.conversation_lengths, limit),
-            "assistant": length_summary(self.assistant_lengths, limit),
-        }
+    def lengths(self, limit: int) -> Lengths:
+        """Return what stands in lengths.json."""
+        return Lengths(
+            limit,
+            length_statistics(self.conversation_lengths, limit),
+            length_statistics(self.assistant_lengths, limit),
+        )
 
 
 class LedgerStep(Protocol):
@@ -284,21 +285,6 @@ def fit_length(example: Tokens, max_length: int, over_length: OverLength) -> Tok
         return too_long
     end = int(supervised[-1]) + 1
     return Tokens(example.ids_T[:end], example.weights_T[:end], example.row_id, example.part)
-
-
-def length_summary(lengths: NDArray[np.int64], limit: int) -> dict[str, Any]:
-    """Values, quantiles and share over the limit of some lengths (docs/run-folder.md, lengths.json)."""
-    quantiles = np.quantile(lengths, [0.5, 0.9, 0.95, 1.0], method="inverted_cdf") if len(lengths) else np.zeros(4)
-    p50, p90, p95, largest = (int(q) for q in quantiles)
-    return {
-        "values": lengths.tolist(),
-        "count": len(lengths),
-        "p50": p50,
-        "p90": p90,
-        "p95": p95,
-        "max": largest,
-        "share_over_limit": float(np.mean(lengths > limit)) if len(lengths) else 0.0,
-    }
 
 
 # ---- text to tokens --------------------------------------------------------------------------------------------------

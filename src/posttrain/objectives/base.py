@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from posttrain.types import LOGP_ROUNDING, resolved
@@ -52,8 +52,65 @@ class Loss(NamedTuple):
     metrics: Mapping[str, Metric] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A chart of what an objective logs while it trains."""
+
+    name: str
+    title: str
+    unit: str
+    metrics: tuple[str, ...]
+    """Keys of the metrics records: one, or that of the better and that of the worse kind of replies."""
+    scale: float = 1.0
+    """What the values are multiplied by."""
+    line: float | None = None
+    """A value that means something: chance, zero."""
+    held_out_alone: bool = False
+    """Whether batches can't be compared with each other, so that the held-out rows alone are drawn where there are some."""
+    comparable: bool = False
+    """Whether it is worth laying over that of another stage."""
+
+
+REWARDS = Curve("rewards", "Rewards", "reward", ("rewards/chosen", "rewards/rejected"))
+LOGPS = Curve(
+    "log-probabilities",
+    "Log-probability of the replies",
+    "nats a reply",
+    ("logps/chosen", "logps/rejected"),
+    held_out_alone=True,
+)
+PAIR_CURVES = (
+    REWARDS,
+    Curve("margin", "Reward margin", "margin", ("rewards/margins",), line=0.0, comparable=True),
+    Curve("accuracy", "Reward accuracy", "percent", ("rewards/accuracies",), scale=100.0, line=50.0, comparable=True),
+    LOGPS,
+    Curve("kl", "KL to the reference", "nats a token", ("kl",), comparable=True),
+    Curve("nll", "Negative log-likelihood of the chosen", "nats a token", ("nll",)),
+)
+"""What objectives that learn from pairs log; one that is not logged is not drawn."""
+LEVEL_CURVES = (replace(REWARDS, held_out_alone=True), *PAIR_CURVES[1:])
+"""Where rewards are levels of log-probability, other in every batch."""
+PAIR_WORDS = (
+    "The margin is the chosen reply's reward less the rejected one's; accuracy is the share of pairs with a margin above 0, where a "
+    "margin within rounding counts half."
+)
+KL_WORDS = "KL estimates how far the policy has moved from the reference, in nats a reply token."
+
+
 class BaseObjective:
-    """What the engine asks of every objective: each says what is different with it."""
+    """What the engine asks of every objective: each says what is different with it, and how a report explains it."""
+
+    name: str
+    title: ClassVar[str]
+    """As papers write it."""
+    explanation: ClassVar[str]
+    """What its loss and the numbers it logs mean."""
+    sides: ClassVar[tuple[str, str]] = ("chosen", "rejected")
+    """The two kinds of replies, the better one first."""
+    curves: ClassVar[tuple[Curve, ...]] = PAIR_CURVES
+    setting_words: ClassVar[Mapping[str, str]] = {}
+    """How its settings are called, where that is not their key."""
+    loss_unit: ClassVar[str] = "loss"
 
     row_kind: ClassVar[Literal["conversations", "pairs", "feedback"]]
     """The rows it learns from."""
@@ -71,6 +128,24 @@ class BaseObjective:
     def supervises_prompt(self) -> bool:
         """Whether ``PairLogps.conversation`` is needed."""
         return False
+
+    @property
+    def untrained_loss(self) -> float | None:
+        """The loss before anything was learned; None where that depends on the model."""
+        return None
+
+    @property
+    def settings_text(self) -> str:
+        """The settings that matter: ``beta 0.1, SFT weight 1``; without those that are off or weigh nothing."""
+        parts = []
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            if one.name in ("name", "reference") or (value == one.default and value in (None, False, 0, 1)):
+                continue
+            words = self.setting_words.get(one.name, one.name.replace("_", " "))
+            plain = f"{value:g}" if isinstance(value, int | float) else str(value)
+            parts.append(words if value is True else f"{words} {plain}")
+        return ", ".join(parts)
 
     def settings_problem(self, batch_size: int) -> str | None:
         """Why it can't be trained with these settings of the stage; None where it can."""

@@ -18,12 +18,16 @@ expectation over the flips, the loss of the clean labels; of a single pair it fa
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from posttrain.objectives.base import (
+    KL_WORDS,
+    PAIR_WORDS,
     BaseObjective,
     Loss,
     PairLogps,
@@ -54,6 +58,12 @@ class DpoObjective(BaseObjective):
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290) and its variants for noisy labels."""
 
     row_kind = "pairs"
+    title = "DPO"
+    explanation = (
+        "The loss is the negative log-sigmoid of beta times the margin; while the policy still equals its reference it is ln 2 = 0.693. "
+        f"The reward of a reply is beta times the log-probability it gained against the reference. {PAIR_WORDS} {KL_WORDS}"
+    )
+    setting_words: ClassVar[Mapping[str, str]] = {"sft_weight": "SFT weight"}
     needs_reference = True
 
     name: Literal["dpo"] = "dpo"
@@ -71,6 +81,11 @@ class DpoObjective(BaseObjective):
     def __post_init__(self) -> None:
         if self.robust and self.label_smoothing == 0:
             raise ValueError("robust: true needs label_smoothing above 0, the share of wrong labels it corrects for")
+
+    @property
+    def untrained_loss(self) -> float | None:
+        """ln 2 while policy and reference are one model."""
+        return None if self.sft_weight else math.log(2)
 
     def loss(self, policy: PairLogps, reference: PairLogps | None, step_pairs: int) -> Loss:
         """This micro-batch's share of the loss of a step of ``step_pairs`` pairs.

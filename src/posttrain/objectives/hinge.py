@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Gt
 
 from posttrain.objectives.base import (
+    KL_WORDS,
+    PAIR_WORDS,
     BaseObjective,
     Loss,
     PairLogps,
@@ -40,6 +42,11 @@ class HingeObjective(BaseObjective):
     """Hinge loss on the log-ratios (SLiC, Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657)."""
 
     row_kind = "pairs"
+    title = "the hinge loss (SLiC)"
+    explanation = (
+        "The loss is 1 less beta times the margin, and 0 from there on; while the policy still equals its reference it is 1. "
+        f"The reward of a reply is beta times the log-probability it gained against the reference. {PAIR_WORDS} {KL_WORDS}"
+    )
     needs_reference = True
 
     name: Literal["hinge"] = "hinge"
@@ -47,6 +54,11 @@ class HingeObjective(BaseObjective):
     """A pair is left alone once its margin reaches 1 / beta nats."""
     reference: Annotated[str, NamesStage("model")] | None = None
     """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
+
+    @property
+    def untrained_loss(self) -> float | None:
+        """1 while policy and reference are one model."""
+        return 1.0
 
     def loss(self, policy: PairLogps, reference: PairLogps | None, step_pairs: int) -> Loss:
         """This micro-batch's share of the loss of a step of ``step_pairs`` pairs."""

@@ -9,12 +9,15 @@ averaged over the reply's tokens, and that is the default here (docs/decisions/0
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
 from posttrain.objectives.base import (
+    KL_WORDS,
+    PAIR_WORDS,
     BaseObjective,
     Loss,
     PairLogps,
@@ -40,6 +43,12 @@ class IpoObjective(BaseObjective):
     """Identity Preference Optimization (Azar et al. 2023, arXiv:2310.12036)."""
 
     row_kind = "pairs"
+    title = "IPO"
+    explanation = (
+        "The loss is the squared distance of the margin from its target 1 / (2 beta). The reward of a reply is beta times the "
+        f"log-probability it gained against the reference, a token or as a sum (see the settings). {PAIR_WORDS} {KL_WORDS}"
+    )
+    setting_words: ClassVar[Mapping[str, str]] = {"average": "averaged over"}
     needs_reference = True
 
     name: Literal["ipo"] = "ipo"
@@ -49,6 +58,11 @@ class IpoObjective(BaseObjective):
     """Log-ratio of a reply: ``tokens`` = mean over its tokens, ``sum`` = sum over them."""
     reference: Annotated[str, NamesStage("model")] | None = None
     """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
+
+    @property
+    def untrained_loss(self) -> float | None:
+        """The square of the target while policy and reference are one model."""
+        return (1 / (2 * self.beta)) ** 2
 
     def loss(self, policy: PairLogps, reference: PairLogps | None, step_pairs: int) -> Loss:
         """This micro-batch's share of the loss of a step of ``step_pairs`` pairs."""

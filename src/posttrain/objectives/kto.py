@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Gt
 
 from posttrain.errors import DataError
-from posttrain.objectives.base import BaseObjective, Loss, Metric, SequenceLogps, log_ratio
+from posttrain.objectives.base import LOGPS, REWARDS, BaseObjective, Curve, Loss, Metric, SequenceLogps, log_ratio
 from posttrain.references import NamesStage
 
 if TYPE_CHECKING:
@@ -67,6 +67,20 @@ class KtoObjective(BaseObjective):
     """Kahneman-Tversky Optimization (Ethayarajh et al. 2024, arXiv:2402.01306): single replies, desirable or not."""
 
     row_kind = "feedback"
+    title = "KTO"
+    explanation = (
+        "The loss of a reply lies between 0 and its weight (1 unless set): how far from certain it is that a desirable reply counts as a "
+        "gain, and an undesirable one as a loss, measured from the reference point. The reward of a reply is beta times the "
+        "log-probability it gained against the reference. The rows are single replies and no pairs, so there is no accuracy. The "
+        "reference point is how far the policy has drifted from the reference in general, never below 0."
+    )
+    sides = ("desirable", "undesirable")
+    curves = (
+        REWARDS,
+        Curve("margin", "Reward margin", "margin", ("rewards/margins",), line=0.0, comparable=True),
+        LOGPS,
+        Curve("reference-point", "Reference point", "nats", ("kl",)),
+    )
     needs_reference = True
 
     name: Literal["kto"] = "kto"

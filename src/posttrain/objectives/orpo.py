@@ -13,12 +13,15 @@ The paper's NLL is that of the reply. Its code can train on the prompt as well, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
 from posttrain.objectives.base import (
+    LEVEL_CURVES,
+    PAIR_WORDS,
     BaseObjective,
     Loss,
     PairLogps,
@@ -48,6 +51,13 @@ class OrpoObjective(BaseObjective):
     """Odds Ratio Preference Optimization (Hong et al. 2024, arXiv:2403.07691). Loads no reference."""
 
     row_kind = "pairs"
+    title = "ORPO"
+    explanation = (
+        "The loss is the chosen reply's negative log-likelihood plus a penalty where its odds are not above those of the rejected one. "
+        f"The reward of a reply is the weight times its mean log-probability a token. {PAIR_WORDS}"
+    )
+    curves = LEVEL_CURVES
+    setting_words: ClassVar[Mapping[str, str]] = {"nll": "NLL of the"}
 
     name: Literal["orpo"] = "orpo"
     weight: Annotated[float, Gt(0)] = 0.1

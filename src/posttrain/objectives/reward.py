@@ -9,12 +9,14 @@ L = - log sigmoid(r(x, y_w) - r(x, y_l) - m)                     m the pair's ma
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from posttrain.objectives.base import BaseObjective, Loss, log_sigmoid, reward_metrics
+from posttrain.objectives.base import PAIR_WORDS, BaseObjective, Loss, log_sigmoid, reward_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +34,12 @@ class RewardObjective(BaseObjective):
     """A Bradley-Terry reward model: the model gets a score head in place of its output head."""
 
     row_kind = "pairs"
+    title = "reward modelling"
+    explanation = (
+        "The loss is the negative log-sigmoid of the difference of both scores: ln 2 = 0.693 where they are equal. The reward of a reply "
+        f"is the model's score. {PAIR_WORDS}"
+    )
+    setting_words: ClassVar[Mapping[str, str]] = {"use_margin": "margins of the rows"}
     head = "score"
     default_learning_rate = 1e-4
 
@@ -40,6 +48,11 @@ class RewardObjective(BaseObjective):
     """Ask for a difference of at least the pair's ``margin``, where the rows have one (Llama 2, arXiv:2307.09288)."""
     centering: Annotated[float, Ge(0)] = 0.0
     """Weight of the squared sum of both rewards, which keeps rewards around 0 (arXiv:2312.09244; 0.01 is usual)."""
+
+    @property
+    def untrained_loss(self) -> float | None:
+        """ln 2 while both sides have the same score."""
+        return None if self.centering or self.use_margin else math.log(2)
 
     def loss(self, chosen_P: Tensor, rejected_P: Tensor, margins_P: Tensor, step_pairs: int) -> Loss:
         """This micro-batch's share of the loss of a step of ``step_pairs`` pairs.

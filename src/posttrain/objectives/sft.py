@@ -32,6 +32,10 @@ class SftObjective(BaseObjective):
     """Imitate the assistant turns: mean negative log-likelihood over all supervised tokens of a step."""
 
     row_kind = "conversations"
+    title = "SFT"
+    explanation = "Losses are in nats per supervised token."
+    curves = ()
+    loss_unit = "nats per token"
     default_learning_rate = 2e-4
 
     name: Literal["sft"] = "sft"

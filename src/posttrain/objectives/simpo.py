@@ -9,12 +9,23 @@ whatever beta is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from posttrain.objectives.base import BaseObjective, Loss, PairLogps, log_sigmoid, logp_metrics, metric, reward_metrics
+from posttrain.objectives.base import (
+    LEVEL_CURVES,
+    PAIR_WORDS,
+    BaseObjective,
+    Loss,
+    PairLogps,
+    log_sigmoid,
+    logp_metrics,
+    metric,
+    reward_metrics,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +41,13 @@ class SimpoObjective(BaseObjective):
     """Simple Preference Optimization (Meng et al. 2024, arXiv:2405.14734). Loads no reference."""
 
     row_kind = "pairs"
+    title = "SimPO"
+    explanation = (
+        "The loss is the negative log-sigmoid of the margin less gamma. The reward of a reply is beta times its mean log-probability a "
+        f"token. {PAIR_WORDS}"
+    )
+    curves = LEVEL_CURVES
+    setting_words: ClassVar[Mapping[str, str]] = {"gamma_beta_ratio": "gamma/beta", "sft_weight": "SFT weight"}
     default_learning_rate = 1e-6
 
     name: Literal["simpo"] = "simpo"

@@ -77,7 +77,7 @@ class TrainStage(TrainSettings, _Inputs):
         encoded = self._encode(rows["train"], lineage.template, ledger, "encoding rows", context)
         examples = repeated_examples(encoded.examples, row_repeats(files["train"]), ledger)
         ledger.write(out.file("ledger.json"))
-        write_json(out.file("lengths.json"), encoded.lengths_record(self.max_length))
+        write_json(out.file("lengths.json"), encoded.lengths(self.max_length).as_dict())
         if not encoded.examples:
             raise _nothing_left(ledger, encoded, self.max_length, out)
         held_out = self._encode(rows["held_out"], lineage.template, Ledger(), "encoding held-out rows", context)

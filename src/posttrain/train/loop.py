@@ -13,7 +13,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors,
 from posttrain.train.config import TrainSettings
 from posttrain.train.optimizer import build_optimizer, clip_gradients
 from posttrain.train.plan import Plan, micro_batches
+from posttrain.train.records import HeldOutRecord, Record, StepRecord, TrainResult, line_of
 from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
 from posttrain.train.schedule import learning_rate
 from posttrain.train.tasks import LossInputs, StepContext, Task, Unit, make_task
@@ -460,21 +461,22 @@ class _Run:
             seconds=progress.seconds + seconds,
         )
         self._record(
-            split="train",
-            step=step + 1,
-            total_steps=self.plan.total_steps,
-            epoch=self.plan.epoch_after(step),
-            loss=result.loss,
-            grad_norm=result.grad_norm,
-            learning_rate=rate,
-            tokens=result.tokens,
-            computed_tokens=result.computed_tokens,
-            supervised_tokens=result.supervised_tokens,
-            tokens_per_second=result.tokens / seconds,
-            flops_per_second=result.flops / seconds,
-            memory_bytes=hardware.current_memory(self.trainee.device),
-            seconds=progress.seconds,
-            **result.metrics,
+            StepRecord(
+                step=step + 1,
+                total_steps=self.plan.total_steps,
+                epoch=self.plan.epoch_after(step),
+                loss=result.loss,
+                grad_norm=result.grad_norm,
+                learning_rate=rate,
+                tokens=result.tokens,
+                computed_tokens=result.computed_tokens,
+                supervised_tokens=result.supervised_tokens,
+                tokens_per_second=result.tokens / seconds,
+                flops_per_second=result.flops / seconds,
+                memory_bytes=hardware.current_memory(self.trainee.device),
+                seconds=progress.seconds,
+                metrics=result.metrics,
+            )
         )
         return progress
 
@@ -488,13 +490,14 @@ class _Run:
             error = TrainingError(f"held-out loss {loss}")
             raise self._diagnosed(error, progress.step - 1, self.inputs.held_out)
         self._record(
-            split="held_out",
-            step=progress.step,
-            loss=loss,
-            supervised_tokens=sum(s.supervised for unit in self.inputs.held_out for s in self.task.sequences(unit)),
-            rows=len(self.inputs.held_out),
-            seconds=progress.seconds,
-            **metrics,
+            HeldOutRecord(
+                step=progress.step,
+                loss=loss,
+                supervised_tokens=sum(s.supervised for unit in self.inputs.held_out for s in self.task.sequences(unit)),
+                rows=len(self.inputs.held_out),
+                seconds=progress.seconds,
+                metrics=metrics,
+            )
         )
         if progress.step == 0:
             return progress
@@ -527,29 +530,30 @@ class _Run:
         steps = [r for r in records if r["split"] == "train"]
         rates, flops = [r["tokens_per_second"] for r in steps], [r["flops_per_second"] for r in steps]
         peak = hardware.matmul_flops(self.trainee.compute_dtype, self.trainee.device)
-        return {
-            "steps": progress.step,
-            "planned_steps": self.plan.total_steps,
-            "epochs": self.plan.epoch_after(progress.step - 1),
-            "tokens": progress.tokens,
-            "supervised_tokens": progress.supervised_tokens,
-            "tokens_per_second": median(rates),
-            "training_seconds": progress.seconds,
-            "first_loss": steps[0]["loss"],
-            "last_loss": steps[-1]["loss"],
-            "best_step": progress.best_step if progress.best_step > 0 else None,
-            "best_held_out_loss": progress.best_loss if progress.best_step > 0 else None,
-            "kept": "best" if keep_best else "last",
-            "stopped_early": progress.stopped_early,
-            "trainable_parameters": sum(p.numel() for p in self.trainee.trained.values()),
-            "total_parameters": sum(p.numel() for p in model.parameters()),
-            "peak_memory_bytes": hardware.peak_memory(self.trainee.device),
+        result = TrainResult(
+            steps=progress.step,
+            planned_steps=self.plan.total_steps,
+            epochs=self.plan.epoch_after(progress.step - 1),
+            tokens=progress.tokens,
+            supervised_tokens=progress.supervised_tokens,
+            tokens_per_second=median(rates),
+            training_seconds=progress.seconds,
+            first_loss=steps[0]["loss"],
+            last_loss=steps[-1]["loss"],
+            best_step=progress.best_step if progress.best_step > 0 else None,
+            best_held_out_loss=progress.best_loss if progress.best_step > 0 else None,
+            kept="best" if keep_best else "last",
+            stopped_early=progress.stopped_early,
+            trainable_parameters=sum(p.numel() for p in self.trainee.trained.values()),
+            total_parameters=sum(p.numel() for p in model.parameters()),
+            peak_memory_bytes=hardware.peak_memory(self.trainee.device),
             # A peak measured while others used the machine may lie below what the training itself reached.
-            "matmul_share": median(flops) / peak if median(flops) <= peak else None,
-            "matmul_peak_flops": peak,
-            "device": str(self.trainee.device),
-            "dtype": str(self.trainee.compute_dtype).removeprefix("torch."),
-        }
+            matmul_share=median(flops) / peak if median(flops) <= peak else None,
+            matmul_peak_flops=peak,
+            device=str(self.trainee.device),
+            dtype=str(self.trainee.compute_dtype).removeprefix("torch."),
+        )
+        return asdict(result)
 
     def _write_weights(self, folder: str) -> None:
         with atomic_path(self.out.file(folder)) as temporary:
@@ -560,11 +564,12 @@ class _Run:
                 export.save_model(self.trainee.model, temporary, torch.float32)
             (self.inputs.companions or Companions(self.inputs.model_folder)).write(temporary)
 
-    def _record(self, **record: Any) -> None:
-        self.log.write(**record)
+    def _record(self, record: Record) -> None:
+        line = line_of(record)
+        self.log.write(**line)
         for tracker in self.trackers:
-            tracker.log(record)
-        self.observer(record)
+            tracker.log(line)
+        self.observer(line)
 
     def evaluation_due(self, step: int) -> bool:
         every = self.settings.evaluate_every or max(1, math.ceil(self.plan.total_steps / EVALUATIONS_PER_RUN))

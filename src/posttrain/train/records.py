@@ -1,0 +1,90 @@
+"""What a training stage writes of itself: the lines of metrics.jsonl and its ``result`` (docs/run-folder.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One training step. Tokens are those of its examples as rendered; ``loss`` in the unit of the objective."""
+
+    step: int
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float
+    grad_norm: float | None = None
+    """Before clipping."""
+    learning_rate: float | None = None
+    tokens: int | None = None
+    computed_tokens: int | None = None
+    """That went through the model: common prefixes once, nothing behind the last prediction."""
+    supervised_tokens: int | None = None
+    tokens_per_second: float | None = None
+    flops_per_second: float | None = None
+    memory_bytes: float | None = None
+    seconds: float | None = None
+    """Of all steps so far."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Means over the rows of the step, by the objective's names (``rewards/margins``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutRecord:
+    """One measurement of all held-out rows; step 0 is before training."""
+
+    step: int
+    loss: float
+    supervised_tokens: int | None = None
+    rows: int | None = None
+    seconds: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+Record = StepRecord | HeldOutRecord
+
+
+def line_of(record: Record) -> dict[str, Any]:
+    """Return the line of metrics.jsonl: ``split`` and the fields, the objective's metrics beside them."""
+    found = asdict(record)
+    metrics = found.pop("metrics")
+    return {"split": "train" if isinstance(record, StepRecord) else "held_out", **found, **metrics}
+
+
+def fields_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the record of a line, to be checked by whoever reads it: what is no field is a metric."""
+    kind = StepRecord if line.get("split") == "train" else HeldOutRecord
+    own = {one.name for one in fields(kind)}
+    metrics = {key: v for key, v in line.items() if key not in {*own, "split"} and isinstance(v, int | float)}
+    return {**{key: value for key, value in line.items() if key in own}, "metrics": metrics}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """``result`` of a train stage. A stage that is not finished has none of it."""
+
+    steps: int | None = None
+    planned_steps: int | None = None
+    epochs: float | None = None
+    tokens: int | None = None
+    supervised_tokens: int | None = None
+    tokens_per_second: float | None = None
+    """Median over the steps."""
+    training_seconds: float | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    best_step: int | None = None
+    best_held_out_loss: float | None = None
+    kept: str | None = None
+    """``best`` or ``last``: which weights were handed on."""
+    stopped_early: bool | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    peak_memory_bytes: int | None = None
+    matmul_share: float | None = None
+    """Share of the measured matmul peak; None where the peak was measured too low."""
+    matmul_peak_flops: float | None = None
+    device: str | None = None
+    dtype: str | None = None
