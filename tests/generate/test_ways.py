@@ -18,8 +18,8 @@ from posttrain.errors import ModelError
 from posttrain.generate import ways
 from posttrain.generate.decode import decode, replies
 from posttrain.generate.engine import Sampling
-from posttrain.generate.ways import OwnCache, Recompute, Slots, way_of
-from posttrain.model import slots
+from posttrain.generate.ways import Batched, OwnCache, Recompute, way_of
+from posttrain.model import kv_cache
 from posttrain.model.forward import path_of
 from posttrain.model.lengths import context_of, lengths_of, limits_of
 from posttrain.model.load import load_model
@@ -58,7 +58,7 @@ def test_draws_stops_and_log_probabilities_are_those_of_the_fast_way(prompts: li
             assert one.likely is not None
             assert other.likely is not None
             assert one.likely.logprob == pytest.approx(other.likely.logprob, abs=1e-4)
-    assert (way_of(fast), way_of(slow)) == (Slots, OwnCache)
+    assert (way_of(fast), way_of(slow)) == (Batched, OwnCache)
 
 
 # ---- the proof -----------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_a_way_that_is_off_is_not_taken(
     prompts: list[Prompt], small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = ids_of(load_model(small_model, torch.float32, CPU), prompts, 9)
-    for wrong, right in ((Slots, OwnCache), (OwnCache, Recompute)):
+    for wrong, right in ((Batched, OwnCache), (OwnCache, Recompute)):
         monkeypatch.setattr(wrong, "step", broken(wrong.step))
         model = load_model(small_model, torch.float32, CPU)
         assert ids_of(model, prompts, 9) == expected
@@ -115,9 +115,9 @@ def test_a_window_that_is_not_kept_is_found_in_any_type(
     window: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = windowed(tmp_path, window, dtype)
-    assert way_of(model) is Slots
-    attend = slots.Step.attend
-    monkeypatch.setattr(slots.Step, "attend", lambda step, *rest: attend(step, *rest[:5], None, *rest[6:]))
+    assert way_of(model) is Batched
+    attend = kv_cache.Step.attend
+    monkeypatch.setattr(kv_cache.Step, "attend", lambda step, *rest: attend(step, *rest[:5], None, *rest[6:]))
     assert way_of(windowed(tmp_path, window, dtype)) is OwnCache
 
 
@@ -161,7 +161,7 @@ def test_lengths_are_read_from_configurations() -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 64])
-@pytest.mark.parametrize("build", [loaded, lambda family, _: own(family)], ids=["slots", "own code"])
+@pytest.mark.parametrize("build", [loaded, lambda family, _: own(family)], ids=["batched", "own code"])
 def test_nan_ends_its_own_sequence_and_no_other(
     build: Callable[[str, Path], nn.Module], slots: int, prompts: list[Prompt], tmp_path: Path
 ) -> None:

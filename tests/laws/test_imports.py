@@ -103,30 +103,13 @@ def test_third_parties_are_touched_in_one_place(package: str, rooms: set[str]) -
 
 
 LOADS_TORCH = {
-    *("tasks.held_out.likelihood", "tasks.replies", "generate.decode", "generate.local", "generate.ways"),
-    *("lab.chat", "lab.eval_command", "model.targets", "lab.verify"),
-    *(
-        "model.adapters",
-        "model.attention",
-        "model.export",
-        "model.flops",
-        "model.forward",
-        "model.frozen",
-        "model.fused",
-        "model.gguf",
-        "model.hardware",
-    ),
-    *(
-        "model.lengths",
-        "model.limits",
-        "model.load",
-        "model.logprobs",
-        "model.own",
-        "model.packed",
-        "model.proof",
-        "model.reward",
-    ),
-    *("model.rotary", "model.score", "model.slots", "model.wide"),
+    *("tasks.held_out.likelihood", "tasks.replies"),
+    *("generate.decode", "generate.local", "generate.ways"),
+    *("lab.chat", "lab.eval_command", "lab.verify"),
+    *("model.adapters", "model.attention", "model.export", "model.forward", "model.frozen"),
+    *("model.fused", "model.hardware", "model.kv_cache", "model.lengths", "model.load"),
+    *("model.logprobs", "model.own", "model.prepacked_weights", "model.proof", "model.score"),
+    *("model.targets",),
     *("train.checkpoint", "train.loop", "train.optimizer", "train.reference", "train.tasks"),
 }
 """The modules that compute with tensors. Everything else is there for a machine without torch."""

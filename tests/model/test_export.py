@@ -25,7 +25,7 @@ from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.model.export import check_written, merge_adapter, save_model
 from posttrain.model.forward import final_hidden, output_head
 from posttrain.model.fused import fuse
-from posttrain.model.limits import check_fits
+from posttrain.model.lengths import check_fits
 from posttrain.model.load import load_model
 from posttrain.train.config import TrainSettings
 from posttrain.train.loop import TrainInputs, train

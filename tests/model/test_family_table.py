@@ -22,9 +22,8 @@ from families import FAMILIES, micro_folder
 from posttrain.encode.collate import collate, collate_shared
 from posttrain.model.adapters import not_reached, save_adapter, trainable_parameters
 from posttrain.model.config import FullWeights, LoraAdapter
-from posttrain.model.flops import step_flops
 from posttrain.model.forward import Path as Passes
-from posttrain.model.forward import path_of
+from posttrain.model.forward import path_of, step_flops
 from posttrain.model.score import batch_logps, lay_out
 from posttrain.train.config import TrainSettings
 from posttrain.train.loop import prepare_model

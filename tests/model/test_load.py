@@ -20,7 +20,7 @@ from posttrain.model import hardware
 from posttrain.model.adapters import attach_lora
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.model.export import save_model
-from posttrain.model.flops import step_flops
+from posttrain.model.forward import step_flops
 from posttrain.model.load import load_model
 from posttrain.model.score import score
 from posttrain.model.source import model_folder

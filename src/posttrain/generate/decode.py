@@ -20,7 +20,7 @@ from posttrain.generate.engine import Progress, Sampling
 from posttrain.generate.ways import Way, way_of
 from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import Limits, lengths_of, limits_of
-from posttrain.model.packed import pack
+from posttrain.model.prepacked_weights import prepack
 
 FinishReason = Literal["stop", "length", "not_finite"]
 """``not_finite``: the model computed NaN or infinity where the next token was to be chosen, so there is none."""
@@ -104,7 +104,7 @@ def decode(
     waiting = [_waiting(i, prompt, each[i], limits) for i, prompt in enumerate(prompts)]
     if not waiting:
         return
-    pack(model)
+    prepack(model)
     kind = way_of(model, max(sequence.length + sequence.sampling.max_tokens for sequence in waiting))
     room = min(slots if kind.most is None else kind.most, len(waiting))
     factors = lengths_of(causal_lm(model).config).factors

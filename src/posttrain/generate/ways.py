@@ -1,6 +1,6 @@
-"""How a model is continued by one more token: our slots where they are proven to be the model's own computation, its own code elsewhere.
+"""How a model is continued by one more token: our key-value cache where it is proven to be the model's own computation, its own code elsewhere.
 
-    Slots      keys and values of many sequences side by side (`posttrain.model.slots`)
+    Batched    keys and values of many sequences side by side (`posttrain.model.kv_cache`)
     OwnCache   the model's own cache, one sequence at a time
     Recompute  no cache: every token is computed from all before it
 
@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from posttrain.errors import ModelError, PosttrainError
 from posttrain.model.forward import causal_lm
+from posttrain.model.kv_cache import KvCache, Prefill, Step
 from posttrain.model.lengths import Lengths, lengths_of, limits_of
 from posttrain.model.load import next_logits
-from posttrain.model.own import Memory, own_cached_logits, own_logits
+from posttrain.model.own import Memory, in_fp32, own_cached_logits, own_logits
 from posttrain.model.proof import CROSSED, switches_crossed
-from posttrain.model.slots import Prefill, SlotCache, Step
-from posttrain.model.wide import in_fp32
 
 TOLERANCE = 1e-4
 """Largest relative difference of logits from the model's own: rounding gives 1e-6 in fp32, in which the proof is computed."""
@@ -52,15 +51,15 @@ class Way(Protocol):
         """End a live sequence; the last one moves to its place."""
 
 
-class Slots:
-    """Keys and values in slots of our own."""
+class Batched:
+    """Many sequences at once, keys and values in a cache of our own."""
 
     note = None
     most: int | None = None
     """Sequences at once; None = as many as wanted."""
 
     def __init__(self, model: nn.Module, room: int) -> None:
-        self._model, self._cache = model, SlotCache(room)
+        self._model, self._cache = model, KvCache(room)
         self._device = causal_lm(model).get_input_embeddings().weight.device
 
     def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -77,9 +76,9 @@ class Slots:
         """See `Way`."""
         self._cache.remove(place)
 
-    def _logits(self, ids: NDArray[np.int64], places: NDArray[np.int64], slots: Prefill | Step) -> Tensor:
+    def _logits(self, ids: NDArray[np.int64], places: NDArray[np.int64], cache: Prefill | Step) -> Tensor:
         ids_T, places_T = (torch.from_numpy(x).to(self._device) for x in (ids, places))
-        return next_logits(self._model, ids_T, places_T, slots)
+        return next_logits(self._model, ids_T, places_T, cache)
 
 
 class OwnCache:
@@ -135,8 +134,8 @@ class Recompute:
         self._ids = []
 
 
-Kind = type[Slots] | type[OwnCache] | type[Recompute]
-WAYS: tuple[Kind, ...] = (Slots, OwnCache, Recompute)
+Kind = type[Batched] | type[OwnCache] | type[Recompute]
+WAYS: tuple[Kind, ...] = (Batched, OwnCache, Recompute)
 """Fast ones first; the last needs no proof, because it is what the others are compared with."""
 
 

@@ -44,8 +44,7 @@ class RewardJudge:
         import torch
 
         from posttrain.encode.packing import pack
-        from posttrain.model.reward import batch_rewards
-        from posttrain.model.score import lay_out
+        from posttrain.model.score import batch_rewards, lay_out
 
         asks = asks_of(items, replace(plan, orders="original", samples=1, emphasis="no"), "pair")
         conversations = [_conversation(items[ask.item], ask.turn, second) for ask in asks for second in (False, True)]

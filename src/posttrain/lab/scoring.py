@@ -289,7 +289,7 @@ def _compute(
     """Score the wanted rows of a file, a part at a time; every part is a file of the cache."""
     from posttrain.model import hardware
     from posttrain.model.frozen import frozen_model
-    from posttrain.model.limits import check_fits
+    from posttrain.model.lengths import check_fits
 
     dtype = hardware.DTYPES[dtype_name]
     display.tick("loading the model", 0, 0)

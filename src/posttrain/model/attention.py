@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from posttrain.encode.segments import Segments
-from posttrain.model.slots import Prefill, Step
+from posttrain.model.kv_cache import Prefill, Step
 
 IMPLEMENTATION = "posttrain_segments"
 QUERY_BLOCK = 128
@@ -255,7 +255,7 @@ def segment_attention(
     attention_mask: Tensor | None,
     *,
     segments: Segments | None = None,
-    slots: Prefill | Step | None = None,
+    kv_cache: Prefill | Step | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -266,7 +266,7 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """Attention function for transformers' AttentionInterface: query [1, H, T, D], key and value [1, K, T, D].
 
-    Returns ([1, T, H, width of a value], None). The lengths of ``segments`` sum to T. With ``slots`` keys and values are kept for decoding, or
+    Returns ([1, T, H, width of a value], None). The lengths of ``segments`` sum to T. With ``kv_cache`` keys and values are kept for decoding, or
     the T tokens are the next ones of as many sequences. ``s_aux``: attention sinks [H], as transformers calls them. Raises
     TypeError for calls that say neither.
     """
@@ -275,13 +275,13 @@ def segment_attention(
     # Under autocast rotary positions leave queries and keys in fp32; the backward pass runs outside of autocast.
     q_HTD, k_KTD, v_KTD = query[0].to(value.dtype), key[0].to(value.dtype), value[0]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if isinstance(slots, Step):
-        out = slots.attend(module.layer_idx, q_HTD, k_KTD, v_KTD, scale, sliding_window, softcap, s_aux)  # type: ignore[arg-type]
+    if isinstance(kv_cache, Step):
+        out = kv_cache.attend(module.layer_idx, q_HTD, k_KTD, v_KTD, scale, sliding_window, softcap, s_aux)  # type: ignore[arg-type]
         return out[None], None
     if segments is None:
         raise TypeError("this model is loaded for packed passes: `segments` must say where sequences begin")
-    if slots is not None:
-        slots.keep(module.layer_idx, k_KTD, v_KTD)  # type: ignore[arg-type]
+    if kv_cache is not None:
+        kv_cache.keep(module.layer_idx, k_KTD, v_KTD)  # type: ignore[arg-type]
     window = _effective_window(sliding_window, segments)
     if query.device.type == "cpu" and softcap is None and s_aux is None and dropout == 0.0:
         by_token = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))

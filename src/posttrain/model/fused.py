@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from posttrain.encode.segments import Segments
 from posttrain.model.attention import IMPLEMENTATION, rotary_attention
-from posttrain.model.packed import product
+from posttrain.model.prepacked_weights import product
 
 _PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
@@ -170,7 +170,7 @@ class _RmsNorm(torch.autograd.Function):
 # ---- putting them in place -----------------------------------------------------------------------------------------
 
 
-class _Slot(NamedTuple):
+class _PlainLora(NamedTuple):
     """A LoRA layer that the hot path can serve, with its base weight and live adapter."""
 
     layer: LoraLinear
@@ -195,8 +195,8 @@ class _Slot(NamedTuple):
         )
 
 
-def _slot(module: nn.Module) -> _Slot | None:
-    """The slot of a LoRA layer with one plain adapter (no dropout, no DoRA) on a frozen ``nn.Linear``, else None."""
+def _plain_lora(module: nn.Module) -> _PlainLora | None:
+    """The parts of a LoRA layer with one plain adapter (no dropout, no DoRA) on a frozen ``nn.Linear``, else None."""
     layer: Any = module  # PEFT's layers are typed as a union of everything a module can hold
     if type(layer) is not LoraLinear or len(layer.active_adapters) != 1 or type(layer.base_layer) is not nn.Linear:
         return None
@@ -209,12 +209,12 @@ def _slot(module: nn.Module) -> _Slot | None:
         and layer.lora_B[name].bias is None
         and not any(p.requires_grad for p in layer.base_layer.parameters())
     )
-    return _Slot(layer, name) if plain else None
+    return _PlainLora(layer, name) if plain else None
 
 
-def _lora_outputs(slots: Sequence[_Slot], x: Tensor) -> tuple[Tensor, ...]:
+def _lora_outputs(layers: Sequence[_PlainLora], x: Tensor) -> tuple[Tensor, ...]:
     """The outputs [..., O] of LoRA layers that share their input x [..., D]."""
-    bases, pairs = [s.base() for s in slots], [s.pair() for s in slots]
+    bases, pairs = [s.base() for s in layers], [s.pair() for s in layers]
     outputs = _LoraLinears.apply(
         x.reshape(-1, x.shape[-1]),
         tuple(scale for _, _, scale in pairs),
@@ -225,13 +225,13 @@ def _lora_outputs(slots: Sequence[_Slot], x: Tensor) -> tuple[Tensor, ...]:
     return tuple(y.view(*x.shape[:-1], -1) for y in outputs)
 
 
-def _lora_forward(slot: _Slot) -> Callable[..., Tensor]:
-    generic = slot.layer.forward
+def _lora_forward(layer: _PlainLora) -> Callable[..., Tensor]:
+    generic = layer.layer.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not slot.ready() or args or kwargs:
+        if not layer.ready() or args or kwargs:
             return generic(x, *args, **kwargs)  # type: ignore[no-any-return]
-        return _lora_outputs([slot], x)[0]
+        return _lora_outputs([layer], x)[0]
 
     return forward
 
@@ -253,19 +253,19 @@ def _attention_forward(module: nn.Module) -> Callable[..., tuple[Tensor, None]] 
     if probe is None or not probe.options["plain"] or probe.options["scaling"] is None:
         return None
     scale, window = probe.options["scaling"], probe.options["sliding_window"]
-    found = [_slot(part) for part in parts[:3] if isinstance(part, nn.Module)]
-    slots = [s for s in found if s is not None]
+    found = [_plain_lora(part) for part in parts[:3] if isinstance(part, nn.Module)]
+    layers = [s for s in found if s is not None]
     norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
     generic = module.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         segments, rotation = kwargs.get("segments"), kwargs.get("position_embeddings")
-        if args or segments is None or rotation is None or kwargs.get("slots") is not None:
+        if args or segments is None or rotation is None or kwargs.get("kv_cache") is not None:
             return generic(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
         if rotation[0].shape[-1] != size:  # a part of each head is rotated
             return generic(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
-        if len(slots) == 3 and all(s.ready() for s in slots):
-            projected = _lora_outputs(slots, hidden_states)
+        if len(layers) == 3 and all(s.ready() for s in layers):
+            projected = _lora_outputs(layers, hidden_states)
         else:
             projected = tuple(part(hidden_states) for part in (inner.q_proj, inner.k_proj, inner.v_proj))
         q, k, v = (y[0].view(y.shape[1], -1, size) for y in projected)
@@ -331,8 +331,8 @@ def _mlp_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     activation = getattr(module, "act_fn", None)
     is_silu = isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation" or activation is F.silu
-    slots = [_slot(part) for part in parts if isinstance(part, nn.Module)]
-    ready = [s for s in slots if s is not None]
+    layers = [_plain_lora(part) for part in parts if isinstance(part, nn.Module)]
+    ready = [s for s in layers if s is not None]
     if len(ready) != 3 or not is_silu or any(s.base().bias is not None for s in ready):
         return None
     generic = module.forward
@@ -411,9 +411,9 @@ def fuse(model: nn.Module) -> dict[str, int]:
             inside_mlp.update(id(part) for part in module.children())
             counts["mlp"] += 1
     for module in model.modules():
-        slot = _slot(module)
-        if slot is not None and id(module) not in inside_mlp:
-            module.forward = _lora_forward(slot)
+        layer = _plain_lora(module)
+        if layer is not None and id(module) not in inside_mlp:
+            module.forward = _lora_forward(layer)
             counts["lora"] += 1
             continue
         norm = _norm_forward(module)
@@ -429,7 +429,7 @@ def fuse(model: nn.Module) -> dict[str, int]:
 
 
 def unfuse(model: nn.Module) -> None:
-    """Give every module its own forward pass back; what is there to compute the right thing (`rotary`) stays."""
+    """Give every module its own forward pass back; what is there to compute the right thing (`lengths.follow_lengths`) stays."""
     for module in model.modules():
         if "forward" in vars(module) and not getattr(module.forward, "permanent", False):
             del module.forward

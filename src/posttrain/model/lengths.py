@@ -6,14 +6,21 @@ the length of the whole sequence (dynamic NTK, LongRoPE), so that crossing the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+
+from posttrain.errors import ConfigError, ModelError
+from posttrain.model.forward import causal_lm
+from posttrain.types import Tokens
 
 
 @dataclass(frozen=True)
@@ -137,3 +144,71 @@ def limits_of(model: PreTrainedModel) -> Limits:
     else:
         positions = told if told in rows else None
     return Limits(embedding.num_embeddings, None if positions is None else int(positions))
+
+
+def check_fits(model: nn.Module, sequences: Sequence[Tokens], where: str) -> None:
+    """Raise ModelError for an id the model has no vector for, ConfigError for a length it has no positions for.
+
+    where: the config path or option that limits the length.
+    """
+    inner = causal_lm(model)
+    known = limits_of(inner)
+    for sequence in sequences:
+        if (largest := int(sequence.ids_T.max(initial=0))) >= known.vocabulary:
+            raise ModelError(
+                f"row {sequence.row_id} holds the token id {largest}, but the model knows 0 to {known.vocabulary - 1}: the tokenizer "
+                "is larger than the embedding",
+                where=str(getattr(inner.config, "_name_or_path", "")) or None,
+                fix="give the model the tokenizer it was made with (the chat template may use tokens that were added later)",
+            )
+    longest = max(map(len, sequences), default=0)
+    if known.positions is not None and longest > known.positions:
+        raise ConfigError(
+            f"the longest example has {longest:,} tokens, but the model has learned {known.positions:,} positions",
+            where=where,
+            fix=f"set it to {known.positions} or less",
+        )
+
+
+# ---- rotary positions by length ------------------------------------------------------------------------------------
+#
+# transformers takes the length of a pass for the length of the sequence, and keeps the factors of the longest pass it
+# has seen. So packed sequences would depend on their neighbours, and a sequence by itself on what came before it.
+
+
+def follow_lengths(model: nn.Module) -> bool:
+    """Make rotary positions follow the length of each sequence of a pass; whether the model has any that depend on it."""
+    found = [module for module in model.modules() if is_by_length(getattr(module, "rope_type", ""))]
+    for module in found:
+        module.forward = _by_sequence(module)
+    return bool(found)
+
+
+def _by_sequence(module: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
+    own = module.forward
+
+    def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        tokens = position_ids.shape[-1]
+        begins = (position_ids.reshape(-1, tokens)[0] == 0).nonzero()[:, 0].tolist()
+        edges = sorted({0, *begins, tokens})
+        parts = []
+        for begin, end in pairwise(edges):
+            with _unchanged(module):
+                parts.append(own(x, position_ids[..., begin:end], *args, **kwargs))
+        return tuple(torch.cat(same, dim=-2) for same in zip(*parts, strict=True))
+
+    forward.permanent = True  # type: ignore[attr-defined]  # not a matter of speed: see `fused.unfuse`
+    return forward
+
+
+@contextlib.contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """What a forward pass leaves on the module is undone: the next sequence begins as the first one did."""
+    attributes, buffers = dict(vars(module)), {name: b.clone() for name, b in module.named_buffers(recurse=False)}
+    try:
+        yield
+    finally:
+        for name in vars(module).keys() - attributes.keys():
+            delattr(module, name)
+        vars(module).update(attributes)
+        module._buffers.update(buffers)

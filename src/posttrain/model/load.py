@@ -34,8 +34,8 @@ from posttrain.model.folder import (
     unused_names,
 )
 from posttrain.model.forward import causal_lm
+from posttrain.model.kv_cache import Prefill, Step
 from posttrain.model.proof import prove
-from posttrain.model.slots import Prefill, Step
 
 NEW_HEAD = "score.weight"
 """The one weight a language model's folder lacks when it becomes a reward model."""
@@ -155,21 +155,21 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @torch.no_grad()
-def next_logits(model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, slots: Prefill | Step) -> Tensor:
+def next_logits(model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, kv_cache: Prefill | Step) -> Tensor:
     """Logits [B, V] in fp32 after the last token of each of B sequences: new ones side by side, or one more token of each live one.
 
-    Whatever the model does to its logits (caps, scales) is done. Keys and values go to the cache of ``slots``. All sequences of a pass
+    Whatever the model does to its logits (caps, scales) is done. Keys and values go to the cache of ``kv_cache``. All sequences of a pass
     must be rotated by the same factors (`posttrain.model.lengths.Lengths.factors`).
     """
-    lengths = slots.new if isinstance(slots, Prefill) else [1] * len(ids_T)
+    lengths = kv_cache.new if isinstance(kv_cache, Prefill) else [1] * len(ids_T)
     output = causal_lm(model)(
         input_ids=ids_T[None],
         position_ids=positions_T[None],
         use_cache=False,
         segments=Segments(lengths),
-        slots=slots,
+        kv_cache=kv_cache,
         logits_to_keep=torch.tensor(lengths, device=ids_T.device).cumsum(0) - 1,
     )
-    slots.finish()
+    kv_cache.finish()
     logits: Tensor = output.logits[0].float()
     return logits

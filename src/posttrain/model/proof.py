@@ -22,9 +22,8 @@ from posttrain.encode.segments import Segments
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.attention import IMPLEMENTATION
 from posttrain.model.forward import LogitForm, Path, causal_lm, computing_in, final_hidden, set_path
-from posttrain.model.lengths import is_by_length, limits_of
-from posttrain.model.rotary import follow_lengths
-from posttrain.model.wide import in_fp32
+from posttrain.model.lengths import follow_lengths, is_by_length, limits_of
+from posttrain.model.own import in_fp32
 
 TOLERANCE = 1e-3
 """Largest relative difference of packed from alone: in fp32 rounding gives 5e-7, leaks 0.03 and more."""

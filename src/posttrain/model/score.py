@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from posttrain.encode.collate import Batch, collate, collate_shared
 from posttrain.encode.packing import pack
-from posttrain.model.forward import causal_lm, computing_in, final_hidden, output_head, own_logps, path_of
+from posttrain.model.forward import causal_lm, computing_in, final_hidden, output_head, own_logps, path_of, score_head
 from posttrain.model.logprobs import token_logps
 from posttrain.types import Tokens
 
@@ -45,6 +45,18 @@ def batch_logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> T
             hidden_SD = final_hidden(model, ids_T, batch.segments)[predict_S].to(compute_dtype)
             logps_S = token_logps(hidden_SD, head.weight_VD, targets_S, head.form.cap, head.bias_V, head.form.scale)
     return TokenLogps(logps_S, torch.from_numpy(batch.target_weights_S).to(device))
+
+
+def batch_rewards(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> Tensor:
+    """The reward [B] of every sequence of a batch made of `scored_at_end` sequences, fp32, with gradient where it trains."""
+    head = score_head(model)
+    assert head is not None, "a reward objective trains a model with a score head"
+    device = next(model.parameters()).device
+    ids_T, scored_B = (torch.from_numpy(a).to(device) for a in (batch.ids_T, batch.predict_S))
+    with computing_in(model, compute_dtype):
+        hidden_TD = final_hidden(model, ids_T, batch.segments)
+    rewards: Tensor = head(hidden_TD[scored_B].float())
+    return rewards[:, 0]
 
 
 class Scores(NamedTuple):

@@ -39,7 +39,7 @@ def _asset_folder(name: str, progress: assets.Progress | None) -> Path:
     asset = assets.MODELS[name]
     folder = assets.cache_folder() / "models" / f"{name}-{asset.package.sha256[:12]}"
     if not (folder / "config.json").exists():
-        from posttrain.model.gguf import convert_gguf  # loads torch; once is enough
+        from posttrain.model.export import convert_gguf  # loads torch; once is enough
 
         gguf = assets.fetch(asset, progress)
         with atomic_path(folder) as temporary:

@@ -210,9 +210,9 @@ def _evaluate_model(
     """``logps`` of the held-out sequences by manner, and ``replies``, of one model."""
     import torch
 
-    from posttrain.model.limits import check_fits
+    from posttrain.model.lengths import check_fits
+    from posttrain.model.own import in_fp32
     from posttrain.model.score import sequence_logps
-    from posttrain.model.wide import in_fp32
     from posttrain.tasks.replies import reply_records
 
     done = 0

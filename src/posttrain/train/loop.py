@@ -30,21 +30,19 @@ from posttrain.errors import ConfigError, InterruptedRunError, ModelError, Train
 from posttrain.model import adapters, export, fused, hardware
 from posttrain.model.companions import Companions, read_object
 from posttrain.model.config import LoraAdapter
-from posttrain.model.flops import step_flops
-from posttrain.model.forward import beside_text, causal_lm, path_of
+from posttrain.model.forward import beside_text, causal_lm, path_of, step_flops
 from posttrain.model.frozen import frozen_model
-from posttrain.model.limits import check_fits
+from posttrain.model.lengths import check_fits
 from posttrain.model.load import load_model
 from posttrain.model.proof import prove_products
 from posttrain.model.score import lay_out, sequence_logps
 from posttrain.objectives.base import Loss, Metric
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
 from posttrain.train.config import TrainSettings
-from posttrain.train.optimizer import build_optimizer, clip_gradients
+from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_rate
 from posttrain.train.plan import Plan, micro_batches
 from posttrain.train.records import HeldOutRecord, Record, StepRecord, TrainResult, line_of
 from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
-from posttrain.train.schedule import learning_rate
 from posttrain.train.tasks import LossInputs, StepContext, Task, Unit, make_task
 from posttrain.train.track import Tracker, open_trackers
 

@@ -1,8 +1,10 @@
-"""AdamW with decay on matrices only, and gradient clipping without a host synchronisation."""
+"""AdamW with decay on matrices only, gradient clipping without a host synchronisation, and the learning rate of a step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from posttrain.train.config import TrainSettings
 
 
-def decayed(name: str, parameter: Tensor, embeddings: set[int]) -> bool:
+def decayed(parameter: Tensor, embeddings: set[int]) -> bool:
     """Whether a parameter gets weight decay: matrices do; biases, norms and embeddings do not."""
     return parameter.dim() >= 2 and id(parameter) not in embeddings
 
@@ -19,8 +21,8 @@ def build_optimizer(model: nn.Module, trained: Mapping[str, Tensor], settings: T
     """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) in two groups, fused where torch has a fused kernel."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups = [
-        {"params": [p for n, p in trained.items() if decayed(n, p, embeddings)], "weight_decay": settings.weight_decay},
-        {"params": [p for n, p in trained.items() if not decayed(n, p, embeddings)], "weight_decay": 0.0},
+        {"params": [p for p in trained.values() if decayed(p, embeddings)], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained.values() if not decayed(p, embeddings)], "weight_decay": 0.0},
     ]
     device = next(iter(trained.values())).device
     return torch.optim.AdamW(
@@ -39,3 +41,29 @@ def clip_gradients(parameters: list[Tensor], max_norm: float | None) -> Tensor:
     if max_norm is not None:
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def learning_rate(
+    step: int,
+    total_steps: int,
+    *,
+    peak: float,
+    schedule: Literal["cosine", "linear", "constant"],
+    warmup_steps: int,
+    floor: float,
+) -> float:
+    """The rate used by optimizer step ``step`` (0-based) of ``total_steps``.
+
+    Warm-up rises linearly so that step ``warmup_steps`` is the first at the peak; no step has rate 0. After it, with
+    x = (t - T_w) / (T - T_w): cosine = eta_min + (eta_max - eta_min) / 2 (1 + cos(pi x)) (Loshchilov and Hutter 2016,
+    arXiv:1608.03983, eq. 5), linear = eta_max - (eta_max - eta_min) x, constant = eta_max. eta_min = floor * peak.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return peak
+    x = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    low = floor * peak
+    if schedule == "linear":
+        return peak - (peak - low) * x
+    return low + (peak - low) / 2 * (1 + math.cos(math.pi * x))

@@ -26,8 +26,7 @@ from posttrain.encode.preferences import (
     sequences_of,
     with_prompt_supervised,
 )
-from posttrain.model.reward import batch_rewards
-from posttrain.model.score import batch_logps
+from posttrain.model.score import batch_logps, batch_rewards
 from posttrain.objectives.base import BaseObjective, Metric, PairLogps, SequenceLogps
 from posttrain.train.reference import NO_REFERENCE, ReferenceLogps
 from posttrain.types import Tokens

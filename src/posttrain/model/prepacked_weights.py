@@ -1,7 +1,7 @@
 """Weights kept in the order a CPU multiplies them in, for products of few rows.
 
 A step of decoding multiplies a few dozen rows with every weight of the model. The general product puts the weights in order each
-time, which costs as much as the product itself. Here oneDNN does it once: `pack` keeps a reordered copy beside each frozen weight, and
+time, which costs as much as the product itself. Here oneDNN does it once: `prepack` keeps a reordered copy beside each frozen weight, and
 `product` uses it. fp32 on the CPU only: that is what was measured (docs/log.md).
 """
 
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW_ROWS = 256
-"""Up to so many rows the packed product is used; beyond, the general one is as fast."""
+"""Up to so many rows the prepacked product is used; beyond, the general one is as fast."""
 MEMORY_SHARE = 0.5
-"""Of the free memory: the copies may take at most this much, otherwise nothing is packed."""
+"""Of the free memory: the copies may take at most this much, otherwise nothing is prepacked."""
 _TOLERANCE = 1e-5
-_PACKED = "packed_for_few_rows"
+_PREPACKED = "prepacked_weight"
 
 
-def pack(model: nn.Module) -> int:
-    """Pack every frozen fp32 weight of a linear layer on the CPU; returns how many are packed. Does nothing the second time.
+def prepack(model: nn.Module) -> int:
+    """Prepack every frozen fp32 weight of a linear layer on the CPU; returns how many are prepacked. Does nothing the second time.
 
     The copies need as much memory as the weights. Where this oneDNN can't do it, or computes something else, all stays as it is.
     """
     layers: list[Any] = [m for m in model.modules() if type(m) is nn.Linear and _fits(m.weight)]
-    fresh = {id(m.weight): m.weight for m in layers if not hasattr(m.weight, _PACKED)}
+    fresh = {id(m.weight): m.weight for m in layers if not hasattr(m.weight, _PREPACKED)}
     needed = sum(weight.nbytes for weight in fresh.values())
     if fresh and (needed > MEMORY_SHARE * _free_bytes() or not _works()):
         return 0
     for weight in fresh.values():
-        setattr(weight, _PACKED, torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
+        setattr(weight, _PREPACKED, torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
     for layer in layers:
         if "forward" not in vars(layer):
             layer.forward = _forward(layer)
@@ -42,8 +42,8 @@ def pack(model: nn.Module) -> int:
 
 
 def product(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> Tensor:
-    """x [..., D] times W^T, plus the bias: by the packed weight where there is one, few rows, and no gradient."""
-    packed = getattr(weight_OD, _PACKED, None)
+    """x [..., D] times W^T, plus the bias: by the prepacked weight where there is one, few rows, and no gradient."""
+    packed = getattr(weight_OD, _PREPACKED, None)
     if packed is None or torch.is_grad_enabled() or x.numel() > FEW_ROWS * x.shape[-1]:
         return F.linear(x, weight_OD, bias_O)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")
@@ -59,7 +59,7 @@ def _fits(weight: Tensor) -> bool:
 
 
 def _free_bytes() -> int:
-    """Memory that is free now, as Linux tells; 0 where it is not known, and then nothing is packed."""
+    """Memory that is free now, as Linux tells; 0 where it is not known, and then nothing is prepacked."""
     try:
         facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         return int(facts["MemAvailable"].split()[0]) * 1024
@@ -69,7 +69,7 @@ def _free_bytes() -> int:
 
 @torch.no_grad()
 def _works() -> bool:
-    """Whether the packed product gives what the general one does, on a probe."""
+    """Whether the prepacked product gives what the general one does, on a probe."""
     generator = torch.Generator().manual_seed(0)
     x_TD, weight_OD = (torch.randn(shape, generator=generator) for shape in ((5, 24), (36, 24)))
     try:

@@ -23,7 +23,7 @@ TOGETHER = 16
 
 
 @dataclass
-class SlotCache:
+class KvCache:
     """The keys [slots, K, L, D] and values of every layer. Mutable: it is the state of a decoding."""
 
     slots: int
@@ -59,7 +59,7 @@ class SlotCache:
 class Prefill:
     """A packed pass over new sequences, whose keys and values go to the slots behind the live ones."""
 
-    def __init__(self, cache: SlotCache, lengths: Sequence[int]) -> None:
+    def __init__(self, cache: KvCache, lengths: Sequence[int]) -> None:
         self.cache, self.new = cache, list(lengths)
         if len(cache.lengths) + len(self.new) > cache.slots:
             raise ValueError(
@@ -83,7 +83,7 @@ class Prefill:
 class Step:
     """A pass over one more token of every live sequence, in the order of their slots."""
 
-    def __init__(self, cache: SlotCache) -> None:
+    def __init__(self, cache: KvCache) -> None:
         self.cache = cache
         self._slots, self._places = torch.arange(len(cache.lengths)), torch.tensor(cache.lengths)
         self._biases: dict[int | None, list[Tensor]] = {}

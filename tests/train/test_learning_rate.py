@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.train.schedule import learning_rate
+from posttrain.train.optimizer import learning_rate
 
 Schedule = Literal["cosine", "linear", "constant"]
 

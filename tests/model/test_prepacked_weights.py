@@ -11,7 +11,7 @@ from torch import nn
 
 from posttrain.generate.decode import replies
 from posttrain.generate.engine import Sampling
-from posttrain.model import packed
+from posttrain.model import prepacked_weights
 from posttrain.model.frozen import frozen_model
 
 CPU = torch.device("cpu")
@@ -23,14 +23,15 @@ def frozen(rows: int = 12, columns: int = 20, bias: bool = True) -> nn.Sequentia
 
 
 @pytest.mark.parametrize(
-    "shape", [(20,), (1, 20), (7, 20), (2, 3, 20), (packed.FEW_ROWS, 20), (packed.FEW_ROWS + 1, 20)]
+    "shape",
+    [(20,), (1, 20), (7, 20), (2, 3, 20), (prepacked_weights.FEW_ROWS, 20), (prepacked_weights.FEW_ROWS + 1, 20)],
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_numbers_are_the_same(shape: tuple[int, ...], bias: bool) -> None:
     model, x = frozen(bias=bias), torch.randn(*shape, dtype=torch.float64)
     layer = model[0]
     exact = x @ layer.weight.double().T + (layer.bias.double() if bias else 0)
-    assert packed.pack(model) == 1
+    assert prepacked_weights.prepack(model) == 1
     with torch.no_grad():
         found = model(x.float())
     assert found.shape == exact.shape
@@ -39,15 +40,15 @@ def test_the_numbers_are_the_same(shape: tuple[int, ...], bias: bool) -> None:
 
 def test_what_it_is_used_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model = frozen()
-    packed.pack(model)
+    prepacked_weights.prepack(model)
     used: list[int] = []
     real = torch.nn.functional.linear
-    monkeypatch.setattr(packed.F, "linear", lambda *given: used.append(len(given[0])) or real(*given))
+    monkeypatch.setattr(prepacked_weights.F, "linear", lambda *given: used.append(len(given[0])) or real(*given))
     with torch.no_grad():
         model(torch.ones(3, 20))
         assert used == []
-        model(torch.ones(packed.FEW_ROWS + 1, 20))
-    assert used == [packed.FEW_ROWS + 1]
+        model(torch.ones(prepacked_weights.FEW_ROWS + 1, 20))
+    assert used == [prepacked_weights.FEW_ROWS + 1]
     model(torch.ones(3, 20))  # a gradient may be wanted
     assert used[-1] == 3
 
@@ -57,20 +58,20 @@ def test_weights_that_are_shared_or_trained_or_of_another_type() -> None:
     model[1].weight = model[0].weight
     model.requires_grad_(False)
     model[2].weight.requires_grad_(True)
-    assert packed.pack(model) == 2  # two layers with one weight
-    assert [hasattr(layer.weight, "packed_for_few_rows") for layer in model] == [True, True, False, False]
-    before = model[0].weight.packed_for_few_rows
-    assert packed.pack(model) == 2
-    assert model[1].weight.packed_for_few_rows is before
+    assert prepacked_weights.prepack(model) == 2  # two layers with one weight
+    assert [hasattr(layer.weight, "prepacked_weight") for layer in model] == [True, True, False, False]
+    before = model[0].weight.prepacked_weight
+    assert prepacked_weights.prepack(model) == 2
+    assert model[1].weight.prepacked_weight is before
 
 
-def test_nothing_is_packed_where_memory_is_short_or_the_product_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_prepacked_where_memory_is_short_or_the_product_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     model = frozen()
-    monkeypatch.setattr(packed, "_free_bytes", lambda: 0)
-    assert packed.pack(model) == 0
-    monkeypatch.setattr(packed, "_free_bytes", lambda: 1 << 40)
-    monkeypatch.setattr(packed, "_works", lambda: False)
-    assert packed.pack(model) == 0
+    monkeypatch.setattr(prepacked_weights, "_free_bytes", lambda: 0)
+    assert prepacked_weights.prepack(model) == 0
+    monkeypatch.setattr(prepacked_weights, "_free_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(prepacked_weights, "_works", lambda: False)
+    assert prepacked_weights.prepack(model) == 0
     assert "forward" not in vars(model[0])
 
 
@@ -78,8 +79,8 @@ def test_replies_are_the_same(small_model: Path, monkeypatch: pytest.MonkeyPatch
     prompts = [np.arange(1, 6, dtype=np.int32), np.arange(3, 12, dtype=np.int32), np.array([7], np.int32)]
     found = []
     for free in (1 << 40, 0):
-        monkeypatch.setattr(packed, "_free_bytes", lambda free=free: free)
+        monkeypatch.setattr(prepacked_weights, "_free_bytes", lambda free=free: free)
         model = frozen_model(small_model, None, torch.float32, CPU)
         found.append(replies(model, prompts, [], Sampling(max_tokens=20)))
-        assert any(hasattr(p, "packed_for_few_rows") for p in model.parameters()) is (free > 0)
+        assert any(hasattr(p, "prepacked_weight") for p in model.parameters()) is (free > 0)
     assert found[0] == found[1]
