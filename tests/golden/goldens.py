@@ -1,0 +1,327 @@
+"""What is left out of a golden, what becomes a digest, and how two goldens are compared.
+
+Times, speeds, memory, versions, ports and folders are left out. What hangs on the arithmetic of the processor (losses, weights, replies)
+is compared to the bit on the machine it was recorded on; elsewhere numbers must agree to 1e-4, and digests marked ``~`` only be there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+from safetensors.numpy import load_file
+
+from conftest import Outcome
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+TOLERANCE = 1e-4
+
+
+def machine() -> dict[str, str]:
+    """What the last bits of a product of matrices hang on."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    lines = dict(re.findall(r"^(model name|flags)\s*: (.*)$", cpu, re.MULTILINE))
+    flags = hashlib.sha256(" ".join(sorted(lines.get("flags", "").split())).encode()).hexdigest()[:12]
+    return {
+        "processor": lines.get("model name", ""),
+        "flags": flags,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+# ---- what is left out ----------------------------------------------------------------------------------------------
+
+UNSTEADY = {
+    "started",
+    "finished",
+    "provenance",
+    "digest",
+    "base_model_name_or_path",
+    "peft_version",
+    "transformers_version",
+}
+UNSTEADY |= {
+    "matmul_share",
+    "matmul_peak_flops",
+    "memory_bytes",
+    "fingerprint",
+    "versions",
+    "machine",
+    "cores",
+    "identity",
+}
+UNSTEADY_ENDS = ("seconds", "_per_second", "memory_bytes")
+GAP = r"[\s*|]+"
+IN_TEXT = [
+    (r"127\.0\.0\.1:\d+", "127.0.0.1:#"),
+    (r"\b([0-9a-f]{64}|[0-9a-f]{12})\b", "#"),
+    (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?( UTC)?", "#"),
+    (r"\b\d[\d.,]*\s+(seconds?|minutes?|min|hours?|h|s|ms)\b", r"# s"),
+    (rf"\b\d[\d.,]*({GAP}(tok/s|tokens per second|tokens/s))\b", r"#\1"),
+    (r"\b\d[\d.,]*\s+[kMG]?B\b", "# B"),
+    (rf"(matmul peak{GAP})(–|\d+(\.\d+)?%)", r"\1#"),
+    (r"\b\d+(\.\d+)?%\s+of\s+(the\s+)?(matmul|matrix)", r"#% of \2\3"),
+    (r"\b\d+\s+cores", "# cores"),
+    (r"\b\d+\.\d+\.\d+[\w.+]*", "#"),
+    (r"Linux-\S+", "#"),
+]
+PROGRESS = re.compile(r"^(\s*step \d+/\d+ |.*\beta \d)")
+TIMED = re.compile(r"^[|* ]*(Tokens per second|Peak memory|Time of the (stage|replies)|Of it training steps)\b")
+"""Rows of tables that tell times and memory: only their label is kept, and not the lines they go on in."""
+
+
+def steady_text(text: str, place: Path) -> str:
+    """A text without what differs from run to run; runs of blanks and rules (the widths of columns) are one blank."""
+    text = re.sub(r"[ \t\u2500-\u257f]+", " ", text.replace(f"{place}/", "").replace(str(place), "."))
+    for pattern, instead in IN_TEXT:
+        text = re.sub(pattern, instead, text)
+    return text
+
+
+def steady_lines(text: str, place: Path) -> list[str]:
+    """The lines of an output, without those of progress."""
+    text = re.sub(r"^  Peak memory .*\n( {12,}\S.*\n)*", "", text, flags=re.MULTILINE)
+    lines = [
+        found[0] if (found := TIMED.match(line)) else line for line in text.splitlines() if not PROGRESS.match(line)
+    ]
+    lines = [re.sub(r"while training \S+", "while training #", line) for line in lines]
+    return [line.strip() for line in steady_text("\n".join(lines), place).splitlines() if line.strip()]
+
+
+def steady(value: Any, place: Path) -> Any:
+    """A JSON value without what differs from run to run."""
+    if isinstance(value, dict):
+        if value.get("unit") == "seconds":
+            return value["label"]
+        kept = {key: held for key, held in value.items() if key not in UNSTEADY and not key.endswith(UNSTEADY_ENDS)}
+        return {
+            key: sorted(held) if key == "inputs" and isinstance(held, dict) else steady(held, place)
+            for key, held in kept.items()
+        }
+    if isinstance(value, list):
+        return [steady(entry, place) for entry in value]
+    return steady_text(value, place) if isinstance(value, str) else value
+
+
+class _Visible(HTMLParser):
+    """Text of a page outside scripts, styles and drawings, a line a block."""
+
+    HIDDEN = ("script", "style", "svg")
+    INLINE = (
+        "span",
+        "b",
+        "i",
+        "em",
+        "strong",
+        "a",
+        "code",
+        "td",
+        "th",
+        "abbr",
+        "sub",
+        "sup",
+        "small",
+        "br",
+        "mark",
+        "time",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.hidden = "", 0
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.hidden += tag in self.HIDDEN
+        self.text += " " if tag in self.INLINE else "\n"
+
+    def handle_endtag(self, tag: str) -> None:
+        self.hidden -= tag in self.HIDDEN
+        self.text += "" if tag in self.INLINE else "\n"
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self.hidden else re.sub(r"\s+", " ", data)
+
+
+def visible(page: Path, place: Path) -> list[str]:
+    """The visible text of a page."""
+    parser = _Visible()
+    parser.feed(page.read_text(encoding="utf-8"))
+    return steady_lines(parser.text, place)
+
+
+# ---- digests -------------------------------------------------------------------------------------------------------
+
+
+EVERYWHERE = {
+    "ledger.json",
+    "lengths.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "config.json",
+    "recipe.yaml",
+}
+EVERYWHERE |= {"tokenizer.json", "tokenizer_config.json"}
+"""Files that are the same on every machine; so is all that a data stage writes."""
+
+
+def sha(value: Any) -> str:
+    data = (
+        value
+        if isinstance(value, bytes)
+        else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()
+    )
+    return hashlib.sha256(data).hexdigest()[:8]
+
+
+def contents(path: Path, place: Path) -> Any:
+    """Digest of a file's contents; of a JSON object one by key, so that a difference has a name."""
+    match path.suffix:
+        case ".json" if path.name != "tokenizer.json":  # long, and the same bytes wherever it is copied
+            value = steady(json.loads(path.read_text(encoding="utf-8")), place)
+            by_key = isinstance(value, dict) and path.name not in EVERYWHERE
+            return {key: sha(held) for key, held in value.items()} if by_key else sha(value)
+        case ".jsonl":
+            lines = [steady(json.loads(line), place) for line in path.read_text(encoding="utf-8").splitlines()]
+            of_calls = any("attempt" in line for line in lines)  # answers come in any order
+            return sha(sorted(sha(line) for line in lines) if of_calls else lines)
+        case ".parquet":
+            return sha(steady(pl.read_parquet(path).to_dicts(), place))
+        case ".safetensors":
+            return sha([(name, str(t.dtype), t.shape, sha(t.tobytes())) for name, t in sorted(load_file(path).items())])
+        case ".html":
+            return sha(visible(path, place))
+        case ".svg" | ".md" | ".yaml" | ".jinja":
+            return sha(steady_lines(path.read_text(encoding="utf-8"), place))
+        case _:
+            return sha(path.read_bytes())
+
+
+def artefacts(folder: Path, place: Path) -> dict[str, Any]:
+    """Digests of all that a folder holds, by relative path; identities in names are left out."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = re.sub(r"\b[0-9a-f]{16}\b", "#", path.relative_to(folder).as_posix())
+        if (
+            path.is_dir()
+            or path.suffix in (".sqlite", ".lock")
+            or path.name in (".lock", "clock.json")
+            or "speed" in name
+        ):
+            continue
+        above = folder / name.split("/")[0] / "manifest.json"
+        of_data = above.exists() and json.loads(above.read_text())["kind"] == "data"
+        sign = "=" if of_data or path.name in EVERYWHERE else "~"
+        value = contents(path, place)
+        found[name] = {k: sign + v for k, v in value.items()} if isinstance(value, dict) else sign + value
+    return found
+
+
+# ---- comparing -----------------------------------------------------------------------------------------------------
+
+
+def differences(old: Any, new: Any, here: bool, where: str = "") -> Iterator[str]:
+    """What differs, by name. ``here``: the machine is the one of the recording, so every bit counts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            name = f"{where} > {key}" if where else str(key)
+            if key not in new or key not in old:
+                yield f"{name}: {'gone' if key in old else 'new'}"
+            else:
+                yield from differences(old[key], new[key], here, name)
+    elif _texts(old) and _texts(new):
+        if [_masked(line, here) for line in old] != [_masked(line, here) for line in new]:
+            yield "\n".join(
+                [f"{where}:", *list(difflib.unified_diff(old, new, "recorded", "now", lineterm="", n=0))[2:]]
+            )
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from differences(one, other, here, f"{where}[{number}]")
+    elif not same(old, new, here):
+        yield f"{where}: {str(old)[:300]} -> {str(new)[:300]}"
+
+
+def _texts(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(v, str) and not v.startswith(("0x", "-0x")) for v in value)
+    )
+
+
+def _masked(text: str, here: bool) -> str:
+    return text if here else re.sub(r"[\d.,−+-]+", "#", text)
+
+
+def same(old: Any, new: Any, here: bool) -> bool:
+    """Whether two values are equal, on the machine of the recording or elsewhere."""
+    if here or old == new or type(old) is not type(new):
+        return bool(old == new)
+    if isinstance(old, str) and re.match(r"-?0x", old):
+        old, new = float.fromhex(old), float.fromhex(new)
+    if isinstance(old, str):
+        return old.startswith("~") or _masked(old, here) == _masked(new, here)
+    return isinstance(old, float) and math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=1e-6)
+
+
+def numbers(value: Any, key: str = "") -> Iterator[float | str]:
+    """Every number and every verdict of a summary, whatever its shape."""
+    if isinstance(value, dict):
+        for name, held in value.items():
+            yield from numbers(held, "verdict" if key == "verdicts" else name)
+    elif isinstance(value, list):
+        for held in value:
+            yield from numbers(held, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value)
+    elif isinstance(value, str) and key == "verdict":
+        yield value
+
+
+def told(done: Outcome, place: Path) -> dict[str, Any]:
+    """How a command ended and what it said: stdout, errors and warnings."""
+    errors = [line for line in done.err.splitlines() if re.match(r"error: |warning: |  fix: ", line)]
+    said = {"exit": done.code, "out": steady_lines(done.out, place)}
+    return said | ({"err": steady_lines("\n".join(errors), place)} if errors else {})
+
+
+def tiny(recipe: Path) -> list[str]:
+    """Overrides that make a recipe of the project run in seconds; rows and models from elsewhere become ones that are here."""
+    changes = ["model=model"]
+    for name, stage in yaml.safe_load(recipe.read_text(encoding="utf-8"))["stages"].items():
+        match stage["kind"]:
+            case "data":
+                for k, source in enumerate(stage["sources"]):
+                    changes.append(f"{name}.sources.{k}.max_rows={32 if {'rows', 'steps'} & stage.keys() else 16}")
+                    if not source["path"].endswith("_demo"):
+                        own = "pairs.jsonl" if stage.get("rows") == "pairs" else "rows.jsonl"
+                        changes.append(f"{name}.sources.{k}.path={own}")
+                if "steps" not in stage:
+                    changes.append(f"{name}.held_out=8")
+            case "train":
+                limit = (
+                    1024 if stage.get("objective", {}).get("name") == "kto" else 400
+                )  # long replies are the bad ones
+                quick = ("max_steps=3", "batch_size=2", "dtype=fp32", "device=cpu", "checkpoint_every=1")
+                changes += [f"{name}.{key}" for key in (*quick, f"max_length={limit}")]
+            case "eval":
+                changes += [
+                    f"{name}.{key}" for key in ("max_new_tokens=4", "resamples=100", "max_length=400", "device=cpu")
+                ]
+                if "prompts" not in stage:
+                    changes.append(f"{name}.prompts=prompts.yaml")
+                for key in stage.get("benchmarks", ()):
+                    changes += [f"{name}.benchmarks.{key}.max_prompts=4", f"{name}.benchmarks.{key}.max_tokens=4"]
+    return changes

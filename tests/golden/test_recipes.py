@@ -1,0 +1,74 @@
+"""Every recipe of the project in a tiny form: what it writes, says and shows; and killed = whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Outcome
+from golden.goldens import RECIPES, artefacts, differences, steady, tiny, told, visible
+
+pytestmark = [pytest.mark.slow, pytest.mark.demo_model, pytest.mark.filterwarnings("always")]
+Cli = Callable[..., Outcome]
+Golden = Callable[[str, Any], None]
+
+
+@pytest.fixture(scope="module")
+def runs(place: Path, cli: Cli) -> dict[str, tuple[Path, Outcome]]:
+    """Every recipe's run folder, and what the command said."""
+    found = {}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        done = cli("run", f"recipes/{path.name}", *tiny(path), f"name={path.stem}")
+        found[path.stem] = (place / "runs" / path.stem, done)
+    return found
+
+
+def test_artefacts(runs: dict[str, tuple[Path, Outcome]], place: Path, golden: Golden) -> None:
+    golden("artefacts", {name: artefacts(folder, place) for name, (folder, _) in runs.items()})
+
+
+def test_outputs(runs: dict[str, tuple[Path, Outcome]], place: Path, golden: Golden) -> None:
+    golden("outputs_of_run", {name: told(done, place) for name, (_, done) in runs.items()})
+
+
+def test_summary(runs: dict[str, tuple[Path, Outcome]], place: Path, golden: Golden, numbers_of_old: Golden) -> None:
+    for name in ("quickstart", "kto", "one_report"):
+        summary = steady(json.loads((runs[name][0] / "summary.json").read_text()), place)
+        numbers_of_old(name, summary)
+        if name != "one_report":  # long, and its parts are in those of the other two and of test_commands
+            golden(f"summary_{name}", summary)
+
+
+@pytest.mark.parametrize("name", ["sft_full", "dpo_vs_simpo"])
+def test_page(name: str, runs: dict[str, tuple[Path, Outcome]], place: Path, golden: Golden) -> None:
+    golden(f"page_{name}", visible(runs[name][0] / "report" / "index.html", place))
+
+
+def test_killed_is_whole(runs: dict[str, tuple[Path, Outcome]], place: Path, cli: Cli) -> None:
+    """Ended by SIGKILL in the middle of the second training and run again, a run has written what an unbroken one writes."""
+    recipe = RECIPES / "sft_then_dpo.yaml"
+    run = place / "runs" / "sft_then_dpo"
+    whole = artefacts(run, place)
+    shutil.rmtree(run)
+    arguments = ["run", "recipes/sft_then_dpo.yaml", *tiny(recipe), "name=sft_then_dpo"]
+    program = "from posttrain import cli; from posttrain.model import hardware; hardware.matmul_flops = lambda *_: 1e9; cli.main()"
+    command = [sys.executable, "-c", program, *arguments]
+    metrics, alone = run / "dpo" / "metrics.jsonl", os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=alone) as process:
+        while process.poll() is None and not (metrics.exists() and b'"train"' in metrics.read_bytes()):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    done = cli(*arguments)
+    assert done.code == 0, done.err
+    assert list(differences(whole, artefacts(run, place), here=True)) == []
