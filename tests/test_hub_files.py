@@ -75,5 +75,5 @@ def test_a_file_that_is_not_there_is_told(hub: list[str]) -> None:
 
 @pytest.mark.parametrize("address", ["hf://", "hf://datasets/org/name", "hf://org", "hf://datasets/org//x"])
 def test_what_is_no_address_is_told(address: str) -> None:
-    with pytest.raises(AssetError, match="no address"):
+    with pytest.raises(AssetError, match="not the address"):
         hub_file(address)

@@ -242,17 +242,19 @@ class Ledger:
 
     def write(self, path: Path) -> None:
         """Write ledger.json atomically, a line for each reject: a set may have many, and indenting takes ten times as long."""
-        told = self.as_dict()
-        rejects = ",".join(f"\n    {_in_a_line(reject)}" for reject in told.pop("rejects"))
-        head = json.dumps(told, indent=2, ensure_ascii=False).removesuffix("\n}")
+        content = self.as_dict()
+        rejects = ",".join(f"\n    {_in_a_line(reject)}" for reject in content.pop("rejects"))
+        head = json.dumps(content, indent=2, ensure_ascii=False).removesuffix("\n}")
         write_text(path, f'{head},\n  "rejects": [{rejects}]\n}}\n')
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
         """The account that `write` wrote."""
-        told = read_json(path)
-        rejects = [Reject(Origin(r["file"], r["line"]), r["step"], r["reason"], r["detail"]) for r in told["rejects"]]
-        return cls([LedgerStep(**step) for step in told["steps"]], rejects)
+        content = read_json(path)
+        rejects = [
+            Reject(Origin(r["file"], r["line"]), r["step"], r["reason"], r["detail"]) for r in content["rejects"]
+        ]
+        return cls([LedgerStep(**step) for step in content["steps"]], rejects)
 
 
 # ---- provenance ----------------------------------------------------------------------------------------------------
@@ -317,7 +319,9 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(line)
         except ValueError as error:
-            raise RunError(f"this line is no JSON: {error}", where=f"{path}:{number}", fix="remove the line") from error
+            raise RunError(
+                f"this line can't be read as JSON: {error}", where=f"{path}:{number}", fix="remove the line"
+            ) from error
 
 
 class MetricsLog:

@@ -135,7 +135,7 @@ def hub_file(address: str) -> Path:
     owner, name, *path = parts[1:] if data else parts if len(parts) > 1 else ["", ""]
     if not (owner and name and path and all(path)):
         raise AssetError(
-            "this is no address of a file on the hub", where=address, fix="write hf://datasets/ORG/NAME/FILE"
+            "this is not the address of a file on the hub", where=address, fix="write hf://datasets/ORG/NAME/FILE"
         )
     repository, _, revision = name.partition("@")
     try:

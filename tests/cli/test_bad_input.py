@@ -196,7 +196,7 @@ def test_a_folder_without_config(refused: Callable[..., str], tmp_path: Path) ->
 def test_a_damaged_config(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:
     folder = broken_model(tiny_model, tmp_path / "model")
     (folder / "config.json").write_text('{"model_type": "lla')
-    assert f"{folder / 'config.json'}: config.json is no JSON" in refused(f"model={folder}")
+    assert f"{folder / 'config.json'}: config.json can't be read as JSON" in refused(f"model={folder}")
 
 
 def test_a_tokenizer_without_template(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:

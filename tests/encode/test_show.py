@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from posttrain.encode.show import ShownRow, as_html, as_json, as_terminal, show_row
+from posttrain.encode.show import RowView, as_html, as_json, as_terminal, show_row
 from posttrain.encode.tokens import encode_row
 from posttrain.types import Message, Origin, SftRow, ToolCall
 
@@ -15,7 +15,7 @@ def chat(*contents: str) -> SftRow:
     return SftRow(turns, Origin("rows.jsonl", 3), "test")
 
 
-def terminal(shown: ShownRow, **options) -> str:
+def terminal(shown: RowView, **options) -> str:
     console = Console(width=100, record=True, file=None, force_terminal=True, **options)
     with console.capture() as capture:
         console.print(as_terminal(shown))

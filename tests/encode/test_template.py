@@ -66,7 +66,7 @@ def test_a_missing_template_file_is_named(tokenizers, tmp_path: Path):
 def test_invalid_jinja_names_file_and_line(tokenizers, tmp_path: Path, text: str, line: int):
     file = tmp_path / "broken.jinja"
     file.write_text(text)
-    with pytest.raises(TemplateError, match=rf"broken\.jinja:{line}: the chat template is no valid Jinja"):
+    with pytest.raises(TemplateError, match=rf"broken\.jinja:{line}: the chat template is not valid Jinja"):
         load_template(tokenizers["markers known"], file)
 
 

@@ -177,7 +177,7 @@ def test_another_database_is_left_alone(tmp_path: Path) -> None:
     other.execute("CREATE TABLE mine (x)")
     other.commit()
     other.close()
-    with pytest.raises(RunError, match="no request cache"):
+    with pytest.raises(RunError, match="not a request cache"):
         RequestCache(path)
 
 

@@ -78,5 +78,5 @@ def test_every_request_has_one_outcome(script: Script) -> None:
 
 
 def test_a_text_is_no_script() -> None:
-    with pytest.raises(ConfigError, match="no script"):
+    with pytest.raises(ConfigError, match="not a script"):
         FakeEngine("hello")

@@ -298,7 +298,7 @@ def test_runs_from_before_the_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize("odd", ["2", -1, [[2]], [2, None], True, 2.0, {}])
 def test_odd_end_tokens_are_told(odd: Any, tmp_path: Path) -> None:
     write_json(tmp_path / "generation_config.json", {"eos_token_id": odd})
-    with pytest.raises(ModelError, match="no token id"):
+    with pytest.raises(ModelError, match="not a token id"):
         end_ids(tmp_path)
 
 

@@ -111,7 +111,7 @@ def unknown_type(folder: Path) -> None:
         (truncated, "damaged weights|can't be loaded"),
         (weight_missing, "1 weights are missing .* model.layers.1.mlp.up_proj.weight"),
         (wrong_shape, r"6 tensors .* of another shape than config.json says: \(32, 56\), not \(32, 64\)"),
-        (broken_config, "can't be loaded|is no JSON"),
+        (broken_config, "can't be loaded|can't be read as JSON"),
         (unknown_type, "can't be loaded"),
         (unknown_bias, "1 of the tensors .*q_proj.bias.* unknown"),
         (fewer_layers, "9 tensors .*layers.1.* unknown"),

@@ -23,10 +23,10 @@ def answer_opening(template: ChatTemplate) -> NDArray[np.int32]:
     of the user turn) the beginning token stands alone, or the end token in vocabularies without one.
     Raises TemplateError where there is no such token, or the template refuses a conversation of one user turn.
     """
-    asked = [Message("user", "x")]
+    question = [Message("user", "x")]
     try:
-        conversation = template.render(asked)
-        prompt = template.render(asked, add_generation_prompt=True)
+        conversation = template.render(question)
+        prompt = template.render(question, add_generation_prompt=True)
     except RejectedError as error:
         raise TemplateError(
             f"the template refuses a single user turn: {error.rejected.detail}", where=template.name

@@ -8,6 +8,7 @@ without its end has another log-probability than the reply.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -15,9 +16,10 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain.artifacts import Ledger
 from posttrain.encode.lengths import Lengths, length_statistics
 from posttrain.encode.template import ChatTemplate, RowRejected
-from posttrain.encode.tokens import ROWS_AT_ONCE, Encoded, Ledger, encode_batch
+from posttrain.encode.tokens import ROWS_AT_ONCE, Encoded, encode_batch
 from posttrain.types import Message, PairRow, SftRow, Tokens, UnpairedRow
 
 
@@ -141,9 +143,10 @@ def _encode(
     ledger: Ledger | None,
     progress: Callable[[int], None] | None,
 ) -> EncodedUnits[Unit]:
-    step = ledger.step("encode", rows_in=len(rows)) if ledger is not None else None
+    ledger = Ledger() if ledger is None else ledger
+    step = ledger.step("encode", rows_in=len(rows))
     examples: list[Unit] = []
-    notes: dict[str, int] = {}
+    notes: Counter[str] = Counter()
     conversation_lengths: list[int] = []
     reply_lengths: dict[str, list[int]] = {name: [] for name in names}
     for begin in range(0, len(rows), ROWS_AT_ONCE):
@@ -159,17 +162,14 @@ def _encode(
                     reply_lengths[name].append(sum(side.assistant_tokens))
             result = made if isinstance(made, RowRejected) else unit(row, made)
             if isinstance(result, RowRejected):
-                if ledger is not None:
-                    ledger.drop(step, row.origin, result.reason, result.detail)
+                ledger.drop(step, row.origin, result.reason, result.detail)
                 continue
             examples.append(result)
-            for note in sorted({n for side in found.values() if isinstance(side, Encoded) for n in side.notes}):
-                notes[note] = notes.get(note, 0) + 1
+            notes.update({note for side in found.values() if isinstance(side, Encoded) for note in side.notes})
         if progress is not None:
             progress(begin + len(batch))
-    if step is not None:
-        step.rows_out = len(examples)
-        step.notes.update(sorted(notes.items()))
+    step.rows_out = len(examples)
+    step.notes.update(sorted(notes.items()))
     lengths = {name: np.array(values, np.int64) for name, values in reply_lengths.items()}
     return EncodedUnits(examples, np.array(conversation_lengths, np.int64), lengths)
 

@@ -25,7 +25,7 @@ from posttrain.types import Message, SftRow, Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class ShownToken:
+class TokenView:
     """One token: its id, the text it shows, the weight of predicting it."""
 
     id: int
@@ -43,10 +43,10 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class ShownExample:
+class ExampleView:
     """One training example made of the row."""
 
-    tokens: tuple[ShownToken, ...]
+    tokens: tuple[TokenView, ...]
     rendered: str
     """The whole rendering; longer than what the tokens show where it was cut."""
     truncated: bool
@@ -61,11 +61,11 @@ class ShownExample:
 
 
 @dataclass(frozen=True, slots=True)
-class ShownRow:
+class RowView:
     """A row and what becomes of it."""
 
     row: SftRow
-    examples: tuple[ShownExample, ...]
+    examples: tuple[ExampleView, ...]
     notes: tuple[str, ...]
     rejected: RowRejected | None
     """Why the whole row is rejected, or None."""
@@ -86,7 +86,7 @@ def show_row(
     over_length: OverLength = "drop",
     budget: int = 2048,
     number: int | None = None,
-) -> ShownRow:
+) -> RowView:
     """Take one row through every stage of encoding. Without ``max_length`` nothing is over-length.
 
     ``number``: which row it is of its source, from 0.
@@ -94,7 +94,7 @@ def show_row(
     try:
         renderings, notes = supervised_renderings(row, template)
     except RejectedError as error:
-        return ShownRow(row, (), (), error.rejected, number)
+        return RowView(row, (), (), error.rejected, number)
     texts = tokenise_renderings(renderings, template)
     fitted = [
         text
@@ -106,19 +106,19 @@ def show_row(
     places = iter(_places(kept, budget))
     examples = []
     for rendering, text, example in zip(renderings, texts, fitted, strict=True):
-        tokens = () if isinstance(text, RowRejected) else _shown_tokens(text)
+        tokens = () if isinstance(text, RowRejected) else _token_views(text)
         if isinstance(example, Tokens):
             cut = len(example) < len(tokens)
-            examples.append(ShownExample(tokens[: len(example)], rendering.text, cut, None, next(places)))
+            examples.append(ExampleView(tokens[: len(example)], rendering.text, cut, None, next(places)))
         else:
-            examples.append(ShownExample(tokens, rendering.text, False, example, None))
-    return ShownRow(row, tuple(examples), tuple(sorted(notes)), None, number)
+            examples.append(ExampleView(tokens, rendering.text, False, example, None))
+    return RowView(row, tuple(examples), tuple(sorted(notes)), None, number)
 
 
-def _shown_tokens(text: TokenisedText) -> tuple[ShownToken, ...]:
+def _token_views(text: TokenisedText) -> tuple[TokenView, ...]:
     ends = text.ends_T.tolist()
     return tuple(
-        ShownToken(token_id, text.text[start:end], round(weight, 6))
+        TokenView(token_id, text.text[start:end], round(weight, 6))
         for token_id, start, end, weight in zip(
             text.ids_T.tolist(), [0, *ends[:-1]], ends, text.weights_T.tolist(), strict=True
         )
@@ -137,27 +137,27 @@ def _places(examples: list[Tokens], budget: int) -> list[Place]:
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def as_json(shown: ShownRow) -> dict[str, Any]:
+def as_json(view: RowView) -> dict[str, Any]:
     """Return a JSON value. ``tokens`` are those of all examples in order; uncut, their texts join to ``rendered``."""
     return {
-        "row": shown.number,
-        "origin": {"file": shown.row.origin.file, "line": shown.row.origin.line},
-        "row_id": shown.row.id,
-        "messages": [asdict(message) for message in shown.row.messages],
-        "tools": [dict(tool) for tool in shown.row.tools],
-        "rendered": "".join(example.rendered for example in shown.examples),
+        "row": view.number,
+        "origin": {"file": view.row.origin.file, "line": view.row.origin.line},
+        "row_id": view.row.id,
+        "messages": [asdict(message) for message in view.row.messages],
+        "tools": [dict(tool) for tool in view.row.tools],
+        "rendered": "".join(example.rendered for example in view.examples),
         "tokens": [
             {"id": token.id, "text": token.text, "weight": token.weight, "example": number}
-            for number, example in enumerate(shown.examples)
+            for number, example in enumerate(view.examples)
             for token in example.tokens
         ],
-        "examples": [_example_json(example) for example in shown.examples],
-        "notes": list(shown.notes),
-        "rejected": _rejected_json(shown.rejected),
+        "examples": [_example_json(example) for example in view.examples],
+        "notes": list(view.notes),
+        "rejected": _rejected_json(view.rejected),
     }
 
 
-def _example_json(example: ShownExample) -> dict[str, Any]:
+def _example_json(example: ExampleView) -> dict[str, Any]:
     place = example.place
     return {
         "rendered": example.rendered,
@@ -192,7 +192,7 @@ def _visible(text: str) -> str:
     return _printable(text.replace("\t", "\u2192").replace("\n", "\u21b5\n"))
 
 
-def _facts(example: ShownExample) -> str:
+def _facts(example: ExampleView) -> str:
     parts = [f"{len(example.tokens)} tokens", f"{example.supervised} supervised"]
     if example.truncated:
         parts.append("truncated")
@@ -209,10 +209,10 @@ def _named(message: Message) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _message_lines(shown: ShownRow) -> list[tuple[str, str]]:
+def _message_lines(view: RowView) -> list[tuple[str, str]]:
     """(role with weight, text) of the tools and every message, reasoning and tool calls included."""
-    lines = [("tool", json.dumps(tool, ensure_ascii=False)) for tool in shown.row.tools]
-    for message in shown.row.messages:
+    lines = [("tool", json.dumps(tool, ensure_ascii=False)) for tool in view.row.tools]
+    for message in view.row.messages:
         role = message.role if message.weight is None else f"{message.role} (weight {message.weight:g})"
         if message.reasoning:
             lines.append((f"{role}: reasoning", message.reasoning))
@@ -226,7 +226,7 @@ def _message_lines(shown: ShownRow) -> list[tuple[str, str]]:
 # ---- terminal --------------------------------------------------------------------------------------------------------
 
 
-def as_terminal(shown: ShownRow, *, colours: bool = True) -> RenderableType:
+def as_terminal(view: RowView, *, colours: bool = True) -> RenderableType:
     """Draw for a terminal: supervised tokens on green, alternating shades so that their edges show.
 
     Without ``colours`` (a pipe, a file) what is supervised stands in brackets.
@@ -234,17 +234,17 @@ def as_terminal(shown: ShownRow, *, colours: bool = True) -> RenderableType:
     messages = Table(show_header=False, box=None, padding=(0, 1))
     messages.add_column(style="bold", no_wrap=True)
     messages.add_column(overflow="fold")
-    for role, text in _message_lines(shown):
+    for role, text in _message_lines(view):
         messages.add_row(Text(role), Text(_printable(text)))
-    parts: list[RenderableType] = [Panel(messages, title=Text(f"messages: {shown.place}"), title_align="left")]
-    if shown.rejected is not None:
-        reason = Text(f"{shown.rejected.reason}: {shown.rejected.detail}", style="bold red")
+    parts: list[RenderableType] = [Panel(messages, title=Text(f"messages: {view.place}"), title_align="left")]
+    if view.rejected is not None:
+        reason = Text(f"{view.rejected.reason}: {view.rejected.detail}", style="bold red")
         return Group(*parts, Panel(reason, title="row rejected", title_align="left"))
-    if shown.notes:
-        parts.append(Text(f"notes: {', '.join(shown.notes)}", style="yellow"))
+    if view.notes:
+        parts.append(Text(f"notes: {', '.join(view.notes)}", style="yellow"))
     brackets = ("", "") if colours else BRACKETS
-    for number, example in enumerate(shown.examples):
-        title = f"example {number + 1} of {len(shown.examples)}: {_facts(example)}"
+    for number, example in enumerate(view.examples):
+        title = f"example {number + 1} of {len(view.examples)}: {_facts(example)}"
         parts.append(Panel(Text(_printable(example.rendered)), title="rendered text", title_align="left"))
         parts.append(Panel(_coloured(example, *brackets), title=Text(title), title_align="left"))
     supervised = "like this".join(brackets)
@@ -257,7 +257,7 @@ SHADES = ("black on green", "black on bright_green")
 BRACKETS = ("\u27e6", "\u27e7")
 
 
-def _coloured(example: ShownExample, opening: str, closing: str) -> Text:
+def _coloured(example: ExampleView, opening: str, closing: str) -> Text:
     text = Text(overflow="fold")
     shades = itertools.cycle(SHADES)
     for supervised, tokens in itertools.groupby(example.tokens, lambda token: token.weight != 0):
@@ -273,31 +273,31 @@ def _coloured(example: ShownExample, opening: str, closing: str) -> Text:
 # ---- HTML ------------------------------------------------------------------------------------------------------------
 
 
-def as_html(shown: ShownRow) -> str:
+def as_html(view: RowView) -> str:
     """Draw as one self-contained page, light and dark; the id and weight of a token show when it is pointed at."""
-    origin = html.escape(shown.place)
+    origin = html.escape(view.place)
     messages = "".join(
         f"<tr><th>{html.escape(role)}</th><td><pre>{html.escape(text)}</pre></td></tr>"
-        for role, text in _message_lines(shown)
+        for role, text in _message_lines(view)
     )
     body = [f"<h1>{origin}</h1><h2>Messages</h2><table>{messages}</table>"]
-    if shown.rejected is not None:
-        reason, detail = html.escape(shown.rejected.reason), html.escape(shown.rejected.detail)
+    if view.rejected is not None:
+        reason, detail = html.escape(view.rejected.reason), html.escape(view.rejected.detail)
         body.append(f'<p class="rejected"><b>Row rejected: {reason}.</b> {detail}</p>')
-    if shown.notes:
-        body.append(f"<p>Notes: {html.escape(', '.join(shown.notes))}</p>")
-    for number, example in enumerate(shown.examples):
+    if view.notes:
+        body.append(f"<p>Notes: {html.escape(', '.join(view.notes))}</p>")
+    for number, example in enumerate(view.examples):
         body.append(
-            f"<h2>Example {number + 1} of {len(shown.examples)}</h2><p>{html.escape(_facts(example))}</p>"
+            f"<h2>Example {number + 1} of {len(view.examples)}</h2><p>{html.escape(_facts(example))}</p>"
             f"<h3>Rendered text</h3><pre>{html.escape(example.rendered)}</pre>"
             f'<h3>Tokens</h3><pre class="tokens">{"".join(map(_token_html, example.tokens))}</pre>'
         )
-    if shown.examples:
+    if view.examples:
         body.append('<p><span class="supervised">supervised token</span> <span class="context">context</span></p>')
     return _PAGE.replace("@TITLE@", origin).replace("@BODY@", "\n".join(body))
 
 
-def _token_html(token: ShownToken) -> str:
+def _token_html(token: TokenView) -> str:
     kind = "supervised" if token.weight else "context"
     tip = f"id {token.id}, weight {token.weight:g}"
     return f'<span class="{kind}" title="{tip}">{html.escape(_visible(token.text))}</span>'

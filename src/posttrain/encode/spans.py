@@ -154,11 +154,11 @@ def _frame(fitted: Fitted, i: int, text: str) -> Frame:
         block = THINK.fullmatch(fitted.messages[i].content) if fitted.messages[i].reasoning is None else None
         if block is None:
             raise
-        told = error
+        first = error
     try:
         return _framed(fitted, i, text, block)
     except RejectedError as error:
-        raise error from told
+        raise error from first
 
 
 def _framed(fitted: Fitted, i: int, text: str, block: re.Match[str] | None) -> Frame:
@@ -175,9 +175,9 @@ def _framed(fitted: Fitted, i: int, text: str, block: re.Match[str] | None) -> F
     if block is None:
         probe = replace(turn, content=said, reasoning=thought if turn.reasoning is not None else None)
     else:  # white space stays as it is: some templates know a block by it
-        shown = [_in_place(t, mark) if mark is not t else t for mark, t in ((thought, reasoning), (said, answer))]
+        in_place = [_in_place(t, mark) if mark is not t else t for mark, t in ((thought, reasoning), (said, answer))]
         opening = turn.content[: block.start("given")] if block["given"] is not None else ""
-        probe = replace(turn, content=f"{opening}{shown[0]}</think>{shown[1]}")
+        probe = replace(turn, content=f"{opening}{in_place[0]}</think>{in_place[1]}")
     marked = fitted.render((*fitted.messages[:i], probe))
     dropped = bool(reasoning.strip()) and thought not in marked
     if dropped and block is None:
@@ -274,9 +274,9 @@ def _begin(fitted: Fitted, i: int, text: str, frame: Frame, prompt: str | None) 
         return prompt, len(text) - len(written), frozenset()
     # The generation prompt opens something (a think block) which the rendered turn closes at once. It may show the opening
     # with other white space (``<think></think>`` where the prompt has a line end), or leave it out.
-    for shown in (prompt.rstrip(), prompt[: opened.start()]) if opened else ():
-        written = text[len(shown) :].lstrip()
-        if text.startswith(shown) and written.startswith(closing):
+    for opening in (prompt.rstrip(), prompt[: opened.start()]) if opened else ():
+        written = text[len(opening) :].lstrip()
+        if text.startswith(opening) and written.startswith(closing):
             return prompt, len(text) - len(written), frozenset()
     # Or the rendered turn lacks what it opens: the model is shown the rendering up to there.
     alike = common_start(prompt, text)
@@ -307,14 +307,14 @@ def _after_context(fitted: Fitted, i: int, prompt: str, header: str) -> str | No
     mark = next(private_marks([prompt, *(m.content for m in fitted.messages)]))
     for probe in (replace(last, content=mark), replace(last, content=last.content + mark)):
         given = fitted.tried((*earlier, probe), prompt=True)
-        shown = fitted.tried((*earlier, probe, fitted.messages[i]))
-        if given is None or shown is None or mark not in given or mark not in shown:
+        rendered = fitted.tried((*earlier, probe, fitted.messages[i]))
+        if given is None or rendered is None or mark not in given or mark not in rendered:
             continue
-        given, shown = given.rpartition(mark)[2], shown.rpartition(mark)[2]
-        if shown.startswith(given):
-            return shown[len(given) :]
-        if header.strip() and header in shown:
-            return shown.partition(header)[2]
+        given, rendered = given.rpartition(mark)[2], rendered.rpartition(mark)[2]
+        if rendered.startswith(given):
+            return rendered[len(given) :]
+        if header.strip() and header in rendered:
+            return rendered.partition(header)[2]
     return None
 
 

@@ -70,13 +70,13 @@ class ChatTemplate:
         """Render a conversation exactly as Hugging Face does. ``parts``: contents are lists of one part of type text.
 
         Raises RejectedError ``template_raised`` with the template's own words where it refuses the conversation, and
-        TemplateError with the line where the template itself is no valid Jinja.
+        TemplateError with the line where the template itself is not valid Jinja.
         """
         try:
             return self._apply(_plain(messages, parts), tools, add_generation_prompt)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
-                f"the chat template is no valid Jinja: {error.message}", where=f"{self.name}:{error.lineno}"
+                f"the chat template is not valid Jinja: {error.message}", where=f"{self.name}:{error.lineno}"
             ) from error
         except TypeError as error:
             # Some templates add the arguments of a tool call to a string; most want the object they stand for.
@@ -185,7 +185,9 @@ def _plain(messages: Sequence[Message], parts: bool, argument_text: bool = False
     try:
         dicts = [message_dict(message) for message in messages]
     except ValueError as error:
-        raise RejectedError("bad_tool_arguments", f"the arguments of a tool call are no JSON: {error}") from error
+        raise RejectedError(
+            "bad_tool_arguments", f"the arguments of a tool call can't be read as JSON: {error}"
+        ) from error
     if parts:
         for plain in dicts:
             plain["content"] = [{"type": "text", "text": plain["content"]}] if plain["content"] else []
@@ -288,7 +290,7 @@ def load_template(
 ) -> ChatTemplate:
     """Load the tokenizer's own chat template, or the one in a Jinja ``file``.
 
-    Raises TemplateError where there is none, or with file and line where it is no valid Jinja.
+    Raises TemplateError where there is none, or with file and line where it is not valid Jinja.
     """
     name = str(file) if file is not None else str(getattr(tokenizer, "name_or_path", "") or "the tokenizer's template")
     text = None

@@ -16,11 +16,12 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain.artifacts import Ledger
 from posttrain.encode.fitting import Tools, fit
 from posttrain.encode.lengths import Lengths, length_statistics
 from posttrain.encode.spans import Rendering, Span, prove_turn, supervised_renderings
@@ -83,24 +84,6 @@ class EncodedRows:
         )
 
 
-class LedgerStep(Protocol):
-    """The counts of one step, as in posttrain.artifacts."""
-
-    rows_in: int
-    rows_out: int
-    added: int
-    truncated: int
-    notes: dict[str, int]
-
-
-class Ledger(Protocol):
-    """The part of posttrain.artifacts.Ledger that is written to here."""
-
-    def step(self, name: str, rows_in: int = 0) -> Any: ...  # noqa: D102
-
-    def drop(self, step: Any, origin: Origin, reason: str, detail: str = "") -> None: ...  # noqa: D102
-
-
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +107,8 @@ def encode_rows(
     ``progress`` is called with the number of rows done. The step counts examples: a row that is expanded into n adds
     n - 1, so what went in and was added is what came out and was dropped.
     """
-    step: LedgerStep | None = ledger.step("encode", rows_in=len(rows)) if ledger is not None else None
+    ledger = Ledger() if ledger is None else ledger
+    step = ledger.step("encode", rows_in=len(rows))
     notes: Counter[str] = Counter()
     examples: list[Tokens] = []
     conversation_lengths: list[int] = []
@@ -133,23 +117,20 @@ def encode_rows(
         batch = rows[begin : begin + ROWS_AT_ONCE]
         for row, encoded in zip(batch, encode_batch(batch, template, max_length, over_length), strict=True):
             dropped = (encoded,) if isinstance(encoded, RowRejected) else encoded.dropped
-            if ledger is not None:
-                for rejected in dropped:
-                    ledger.drop(step, row.origin, rejected.reason, rejected.detail)
+            for rejected in dropped:
+                ledger.drop(step, row.origin, rejected.reason, rejected.detail)
             if isinstance(encoded, RowRejected):
                 continue
-            if step is not None:
-                step.added += len(encoded.examples) + len(dropped) - 1
-                step.rows_out += len(encoded.examples)
-                step.truncated += encoded.truncated
+            step.added += len(encoded.examples) + len(dropped) - 1
+            step.rows_out += len(encoded.examples)
+            step.truncated += encoded.truncated
             notes.update(encoded.notes)
             examples.extend(encoded.examples)
             conversation_lengths.append(encoded.conversation_tokens)
             assistant_lengths.extend(encoded.assistant_tokens)
         if progress is not None:
             progress(begin + len(batch))
-    if step is not None:
-        step.notes.update(sorted(notes.items()))
+    step.notes.update(sorted(notes.items()))
     return EncodedRows(examples, np.array(conversation_lengths, np.int64), np.array(assistant_lengths, np.int64))
 
 
@@ -179,17 +160,17 @@ def stop_sequences(template: ChatTemplate) -> tuple[tuple[int, ...], ...]:
     One id where the stop ends with a token the tokenizer knows, which alone decides (``<|eot_id|>``); the tokens of the
     whole stop where it is ordinary text. Raises TemplateError where a reply has no provable stop.
     """
-    asked, mark = Message("user", "x"), "\U000f0000"
+    question, mark = Message("user", "x"), "\U000f0000"
     call = ToolCall("f", '{"x": "y"}', "call00000")
     described = {
         "name": "f",
         "description": "f",
         "parameters": {"type": "object", "properties": {"x": {"type": "string"}}},
     }
-    reply = SftRow((asked, Message("assistant", mark)), Origin(template.name, 1), template.name)
+    reply = SftRow((question, Message("assistant", mark)), Origin(template.name, 1), template.name)
     calling = replace(
         reply,
-        messages=(asked, Message("assistant", "", tool_calls=(call,))),
+        messages=(question, Message("assistant", "", tool_calls=(call,))),
         tools=({"type": "function", "function": described},),
     )
     found = [_written_stop(row, template) for row in (reply, calling)]

@@ -76,7 +76,9 @@ class RequestCache:
             ask(f"PRAGMA user_version = {_VERSION}")
         ask("COMMIT")
         if not empty and application != _APPLICATION:
-            raise RunError("an SQLite file, but no request cache", where=str(self.path), fix="choose another file name")
+            raise RunError(
+                "an SQLite file, but not a request cache", where=str(self.path), fix="choose another file name"
+            )
         if not empty and version != _VERSION:
             raise RunError(
                 f"a request cache of version {version}; this posttrain reads version {_VERSION}",

@@ -212,7 +212,7 @@ class Ledger:
         """All lines; none where there is no file yet.
 
         Raises:
-            RunError: a line that is no call; names the file and the line.
+            RunError: a line that is not a call; names the file and the line.
 
         """
         if not self.path.exists():

@@ -37,7 +37,9 @@ class FakeEngine:
     ) -> None:
         if isinstance(script, str):
             raise ConfigError(
-                "one text is no script", where="FakeEngine", fix='give a list, patterns ({".*": text}) or a function'
+                "a single text is not a script",
+                where="FakeEngine",
+                fix='give a list, patterns ({".*": text}) or a function',
             )
         self._script, self._delay, self._model = script, delay, model
         self.requests: list[Request] = []

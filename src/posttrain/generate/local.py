@@ -92,17 +92,17 @@ class LocalEngine:
     def _outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome] | None]:
         """Outcomes as they are there, and None after every token that ends nothing."""
         prompts: list[NDArray[np.int32]] = []
-        asked: list[int] = []
+        indices: list[int] = []
         for index, request in enumerate(requests):
             prompt = self._prompt(request)
             if isinstance(prompt, Failure):
                 yield index, prompt
             else:
                 prompts.append(prompt)
-                asked.append(index)
+                indices.append(index)
         room = self._room()
         samplings = []
-        for index, prompt in zip(asked, prompts, strict=True):
+        for index, prompt in zip(indices, prompts, strict=True):
             s = requests[index].sampling
             limit = s.max_tokens if room is None else min(s.max_tokens, room - len(prompt))
             samplings.append(replace(s, max_tokens=limit, seed=(s.seed or 0) + requests[index].sample))
@@ -116,7 +116,7 @@ class LocalEngine:
             if new.finish is None:
                 yield None
                 continue
-            index = asked[new.prompt]
+            index = indices[new.prompt]
             yield index, self._outcome(requests[index], prompts[new.prompt], replies[new.prompt])
 
     def _prompt(self, request: Request) -> NDArray[np.int32] | Failure:

@@ -130,7 +130,7 @@ class _Job:
     """There was a connection to the server in this batch."""
     answered: bool = False
     """The server has answered this batch at least once: address, key and model are right."""
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
     """What it said when it had to be asked again."""
 
     @property
@@ -256,8 +256,8 @@ class OpenAIEngine:
             async with asyncio.timeout_at(job.ends):
                 while True:
                     if job.limiter.silence > endpoint.longest_silence:
-                        asked = f"the server asks for {job.limiter.silence:.0f} s without requests"
-                        return Failure("rate_limited", asked, ask.attempts)
+                        problem = f"the server asks for {job.limiter.silence:.0f} s without requests"
+                        return Failure("rate_limited", problem, ask.attempts)
                     sent = await self._in_turn(ask, client, job)
                     if sent is None:
                         return Failure("budget", "the next call could go over the cap", ask.attempts)
@@ -266,8 +266,8 @@ class OpenAIEngine:
                     self._check_setup(sent, sent.outcome.detail, ask.attempts, job)
                     if not sent.again or ask.attempts >= endpoint.attempts:
                         return Failure(sent.outcome.reason, sent.outcome.detail, ask.attempts)
-                    if sent.outcome.detail not in job.told:  # who waits wants to know for what
-                        job.told.add(sent.outcome.detail)
+                    if sent.outcome.detail not in job.reported:  # who waits wants to know for what
+                        job.reported.add(sent.outcome.detail)
                         _log.warning("%s: %s; it is asked again", endpoint.base, sent.outcome.detail)
                     if sent.wait is None or sent.wait <= endpoint.longest_silence:
                         await asyncio.sleep(self._pause(ask.attempts, sent.wait))
@@ -295,10 +295,10 @@ class OpenAIEngine:
             job.limiter.pause(sent.wait)
         return sent
 
-    def _pause(self, attempts: int, asked: float | None) -> float:
+    def _pause(self, attempts: int, retry_after: float | None) -> float:
         """Seconds before the next attempt; with Retry-After the limiter holds everyone, and the jitter spreads them."""
         jitter = backoff(attempts, self.endpoint.first_backoff, self.endpoint.longest_backoff, self._draw)
-        return jitter if asked is None else asked + min(jitter, self.endpoint.first_backoff)
+        return jitter if retry_after is None else retry_after + min(jitter, self.endpoint.first_backoff)
 
     async def _attempt(self, ask: _Ask, reservation: Spending, client: httpx.AsyncClient) -> _Sent:
         """Send once, settle the reservation and write the line of the ledger, however it ends."""

@@ -113,7 +113,7 @@ class Answer(NamedTuple):
 
 
 class _UnreadableError(Exception):
-    """The body is no answer; the message says what is wrong with it."""
+    """The body is not an answer; the message says what is wrong with it."""
 
 
 def read_answer(content: bytes, *, wants_logprobs: bool = False, opened: bool = False) -> Answer:
@@ -182,7 +182,7 @@ def _text(message: dict[str, Any]) -> tuple[str, str | None]:
     content = message.get("content")
     apart = message.get("reasoning_content") or message.get("reasoning") or None  # "" = no thinking was found
     if apart is not None and not isinstance(apart, str):
-        raise _UnreadableError("reasoning that is no text")
+        raise _UnreadableError("reasoning that is not text")
     if isinstance(content, list):  # parts, as Mistral sends them: the thinking is one of them, with parts of its own
         thinking = [p.get("thinking") for p in content if isinstance(p, dict) and p.get("type") == "thinking"]
         apart = "".join(_joined(part) for part in thinking) if thinking else apart
@@ -191,7 +191,7 @@ def _text(message: dict[str, Any]) -> tuple[str, str | None]:
         refusal = message.get("refusal")
         content = refusal if isinstance(refusal, str) else ""
     if not isinstance(content, str):
-        raise _UnreadableError("content that is no text")
+        raise _UnreadableError("content that is not text")
     return content, apart
 
 

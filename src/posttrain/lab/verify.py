@@ -30,7 +30,7 @@ from posttrain.data.pipeline import prepare
 from posttrain.data.rows import read_feedback, read_pairs, read_rows, refuse_prompts, rows_kind
 from posttrain.encode.collate import collate
 from posttrain.encode.preferences import as_conversation, encode_feedback, encode_pairs, sequences_of
-from posttrain.encode.show import ShownExample, ShownRow, show_row
+from posttrain.encode.show import ExampleView, RowView, show_row
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt, encode_rows, stop_ids
 from posttrain.errors import ConfigError, DataError
@@ -293,20 +293,20 @@ def check_masks(template: ChatTemplate, rows: Sequence[SftRow]) -> Check:
     return Check("masks", meaning, len(wrong) / len(trained), 0.0, detail)
 
 
-def _masked_right(shown: ShownRow, template: ChatTemplate, stop: str) -> bool:
-    messages = shown.row.messages
+def _masked_right(view: RowView, template: ChatTemplate, stop: str) -> bool:
+    messages = view.row.messages
     turns = [k for k, m in enumerate(messages) if m.role == "assistant" and m.weight != 0]
-    runs = [run for example in shown.examples for run in _runs(example)]
+    runs = [run for example in view.examples for run in _runs(example)]
     if len(runs) != len(turns) or not stop:
         return False
     for (before, text), k in zip(runs, turns, strict=True):
-        fed = encode_prompt(messages[:k], template, shown.row.tools).tolist()
+        fed = encode_prompt(messages[:k], template, view.row.tools).tolist()
         if not text.endswith(stop) or not _says(text.removesuffix(stop), messages[k], fed == before):
             return False
     return True
 
 
-def _runs(example: ShownExample) -> Iterator[tuple[list[int], str]]:
+def _runs(example: ExampleView) -> Iterator[tuple[list[int], str]]:
     """(ids before it, its text) of every unbroken run of supervised tokens."""
     before: list[int] = []
     for supervised, tokens in itertools.groupby(example.tokens, lambda token: token.weight != 0):

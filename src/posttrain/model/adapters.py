@@ -240,7 +240,7 @@ def saved_settings(folder: Path) -> LoraAdapter:
         targets = tuple(sorted(saved.target_modules)) if plain else "all-linear"
         rank, alpha = operator.index(saved.r), float(saved.lora_alpha)
     except Exception as error:  # PEFT and json each raise their own types here
-        raise ModelError(f"these are no settings of LoRA: {in_a_line(error)}", where=str(folder)) from error
+        raise ModelError(f"these LoRA settings can't be read: {in_a_line(error)}", where=str(folder)) from error
     return LoraAdapter(rank=rank, alpha=alpha, targets=targets, rslora=saved.use_rslora, dora=saved.use_dora)
 
 

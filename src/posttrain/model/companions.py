@@ -98,12 +98,12 @@ def end_ids(folder: Path) -> tuple[int, ...]:
 
 
 def checked_ids(found: Any, where: str) -> tuple[int, ...]:
-    """One id or several, without repetitions. Raises ModelError where they are no ids."""
+    """One id or several, without repetitions. Raises ModelError where they are not ids."""
     listed: Sequence[Any] = found if isinstance(found, list | tuple) else [found]
     wrong = [one for one in listed if not isinstance(one, int) or isinstance(one, bool) or one < 0]
     if wrong:
         raise ModelError(
-            f"{wrong[0]!r} is no token id",
+            f"{wrong[0]!r} is not a token id",
             where=where,
             fix="give the id of the token that ends a reply, or a list of such ids",
         )
@@ -120,7 +120,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path.name} is no JSON: {error}", where=str(path), fix=AGAIN) from error
+        raise ModelError(f"{path.name} can't be read as JSON: {error}", where=str(path), fix=AGAIN) from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path.name} holds no JSON object", where=str(path), fix=AGAIN)
+        raise ModelError(f"{path.name} must hold a JSON object", where=str(path), fix=AGAIN)
     return found

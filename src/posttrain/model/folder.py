@@ -56,7 +56,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def _check_depth(folder: Path, config: Mapping[str, Any], tensors: int) -> None:
-    """Every layer has a tensor at least; more are told here, for building millions of them would take hours."""
+    """Every layer has a tensor at least; more layers than tensors are an error here, for building millions of them would take hours."""
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     depths = [part.get(name) for part in parts for name in _DEPTHS] + [n for p in parts for n in predictors(p).values()]
     deepest = max((depth for depth in depths if type(depth) is int), default=0)
@@ -137,8 +137,8 @@ def check_loaded(
     """
     missing = sorted(key for key in report["missing_keys"] if key != may_lack)
     if missing:
-        told = f"{len(missing)} weights are missing from this folder, the first: {missing[0]}"
-        raise ModelError(told, where=str(folder), fix=AGAIN)
+        problem = f"{len(missing)} weights are missing from this folder, the first: {missing[0]}"
+        raise ModelError(problem, where=str(folder), fix=AGAIN)
     shapes = sorted(report["mismatched_keys"])
     if shapes:
         _, found, wanted = shapes[0]
@@ -199,15 +199,15 @@ def loading_error(error: Exception, folder: Path) -> ModelError:
     """What an exception of transformers, safetensors or a model's own code says about a folder."""
     if isinstance(error, ModelError):
         return error
-    told = in_a_line(error)
+    problem = in_a_line(error)
     if isinstance(error, ImportError):
         return ModelError(
-            f"a package is missing that this model needs: {told}",
+            f"a package is missing that this model needs: {problem}",
             where=str(folder),
             fix="install it, or choose another model",
         )
     if isinstance(error, SafetensorError):
-        return ModelError(f"damaged weights: {told}", where=str(folder), fix=AGAIN)
+        return ModelError(f"damaged weights: {problem}", where=str(folder), fix=AGAIN)
     if "trust_remote_code" in str(error):
         return ModelError(
             "this model needs Python code from its folder, which is never run",
@@ -215,7 +215,7 @@ def loading_error(error: Exception, folder: Path) -> ModelError:
             fix="choose a model that transformers knows by itself",
         )
     return ModelError(
-        f"the model can't be loaded: {type(error).__name__}: {told}",
+        f"the model can't be loaded: {type(error).__name__}: {problem}",
         where=str(folder),
         fix="compare its config.json with the one the model was published with",
     )

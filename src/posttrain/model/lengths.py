@@ -53,13 +53,13 @@ _RANGES = ("window", "chunk", "block_size")
 def lengths_of(config: PretrainedConfig) -> Lengths:
     """The switches of a model's configuration; those of other parts of it (vision) left aside."""
     text = config.get_text_config()
-    told = text.to_dict()
+    settings = text.to_dict()
     windows = {
         value
-        for key, value in _leaves(told)
+        for key, value in _leaves(settings)
         if isinstance(value, int) and value > 1 and any(word in key for word in _RANGES) and "layer" not in key
     }
-    ropes = list(_ropes(told.get("rope_parameters") or told.get("rope_scaling") or {}))
+    ropes = list(_ropes(settings.get("rope_parameters") or settings.get("rope_scaling") or {}))
     first = getattr(text, "max_position_embeddings", None)
     original = getattr(text, "original_max_position_embeddings", None)
     long = {rope.get("original_max_position_embeddings") or original or first for rope in ropes if LONG in _kind(rope)}
@@ -76,16 +76,16 @@ def _kind(rope: Mapping[str, Any]) -> str:
     return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
-def _ropes(told: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _ropes(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The rotary parameters of a model, or those of each of its kinds of layers."""
-    if any(isinstance(value, Mapping) for value in told.values()):
-        yield from (value for value in told.values() if isinstance(value, Mapping))
+    if any(isinstance(value, Mapping) for value in settings.values()):
+        yield from (value for value in settings.values() if isinstance(value, Mapping))
     else:
-        yield told
+        yield settings
 
 
-def _leaves(told: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in told.items():
+def _leaves(settings: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, str(key))
         else:
@@ -95,12 +95,12 @@ def _leaves(told: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]
 def context_of(config: PretrainedConfig) -> int | None:
     """Tokens of the context a model was made for, where its configuration says; with dynamic NTK, what its factor stretches it to."""
     text: Any = config.get_text_config()
-    told = getattr(text, "max_position_embeddings", None)
-    if told is None:
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is None:
         return None
     rope = getattr(text, "rope_parameters", None) or {}
     factors = [float(r.get("factor") or 1) for r in _ropes(rope) if DYNAMIC in _kind(r)]
-    return int(told * max(1.0, *factors)) if factors else int(told)
+    return int(limit * max(1.0, *factors)) if factors else int(limit)
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,15 @@ def limits_of(model: PreTrainedModel) -> Limits:
     A model without such a table computes a position from its number (rotary frequencies, a recurrence); MPT makes its table on the way.
     """
     text: Any = model.config.get_text_config()
-    told = getattr(text, "max_position_embeddings", None)
+    limit = getattr(text, "max_position_embeddings", None)
     embedding = model.get_input_embeddings()
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not embedding]
     buffers = [buffer for name, buffer in model.named_buffers() if "position" in name and buffer.dim() > 1]
     rows = [len(table.weight) - getattr(table, "offset", 0) for table in tables] + [len(buffer) for buffer in buffers]
-    if told is None and not any(name.endswith("inv_freq") for name, _ in model.named_buffers()):
+    if limit is None and not any(name.endswith("inv_freq") for name, _ in model.named_buffers()):
         positions = getattr(text, "max_seq_len", None)
     else:
-        positions = told if told in rows else None
+        positions = limit if limit in rows else None
     return Limits(embedding.num_embeddings, None if positions is None else int(positions))
 
 

@@ -166,9 +166,9 @@ def stage_lineage(out: StageDir, base: Callable[[], Path], template: str | None 
 def _recorded(path: Path) -> tuple[dict[str, Any], datetime | None]:
     """(what an adapter lies on, the time its template was told) by the record beside it. Raises ModelError where that is damaged."""
     record = read_object(path)
-    on, told = record.get("on"), record.get("clock")
+    on, clock = record.get("on"), record.get("clock")
     try:
-        return dict(on or {}), None if told is None else datetime.fromisoformat(told)
+        return dict(on or {}), None if clock is None else datetime.fromisoformat(clock)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path.name} is damaged: {error}", where=str(path), fix="run the stage again") from error
 

@@ -74,7 +74,7 @@ def load_model(
     check_loaded(report, folder, unused, *((NEW_HEAD, OLD_HEADS) if head == "score" else ()))
     if left := left_out(folder, unused):
         warnings.warn(
-            f"{folder}: {len(left)} tensors are no part of what the model computes ({left[0]}, ...): neither trained nor written",
+            f"{folder}: {len(left)} tensors are not part of what the model computes ({left[0]}, ...): neither trained nor written",
             stacklevel=2,
         )
     if head == "score":
@@ -116,7 +116,7 @@ def _read(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[Pre
         "local_files_only": True,
         "trust_remote_code": False,
         "use_safetensors": True,
-        "ignore_mismatched_sizes": True,  # they are told by `check_loaded`, with their names
+        "ignore_mismatched_sizes": True,  # `check_loaded` reports them, with their names
     }
     try:
         model, report = kind.from_pretrained(

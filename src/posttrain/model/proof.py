@@ -132,7 +132,7 @@ def _own_hidden(model: PreTrainedModel, ids_T: Tensor, segments: Segments, folde
     _check_finite(own_TD, model, folder)
     if _difference(prefix_TD, own_TD[: first - 2]) > tolerance:
         raise ModelError(
-            f"{type(model).__name__} looks at later tokens: it is no causal language model",
+            f"{type(model).__name__} looks at later tokens: it is not a causal language model",
             where=str(folder),
             fix="choose a model that was trained to predict the next token",
         )
@@ -153,7 +153,7 @@ def _packing_fault(
         difference = _difference(final_hidden(model, ids_T, segments), own_TD)
     except Exception as error:  # whatever a model's code raises at arguments it does not know
         return f"its code takes no packed sequences ({_line(error)})"
-    if difference > tolerance:  # a NaN is the weights' fault and told by the training
+    if difference > tolerance:  # a NaN is the weights' fault, and training reports it
         return (
             f"packed it computes something else (relative difference {difference:.2g}): layers besides attention mix "
             "neighbours, or its attention has rules of its own"
