@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from posttrain.data.dedup.config import DedupStep
+from posttrain.data.dedup.step import DedupStep
 from posttrain.data.rows import rows_frame, write_rows
 from posttrain.data.steps import StepRun
 from posttrain.types import Message, Origin, SftRow

@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.data.decontaminate import Benchmark
-from posttrain.data.decontaminate.benchmarks import load
+from posttrain.data.decontaminate.benchmarks import Benchmark, load
 from posttrain.data.decontaminate.segments import segments
-from posttrain.data.encoders import make_encoder
+from posttrain.data.encoders import loaded_encoder
 from posttrain.data.marks import marks
 
 COSINES = (0.55, 0.6, 0.65, 0.7, 0.75)
@@ -53,7 +52,7 @@ class Cosines:
     """Cosines of texts by their nearest parts; every part is encoded once."""
 
     def __init__(self) -> None:
-        self._encoder, self._known = make_encoder("use-multilingual"), dict[str, NDArray[np.float32]]()
+        self._encoder, self._known = loaded_encoder("use-multilingual"), dict[str, NDArray[np.float32]]()
 
     def __call__(self, left: Sequence[str], right: Sequence[str], cut: Cut) -> NDArray[np.float32]:
         """Float32 [left, right]."""

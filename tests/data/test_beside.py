@@ -10,14 +10,15 @@ import pytest
 
 from posttrain.artifacts import StageDir
 from posttrain.data.config import DataSettings, Source
-from posttrain.data.dedup.config import DedupStep
+from posttrain.data.dedup.step import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats import FORMATS, RowError, detect_format, read_record
 from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
-from posttrain.data.kinds import rows_as
 from posttrain.data.pipeline import prepare
-from posttrain.data.rows import read_feedback, read_pairs, read_prompts, read_rows, refuse_prompts, rows_kind
-from posttrain.data.select.config import Ifd, SelectStep
+from posttrain.data.reading import rows_as
+from posttrain.data.rows import read_feedback, read_pairs, read_prompts, read_rows, refuse_prompts, row_kind_of
+from posttrain.data.select.difficulty import Ifd
+from posttrain.data.select.step import SelectStep
 from posttrain.data.steps import StepRun
 from posttrain.errors import DataError
 from posttrain.types import Message, Origin, PairRow, PromptRow, SftRow, ToolCall
@@ -386,7 +387,7 @@ def test_prompts_go_through_the_chain_and_stop_where_replies_are_needed(tmp_path
     result = prepare(stage, StageDir(tmp_path / "out"), 0, lambda name: None)
     assert (result["train_rows"], result["held_out_rows"]) == (3, 2)
     rows = tmp_path / "out" / "rows" / "train.parquet"
-    assert rows_kind(rows) == "prompts"
+    assert row_kind_of(rows) == "prompts"
     assert {row.prompt[0].content for row in read_prompts(rows)} < set(texts)
     for needs_replies in (read_rows, read_pairs, read_feedback, refuse_prompts):
         with pytest.raises(DataError, match=r"these rows are prompts, but .* replies are needed here"):

@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from posttrain.artifacts import StageDir, read_json
-from posttrain.data import chain
+from posttrain.data import steps
 from posttrain.data.config import ChainStep, DataSettings, Source
-from posttrain.data.dedup.config import DedupStep
+from posttrain.data.dedup.step import DedupStep
 from posttrain.data.filters.length import Length
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.mix import MixStep
@@ -105,7 +105,7 @@ def test_killed_at_any_step_it_goes_on_with_the_same_result(
     config = stage(rows, *STEPS, mix=MixStep(kind="mix", share=0.5))
     prepare(config, StageDir(tmp_path / "whole"), 0, lambda name: None)
     expected = contents(tmp_path / "whole")
-    real: Callable[..., Any] = chain.apply
+    real: Callable[..., Any] = steps.apply
     for victim in range(4):
         for after in (False, True):
             calls = iter(range(100))
@@ -120,10 +120,10 @@ def test_killed_at_any_step_it_goes_on_with_the_same_result(
                 return line
 
             folder = tmp_path / f"killed-{victim}-{after}"
-            monkeypatch.setattr(chain, "apply", dying)
+            monkeypatch.setattr(steps, "apply", dying)
             with pytest.raises(KeyboardInterrupt):
                 prepare(config, StageDir(folder), 0, lambda name: None)
-            monkeypatch.setattr(chain, "apply", real)
+            monkeypatch.setattr(steps, "apply", real)
             prepare(config, StageDir(folder), 0, lambda name: None)
             assert contents(folder) == expected
 
@@ -135,7 +135,7 @@ def test_a_finished_step_is_not_run_again(rows: Path, tmp_path: Path, monkeypatc
     def never(*arguments: Any, **more: Any) -> Any:
         raise AssertionError("ran again")
 
-    monkeypatch.setattr(chain, "run_step", never)
+    monkeypatch.setattr(steps, "run_step", never)
     prepare(config, StageDir(tmp_path / "out"), 0, lambda name: None)
 
 
@@ -148,6 +148,6 @@ def test_a_step_that_drops_everything_is_told(rows: Path, tmp_path: Path) -> Non
 
 def test_a_split_comes_last_and_alone(rows: Path, tmp_path: Path) -> None:
     split = SplitStep(kind="split")
-    for steps, held_out in (((split, *STEPS[:1]), None), ((split, split), None), ((split,), 0.1)):
+    for chain, held_out in (((split, *STEPS[:1]), None), ((split, split), None), ((split,), 0.1)):
         with pytest.raises(ConfigError, match="split step"):
-            prepare(stage(rows, *steps, held_out=held_out), StageDir(tmp_path / "out"), 0, lambda name: None)
+            prepare(stage(rows, *chain, held_out=held_out), StageDir(tmp_path / "out"), 0, lambda name: None)

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from posttrain.artifacts import read_json
 from posttrain.config import Document, build
-from posttrain.data.mix import MixStep, targets
-from posttrain.data.mix_rows import row_repeats
+from posttrain.data.mix import MixStep, row_repeats, targets
 from posttrain.data.rows import PREFERENCE, rows_frame, write_rows
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.errors import DataError
@@ -75,9 +74,9 @@ def test_targets_by_hand(keys: Mapping[str, Any], expected: dict[str, float]) ->
     [
         ({"weights": {"aa": 1}}, r"mix.weights: there is no source 'aa' .*did you mean 'a'"),
         ({"leave_out": ("x",)}, "mix.leave_out: there is no source 'x'"),
-        ({"counts": {"c": 11}}, "11 rows of 'c' are asked for, and it has 10"),
+        ({"counts": {"c": 11}}, "'c' should give 11 rows, but has 10"),
         ({"counts": {"c": 41}, "upsample": True}, "repeat its 10 more than 4 times"),
-        ({"counts": {"a": 60}, "cap": 50}, "mix.cap: 60 rows of 'a' are asked for, above its cap of 50"),
+        ({"counts": {"a": 60}, "cap": 50}, "mix.cap: 'a' should give 60 rows, more than its cap of 50"),
         ({"weights": {"a": 1}, "total": 50}, "already make 50 of 50"),
         ({"weights": {"a": 1}, "counts": {"a": 5}}, "a weight and a count"),
         ({"weights": {"a": 0}}, "all weights are 0"),

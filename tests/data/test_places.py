@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.data.places import locate
-from posttrain.data.sources import DataFile
+from posttrain.data.places import DataFile, locate
 from posttrain.errors import DataError
 
 ROW = '{"prompt": "a", "completion": "b"}\n'
@@ -91,7 +90,7 @@ def test_an_unknown_split_names_the_known_ones(tmp_path: Path) -> None:
         chosen(place, "validation")
     with pytest.raises(DataError, match="splits: none"):
         chosen(folder(tmp_path / "other", "a.jsonl"), "test")
-    with pytest.raises(DataError, match="by its name this file is test"):
+    with pytest.raises(DataError, match="this file is test by its name"):
         locate(str(place / "test.jsonl"), no_asset, "train")
 
 

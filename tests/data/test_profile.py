@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.artifacts import Ledger, read_json
+from posttrain.data.chain_profile import chain_steps, funnel
 from posttrain.data.mix import MixStep
 from posttrain.data.profile import (
     Counts,
     TokenCounter,
-    chain_steps,
     comparison_counts,
-    funnel,
     length_summary,
     profile,
 )

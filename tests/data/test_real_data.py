@@ -13,8 +13,9 @@ from posttrain.artifacts import StageDir, read_json
 from posttrain.data.config import DataSettings, Source
 from posttrain.data.formats import FORMATS
 from posttrain.data.pipeline import prepare
+from posttrain.data.places import DataFile
 from posttrain.data.rows import read_rows
-from posttrain.data.sources import DataFile, Record, read
+from posttrain.data.sources import Record, read
 from posttrain.errors import DataError
 from posttrain.types import SftRow
 

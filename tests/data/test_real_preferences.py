@@ -12,7 +12,7 @@ import pytest
 from posttrain.artifacts import StageDir, read_json
 from posttrain.data.config import DataSettings, PairRule, Source
 from posttrain.data.pipeline import prepare
-from posttrain.data.rows import read_feedback, read_pairs, read_rows, rows_kind
+from posttrain.data.rows import read_feedback, read_pairs, read_rows, row_kind_of
 from posttrain.data.split import prompt_key
 
 pytestmark = pytest.mark.shared
@@ -32,7 +32,7 @@ def rows_of(path: Path, folder: Path, rows: Any = "auto", **source: Any) -> tupl
     prepare(config, StageDir(folder), 0, lambda name: None)
     ledger = read_json(folder / "ledger.json")
     train = folder / "rows" / "train.parquet"
-    kind = rows_kind(train)
+    kind = row_kind_of(train)
     assert kind is not None
     found = READERS[kind](train)
     assert ledger["rows_in"] + ledger["added"] == len(found) + sum(ledger["dropped"].values())

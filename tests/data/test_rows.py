@@ -20,8 +20,8 @@ from posttrain.data.rows import (
     read_feedback,
     read_pairs,
     read_rows,
+    row_kind_of,
     rows_frame,
-    rows_kind,
     scan_rows,
     write_rows,
 )
@@ -69,7 +69,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, kind: str, some: A
     assert dict(frame.schema) == SCHEMA | LINEAGE
     assert frame["id"].to_list() == [row.id for row in rows]
     assert [row.messages for row in frame_rows(frame)] == [row.messages for row in rows]
-    assert rows_kind(path) == (kind if rows else None)
+    assert row_kind_of(path) == (kind if rows else None)
 
 
 @given(pair=PAIRS)
@@ -129,7 +129,7 @@ def test_files_without_the_columns_of_preferences_are_read(tmp_path: Path) -> No
     path = tmp_path / "old.parquet"
     rows = [KIND_ROWS["conversations"]] * 3
     rows_frame(rows).drop(*PREFERENCE).write_parquet(path)
-    assert rows_kind(path) == "conversations"
+    assert row_kind_of(path) == "conversations"
     assert read_rows(path) == rows
     frame = scan_rows(path).select(*SCHEMA, *LINEAGE).collect()
     assert frame.equals(rows_frame(rows))
@@ -201,7 +201,7 @@ def test_missing_damaged_and_foreign_files_are_data_errors(tmp_path: Path) -> No
     damaged.write_bytes(b"PAR1 cut")
     pl.DataFrame({"text": ["x"]}).write_parquet(foreign)
     for path in (tmp_path / "missing.parquet", damaged, foreign):
-        for read in (read_rows, read_pairs, read_feedback, rows_kind):
+        for read in (read_rows, read_pairs, read_feedback, row_kind_of):
             with pytest.raises(DataError, match=path.name):
                 read(path)
 

@@ -18,8 +18,9 @@ import polars as pl
 import pytest
 import zstandard
 
+from posttrain.data.places import DataFile, HubSet, locate
 from posttrain.data.sniff import ARROW_STREAM
-from posttrain.data.sources import BadRecord, DataFile, HubSet, Record, hub_revision, locate, read
+from posttrain.data.sources import BadRecord, Record, hub_revision, read
 from posttrain.errors import DataError
 
 ROWS = [{"question": "q1", "answer": "a1"}, {"answer": "a2", "question": "q2"}]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from posttrain.artifacts import read_json
 from posttrain.config import Document, build
+from posttrain.data.held_out_overlap import distinct_ngrams
 from posttrain.data.rows import read_rows, rows_frame, write_rows
-from posttrain.data.split import SplitStep, held_out_prompts, prompt_key, write_splits
-from posttrain.data.split_rows import distinct_ngrams
+from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.data.text import ngrams, tokens
 from posttrain.errors import DataError
@@ -160,13 +160,10 @@ def test_sizes_files_and_ledger(tmp_path: Path) -> None:
         "equal_texts": 0,
         "divided_clusters": 0,
     }
-    (tmp_path / "out" / "test.parquet").write_text("old")
-    assert write_splits(tmp_path / "out" / "rows.parquet", tmp_path / "out") == decisions.facts["splits"]
     for name, ids in sides(kept).items():
         assert {r.id for r in read_rows(tmp_path / "out" / f"{name}.parquet")} == ids
-    kept, _ = split(path, tmp_path / "again", validation=0.1)
-    assert write_splits(tmp_path / "again" / "rows.parquet", tmp_path / "out")["test"] == 0
-    assert not (tmp_path / "out" / "test.parquet").exists()
+    split(path, tmp_path / "again", validation=0.1)
+    assert not (tmp_path / "again" / "test.parquet").exists()
 
 
 def test_a_plain_split_holds_out_what_held_out_does(tmp_path: Path) -> None:
@@ -324,7 +321,7 @@ def test_every_stratum_gives_its_part(tmp_path_factory: pytest.TempPathFactory, 
         (distinct(5), {"validation": 5}, "split.validation: can't hold out 5 of 5 rows"),
         (distinct(5), {"validation": 3, "test": 2}, "validation and test take all 5 rows"),
         (distinct(5), {"validation": 1.5}, "neither a share"),
-        (distinct(9), {"validation": 2, "train": 8}, "split.train: 8 training rows are asked for, and 7 are left"),
+        (distinct(9), {"validation": 2, "train": 8}, "split.train: 8 training rows are wanted, but only 7 are left"),
         (distinct(9), {"validation": 2, "train": 2.5}, "split.train: 2.5 is neither"),
         ([row("same", n) for n in range(9)], {"validation": 1}, "the 9 rows are 1 group of equal prompts"),
         (distinct(9), {"validation": 2, "stratify": "topic"}, "split.topic: no row has a cluster"),

@@ -90,6 +90,27 @@ def test_imports_point_down(module: str) -> None:
             )
 
 
+def imported_modules(module: str) -> set[str]:
+    """The files of the package that a module imports, also within functions and for types alone."""
+    found = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "posttrain":
+            base = str(node.module).replace(".", "/").removeprefix("posttrain").lstrip("/")
+            for alias in node.names:
+                inside = f"{base}/{alias.name}".lstrip("/")
+                names = (f"{inside}.py", f"{inside}/__init__.py", f"{base}.py", f"{base}/__init__.py".lstrip("/"))
+                found.add(next(name for name in names if name in MODULES))
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    left = {module: imported_modules(module) for module in MODULES}
+    while free := [module for module, known in left.items() if not known & left.keys()]:
+        for module in free:
+            del left[module]
+    assert sorted(left) == [], "these stand in a circle, or above one"
+
+
 def test_the_law_sees_imports_in_functions_and_upwards() -> None:
     tree = ast.parse("def f():\n    from posttrain.cli import app\n    import torch\nfrom posttrain import assets")
     assert set(imported(tree)) == {"posttrain.cli", "torch", "posttrain.assets"}

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 from pydantic import Discriminator
 
-from posttrain.data.decontaminate.config import DecontaminateStep
-from posttrain.data.dedup.config import DedupStep
+from posttrain.artifacts import digest
+from posttrain.data.decontaminate.step import DecontaminateStep
+from posttrain.data.dedup.step import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats.ranked import PairRule
 from posttrain.data.mix import MixStep
-from posttrain.data.select.config import SelectStep
+from posttrain.data.places import Resolve, locate
+from posttrain.data.select.step import SelectStep
+from posttrain.data.sources import content_digest
 from posttrain.data.split import SplitStep
 from posttrain.references import NamesStage
 
-if TYPE_CHECKING:
-    from posttrain.data.places import Resolve
-
 ChainStep = Annotated[FilterStep | DedupStep | DecontaminateStep | SelectStep | SplitStep, Discriminator("kind")]
 """A step of the data chain."""
-RowsWanted = Literal["auto", "conversations", "pairs", "feedback", "prompts"]
+WantedRowKind = Literal["auto", "conversations", "pairs", "feedback", "prompts"]
 """A kind of row, or whatever the sources are."""
 
 
@@ -48,10 +48,6 @@ class Source:
 
     def content(self, resolve: Resolve) -> str:
         """Digest of the bytes of its files, or the commit of a hub data set. Raises DataError where it is missing."""
-        from posttrain.artifacts import digest
-        from posttrain.data.places import locate
-        from posttrain.data.sources import content_digest  # here: reading a recipe needs no polars
-
         return digest(
             [content_digest(part) for part in locate(self.path, resolve, self.split, config=self.config).parts]
         )
@@ -62,7 +58,7 @@ class DataSettings:
     """Read and check rows, drop exact duplicates, run the chain of steps, and split."""
 
     sources: Annotated[tuple[Source, ...], MinLen(1)]
-    rows: RowsWanted = "auto"
+    rows: WantedRowKind = "auto"
     """What the rows should be: ``auto`` takes what the formats of the sources give, which must agree; ``conversations`` makes
     preferences into replies to imitate, ``feedback`` makes pairs into judged replies, ``prompts`` takes the replies away."""
     steps: tuple[ChainStep, ...] = ()

@@ -8,6 +8,7 @@ docs/data-decontamination.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,8 +133,9 @@ class StaticEncoder:
         return unit_rows(means)
 
 
-def make_encoder(name: str) -> Encoder:
-    """The encoder of a name in :data:`ENCODERS`, or of a folder of static embeddings. Loads its weights.
+@cache
+def loaded_encoder(name: str) -> Encoder:
+    """The encoder of a name in :data:`ENCODERS`, or of a folder of static embeddings; its weights are loaded once in a process.
 
     Raises ConfigError for an unknown name, a missing package, or a folder that holds something else.
     """

@@ -54,7 +54,7 @@ def map_blocks(function: Callable[[Item], Result], items: Iterable[Item], run: S
 
 def map_rows(
     work: Callable[[pl.DataFrame], Result],
-    rows: Path,
+    rows_file: Path,
     columns: Sequence[str],
     run: StepRun,
     what: str,
@@ -67,25 +67,25 @@ def map_rows(
     """
     from posttrain.data.steps import BLOCK_ROWS, count_rows
 
-    total = count_rows(rows)
+    total = count_rows(rows_file)
     items: list[_Part] = [
         (begin, None if only is None else np.flatnonzero(only[begin : begin + BLOCK_ROWS]))
         for begin in range(0, total, BLOCK_ROWS)
     ]
     items = [(begin, places) for begin, places in items if places is None or len(places)]
-    function = partial(_work_on_rows, work, rows.absolute(), tuple(columns), BLOCK_ROWS)
+    function = partial(_work_on_rows, work, rows_file.absolute(), tuple(columns), BLOCK_ROWS)
     for (begin, _), result in zip(items, map_blocks(function, items, run), strict=True):
         yield begin, result
         run.progress(what, min(begin + BLOCK_ROWS, total), total)
 
 
 def _work_on_rows(
-    work: Callable[[pl.DataFrame], Result], rows: Path, columns: tuple[str, ...], size: int, part: _Part
+    work: Callable[[pl.DataFrame], Result], rows_file: Path, columns: tuple[str, ...], size: int, part: _Part
 ) -> Result:
     from posttrain.data.rows import scan_rows
 
     begin, places = part
-    block = scan_rows(rows).select(columns).slice(begin, size).collect()
+    block = scan_rows(rows_file).select(columns).slice(begin, size).collect()
     return work(block if places is None else block[places])
 
 

@@ -76,30 +76,14 @@ _RARER_UNITS = re.compile(
 )
 _NO_ASCII_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
 
-_ONE_LANGUAGE = {
-    "han": "zh",
-    "kana": "ja",
-    "hangul": "ko",
-    "greek": "el",
-    "hebrew": "he",
-    "thai": "th",
-    "armenian": "hy",
-    "bengali": "bn",
-    "gurmukhi": "pa",
-    "gujarati": "gu",
-    "oriya": "or",
-    "tamil": "ta",
-    "telugu": "te",
-    "kannada": "kn",
-    "malayalam": "ml",
-    "sinhala": "si",
-    "lao": "lo",
-    "tibetan": "bo",
-    "burmese": "my",
-    "georgian": "ka",
-    "ethiopic": "am",
-    "khmer": "km",
-}
+_ONE_LANGUAGE = dict(
+    pair.split(":")
+    for pair in [
+        *("han:zh", "kana:ja", "hangul:ko", "greek:el", "hebrew:he", "thai:th", "armenian:hy", "bengali:bn"),
+        *("gurmukhi:pa", "gujarati:gu", "oriya:or", "tamil:ta", "telugu:te", "kannada:kn", "malayalam:ml"),
+        *("sinhala:si", "lao:lo", "tibetan:bo", "burmese:my", "georgian:ka", "ethiopic:am", "khmer:km"),
+    ]
+)
 """The language that a script alone tells. A few smaller ones share these scripts (as for Hebrew) and go by the larger one."""
 
 _MANY_LANGUAGES = {
@@ -121,45 +105,10 @@ LANGUAGES = tuple(sorted(frozenset().union(*_WRITES.values())))
 
 _ENGLISH = frozenset(
     [
-        "the",
-        "and",
-        "you",
-        "your",
-        "that",
-        "this",
-        "these",
-        "those",
-        "with",
-        "which",
-        "what",
-        "how",
-        "when",
-        "where",
-        "why",
-        "who",
-        "from",
-        "about",
-        "into",
-        "between",
-        "should",
-        "would",
-        "could",
-        "their",
-        "there",
-        "they",
-        "them",
-        "were",
-        "been",
-        "its",
-        "it's",
-        "don't",
-        "doesn't",
-        "through",
-        "because",
-        "while",
-        "using",
-        "given",
-        "following",
+        *("the", "and", "you", "your", "that", "this", "these", "those", "with", "which", "what", "how", "when"),
+        *("where", "why", "who", "from", "about", "into", "between", "should", "would", "could", "their", "there"),
+        *("they", "them", "were", "been", "its", "it's", "don't", "doesn't", "through", "because", "while", "using"),
+        *("given", "following"),
     ]
 )
 """Function words of English that other languages of its script do not have."""

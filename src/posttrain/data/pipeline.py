@@ -16,14 +16,12 @@ from typing import Any
 import polars as pl
 
 from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
-from posttrain.data.chain import SHOWN_REJECTS, run_step, run_steps
-from posttrain.data.config import DataSettings, RowsWanted, Source
-from posttrain.data.decontaminate import DecontaminateStep
+from posttrain.data.config import DataSettings, Source, WantedRowKind
+from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.engine import map_blocks
 from posttrain.data.formats import FORMATS, NoFormatError
 from posttrain.data.formats.columns import check_columns
 from posttrain.data.formats.ranked import PairRule
-from posttrain.data.kinds import disagreement
 from posttrain.data.mix import MixStep
 from posttrain.data.places import Resolve, locate, stem
 from posttrain.data.profile import profile
@@ -39,11 +37,11 @@ from posttrain.data.reading import (
     raw_block,
     read_block,
 )
-from posttrain.data.rows import BLOCK_ROWS, conversations, scan_rows, write_rows
+from posttrain.data.rows import BLOCK_ROWS, conversations, disagreement, scan_rows, write_rows
 from posttrain.data.sniff import EmptyFileError
 from posttrain.data.sources import content_digest, read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
-from posttrain.data.steps import Progress, StepRun, blocks, count_rows
+from posttrain.data.steps import SHOWN_REJECTS, Progress, StepRun, blocks, count_rows, run_step, run_steps
 from posttrain.data.streams import printable
 from posttrain.errors import ConfigError, DataError
 from posttrain.types import Origin, Row, RowKind, SftRow
@@ -63,19 +61,19 @@ def prepare(
     an unknown format; RunError where ``out`` can't be written. The ledger is written also where no row is left.
     """
     _check_split(stage)
-    read_rows, ledger = gather(
+    rows_file, ledger = gather(
         stage.sources, out.file("read"), resolve, progress, stage.workers, stage.engine, stage.rows
     )
     if not ledger.steps[-1].rows_out:
         ledger.write(out.file("ledger.json"))
         raise nothing_usable(ledger, [source.path for source in stage.sources], out.file("ledger.json"))
     run = StepRun(resolve, stage.workers, stage.engine, progress or (lambda what, done, total: None))
-    rows, lines = run_steps(stage.steps, read_rows, out.file("steps"), seed, run)
+    rows_file, lines = run_steps(stage.steps, rows_file, out.file("steps"), seed, run)
     ledger.steps += lines
     if not stage.splits:
-        ledger.steps.append(_hold_out(rows, stage.held_out_amount, seed, out))
+        ledger.steps.append(_hold_out(rows_file, stage.held_out_amount, seed, out))
     else:
-        _write_sides(rows, out)
+        _write_sides(rows_file, out)
     if stage.mix is not None:
         ledger.steps.append(_mix(stage.mix, out, seed, run))
     result = _result(out, source_names(stage.sources))
@@ -92,7 +90,7 @@ def gather(
     progress: Progress | None = None,
     workers: int = 1,
     engine: str = "local",
-    wanted: RowsWanted = "auto",
+    wanted: WantedRowKind = "auto",
 ) -> tuple[Path, Ledger]:
     """One file with the good rows of all sources, and the account of the reading: ``rows.parquet``, ``ledger.json`` in ``out``.
 
@@ -136,12 +134,12 @@ def _check_split(stage: DataSettings) -> None:
         )
 
 
-def _hold_out(rows: Path, held_out: float, seed: int, out: StageDir) -> LedgerStep:
+def _hold_out(rows_file: Path, held_out: float, seed: int, out: StageDir) -> LedgerStep:
     """Write the two sides of a simple split and return its line of the ledger."""
-    prompts = [prompt_key(turns) for _, block in blocks(rows, ["messages"]) for turns in conversations(block)]
+    prompts = [prompt_key(turns) for _, block in blocks(rows_file, ["messages"]) for turns in conversations(block)]
     chosen = held_out_prompts(prompts, held_out, seed)
     side = pl.LazyFrame({"held_out": pl.Series([prompt in chosen for prompt in prompts], dtype=pl.Boolean)})
-    table = pl.concat([scan_rows(rows), side], how="horizontal")
+    table = pl.concat([scan_rows(rows_file), side], how="horizontal")
     for name, wanted in (("train", ~pl.col("held_out")), ("held_out", pl.col("held_out"))):
         split = pl.lit("train" if name == "train" else "validation")
         write_rows(out.file("rows", f"{name}.parquet"), table.filter(wanted).with_columns(split=split))
@@ -165,9 +163,9 @@ SIDES = {"train": "train", "held_out": "validation", "test": "test"}
 """File of a data stage -> split of its rows."""
 
 
-def _write_sides(rows: Path, out: StageDir) -> None:
+def _write_sides(rows_file: Path, out: StageDir) -> None:
     """The files of a stage whose rows carry their split; test rows have a file where there are any."""
-    frame = scan_rows(rows)
+    frame = scan_rows(rows_file)
     for name, split in SIDES.items():
         part = frame.filter(pl.col("split") == split)
         if name != "test" or part.select(pl.len()).collect().item():
@@ -195,7 +193,7 @@ def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:
     return row
 
 
-def rows_at(source: Source, index: int, resolve: Resolve, wanted: RowsWanted = "auto") -> Sequence[Row]:
+def rows_at(source: Source, index: int, resolve: Resolve, wanted: WantedRowKind = "auto") -> Sequence[Row]:
     """What record ``index`` (0 = the first) of a source gives, bad ones counted: one row, or several (:func:`gather`).
 
     Raises DataError where there are fewer records, or where that one can't be used, with its reason.
@@ -238,7 +236,7 @@ def step_inputs(step: object, resolve: Resolve) -> dict[str, str]:
 class _Kind:
     """What the rows of a stage say: what is wanted, or what the first file says."""
 
-    def __init__(self, wanted: RowsWanted) -> None:
+    def __init__(self, wanted: WantedRowKind) -> None:
         self.wanted = wanted
         self.first: tuple[str, RowKind] | None = None
         """The first file, and what its rows say."""
@@ -271,7 +269,7 @@ def _reading(source: Source, name: str, label: str, format_name: str | None, kin
     if source.pairs is not None and not FORMATS[format_name].rated:
         rated = ", ".join(known for known in FORMATS if FORMATS[known].rated)
         raise DataError(
-            f"a rule for pairs is given, and these rows (read as {format_name!r}) are no rated answers",
+            f"a rule for pairs is given, and these rows (read as {format_name!r}) are not rated answers",
             where=label,
             fix=f"leave out pairs, or name one of the formats that it is for: {rated}",
         )

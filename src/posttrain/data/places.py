@@ -39,25 +39,10 @@ _SPLIT_FILES = ("train.parquet", "validation.parquet", "test.parquet")
 """What a split step writes beside all its rows."""
 _METADATA = frozenset(
     [
-        "dataset_info.json",
-        "dataset_infos.json",
-        "dataset_dict.json",
-        "state.json",
-        "metadata.json",
-        "croissant.json",
-        "command.json",
-        "facts.json",
-        "ledger.json",
-        "manifest.json",
-        "profile.json",
-        "lengths.json",
-        "summary.json",
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "package.json",
+        *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json"),
+        *("croissant.json", "command.json", "facts.json", "ledger.json", "manifest.json", "profile.json"),
+        *("lengths.json", "summary.json", "config.json", "generation_config.json", "tokenizer.json"),
+        *("tokenizer_config.json", "special_tokens_map.json", "package.json"),
     ]
 )
 """Files that stand beside rows and hold none: of data set libraries, of models, of posttrain's own steps."""
@@ -110,7 +95,7 @@ def locate(
     if local.exists():
         if split is not None and (own := _by_words(stem(path))) not in (None, _canonical(split)):
             raise DataError(
-                f"the split {split} is asked for, and by its name this file is {own}",
+                f"this file is {own} by its name, not {split}",
                 where=label,
                 fix="leave split out, or give the other file",
             )

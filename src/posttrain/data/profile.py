@@ -13,27 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from posttrain.artifacts import read_json, write_json
+from posttrain.artifacts import write_json
+from posttrain.data.chain_profile import chain_facts
 from posttrain.data.engine import map_rows
-from posttrain.data.kinds import kind_of_files
 from posttrain.data.language import identifier, identifier_words, language_of
-from posttrain.data.preference_profile import preference_summary, reply_columns
 from posttrain.data.profile_records import (
-    Cluster,
-    ClusterMember,
-    Clusters,
-    ClusterSize,
     Column,
-    Contamination,
     CounterName,
     Covering,
-    FunnelLine,
     Histogram,
     LanguageShare,
     Lengths,
@@ -42,29 +35,22 @@ from posttrain.data.profile_records import (
     Part,
     Profile,
     ProfiledFile,
-    Removed,
-    RemovedExample,
+    RepliesCompared,
+    ReplyLengths,
     TurnCount,
     Turns,
 )
 from posttrain.data.prose import parts_of
-from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, conversations
+from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, conversations, rejected_sides, shared_row_kind
 from posttrain.data.steps import Progress, StepRun, count_rows
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
-from posttrain.types import Message
-
-T = TypeVar("T")
+from posttrain.types import Message, RowKind
 
 PROFILE_SCHEMA = 1
 LIMITS = (512, 1024, 2048, 4096)
 COVER = 0.95
 BINS = 40
-EXAMPLES = 3
-"""Removed rows shown for each reason of each step."""
-CLUSTER_EXAMPLES, CLUSTER_MEMBERS = 6, 4
-EXCERPT = 400
-"""Characters shown of a turn."""
 META_KEYS, META_VALUES, META_CHARACTERS = 1000, 1000, 60
 """So many keys of meta are followed, with so many of their values, and the beginning of each."""
 SHOWN_META_KEYS, SHOWN_META_VALUES = 20, 3
@@ -132,7 +118,7 @@ def profile(
     """
     for path in files:
         _check_columns(path)
-    kind = kind_of_files(files)
+    row_kind = shared_row_kind(files)
     sizes = {path: count_rows(path) for path in files}
     if not any(sizes.values()):
         raise DataError("no rows to profile", where=", ".join(map(str, files)), fix="give a file with rows")
@@ -143,7 +129,6 @@ def profile(
         for _, block in map_rows(look, path, (*SCHEMA, *LINEAGE), run, f"profile {path.name}"):
             seen.add(block)
     table = pl.concat(seen.tables)
-    steps = chain_steps(chain) if chain is not None else []
     found = Profile(
         schema=PROFILE_SCHEMA,
         rows=len(table),
@@ -157,19 +142,12 @@ def profile(
         turns=_turns(table["turns"].to_numpy()),
         lengths={name: length_summary(table[name].to_numpy(), limits) for name in ("whole", "user", "assistant")},
         covering=_covering(table["whole"].to_numpy()),
-        preferences=preference_summary(table, kind),
+        preferences=_preferences(table, row_kind),
         languages=_languages(table),
         language_rule=identifier_words("auto"),
         sources=_parts(table, "source"),
         splits=_parts(table, "split") if table["split"].null_count() < len(table) else (),
-        funnel=funnel(chain, steps) if chain is not None else (),
-        removed=(
-            *(_unread(chain) if chain is not None else ()),
-            *(entry for step in steps for entry in _removed(*step)),
-            *(_removed("mix", chain / "mix") if chain is not None else ()),
-        ),
-        clusters=_last(_clusters(folder) for _, folder in steps),
-        contamination=_last(_contamination(folder) for _, folder in steps),
+        **chain_facts(chain)._asdict(),
     )
     write_json(out / "profile.json", asdict(found))
     return found
@@ -254,7 +232,7 @@ def _look(block: pl.DataFrame, counter: TokenCounter) -> _Seen:
                 for name in ("whole", "user", "assistant")
             ),
             "desirable",
-            *reply_columns(block, counter),
+            *_reply_columns(block, counter),
         )
     )
     return seen
@@ -395,158 +373,59 @@ def _p50(values: NDArray[Any]) -> int:
     return int(np.quantile(values, 0.5, method="inverted_cdf"))
 
 
-# ---- the chain before ----------------------------------------------------------------------------------------------
+# ---- preferences ---------------------------------------------------------------------------------------------------
+
+_REPLY_COLUMNS: dict[str, Any] = {"reply": pl.UInt32, "rejected_reply": pl.UInt32}
+_REPLY_QUANTILES = [0.5, 0.9, 0.95, 1.0]
 
 
-def chain_steps(chain: Path) -> list[tuple[str, Path]]:
-    """(name, folder) of the finished steps of a data stage (``steps/01-filter``), or of the one step whose folder it is."""
-    folders = sorted(path.parent for path in (chain / "steps").glob("*/ledger.json"))
-    if folders:
-        return [(folder.name, folder) for folder in folders]
-    return [(read_json(chain / "ledger.json")["steps"][-1]["name"], chain)] if (chain / "ledger.json").exists() else []
+def _reply_columns(block: pl.DataFrame, counter: TokenCounter) -> list[pl.Series]:
+    """Of every row of a block the tokens of its reply (the chosen one, the judged one) and of the rejected one; null elsewhere.
 
-
-def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> tuple[FunnelLine, ...]:
-    """One line a step, in order: rows in and out, and what was dropped.
-
-    The stage's own ledger comes first (reading, formats, exact duplicates) and last (held-out rows, the mix of the others);
-    the lines of its chain of steps stand between, once each.
+    Only the assistant's turns count.
     """
-    inner = [
-        {**line, "folder": label}
-        for label, folder in steps
-        if folder != chain
-        for line in read_json(folder / "ledger.json")["steps"]
-    ]
-    own = read_json(chain / "ledger.json")["steps"] if (chain / "ledger.json").exists() else []
-    names = {line["name"] for line in inner}
-    outer = [{**line, "folder": None} for line in own if line["name"] not in names]
-    last = [line for line in outer if line["name"] in ("split", "mix")]
-    lines = [line for line in outer if line not in last] + inner + last
-    start = lines[0]["rows_in"] if lines else 0
-    return tuple(
-        FunnelLine(
-            step=line["name"],
-            rows_in=line["rows_in"],
-            added=line["added"],
-            rows_out=line["rows_out"],
-            dropped=line["dropped"],
-            notes=line["notes"],
-            kept_share=line["rows_out"] / (line["rows_in"] + line["added"]) if line["rows_in"] else None,
-            share_of_start=line["rows_out"] / start if start else None,
-            folder=line["folder"],
-        )
-        for line in lines
-    )
-
-
-def _unread(chain: Path) -> list[Removed]:
-    """What the stage itself dropped (unreadable, of no format, exact duplicates): its ledger keeps place and detail, no text."""
-    path = chain / "ledger.json"
-    if not path.exists():
-        return []
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for reject in read_json(path)["rejects"]:
-        found.setdefault((reject["step"], reject["reason"]), []).append(reject)
+    prompts = block["prompt_turns"].to_list()
+    if None in prompts:
+        return [
+            pl.Series(name, [None], dtype=kind).new_from_index(0, len(block)) for name, kind in _REPLY_COLUMNS.items()
+        ]
+    replies = [turns[begin:] for turns, begin in zip(conversations(block), prompts, strict=True)]
+    rejected = [] if block["rejected"].null_count() else list(rejected_sides(block))
+    lengths: tuple[list[int], list[int] | list[None]]
+    lengths = _reply_lengths(replies, counter), _reply_lengths(rejected, counter) if rejected else [None] * len(block)
     return [
-        Removed(
-            step,
-            reason,
-            len(rejects),
-            tuple(RemovedExample(one["file"], one["line"], one["detail"]) for one in rejects[:EXAMPLES]),
-        )
-        for (step, reason), rejects in found.items()
+        pl.Series(name, values, dtype=_REPLY_COLUMNS[name])
+        for name, values in zip(_REPLY_COLUMNS, lengths, strict=True)
     ]
 
 
-def _removed(label: str, folder: Path) -> list[Removed]:
-    """Every reason of a step with its count and a few rows: those with the smallest content ids, whatever the order."""
-    path = folder / "rejects.parquet"
-    if not path.exists():
-        return []
-    frame = pl.scan_parquet(path, glob=False, row_index_name="place")
-    places = frame.select("place", "id", "reason", "file", "line").collect().sort("id", "file", "line")
-    counts = places.group_by("reason").len().sort(["len", "reason"], descending=[True, False])
-    chosen = places.group_by("reason", maintain_order=True).head(EXAMPLES)["place"].to_list()
-    taken = frame.filter(pl.col("place").is_in(chosen)).collect().sort("id", "file", "line").to_dicts()
-    return [
-        Removed(label, reason, count, tuple(_example(record) for record in taken if record["reason"] == reason))
-        for reason, count in counts.iter_rows()
-    ]
-
-
-def _example(record: Mapping[str, Any]) -> RemovedExample:
-    turns = record["messages"]
-    texts = _turn_excerpt(turns, "user"), _turn_excerpt(turns, "assistant")
-    return RemovedExample(record["file"], record["line"], record["detail"], record["id"], record["twin"], *texts)
-
-
-def _turn_excerpt(turns: Sequence[Mapping[str, Any]], role: str) -> str | None:
-    """The beginning of the first turn of a role."""
-    text = next((turn["content"] for turn in turns if turn["role"] == role), None)
-    return None if text is None else text if len(text) <= EXCERPT else f"{text[:EXCERPT].rstrip()} ..."
-
-
-def _clusters(folder: Path) -> Clusters | None:
-    """How many clusters of near-duplicates there are, how large, and a few with their texts: the largest and the least alike."""
-    path = folder / "clusters.parquet"
-    if not path.exists():
+def _preferences(table: pl.DataFrame, row_kind: RowKind | None) -> RepliesCompared | None:
+    """The numbers of a table with the columns of :func:`_reply_columns` and ``desirable``; None for conversations."""
+    if row_kind not in ("pairs", "feedback"):
         return None
-    table = pl.read_parquet(path, columns=["cluster", "id", "representative", "similarity", "kept"])
-    clusters = (
-        table.group_by("cluster")
-        .agg(pl.len().alias("size"), pl.col("similarity").min().alias("least"))
-        .filter(pl.col("size") > 1)
-    )
-    if not len(clusters):
-        return Clusters(0, 0, 0, (), ())
-    sizes = clusters.group_by("size").len().sort("size")
-    half = CLUSTER_EXAMPLES // 2
-    largest = clusters.sort(["size", "cluster"], descending=[True, False]).head(half)
-    least = clusters.join(largest, on="cluster", how="anti").sort("least", "cluster").head(CLUSTER_EXAMPLES - half)
-    chosen = pl.concat([largest, least])
-    members = table.filter(pl.col("cluster").is_in(chosen["cluster"].to_list())).sort(
-        ["cluster", "kept", "similarity", "id"], descending=[False, True, True, False]
-    )
-    shown = members.group_by("cluster", maintain_order=True).head(CLUSTER_MEMBERS)
-    texts = _texts(folder, set(shown["id"].to_list()))
-    by_cluster: dict[Any, list[ClusterMember]] = {}
-    for cluster, row_id, similarity, kept in shown.select("cluster", "id", "similarity", "kept").iter_rows():
-        member = ClusterMember(row_id, similarity, kept, *texts.get(row_id, (None, None)))
-        by_cluster.setdefault(cluster, []).append(member)
-    return Clusters(
-        clusters=len(clusters),
-        rows=int(clusters["size"].sum()),
-        dropped=int((~table["kept"]).sum()),
-        sizes=tuple(ClusterSize(size, count) for size, count in sizes.iter_rows()),
-        examples=tuple(
-            Cluster(cluster, size, tuple(by_cluster[cluster]))
-            for cluster, size in chosen.select("cluster", "size").iter_rows()
-        ),
+    judged = table["desirable"]
+    if row_kind == "pairs":
+        replies = {"chosen": table["reply"], "rejected": table["rejected_reply"]}
+    else:
+        replies = {"desirable": table["reply"].filter(judged), "undesirable": table["reply"].filter(~judged)}
+    return RepliesCompared(
+        kind=row_kind,
+        rows=len(table),
+        replies={name: _quantiles(lengths) for name, lengths in replies.items() if len(lengths)},
+        chosen_longer=_true_share(table["reply"] > table["rejected_reply"]) if row_kind == "pairs" else None,
+        desirable=_true_share(judged) if row_kind == "feedback" else None,
     )
 
 
-def _texts(folder: Path, ids: set[str]) -> dict[str, tuple[str | None, str | None]]:
-    """Excerpts of the prompts and replies of the rows with these ids, kept or dropped by the step."""
-    found: dict[str, tuple[str | None, str | None]] = {}
-    for name in ("rows.parquet", "rejects.parquet"):
-        if (folder / name).exists():
-            wanted = pl.scan_parquet(folder / name, glob=False).filter(pl.col("id").is_in(list(ids)))
-            for row_id, turns in wanted.select("id", "messages").collect().iter_rows():
-                found[row_id] = _turn_excerpt(turns, "user"), _turn_excerpt(turns, "assistant")
-    return found
+def _reply_lengths(replies: Iterable[Sequence[Message]], counter: TokenCounter) -> list[int]:
+    return [count.assistant for count in counter.count([(tuple(turns), ()) for turns in replies])]
 
 
-def _contamination(folder: Path) -> Contamination | None:
-    """The table of benchmarks of a decontamination, as it was written."""
-    path = folder / "benchmarks.parquet"
-    if not path.exists():
-        return None
-    table = pl.read_parquet(path)
-    return Contamination(tuple(table.columns), tuple(table.to_dicts()))
+def _quantiles(lengths: pl.Series) -> ReplyLengths:
+    """The smallest lengths that so many of the replies stay within."""
+    found = np.quantile(lengths.to_numpy(), _REPLY_QUANTILES, method="inverted_cdf")
+    return ReplyLengths(len(lengths), *(int(length) for length in found))
 
 
-def _last(found: Iterable[T | None]) -> T | None:
-    """The last of the tables: of two steps of a kind, what the later one says is about what is left."""
-    there = [one for one in found if one is not None]
-    return there[-1] if there else None
+def _true_share(true: pl.Series) -> float:
+    return int(true.sum()) / len(true)

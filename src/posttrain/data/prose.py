@@ -33,7 +33,6 @@ _CODE_LINE = re.compile(
     )""",
     re.X,
 )
-_BRACKETS = re.compile("[()=\\[\\]\"'<>]")
 _LONGEST_LINE = 300
 """Longer lines are prose: a program has few, and the pattern need not be run over whole paragraphs."""
 
@@ -65,11 +64,3 @@ def parts_of(text: str) -> Parts:
         return Parts(text, fenced)
     prose = "\n".join(prose_lines)
     return Parts(prose, fenced + len(text) - len(prose))
-
-
-def _is_code(line: str) -> bool:
-    """Whether a line reads like code: it opens a block, ends a statement that has brackets or quotes, or has the look of one."""
-    stripped = line.rstrip()
-    if stripped.endswith("{") or (stripped.endswith(";") and _BRACKETS.search(stripped)):
-        return True
-    return _CODE_LINE.match(line) is not None

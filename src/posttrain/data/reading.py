@@ -13,10 +13,9 @@ from typing import Literal, NamedTuple
 from posttrain.data.formats import RowError, detect_format, read_record
 from posttrain.data.formats.columns import Columns, check_paths, renamed, rows_of_columns
 from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
-from posttrain.data.kinds import rows_as
 from posttrain.data.rows import rows_frame, write_rows
 from posttrain.data.sources import BadRecord, RawLine, Record
-from posttrain.types import Origin, Row, RowKind, SftRow
+from posttrain.types import Message, Origin, PromptRow, Row, RowKind, SftRow, UnpairedRow
 
 Raw = RawLine | Record | BadRecord
 
@@ -39,7 +38,7 @@ class Reading:
 
     format: str | None
     """None where no record is good."""
-    kind: RowKind
+    row_kind: RowKind
     """What the rows should be."""
     source: str
     rule: PairRule
@@ -145,12 +144,46 @@ def parse(record: Raw, reading: Reading) -> Sequence[Row] | Unusable:
     try:
         value = renamed(parsed.value, reading.columns)
         found = read_record(value, reading.format, reading.detected, parsed.origin, reading.source)
-        if isinstance(found, SftRow) and reading.kind != "prompts":
+        if isinstance(found, SftRow) and reading.row_kind != "prompts":
             return (found,)
         pairs = pairs_of(found, reading.rule) if isinstance(found, Ranked) else (found,)
-        return [row for pair in pairs for row in rows_as(pair, reading.kind)]
+        return [row for pair in pairs for row in rows_as(pair, reading.row_kind)]
     except RowError as rejected:
         return Unusable("format", parsed.origin, rejected.reason, rejected.detail)
+
+
+def rows_as(row: Row, row_kind: RowKind) -> tuple[Row, ...]:
+    """The row as rows of a kind that can be made of it: of everything prompts, of all with replies conversations, of a pair also two
+    judgements.
+
+    The prompt of a conversation is what stands before its last reply. Raises RowError: ``undesirable`` where it says what not to
+    imitate, ``empty_prompt`` where nothing stands before a reply.
+    """
+    beside = (row.origin, row.source, row.tools, row.meta)
+    if row_kind == "prompts":
+        prompt = _before_reply(row.messages) if isinstance(row, SftRow) else row.prompt
+        if not any(turn.content.strip() for turn in prompt if turn.role != "system"):
+            raise RowError("empty_prompt", "nothing stands before the reply")
+        return (PromptRow(prompt, *beside),)
+    if isinstance(row, SftRow | PromptRow) or row_kind == "pairs":
+        return (row,)
+    if row_kind == "feedback":
+        if isinstance(row, UnpairedRow):
+            return (row,)
+        return tuple(
+            UnpairedRow(row.prompt, completion, desirable, *beside)
+            for completion, desirable in ((row.chosen, True), (row.rejected, False))
+        )
+    if isinstance(row, UnpairedRow) and not row.desirable:
+        raise RowError("undesirable", "the reply was judged undesirable, and conversations are there to be imitated")
+    return (SftRow(row.messages, *beside),)
+
+
+def _before_reply(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    end = len(messages)
+    while end and messages[end - 1].role == "assistant":
+        end -= 1
+    return messages[:end]
 
 
 @contextmanager

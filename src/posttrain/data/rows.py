@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import polars as pl
 
 from posttrain.artifacts import atomic_path, write_error
+from posttrain.data.text import COMPARED_ROLES, Fields
 from posttrain.errors import DataError
 from posttrain.types import Message, Origin, PairRow, PromptRow, Row, RowKind, SftRow, ToolCall, UnpairedRow
 
@@ -104,9 +105,9 @@ def rows_frame(rows: Iterable[Row], ids: Sequence[str] | None = None) -> pl.Data
     return frame.with_columns(_repeated(name, kind, _FRESH[name], len(frame)) for name, kind in LINEAGE.items())
 
 
-def _repeated(name: str, kind: Any, value: Any, rows: int) -> pl.Series:
+def _repeated(name: str, kind: Any, value: Any, num_rows: int) -> pl.Series:
     """One value in every row: from nested Python lists polars takes a hundred times as long."""
-    return pl.Series(name, [value], dtype=kind).new_from_index(0, rows)
+    return pl.Series(name, [value], dtype=kind).new_from_index(0, num_rows)
 
 
 def _preference_columns(rows: Sequence[Row]) -> dict[str, Any]:
@@ -158,13 +159,13 @@ def scan_rows(path: Path) -> pl.LazyFrame:
     )
 
 
-def rows_kind(path: Path) -> RowKind | None:
+def row_kind_of(rows_file: Path) -> RowKind | None:
     """What the rows of a file say, from its first row; None where it has no rows.
 
     Raises DataError where the file is missing, damaged or has other columns.
     """
-    with _readable(path):
-        first = scan_rows(path).select("id", "prompt_turns", "rejected", "desirable").head(1).collect()
+    with _readable(rows_file):
+        first = scan_rows(rows_file).select("id", "prompt_turns", "rejected", "desirable").head(1).collect()
     if not len(first):
         return None
     if first["prompt_turns"][0] is None:
@@ -174,41 +175,60 @@ def rows_kind(path: Path) -> RowKind | None:
     return "prompts" if first["rejected"][0] is None else "pairs"
 
 
-def refuse_prompts(path: Path) -> None:
+def shared_row_kind(rows_files: Sequence[Path]) -> RowKind | None:
+    """What the rows of all these rows files say; None where there are none. Raises DataError where they are of two kinds."""
+    kinds = [(str(path), kind) for path in rows_files if (kind := row_kind_of(path)) is not None]
+    for file, kind in kinds:
+        if kind != kinds[0][1]:
+            raise disagreement(file, kind, *kinds[0])
+    return kinds[0][1] if kinds else None
+
+
+def disagreement(file: str, kind: RowKind, first: str, first_kind: RowKind) -> DataError:
+    """The error of two files whose rows are of two kinds."""
+    return DataError(
+        f"these rows are {kind}, and those of {first} are {first_kind}",
+        where=file,
+        fix="give each kind a data stage of its own, or say what all become (rows: conversations, rows: prompts, or of pairs rows: feedback);"
+        " see docs/data-preferences.md",
+    )
+
+
+def refuse_prompts(rows_file: Path) -> None:
     """Raises DataError where the rows of a file are prompts, for what can't be done without replies."""
-    if rows_kind(path) == "prompts":
-        raise _other_kind(path, "prompts", "conversations")
+    if row_kind_of(rows_file) == "prompts":
+        raise _other_kind(rows_file, "prompts", "conversations")
 
 
-def read_rows(path: Path) -> list[SftRow]:
+def read_rows(rows_file: Path) -> list[SftRow]:
     """The conversations of a Parquet file written by :func:`write_rows`.
 
     Raises DataError where the file is missing, damaged or has other columns, or where its rows are preferences.
     """
-    return frame_rows(_frame(path, "conversations"))
+    return frame_rows(_frame(rows_file, "conversations"))
 
 
-def read_pairs(path: Path) -> list[PairRow]:
+def read_pairs(rows_file: Path) -> list[PairRow]:
     """The pairs of a Parquet file, as :func:`read_rows`."""
     return [
         PairRow(prompt, chosen, _messages(record["rejected"]), *_beside(record))
-        for record in _frame(path, "pairs").iter_rows(named=True)
+        for record in _frame(rows_file, "pairs").iter_rows(named=True)
         for prompt, chosen in (_parts(record),)
     ]
 
 
-def read_feedback(path: Path) -> list[UnpairedRow]:
+def read_feedback(rows_file: Path) -> list[UnpairedRow]:
     """The judged replies of a Parquet file, as :func:`read_rows`."""
     return [
         UnpairedRow(prompt, completion, record["desirable"], *_beside(record))
-        for record in _frame(path, "feedback").iter_rows(named=True)
+        for record in _frame(rows_file, "feedback").iter_rows(named=True)
         for prompt, completion in (_parts(record),)
     ]
 
 
-def read_prompts(path: Path) -> list[PromptRow]:
+def read_prompts(rows_file: Path) -> list[PromptRow]:
     """The prompts of a Parquet file, as :func:`read_rows`; of rows of other kinds their prompts are not taken."""
-    frame = _frame(path, "prompts")
+    frame = _frame(rows_file, "prompts")
     return [PromptRow(_messages(record["messages"]), *_beside(record)) for record in frame.iter_rows(named=True)]
 
 
@@ -217,18 +237,18 @@ def frame_rows(frame: pl.DataFrame) -> list[SftRow]:
     return [SftRow(_messages(record["messages"]), *_beside(record)) for record in frame.iter_rows(named=True)]
 
 
-def _frame(path: Path, wanted: RowKind) -> pl.DataFrame:
-    found = rows_kind(path)
+def _frame(rows_file: Path, wanted: RowKind) -> pl.DataFrame:
+    found = row_kind_of(rows_file)
     if found is not None and found != wanted:
-        raise _other_kind(path, found, wanted)
+        raise _other_kind(rows_file, found, wanted)
     columns = [name for name in SCHEMA if wanted != "conversations" or name not in PREFERENCE]
-    with _readable(path):
-        return scan_rows(path).select(columns).collect()
+    with _readable(rows_file):
+        return scan_rows(rows_file).select(columns).collect()
 
 
-def _other_kind(path: Path, found: RowKind, wanted: RowKind) -> DataError:
+def _other_kind(rows_file: Path, found: RowKind, wanted: RowKind) -> DataError:
     if found == "prompts":
-        first = "".join(f" (the first, {file}:{line}, has none)" for file, line in _first_place(path))
+        first = "".join(f" (the first, {file}:{line}, has none)" for file, line in _first_place(rows_file))
         problem, fix = (
             f"{wanted} with replies are needed here{first}",
             "give rows that have replies, or let a model write them first",
@@ -242,21 +262,23 @@ def _other_kind(path: Path, found: RowKind, wanted: RowKind) -> DataError:
     else:
         problem, fix = f"this objective needs {wanted}", f"give the data stage a source of {wanted}"
     return DataError(
-        f"these rows are {found}, but {problem}", where=str(path), fix=f"{fix}; see docs/data-preferences.md"
+        f"these rows are {found}, but {problem}", where=str(rows_file), fix=f"{fix}; see docs/data-preferences.md"
     )
 
 
-def _first_place(path: Path) -> list[tuple[str, int]]:
+def _first_place(rows_file: Path) -> list[tuple[str, int]]:
     """File and line of the first row, where there is one."""
-    return pl.read_parquet(path, columns=["file", "line"], n_rows=1).rows()
+    return pl.read_parquet(rows_file, columns=["file", "line"], n_rows=1).rows()
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(rows_file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"can't read these rows: {error}", where=str(path), fix="run the data stage again") from error
+        raise DataError(
+            f"can't read these rows: {error}", where=str(rows_file), fix="run the data stage again"
+        ) from error
 
 
 def conversations(block: pl.DataFrame) -> Iterator[tuple[Message, ...]]:
@@ -267,6 +289,13 @@ def conversations(block: pl.DataFrame) -> Iterator[tuple[Message, ...]]:
 def rejected_sides(block: pl.DataFrame) -> Iterator[tuple[Message, ...]]:
     """The turns of the rejected side of every pair of a block of rows (its column ``rejected``)."""
     yield from map(_messages, block["rejected"].to_list())
+
+
+def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
+    """:func:`posttrain.data.text.compared_text` of every row of a block of rows (its column ``messages``)."""
+    turn = pl.element().struct
+    chosen = pl.element().filter(turn.field("role").is_in(COMPARED_ROLES[fields])).struct.field("content")
+    return block.select(pl.col("messages").list.eval(chosen).list.join("\n")).to_series().to_list()
 
 
 def _parts(record: dict[str, Any]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:

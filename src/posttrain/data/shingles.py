@@ -86,7 +86,7 @@ def hash_tokens(texts: Sequence[str]) -> TokenHashes:
     return TokenHashes(
         np.concatenate([part.hashes_T for part in parts]) if parts else np.empty(0, np.uint64),
         np.concatenate([part.numeric_T for part in parts]) if parts else np.empty(0, np.bool_),
-        _offsets(counts),
+        offsets_of(counts),
     )
 
 
@@ -94,7 +94,7 @@ def hash_shingles(words: TokenHashes, texts: Sequence[str], n: int) -> Shingles:
     """All runs of n tokens of every text; a text of fewer tokens is one shingle; one without any, its normalised text."""
     counts_N = np.diff(words.offsets_N)
     shingles_N = np.maximum(counts_N - n + 1, 1)
-    offsets_N = _offsets(shingles_N)
+    offsets_N = offsets_of(shingles_N)
     short_N = counts_N < n
     out_S = np.empty(offsets_N[-1], np.uint64)
     long_S = np.ones(len(out_S), np.bool_)
@@ -278,7 +278,7 @@ def _merged(mixed_N: NDArray[np.bool_], mixed: TokenHashes, plain: TokenHashes |
     hashes_T, numeric_T = np.empty(len(from_mixed_T), np.uint64), np.empty(len(from_mixed_T), np.bool_)
     hashes_T[from_mixed_T], hashes_T[~from_mixed_T] = mixed.hashes_T, plain.hashes_T
     numeric_T[from_mixed_T], numeric_T[~from_mixed_T] = mixed.numeric_T, plain.numeric_T
-    return TokenHashes(hashes_T, numeric_T, _offsets(counts_N))
+    return TokenHashes(hashes_T, numeric_T, offsets_of(counts_N))
 
 
 # ---- shingles ------------------------------------------------------------------------------------------------------
@@ -317,5 +317,13 @@ def text_hash(text: str) -> int:
     return int(xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")))
 
 
-def _offsets(counts: NDArray[np.integer]) -> Offsets:
+def spans(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The integers of all ranges ``starts[i] .. starts[i] + counts[i]``, one range after another."""
+    ends = np.cumsum(counts)
+    places: NDArray[np.int64] = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+    return places
+
+
+def offsets_of(counts: NDArray[np.integer]) -> Offsets:
+    """Where each of several runs begins, and where the last one ends."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

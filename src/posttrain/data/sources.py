@@ -14,15 +14,12 @@ from typing import Any, NamedTuple
 
 from posttrain.artifacts import file_digest
 from posttrain.data.json_array import DECODER, Element, describe, iterate_array, iterate_values
-from posttrain.data.places import DataFile, HubSet, Located, Resolve, locate
+from posttrain.data.places import DataFile, HubSet
 from posttrain.data.sniff import Kind, columns_of, sniff
 from posttrain.data.streams import Stream, Tick
 from posttrain.data.tabular import Row, read_arrow, read_cells, read_parquet
 from posttrain.errors import DataError
 from posttrain.types import Origin
-
-__all__ = ["BadRecord", "DataFile", "HubSet", "Located", "RawLine", "Record", "Resolve", "content_digest"]
-__all__ += ["hub_revision", "locate", "read", "read_raw"]
 
 _TICK_ROWS = 1_000
 
@@ -106,10 +103,10 @@ def _record(origin: Origin, value: Any) -> Record | BadRecord:
             return Record(origin, value[0])  # an object in brackets of its own
         return Record(origin, {"messages": value})  # a row that is a list of turns
     try:
-        shown = str(value)[:80]
+        written = str(value)[:80]
     except RecursionError:
-        shown = "nested too deeply to be shown"
-    return BadRecord(origin, "not_an_object", f"{type(value).__name__}: {shown}")
+        written = "nested too deeply to be written out"
+    return BadRecord(origin, "not_an_object", f"{type(value).__name__}: {written}")
 
 
 def _is_turn(value: Any) -> bool:

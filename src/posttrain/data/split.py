@@ -9,23 +9,28 @@ one of them is dropped (or the split fails), and what is left is checked again.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
+import polars as pl
 from annotated_types import Ge, Gt, Le
 
-from posttrain.data.text import Fields
+from posttrain.data.held_out_overlap import OVERLAPS, Compared, overlaps
+from posttrain.data.rows import conversations
+from posttrain.data.steps import Decisions, StepRun, blocks, count_rows, rejects_of, verdicts_of
+from posttrain.data.text import Fields, compared_text, tokens
 from posttrain.errors import DataError
 from posttrain.types import Message, content_id
 
-if TYPE_CHECKING:
-    from posttrain.data.steps import Decisions, StepRun
-
 SPLITS = ("train", "validation", "test")
+SHOWN_STRATA = 200
+NO_TOPIC = "(none)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,31 +57,31 @@ class SplitStep:
     on_match: Literal["drop", "error"] = "drop"
     """What happens to a training row that matches a held-out one (or a validation row that matches a test row)."""
 
-    def decide(self, rows: Path, seed: int, run: StepRun) -> Decisions:
+    def decide(self, rows_file: Path, seed: int, run: StepRun) -> Decisions:
         """The split of every row. Raises DataError where the rows can't be split as asked."""
-        from posttrain.data.split_rows import decide  # here: reading a recipe needs no polars
-
-        return decide(self, rows, seed, run)
-
-
-def write_splits(rows: Path, out: Path) -> dict[str, int]:
-    """Write train.parquet, validation.parquet and test.parquet of rows that carry a split; rows of each.
-
-    A split without rows gets no file, and an old file of that name is removed.
-    """
-    import polars as pl
-
-    from posttrain.data.rows import scan_rows, write_rows
-
-    frame = scan_rows(rows)
-    counts = dict(frame.group_by("split").len().collect().iter_rows())
-    for name in SPLITS:
-        path = out / f"{name}.parquet"
-        if counts.get(name):
-            write_rows(path, frame.filter(pl.col("split") == name))
-        else:
-            path.unlink(missing_ok=True)
-    return {name: int(counts.get(name, 0)) for name in SPLITS}
+        table = _grouped(rows_file, self, run)
+        assigned, room = _assigned(table, self, seed)
+        split = pl.Series("split", [assigned[group] for group in table["group"]], dtype=pl.String)
+        table = table.with_columns(split)
+        unused = table.filter(pl.col("split").is_null())
+        kept, matched, found = _cleared(rows_file, table.filter(pl.col("split").is_not_null()), self, run)
+        if len(matched) and self.on_match == "error":
+            raise _crossing(matched, table, self)
+        left = found.filter(pl.col("overlap") > self.max_overlap)
+        check = {"matches_left": len(left), **_straddling(kept, self)}
+        if any(check.values()):
+            raise AssertionError(f"the split leaks: {check}")
+        if len(table) and not (kept["split"] == "train").any():
+            raise DataError(
+                "every training row matches a held-out row", where="split", fix="raise max_overlap, or hold out less"
+            )
+        return Decisions(
+            rejects=pl.concat([_match_rejects(matched, table, self), _unused_rejects(unused, room)]),
+            verdicts=pl.concat([_match_verdicts(pl.concat([found, matched]), self), _room_verdicts(table, room)]),
+            columns=table.select("split"),
+            facts=_facts(table, kept, self) | {"check": {"matches_dropped": len(matched), **check}},
+            notes={f"split {name}": int((kept["split"] == name).sum()) for name in SPLITS},
+        )
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
@@ -125,17 +130,308 @@ def smallest(sizes: Mapping[str, int], seed: int) -> str:
     return min(hash_order(sizes, seed), key=lambda group: sizes[group])
 
 
-def wanted_rows(rows: int, amount: float, where: str) -> int:
+def wanted_rows(num_rows: int, amount: float, where: str) -> int:
     """The number of rows of a share (below 1) or number; DataError where it is neither, or leaves nothing."""
     if amount >= 1 and amount != int(amount):
         raise DataError(
             f"{amount} is neither a share below 1 nor a number of rows", where=where, fix="give 0.05 or 200"
         )
-    wanted = int(amount) if amount >= 1 else max(1, round(rows * amount)) if amount > 0 else 0
-    if wanted and wanted >= rows:
+    wanted = int(amount) if amount >= 1 else max(1, round(num_rows * amount)) if amount > 0 else 0
+    if wanted and wanted >= num_rows:
         raise DataError(
-            f"can't hold out {wanted} of {rows} row{'s' if rows != 1 else ''}: nothing is left to train on",
+            f"can't hold out {wanted} of {num_rows} row{'s' if num_rows != 1 else ''}: nothing is left to train on",
             where=where,
             fix=f"hold out less, or set {where}: 0",
         )
     return wanted
+
+
+# ---- groups --------------------------------------------------------------------------------------------------------
+
+
+def _grouped(rows_file: Path, step: SplitStep, run: StepRun) -> pl.DataFrame:
+    """One line a row: place, id, prompt, hash of the compared text, cluster, group and stratum."""
+    columns = ["id", "source", "cluster", "messages", *(["meta"] if _in_meta(step) else [])]
+    total = count_rows(rows_file)
+    parts = []
+    for begin, block in blocks(rows_file, columns):
+        run.progress("split: groups", begin, total)
+        turns = list(conversations(block))
+        parts.append(
+            block.select(
+                pl.Series("row", range(begin, begin + len(block)), dtype=pl.UInt32),
+                "id",
+                "cluster",
+                pl.Series("prompt", [prompt_key(messages) for messages in turns], dtype=pl.String),
+                pl.Series("text", [_text_key(messages, step.compare) for messages in turns], dtype=pl.String),
+                pl.Series("stratum", _strata(block, step), dtype=pl.String),
+            )
+        )
+    run.progress("split: groups", total, total)
+    table = pl.concat(parts)
+    if step.stratify == "topic" and total and table["stratum"].null_count() == total:
+        where = f"the key {step.topic!r} in its meta" if _in_meta(step) else "a cluster"
+        raise DataError(f"no row has {where}", where="split.topic", fix="name a key of meta, or stratify: none")
+    together = ["prompt", "text", *(["cluster"] if _clusters_together(step) else [])]
+    table = table.with_columns(pl.col("stratum").fill_null(NO_TOPIC), number=_components(table, together))
+    return table.with_columns(group=pl.col("prompt").min().over("number"))
+
+
+def _in_meta(step: SplitStep) -> bool:
+    return step.stratify == "topic" and step.topic != "cluster"
+
+
+def _clusters_together(step: SplitStep) -> bool:
+    return step.stratify != "topic" or step.topic != "cluster"
+
+
+def _strata(block: pl.DataFrame, step: SplitStep) -> list[str | None]:
+    if step.stratify == "none":
+        return [""] * len(block)
+    if step.stratify == "source":
+        return block["source"].to_list()
+    if step.topic == "cluster":
+        return block["cluster"].to_list()
+    found = (json.loads(meta).get(step.topic) for meta in block["meta"])
+    return [None if value is None else str(value) for value in found]
+
+
+def _text_key(messages: Sequence[Message], fields: Fields) -> str | None:
+    """Equal for texts of equal tokens; None where there is no token to compare."""
+    words = tokens(compared_text(messages, fields))
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16] if words else None
+
+
+def _components(table: pl.DataFrame, labels: Sequence[str]) -> pl.Series:
+    """The number of each row's group: rows that share a label, directly or through other rows, have one number."""
+    from scipy.sparse import coo_array  # here: reading a recipe needs no scipy
+    from scipy.sparse.csgraph import connected_components
+
+    rows, nodes, first = [], [], len(table)
+    for label in labels:
+        known = table.filter(pl.col(label).is_not_null())
+        codes = known[label].rank("dense").cast(pl.Int64).to_numpy() - 1
+        rows.append(known["row"].to_numpy().astype(np.int64))
+        nodes.append(codes + first)
+        first += int(codes.max(initial=-1)) + 1
+    ends = (np.concatenate(rows), np.concatenate(nodes))
+    graph = coo_array((np.ones(len(ends[0]), np.bool_), ends), shape=(first, first))
+    _, numbers = connected_components(graph, directed=False)
+    return pl.Series("number", numbers[: len(table)], dtype=pl.Int64)
+
+
+# ---- which group goes where ----------------------------------------------------------------------------------------
+
+
+def _assigned(
+    table: pl.DataFrame, step: SplitStep, seed: int
+) -> tuple[dict[str, str | None], dict[str, tuple[int, bool]]]:
+    """Group -> its split (None: not used), and group -> room for it in train where the size of train is given."""
+    total = len(table)
+    sizes: dict[str, int] = dict(table.group_by("group").len().iter_rows())
+    wanted = {name: wanted_rows(total, getattr(step, name), f"split.{name}") for name in ("test", "validation")}
+    if sum(wanted.values()) and len(sizes) <= sum(1 for rows in wanted.values() if rows):
+        raise DataError(
+            f"the {total} rows are {len(sizes)} group{'s' if len(sizes) != 1 else ''} of equal prompts or near-duplicates, "
+            "too few to split",
+            where="split",
+            fix="set validation: 0 and test: 0, and hold out rows of another source",
+        )
+    if sum(wanted.values()) >= total > 0:
+        raise DataError(
+            f"validation and test take all {total} rows: nothing is left to train on",
+            where="split",
+            fix="hold out less",
+        )
+    strata = _group_strata(table)
+    assigned: dict[str, str | None] = {}
+    for name, rows in wanted.items():
+        if rows:
+            left = {group: size for group, size in sizes.items() if group not in assigned}
+            chosen = _taken(left, sizes, strata, rows, seed) or {smallest(left, seed)}
+            assigned |= dict.fromkeys(chosen, name)
+    rest = {group: size for group, size in sizes.items() if group not in assigned}
+    room: dict[str, tuple[int, bool]] = {}
+    if step.train is not None:
+        room = _train_room(rest, sizes, strata, step.train, total, seed)
+    return assigned | {group: "train" if room.get(group, (0, True))[1] else None for group in rest}, room
+
+
+def _group_strata(table: pl.DataFrame) -> dict[str, str]:
+    """Group -> the stratum most of its rows are in, the first by name where two are equal."""
+    counts = table.group_by("group", "stratum").len().sort(["group", "len", "stratum"], descending=[False, True, False])
+    return dict(counts.group_by("group", maintain_order=True).first().select("group", "stratum").iter_rows())
+
+
+def _taken(
+    left: Mapping[str, int], sizes: Mapping[str, int], strata: Mapping[str, str], wanted: int, seed: int
+) -> set[str]:
+    """Groups of ``left`` for ``wanted`` rows, from every stratum in proportion to all its rows."""
+    quotas = _quotas(sizes, strata, wanted)
+    return {
+        group
+        for stratum, members in _by_stratum(left, strata).items()
+        for group, (_, fits) in room_of(members, quotas[stratum], seed).items()
+        if fits
+    }
+
+
+def _by_stratum(sizes: Mapping[str, int], strata: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for group, size in sizes.items():
+        found.setdefault(strata[group], {})[group] = size
+    return found
+
+
+def _train_room(
+    rest: Mapping[str, int],
+    sizes: Mapping[str, int],
+    strata: Mapping[str, str],
+    train: float,
+    total: int,
+    seed: int,
+) -> dict[str, tuple[int, bool]]:
+    wanted = int(train) if train >= 1 else max(1, round(total * train))
+    if wanted != train and train >= 1:
+        raise DataError(
+            f"{train} is neither a share below 1 nor a number of rows", where="split.train", fix="give 0.8 or 5000"
+        )
+    there = sum(rest.values())
+    if wanted > there:
+        raise DataError(
+            f"{wanted:,} training rows are wanted, but only {there:,} are left", where="split.train", fix="ask for less"
+        )
+    quotas = _quotas(rest, strata, wanted)
+    room: dict[str, tuple[int, bool]] = {}
+    for stratum, members in _by_stratum(rest, strata).items():
+        room |= room_of(members, quotas[stratum], seed)
+    return room
+
+
+def _quotas(sizes: Mapping[str, int], strata: Mapping[str, str], wanted: int) -> dict[str, int]:
+    """Stratum -> rows of it: in proportion, summing to ``wanted``; the largest remainders are rounded up, ties by name."""
+    rows: Counter[str] = Counter()
+    for group, size in sizes.items():
+        rows[strata[group]] += size
+    total = sum(rows.values())
+    quotas = {stratum: wanted * count // total for stratum, count in rows.items()}
+    order = sorted(rows, key=lambda stratum: (-(wanted * rows[stratum] % total), stratum))
+    for stratum in order[: wanted - sum(quotas.values())]:
+        quotas[stratum] += 1
+    return quotas
+
+
+# ---- what stands on both sides -------------------------------------------------------------------------------------
+
+
+def _cleared(
+    rows_file: Path, kept: pl.DataFrame, step: SplitStep, run: StepRun
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """The rows without those that match a held-out row, the matches that were dropped, and what the last look found.
+
+    Looked at again until nothing is found: a template may become rare enough to count when held-out rows go.
+    """
+    matched = []
+    while True:
+        found = _matches(rows_file, kept, step, run)
+        fresh = found.filter(pl.col("overlap") > step.max_overlap)
+        matched.append(fresh)
+        if not len(fresh) or step.on_match == "error":
+            return kept, pl.concat(matched), found
+        kept = kept.join(fresh, on="row", how="anti", maintain_order="left")
+
+
+def _matches(rows_file: Path, table: pl.DataFrame, step: SplitStep, run: StepRun) -> pl.DataFrame:
+    """[OVERLAPS] of the training rows with held-out rows, and of the validation rows with test rows."""
+    found = [pl.DataFrame(schema=OVERLAPS)]
+    for compared, judged in (("train", ("validation", "test")), ("validation", ("test",))):
+        places = table.filter(pl.col("split") == compared)["row"].to_numpy().astype(np.int64)
+        held_out = table.filter(pl.col("split").is_in(judged)).select("row", "id", "group")
+        if len(places) and len(held_out):
+            what = f"split: {compared} against held-out rows"
+            found.append(overlaps(rows_file, places, held_out, Compared(step.compare, step.ngram), run, what))
+    return pl.concat(found)
+
+
+def _straddling(kept: pl.DataFrame, step: SplitStep) -> dict[str, int]:
+    """How many prompts, compared texts and clusters stand in more than one split (all must be 0)."""
+    labels = {"equal_prompts": "prompt", "equal_texts": "text"}
+    if _clusters_together(step):
+        labels["divided_clusters"] = "cluster"
+    return {
+        name: kept.filter(pl.col(label).is_not_null())
+        .group_by(label)
+        .agg(pl.col("split").n_unique().alias("splits"))
+        .filter(pl.col("splits") > 1)
+        .height
+        for name, label in labels.items()
+    }
+
+
+def _crossing(matched: pl.DataFrame, table: pl.DataFrame, step: SplitStep) -> DataError:
+    first = _named(matched.sort("overlap", descending=True).head(3), table)
+    examples = "".join(
+        f"\n  row {row_id} holds {overlap:.0%} of the {step.ngram}-grams of held-out row {twin}"
+        for row_id, twin, overlap in first.select("id", "twin", "overlap").iter_rows()
+    )
+    return DataError(
+        f"{len(matched)} rows match a held-out row{examples}",
+        where="split.on_match",
+        fix="run a dedup step before the split (its clusters stay together), or on_match: drop",
+    )
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------
+
+
+def _named(matched: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
+    """Matches with the ids of both rows and the split of the held-out one."""
+    twins = table.select(held_out="row", twin="id", twin_split="split")
+    return matched.join(table.select("row", "id"), on="row").join(twins, on="held_out").sort("row")
+
+
+def _match_rejects(matched: pl.DataFrame, table: pl.DataFrame, step: SplitStep) -> pl.DataFrame:
+    share = (pl.col("overlap") * 100).round(0).cast(pl.Int64)
+    detail = pl.format("{}% of the {}-grams of {} row {}", share, pl.lit(step.ngram), "twin_split", "twin")
+    return rejects_of(_named(matched, table), pl.lit("matches_held_out"), detail, pl.col("twin"))
+
+
+def _unused_rejects(unused: pl.DataFrame, room: Mapping[str, tuple[int, bool]]) -> pl.DataFrame:
+    details = [f"room for {room[group][0]} more rows when its group came" for group in unused["group"]]
+    table = unused.with_columns(pl.Series("detail", details, dtype=pl.String))
+    return rejects_of(table, pl.lit("split_quota"), pl.col("detail"))
+
+
+def _match_verdicts(found: pl.DataFrame, step: SplitStep) -> pl.DataFrame:
+    limit, overlap = pl.lit(f"<= {step.max_overlap:g}"), pl.col("overlap")
+    return verdicts_of(found, "held_out_overlap", overlap, limit, overlap <= step.max_overlap)
+
+
+def _room_verdicts(table: pl.DataFrame, room: Mapping[str, tuple[int, bool]]) -> pl.DataFrame:
+    """Rows of each group against the training rows still wanted at its turn, where the size of train is given."""
+    judged = table.filter(pl.col("group").is_in(list(room))).with_columns(
+        value=pl.len().over("group"),
+        limit=pl.Series([f"<= {room[group][0]}" for group in table["group"] if group in room], dtype=pl.String),
+        passed=pl.Series([room[group][1] for group in table["group"] if group in room], dtype=pl.Boolean),
+    )
+    return verdicts_of(judged, "train_room", pl.col("value"), pl.col("limit"), pl.col("passed"))
+
+
+def _facts(table: pl.DataFrame, kept: pl.DataFrame, step: SplitStep) -> dict[str, Any]:
+    groups = table.group_by("group").len()["len"]
+    strata = (
+        kept.group_by("stratum")
+        .agg(pl.len().alias("rows"), *((pl.col("split") == name).sum().alias(name) for name in SPLITS))
+        .sort(["rows", "stratum"], descending=[True, False])
+    )
+    return {
+        "splits": {name: int((kept["split"] == name).sum()) for name in SPLITS},
+        "groups": len(groups),
+        "largest_group": int(groups.max() or 0),  # type: ignore[arg-type]
+        "clusters_together": _clusters_together(step) and bool(table["cluster"].is_not_null().any()),
+        "stratify": step.topic if step.stratify == "topic" else step.stratify,
+        "strata": strata.head(SHOWN_STRATA).to_dicts() if step.stratify != "none" else [],
+        "compare": step.compare,
+        "ngram": step.ngram,
+        "max_overlap": step.max_overlap,
+    }

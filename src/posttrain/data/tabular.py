@@ -118,7 +118,7 @@ def _fit(lines: Sequence[str], dialect: Dialect) -> float:
 
 
 def read_parquet(path: Path, label: str, tick: Tick | None) -> Iterator[Row]:
-    """The rows of a Parquet file. Raises DataError where none can be read; what is broken later is told by the last row."""
+    """The rows of a Parquet file. Raises DataError where none can be read; what is broken later is reason by the last row."""
     yield from _tolerant(lambda: _scanned(pl.scan_parquet(_readable(path), glob=False), tick), label, "Parquet")
 
 
@@ -130,12 +130,12 @@ def _tolerant(read: Callable[[], Iterator[Row]], label: str, what: str) -> Itera
             yield row
             number = row.number
     except _BROKEN as error:
-        told = str(error).split("\n", 1)[0][:300]
+        reason = str(error).split("\n", 1)[0][:300]
         if not number:
             raise DataError(
-                f"can't read this {what} file: {told}", where=label, fix="write or fetch it again"
+                f"can't read this {what} file: {reason}", where=label, fix="write or fetch it again"
             ) from error
-        yield Row(number + 1, {}, f"from here on the file is cut off or broken: {told}")
+        yield Row(number + 1, {}, f"from here on the file is cut off or broken: {reason}")
 
 
 def _readable(path: Path) -> Path | io.BytesIO:

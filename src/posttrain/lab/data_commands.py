@@ -19,15 +19,13 @@ from rich.text import Text
 from posttrain import assets
 from posttrain.artifacts import Ledger, LedgerStep, RunDir, digest, read_json, remove_leftovers, write_json
 from posttrain.config import Document, Section, build, override, parse_yaml, sections
-from posttrain.data.chain import nothing_left, run_step
 from posttrain.data.config import ChainStep, DataSettings, Source
-from posttrain.data.kinds import kind_of_files
 from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import SIDES, gather, inputs_digest, nothing_usable, step_inputs
 from posttrain.data.places import DataFile, locate
 from posttrain.data.profile import COMPARISON, profile
-from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, rows_kind, scan_rows, write_rows
-from posttrain.data.steps import Step, StepRun, count_rows
+from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, row_kind_of, scan_rows, shared_row_kind, write_rows
+from posttrain.data.steps import Step, StepRun, count_rows, nothing_left, run_step
 from posttrain.data.streams import printable
 from posttrain.errors import ConfigError, DataError, InterruptedRunError
 from posttrain.lab.display import Display
@@ -197,7 +195,7 @@ def gather_rows(
         _account_finished(ledger, finished)
     if len(files) == 1 and not any(source.name for source, _ in finished):
         return files[0], ledger
-    kind_of_files(files)
+    shared_row_kind(files)
     rows = out / "all.parquet"
     names = {path: source.name for source, paths in finished for path in paths if source.name}
     frames = [scan_rows(path).select(*SCHEMA, *LINEAGE) for path in files]
@@ -292,7 +290,7 @@ def summary(kind: str, told: Mapping[str, Any], out: Path) -> RenderableType:
         Text(shown, "dim"),
         *_counts_of_named(told["facts"]),
         *warnings,
-        Text(f"Rows ({_KINDS[rows_kind(out / 'rows.parquet')]}) are in {out / 'rows.parquet'}; {rejects}"),
+        Text(f"Rows ({_KINDS[row_kind_of(out / 'rows.parquet')]}) are in {out / 'rows.parquet'}; {rejects}"),
     )
 
 

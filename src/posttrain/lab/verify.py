@@ -27,7 +27,7 @@ from posttrain import assets
 from posttrain.artifacts import Ledger, StageDir
 from posttrain.data.config import DataSettings, Source
 from posttrain.data.pipeline import prepare
-from posttrain.data.rows import read_feedback, read_pairs, read_rows, refuse_prompts, rows_kind
+from posttrain.data.rows import read_feedback, read_pairs, read_rows, refuse_prompts, row_kind_of
 from posttrain.encode.collate import collate
 from posttrain.encode.preferences import as_conversation, encode_feedback, encode_pairs, sequences_of
 from posttrain.encode.show import ExampleView, RowView, show_row
@@ -152,7 +152,7 @@ def usable_rows(source: Source, rows: int, template: ChatTemplate, max_length: i
             raise DataError(error.problem, where=error.where, fix=fix) from None
         path = out.file("rows", "train.parquet")
         refuse_prompts(path)
-        kind = rows_kind(path) or "conversations"
+        kind = row_kind_of(path) or "conversations"
         ledger = Ledger()
         units: Sequence[Unit]
         match kind:

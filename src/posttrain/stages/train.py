@@ -59,7 +59,7 @@ class TrainStage(TrainSettings, _Inputs):
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Encode the rows, and train or go on training."""
-        from posttrain.data.mix_rows import row_repeats
+        from posttrain.data.mix import row_repeats
         from posttrain.model import hardware
         from posttrain.model.lineage import write_record
         from posttrain.train.loop import TrainInputs, train

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
 from scipy import special
 
-from posttrain.data.encoders import Encoder, make_encoder
+from posttrain.data.encoders import Encoder, loaded_encoder
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Sampling
 from posttrain.judge.pool import Judges
@@ -134,7 +133,7 @@ class DiversityBenchmark:
 
         """
         if self.encoder is not None:
-            _encoder(self.encoder)
+            loaded_encoder(self.encoder)
         prompts = plain_prompts(self.path)
         sampling = Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
         return tuple(
@@ -152,7 +151,7 @@ class DiversityBenchmark:
         values_shown: dict[tuple[str, str, int], Mapping[str, float]] = {}
         results: list[dict[str, Any]] = []
         notes: list[str] = []
-        encoder = None if self.encoder is None else _encoder(self.encoder)
+        encoder = None if self.encoder is None else loaded_encoder(self.encoder)
         for model, own in answers.items():
             whole, dropped = _whole_prompts(own)
             counts[model] = counted(own, dropped)
@@ -208,12 +207,6 @@ def _spread(samples: Sequence[str], encoder: Encoder) -> float | None:
     vectors_ND = encoder.encode(samples)
     vectors_ND = vectors_ND[np.abs(vectors_ND).max(axis=1, initial=0.0) > 0]  # an empty text has no direction
     return embedding_spread(vectors_ND) if len(vectors_ND) > 1 else None
-
-
-@cache
-def _encoder(name: str) -> Encoder:
-    """One of each for a process: making it loads its weights."""
-    return make_encoder(name)
 
 
 def _shown(answer: Answer, of_prompt: Mapping[str, float]) -> Shown:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.artifacts import Ledger, StageDir, read_json, write_json, write_text
-from posttrain.data.rows import read_feedback, read_pairs, read_rows, rows_kind
+from posttrain.data.rows import read_feedback, read_pairs, read_rows, row_kind_of
 from posttrain.encode.preferences import FeedbackTokens, PairTokens, encode_feedback, encode_pairs, sequences_of
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
@@ -182,11 +182,11 @@ def _held_out(rows: Path, lineages: Mapping[str, Lineage], stage: EvalSettings, 
         step.rows_out = len(common)
         step.dropped["not_under_every_template"] = step.rows_in - step.rows_out
         found = {m: [u for u in units if (u.row_id, _part(u)) in common] for m, units in found.items()}
-    return HeldOut(rows_kind(rows) or "conversations", manners, found)
+    return HeldOut(row_kind_of(rows) or "conversations", manners, found)
 
 
 def _encoded(rows: Path, template: ChatTemplate, stage: EvalSettings, ledger: Ledger) -> Units:
-    match rows_kind(rows):
+    match row_kind_of(rows):
         case "pairs":
             return encode_pairs(read_pairs(rows), template, stage.max_length, ledger).examples
         case "feedback":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.data.decontaminate import Benchmark
+from posttrain.data.decontaminate.benchmarks import Benchmark
 from posttrain.data.rows import rows_frame, write_rows
 from posttrain.data.steps import StepRun
 from posttrain.types import Message, Origin, SftRow

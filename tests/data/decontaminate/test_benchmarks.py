@@ -10,9 +10,16 @@ from typing import Any
 import polars as pl
 import pytest
 
-from posttrain.data.decontaminate import Benchmark
-from posttrain.data.decontaminate.benchmarks import KNOWN, LAYOUTS, content_digests, load, size_note, wordless
-from posttrain.data.sources import HubSet
+from posttrain.data.decontaminate.benchmarks import (
+    KNOWN,
+    LAYOUTS,
+    Benchmark,
+    content_digests,
+    load,
+    size_note,
+    wordless,
+)
+from posttrain.data.places import HubSet
 from posttrain.errors import DataError
 
 
@@ -129,7 +136,7 @@ def test_a_broken_line_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "bench.jsonl"
     path.write_text('{"prompt": "One?"}\n{"prompt": ')
     with pytest.raises(
-        DataError, match=r"bench\.jsonl:2: a benchmark is read whole, and this is no record: broken_json"
+        DataError, match=r"bench\.jsonl:2: a benchmark is read whole, and this is not a record: broken_json"
     ):
         turns(str(path))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.data.decontaminate import index as module
-from posttrain.data.decontaminate.index import Cover, Index, build, covers, encode, windows
+from posttrain.data.decontaminate.index import Index, build, covers, find
+from posttrain.data.shingles import hash_tokens
 
 EVALUATION = "a b c d e f g h i j"
 
@@ -16,9 +17,10 @@ EVALUATION = "a b c d e f g h i j"
 def cover(index: Index, *turns: tuple[int, str]) -> dict[tuple[int, int], int]:
     """(row, text) -> matched tokens."""
     found: dict[tuple[int, int], int] = {}
-    for postings in index.postings:
-        got: Cover = covers(postings, encode(index, turns))
-        found |= {(int(r), int(t)): int(c) for r, t, c in zip(got.row, got.text, got.covered, strict=True)}
+    row_of = np.array([row for row, _ in turns], np.int64)
+    for hits in find(index, hash_tokens([text for _, text in turns])):
+        got = covers(hits.postings, row_of[hits.text], hits.gram)
+        found |= {(int(r), int(t)): int(c) for r, t, c in zip(*got, strict=True)}
     return found
 
 
@@ -93,28 +95,6 @@ def test_texts_without_words_and_empty_turns_are_nothing() -> None:
     assert index.length_X.tolist() == [0, 10]
     assert cover(index, (0, ""), (1, "?!")) == {}
     assert cover(build([""], 8), (0, "a")) == {}
-
-
-def test_unequal_n_grams_of_one_key_get_another_salt(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module._keys
-
-    def colliding(ids: module.Ids, n: int, salt: int) -> module.Keys:
-        keys = real(ids, n, salt)
-        return np.zeros_like(keys) if salt == 0 else keys
-
-    monkeypatch.setattr(module, "_keys", colliding)
-    index = build([EVALUATION], 8)
-    assert index.postings[0].salt == 1
-    assert cover(index, (0, "a b c d e f g h")) == {(0, 0): 8}
-
-
-def test_a_window_that_only_shares_the_key_is_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
-    index = build([EVALUATION], 8)
-    first = index.postings[0].keys_U[0]
-    turns = encode(index, [(0, "j i h g f e d c b a")])
-    monkeypatch.setattr(module, "_keys", lambda ids, n, salt: np.full(len(ids) - n + 1, first))
-    at, gram = windows(index.postings[0], turns.ids_N)
-    assert len(at) == len(gram) == 0
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 22])

@@ -6,8 +6,7 @@ import polars as pl
 import pytest
 
 from posttrain.data.decontaminate.benchmarks import Prompt
-from posttrain.data.decontaminate.config import ShortPrompts
-from posttrain.data.decontaminate.matching import matcher, stands_alone, turns_of, words
+from posttrain.data.decontaminate.matching import ShortPrompts, matcher, stands_alone, turns_of, words
 from posttrain.data.rows import rows_frame
 from posttrain.data.text import Fields, compared_turns, tokens
 from posttrain.types import Message, Origin, SftRow

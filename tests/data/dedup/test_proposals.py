@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.data.dedup import ngram, simhash
+from posttrain.data.dedup import proposals, simhash
 from posttrain.data.dedup.buckets import Buckets, group
 from posttrain.data.dedup.jaccard import distinct, jaccards
 from posttrain.data.shingles import Shingles, mix
@@ -61,9 +61,9 @@ def test_jaccard_over_several_chunks() -> None:
 
 @given(sets, st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.8, 1.0]))
 def test_prefixes_miss_no_pair(lists: list[list[int]], threshold: float) -> None:
-    found = distinct(shingles(lists))
-    first = ngram.prefixes(found, ngram.slot_counts(found), threshold)
-    keys = [set(first.values[a:b].tolist()) for a, b in pairwise(first.offsets_N)]
+    found = shingles(lists)
+    values, sizes = proposals.prefixes(threshold, proposals.slot_counts(found), found)
+    keys = [set(part.tolist()) for part in np.split(values, np.cumsum(sizes)[:-1])]
     for i, j in combinations(range(len(lists)), 2):
         a, b = {*lists[i]}, {*lists[j]}
         if len(a & b) >= threshold * len(a | b) - 1e-12:

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from posttrain.data.dedup.config import DedupStep
+from posttrain.data.dedup.step import DedupStep
 from posttrain.data.rows import read_rows, rows_frame, write_rows
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.data.text import ngrams, tokens

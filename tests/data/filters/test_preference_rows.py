@@ -14,10 +14,10 @@ from posttrain.config import build, parse_yaml
 from posttrain.data.filters import FILTERS, Conversation
 from posttrain.data.filters.base import Example
 from posttrain.data.filters.harmful import Harmful
-from posttrain.data.filters.step import FilterStep, decide, only
-from posttrain.data.kinds import rows_as
+from posttrain.data.filters.step import FilterStep, measure, only
+from posttrain.data.reading import rows_as
 from posttrain.data.rows import rows_frame, write_rows
-from posttrain.data.select import SelectStep
+from posttrain.data.select.step import SelectStep
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.types import Message, Origin, PairRow, Row, SftRow, UnpairedRow
 
@@ -222,7 +222,7 @@ def test_conversations_of_chosen_replies_go_for_the_same_reasons(tmp_path: Path)
     own = {row: reason for row, reason in rejects(whole).items() if not reason.startswith("rejected_")}
     assert own == rejects(talks)
     assert len(rejects(whole)) > len(own) > 0
-    alone = decide(FilterStep(kind="filter"), tmp_path / "in.parquet", RUN, rejected=False)
+    alone = measure(FilterStep(kind="filter"), tmp_path / "in.parquet", RUN, rejected=False)
     assert alone.rejects.equals(talks.rejects)
     assert alone.verdicts.equals(talks.verdicts)
 

@@ -13,8 +13,9 @@ from posttrain.data.filters.harmful import BUILT_IN, terms_in
 from posttrain.data.filters.refusal import refusal
 from posttrain.data.filters.step import FilterStep, judge
 from posttrain.data.formats import RowError, detect_format
+from posttrain.data.places import locate
 from posttrain.data.rows import rows_frame
-from posttrain.data.sources import Record, locate, read
+from posttrain.data.sources import Record, read
 from posttrain.types import SftRow
 
 pytestmark = pytest.mark.shared

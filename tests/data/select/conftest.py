@@ -12,7 +12,7 @@ import pytest
 from posttrain.artifacts import canonical_json
 from posttrain.config import Document, build
 from posttrain.data.rows import LINEAGE, rows_frame, write_rows
-from posttrain.data.select import SelectStep
+from posttrain.data.select.step import SelectStep
 from posttrain.data.steps import Decisions, StepRun, apply
 from posttrain.types import Message, Origin, SftRow
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import Document, build
-from posttrain.data.select import SelectStep
+from posttrain.data.select.step import SelectStep
 from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun
 from posttrain.errors import ConfigError, DataError
 
@@ -180,14 +180,14 @@ def test_grape_may_drop_instructions_with_too_few_candidates(select: Callable[..
 def test_grape_groups_whole_instructions(tmp_path: Path) -> None:
     """Candidates share every turn that is not the assistant's, and the tools; the answers between may differ."""
     from posttrain.data.rows import rows_frame
-    from posttrain.data.select.step import _instruction_keys
+    from posttrain.data.select.grape import instruction_keys
     from posttrain.types import Message, Origin, SftRow
 
     def row(*turns: tuple[str, str], tools: tuple[dict[str, Any], ...] = ()) -> SftRow:
         return SftRow(tuple(Message(r, t) for r, t in turns), Origin("f", 1), "s", tools)  # type: ignore[arg-type]
 
     ask, more = ("user", "Hi"), ("user", "More")
-    keys = _instruction_keys(
+    keys = instruction_keys(
         rows_frame(
             [
                 row(ask, ("assistant", "a"), more, ("assistant", "b")),

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from posttrain.artifacts import digest
-from posttrain.data.decontaminate.config import Benchmark
 from posttrain.data.formats import RowError
 from posttrain.data.formats.base import items, kind_of, objects, optional_text
 from posttrain.data.formats.turns import talk
@@ -21,10 +22,31 @@ from posttrain.data.sources import BadRecord, content_digest, read
 from posttrain.data.streams import COMPRESSED_SUFFIXES, Stream
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
+from posttrain.references import NamesRows
 from posttrain.table import Table
 from posttrain.types import Origin
 
 Turns = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One set of evaluation prompts: a file, a folder of files, or a hub data set (``org/name``)."""
+
+    name: Annotated[str, MinLen(1)]
+    """Name in tables. mt_bench, vicuna, alpaca_eval, arena_hard, ifeval and gsm8k are read by their own layout."""
+    path: Annotated[str, NamesRows()]
+    """A file (JSON, JSON Lines, CSV, Parquet, or .txt with one prompt a line), a folder of such files, or a hub name."""
+    columns: tuple[str, ...] = ()
+    """Columns that make up the prompt, joined by a line break; default: those of the layout that fits."""
+    split: str | None = None
+    """Split of a folder or hub data set; default: a folder must hold one only, of a hub data set ``test``."""
+    config: str | None = None
+    """Configuration of a hub data set, or of a clone of one, where it has several."""
+
+    def content(self, resolve: Resolve) -> str:
+        """Digest of the content of all it is read from. Raises DataError where it is missing."""
+        return digest([content_digest(part) for part in _parts(self, resolve)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +199,7 @@ def _writable(text: str) -> str:
 
 def content_digests(benchmarks: Sequence[Benchmark], resolve: Resolve) -> dict[str, str]:
     """Benchmark -> digest of the content of all it is read from."""
-    return {b.name: digest([content_digest(part) for part in _parts(b, resolve)]) for b in benchmarks}
+    return {benchmark.name: benchmark.content(resolve) for benchmark in benchmarks}
 
 
 def size_note(benchmark: str, prompts: int) -> str | None:
@@ -217,7 +239,7 @@ def _records(part: DataFile | HubSet) -> Iterator[tuple[Origin, Mapping[str, Any
     for record in read(part):
         if isinstance(record, BadRecord):
             raise DataError(
-                f"a benchmark is read whole, and this is no record: {record.reason}: {record.detail}",
+                f"a benchmark is read whole, and this is not a record: {record.reason}: {record.detail}",
                 where=str(record.origin),
                 fix="mend the file or fetch it again",
             )

@@ -4,10 +4,10 @@ Tulu 3 (arXiv 2411.15124, section 3.2): a token of an evaluation text is matched
 holds it stands in both; the overlap is the share of matched tokens. A text of fewer than n tokens is one n-gram of its
 own length, as everywhere in posttrain. n-grams never reach over the end of a turn.
 
-Tokens are numbered by the vocabulary of the prompts (0: not in it, so no n-gram with it can match). n-grams are found by a
-64-bit key and then compared token by token: the keys of an index are distinct, so what is found is what stands there.
+Tokens are 64-bit hashes (:mod:`posttrain.data.shingles`), and so are n-grams: two different ones are taken for one with probability
+2**-64. Most rows share no n-gram: a table of leading bits says so before anything is searched for.
 
-Shapes: ``N`` tokens of a block of rows, ``U`` distinct n-grams of the index, ``P`` their places in the evaluation texts,
+Shapes: ``T`` tokens of a block of rows, ``U`` distinct n-grams of the index, ``P`` their places in the evaluation texts,
 ``X`` evaluation texts.
 """
 
@@ -15,18 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.data.decontaminate.sieve import Sieve, sieve
-from posttrain.data.text import tokens
+from posttrain.data.shingles import U64, TokenHashes, hash_tokens, spans
 
 _CHUNK = 1 << 22
 """Postings expanded at once."""
+_MOST_BITS = 21
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Ids = NDArray[np.int32]
-Keys = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -34,42 +35,36 @@ class Postings:
     """All n-grams of one length, sorted by key, and where each stands."""
 
     n: int
-    keys_U: Keys
-    grams_Un: Ids
+    keys_U: U64
+    begins: NDArray[np.bool_]
+    """Which leading bits the keys have: few enough bits that most strange keys begin otherwise."""
     offsets_U1: NDArray[np.int64]
     """The places of n-gram ``u`` are ``offsets[u]:offsets[u + 1]``."""
     text_P: Ids
     place_P: Ids
-    salt: int
-    """What makes the keys distinct."""
 
 
 @dataclass(frozen=True)
 class Index:
     """Evaluation texts, ready to be looked for."""
 
-    vocabulary: dict[str, int]
     length_X: Ids
     postings: tuple[Postings, ...]
     """One for every length of n-gram in use: n, and the lengths of shorter texts."""
     n: int
     """Tokens of an n-gram (8 in Tulu 3)."""
-    sieve: Sieve
-    """What tells quickly that a turn shares no n-gram."""
 
 
-@dataclass(frozen=True)
-class Turns:
-    """The turns of a block of rows as one run of token numbers, each turn followed by a 0."""
+class Hits(NamedTuple):
+    """The n-grams of one length that stand in some texts: the first token, the text and the n-gram of each."""
 
-    ids_N: Ids
-    turn_N: Ids
-    row_T: Ids
-    """The row (its place in the block) of every turn."""
+    postings: Postings
+    at: NDArray[np.int64]
+    text: NDArray[np.int64]
+    gram: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Cover:
+class Cover(NamedTuple):
     """How much of an evaluation text stands in a row, for every pair that shares an n-gram; sorted by row, then text."""
 
     row: Ids
@@ -80,118 +75,65 @@ class Cover:
 
 def build(texts: Sequence[str], n: int) -> Index:
     """The index of evaluation texts (a turn of a prompt each) by their n-grams."""
-    vocabulary: dict[str, int] = {}
-    numbered = [[vocabulary.setdefault(token, len(vocabulary) + 1) for token in tokens(text)] for text in texts]
-    sizes = [min(len(ids), n) for ids in numbered]
-    lengths = sorted({*sizes} - {0})
-    return Index(
-        vocabulary=vocabulary,
-        length_X=np.array([len(ids) for ids in numbered], np.int32),
-        postings=tuple(_postings(numbered, size, longer=size == n) for size in lengths),
-        n=n,
-        sieve=sieve({k: [text for text, size in zip(texts, sizes, strict=True) if size == k] for k in lengths}),
-    )
+    words = hash_tokens(texts)
+    length_X = np.diff(words.offsets_N)
+    size_X = np.minimum(length_X, n)
+    text_T = np.repeat(np.arange(len(texts)), length_X)
+    place_T = np.arange(len(text_T)) - words.offsets_N[text_T]
+    postings = []
+    for size, keys_T in _run_keys(words.hashes_T, np.unique(size_X[size_X > 0]).tolist()):
+        begin = np.flatnonzero((size_X[text_T] == size) & (place_T + size <= length_X[text_T]))
+        begin = begin[np.argsort(keys_T[begin], kind="stable")]
+        keys_P = keys_T[begin]
+        heads = np.flatnonzero(np.diff(keys_P, prepend=~keys_P[:1]))
+        places = np.append(heads, len(keys_P)), text_T[begin].astype(np.int32), place_T[begin].astype(np.int32)
+        postings.append(Postings(size, keys_P[heads], _beginnings(keys_P[heads]), *places))
+    return Index(length_X.astype(np.int32), tuple(postings), n)
 
 
-def encode(index: Index, turns: Sequence[tuple[int, str]]) -> Turns:
-    """Number the tokens of (row, text of a turn)."""
-    known = index.vocabulary.get
-    ids: list[int] = []
-    sizes = []
-    for _, text in turns:
-        words = tokens(text)
-        ids.extend([known(word, 0) for word in words])
-        ids.append(0)
-        sizes.append(len(words) + 1)
-    return Turns(
-        ids_N=np.array(ids, np.int32),
-        turn_N=np.repeat(np.arange(len(turns), dtype=np.int32), np.array(sizes, np.int64)),
-        row_T=np.array([row for row, _ in turns], np.int32),
-    )
+def find(index: Index, words: TokenHashes) -> Iterator[Hits]:
+    """The n-grams of the index in some texts, by length."""
+    by_size = {postings.n: postings for postings in index.postings}
+    for size, keys_T in _run_keys(words.hashes_T, list(by_size)):
+        postings = by_size[size]
+        at = np.flatnonzero(postings.begins.take(_leading(keys_T, postings.begins)))
+        gram = np.minimum(np.searchsorted(postings.keys_U, keys_T[at]), len(postings.keys_U) - 1)
+        text = np.searchsorted(words.offsets_N, at, side="right") - 1
+        same = (postings.keys_U[gram] == keys_T[at]) & (at + size <= words.offsets_N[text + 1])
+        yield Hits(postings, at[same], text[same], gram[same])
 
 
-def covers(postings: Postings, turns: Turns) -> Cover:
-    """The matched tokens of every (row, text) that share an n-gram of this length."""
-    at, gram = windows(postings, turns.ids_N)
-    pairs = np.unique(np.stack([turns.row_T[turns.turn_N[at]].astype(np.int64), gram], axis=1), axis=0)
+def covers(postings: Postings, row: NDArray[np.integer], gram: NDArray[np.int64]) -> Cover:
+    """The matched tokens of every (row, evaluation text), given the n-grams that stand in each row."""
+    pairs = np.unique(np.stack([row.astype(np.int64), gram], axis=1), axis=0)
     found = [_covered(postings, rows, grams) for rows, grams in _chunks(postings, pairs)]
-    if not found:
-        empty = np.empty(0, np.int32)
-        return Cover(empty, empty, empty)
-    return Cover(*(np.concatenate(column) for column in zip(*found, strict=True)))
-
-
-def windows(postings: Postings, ids_N: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(first token, n-gram) of every window of the tokens that is an n-gram of the index."""
-    keys_W = _keys(ids_N, postings.n, postings.salt)
-    gram_W = np.searchsorted(postings.keys_U, keys_W)
-    gram_W[gram_W == len(postings.keys_U)] = 0
-    at = np.flatnonzero(postings.keys_U[gram_W] == keys_W)
-    gram = gram_W[at]
-    same = (_window_tokens(ids_N, at, postings.n) == postings.grams_Un[gram]).all(axis=1)
-    return at[same], gram[same]
+    empty = np.empty(0, np.int32)
+    return Cover(*(np.concatenate(column) for column in zip((empty, empty, empty), *found, strict=True)))
 
 
 # ---- how it is done ------------------------------------------------------------------------------------------------
 
 
-def _postings(numbered: Sequence[Sequence[int]], n: int, *, longer: bool) -> Postings:
-    """The n-grams of the texts of n tokens, and of those that are longer."""
-    chosen = [x for x, ids in enumerate(numbered) if len(ids) == n or (longer and len(ids) > n)]
-    ids_N = np.array([token for x in chosen for token in (*numbered[x], 0)], np.int32)
-    sizes = np.array([len(numbered[x]) + 1 for x in chosen])
-    text_N = np.repeat(np.array(chosen, np.int32), sizes)
-    place_N = np.arange(len(ids_N)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    begin = np.flatnonzero(place_N + n < np.repeat(sizes, sizes))  # windows that end before their text does
-    salt, keys_P, order = _distinct_keys(ids_N, begin, n)
-    heads = np.flatnonzero(np.diff(keys_P[order], prepend=~keys_P[order[:1]]))
-    return Postings(
-        n=n,
-        keys_U=keys_P[order[heads]],
-        grams_Un=_window_tokens(ids_N, begin[order[heads]], n),
-        offsets_U1=np.append(heads, len(order)),
-        text_P=text_N[begin[order]],
-        place_P=place_N[begin[order]].astype(np.int32),
-        salt=salt,
-    )
+def _run_keys(hashes_T: U64, sizes: Sequence[int]) -> Iterator[tuple[int, U64]]:
+    """(size, key of every run of so many tokens), ascending, whether or not a run reaches over the end of a text."""
+    keys_T = np.zeros(len(hashes_T), np.uint64)
+    for size in range(1, max(sizes, default=0) + 1):
+        width = len(hashes_T) - size + 1
+        if width <= 0:
+            return
+        keys_T = keys_T[:width] * _FACTOR + hashes_T[size - 1 : size - 1 + width]  # Horner's rule, modulo 2**64
+        if size in sizes:
+            yield size, keys_T
 
 
-def _distinct_keys(ids_N: Ids, begin: NDArray[np.int64], n: int) -> tuple[int, Keys, NDArray[np.int64]]:
-    """The first salt under which equal keys mean equal n-grams, the keys of the windows, and their order by key."""
-    salt = 0
-    while True:
-        keys_P = _keys(ids_N, n, salt)[begin]
-        order = np.argsort(keys_P, kind="stable")
-        twins = np.flatnonzero(keys_P[order[1:]] == keys_P[order[:-1]])
-        left, right = (_window_tokens(ids_N, begin[order[twins + shift]], n) for shift in (0, 1))
-        if (left == right).all():
-            return salt, keys_P, order
-        salt += 1
+def _beginnings(keys_U: U64) -> NDArray[np.bool_]:
+    table = np.zeros(1 << min(_MOST_BITS, (64 * len(keys_U)).bit_length()), np.bool_)
+    table[_leading(keys_U, table)] = True
+    return table
 
 
-def _keys(ids_N: Ids, n: int, salt: int) -> Keys:
-    """A 64-bit key of every window of n tokens; windows that hold a 0 share the key of no n-gram but by chance."""
-    mixed = _mix(ids_N.astype(np.uint64) + np.uint64((salt << 32) & 0xFFFFFFFFFFFFFFFF))
-    width = len(ids_N) - n + 1
-    if width <= 0:
-        return np.empty(0, np.uint64)
-    keys = np.zeros(width, np.uint64)
-    for step in range(n):  # Horner's rule, modulo 2**64
-        keys *= np.uint64(0x9E3779B97F4A7C15)
-        keys += mixed[step : step + width]
-    return keys
-
-
-def _mix(values: Keys) -> Keys:
-    """The finaliser of splitmix64: near numbers become far ones."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def _window_tokens(ids_N: Ids, begin: NDArray[np.int64], n: int) -> Ids:
-    tokens_Wn: Ids = ids_N[begin[:, None] + np.arange(n)]
-    return tokens_Wn
+def _leading(keys: U64, table: NDArray[np.bool_]) -> U64:
+    return keys >> np.uint64(65 - len(table).bit_length())
 
 
 def _chunks(postings: Postings, pairs: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -210,11 +152,11 @@ def _chunks(postings: Postings, pairs: NDArray[np.int64]) -> Iterator[tuple[NDAr
         begin = end
 
 
-def _covered(postings: Postings, rows: NDArray[np.int64], grams: NDArray[np.int64]) -> tuple[Ids, Ids, Ids]:
-    """(row, text, matched tokens): the union of the n-grams' spans in each text."""
+def _covered(postings: Postings, rows: NDArray[np.int64], grams: NDArray[np.int64]) -> Cover:
+    """The union of the n-grams' spans in each text."""
     begins = postings.offsets_U1[grams]
     counts = postings.offsets_U1[grams + 1] - begins
-    at = np.repeat(begins - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+    at = spans(begins, counts)
     row, text, place = np.repeat(rows, counts), postings.text_P[at], postings.place_P[at]
     order = np.lexsort((place, text, row))
     row, text, place = row[order], text[order], place[order]
@@ -224,4 +166,4 @@ def _covered(postings: Postings, rows: NDArray[np.int64], grams: NDArray[np.int6
     added = np.full(len(row), postings.n, np.int64)
     added[:-1] = np.where(first[1:], postings.n, np.minimum(place[1:] - place[:-1], postings.n))
     heads = np.flatnonzero(first)
-    return row[heads].astype(np.int32), text[heads], np.add.reduceat(added, heads).astype(np.int32)
+    return Cover(row[heads].astype(np.int32), text[heads], np.add.reduceat(added, heads).astype(np.int32))

@@ -6,17 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from posttrain.data.decontaminate.benchmarks import Prompt
-from posttrain.data.decontaminate.config import ShortPrompts
-from posttrain.data.decontaminate.index import Index, Postings, Turns, build, covers, encode, windows
-from posttrain.data.decontaminate.sieve import passing
+from posttrain.data.decontaminate.index import Hits, Index, build, covers, find
 from posttrain.data.marks import marks
+from posttrain.data.shingles import hash_tokens
 from posttrain.data.text import CJK, COMPARED_ROLES, Fields, token_spans, tokens
+
+ShortPrompts = Literal["anywhere", "alone"]
 
 ALONE_BELOW = 4
 """A short prompt of fewer words must stand alone; two CJK characters count as one word."""
@@ -44,41 +45,35 @@ class Matcher:
     def __call__(self, block: pl.DataFrame) -> pl.DataFrame:
         """All [HITS] of a block over the limit, and the highest of each row, of rows by their place in the block."""
         turns = turns_of(block, self.fields)
-        near = passing(self.index.sieve, [turn for _, turn in turns])
-        turns = [turns[number] for number in near.tolist()]
-        encoded = encode(self.index, turns)
-        found = [self._hits(postings, encoded, turns) for postings in self.index.postings]
-        hits = pl.concat([pl.DataFrame(schema=HITS), *found]).sort("row", "text")
+        words = hash_tokens([text for _, text in turns])
+        row_T = np.array([row for row, _ in turns], np.int64)
+        found = [pl.DataFrame(schema=HITS)]
+        for hits in find(self.index, words):
+            if hits.postings.n == self.index.n:
+                row, text, covered = covers(hits.postings, row_T[hits.text], hits.gram)
+                overlap = covered / self.index.length_X[text]
+                found.append(pl.DataFrame({"row": row, "text": text, "overlap": overlap}, schema=HITS))
+            else:
+                first = hits.at - words.offsets_N[hits.text]
+                records = [(row, text, 1.0) for row, text in sorted(self._short(hits, first.tolist(), turns))]
+                found.append(pl.DataFrame(records, schema=HITS, orient="row"))
+        every = pl.concat(found).sort("row", "text")
         best = pl.col("overlap") == pl.col("overlap").max().over("row")
-        return hits.filter((pl.col("overlap") > self.limit) | best)
+        return every.filter((pl.col("overlap") > self.limit) | best)
 
-    def _hits(self, postings: Postings, encoded: Turns, turns: Sequence[tuple[int, str]]) -> pl.DataFrame:
-        if postings.n == self.index.n:
-            cover = covers(postings, encoded)
-            overlap = cover.covered / self.index.length_X[cover.text]
-            return pl.DataFrame({"row": cover.row, "text": cover.text, "overlap": overlap}, schema=HITS)
-        row, text = self._short(postings, encoded, turns)
-        return pl.DataFrame({"row": row, "text": text, "overlap": np.ones(len(row))}, schema=HITS)
-
-    def _short(
-        self, postings: Postings, encoded: Turns, turns: Sequence[tuple[int, str]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(row, text) of the short texts that stand in a row, with their numbers and operators."""
-        at, gram = windows(postings, encoded.ids_N)
-        begins = np.searchsorted(encoded.turn_N, encoded.turn_N[at])
-        pairs: set[tuple[int, int]] = set()
-        for turn, found, first in zip(encoded.turn_N[at].tolist(), gram.tolist(), (at - begins).tolist(), strict=True):
-            texts = postings.text_P[postings.offsets_U1[found] : postings.offsets_U1[found + 1]].tolist()
+    def _short(self, hits: Hits, first: Sequence[int], turns: Sequence[tuple[int, str]]) -> set[tuple[int, int]]:
+        """(row, text) of the short texts that stand in a row, with their numbers and operators; ``first``: token of the turn."""
+        postings, pairs = hits.postings, set[tuple[int, int]]()
+        for turn, gram, begin in zip(hits.text.tolist(), hits.gram.tolist(), first, strict=True):
+            texts = postings.text_P[postings.offsets_U1[gram] : postings.offsets_U1[gram + 1]].tolist()
             row, content = turns[turn]
-            written = _amounts(content, first, postings.n)
-            held = [
-                text
+            written = _amounts(content, begin, postings.n)
+            pairs.update(
+                (row, text)
                 for text in texts
                 if written == self.amounts[text] and (text not in self.alone or stands_alone(content, self.alone[text]))
-            ]
-            pairs.update((row, text) for text in held)
-        rows_texts = np.array(sorted(pairs), np.int64).reshape(-1, 2)
-        return rows_texts[:, 0], rows_texts[:, 1]
+            )
+        return pairs
 
 
 @lru_cache(1 << 12)

@@ -12,20 +12,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Annotated
 
 import numpy as np
 import polars as pl
+from annotated_types import Gt, Le
 from numpy.typing import NDArray
 
-from posttrain.data.decontaminate.config import EmbeddingTier
 from posttrain.data.decontaminate.matching import HITS, turns_of
 from posttrain.data.decontaminate.segments import segments
-from posttrain.data.encoders import Encoder, Vectors, make_encoder
+from posttrain.data.encoders import Encoder, Vectors, loaded_encoder
 from posttrain.data.text import Fields
 
 _NOISE = 1e-4
 """More than the texts that are encoded together can change of a cosine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingTier:
+    """Propose rows that say what an evaluation prompt says in other words or another language."""
+
+    encoder: str = "use-multilingual"
+    """The sentence encoder (extra ``embed``)."""
+    threshold: Annotated[float, Gt(0), Le(1)] | None = None
+    """Cosine from which a turn is proposed; default: the one calibrated for the encoder."""
+    drop: bool = False
+    """Whether proposed rows are dropped; without it they are only listed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Proposer:
 
     def _nearest(self, turns: Sequence[str]) -> list[tuple[int, float] | None]:
         """(nearest text, cosine) of every turn."""
-        model = loaded(self.encoder)
+        model = loaded_encoder(self.encoder)
         parts = [segments(turn) for turn in turns]
         rough = (model.encode([part for its in parts for part in its]) @ self.vectors_SD.T).max(axis=1, initial=-1.0)
         starts = np.cumsum([0, *map(len, parts)])[:-1]
@@ -69,18 +81,12 @@ class Proposer:
         return int(self.text_S[nearest]), round(float(cosines[nearest]), 6)
 
 
-@cache
-def loaded(name: str) -> Encoder:
-    """The encoder of a name, made once in a process."""
-    return make_encoder(name)
-
-
 def proposer(tier: EmbeddingTier, fields: Fields, texts: Sequence[str]) -> Proposer:
     """The proposer of evaluation texts. ConfigError where the encoder is unknown or not installed.
 
     A question that several texts share names none of them. Where the proposer decides rows every cosine is worked out exactly; where it only proposes, just those that may be proposed.
     """
-    encoder = loaded(tier.encoder)
+    encoder = loaded_encoder(tier.encoder)
     parts = [(number, part) for number, text in enumerate(texts) for part in segments(text)]
     held = Counter(part for _, part in parts)
     own = [(number, part) for number, part in parts if held[part] == 1 or part == texts[number]]
@@ -91,4 +97,4 @@ def proposer(tier: EmbeddingTier, fields: Fields, texts: Sequence[str]) -> Propo
 
 def threshold_of(tier: EmbeddingTier) -> float:
     """The cosine from which a row is proposed."""
-    return loaded(tier.encoder).threshold if tier.threshold is None else tier.threshold
+    return loaded_encoder(tier.encoder).threshold if tier.threshold is None else tier.threshold

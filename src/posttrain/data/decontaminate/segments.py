@@ -31,10 +31,10 @@ def segments(text: str) -> tuple[str, ...]:
     """The text, what stands before its options or answer, and the last question in that: those that differ."""
     stem = _stem(text)
     sentences = [sentence for part in _SENTENCE_END.split(stem) if (sentence := part.strip())]
-    asked = [sentence for sentence in sentences if sentence[-1] in "?？"]
-    if not asked and words(tokens(stem)) >= _PASSAGE_WORDS:
-        asked = sentences
-    least = ((stem, _LEAST_STEM), *((sentence, _LEAST_QUESTION) for sentence in asked[-1:]))
+    questions = [sentence for sentence in sentences if sentence[-1] in "?？"]
+    if not questions and words(tokens(stem)) >= _PASSAGE_WORDS:
+        questions = sentences
+    least = ((stem, _LEAST_STEM), *((sentence, _LEAST_QUESTION) for sentence in questions[-1:]))
     parts = [part for part, words_needed in least if words(tokens(part)) >= words_needed]
     return tuple(dict.fromkeys((text, *parts)))
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import polars as pl
+from annotated_types import Ge, Lt, MinLen
 
-from posttrain.data.decontaminate.benchmarks import Prompt, load, size_note, wordless
-from posttrain.data.decontaminate.config import DecontaminateStep
-from posttrain.data.decontaminate.matching import HITS, matcher
-from posttrain.data.decontaminate.proposals import proposer, threshold_of
+from posttrain.data.decontaminate.benchmarks import Benchmark, Prompt, content_digests, load, size_note, wordless
+from posttrain.data.decontaminate.matching import HITS, ShortPrompts, matcher
+from posttrain.data.decontaminate.proposals import EmbeddingTier, proposer, threshold_of
 from posttrain.data.decontaminate.tables import (
     MATCHES,
     PROPOSALS,
@@ -24,55 +25,81 @@ from posttrain.data.decontaminate.tables import (
 )
 from posttrain.data.engine import map_rows
 from posttrain.data.places import Resolve
-from posttrain.data.steps import REJECTS, Decisions, StepRun
-from posttrain.data.text import tokens
+from posttrain.data.steps import REJECTS, Decisions, StepRun, rejects_of
+from posttrain.data.text import Fields, tokens
 from posttrain.errors import ConfigError
 
 
-def decide(step: DecontaminateStep, rows: Path, run: StepRun) -> Decisions:
-    """What :meth:`DecontaminateStep.decide` says."""
-    _check(step)
-    prompts = [prompt for benchmark in step.benchmarks for prompt in load(benchmark, run.resolve)]
-    find, owners = matcher(
-        prompts, n=step.ngram, limit=step.limit, fields=step.fields, short_prompts=step.short_prompts
-    )
-    texts = text_table(prompts, owners, step.ngram)
-    table = pl.read_parquet(rows, columns=["id", "source"]).with_row_index("row")
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateStep:
+    """Find the rows that hold evaluation prompts (the rule of Tulu 3) and drop them."""
 
-    hits = _over_rows(find, rows, run, "decontaminate")
-    matches = found_prompts(hits.filter(pl.col("overlap") > step.limit), texts, table, step.limit)
-    nearest = found_prompts(hits.filter(pl.col("overlap") <= step.limit), texts, table, step.limit)
-    verdicts = [verdict_table("overlap", hits, len(table), pl.col("value") <= step.limit, f"<= {step.limit:g}")]
-    tables = {"matches": matches.select(list(MATCHES)), "nearest": nearest.select(list(MATCHES))}
+    kind: Literal["decontaminate"]
+    benchmarks: Annotated[tuple[Benchmark, ...], MinLen(1)]
+    """The evaluation prompts to look for."""
+    action: Literal["drop_rows", "drop_sources", "report"] = "drop_rows"
+    """drop_rows: matching rows go. drop_sources: with them all rows of a contaminated source. report: nothing goes."""
+    fields: Fields = "user"
+    """Turns of the training rows that are compared."""
+    ngram: Annotated[int, Ge(2)] = 8
+    """Tokens of an n-gram."""
+    limit: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """A row overlaps a prompt where more than this share of the prompt's tokens stands in it."""
+    source_limit: Annotated[float, Ge(0), Lt(1)] = 0.02
+    """A source is contaminated where its rows overlap more than this share of a benchmark's prompts."""
+    short_prompts: ShortPrompts = "anywhere"
+    """Where a prompt of fewer tokens than an n-gram must stand: anywhere in a turn, or alone (a turn, line, sentence)."""
+    embedding: EmbeddingTier | None = None
+    """Also propose rows that hold a prompt in other words or another language; default: no."""
 
-    proposals = matches.clear()
-    if step.embedding is not None:
-        threshold = threshold_of(step.embedding)
-        propose = proposer(step.embedding, step.fields, [prompts[x].turns[turn] for x, turn in owners])
-        cosines = _over_rows(propose, rows, run, "decontaminate by meaning")
-        near = found_prompts(cosines.filter(pl.col("overlap") >= threshold), texts, table, threshold)
-        proposals = near.join(matches, on="row", how="anti", maintain_order="left")
-        named = proposals.with_columns(found_by=pl.lit(step.embedding.encoder)).rename({"overlap": "cosine"})
-        tables["proposals"] = named.select(list(PROPOSALS))
-        if step.embedding.drop:
-            passed = pl.col("value") < threshold
-            verdicts.append(verdict_table("cosine", cosines, len(table), passed, f"< {threshold:g}"))
+    def decide(self, rows_file: Path, seed: int, run: StepRun) -> Decisions:
+        """Which rows overlap which prompts. Raises ConfigError and DataError where a benchmark can't be read."""
+        _check(self)
+        prompts = [prompt for benchmark in self.benchmarks for prompt in load(benchmark, run.resolve)]
+        find, owners = matcher(
+            prompts, n=self.ngram, limit=self.limit, fields=self.fields, short_prompts=self.short_prompts
+        )
+        texts = text_table(prompts, owners, self.ngram)
+        table = pl.read_parquet(rows_file, columns=["id", "source"]).with_row_index("row")
 
-    benchmarks = benchmark_table(matches, prompts, table, step.source_limit)
-    rejects = _rejects(step, matches, proposals, benchmarks, table)
-    tables["benchmarks"] = with_removed(benchmarks, matches, rejects)
-    return Decisions(
-        rejects=rejects,
-        verdicts=pl.concat(verdicts),
-        tables=tables,
-        facts={
-            **_settings(step, proposals),
-            "matching_rows": matches["row"].n_unique(),
-            "removed_rows": len(rejects),
-            "benchmarks": _benchmark_facts(step, prompts, matches, run.resolve),
-        },
-        notes=_notes(matches, proposals, rejects),
-    )
+        hits = _over_rows(find, rows_file, run, "decontaminate")
+        matches = found_prompts(hits.filter(pl.col("overlap") > self.limit), texts, table, self.limit)
+        nearest = found_prompts(hits.filter(pl.col("overlap") <= self.limit), texts, table, self.limit)
+        verdicts = [verdict_table("overlap", hits, len(table), pl.col("value") <= self.limit, f"<= {self.limit:g}")]
+        tables = {"matches": matches.select(list(MATCHES)), "nearest": nearest.select(list(MATCHES))}
+
+        proposals = matches.clear()
+        if self.embedding is not None:
+            threshold = threshold_of(self.embedding)
+            propose = proposer(self.embedding, self.fields, [prompts[x].turns[turn] for x, turn in owners])
+            cosines = _over_rows(propose, rows_file, run, "decontaminate by meaning")
+            near = found_prompts(cosines.filter(pl.col("overlap") >= threshold), texts, table, threshold)
+            proposals = near.join(matches, on="row", how="anti", maintain_order="left")
+            named = proposals.with_columns(found_by=pl.lit(self.embedding.encoder)).rename({"overlap": "cosine"})
+            tables["proposals"] = named.select(list(PROPOSALS))
+            if self.embedding.drop:
+                passed = pl.col("value") < threshold
+                verdicts.append(verdict_table("cosine", cosines, len(table), passed, f"< {threshold:g}"))
+
+        benchmarks = benchmark_table(matches, prompts, table, self.source_limit)
+        rejects = _rejects(self, matches, proposals, benchmarks, table)
+        tables["benchmarks"] = with_removed(benchmarks, matches, rejects)
+        return Decisions(
+            rejects=rejects,
+            verdicts=pl.concat(verdicts),
+            tables=tables,
+            facts={
+                **_settings(self, proposals),
+                "matching_rows": matches["row"].n_unique(),
+                "removed_rows": len(rejects),
+                "benchmarks": _benchmark_facts(self, prompts, matches, run.resolve),
+            },
+            notes=_notes(matches, proposals, rejects),
+        )
+
+    def inputs(self, resolve: Resolve) -> dict[str, str]:
+        """Benchmark -> digest of the content of all it is read from. Raises DataError where one is missing."""
+        return content_digests(self.benchmarks, resolve)
 
 
 def _check(step: DecontaminateStep) -> None:
@@ -92,10 +119,10 @@ def _check(step: DecontaminateStep) -> None:
         )
 
 
-def _over_rows(find: Callable[[pl.DataFrame], pl.DataFrame], rows: Path, run: StepRun, what: str) -> pl.DataFrame:
+def _over_rows(find: Callable[[pl.DataFrame], pl.DataFrame], rows_file: Path, run: StepRun, what: str) -> pl.DataFrame:
     """[HITS] over a whole file of rows, in order."""
     found = [pl.DataFrame(schema=HITS)]
-    for begin, hits in map_rows(find, rows, ("messages",), run, what):
+    for begin, hits in map_rows(find, rows_file, ("messages",), run, what):
         found.append(hits.with_columns(pl.col("row") + pl.lit(begin, pl.UInt32)))
     return pl.concat(found)
 
@@ -115,22 +142,17 @@ def _rejects(
         return pl.DataFrame(schema=REJECTS)
     share = (pl.col("overlap") * 100).floor().cast(pl.Int64)
     first = matches.unique("row", keep="first", maintain_order=True)
-    parts = [_reject(first, "contaminated", pl.format("{}% of {} {}", share, "benchmark", "prompt"))]
+    parts = [rejects_of(first, pl.lit("contaminated"), pl.format("{}% of {} {}", share, "benchmark", "prompt"))]
     if step.embedding is not None and step.embedding.drop:
         why = pl.format("cosine {} with {} {}", pl.col("overlap").round(2), "benchmark", "prompt")
-        parts.append(_reject(proposals, "proposed_contamination", why))
+        parts.append(rejects_of(proposals, pl.lit("proposed_contamination"), why))
     if step.action == "drop_sources":
         worst = benchmarks.filter("contaminated").sort("source", -pl.col("share"), maintain_order=True)
         worst = worst.unique("source", keep="first", maintain_order=True)
         rest = table.join(pl.concat(parts), on="row", how="anti").join(worst, on="source", how="inner").sort("row")
         why = pl.format("{}: {} of {} prompts of {}", "source", "contaminated_prompts", "prompts", "benchmark")
-        parts.append(_reject(rest, "contaminated_source", why))
+        parts.append(rejects_of(rest, pl.lit("contaminated_source"), why))
     return pl.concat(parts)
-
-
-def _reject(rows: pl.DataFrame, reason: str, detail: pl.Expr) -> pl.DataFrame:
-    """[REJECTS] of one reason."""
-    return rows.select("row", reason=pl.lit(reason), detail=detail, twin=pl.lit(None, pl.String))
 
 
 def _notes(matches: pl.DataFrame, proposals: pl.DataFrame, rejects: pl.DataFrame) -> dict[str, int]:
@@ -168,11 +190,11 @@ def _benchmark_facts(
 ) -> list[dict[str, Any]]:
     """Of every benchmark what it is, and what was found of it in all sources together."""
     digests = step.inputs(resolve)
-    told = []
+    facts = []
     for benchmark in step.benchmarks:
         own = [prompt for prompt in prompts if prompt.benchmark == benchmark.name]
         found = matches.filter(pl.col("benchmark") == benchmark.name)
-        told.append(
+        facts.append(
             {
                 "name": benchmark.name,
                 "path": benchmark.path,
@@ -186,4 +208,4 @@ def _benchmark_facts(
                 "matching_rows": found["row"].n_unique(),
             }
         )
-    return told
+    return facts

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from posttrain.data.decontaminate.benchmarks import Prompt
-from posttrain.data.steps import VERDICTS
+from posttrain.data.steps import verdicts_of
 from posttrain.data.text import tokens
 
 MATCHES: dict[str, Any] = {
@@ -104,5 +104,4 @@ def verdict_table(check: str, hits: pl.DataFrame, total: int, passed: pl.Expr, l
     valued = rows.join(highest, on="row", how="left", maintain_order="left").with_columns(
         pl.col("value").fill_null(0.0)
     )
-    named = valued.with_columns(check=pl.lit(check), limit=pl.lit(limit), passed=passed)
-    return named.select([pl.col(name).cast(kind) for name, kind in VERDICTS.items()])
+    return verdicts_of(valued, check, pl.col("value"), pl.lit(limit), passed)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.data.dedup.jaccard import offsets_of, spans
-from posttrain.data.shingles import U64, Offsets, mix
+from posttrain.data.shingles import U64, Offsets, mix, offsets_of, spans
 
 
 @dataclass(frozen=True)

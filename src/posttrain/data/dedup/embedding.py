@@ -7,7 +7,7 @@ batches by rank, so the vectors do not depend on the order of the file or on the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from posttrain.data.dedup.greedy import Ranks, Settled
 from posttrain.data.dedup.passages import Common
-from posttrain.data.encoders import Encoder, Vectors, make_encoder
+from posttrain.data.encoders import Vectors, loaded_encoder
 from posttrain.data.engine import map_blocks
-from posttrain.data.select.texts import Texts, compared_texts
-from posttrain.data.steps import StepRun
+from posttrain.data.steps import StepRun, Texts, stored_texts
 from posttrain.data.text import Fields
 
 _BATCH = 256
@@ -31,19 +30,13 @@ THRESHOLDS = {"use-multilingual": 0.9}
 """Cosines for deletion, calibrated in docs/data-dedup.md: higher than those from which a pair is worth a look."""
 
 
-@cache
-def _encoder(name: str) -> Encoder:
-    """One of each for a process: making it loads its weights."""
-    return make_encoder(name)
-
-
 def default_threshold(name: str) -> float:
     """The cosine from which rows are dropped. Raises ConfigError where it was not calibrated for this encoder."""
-    return THRESHOLDS[name] if name in THRESHOLDS else _encoder(name).threshold
+    return THRESHOLDS[name] if name in THRESHOLDS else loaded_encoder(name).threshold
 
 
 def settle_by_cosine(
-    rows: Path,
+    rows_file: Path,
     fields: Fields,
     row_of_rank: NDArray[np.int64],
     blank_N: NDArray[np.bool_],
@@ -59,7 +52,7 @@ def settle_by_cosine(
     batches = [ranks[begin : begin + _BATCH] for begin in range(0, len(ranks), _BATCH)]
     limit = threshold - _ROUNDING
     kept, compared = _Kept(), 0
-    with compared_texts(rows, fields) as texts:
+    with stored_texts(rows_file, fields) as texts:
         found = map_blocks(partial(_encode, name, common), _batch_texts(texts, batches, row_of_rank), run)
         for number, (batch, vectors_B) in enumerate(zip(batches, found, strict=True), 1):
             best_B, nearest_B = np.zeros(len(batch)), np.full(len(batch), -1, np.int64)
@@ -83,7 +76,7 @@ def settle_by_cosine(
 
 
 def _encode(name: str, common: Common, texts: Sequence[str]) -> Vectors:
-    return _encoder(name).encode(common.cut(texts))
+    return loaded_encoder(name).encode(common.cut(texts))
 
 
 def _batch_texts(texts: Texts, batches: list[Ranks], row_of_rank: NDArray[np.int64]) -> Iterator[list[str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.data.shingles import U64, Offsets, Shingles
+from posttrain.data.shingles import U64, Offsets, Shingles, offsets_of, spans
 
 _BITS = 52
 """Bits of a shingle's hash that are compared; the others number the pairs of a chunk. Two shingles of a pair of texts of a
@@ -83,15 +83,3 @@ def _numbered(sets: Sets, texts_P: NDArray[np.int64]) -> U64:
     places = spans(starts, counts)
     numbers = np.repeat(np.arange(len(texts_P), dtype=np.uint64), counts)
     return sets.values[places] | (numbers << np.uint64(_BITS))
-
-
-def spans(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The integers of all ranges ``starts[i] .. starts[i] + counts[i]``, one range after another."""
-    ends = np.cumsum(counts)
-    places: NDArray[np.int64] = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
-    return places
-
-
-def offsets_of(counts: NDArray[np.integer]) -> Offsets:
-    """Where each of several runs begins, and where the last one ends."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

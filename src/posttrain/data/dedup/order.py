@@ -22,11 +22,11 @@ class Order:
     """Rows that carry the score."""
 
 
-def total_order(rows: Path, prefer: str) -> Order:
+def total_order(rows_file: Path, prefer: str) -> Order:
     """The order of a file of rows by its score ``prefer``, content ids, then source, file and line (equal contents)."""
     score = pl.element().filter(pl.element().struct.field("name") == prefer).struct.field("value")
     table = (
-        pl.scan_parquet(rows, glob=False)
+        pl.scan_parquet(rows_file, glob=False)
         .select(
             "id",
             *("source", "file", "line"),

@@ -17,12 +17,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from posttrain.data.dedup.jaccard import offsets_of
 from posttrain.data.dedup.order import Order
-from posttrain.data.dedup.texts import compared_texts
 from posttrain.data.engine import map_rows
 from posttrain.data.marks import plain
-from posttrain.data.shingles import U64, Shingles, hash_shingles, hash_tokens, text_hash
+from posttrain.data.rows import compared_texts
+from posttrain.data.shingles import U64, Shingles, TokenHashes, hash_shingles, hash_tokens, offsets_of, text_hash
 from posttrain.data.steps import StepRun
 from posttrain.data.text import Fields, token_spans
 
@@ -93,6 +92,19 @@ class Common:
         ]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What of a row is compared: the n-grams of its turns, without the common ones."""
+
+    fields: Fields
+    n: int
+    common: Common = field(default_factory=Common)
+
+    def shingles(self, words: TokenHashes, texts: Sequence[str]) -> Shingles:
+        """Those of some texts, given their tokens."""
+        return self.common.without(hash_shingles(words, texts, self.n))
+
+
 def _rest(text: str, common_S: NDArray[np.bool_], n: int) -> str:
     written, spans = token_spans(text)
     covered_T = np.zeros(len(spans), np.bool_)
@@ -147,7 +159,7 @@ def sample_of(order: Order, fields: Fields, n: int, share: float) -> Sample | No
     return Sample(fields, n, ids[min(SAMPLE, len(ids)) - 1])
 
 
-def common_of(seen: Mapping[int, U64], share: float, sample: Sample, rows: Path, run: StepRun) -> Common:
+def common_of(seen: Mapping[int, U64], share: float, sample: Sample, rows_file: Path, run: StepRun) -> Common:
     """What more than ``share`` of the seen texts have, and :data:`LEAST` of them."""
     hashes_S = np.concatenate([np.empty(0, np.uint64), *seen.values()])
     text_S = np.repeat(np.arange(len(seen)), [len(each) for each in seen.values()])
@@ -158,13 +170,13 @@ def common_of(seen: Mapping[int, U64], share: float, sample: Sample, rows: Path,
     hashes_G = np.unique(np.concatenate(found))
     shares = (counts[np.searchsorted(grams, hashes_G)] / len(seen)).tolist()
     common = Common(hashes_G, sample.n)
-    told = [
+    runs = [
         each
-        for _, part in map_rows(partial(_longest, sample, common), rows, ["id", "messages"], run, "passages")
+        for _, part in map_rows(partial(_longest, sample, common), rows_file, ["id", "messages"], run, "passages")
         for each in part
     ]
-    greater = len({each.text_key for each in told if each.greater}) / len(seen)
-    return Common(hashes_G, sample.n, _passages(told, dict(zip(hashes_G.tolist(), shares, strict=True))), greater)
+    greater = len({each.text_key for each in runs if each.greater}) / len(seen)
+    return Common(hashes_G, sample.n, _passages(runs, dict(zip(hashes_G.tolist(), shares, strict=True))), greater)
 
 
 def _texts_with(hashes_S: U64, text_S: NDArray[np.int64], least: float) -> tuple[U64, NDArray[np.int64]]:
@@ -226,11 +238,11 @@ def _passages(runs: Sequence[_Run], frequency: dict[int, float]) -> tuple[Passag
     for run in runs:
         grams = tuple(run.grams.tolist())
         weighed[grams] = max(weighed.get(grams, (0.0, "")), (sum(map(frequency.__getitem__, grams)), run.text))
-    told: set[int] = set()
+    listed: set[int] = set()
     found: list[Passage] = []
     for grams, (_, text) in sorted(weighed.items(), key=lambda item: (-item[1][0], item[1][1])):
-        if len(found) < SHOWN_PASSAGES and len(told.intersection(grams)) < len(grams) / 2:
-            told.update(grams)
+        if len(found) < SHOWN_PASSAGES and len(listed.intersection(grams)) < len(grams) / 2:
+            listed.update(grams)
             share = float(np.median([frequency[gram] for gram in grams]))
             found.append(Passage(" ".join(text.split())[:_SHOWN_CHARACTERS], round(share, 4)))
     return tuple(found)

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.data.dedup.buckets import Buckets, group
-from posttrain.data.dedup.jaccard import offsets_of, spans
-from posttrain.data.shingles import U64, Shingles
+from posttrain.data.shingles import U64, Shingles, offsets_of, spans
 
 BITS = 64
 _MOST_TABLES = 500

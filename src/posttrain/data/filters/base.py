@@ -32,7 +32,7 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row as filters see it. What several of them need is worked out once, when it is first asked for."""
+    """One row as filters see it. What several of them need is worked out once, when it is first needed."""
 
     messages: tuple[Message, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -116,8 +116,8 @@ def at_most(check: str, value: float, limit: float | None, reason: str, found: s
     return Measurement(check, value, f"<= {limit:g}", passed, reason, detail)
 
 
-def _detail(value: float, asked: str, unit: str, found: str) -> str:
-    return f"{value:.4g}{' ' if unit else ''}{unit} ({asked}){': ' if found else ''}{found}"
+def _detail(value: float, limit: str, unit: str, found: str) -> str:
+    return f"{value:.4g}{' ' if unit else ''}{unit} ({limit}){': ' if found else ''}{found}"
 
 
 def within(
@@ -132,12 +132,12 @@ def within(
     return Measurement(check, value, limit, True)
 
 
-def shown(found: str, limit: int = 60) -> str:
+def excerpt(found: str, limit: int = 60) -> str:
     """A found text on one short line."""
     line = " ".join(found.split())
     return repr(line if len(line) <= limit else line[: limit - 3] + "...")
 
 
 def first(found: Iterator[str]) -> str:
-    """The first of some found texts, shown; empty where there is none."""
-    return next(map(shown, found), "")
+    """The first of some found texts, excerpt; empty where there is none."""
+    return next(map(excerpt, found), "")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, shown, talk
+from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, excerpt, talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def _symbols(prose: str) -> tuple[int, int]:
 def _measure(row: Conversation, config: Garbled) -> Iterator[Measurement]:
     found = mojibake(row.content)
     yield at_most(
-        "garbled.mojibake", len(found), config.max_mojibake, "mojibake", ", ".join(map(shown, found[:3])), "places"
+        "garbled.mojibake", len(found), config.max_mojibake, "mojibake", ", ".join(map(excerpt, found[:3])), "places"
     )
     broken = _BROKEN.findall(row.content) if _BROKEN.search(row.content) else []
     named = ", ".join(f"U+{ord(character):04X}" for character in sorted(set(broken))[:5])

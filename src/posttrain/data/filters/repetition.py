@@ -10,7 +10,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, shown, talk
+from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, excerpt, talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,14 @@ def _measure(row: Conversation, config: Repetition) -> Iterator[Measurement]:
         len(run),
         config.max_punctuation_run,
         "repeated_punctuation",
-        shown(run, 20),
+        excerpt(run, 20),
         "signs in a row",
     )
     lines = [line.strip() for line in prose.split("\n") if _WORD.search(line)]
     many = len(lines) >= config.min_lines
     share = share_seen_before(lines) if many else 0.0
     over = config.max_line_share is not None and share > config.max_line_share
-    often = shown(Counter(lines).most_common(1)[0][0]) if over else ""
+    often = excerpt(Counter(lines).most_common(1)[0][0]) if over else ""
     yield at_most(
         "repetition.lines", share, config.max_line_share, "repeated_lines", often, "of the lines stood before"
     )

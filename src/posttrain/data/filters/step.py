@@ -27,7 +27,7 @@ from posttrain.data.filters.structure import Structure
 from posttrain.data.filters.template import Template
 from posttrain.data.language import identifier_words
 from posttrain.data.rows import conversations, rejected_sides
-from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, blocks, count_rows
+from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, count_rows, score_names
 from posttrain.errors import ConfigError, DataError
 from posttrain.table import did_you_mean
 
@@ -70,31 +70,31 @@ class FilterStep:
     secrets: Secrets | None = None
     """Keys, tokens and passwords; off unless given (``secrets: {}``)."""
 
-    def decide(self, rows: Path, seed: int, run: StepRun) -> Decisions:
+    def decide(self, rows_file: Path, seed: int, run: StepRun) -> Decisions:
         """Measure every row. The seed plays no part.
 
         Raises ConfigError where no filter is on or a setting can't be used, DataError where no row carries the score asked for.
         """
-        return decide(self, rows, run)
+        return measure(self, rows_file, run, rejected=True)
 
     def chosen(self) -> Chosen:
         """The filters that are on, with their settings."""
         return tuple((name, config) for name in FILTERS if (config := getattr(self, name)) is not None)
 
 
-def decide(step: FilterStep, rows: Path, run: StepRun, rejected: bool = True) -> Decisions:
+def measure(step: FilterStep, rows_file: Path, run: StepRun, *, rejected: bool) -> Decisions:
     """What :meth:`FilterStep.decide` returns. ``rejected``: whether the rejected sides of pairs are measured as well."""
     chosen = step.chosen()
     if not chosen:
         raise ConfigError("every filter is off", where="filter", fix=f"turn one on: {', '.join(FILTERS)}")
     if step.language is not None:
         check_languages(step.language)
-    total = count_rows(rows)
+    total = count_rows(rows_file)
     found = Findings()
-    for begin, judged in map_rows(partial(judge, chosen=chosen, rejected=rejected), rows, _COLUMNS, run, "filter"):
+    for begin, judged in map_rows(partial(judge, chosen=chosen, rejected=rejected), rows_file, _COLUMNS, run, "filter"):
         found.add(begin, judged)
     if step.harmful is not None and step.harmful.score is not None and total and found.unscored == total:
-        raise _no_score(step.harmful.score, rows)
+        raise _no_score(step.harmful.score, rows_file)
     return found.decisions(chosen)
 
 
@@ -235,8 +235,8 @@ def _drop(
     detail = first.detail + (f"; also {', '.join(others)}" if others else "")
     judged.rejects.append((number, first.reason, detail))
     private = any(name in _PRIVATE for name in names)
-    shown = row.rejected if row.rejected is not None and first.check.startswith(REJECTED) else row.whole
-    user, assistant = ("", "") if private else (_short(shown, "user"), _short(shown, "assistant"))
+    side = row.rejected if row.rejected is not None and first.check.startswith(REJECTED) else row.whole
+    user, assistant = ("", "") if private else (_short(side, "user"), _short(side, "assistant"))
     judged.examples.append(Example(first.reason, row_id, source, detail, user, assistant))
 
 
@@ -372,10 +372,8 @@ def _language_facts(sources: pl.DataFrame, verdicts: pl.DataFrame) -> dict[str, 
     return found
 
 
-def _no_score(name: str, rows: Path) -> DataError:
-    known: set[str] = set()
-    for _, block in blocks(rows, ["scores"]):
-        known.update(block["scores"].explode().struct.field("name").drop_nulls().unique().to_list())
+def _no_score(name: str, rows_file: Path) -> DataError:
+    known = score_names(rows_file)
     found = f"scores found: {', '.join(sorted(known))}" if known else "the rows carry no scores"
     return DataError(
         f"no row carries a score {name!r}{did_you_mean(name, known)} ({found})",

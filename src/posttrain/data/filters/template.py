@@ -10,7 +10,7 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from posttrain.data import text
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, shown, talk
+from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, excerpt, talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def _measure(row: Conversation, config: Template) -> Iterator[Measurement]:
         share,
         config.max_boilerplate_share,
         "boilerplate",
-        shown(" ".join(stock)),
+        excerpt(" ".join(stock)),
         "of the tokens",
     )
     if config.min_sentences:

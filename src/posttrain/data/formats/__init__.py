@@ -120,8 +120,8 @@ def read_record(record: Foreign, name: str, detected: bool, origin: Origin, sour
         fitting = list(_fitting(record, said, numbers_judge=form.kind != "conversations"))
         same = form if form in fitting else next((other for other in fitting if other.kind == form.kind), None)
         if same is None and fitting and fitting[0].kind != "prompts":
-            told = f"read as {fitting[0].name!r} it gives {fitting[0].kind}, the file {form.kind}"
-            raise RowError("other_kind", told)
+            detail = f"read as {fitting[0].name!r} it gives {fitting[0].kind}, the file {form.kind}"
+            raise RowError("other_kind", detail)
         if same is not None and same is not form:
             form, fits = same, True
     # where a column that is needed is empty the record is read as it is, so that the reason is what it lacks
@@ -154,8 +154,8 @@ def _fitting(record: Foreign, said: Foreign, numbers_judge: bool) -> Iterator[Fo
 
 def _keys_of(records: Sequence[Foreign]) -> str:
     found = list(dict.fromkeys(key for record in records for key in record))
-    shown = (key if len(key) <= _LONGEST_KEY else key[:_LONGEST_KEY] + "..." for key in found[:12])
-    return printable(", ".join(shown)) + (", ..." if len(found) > 12 else "")
+    names = (key if len(key) <= _LONGEST_KEY else key[:_LONGEST_KEY] + "..." for key in found[:12])
+    return printable(", ".join(names)) + (", ..." if len(found) > 12 else "")
 
 
 def _hint(records: Sequence[Foreign]) -> str:

@@ -45,9 +45,9 @@ def question(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
     key = first(record, _INPUTS) or "input"
     instruction, given = optional_text(record, "instruction"), optional_text(record, key)
     turns = waiting_turns(instruction) or ()
-    asked = turns[-1].content if turns else instruction
+    last = turns[-1].content if turns else instruction
     # joined and stripped as in LLaMA-Factory, so that both train on the same tokens
-    return (*turns[:-1], Message("user", (asked + "\n" + given).strip())), {"instruction", key}
+    return (*turns[:-1], Message("user", (last + "\n" + given).strip())), {"instruction", key}
 
 
 ALPACA = Format(

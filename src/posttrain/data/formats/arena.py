@@ -29,12 +29,12 @@ def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
     if keys is None:
         raise RowError("unknown_winner", f"winner {winner!r}; known: {', '.join((*_WINNERS, *_TIES))}"[:200])
     chosen, rejected = (talk(items(record, key)) for key in keys)
-    if _asked(chosen) != _asked(rejected):
+    if _user_texts(chosen) != _user_texts(rejected):
         raise RowError("no_shared_prompt", "the user said other things to the two models")
     return pair_row(record, {*_TALKS, "winner"}, *parted(chosen, rejected), origin, source)
 
 
-def _asked(turns: Turns) -> list[str]:
+def _user_texts(turns: Turns) -> list[str]:
     return [turn.content for turn in turns if turn.role == "user"]
 
 

@@ -89,16 +89,19 @@ def finite(value: Any) -> float | None:
 
 
 def json_value(text: str, what: str) -> Any:
-    """The value of JSON text inside a record, or a ``wrong_shape`` that says what it should have been.
+    """The value of JSON text inside a record, or a ``wrong_shape`` that says what it should have been."""
+    value = value_in(text)
+    if value is None and text.strip() != "null":
+        raise RowError("wrong_shape", f"{what!r} is not JSON: {text[:80]!r}")
+    return value
 
-    A list or object as Python prints it is read, too: so pandas writes it into a CSV.
-    """
+
+def value_in(text: str) -> Any:
+    """The value of a text in JSON, or as Python prints it (a column of a CSV that pandas wrote); None where it is neither."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        if (value := python_value(text)) is None:
-            raise RowError("wrong_shape", f"{what!r} is not JSON: {text[:80]!r}") from None
-        return value
+        return python_value(text)
 
 
 def python_value(text: str) -> Any:

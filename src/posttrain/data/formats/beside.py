@@ -75,7 +75,7 @@ class Whole:
 
 
 _PLAIN = ("input", "instruction")
-ASKED = ("prompt", "question", "query", "problem")
+QUESTIONS = ("prompt", "question", "query", "problem")
 _NOTHING = frozenset(("none", "null", "nan", "n/a"))
 """Texts by which a table says that there is nothing (as Python prints None into a CSV)."""
 _MAY_BE_NOTHING = frozenset(
@@ -87,7 +87,7 @@ _MAY_BE_NOTHING = frozenset(
 MEANING = frozenset(
     (
         *(*keys.SYSTEMS, *keys.TOOLS, *keys.HISTORIES, *keys.CONTEXTS, *keys.OPTIONS, *keys.REASONINGS, *keys.MARKS),
-        *(*keys.CRITIQUES, *(key for names in keys.MEDIA.values() for key in names), *_PLAIN, *ASKED),
+        *(*keys.CRITIQUES, *(key for names in keys.MEDIA.values() for key in names), *_PLAIN, *QUESTIONS),
         *(column for columns in COLUMNS for column in columns),
     )
 )
@@ -109,7 +109,7 @@ def beside(record: Foreign, taken: frozenset[str], turns: tuple[Message, ...]) -
     if any(key in free for key in keys.MARKS) and _has_marks(free):
         turns = _marked(record, free, taken, turns, used)
     given = len(turns)
-    turns = _asked_with(free, turns, used, taken)
+    turns = _with_passages(free, turns, used, taken)
     turns = _thought(free, turns, used)
     for key in (*keys.HISTORIES, *keys.CONTEXTS):
         if key in free and (key in keys.HISTORIES or _is_talk(free[key])):
@@ -241,7 +241,7 @@ def history(record: Foreign, key: str) -> tuple[Message, ...]:
     raise RowError("wrong_shape", f"{key!r} holds {kind_of(found[0])}, expected [question, answer] pairs or messages")
 
 
-def _asked_with(
+def _with_passages(
     free: Foreign, turns: tuple[Message, ...], used: set[str], taken: frozenset[str]
 ) -> tuple[Message, ...]:
     """The turns with passages before, other prompts around, input and options after the first question."""
@@ -262,7 +262,7 @@ def _asked_with(
         for key, join in _joins(taken):
             if isinstance(text := free.get(key), str):
                 used.add(key)
-                again = _says(said, text) if key not in ASKED else _repeats(said, text)
+                again = _says(said, text) if key not in QUESTIONS else _repeats(said, text)
                 again = again or (key == "prompt" and (_is_word(text) or _renders(text, turns[place].content)))
                 if not again:
                     question = join.format(text, question)
@@ -277,7 +277,7 @@ def _joins(taken: frozenset[str]) -> Iterator[tuple[str, str]]:
     """The other prompts that may stand beside the one that was taken, and how they are joined (``{0}``) to it (``{1}``)."""
     yield "instruction", "{0}\n{1}"
     if "instruction" in taken:
-        yield from ((key, "{1}\n{0}") for key in ASKED)
+        yield from ((key, "{1}\n{0}") for key in QUESTIONS)
     elif "prompt" in taken:
         yield from ((key, "{1}\n{0}") for key in ("question", "problem"))
     else:

@@ -36,7 +36,7 @@ def _way(tree: Mapping[str, Foreign], leaf: Any) -> list[Foreign]:
     """The messages from the root to a leaf. Raises RowError (``wrong_shape``) where this is no tree."""
     parents = [node.get("parent", "") for node in tree.values()]
     if parents.count(None) != 1 or not {None, *tree} >= set(parents):
-        raise RowError("wrong_shape", f"the messages are no tree with one root: their parents are {parents}"[:200])
+        raise RowError("wrong_shape", f"the messages are not a tree with one root: their parents are {parents}"[:200])
     if not isinstance(leaf, str) or leaf not in tree:
         leaf = next((name for name in reversed(list(tree)) if name not in parents), None)
     found: list[Foreign] = []
@@ -44,14 +44,14 @@ def _way(tree: Mapping[str, Foreign], leaf: Any) -> list[Foreign]:
         found.append(tree[leaf]["message"])
         leaf = tree[leaf]["parent"]
     if leaf is not None:
-        raise RowError("wrong_shape", "the messages are no tree: some are their own ancestors")
+        raise RowError("wrong_shape", "the messages are not a tree: some are their own ancestors")
     return [message for message in reversed(found) if message is not None]
 
 
 def _turn(message: Foreign) -> Iterator[Foreign]:
     """The turn of a message, as other formats write it; none where it is hidden."""
-    told = message if isinstance(message, Mapping) else {}
-    author, content, about = (told.get(key) for key in ("author", "content", "metadata"))
+    fields = message if isinstance(message, Mapping) else {}
+    author, content, about = (fields.get(key) for key in ("author", "content", "metadata"))
     if not isinstance(content, Mapping) or not isinstance(author, Mapping):
         raise RowError("wrong_shape", f"a message without author or content: {str(message)[:80]}")
     parts = content.get("parts")

@@ -8,13 +8,13 @@ from typing import Any
 
 from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, is_unicode, meta_of
-from posttrain.data.formats.beside import ASKED, MEANING, beside, placeholder
+from posttrain.data.formats.beside import MEANING, QUESTIONS, beside, placeholder
 from posttrain.data.formats.turns import plain_turn
 from posttrain.types import Message, Origin, PromptRow, SftRow
 
 _TOOLS = frozenset(keys.TOOLS)
 _LOOKED_AT = MEANING | {"chosen", "rejected"}
-_BESIDE_TALK = _LOOKED_AT - set(ASKED)
+_BESIDE_TALK = _LOOKED_AT - set(QUESTIONS)
 """Beside turns a prompt is only a repetition of the first (UltraChat)."""
 _OTHER_BYTES = "bytes that are not UTF-8 (Windows text: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW)"
 
@@ -44,7 +44,7 @@ def prompt_row(record: Foreign, used: Set[str], messages: Iterable[Message], ori
     """The checked prompt of a record, as :func:`sft_row`. Reasons: also ``empty_prompt``, and ``has_reply`` where the last turn is a reply."""
     turns = tuple(messages)
     if not any(turn.content.strip() for turn in turns if turn.role != "system"):
-        raise RowError("empty_prompt", "the prompt is blank, or there is none")
+        raise RowError("empty_prompt", "the prompt is blank or missing")
     if turns[-1].role == "assistant":
         raise RowError("has_reply", "the last turn is a reply, and a prompt waits for one")
     found = beside(record, frozenset(used), turns)

@@ -30,7 +30,7 @@ def _detect(record: Foreign) -> bool:
 def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
     before, *parts = _TURN.split(optional_text(record, "chat"))
     if before.strip() or not parts:
-        raise RowError("wrong_shape", f"no chat of USER and ASSISTANT: {before[:80]!r}")
+        raise RowError("wrong_shape", f"not a chat of USER and ASSISTANT: {before[:80]!r}")
     system, tools = _system(optional_text(record, "system"))
     turns = [message for name, said in zip(parts[::2], parts[1::2], strict=True) for message in _said(name, said)]
     beside = {"tools": tools} if tools else {}

@@ -13,23 +13,15 @@ from functools import lru_cache
 from typing import Any
 
 TALKS = (
-    "messages",
-    "conversations",
-    "conversation",
-    "dialogue",
-    "dialog",
-    "dialogs",
-    "chat",
-    "chat_messages",
-    "turns",
-    "contents",
+    *("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat", "chat_messages", "turns"),
+    *("contents",),
 )
 """A list of turns; the first that is present is the conversation."""
 PROMPTS = (
     *("prompt", "instruction", "question", "query", "problem", "input", "source", "user_prompt", "user_input"),
     *("inputs", "question_stem"),
 )
-"""What is asked; the first that is present is the prompt."""
+"""What is question; the first that is present is the prompt."""
 REPLIES = (
     *("completion", "response", "output", "answer", "solution", "target", "std_answer"),
     *("assistant_response", "model_response", "generation", "targets", "generated_solution"),
@@ -139,8 +131,8 @@ def plain(record: Mapping[str, Any]) -> Mapping[str, Any]:
         record = {names.get(key, key): value for key, value in record.items()}
     if isinstance(inner := record.get("chat_template_kwargs"), dict):
         record = {**inner, **record}
-    if isinstance(asked := record.get("question"), dict) and "stem" in asked:
-        record = {**record, "question": asked["stem"], "choices": record.get("choices", asked.get("choices"))}
+    if isinstance(question := record.get("question"), dict) and "stem" in question:
+        record = {**record, "question": question["stem"], "choices": record.get("choices", question.get("choices"))}
     key = "context" if "context" in record else "turns"
     if isinstance(turns := record.get(key), list) and turns and record.keys().isdisjoint(_ASKING):
         prompt = turns if key == "context" and all(map(_is_turn, turns)) else _only_text(turns)

@@ -37,31 +37,31 @@ def _number(record: Foreign) -> tuple[int, int] | None:
 
 
 def _detect(record: Foreign) -> bool:
-    asked, answered = keys.first(record, _QUESTIONS), keys.first(record, _ANSWERS)
+    question, answer_key = keys.first(record, _QUESTIONS), keys.first(record, _ANSWERS)
     written = any(key in record for key in _WRITTEN)
-    return not written and asked is not None and answered is not None and bool(offered(record)[1])
+    return not written and question is not None and answer_key is not None and bool(offered(record)[1])
 
 
 def _parse(record: Foreign, origin: Origin, source: str, first: int = 0) -> SftRow:
-    asked, answered = keys.first(record, _QUESTIONS), keys.first(record, _ANSWERS)
+    question, answer_key = keys.first(record, _QUESTIONS), keys.first(record, _ANSWERS)
     columns, options = offered(record)
-    if asked is None or answered is None or not options:
+    if question is None or answer_key is None or not options:
         raise RowError("wrong_shape", f"no question, options or answer; keys: {', '.join(map(str, record))}"[:200])
-    prompt = turns_under(record, asked, "user") if keys.is_present(record[asked]) else ()
+    prompt = turns_under(record, question, "user") if keys.is_present(record[question]) else ()
     if not any(turn.content.strip() for turn in prompt):
         raise RowError("empty_prompt", "the question is blank")
-    answer = record[answered]
+    answer = record[answer_key]
     if isinstance(answer, str) and answer in columns:  # option2
         answer = options[columns.index(answer)].label
     if isinstance(record[columns[0]], list) and answer in record[columns[0]] and not isinstance(answer, bool):
         answer = str(answer)  # one of the numbers that are the options
     right = right_ones(answer, options, first)
-    reply = "\n".join(option.line for option in right) if right else text_of(answer, repr(answered))
+    reply = "\n".join(option.line for option in right) if right else text_of(answer, repr(answer_key))
     # the options as a column of their own are put below the question with everything else that stands beside it
     offer = {"options": [option._asdict() for option in options]}
     named = {key: value for key, value in record.items() if key not in columns} | offer
     others = {key for key in _ANSWERS if key in record}
-    return sft_row(named, {asked, *others}, (*prompt, Message("assistant", reply)), origin, source)
+    return sft_row(named, {question, *others}, (*prompt, Message("assistant", reply)), origin, source)
 
 
 MULTIPLE_CHOICE = Format(

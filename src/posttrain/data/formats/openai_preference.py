@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from posttrain.data.formats.base import Foreign, Format, RowError, kind_of
+from posttrain.data.formats.base import Foreign, Format, RowError, kind_of, value_in
 from posttrain.data.formats.sides import pair_row
-from posttrain.data.formats.turns import turns_under, value_in
+from posttrain.data.formats.turns import turns_under
 from posttrain.types import Origin, PairRow
 
 _SIDES = ("preferred_output", "non_preferred_output")

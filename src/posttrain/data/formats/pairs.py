@@ -23,8 +23,8 @@ _SCORES = tuple(
 
 
 def _detect(record: Foreign) -> bool:
-    told_better = hh_rlhf.detect(record) or ranking.detect(record)
-    return {"chosen", "rejected"} <= record.keys() and not told_better
+    known = hh_rlhf.detect(record) or ranking.detect(record)
+    return {"chosen", "rejected"} <= record.keys() and not known
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
@@ -47,8 +47,8 @@ def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
 
 def _is_said(prompt: Turns, shared: Turns) -> bool:
     """Whether a prompt given as text says what the shared turns say: a part of them, or a rendering of them."""
-    told, said = (" ".join(" ".join(turn.content for turn in turns).split()) for turns in (prompt, shared))
-    return told in said or all(" ".join(turn.content.split()) in told for turn in shared if turn.role == "user")
+    given, said = (" ".join(" ".join(turn.content for turn in turns).split()) for turns in (prompt, shared))
+    return given in said or all(" ".join(turn.content.split()) in given for turn in shared if turn.role == "user")
 
 
 def _margin(record: Foreign) -> float | None:

@@ -13,7 +13,7 @@ from posttrain.data.formats import keys
 from posttrain.data.formats.alpaca import question
 from posttrain.data.formats.base import Foreign, Format, RowError, items
 from posttrain.data.formats.conversation import prompt_row
-from posttrain.data.formats.transcripts import asked
+from posttrain.data.formats.transcripts import prompt_turns
 from posttrain.data.formats.turns import messages_in, role_of, talk, turns_under
 from posttrain.types import Message, Origin, PromptRow
 
@@ -23,20 +23,8 @@ PROMPT_KEYS = (
 )
 """The first of them that a record has is its prompt."""
 _REPLY_WORDS = (
-    "judg",
-    "feedback",
-    "answer",
-    "reply",
-    "output",
-    "completion",
-    "assistant",
-    "solution",
-    "chosen",
-    "rejected",
-    "gpt",
-    "bot",
-    "resp",
-    "code",
+    *("judg", "feedback", "answer", "reply", "output", "completion", "assistant", "solution", "chosen", "rejected"),
+    *("gpt", "bot", "resp", "code"),
 )
 _REFERENCE_WORDS = ("reference", "gold", "ground", "expected", "final", "correct")
 """Of keys under which a text may be the reply, and of those under which it is what a reply is compared with."""
@@ -59,7 +47,7 @@ def prompt_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
         return question(record)
     value = record[key]
     if isinstance(value, str) and messages_in(value) is None:
-        return asked(value), frozenset((key,))
+        return prompt_turns(value), frozenset((key,))
     return turns_under(record, key, "user"), frozenset((key,))
 
 

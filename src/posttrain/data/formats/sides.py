@@ -83,7 +83,7 @@ def _conversation(
 def _check(prompt: Turns, reply: Turns, name: str) -> None:
     """A prompt says something; the first and the last turn of a reply are the assistant's."""
     if not any(turn.content.strip() for turn in prompt):
-        raise RowError("empty_prompt", "the prompt is blank, or there is none")
+        raise RowError("empty_prompt", "the prompt is blank or missing")
     if not reply:
         raise RowError("empty_assistant_turn", f"the {name} reply has no turns")
     if is_whole(reply) or reply[-1].role != "assistant":

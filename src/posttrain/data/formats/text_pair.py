@@ -38,8 +38,8 @@ PAIRS = (
 
 def _detect(record: Foreign) -> bool:
     keys = _keys(record)
-    asked = None if keys is None else record[keys[0]]
-    return keys is not None and (isinstance(asked, str | None) or (isinstance(asked, list) and are_turns(asked)))
+    prompt = None if keys is None else record[keys[0]]
+    return keys is not None and (isinstance(prompt, str | None) or (isinstance(prompt, list) and are_turns(prompt)))
 
 
 _PLACES = {pair: place for place, pair in reversed(list(enumerate(PAIRS)))}

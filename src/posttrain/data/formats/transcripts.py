@@ -27,12 +27,12 @@ def transcript(text: str) -> tuple[Message, ...]:
     """The turns of a transcript. Raises RowError (``wrong_shape``) for another text."""
     before, *parts = _TURN.split(text)
     if before or not parts:
-        raise RowError("wrong_shape", f"no transcript of Human and Assistant: {text[:80]!r}")
+        raise RowError("wrong_shape", f"not a transcript of Human and Assistant: {text[:80]!r}")
     spoken = zip(parts[::2], parts[1::2], strict=True)
     return tuple(Message(_SPEAKERS[speaker], said.strip()) for speaker, said in spoken)
 
 
-def asked(text: str) -> tuple[Message, ...]:
+def prompt_turns(text: str) -> tuple[Message, ...]:
     """A prompt in text: the turns of a transcript that waits for the reply, otherwise one turn of the user."""
     if is_transcript(text) and text.rstrip().endswith(_OPEN):
         return transcript(text)[:-1]

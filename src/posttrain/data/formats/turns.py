@@ -16,44 +16,18 @@ from dataclasses import replace
 from typing import Any
 
 from posttrain.data.formats import keys
-from posttrain.data.formats.base import Foreign, RowError, finite, json_value, kind_of, objects, python_value
+from posttrain.data.formats.base import Foreign, RowError, finite, json_value, kind_of, objects, value_in
 from posttrain.types import Message, Role, ToolCall
 
-ROLE_NAMES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "systemmessage": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "humanmessage": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "aimessage": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "claude": "assistant",
-    "function_call": "assistant",
-    "function_calls": "assistant",
-    "tool_call": "assistant",
-    "tool_calls": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "environment": "tool",
-    "function_response": "tool",
-    "function_result": "tool",
-    "tool_response": "tool",
-    "tool_result": "tool",
-    "toolmessage": "tool",
-    "functionmessage": "tool",
-    "ipython": "tool",
+_ROLE_WORDS: Mapping[Role, str] = {
+    "system": "system developer systemmessage",
+    "user": "user human prompter humanmessage",
+    "assistant": "assistant gpt chatgpt bot chatbot model ai aimessage bing bard claude "
+    "function_call function_calls tool_call tool_calls",
+    "tool": "tool function observation environment function_response function_result tool_response tool_result toolmessage "
+    "functionmessage ipython",
 }
+ROLE_NAMES: Mapping[str, Role] = {word: role for role, words in _ROLE_WORDS.items() for word in words.split()}
 """Every role name that is understood, and the role it stands for."""
 CALL_ROLES = ("function_call", "function_calls", "tool_call", "tool_calls")
 """Roles of turns whose text is a call."""
@@ -61,8 +35,8 @@ CALL_ROLES = ("function_call", "function_calls", "tool_call", "tool_calls")
 _PLAIN_ROLES = {name: role for name, role in ROLE_NAMES.items() if name not in CALL_ROLES}
 _ROLES = ("role", "from", "speaker", "sender", "author", "type")
 _TEXTS = ("content", "value", "text", "message", "parts")
-_ASKED = ("human", "user", "input", "prompt", "question", "query", "instruction", "q")
-_ANSWERED = ("assistant", "gpt", "bot", "ai", "output", "response", "answer", "completion", "reply", "a")
+_QUESTIONS = ("human", "user", "input", "prompt", "question", "query", "instruction", "q")
+_ANSWERS = ("assistant", "gpt", "bot", "ai", "output", "response", "answer", "completion", "reply", "a")
 """Keys of an exchange, in small letters."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking")
@@ -141,14 +115,6 @@ def messages_in(text: str) -> list[Any] | None:
     value = value_in(text)
     turns = value if isinstance(value, list) else [value]
     return turns if are_turns(turns) and all(_named(turn, _TEXTS) for turn in turns) else None
-
-
-def value_in(text: str) -> Any:
-    """The value of a text in JSON, or as Python prints it (a column of a CSV that pandas wrote); None where it is neither."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return python_value(text)
 
 
 def role_of(turn: Foreign) -> Role | None:
@@ -297,7 +263,7 @@ def _messages(turn: Any) -> Iterable[Message]:
     """The messages of one entry of a list of turns."""
     if isinstance(turn, Mapping):
         turn = _unwrapped(turn)
-        if _named(turn, _ROLES) is None or (role_of(turn) is None and _asked_key(turn) and "role" not in turn):
+        if _named(turn, _ROLES) is None or (role_of(turn) is None and _question_key(turn) and "role" not in turn):
             return _exchange(turn)
         return _spoken(turn)
     if isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn):
@@ -335,7 +301,7 @@ def _spoken(turn: Foreign) -> Iterator[Message]:
     if role != "assistant" and not keys.is_present(content) and (others := _other_texts(turn)):
         raise RowError("wrong_shape", f"a turn of the {role} without a text, but with {', '.join(others)}"[:200])
     if _role_name(turn[key]) in CALL_ROLES:
-        yield Message(role, "", tool_calls=_calls(content if content is not None else turn), weight=weight_of(turn))
+        yield Message(role, "", tool_calls=calls_of(content if content is not None else turn), weight=weight_of(turn))
         return
     if role == "tool" and not isinstance(content, list):
         call_id = turn.get("tool_call_id")
@@ -353,7 +319,7 @@ def _spoken(turn: Foreign) -> Iterator[Message]:
     if (thoughts := thoughts_of(turn)) is not None:
         reasoning = (reasoning or "") + thoughts[1]
     for field in ("tool_calls", "function_call", "function_calls"):
-        calls += _calls(turn.get(field))
+        calls += calls_of(turn.get(field))
     yield Message(role, text, reasoning, calls, weight_of(turn))
 
 
@@ -367,9 +333,9 @@ def _other_texts(turn: Foreign) -> list[str]:
 
 def _exchange(turn: Foreign) -> Iterator[Message]:
     """What was asked and what was answered, in one entry of a conversation."""
-    asked, answered = _asked_key(turn), _named_small(turn, _ANSWERED)
-    short = "q" in (asked, answered) or "a" in (asked, answered)
-    if asked is None or (short and not (answered and keys.is_present(turn[asked]))) or _is_text(turn):
+    question_key, answer_key = _question_key(turn), _named_small(turn, _ANSWERS)
+    short = "q" in (question_key, answer_key) or "a" in (question_key, answer_key)
+    if question_key is None or (short and not (answer_key and keys.is_present(turn[question_key]))) or _is_text(turn):
         found = ", ".join(map(str, turn))
         raise RowError("unknown_role", f"a turn without a role; its keys: {found}"[:200])
     if (media := media_reason(turn)) is not None:
@@ -377,18 +343,18 @@ def _exchange(turn: Foreign) -> Iterator[Message]:
     system = next((turn[key] for key in keys.SYSTEMS if keys.is_present(turn.get(key))), None)
     if system is not None:
         yield Message("system", text_of(system, "the system prompt"))
-    parts = [turn[asked]]
-    if asked.lower() == "instruction" and keys.is_present(turn.get("input")):
+    parts = [turn[question_key]]
+    if question_key.lower() == "instruction" and keys.is_present(turn.get("input")):
         parts.append(turn["input"])
     if any(isinstance(part, list | Mapping) and part for part in parts):
-        raise RowError("wrong_shape", f"{asked!r} of a turn is {kind_of(turn[asked])}, expected text")
+        raise RowError("wrong_shape", f"{question_key!r} of a turn is {kind_of(turn[question_key])}, expected text")
     question = "\n".join(text_of(part, "what is asked") for part in parts if keys.is_present(part))
     if question:
         yield Message("user", question)
-    if answered is not None and keys.is_present(turn[answered]):
+    if answer_key is not None and keys.is_present(turn[answer_key]):
         thoughts = thoughts_of(turn)
         reasoning = None if thoughts is None else thoughts[1]
-        yield Message("assistant", text_of(turn[answered], "what is answered"), reasoning, weight=weight_of(turn))
+        yield Message("assistant", text_of(turn[answer_key], "what is answered"), reasoning, weight=weight_of(turn))
 
 
 def _is_text(turn: Foreign) -> bool:
@@ -397,8 +363,8 @@ def _is_text(turn: Foreign) -> bool:
     return key is not None and keys.is_present(turn[key])
 
 
-def _asked_key(turn: Foreign) -> str | None:
-    return _named_small(turn, _ASKED)
+def _question_key(turn: Foreign) -> str | None:
+    return _named_small(turn, _QUESTIONS)
 
 
 def _named_small(turn: Foreign, names: Sequence[str]) -> str | None:
@@ -443,7 +409,7 @@ def _content(content: Any) -> tuple[str, str | None, tuple[ToolCall, ...], list[
         kind = str(part.get("type") or (media[1] if media else "text"))
         value = next((part[key] for key in ("text", "value", "content", kind) if part.get(key) is not None), None)
         if kind in _CALL_PARTS:
-            calls += _calls(value if value is not None else part)
+            calls += calls_of(value if value is not None else part)
         elif kind == "tool_result":
             inner = _content(value)[0] if isinstance(value, list) else text_of(value, "a tool result")
             results.append(
@@ -470,18 +436,13 @@ def _medium(kind: Any) -> str | None:
 # ---- calls ---------------------------------------------------------------------------------------------------------
 
 
-def _calls(value: Any) -> tuple[ToolCall, ...]:
+def calls_of(value: Any) -> tuple[ToolCall, ...]:
     """The calls of ``tool_calls``, of a legacy ``function_call``, or of text: JSON with one call or a list, or Python calls."""
     if not keys.is_present(value):
         return ()
     if isinstance(value, str):
         value = _calls_in(value)
     return tuple(_call(item) for item in (value if isinstance(value, list | tuple) else [value]))
-
-
-def calls_of(value: Any) -> tuple[ToolCall, ...]:
-    """As :func:`_calls`, for formats whose reply is a list of calls."""
-    return _calls(value)
 
 
 def _calls_in(text: str) -> Any:

@@ -25,17 +25,8 @@ RESPONSES = tuple(
 )
 """The keys of two replies."""
 _VERDICTS = (
-    "better",
-    "better_response_id",
-    "preferred",
-    "preference",
-    "winner",
-    "label",
-    "choice",
-    "chosen",
-    "better_id",
-    "preference_strength",
-    "overall_preference",
+    *("better", "better_response_id", "preferred", "preference", "winner", "label", "choice", "chosen", "better_id"),
+    *("preference_strength", "overall_preference"),
 )
 _SIGNED = ("preference_strength", "overall_preference")
 _COMPARED = re.compile(r"\[*(\w+)\s*(>+|<+|=+)\s*(\w+)\]*")

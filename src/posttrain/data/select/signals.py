@@ -20,9 +20,9 @@ from typing import Any
 import polars as pl
 
 from posttrain.data.engine import map_rows
-from posttrain.data.rows import conversations
-from posttrain.data.steps import StepRun, blocks, count_rows
-from posttrain.data.text import compared_text, tokens
+from posttrain.data.rows import compared_texts
+from posttrain.data.steps import StepRun, blocks, count_rows, score_names
+from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.table import did_you_mean
 
@@ -36,7 +36,7 @@ VALUES: dict[str, Any] = {"row": pl.UInt32, "turn": pl.UInt32, "value": pl.Float
 
 
 def signal_values(
-    name: str, rows: Path, labels: Sequence[str], scored_by: str | None, run: StepRun, *, turns: bool = False
+    name: str, rows_file: Path, labels: Sequence[str], scored_by: str | None, run: StepRun, *, turns: bool = False
 ) -> pl.DataFrame:
     """The values [VALUES] of a signal, as far as the rows of a file have it; with ``turns`` those of single turns as well.
 
@@ -44,33 +44,33 @@ def signal_values(
     values of its turns, they stand for the row. Raises DataError where several models gave the score.
     """
     if name == LENGTH:
-        return _lengths(rows, run)
+        return _lengths(rows_file, run)
     if name.startswith(META):
-        found = _meta_values(name.removeprefix(META), rows, labels)
+        found = _meta_values(name.removeprefix(META), rows_file, labels)
     else:
-        found = _scores(name, rows, scored_by)
+        found = _scores(name, rows_file, scored_by)
     if not turns:
         return found.filter(pl.col("turn") == 0)
     return found.filter((pl.col("turn") > 0) | (pl.col("turn").max().over("row") == 0))
 
 
-def row_signal(name: str, rows: Path, labels: Sequence[str], scored_by: str | None, run: StepRun) -> pl.Series:
+def row_signal(name: str, rows_file: Path, labels: Sequence[str], scored_by: str | None, run: StepRun) -> pl.Series:
     """The value of a signal for every row of a file, null where it has none."""
-    values = signal_values(name, rows, labels, scored_by, run)
-    return _for_every_row(values, rows).rename(name)
+    values = signal_values(name, rows_file, labels, scored_by, run)
+    return _for_every_row(values, rows_file).rename(name)
 
 
 def turn_products(
-    first: str, second: str, rows: Path, labels: Sequence[str], scored_by: str | None, run: StepRun
+    first: str, second: str, rows_file: Path, labels: Sequence[str], scored_by: str | None, run: StepRun
 ) -> pl.Series:
     """The sum over the turns of one signal times another, for every row.
 
     Null where one of them is missing, or they are not about the same turns. Raises DataError where that is so everywhere.
     """
-    left, right = (signal_values(name, rows, labels, scored_by, run, turns=True) for name in (first, second))
+    left, right = (signal_values(name, rows_file, labels, scored_by, run, turns=True) for name in (first, second))
     for name, found in ((first, left), (second, right)):
-        if not len(found) and count_rows(rows):
-            raise missing(name, rows)
+        if not len(found) and count_rows(rows_file):
+            raise missing(name, rows_file)
     both = left.join(right, on=["row", "turn"], how="full", coalesce=True, suffix="_right")
     complete = pl.col("value").is_not_null().all() & pl.col("value_right").is_not_null().all()
     product = pl.col("value") * pl.col("value_right")
@@ -81,10 +81,10 @@ def turn_products(
             where="select.rule",
             fix=f"give both for the whole row, or both for every turn ({first}.1, {second}.1, ...)",
         )
-    return _for_every_row(summed, rows).rename(PRODUCT)
+    return _for_every_row(summed, rows_file).rename(PRODUCT)
 
 
-def missing(name: str, rows: Path) -> DataError:
+def missing(name: str, rows_file: Path) -> DataError:
     """The error of a signal that no row has, with the command that makes it."""
     if name.startswith(META):
         return DataError(
@@ -92,29 +92,27 @@ def missing(name: str, rows: Path) -> DataError:
             where="select.rule",
             fix="name a key that the rows' meta has; give its texts in order as labels",
         )
-    known: set[str] = set()
-    for _, block in blocks(rows, ["scores"]):
-        known.update(block["scores"].explode().struct.field("name").drop_nulls().unique())
+    known = score_names(rows_file)
     found = f"they carry: {', '.join(sorted(known))}" if known else "they carry no scores"
     if name in BY_MODEL:
         fix = "score them first: posttrain score FILES --model MODEL -o scored, then select from scored/rows.parquet"
     else:
         fix = f"name a score they carry, {LENGTH}, or a key of their meta as {META}KEY"
     return DataError(
-        f"no row carries the score {name!r}{did_you_mean(name, known)} ({found})", where=str(rows), fix=fix
+        f"no row carries the score {name!r}{did_you_mean(name, known)} ({found})", where=str(rows_file), fix=fix
     )
 
 
-def _for_every_row(values: pl.DataFrame, rows: Path) -> pl.Series:
-    every = pl.DataFrame({"row": pl.int_range(count_rows(rows), dtype=pl.UInt32, eager=True)})
+def _for_every_row(values: pl.DataFrame, rows_file: Path) -> pl.Series:
+    every = pl.DataFrame({"row": pl.int_range(count_rows(rows_file), dtype=pl.UInt32, eager=True)})
     return every.join(values.select("row", "value"), on="row", how="left", maintain_order="left")["value"]
 
 
-def _scores(name: str, rows: Path, scored_by: str | None) -> pl.DataFrame:
+def _scores(name: str, rows_file: Path, scored_by: str | None) -> pl.DataFrame:
     pattern = rf"^{re.escape(name)}(\.[1-9][0-9]*)?$"
     frames = [pl.DataFrame(schema=VALUES | {"by": pl.String})]
     models: set[str | None] = set()
-    for begin, block in blocks(rows, ["scores"]):
+    for begin, block in blocks(rows_file, ["scores"]):
         entries = (
             block.with_row_index("row", begin)
             .explode("scores")
@@ -136,10 +134,10 @@ def _scores(name: str, rows: Path, scored_by: str | None) -> pl.DataFrame:
     return pl.concat(frames).group_by("row", "turn", maintain_order=True).agg(pl.col("value").mean())
 
 
-def _meta_values(key: str, rows: Path, labels: Sequence[str]) -> pl.DataFrame:
+def _meta_values(key: str, rows_file: Path, labels: Sequence[str]) -> pl.DataFrame:
     ranks = {label.casefold(): float(rank) for rank, label in enumerate(labels, 1)}
     found: list[tuple[int, int, float]] = []
-    for begin, block in blocks(rows, ["meta"]):
+    for begin, block in blocks(rows_file, ["meta"]):
         for row, text in enumerate(block["meta"].to_list(), begin):
             if text == "{}":
                 continue
@@ -164,13 +162,13 @@ def _number(value: Any, ranks: dict[str, float]) -> float | None:
     return None
 
 
-def _lengths(rows: Path, run: StepRun) -> pl.DataFrame:
+def _lengths(rows_file: Path, run: StepRun) -> pl.DataFrame:
     frames = [pl.DataFrame(schema=VALUES)]
-    for begin, lengths in map_rows(_answer_lengths, rows, ["messages"], run, "length of answers"):
+    for begin, lengths in map_rows(_answer_lengths, rows_file, ["messages"], run, "length of answers"):
         places = pl.int_range(begin, begin + len(lengths), dtype=pl.UInt32, eager=True)
         frames.append(pl.DataFrame({"row": places, "turn": 0, "value": lengths}, schema=VALUES))
     return pl.concat(frames)
 
 
 def _answer_lengths(block: pl.DataFrame) -> list[float]:
-    return [float(len(tokens(compared_text(messages, "assistant")))) for messages in conversations(block)]
+    return [float(len(tokens(text))) for text in compared_texts(block, "assistant")]

@@ -1,0 +1,96 @@
+"""By likelihood: of several answers to one instruction the likeliest (GRAPE)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import polars as pl
+from annotated_types import Ge
+
+from posttrain.data.engine import map_rows
+from posttrain.data.rows import conversations
+from posttrain.data.select.gates import Gates, passing
+from posttrain.data.select.outcome import Context, Outcome, row_table, scored_rows, short
+from posttrain.data.split import prompt_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grape:
+    """Of several answers to one instruction keep the likeliest under the base model (GRAPE, arXiv 2502.04194)."""
+
+    method: Literal["grape"]
+    gates: Gates = field(default_factory=Gates)
+    """What an answer must pass to be a candidate."""
+    min_candidates: Annotated[int, Ge(2)] = 2
+    """Fewest candidates for a choice."""
+    alone: Literal["keep", "drop"] = "keep"
+    """What happens to the candidates of instructions that have fewer."""
+
+    def choose(self, context: Context) -> Outcome:
+        """What the rule keeps of the rows."""
+        keys = [
+            key
+            for _, found in map_rows(
+                instruction_keys, context.rows_file, ["messages", "tools"], context.run, "instructions"
+            )
+            for key in found
+        ]
+        table = row_table(context, [context.signal("mean_logp"), pl.Series("instruction", keys, dtype=pl.String)])
+        outcome = Outcome(table, ["mean_logp"])
+        value = pl.col("mean_logp")
+        passed = passing(self.gates, table, context, outcome)
+        candidates = (
+            scored_rows(passed, "mean_logp", context, outcome)
+            .sort(-value, "place")
+            .with_columns(
+                candidates=pl.len().over("instruction"),
+                best=value.first().over("instruction"),
+                winner=pl.col("id").first().over("instruction"),
+                rank=pl.int_range(1, pl.len() + 1).over("instruction"),
+            )
+        )
+        enough = pl.col("candidates") >= self.min_candidates
+        few, many = candidates.filter(~enough), candidates.filter(enough)
+        must = f">= {self.min_candidates}" if self.alone == "drop" else "any"
+        outcome.judge(
+            candidates, "candidates", pl.col("candidates"), pl.lit(must), enough | pl.lit(self.alone == "keep")
+        )
+        if self.alone == "drop":
+            outcome.drop(
+                few,
+                "alone",
+                pl.format(
+                    "{} candidates for this instruction, at least {} are needed",
+                    "candidates",
+                    pl.lit(self.min_candidates),
+                ),
+            )
+        first = pl.col("rank") == 1
+        outcome.judge(
+            many, "mean_logp", value, pl.format("highest of {} ({})", "candidates", short(pl.col("best"))), first
+        )
+        outcome.drop(
+            many.filter(~first),
+            "less_likely",
+            pl.format(
+                "mean log-prob {}, the likeliest of {} has {}", short(value), "candidates", short(pl.col("best"))
+            ),
+            pl.col("winner"),
+        )
+        sizes = candidates.filter(pl.col("rank") == 1)["candidates"].value_counts().sort("candidates")
+        outcome.facts["groups"] = {
+            "instructions": int(table["instruction"].n_unique()),
+            "with_a_choice": int(many["instruction"].n_unique()),
+            "alone": len(few),
+            "candidates": {str(size): count for size, count in sizes.iter_rows()},
+        }
+        return outcome
+
+
+def instruction_keys(block: pl.DataFrame) -> list[str]:
+    """Equal for rows that differ in nothing but the assistant's turns: the same turns of others, the same tools."""
+    return [
+        prompt_key([message for message in messages if message.role != "assistant"]) + tools
+        for messages, tools in zip(conversations(block), block["tools"].to_list(), strict=True)
+    ]

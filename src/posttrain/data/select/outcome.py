@@ -1,0 +1,115 @@
+"""What every method of selection is given, and what it gives: rows dropped, verdicts, facts.
+
+All methods work on one table of the rows in a canonical order (a seeded hash of the content id), so no result depends on
+the order in which the rows came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from posttrain.data.select.signals import missing, row_signal
+from posttrain.data.steps import StepRun, rejects_of, verdicts_of
+from posttrain.errors import ConfigError
+
+NO_SCORE = "no_score"
+RESERVED = {"row", "id", "source", "place", "kept", "low", "high", "rank", "best", "winner", "candidates"}
+RESERVED |= {"value", "order", "near", "taken", "looked_at", "instruction"}
+"""Names of columns in here that no signal may have."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every method is given."""
+
+    rows_file: Path
+    labels: Sequence[str]
+    """Texts that count as signals, from low to high."""
+    scored_by: str | None
+    unscored: Literal["drop", "keep"]
+    seed: int
+    run: StepRun
+
+    def signal(self, name: str) -> pl.Series:
+        """A signal for every row, in the order of the file. Raises DataError where no row has it."""
+        values = self.read(name)
+        if len(values) and values.null_count() == len(values):
+            raise missing(name, self.rows_file)
+        return values
+
+    def read(self, name: str) -> pl.Series:
+        """A signal for every row, in the order of the file; null where a row has none."""
+        if name in RESERVED:
+            raise ConfigError(f"a signal can't be called {name!r}", where="select", fix="give the score another name")
+        return row_signal(name, self.rows_file, self.labels, self.scored_by, self.run)
+
+
+@dataclass
+class Outcome:
+    """What a method decides. ``table``: the rows in canonical order with the signals that were used."""
+
+    table: pl.DataFrame
+    signals: list[str]
+    rejects: list[pl.DataFrame] = field(default_factory=list)
+    verdicts: list[pl.DataFrame] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def judge(self, rows: pl.DataFrame, check: str, value: pl.Expr, limit: pl.Expr, passed: pl.Expr) -> None:
+        """Add a verdict for some rows."""
+        self.verdicts.append(verdicts_of(rows, check, value, limit, passed))
+
+    def drop(self, rows: pl.DataFrame, reason: str, detail: pl.Expr, twin: pl.Expr | None = None) -> None:
+        """Drop some rows."""
+        self.rejects.append(rejects_of(rows, pl.lit(reason), detail, twin))
+
+
+def row_table(context: Context, columns: Sequence[pl.Series]) -> pl.DataFrame:
+    """Every row with its place, id, source and the columns (in the order of the file), in canonical order.
+
+    ``place``: the rank of the row in that order, which settles ties.
+    """
+    frame = (
+        pl.scan_parquet(context.rows_file, row_index_name="row").select("row", "id", "source", "file", "line").collect()
+    )
+    seed = context.seed
+    hashed = [hashlib.sha256(f"{seed}:{row_id}".encode()).digest() for row_id in frame["id"]]
+    return (
+        frame.with_columns(pl.Series("hash", hashed, dtype=pl.Binary), *columns)
+        .sort("hash", "id", "file", "line", "row")
+        .drop("hash", "file", "line")
+        .with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("place"))
+    )
+
+
+def scored_rows(table: pl.DataFrame, name: str, context: Context, outcome: Outcome) -> pl.DataFrame:
+    """The rows that have a signal; the others are dropped or stay, as the step says."""
+    without = table.filter(pl.col(name).is_null())
+    if len(without) and context.unscored == "drop":
+        outcome.judge(without, name, pl.lit(None), pl.lit("a value"), pl.lit(False))
+        outcome.drop(without, NO_SCORE, pl.lit(f"the row has no {name}"))
+    elif len(without):
+        outcome.notes[NO_SCORE] = len(without)
+    return table.filter(pl.col(name).is_not_null())
+
+
+def num_wanted(amount: float, num_rows: int, where: str) -> int:
+    """A number of rows: a share below 1 (halves up, at least one row), otherwise a whole number."""
+    if amount < 1:
+        return max(1, int(amount * num_rows + 0.5))
+    if amount != int(amount):
+        raise ConfigError(
+            f"{amount} is neither a share below 1 nor a number of rows", where=where, fix="give 0.1 or 500"
+        )
+    return int(amount)
+
+
+def short(number: pl.Expr) -> pl.Expr:
+    """A number with six significant figures, as text."""
+    return number.round_sig_figs(6).cast(pl.String)
