@@ -798,7 +798,7 @@ def sections(annotation: type) -> tuple[Section, ...]:
     """Every key that may be written, dataclass by dataclass, from the outside in."""
     return tuple(
         Section(path, choice, inspect.cleandoc(owner.__doc__ or ""), _keys(owner))
-        for owner, (path, choice) in _reachable(annotation).items()
+        for owner, (path, choice) in configurations(annotation).items()
     )
 
 
@@ -812,7 +812,7 @@ def _keys(owner: type) -> tuple[Key, ...]:
     return tuple(found)
 
 
-def _reachable(annotation: Any) -> dict[type, tuple[str, str | None]]:
+def configurations(annotation: Any) -> dict[type, tuple[str, str | None]]:
     """Every dataclass below an annotation, with the path it stands at first and the choice that selects it."""
     found: dict[type, tuple[str, str | None]] = {}
 
@@ -848,7 +848,7 @@ def _inline(value: Any) -> str:
 def json_schema(annotation: type) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a dataclass, with field docstrings and defaults, for editors."""
     schema = _adapter(annotation).json_schema()
-    for owner in _reachable(annotation):
+    for owner in configurations(annotation):
         definition = schema if owner is annotation else schema["$defs"][owner.__name__]
         definition["additionalProperties"] = False
         docs = field_docs(owner)

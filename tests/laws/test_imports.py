@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 
@@ -249,6 +250,49 @@ def test_every_configuration_field_is_read_by_some_code() -> None:
     fields = configuration_fields()
     assert len(fields) > 40
     assert [f"{section}: {name}" for section, name in fields if name not in read] == []
+
+
+WORDS = {
+    *("Recipe.name", "ReportStage.title", "TrainStage.device", "EvalStage.device", "LoraAdapter.targets"),
+    *("Source.format", "Source.columns", "Source.name", "Source.split", "Source.config"),
+    *("Benchmark.name", "Benchmark.columns", "Benchmark.split", "Benchmark.config"),
+    *(
+        "LanguageFilter.keep",
+        "Harmful.extra_terms",
+        "Harmful.score",
+        "DedupStep.prefer",
+        "SplitStep.topic",
+        "MixStep.leave_out",
+    ),
+    *("SelectStep.scored_by", "SelectStep.labels", "SelectStep.compare", "Medium.signal", "Diversity.order_by"),
+    *("Deita.complexity", "Deita.quality", "FewButGood.order_by"),
+    *(
+        "DedupStep.encoder",
+        "EmbeddingTier.encoder",
+        "EmbeddingDistance.encoder",
+        "DiversityBenchmark.encoder",
+    ),  # of a table
+    *("SafetyBenchmark.language", "SafetyBenchmark.text_column", "SafetyBenchmark.type_column"),
+    *("JudgeSource.endpoint", "JudgeSource.model", "JudgeSource.api_key_env", "Plan.criteria"),
+}
+"""Texts of a configuration that name no file, model, rows or stage."""
+
+
+def test_a_configuration_names_nothing_without_a_marker() -> None:
+    from posttrain.config import configurations, fields_of, shape_of
+    from posttrain.lab.recipe import Recipe
+    from posttrain.references import Marker
+
+    def unmarked(annotation: Any) -> bool:
+        shape = shape_of(annotation)
+        inner = shape.members or (get_args(shape.base) if get_origin(shape.base) in (tuple, dict) else ())
+        if shape.base is str:
+            return not any(isinstance(limit, Marker) for limit in shape.limits)
+        return any(unmarked(part) for part in (inner[-1:] if get_origin(shape.base) is dict else inner))
+
+    fields = [(owner, *field) for owner in configurations(Recipe) for field in fields_of(owner).items()]
+    found = {f"{owner.__name__}.{name}" for owner, name, annotation in fields if unmarked(annotation)}
+    assert found == WORDS
 
 
 def test_configurations_are_frozen() -> None:
