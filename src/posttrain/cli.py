@@ -112,14 +112,14 @@ def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("ru
 
 
 @contextlib.contextmanager
-def _experiment(recipe: Recipe, folder: Path) -> Iterator[Experiment]:
+def _experiment(recipe: Recipe, folder: Path, *, stderr: bool = False) -> Iterator[Experiment]:
     """A recipe ready to be run, with progress on the terminal; Ctrl-C is one clear message."""
     from posttrain.artifacts import RunDir
     from posttrain.lab.display import Display
     from posttrain.lab.engine import Experiment
 
     try:
-        with Display(_console()) as display:
+        with Display(_console(stderr=stderr)) as display:
             yield Experiment(recipe, RunDir(folder), display)
     except KeyboardInterrupt:
         raise InterruptedRunError(
@@ -254,31 +254,24 @@ def _data_step(kind: str, about: str) -> None:
         import json
 
         from posttrain.errors import ConfigError
-        from posttrain.lab import data_commands
+        from posttrain.lab import one_stage
         from posttrain.lab.options import parse_columns, split_arguments
+        from posttrain.report import terminal
 
         if help_wanted:
-            typer.echo(ctx.get_help() + "\n\n" + data_commands.options_help(kind))
+            typer.echo(ctx.get_help() + "\n\n" + one_stage.options_help(kind))
             raise typer.Exit
         files, options = split_arguments(ctx.args)
         if out is None:
             raise ConfigError("no output folder", where=f"posttrain data {kind}", fix="say where to write: -o DIR")
-        wanted = data_commands.DataCommand(
-            files=tuple(files),
-            out=out,
-            row_format=row_format,
-            columns=parse_columns(columns),
-            split=from_split,
-            config=config,
-            workers=workers,
-            engine=engine,
-            seed=seed,
-        )
-        told = data_commands.run_data_command(kind, options, wanted, _console(stderr=as_json))
+        sources = one_stage.sources_of(files, row_format, parse_columns(columns), from_split, config)
+        recipe = one_stage.data_recipe(kind, options, sources, out, seed, workers, engine)
+        with _experiment(recipe, out, stderr=as_json) as experiment:
+            experiment.execute()
         if as_json:
-            typer.echo(json.dumps(told, ensure_ascii=False))
+            typer.echo(json.dumps(one_stage.step_record(kind, out), ensure_ascii=False))
         else:
-            _console().print(data_commands.summary(kind, told, out), highlight=False)
+            _console().print(terminal.section(one_stage.step_section(kind, out)), highlight=False)
 
 
 for _kind, _about in {
@@ -310,11 +303,12 @@ def data_profile(
     as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
 ) -> None:
     """Describe rows: lengths, turns, languages, sources, what every step removed. A table, profile.html, profile.json."""
-    from posttrain.lab import data_commands
+    from posttrain.lab.one_stage import sources_of
     from posttrain.lab.options import parse_columns
+    from posttrain.lab.profile_command import run_profile
 
-    sources = data_commands.sources_of(files, row_format, parse_columns(columns), split, config)
-    page, shown = data_commands.run_profile(sources, out, model, workers, _console(stderr=as_json))
+    sources = sources_of(files, row_format, parse_columns(columns), split, config)
+    page, shown = run_profile(sources, out, model, workers, _console(stderr=as_json))
     if as_json:
         typer.echo((out / "profile.json").read_text(encoding="utf-8"))
     else:
@@ -410,30 +404,30 @@ def score(
     """Score rows with a model: loss, IFD and mean log-prob of the answers. Killed? Run it again: it goes on."""
     import json
 
-    from posttrain.lab.display import Display
+    from posttrain.artifacts import RunDir, read_json
+    from posttrain.lab.one_stage import score_recipe, sources_of
     from posttrain.lab.options import parse_columns
-    from posttrain.lab.scoring import Scoring, score_files, summary
+    from posttrain.report import terminal
+    from posttrain.stages.score import ScoreStage
 
-    scoring = Scoring(
-        model=model,
-        base=base,
-        template=template,
-        max_length=max_length,
-        batch_tokens=batch_tokens,
-        device=device,
-        dtype=dtype,
-        row_format=row_format,
-        columns=parse_columns(columns),
-        split=split,
-        config=config,
-    )
-    console = _console(stderr=as_json)
-    with Display(console) as display:
-        facts = score_files(files, out, scoring, display)
+    sources = sources_of(files, row_format, parse_columns(columns), split, config)
+    score_keys = {
+        "model": model,
+        "base": base,
+        "template": None if template is None else str(template),
+        "max_length": max_length,
+        "batch_tokens": batch_tokens,
+        "device": device,
+        "dtype": dtype,
+    }
+    with _experiment(score_recipe(sources, score_keys, out), out, stderr=as_json) as experiment:
+        experiment.execute()
+    stage = RunDir(out).stage("score")
     if as_json:
-        typer.echo(json.dumps(facts, ensure_ascii=False))
+        typer.echo(json.dumps(read_json(stage.file("facts.json")), ensure_ascii=False))
     else:
-        console.print(summary(facts, out))
+        _console().print(terminal.section(ScoreStage.section(stage)), highlight=False)
+        _console().print(f"\nRows are in {stage.file('rows', 'train.parquet')}", highlight=False)
 
 
 @app.command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from posttrain.lab import data_commands
+from posttrain.lab import one_stage
 from posttrain.lab.options import split_arguments
 
 Cli = Callable[..., Any]
@@ -34,23 +35,28 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
+def rows_of(out: Path, kind: str) -> Path:
+    """The rows that a command has written."""
+    return out / kind / "rows" / "train.parquet"
+
+
 def test_dedup_writes_what_it_promises(cli: Cli, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ("data", "dedup", pairs, "-o", out, "--method", "minhash", "--threshold", "0.7", "--fields", "user")
     done = cli(*command)
     assert done.code == 0, done.err
-    for name in ("rows.parquet", "clusters.parquet", "rejects.parquet", "ledger.json", "facts.json"):
-        assert (out / name).is_file(), name
-    assert not [path.name for path in out.iterdir() if path.is_dir()]
-    ledger = json.loads((out / "ledger.json").read_text())
+    step, rows_file = out / "dedup" / "steps" / "01-dedup", rows_of(out, "dedup")
+    for name in ("clusters.parquet", "rejects.parquet", "ledger.json", "facts.json"):
+        assert (step / name).is_file(), name
+    ledger = json.loads((out / "dedup" / "ledger.json").read_text())
     assert ledger["rows_in"] == 10
-    assert ledger["rows_kept"] == 8 == len(pl.read_parquet(out / "rows.parquet"))
+    assert ledger["rows_kept"] == 8 == len(pl.read_parquet(rows_file))
     assert [r["reason"] for r in ledger["rejects"]] == ["broken_json"]
-    rejects = pl.read_parquet(out / "rejects.parquet")
-    assert rejects["twin"][0] in pl.read_parquet(out / "rows.parquet")["id"].to_list()
-    before = (out / "rows.parquet").stat().st_mtime_ns
+    rejects = pl.read_parquet(step / "rejects.parquet")
+    assert rejects["twin"][0] in pl.read_parquet(rows_file)["id"].to_list()
+    before = rows_file.stat().st_mtime_ns
     told = cli(*command, "--json")
-    assert (out / "rows.parquet").stat().st_mtime_ns == before  # finished: not run again
+    assert rows_file.stat().st_mtime_ns == before  # finished: not run again
     assert json.loads(told.out)["facts"]["threshold"] == 0.7
 
 
@@ -60,17 +66,15 @@ def test_other_options_in_the_same_folder_replace_it_another_step_does_not(
     out = tmp_path / "out"
     assert cli("data", "dedup", pairs, "-o", out).code == 0
     assert cli("data", "dedup", pairs, "-o", out, "--method=exact").code == 0
-    assert len(pl.read_parquet(out / "rows.parquet")) == 9  # a full stop and an exclamation mark differ
-    assert json.loads((out / "facts.json").read_text())["method"] == "exact"
-    files = [path for path in out.iterdir() if path.is_file() and path.name != ".lock"]
-    before = [path.read_bytes() for path in files]
-    assert "data dedup" in cli("data", "filter", pairs, "-o", out).err
+    assert len(pl.read_parquet(rows_of(out, "dedup"))) == 9  # a full stop and an exclamation mark differ
+    assert "stages (dedup)" in cli("data", "filter", pairs, "-o", out).refused()
+    before = rows_of(out, "dedup").read_bytes()
     broken = out.parent / "broken.jsonl"
     broken.write_text("{broken\n")
     assert cli("data", "dedup", broken, "-o", out).code == 2
-    assert [path.read_bytes() for path in files] == before
-    (out / "command.json").write_text('"an identity alone, as folders had it once"')
-    assert cli("data", "dedup", pairs, "-o", out).code == 0
+    assert before in [path.read_bytes() for path in (out / ".replaced").glob("*/rows/train.parquet")]
+    assert cli("data", "dedup", pairs, "-o", out, "--method=exact").code == 0
+    assert rows_of(out, "dedup").read_bytes() == before
 
 
 def test_steps_follow_each_other_with_lineage(cli: Cli, pairs: Path, tmp_path: Path) -> None:
@@ -78,14 +82,15 @@ def test_steps_follow_each_other_with_lineage(cli: Cli, pairs: Path, tmp_path: P
         cli("data", "filter", pairs, "-o", tmp_path / "a", "--length.min_user_tokens", "3", "--refusal", "null").code
         == 0
     )
-    done = cli("data", "split", tmp_path / "a" / "rows.parquet", "-o", tmp_path / "b", "--validation", "2")
+    done = cli("data", "split", tmp_path / "a", "-o", tmp_path / "b", "--validation", "2")
     assert done.code == 0, done.err
-    train = pl.read_parquet(tmp_path / "b" / "train.parquet")
+    train = pl.read_parquet(rows_of(tmp_path / "b", "split"))
+    assert len(pl.read_parquet(tmp_path / "b" / "split" / "rows" / "held_out.parquet")) == 2
     assert {v["step"] for verdicts in train["verdicts"].to_list() for v in verdicts} >= {"filter"}
     assert set(train["file"]) == {str(pairs)}
-    done = cli("data", "profile", tmp_path / "b" / "rows.parquet", "-o", tmp_path / "c", "--json")
+    done = cli("data", "profile", tmp_path / "b", "-o", tmp_path / "c", "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out)["rows"] == len(pl.read_parquet(tmp_path / "b" / "rows.parquet"))
+    assert json.loads(done.out)["rows"] == len(train)
     assert "<html" in (tmp_path / "c" / "profile.html").read_text()
 
 
@@ -93,12 +98,12 @@ def test_steps_follow_each_other_with_lineage(cli: Cli, pairs: Path, tmp_path: P
 def test_help_teaches_every_option(cli: Cli, kind: str) -> None:
     shown = cli("data", kind, "--help")
     assert shown.code == 0
-    for field in data_commands.STEPS[kind].__dataclass_fields__:
+    for field in one_stage.STEPS[kind].__dataclass_fields__:
         assert field == "kind" or f"--{field}" in shown.out
 
 
 def test_every_step_has_a_command() -> None:
-    assert sorted(data_commands.STEPS) == sorted(KINDS)
+    assert sorted(one_stage.STEPS) == sorted(KINDS)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +152,8 @@ def test_no_usable_rows_says_why(command: tuple[str, str], cli: Cli, tmp_path: P
     assert f"{path}:1: empty_assistant_turn: " in said
     assert said.count(f"{path}:") >= 3
     assert said == cli(*command, path, "-o", tmp_path / "out").refused()  # and again
-    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    stage = tmp_path / "out" / ("" if command[1] == "profile" else command[1])
+    ledger = json.loads((stage / "ledger.json").read_text())
     assert (ledger["rows_in"], ledger["rows_kept"], len(ledger["rejects"])) == (5, 0, 5)
 
 
@@ -162,12 +168,12 @@ def test_a_split_and_names_of_sources_can_be_given(cli: Cli, pairs: Path, tmp_pa
     assert "--split train" in cli(*both).refused()
     done = cli(*both, "--split", "train", "--counts", "{one: 3}")
     assert done.code == 0, done.err
-    rows = pl.read_parquet(tmp_path / "out" / "rows.parquet")
+    rows = pl.read_parquet(rows_of(tmp_path / "out", "mix"))
     assert sorted(rows["source"].to_list()) == ["one"] * 3 + ["two"] * 6
-    done = cli("data", "split", f"mixed={tmp_path}/out/rows.parquet", "-o", tmp_path / "split", "--validation", "2")
+    done = cli("data", "split", f"mixed={tmp_path}/out", "-o", tmp_path / "split", "--validation", "2")
     assert done.code == 0, done.err
-    assert "validation: 2" in done.out
-    assert set(pl.read_parquet(tmp_path / "split" / "rows.parquet")["source"]) == {"mixed"}
+    assert re.search(r"validation +2\b", done.out)
+    assert set(pl.read_parquet(rows_of(tmp_path / "split", "split"))["source"]) == {"mixed"}
 
 
 def test_a_benchmark_with_half_a_surrogate_pair_is_looked_for(cli: Cli, pairs: Path, tmp_path: Path) -> None:
@@ -176,7 +182,7 @@ def test_a_benchmark_with_half_a_surrogate_pair_is_looked_for(cli: Cli, pairs: P
     exams = f"[{{name: x, path: {exam}}}]"
     done = cli("data", "decontaminate", pairs, "-o", tmp_path / "o", "--benchmarks", exams, "--limit", "0.9")
     assert done.code == 0, done.err
-    rejects = pl.read_parquet(tmp_path / "o" / "rejects.parquet")
+    rejects = pl.read_parquet(tmp_path / "o" / "decontaminate" / "steps" / "01-decontaminate" / "rejects.parquet")
     assert len(rejects) == 2  # the question, and the one that ends with another mark
 
 

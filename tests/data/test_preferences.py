@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from posttrain.artifacts import StageDir, read_json
+from posttrain.artifacts import RunDir, StageDir, read_json
 from posttrain.data.config import ChainStep, DataSettings, PairRule, Source
 from posttrain.data.decontaminate.benchmarks import Benchmark
 from posttrain.data.decontaminate.step import DecontaminateStep
@@ -39,8 +39,10 @@ from posttrain.data.select.apart import Diversity, NgramNovelty
 from posttrain.data.select.step import SelectStep
 from posttrain.data.split import SplitStep, prompt_key
 from posttrain.errors import DataError
-from posttrain.lab.data_commands import DataCommand, gather_rows, run_data_command
 from posttrain.lab.display import Display
+from posttrain.lab.engine import Experiment
+from posttrain.lab.one_stage import score_recipe
+from posttrain.lab.profile_command import run_profile
 from posttrain.types import Message, Origin, PairRow, SftRow, UnpairedRow
 
 TALK = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
@@ -326,21 +328,21 @@ def test_a_step_reads_files_without_the_columns_of_preferences(tmp_path: Path) -
     old, new = tmp_path / "old.parquet", tmp_path / "new.parquet"
     rows_frame(rows).drop(*PREFERENCE).write_parquet(old)
     write_rows(new, rows_frame(rows))
-    told = [command(path, tmp_path / path.stem) for path in (old, new)]
-    assert told[0]["facts"] == told[1]["facts"]
-    assert pl.read_parquet(tmp_path / "old" / "rows.parquet").equals(pl.read_parquet(tmp_path / "new" / "rows.parquet"))
-    with Display(Console(quiet=True)) as display:
-        both, _ = gather_rows([Source(path=str(old)), Source(path=str(new))], tmp_path / "both", display)
-    assert len(read_rows(both)) == 8
+    kept = [deduplicated(path, tmp_path / path.stem) for path in (old, new)]
+    assert kept[0].equals(kept[1])
+    both, _ = gather([Source(path=str(old)), Source(path=str(new))], tmp_path / "both", no_asset)
+    assert len(read_rows(both)) == 3
     assert asdict(profile([old], tmp_path / "profile"))["preferences"] is None
 
 
 # ---- commands ------------------------------------------------------------------------------------------------------
 
 
-def command(path: Path, out: Path) -> dict[str, Any]:
-    options = ["fields=conversation", "method=exact"]
-    return run_data_command("dedup", options, DataCommand(files=(str(path),), out=out), Console(quiet=True))
+def deduplicated(path: Path, out: Path) -> pl.DataFrame:
+    step = DedupStep(kind="dedup", fields="conversation", method="exact")
+    settings = DataSettings(sources=(Source(path=str(path)),), steps=(step,), held_out=0, profile=False)
+    prepare(settings, StageDir(out), 0, no_asset)
+    return pl.read_parquet(out / "rows" / "train.parquet")
 
 
 @pytest.mark.parametrize("wanted", ["pairs", "feedback"])
@@ -349,12 +351,12 @@ def test_a_step_reads_the_rows_another_wrote(tmp_path: Path, wanted: str) -> Non
     read, _ = gather(
         [Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "read", no_asset, wanted=wanted
     )
-    command(read, tmp_path / "first")
-    told = command(tmp_path / "first" / "rows.parquet", tmp_path / "second")
-    assert (told["ledger"]["steps"][0]["name"], sum(told["ledger"]["dropped"].values())) == ("read", 0)
-    frames = [pl.read_parquet(tmp_path / name / "rows.parquet").drop("verdicts") for name in ("first", "second")]
-    assert frames[0].equals(frames[1])
-    assert row_kind_of(tmp_path / "second" / "rows.parquet") == wanted
+    first = deduplicated(read, tmp_path / "first")
+    second = deduplicated(tmp_path / "first" / "rows" / "train.parquet", tmp_path / "second")
+    ledger = read_json(tmp_path / "second" / "ledger.json")
+    assert (ledger["steps"][0]["name"], sum(ledger["dropped"].values())) == ("read", 0)
+    assert first.drop("verdicts").equals(second.drop("verdicts"))
+    assert row_kind_of(tmp_path / "second" / "rows" / "train.parquet") == wanted
 
 
 @pytest.mark.parametrize("wanted", ["pairs", "feedback"])
@@ -380,8 +382,6 @@ def test_written_rows_are_a_source_like_any_other(tmp_path: Path, wanted: str) -
 @pytest.mark.demo_model
 @pytest.mark.parametrize("wanted", ["pairs", "feedback"])
 def test_scores_are_those_of_the_conversation(tmp_path: Path, tiny_model: Path, wanted: str) -> None:
-    from posttrain.lab.scoring import Scoring, score_files
-
     # two pairs with one chosen reply; in feedback the rows of one record share their place
     records = [pair(1), {**pair(1), "rejected": "No."}, {**pair(2), "rejected": "Never. " * 99}]
     read, _ = gather(
@@ -392,12 +392,13 @@ def test_scores_are_those_of_the_conversation(tmp_path: Path, tiny_model: Path, 
     write_rows(talks, rows_frame([SftRow(row.messages, row.origin, row.source) for row in rows]))
     found = []
     for path in (read, talks):
+        out = tmp_path / f"scored {path.stem}"
+        keys = {"model": str(tiny_model), "dtype": "fp32", "max_length": 96}
         with Display(Console(quiet=True)) as display:
-            settings = Scoring(model=str(tiny_model), dtype="fp32", max_length=96)
-            score_files([str(path)], tmp_path / f"scored {path.stem}", settings, display)
-        found.append(pl.read_parquet(tmp_path / f"scored {path.stem}" / "rows.parquet"))
+            Experiment(score_recipe([Source(path=str(path))], keys, out), RunDir(out), display).execute()
+        found.append(pl.read_parquet(out / "score" / "rows" / "train.parquet"))
     values = [[{s["name"]: s["value"] for s in scores} for scores in frame["scores"].to_list()] for frame in found]
-    assert values[0] == values[1]
+    assert [value for n, value in enumerate(values[0]) if value not in values[0][:n]] == values[1]
     assert sum(map(bool, values[0])) == (3 if wanted == "pairs" else 4)
 
 
@@ -406,11 +407,8 @@ def test_files_of_two_kinds_are_told_apart(tmp_path: Path) -> None:
         gather([Source(path=str(write(tmp_path / f"{n}.jsonl", [record])))], tmp_path / str(n), no_asset)[0]
         for n, record in enumerate((pair(1), judged(1)))
     ]
-    with (
-        Display(Console(quiet=True)) as display,
-        pytest.raises(DataError, match=r"are feedback, and those of .* are pairs"),
-    ):
-        gather_rows([Source(path=str(path)) for path in paths], tmp_path / "both", display)
+    with pytest.raises(DataError, match=r"are feedback, and those of .* are pairs"):
+        gather([Source(path=str(path)) for path in paths], tmp_path / "both", no_asset)
     with pytest.raises(DataError, match=r"are feedback, and those of .* are pairs"):
         profile(paths, tmp_path / "profile")
 

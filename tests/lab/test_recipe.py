@@ -105,7 +105,7 @@ def test_the_schema_of_a_recipe_is_complete():
     schema = json_schema(Recipe)
     assert json.loads(json.dumps(schema)) == schema
     assert set(schema["$defs"]) >= {"DataStage", "TrainStage", "EvalStage", "ReportStage", "LoraAdapter", "Source"}
-    assert schema["required"] == ["name", "model", "stages"]
+    assert schema["required"] == ["name", "stages"]
     train = schema["$defs"]["TrainStage"]
     assert train["properties"]["batch_size"]["default"] == 16
     assert train["properties"]["max_length"]["description"] == "Longest example in tokens."
@@ -217,7 +217,7 @@ def test_the_order_is_that_of_the_file_where_nothing_else_decides(tmp_path):
         ("  {}\n", "recipe.yaml:3: stages: must be a mapping with at least 1 entry, got an empty mapping"),
         (
             "  page: {kind: repotr}\n",
-            "recipe.yaml:4: stages.page.kind: must be one of 'data', 'train', 'eval', 'report', got 'repotr' (did you mean 'report'?)",
+            "recipe.yaml:4: stages.page.kind: must be one of 'data', 'score', 'train', 'eval', 'report', got 'repotr' (did you mean 'report'?)",
         ),
     ],
 )

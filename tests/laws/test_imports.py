@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -253,7 +252,14 @@ def test_every_configuration_field_is_read_by_some_code() -> None:
 
 
 WORDS = {
-    *("Recipe.name", "ReportStage.title", "TrainStage.device", "EvalStage.device", "LoraAdapter.targets"),
+    *(
+        "Recipe.name",
+        "ReportStage.title",
+        "TrainStage.device",
+        "ScoreStage.device",
+        "EvalStage.device",
+        "LoraAdapter.targets",
+    ),
     *("Source.format", "Source.columns", "Source.name", "Source.split", "Source.config"),
     *("Benchmark.name", "Benchmark.columns", "Benchmark.split", "Benchmark.config"),
     *(

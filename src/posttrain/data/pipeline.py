@@ -23,7 +23,7 @@ from posttrain.data.formats import FORMATS, NoFormatError
 from posttrain.data.formats.columns import check_columns
 from posttrain.data.formats.ranked import PairRule
 from posttrain.data.mix import MixStep
-from posttrain.data.places import Resolve, locate, stem
+from posttrain.data.places import SIDES, DataFile, Resolve, locate, stem
 from posttrain.data.profile import profile
 from posttrain.data.reading import (
     Outcome,
@@ -37,7 +37,17 @@ from posttrain.data.reading import (
     raw_block,
     read_block,
 )
-from posttrain.data.rows import BLOCK_ROWS, conversations, disagreement, scan_rows, write_rows
+from posttrain.data.rows import (
+    BLOCK_ROWS,
+    LINEAGE,
+    REQUIRED,
+    SCHEMA,
+    conversations,
+    disagreement,
+    shared_row_kind,
+    scan_rows,
+    write_rows,
+)
 from posttrain.data.sniff import EmptyFileError
 from posttrain.data.sources import content_digest, read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
@@ -48,14 +58,20 @@ from posttrain.types import Origin, Row, RowKind, SftRow
 
 
 def prepare(
-    stage: DataSettings, out: StageDir, seed: int, resolve: Resolve, progress: Progress | None = None
+    stage: DataSettings,
+    out: StageDir,
+    seed: int,
+    resolve: Resolve,
+    progress: Progress | None = None,
+    held_out_files: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Read all sources, drop what can't be used and exact duplicates, run the steps, split, and write the stage's files.
 
     Writes ``read/rows.parquet``, a folder for every step, ``rows/train.parquet``, ``rows/held_out.parquet`` (with a split
     step that takes test rows also ``rows/test.parquet``), ``profile.json`` and ``ledger.json`` into ``out`` and returns the stage's
     ``result``: {``train_rows``, ``held_out_rows``, ``sources`` {name: rows}}. Text is in memory in blocks only. What is
-    finished in ``out`` already is not done again: a killed stage goes on at the step where it was.
+    finished in ``out`` already is not done again: a killed stage goes on at the step where it was. ``held_out_files``: rows that were
+    held out before, which are held out here, and no others.
 
     Raises DataError where a source can't be read, no row is left, or the rows can't be split as asked; ConfigError for
     an unknown format; RunError where ``out`` can't be written. The ledger is written also where no row is left.
@@ -70,13 +86,15 @@ def prepare(
     run = StepRun(resolve, stage.workers, stage.engine, progress or (lambda what, done, total: None))
     rows_file, lines = run_steps(stage.steps, rows_file, out.file("steps"), seed, run)
     ledger.steps += lines
-    if not stage.splits:
+    if held_out_files:
+        ledger.steps.append(_keep_held_out(rows_file, held_out_files, out))
+    elif not stage.splits:
         ledger.steps.append(_hold_out(rows_file, stage.held_out_amount, seed, out))
     else:
         _write_sides(rows_file, out)
     if stage.mix is not None:
         ledger.steps.append(_mix(stage.mix, out, seed, run))
-    result = _result(out, source_names(stage.sources))
+    result = _result(out, [source.name or stem(source.path) for source in stage.sources])
     ledger.write(out.file("ledger.json"))
     if stage.profile:
         profile(list(_sides(out).values()), out.path, chain=out.path, workers=stage.workers, progress=run.progress)
@@ -84,6 +102,80 @@ def prepare(
 
 
 def gather(
+    sources: Sequence[Source],
+    out: Path,
+    resolve: Resolve,
+    progress: Progress | None = None,
+    workers: int = 1,
+    engine: str = "local",
+    wanted: WantedRowKind = "auto",
+) -> tuple[Path, Ledger]:
+    """One file with the good rows of all sources, and the account of the reading.
+
+    Rows that a step of the data chain has written are taken with what they carry (scores, clusters, verdicts); other files are read
+    in their format (`read_sources`). Exact duplicates are dropped, the first stays. All rows are of one kind.
+    """
+    finished = {place: paths for place, source in enumerate(sources) if (paths := _finished_rows(source, resolve))}
+    raw = [source for place, source in enumerate(sources) if place not in finished]
+    if not finished:
+        return read_sources(raw, out, resolve, progress, workers, engine, wanted)
+    files = [path for paths in finished.values() for path in paths]
+    ledger = Ledger()
+    if raw:
+        read, ledger = read_sources(raw, out, resolve, progress, workers, engine, wanted)
+        files += [read] if ledger.steps[-1].rows_out else []
+    if wanted not in ("auto", kind := shared_row_kind(files)):
+        raise DataError(f"these rows are {kind}, and {wanted} are wanted", where=", ".join(s.path for s in sources))
+    fresh = _account_finished(ledger, files, sum(len(paths) for paths in finished.values()))
+    names = {path: name for place, paths in finished.items() if (name := sources[place].name) for path in paths}
+    if len(files) == 1 and not names and fresh.all():
+        return files[0], ledger
+    frames = [scan_rows(path).select(*SCHEMA, *LINEAGE) for path in files]
+    named = [
+        frame.with_columns(source=pl.lit(names[path])) if path in names else frame
+        for path, frame in zip(files, frames, strict=True)
+    ]
+    rows = out / "all.parquet"
+    kept = pl.concat([pl.concat(named), fresh.to_frame("fresh").lazy()], how="horizontal").filter("fresh").drop("fresh")
+    write_rows(rows, kept)
+    return rows, ledger
+
+
+def _account_finished(ledger: Ledger, files: Sequence[Path], finished: int) -> pl.Series:
+    """Enter the rows of the first ``finished`` files into the account of the reading. Of every row: whether it is no duplicate."""
+    columns = [pl.scan_parquet(path, glob=False).select("id", "file", "line") for path in files]
+    places = pl.concat(columns).with_columns(fresh=pl.col("id").is_first_distinct()).collect()
+    total = sum(count_rows(path) for path in files[:finished])
+    for step in ledger.steps or [ledger.step("read"), ledger.step("deduplicate")]:
+        step.rows_in += total
+        step.rows_out += total
+    last = ledger.steps[-1]
+    for _, file, line, _ in places.filter(~pl.col("fresh")).iter_rows():
+        ledger.drop(last, Origin(file, line), "exact_duplicate", "of a row that stands before it")
+        last.rows_out -= 1
+    return places["fresh"]
+
+
+def _finished_rows(source: Source, resolve: Resolve) -> list[Path]:
+    """The files of a source where all are rows that a step of the data chain has written."""
+    if not Path(source.path).exists() or source.max_rows is not None:
+        return []
+    parts = locate(source.path, resolve, source.split, config=source.config).parts
+    paths = [part.path for part in parts if isinstance(part, DataFile) and is_rows(part.path)]
+    return paths if len(paths) == len(parts) else []
+
+
+def is_rows(path: Path) -> bool:
+    """Whether this is a Parquet file that a step of the data chain has written."""
+    if path.suffix != ".parquet" or not path.is_file() or printable(str(path)) != str(path):
+        return False
+    try:
+        return pl.read_parquet_schema(path).keys() >= REQUIRED
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+
+
+def read_sources(
     sources: Sequence[Source],
     out: Path,
     resolve: Resolve,
@@ -148,6 +240,15 @@ def _hold_out(rows_file: Path, held_out: float, seed: int, out: StageDir) -> Led
     return LedgerStep("split", rows_in=len(prompts), rows_out=len(prompts), notes=notes)
 
 
+def _keep_held_out(rows: Path, held_out_files: Sequence[Path], out: StageDir) -> LedgerStep:
+    """Write all rows as training rows beside those that were held out before."""
+    write_rows(out.file("rows", "train.parquet"), scan_rows(rows).with_columns(split=pl.lit("train")))
+    write_rows(out.file("rows", "held_out.parquet"), pl.concat([scan_rows(path) for path in held_out_files]))
+    before = sum(count_rows(path) for path in held_out_files)
+    total = count_rows(rows)
+    return LedgerStep("split", rows_in=total, rows_out=total, notes={"train": total, "held_out_before": before})
+
+
 def _mix(step: MixStep, out: StageDir, seed: int, run: StepRun) -> LedgerStep:
     """Apply a mix to rows/train.parquet; its own files (facts, rejects) go to ``mix/``."""
     train = out.file("rows", "train.parquet")
@@ -157,10 +258,6 @@ def _mix(step: MixStep, out: StageDir, seed: int, run: StepRun) -> LedgerStep:
         raise DataError("the mix leaves no row to train on", where="mix", fix="raise its counts, caps or share")
     others = sum(count_rows(path) for side, path in _sides(out).items() if side != "train")
     return replace(line, rows_in=line.rows_in + others, rows_out=line.rows_out + others)
-
-
-SIDES = {"train": "train", "held_out": "validation", "test": "test"}
-"""File of a data stage -> split of its rows."""
 
 
 def _write_sides(rows_file: Path, out: StageDir) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from posttrain.artifacts import RunDir
 from posttrain.data.card import configurations
 from posttrain.data.formats import FORMATS, keys
 from posttrain.data.sniff import KNOWN_FILES, data_suffix, is_about_rows
@@ -91,7 +92,8 @@ def locate(
     local = Path(path).expanduser()
     label = printable(path)
     if local.is_dir():
-        return _folder(label, local, split, config)
+        written = written_rows(local, split)
+        return _folder(label, local, split, config) if written is None else Located((DataFile(label, written),))
     if local.exists():
         if split is not None and (own := _by_words(stem(path))) not in (None, _canonical(split)):
             raise DataError(
@@ -120,6 +122,22 @@ def _broken_link(label: str, link: Path) -> DataError:
     return DataError(
         f"a symbolic link to {target}, which is not there", where=label, fix="restore its target, or remove the link"
     )
+
+
+SIDES = {"train": "train", "held_out": "validation", "test": "test"}
+"""File of a stage that hands on rows -> split of its rows."""
+
+
+def written_rows(folder: Path, split: str | None) -> Path | None:
+    """The rows of a run or of a stage of one: those to train on, unless another split is asked for; of a run those of its last stage."""
+    if (folder / "recipe.yaml").is_file():
+        stages = [name for name in RunDir(folder).stages() if (folder / name / "rows" / "train.parquet").is_file()]
+        return written_rows(folder / stages[-1], split) if stages else None
+    if not (folder / "manifest.json").is_file():
+        return None
+    side = next((side for side, name in SIDES.items() if name == _canonical(split or "train")), split)
+    found = folder / "rows" / f"{side}.parquet"
+    return found if found.is_file() else None
 
 
 # ---- folders -------------------------------------------------------------------------------------------------------

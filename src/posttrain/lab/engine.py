@@ -33,7 +33,7 @@ from posttrain.artifacts import (
 )
 from posttrain.config import dotted, resolved_yaml
 from posttrain.encode.clock import clock, stopped_at
-from posttrain.errors import DataError, InterruptedRunError, PosttrainError
+from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
 from posttrain.lab.display import Display
 from posttrain.lab.recipe import Recipe, execution_order, named_stage, stage_inputs, stage_references
 from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
@@ -70,6 +70,8 @@ class Experiment:
         from posttrain.model.folder import check_model_folder
         from posttrain.model.source import model_folder
 
+        if self.recipe.model is None:
+            raise ConfigError("this recipe has no model", where="model", fix="name one: model=ORG/NAME")
         folder = model_folder(self.recipe.model, self.display.tick)
         check_model_folder(folder)
         return folder
@@ -80,7 +82,7 @@ class Experiment:
             run=self.run,
             seed=self.recipe.seed,
             identity=identity,
-            model=self.recipe.model,
+            model=self.recipe.model or "",
             stages=self.recipe.stages,
             display=self.display,
             base_folder=lambda: self._base_folder,

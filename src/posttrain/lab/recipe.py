@@ -41,8 +41,8 @@ class Recipe:
 
     name: str
     """Name of the run folder ``runs/<name>``: letters, digits, ``-``, ``_`` and ``.``."""
-    model: Annotated[str, NamesModel()]
-    """The base model: a demo asset, a hub name (``org/name``) or a folder in Hugging Face format."""
+    model: Annotated[str, NamesModel()] | None = None
+    """The base model: a demo asset, a hub name (``org/name``) or a folder in Hugging Face format. Needed where a stage names ``base``."""
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Seed of everything random: the split, the order of rows, dropout, bootstrap resamples."""
     stages: Annotated[dict[str, AnyStage], MinLen(1)]
@@ -81,7 +81,7 @@ def named_stage(recipe: Recipe, one: Reference) -> str | None:
         return None
     if one.marker.unless_in is not None and one.text in getattr(one.owner, one.marker.unless_in):
         return None
-    if one.marker.or_outside is not None:
+    if one.marker.or_outside is not None and not (one.marker.or_base and one.text == BASE):
         return one.text if one.text in recipe.stages and one.text != one.path[1] else None
     return one.text
 
@@ -162,6 +162,9 @@ def _name_problems(recipe: Recipe) -> list[Problem]:
 def _reference_problems(recipe: Recipe) -> Iterator[Problem]:
     for one in references(recipe):
         stage = named_stage(recipe, one)
+        if stage == BASE and recipe.model is None:
+            yield Problem(("model",), f"this key is missing: {dotted(one.path)} is the recipe's model")
+            return
         if stage is not None and (wrong := _wrong_stage(recipe, stage, one.marker)):
             yield Problem(one.path, wrong)
         if isinstance(one.marker, NamesEntry) and one.text not in (known := getattr(one.owner, one.marker.of)):

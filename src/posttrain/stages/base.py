@@ -20,6 +20,7 @@ from posttrain.types import Display
 
 if TYPE_CHECKING:
     from posttrain.model.lineage import Lineage
+    from posttrain.report.values import Section
 
 K = TypeVar("K")
 
@@ -61,8 +62,12 @@ class Context:
         def place(one: Reference) -> str:
             if isinstance(one.marker, NamesFile) and assets.is_hub_file(one.text):
                 return str(assets.hub_file(one.text))
-            outside = isinstance(one.marker, NamesStage) and one.marker.or_outside is not None
-            return str(self.run.stage(one.text).path) if outside and one.text in self.stages else one.text
+            if not isinstance(one.marker, NamesStage) or one.marker.or_outside is None:
+                return one.text
+            if one.marker.or_base and one.text == BASE:
+                return str(self.base_folder())
+            inside = one.text in self.stages and one.text != self.name
+            return str(self.run.stage(one.text).path) if inside else one.text
 
         return with_references(stage, place)
 
@@ -116,3 +121,8 @@ class StageKind:
     def run(self, context: Context) -> Mapping[str, Any]:
         """Do it, or go on where it was cut, and return the stage's ``result`` (docs/run-folder.md)."""
         raise NotImplementedError
+
+    @staticmethod
+    def section(out: StageDir) -> Section | None:
+        """What a page says of a stage of this kind, from its artefacts only; None where it has no part of its own."""
+        return None

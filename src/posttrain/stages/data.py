@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.data.config import DataSettings
@@ -28,9 +29,17 @@ class DataStage(DataSettings, StageKind):
         from posttrain.data.section import write_profile_page
 
         out, display = context.out, context.display
-        result = prepare(self, out, context.seed, context.resolve_data, display.tick)
+        held_out_files = self._held_out_before(context)
+        result = prepare(context.located(self), out, context.seed, context.resolve_data, display.tick, held_out_files)
         if self.profile:
             write_profile_page(out.path, f"{context.run.path.name}: {context.name}")
         test = f", {result['test_rows']:,} to test" if "test_rows" in result else ""
         display.note(f"{result['train_rows']:,} rows to train on, {result['held_out_rows']:,} held out{test}")
         return result
+
+    def _held_out_before(self, context: Context) -> list[Path]:
+        """Rows of stages, where nothing else is read and nothing says what to hold out: what these stages held out stays so."""
+        if self.held_out is not None or self.splits or any(s.path not in context.stages for s in self.sources):
+            return []
+        files = (context.run.stage(source.path).file("rows", "held_out.parquet") for source in self.sources)
+        return [path for path in files if path.exists()]

@@ -1,4 +1,4 @@
-"""posttrain score: what a model thinks of every row, as scores the rows carry on (docs/data-selection.md).
+"""``kind: score``: what a model thinks of every row, as scores the rows carry on (docs/data-selection.md).
 
 For the tokens of a row that the model itself must write, each turn's stop included, in nats a token:
 
@@ -9,41 +9,35 @@ For the tokens of a row that the model itself must write, each turn's stop inclu
     assistant_tokens, tokens   how many were averaged, and the length of the conversation
 
 Rows that can't be encoded, or are too long, stay in the file without scores and are counted by reason. What is computed
-is kept in blocks under ``cache/``, by model, template and type of numbers: a killed scoring goes on.
+is kept in blocks under the run's ``.scores/``, by model, template and type of numbers: a killed scoring goes on.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
+from annotated_types import Ge
 from numpy.typing import NDArray
-from rich.console import Group, RenderableType
-from rich.table import Column, Table
 
-from posttrain.artifacts import (
-    Ledger,
-    RunDir,
-    atomic_path,
-    remove_leftovers,
-)
+from posttrain.artifacts import Ledger, StageDir, atomic_path, read_json
 from posttrain.data.rows import SCHEMA, frame_rows, refuse_prompts
 from posttrain.data.steps import REJECTS, Decisions, apply, blocks
 from posttrain.encode.alone import answer_opening, answers_alone
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
-from posttrain.errors import InterruptedRunError
-from posttrain.lab.data_commands import READ, gather_rows, sources_of
-from posttrain.lab.display import Display
-from posttrain.types import Origin, SftRow, Tokens
+from posttrain.references import Gives, NamesFile, NamesModel, NamesStage
+from posttrain.report.values import Number, Section, Table, Text
+from posttrain.stages.base import BASE, Context, StageKind
+from posttrain.types import Display, Origin, SftRow, Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +46,8 @@ if TYPE_CHECKING:
     from posttrain.model.lineage import Lineage
 
 STEP = "score"
+CACHE = ".scores"
+"""Folder of a run with what was computed."""
 SCORING = "scoring rows"
 CACHE_ROWS = 64
 """Rows computed and kept together: what a kill costs at most."""
@@ -68,88 +64,127 @@ _CACHED: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """What to score with."""
+class ScoreStage(StageKind):
+    """Score the training rows of a stage with a model: loss, IFD, mean log-probability. Held-out rows go on as they are."""
 
-    model: str
-    """A HF model folder, a demo asset, a hub name, an adapter folder or a run's train stage."""
-    base: str | None = None
+    kind: Literal["score"]
+    data: Annotated[str, NamesStage("rows")]
+    """The stage whose rows are scored."""
+    model: Annotated[str, NamesStage("model", or_outside="model")] = BASE
+    """Who scores: ``base``, a train stage, or a model from outside (a folder, an adapter, ``runs/NAME/STAGE``, an asset, a hub name)."""
+    base: Annotated[str, NamesModel()] | None = None
     """Base model of an adapter folder, where it is not the one the adapter names."""
-    template: Path | None = None
-    """A Jinja chat template instead of the model's own."""
-    max_length: int = 2048
+    template: Annotated[str, NamesFile()] | None = None
+    """A Jinja chat template file in place of the model's own."""
+    max_length: Annotated[int, Ge(2)] = 2048
     """Longer conversations stay without scores."""
-    batch_tokens: int = 4096
+    batch_tokens: Annotated[int, Ge(1)] = 4096
     """Tokens computed at once."""
     device: str = "auto"
+    """``auto`` (cuda, then mps, then cpu) or a torch device name."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of the matrix products; ``auto`` = bf16 where it is faster here, and what was begun stays what it was."""
-    row_format: str = "auto"
-    """Format of files that are no rows.parquet."""
-    columns: dict[str, str] | None = None
-    """Which of their columns is what."""
-    split: str | None = None
-    """Split of a folder or hub data set."""
-    config: str | None = None
-    """Its configuration."""
+    """Type of the products; ``auto`` = bf16 where it is faster here, and what was begun stays what it was."""
 
+    @property
+    def gives(self) -> Gives:
+        """The rows with their scores."""
+        return "rows"
 
-def score_files(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
-    """Score the rows of all files; writes rows.parquet, rejects.parquet, facts.json and ledger.json into ``out``.
+    def check(self, context: Context) -> None:
+        """The device is here, and the recipe's own model."""
+        context.check_device(self.device)
+        if self.model == BASE:
+            context.base_folder()
 
-    A file may be of any known format, or the rows.parquet of an earlier step: then its rows keep what they carry.
-    Scores of the same name by the same model are replaced. Returns the facts: model, and per source the
-    number of rows, the unscored by reason and the quantiles of every score.
-    """
-    with RunDir(out).lock():
-        remove_leftovers(out)
-        try:
-            return _score(files, out, scoring, display)
-        except KeyboardInterrupt:
-            raise InterruptedRunError(
-                "interrupted", where=str(out), fix="run the same command again: what is computed is kept"
-            ) from None
-
-
-def _score(files: Sequence[str], out: Path, scoring: Scoring, display: Display) -> dict[str, Any]:
-    from posttrain.model.targets import resolve_target
-
-    read = out / READ
-    shutil.rmtree(read, ignore_errors=True)
-    # before the model, which takes longer to load than a bad file takes to be noticed
-    sources = sources_of(files, scoring.row_format, scoring.columns, scoring.split, scoring.config)
-    rows, before = gather_rows(sources, read, display)
-    refuse_prompts(rows)
-    lineage = resolve_target(scoring.model, scoring.base).spoken(scoring.template)
-    template = lineage.template
-    opening = answer_opening(template)
-    identity = lineage.identity
-    by = f"{_label(scoring.model)}@{identity[:8]}"
-    dtype_name, device = _numbers(scoring, out / "cache", identity)
-    cache = _cache_folder(out / "cache", identity, dtype_name, scoring.max_length)
-    known = _cached(cache)
-    ids = _ids(rows)
-    wanted = ids - set(known["id"])
-    if len(wanted) < len(ids):
-        display.note(f"{len(ids) - len(wanted):,} rows were scored before")
-    if wanted:
-        encoder = _Encoder(template, opening, scoring.max_length)
-        _compute(rows, wanted, encoder, lineage, scoring.batch_tokens, dtype_name, device, cache, display)
+    def run(self, context: Context) -> Mapping[str, Any]:
+        """Score the rows; what was computed for a row before, in this run, is not computed again."""
+        out, read = context.out, context.run.stage(self.data)
+        rows_file = read.file("rows", "train.parquet")
+        refuse_prompts(rows_file)
+        lineage = self._lineage(context).spoken(self.template)
+        by = f"{self._label(context)}@{lineage.identity[:8]}"
+        dtype_name, device = self._numbers(context.run.path / CACHE, lineage.identity)
+        cache = _cache_folder(context.run.path / CACHE, lineage.identity, dtype_name, self.max_length)
+        opening = answer_opening(lineage.template)
         known = _cached(cache)
-    columns, counts = _with_scores(rows, known, by)
-    facts = {
-        "model": scoring.model,
-        "by": by,
-        "dtype": dtype_name,
-        "max_length": scoring.max_length,
-        "opening": template.tokenizer.decode(opening.tolist()),
-        "sources": _by_source(rows, known),
-    }
-    line = apply(STEP, rows, Decisions(pl.DataFrame(schema=REJECTS), columns=columns, facts=facts, notes=counts), out)
-    ledger = Ledger([*before.steps, line], before.rejects)
-    ledger.write(out / "ledger.json")
-    shutil.rmtree(read, ignore_errors=True)
-    return facts
+        ids = _ids(rows_file)
+        wanted = ids - set(known["id"])
+        if len(wanted) < len(ids):
+            context.display.note(f"{len(ids) - len(wanted):,} rows were scored before")
+        if wanted:
+            encoder = _Encoder(lineage.template, opening, self.max_length)
+            parts = _parts(rows_file, wanted)
+            _compute(
+                parts, len(wanted), encoder, lineage, self.batch_tokens, dtype_name, device, cache, context.display
+            )
+            known = _cached(cache)
+        columns, counts = _with_scores(rows_file, known, by)
+        facts = {
+            "model": context.model if self.model == BASE else self.model,
+            "by": by,
+            "dtype": dtype_name,
+            "max_length": self.max_length,
+            "opening": lineage.template.tokenizer.decode(opening.tolist()),
+            "sources": _by_source(rows_file, known),
+        }
+        decisions = Decisions(pl.DataFrame(schema=REJECTS), columns=columns, facts=facts, notes=counts)
+        apply(STEP, rows_file, decisions, out.path)
+        out.file("rows").mkdir(exist_ok=True)
+        os.replace(out.file("rows.parquet"), out.file("rows", "train.parquet"))
+        for side in ("held_out", "test"):
+            if (other := read.file("rows", f"{side}.parquet")).exists():
+                shutil.copyfile(other, out.file("rows", f"{side}.parquet"))
+        return facts
+
+    @staticmethod
+    def section(out: StageDir) -> Section:
+        """Per source: rows scored and not, the middle of loss and IFD."""
+        facts = read_json(out.file("facts.json"))
+        rows = []
+        unscored: dict[str, int] = {}
+        for source, found in facts["sources"].items():
+            spread = [
+                Number(found[name]["p50"], "number", found[name]["p25"], found[name]["p75"], 3)
+                if name in found
+                else None
+                for name in ("loss", "ifd")
+            ]
+            counts = [Number(found[name], "count") for name in ("rows", "scored", "ifd_above_1")]
+            rows.append((source, *counts[:2], *spread, counts[2]))
+            for reason, count in found["unscored"].items():
+                unscored[reason] = unscored.get(reason, 0) + count
+        columns = ("source", "rows", "scored", "loss: median and quartiles", "IFD: median and quartiles", "IFD > 1")
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in unscored.items())
+        texts = [Text(f"Without scores: {lost}.", "aside")] if lost else []
+        by = Text(f"Scored by {facts['by']} ({facts['dtype']}).", "aside")
+        return Section(f"Scores: {out.path.name}", out.path.name, (Table("", columns, tuple(rows)), *texts, by))
+
+    def _lineage(self, context: Context) -> Lineage:
+        from posttrain.model.targets import resolve_target
+
+        inside = self.model == BASE or self.model in context.stages
+        return context.lineage(self.model) if inside else resolve_target(self.model, self.base)
+
+    def _label(self, context: Context) -> str:
+        """The name by which scores remember the model: an asset's or hub name, a folder's name, run/stage of a train stage."""
+        if self.model in context.stages:
+            return f"{context.run.path.resolve().name}/{self.model}"
+        model = context.model if self.model == BASE else self.model
+        path = Path(model)
+        if (path / "manifest.json").is_file():
+            return f"{path.resolve().parent.name}/{path.resolve().name}"
+        return path.resolve().name if path.exists() else model
+
+    def _numbers(self, cache: Path, identity: str) -> tuple[str, torch.device]:
+        """Type of the products and device. ``auto`` goes on with the type in which scores of this model were begun."""
+        from posttrain.model import hardware
+
+        device = hardware.resolve_device(self.device)
+        begun = [n for n in hardware.DTYPES if _cache_folder(cache, identity, n, self.max_length).is_dir()]
+        if self.dtype == "auto" and begun:
+            return begun[0], device
+        dtype = hardware.choose_dtype(self.dtype, device)
+        return next(name for name, known in hardware.DTYPES.items() if known == dtype), device
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -211,17 +246,6 @@ def _quantiles(values: pl.Series) -> dict[str, float]:
     return {name: float(np.quantile(numbers, q)) for name, q in QUANTILES.items()} | {"mean": float(numbers.mean())}
 
 
-# ---- identity --------------------------------------------------------------------------------------------------------
-
-
-def _label(model: str) -> str:
-    """The name by which scores remember a model: an asset's or hub name, a folder's name, run/stage of a train stage."""
-    path = Path(model)
-    if (path / "manifest.json").is_file():
-        return f"{path.resolve().parent.name}/{path.resolve().name}"
-    return path.resolve().name if path.exists() else model
-
-
 # ---- computing -------------------------------------------------------------------------------------------------------
 
 
@@ -276,8 +300,8 @@ def _unweighted(example: Tokens) -> Tokens:
 
 
 def _compute(
-    rows: Path,
-    wanted: AbstractSet[str],
+    parts: Iterator[pl.DataFrame],
+    total: int,
     encoder: _Encoder,
     lineage: Lineage,
     batch_tokens: int,
@@ -286,7 +310,7 @@ def _compute(
     cache: Path,
     display: Display,
 ) -> None:
-    """Score the wanted rows of a file, a part at a time; every part is a file of the cache."""
+    """Score rows, a part at a time; every part is a file of the cache. ``total``: rows of all parts."""
     from posttrain.model import hardware
     from posttrain.model.frozen import frozen_model
     from posttrain.model.lengths import check_fits
@@ -296,22 +320,22 @@ def _compute(
     model = frozen_model(lineage.folder, lineage.adapter, dtype, device)
     display.tick("loading the model", 1, 1)
     done = 0
-    for part in _parts(rows, wanted):
+    for part in parts:
         ids = part["id"].to_list()
         answers = _answers(frame_rows(part), ids, encoder)
-        check_fits(model, [example for answer in answers for example in answer.examples], "--max-length")
-        told = _part_progress(display, done, len(ids), len(wanted), answers)
-        frame = _likelihoods(model, answers, batch_tokens, dtype, told)
+        check_fits(model, [example for answer in answers for example in answer.examples], "max_length of this stage")
+        advance = _part_progress(display, done, len(ids), total, answers)
+        frame = _likelihoods(model, answers, batch_tokens, dtype, advance)
         with atomic_path(cache / f"{ids[0]}.parquet") as temporary:
             frame.write_parquet(temporary)
         done += len(ids)
-        display.tick(SCORING, done, len(wanted))
+        display.tick(SCORING, done, total)
 
 
 def _part_progress(
     display: Display, before: int, rows: int, total: int, answers: Sequence[_Answer]
 ) -> Callable[[int], None]:
-    """Told the number of examples computed, shows rows."""
+    """From examples computed to rows on the display."""
     examples = sum(len(answer.examples) + len(answer.alone) for answer in answers)
     computed = 0
 
@@ -374,18 +398,6 @@ def _parts(rows: Path, wanted: AbstractSet[str]) -> Iterator[pl.DataFrame]:
             yield fresh.slice(begin, CACHE_ROWS)
 
 
-def _numbers(scoring: Scoring, cache: Path, identity: str) -> tuple[str, torch.device]:
-    """Type of the products and device. ``auto`` goes on with the type in which scores of this model were begun."""
-    from posttrain.model import hardware
-
-    device = hardware.resolve_device(scoring.device)
-    begun = [n for n in hardware.DTYPES if _cache_folder(cache, identity, n, scoring.max_length).is_dir()]
-    if scoring.dtype == "auto" and begun:
-        return begun[0], device
-    dtype = hardware.choose_dtype(scoring.dtype, device)
-    return next(name for name, known in hardware.DTYPES.items() if known == dtype), device
-
-
 def _cache_folder(cache: Path, identity: str, dtype_name: str, max_length: int) -> Path:
     return cache / f"{identity[:16]}-{dtype_name}-{max_length}"
 
@@ -394,26 +406,3 @@ def _cached(folder: Path) -> pl.DataFrame:
     """All lines of the cache, each row once."""
     parts = [pl.read_parquet(path) for path in sorted(folder.glob("*.parquet"))]
     return pl.concat([pl.DataFrame(schema=_CACHED), *parts]).unique("id", keep="first", maintain_order=True)
-
-
-# ---- what is shown ---------------------------------------------------------------------------------------------------
-
-
-def summary(facts: dict[str, Any], out: Path) -> RenderableType:
-    """Per source: rows scored and not, the middle and the tails of loss and IFD, and where the rows are."""
-    table = Table(Column("source", no_wrap=True), box=None, pad_edge=False)
-    for column in ("rows", "scored", "loss: quartiles", "IFD: quartiles", "IFD > 1"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for source, told in facts["sources"].items():
-        quartiles = [
-            "  ".join(f"{told[name][q]:.3f}" for q in ("p25", "p50", "p75")) if name in told else "-"
-            for name in ("loss", "ifd")
-        ]
-        table.add_row(source, f"{told['rows']:,}", f"{told['scored']:,}", *quartiles, f"{told['ifd_above_1']:,}")
-    unscored: Counter[str] = Counter()
-    for told in facts["sources"].values():
-        unscored.update(told["unscored"])
-    lines = [f"without scores: {', '.join(f'{count:,} {reason}' for reason, count in unscored.items())}"] * bool(
-        unscored
-    )
-    return Group(table, *lines, f"scored by {facts['by']} ({facts['dtype']}): {out / 'rows.parquet'}")

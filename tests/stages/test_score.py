@@ -1,4 +1,4 @@
-"""posttrain score: the numbers against plain float64 arithmetic, what stays unscored, and resuming."""
+"""Scoring rows: the numbers against plain float64 arithmetic, what stays unscored, and resuming."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from posttrain.artifacts import read_json
+from posttrain.artifacts import RunDir, read_json
 from posttrain.encode.template import load_tokenizer
-from posttrain.errors import DataError, InterruptedRunError
-from posttrain.lab import scoring
+from posttrain.errors import DataError
 from posttrain.lab.display import Display
-from posttrain.lab.scoring import SCORES, Scoring, score_files, summary
+from posttrain.lab.engine import Experiment
+from posttrain.lab.one_stage import score_recipe, sources_of
+from posttrain.lab.recipe import load_recipe
+from posttrain.report import terminal
+from posttrain.stages import score as scoring
+from posttrain.stages.score import SCORES, ScoreStage
 
 pytestmark = pytest.mark.demo_model
 
@@ -52,22 +56,26 @@ def write(path: Path, rows: Sequence[Sequence[tuple[str, str]]]) -> str:
 def score(tiny_model: Path) -> Callable[..., dict[str, Any]]:
     """``score(files, out, **settings)`` with the tiny model in fp32."""
 
-    def run(files: Sequence[str], out: Path, **settings: Any) -> dict[str, Any]:
-        with Display(Console(quiet=True)) as display:
-            chosen = Scoring(**{"model": str(tiny_model), "dtype": "fp32", **settings})
-            return score_files(files, out, chosen, display)
+    def run(files: Sequence[str], out: Path, display: Display | None = None, **settings: Any) -> dict[str, Any]:
+        keys = {"model": str(tiny_model), "dtype": "fp32", **settings}
+        recipe = score_recipe(sources_of(files, "auto", None, None, None), keys, out)
+        Experiment(recipe, RunDir(out), display or Display(Console(quiet=True))).execute()
+        return read_json(out / "score" / "facts.json")
 
     return run
 
 
+def rows_of(out: Path) -> pl.DataFrame:
+    return pl.read_parquet(out / "score" / "rows" / "train.parquet")
+
+
 def scores_of(out: Path) -> dict[str, dict[str, float]]:
     """First user text -> score name -> value."""
-    frame = pl.read_parquet(out / "rows.parquet")
     return {
         next(m["content"] for m in row["messages"] if m["role"] == "user"): {
             s["name"]: s["value"] for s in row["scores"]
         }
-        for row in frame.iter_rows(named=True)
+        for row in rows_of(out).iter_rows(named=True)
     }
 
 
@@ -141,27 +149,27 @@ def test_rows_that_can_not_be_scored_stay(score: Callable[..., Any], tmp_path: P
     assert found["long"] == {}
     assert len(found) == 3
     assert facts["sources"]["rows"]["unscored"] == {"too_long": 1}
-    ledger = read_json(tmp_path / "out" / "ledger.json")
-    assert [step["name"] for step in ledger["steps"]] == ["read", "format", "deduplicate", "score"]
+    ledger = read_json(tmp_path / "out" / "score" / "ledger.json")
+    assert [step["name"] for step in ledger["steps"]] == ["score"]
     assert ledger["steps"][-1]["notes"] == {"scored": 2, "unscored: too_long": 1}
     assert (ledger["rows_in"], ledger["rows_kept"]) == (3, 3)
     console = Console(width=120)
     with console.capture() as shown:
-        console.print(summary(facts, tmp_path / "out"))
-    assert "without scores: 1 too_long" in shown.get()
+        console.print(terminal.section(ScoreStage.section(RunDir(tmp_path / "out").stage("score"))))
+    assert "Without scores: 1 too_long" in shown.get()
 
 
 def test_rows_keep_what_they_carry(score: Callable[..., Any], tiny_model: Path, tmp_path: Path) -> None:
     """Scores of another model stay, those of the same are replaced; verdicts and clusters stay."""
     score([write(tmp_path / "rows.jsonl", ROWS[:3])], tmp_path / "first")
-    rows = pl.read_parquet(tmp_path / "first" / "rows.parquet")
+    rows = rows_of(tmp_path / "first")
     judge = [{"name": "judge", "value": 7.0, "by": "someone"}]
     carried = rows.with_columns(
         scores=pl.concat_list(pl.lit(pl.Series([judge], dtype=rows.schema["scores"])), "scores"), cluster=pl.lit("c1")
     )
     carried.write_parquet(tmp_path / "carried.parquet")
     score([str(tmp_path / "carried.parquet")], tmp_path / "second")
-    again = pl.read_parquet(tmp_path / "second" / "rows.parquet")
+    again = rows_of(tmp_path / "second")
     assert again["cluster"].to_list() == ["c1"] * 3
     for before, after in zip(rows["scores"].to_list(), again["scores"].to_list(), strict=True):
         assert after == [*judge, *before]
@@ -180,7 +188,7 @@ def test_another_template_is_another_scorer(score: Callable[..., Any], tmp_path:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     own = score([file], tmp_path / "own")
-    other = score([file], tmp_path / "own", template=template)
+    other = score([file], tmp_path / "own", template=str(template))
     assert own["by"] != other["by"]
     assert own["sources"]["rows"]["loss"] != other["sources"]["rows"]["loss"]
 
@@ -208,22 +216,21 @@ class Impatient(Display):
 
 
 def test_an_interrupted_scoring_goes_on(
-    score: Callable[..., Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    score: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "CACHE_ROWS", 3)
     file = write(tmp_path / "rows.jsonl", ROWS)
     score([file], tmp_path / "whole")
-    settings = Scoring(model=str(tiny_model), dtype="fp32")
-    with pytest.raises(InterruptedRunError, match="what is computed is kept"):
-        score_files([file], tmp_path / "out", settings, Impatient(after=6))
-    assert not (tmp_path / "out" / "rows.parquet").exists()
+    with pytest.raises(KeyboardInterrupt):
+        score([file], tmp_path / "out", Impatient(after=6))
+    assert not (tmp_path / "out" / "score" / "rows").exists()
     watched = Impatient(after=10**9)
-    score_files([file], tmp_path / "out", settings, watched)
+    score([file], tmp_path / "out", watched)
     assert watched.told[-1] == (4, 4)  # two parts of three were there
     assert [done for done, _ in watched.told] == sorted(done for done, _ in watched.told)
     assert scores_of(tmp_path / "out") == scores_of(tmp_path / "whole")
     finished = Impatient(after=0)
-    score_files([file], tmp_path / "out", settings, finished)
+    score([file], tmp_path / "out", finished)
     assert finished.told == []
 
 
@@ -253,7 +260,7 @@ def test_several_files_and_duplicates(score: Callable[..., Any], tmp_path: Path)
     first = write(tmp_path / "first.jsonl", [*ROWS[:2], ROWS[0]])
     score([first], tmp_path / "out")
     second = write(tmp_path / "second.jsonl", ROWS[2:4])
-    facts = score([str(tmp_path / "out" / "rows.parquet"), second], tmp_path / "both")
+    facts = score([str(tmp_path / "out"), second], tmp_path / "both")
     assert {name: told["rows"] for name, told in facts["sources"].items()} == {"first": 2, "second": 2}
     assert all(math.isfinite(s["loss"]) for s in scores_of(tmp_path / "both").values())
 
@@ -274,7 +281,7 @@ def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["sources"]["rows"]["scored"] == 3
     shown = CliRunner().invoke(app, arguments)
-    assert "rows.parquet" in shown.stdout
+    assert "train.parquet" in shown.stdout
 
 
 @pytest.fixture
@@ -282,10 +289,9 @@ def slow_scoring(tiny_model: Path, tmp_path: Path) -> Iterator[Callable[[], subp
     """Starts a scoring of 24 rows in parts of 2 as a process of its own."""
     file = write(tmp_path / "rows.jsonl", [[("user", f"Count {k}"), ("assistant", f"{k} " * 50)] for k in range(24)])
     code = (
-        "from posttrain.lab import scoring\nfrom posttrain.lab.display import Display\nfrom pathlib import Path\n"
-        "from rich.console import Console\nscoring.CACHE_ROWS = 2\n"
-        f"settings = scoring.Scoring(model={str(tiny_model)!r}, dtype='fp32')\n"
-        f"scoring.score_files([{file!r}], Path({str(tmp_path / 'out')!r}), settings, Display(Console()))\n"
+        "import sys\nfrom posttrain.stages import score\nfrom posttrain.cli import main\nscore.CACHE_ROWS = 2\n"
+        f"sys.argv = ['posttrain', 'score', {file!r}, '--model', {str(tiny_model)!r}, '--dtype', 'fp32', '-o', {str(tmp_path / 'out')!r}]\n"
+        "main()\n"
     )
     started: list[subprocess.Popen[bytes]] = []
 
@@ -311,12 +317,34 @@ def test_a_killed_scoring_goes_on(
     monkeypatch.setattr(scoring, "CACHE_ROWS", 2)
     score([str(tmp_path / "rows.jsonl")], tmp_path / "whole")
     process = slow_scoring()
-    while process.poll() is None and len(list((tmp_path / "out").glob("cache/*/*.parquet"))) < 3:
+    while process.poll() is None and len(list((tmp_path / "out").glob(".scores/*/*.parquet"))) < 3:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("cache/*/*.parquet")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(".scores/*/*.parquet")}
     assert 3 <= len(kept) <= 12
     score([str(tmp_path / "rows.jsonl")], tmp_path / "out")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert scores_of(tmp_path / "out") == scores_of(tmp_path / "whole")
+
+
+def test_score_then_select_by_ifd_then_train_is_one_recipe(tiny_model: Path, tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", [[("user", f"Say {k}."), ("assistant", f"{k}, {'yes ' * k}")] for k in range(20)])
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: chain\nmodel: {tiny_model}\nstages:\n"
+        "  prepare: {kind: data, sources: [{path: rows.jsonl}], held_out: 4, profile: false}\n"
+        "  scored: {kind: score, data: prepare, dtype: fp32}\n"
+        "  chosen:\n    kind: data\n    sources: [{path: scored}]\n    profile: false\n"
+        "    steps: [{kind: select, rule: {method: ifd, limit: 9, top: 6}}]\n"
+        "  sft: {kind: train, data: chosen, max_steps: 1, batch_size: 2, dtype: fp32}\n"
+    )
+    run = RunDir(tmp_path / "run")
+    Experiment(load_recipe(tmp_path / "recipe.yaml"), run, Display(Console(quiet=True))).execute()
+    rows = {name: run.stage(name).file("rows") for name in ("prepare", "chosen")}
+    chosen = pl.read_parquet(rows["chosen"] / "train.parquet")
+    assert len(chosen) == 6
+    assert set(chosen["id"]) <= set(pl.read_parquet(rows["prepare"] / "train.parquet")["id"])
+    held_out = [pl.read_parquet(folder / "held_out.parquet")["id"].to_list() for folder in rows.values()]
+    assert held_out[0] == held_out[1]
+    assert len(held_out[0]) == 4
+    assert run.stage("sft").file("adapter").is_dir()
