@@ -90,7 +90,7 @@ def test_steps_follow_each_other_with_lineage(cli: Cli, pairs: Path, tmp_path: P
     assert set(train["file"]) == {str(pairs)}
     done = cli("data", "profile", tmp_path / "b", "-o", tmp_path / "c", "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out)["rows"] == len(train)
+    assert json.loads(done.out)["rows"] == len(train) + 2
     assert "<html" in (tmp_path / "c" / "profile.html").read_text()
 
 
