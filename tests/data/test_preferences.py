@@ -42,7 +42,6 @@ from posttrain.errors import DataError
 from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
 from posttrain.lab.one_stage import score_recipe
-from posttrain.lab.profile_command import run_profile
 from posttrain.types import Message, Origin, PairRow, SftRow, UnpairedRow
 
 TALK = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}

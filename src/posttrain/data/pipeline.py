@@ -44,8 +44,8 @@ from posttrain.data.rows import (
     SCHEMA,
     conversations,
     disagreement,
-    shared_row_kind,
     scan_rows,
+    shared_row_kind,
     write_rows,
 )
 from posttrain.data.sniff import EmptyFileError

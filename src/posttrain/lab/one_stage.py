@@ -13,7 +13,7 @@ from posttrain.artifacts import Ledger, read_json
 from posttrain.config import Document, Section, build, override, parse_yaml, read_yaml, sections
 from posttrain.data.config import ChainStep, Source
 from posttrain.data.mix import MixStep
-from posttrain.data.rows import rows_kind
+from posttrain.data.rows import row_kind_of
 from posttrain.data.split import SplitStep
 from posttrain.data.steps import Step
 from posttrain.errors import ConfigError
@@ -170,7 +170,7 @@ def step_section(kind: str, out: Path) -> report.Section:
     warnings = tuple(map(str, facts.get("warnings", ())))
     rows_file = out / kind / "rows" / "train.parquet"
     where = (
-        f"Rows ({_KINDS[rows_kind(rows_file)]}) are in {rows_file}; {step_folder(kind, out) / 'rejects.parquet'} lists"
+        f"Rows ({_KINDS[row_kind_of(rows_file)]}) are in {rows_file}; {step_folder(kind, out) / 'rejects.parquet'} lists"
         " what was dropped, facts.json beside it says how it was decided"
     )
     blocks: list[report.Block] = [
