@@ -96,12 +96,16 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama with grouped queries and random weights, built in code, with the demo model's real tokenizer."""
+    return tiny_llama(tmp_path_factory.mktemp("tiny-model"), demo_model)
+
+
+def tiny_llama(folder: Path, tokenizer: Path, seed: int = 0, initializer_range: float = 0.02) -> Path:
+    """A folder with a two-layer Llama of 48 dimensions and the tokenizer of another folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from posttrain.model.companions import copy_tokenizer
 
-    folder = tmp_path_factory.mktemp("tiny-model")
     config = LlamaConfig(
         vocab_size=49152,
         hidden_size=48,
@@ -111,14 +115,15 @@ def tiny_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         num_key_value_heads=2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
+        initializer_range=initializer_range,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
-    copy_tokenizer(demo_model, folder)
+    copy_tokenizer(tokenizer, folder)
     return folder
 
 

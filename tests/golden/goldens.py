@@ -44,30 +44,15 @@ def machine() -> dict[str, str]:
 
 # ---- what is left out ----------------------------------------------------------------------------------------------
 
-UNSTEADY = {
-    "started",
-    "finished",
-    "provenance",
-    "digest",
-    "base_model_name_or_path",
-    "peft_version",
-    "transformers_version",
-}
-UNSTEADY |= {
-    "matmul_share",
-    "matmul_peak_flops",
-    "memory_bytes",
-    "fingerprint",
-    "versions",
-    "machine",
-    "cores",
-    "identity",
-}
-UNSTEADY_ENDS = ("seconds", "_per_second", "memory_bytes")
+UNSTEADY = re.compile(
+    r"started|finished|time|provenance|versions|machine|cores|fingerprint|identity|digest|matmul_(share|peak_flops)|"
+    r"base_model_name_or_path|(peft|transformers)_version|.*(seconds|_per_second|memory_bytes)"
+)
+"""Keys that differ from run to run or from machine to machine."""
 GAP = r"[\s*|]+"
 IN_TEXT = [
     (r"127\.0\.0\.1:\d+", "127.0.0.1:#"),
-    (r"\b([0-9a-f]{64}|[0-9a-f]{12})\b", "#"),
+    (r"\b([0-9a-f]{64}|[0-9a-f]{12}|(?<=@)[0-9a-f]{16})\b", "#"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?( UTC)?", "#"),
     (r"\b\d[\d.,]*\s+(seconds?|minutes?|min|hours?|h|s|ms)\b", r"# s"),
     (rf"\b\d[\d.,]*({GAP}(tok/s|tokens per second|tokens/s))\b", r"#\1"),
@@ -106,7 +91,7 @@ def steady(value: Any, place: Path) -> Any:
     if isinstance(value, dict):
         if value.get("unit") == "seconds":
             return value["label"]
-        kept = {key: held for key, held in value.items() if key not in UNSTEADY and not key.endswith(UNSTEADY_ENDS)}
+        kept = {key: held for key, held in value.items() if not UNSTEADY.fullmatch(key)}
         return {
             key: sorted(held) if key == "inputs" and isinstance(held, dict) else steady(held, place)
             for key, held in kept.items()
@@ -120,24 +105,7 @@ class _Visible(HTMLParser):
     """Text of a page outside scripts, styles and drawings, a line a block."""
 
     HIDDEN = ("script", "style", "svg")
-    INLINE = (
-        "span",
-        "b",
-        "i",
-        "em",
-        "strong",
-        "a",
-        "code",
-        "td",
-        "th",
-        "abbr",
-        "sub",
-        "sup",
-        "small",
-        "br",
-        "mark",
-        "time",
-    )
+    INLINE = re.compile("span|b|i|em|strong|a|code|td|th|abbr|sub|sup|small|br|mark|time")
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,11 +113,11 @@ class _Visible(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.hidden += tag in self.HIDDEN
-        self.text += " " if tag in self.INLINE else "\n"
+        self.text += " " if self.INLINE.fullmatch(tag) else "\n"
 
     def handle_endtag(self, tag: str) -> None:
         self.hidden -= tag in self.HIDDEN
-        self.text += "" if tag in self.INLINE else "\n"
+        self.text += "" if self.INLINE.fullmatch(tag) else "\n"
 
     def handle_data(self, data: str) -> None:
         self.text += "" if self.hidden else re.sub(r"\s+", " ", data)
@@ -165,15 +133,9 @@ def visible(page: Path, place: Path) -> list[str]:
 # ---- digests -------------------------------------------------------------------------------------------------------
 
 
-EVERYWHERE = {
-    "ledger.json",
-    "lengths.json",
-    "adapter_config.json",
-    "generation_config.json",
-    "config.json",
-    "recipe.yaml",
-}
-EVERYWHERE |= {"tokenizer.json", "tokenizer_config.json"}
+EVERYWHERE = re.compile(
+    r"(ledger|lengths|adapter_config|generation_config|config|tokenizer|tokenizer_config)\.json|recipe\.yaml"
+)
 """Files that are the same on every machine; so is all that a data stage writes."""
 
 
@@ -191,7 +153,7 @@ def contents(path: Path, place: Path) -> Any:
     match path.suffix:
         case ".json" if path.name != "tokenizer.json":  # long, and the same bytes wherever it is copied
             value = steady(json.loads(path.read_text(encoding="utf-8")), place)
-            by_key = isinstance(value, dict) and path.name not in EVERYWHERE
+            by_key = isinstance(value, dict) and not EVERYWHERE.fullmatch(path.name)
             return {key: sha(held) for key, held in value.items()} if by_key else sha(value)
         case ".jsonl":
             lines = [steady(json.loads(line), place) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -223,7 +185,7 @@ def artefacts(folder: Path, place: Path) -> dict[str, Any]:
             continue
         above = folder / name.split("/")[0] / "manifest.json"
         of_data = above.exists() and json.loads(above.read_text())["kind"] == "data"
-        sign = "=" if of_data or path.name in EVERYWHERE else "~"
+        sign = "=" if of_data or EVERYWHERE.fullmatch(path.name) else "~"
         value = contents(path, place)
         found[name] = {k: sign + v for k, v in value.items()} if isinstance(value, dict) else sign + value
     return found
