@@ -96,8 +96,7 @@ class _Index:
         _, first = np.unique(row[best], return_index=True)
         chosen = best[first]
         return pl.DataFrame(
-            {"row": row[chosen], "overlap": overlap[chosen], "held_out": self.places[held[chosen]]},
-            schema=OVERLAPS,
+            {"row": row[chosen], "overlap": overlap[chosen], "held_out": self.places[held[chosen]]}, schema=OVERLAPS
         )
 
 

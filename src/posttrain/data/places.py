@@ -19,7 +19,7 @@ from posttrain.artifacts import RunDir
 from posttrain.data.card import configurations
 from posttrain.data.formats import FORMATS, keys
 from posttrain.data.sniff import KNOWN_FILES, data_suffix, is_about_rows
-from posttrain.data.streams import COMPRESSED_SUFFIXES, printable
+from posttrain.data.streams import printable, uncompressed
 from posttrain.errors import DataError
 from posttrain.table import did_you_mean
 
@@ -319,7 +319,4 @@ def _by_words(name: str) -> str | None:
 
 def stem(path: str) -> str:
     """The name of a path without folders, compression and data suffix, as it can be written anywhere."""
-    name = printable(Path(path).name)
-    for suffix in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return Path(name).stem
+    return Path(uncompressed(printable(Path(path).name))).stem

@@ -72,14 +72,7 @@ model that gave them, id of its cluster of near-duplicates or topic (null: none 
 REQUIRED = frozenset((SCHEMA | LINEAGE).keys() - PREFERENCE.keys())
 """The columns that every rows file has. Those written before there were preferences lack :data:`PREFERENCE`."""
 
-_FRESH: dict[str, Any] = {
-    "parents": [],
-    "verdicts": [],
-    "scores": [],
-    "cluster": None,
-    "split": None,
-    "weight": 1.0,
-}
+_FRESH: dict[str, Any] = {"parents": [], "verdicts": [], "scores": [], "cluster": None, "split": None, "weight": 1.0}
 """The lineage of a row that has just been read."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.data.json_array import COMMENT, wrapped_array
-from posttrain.data.streams import BLOCK_BYTES, COMPRESSED_SUFFIXES, Stream
+from posttrain.data.streams import BLOCK_BYTES, Stream, uncompressed
 from posttrain.errors import DataError
 
 Kind = Literal["array", "values", "lines", "cells", "parquet", "arrow"]
@@ -47,9 +47,7 @@ class EmptyFileError(DataError):
 
 def data_suffix(path: Path) -> str | None:
     """``.json``, ``.csv``, ... of a name, looking below a compression suffix; None where it is no data file's."""
-    name = path.name.lower()
-    for compressed in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(compressed)
+    name = uncompressed(path.name.lower())
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 

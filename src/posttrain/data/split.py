@@ -284,12 +284,7 @@ def _by_stratum(sizes: Mapping[str, int], strata: Mapping[str, str]) -> dict[str
 
 
 def _train_room(
-    rest: Mapping[str, int],
-    sizes: Mapping[str, int],
-    strata: Mapping[str, str],
-    train: float,
-    total: int,
-    seed: int,
+    rest: Mapping[str, int], sizes: Mapping[str, int], strata: Mapping[str, str], train: float, total: int, seed: int
 ) -> dict[str, tuple[int, bool]]:
     wanted = int(train) if train >= 1 else max(1, round(total * train))
     if wanted != train and train >= 1:

@@ -44,7 +44,7 @@ _COMPRESSIONS: tuple[tuple[bytes, Callable[[], _Decompressor]], ...] = (
     (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
     (b"\x28\xb5\x2f\xfd", lambda: zstandard.ZstdDecompressor().decompressobj()),
 )
-COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _WIDE = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -52,6 +52,13 @@ _WIDE = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """Byte order mark -> encoding; the longer marks first, because one begins with another."""
+
+
+def uncompressed(name: str) -> str:
+    """The name of a file without the suffixes of compression."""
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
 
 
 class Stream:

@@ -19,7 +19,7 @@ from posttrain.data.formats.base import items, kind_of, objects, optional_text
 from posttrain.data.formats.turns import talk
 from posttrain.data.places import DataFile, HubSet, Resolve, locate
 from posttrain.data.sources import BadRecord, content_digest, read
-from posttrain.data.streams import COMPRESSED_SUFFIXES, Stream
+from posttrain.data.streams import Stream, uncompressed
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.references import NamesRows
@@ -226,10 +226,7 @@ def _parts(benchmark: Benchmark, resolve: Resolve) -> tuple[DataFile | HubSet, .
 
 
 def _is_text(path: Path) -> bool:
-    name = path.name.lower()
-    for suffix in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name.endswith(".txt")
+    return uncompressed(path.name.lower()).endswith(".txt")
 
 
 def _records(part: DataFile | HubSet) -> Iterator[tuple[Origin, Mapping[str, Any]]]:

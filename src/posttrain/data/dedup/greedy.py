@@ -1,4 +1,4 @@
-"""Who stays: rows are taken in their order, and a row goes where a row that stays is similar to it.
+"""Who stays: rows are taken in a total order, and a row goes where a row that stays is similar to it.
 
 A dropped row never speaks for another: no chain of similar rows removes anything by itself. The result is that of looking at
 the rows one by one; it is found in rounds, in which every row that no undecided row before it could drop is settled at once.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from posttrain.data.dedup.buckets import Buckets
@@ -17,6 +19,35 @@ from posttrain.data.dedup.buckets import Buckets
 Ranks = NDArray[np.int64]
 Similarity = Callable[[Ranks, Ranks], NDArray[np.float64]]
 """Similarities of pairs (left_P, right_P) -> float64 [P]."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The rows of a file by rank: score first (the highest; rows without one last), then content id, then place."""
+
+    row_of_rank: NDArray[np.int64]
+    rank_of_row: NDArray[np.int64]
+    ids: pl.Series
+    """Content id of every row of the file."""
+    scored: int
+    """Rows that carry the score."""
+
+
+def total_order(rows_file: Path, prefer: str) -> Order:
+    """The order of a file of rows by its score ``prefer``, content ids, then source, file and line (equal contents)."""
+    score = pl.element().filter(pl.element().struct.field("name") == prefer).struct.field("value")
+    table = (
+        pl.scan_parquet(rows_file, glob=False)
+        .select("id", *("source", "file", "line"), score=pl.col("scores").list.eval(score).list.max().fill_nan(None))
+        .with_row_index("row")
+        .collect()
+    )
+    by = ["score", "id", "source", "file", "line", "row"]
+    placed = table.sort(by, descending=[True, *[False] * 5], nulls_last=True)["row"]
+    row_of_rank = placed.to_numpy().astype(np.int64)
+    rank_of_row = np.empty_like(row_of_rank)
+    rank_of_row[row_of_rank] = np.arange(len(row_of_rank))
+    return Order(row_of_rank, rank_of_row, table["id"], int(table["score"].count()))
 
 
 @dataclass(frozen=True)

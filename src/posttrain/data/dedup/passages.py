@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from posttrain.data.dedup.order import Order
+from posttrain.data.dedup.greedy import Order
 from posttrain.data.engine import map_rows
 from posttrain.data.marks import plain
 from posttrain.data.rows import compared_texts

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from posttrain.data.dedup import minhash, simhash
 from posttrain.data.dedup.buckets import Buckets, group
+from posttrain.data.dedup.greedy import Order
 from posttrain.data.dedup.jaccard import distinct
-from posttrain.data.dedup.order import Order
 from posttrain.data.dedup.passages import Compared, Sample
 from posttrain.data.engine import map_rows
 from posttrain.data.rows import compared_texts

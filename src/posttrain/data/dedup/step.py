@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from posttrain.data.dedup import minhash, proposals
 from posttrain.data.dedup.comparison import Comparison, lookalikes, read_details, read_marks, spread, tool_hashes
-from posttrain.data.dedup.greedy import Settled, settle
-from posttrain.data.dedup.order import Order, total_order
+from posttrain.data.dedup.greedy import Order, Settled, settle, total_order
 from posttrain.data.dedup.passages import Common, Compared, common_of, sample_of
 from posttrain.data.engine import map_rows
 from posttrain.data.marks import plain

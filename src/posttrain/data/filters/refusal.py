@@ -73,8 +73,6 @@ REFUSAL = Filter(
     "refusal",
     Refusal,
     _measure,
-    {
-        "refusal": Example(Refusal(), talk("今天天气怎么样？", "作为一个人工智能语言模型，我无法获取实时天气。")),
-    },
+    {"refusal": Example(Refusal(), talk("今天天气怎么样？", "作为一个人工智能语言模型，我无法获取实时天气。"))},
     replies="wanted",
 )

@@ -219,12 +219,7 @@ def _measured(
 
 
 def _drop(
-    judged: Judged,
-    number: int,
-    row_id: str,
-    source: str,
-    row: Sides,
-    failures: Sequence[tuple[str, Measurement]],
+    judged: Judged, number: int, row_id: str, source: str, row: Sides, failures: Sequence[tuple[str, Measurement]]
 ) -> None:
     names = list(dict.fromkeys(name for name, _ in failures))
     judged.failed.update(names)

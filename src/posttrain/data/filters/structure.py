@@ -102,8 +102,7 @@ STRUCTURE = Filter(
     _measure,
     {
         "roles_do_not_alternate": Example(
-            Structure(),
-            Conversation((Message("user", "Hi"), Message("user", "there"), Message("assistant", "Hello!"))),
+            Structure(), Conversation((Message("user", "Hi"), Message("user", "there"), Message("assistant", "Hello!")))
         ),
         "empty_turn": Example(Structure(), talk("Hi", " \n", "Are you there?", "Yes.")),
         "unfinished_code_fence": Example(Structure(), talk("Print 1 in Python.", "```python\nprint(1)\n")),

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Set
 
 from posttrain.data.formats.base import Foreign, Format, RowError, objects, optional_text
-from posttrain.data.formats.conversation import sft_row
+from posttrain.data.formats.conversation import reply_under, sft_row
 from posttrain.data.formats.keys import first, is_present
-from posttrain.data.formats.replies import reply_under
 from posttrain.data.formats.transcripts import waiting_turns
 from posttrain.types import Message, Origin, SftRow
 
@@ -51,8 +50,5 @@ def question(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
 
 
 ALPACA = Format(
-    "alpaca",
-    _detect,
-    _parse,
-    '{"instruction": "Translate to French.", "input": "Good morning", "output": "Bonjour"}',
+    "alpaca", _detect, _parse, '{"instruction": "Translate to French.", "input": "Good morning", "output": "Bonjour"}'
 )

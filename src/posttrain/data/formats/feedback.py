@@ -12,10 +12,10 @@ from typing import Any
 from posttrain.data.formats import keys
 from posttrain.data.formats.alpaca import ALPACA
 from posttrain.data.formats.base import Foreign, Format, RowError, finite, kind_of
+from posttrain.data.formats.conversation import reply_under
 from posttrain.data.formats.messages import MESSAGES
 from posttrain.data.formats.moss import MOSS
 from posttrain.data.formats.prompt_completion import PROMPT_COMPLETION
-from posttrain.data.formats.replies import reply_under
 from posttrain.data.formats.sharegpt import SHAREGPT
 from posttrain.data.formats.sides import judged_row
 from posttrain.data.formats.text_pair import TEXT_PAIR
@@ -119,9 +119,5 @@ def _parse(record: Foreign, origin: Origin, source: str) -> UnpairedRow:
 
 
 FEEDBACK = Format(
-    "feedback",
-    _detect,
-    _parse,
-    '{"prompt": "Name a colour.", "completion": "Blue.", "label": true}',
-    "feedback",
+    "feedback", _detect, _parse, '{"prompt": "Name a colour.", "completion": "Blue.", "label": true}', "feedback"
 )

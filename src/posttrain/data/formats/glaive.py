@@ -67,9 +67,4 @@ def _system(text: str) -> tuple[str, list[dict[str, Any]]]:
     return prompt, tools
 
 
-GLAIVE = Format(
-    "glaive",
-    _detect,
-    _parse,
-    r'{"chat": "USER: Name a bird.\n\n\nASSISTANT: A wren. <|endoftext|>"}',
-)
+GLAIVE = Format("glaive", _detect, _parse, r'{"chat": "USER: Name a bird.\n\n\nASSISTANT: A wren. <|endoftext|>"}')

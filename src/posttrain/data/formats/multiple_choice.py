@@ -65,10 +65,7 @@ def _parse(record: Foreign, origin: Origin, source: str, first: int = 0) -> SftR
 
 
 MULTIPLE_CHOICE = Format(
-    "multiple_choice",
-    _detect,
-    _parse,
-    '{"question": "Which is a metal?", "choices": ["Wood", "Copper"], "answer": 1}',
+    "multiple_choice", _detect, _parse, '{"question": "Which is a metal?", "choices": ["Wood", "Copper"], "answer": 1}'
 )
 MULTIPLE_CHOICE_FROM_1 = Format(
     "multiple_choice_from_1",

@@ -60,9 +60,5 @@ def _margin(record: Foreign) -> float | None:
 
 
 PAIRS = Format(
-    "pairs",
-    _detect,
-    _parse,
-    '{"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}',
-    "pairs",
+    "pairs", _detect, _parse, '{"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Seven."}', "pairs"
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from posttrain.data.formats.base import Foreign, Format, RowError
-from posttrain.data.formats.conversation import sft_row
-from posttrain.data.formats.replies import reply_under
+from posttrain.data.formats.conversation import reply_under, sft_row
 from posttrain.data.formats.turns import turns_under
 from posttrain.types import Origin, SftRow
 
@@ -26,9 +25,4 @@ def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
     return sft_row(record, {"prompt", "completion"}, prompt + completion, origin, source)
 
 
-PROMPT_COMPLETION = Format(
-    "prompt_completion",
-    _detect,
-    _parse,
-    '{"prompt": "The sky is", "completion": " blue."}',
-)
+PROMPT_COMPLETION = Format("prompt_completion", _detect, _parse, '{"prompt": "The sky is", "completion": " blue."}')

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from posttrain.data.formats.base import Foreign, Format, RowError
-from posttrain.data.formats.conversation import sft_row
+from posttrain.data.formats.conversation import reply_under, sft_row
 from posttrain.data.formats.keys import PROMPTS, REPLIES, is_present
-from posttrain.data.formats.replies import reply_under
 from posttrain.data.formats.transcripts import waiting_turns
 from posttrain.data.formats.turns import are_turns, turns_under
 from posttrain.types import Message, Origin, SftRow
@@ -71,9 +70,4 @@ def _prompt(record: Foreign, key: str) -> tuple[Message, ...]:
     return turns or ((Message("user", ""),) if value is None else turns_under(record, key, "user"))
 
 
-TEXT_PAIR = Format(
-    "text_pair",
-    _detect,
-    _parse,
-    '{"question": "What is 2 + 2?", "answer": "4"}',
-)
+TEXT_PAIR = Format("text_pair", _detect, _parse, '{"question": "What is 2 + 2?", "answer": "4"}')
