@@ -140,7 +140,7 @@ def write_error(error: Exception, path: Path) -> RunError:
         )
     reason = os.strerror(number) if number is not None else str(error)
     return RunError(
-        f"can't write: {reason}", where=where, fix="run the same command again when that is mended: it resumes"
+        f"can't write: {reason}", where=where, fix="run the same command again once that is fixed: it resumes"
     )
 
 

@@ -308,7 +308,7 @@ def test_the_base_url(url: str, base: str) -> None:
         ({"url": "http://localhost:port"}, "not a URL"),
         ({"url": "http://user:secret@example.org"}, "user, password or query"),
         ({"url": "http://example.org/v1?key=secret"}, "user, password or query"),
-        ({"url": "http://example.org/v1/chat/completions"}, "the base URL is wanted"),
+        ({"url": "http://example.org/v1/chat/completions"}, "give the base URL"),
         ({"concurrency": 0}, "concurrency 0: must be above 0"),
         ({"deadline": -1.0}, "deadline -1.0: must be above 0"),
         ({"extra_body": {"max_tokens": 5}}, "'max_tokens' can't be set here"),
@@ -332,7 +332,7 @@ def test_the_fingerprint_says_what_decides_answers() -> None:
     assert OpenAIEngine(other_limits).fingerprint == OpenAIEngine(plain).fingerprint
 
 
-@pytest.mark.parametrize(("does", "words"), [("401", r"does not accept us"), ("404", r"no model 'm'")])
+@pytest.mark.parametrize(("does", "words"), [("401", "refuses access"), ("404", r"or the model 'm'")])
 def test_a_wrong_key_or_address_stops_the_batch_at_once(serve: Serve, does: str, words: str, tmp_path: Path) -> None:
     server = serve(does=script(does))
     engine = OpenAIEngine(endpoint(server, concurrency=2), ledger=tmp_path / "ledger.jsonl", caps=Caps(tokens=10_000))

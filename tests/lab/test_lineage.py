@@ -231,7 +231,7 @@ def test_targets_are_what_the_recipe_means(run: Path, tmp_path: Path, cli: Comma
     assert told[0].out == told[1].out
     shutil.rmtree(moved / "full")
     cli("chat", moved / "dpo", "--prompt", "hi").refused()
-    with pytest.raises(ModelError, match="lies on weights that are not there"):
+    with pytest.raises(ModelError, match="weights under this stage's adapter are missing"):
         resolve_target(str(moved / "dpo"))
     record = read_json(run / "dpo" / "model.json")
     assert record["on"] == {"folder": "../full/model"}

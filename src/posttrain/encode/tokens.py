@@ -346,7 +346,7 @@ def _weigh(
         around = [rendering.text[max(0, cut - 15) : cut + 15] for cut in cuts[1:]]
         return RowRejected(
             "tokens_not_provable",
-            f"tokens reach over the edge of an assistant turn and can't be split without a trace, at {around[0]!r}",
+            f"tokens cross the edge of an assistant turn and can't be split there without changing the text, at {around[0]!r}",
         )
     ids, _, ends = piece
     bos = template.tokenizer.bos_token_id

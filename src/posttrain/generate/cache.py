@@ -149,7 +149,7 @@ class RequestCache:
         return RunError(
             f"the request cache is damaged: {detail}",
             where=str(self.path),
-            fix="move the file (with its -wal and -shm beside it) away; what it held will be asked and paid again",
+            fix="move the file (with its -wal and -shm beside it) away; its answers will be requested and paid for again",
         )
 
 

@@ -97,7 +97,7 @@ class Endpoint:
             )
         if url.path.rstrip("/").endswith("/completions"):
             raise ConfigError(
-                f"{self.url}: the base URL is wanted", where="url", fix="leave /chat/completions or /completions away"
+                f"{self.url}: give the base URL", where="url", fix="leave /chat/completions or /completions away"
             )
         for name in ("concurrency", "attempts", "request_timeout", "deadline", "first_backoff", "longest_backoff"):
             value = getattr(self, name)
@@ -108,7 +108,7 @@ class Endpoint:
             raise ConfigError(
                 f"{taken[0]!r} can't be set here",
                 where=f"extra_body.{taken[0]}",
-                fix="the request and its sampling say it",
+                fix="the request and its sampling set it",
             )
 
     @property
@@ -399,13 +399,13 @@ class OpenAIEngine:
             )
         if sent.status == 404 and not job.answered:
             raise ConfigError(
-                f"the server knows no such address or no model {endpoint.model!r} ({detail})",
+                f"the server does not know this address or the model {endpoint.model!r} ({detail})",
                 where=endpoint.base,
                 fix="correct the URL (most servers want it to end in /v1) or the model's name",
             )
         if sent.status == 401 and not job.answered:
             key = "send a key: set api_key_env" if endpoint.api_key_env is None else f"correct ${endpoint.api_key_env}"
-            raise ConfigError(f"the server does not accept us ({detail})", where=endpoint.base, fix=key)
+            raise ConfigError(f"the server refuses access ({detail})", where=endpoint.base, fix=key)
         if sent.field is not None and not job.answered:
             raise ConfigError(
                 f"the server does not take the field {sent.field!r} of a request ({detail})",

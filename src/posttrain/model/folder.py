@@ -62,7 +62,7 @@ def _check_depth(folder: Path, config: Mapping[str, Any], tensors: int) -> None:
     deepest = max((depth for depth in depths if type(depth) is int), default=0)
     if deepest > tensors:
         raise ModelError(
-            f"config.json says {deepest:,} layers, but the weights are {tensors} tensors in all",
+            f"config.json says {deepest:,} layers, but the folder holds only {tensors} tensors",
             where=str(folder),
             fix="put the config.json there that belongs to the weights",
         )
@@ -152,7 +152,7 @@ def check_loaded(
     )
     if unknown:
         raise ModelError(
-            f"{_some(unknown, 'tensors')} in this folder and unknown to the model of its config.json, which would compute without",
+            f"{_some(unknown, 'tensors')} in this folder are unknown to the model of its config.json, which would ignore them",
             where=str(folder),
             fix="put the config.json there that belongs to the weights (number of layers, biases, quantization_config)",
         )
@@ -163,7 +163,7 @@ def check_loaded(
 def scores_only(folder: Path) -> ModelError:
     """What is said where a language model is needed and a reward model is given."""
     return ModelError(
-        "this is a reward model: it scores replies and says none",
+        "this is a reward model: it scores replies and can't write any",
         where=str(folder),
         fix="give the language model that it was made from (a judge takes this one as reward: ...)",
     )
@@ -179,7 +179,7 @@ def check_numbers(model: Any, folder: Path) -> None:
             whole = [n for n in sorted(fractions & set(opened.keys())) if "F" not in opened.get_slice(n).get_dtype()]
         if whole:
             raise ModelError(
-                f"{_some(whole, 'tensors')} in whole numbers, and config.json has no quantization_config that tells their scale",
+                f"{_some(whole, 'tensors')} hold integers, and config.json has no quantization_config with their scale",
                 where=str(file),
                 fix="download the weights in bf16, or the config.json that belongs to these",
             )

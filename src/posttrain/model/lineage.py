@@ -156,7 +156,7 @@ def stage_lineage(out: StageDir, base: Callable[[], Path], template: str | None 
     folder = base() if on.get("recipe") else Path(os.path.normpath(out.path / str(on.get("folder"))))
     if not folder.is_dir():
         raise ModelError(
-            f"the adapter of this stage lies on weights that are not there: {folder}",
+            f"the weights under this stage's adapter are missing: {folder}",
             where=str(out.path),
             fix="keep the folders of a run together, or run the recipe again",
         )

@@ -109,7 +109,7 @@ def prepare_model(settings: TrainSettings, model_folder: Path, adapter_folder: P
     if isinstance(settings.adapter, LoraAdapter):
         lora = replace(settings.adapter, dropout=0.0) if preferences else settings.adapter
         if lora != settings.adapter:
-            warnings.warn(f"adapter.dropout is off: {settings.objective.name} compares with a reference", stacklevel=2)
+            warnings.warn(f"adapter.dropout is off: {settings.objective.name} is trained without it", stacklevel=2)
         base = load_model(model_folder, compute_dtype, device, head=head, seed=seed)
         if adapter_folder is None:
             model: nn.Module = adapters.attach_lora(base, lora, seed)
