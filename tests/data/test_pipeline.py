@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from posttrain.artifacts import StageDir, read_json
 from posttrain.data.config import DataSettings, Source
 from posttrain.data.mix import MixStep
-from posttrain.data.pipeline import inputs_digest, prepare, row_at
+from posttrain.data.pipeline import prepare, row_at
 from posttrain.data.rows import read_rows
 from posttrain.data.split import prompt_key
 from posttrain.errors import ConfigError, DataError, RunError
@@ -267,18 +267,22 @@ def test_a_row_by_its_number_counts_bad_ones(tmp_path: Path) -> None:
 # ---- identity ------------------------------------------------------------------------------------------------------
 
 
+def identity(config: DataSettings) -> list[str]:
+    return [source.content(no_asset) for source in config.sources]
+
+
 def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     path = write(tmp_path / "rows" / "a.jsonl", pairs([1]))
     config = stage(tmp_path / "rows")
-    one = inputs_digest(config, no_asset)
-    assert inputs_digest(config, no_asset) == one
+    one = identity(config)
+    assert identity(config) == one
     write(tmp_path / "rows" / "README.md", ["no row"])
-    assert inputs_digest(config, no_asset) == one
+    assert identity(config) == one
     write(path, pairs([2]))
-    two = inputs_digest(config, no_asset)
+    two = identity(config)
     assert two != one
     write(tmp_path / "rows" / "b.jsonl", pairs([1]))
-    assert inputs_digest(config, no_asset) not in (one, two)
+    assert identity(config) not in (one, two)
 
 
 def test_the_digest_of_a_hub_set_is_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +290,7 @@ def test_the_digest_of_a_hub_set_is_its_commit(monkeypatch: pytest.MonkeyPatch) 
     digests = []
     for commit in ("one", "two", "one"):
         monkeypatch.setattr("posttrain.data.sources.hub_revision", lambda part, commit=commit: f"{part.name} {commit}")
-        digests.append(inputs_digest(config, no_asset))
+        digests.append(identity(config))
     assert digests[0] == digests[2] != digests[1]
 
 
@@ -298,12 +302,12 @@ def test_the_digest_of_an_unreadable_file_is_an_error(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("posttrain.data.sources.file_digest", refuse)
     with pytest.raises(DataError, match=r"a\.jsonl: can't read the file: Permission denied"):
-        inputs_digest(stage(path), no_asset)
+        identity(stage(path))
 
 
 def test_the_digest_of_a_missing_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        inputs_digest(stage(tmp_path / "a.jsonl"), no_asset)
+        identity(stage(tmp_path / "a.jsonl"))
 
 
 def test_a_mix_is_made_of_the_rows_that_are_not_held_out(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from typing import Any
 
 import polars as pl
 
-from posttrain.artifacts import Ledger, LedgerStep, StageDir, digest
+from posttrain.artifacts import Ledger, LedgerStep, StageDir
 from posttrain.data.config import DataSettings, Source, WantedRowKind
-from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.engine import map_blocks
 from posttrain.data.formats import FORMATS, NoFormatError
 from posttrain.data.formats.columns import check_columns
@@ -49,7 +48,7 @@ from posttrain.data.rows import (
     write_rows,
 )
 from posttrain.data.sniff import EmptyFileError
-from posttrain.data.sources import content_digest, read_raw
+from posttrain.data.sources import read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
 from posttrain.data.steps import SHOWN_REJECTS, Progress, StepRun, blocks, count_rows, run_step, run_steps
 from posttrain.data.streams import printable
@@ -310,24 +309,6 @@ def rows_at(source: Source, index: int, resolve: Resolve, wanted: WantedRowKind 
                 return found
             count += 1
     raise DataError(f"no row {index}: there are {count}", where=source.path, fix="rows count from 0")
-
-
-def inputs_digest(stage: DataSettings, resolve: Resolve) -> str:
-    """sha256 over the content of everything the stage and its steps read: file bytes, or the commit of a hub data set.
-
-    Raises DataError where a source or benchmark is missing.
-    """
-    content = []
-    for source in stage.sources:
-        for part in locate(source.path, resolve, source.split, config=source.config).parts:
-            content.append([part.label, content_digest(part)])
-    beside = [step_inputs(step, resolve) for step in stage.steps]
-    return digest([*content, *filter(None, beside)])
-
-
-def step_inputs(step: object, resolve: Resolve) -> dict[str, str]:
-    """What a step reads beside the rows, by name, and the digests of their content: a changed benchmark is another input."""
-    return step.inputs(resolve) if isinstance(step, DecontaminateStep) else {}
 
 
 class _Kind:

@@ -14,7 +14,6 @@ from posttrain.data.decontaminate.benchmarks import (
     KNOWN,
     LAYOUTS,
     Benchmark,
-    content_digests,
     load,
     size_note,
     wordless,
@@ -171,10 +170,10 @@ def test_a_hub_name_is_read_by_its_split(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_digests_follow_the_content_not_the_place(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first, second = written(tmp_path, {"prompt": "a"}), written(tmp_path / "other", {"prompt": "a"})
-    digests = [content_digests([Benchmark(name="x", path=path)], none) for path in (first, second)]
+    digests = [Benchmark(name="x", path=path).content(none) for path in (first, second)]
     assert digests[0] == digests[1]
     written(tmp_path / "other", {"prompt": "b"})
-    assert content_digests([Benchmark(name="x", path=second)], none) != digests[0]
+    assert Benchmark(name="x", path=second).content(none) != digests[0]
 
 
 def test_the_size_of_a_known_benchmark_is_remarked() -> None:

@@ -14,11 +14,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from posttrain.data import steps
-from posttrain.data.config import DataSettings, Source
 from posttrain.data.decontaminate.benchmarks import Benchmark
 from posttrain.data.decontaminate.proposals import EmbeddingTier
 from posttrain.data.decontaminate.step import DecontaminateStep
-from posttrain.data.pipeline import inputs_digest
 from posttrain.data.steps import Decisions, apply
 from posttrain.errors import ConfigError
 from posttrain.types import SftRow
@@ -204,18 +202,6 @@ def test_the_configuration_is_checked() -> None:
     ):
         with pytest.raises(ValidationError):
             adapter.validate_python(good | bad)
-
-
-def test_a_changed_benchmark_is_another_input_of_the_stage(tmp_path: Path, benchmark_file: Bench) -> None:
-    source = tmp_path / "rows.jsonl"
-    source.write_text('{"instruction": "a", "output": "b"}')
-
-    def identity(*prompts: Sequence[str]) -> str:
-        step = DecontaminateStep(kind="decontaminate", benchmarks=(benchmark_file(*prompts),))
-        return inputs_digest(DataSettings(sources=(Source(path=str(source)),), steps=(step,)), RUN.resolve)
-
-    assert identity([TEN]) == identity([TEN])
-    assert identity([TEN]) != identity([TEN], ["more"])
 
 
 @pytest.mark.slow

@@ -197,11 +197,6 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
-def content_digests(benchmarks: Sequence[Benchmark], resolve: Resolve) -> dict[str, str]:
-    """Benchmark -> digest of the content of all it is read from."""
-    return {benchmark.name: benchmark.content(resolve) for benchmark in benchmarks}
-
-
 def size_note(benchmark: str, prompts: int) -> str | None:
     """What to say where a known benchmark has another number of prompts than any of its published editions."""
     known = KNOWN.get(benchmark)

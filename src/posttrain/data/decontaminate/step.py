@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import polars as pl
 from annotated_types import Ge, Lt, MinLen
 
-from posttrain.data.decontaminate.benchmarks import Benchmark, Prompt, content_digests, load, size_note, wordless
+from posttrain.data.decontaminate.benchmarks import Benchmark, Prompt, load, size_note, wordless
 from posttrain.data.decontaminate.matching import HITS, ShortPrompts, matcher
 from posttrain.data.decontaminate.proposals import EmbeddingTier, proposer, threshold_of
 from posttrain.data.decontaminate.tables import (
@@ -96,10 +96,6 @@ class DecontaminateStep:
             },
             notes=_notes(matches, proposals, rejects),
         )
-
-    def inputs(self, resolve: Resolve) -> dict[str, str]:
-        """Benchmark -> digest of the content of all it is read from. Raises DataError where one is missing."""
-        return content_digests(self.benchmarks, resolve)
 
 
 def _check(step: DecontaminateStep) -> None:
@@ -189,7 +185,6 @@ def _benchmark_facts(
     step: DecontaminateStep, prompts: Sequence[Prompt], matches: pl.DataFrame, resolve: Resolve
 ) -> list[dict[str, Any]]:
     """Of every benchmark what it is, and what was found of it in all sources together."""
-    digests = step.inputs(resolve)
     facts = []
     for benchmark in step.benchmarks:
         own = [prompt for prompt in prompts if prompt.benchmark == benchmark.name]
@@ -198,7 +193,7 @@ def _benchmark_facts(
             {
                 "name": benchmark.name,
                 "path": benchmark.path,
-                "digest": digests[benchmark.name],
+                "digest": benchmark.content(resolve),
                 "prompts": len(own),
                 "turns": sum(len(prompt.turns) for prompt in own),
                 "short_turns": sum(len(tokens(turn)) < step.ngram for prompt in own for turn in prompt.turns),
