@@ -58,7 +58,7 @@ _UNITS_ZH = _listed(
 _RELATIONS = _listed(
     "third fourth fifth sixth seventh eighth ninth tenth thirds fourths fifths quarter quarters double triple twice thrice dozen"
 )
-"""Ordinals, parts and multiples: they tell texts apart, and are no amounts, since other words say the same."""
+"""Ordinals, parts and multiples: they tell texts apart, and are not amounts, since other words say the same."""
 _ARTICLES = frozenset(("one", "一"))
 """Numerals that mostly count nothing: one of them, 一首诗."""
 _FILLERS = _listed("always ever very really quite 很 太 真 已 经")
@@ -252,7 +252,7 @@ def _words(last: str) -> re.Pattern[str]:
 
 
 def _letters_alone(folded: str) -> str:
-    """A text with blanks for what is no letter of a word: a table finds them in half the time of a pattern."""
+    """A text with blanks for what isn't a letter of a word: a table finds them in half the time of a pattern."""
     folded = _amounts_zh().sub(" ", folded)
     codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), np.uint32)
     alone = np.where(_are_letters().take(codes), codes, np.uint32(ord(" ")))

@@ -188,7 +188,7 @@ def _rounded(amounts: Mapping[str, float]) -> dict[str, float]:
 def row_repeats(rows_file: Path) -> dict[str, int]:
     """Content id -> how many times the row is trained on in an epoch, of a rows file; only ids that count more than once.
 
-    Raises DataError for a weight that is no whole number: training repeats rows, it does not scale them.
+    Raises DataError for a weight that is not a whole number: training repeats rows, it does not scale them.
     """
     if "weight" not in pl.scan_parquet(rows_file, glob=False).collect_schema():
         return {}  # written before rows carried a weight

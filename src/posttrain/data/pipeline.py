@@ -141,7 +141,7 @@ def gather(
 
 
 def _account_finished(ledger: Ledger, files: Sequence[Path], finished: int) -> pl.Series:
-    """Enter the rows of the first ``finished`` files into the account of the reading. Of every row: whether it is no duplicate."""
+    """Enter the rows of the first ``finished`` files into the account of the reading. Of every row: whether it is new."""
     columns = [pl.scan_parquet(path, glob=False).select("id", "file", "line") for path in files]
     places = pl.concat(columns).with_columns(fresh=pl.col("id").is_first_distinct()).collect()
     total = sum(count_rows(path) for path in files[:finished])

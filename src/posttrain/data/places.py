@@ -77,7 +77,7 @@ class Located:
 
     parts: tuple[DataFile | HubSet, ...]
     ignored: tuple[str, ...] = ()
-    """Below the folder; where the reason is not that its name is no data file's, with the reason in brackets."""
+    """Below the folder; where the reason is not that its name isn't a data file's, with the reason in brackets."""
 
 
 def locate(

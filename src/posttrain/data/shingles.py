@@ -36,7 +36,7 @@ alone. ``_NUMERIC`` is a flag on top: a digit or Chinese numeral."""
 _CODE_POINTS = 0x110000
 _LINE_END = 10
 _ASSIGNED = 0x20000
-"""Above it there is nothing but ideographs, and what is no part of any token."""
+"""Above it there is nothing but ideographs, and what is part of no token."""
 _TABULATED = (
     *((0x0, 0x3400), (0x4DC0, 0x4E00), (0xA48D, 0xAC00), (0xD7A4, 0xD800)),
     *((0xF900, 0x10000), (0x1F000, 0x1FB00)),

@@ -1,4 +1,4 @@
-"""What kind of file this is, by its first bytes, then by its name; of what is no file of rows, what it is and what to do."""
+"""What kind of file this is, by its first bytes, then by its name; of a file without rows, what it is and what to do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class EmptyFileError(DataError):
 
 
 def data_suffix(path: Path) -> str | None:
-    """``.json``, ``.csv``, ... of a name, looking below a compression suffix; None where it is no data file's."""
+    """``.json``, ``.csv``, ... of a name, looking below a compression suffix; None where it isn't a data file's."""
     name = uncompressed(path.name.lower())
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 

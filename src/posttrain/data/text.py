@@ -1,7 +1,7 @@
 """The one tokenizer for comparing texts: under ROUGE-L, n-grams, MinHash, SimHash, decontamination and length filters.
 
 NFKC, casefold, then every CJK character is a token of its own, and so is every other run of letters, digits and marks.
-Punctuation and symbols are no tokens; numbers stay as they are, so "3 + 4" and "5 + 9" differ.
+Punctuation and symbols are not tokens; numbers stay as they are, so "3 + 4" and "5 + 9" differ.
 """
 
 from __future__ import annotations

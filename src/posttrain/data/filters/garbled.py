@@ -23,7 +23,7 @@ class Garbled:
     max_symbol_share: Annotated[float, Ge(0), Le(1)] = 0.5
     """Largest share of symbols (neither letter, digit, mark, sentence punctuation nor the bar of tables) in the prose, code left out."""
     min_symbols: Annotated[int, Ge(0)] = 50
-    """The share counts only where there are more symbols than this: a row of emoji is no garbage."""
+    """The share counts only where there are more symbols than this: a row of emoji is not garbage."""
 
 
 # What the bytes 80..BF become under Latin-1 and Windows-1252.

@@ -19,7 +19,7 @@ from posttrain.types import Message
 
 @dataclass(frozen=True, kw_only=True)
 class Harmful:
-    """Harmful content in what is compared; a refused request is no harmful answer, see ``fields``."""
+    """Harmful content in what is compared; a refused request is not a harmful answer, see ``fields``."""
 
     lexicon: bool = True
     """Look for the built-in lexicon (English and Chinese)."""

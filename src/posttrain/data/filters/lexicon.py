@@ -2,7 +2,7 @@
 
 Matched as whole words on text after NFKC and casefold, white space as one space. Chinese has no spaces, so its entries
 must not arise across the border of two words: a common word for oral sex stands inside "crossing" + "traffic", and is left out.
-Speaking about a subject (news, prevention, history, fiction) is no harm, so acts are listed as requests: every way of
+Speaking about a subject (news, prevention, history, fiction) does no harm, so acts are listed as requests: every way of
 asking with every act.
 """
 

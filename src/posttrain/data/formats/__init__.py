@@ -64,7 +64,7 @@ FORMATS: Table[Format[Row | Ranked]] = Table(
     "row format", {f.name: f for f in (*_CONVERSATIONS, *_PREFERENCES, PROMPTS)}
 )
 """Conversation formats, the more telling ones first: a row with ``messages`` and ``prompt`` is read by its messages. Then
-the formats of preferences; a row that one of them knows is no conversation for :func:`detect_format`."""
+the formats of preferences; a row that one of them knows is not a conversation for :func:`detect_format`."""
 
 
 _JUDGING = frozenset(

@@ -33,7 +33,7 @@ def _parse(record: Foreign, origin: Origin, source: str) -> SftRow:
 
 
 def _way(tree: Mapping[str, Foreign], leaf: Any) -> list[Foreign]:
-    """The messages from the root to a leaf. Raises RowError (``wrong_shape``) where this is no tree."""
+    """The messages from the root to a leaf. Raises RowError (``wrong_shape``) where this isn't a tree."""
     parents = [node.get("parent", "") for node in tree.values()]
     if parents.count(None) != 1 or not {None, *tree} >= set(parents):
         raise RowError("wrong_shape", f"the messages are not a tree with one root: their parents are {parents}"[:200])

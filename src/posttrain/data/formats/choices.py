@@ -55,7 +55,7 @@ def offered(record: Foreign) -> tuple[tuple[str, ...], list[Option]]:
 def options_of(value: Any) -> list[Option] | None:
     """The options of a value: texts, objects or pairs with a label and a text, ARC's two lists, letters with texts, or one text.
 
-    None where it is something else (settings, the choices of a completion, say). A list of one is no choice.
+    None where it is something else (settings, the choices of a completion, say). A list of one is not a choice.
     """
     if isinstance(value, str):
         parsed = python_value(value)

@@ -202,7 +202,7 @@ def proposed(records: Sequence[Foreign]) -> Columns:
 
 
 def _may_be_said(path: str, value: str) -> bool:
-    """Whether a text may be the question or the answer: it is no name, id or number, and no passage or system prompt."""
+    """Whether a text may be the question or the answer: not a name, id, number, passage or system prompt."""
     last = path.rpartition(".")[2]
     beside = last in _BESIDE and last not in keys.PROMPTS
     return (

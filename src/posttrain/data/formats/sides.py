@@ -50,7 +50,7 @@ def judged_row(row: SftRow, turns: int, desirable: bool) -> UnpairedRow:
 def parted(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
     """(prompt, chosen, rejected) of two whole conversations: the prompt is what they share.
 
-    Raises RowError with ``equal_sides``, or with ``no_shared_prompt`` where they part at something that is no reply.
+    Raises RowError with ``equal_sides``, or with ``no_shared_prompt`` where they part at something that isn't a reply.
     """
     chosen, rejected = _unweighted(chosen), _unweighted(rejected)
     if _are_same(chosen, rejected):

@@ -42,7 +42,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking")
 _CALL_PARTS = ("tool_call", "tool_use", "function_call")
 _SETTINGS = ("on", "off", "true", "false", "yes", "no", "low", "medium", "high", "none", "enabled", "disabled", "auto")
-"""Words that say how much is to be thought; they are no thoughts."""
+"""Words that say how much is to be thought; they are not thoughts."""
 _WORDS = {"true": True, "false": False}
 _MEDIUM = re.compile(r"^\w+:|\.\w{2,4}$|[/\\]\w+$|^\S{200,}$")
 """A URL, the name of a file, a path, or the bytes of one in base64."""
@@ -146,7 +146,7 @@ def text_of(value: Any, what: str) -> str:
 
 
 def thoughts_of(record: Foreign) -> tuple[str, str] | None:
-    """(key, text) of what was thought, under any of its usual names. Raises RowError where it is no text."""
+    """(key, text) of what was thought, under any of its usual names. Raises RowError where it isn't text."""
     if record.keys().isdisjoint(keys.REASONINGS):
         return None
     for key in keys.REASONINGS:

@@ -63,7 +63,7 @@ def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
 
 
 def _better(key: str, verdict: Any, sides: tuple[str, str]) -> str | None:
-    """The key of the better reply, empty for a tie, None for what is no verdict."""
+    """The key of the better reply, empty for a tie, None for what isn't a verdict."""
     if isinstance(verdict, str):
         word = verdict.strip().lower()
         compared = _COMPARED.fullmatch(word)
