@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,22 @@ def test_an_evaluation_goes_on_with_the_models_it_had_not_finished(
         cut, whole = ((tmp_path / run / "tiny" / "evaluate" / name).read_bytes() for run in ("cut", "whole"))
         assert cut == whole, name
     assert not (tmp_path / "cut" / "tiny" / "evaluate" / "parts").exists()
+
+
+def test_from_the_command_to_a_loss_are_nine_frames(
+    cli: Cli, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import posttrain
+    from posttrain.objectives import SftObjective
+
+    calls: list[list[str]] = []
+    loss = SftObjective.loss
+
+    def counted(self: SftObjective, *arguments: Any, **named: Any) -> Any:
+        here = Path(posttrain.__file__).parent
+        calls.append([f.name for f in traceback.extract_stack() if here in Path(f.filename).parents])
+        return loss(self, *arguments, **named)
+
+    monkeypatch.setattr(SftObjective, "loss", counted)
+    assert cli("train", recipe, "--runs", tmp_path).code == 0
+    assert 5 < len(calls[0]) + 1 <= 9, [*calls[0], "loss"]

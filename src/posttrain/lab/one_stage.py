@@ -184,9 +184,10 @@ def step_section(kind: str, out: Path) -> report.Section:
 
 
 def _number(value: str | int | float) -> report.Cell:
+    """A fact as YAML writes it, floats with the digits that say something: facts.json has them all."""
     if isinstance(value, bool | str):
-        return str(value)
-    return report.Number(value, "count" if isinstance(value, int) else "number")
+        return str(value).lower() if isinstance(value, bool) else value
+    return report.Number(value, "count") if isinstance(value, int) else f"{value:.4g}"
 
 
 def _named_table(key: str, things: Sequence[Mapping[str, Any]]) -> report.Table:
