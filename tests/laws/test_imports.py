@@ -203,6 +203,11 @@ def test_help_takes_less_than_half_a_second_of_cpu_time() -> None:
     assert min(once() for _ in range(3)) < 0.5
 
 
+def test_no_code_asks_which_kind_of_stage_it_has() -> None:
+    asked = re.compile(r"isinstance\([^)]*(?<!Names)Stage\b|\bcase (?!Names)\w+Stage\(")
+    assert [module for module, path in MODULES.items() if asked.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_an_objective_is_named_in_its_own_file_only() -> None:
     """By its class or its name; ``reward`` is also a kind of judge, so there the class alone counts."""
     from posttrain.objectives import Objective

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from posttrain.artifacts import write_text
 from posttrain.config import resolved_yaml
+from posttrain.data.config import DataSettings
 from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import source_names
 from posttrain.errors import ConfigError
 from posttrain.lab.recipe import Recipe, load_recipe, with_whole_paths
-from posttrain.stages.data import DataStage
 
 Kind = Literal["leave_one_out", "sub_samples"]
 Change = Callable[[MixStep], MixStep]
@@ -89,34 +89,31 @@ def _sub_samples(recipe: Recipe, where: str) -> Mapping[str, tuple[str, Recipe]]
 # ---- recipes -------------------------------------------------------------------------------------------------------
 
 
+def _data_stages(recipe: Recipe) -> dict[str, Any]:
+    return {name: stage for name, stage in recipe.stages.items() if isinstance(stage, DataSettings)}
+
+
 def _source_names(recipe: Recipe) -> dict[str, list[str]]:
     """Data stage -> the names of its sources."""
-    return {name: source_names(stage.sources) for name, stage in recipe.stages.items() if isinstance(stage, DataStage)}
+    return {name: source_names(stage.sources) for name, stage in _data_stages(recipe).items()}
 
 
 def _with_mix(recipe: Recipe, stages: Set[str], change: Change) -> Recipe:
     """The recipe with the mix of these data stages changed."""
     changed = {
         name: replace(stage, mix=change(stage.mix or MixStep(kind="mix")))
-        for name, stage in recipe.stages.items()
-        if isinstance(stage, DataStage) and name in stages
+        for name, stage in _data_stages(recipe).items()
+        if name in stages
     }
     return replace(recipe, stages={**recipe.stages, **changed})
 
 
 def _with_names(recipe: Recipe) -> Recipe:
     """The recipe with every source named: the default name is the stem of the path as it was written."""
-    named = {
-        name: replace(
-            stage,
-            sources=tuple(
-                replace(source, name=own)
-                for source, own in zip(stage.sources, source_names(stage.sources), strict=True)
-            ),
-        )
-        for name, stage in recipe.stages.items()
-        if isinstance(stage, DataStage)
-    }
+    named = {}
+    for name, stage in _data_stages(recipe).items():
+        sources = zip(stage.sources, source_names(stage.sources), strict=True)
+        named[name] = replace(stage, sources=tuple(replace(source, name=own) for source, own in sources))
     return replace(recipe, stages={**recipe.stages, **named})
 
 
