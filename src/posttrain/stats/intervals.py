@@ -23,15 +23,6 @@ _EXACT_FLIPS = 20
 """Up to this many differences every pattern of signs is looked at: 2**20 sums, 8 MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chance:
-    """How intervals are made."""
-
-    confidence: float = 0.95
-    resamples: int = 10_000
-    seed: int = 0
-
-
 class Interval(NamedTuple):
     """An estimate with its confidence interval."""
 
