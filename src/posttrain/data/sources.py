@@ -153,18 +153,6 @@ def _element(element: Element, origin: Origin) -> Record | BadRecord:
     return _record(origin, element.value)
 
 
-def _cells(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
-    return _table(read_cells(stream, label), label, "broken_csv")
-
-
-def _parquet(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
-    return _table(read_parquet(stream.path, label, stream.tick), label, "damaged_file")
-
-
-def _arrow(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
-    return _table(read_arrow(stream, label), label, "damaged_file")
-
-
 def _table(rows: Iterator[Row], label: str, reason: str) -> Iterator[Record | BadRecord]:
     for number, cells, broken in rows:
         origin = Origin(label, number)
@@ -175,9 +163,9 @@ _READERS: Mapping[Kind, Callable[[Stream, str], Iterator[RawLine | Record | BadR
     "array": _array,
     "values": _values,
     "lines": _lines,
-    "cells": _cells,
-    "parquet": _parquet,
-    "arrow": _arrow,
+    "cells": lambda stream, label: _table(read_cells(stream, label), label, "broken_csv"),
+    "parquet": lambda stream, label: _table(read_parquet(stream.path, label, stream.tick), label, "damaged_file"),
+    "arrow": lambda stream, label: _table(read_arrow(stream, label), label, "damaged_file"),
 }
 
 

@@ -10,7 +10,7 @@ from posttrain.data.formats.base import Foreign, Format, RowError, items
 from posttrain.data.formats.prompts import prompt_key_of
 from posttrain.data.formats.sides import is_whole, pair_row, parted
 from posttrain.data.formats.turns import talk, turns_under
-from posttrain.types import Message, Origin, PairRow
+from posttrain.types import Origin, PairRow
 
 _TALKS = (*keys.TALKS[1:], "messages")
 _WHOLE = ("chosen_messages", "rejected_messages")
@@ -19,30 +19,22 @@ _SIDES = ("chosen", "rejected")
 
 def detect(record: Foreign) -> bool:
     """Whether a conversation has two replies, or there are two conversations."""
-    replies = record.keys() >= set(_SIDES) and _talk_key(record) is not None and prompt_key_of(record) is None
+    replies = record.keys() >= set(_SIDES) and keys.first(record, _TALKS) is not None and prompt_key_of(record) is None
     return replies or record.keys() >= set(_WHOLE)
-
-
-def _talk_key(record: Foreign) -> str | None:
-    return keys.first(record, _TALKS)
 
 
 def _parse(record: Foreign, origin: Origin, source: str) -> PairRow:
     if record.keys() >= set(_WHOLE):
-        chosen, rejected = (_turns(record, key) for key in _WHOLE)
+        chosen, rejected = (talk(items(record, key)) for key in _WHOLE)
         return pair_row(record, set(_WHOLE), *parted(chosen, rejected), origin, source)
     chosen, rejected = (turns_under(record, key, "assistant") for key in _SIDES)
     used = {*_SIDES, *_TALKS}
     if is_whole(chosen) or is_whole(rejected):
         return pair_row(record, used, *parted(chosen, rejected), origin, source)
-    prompt = _turns(record, _talk_key(record) or "conversations")
+    prompt = talk(items(record, keys.first(record, _TALKS) or "conversations"))
     if prompt and prompt[-1].role == "assistant":
         raise RowError("wrong_shape", "the conversation before the two replies ends with a reply")
     return pair_row(record, used, prompt, chosen, rejected, origin, source)
-
-
-def _turns(record: Foreign, key: str) -> tuple[Message, ...]:
-    return talk(items(record, key))
 
 
 RANKING = Format(

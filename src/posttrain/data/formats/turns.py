@@ -263,7 +263,9 @@ def _messages(turn: Any) -> Iterable[Message]:
     """The messages of one entry of a list of turns."""
     if isinstance(turn, Mapping):
         turn = _unwrapped(turn)
-        if _named(turn, _ROLES) is None or (role_of(turn) is None and _question_key(turn) and "role" not in turn):
+        if _named(turn, _ROLES) is None or (
+            role_of(turn) is None and _named_small(turn, _QUESTIONS) and "role" not in turn
+        ):
             return _exchange(turn)
         return _spoken(turn)
     if isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn):
@@ -333,7 +335,7 @@ def _other_texts(turn: Foreign) -> list[str]:
 
 def _exchange(turn: Foreign) -> Iterator[Message]:
     """What was asked and what was answered, in one entry of a conversation."""
-    question_key, answer_key = _question_key(turn), _named_small(turn, _ANSWERS)
+    question_key, answer_key = _named_small(turn, _QUESTIONS), _named_small(turn, _ANSWERS)
     short = "q" in (question_key, answer_key) or "a" in (question_key, answer_key)
     if question_key is None or (short and not (answer_key and keys.is_present(turn[question_key]))) or _is_text(turn):
         found = ", ".join(map(str, turn))
@@ -361,10 +363,6 @@ def _is_text(turn: Foreign) -> bool:
     """Whether a turn has a text of its own, which someone must have said."""
     key = _named(turn, _TEXTS)
     return key is not None and keys.is_present(turn[key])
-
-
-def _question_key(turn: Foreign) -> str | None:
-    return _named_small(turn, _QUESTIONS)
 
 
 def _named_small(turn: Foreign, names: Sequence[str]) -> str | None:
