@@ -21,6 +21,7 @@ from posttrain.assets import DATA
 from posttrain.lab.recipe import load_recipe
 from posttrain.stages.data import DataStage
 from posttrain.stages.eval import EvalStage
+from posttrain.stages.score import ScoreStage
 from posttrain.stages.train import TrainStage
 
 pytestmark = pytest.mark.demo_model
@@ -45,9 +46,10 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
     """Overrides that make a recipe run in seconds; rows of the hub or of the user become ones that are here."""
     overrides = []
-    for name, stage in load_recipe(path).stages.items():
+    stages = load_recipe(path).stages
+    for name, stage in stages.items():
         match stage:
-            case DataStage():
+            case DataStage() if stage.sources[0].path not in stages:
                 overrides += [f"{name}.sources.{k}.max_rows=40" for k in range(len(stage.sources))]
                 for k, source in enumerate(stage.sources):
                     if source.path not in DATA:
@@ -55,6 +57,8 @@ def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
                         overrides.append(f"{name}.sources.{k}.path={own}")
                 if not stage.splits:
                     overrides.append(f"{name}.held_out=8")
+            case ScoreStage():
+                overrides.append(f"{name}.max_length=400")
             case TrainStage():
                 overrides += [f"{name}.max_steps=2", f"{name}.batch_size=2", f"{name}.max_length=400"]
             case EvalStage():

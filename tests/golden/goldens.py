@@ -262,9 +262,12 @@ def told(done: Outcome, place: Path) -> dict[str, Any]:
 def tiny(recipe: Path) -> list[str]:
     """Overrides that make a recipe of the project run in seconds; rows and models from elsewhere become ones that are here."""
     changes = ["model=model"]
-    for name, stage in yaml.safe_load(recipe.read_text(encoding="utf-8"))["stages"].items():
+    stages = yaml.safe_load(recipe.read_text(encoding="utf-8"))["stages"]
+    for name, stage in stages.items():
         match stage["kind"]:
-            case "data":
+            case "score":
+                changes += [f"{name}.dtype=fp32", f"{name}.device=cpu", f"{name}.max_length=400"]
+            case "data" if stage["sources"][0]["path"] not in stages:
                 for k, source in enumerate(stage["sources"]):
                     changes.append(f"{name}.sources.{k}.max_rows={32 if {'rows', 'steps'} & stage.keys() else 16}")
                     if not source["path"].endswith("_demo"):
