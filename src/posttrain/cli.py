@@ -199,21 +199,21 @@ def show(
     from posttrain.assets import resolve_data
     from posttrain.data.config import Source
     from posttrain.data.pipeline import row_at
-    from posttrain.encode import show as shown
+    from posttrain.encode import show as row_view
     from posttrain.lab.options import parse_columns
     from posttrain.model.targets import resolve_target
 
     source = Source(path=conversations, format=row_format, columns=parse_columns(columns), split=split, config=config)
     found = row_at(source, row, resolve_data)
-    value = shown.show_row(found, resolve_target(model).spoken(template).template, number=row)
+    value = row_view.show_row(found, resolve_target(model).spoken(template).template, number=row)
     if html is not None:
-        write_text(html, shown.as_html(value))
+        write_text(html, row_view.as_html(value))
         typer.echo(f"Open {html}", err=True)
     if as_json:
-        typer.echo(json.dumps(shown.as_json(value), ensure_ascii=False))
+        typer.echo(json.dumps(row_view.as_json(value), ensure_ascii=False))
     else:
         console = _console()
-        console.print(shown.as_terminal(value, colours=console.color_system is not None), soft_wrap=False)
+        console.print(row_view.as_terminal(value, colours=console.color_system is not None), soft_wrap=False)
     if value.rejected is not None:
         raise typer.Exit(2)
 
@@ -308,11 +308,11 @@ def data_profile(
     from posttrain.lab.profile_command import run_profile
 
     sources = sources_of(files, row_format, parse_columns(columns), split, config)
-    page, shown = run_profile(sources, out, model, workers, _console(stderr=as_json))
+    page, tables = run_profile(sources, out, model, workers, _console(stderr=as_json))
     if as_json:
         typer.echo((out / "profile.json").read_text(encoding="utf-8"))
     else:
-        _console().print(shown)
+        _console().print(tables)
         _console().print(f"\nOpen {page}", highlight=False)
 
 

@@ -39,7 +39,7 @@ def test_every_option_of_a_judge_can_be_given(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("gpt-4", "names no judge"),
+        ("gpt-4", "does not name a judge"),
         ("endpoint=http://127.0.0.1:9/v1,model=j,concurency=2", "did you mean 'concurrency'"),
         ("endpoint=http://127.0.0.1:9/v1,model=j,concurrency=two", "whole number"),
         ("endpoint=http://127.0.0.1:9/v1,model=j,concurrency=0", "at least 1"),

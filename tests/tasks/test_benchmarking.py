@@ -231,7 +231,7 @@ def test_the_help_names_every_benchmark(cli: Any) -> None:
         (["eval", "MODEL", "-o", "OUT", "--benchmark", "sefety"], "did you mean 'safety'"),
         (["eval", "MODEL", "-o", "OUT"], "nothing to measure"),
         (["eval", "nowhere/at/all", "-o", "OUT", "--benchmark", "safety"], "nowhere/at/all"),
-        (["eval", "MODEL", "-o", "OUT", "--benchmark", "safety", "--judge", "gpt-4"], "names no judge"),
+        (["eval", "MODEL", "-o", "OUT", "--benchmark", "safety", "--judge", "gpt-4"], "does not name a judge"),
         (["eval", "MODEL", "-o", "OUT", "--benchmark", "pairwise"], "there is one model only"),
         (["eval", "MODEL", "x=MODEL", "-o", "OUT", "--benchmark", "pairwise"], "there is no judge"),
         (["eval", "MODEL", "-o", "OUT", "--benchmark", "safety", "--judge", "reward=x"], "asks a judge"),

@@ -83,7 +83,7 @@ def stream(
     Raises ModelError where the model computes NaN or infinity: there is no next token.
     """
     ids: list[int] = []
-    told = ""
+    written = ""
     longest_stop = max((len(stop) for stop in stops), default=0)
     for new in decode(model, [encode_prompt(history, template)], stops, sampling):  # type: ignore[arg-type]
         if new.finish == "not_finite":
@@ -100,5 +100,5 @@ def stream(
             if new.finish is None:
                 continue
             text = text.rstrip("�")  # the limit came in the middle of a character
-        yield text[len(told) :]
-        told = text
+        yield text[len(written) :]
+        written = text

@@ -85,7 +85,7 @@ def _named(texts: Sequence[str]) -> dict[str, str]:
             target = text
             name = re.sub(r"[^\w.-]+", "-", Path(text.rstrip("/")).name).strip("-.")
         if not name or not target:
-            raise ConfigError(f"{text!r} names no model", where=WHERE, fix="give TARGET or NAME=TARGET")
+            raise ConfigError(f"{text!r} does not name a model", where=WHERE, fix="give TARGET or NAME=TARGET")
         if name in found:
             raise ConfigError(
                 f"two models are called {name!r}: {found[name]} and {target}",
@@ -101,7 +101,7 @@ def _benchmark(text: str) -> tuple[str, dict[str, str]]:
     key, colon, name = left.partition(":")
     if not left or (colon and not name):
         raise ConfigError(
-            f"{text!r} is no benchmark",
+            f"{text!r} does not name a benchmark",
             where=f"{WHERE} --benchmark",
             fix="give BENCHMARK=PATH, as gsm8k=test.jsonl, or NAME:BENCHMARK=PATH",
         )
@@ -114,7 +114,7 @@ def _judge(text: str) -> Any:
     parts = re.split(r",(?=\s*[a-z_-]+=)", text)  # a value may hold commas of its own
     if not all("=" in part for part in parts):
         raise ConfigError(
-            f"{text!r} names no judge",
+            f"{text!r} does not name a judge",
             where=f"{WHERE} --judge",
             fix="give a YAML file, endpoint=URL,model=NAME, local=TARGET, reward=TARGET or gguf=FILE",
         )

@@ -52,5 +52,5 @@ def run_profile(
         found = profile(files, out, counter=counter, chain=chain, workers=workers, progress=display.tick)
         shutil.rmtree(out / READ, ignore_errors=True)
     title = printable(", ".join(Path(source.path).name for source in sources))
-    shown = profile_page(found, title)
-    return write_profile_page(out, title), Group(terminal.page(shown), *map(terminal.section, shown.sections))
+    page = profile_page(found, title)
+    return write_profile_page(out, title), Group(terminal.page(page), *map(terminal.section, page.sections))

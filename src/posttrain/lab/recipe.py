@@ -186,7 +186,7 @@ def _wrong_stage(recipe: Recipe, name: str, marker: object) -> str | None:
         return None
     given = recipe.stages[name].gives if name in recipe.stages else "model" if name == BASE else None
     if marker.gives == "reward_model" and given == "model":
-        return f"{name!r} is no reward model (a train stage with objective: {{name: reward}})"
+        return f"{name!r} is not a reward model (a train stage with objective: {{name: reward}})"
     if marker.gives == "model" and given == "reward_model":
         return f"{name!r} is a reward model: it scores replies and can't write or weigh them"
     known = f"; possible here: {', '.join(fitting) or 'none'}"

@@ -285,8 +285,8 @@ def check_masks(template: ChatTemplate, rows: Sequence[SftRow]) -> Check:
     """Supervised text = the assistant turns and their stop, and nothing else, of every row that is not rejected."""
     # as text: where a stop is no token of its own, its first character may share one with what stands before it
     stop = str(template.tokenizer.decode(stop_ids(template).tolist()))
-    shown = [show_row(row, template) for row in rows]
-    trained = [s for s in shown if s.rejected is None and all(example.rejected is None for example in s.examples)]
+    views = [show_row(row, template) for row in rows]
+    trained = [s for s in views if s.rejected is None and all(example.rejected is None for example in s.examples)]
     wrong = [str(s.row.origin) for s in trained if not _masked_right(s, template, stop)]
     detail = f"wrong: {', '.join(wrong)}" if wrong else f"{len(trained)} conversations; stop {stop!r}"
     meaning = "exactly the assistant turns are supervised, each with its stop token"
@@ -516,11 +516,11 @@ def _table(checks: Sequence[Check]) -> Table:
     table.add_column("tolerance", justify="right", no_wrap=True)
     table.add_column("holds", no_wrap=True)
     for check in checks:
-        told = Text.assemble(
+        name = Text.assemble(
             (check.name, "bold"), f"\n{check.meaning}", (f"\n{check.detail}" if check.detail else "", "dim")
         )
         verdict = Text("yes", "green") if check.holds else Text("NO", "bold red")
-        table.add_row(told, _number(check.difference), _number(check.tolerance), verdict)
+        table.add_row(name, _number(check.difference), _number(check.tolerance), verdict)
     return table
 
 
