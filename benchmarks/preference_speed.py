@@ -76,10 +76,10 @@ def read_pairs(data: str, rows: int, model: Path) -> list[PairTokens]:
     from posttrain.assets import resolve_data
     from posttrain.data.config import Source
     from posttrain.data.pipeline import rows_at
-    from posttrain.model.lineage import template_of
+    from posttrain.model.lineage import Lineage
 
     found = [row for index in range(rows) for row in rows_at(Source(path=data), index, resolve_data, "pairs")]
-    pairs = encode_pairs([row for row in found if isinstance(row, PairRow)], template_of(model, None), 1 << 20).examples
+    pairs = encode_pairs([row for row in found if isinstance(row, PairRow)], Lineage(model).template, 1 << 20).examples
     answered = [pair for pair in pairs if reply_start(pair.chosen) < LONGEST]  # the peer leaves the others out as well
     return [PairTokens(cut(pair.chosen), cut(pair.rejected), pair.row_id) for pair in answered]
 

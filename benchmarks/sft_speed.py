@@ -46,7 +46,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     from posttrain.data.pipeline import row_at
     from posttrain.encode.tokens import encode_rows
     from posttrain.model import hardware
-    from posttrain.model.lineage import template_of
+    from posttrain.model.lineage import Lineage
     from posttrain.train.config import TrainSettings
     from posttrain.train.loop import optimizer_step, prepare_model
     from posttrain.train.optimizer import build_optimizer
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     from posttrain.train.tasks import make_task
 
     hardware.keep_freed_memory()
-    template = template_of(model, None)
+    template = Lineage(model).template
     found = [row_at(Source(path=data), index, resolve_data) for index in range(options.rows)]
     examples = encode_rows(found, template, 1024).examples
     if not options.stop_only:
