@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from posttrain.encode.clock import stopped_at
-from posttrain.encode.template import RejectedError, load_template, load_tokenizer
+from posttrain.encode.template import RejectedError, load_template, load_tokenizer, stopped_at
 from posttrain.errors import ModelError, TemplateError
 from posttrain.types import Message, ToolCall
 

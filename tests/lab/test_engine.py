@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from posttrain.artifacts import RunDir, read_json
-from posttrain.encode.clock import stopped_at
+from posttrain.encode.template import stopped_at
 from posttrain.lab.display import Display
 from posttrain.lab.engine import CLOCK_FILE, Experiment
 from posttrain.lab.recipe import Recipe, load_recipe

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import Outcome
 from posttrain.artifacts import StageDir, read_json, write_json
-from posttrain.encode.clock import stopped_at
+from posttrain.encode.template import stopped_at
 from posttrain.errors import ModelError
 from posttrain.lab.display import Display
 from posttrain.model import hardware

@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -22,12 +22,38 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from posttrain.encode.clock import clock
 from posttrain.errors import ModelError, TemplateError
 from posttrain.types import Message, message_dict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+# ---- the time -------------------------------------------------------------------------------------------------------
+#
+# Some templates ask for the time ("Today Date: ..."): they are told one for a whole run. Rows that are rendered before and
+# after midnight, and a run that is resumed, would else be trained on different texts.
+
+_started = datetime.now()
+_stopped: list[datetime] = []
+
+
+def clock() -> datetime:
+    """The local time to tell a template: that of the run, or the start of this process where there is none."""
+    return _stopped[-1] if _stopped else _started
+
+
+@contextlib.contextmanager
+def stopped_at(now: datetime) -> Iterator[None]:
+    """Let every template that is loaded meanwhile be told this time."""
+    _stopped.append(now)
+    try:
+        yield
+    finally:
+        _stopped.pop()
+
+
+# ---- templates ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from posttrain.artifacts import (
     write_text,
 )
 from posttrain.config import dotted, resolved_yaml
-from posttrain.encode.clock import clock, stopped_at
+from posttrain.encode.template import clock, stopped_at
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
 from posttrain.lab.display import Display
 from posttrain.lab.recipe import Recipe, execution_order, named_stage, stage_inputs, stage_references
