@@ -219,19 +219,34 @@ class Ledger:
             if s.rows_in + s.added != s.rows_out + sum(s.dropped.values()):
                 raise AssertionError(f"ledger step {s.name!r} does not sum up: {s}")
 
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form: ``rows_in``, ``rows_kept``, ``dropped`` by reason, ``truncated``, ``steps``, ``rejects``."""
-        self.check()
+    @property
+    def rows_in(self) -> int:
+        """Rows that came into the first step."""
+        return self.steps[0].rows_in if self.steps else 0
+
+    @property
+    def rows_kept(self) -> int:
+        """Rows that left the last step."""
+        return self.steps[-1].rows_out if self.steps else 0
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows dropped by reason, over all steps."""
         dropped: dict[str, int] = {}
         for s in self.steps:
             for reason, count in s.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
+        return dropped
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form: ``rows_in``, ``rows_kept``, ``dropped`` by reason, ``truncated``, ``steps``, ``rejects``."""
+        self.check()
         return {
             "schema": SCHEMA,
-            "rows_in": self.steps[0].rows_in if self.steps else 0,
-            "rows_kept": self.steps[-1].rows_out if self.steps else 0,
+            "rows_in": self.rows_in,
+            "rows_kept": self.rows_kept,
             "added": sum(s.added for s in self.steps),
-            "dropped": dropped,
+            "dropped": self.dropped,
             "truncated": sum(s.truncated for s in self.steps),
             "steps": [dataclasses.asdict(s) for s in self.steps],
             "rejects": [
@@ -286,6 +301,26 @@ def _git(*args: str) -> str | None:
 
 
 # ---- the run folder ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """manifest.json. Only ``kind`` and ``status`` are needed; a stage that was killed may lack the rest."""
+
+    kind: str
+    status: Literal["running", "complete", "failed"]
+    config: dict[str, Any] = field(default_factory=dict)
+    digest: str | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    started: float | None = None
+    finished: float | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    provenance: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)

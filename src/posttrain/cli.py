@@ -129,10 +129,11 @@ def _experiment(recipe: Recipe, folder: Path, *, stderr: bool = False) -> Iterat
 
 def _show_end(run_dir: RunDir, *, page: bool = True) -> None:
     """The headline numbers of a run, and where to look."""
-    from posttrain.report.terminal import terminal_summary
+    from posttrain.stages import KINDS
+    from posttrain.stages.page import terminal_summary
 
     console = _console()
-    console.print(terminal_summary(run_dir))
+    console.print(terminal_summary(run_dir, KINDS))
     written = run_dir.path / "report" / "index.html"
     found = page and written.exists()
     console.print(f"\nOpen {written}" if found else f"\nResults are in {run_dir.path}", highlight=False)
@@ -166,13 +167,14 @@ def report(
     """Write report/index.html, report/report.md and summary.json anew from what a run folder holds."""
     from posttrain.artifacts import RunDir
     from posttrain.errors import RunError
-    from posttrain.report.page import write_report
+    from posttrain.stages import KINDS
+    from posttrain.stages.page import write_report
 
     if not (run_folder / "recipe.yaml").is_file():
         raise RunError(
             "no recipe.yaml here: this is not a run folder", where=str(run_folder), fix="give a folder below runs/"
         )
-    typer.echo(f"Open {write_report(RunDir(run_folder))}")
+    typer.echo(f"Open {write_report(RunDir(run_folder), KINDS)}")
 
 
 @app.command()

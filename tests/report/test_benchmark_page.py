@@ -6,9 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,30 +14,17 @@ from xml.etree import ElementTree
 import pytest
 
 from posttrain.artifacts import RunDir, write_text
-from posttrain.report import benchmark_replies, numbers
-from posttrain.report.benchmark_figures import benchmark_figures, label_lines, radar_figure
-from posttrain.report.benchmark_replies import (
-    MARKDOWN_PROMPTS,
-    MOST_LABELS,
-    TEXT_CHARACTERS,
-    Card,
-    cards,
-    chosen,
-    fair_shares,
-    filters,
-    shelves,
-)
-from posttrain.report.benchmark_tables import (
-    account_table,
-    bias_table,
-    category_tables,
-    judges_table,
-    mitigations_table,
-)
+from posttrain.report import numbers
 from posttrain.report.benchmarks import BenchmarkFacts
-from posttrain.report.facts import EvalFacts, read_run
-from posttrain.report.page import cut_note, write_report
-from posttrain.report.win_matrix import matrix_of_wins
+from posttrain.report.charts import Radar, draw, label_lines
+from posttrain.report.facts import EvalFacts, read_evaluation
+from posttrain.report.html import TEXT_CHARACTERS, blocks
+from posttrain.report.values import Card, Replies, Table, blocks_of
+from posttrain.stages import KINDS
+from posttrain.stages.page import read_run
+from posttrain.stages.page import write_report as write_kinds
+from posttrain.tasks.benchmark_section import benchmark_section
+from posttrain.tasks.reply_cards import MARKDOWN_PROMPTS, benchmark_cards, chosen, fair_shares, replies_section, size
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -82,6 +67,10 @@ class Page(HTMLParser):
         return " ".join("".join(self.text).split())
 
 
+def write_report(run: RunDir) -> Path:
+    return write_kinds(run, KINDS)
+
+
 def page_of(run: RunDir) -> Page:
     return Page(write_report(run).read_text(encoding="utf-8"))
 
@@ -101,7 +90,7 @@ def page(written: RunDir) -> Page:
 
 
 def evaluation(run: RunDir) -> EvalFacts:
-    return next(e for e in read_run(run).evaluations if e.benchmarks)
+    return read_evaluation(next(s for s in read_run(run, KINDS).stages if s.name == "benchmarks"), [])
 
 
 def one(run: RunDir, key: str) -> BenchmarkFacts:
@@ -161,25 +150,17 @@ def test_every_number_stands_on_the_page_and_in_the_markdown(written: RunDir, pa
 
 def test_summary_holds_the_files_with_verdicts(written: RunDir, page: Page) -> None:
     summary = json.loads((written.path / "summary.json").read_text(encoding="utf-8"))
-    found = {b["key"]: b for e in summary["evaluations"] for b in e["benchmarks"]}
+    found = {one["key"]: one for one in summary["records"]["benchmark"]}
     for key, entry in found.items():
         file = json.loads((written.path / f"benchmarks/benchmarks/{key}.json").read_text(encoding="utf-8"))
         for part in ("results", "accounting", "replies", "cost", "notes", "models", "measures", "source"):
             assert entry[part] == file[part], (key, part)
         assert [{k: v for k, v in d.items() if k != "verdict"} for d in entry["differences"]] == file["differences"]
         assert {d["verdict"] for d in entry["differences"]} <= {"improved", "worse", "differs", "not shown"}
-    assert found["alpaca"]["unread_judges"] == ["qwen3-8b"]
-    lines = summary["overview"]["lines"]
-    assert {line["label"] for line in lines} >= {"Mean rating", "Right answers", "Tokens written", "Self-BLEU"}
     for finding in summary["findings"]:
         assert " ".join(finding["text"].split()) in page.words
-    shown = [f for f in summary["findings"] if f["stage"] == "benchmarks" and f["verdict"]]
-    assert shown
-    assert all(f["verdict"] != "not shown" for f in shown)
-    assert (
-        "7 benchmarks with 232 prompts were answered by base, sft, dpo and simpo. Compared with base, simpo is better in"
-        in summary["paragraph"]
-    )
+    said = "7 benchmarks with 232 prompts were answered by base, sft, dpo and simpo. Compared with base, simpo is better in"
+    assert said in summary["paragraph"]
 
 
 def test_hostile_replies_can_not_leave_their_place(benchmark_run: RunDir, edit_json: Edit) -> None:
@@ -211,25 +192,10 @@ def test_hostile_replies_can_not_leave_their_place(benchmark_run: RunDir, edit_j
         assert fences % 2 or "<script>" not in line.replace("\\<script\\>", "")
 
 
-def test_ids_are_unique_links_lead_somewhere_and_headings_descend(page: Page) -> None:
-    ids = [a["id"] for _, a in page.elements if "id" in a]
-    assert len(ids) == len(set(ids))
-    assert {(a["href"] or "")[1:] for tag, a in page.elements if tag == "a"} <= set(ids)
-    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
-    assert all(b <= a + 1 for a, b in pairwise(levels))
-
-
 def test_marks_stand_only_where_a_difference_is_shown(written: RunDir, page: Page) -> None:
     marks = [a for tag, a in page.elements if (a.get("class") or "").startswith("mark ") and tag == "span"]
-    summary = json.loads((written.path / "summary.json").read_text(encoding="utf-8"))
-    verdicts = [e["verdict"] for line in summary["overview"]["lines"] for e in line["models"].values()]
+    verdicts = [cell.verdict for line in read_run(written, KINDS).lines for cell in line.cells.values()]
     assert len(marks) == sum(verdict not in (None, "not shown") for verdict in verdicts) > 0
-
-
-def test_equal_files_give_equal_bytes(written: RunDir, benchmark_run: RunDir) -> None:
-    write_report(benchmark_run)
-    for name in ("report/index.html", "report/report.md", "summary.json"):
-        assert (benchmark_run.path / name).read_bytes() == (written.path / name).read_bytes()
 
 
 def test_one_model_alone(benchmark_run: RunDir, edit_json: Edit) -> None:
@@ -246,7 +212,7 @@ def test_one_model_alone(benchmark_run: RunDir, edit_json: Edit) -> None:
         write_rows(benchmark_run, key, [row for row in rows_of(benchmark_run, key) if row["model"] == "base"])
     edit_json(benchmark_run.path / "benchmarks/manifest.json", lambda m: m["config"].update(models=["base"]))
     page = page_of(benchmark_run)
-    assert read_run(benchmark_run).gaps == ()
+    assert read_run(benchmark_run, KINDS).gaps == ()
     assert "Right answers" in page.words
 
 
@@ -268,50 +234,32 @@ def test_replies_stand_side_by_side_as_they_were_given(written: RunDir, page: Pa
 
 
 def test_prompts_can_be_found_by_benchmark_class_language_outcome_and_verdict(written: RunDir, page: Page) -> None:
-    found = evaluation(written)
-    by = filters(found, shelves(found))
-    assert by.benchmarks == tuple(b.name for b in found.benchmarks)
-    assert {"math", "homonyms", "format"} <= set(by.categories)
-    assert set(by.languages) == {"en", "zh"}
-    assert {"gained", "both right", "both wrong", "not checked"} <= set(by.outcomes)
-    prompts = [a for _, a in page.elements if a.get("class") == "prompt" and a["data-benchmark"] != "fixed prompts"]
-    assert {a["data-benchmark"] for a in prompts} == set(by.benchmarks)
-    assert {a["data-class"] for a in prompts} - {""} == set(by.categories)
-    assert {a["data-outcome"] for a in prompts} == set(by.outcomes)
-
-
-def test_the_most_frequent_verdicts_are_offered(benchmark_run: RunDir) -> None:
-    found = evaluation(benchmark_run)
-    few = replace(found, benchmarks=tuple(b for b in found.benchmarks if b.record.key in ("gsm8k", "form")))
-    assert set(filters(few, shelves(few)).labels) == {"passed", "failed"}
-    rows = rows_of(benchmark_run, "gsm8k")
-    for place, row in enumerate(rows):
-        row["shown"] = {"label": f"rare {place}" if place % 2 else "often", "good": None, "detail": ""}
-    write_rows(benchmark_run, "gsm8k", rows)
-    many = replace(few, benchmarks=(one(benchmark_run, "gsm8k"),))
-    labels = filters(many, shelves(many)).labels
-    assert (labels[0], len(labels)) == ("often", MOST_LABELS)
+    prompts = [a for _, a in page.elements if a.get("class") == "prompt"]
+    offered = [(a.get("value") or "") for tag, a in page.elements if tag == "option"]
+    assert {b.name for b in evaluation(written).benchmarks} <= set(offered)
+    for key in ("data-benchmark", "data-class", "data-outcome", "data-language"):
+        assert {a[key] for a in prompts} <= {*offered, ""}
+    assert {"gained", "both right", "both wrong", "passed", "failed"} <= set(offered)
 
 
 def test_gained_is_from_the_first_to_the_last_model(benchmark_run: RunDir) -> None:
-    deck = {card.prompt_id: card for card in cards(one(benchmark_run, "gsm8k"))}
+    deck = {card.name: card for card in benchmark_cards(one(benchmark_run, "gsm8k"))}
     rows = rows_of(benchmark_run, "gsm8k")
     good = {(row["prompt_id"], row["model"]): row["shown"] and row["shown"]["good"] for row in rows}
     words = {(True, True): "both right", (False, True): "gained", (True, False): "lost", (False, False): "both wrong"}
     for prompt, card in deck.items():
         ends = (good[prompt, "base"], good[prompt, "simpo"])
-        assert card.outcome == words.get(ends, "not checked")  # type: ignore[call-overload]
-    assert [model for model, _ in next(iter(deck.values())).answers] == ["base", "sft", "dpo", "simpo"]
+        assert card.outcome == words.get(ends, "")  # type: ignore[call-overload]
+    assert [answer.name for answer in next(iter(deck.values())).answers] == ["base", "sft", "dpo", "simpo"]
 
 
 def test_a_long_reply_is_cut_and_says_so(benchmark_run: RunDir) -> None:
     rows = rows_of(benchmark_run, "gsm8k")
     rows[0]["replies"] = ["x" * (TEXT_CHARACTERS + 234)]
     write_rows(benchmark_run, "gsm8k", rows)
-    ((text, length),) = cards(one(benchmark_run, "gsm8k"))[0].answers[0][1][0].texts
-    assert (text, length) == ("x" * TEXT_CHARACTERS, TEXT_CHARACTERS + 234)
-    assert f"the first {TEXT_CHARACTERS:,} of {TEXT_CHARACTERS + 234:,} characters" in cut_note(length, text)
-    assert cut_note(3, "all") == ""
+    page = page_of(benchmark_run)
+    assert f"the first {TEXT_CHARACTERS:,} of {TEXT_CHARACTERS + 234:,} characters" in page.words
+    assert "x" * (TEXT_CHARACTERS + 1) not in page.words
 
 
 @pytest.mark.parametrize(
@@ -324,18 +272,19 @@ def test_small_benchmarks_are_whole_and_large_ones_share_the_rest(
     assert fair_shares(sizes, room) == expected
 
 
-def card(category: str, size: int = 10) -> Card:
-    return Card("1", category, "en", (), (), "right", (), size)
+def card(category: str) -> Card:
+    return Card("1", (), (), category=category)
 
 
 def test_what_fits_comes_from_every_category() -> None:
     deck = [*(card("a") for _ in range(8)), card("b"), card("b"), card("c")]
-    assert [c.category for c in chosen(deck, 55)] == ["a", "a", "b", "b", "c"]
-    assert chosen(deck, 1000) == tuple(deck)
-    assert chosen(deck, 9) == ()
+    each = size(deck[0])
+    assert [c.category for c in chosen(deck, 5 * each)] == ["a", "a", "b", "b", "c"]
+    assert chosen(deck, 100 * each) == tuple(deck)
+    assert chosen(deck, each - 1) == ()
 
 
-def test_a_large_benchmark_leaves_the_page_light(benchmark_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_benchmark_leaves_the_page_light(benchmark_run: RunDir) -> None:
     rows = [
         {"model": model, "prompt_id": str(place), "category": None, "language": "en", "sample": 0, "turns": ["Why?"],
          "replies": [f"{place} {'word ' * 200}"], "finishes": ["stop"], "tokens": 500, "failure": None, "values": {}, "shown": None}
@@ -343,53 +292,61 @@ def test_a_large_benchmark_leaves_the_page_light(benchmark_run: RunDir, monkeypa
         for model in ("base", "sft", "dpo", "simpo")
     ]  # fmt: skip
     write_rows(benchmark_run, "alpaca", rows)
-    monkeypatch.setattr(benchmark_replies, "PAGE_BYTES", 700_000)
-    html = write_report(benchmark_run).read_text(encoding="utf-8")
-    (shelf,) = (s for s in shelves(evaluation(benchmark_run), 700_000) if s.benchmark.record.key == "alpaca")
-    assert 10 < len(shelf.cards) < 200
-    assert len([c for s in shelves(evaluation(benchmark_run)) for c in s.cards]) == 24 + 30 + 200 + 40 + 30 + 80 + 8
-    shown = html[html.index("<h3>AlpacaEval 2</h3>") : html.index("<h3>IFEval</h3>")]
-    assert shown.count('class="prompt"') == len(shelf.cards)
+    found = replies_section(evaluation(benchmark_run), "", "replies", 700_000)
+    assert found is not None
+    (block,) = (one for one in blocks_of(found.blocks) if isinstance(one, Replies))
+    kept = [one for one in block.cards if one.group == "AlpacaEval 2"]
+    assert 10 < len(kept) < 200
+    assert f"{len(kept)} of 200 prompts stand here" in repr(found.blocks)
+    assert "benchmarks/benchmarks/alpaca.rows.jsonl" in repr(found.blocks)
     # the estimate of markup is on the safe side, and not far off
-    assert 0.7 < len(shown.encode()) / sum(card.size for card in shelf.cards) <= 1.0
-    words = Page(html).words
-    assert f"{len(shelf.cards)} of 200 prompts are shown here" in words
-    assert "all stand in benchmarks/benchmarks/alpaca.rows.jsonl" in words
+    drawn = len(blocks((Replies("", tuple(kept)),), 3).encode())
+    assert 0.7 < drawn / sum(map(size, kept)) <= 1.0
 
 
 def test_the_markdown_holds_a_few_prompts_of_each(written: RunDir) -> None:
     markdown = (written.path / "report/report.md").read_text(encoding="utf-8")
-    assert len(re.findall(r"^#### gsm8k", markdown, re.M)) == 0
-    assert len(re.findall(r"^#### maths-\d", markdown, re.M)) == MARKDOWN_PROMPTS
-    assert "5 prompts; all replies stand in `benchmarks/benchmarks/gsm8k.rows.jsonl`." in markdown
+    assert len(re.findall(r"^### maths-\d", markdown, re.M)) == MARKDOWN_PROMPTS
 
 
-# ---- figures and tables --------------------------------------------------------------------------------------------
+# ---- figures -------------------------------------------------------------------------------------------------------
 
 
 def test_every_benchmark_has_its_figures(written: RunDir) -> None:
-    found = {b.record.key: benchmark_figures(b) for b in evaluation(written).benchmarks}
-    names = {
-        key: [f.name.removeprefix(f"benchmarks-{key}-") for f in (*f.results, *f.judges)] for key, f in found.items()
-    }
-    assert names == {
-        "chat": ["rating", "win-rates", "rating-categories", "bias-1"],
-        "arena": ["win_rate", "win-rates", "ratings", "bias-1"],
+    drawn = {path.stem for path in (written.path / "report/figures").iterdir()}
+    expected = {
+        "chat": ["rating", "win-rates", "rating-categories"],
+        "arena": ["win_rate", "win-rates", "ratings"],
         "alpaca": ["win_rate"],
         "form": ["prompt_strict", "prompt_strict-categories"],
         "gsm8k": ["accuracy"],
         "safety": ["both-ways", "refusal-categories", "over_refusal-categories"],
         "variety": ["self_bleu"],
     }
-    for figures in found.values():
-        for figure in (*figures.results, *figures.judges):
-            assert len(figure.alt) > 30
-            assert (written.path / f"report/figures/{figure.name}.svg").exists()
+    named = {name for name in drawn if name.startswith("benchmarks-")}
+    assert named == {f"benchmarks-{key}-{name}" for key, names in expected.items() for name in names}
+    assert sum("-bias-" in name for name in drawn) == 2
+
+
+def test_accounts_name_every_reason_and_leave_out_what_nobody_knows(benchmark_run: RunDir, edit_json: Edit) -> None:
+    edit_json(benchmark_run.path / "benchmarks/benchmarks/chat.json", lambda v: v.update(cost={}))
+    section = benchmark_section(one(benchmark_run, "chat"), ("base", "simpo"), several=False)
+    (table,) = (b for b in section.blocks if isinstance(b, Table) and b.title == "What became of the answers")
+    assert table.columns[:5] == ("Model", "Asked", "Answered", "Measured", "Without a value")
+    assert [[row[0], *(n.value for n in row[1:4]), row[4]] for row in table.rows] == [
+        ["base", 24, 24, 24, "none"],
+        ["sft", 24, 24, 23, "judge: parse 1"],
+        ["dpo", 24, 23, 23, "timeout 1"],
+        ["simpo", 24, 24, 24, "none"],
+    ]
+    assert not {"Tokens read", "Tokens written", "Time"} & set(table.columns)
 
 
 def test_the_radar_has_one_outline_a_model_at_the_right_places(benchmark_run: RunDir) -> None:
     facts = one(benchmark_run, "chat")
-    figure = radar_figure(facts, facts.measures[0])
+    section = benchmark_section(facts, ("base", "simpo"), several=False)
+    (chart,) = (one for one in blocks_of(section.blocks) if isinstance(one, Radar))
+    figure = draw(chart)
     assert figure is not None
     root = ElementTree.fromstring(figure.standalone(""))
     paths = [e.get("d") or "" for e in root.iter() if e.tag.endswith("path") and "line" in (e.get("class") or "")]
@@ -407,53 +364,6 @@ def test_the_radar_has_one_outline_a_model_at_the_right_places(benchmark_run: Ru
     assert first.estimate is not None
     assert (middle - place) / (middle - rim) == pytest.approx((first.estimate - 1) / 6.75, abs=0.002)
     assert f"writing {numbers.in_unit(first.estimate, 'rating')}" in figure.alt
-
-
-def test_a_radar_needs_three_categories(benchmark_run: RunDir) -> None:
-    facts = one(benchmark_run, "variety")
-    assert facts.categories("self_bleu") == ("a", "b")
-    assert radar_figure(facts, facts.measures[0]) is None
-
-
-def test_accounts_name_every_reason(benchmark_run: RunDir) -> None:
-    header, rows = account_table(one(benchmark_run, "chat"))
-    assert header[:5] == ["Model", "Asked", "Answered", "Measured", "Without a value"]
-    assert [row[:5] for row in rows] == [
-        ["base", "24", "24", "24", "none"],
-        ["sft", "24", "24", "23", "judge: parse 1"],
-        ["dpo", "24", "23", "23", "timeout 1"],
-        ["simpo", "24", "24", "24", "none"],
-    ]
-
-
-def test_tables_leave_out_what_nobody_knows(benchmark_run: RunDir, edit_json: Edit) -> None:
-    edit_json(benchmark_run.path / "benchmarks/benchmarks/gsm8k.json", lambda v: v.update(cost={}))
-    header, _ = account_table(one(benchmark_run, "gsm8k"))
-    assert not {"Tokens read", "Tokens written", "Time"} & set(header)
-    assert {"Characters", "P95"} <= set(header)
-    assert [m.key for m, _ in category_tables(one(benchmark_run, "gsm8k"))] == []
-    judge = one(benchmark_run, "arena").record.judge
-    assert judge is not None
-    header, rows = mitigations_table(judge.bias["qwen3-8b"])
-    assert [row[0] for row in rows] == ["a shown first", "b shown first", "both orders"]
-    assert "As labelled" not in header
-    header, rows = bias_table(judge.bias["qwen3-8b"])
-    assert [row[0] for row in rows] == ["all"]
-    assert "Slope on length" in header
-
-
-def test_judges_are_told_with_what_could_be_read(benchmark_run: RunDir) -> None:
-    _, rows = judges_table([one(benchmark_run, "alpaca"), one(benchmark_run, "arena")])
-    alpaca, arena = rows
-    assert alpaca[3:] == ["32 of 40 (80.0%)", "empty 8", "not measured: no pairs"]
-    assert arena[5].startswith("both orders agree in")
-
-
-def test_the_matrix_counts_ties_as_half() -> None:
-    found = matrix_of_wins(["a", "b", "c"], [[0, 2.5, 0], [1.5, 0, 0], [0, 0, 0]])
-    assert found.rates_MM == ((None, 0.625, None), (0.375, None, None), (None, None, None))
-    assert found.counts_MM == ((0, 4, 0), (4, 0, 0), (0, 0, 0))
-    assert found.never_met == 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.artifacts import RunDir, write_json
+from posttrain.artifacts import Ledger, RunDir
 from posttrain.report.benchmark_records import (
     Account,
     BenchmarkRecord,
@@ -26,18 +26,16 @@ from posttrain.report.benchmark_records import (
     Source,
     WinRates,
 )
-from posttrain.report.benchmark_wording import (
-    evaluation_findings,
-    headline_sentence,
-    judge_warnings,
-    overview_sentence,
-    weak_judges,
-)
 from posttrain.report.benchmarks import BenchmarkFacts, benchmark_facts, contradiction
-from posttrain.report.facts import EvalFacts, read_run
-from posttrain.report.overview import overview
+from posttrain.report.facts import EvalFacts, read_evaluation
 from posttrain.report.records import Estimate
+from posttrain.report.values import Line
 from posttrain.report.verdicts import measure_verdict
+from posttrain.stages import KINDS
+from posttrain.stages.eval import weak_judges
+from posttrain.stages.page import Run
+from posttrain.stages.page import read_run as read_kinds
+from posttrain.tasks.benchmark_section import benchmark_section
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 
@@ -81,8 +79,12 @@ def wins(a: str, b: str, rate: tuple[float, float, float] | None, p: float | Non
     return WinRates(a, b, **counts, win_rate=None, adjusted=None if rate is None else Estimate(*rate), p_value=p)
 
 
+def read_run(run: RunDir) -> Run:
+    return read_kinds(run, KINDS)
+
+
 def evaluation(run: RunDir, name: str = "benchmarks") -> EvalFacts:
-    return next(e for e in read_run(run).evaluations if e.stage.name == name)
+    return read_evaluation(next(stage for stage in read_run(run).stages if stage.name == name), [])
 
 
 def one(run: RunDir, key: str) -> BenchmarkFacts:
@@ -252,42 +254,38 @@ def test_no_contradiction_of_equal_numbers() -> None:
 # ---- all models at a glance ----------------------------------------------------------------------------------------
 
 
-def test_the_overview_holds_the_numbers_of_the_files(benchmark_run: RunDir) -> None:
-    found = overview(read_run(benchmark_run))
-    assert found is not None
-    assert found.models == ("base", "sft", "dpo", "simpo")
-    titles = [group.title for group in found.groups]
-    assert titles == [
+def line(run: RunDir, label: str, note: str = "") -> Line:
+    return next(one for one in read_run(run).lines if one.label.text == label and note in one.label.note)
+
+
+def test_the_lines_hold_the_numbers_of_the_files(benchmark_run: RunDir) -> None:
+    assert list(dict.fromkeys(one.group for one in read_run(benchmark_run).lines)) == [
         "Helpfulness", "Following instructions", "Reasoning", "Safety, both ways", "Diversity", "Held-out rows",
         "Checked answers", "Length of replies", "Cost of the benchmarks",
     ]  # fmt: skip
     for key, label in (("safety", "Refusal of safe prompts"), ("chat", "Mean rating"), ("gsm8k", "Right answers")):
         file = artefact(benchmark_run, key)
         (measure,) = (m for m in file["measures"] if m["label"] == label)
-        line = next(ln for ln in found.lines if ln.label == label and ln.of.startswith(file["title"]))
-        assert (line.unit, line.better, line.baseline) == (measure["unit"], measure["better"], "base")
+        found = line(benchmark_run, label, file["title"])
+        assert (found.label.better, found.baseline) == (measure["better"], "base")
         results = {r["model"]: r for r in file["results"] if r["measure"] == measure["key"] and r["category"] is None}
-        assert {m: (e.estimate, e.low, e.high) for m, e in line.entries.items()} == {
-            m: (r["estimate"], r["low"], r["high"]) for m, r in results.items()
+        assert {m: (c.value, c.low, c.high, c.unit) for m, c in found.cells.items()} == {
+            m: (r["estimate"], r["low"], r["high"], measure["unit"]) for m, r in results.items()
         }
-        shown = {d["b"]: d for d in file["differences"] if d["measure"] == measure["key"]}
-        for model, entry in line.entries.items():
+        differences = {d["b"]: d for d in file["differences"] if d["measure"] == measure["key"]}
+        for model, cell in found.cells.items():
             if model == "base":
-                assert entry.verdict is None
+                assert cell.verdict is None
                 continue
-            d = shown[model]
+            d = differences[model]
             decided = (d["low"] > 0 or d["high"] < 0) and d["adjusted_p"] < 0.05
             good = (d["difference"] > 0) is (measure["better"] == "higher")
-            assert entry.verdict == (("improved" if good else "worse") if decided else "not shown")
-    assert {"improved", "not shown"} <= set(found.verdicts)
+            assert cell.verdict == (("improved" if good else "worse") if decided else "not shown")
 
 
 def test_a_win_rate_against_oneself_is_by_definition(benchmark_run: RunDir) -> None:
-    found = overview(read_run(benchmark_run))
-    assert found is not None
-    line = next(line for line in found.lines if line.label == "Win rate against the first model")
-    base = line.entries["base"]
-    assert (base.estimate, base.low, base.remark) == (0.5, None, "by definition")
+    base = line(benchmark_run, "Win rate against the first model").cells["base"]
+    assert (base.value, base.low, base.note) == (0.5, None, "by definition")
 
 
 def test_a_half_by_ties_is_not_by_definition() -> None:
@@ -302,93 +300,49 @@ def test_a_half_by_ties_is_not_by_definition() -> None:
 
 
 def test_costs_are_summed_only_where_all_are_known(benchmark_run: RunDir, edit_json: Edit) -> None:
-    found = overview(read_run(benchmark_run))
-    assert found is not None
-    costs = {line.label: line.entries for line in found.groups[-1].lines}
     keys = ("chat", "arena", "alpaca", "form", "gsm8k", "safety", "variety")
     expected = sum(artefact(benchmark_run, key)["cost"]["dpo"]["completion_tokens"] for key in keys)
-    assert costs["Tokens written"]["dpo"].estimate == expected
-    assert costs["Time of the replies"]["dpo"].estimate == pytest.approx(7 * 3.5)
+    assert line(benchmark_run, "Tokens written").cells["dpo"].value == expected
+    assert line(benchmark_run, "Time of the replies").cells["dpo"].value == pytest.approx(7 * 3.5)
     edit_json(benchmark_run.path / "benchmarks/benchmarks/chat.json", lambda v: v["cost"]["dpo"].update(seconds=None))
-    found = overview(read_run(benchmark_run))
-    assert found is not None
-    assert "dpo" not in {line.label: line.entries for line in found.groups[-1].lines}["Time of the replies"]
+    assert "dpo" not in line(benchmark_run, "Time of the replies").cells
 
 
-def test_two_models_without_benchmarks_need_no_overview(run: RunDir) -> None:
-    assert overview(read_run(run)) is None
+def test_every_headline_of_quality_has_a_line(benchmark_run: RunDir, preference_run: RunDir) -> None:
+    for run in map(read_run, (benchmark_run, preference_run)):
+        said = " ".join(f"{one.label.text} {one.label.note}" for one in run.lines)
+        words = {"Held-out loss": "Loss", "Checked answers": "fixed prompts", "Preference accuracy": "Reward accuracy"}
+        words["Preference margin"] = "Reward margin"
+        for headline in run.headlines:
+            if headline.quality:
+                assert words.get(headline.label, headline.label) in said
 
 
-def test_three_models_without_benchmarks_have_one(preference_run: RunDir) -> None:
-    facts = read_run(preference_run)
-    found = overview(facts)
-    assert found is not None
-    assert found.models == ("base", "sft", "dpo")
-    line = next(line for line in found.lines if line.label == "Reward accuracy")
-    assert line.baseline == "sft"
-    assert line.entries["sft"].remark == "by definition"
-    assert line.entries["dpo"].verdict == "improved"
-    loss = next(line for line in found.lines if line.label == "Loss, nats per token")
-    assert loss.entries["sft"].verdict == "improved"
-    assert "Holm" not in overview_sentence(found, facts)
+# ---- what is claimed -----------------------------------------------------------------------------------------------
 
 
-# ---- sentences -----------------------------------------------------------------------------------------------------
+def section_of(**values: Any) -> Any:
+    return benchmark_section(benchmark_facts("evaluate", record(**values)), ("base", "sft"), several=False)
 
 
-def with_benchmarks(run: RunDir, *facts: BenchmarkFacts) -> EvalFacts:
-    return replace(read_run(run).evaluations[0], benchmarks=facts, models=("base", "sft"))
-
-
-def test_the_sentence_counts_what_is_shown(benchmark_run: RunDir) -> None:
-    facts = read_run(benchmark_run)
-    found = overview(facts)
-    assert found is not None
-    shown = sum(verdict != "not shown" for verdict in found.verdicts)
-    text = overview_sentence(found, facts)
-    assert f"{shown} of {len(found.verdicts)} differences from the baseline are shown and marked" in text
-    assert "adjusted for all headline measures and models of that benchmark (Holm), is below 0.05" in text
-    assert "The 7 benchmarks are not adjusted for one another." in text
-
-
-def test_nothing_shown_is_said_so(run: RunDir) -> None:
-    quiet = benchmark_facts("evaluate", record(differences=(difference(adjusted_p=0.5),)))
-    facts = read_run(run)
-    evaluation = replace(facts.evaluations[0], benchmarks=(quiet,), likelihood={}, accuracy={}, loss_comparisons=())
-    facts = replace(facts, evaluations=(evaluation,))
-    found = overview(facts)
-    assert found is not None
-    assert (
-        "The one difference from the baseline is not shown. That is not the same as no difference"
-        in overview_sentence(found, facts)
-    )
-    assert (
-        headline_sentence(evaluation)
-        == "1 benchmark with 80 prompts was answered by base and sft. No headline measure shows a difference of sft from base."
-    )
-    assert evaluation_findings(evaluation) == []
-
-
-def test_what_is_shown_is_told_with_its_numbers(run: RunDir) -> None:
-    found = with_benchmarks(run, benchmark_facts("evaluate", record(differences=(difference(),))))
-    numbers = "+25.0 points, 95% interval +10.0 to +40.0"
-    asked = "1 benchmark with 80 prompts was answered by base and sft."
-    assert (
-        headline_sentence(found) == f"{asked} Compared with base, sft is better in Right answers of GSM8K ({numbers})."
-    )
-    (finding,) = evaluation_findings(found)
+def test_what_is_shown_is_said_with_its_numbers() -> None:
+    (finding,) = section_of(differences=(difference(),)).findings
     assert (finding.topic, finding.verdict) == ("GSM8K", "improved")
+    numbers = "+25.0 points, 95% interval +10.0 to +40.0"
     assert finding.text == f"Right answers, compared with base: sft {numbers}, adjusted p = 0.020, n = 80."
+    (headline,) = section_of(differences=(difference(),)).headlines
+    assert (headline.value, headline.verdict, headline.change.value) == ("25% → 50%", "improved", 0.25)
+    assert section_of(differences=(difference(adjusted_p=0.5),)).findings == ()
+    few = section_of(differences=(difference(prompts=12),)).findings[0].text
+    assert few.endswith("With only 12 prompts the interval is rough.")
+    two = section_of(differences=(difference(prompts=2),)).headlines[0]
+    assert "2 prompts: too few for an interval" in two.note
+    assert "95%" not in two.note
 
 
-def test_few_prompts_are_named(run: RunDir) -> None:
-    found = with_benchmarks(run, benchmark_facts("evaluate", record(differences=(difference(prompts=12),))))
-    assert evaluation_findings(found)[0].text.endswith("With only 12 prompts the interval is rough.")
-
-
-def test_a_win_against_another_model_than_the_baseline_is_a_finding(run: RunDir) -> None:
+def test_a_win_against_another_model_than_the_baseline_is_a_finding() -> None:
     rates = (wins("sft", "dpo", (0.7, 0.6, 0.8), 0.001), wins("sft", "base", (0.7, 0.6, 0.8), 0.001))
-    (finding,) = evaluation_findings(with_benchmarks(run, benchmark_facts("evaluate", record(win_rates=rates))))
+    (finding,) = section_of(win_rates=rates).findings
     assert finding.text.startswith(
         "sft wins more often than it loses against dpo: win rate 70.0% (60.0% to 80.0%) over 44 questions"
     )
@@ -412,37 +366,30 @@ def test_a_reward_judge_no_better_than_a_coin_is_named(
     held_out = [line for line in lines if line["split"] == "held_out"]
     held_out[-1] |= {"rewards/accuracies": right / 18, "rows": 18}
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    read = read_run(preference_run)
-    name = judge.format(run=read.name)
+    name = judge.format(run=preference_run.path.name)
     entry = JudgeEntry(name, Fingerprint(engine, name), Calls(10, 10, 10, {}, {}))
     facts = benchmark_facts("evaluate", record(judge=JudgeRecord((entry,), "en")))
-    judged = replace(read.evaluations[0], benchmarks=(facts,))
-    found = weak_judges(replace(read, evaluations=(judged,)))
-    assert list(found) == (["dpo"] if warned else [])
+    found = weak_judges(replace(evaluation(preference_run, "evaluate"), benchmarks=(facts,)))
+    assert [one.stage for one in found] == (["dpo"] if warned else [])
     if warned:
         # 10 of 18 by hand: (10 + 1.96^2 / 2) / (18 + 1.96^2) = 0.546, half width 0.209
-        assert "in 55.6% of 18 held-out pairs (95% interval 34% to 75%)" in found["dpo"]
+        assert "in 55.6% of 18 held-out pairs (95% interval 34% to 75%)" in found[0].text
 
 
 @pytest.mark.parametrize(("parsed", "warned"), [(90, False), (89, True), (0, True)])
-def test_a_judge_that_can_not_be_read_is_named(run: RunDir, parsed: int, warned: bool) -> None:
+def test_a_judge_that_can_not_be_read_is_named(parsed: int, warned: bool) -> None:
     calls = Calls(100, 95, parsed, {"parse": 95 - parsed, "transport": 5}, {"timeout": 5})
-    judge = JudgeRecord((JudgeEntry("tiny", Fingerprint("openai", "tiny"), calls),), "en")
-    facts = benchmark_facts("evaluate", record(judge=judge))
-    assert bool(judge_warnings([facts])) is warned
-    found = evaluation_findings(with_benchmarks(run, facts))
-    assert [f.topic for f in found] == (["Warning"] if warned else [])
+    found = section_of(judge=JudgeRecord((JudgeEntry("tiny", Fingerprint("openai", "tiny"), calls),), "en")).findings
+    assert [one.topic for one in found] == (["Warning"] if warned else [])
     if parsed == 89:
-        assert (
-            "11.0% of the calls to tiny gave no verdict (parse 6; failed calls: timeout 5), more than 10%."
-            in found[0].text
-        )
+        said = "11.0% of the calls to tiny gave no verdict (parse 6; failed calls: timeout 5), more than 10%."
+        assert said in found[0].text
 
 
 def test_an_eval_stage_of_benchmarks_alone_needs_no_ledger(benchmark_run: RunDir, edit_json: Edit) -> None:
     assert not (benchmark_run.path / "benchmarks/ledger.json").exists()
     edit_json(benchmark_run.path / "benchmarks/manifest.json", lambda m: m["config"].update(data="prepare"))
     assert {gap.kind for gap in read_run(benchmark_run).gaps} == {"missing"}
-    write_json(benchmark_run.path / "benchmarks/ledger.json", {"rows_in": 0, "rows_kept": 0, "steps": []})
+    Ledger().write(benchmark_run.path / "benchmarks/ledger.json")
     (gap,) = read_run(benchmark_run).gaps
     assert "likelihood.json is missing" in gap.text

@@ -16,7 +16,11 @@ import pytest
 
 from posttrain.artifacts import RunDir, write_text
 from posttrain.report import numbers
-from posttrain.report.page import cell, check_words, fenced, flattened, write_report
+from posttrain.report.facts import check_words
+from posttrain.report.markdown import fenced, inline
+from posttrain.stages import KINDS
+from posttrain.stages.page import flattened
+from posttrain.stages.page import write_report as write_kinds
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -58,6 +62,10 @@ class Page(HTMLParser):
             self.replies[-1] += data
 
 
+def write_report(run: RunDir) -> Path:
+    return write_kinds(run, KINDS)
+
+
 def page_of(run: RunDir) -> Page:
     return Page(write_report(run).read_text(encoding="utf-8"))
 
@@ -85,7 +93,7 @@ def test_all_files_are_written(run: RunDir) -> None:
     for path in (run.path / "report/figures").iterdir():
         ElementTree.parse(path)
     assert (run.path / "report/report.md").exists()
-    assert json.loads((run.path / "summary.json").read_text())["schema"] == 1
+    assert json.loads((run.path / "summary.json").read_text())["schema"] == 2
 
 
 def test_the_page_requests_nothing(run: RunDir) -> None:
@@ -156,7 +164,7 @@ def test_ids_are_unique_and_links_lead_somewhere(run: RunDir) -> None:
 
 def test_every_figure_has_words(run: RunDir) -> None:
     drawings = [a for tag, a in page_of(run).elements if tag == "svg"]
-    assert len(drawings) == 10
+    assert len(drawings) == 10 + 2  # two headlines show their difference
     assert all(a.get("role") == "img" and len(a.get("aria-label") or "") > 30 for a in drawings)
 
 
@@ -197,24 +205,27 @@ def test_summary_holds_the_numbers_of_the_artefacts_and_the_sentences_of_the_pag
     summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
     likelihood = json.loads((run.path / "evaluate/likelihood.json").read_text())
     accuracy = json.loads((run.path / "evaluate/accuracy.json").read_text())
-    (evaluation,) = summary["evaluations"]
-    assert evaluation["likelihood"] == likelihood["models"]
-    assert evaluation["accuracy"] == accuracy["models"]
-    assert {k: evaluation["loss_comparisons"][0][k] for k in likelihood["pairs"][0]} == likelihood["pairs"][0]
-    assert {k: evaluation["accuracy_comparisons"][0][k] for k in accuracy["pairs"][0]} == accuracy["pairs"][0]
-    assert evaluation["replies"] == {
+    (found,), (checked,), (replies,) = (summary["records"][name] for name in ("likelihood", "accuracy", "replies"))
+    assert found["models"] == likelihood["models"]
+    assert checked["models"] == accuracy["models"]
+    assert {k: found["comparisons"][0][k] for k in likelihood["pairs"][0]} == likelihood["pairs"][0]
+    assert {k: checked["comparisons"][0][k] for k in accuracy["pairs"][0]} == accuracy["pairs"][0]
+    assert replies == {
+        "stage": "evaluate",
         "prompts": 18,
         "outcomes": {"gained": 5, "both right": 6, "not checked": 5, "lost": 1, "both wrong": 1},
         "cut_at_length_limit": {"base": 2, "sft": 0},
         "not_finite": {"base": 0, "sft": 0},
     }
-    assert summary["training"][0]["result"] == json.loads((run.path / "sft/manifest.json").read_text())["result"]
-    assert len(summary["training"][0]["held_out"]) == 11
+    (training,) = summary["records"]["training"]
+    result = json.loads((run.path / "sft/manifest.json").read_text())["result"]
+    assert {key: training["result"][key] for key in result} == result
+    assert len(training["held_out"]) == 11
     assert summary["paragraph"] in text
     assert all(finding["text"] in text for finding in summary["findings"])
     markdown = (run.path / "report/report.md").read_text(encoding="utf-8")
-    assert cell(summary["paragraph"]) in markdown
-    assert all(cell(finding["text"]) in markdown for finding in summary["findings"])
+    assert inline(summary["paragraph"]) in markdown
+    assert all(inline(finding["text"]) in markdown for finding in summary["findings"])
 
 
 def test_summary_is_strict_json_even_with_values_that_are_not_finite(run: RunDir, edit_json: Edit) -> None:
@@ -227,7 +238,7 @@ def test_summary_is_strict_json_even_with_values_that_are_not_finite(run: RunDir
         raise AssertionError(constant)
 
     summary = json.loads((run.path / "summary.json").read_text(), parse_constant=refuse)
-    assert summary["training"][0]["held_out"][-1]["loss"] is None
+    assert summary["records"]["training"][0]["held_out"][-1]["loss"] is None
     assert "infinite" in text
 
 
@@ -269,7 +280,7 @@ def test_any_part_of_a_run_makes_a_page(run: RunDir, kept: list[str]) -> None:
         assert re.search(rf"Stage {name} \(\w+\) has not started\.", text)
     summary = json.loads((run.path / "summary.json").read_text())
     assert summary["status"] == "incomplete"
-    assert {s["name"]: s["status"] for s in summary["stages"]} == {
+    assert {s["name"]: s["status"] for s in summary["records"]["stages"][0]} == {
         name: "complete" if name in kept else "not started" for name in ("prepare", "sft", "evaluate")
     }
 
@@ -314,8 +325,7 @@ def test_three_models_and_two_train_stages(run: RunDir, edit_json: Edit) -> None
     assert "the weights of stage sft" in text
     assert "second minus sft" in text
     summary = json.loads((run.path / "summary.json").read_text())
-    assert summary["evaluations"][0]["models"] == ["base", "sft", "second"]
-    assert [c["verdict"] for c in summary["evaluations"][0]["loss_comparisons"]] == [
+    assert [c["verdict"] for c in summary["records"]["likelihood"][0]["comparisons"]] == [
         "improved",
         "improved",
         "not shown",
@@ -342,10 +352,6 @@ def test_one_model_alone(run: RunDir, edit_json: Edit) -> None:
 def test_fence_is_longer_than_any_inside() -> None:
     assert fenced("plain") == "```\nplain\n```"
     assert fenced("a ```` b", "json") == "`````json\na ```` b\n`````"
-
-
-def test_cell_escapes_what_markdown_or_html_would_read() -> None:
-    assert cell("a | b\n<script> & `x` *y*") == r"a \| b \<script\> &amp; \`x\` \*y\*"
 
 
 def test_checks_in_words() -> None:

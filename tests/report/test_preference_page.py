@@ -14,7 +14,9 @@ import pytest
 
 from posttrain.artifacts import RunDir, write_text
 from posttrain.report import numbers
-from posttrain.report.page import bracketed, cell, write_report
+from posttrain.report.markdown import inline
+from posttrain.stages import KINDS
+from posttrain.stages.page import read_run, write_report
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 Add = Callable[..., None]
@@ -30,7 +32,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.parts: list[str] = []
-        self.feed(write_report(run).read_text(encoding="utf-8"))
+        self.feed(write_report(run, KINDS).read_text(encoding="utf-8"))
         self.close()
         assert self.open == []
         ids = [a["id"] for _, a in self.elements if "id" in a]
@@ -79,14 +81,6 @@ def test_small_multiples_and_what_they_are(preference_run: RunDir) -> None:
     assert set(images) == names
 
 
-def test_the_page_is_one_file_that_requests_nothing(two_objectives: RunDir) -> None:
-    page = Page(two_objectives)
-    loading = {"src", "href", "srcset", "data", "poster", "action", "formaction", "xlink:href", "background"}
-    targets = [value or "" for _, a in page.elements for name, value in a.items() if name in loading]
-    assert all(target.startswith("#") or target == "data:," for target in targets)
-    assert sum(tag == "script" for tag, _ in page.elements) == 1
-
-
 def test_numbers_equal_the_artefacts_on_page_and_in_markdown(preference_run: RunDir) -> None:
     page = Page(preference_run)
     record, lengths = artefact(preference_run, "prefer/preferences.json"), artefact(preference_run, "dpo/lengths.json")
@@ -98,12 +92,14 @@ def test_numbers_equal_the_artefacts_on_page_and_in_markdown(preference_run: Run
         if r["split"] == "held_out"
     ]
     expected = [
-        f"{numbers.percent(share['estimate'])} ({numbers.percent(share['low'])} to {numbers.percent(share['high'])})",
-        f"{numbers.signed(margin['estimate'])} ({numbers.interval(margin['low'], margin['high'])})",
+        numbers.percent(share["estimate"]),
+        f"{numbers.percent(share['low'])} to {numbers.percent(share['high'])}",
+        numbers.signed(margin["estimate"]),
+        numbers.interval(margin["low"], margin["high"]),
         numbers.fixed(dpo["logps_chosen"], 1),
         numbers.fixed(dpo["logps_rejected"], 1),
         numbers.fixed(dpo["kl"], 4),
-        "50.0% by definition",
+        "by definition",
         numbers.points_interval(difference["reward_accuracy"]["low"], difference["reward_accuracy"]["high"]),
         numbers.interval(difference["reward_margin"]["low"], difference["reward_margin"]["high"]),
         *(numbers.fixed(r["rewards/margins"]) for r in held_out),
@@ -122,47 +118,46 @@ def test_numbers_equal_the_artefacts_on_page_and_in_markdown(preference_run: Run
 def test_the_summary_holds_the_artefacts_and_the_verdicts(preference_run: RunDir) -> None:
     page = Page(preference_run)
     summary, record = artefact(preference_run, "summary.json"), artefact(preference_run, "prefer/preferences.json")
-    found = summary["evaluations"][1]["preferences"]
+    (found,) = summary["records"]["preferences"]
     assert found["models"] == record["models"]
     assert {key: found["differences"][0][key] for key in record["differences"][0]} == record["differences"][0]
     assert found["differences"][0]["verdicts"]["reward_margin"] == "improved"
-    assert summary["evaluations"][0]["preferences"] is None
-    training = summary["training"][1]["preferences"]
-    assert (training["objective"], training["reference"]) == ("dpo", "sft")
-    assert len(training["held_out"]) == 10
-    assert [remark["kind"] for remark in training["remarks"]] == ["fact"]
-    assert training["remarks"][0]["text"] in page.text
-    assert summary["training"][1]["lengths"]["chosen"]["count"] == 270
-    assert summary["training"][0]["preferences"] is None
-    assert summary["preference_stages"] is None
+    sft, dpo = summary["records"]["training"]
+    assert (sft["objective"]["name"], dpo["objective"]["name"], dpo["reference"]) == ("sft", "dpo", "sft")
+    assert (len(dpo["held_out"]), dpo["lengths"]["chosen"]["count"]) == (10, 270)
     assert summary["paragraph"] in page.text
     assert all(finding["text"] in page.text for finding in summary["findings"])
-    assert all(cell(finding["text"]) in page.markdown for finding in summary["findings"])
+    assert all(inline(finding["text"]) in page.markdown for finding in summary["findings"])
 
 
-def test_two_stages_stand_side_by_side(two_objectives: RunDir) -> None:
+def test_stages_stand_side_by_side(two_objectives: RunDir) -> None:
     page = Page(two_objectives)
-    record = artefact(two_objectives, "prefer/preferences.json")
-    assert "preference-stages" in page.ids()
+    assert "stages" in page.ids()
     assert "Losses of different objectives are different quantities" in page.text
+    assert "likelier where there is none" in page.text
     assert {"preferences-loss", "preferences-margin", "preferences-accuracy"} <= figures(two_objectives)
     assert "preferences-kl" not in figures(two_objectives), "SimPO logs no distance, and one curve is no comparison"
-    for model in ("dpo", "simpo"):
-        share, margin = record["models"][model]["reward_accuracy"], record["models"][model]["reward_margin"]
-        for text in (
-            f"{numbers.percent(share['estimate'])} ({numbers.percent(share['low'])} to {numbers.percent(share['high'])})",
-            f"{numbers.signed(margin['estimate'])} ({numbers.interval(margin['low'], margin['high'])})",
-            numbers.fixed(record["models"][model]["kl"], 4),
-        ):
-            assert text in page.text
-            assert text in page.markdown
-    for text in ("beta 2, gamma/beta 0.5", "37.0 (4 prompts, 1 cut)", "3.1 minutes", "2.7 minutes", "612", "3.48 GB"):
+    for text in ("beta 2, gamma/beta 0.5", "3.1 min", "2.7 min", "612", "3.48 GB"):
         assert text in page.text
         assert text in page.markdown
-    stages = artefact(two_objectives, "summary.json")["preference_stages"]
-    assert [stage["name"] for stage in stages] == ["sft", "dpo", "simpo"]
-    assert stages[2]["replies"] == {"mean_tokens": 37.0, "prompts": 4, "cut": 1}
-    assert stages[1]["held_out"] == record["models"]["dpo"]
+
+
+@pytest.mark.parametrize(
+    ("betas", "reference", "note", "kl"),
+    [
+        ((0.05, 0.5), None, "one objective with different settings", True),
+        ((0.1, 0.1), "base", "the same settings", False),
+    ],
+)
+def test_what_can_be_compared_is_said(
+    run: RunDir, preference_stage: Add, betas: tuple[float, float], reference: str | None, note: str, kl: bool
+) -> None:
+    for name, beta in zip(("low", "high"), betas, strict=True):
+        preference_stage(run, name, {"name": "dpo", "beta": beta, "sft_weight": 0.0, "reference": reference})
+    page = Page(run)
+    assert note in page.text
+    # the KL of the training is the distance from the start only where that is the reference
+    assert ("KL from where it starts" in page.text) is kl
 
 
 def test_every_eval_and_train_stage_has_its_section(two_objectives: RunDir) -> None:
@@ -175,7 +170,7 @@ def test_every_eval_and_train_stage_has_its_section(two_objectives: RunDir) -> N
 # ---- runs that are not whole ---------------------------------------------------------------------------------------
 
 
-def test_kto_has_kinds_and_no_margin(run: RunDir, preference_stage: Add) -> None:
+def test_kto_has_kinds_of_replies(run: RunDir, preference_stage: Add) -> None:
     preference_stage(run, "kto", {"name": "kto", "beta": 0.1, "reference": None})
     page = Page(run)
     names = {name.removeprefix("kto-") for name in figures(run) if name.startswith("kto-")}
@@ -184,7 +179,7 @@ def test_kto_has_kinds_and_no_margin(run: RunDir, preference_stage: Add) -> None
     assert "Undesirable replies" in page.text
     assert "Reward desirable" in page.text
     assert "535 judged replies" in page.text
-    assert "so there is no margin and no accuracy" in page.text
+    assert "so there is no accuracy" in page.text
 
 
 def test_a_reward_model_has_scores_alone(run: RunDir, preference_stage: Add) -> None:
@@ -222,21 +217,11 @@ def test_a_stage_without_any_record_makes_a_page(preference_run: RunDir) -> None
     assert not any(name.startswith("dpo-") and "lengths" not in name for name in figures(preference_run))
 
 
-def test_stages_without_an_evaluation_are_compared_by_their_curves(run: RunDir, preference_stage: Add) -> None:
-    for name, beta in (("dpo-beta-0.05", 0.05), ("dpo-beta-0.1", 0.1), ("dpo-beta-0.5", 0.5)):
-        preference_stage(run, name, {"name": "dpo", "beta": beta, "sft_weight": 0.0, "reference": None})
-    page = Page(run)
-    assert {"preferences-loss", "preferences-margin", "preferences-accuracy", "preferences-kl"} <= figures(run)
-    assert "one objective with different settings" in page.text
-    assert "Held-out reward accuracy" not in page.text
-    assert "measured alike" not in page.text
-
-
 def test_metrics_of_a_newer_kind_are_damaged_not_fatal(preference_run: RunDir) -> None:
     path = preference_run.path / "dpo/metrics.jsonl"
     path.write_text('{"split": "train", "step": 1, "loss": 0.69, "rewards/chosen": "high"}\n')
     page = Page(preference_run)
-    assert "Stage dpo: metrics.jsonl can't be read (0.rewards/chosen" in page.text
+    assert "Stage dpo: metrics.jsonl can't be read" in page.text
     assert "DPO (beta 0.1)" in page.text
 
 
@@ -263,14 +248,48 @@ def test_any_stage_may_be_missing(preference_run: RunDir, name: str) -> None:
     assert f"Stage {name} (" in Page(preference_run).text
 
 
-def test_equal_artefacts_give_equal_bytes(two_objectives: RunDir, tmp_path: Path) -> None:
-    twin = RunDir(Path(shutil.copytree(two_objectives.path, tmp_path / "elsewhere")))
-    for run in (two_objectives, twin):
-        write_report(run)
-    for name in ("report/index.html", "report/report.md", "summary.json"):
-        assert (two_objectives.path / name).read_bytes() == (twin.path / name).read_bytes()
+# ---- single labelled replies ----------------------------------------------------------------------------------------
 
 
-def test_brackets_stay_together() -> None:
-    assert bracketed("1.0 (0.5 to <2)") == '1.0 <span class="nowrap">(0.5 to &lt;2)</span>'
-    assert bracketed("<b>") == "&lt;b&gt;"
+def test_the_page_shows_what_the_file_holds(run: RunDir, feedback_eval: Add) -> None:
+    record = feedback_eval(run, gain=1.0)
+    page = write_report(run, KINDS).read_text(encoding="utf-8")
+    share = record["models"]["sft"]["separation"]["estimate"]
+    assert "Held-out judged replies: labels" in page
+    assert f"{100 * share:.1f}%" in page
+    assert "by definition" in page
+    markdown = (run.path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "How often a good reply drawn at random" in markdown
+    assert f"{100 * share:.1f}%" in markdown
+    facts = read_run(run, KINDS)
+    assert not [gap for gap in facts.gaps if gap.stage == "labels"]
+    summary = json.loads((run.path / "summary.json").read_text())
+    (found,) = summary["records"]["feedback"]
+    assert found["record"]["models"]["sft"]["separation"]["estimate"] == share
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.4, "improved"), (-0.4, "worse"), (0.0, "not shown")])
+def test_verdicts_follow_the_interval(run: RunDir, feedback_eval: Add, gain: float, verdict: str) -> None:
+    feedback_eval(run, gain)
+    (headline,) = [one for one in read_run(run, KINDS).headlines if one.label == "Separation of judged replies"]
+    assert headline.verdict == verdict
+
+
+def test_a_damaged_file_is_a_gap(run: RunDir, feedback_eval: Add, edit_json: Callable[..., None]) -> None:
+    feedback_eval(run, 1.0)
+    edit_json(run.stage("labels").file("feedback.json"), lambda value: value.pop("rows"))
+    assert [gap.kind for gap in read_run(run, KINDS).gaps if gap.stage == "labels"] == ["damaged"]
+    write_report(run, KINDS)
+
+
+def test_one_kind_of_replies_only_has_no_separation(
+    run: RunDir, feedback_eval: Add, edit_json: Callable[..., None]
+) -> None:
+    feedback_eval(run, 1.0)
+
+    def only_good(value: Any) -> None:
+        for one in (*value["models"].values(), *value["differences"]):
+            one["separation"] = one["reward_margin"] = None
+
+    edit_json(run.stage("labels").file("feedback.json"), only_good)
+    assert "Held-out judged replies" in write_report(run, KINDS).read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,18 @@ from typing import Any
 import pytest
 
 from posttrain.artifacts import RunDir
-from posttrain.report.facts import read_run
-from posttrain.report.preference_comparison import preference_stages
+from posttrain.report.facts import read_evaluation
 from posttrain.report.preferences import (
     EvalPreferences,
-    PreferenceTraining,
     SignTest,
-    preference_training,
     row_wins,
     sign_tests,
 )
 from posttrain.report.records import PreferenceRow
 from posttrain.report.verdicts import gain_verdict, paired_gain_verdict
+from posttrain.stages import KINDS
+from posttrain.stages.page import Run
+from posttrain.stages.page import read_run as read_kinds
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 Add = Callable[..., None]
@@ -30,18 +29,12 @@ def artefact(run: RunDir, name: str) -> Any:
     return json.loads((run.path / name).read_text(encoding="utf-8"))
 
 
-def lines(run: RunDir, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.path / name).read_text(encoding="utf-8").splitlines()]
+def read_run(run: RunDir) -> Run:
+    return read_kinds(run, KINDS)
 
 
 def preferences(run: RunDir) -> EvalPreferences:
-    found = read_run(run).evaluations[-1].preferences
-    assert found is not None
-    return found
-
-
-def training(objective: dict[str, Any], **config: Any) -> PreferenceTraining:
-    found = preference_training({"objective": objective, **config}, (), Path("metrics.jsonl"))
+    found = read_evaluation(read_run(run).stages[-1], []).preferences
     assert found is not None
     return found
 
@@ -93,66 +86,12 @@ def test_rows_that_do_not_match_give_no_wins() -> None:
     assert row_wins([], "sft") == {}
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
-def test_settings_show_what_is_switched_on() -> None:
-    dpo = {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0, "robust": False, "sft_weight": 0.0, "reference": None}
-    assert training(dpo).settings_text == "beta 0.1"
-    changed = {**dpo, "label_smoothing": 0.1, "robust": True, "sft_weight": 1.0}
-    assert training(changed).settings_text == "beta 0.1, label smoothing 0.1, robust, SFT weight 1"
-    simpo = {"name": "simpo", "beta": 2.0, "gamma_beta_ratio": 0.0, "sft_weight": 0.0}
-    assert training(simpo).settings_text == "beta 2, gamma/beta 0"
-    kto = {"name": "kto", "beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.5, "reference": None}
-    assert training(kto).settings_text == "beta 0.1, undesirable weight 1.5"
-    assert training({"name": "orpo", "weight": 0.1, "nll": "reply"}).settings_text == "weight 0.1, NLL of the reply"
-
-
-def test_reference_is_the_named_one_else_the_start() -> None:
-    dpo = {"name": "dpo", "beta": 0.1, "reference": None}
-    assert training(dpo, start_from="sft").reference == "sft"
-    assert training({**dpo, "reference": "base"}, start_from="sft").reference == "base"
-    assert training(dpo).reference == "base"
-    assert training({"name": "simpo", "beta": 2.0}, start_from="sft").reference is None
-
-
-def test_the_loss_of_an_untrained_policy() -> None:
-    assert training({"name": "dpo", "beta": 0.5}).untrained_loss == math.log(2)
-    assert training({"name": "dpo", "beta": 0.5, "sft_weight": 1.0}).untrained_loss is None
-    assert training({"name": "hinge", "beta": 0.5}).untrained_loss == 1.0
-    assert training({"name": "ipo", "beta": 0.1}).untrained_loss == pytest.approx(25.0)
-    assert training({"name": "simpo", "beta": 2.0}).untrained_loss is None
-
-
-def test_other_objectives_have_no_preferences() -> None:
-    assert preference_training({"objective": {"name": "sft"}}, (), Path("m")) is None
-    assert preference_training({}, (), Path("m")) is None
-
-
-def test_records_are_those_of_the_file(preference_run: RunDir) -> None:
-    sft, dpo = read_run(preference_run).training
-    assert sft.preferences is None
-    found = dpo.preferences
-    assert found is not None
-    logged = lines(preference_run, "dpo/metrics.jsonl")
-    assert [r.rewards_margins for r in found.steps] == [r["rewards/margins"] for r in logged if r["split"] == "train"]
-    assert [r.logps_chosen for r in found.held_out] == [r["logps/chosen"] for r in logged if r["split"] == "held_out"]
-    assert (found.sides, found.reference, len(found.steps), len(found.held_out)) == (
-        ("chosen", "rejected"),
-        "sft",
-        17,
-        10,
-    )
-
-
 # ---- evaluation ----------------------------------------------------------------------------------------------------
 
 
 def test_a_whole_run_has_no_gaps(preference_run: RunDir) -> None:
     facts = read_run(preference_run)
     assert (facts.status, facts.gaps) == ("complete", ())
-    assert [e.models for e in facts.evaluations] == [("base", "sft"), ("sft", "dpo")]
-    assert [e.preferences is None for e in facts.evaluations] == [True, False]
     found = preferences(preference_run)
     record = artefact(preference_run, "prefer/preferences.json")
     assert list(found.models) == ["sft", "dpo"]
@@ -205,44 +144,3 @@ def test_the_headline_is_the_last_model_against_the_reference(run: RunDir, prefe
     assert found.headline is not None
     assert (found.headline.difference.a, found.headline.difference.b) == ("sft", "simpo")
     assert len(found.against_reference) == 2
-
-
-# ---- side by side --------------------------------------------------------------------------------------------------
-
-
-def test_one_preference_stage_is_no_comparison(preference_run: RunDir) -> None:
-    assert preference_stages(read_run(preference_run)) is None
-
-
-def test_two_objectives_side_by_side(two_objectives: RunDir) -> None:
-    found = preference_stages(read_run(two_objectives))
-    assert found is not None
-    record = artefact(two_objectives, "prefer/preferences.json")
-    assert [column.name for column in found.columns] == ["sft", "dpo", "simpo"]
-    assert (found.one_objective, found.one_loss, found.reference, found.pairs) == (False, False, "sft", 30)
-    assert [column.kl for column in found.columns] == [record["models"][m]["kl"] for m in ("sft", "dpo", "simpo")]
-    replies = lines(two_objectives, "prefer/replies.jsonl")
-    tokens = [reply["tokens"] for reply in replies if reply["model"] == "simpo"]
-    last = found.columns[-1].replies
-    assert last is not None
-    assert (last.mean_tokens, last.prompts, last.cut) == (sum(tokens) / len(tokens), 4, 1)
-
-
-def test_settings_make_losses_differ_in_height(run: RunDir, preference_stage: Add) -> None:
-    for name, beta in (("low", 0.05), ("high", 0.5)):
-        preference_stage(run, name, {"name": "dpo", "beta": beta, "sft_weight": 0.0, "reference": None})
-    found = preference_stages(read_run(run))
-    assert found is not None
-    assert (found.one_objective, found.one_loss, found.pairs) == (True, False, None)
-    assert all(column.held_out is None for column in found.columns)
-    # without an eval stage the last held-out KL of the training stands in: the reference is the start model
-    assert found.stages[0].kl == lines(run, "low/metrics.jsonl")[-1]["kl"]
-
-
-def test_kl_from_another_reference_is_not_the_distance_from_the_start(run: RunDir, preference_stage: Add) -> None:
-    for name in ("one", "two"):
-        preference_stage(run, name, {"name": "dpo", "beta": 0.1, "sft_weight": 0.0, "reference": "base"})
-    found = preference_stages(read_run(run))
-    assert found is not None
-    assert found.one_loss
-    assert [column.kl for column in found.stages] == [None, None]

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -24,6 +24,7 @@ from posttrain.data.formats.ranked import PairRule
 from posttrain.data.mix import MixStep
 from posttrain.data.places import SIDES, DataFile, Resolve, locate, stem
 from posttrain.data.profile import profile
+from posttrain.data.profile_records import DataResult
 from posttrain.data.reading import (
     Outcome,
     Raw,
@@ -279,7 +280,9 @@ def _result(out: StageDir, names: Sequence[str]) -> dict[str, Any]:
     for path in _sides(out).values():
         sources.update(dict(pl.scan_parquet(path, glob=False).group_by("source").len().collect().iter_rows()))
     counts = {f"{side}_rows": count_rows(path) for side, path in _sides(out).items()}
-    return {**counts, "sources": {name: sources[name] for name in [*names, *sorted(sources.keys() - set(names))]}}
+    by_name = {name: sources[name] for name in [*names, *sorted(sources.keys() - set(names))]}
+    found = asdict(DataResult(sources=by_name, **counts))
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:

@@ -1,12 +1,23 @@
-"""What profile.json of a data profile holds (docs/data-profile.md describes every key)."""
+"""What a data stage writes of itself: its ``result``, and profile.json (docs/data-profile.md describes every key)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.artifacts import LedgerStep
 from posttrain.types import RowKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataResult:
+    """``result`` of a data stage; of a side that the rows were not split into there is no number."""
+
+    train_rows: int | None = None
+    held_out_rows: int | None = None
+    test_rows: int | None = None
+    sources: dict[str, int] = field(default_factory=dict)
+    """Rows by source."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain.artifacts import read_json, write_text
-from posttrain.data.profile_records import Clusters, Lengths, Part, Profile, Removed, RemovedExample, RepliesCompared
+from posttrain.data.profile_records import (
+    Clusters,
+    DataResult,
+    Lengths,
+    Part,
+    Profile,
+    Removed,
+    RemovedExample,
+    RepliesCompared,
+)
 from posttrain.report import html, numbers
 from posttrain.report.charts import Bars, Chart, Histogram, Level, Lines, Piece, Series
+from posttrain.report.figure import file_name
 from posttrain.report.ledger import funnel
-from posttrain.report.reading import parse
+from posttrain.report.reading import Gap, Stage, optional, parse
 from posttrain.report.values import (
     Answer,
     Beside,
@@ -22,12 +33,13 @@ from posttrain.report.values import (
     Headline,
     Number,
     Page,
+    Records,
     Replies,
     Section,
     Table,
     Text,
 )
-from posttrain.report.words import LANGUAGES, plural
+from posttrain.report.words import LANGUAGES, join, plural
 
 PARTS = {"whole": "Whole conversations", "user": "User turns", "assistant": "Assistant turns"}
 MOST_COLUMNS = 20
@@ -90,6 +102,54 @@ def profile_page(profile: Profile, title: str) -> Page:
         opening=(Text(paragraph(profile), "lead"), Text(counted, "aside")),
         sections=sections(profile),
         footer="All numbers stand in profile.json beside this page.",
+    )
+
+
+def data_sections(stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:
+    """Return a section for each data stage: its rows by source, and its profile where one was made."""
+    return tuple(_data_section(stage, gaps, several=len(stages) > 1) for stage in stages)
+
+
+def _data_section(stage: Stage, gaps: list[Gap], *, several: bool) -> Section:
+    result = stage.result(DataResult, gaps)
+    counts = (("To train on", result.train_rows), ("Held out", result.held_out_rows), ("To test", result.test_rows))
+    blocks: list[Block] = [
+        Facts(tuple((name, Number(number, "count")) for name, number in counts)),
+        Table("Rows by source", ("Source", "Rows"), tuple((n, Number(k, "count")) for n, k in result.sources.items())),
+    ]
+    if stage.folder.file("profile.json").exists():
+        profile = optional(
+            gaps,
+            stage,
+            stage.folder.file("profile.json"),
+            "its profile is not shown",
+            lambda path: read_profile(path.parent),
+        )
+        if profile is not None:
+            blocks += [Text(paragraph(profile)), *sections(profile, f"{file_name(stage.name)}-")]
+    blocks.append(Records("data", {"stage": stage.name, "result": result}))
+    train = plural(result.train_rows, "row") if result.train_rows is not None else "nothing"
+    return Section(
+        f"Data: {stage.name}" if several else "Data",
+        file_name("data", stage.name),
+        tuple(blocks),
+        folded=True,
+        gist=f"{train} to train on, {numbers.count(result.held_out_rows)} held out",
+        summary=_sentence(stage, result),
+    )
+
+
+def _sentence(stage: Stage, result: DataResult) -> str:
+    ledger = stage.ledger
+    if ledger is None or result.train_rows is None:
+        return ""
+    names = sorted(result.sources)
+    read_from = join(names) if 0 < len(names) <= 4 else f"{len(names)} sources" if names else "the sources"
+    dropped = sum(ledger.dropped.values())
+    return (
+        f"{plural(ledger.rows_in, 'row')} {'was' if ledger.rows_in == 1 else 'were'} read from {read_from}; "
+        f"{numbers.count(dropped) if dropped else 'none'} {'was' if dropped < 2 else 'were'} dropped, "
+        f"{numbers.count(result.train_rows)} kept for training and {numbers.count(result.held_out_rows)} held out."
     )
 
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from posttrain.artifacts import RunDir, write_json
 from posttrain.errors import ConfigError, DataError
 from posttrain.judge.votes import read_comparisons, read_style_counts
-from posttrain.report import numbers
-from posttrain.report.arena_figures import ArenaFacts
-from posttrain.report.arena_page import METHOD_WORDS, SCHEMA, interval_words, paragraph, read_ratings, write_arena_page
+from posttrain.lab.arena_page import (
+    SCHEMA,
+    AnchoredModel,
+    ArenaRatings,
+    ClusterColumn,
+    RatedModel,
+    StyleWorth,
+    arena_page,
+    write_arena_page,
+)
+from posttrain.report import terminal
 from posttrain.stats.elo import elo_table
 from posttrain.stats.ratings import (
     Anchor,
@@ -101,8 +108,8 @@ def _check(command: ArenaCommand) -> None:
 # ---- rate ---------------------------------------------------------------------------------------------------
 
 
-def run_arena(command: ArenaCommand) -> ArenaFacts:
-    """Rate the models of a file of comparisons; write ratings.json and arena.html into the folder and return the facts.
+def run_arena(command: ArenaCommand) -> ArenaRatings:
+    """Rate the models of a file of comparisons; write ratings.json and arena.html into the folder and return them.
 
     Raises:
         ConfigError: options that don't go together.
@@ -126,9 +133,10 @@ def run_arena(command: ArenaCommand) -> ArenaFacts:
             raise
         raise DataError(error.problem, where=str(command.file), fix=error.fix) from error
     with RunDir(command.out).lock():
-        write_json(command.out / "ratings.json", _facts(command, comparisons, table, style))
+        found = _ratings(command, comparisons, table, style)
+        write_json(command.out / "ratings.json", asdict(found))
         write_arena_page(command.out)
-    return read_ratings(command.out)
+    return found
 
 
 def _rate(command: ArenaCommand, comparisons: Comparisons) -> tuple[RatingTable, tuple[StyleCoefficient, ...]]:
@@ -158,40 +166,42 @@ def _style(command: ArenaCommand) -> Floats:
     return np.hstack(columns)
 
 
-def _facts(
+def _ratings(
     command: ArenaCommand, comparisons: Comparisons, table: RatingTable, style: Sequence[StyleCoefficient]
-) -> dict[str, Any]:
-    """ratings.json."""
+) -> ArenaRatings:
+    """What stands in ratings.json."""
     matrix = win_matrix(comparisons)
     order = [matrix.models.index(rating.model) for rating in table.ratings]
     rates_MM = win_rates(matrix)[np.ix_(order, order)]
     averages = average_win_rates(matrix)
     ended_M3 = _endings(comparisons)
     clusters = comparisons.clusters_N
-    return {
-        "schema": SCHEMA,
-        "file": str(command.file),
-        "method": table.method,
-        "interval": table.interval,
-        "confidence": table.confidence,
-        "anchor": None if table.anchor is None else table.anchor._asdict(),
-        "cluster": None if clusters is None else {"column": command.cluster, "clusters": len(np.unique(clusters))},
-        "comparisons": table.comparisons,
-        "ties": int(np.count_nonzero(comparisons.outcomes_N == 0.5)),
-        "missing": table.missing,
-        "models": [
-            {
+    return ArenaRatings(
+        schema=SCHEMA,
+        file=str(command.file),
+        method=table.method,
+        interval=table.interval,
+        confidence=table.confidence,
+        anchor=None if table.anchor is None else AnchoredModel(*table.anchor),
+        cluster=None if clusters is None else ClusterColumn(str(command.cluster), len(np.unique(clusters))),
+        comparisons=table.comparisons,
+        ties=int(np.count_nonzero(comparisons.outcomes_N == 0.5)),
+        missing=table.missing,
+        models=tuple(
+            RatedModel(
                 **rating._asdict(),
-                **dict(zip(("wins", "ties", "losses"), map(int, ended_M3[place]), strict=True)),
-                "average_win_rate": averages[rating.model],
-            }
+                wins=int(ended_M3[place][0]),
+                ties=int(ended_M3[place][1]),
+                losses=int(ended_M3[place][2]),
+                average_win_rate=averages[rating.model],
+            )
             for rating, place in zip(table.ratings, order, strict=True)
-        ],
-        "win_rates_MM": [[None if math.isnan(rate) else rate for rate in row] for row in rates_MM.tolist()],
-        "counts_MM": matrix.counts_MM[np.ix_(order, order)].tolist(),
-        "style": [coefficient._asdict() for coefficient in style],
-        "warnings": [*table.warnings, *_warnings(table)],
-    }
+        ),
+        win_rates_MM=tuple(tuple(None if math.isnan(rate) else rate for rate in row) for row in rates_MM.tolist()),
+        counts_MM=tuple(map(tuple, matrix.counts_MM[np.ix_(order, order)].tolist())),
+        style=tuple(StyleWorth(**coefficient._asdict()) for coefficient in style),
+        warnings=(*table.warnings, *_warnings(table)),
+    )
 
 
 def _endings(comparisons: Comparisons) -> NDArray[np.int64]:
@@ -213,27 +223,9 @@ def _warnings(table: RatingTable) -> list[str]:
     return [f"fewer than {FEW_GAMES} comparisons, so {what}: {names}"]
 
 
-def arena_summary(facts: ArenaFacts, out: Path) -> RenderableType:
-    """The rating table for the terminal."""
-    title = f"{METHOD_WORDS[facts.method]}, {interval_words(facts)} intervals"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for heading in ("rank", "model", "rating", "interval", "games", "win rate"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for one in facts.models:
-        table.add_row(
-            str(one.rank),
-            Text(one.model),
-            numbers.fixed(one.rating, 1),
-            f"{numbers.fixed(one.low, 1)} to {numbers.fixed(one.high, 1)}",
-            numbers.count(one.comparisons),
-            numbers.percent(one.average_win_rate),
-        )
-    parts: list[RenderableType] = [table, Text(f"\n{paragraph(facts)}")]
-    parts += [
-        Text(
-            f"{one.name}: {numbers.signed(one.estimate)} logits a standard deviation ({numbers.interval(one.low, one.high)})"
-        )
-        for one in facts.style
-    ]
-    parts += [Text(f"warning: {warning}") for warning in facts.warnings]
-    return Group(*parts, Text(f"\nOpen {out / 'arena.html'}; the numbers are in {out / 'ratings.json'}"))
+def arena_summary(found: ArenaRatings, out: Path) -> RenderableType:
+    """The first screen of the page and the ratings, for the terminal."""
+    page = arena_page(found)
+    shown = [terminal.section(section) for section in page.sections if section.anchor in ("ratings", "style")]
+    end = Text(f"\nOpen {out / 'arena.html'}; the numbers are in {out / 'ratings.json'}")
+    return Group(terminal.page(page), *shown, end)

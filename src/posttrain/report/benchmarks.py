@@ -12,7 +12,6 @@ from posttrain.report.benchmark_records import (
     BenchmarkRecord,
     BenchmarkRow,
     Difference,
-    JudgeEntry,
     Measure,
     Result,
     WinRates,
@@ -20,12 +19,9 @@ from posttrain.report.benchmark_records import (
 from posttrain.report.reading import Gap, Stage, json_lines, json_value, optional, parse
 from posttrain.report.records import Estimate
 from posttrain.report.verdicts import Verdict, measure_verdict, paired_gain_verdict
-from posttrain.report.win_matrix import WinMatrix, matrix_of_wins
 from posttrain.stats.intervals import holm
 
 FOLDER = "benchmarks"
-MANY_UNREAD = 0.1
-"""A judge that leaves more than this share of its calls without a verdict is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +114,6 @@ class BenchmarkFacts:
         start = self.record.baseline
         half = result.model == start and result.estimate == result.low == result.high == 0.5
         return half and bool(self.contests) and all(contest.against == start for contest in self.contests)
-
-    @property
-    def matrix(self) -> WinMatrix | None:
-        """Who beats whom, where there are ratings."""
-        ratings = self.record.ratings
-        return None if ratings is None else matrix_of_wins(ratings.models, ratings.wins)
-
-    @property
-    def unread_judges(self) -> tuple[JudgeEntry, ...]:
-        """Judges of which too many calls gave no verdict."""
-        judges = self.record.judge.judges if self.record.judge else ()
-        return tuple(judge for judge in judges if judge.calls.unread > MANY_UNREAD)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

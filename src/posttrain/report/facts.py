@@ -1,47 +1,31 @@
-"""Read a run folder into frozen facts. Every number the report derives is computed here, once.
-
-The artefacts are described in docs/run-folder.md. Nothing here assumes that a run is finished: what is absent, damaged,
-failed or still running becomes a ``Gap`` in words, and the rest is read all the same.
-"""
+"""An eval stage as frozen facts: every number the report derives is computed here, once."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
-from posttrain.artifacts import RunDir, StageDir
-from posttrain.errors import RunError
 from posttrain.report.benchmarks import BenchmarkFacts, read_benchmarks
 from posttrain.report.feedback import EvalFeedback, holds_feedback, read_feedback
 from posttrain.report.preferences import (
     EvalPreferences,
-    PreferenceTraining,
     holds_pairs,
-    preference_training,
     read_preferences,
 )
-from posttrain.report.reading import Gap, Stage, json_lines, json_value, ledger_facts, optional, parse
+from posttrain.report.reading import Gap, Stage, json_lines, json_value, optional, parse
 from posttrain.report.records import (
     AccuracyFile,
     AccuracyPair,
     Check,
-    DataResult,
-    HeldOutRecord,
-    Lengths,
     LikelihoodFile,
     LikelihoodPair,
     LikelihoodRow,
-    Manifest,
     ModelAccuracy,
     ModelLikelihood,
     Reply,
-    TrainRecord,
-    TrainResult,
 )
 from posttrain.report.verdicts import Verdict, loss_verdict, paired_gain_verdict
 
@@ -51,59 +35,6 @@ Outcome = Literal["gained", "lost", "both right", "both wrong", "right", "wrong"
 
 
 # ---- derived facts -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class DataFacts:
-    """A data stage."""
-
-    stage: Stage
-    result: DataResult
-
-
-@dataclass(frozen=True, slots=True)
-class TrainFacts:
-    """A train stage: its curves, lengths and headline numbers."""
-
-    stage: Stage
-    result: TrainResult
-    steps: tuple[TrainRecord, ...]
-    held_out: tuple[HeldOutRecord, ...]
-    lengths: Lengths | None
-    preferences: PreferenceTraining | None
-    """Where the objective learns from preferences."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The resolved configuration of the stage."""
-        return self.stage.manifest.config if self.stage.manifest else {}
-
-    @property
-    def step_count(self) -> int | None:
-        """Steps done: those of the result, else the last one logged."""
-        if self.result.steps is not None:
-            return self.result.steps
-        return self.steps[-1].step if self.steps else None
-
-    @property
-    def seconds(self) -> float | None:
-        """Time of the stage from its manifest, which doesn't know of sessions that were killed, or of the steps, where that is more."""
-        manifest = self.stage.manifest
-        told = [manifest.seconds if manifest is not None else None, self.steps[-1].seconds if self.steps else None]
-        return max((seconds for seconds in told if seconds is not None), default=None)
-
-    @property
-    def peak_memory_bytes(self) -> int | None:
-        """Peak memory: from the result, else from the manifest."""
-        if self.result.peak_memory_bytes is not None:
-            return self.result.peak_memory_bytes
-        return self.stage.manifest.peak_memory_bytes if self.stage.manifest else None
-
-    @property
-    def lowest_held_out(self) -> HeldOutRecord | None:
-        """The held-out measurement with the lowest finite loss."""
-        finite = [record for record in self.held_out if math.isfinite(record.loss)]
-        return min(finite, key=lambda record: record.loss, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,41 +146,6 @@ class EvalFacts:
         return sum(known) / len(known) if known and len(known) == len(lengths) else None
 
 
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """Everything the report says about a run."""
-
-    name: str
-    title: str
-    model: str | None
-    seed: int | None
-    recipe_text: str | None
-    stages: tuple[Stage, ...]
-    data: tuple[DataFacts, ...]
-    training: tuple[TrainFacts, ...]
-    evaluations: tuple[EvalFacts, ...]
-    gaps: tuple[Gap, ...]
-
-    @property
-    def status(self) -> Literal["complete", "incomplete", "failed"]:
-        """``failed`` where a stage failed, ``complete`` where every stage ended and every artefact is there."""
-        if any(stage.status == "failed" for stage in self.stages):
-            return "failed"
-        return "incomplete" if self.gaps else "complete"
-
-    @property
-    def seconds(self) -> float:
-        """Time of all stages together."""
-        trained = {train.stage.name: train.seconds for train in self.training}
-        told = [trained.get(s.name) or (s.manifest.seconds if s.manifest else None) for s in self.stages]
-        return sum(seconds for seconds in told if seconds is not None)
-
-    @property
-    def started(self) -> float | None:
-        """Unix seconds at which the first stage started."""
-        return min((s.manifest.started for s in self.stages if s.manifest and s.manifest.started), default=None)
-
-
 def accuracy_verdict(pair: AccuracyPair) -> AccuracyComparison:
     """Call a difference shown only where the interval excludes zero and McNemar's test rejects at that level.
 
@@ -283,150 +179,31 @@ def outcome_of(first: bool | None, last: bool | None, *, alone: bool) -> Outcome
     return table[first, last]
 
 
-def read_run(run: RunDir, title: str | None = None) -> RunFacts:
-    """All facts of a run folder.
-
-    ``title`` replaces the heading, which is that of the recipe's report stage, or the recipe's name. Raises RunError where the folder does not exist, no stage has
-    started in it, or a manifest can't be read; anything less is a Gap.
-    """
-    if not run.path.is_dir():
-        raise RunError("there is no run folder here", where=str(run.path), fix="run a recipe first, or name its folder")
-    started = run.stages()
-    recipe_text, recipe, gaps = _recipe(run)
-    declared = {n: c for n, c in _mapping(recipe.get("stages")).items() if _mapping(c).get("kind") != "report"}
-    stages = []
-    for name in dict.fromkeys([*declared, *started]):
-        stage, stage_gaps = _stage(run.stage(name), name, str(_mapping(declared.get(name)).get("kind", "unknown")))
-        if stage.kind != "report":  # it is the one being written
-            stages.append(stage)
-            gaps += stage_gaps
-    if not any(stage.manifest for stage in stages):
-        raise RunError("no stage has started in this run folder", where=str(run.path), fix="run its recipe first")
-    begun = [stage for stage in stages if stage.manifest]
-    data = tuple(DataFacts(s, _result(DataResult, s, run, gaps)) for s in begun if s.kind == "data")
-    training = tuple(_train_facts(run, s, gaps) for s in begun if s.kind == "train")
-    evaluations = tuple(_eval_facts(run, s, gaps) for s in begun if s.kind == "eval")
-    if not any(stage.kind == "eval" for stage in stages):
-        gaps.append(Gap("", "missing", "The recipe has no eval stage, so nothing here compares models."))
-    name = str(recipe.get("name") or run.path.resolve().name)
-    own_titles = (
-        c.get("title") for c in map(_mapping, _mapping(recipe.get("stages")).values()) if c.get("kind") == "report"
-    )
-    seed = recipe.get("seed")
-    return RunFacts(
-        name=name,
-        title=title or next((str(own) for own in own_titles if own), name),
-        model=_model_name(recipe.get("model")),
-        seed=seed if isinstance(seed, int) else None,
-        recipe_text=recipe_text,
-        stages=tuple(stages),
-        data=data,
-        training=training,
-        evaluations=evaluations,
-        gaps=tuple(gaps),
-    )
+def check_words(kind: str, expected: Any) -> str:
+    """Return what a check asks for: ``contains any: 7, seven``; parts of a combined check are joined by ``; ``."""
+    if isinstance(expected, list) and expected and all(isinstance(part, Mapping) for part in expected):
+        return "; ".join(check_words(str(part.get("kind", kind)), part.get("expected")) for part in expected)
+    values = expected if isinstance(expected, list) else [expected]
+    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+    return f"{kind.replace('_', ' ')}: {', '.join(texts)}"
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def _recipe(run: RunDir) -> tuple[str | None, Mapping[str, Any], list[Gap]]:
-    path = run.path / "recipe.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None, {}, [Gap("", "missing", "recipe.yaml is missing, so stages that never started are not known.")]
-    try:
-        return text, _mapping(yaml.safe_load(text)), []
-    except yaml.YAMLError as error:
-        return text, {}, [Gap("", "damaged", f"recipe.yaml can't be read ({' '.join(str(error).split())}).")]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _model_name(model: Any) -> str | None:
-    """Return the model as the recipe names it: a plain string, or the ``path`` or ``name`` of a mapping."""
-    if isinstance(model, Mapping):
-        model = model.get("path") or model.get("name")
-    return str(model) if model else None
-
-
-def _stage(folder: StageDir, name: str, declared_kind: str) -> tuple[Stage, list[Gap]]:
-    raw = folder.manifest()
-    if raw is None:
-        gap = Gap(name, "not started", f"Stage {name} ({declared_kind}) has not started.")
-        return Stage(name, declared_kind, "not started", None, None), [gap]
-    manifest = parse(Manifest, raw, folder.file("manifest.json"))
-    stage = Stage(name, manifest.kind, manifest.status, manifest, None)
-    gaps: list[Gap] = []
-    if manifest.status == "failed":
-        gaps.append(Gap(name, "failed", f"Stage {name} failed: {manifest.error or 'no message was recorded'}"))
-    if manifest.status == "running":
-        gaps.append(Gap(name, "running", f"Stage {name} has not finished: it is still running, or was stopped."))
-    if manifest.kind not in ("data", "train", "eval"):
-        return stage, gaps
-    if manifest.kind == "eval" and not _scores_rows(manifest.config) and not folder.file("ledger.json").exists():
-        return stage, gaps
-    ledger = optional(gaps, stage, folder.file("ledger.json"), "its rows can't be accounted for", ledger_facts)
-    return Stage(name, manifest.kind, manifest.status, manifest, ledger), gaps
-
-
-def _scores_rows(config: Mapping[str, Any]) -> bool:
+def scores_rows(config: Mapping[str, Any]) -> bool:
     """Whether an eval stage scores held-out rows; it may ask for benchmarks or prompts only."""
     return config.get("data", "") is not None
 
 
-def _result(kind: type[T], stage: Stage, run: RunDir, gaps: list[Gap]) -> T:
-    """Return the typed ``result`` of a stage; an empty one where it is absent or damaged."""
-    value = stage.manifest.result if stage.manifest else None
-    try:
-        return parse(kind, value or {}, run.stage(stage.name).file("manifest.json"))
-    except RunError as error:
-        gaps.append(Gap(stage.name, "damaged", f"Stage {stage.name}: its result can't be read ({error.problem})."))
-        return kind()
-
-
-def _train_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> TrainFacts:
-    folder = run.stage(stage.name)
-
-    config = stage.manifest.config if stage.manifest else {}
-
-    def read_metrics(
-        path: Path,
-    ) -> tuple[tuple[TrainRecord, ...], tuple[HeldOutRecord, ...], PreferenceTraining | None]:
-        try:
-            records = folder.metrics()
-        except ValueError as error:
-            raise RunError(f"a line is not JSON: {error}", where=str(path)) from error
-        train = [r for r in records if r.get("split") == "train"]
-        held_out = [r for r in records if r.get("split") == "held_out"]
-        steps = parse(tuple[TrainRecord, ...], train, path)
-        measured = parse(tuple[HeldOutRecord, ...], held_out, path)
-        return steps, measured, preference_training(config, records, path)
-
-    metrics = optional(gaps, stage, folder.file("metrics.jsonl"), "there are no training curves", read_metrics)
-    lengths = optional(
-        gaps,
-        stage,
-        folder.file("lengths.json"),
-        "there is no distribution of token lengths",
-        lambda path: parse(Lengths, json_value(path), path),
-    )
-    path = folder.file("metrics.jsonl")
-    steps, held_out, preferences = metrics or ((), (), preference_training(config, (), path))
-    return TrainFacts(stage, _result(TrainResult, stage, run, gaps), steps, held_out, lengths, preferences)
-
-
-def _eval_facts(run: RunDir, stage: Stage, gaps: list[Gap]) -> EvalFacts:
-    folder = run.stage(stage.name)
-    config = stage.manifest.config if stage.manifest else {}
+def read_evaluation(stage: Stage, gaps: list[Gap]) -> EvalFacts:
+    """Return what an eval stage has measured."""
+    folder, config = stage.folder, stage.config
     preferences = read_preferences(folder, stage, gaps)
     feedback = read_feedback(folder, stage, gaps)
     likelihood = LikelihoodFile({})
     if folder.file("likelihood.json").exists() or (
-        _scores_rows(config) and not holds_pairs(folder, stage) and not holds_feedback(folder, stage)
+        scores_rows(config) and not holds_pairs(folder, stage) and not holds_feedback(folder, stage)
     ):
         likelihood = (
             optional(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from posttrain.artifacts import StageDir
 from posttrain.report.reading import Gap, Stage, json_value, optional, parse
@@ -51,8 +49,3 @@ def read_feedback(folder: StageDir, stage: Stage, gaps: list[Gap]) -> EvalFeedba
     declared = stage.manifest.config.get("models") if stage.manifest else None
     order = dict.fromkeys([*(name for name in declared or () if name in found.models), *found.models])
     return EvalFeedback(found, {name: found.models[name] for name in order})
-
-
-def feedback_summary(feedback: EvalFeedback | None) -> dict[str, Any] | None:
-    """Return the part of summary.json; None where there is no feedback."""
-    return None if feedback is None else dataclasses.asdict(feedback.found)

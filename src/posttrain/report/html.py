@@ -205,7 +205,7 @@ def _block(one: Block, level: int) -> Markup:
         case Notice():
             several = tag("ul", *(tag("li", text) for text in one.texts))
             said = tag("p", one.texts[0]) if len(one.texts) == 1 else several
-            return tag("div", tag("h3", one.title), said, class_=f"notice {one.kind}", role="note")
+            return tag("div", tag(f"h{min(level, 6)}", one.title), said, class_=f"notice {one.kind}", role="note")
         case Code():
             text = tag("pre", one.text, tabindex="0")
             return tag("details", tag("summary", one.title), text) if one.folded else text
@@ -253,7 +253,11 @@ def table(one: Table) -> Markup:
         body.append(tag("tr", first, *cells, class_="again" if again else None))
         before = row[0]
     classes = "glance" if one.glance else "wide" if len(one.columns) > 4 else None
-    inside = [tag("caption", one.title), tag("thead", tag("tr", *head)), tag("tbody", *body)]
+    inside = [
+        tag("caption", one.title) if one.title else Markup(""),
+        tag("thead", tag("tr", *head)),
+        tag("tbody", *body),
+    ]
     drawn = tag(
         "div", tag("table", *inside, class_=classes), class_="scroll", role="region", aria_label=one.title, tabindex="0"
     )
@@ -419,7 +423,14 @@ def _card(one: Card) -> Markup:
 
 def _answer(one: Answer, lang: str | None) -> Markup:
     sign, classes = {True: ("\N{CHECK MARK} ", "right"), False: ("\N{BALLOT X} ", "wrong"), None: ("", None)}[one.good]
-    parts = [tag("h4", tag("span", one.name), tag("span", f"{sign}{one.label}", class_=classes) if one.label else "")]
+    parts = [
+        tag(
+            "p",
+            tag("span", one.name),
+            tag("span", f"{sign}{one.label}", class_=classes) if one.label else "",
+            class_="who",
+        )
+    ]
     for place, text in enumerate(one.texts):
         whole = text.rstrip("\N{REPLACEMENT CHARACTER}") if one.cut else text  # half a character at the limit
         parts.append(tag("p", f"Turn {place + 1}", class_="turn") if len(one.texts) > 1 else Markup(""))

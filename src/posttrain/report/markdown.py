@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from posttrain.report import numbers
 from posttrain.report.charts import Chart, draw
@@ -105,7 +106,7 @@ def table(one: Table) -> str:
     lines = [_row([name or "" for name in one.columns]), f"|{rule}|"]
     for row in one.rows:
         lines.append(f"| **{inline(row)}** |{' |' * (len(one.columns) - 1)}" if isinstance(row, str) else _row(row))
-    return f"**{inline(one.title)}**\n\n" + "\n".join(lines)
+    return (f"**{inline(one.title)}**\n\n" if one.title else "") + "\n".join(lines)
 
 
 def _row(cells: Sequence[Cell]) -> str:
@@ -140,11 +141,11 @@ def _matrix(one: Matrix) -> Table:
 
 
 def _replies(one: Replies, level: int) -> Iterator[str]:
-    cards = one.cards if one.markdown is None else one.cards[: one.markdown]
-    for card in cards:
-        yield from _card(card, level)
-    if len(cards) < len(one.cards):
-        yield f"{len(cards):,} of {len(one.cards):,} prompts stand here; the page has them all."
+    for _, group in groupby(one.cards, key=lambda card: card.group):
+        for card in list(group)[: one.markdown]:
+            yield from _card(card, level)
+    if one.markdown is not None:
+        yield f"At most {one.markdown} prompts of a kind stand here; the page has more."
 
 
 def _card(one: Card, level: int) -> Iterator[str]:

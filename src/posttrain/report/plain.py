@@ -8,18 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.report.charts import Chart
-from posttrain.report.values import Beside, Block, Code, Number, Page, Replies, Section
+from posttrain.report.values import Beside, Block, Code, Number, Page, Records, Replies, Section, blocks_of
 
 SCHEMA = 2
 
 
 def page(one: Page) -> dict[str, Any]:
-    """Return the fields of the page, what the first screen says, and every section."""
+    """Return the fields of the page, what the first screen says, the records by name, and every section."""
+    records: dict[str, list[Any]] = {}
+    for inner in blocks_of(one.sections):
+        if isinstance(inner, Records):
+            records.setdefault(inner.name, []).append(plain(inner.value))
     return {
         "schema": SCHEMA,
         "title": one.title,
         **plain(one.fields),
         "headlines": plain(one.headlines),
+        "records": records,
         "sections": [section(inner) for inner in one.sections],
     }
 
@@ -30,7 +35,7 @@ def section(one: Section) -> dict[str, Any]:
         key: plain(getattr(one, key))
         for key in ("title", "anchor", "summary", "headlines", "findings", "lines", "advice")
     }
-    return {**kept, "blocks": [block(inner) for inner in one.blocks]}
+    return {**kept, "blocks": [block(inner) for inner in one.blocks if not isinstance(inner, Records)]}
 
 
 def block(one: Block) -> dict[str, Any]:

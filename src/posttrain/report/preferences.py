@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from posttrain.artifacts import StageDir
 from posttrain.report import numbers
@@ -15,7 +13,6 @@ from posttrain.report.records import (
     Estimate,
     ModelPreferences,
     PreferenceDifference,
-    PreferenceRecord,
     PreferenceRow,
     PreferencesFile,
 )
@@ -24,120 +21,6 @@ from posttrain.stats.intervals import mcnemar
 from posttrain.types import LOGP_ROUNDING, resolved
 
 Measure = Literal["reward_accuracy", "reward_margin", "ranking_accuracy"]
-
-OBJECTIVE_NAMES = {
-    "sft": "SFT",
-    "dpo": "DPO",
-    "ipo": "IPO",
-    "hinge": "the hinge loss (SLiC)",
-    "simpo": "SimPO",
-    "orpo": "ORPO",
-    "kto": "KTO",
-    "reward": "reward modelling",
-}
-PREFERENCE_OBJECTIVES = frozenset(OBJECTIVE_NAMES) - {"sft"}
-WITH_REFERENCE = frozenset({"dpo", "ipo", "hinge", "kto"})
-SETTING_NAMES = {
-    "gamma_beta_ratio": "gamma/beta",
-    "sft_weight": "SFT weight",
-    "nll": "NLL of the",
-    "average": "averaged over",
-    "use_margin": "margins of the rows",
-}
-ALWAYS_SHOWN = ("beta", "weight", "gamma_beta_ratio")
-"""Other settings are shown where they are switched on; a weight of one kind of replies where it is not 1."""
-
-
-# ---- training ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceTraining:
-    """What a train stage that learns from preferences has beside its loss."""
-
-    objective: str
-    settings: Mapping[str, Any]
-    """Of the objective, without its name and its reference."""
-    reference: str | None
-    """The weights whose log-probabilities are compared with: ``base`` or a stage; None where there are none."""
-    steps: tuple[PreferenceRecord, ...]
-    held_out: tuple[PreferenceRecord, ...]
-
-    @property
-    def paired(self) -> bool:
-        """Whether it learns from pairs; otherwise from single replies that somebody found good or bad."""
-        return self.objective != "kto"
-
-    @property
-    def sides(self) -> tuple[str, str]:
-        """The two kinds of replies, the better one first."""
-        return ("chosen", "rejected") if self.paired else ("desirable", "undesirable")
-
-    @property
-    def name(self) -> str:
-        """The objective as papers write it."""
-        return OBJECTIVE_NAMES.get(self.objective, self.objective)
-
-    @property
-    def settings_text(self) -> str:
-        """The settings that matter: ``beta 0.1, SFT weight 1``."""
-        shown = []
-        for key, value in self.settings.items():
-            if key not in ALWAYS_SHOWN and (
-                value in (None, False, 0) or (key.endswith("sirable_weight") and value == 1)
-            ):
-                continue
-            words = SETTING_NAMES.get(key, key.replace("_", " "))
-            plain = f"{value:g}" if isinstance(value, int | float) else str(value)
-            shown.append(words if value is True else f"{words} {plain}")
-        return ", ".join(shown)
-
-    @property
-    def measured(self) -> tuple[PreferenceRecord, ...]:
-        """Where the course of the training is read off: held-out measurements where there are two, else the steps."""
-        return self.held_out if len(self.held_out) > 1 else self.steps
-
-    @property
-    def untrained_loss(self) -> float | None:
-        """The loss while policy and reference are one model (of a reward model: while it scores both sides alike)."""
-        beta = self.settings.get("beta")
-        match self.objective:
-            case "dpo" if not self.settings.get("sft_weight"):
-                return math.log(2)
-            case "reward" if not self.settings.get("centering") and not self.settings.get("use_margin"):
-                return math.log(2)
-            case "hinge":
-                return 1.0
-            case "ipo" if isinstance(beta, int | float) and beta > 0:
-                return (1 / (2 * beta)) ** 2
-        return None
-
-
-def preference_training(
-    config: Mapping[str, Any], records: Sequence[Mapping[str, Any]], path: Path
-) -> PreferenceTraining | None:
-    """Return what a train stage logged of preferences; None where its objective is another one.
-
-    ``records``: all lines of metrics.jsonl, which is at ``path``. Raises RunError where a line does not fit.
-    """
-    objective = config.get("objective")
-    if not isinstance(objective, Mapping) or objective.get("name") not in PREFERENCE_OBJECTIVES:
-        return None
-    name = str(objective["name"])
-    reference = objective.get("reference") or config.get("start_from") or "base"
-    split: dict[str, list[Mapping[str, Any]]] = {"train": [], "held_out": []}
-    for record in records:
-        split.setdefault(str(record.get("split")), []).append(record)
-    return PreferenceTraining(
-        objective=name,
-        settings={key: value for key, value in objective.items() if key not in ("name", "reference")},
-        reference=str(reference) if name in WITH_REFERENCE else None,
-        steps=parse(tuple[PreferenceRecord, ...], split["train"], path),
-        held_out=parse(tuple[PreferenceRecord, ...], split["held_out"], path),
-    )
-
-
-# ---- evaluation ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

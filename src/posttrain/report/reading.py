@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from posttrain.artifacts import Ledger
+from posttrain.artifacts import Ledger, Manifest, StageDir
 from posttrain.errors import RunError
-from posttrain.report.records import LedgerFacts, Manifest
 
 T = TypeVar("T")
 
@@ -38,7 +38,30 @@ class Stage:
     kind: str
     status: StageStatus
     manifest: Manifest | None
-    ledger: LedgerFacts | None
+    ledger: Ledger | None
+    folder: StageDir
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved configuration; empty where the stage has not started."""
+        return self.manifest.config if self.manifest else {}
+
+    @property
+    def seconds(self) -> float | None:
+        """Its time from the manifest, which doesn't know of sessions that were killed, or from its metrics, where that is more."""
+        known = [self.manifest.seconds if self.manifest else None]
+        with contextlib.suppress(RunError):
+            known += [line.get("seconds") for line in self.folder.metrics()]
+        return max((seconds for seconds in known if isinstance(seconds, int | float)), default=None)
+
+    def result(self, kind: type[T], gaps: list[Gap]) -> T:
+        """Return the typed ``result`` of the stage; an empty one where it is absent, or damaged, which is a gap."""
+        value = self.manifest.result if self.manifest else None
+        try:
+            return parse(kind, value or {}, self.folder.file("manifest.json"))
+        except RunError as error:
+            gaps.append(Gap(self.name, "damaged", f"Stage {self.name}: its result can't be read ({error.problem})."))
+            return kind()
 
 
 @cache
@@ -90,11 +113,11 @@ def optional(gaps: list[Gap], stage: Stage, path: Path, lacks: str, read: Callab
         return None
 
 
-def ledger_facts(path: Path) -> LedgerFacts:
-    """Return a ledger whose steps sum up; RunError where they don't."""
-    ledger = parse(LedgerFacts, json_value(path), path)
+def read_ledger(path: Path) -> Ledger:
+    """Return a ledger whose steps sum up; RunError where they don't, or it is of another shape."""
     try:
-        Ledger(list(ledger.steps)).check()
-    except AssertionError as error:
-        raise RunError(str(error), where=str(path)) from error
+        ledger = Ledger.read(path)
+        ledger.check()
+    except (AssertionError, KeyError, TypeError) as error:
+        raise RunError(f"{type(error).__name__}: {error}", where=str(path)) from error
     return ledger

@@ -10,9 +10,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text as Words
 
-from posttrain.artifacts import RunDir
-from posttrain.report import numbers, wording
-from posttrain.report.facts import read_run
+from posttrain.report import numbers
 from posttrain.report.values import (
     Beside,
     Block,
@@ -29,7 +27,7 @@ from posttrain.report.values import (
     Text,
     is_known,
 )
-from posttrain.report.words import VERDICT_TEXT, word_of
+from posttrain.report.words import word_of
 
 STYLES = {
     "improved": "bold blue",
@@ -81,9 +79,8 @@ def blocks(several: Sequence[Block]) -> Iterator[RenderableType]:
             case Text():
                 yield Words(clean(block.text), "dim" if block.kind == "aside" else "")
             case Notice():
-                yield from (
-                    Words(f"! {clean(text)}", "yellow" if block.kind == "warning" else "") for text in block.texts
-                )
+                sign, style = ("!", "yellow") if block.kind == "warning" else ("-", "")
+                yield from (Words(f"{sign} {clean(text)}", style) for text in block.texts)
             case Table():
                 yield table(block)
             case Facts():
@@ -139,18 +136,3 @@ def words(one: Cell) -> Words:
 def clean(text: str) -> str:
     """Return text without control characters, which could move the cursor or change colours."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def terminal_summary(run: RunDir) -> RenderableType:
-    """Return the headline numbers, the verdicts and what is missing, for ``rich.print``.
-
-    Raises RunError where there is no run or no stage has started.
-    """
-    facts = read_run(run)
-    grid = Grid.grid(padding=(0, 2))
-    for tile in wording.tiles(facts):
-        verdict = Words(VERDICT_TEXT[tile.verdict], STYLES[tile.verdict]) if tile.verdict else Words()
-        grid.add_row(Words(tile.label, "dim"), Words(tile.value, "bold"), Words(tile.note), verdict)
-    lines: list[RenderableType] = [Words(f"{facts.title}: {facts.status}", "bold"), Padding(grid, (0, 0, 0, 2))]
-    lines += [Words(f"! {gap.text}", "yellow") for gap in facts.gaps]
-    return Group(*lines)

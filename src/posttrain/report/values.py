@@ -192,7 +192,7 @@ class Replies:
     cards: tuple[Card, ...]
     filters: bool = False
     markdown: int | None = None
-    """Cards that stand in the Markdown; None = all."""
+    """Cards of each group that stand in the Markdown; None = all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +288,11 @@ class Page:
     footer: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """What only the JSON says of the whole: name, seed, status."""
+
+
+def row(*cells: Cell) -> tuple[Cell, ...]:
+    """Return a row of a table."""
+    return cells
 
 
 def is_known(cell: Cell) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from posttrain.report import numbers
 from posttrain.report.verdicts import Verdict
@@ -17,28 +16,6 @@ VERDICT_TEXT: dict[Verdict, str] = {
     "differs": "difference shown",
     "not shown": "no difference shown",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing the run shows, or fails to show. ``verdict`` is None where nothing is compared."""
-
-    stage: str
-    topic: str
-    verdict: Verdict | None
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One headline number: what it is, its value, and a line below it."""
-
-    label: str
-    value: str
-    note: str
-    verdict: Verdict | None = None
-    quality: bool = False
-    """Whether it says how good a model is rather than what it cost."""
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

@@ -6,20 +6,21 @@ name something carry a marker (`posttrain.references`); graph, checks, paths and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from posttrain import assets
 from posttrain.artifacts import RunDir, StageDir
 from posttrain.config import Problem
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, RunError
 from posttrain.references import Gives, NamesFile, NamesStage, Reference, with_references
 from posttrain.types import Display
 
 if TYPE_CHECKING:
     from posttrain.model.lineage import Lineage
+    from posttrain.report.reading import Gap, Stage
     from posttrain.report.values import Section
 
 K = TypeVar("K")
@@ -101,6 +102,37 @@ class StageKind:
 
     reads_all: ClassVar[bool] = False
     """Whether it reads what all other stages have written, is never unchanged, and stands alone in its recipe."""
+
+    compares_models: ClassVar[bool] = False
+    """Whether its section says how models differ."""
+
+    @classmethod
+    def kind_name(cls) -> str:
+        """Return what ``kind`` is in a recipe."""
+        name: str = get_args(get_type_hints(cls)["kind"])[0]
+        return name
+
+    @classmethod
+    def keeps_ledger(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a stage with this configuration has to account for rows."""
+        return False
+
+    @classmethod
+    def sections(cls, stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:
+        """What the report says of all stages of this kind, which have begun; what is absent or damaged becomes a gap.
+
+        A kind that only has something to say of each stage for itself says it in ``section``.
+        """
+        from posttrain.report.reading import Gap
+
+        found = []
+        for stage in stages:
+            try:
+                found.append(cls.section(stage.folder))
+            except (RunError, OSError) as error:
+                if stage.status == "complete":
+                    gaps.append(Gap(stage.name, "damaged", f"Stage {stage.name} can't be shown: {error}"))
+        return tuple(section for section in found if section is not None)
 
     @property
     def gives(self) -> Gives | None:

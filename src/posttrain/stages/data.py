@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from posttrain.data.config import DataSettings
 from posttrain.references import Gives
 from posttrain.stages.base import Context, StageKind
+
+if TYPE_CHECKING:
+    from posttrain.report.reading import Gap, Stage
+    from posttrain.report.values import Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +21,18 @@ class DataStage(DataSettings, StageKind):
     """Read and check rows, drop exact duplicates, run the chain of steps, and split."""
 
     kind: Literal["data"]
+
+    @classmethod
+    def keeps_ledger(cls, config: Mapping[str, Any]) -> bool:
+        """Always."""
+        return True
+
+    @classmethod
+    def sections(cls, stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:
+        """What was read and what it consists of."""
+        from posttrain.data.section import data_sections
+
+        return data_sections(stages, gaps)
 
     @property
     def gives(self) -> Gives:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from posttrain.artifacts import Manifest, StageDir
 from posttrain.config import Problem
+from posttrain.report import numbers
+from posttrain.report.reading import Gap, Stage, parse
+from posttrain.report.values import Finding, Section
+from posttrain.report.words import plural
 from posttrain.stages.base import BASE, Context, StageKind
+from posttrain.stats.intervals import wilson
 from posttrain.tasks.config import EvalSettings
 
 if TYPE_CHECKING:
     from posttrain.model.lineage import Lineage
+    from posttrain.report.facts import EvalFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,26 @@ class EvalStage(EvalSettings, StageKind):
     """Compare models: held-out likelihood or held-out preferences, replies to fixed prompts, and benchmarks."""
 
     kind: Literal["eval"]
+
+    compares_models: ClassVar[bool] = True
+
+    @classmethod
+    def keeps_ledger(cls, config: Mapping[str, Any]) -> bool:
+        """Where held-out rows are scored."""
+        return config.get("data", "") is not None
+
+    @classmethod
+    def sections(cls, stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:
+        """How models differ on held-out rows, on prompts and on benchmarks."""
+        from posttrain.report.facts import read_evaluation
+        from posttrain.tasks.section import evaluation_sections
+
+        found = [(read_evaluation(stage, gaps), _selection_notes(stage)) for stage in stages]
+        weak = tuple(warning for evaluation, _ in found for warning in weak_judges(evaluation))
+        first, *rest = evaluation_sections(found) or (None,)
+        if first is None:
+            return ()
+        return (replace(first, findings=(*first.findings, *weak)), *rest)
 
     def problems(self, stages: Mapping[str, StageKind]) -> Iterable[Problem]:
         """Nothing to measure, a model named twice, a name that means two models or can't be used."""
@@ -79,3 +106,58 @@ class EvalStage(EvalSettings, StageKind):
         trained = (context.lineage(other).home / TEMPLATE_FILE for other in self.models if other in context.stages)
         own: Path | None = next((file for file in trained if file.is_file()), None)
         return lineage.spoken(own)
+
+
+def _trained(stage: Stage, name: str) -> Stage | None:
+    """Return a stage of the same run whose weights a stage has used; None where it did not train them."""
+    folder = StageDir(stage.folder.path.parent / name)
+    raw = folder.manifest()
+    if raw is None or raw.get("kind") != "train":
+        return None
+    manifest = parse(Manifest, raw, folder.file("manifest.json"))
+    return Stage(name, manifest.kind, manifest.status, manifest, None, folder)
+
+
+def _selection_notes(stage: Stage) -> list[str]:
+    """Return a caution for each compared model whose weights were chosen on the rows it is now judged by."""
+    from posttrain.train.section import read_training
+
+    trained = [found for name in list(stage.config.get("models") or ())[1:] if (found := _trained(stage, str(name)))]
+    return [
+        f"The weights of {one.name} were chosen by their loss on these same rows, which flatters it a little."
+        for one in trained
+        if one.config.get("keep") == "best"
+        and one.config.get("data") == stage.config.get("data")
+        and len(read_training(one, []).held_out) > 2
+    ]
+
+
+def weak_judges(evaluation: EvalFacts) -> list[Finding]:
+    """Return a warning for every reward model of this run that judges here and is not shown to know better than a coin."""
+    from posttrain.train.section import read_training
+
+    run = evaluation.stage.folder.path.parent
+    names = {
+        Path(entry.name.replace("\\", "/")).name
+        for benchmark in evaluation.benchmarks
+        for entry in (benchmark.record.judge.judges if benchmark.record.judge else ())
+        if entry.fingerprint.engine == "reward"
+        and entry.name.replace("\\", "/").split("/")[-2:-1] == [run.resolve().name]
+    }
+    found = []
+    for name in sorted(names):
+        trained = _trained(evaluation.stage, name)
+        last = read_training(trained, []).held_out[-1:] if trained else ()
+        for record in last:
+            accuracy = record.metrics.get("rewards/accuracies")
+            if accuracy is None or not record.rows:
+                continue
+            share = wilson(accuracy * record.rows, record.rows)
+            if share.low <= 0.5:
+                text = (
+                    f"The judge {name} prefers the chosen reply in {numbers.percent(accuracy)} of {plural(record.rows, 'held-out pair')} (95% "
+                    f"interval {numbers.percent_interval(share.low, share.high)}): not shown to know better than a coin. Its win rates say what "
+                    "it likes, no more."
+                )
+                found.append(Finding(name, "Warning", None, text))
+    return found

@@ -21,6 +21,7 @@ class ReportStage(StageKind):
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Write the report."""
-        from posttrain.report.page import write_report
+        from posttrain.stages.page import write_report
 
-        return {"page": str(write_report(context.run, self.title))}
+        kinds = dict.fromkeys(type(stage) for stage in context.stages.values())
+        return {"page": str(write_report(context.run, tuple(kinds), self.title))}

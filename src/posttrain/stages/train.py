@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from posttrain.encode.template import ChatTemplate
     from posttrain.encode.tokens import EncodedRows
     from posttrain.model.lineage import Lineage
+    from posttrain.report.reading import Gap, Stage
+    from posttrain.report.values import Section
     from posttrain.train.loop import Reference
 
 SHOWN_REJECTS = 3
@@ -40,6 +42,18 @@ class _Inputs(StageKind):
 @dataclass(frozen=True, kw_only=True)
 class TrainStage(TrainSettings, _Inputs):
     """One training run. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
+
+    @classmethod
+    def keeps_ledger(cls, config: Mapping[str, Any]) -> bool:
+        """Always."""
+        return True
+
+    @classmethod
+    def sections(cls, stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:
+        """How the loss went, what it cost, which rows it learned from."""
+        from posttrain.train.section import training_sections
+
+        return training_sections(stages, gaps)
 
     @property
     def gives(self) -> Gives:

@@ -57,7 +57,7 @@ def fields_of(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the record of a line, to be checked by whoever reads it: what is no field is a metric."""
     kind = StepRecord if line.get("split") == "train" else HeldOutRecord
     own = {one.name for one in fields(kind)}
-    metrics = {key: v for key, v in line.items() if key not in {*own, "split"} and isinstance(v, int | float)}
+    metrics = {key: v for key, v in line.items() if key not in {*own, "split"}}
     return {**{key: value for key, value in line.items() if key in own}, "metrics": metrics}
 
 

@@ -1,0 +1,426 @@
+"""What the report claims, and what it does not: a claim needs its verdict."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from posttrain import objectives
+from posttrain.artifacts import RunDir, write_text
+from posttrain.objectives.base import BaseObjective, Curve
+from posttrain.report.values import Finding, Notice, Section
+from posttrain.stages import KINDS
+from posttrain.stages.page import Run
+from posttrain.stages.page import read_run as read_kinds
+
+Edit = Callable[[Path, Callable[[Any], None]], None]
+Add = Callable[..., None]
+
+
+def read_run(run: RunDir) -> Run:
+    return read_kinds(run, KINDS)
+
+
+def paragraph(run: RunDir) -> str:
+    return read_run(run).summary
+
+
+def finding(run: RunDir, topic: str) -> Finding:
+    return next(f for f in read_run(run).findings if f.topic == topic)
+
+
+def section(run: RunDir, title: str) -> Section:
+    return next(one for one in read_run(run).sections if one.title == title)
+
+
+def remarks_of(run: RunDir, stage: str) -> list[Notice]:
+    return [one for one in section(run, f"Training: {stage}").blocks if isinstance(one, Notice)]
+
+
+def loss_pair(run: RunDir, edit_json: Edit, difference: float, low: float, high: float) -> None:
+    edit_json(
+        run.path / "evaluate/likelihood.json",
+        lambda v: v["pairs"][0].update(difference=difference, low=low, high=high),
+    )
+
+
+def accuracy_pair(run: RunDir, edit_json: Edit, **fields: float) -> None:
+    edit_json(run.path / "evaluate/accuracy.json", lambda v: v["pairs"][0].update(fields))
+
+
+def test_improved_loss(run: RunDir, edit_json: Edit) -> None:
+    loss_pair(run, edit_json, -0.25, -0.30, -0.20)
+    found = finding(run, "Held-out loss")
+    assert found.verdict == "improved"
+    assert "sft is lower than that of base" in found.text
+    assert "−0.250, 95% interval −0.300 to −0.200, in nats per token; perplexity −22.1%" in found.text
+    assert "the loss fell from" in paragraph(run)
+
+
+def test_an_interval_from_a_handful_of_rows_is_called_rough(run: RunDir) -> None:
+    assert "rough" not in finding(run, "Held-out loss").text
+    path = run.path / "evaluate/likelihood_rows.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: 2 * 10]))
+    assert "With only 10 rows the interval is rough." in finding(run, "Held-out loss").text
+
+
+def test_worse_loss(run: RunDir, edit_json: Edit) -> None:
+    loss_pair(run, edit_json, 0.25, 0.20, 0.30)
+    found = finding(run, "Held-out loss")
+    assert found.verdict == "worse"
+    assert "sft is higher than that of base" in found.text
+    assert "the loss rose from" in paragraph(run)
+
+
+@pytest.mark.parametrize("difference", [-0.05, 0.05])
+def test_loss_whose_interval_includes_zero_claims_nothing(run: RunDir, edit_json: Edit, difference: float) -> None:
+    loss_pair(run, edit_json, difference, -0.12, 0.12)
+    found = finding(run, "Held-out loss")
+    assert found.verdict == "not shown"
+    assert "no difference shown" in found.text
+    assert "includes zero" in found.text
+    assert "lower" not in found.text
+    assert "higher" not in found.text
+    assert "did not change demonstrably" in paragraph(run)
+
+
+def test_few_gained_prompts_are_not_called_an_improvement(run: RunDir) -> None:
+    found = finding(run, "Checked answers")
+    assert found.verdict == "not shown"
+    assert found.text == (
+        "sft answered 11 of 13 checked prompts correctly, base 7 (5 gained, 1 lost): no difference shown. "
+        "+30.8 points, 95% interval 0.0 to +61.5; McNemar's exact test p = 0.22, n = 13."
+    )
+
+
+def test_disagreeing_instruments_are_named(run: RunDir, edit_json: Edit) -> None:
+    accuracy_pair(run, edit_json, low=0.05)
+    found = finding(run, "Checked answers")
+    assert found.verdict == "not shown"
+    assert "Interval and exact test disagree" in found.text
+
+
+def test_shown_accuracy_differences(run: RunDir, edit_json: Edit) -> None:
+    accuracy_pair(run, edit_json, low=0.05, p_value=0.004)
+    assert finding(run, "Checked answers").verdict == "improved"
+    assert ": more than base." in finding(run, "Checked answers").text
+    accuracy_pair(run, edit_json, difference=-0.3, low=-0.5, high=-0.1, only_a=5, only_b=1)
+    assert finding(run, "Checked answers").verdict == "worse"
+    assert ": fewer than base." in finding(run, "Checked answers").text
+
+
+def test_equal_answers_and_no_answers(run: RunDir, edit_json: Edit) -> None:
+    accuracy_pair(run, edit_json, difference=0, low=0, high=0, only_a=0, only_b=0, p_value=1)
+    assert "exactly the same prompts" in finding(run, "Checked answers").text
+    accuracy_pair(run, edit_json, both_right=0, both_wrong=0)
+    assert (
+        finding(run, "Checked answers").text == "No prompt with a checkable answer was answered by both base and sft."
+    )
+
+
+def test_training_that_never_helped_is_said(run: RunDir) -> None:
+    path = run.path / "sft/metrics.jsonl"
+    path.write_text(
+        "".join(f'{{"split": "held_out", "step": {s}, "loss": {loss}}}\n' for s, loss in [(0, 2.0), (5, 2.1), (9, 2.3)])
+    )
+    assert "training did not help on these rows" in finding(run, "Training").text
+
+
+def test_over_fitting_is_said_and_which_weights_were_kept(run: RunDir, edit_json: Edit) -> None:
+    assert "It rose again after its lowest point" in finding(run, "Training").text
+    assert "The weights of the lowest point were handed on." in finding(run, "Training").text
+    edit_json(run.path / "sft/manifest.json", lambda m: m["config"].update(keep="last"))
+    assert "The final weights were handed on." in finding(run, "Training").text
+    edit_json(run.path / "sft/manifest.json", lambda m: m.update(status="failed"))
+    assert "handed on" not in finding(run, "Training").text
+
+
+def test_loss_that_is_not_finite_is_said(run: RunDir) -> None:
+    path = run.path / "sft/metrics.jsonl"
+    path.write_text('{"split": "train", "step": 1, "loss": 2.0}\n{"split": "train", "step": 2, "loss": NaN}\n')
+    assert finding(run, "Training").text == "The training loss of sft was not finite at step 2."
+
+
+def test_weights_chosen_on_the_judging_rows_are_cautioned(run: RunDir, edit_json: Edit) -> None:
+    assert "flatters" in repr(section(run, "Held-out loss"))
+    edit_json(run.path / "sft/manifest.json", lambda m: m["config"].update(keep="last"))
+    assert "flatters" not in repr(section(run, "Held-out loss"))
+
+
+def test_the_paragraph_names_model_rows_steps_time_device_and_result(run: RunDir) -> None:
+    text = paragraph(run)
+    for part in (
+        "1,999 rows were read from alpaca_en_demo and alpaca_zh_demo; 18 were dropped",
+        "the base model by SFT with LoRA of rank 16 (4.88 million of 139.4 million parameters, 3.5%)",
+        "for 118 steps (16 examples each, 1 epoch, 241,380 tokens, 149,655 supervised)",
+        "in 6.7 minutes on a CPU (2 cores, bf16)",
+        "base got 7 right and sft 11: no difference is shown (McNemar's exact test p = 0.22)",
+    ):
+        assert part in text
+
+
+def test_an_unfinished_run_says_so(run: RunDir, edit_json: Edit) -> None:
+    edit_json(run.path / "evaluate/manifest.json", lambda m: m.update(status="running"))
+    assert paragraph(run).endswith("The run is not complete: evaluate did not finish.")
+
+
+def test_tiles_come_with_quality_first(run: RunDir) -> None:
+    tiles = read_run(run).headlines
+    assert [tile.label for tile in tiles] == [
+        "Held-out loss",
+        "Checked answers",
+        "Training time",
+        "Speed",
+        "Peak memory",
+    ]
+    assert [tile.quality for tile in tiles] == [True] * 2 + [False] * 3
+    assert tiles[1].value == "7 → 11 of 13"
+
+
+# ---- preferences ---------------------------------------------------------------------------------------------------
+
+
+def set_difference(run: RunDir, edit_json: Edit, measure: str, estimate: float, low: float, high: float) -> None:
+    value = {"estimate": estimate, "low": low, "high": high}
+    edit_json(run.path / "prefer/preferences.json", lambda v: v["differences"][0].update({measure: value}))
+
+
+def set_split(run: RunDir, edit_json: Edit, better: int) -> None:
+    """Rewrite the rows so that ``better`` of 30 pairs gained, and the tables to agree."""
+    rows = []
+    for index in range(30):
+        gain = 1.0 if index < better else -1.0
+        for model, shift in (("sft", 0.0), ("dpo", gain)):
+            row = {"model": model, "row_id": str(index), "chosen": -10.0 + shift, "rejected": -10.0}
+            rows.append({**row, "chosen_tokens": 10, "rejected_tokens": 10})
+    write_text(run.path / "prefer/preference_rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    share = {"estimate": better / 30, "low": better / 30 - 0.15, "high": better / 30 + 0.15}
+    edit_json(run.path / "prefer/preferences.json", lambda v: v["models"]["dpo"].update(reward_accuracy=share))
+    gain = {key: value - 0.5 for key, value in share.items()}
+    edit_json(run.path / "prefer/preferences.json", lambda v: v["differences"][0].update(reward_accuracy=gain))
+
+
+def rewrite(run: RunDir, stage: str, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
+    path = run.path / stage / "metrics.jsonl"
+    records = [change(json.loads(line)) for line in path.read_text().splitlines()]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records if record is not None))
+
+
+# ---- what was done -------------------------------------------------------------------------------------------------
+
+
+def test_the_paragraph_says_what_was_done_and_what_came_of_it(preference_run: RunDir) -> None:
+    text = paragraph(preference_run)
+    for part in (
+        "300 rows were read from dpo_en_demo",
+        "Stage sft trained the base model by SFT with LoRA of rank 16",
+        "Stage dpo trained the weights of stage sft by DPO (beta 0.1) in the same way on 265 pairs, with its starting "
+        "weights (sft) as the reference, for 17 steps (16 pairs each",
+        "the loss fell from",
+        "On 30 held-out pairs dpo favours the chosen reply in 86.7%, sft in 50.0% (by definition, as it is the "
+        "reference): preference accuracy rose (+36.7 points, 95% interval",
+    ):
+        assert part in text
+
+
+def test_other_adapters_and_references_are_named(run: RunDir, preference_stage: Add) -> None:
+    kto = {"name": "kto", "beta": 0.1, "reference": "base"}
+    preference_stage(run, "kto", kto, adapter={"name": "full"})
+    preference_stage(run, "simpo", {"name": "simpo", "beta": 2.0, "gamma_beta_ratio": 0.5}, start="base")
+    text = paragraph(run)
+    assert (
+        "by KTO (beta 0.1) of all weights (4.88 million of 139.4 million parameters, 3.5%) on 535 judged replies"
+        in text
+    )
+    assert "with the base model as the reference, for 17 steps (16 judged replies each" in text
+    assert "trained the base model by SimPO (beta 2, gamma/beta 0.5) with LoRA" in text
+    assert "on 265 pairs, without a reference, for" in text
+
+
+def test_every_stage_of_a_comparison_is_in_the_paragraph(two_objectives: RunDir) -> None:
+    text = paragraph(two_objectives)
+    assert "dpo favours the chosen reply in 86.7%" in text
+    assert "; simpo in 73.3%: preference accuracy rose" in text
+    labels = [tile.label for tile in read_run(two_objectives).headlines]
+    assert "Preference accuracy of simpo" in labels
+    assert {"Held-out loss", "Checked answers"} <= set(labels), "of each measure the last evaluation that has it"
+
+
+# ---- honesty at the edges ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("better", "verdict"), [(24, "improved"), (15, "not shown"), (5, "worse")])
+def test_accuracy_is_claimed_only_where_it_is_shown(
+    preference_run: RunDir, edit_json: Edit, better: int, verdict: str
+) -> None:
+    set_split(preference_run, edit_json, better)
+    found, text = finding(preference_run, "Preference accuracy"), paragraph(preference_run)
+    assert found.verdict == verdict
+    said = {
+        "improved": "preference accuracy rose",
+        "worse": "preference accuracy fell",
+        "not shown": "no difference of preference accuracy is shown",
+    }
+    assert said[verdict] in text
+    assert not any(other in text for key, other in said.items() if key != verdict)
+    assert f"{better} pairs better and {30 - better} worse" in found.text
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.3), (-0.1, 0.3), (-0.3, 0.0)])
+def test_an_interval_that_touches_zero_shows_nothing(
+    preference_run: RunDir, edit_json: Edit, low: float, high: float
+) -> None:
+    for measure in ("reward_accuracy", "reward_margin"):
+        set_difference(preference_run, edit_json, measure, (low + high) / 2, low, high)
+    for topic in ("Preference accuracy", "Preference margin"):
+        found = finding(preference_run, topic)
+        assert found.verdict == "not shown"
+        assert "no difference shown" in found.text
+        assert "which includes zero" in found.text
+        assert "gained on the rejected" not in found.text
+
+
+def test_interval_and_test_that_disagree_make_no_claim(preference_run: RunDir, edit_json: Edit) -> None:
+    set_split(preference_run, edit_json, 20)  # exact p = 0.099
+    set_difference(preference_run, edit_json, "reward_accuracy", 20 / 30 - 0.5, 0.01, 0.32)
+    found = finding(preference_run, "Preference accuracy")
+    assert found.verdict == "not shown"
+    assert "interval and exact test disagree" in found.text
+    assert "no difference of preference accuracy is shown" in paragraph(preference_run)
+
+
+def test_few_pairs_are_called_rough(preference_run: RunDir, edit_json: Edit) -> None:
+    assert "rough" not in finding(preference_run, "Preference margin").text
+    (preference_run.path / "prefer/preference_rows.jsonl").unlink()
+    edit_json(preference_run.path / "prefer/preferences.json", lambda v: v.update(pairs=12))
+    assert "With only 12 pairs the intervals are rough." in finding(preference_run, "Preference margin").text
+
+
+def test_a_model_alone_is_described_and_not_judged(run: RunDir, preference_eval: Add) -> None:
+    preference_eval(run, {"sft": 0.0})
+    assert "whose chosen reply is the likelier one a token: sft" in paragraph(run)
+    assert not any(tile.label.startswith("Preference") for tile in read_run(run).headlines)
+
+
+# ---- remarks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_falling_chosen_reply_is_a_fact_and_no_warning(preference_run: RunDir) -> None:
+    (remark,) = remarks_of(preference_run, "dpo")
+    assert remark.kind == "fact"
+    logged = [json.loads(line) for line in (preference_run.path / "dpo/metrics.jsonl").read_text().splitlines()]
+    held_out = [r for r in logged if r["split"] == "held_out"]
+    first, last = (f"{abs(held_out[i]['logps/chosen']):.1f}" for i in (0, -1))
+    assert f"from −{first} to −{last} nats" in remark.texts[0]
+    assert "known effect, not an error" in remark.texts[0]
+    assert all(f.topic != "Warning" for f in read_run(preference_run).findings)
+    rewrite(preference_run, "dpo", lambda r: {**r, "logps/chosen": -214.2 + (r["step"] > 0) * -0.9})
+    assert remarks_of(preference_run, "dpo") == []
+
+
+def test_nothing_learned_is_warned_of(preference_run: RunDir) -> None:
+    rewrite(
+        preference_run,
+        "dpo",
+        lambda r: {**r, "loss": 0.69, "rewards/accuracies": 0.533, "rewards/margins": 0.001, "logps/chosen": -214.0},
+    )
+    loss, accuracy = remarks_of(preference_run, "dpo")
+    assert loss.kind == accuracy.kind == "warning"
+    assert "held-out loss of dpo stayed at 0.690" in loss.texts[0]
+    assert "ln 2 = 0.693 is that of an untrained policy" in loss.texts[0]
+    assert "ended at 53.3% of 30 pairs" in accuracy.texts[0]
+    assert [f.text for f in read_run(preference_run).findings if f.topic == "Warning"] == [
+        loss.texts[0],
+        accuracy.texts[0],
+    ]
+
+
+def test_an_accuracy_that_rose_to_one_half_is_not_stuck(preference_run: RunDir) -> None:
+    rewrite(preference_run, "dpo", lambda r: {**r, "rewards/accuracies": 0.4 if r["step"] == 0 else 0.5})
+    assert not any("coin" in remark.texts[0] for remark in remarks_of(preference_run, "dpo"))
+    rewrite(preference_run, "dpo", lambda r: {**r, "rewards/accuracies": 0.6 if r["step"] == 0 else 0.5})
+    assert any("coin" in remark.texts[0] for remark in remarks_of(preference_run, "dpo"))
+
+
+def test_many_dropped_pairs_are_warned_of(preference_run: RunDir, edit_json: Edit) -> None:
+    def drop(ledger: dict[str, Any]) -> None:
+        for part in (ledger, ledger["steps"][0]):
+            part["dropped"] = {"too_long": 60, "equal_tokens": 8}
+        ledger["steps"][0]["rows_out"] = ledger["rows_kept"] = 202
+
+    edit_json(preference_run.path / "dpo/ledger.json", drop)
+    first = remarks_of(preference_run, "dpo")[0]
+    assert first.kind == "warning"
+    assert "25% of the 270 pairs were dropped before training dpo (too_long 60 and equal_tokens 8)" in first.texts[0]
+    assert "max_length" in first.texts[0]
+
+
+def test_without_held_out_rows_the_steps_speak(preference_run: RunDir) -> None:
+    rewrite(
+        preference_run,
+        "dpo",
+        lambda r: {**r, "loss": math.log(2), "rewards/accuracies": 0.5} if r["split"] == "train" else None,
+    )
+    texts = [remark.texts[0] for remark in remarks_of(preference_run, "dpo")]
+    assert any("The training loss of dpo stayed at 0.693" in text for text in texts)
+    assert any("The training reward accuracy of dpo ended at 50.0%, about" in text for text in texts)
+
+
+def test_a_loss_that_is_not_finite_is_not_called_unchanged(preference_run: RunDir) -> None:
+    rewrite(preference_run, "dpo", lambda r: {**r, "loss": math.nan, "rewards/accuracies": math.nan})
+    assert not any(
+        "stayed" in remark.texts[0] or "coin" in remark.texts[0] for remark in remarks_of(preference_run, "dpo")
+    )
+
+
+# ---- too few rows --------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_of_one_or_two_rows_is_not_given(run: RunDir, edit_json: Edit) -> None:
+    loss_pair(run, edit_json, -0.25, -1.0, 1.0)
+    edit_json(run.path / "evaluate/likelihood.json", lambda v: v["models"]["sft"].update(rows=2))
+    headline = next(one for one in read_run(run).headlines if one.label == "Held-out loss")
+    assert headline.verdict == "not shown"
+    assert "2 rows: too few for an interval" in headline.note
+    for text in (headline.note, finding(run, "Held-out loss").text, paragraph(run)):
+        assert "1.000" not in text
+
+
+# ---- an objective of one's own -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance(BaseObjective):
+    """An objective that no other file knows of."""
+
+    row_kind = "pairs"
+    title = "Distance learning"
+    explanation = "The loss is how far apart the replies are not."
+    curves = (Curve("apart", "How far apart", "metres", ("apart",)),)
+
+    name: Literal["distance"] = "distance"
+    strength: float = 0.5
+
+    @property
+    def untrained_loss(self) -> float | None:
+        return 3.0
+
+
+def test_an_objective_shows_its_name_explanation_and_curves(
+    run: RunDir, preference_stage: Add, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preference_stage(run, "far", {"name": "distance", "strength": 0.25})
+    rewrite(run, "far", lambda r: {**r, "apart": 7.0, "loss": 3.0})
+    monkeypatch.setattr(objectives, "Objective", Distance)
+    found = section(run, "Training: far")
+    said = repr(found)
+    for words in ("Distance learning (strength 0.25)", "how far apart the replies are not", "far-apart", "metres"):
+        assert words in said
+    assert "by Distance learning (strength 0.25)" in paragraph(run)
+    assert any("3 is that of an untrained policy" in notice.texts[0] for notice in remarks_of(run, "far"))
