@@ -1,7 +1,8 @@
 """What is left out of a golden, what becomes a digest, and how two goldens are compared.
 
 Times, speeds, memory, versions, ports and folders are left out. What hangs on the arithmetic of the processor (losses, weights, replies)
-is compared to the bit on the machine it was recorded on; elsewhere numbers must agree to 1e-4, and digests marked ``~`` only be there.
+is compared to the bit on the machine it was recorded on; elsewhere losses must agree to 1e-4, digests marked ``~`` only be there, and
+what follows from drawn replies is skipped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from safetensors.numpy import load_file
 from conftest import Outcome
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-TOLERANCE = 1e-4
 
 
 def machine() -> dict[str, str]:
@@ -224,18 +224,18 @@ def _texts(value: Any) -> bool:
 
 
 def _masked(text: str, here: bool) -> str:
-    return text if here else re.sub(r"[\d.,−+-]+", "#", text)
+    return text if here else re.sub(r"@[0-9a-f]+|[\d.,−+-]+", "#", text)
 
 
 def same(old: Any, new: Any, here: bool) -> bool:
-    """Whether two values are equal, on the machine of the recording or elsewhere."""
+    """Whether two values are equal: to the bit on the machine of the recording, elsewhere losses to 1e-4, what follows from them to 1%."""
     if here or old == new or type(old) is not type(new):
         return bool(old == new)
     if isinstance(old, str) and re.match(r"-?0x", old):
-        old, new = float.fromhex(old), float.fromhex(new)
+        return math.isclose(float.fromhex(old), float.fromhex(new), rel_tol=1e-4, abs_tol=1e-6)
     if isinstance(old, str):
         return old.startswith("~") or _masked(old, here) == _masked(new, here)
-    return isinstance(old, float) and math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=1e-6)
+    return isinstance(old, float) and math.isclose(old, new, rel_tol=1e-2, abs_tol=1e-3)
 
 
 def numbers(value: Any, key: str = "") -> Iterator[float | str]:

@@ -18,6 +18,7 @@ from servers import chat_body
 pytestmark = [pytest.mark.demo_model, pytest.mark.filterwarnings("always")]
 Cli = Callable[..., Outcome]
 Golden = Callable[[str, Any], None]
+Judged = tuple[Path, Outcome]
 
 # ---- losses --------------------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ BENCHMARKS = {
 
 
 @pytest.fixture(scope="module")
-def judged(place: Path, cli: Cli) -> tuple[Path, Outcome]:
+def judged(place: Path, cli: Cli) -> Judged:
     """The run folder of two models on every benchmark, and what the command said."""
     from servers import Server
 
@@ -146,15 +147,22 @@ def judged(place: Path, cli: Cli) -> tuple[Path, Outcome]:
 
 
 @pytest.mark.slow
-def test_evaluation_with_a_judge(
-    judged: tuple[Path, Outcome], place: Path, golden: Golden, numbers_of_old: Golden
-) -> None:
-    folder, done = judged
-    summary = steady(json.loads((folder / "summary.json").read_text()), place)
+@pytest.mark.usefixtures("quiet_machine", "same_machine")
+def test_summary_with_a_judge(judged: Judged, place: Path, golden: Golden, numbers_of_old: Golden) -> None:
+    summary = steady(json.loads((judged[0] / "summary.json").read_text()), place)
     numbers_of_old("judged", summary)
     golden("summary_judged", summary)
-    golden("page_judged", visible(folder / "report" / "index.html", place))
-    golden("artefacts_judged", {"files": artefacts(folder, place), "output": told(done, place)})
+
+
+@pytest.mark.slow
+def test_evaluation_with_a_judge(judged: Judged, place: Path, golden: Golden) -> None:
+    golden("artefacts_judged", {"files": artefacts(judged[0], place), "output": told(judged[1], place)})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet_machine", "same_machine")
+def test_page_with_a_judge(judged: Judged, place: Path, golden: Golden) -> None:
+    golden("page_judged", visible(judged[0] / "report" / "index.html", place))
 
 
 # ---- commands ------------------------------------------------------------------------------------------------------
@@ -195,7 +203,6 @@ def test_schema(place: Path, cli: Cli, golden: Golden) -> None:
     golden("schema", {"sha256": hashlib.sha256(done.out.encode()).hexdigest(), "schema": json.loads(done.out)})
 
 
-SCORED = "out/score/rows.parquet"
 COMMANDS: list[str] = [
     "data filter rows.jsonl -o out/filter --length.min_user_tokens 2",
     "data filter rows.jsonl -o out/filter --length.min_user_tokens 2 --json",
@@ -203,11 +210,11 @@ COMMANDS: list[str] = [
     "data dedup rows.jsonl -o out/exact --method exact",
     "data decontaminate rows.jsonl -o out/clean --benchmarks [{name:\u00a0exam,\u00a0path:\u00a0exam.jsonl}] --limit 0.9",
     "score rows.jsonl --model model -o out/score --dtype fp32 --device cpu",
-    f"data select {SCORED} -o out/ifd --rule {{method:\u00a0ifd,\u00a0top:\u00a08}}",
+    "data select ROWS:out/score -o out/ifd --rule {method:\u00a0ifd,\u00a0top:\u00a08}",
     "data select rows.jsonl -o out/diverse --rule {method:\u00a0diversity,\u00a0budget:\u00a06}",
     "data mix one=rows.jsonl two=gsm8k.jsonl -o out/mix --counts {one:\u00a05}",
     "data split rows.jsonl -o out/split --validation 3 --test 2",
-    "data profile out/split/rows.parquet -o out/profile",
+    "data profile ROWS:out/split -o out/profile",
     "data profile pairs.jsonl -o out/profile_pairs --model model",
     "show --conversations rows.jsonl --row 1 --model model",
     "show --conversations rows.jsonl --row 12 --model model --json",
@@ -236,16 +243,24 @@ COMMANDS: list[str] = [
 ]
 
 
+def argument(word: str) -> str:
+    """A no-break space stands for a blank, ``ROWS:FOLDER`` for the rows that a command has written there."""
+    if word.startswith("ROWS:"):
+        written = [path for path in Path(word[5:]).rglob("*.parquet") if path.name in ("rows.parquet", "train.parquet")]
+        return str(min(written, key=lambda path: ("read" in path.parts, path), default=word))
+    return word.replace("\u00a0", " ")
+
+
 @pytest.fixture(scope="module")
 def commands(place: Path, cli: Cli) -> dict[str, Outcome]:
-    """What every command said, in this order and in one folder. A no-break space stands for a blank inside an argument."""
+    """What every command said, in this order and in one folder."""
     from servers import Server
 
     found = {}
     with Server(bodies=verdict) as server:
         for line in COMMANDS:
             judge = ["--endpoint", server.url, "--model", "scripted"]
-            words = [word.replace("\u00a0", " ") for word in line.replace(" JUDGE", "").split(" ")]
+            words = [argument(word) for word in line.replace(" JUDGE", "").split(" ")]
             found[line.replace("\u00a0", " ")] = cli(*words, *(judge if line.endswith(" JUDGE") else []))
     return found
 
@@ -258,8 +273,13 @@ def test_commands(commands: dict[str, Outcome], place: Path, golden: Golden) -> 
 @pytest.mark.slow
 def test_what_commands_write(commands: dict[str, Outcome], place: Path, golden: Golden) -> None:
     golden("artefacts_of_commands", artefacts(place / "out", place))
-    golden("page_data_profile", visible(place / "out" / "profile" / "profile.html", place))
-    golden("page_arena", visible(place / "out" / "bt" / "arena.html", place))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "file"), [("data_profile", "profile/**/profile.html"), ("arena", "bt/**/arena.html")])
+def test_page(name: str, file: str, commands: dict[str, Outcome], place: Path, golden: Golden) -> None:
+    (page,) = (place / "out").glob(file)
+    golden(f"page_{name}", visible(page, place))
 
 
 @pytest.mark.slow
