@@ -260,7 +260,7 @@ def test_lengths_are_those_before_anything_is_dropped(golden):
 
 
 def test_length_summary_by_hand():
-    record = EncodedRows([], np.arange(1, 11), np.array([], np.int64)).lengths(8).as_dict()
+    record = EncodedRows([], np.arange(1, 11), {"assistant": np.array([], np.int64)}).lengths(8).as_dict()
     assert record["conversation"] == {
         "values": tuple(range(1, 11)), "count": 10, "p50": 5, "p90": 9, "p95": 10, "max": 10, "share_over_limit": 0.2,
     }  # fmt: skip

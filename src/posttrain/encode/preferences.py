@@ -11,15 +11,13 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from posttrain.artifacts import Ledger
-from posttrain.encode.lengths import Lengths, length_statistics
 from posttrain.encode.template import ChatTemplate, RowRejected
-from posttrain.encode.tokens import ROWS_AT_ONCE, Encoded, encode_batch
+from posttrain.encode.tokens import ROWS_AT_ONCE, Encoded, EncodedRows, encode_batch
 from posttrain.types import Message, PairRow, SftRow, Tokens, UnpairedRow
 
 
@@ -61,33 +59,13 @@ def sequences_of(unit: Tokens | PairTokens | FeedbackTokens) -> tuple[Tokens, ..
 Unit = TypeVar("Unit", PairTokens, FeedbackTokens)
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedUnits(Generic[Unit]):
-    """The units of all rows, in order, and lengths before anything was dropped."""
-
-    examples: list[Unit]
-    conversation_lengths: NDArray[np.int64]
-    """Tokens of every side whose mask was proven, prompt included."""
-    reply_lengths: Mapping[str, NDArray[np.int64]]
-    """``chosen`` and ``rejected``, or ``desirable`` and ``undesirable``: tokens of each reply with its stop."""
-
-    def lengths(self, limit: int) -> Lengths:
-        """Return what stands in lengths.json."""
-        return Lengths(
-            limit,
-            length_statistics(self.conversation_lengths, limit),
-            length_statistics(np.concatenate(list(self.reply_lengths.values())), limit),
-            **{name: length_statistics(lengths, limit) for name, lengths in self.reply_lengths.items()},
-        )
-
-
 def encode_pairs(
     rows: Sequence[PairRow],
     template: ChatTemplate,
     max_length: int,
     ledger: Ledger | None = None,
     progress: Callable[[int], None] | None = None,
-) -> EncodedUnits[PairTokens]:
+) -> EncodedRows[PairTokens]:
     """Encode pairs in order; drops go to step ``encode`` of the ledger.
 
     Reasons, besides those of conversations: ``too_long`` (either side), ``equal_tokens`` (both sides read the same),
@@ -116,7 +94,7 @@ def encode_feedback(
     max_length: int,
     ledger: Ledger | None = None,
     progress: Callable[[int], None] | None = None,
-) -> EncodedUnits[FeedbackTokens]:
+) -> EncodedRows[FeedbackTokens]:
     """Encode labelled replies in order; drops go to step ``encode`` of the ledger, with the reasons of `encode_pairs`."""
 
     def replies(row: UnpairedRow) -> Replies:
@@ -142,7 +120,7 @@ def _encode(
     max_length: int,
     ledger: Ledger | None,
     progress: Callable[[int], None] | None,
-) -> EncodedUnits[Unit]:
+) -> EncodedRows[Unit]:
     ledger = Ledger() if ledger is None else ledger
     step = ledger.step("encode", rows_in=len(rows))
     examples: list[Unit] = []
@@ -171,7 +149,7 @@ def _encode(
     step.rows_out = len(examples)
     step.notes.update(sorted(notes.items()))
     lengths = {name: np.array(values, np.int64) for name, values in reply_lengths.items()}
-    return EncodedUnits(examples, np.array(conversation_lengths, np.int64), lengths)
+    return EncodedRows(examples, np.array(conversation_lengths, np.int64), lengths)
 
 
 def as_conversation(row: PairRow | UnpairedRow, reply: tuple[Message, ...]) -> SftRow:

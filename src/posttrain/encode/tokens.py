@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from posttrain.errors import TemplateError
 from posttrain.types import Message, Origin, SftRow, Tokens, ToolCall
 
 OverLength = Literal["drop", "truncate"]
+ASSISTANT = "assistant"
+"""What the replies of conversations are called among lengths."""
 ROWS_AT_ONCE = 256
 """Rows whose renderings are tokenised in one call (the tokenizer works on them in parallel)."""
 
@@ -65,22 +67,25 @@ class Encoded:
     """Length of every supervised assistant turn with its stop, before anything was cut or dropped."""
 
 
+Example = TypeVar("Example")
+
+
 @dataclass(frozen=True, slots=True)
-class EncodedRows:
+class EncodedRows(Generic[Example]):
     """The training examples of all rows, in order, and the lengths before anything was cut or dropped."""
 
-    examples: list[Tokens]
+    examples: list[Example]
     conversation_lengths: NDArray[np.int64]
-    """Tokens of each row whose masks were proven."""
-    assistant_lengths: NDArray[np.int64]
-    """Tokens of each supervised assistant turn of those rows."""
+    """Tokens of each conversation whose mask was proven; of preferences those of every side, prompt included."""
+    reply_lengths: Mapping[str, NDArray[np.int64]]
+    """Tokens of each supervised assistant turn (``assistant``); of preferences those of each reply, by its kind."""
 
     def lengths(self, limit: int) -> Lengths:
         """Return what stands in lengths.json."""
+        replies = np.concatenate(list(self.reply_lengths.values()))
+        kinds = {name: length_statistics(n, limit) for name, n in self.reply_lengths.items() if name != ASSISTANT}
         return Lengths(
-            limit,
-            length_statistics(self.conversation_lengths, limit),
-            length_statistics(self.assistant_lengths, limit),
+            limit, length_statistics(self.conversation_lengths, limit), length_statistics(replies, limit), **kinds
         )
 
 
@@ -101,7 +106,7 @@ def encode_rows(
     over_length: OverLength = "drop",
     ledger: Ledger | None = None,
     progress: Callable[[int], None] | None = None,
-) -> EncodedRows:
+) -> EncodedRows[Tokens]:
     """Encode rows in order. Every drop, cut and note goes to step ``encode`` of the ledger.
 
     ``progress`` is called with the number of rows done. The step counts examples: a row that is expanded into n adds
@@ -131,7 +136,8 @@ def encode_rows(
         if progress is not None:
             progress(begin + len(batch))
     step.notes.update(sorted(notes.items()))
-    return EncodedRows(examples, np.array(conversation_lengths, np.int64), np.array(assistant_lengths, np.int64))
+    replies = {ASSISTANT: np.array(assistant_lengths, np.int64)}
+    return EncodedRows(examples, np.array(conversation_lengths, np.int64), replies)
 
 
 def encode_prompt(messages: Sequence[Message], template: ChatTemplate, tools: Tools = ()) -> NDArray[np.int32]:

@@ -253,16 +253,16 @@ def _remove_unfinished_line(descriptor: int) -> None:
 
 def totals(calls: Iterable[Call]) -> Totals:
     """Sums over calls; money is summed in trillionths."""
-    rows = list(calls)
+    found = list(calls)
     return Totals(
-        calls=len(rows),
-        answers=sum(c.outcome == "answer" for c in rows),
-        outcomes=dict(sorted(Counter(c.outcome for c in rows).items())),
-        prompt_tokens=sum(c.prompt_tokens or 0 for c in rows),
-        completion_tokens=sum(c.completion_tokens or 0 for c in rows),
-        price=_sum(c.price for c in rows),
-        counted_tokens=sum(c.counted_tokens for c in rows),
-        counted_price=_sum(c.counted_price for c in rows),
+        calls=len(found),
+        answers=sum(c.outcome == "answer" for c in found),
+        outcomes=dict(sorted(Counter(c.outcome for c in found).items())),
+        prompt_tokens=sum(c.prompt_tokens or 0 for c in found),
+        completion_tokens=sum(c.completion_tokens or 0 for c in found),
+        price=_sum(c.price for c in found),
+        counted_tokens=sum(c.counted_tokens for c in found),
+        counted_price=_sum(c.counted_price for c in found),
     )
 
 

@@ -242,8 +242,8 @@ def _logprobs(value: Any) -> tuple[TokenLogprob, ...] | None:
         if value.get("tokens") is None:
             return None
         tops = value.get("top_logprobs") or [None] * len(value["tokens"])
-        rows = zip(value["tokens"], value["token_logprobs"], tops, strict=True)
-        return tuple(TokenLogprob(token, float(logprob), _top((top or {}).items())) for token, logprob, top in rows)
+        found = zip(value["tokens"], value["token_logprobs"], tops, strict=True)
+        return tuple(TokenLogprob(token, float(logprob), _top((top or {}).items())) for token, logprob, top in found)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None  # the text is paid for and can be read: it is not thrown away
 

@@ -138,11 +138,13 @@ def limits_of(model: PreTrainedModel) -> Limits:
     embedding = model.get_input_embeddings()
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not embedding]
     buffers = [buffer for name, buffer in model.named_buffers() if "position" in name and buffer.dim() > 1]
-    rows = [len(table.weight) - getattr(table, "offset", 0) for table in tables] + [len(buffer) for buffer in buffers]
+    table_lengths = [len(table.weight) - getattr(table, "offset", 0) for table in tables] + [
+        len(buffer) for buffer in buffers
+    ]
     if limit is None and not any(name.endswith("inv_freq") for name, _ in model.named_buffers()):
         positions = getattr(text, "max_seq_len", None)
     else:
-        positions = limit if limit in rows else None
+        positions = limit if limit in table_lengths else None
     return Limits(embedding.num_embeddings, None if positions is None else int(positions))
 
 

@@ -16,7 +16,6 @@ from posttrain.train.config import TrainSettings
 from posttrain.types import RowKind
 
 if TYPE_CHECKING:
-    from posttrain.encode.preferences import EncodedUnits
     from posttrain.encode.template import ChatTemplate
     from posttrain.encode.tokens import EncodedRows
     from posttrain.model.lineage import Lineage
@@ -127,7 +126,7 @@ class TrainStage(TrainSettings, _Inputs):
 
     def _encode(
         self, rows: Sequence[Any], template: ChatTemplate, ledger: Ledger, label: str, context: Context
-    ) -> EncodedRows | EncodedUnits[Any]:
+    ) -> EncodedRows[Any]:
         """The units of the objective's kind of rows."""
         from posttrain.encode.preferences import encode_feedback, encode_pairs
         from posttrain.encode.tokens import encode_rows
@@ -190,9 +189,7 @@ def _base_name(lineage: Lineage, context: Context) -> str:
     return model if on_hub else str(lineage.folder.resolve())
 
 
-def _nothing_left(
-    ledger: Ledger, encoded: EncodedRows | EncodedUnits[Any], max_length: int, out: StageDir
-) -> DataError:
+def _nothing_left(ledger: Ledger, encoded: EncodedRows[Any], max_length: int, out: StageDir) -> DataError:
     dropped = ", ".join(f"{count} {reason}" for reason, count in ledger.steps[0].dropped.items())
     examples = "".join(f"\n  {r.origin}: {r.reason}: {r.detail}" for r in ledger.rejects[:SHOWN_REJECTS])
     fix = f"see {out.file('ledger.json')} for every row and its reason"
