@@ -307,7 +307,7 @@ def _advice(run: Run) -> tuple[str, ...]:
 
 def _shown(run: Run) -> Section:
     """Return what was done, and what each part shows."""
-    rows = tuple((one.topic, Mark(one.verdict) if one.verdict else None, one.text) for one in run.findings)
+    rows = tuple((one.topic, Mark(one.verdict) if one.verdict else "", one.text) for one in run.findings)
     table = Table("What each part shows", ("Part", "Verdict", "What the numbers say"), rows)
     return Section("What was done, and what it shows", "what", (Text(run.summary), *([table] if rows else [])))
 
