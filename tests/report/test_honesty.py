@@ -14,6 +14,7 @@ import pytest
 from posttrain import objectives
 from posttrain.artifacts import RunDir, write_text
 from posttrain.objectives.base import BaseObjective, Curve
+from posttrain.report.evidence import bounded, bounds
 from posttrain.report.values import Finding, Notice, Section
 from posttrain.stages import KINDS
 from posttrain.stages.page import Run
@@ -382,13 +383,28 @@ def test_a_loss_that_is_not_finite_is_not_called_unchanged(preference_run: RunDi
 # ---- too few rows --------------------------------------------------------------------------------------------------
 
 
-def test_an_interval_of_one_or_two_rows_is_not_given(run: RunDir, edit_json: Edit) -> None:
+@pytest.mark.parametrize(
+    ("rows", "low", "high", "said"),
+    [
+        (2, -1.0, 1.0, ["2 rows: too few for an interval"]),
+        (2, -1.0, -1.0, ["2 rows: too few for an interval"]),
+        (2, -1.0, -0.5, ["95% interval −1.000 to −0.500", "of 2 rows only"]),
+        (3, -1.0, 1.0, ["95% interval −1.000 to +1.000"]),
+    ],
+)
+def test_an_interval_of_one_or_two_rows_is_given_only_where_it_shows_something(
+    rows: int, low: float, high: float, said: list[str]
+) -> None:
+    assert bounds(bounded(-0.75, low, high, "number", rows, digits=3), 0.95) == said
+
+
+def test_too_few_rows_are_said_to_be_too_few(run: RunDir, edit_json: Edit) -> None:
     loss_pair(run, edit_json, -0.25, -1.0, 1.0)
     edit_json(run.path / "evaluate/likelihood.json", lambda v: v["models"]["sft"].update(rows=2))
     headline = next(one for one in read_run(run).headlines if one.label == "Held-out loss")
     assert headline.verdict == "not shown"
-    assert "2 rows: too few for an interval" in headline.note
     for text in (headline.note, finding(run, "Held-out loss").text, paragraph(run)):
+        assert "2 rows: too few for an interval" in text
         assert "1.000" not in text
 
 

@@ -19,13 +19,20 @@ def bounded(
     what: str = "row",
     digits: int | None = None,
 ) -> Number:
-    """Return a difference with its interval; of one or two rows with a word instead, as an interval of so few says nothing."""
-    if rows is not None and rows < FEWEST_ROWS:
-        return Number(value, unit, digits=digits, signed=True, note=f"{plural(rows, what)}: too few for an interval")  # type: ignore[arg-type]
-    return Number(value, unit, low, high, digits, signed=True)  # type: ignore[arg-type]
+    """Return a difference with its interval; of one or two rows one that includes zero, or has no width, gives way to a word."""
+    if rows is None or rows >= FEWEST_ROWS:
+        return Number(value, unit, low, high, digits, signed=True)  # type: ignore[arg-type]
+    if low is not None and high is not None and low != high and (low > 0 or high < 0):
+        return Number(value, unit, low, high, digits, signed=True, note=f"of {plural(rows, what)} only")  # type: ignore[arg-type]
+    return Number(value, unit, digits=digits, signed=True, note=f"{plural(rows, what)}: too few for an interval")  # type: ignore[arg-type]
 
 
 def evidence(number: Number, confidence: float) -> str:
     """``+0.120, 95% interval +0.010 to +0.230``."""
-    bounds = f"{numbers.confidence(confidence)} interval {number.interval}" if number.interval else number.note
-    return f"{number.text}, {bounds}" if bounds else number.text
+    return ", ".join([number.text, *bounds(number, confidence)])
+
+
+def bounds(number: Number, confidence: float) -> list[str]:
+    """Return what stands behind a difference: its interval, and how few rows it is of."""
+    interval = f"{numbers.confidence(confidence)} interval {number.interval}" if number.interval else ""
+    return [part for part in (interval, number.note) if part]

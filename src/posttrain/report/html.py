@@ -63,8 +63,9 @@ def page(one: Page) -> str:
         kind=one.kind,
         heading=one.title,
         facts=_join(_lines(one.facts)),
+        lead=blocks([block for block in one.opening if _is_lead(block)], 2),
         tiles=tiles(one.headlines),
-        opening=blocks(one.opening, 2),
+        opening=blocks([block for block in one.opening if not _is_lead(block)], 2),
         links=_join(tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title in links),
         sections=_join(_section(section, 2) for section in one.sections),
         footer=one.footer,
@@ -90,6 +91,7 @@ _SHELL = Markup("""<!doctype html>
 <p class="eyebrow">{kind}</p>
 <h1>{heading}</h1>
 <ul class="subtitle">{facts}</ul>
+{lead}
 {tiles}
 {opening}
 </header>
@@ -102,6 +104,10 @@ _SHELL = Markup("""<!doctype html>
 </body>
 </html>
 """)
+
+
+def _is_lead(block: Block) -> bool:
+    return isinstance(block, Text) and block.kind == "lead"
 
 
 def package_text(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from posttrain.report import numbers
 from posttrain.report.charts import Chart, Forest, Histogram, Lane, bins, color, counted, spaced
-from posttrain.report.evidence import FEWEST_ROWS, bounded, evidence
+from posttrain.report.evidence import FEWEST_ROWS, bounded, bounds, evidence
 from posttrain.report.facts import AccuracyComparison, EvalFacts, LossComparison
 from posttrain.report.feedback import EvalFeedback
 from posttrain.report.figure import file_name
@@ -527,9 +527,7 @@ def _preference_headlines(found: EvalPreferences) -> tuple[Headline, ...]:
             Headline(f"Preference accuracy{whose}", ARROW.join(shares), note, verdict, quality=True, change=change)
         )
     change = _preference_difference(found, comparison, "reward_margin")
-    note = (
-        f"nats against {difference.a}, {numbers.confidence(found.confidence)} interval {change.interval or change.note}"
-    )
+    note = ", ".join([f"nats against {difference.a}", *bounds(change, found.confidence)])
     verdict = comparison.verdict("reward_margin")
     row.append(
         Headline(
