@@ -579,6 +579,7 @@ def compare(
     import json
 
     from posttrain.lab import comparison as comparing
+    from posttrain.report import terminal
 
     command = comparing.CompareCommand(
         a=a,
@@ -599,7 +600,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps(comparing.compare_json(command, found), ensure_ascii=False))
     else:
-        _console().print(comparing.compare_summary(command, found), highlight=False)
+        _console().print(terminal.section(comparing.compare_section(command, found)), highlight=False)
 
 
 judge_app = typer.Typer(

@@ -10,14 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from posttrain.data.sources import Record
 from posttrain.errors import ConfigError, DataError
 from posttrain.judge.votes import cell, no_verdict, records
 from posttrain.report import numbers
+from posttrain.report.values import Cell, Number, Section, Table, Text, Unit
 from posttrain.stats import intervals as stats
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.stats.ratings import OUTCOMES
@@ -370,45 +368,35 @@ def _plain(one: MeasureComparison) -> Mapping[str, Any]:
     }
 
 
-def compare_summary(command: CompareCommand, found: Sequence[MeasureComparison]) -> RenderableType:
+def compare_section(command: CompareCommand, found: Sequence[MeasureComparison]) -> Section:
     """The result for the terminal: a table, and a sentence for each measure."""
-    table = Table(
-        title=f"A = {command.a}, B = {command.b}, paired by prompt",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    holm = ("Holm",) if len(found) > 1 else ()
-    for heading in ("measure", "pairs", "A", "B", "B \N{MINUS SIGN} A", "interval", "p", *holm, "B wins/ties/A wins"):
-        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    columns = ("measure", "pairs", "A", "B", "B \N{MINUS SIGN} A", "p", "Holm", "B wins/ties/A wins")
+    rows = tuple(_row(one, several=len(found) > 1) for one in found)
+    texts = []
     for one in found:
-        table.add_row(
-            Text(one.measure),
-            numbers.count(one.pairs),
-            _mean(one, one.mean_a),
-            _mean(one, one.mean_b),
-            _amount(one, one.difference.estimate).removesuffix(" points"),
-            _span(one),
-            numbers.p_value(one.p_value).removeprefix("p = "),
-            *((numbers.p_value(one.p_holm).removeprefix("p = "),) if holm else ()),
-            f"{one.b_better:,}/{one.ties:,}/{one.a_better:,}",
-        )
-    parts: list[RenderableType] = [table, Text("")]
-    for one in found:
-        parts.append(Text(one.sentence))
+        texts.append(one.sentence)
         if one.mcnemar:
-            parts.append(
-                Text(
-                    f"Only {command.a} right: {one.mcnemar.only_a:,}; only {command.b} right: {one.mcnemar.only_b:,}; "
-                    f"McNemar {numbers.p_value(one.mcnemar.p_value)}."
-                )
+            texts.append(
+                f"Only {command.a} right: {one.mcnemar.only_a:,}; only {command.b} right: {one.mcnemar.only_b:,}; "
+                f"McNemar {numbers.p_value(one.mcnemar.p_value)}."
             )
         if one.missing:
-            rows = "rows without a verdict" if one.kind == "verdicts" else "prompts without a value of both"
-            parts.append(Text(f"{one.missing:,} {rows} are in none of these numbers."))
-    return Group(*parts)
+            rows_of = "rows without a verdict" if one.kind == "verdicts" else "prompts without a value of both"
+            texts.append(f"{one.missing:,} {rows_of} are in none of these numbers.")
+    title = f"A = {command.a}, B = {command.b}, paired by prompt"
+    return Section(title, "comparison", (Table("", columns, rows).known(), *map(Text, texts)))
 
 
-def _mean(one: MeasureComparison, value: float) -> str:
-    return numbers.fixed(value) if one.kind == "scores" else numbers.percent(value)
+def _row(one: MeasureComparison, *, several: bool) -> tuple[Cell, ...]:
+    unit: Unit = "number" if one.kind == "scores" else "share"
+    difference = one.difference
+    return (
+        one.measure,
+        Number(one.pairs, "count"),
+        Number(one.mean_a, unit),
+        Number(one.mean_b, unit),
+        Number(difference.estimate, unit, difference.low, difference.high, signed=True),
+        Number(one.p_value, "p"),
+        Number(one.p_holm if several else None, "p"),
+        f"{one.b_better:,}/{one.ties:,}/{one.a_better:,}",
+    )
