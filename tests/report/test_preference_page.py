@@ -102,8 +102,7 @@ def test_numbers_equal_the_artefacts_on_page_and_in_markdown(preference_run: Run
         "by definition",
         numbers.points_interval(difference["reward_accuracy"]["low"], difference["reward_accuracy"]["high"]),
         numbers.interval(difference["reward_margin"]["low"], difference["reward_margin"]["high"]),
-        *(numbers.fixed(r["rewards/margins"]) for r in held_out),
-        *(numbers.percent(r["rewards/accuracies"]) for r in held_out),
+        *(numbers.fixed(100 * r["rewards/accuracies"], 1) for r in held_out),
         *(numbers.fixed(r["logps/rejected"], 1) for r in held_out),
         *(numbers.fixed(r["kl"], 4) for r in held_out),
         *(f"{lengths[side][p]:,.0f}" for side in ("chosen", "rejected") for p in ("p50", "p90", "p95", "max")),
@@ -177,7 +176,7 @@ def test_kto_has_kinds_of_replies(run: RunDir, preference_stage: Add) -> None:
     assert {"rewards", "log-probabilities", "reference-point", "lengths-replies"} <= names
     assert not {"margin", "accuracy", "kl"} & names
     assert "Undesirable replies" in page.text
-    assert "Reward desirable" in page.text
+    assert "Rewards, desirable" in page.text
     assert "535 judged replies" in page.text
     assert "so there is no accuracy" in page.text
 
@@ -205,7 +204,7 @@ def test_a_killed_run_without_held_out_shows_its_steps(preference_run: RunDir, e
     assert "Stage dpo has not finished" in page.text
     assert "Stage prefer (eval) has not started." in page.text
     assert {"dpo-rewards", "dpo-margin", "dpo-log-probabilities"} <= figures(preference_run)
-    assert "Held-out rewards while training" not in page.text
+    assert "Held-out measurements while training dpo" not in page.text
     assert "preferences-prefer" not in page.ids()
 
 

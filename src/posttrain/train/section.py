@@ -49,15 +49,6 @@ UNITS = {
     "pairs": ("pair", "pairs"),
     "feedback": ("judged reply", "judged replies"),
 }
-FIGURES = {
-    "rewards/accuracies": ("Accuracy", "share", 1),
-    "rewards/margins": ("Margin", "number", 3),
-    "rewards/chosen": ("Reward {0}", "number", 3),
-    "rewards/rejected": ("Reward {1}", "number", 3),
-    "logps/chosen": ("Log p {0}", "number", 1),
-    "logps/rejected": ("Log p {1}", "number", 1),
-}
-"""Metrics of the engine in the table of held-out measurements: (heading, unit, decimals)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -627,9 +618,8 @@ def _losses(records: Sequence[Record]) -> Points:
 
 def _curve_chart(one: Training, curve: Curve) -> Chart:
     """Return one quantity of the objective, in training and on the held-out rows; training is left out where its batches can't be compared."""
-    labels = ("training",) if len(curve.metrics) == 1 else (one.objective.sides if one.objective else curve.metrics)
     series = []
-    for place, (label, metric) in enumerate(zip(labels, curve.metrics, strict=False)):
+    for place, (label, metric) in enumerate(zip(_labels(one, curve), curve.metrics, strict=True)):
         held_out, steps = _metric(one.held_out, curve, metric), _metric(one.steps, curve, metric)
         alone = len(curve.metrics) == 1
         kind = f"s{place + 1}"
@@ -660,22 +650,38 @@ def _points(records: Sequence[StepRecord], value: Callable[[StepRecord], float |
 
 
 def _course_table(one: Training) -> Table:
-    """Return the held-out measurements, with the columns for which there are numbers."""
-    sides = one.objective.sides if one.objective else ("chosen", "rejected")
-    named = {key: (heading.format(*sides), unit, digits) for key, (heading, unit, digits) in FIGURES.items()}
-    kept = [key for key in named if any(key in record.metrics for record in one.held_out)] if one.compares else []
-    drift = next((c for c in (one.objective.curves if one.objective else ()) if c.metrics == ("kl",)), None)
-    if drift and any("kl" in record.metrics for record in one.held_out):
-        named["kl"] = (drift.title.replace("KL to the reference", "KL"), "number", 4)
-        kept.append("kl")
-    columns = ("Step", "Loss", *(("Perplexity",) if not one.compares else ()), *(named[key][0] for key in kept))
+    """Return the held-out measurements, with what the objective logs; columns without a number are left out."""
+    curves = one.objective.curves if one.objective else ()
+    named = [
+        (curve, label, metric)
+        for curve in curves
+        for label, metric in zip(_labels(one, curve), curve.metrics, strict=True)
+    ]
     rows = []
     for record in one.held_out:
-        plain: list[Cell] = [str(record.step), Number(record.loss, digits=4)]
-        plain += [] if one.compares else [Number(_perplexity(record.loss), digits=2)]
-        plain += [Number(record.metrics.get(key), named[key][1], digits=named[key][2]) for key in kept]  # type: ignore[arg-type]
-        rows.append(tuple(plain))
-    return Table(f"Held-out measurements while training {one.name}", columns, tuple(rows), folded=True)
+        found = (record.metrics.get(metric) for _, _, metric in named)
+        logged = (
+            None if value is None else curve.scale * value for value, (curve, _, _) in zip(found, named, strict=True)
+        )
+        perplexity = None if one.compares else _perplexity(record.loss)
+        numbers_of = [
+            Number(record.loss, digits=4),
+            Number(perplexity, digits=2),
+            *map(_logged, logged),
+        ]
+        rows.append(row(str(record.step), *numbers_of))
+    headings = [f"{curve.title}{f', {label}' if len(curve.metrics) > 1 else ''}" for curve, label, _ in named]
+    columns = ("Step", "Loss", "Perplexity", *headings)
+    return Table(f"Held-out measurements while training {one.name}", columns, tuple(rows), folded=True).known()
+
+
+def _logged(value: float | None) -> Number:
+    return Number(value, digits=4 if value is not None and abs(value) < 1 else None)
+
+
+def _labels(one: Training, curve: Curve) -> tuple[str, ...]:
+    """Return what the lines of a curve are called."""
+    return ("training",) if len(curve.metrics) == 1 else (one.objective.sides if one.objective else curve.metrics)
 
 
 def _perplexity(loss: float) -> float:
