@@ -287,7 +287,7 @@ def cell(one: Cell) -> Markup:
         case Number():
             small = [tag("small", text) for text in (one.interval, one.note) if text]
             mark = tag("span", one.mark, class_=f"mark {one.verdict}") if one.mark else Markup("")
-            return _join([tag("span", one.text, class_="nowrap"), *small, mark])
+            return Markup(" ").join(part for part in (tag("span", one.text, class_="nowrap"), *small, mark) if part)
         case Mark():
             return tag("span", word_of(one.kind), class_=f"pill {_slug(one.kind)}")
         case Label():
