@@ -638,12 +638,11 @@ def _judge_verb(verb: Literal["pairs", "single", "calibrate"], about: str) -> No
         as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
         help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
     ) -> None:
-        import json
-
         from posttrain.errors import ConfigError
+        from posttrain.judge.section import summary_section
         from posttrain.lab import judging
         from posttrain.lab.display import Display
-        from posttrain.lab.judging_tables import summary_view
+        from posttrain.report import terminal
 
         if help_wanted:
             typer.echo(ctx.get_help() + "\n\n" + judging.options_help())
@@ -657,9 +656,11 @@ def _judge_verb(verb: Literal["pairs", "single", "calibrate"], about: str) -> No
         with Display(console) as display:
             summary = judge[verb](wanted, display)
         if as_json:
-            typer.echo(json.dumps(summary, ensure_ascii=False))
+            typer.echo((out / "summary.json").read_text(encoding="utf-8"), nl=False)
         else:
-            console.print(summary_view(summary, out), highlight=False)
+            console.print(terminal.section(summary_section(summary)), highlight=False)
+            files = f"Every judgment is in {out / 'verdicts.jsonl'}, all numbers in {out / 'summary.json'}"
+            console.print(f"\n{files}", markup=False, highlight=False)
 
 
 _JUDGE_VERBS: dict[Literal["pairs", "single", "calibrate"], str] = {

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
 
+from posttrain.artifacts import plain
 from posttrain.config import build, field_docs, parse_yaml
 from posttrain.generate.engine import Completion, Failure, TokenLogprob, Usage
 from posttrain.generate.fake import FakeEngine
@@ -21,7 +22,8 @@ from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks import AnyBenchmark, Benchmark
 from posttrain.tasks.base import Answer
 from posttrain.tasks.benchmarking import tasks_digest
-from posttrain.tasks.measures import benchmark_record, reply_rows
+from posttrain.tasks.measuring import findings_of, reply_rows, task_record
+from posttrain.tasks.records import Source
 
 CLASSES: tuple[type[Benchmark], ...] = get_args(get_args(AnyBenchmark)[0])
 SETTINGS = IntervalSettings(resamples=200)
@@ -123,9 +125,10 @@ def test_tasks_are_the_same_each_time_and_named_apart(benchmark_of: Benchmark) -
 def test_every_answer_has_a_value_or_a_reason(benchmark_of: Benchmark) -> None:
     answers = {model: answers_of(benchmark_of, model) for model in ("first", "second")}
     judges = Scripted() if benchmark_of.needs.judge else None
-    findings = benchmark_of.score(answers, judges, SETTINGS)
-    record = benchmark_record(benchmark_of.measures(), findings, answers, SETTINGS)
-    json.dumps(record)
+    findings = findings_of(benchmark_of, answers, judges, SETTINGS)
+    record = json.loads(
+        json.dumps(plain(task_record(benchmark_of, "x", Source(None, None, 1), findings, answers, SETTINGS)))
+    )
     for counts in record["accounting"].values():
         assert counts["asked"] == counts["measured"] + sum(counts["dropped"].values())
         assert counts["dropped"]
@@ -137,7 +140,7 @@ def test_every_answer_has_a_value_or_a_reason(benchmark_of: Benchmark) -> None:
         assert result["estimate"] <= result["high"] + 1e-12
     rows = list(reply_rows(answers, findings))
     assert len(rows) == sum(map(len, answers.values()))
-    assert any(row["values"] or row["shown"] for row in rows)
+    assert any(row.values or row.remark for row in rows)
     if judges is not None:
         assert judges.asked > 0
 
@@ -151,9 +154,8 @@ def test_the_order_of_models_changes_signs_only(benchmark_of: Benchmark) -> None
 
 
 def _results(benchmark: Benchmark, answers: dict[str, list[Answer]], judges: Scripted | None) -> list[dict[str, Any]]:
-    record = benchmark_record(benchmark.measures(), benchmark.score(answers, judges, SETTINGS), answers, SETTINGS)
-    found: list[dict[str, Any]] = record["results"]
-    return found
+    findings = findings_of(benchmark, answers, judges, SETTINGS)
+    return list(plain(task_record(benchmark, "x", Source(None, None, 1), findings, answers, SETTINGS))["results"])
 
 
 def test_an_unknown_key_is_refused_with_a_suggestion(benchmark_of: Benchmark) -> None:

@@ -157,7 +157,7 @@ def test_from_a_file_to_a_decision(cli, tmp_path, monkeypatch):
     assert found["bad_lines"]["count"] == 1
     assert found["calibration"]["j"]["error"]["estimate"] == pytest.approx(1 / 30)
     assert found["calibration"]["j"]["decision"] == "good enough"
-    assert "quadratic kappa" in done.out
+    assert "Quadratic kappa" in done.out
     assert "j: good enough" in done.out
     path.write_text(json.dumps(records[0] | {"label": 7}) + "\n")
     told = cli(*arguments, "--criteria", "As many marks as points: yes").refused()

@@ -22,6 +22,7 @@ from conftest import Outcome
 from families import micro_folder, words_tokenizer
 from posttrain.artifacts import read_json
 from posttrain.model import hardware
+from posttrain.tasks.records import read_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -109,12 +110,14 @@ def test_a_killed_run_of_a_family_computed_alone_ends_as_an_unbroken_one(
         assert ended.code == 0, ended.err
     whole, cut = handed_on(tmp_path / "whole" / "run"), handed_on(tmp_path / "cut" / "run")
     assert [name for name in whole.keys() | cut.keys() if whole.get(name) != cut.get(name)] == []
-    losses = {n: m["loss"] for n, m in read_json(tmp_path / "whole/run/likelihood/likelihood.json")["models"].items()}
+    record = read_record(tmp_path / "whole/run/likelihood/likelihood.json")
+    losses = {one.model: one.estimate for one in record.results if one.measure == "loss"}
     assert losses["full"] < losses["base"] - 0.1  # it has learned something, so a mix-up would show
     for stage, before in (("lora", "full"), ("dpo", "lora"), ("kto", "full")):
         assert abs(losses[stage] - losses[before]) > 1e-4
     first = next(line for line in whole["lora/metrics.jsonl"] if line["split"] == "held_out")
     assert first["loss"] == pytest.approx(losses["full"], rel=1e-4)
-    margins = read_json(tmp_path / "whole/run/preferences/preferences.json")["models"]["dpo"]["reward_margin"]
+    record = read_record(tmp_path / "whole/run/preferences/preferences.json")
+    margin = next(one.estimate for one in record.results if (one.model, one.measure) == ("dpo", "reward_margin"))
     last = [line for line in whole["dpo/metrics.jsonl"] if line["split"] == "held_out"][-1]
-    assert margins["estimate"] * 0.1 == pytest.approx(last["rewards/margins"], rel=1e-3, abs=1e-5)
+    assert margin * 0.1 == pytest.approx(last["rewards/margins"], rel=1e-3, abs=1e-5)

@@ -31,6 +31,7 @@ from posttrain.model.lineage import Lineage, stage_lineage, write_record
 from posttrain.model.targets import resolve_target
 from posttrain.stages.eval import EvalStage
 from posttrain.tasks.evaluation import evaluate
+from posttrain.tasks.records import read_record
 from posttrain.types import Message
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own affair
@@ -119,6 +120,11 @@ def held_out(run: Path, data: str) -> list[Any]:
     return list({"talks": read_rows, "pairs": read_pairs}[data](run / data / "rows" / "held_out.parquet"))
 
 
+def estimates(path: Path) -> dict[tuple[str, str], float]:
+    """What a record says, by model and measure."""
+    return {(one.model, one.measure): one.estimate for one in read_record(path).results if one.category is None}  # type: ignore[misc]
+
+
 def talk(*turns: Any) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in turns]
 
@@ -126,14 +132,14 @@ def talk(*turns: Any) -> list[dict[str, str]]:
 @pytest.mark.demo_model
 def test_the_evaluation_measures_what_was_trained(run: Path, tiny_model: Path) -> None:
     """Every model in its own template: the base in its own, the others in that of the first stage."""
-    reported = read_json(run / "likelihood" / "likelihood.json")["models"]
+    reported = estimates(run / "likelihood" / "likelihood.json")
     losses = {}
     for name in ("base", "full", "lora", "dpo", "last"):
         made = plain(run / name) if name != "base" else plain_base(tiny_model)
         parts = [plain_logps(*made, talk(*row.messages)) for row in held_out(run, "talks")]
         losses[name] = -float(torch.cat(parts).mean())
-        assert reported[name]["loss"] == pytest.approx(losses[name], rel=1e-4), name
-        assert reported[name]["tokens"] == sum(map(len, parts))
+        assert reported[name, "loss"] == pytest.approx(losses[name], rel=1e-4), name
+        assert reported[name, "tokens"] == sum(map(len, parts))
     assert losses["full"] < losses["base"] - 1  # it has learned something, so a mix-up would show
     assert abs(losses["lora"] - losses["full"]) > 1e-3
     assert abs(losses["dpo"] - losses["lora"]) > 1e-4
@@ -146,19 +152,20 @@ def plain_base(folder: Path) -> tuple[Any, Any]:
 @pytest.mark.demo_model
 def test_a_stage_goes_on_where_the_last_one_ended(run: Path) -> None:
     """The held-out loss before a stage's first step is that of the stage it starts from."""
-    reported = read_json(run / "likelihood" / "likelihood.json")["models"]
+    reported = estimates(run / "likelihood" / "likelihood.json")
     for name, before in (("lora", "full"), ("last", "dpo")):
         first = next(r for r in StageDir(run / name).metrics() if r["split"] == "held_out")
         assert first["step"] == 0
-        assert first["loss"] == pytest.approx(reported[before]["loss"], rel=1e-4)
+        assert first["loss"] == pytest.approx(reported[before, "loss"], rel=1e-4)
 
 
 @pytest.mark.demo_model
 def test_rewards_are_measured_on_the_tokens_of_the_model(run: Path, tiny_model: Path) -> None:
     """The reference is asked in each model's template: the margins are log-ratios of the same tokens."""
-    record = read_json(run / "preferences" / "preferences.json")
+    file = run / "preferences" / "preferences.json"
+    reported = estimates(file)
     reference, _ = plain(run / "lora")
-    assert record["reference"] == "lora"
+    assert read_record(file).reference == "lora"
     for name in ("dpo", "base"):
         model, own = plain(run / name) if name == "dpo" else plain_base(tiny_model)
         margins = []
@@ -166,10 +173,9 @@ def test_rewards_are_measured_on_the_tokens_of_the_model(run: Path, tiny_model: 
             chosen, rejected = talk(*row.prompt, *row.chosen), talk(*row.prompt, *row.rejected)
             of = [plain_logps(m, own, side).sum() for m in (model, reference) for side in (chosen, rejected)]
             margins.append(float(of[0] - of[2] - (of[1] - of[3])))
-        found = record["models"][name]["reward_margin"]["estimate"]
-        assert found == pytest.approx(sum(margins) / len(margins), rel=1e-3, abs=1e-4)
-    assert record["models"]["lora"]["kl"] == pytest.approx(0, abs=1e-9)
-    assert record["models"]["base"]["kl"] > 0.1
+        assert reported[name, "reward_margin"] == pytest.approx(sum(margins) / len(margins), rel=1e-3, abs=1e-4)
+    assert reported["lora", "kl"] == pytest.approx(0, abs=1e-9)
+    assert reported["base", "kl"] > 0.1
 
 
 @pytest.mark.demo_model
@@ -193,7 +199,7 @@ def test_rounding_of_products_is_not_part_of_a_comparison(
             [float(plain_logps(*models[name], side).sum()) for side in sides] for name in stage.models
         )
         margins.append(chosen - old_chosen - (rejected - old_rejected))
-    found = read_json(tmp_path / "out" / "preferences.json")["models"]["dpo"]["reward_margin"]["estimate"]
+    found = estimates(tmp_path / "out" / "preferences.json")["dpo", "reward_margin"]
     assert found == pytest.approx(sum(margins) / len(margins), rel=1e-3, abs=1e-4)
 
 

@@ -124,7 +124,7 @@ def test_third_parties_are_touched_in_one_place(package: str, rooms: set[str]) -
 
 
 LOADS_TORCH = {
-    *("tasks.held_out.likelihood", "tasks.replies"),
+    "tasks.held_out.likelihood",
     *("generate.decode", "generate.local", "generate.ways"),
     *("lab.chat", "lab.eval_command", "lab.verify"),
     *("model.adapters", "model.attention", "model.export", "model.forward", "model.frozen"),

@@ -15,20 +15,40 @@ import numpy as np
 import pytest
 import yaml
 
-from posttrain.artifacts import Ledger, MetricsLog, RunDir, plain, write_json, write_text
+from posttrain.artifacts import Ledger, MetricsLog, RunDir, write_json, write_text
+from posttrain.generate.cost import Totals
 from posttrain.generate.engine import Failure, Fingerprint, Sampling, Usage
 from posttrain.judge.bias import bias_report
+from posttrain.judge.config import Plan
 from posttrain.judge.items import Item
 from posttrain.judge.judge import Ask, Judgment, outcome_of
-from posttrain.judge.pool import calls_of
+from posttrain.judge.pool import JudgeEntry, JudgeRecord, calls_of
 from posttrain.judge.verdicts import Missing, Verdict
 from posttrain.judge.win_rates import POINTS, PairOutcome, win_rates
+from posttrain.model.score import Scores
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.stats.ratings import Comparison, bradley_terry, gather, win_matrix
-from posttrain.tasks.base import Answer, Counts, Findings, Measure, Shown, Task, Value
-from posttrain.tasks.held_out.feedback import feedback_record
+from posttrain.tasks.base import Answer, Findings, Task, Value
+from posttrain.tasks.checks import Check
+from posttrain.tasks.held_out.feedback import feedback_record, feedback_rows
+from posttrain.tasks.held_out.likelihood import likelihood_record, likelihood_rows
 from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
-from posttrain.tasks.measures import benchmark_record, reply_rows
+from posttrain.tasks.measuring import findings_of, reply_rows, task_record
+from posttrain.tasks.prompts import FixedPrompts
+from posttrain.tasks.records import (
+    Account,
+    Cost,
+    LengthControlled,
+    LengthControlledRow,
+    Measure,
+    ModelRating,
+    Ratings,
+    Remark,
+    Result,
+    Source,
+    TaskRecord,
+    write_record,
+)
 from posttrain.types import Origin
 
 RECIPE = """\
@@ -243,53 +263,31 @@ def _evaluate(run: RunDir) -> None:
     ledger.drop(encode, Origin("alpaca_en_demo.json", 901), "longer than max_length", "733 tokens")
     encode.rows_out = 98
     ledger.write(stage.file("ledger.json"))
-    rows = []
-    for index in range(98):
-        tokens = int(random.integers(20, 180))
-        base = float(np.clip(random.normal(2.06, 0.5), 0.4, 4)) * tokens
-        tuned = base + float(random.normal(-0.236, 0.2)) * tokens
-        for model, nll in (("base", base), ("sft", tuned)):
-            rows.append({"model": model, "row_id": f"{index:016x}", "nll": nll, "tokens": tokens})
-    write_text(stage.file("likelihood_rows.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-    models = {}
-    for name in ("base", "sft"):
-        nll, tokens = (
-            sum(r["nll"] for r in rows if r["model"] == name),
-            sum(r["tokens"] for r in rows if r["model"] == name),
-        )
-        models[name] = {"loss": nll / tokens, "perplexity": math.exp(nll / tokens), "tokens": tokens, "rows": 98}
-    difference = models["sft"]["loss"] - models["base"]["loss"]
-    pair = {"a": "base", "b": "sft", "difference": difference, "low": difference - 0.034, "high": difference + 0.035}
-    write_json(
-        stage.file("likelihood.json"),
-        {"models": models, "pairs": [{**pair, "confidence": 0.95, "resamples": 10_000}]},
-    )
-    replies = []
-    for index, (kind, language, prompt, base_reply, sft_reply, expected, base_ok, sft_ok) in enumerate(PROMPTS):
-        for model, reply, passed in (("base", base_reply, base_ok), ("sft", sft_reply, sft_ok)):
+    nll: dict[str, list[float]] = {"base": [], "sft": []}
+    tokens = [int(random.integers(20, 180)) for _ in range(98)]
+    for count in tokens:
+        base = float(np.clip(random.normal(2.06, 0.5), 0.4, 4)) * count
+        nll["base"].append(base)
+        nll["sft"].append(base + float(random.normal(-0.236, 0.2)) * count)
+    scores = {name: Scores(np.array(own), np.array(tokens, np.float64)) for name, own in nll.items()}
+    examples = [SimpleNamespace(row_id=f"{index:016x}") for index in range(98)]
+    likelihood = likelihood_record(scores, settings=IntervalSettings(resamples=2000))
+    write_record(stage.path, likelihood, likelihood_rows(scores, examples))  # type: ignore[arg-type]
+    tasks, answers = [], {"base": [], "sft": []}
+    for index, (kind, language, prompt, base_reply, sft_reply, expected, *_) in enumerate(PROMPTS):
+        check = None if expected is None else Check(kind="contains_any", expected=(expected,))
+        name = f"{kind}-{language}-{index}"
+        tasks.append(Task(name, (prompt,), Sampling(), category=kind, language=language, expected=check))
+        for model, reply in (("base", base_reply), ("sft", sft_reply)):
             cut = len(reply) > 150 and language == "en"
-            check = None if expected is None else {"kind": "contains_any", "expected": [expected], "passed": passed}
-            record = {"model": model, "prompt_id": f"{kind}-{language}-{index}", "class": kind, "language": language}
-            record |= {"prompt": prompt, "reply": reply, "finish_reason": "length" if cut else "stop"}
-            replies.append({**record, "tokens": 96 if cut else len(reply) // 3, "check": check})
-    write_text(stage.file("replies.jsonl"), "".join(json.dumps(reply, ensure_ascii=False) + "\n" for reply in replies))
-
-    def rate(model: str, kind: str | None) -> dict[str, Any]:
-        checks = [
-            r["check"]["passed"] for r in replies if r["model"] == model and r["check"] and kind in (None, r["class"])
-        ]
-        n, p, z = len(checks), sum(checks) / len(checks), 1.959964
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-        return {"passed": sum(checks), "checked": n, "accuracy": p, "low": low, "high": high}
-
-    kinds = ("knowledge", "rewriting", "reasoning")
-    accuracy = {m: {"all": rate(m, None), "by_class": {k: rate(m, k) for k in kinds}} for m in ("base", "sft")}
-    pair = {"a": "base", "b": "sft", "difference": 4 / 13, "low": 0.0, "high": 8 / 13, "confidence": 0.95}
-    pair |= {"both_right": 6, "only_a": 1, "only_b": 5, "both_wrong": 1, "p_value": 0.21875}
-    write_json(stage.file("accuracy.json"), {"models": accuracy, "pairs": [pair]})
+            usage = (Usage(20, 96 if cut else len(reply) // 3),)
+            answers[model].append(Answer(tasks[-1], 0, (reply,), ("length" if cut else "stop",), usage))
+    prompts = FixedPrompts(path="builtin", max_tokens=96)
+    findings, settings = findings_of(prompts, answers, None, SETTINGS), IntervalSettings(resamples=2000)
+    record = task_record(prompts, "prompts", Source("builtin", None, len(tasks)), findings, answers, settings)
+    write_record(stage.path, record, reply_rows(answers, findings))
     config = {"data": "prepare", "models": ["base", "sft"], "prompts": "builtin", "max_new_tokens": 96}
-    stage.write_manifest(_manifest("eval", 410, 96.0, config, result={}, dtype="bf16"))
+    stage.write_manifest(_manifest("eval", 410, 96.0, config, result={"loss": {}, "accuracy": {}}, dtype="bf16"))
 
 
 # ---- preferences ---------------------------------------------------------------------------------------------------
@@ -410,33 +408,37 @@ def add_preference_eval(run: RunDir, gains: dict[str, float], name: str = "prefe
         arrays = [(part + shift / len(part)).astype(np.float32) for part, shift in zip(own, shifts, strict=True)]
         scores[model] = PairScores(arrays[0::2], arrays[1::2])
     reference = next(iter(gains))
-    write_json(
-        stage.file("preferences.json"),
-        preference_record(scores, reference, settings=IntervalSettings(confidence=0.95, resamples=2000, seed=7)),
-    )
-    lines = preference_rows(scores, pairs)  # type: ignore[arg-type]
-    write_text(stage.file("preference_rows.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
+    record = preference_record(scores, reference, settings=IntervalSettings(confidence=0.95, resamples=2000, seed=7))
+    write_record(stage.path, record, preference_rows(scores, pairs))  # type: ignore[arg-type]
     ledger = Ledger()
     ledger.step("encode held-out rows", rows_in=30).rows_out = 30
     ledger.write(stage.file("ledger.json"))
     if replies:
-        records = [
-            {
-                "model": model, "prompt_id": f"p{index}", "class": "knowledge", "language": "en", "prompt": "Why?",
-                "reply": "Because. " * (index + 1), "finish_reason": "length" if index == 3 else "stop",
-                "tokens": 20 + 10 * index + place, "check": None,
-            }
-            for index in range(4)
+        tasks = [Task(f"p{index}", ("Why?",), Sampling(), category="knowledge", language="en") for index in range(4)]
+        answers = {
+            model: [
+                Answer(
+                    task,
+                    0,
+                    ("Because. " * (n + 1),),
+                    ("length" if n == 3 else "stop",),
+                    (Usage(9, 20 + 10 * n + place),),
+                )
+                for n, task in enumerate(tasks)
+            ]
             for place, model in enumerate(gains)
-        ]  # fmt: skip
-        write_text(stage.file("replies.jsonl"), "".join(json.dumps(record) + "\n" for record in records))
+        }
+        prompts = FixedPrompts(path="builtin", max_tokens=96)
+        findings = findings_of(prompts, answers, None, SETTINGS)
+        asked = task_record(prompts, "prompts", Source("builtin", None, 4), findings, answers, SETTINGS)
+        write_record(stage.path, asked, reply_rows(answers, findings))
     config = {"data": "pairs", "models": [*gains], "reference": None, "prompts": "builtin" if replies else None}
     started = 1000 + 200 * len(list(run.path.glob("*/manifest.json")))
     stage.write_manifest(_manifest("eval", started, 41.0, config, result={"reward_accuracy": {}}, dtype="bf16"))
     declare(run, name, {"kind": "eval", **config})
 
 
-def add_feedback_eval(run: RunDir, gain: float, name: str = "labels") -> dict[str, Any]:
+def add_feedback_eval(run: RunDir, gain: float, name: str = "labels") -> TaskRecord:
     """Add an eval stage over 40 judged replies: the trained model gains ``gain`` nats on good ones and loses as much on bad ones."""
     random, labels = np.random.default_rng(0), [index % 2 == 0 for index in range(40)]
     base = [random.normal(-2, 0.5, 6).astype(np.float32) for _ in labels]
@@ -448,13 +450,14 @@ def add_feedback_eval(run: RunDir, gain: float, name: str = "labels") -> dict[st
         {"base": base, "sft": moved}, labels, "base", settings=IntervalSettings(confidence=0.95, resamples=500, seed=0)
     )
     stage = run.stage(name)
-    write_json(stage.file("feedback.json"), record)
+    units = [SimpleNamespace(row_id=f"{n:016x}", desirable=good) for n, good in enumerate(labels)]
+    write_record(stage.path, record, feedback_rows({"base": base, "sft": moved}, units))  # type: ignore[arg-type]
     ledger = Ledger()
     ledger.step("encode held-out rows", rows_in=40).rows_out = 40
     ledger.write(stage.file("ledger.json"))
     config = {"data": "pairs", "models": ["base", "sft"], "reference": None, "prompts": None}
     started = 1000 + 200 * len(list(run.path.glob("*/manifest.json")))
-    stage.write_manifest(_manifest("eval", started, 12.0, config, result={"separation": {}}, dtype="bf16"))
+    stage.write_manifest(_manifest("eval", started, 12.0, config, result={"roc_area": {}}, dtype="bf16"))
     declare(run, name, {"kind": "eval", **config})
     return record
 
@@ -566,29 +569,26 @@ def _answers(
     return found
 
 
-def _counts(answers: Sequence[Answer], measured: set[str], reason: str) -> Counts:
+def _counts(answers: Sequence[Answer], measured: set[str], reason: str) -> Account:
     dropped = ["timeout" if a.failure else reason for a in answers if a.task.id not in measured]
-    return Counts(len(answers), sum(a.complete for a in answers), len(answers) - len(dropped), dict(Counter(dropped)))
+    return Account(len(answers), sum(a.complete for a in answers), len(answers) - len(dropped), dict(Counter(dropped)))
 
 
 def write_benchmark(
     run: RunDir, key: str, name: str, title: str, area: str, measures: Sequence[Measure], findings: Findings,
-    answers: dict[str, list[Answer]], judge: dict[str, Any] | None = None, stage: str = "benchmarks",
+    answers: dict[str, list[Answer]], judge: JudgeRecord | None = None, stage: str = "benchmarks",
 ) -> None:  # fmt: skip
     """Write both files of a benchmark, as an eval stage does."""
     tasks = {answer.task.id for found in answers.values() for answer in found}
-    record = {
-        "schema": 1, "key": key, "benchmark": name, "title": title, "area": area,
-        "source": {"path": f"prompts/{key}.jsonl", "digest": "ab" * 32, "prompts": len(tasks)},
-        "config": {"name": name, "path": f"prompts/{key}.jsonl"},
-        **benchmark_record(measures, findings, answers, SETTINGS),
-        "cost": {m: {"prompt_tokens": 40 * len(a), "completion_tokens": 20 * len(a), "seconds": 3.5} for m, a in answers.items()},
-        "judge": judge,
-    }  # fmt: skip
-    folder = run.stage(stage).path / "benchmarks"
-    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in reply_rows(answers, findings))
-    write_text(folder / f"{key}.rows.jsonl", "".join(rows))
-    write_json(folder / f"{key}.json", record)
+    benchmark = SimpleNamespace(name=name, title=title, area=area, measures=lambda: tuple(measures))
+    source = Source(f"prompts/{key}.jsonl", "ab" * 32, len(tasks))
+    record = task_record(
+        benchmark, key, source, findings, answers, SETTINGS,  # type: ignore[arg-type]
+        config={"name": name, "path": f"prompts/{key}.jsonl"},
+        cost={m: Cost(40 * len(a), 20 * len(a), 3.5) for m, a in answers.items()},
+        judge=judge,
+    )  # fmt: skip
+    write_record(run.stage(stage).path / "benchmarks", record, reply_rows(answers, findings))
 
 
 def _tasks(key: str, count: int, categories: Sequence[str | None], turns: int = 1, samples: int = 1) -> list[Task]:
@@ -622,7 +622,7 @@ def _yes_no(
                 passed = float(logit + direction * 1.3 * GAINS[model] + _quality(model, task.id) > 0)
                 values.append(Value(model, task.id, measure.key, passed, task.category))
                 good = bool(passed) is (measure.better != "lower")
-                shown[model, task.id, 0] = Shown("passed" if passed else "failed", good, f"rule {measure.key}")
+                shown[model, task.id, 0] = Remark("passed" if passed else "failed", good, f"rule {measure.key}")
                 numbers[model, task.id, 0] = {measure.key: passed}
     counts = {m: _counts(a, {v.task for v in values if v.model == m}, "") for m, a in answers.items()}
     findings = Findings(values, counts, shown, numbers, notes)
@@ -630,31 +630,25 @@ def _yes_no(
 
 
 def _verdicts(a: str, b: str, task: str) -> tuple[Verdict | Missing, Verdict | Missing]:
-    """Both games of a judge that likes what it sees first: verdicts in positions."""
+    """Both judgments of a judge that likes what it sees first: verdicts in positions."""
     lean = GAINS[a] - GAINS[b] + _quality(a + b, task)
     if abs(_quality(b + a, task, 7)) > 2.2:
         return Missing("parse", "no mark"), "first"
     return tuple("tie" if abs(x) < 0.2 else "first" if x > 0 else "second" for x in (lean + 0.4, -lean + 0.4))  # type: ignore[return-value]
 
 
-def _judge_record(games: Sequence[Judgment], items: Sequence[Item], name: str = "qwen3-8b") -> dict[str, Any]:
+def _judge_record(judgments: Sequence[Judgment], items: Sequence[Item], name: str = "qwen3-8b") -> JudgeRecord:
     mark = Fingerprint("openai", "Qwen/Qwen3-8B", "http://localhost:8000/v1")
-    plan = {"orders": "both", "samples": 1, "temperature": None, "emphasis": "no"}
-    return {
-        "judges": [{"name": name, "fingerprint": mark._asdict(), "prompts": ["0123456789abcdef"], "calls": plain(calls_of(games))}],
-        "language": "en",
-        "plan": plan,
-        "spent": {"calls": len(games), "answers": len(games), "outcomes": {}, "prompt_tokens": 90_000, "completion_tokens": 12_000,
-                  "price": 0.0, "counted_tokens": 102_000, "counted_price": 0.0},
-        "bias": {name: plain(bias_report(items, games, settings=IntervalSettings(confidence=0.95, resamples=400, seed=3)))} if items else {},
-    }  # fmt: skip
+    entry = JudgeEntry(name, mark, calls_of(judgments), ("0123456789abcdef",))
+    spent = Totals(len(judgments), len(judgments), {}, 90_000, 12_000, 0.0, 102_000, 0.0)
+    return JudgeRecord((entry,), "en", Plan(), spent, {name: bias_report(items, judgments, SETTINGS)} if items else {})
 
 
 def _contest(
     tasks: Sequence[Task], answers: dict[str, list[Answer]], pairs: Sequence[tuple[str, str]]
 ) -> tuple[Any, ...]:
-    """Items, games, outcomes by pair, and win rates of the given pairs of models."""
-    items, games, outcomes, records = [], [], {}, []
+    """Items, judgments, outcomes by pair, and win rates of the given pairs of models."""
+    items, judgments, outcomes, records = [], [], {}, []
     text = {(m, a.task.id): a.replies[0] for m, found in answers.items() for a in found if a.complete}
     for a, b in pairs:
         own = {}
@@ -667,13 +661,11 @@ def _contest(
                 Judgment(Ask(place, 1, order, 0, False), verdict)
                 for order, verdict in zip(("original", "swapped"), _verdicts(a, b, task.id), strict=True)
             ]
-            games += two
+            judgments += two
             own[task.id] = outcome_of(two)
         outcomes[a, b] = own
-        records += [
-            plain(one) for one in win_rates([PairOutcome(a, b, said, name) for name, said in own.items()], SETTINGS)
-        ]
-    return items, games, outcomes, records
+        records += list(win_rates([PairOutcome(a, b, said, name) for name, said in own.items()], SETTINGS))
+    return items, judgments, outcomes, records
 
 
 def _chat(run: RunDir) -> None:
@@ -698,11 +690,11 @@ def _chat(run: RunDir) -> None:
             ]
             values += [Value(model, task.id, "rating", rating, task.category) for rating in rated]
             values.append(Value(model, task.id, "rating_turn_2", rated[1], task.category))
-            shown[model, task.id, 0] = Shown(
+            shown[model, task.id, 0] = Remark(
                 f"{np.mean(rated):g} of 10", None, "Turn 1: It is short and right. [[5]]\n" * 9
             )
             numbers[model, task.id, 0] = {"rating": float(np.mean(rated)), "rating_turn_2": rated[1]}
-    items, games, outcomes, records = _contest(tasks, answers, [(model, "base") for model in CONTENDERS[1:]])
+    items, judgments, outcomes, records = _contest(tasks, answers, [(model, "base") for model in CONTENDERS[1:]])
     for (model, _), own in outcomes.items():
         values += [Value(model, task, "win_rate", POINTS[o]) for task, o in own.items() if not isinstance(o, Missing)]
     values += [Value("base", task.id, "win_rate", 0.5) for task in tasks]
@@ -711,9 +703,11 @@ def _chat(run: RunDir) -> None:
         for m, a in answers.items()
     }
     notes = ["Judged with posttrain's own prompts: not comparable with published MT-Bench scores, whoever judges."]
-    findings = Findings(values, counts, shown, numbers, notes, {"win_rates": records})
+    findings = Findings(
+        values, counts, shown, numbers, notes, win_rates=tuple(records), by_definition=frozenset({("base", "win_rate")})
+    )
     write_benchmark(
-        run, "chat", "mt_bench", "MT-Bench", "helpfulness", measures, findings, answers, _judge_record(games, items)
+        run, "chat", "mt_bench", "MT-Bench", "helpfulness", measures, findings, answers, _judge_record(judgments, items)
     )
 
 
@@ -722,7 +716,7 @@ def _arena(run: RunDir) -> None:
     tasks = _tasks("arena", 30, (None,))
     answers = _answers(tasks)
     pairs = [(a, b) for place, a in enumerate(CONTENDERS) for b in CONTENDERS[place + 1 :]]
-    items, games, outcomes, records = _contest(tasks, answers, pairs)
+    items, judgments, outcomes, records = _contest(tasks, answers, pairs)
     values, labels = [], defaultdict(list)
     rows = []
     for (a, b), own in outcomes.items():
@@ -736,19 +730,18 @@ def _arena(run: RunDir) -> None:
     comparisons = gather(rows)
     matrix, table = win_matrix(comparisons), bradley_terry(comparisons)
     order = [matrix.models.index(model) for model in CONTENDERS]
-    ratings = {
-        "method": "bradley_terry", "models": list(CONTENDERS), "wins": matrix.wins_MM[order][:, order].tolist(),
-        "rows": [{k: getattr(one, k) for k in ("model", "rating", "low", "high", "rank")} for one in table.ratings],
-    }  # fmt: skip
+    wins = tuple(map(tuple, matrix.wins_MM[order][:, order].tolist()))
+    rated = tuple(ModelRating(one.model, one.rating, one.low, one.high, one.rank) for one in table.ratings)
+    ratings = Ratings("bradley_terry", rated, CONTENDERS, wins)
     measure = Measure("win_rate", "Win rate against the others", "share", "higher", "Wins plus half of the ties.", True)
     shown = {
-        (m, t, 0): Shown(f"{sum(x == 1 for x in found)} won", sum(found) > 1.5 or None)
+        (m, t, 0): Remark(f"{sum(x == 1 for x in found)} won", sum(found) > 1.5 or None)
         for (m, t), found in labels.items()
     }
     counts = {m: _counts(a, {v.task for v in values if v.model == m}, "judge: parse") for m, a in answers.items()}
-    findings = Findings(values, counts, shown, extra={"win_rates": records, "ratings": ratings})
+    findings = Findings(values, counts, shown, win_rates=tuple(records), ratings=ratings)
     write_benchmark(
-        run, "arena", "pairwise", "Arena", "helpfulness", [measure], findings, answers, _judge_record(games, items)
+        run, "arena", "pairwise", "Arena", "helpfulness", [measure], findings, answers, _judge_record(judgments, items)
     )
 
 
@@ -769,24 +762,16 @@ def _alpaca(run: RunDir) -> None:
     for model in CONTENDERS:
         own = np.array([value.value for value in values if value.model == model])
         raw, error = 100 * float(own.mean()), 100 * float(own.std(ddof=1) / math.sqrt(len(own)))
-        equal = {"estimate": raw - 1.5, "low": raw - 1.5 - 2 * error, "high": raw - 1.5 + 2 * error}
-        rows.append({"model": model, "win_rate": raw, "standard_error": error, "discrete": 100 * float((own > 0.5).mean()),
-                     "length_controlled": equal["estimate"], "low": equal["low"], "high": equal["high"], "n": len(own)})  # fmt: skip
-        shares = {key: value / 100 for key, value in equal.items()}
-        results.append(
-            {"model": model, "measure": "length_controlled", "category": None, **shares, "values": 20, "prompts": 20}
-        )
-    why = "20 prompts are not the published 805"
-    extra = {
-        "results": results,
-        "length_controlled": {"baseline": "gpt4", "comparable": False, "why_not": why, "rows": rows},
-    }
+        ends = raw - 1.5, raw - 1.5 - 2 * error, raw - 1.5 + 2 * error
+        rows.append(LengthControlledRow(model, raw, error, 100 * float((own > 0.5).mean()), len(own), *ends))
+        results.append(Result(model, "length_controlled", None, *(end / 100 for end in ends), values=20, prompts=20))
+    controlled = LengthControlled("gpt4", False, "20 prompts are not the published 805", tuple(rows))
     counts = {m: _counts(a, {t.id for t in tasks}, "") for m, a in answers.items()}
-    games = [
+    judgments = [
         Judgment(Ask(0, 1, "original", 0, False), "first" if place % 5 else Missing("empty")) for place in range(40)
     ]
     write_benchmark(run, "alpaca", "alpaca_eval", "AlpacaEval 2", "helpfulness", measures,
-                    Findings(values, counts, extra=extra), answers, _judge_record(games, []))  # fmt: skip
+                    Findings(values, counts, results=results, length_controlled=controlled), answers, _judge_record(judgments, []))  # fmt: skip
 
 
 def _variety(run: RunDir) -> None:
@@ -806,7 +791,7 @@ def _variety(run: RunDir) -> None:
         Value(m, a.task.id, "words", float(len(a.replies[0].split()))) for m, found in answers.items() for a in found
     ]
     shown = {
-        (m, a.task.id, a.sample): Shown(f"sample {a.sample + 1} of 4", None)
+        (m, a.task.id, a.sample): Remark(f"sample {a.sample + 1} of 4", None)
         for m, found in answers.items()
         for a in found
     }
@@ -843,7 +828,7 @@ def add_benchmarks(run: RunDir, name: str = "benchmarks") -> None:
     keys = ("chat", "arena", "alpaca", "form", "gsm8k", "safety", "variety")
     config = {
         "data": None, "models": [*CONTENDERS], "prompts": None,
-        "benchmarks": {key: {"name": json.loads((run.stage(name).path / f"benchmarks/{key}.json").read_text())["benchmark"]} for key in keys},
+        "benchmarks": {key: {"name": json.loads((run.stage(name).path / f"benchmarks/{key}.json").read_text())["task"]} for key in keys},
     }  # fmt: skip
     run.stage(name).write_manifest(_manifest("eval", 900, 77.0, config, result={}, dtype="bf16"))
     declare(run, name, {"kind": "eval", **config})

@@ -16,11 +16,11 @@ import pytest
 
 from posttrain.artifacts import RunDir, write_text
 from posttrain.report import numbers
-from posttrain.report.facts import check_words
 from posttrain.report.markdown import fenced, inline
 from posttrain.stages import KINDS
 from posttrain.stages.page import flattened
 from posttrain.stages.page import write_report as write_kinds
+from posttrain.tasks.checks import Check, wanted
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -71,7 +71,7 @@ def page_of(run: RunDir) -> Page:
 
 
 def replies_of(run: RunDir) -> list[dict[str, Any]]:
-    text = (run.path / "evaluate/replies.jsonl").read_text(encoding="utf-8")
+    text = (run.path / "evaluate/prompts.rows.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 
@@ -86,9 +86,11 @@ def test_all_files_are_written(run: RunDir) -> None:
         "sft-speed.svg",
         "sft-lengths-conversation.svg",
         "sft-lengths-assistant.svg",
-        "evaluate-loss-difference.svg",
-        "evaluate-rows-base-sft.svg",
-        "evaluate-accuracy.svg",
+        "evaluate-likelihood-differences.svg",
+        "evaluate-likelihood-rows-base-sft.svg",
+        "evaluate-prompts-accuracy.svg",
+        "evaluate-prompts-accuracy-categories.svg",
+        "evaluate-prompts-differences.svg",
     }
     for path in (run.path / "report/figures").iterdir():
         ElementTree.parse(path)
@@ -115,7 +117,7 @@ def test_the_page_requests_nothing(run: RunDir) -> None:
 
 def test_replies_stand_on_the_page_exactly_as_they_were_given(run: RunDir) -> None:
     page = page_of(run)
-    expected = sorted(record["reply"] for record in replies_of(run) if record["reply"].strip())
+    expected = sorted(record["replies"][0] for record in replies_of(run) if record["replies"][0].strip())
     assert sorted(page.replies) == expected
     assert "(empty reply)" in "".join(page.text)
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
@@ -128,7 +130,7 @@ def test_hostile_text_everywhere_is_escaped(run: RunDir, edit_json: Edit) -> Non
     edit_json(run.path / "prepare/ledger.json", lambda v: v["rejects"][0].update(detail=attack, file=attack))
     edit_json(run.path / "sft/manifest.json", lambda m: (m["config"].update(note=attack), m.update(device=attack)))
     edit_json(run.path / "evaluate/manifest.json", lambda m: m.update(status="failed", error=attack))
-    edit_json(run.path / "evaluate/likelihood.json", lambda v: v["pairs"][0].update(b=attack))
+    edit_json(run.path / "evaluate/likelihood.json", lambda v: v["differences"][0].update(b=attack))
     write_text(run.path / "recipe.yaml", f"name: {json.dumps(attack)}\nmodel: {json.dumps(attack)}\nstages: {{}}\n")
     page = page_of(run)
     assert sum(tag == "script" for tag, _ in page.elements) == 1
@@ -140,7 +142,7 @@ def test_hostile_text_everywhere_is_escaped(run: RunDir, edit_json: Edit) -> Non
 def test_chinese_is_marked_as_chinese(run: RunDir) -> None:
     page = page_of(run)
     languages = [a.get("lang") for _, a in page.elements if a.get("class") == "reply"]
-    assert languages.count("zh-Hans") == sum(r["language"] == "zh" and bool(r["reply"]) for r in replies_of(run))
+    assert languages.count("zh-Hans") == sum(r["language"] == "zh" and bool(r["replies"][0]) for r in replies_of(run))
     assert "《红楼梦》的作者是清代小说家曹雪芹" in "".join(page.text)
 
 
@@ -164,27 +166,21 @@ def test_ids_are_unique_and_links_lead_somewhere(run: RunDir) -> None:
 
 def test_every_figure_has_words(run: RunDir) -> None:
     drawings = [a for tag, a in page_of(run).elements if tag == "svg"]
-    assert len(drawings) == 10 + 2  # two headlines show their difference
+    assert len(drawings) == 12 + 2  # two headlines show their difference
     assert all(a.get("role") == "img" and len(a.get("aria-label") or "") > 30 for a in drawings)
 
 
 def test_numbers_on_the_page_equal_the_artefacts(run: RunDir) -> None:
     text = " ".join("".join(page_of(run).text).split())
     markdown = (run.path / "report/report.md").read_text(encoding="utf-8")
+    unit = lambda record, one: next(m["unit"] for m in record["measures"] if m["key"] == one["measure"])  # noqa: E731
     read = lambda name: json.loads((run.path / name).read_text(encoding="utf-8"))  # noqa: E731
-    likelihood, accuracy, manifest = (
-        read("evaluate/likelihood.json"),
-        read("evaluate/accuracy.json"),
-        read("sft/manifest.json"),
-    )
+    records, manifest = [read(f"evaluate/{key}.json") for key in ("likelihood", "prompts")], read("sft/manifest.json")
     lengths, ledger = read("sft/lengths.json"), read("prepare/ledger.json")
-    pair = likelihood["pairs"][0]
     expected = [
-        *(f"{model['loss']:.3f}" for model in likelihood["models"].values()),
-        *(f"{model['perplexity']:.2f}" for model in likelihood["models"].values()),
-        numbers.interval(pair["low"], pair["high"]),
-        *(f"{m['all']['passed']} of {m['all']['checked']}" for m in accuracy["models"].values()),
-        *(numbers.percent_interval(m["all"]["low"], m["all"]["high"]) for m in accuracy["models"].values()),
+        *(numbers.in_unit(one["estimate"], unit(record, one)) for record in records for one in record["results"]),
+        numbers.interval(records[0]["differences"][0]["low"], records[0]["differences"][0]["high"]),
+        numbers.points_interval(records[1]["differences"][0]["low"], records[1]["differences"][0]["high"]),
         f"{manifest['result']['tokens']:,}",
         f"{manifest['result']['supervised_tokens']:,}",
         "3.12 GB",
@@ -203,20 +199,13 @@ def test_numbers_on_the_page_equal_the_artefacts(run: RunDir) -> None:
 def test_summary_holds_the_numbers_of_the_artefacts_and_the_sentences_of_the_page(run: RunDir) -> None:
     text = "".join(page_of(run).text)
     summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
-    likelihood = json.loads((run.path / "evaluate/likelihood.json").read_text())
-    accuracy = json.loads((run.path / "evaluate/accuracy.json").read_text())
-    (found,), (checked,), (replies,) = (summary["records"][name] for name in ("likelihood", "accuracy", "replies"))
-    assert found["models"] == likelihood["models"]
-    assert checked["models"] == accuracy["models"]
-    assert {k: found["comparisons"][0][k] for k in likelihood["pairs"][0]} == likelihood["pairs"][0]
-    assert {k: checked["comparisons"][0][k] for k in accuracy["pairs"][0]} == accuracy["pairs"][0]
-    assert replies == {
-        "stage": "evaluate",
-        "prompts": 18,
-        "outcomes": {"gained": 5, "both right": 6, "not checked": 5, "lost": 1, "both wrong": 1},
-        "cut_at_length_limit": {"base": 2, "sft": 0},
-        "not_finite": {"base": 0, "sft": 0},
-    }
+    for key in ("likelihood", "prompts"):
+        record = json.loads((run.path / f"evaluate/{key}.json").read_text())
+        (found,) = summary["records"][key]
+        assert found["results"] == record["results"]
+        for told, written in zip(found["differences"], record["differences"], strict=True):
+            assert {name: told[name] for name in written} == written
+            assert told["verdict"]
     (training,) = summary["records"]["training"]
     result = json.loads((run.path / "sft/manifest.json").read_text())["result"]
     assert {key: training["result"][key] for key in result} == result
@@ -231,7 +220,7 @@ def test_summary_holds_the_numbers_of_the_artefacts_and_the_sentences_of_the_pag
 def test_summary_is_strict_json_even_with_values_that_are_not_finite(run: RunDir, edit_json: Edit) -> None:
     with (run.path / "sft/metrics.jsonl").open("a") as file:
         file.write('{"split": "held_out", "step": 119, "loss": NaN}\n')
-    edit_json(run.path / "evaluate/likelihood.json", lambda v: v["models"]["sft"].update(perplexity=float("inf")))
+    edit_json(run.path / "evaluate/likelihood.json", lambda v: v["results"][1].update(estimate=float("inf")))
     text = "".join(page_of(run).text)
 
     def refuse(constant: str) -> None:
@@ -255,7 +244,7 @@ def test_equal_artefacts_give_equal_bytes(run: RunDir, tmp_path: Path) -> None:
 def test_markdown_images_exist(run: RunDir) -> None:
     write_report(run)
     images = re.findall(r"\]\((figures/[^)]+)\)", (run.path / "report/report.md").read_text(encoding="utf-8"))
-    assert len(images) == 10
+    assert len(images) == 12
     assert all((run.path / "report" / image).exists() for image in images)
 
 
@@ -304,48 +293,6 @@ def test_a_failed_run_shows_its_error_and_its_curves(run: RunDir, edit_json: Edi
     assert (run.path / "report/figures/sft-loss.svg").exists()
 
 
-def test_three_models_and_two_train_stages(run: RunDir, edit_json: Edit) -> None:
-    shutil.copytree(run.path / "sft", run.path / "second")
-    edit_json(run.path / "second/manifest.json", lambda m: m["config"].update(start_from="sft"))
-
-    def likelihood(value: dict[str, Any]) -> None:
-        value["models"]["second"] = {"loss": 1.7001, "perplexity": 5.474, "tokens": 9523, "rows": 98}
-        pair = value["pairs"][0]
-        value["pairs"] += [{**pair, "b": "second"}, {**pair, "a": "sft", "b": "second", "low": -0.1, "high": 0.1}]
-
-    edit_json(run.path / "evaluate/likelihood.json", likelihood)
-    edit_json(run.path / "evaluate/manifest.json", lambda m: m["config"].update(models=["base", "sft", "second"]))
-    records = replies_of(run)
-    records += [{**record, "model": "second"} for record in records if record["model"] == "sft"]
-    write_text(run.path / "evaluate/replies.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    page = page_of(run)
-    text = " ".join("".join(page.text).split())
-    assert "Training: sft" in text
-    assert "Training: second" in text
-    assert "the weights of stage sft" in text
-    assert "second minus sft" in text
-    summary = json.loads((run.path / "summary.json").read_text())
-    assert [c["verdict"] for c in summary["records"]["likelihood"][0]["comparisons"]] == [
-        "improved",
-        "improved",
-        "not shown",
-    ]
-    assert sum(a.get("class") == "answer" for _, a in page.elements) == 3 * 18
-
-
-def test_one_model_alone(run: RunDir, edit_json: Edit) -> None:
-    for name in ("likelihood", "accuracy"):
-        edit_json(run.path / f"evaluate/{name}.json", lambda v: (v["models"].pop("sft"), v.update(pairs=[])))
-    edit_json(run.path / "evaluate/manifest.json", lambda m: m["config"].update(models=["base"]))
-    write_text(
-        run.path / "evaluate/replies.jsonl",
-        "".join(json.dumps(record) + "\n" for record in replies_of(run) if record["model"] == "base"),
-    )
-    text = " ".join("".join(page_of(run).text).split())
-    assert "Held-out loss in nats per token: base" in text
-    assert "(baseline)" not in text
-
-
 # ---- small functions -----------------------------------------------------------------------------------------------
 
 
@@ -355,10 +302,9 @@ def test_fence_is_longer_than_any_inside() -> None:
 
 
 def test_checks_in_words() -> None:
-    assert check_words("contains_any", ["7", "seven"]) == "contains any: 7, seven"
-    assert check_words("number_equals", 80) == "number equals: 80"
-    parts = [{"kind": "contains_any", "expected": ["木星"]}, {"kind": "max_words", "expected": 5}]
-    assert check_words("all_of", parts) == "contains any: 木星; max words: 5"
+    assert wanted(Check(kind="number_equals", expected=80)) == "number equals: 80"
+    parts = (Check(kind="contains_any", expected=("木星",)), Check(kind="max_words", expected=5))
+    assert wanted(Check(kind="all_of", expected=parts)) == "contains any: 木星; max words: 5"
 
 
 def test_flattened_configuration() -> None:

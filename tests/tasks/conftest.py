@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from posttrain.artifacts import plain
 from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Script
 from posttrain.judge.config import JudgePrompt, Plan
 from posttrain.judge.items import Item
 from posttrain.judge.judge import judge
 from posttrain.judge.pool import Judged
+from posttrain.report.reading import parse
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.base import Answer, Benchmark, Findings, Task
-from posttrain.tasks.measures import benchmark_record, reply_rows
+from posttrain.tasks.measuring import reply_rows, task_record
+from posttrain.tasks.records import Source, TaskRecord
 
 SETTINGS = IntervalSettings(resamples=300)
 PLAN = Plan()
@@ -90,9 +94,11 @@ def record_of(
 ) -> dict[str, Any]:
     """The record as JSON: what a reader of the file sees. Rows must be JSON too."""
     for row in reply_rows(answers, findings):
-        json.dumps(row, allow_nan=False)
-    record = benchmark_record(benchmark.measures(), findings, answers, chance)
-    return dict(json.loads(json.dumps(record, allow_nan=False)))
+        json.dumps(plain(row), allow_nan=False)
+    source = Source(None, None, len(next(iter(answers.values()))))
+    record = task_record(benchmark, benchmark.name, source, findings, answers, chance)
+    assert parse(TaskRecord, json.loads(json.dumps(plain(record))), Path("x.json")) == record
+    return dict(json.loads(json.dumps(plain(record), allow_nan=False)))
 
 
 def result_of(record: Mapping[str, Any], model: str, measure: str, category: str | None = None) -> dict[str, Any]:

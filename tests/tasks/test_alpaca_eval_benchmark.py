@@ -69,7 +69,7 @@ def test_win_rates_by_hand(judged, outputs):
     bench = benchmark(outputs(5))
     answers = judged.answers(bench.tasks(), sft=REPLIES)
     judges = judged.judges(weighing(judged))
-    found = bench.score(answers, judges, judged.chance)
+    found = bench.judge(answers, judges, judged.chance)
     record = judged.record(bench, found, answers)
     # means of both orders: 0.8, 0.4, 1/2 (the same reply, not asked); outcomes: win, tie by order, tie
     assert judged.result(record, "sft", "win_rate")["estimate"] == pytest.approx(1.7 / 3)
@@ -81,10 +81,10 @@ def test_win_rates_by_hand(judged, outputs):
     assert len(judges.requests) == 6
     assert {request.sampling.logprobs for request in judges.requests} == {5}
     assert any("the judge gave no log-probabilities" in note for note in record["notes"])
-    assert found.shown["sft", "0", 0][:2] == ("wins", True)
-    assert found.shown["sft", "1", 0].label == "tie"
-    assert found.shown["sft", "1", 0].detail.startswith("Better with probability 40.0%. Against gpt4: ")
-    assert found.values_shown["sft", "0", 0] == {"win_rate": pytest.approx(0.8), "discrete": 1}
+    assert (found.remarks["sft", "0", 0].label, found.remarks["sft", "0", 0].good) == ("wins", True)
+    assert found.remarks["sft", "1", 0].label == "tie"
+    assert found.remarks["sft", "1", 0].detail.startswith("Better with probability 40.0%. Against gpt4: ")
+    assert found.reply_values["sft", "0", 0] == {"win_rate": pytest.approx(0.8), "discrete": 1}
     controlled = record["length_controlled"]
     (row,) = controlled["rows"]
     assert (row["win_rate"], row["discrete"], row["n"]) == (pytest.approx(170 / 3), pytest.approx(200 / 3), 3)
@@ -99,7 +99,7 @@ def test_the_published_order_is_asked_once(judged, outputs):
     bench = benchmark(outputs(30), orders="published")
     answers = judged.answers(bench.tasks(), sft=["p=0.9,0.2"] * 30)
     judges = judged.judges(weighing(judged))
-    record = judged.record(bench, bench.score(answers, judges, judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judges, judged.chance), answers)
     swapped = [shown_swapped(f"I{k}") for k in range(30)]
     assert len(judges.requests) == 30
     # AlpacaEval's swapped shows the model first
@@ -121,12 +121,12 @@ def test_a_panel_and_a_judge_without_probabilities(judged, outputs):
         return token(1.0 if "p=" in judged.shown(request)[0] else 0.0)
 
     panel = judged.judges(weighing(judged), silent, sure)
-    record = judged.record(bench, bench.score(answers, panel, judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, panel, judged.chance), answers)
     # the second judge has no log-probabilities and is out; the third always says the model: (0.8 + 1) / 2 and (0.4 + 1) / 2
     assert judged.result(record, "sft", "win_rate")["estimate"] == pytest.approx((0.9 + 0.7) / 2)
     # first and third agree on the first; tie and win are a tie
     assert judged.result(record, "sft", "discrete")["estimate"] == 0.75
-    alone = bench.score(answers, judged.judges(silent), judged.chance)
+    alone = bench.judge(answers, judged.judges(silent), judged.chance)
     record = judged.record(bench, alone, answers)
     assert record["results"] == []
     assert record["length_controlled"] is None
@@ -138,7 +138,7 @@ def test_the_first_model_as_baseline(judged, outputs):
     bench = benchmark(outputs(2), baseline="first")
     assert [task.expected for task in bench.tasks()] == [None, None]
     answers = judged.answers(bench.tasks(), base=["x", "y"], sft=["p=0.9,0.7", "p=0.6,0.2"])
-    record = judged.record(bench, bench.score(answers, judged.judges(weighing(judged)), judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judged.judges(weighing(judged)), judged.chance), answers)
     assert judged.result(record, "base", "win_rate")["estimate"] == 0.5
     assert judged.result(record, "sft", "win_rate")["estimate"] == pytest.approx(0.6)
     assert record["win_rates"][0]["model_b"] == "base"
@@ -152,7 +152,7 @@ def test_samples_of_probabilities_are_one_and_told(judged, outputs):
     bench = benchmark(outputs(1))
     judges = judged.judges(weighing(judged), plan=Plan(samples=3))
     answers = judged.answers(bench.tasks(), sft=["p=0.9,0.7"])
-    assert any("One draw of every question" in n for n in bench.score(answers, judges, judged.chance).notes)
+    assert any("One draw of every question" in n for n in bench.judge(answers, judges, judged.chance).notes)
     assert len(judges.requests) == 2
 
 
@@ -163,7 +163,7 @@ def test_length_control_is_the_regression_of_the_same_verdicts(judged, outputs):
     bench = benchmark(outputs(40))
     chance = IntervalSettings(resamples=50, seed=3)
     answers = judged.answers(bench.tasks(), sft=texts)
-    record = judged.record(bench, bench.score(answers, judged.judges(weighing(judged)), chance), answers, chance)
+    record = judged.record(bench, bench.judge(answers, judged.judges(weighing(judged)), chance), answers, chance)
     baseline = [len(f"base {k}") for k in range(40)]
     expected = length_controlled_win_rate(
         1 + shares, [len(t) for t in texts], baseline, judge="any", resamples=50, seed=3
@@ -250,7 +250,7 @@ def test_published_annotations_replayed_give_the_leaderboard(judged, published, 
 
     answers = judged.answers(tasks, verbose=texts)
     chance = IntervalSettings(resamples=100)
-    record = judged.record(published, published.score(answers, judged.judges(replay), chance), answers, chance)
+    record = judged.record(published, published.judge(answers, judged.judges(replay), chance), answers, chance)
     official = leaderboard(shared_data, "alpaca-7b_verbose")
     (row,) = record["length_controlled"]["rows"]
     assert row["n"] == int(official["n_total"]) == 802
@@ -286,7 +286,7 @@ def test_length_control_with_the_published_files_is_the_leaderboards(judged, pub
 
     answers = judged.answers(tasks, claude=texts)
     chance = IntervalSettings(resamples=20)
-    record = judged.record(published, published.score(answers, judged.judges(replay), chance), answers, chance)
+    record = judged.record(published, published.judge(answers, judged.judges(replay), chance), answers, chance)
     official = leaderboard(shared_data, model)
     (row,) = record["length_controlled"]["rows"]
     assert row["win_rate"] == pytest.approx(float(official["win_rate"]), abs=1e-6)

@@ -20,7 +20,7 @@ from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.arena_hard import (
     ArenaHardBenchmark,
     Tally,
-    label_of_game,
+    label_of_judgment,
     score_differences,
     score_results,
 )
@@ -54,7 +54,7 @@ def test_the_score_by_hand(judged):
     answers = judged.answers(TASKS, base=["q1", "q3", "q2", "q2", "q1"], sft=["q5", "q2", "q2", "flip q1", "once q3"])
     judges = judged.judges(five(judged))
     bench = benchmark()
-    found = bench.score(answers, judges, judged.chance)
+    found = bench.judge(answers, judges, judged.chance)
     record = judged.record(bench, found, answers)
     # p0: much better in both judgments, 6 of 6; p1: worse in both, 0 of 2; p2: the same, 1 of 2; p3: the first shown, 1 of 2;
     # p4: much better where it is shown first, no label in the other judgment: 3 of 3
@@ -69,8 +69,8 @@ def test_the_score_by_hand(judged):
     assert record["accounting"]["sft"] == {"asked": 5, "answered": 5, "measured": 5, "dropped": {}}
     assert any(note.startswith("1 of 8 judgments have no readable label (parse 1") for note in record["notes"])
     assert len(judges.requests) == 8  # p2 is not asked
-    assert found.values_shown["sft", "p3", 0] == {"score": 0.5, "win_rate": 0.5}
-    assert found.values_shown["sft", "p4", 0] == {"score": 1.0}
+    assert found.reply_values["sft", "p3", 0] == {"score": 0.5, "win_rate": 0.5}
+    assert found.reply_values["sft", "p4", 0] == {"score": 1.0}
     difference = next(one for one in record["differences"] if one["measure"] == "score")
     assert difference["difference"] == pytest.approx(score["estimate"] - 0.5)
     assert {one["measure"] for one in record["differences"]} == {"score", "win_rate"}
@@ -83,7 +83,7 @@ def test_several_judges_are_pooled(judged):
         return "[[A>>B]]"
 
     bench = benchmark()
-    record = judged.record(bench, bench.score(answers, judged.judges(five(judged), sure), judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judged.judges(five(judged), sure), judged.chance), answers)
     # p0: better twice (2 of 2), first shown much better twice (3 of 6); p1, not asked: four ties (2 of 4)
     assert judged.result(record, "sft", "score")["estimate"] == pytest.approx((2 + 3 + 2) / (2 + 6 + 4))
 
@@ -91,7 +91,7 @@ def test_several_judges_are_pooled(judged):
 def test_answers_that_are_lost_are_counted(judged):
     answers = judged.answers(TASKS[:3], base=["q1", LOST, "q1"], sft=["q2", "q2", LOST])
     bench = benchmark()
-    record = judged.record(bench, bench.score(answers, judged.judges(lambda request: "prose"), judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judged.judges(lambda request: "prose"), judged.chance), answers)
     assert record["results"] == []
     assert record["accounting"]["base"]["dropped"] == {
         "judge: parse": 1, "timeout": 1, "nothing to compare with": 1
@@ -101,17 +101,19 @@ def test_answers_that_are_lost_are_counted(judged):
 
 def test_what_a_game_says():
     ask = Ask(0, 1, "original", 0, False)
-    assert label_of_game(Judgment(ask, "first", outcome=Completion("[[B>>A]] no: [[A>>B]]"))) == "first>>"
-    assert label_of_game(Judgment(ask, "second", outcome=Completion("[b>a]"))) == "second>"
-    assert label_of_game(Judgment(ask._replace(order="none"), "second")) == "second>"  # a reward model has no strength
-    assert isinstance(label_of_game(Judgment(ask, Missing("length"))), Missing)
+    assert label_of_judgment(Judgment(ask, "first", outcome=Completion("[[B>>A]] no: [[A>>B]]"))) == "first>>"
+    assert label_of_judgment(Judgment(ask, "second", outcome=Completion("[b>a]"))) == "second>"
+    assert (
+        label_of_judgment(Judgment(ask._replace(order="none"), "second")) == "second>"
+    )  # a reward model has no strength
+    assert isinstance(label_of_judgment(Judgment(ask, Missing("length"))), Missing)
 
 
 def test_the_plan_is_the_judges(judged):
     answers = judged.answers(TASKS[:1], base=["q1"], sft=["flip q2"])
     judges = judged.judges(five(judged), plan=Plan(orders="swapped"))
     bench = benchmark()
-    record = judged.record(bench, bench.score(answers, judges, judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judges, judged.chance), answers)
     assert judged.result(record, "sft", "score")["estimate"] == 0  # base is shown first and wins by it
 
 
@@ -130,15 +132,15 @@ tallies = st.lists(
 @given(tallies)
 def test_the_interval_holds_the_score_within_0_and_1(own):
     (found,) = score_results({"m": own}, IntervalSettings(resamples=100))
-    assert 0 <= found["low"] <= found["high"] <= 1
-    assert found["estimate"] == pytest.approx(sum(t.points for t in own.values()) / sum(t.weight for t in own.values()))
+    assert 0 <= found.low <= found.high <= 1
+    assert found.estimate == pytest.approx(sum(t.points for t in own.values()) / sum(t.weight for t in own.values()))
 
 
 def test_a_score_of_all_or_nothing_is_not_certain():
     # Wilson's lower end of 4 of 4 at 95%: 4 / (4 + 1.96^2) = 0.510
     (found,) = score_results({"m": {f"p{n}": Tally(6, 6) for n in range(4)}}, IntervalSettings(resamples=100))
-    assert (found["estimate"], found["high"]) == (1, 1)
-    assert found["low"] == pytest.approx(0.5101, abs=1e-4)
+    assert (found.estimate, found.high) == (1, 1)
+    assert found.low == pytest.approx(0.5101, abs=1e-4)
 
 
 def test_the_permutation_test_is_that_of_all_swaps():
@@ -156,18 +158,18 @@ def test_the_permutation_test_is_that_of_all_swaps():
     )
     (found,) = score_differences({"a": a, "b": b}, IntervalSettings(resamples=4_000))
     assert seen == pytest.approx(11 / 12 - 2 / 12)
-    assert found["difference"] == pytest.approx(seen)
-    assert found["p_value"] == pytest.approx(exact, abs=0.03)
-    assert found["low"] <= seen <= found["high"]
-    assert found["prompts"] == 4
+    assert found.difference == pytest.approx(seen)
+    assert found.p_value == pytest.approx(exact, abs=0.03)
+    assert found.low <= seen <= found.high
+    assert found.prompts == 4
 
 
 def test_equal_models_do_not_differ_and_family_is_adjusted():
     own = {f"p{n}": Tally(n % 3, 2) for n in range(6)}
     other = {f"p{n}": Tally(2, 2) for n in range(6)}
     same, better = score_differences({"a": own, "b": own, "c": other}, IntervalSettings(resamples=500))
-    assert (same["difference"], same["low"], same["high"], same["p_value"], same["detectable"]) == (0, 0, 0, 1, None)
-    assert better["adjusted_p"] == pytest.approx(min(1, 2 * better["p_value"]))
+    assert (same.difference, same.low, same.high, same.p_value, same.detectable) == (0, 0, 0, 1, None)
+    assert better.adjusted_p == pytest.approx(min(1, 2 * better.p_value))
     assert score_differences({"a": own, "b": {"elsewhere": Tally(1, 2)}}, IntervalSettings(resamples=100)) == []
 
 
@@ -181,7 +183,7 @@ def test_the_interval_is_that_of_a_bootstrap_over_prompts():
     )
     drawn = np.random.default_rng(9).integers(60, size=(4_000, 60))
     low, high = np.quantile(points[drawn].sum(axis=1) / weights[drawn].sum(axis=1), (0.025, 0.975))
-    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.01)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ def test_baseline_replies_in_all_forms(judged, tmp_path):
     bench = benchmark(path, baseline=replies)
     assert [task.expected.text for task in bench.tasks()] == ["q1 a", "q1 b", "q1 c", ""]
     answers = judged.answers(bench.tasks()[:3], base=["q2"] * 3, sft=["q3"] * 3)
-    record = judged.record(bench, bench.score(answers, judged.judges(five(judged)), judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judged.judges(five(judged)), judged.chance), answers)
     assert [rates["model_b"] for rates in record["win_rates"]] == ["gpt", "gpt"]
     assert judged.result(record, "base", "score")["estimate"] == 1  # the first model is measured, too
     assert [one["b"] for one in record["differences"] if one["measure"] == "score"] == ["sft"]

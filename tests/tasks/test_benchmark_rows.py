@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from posttrain.errors import DataError
 from posttrain.generate.engine import Failure, Sampling
 from posttrain.tasks import rows
-from posttrain.tasks.base import Answer, Counts, Task
+from posttrain.tasks.base import Answer, Task
+from posttrain.tasks.measuring import counted, why_missing
+from posttrain.tasks.records import Account
 from posttrain.tasks.rows import file_rows, keep_shares, plain_prompts
-from posttrain.tasks.scoring import counted, why_missing
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -70,4 +71,4 @@ def test_nothing_is_lost_without_a_reason() -> None:
     half = Answer(task, 1, ("1",), ("stop",), (None,), Failure("budget", "cap"))
     none = Answer(task, 2, (), (), ())
     assert (why_missing(half), why_missing(none)) == ("budget", "no_reply")
-    assert counted([whole, half, none], ["budget", "no_reply"]) == Counts(3, 1, 1, {"budget": 1, "no_reply": 1})
+    assert counted([whole, half, none], ["budget", "no_reply"]) == Account(3, 1, 1, {"budget": 1, "no_reply": 1})

@@ -13,14 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.artifacts import plain
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Counts, Findings, Task
+from posttrain.tasks.base import Answer, Findings, Task
 from posttrain.tasks.diversity import DiversityBenchmark, corpus_distinct, prompt_measures, reply_measures
-from posttrain.tasks.measures import benchmark_record
+from posttrain.tasks.measuring import findings_of, task_record
 from posttrain.tasks.ngram_diversity import distinct_n
+from posttrain.tasks.records import Account, Remark, Source
+
+
+def record_json(benchmark, findings, answers, settings):
+    """The record as a reader of its file sees it."""
+    return plain(task_record(benchmark, "x", Source(None, None, 1), findings, answers, settings))
+
 
 SETTINGS = IntervalSettings(resamples=200)
 
@@ -104,26 +112,24 @@ def test_the_configuration_is_strict(option: str) -> None:
 def test_values_by_hand(tmp_path: Path) -> None:
     one = benchmark(tmp_path, [{"prompt": "p", "category": "x"}, {"prompt": "q"}], samples=2)
     p, q = one.tasks()
-    found = one.score({"a": [*said(p, "a b", "a c"), *said(q, "go go go go go", "...")]}, None, SETTINGS)
+    found = findings_of(one, {"a": [*said(p, "a b", "a c"), *said(q, "go go go go go", "...")]}, None, SETTINGS)
     assert values(found, "distinct_1") == [("#1", 3 / 4), ("#2", 1 / 5)]
     assert values(found, "distinct_2") == [("#1", 1.0), ("#2", 1 / 4)]
     assert values(found, "self_bleu") == [("#1", pytest.approx(math.sqrt(0.05)))]  # 1/2 and 0.1/1
     assert values(found, "repetition") == [("#2", 0.5)]  # two runs of four words, both "go go go go"
     assert values(found, "tokens") == [("#1", 2), ("#1", 2), ("#2", 5), ("#2", 0)]
     assert {v.category for v in found.values if v.task == "#1"} == {"x"}
-    assert found.counts == {"a": Counts(4, 4, 4, {})}
-    assert found.values_shown["a", "#2", 0] == {"tokens": 5, "repetition": 0.5, "longest_repeat": 4}
-    assert found.shown["a", "#2", 1] == (
+    assert found.accounting == {"a": Account(4, 4, 4, {})}
+    assert found.reply_values["a", "#2", 0] == {"tokens": 5, "repetition": 0.5, "longest_repeat": 4}
+    assert found.remarks["a", "#2", 1] == Remark(
         "sample 2 of 2",
         None,
         "all samples of this prompt: Distinct word pairs 0.25, Distinct words 0.20",
     )
-    corpus = {r["measure"]: r for r in found.extra["results"]}
-    assert corpus["corpus_distinct_1"]["estimate"] == pytest.approx(4 / 9)  # a b c go
-    assert corpus["corpus_distinct_2"] | {"low": 0, "high": 0} == {
-        **{"model": "a", "measure": "corpus_distinct_2", "category": None, "estimate": 3 / 6, "low": 0, "high": 0},
-        **{"values": 4, "prompts": 2},
-    }
+    corpus = {r.measure: r for r in found.results}
+    assert corpus["corpus_distinct_1"].estimate == pytest.approx(4 / 9)  # a b c go
+    other = corpus["corpus_distinct_2"]
+    assert (other.model, other.category, other.estimate, other.values, other.prompts) == ("a", None, 3 / 6, 4, 2)
 
 
 def test_a_prompt_counts_with_all_its_samples_or_not_at_all(tmp_path: Path) -> None:
@@ -133,13 +139,13 @@ def test_a_prompt_counts_with_all_its_samples_or_not_at_all(tmp_path: Path) -> N
         [*said(p, "a b", None, "a c"), *said(q, "x", "y", "z")],
         [*said(p, None, None, None), *said(q, None, "y", "z")],
     )
-    found = one.score({"a": a, "b": b}, None, SETTINGS)
+    found = findings_of(one, {"a": a, "b": b}, None, SETTINGS)
     assert {v.task for v in found.values} == {"#2"}
-    assert found.counts["a"] == Counts(6, 5, 3, {"other_sample_missing": 2, "timeout": 1})
-    assert found.counts["b"] == Counts(6, 2, 0, {"timeout": 4, "other_sample_missing": 2})
+    assert found.accounting["a"] == Account(6, 5, 3, {"other_sample_missing": 2, "timeout": 1})
+    assert found.accounting["b"] == Account(6, 2, 0, {"timeout": 4, "other_sample_missing": 2})
     assert {v.model for v in found.values} == {"a"}
-    assert found.extra["results"] == []  # one prompt has no interval
-    record = benchmark_record(one.measures(), found, {"a": a, "b": b}, SETTINGS)
+    assert found.results == []  # one prompt has no interval
+    record = record_json(one, found, {"a": a, "b": b}, SETTINGS)
     assert {r["model"] for r in record["results"]} == {"a"}
 
 
@@ -149,7 +155,7 @@ def test_models_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
     free = [answer for n, task in enumerate(tasks) for answer in said(task, f"a{n} b c", f"d{n} e f")]
     stuck = [answer for task in tasks for answer in said(task, "yes it is", "yes it is")]
     answers = {"free": free, "stuck": stuck}
-    record = benchmark_record(one.measures(), one.score(answers, None, SETTINGS), answers, SETTINGS)
+    record = record_json(one, findings_of(one, answers, None, SETTINGS), answers, SETTINGS)
     difference = {d["measure"]: d for d in record["differences"]}
     assert difference["self_bleu"]["difference"] == 1.0
     assert difference["distinct_2"]["difference"] == -0.5
@@ -245,7 +251,7 @@ def test_a_real_static_encoder_measures_meaning(tmp_path: Path, shared_data: Pat
         *said(q, "The cat sleeps on the sofa.", "Interest rates rose again last month."),
         *said(r, "天气很好。", "今天下雨。"),
     ]
-    found = one.score({"a": answers}, None, SETTINGS)
+    found = findings_of(one, {"a": answers}, None, SETTINGS)
     (near, far) = [value for _, value in values(found, "embedding_spread")]
     assert 0 < near < 0.5 < far < 1.2
     assert found.notes == ["a: 1 prompts have no spread of meaning, as fewer than two of their replies have a vector."]

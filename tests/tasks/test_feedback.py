@@ -1,9 +1,9 @@
-"""feedback.json: areas and means worked by hand, scipy's U statistic, stratified intervals, one kind of label only."""
+"""The record of held-out feedback: areas and means worked by hand, scipy's U statistic, stratified intervals, one kind of label only."""
 
 from __future__ import annotations
 
 import itertools
-import json
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from posttrain.encode.preferences import FeedbackTokens
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.held_out import feedback
-from posttrain.tasks.held_out.feedback import MEASURES, feedback_record, feedback_rows
+from posttrain.tasks.held_out.feedback import feedback_record, feedback_rows
+from posttrain.tasks.records import TaskRecord
 from posttrain.types import Tokens
 
 LABELS = [True, False, True, True, False]
@@ -28,13 +29,25 @@ def replies(logps: Sequence[float], tokens: int = 2) -> list[np.ndarray[Any, Any
     return [np.full(tokens, value / tokens, np.float32) for value in logps]
 
 
+def view(record: TaskRecord) -> dict[str, Any]:
+    """The numbers by model and measure: an interval, or a bare number where there is none; None where a measure is not there."""
+    models: dict[str, Any] = {name: defaultdict(lambda: None) for name in record.models}
+    for one in record.results:
+        ends = {"estimate": one.estimate, "low": one.low, "high": one.high}
+        models[one.model][one.measure] = one.estimate if one.low is None else ends
+    differences: dict[str, Any] = {}
+    for change in record.differences:
+        own = differences.setdefault(change.b, defaultdict(lambda: None, a=change.a, b=change.b))
+        own[change.measure] = {"estimate": change.difference, "low": change.low, "high": change.high}
+    return {"models": models, "differences": list(differences.values())}
+
+
 def record(
     scores: dict[str, Sequence[float]], labels: Sequence[bool] = LABELS, reference: str = "base", **options: Any
 ) -> dict[str, Any]:
     settings = IntervalSettings(**{"confidence": 0.9, "resamples": 300, **options})
-    return feedback_record(
-        {name: replies(logps) for name, logps in scores.items()}, labels, reference, settings=settings
-    )
+    found = {name: replies(logps) for name, logps in scores.items()}
+    return view(feedback_record(found, labels, reference, settings=settings))
 
 
 def gained(*rewards: float) -> list[float]:
@@ -44,9 +57,8 @@ def gained(*rewards: float) -> list[float]:
 def test_measures_by_hand() -> None:
     # Desirable rewards 2, 0, 1; undesirable 1, -1. Of 6 comparisons: 2 > 1, 2 > -1, 0 > -1, 1 > -1 won, 1 = 1 half, 0 < 1 lost.
     found = record({"base": BASE, "kto": gained(2, 1, 0, 1, -1)})
-    assert (found["rows"], found["desirable"], found["undesirable"], found["reference"]) == (5, 3, 2, "base")
     kto = found["models"]["kto"]
-    assert kto["separation"]["estimate"] == pytest.approx(4.5 / 6)
+    assert kto["roc_area"]["estimate"] == pytest.approx(4.5 / 6)
     assert kto["reward_desirable"]["estimate"] == pytest.approx(1.0)
     assert kto["reward_undesirable"]["estimate"] == pytest.approx(0.0)
     assert kto["reward_margin"]["estimate"] == pytest.approx(1.0)
@@ -56,9 +68,8 @@ def test_measures_by_hand() -> None:
     assert kto["kl"] == pytest.approx(0.5 * 2 * 1.75 / 10)
     (difference,) = found["differences"]
     assert (difference["a"], difference["b"]) == ("base", "kto")
-    assert difference["separation"]["estimate"] == pytest.approx(0.25)
+    assert difference["roc_area"]["estimate"] == pytest.approx(0.25)
     assert difference["reward_margin"] == kto["reward_margin"]  # base rewards nothing
-    json.dumps(found)
 
 
 def test_the_reference_can_not_tell_them_apart() -> None:
@@ -69,15 +80,15 @@ def test_the_reference_can_not_tell_them_apart() -> None:
     noisy = [start + by * 0.99 for start, by in zip(small, rounding, strict=True)]
     found = record({"base": small, "same": noisy})
     for name in ("base", "same"):
-        assert found["models"][name]["separation"] == exactly
+        assert found["models"][name]["roc_area"] == exactly
         assert found["models"][name]["reward_margin"] == nothing
-    assert found["differences"][0]["separation"] == nothing
+    assert found["differences"][0]["roc_area"] == nothing
 
 
 def test_perfect_and_inverted_models_have_no_width() -> None:
     found = record({"base": BASE, "good": gained(1, -1, 2, 3, -2), "bad": gained(-1, 1, -2, -3, 2)})["models"]
-    assert found["good"]["separation"] == {"estimate": 1.0, "low": 1.0, "high": 1.0}
-    assert found["bad"]["separation"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
+    assert found["good"]["roc_area"] == {"estimate": 1.0, "low": 1.0, "high": 1.0}
+    assert found["bad"]["roc_area"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
 
 
 REWARDS = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12)
@@ -88,10 +99,10 @@ REWARDS = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12)
 def test_separation_is_the_mann_whitney_u(desirable: list[float], undesirable: list[float]) -> None:
     rewards, labels = [*desirable, *undesirable], [True] * len(desirable) + [False] * len(undesirable)
     scores = {"base": [-8.0] * len(labels), "m": [reward - 8.0 for reward in rewards]}
-    found = record(scores, labels, resamples=100)["models"]["m"]["separation"]
+    found = record(scores, labels, resamples=100)["models"]["m"]["roc_area"]
     u = scipy.stats.mannwhitneyu(desirable, undesirable).statistic
     assert found["estimate"] == pytest.approx(u / (len(desirable) * len(undesirable)), abs=1e-6)
-    flipped = record(scores, [not label for label in labels], resamples=100)["models"]["m"]["separation"]
+    flipped = record(scores, [not label for label in labels], resamples=100)["models"]["m"]["roc_area"]
     assert flipped["estimate"] == pytest.approx(1 - found["estimate"], abs=1e-6)
 
 
@@ -107,7 +118,7 @@ def test_every_stratified_resample_of_two_and_two_rows() -> None:
     for confidence in (0.4, 0.6, 0.9):
         found = record(scores, [True, True, False, False], confidence=confidence, resamples=40_000)["models"]["m"]
         tails = ((1 - confidence) / 2, (1 + confidence) / 2)
-        for name, values in (("separation", areas), ("reward_margin", margins)):
+        for name, values in (("roc_area", areas), ("reward_margin", margins)):
             expected = np.quantile(values, tails, method="inverted_cdf")
             assert (found[name]["low"], found[name]["high"]) == pytest.approx(tuple(expected)), (name, confidence)
 
@@ -116,7 +127,7 @@ def test_the_interval_agrees_with_scipys_bootstrap() -> None:
     rng = np.random.default_rng(5)
     desirable, undesirable = rng.normal(0.6, 1, 40), rng.normal(0, 1, 25)
     scores = {"base": [-8.0] * 65, "m": [float(value) - 8 for value in (*desirable, *undesirable)]}
-    found = record(scores, [True] * 40 + [False] * 25, confidence=0.95, resamples=10_000)["models"]["m"]["separation"]
+    found = record(scores, [True] * 40 + [False] * 25, confidence=0.95, resamples=10_000)["models"]["m"]["roc_area"]
 
     def area(d: Any, u: Any, axis: int) -> Any:
         return (d[..., :, None] > u[..., None, :]).mean(axis=(-1, -2))
@@ -148,21 +159,20 @@ def test_a_model_has_the_same_numbers_whatever_stands_beside_it() -> None:
     assert alone["differences"][0] == beside["differences"][1]
     turned = record({"kto": kto, "base": BASE})  # the reference need not come first
     assert turned["models"] == alone["models"]
-    assert turned["differences"][0]["separation"]["estimate"] == -alone["differences"][0]["separation"]["estimate"]
+    assert turned["differences"][0]["roc_area"]["estimate"] == -alone["differences"][0]["roc_area"]["estimate"]
 
 
 @pytest.mark.parametrize("kind", [True, False])
 def test_one_kind_of_label_leaves_out_what_needs_both(kind: bool) -> None:
     found = record({"base": BASE, "kto": gained(2, 1, 0, 1, -1)}, [kind] * 5)
     there, missing = ("desirable", "undesirable") if kind else ("undesirable", "desirable")
-    assert (found[there], found[missing]) == (5, 0)
-    for entry in (found["models"]["kto"], found["differences"][0]):
-        assert entry["separation"] is None
+    assert found["differences"] == []
+    for entry in (found["models"]["kto"],):
+        assert entry[f"reward_{there}"]["estimate"] == pytest.approx(0.6)
+        assert entry["roc_area"] is None
         assert entry["reward_margin"] is None
         assert entry[f"reward_{missing}"] is None
-        assert entry[f"reward_{there}"]["estimate"] == pytest.approx(0.6)
     assert found["models"]["kto"][f"logps_{missing}"] is None
-    json.dumps(found, allow_nan=False)
 
 
 def test_labels_and_rows_must_agree() -> None:
@@ -179,11 +189,11 @@ def test_rows_sum_up_to_the_record() -> None:
     ]
     scores = {"base": replies(BASE), "kto": replies(gained(2, 1, 0, 1, -1))}
     lines = list(feedback_rows(scores, units))
-    assert [(line["model"], line["row_id"]) for line in lines] == [
+    assert [(row.model, row.prompt_id) for row in lines] == [
         (name, f"row-{n}") for name in ("base", "kto") for n in range(5)
     ]
-    assert {(line["tokens"], type(line["logp"])) for line in lines} == {(2, float)}
     found = feedback_record(scores, LABELS, "base", settings=IntervalSettings(0.9, 100))
-    good = [line["logp"] for line in lines if line["model"] == "kto" and line["desirable"]]
-    assert np.mean(good) == found["models"]["kto"]["logps_desirable"]
-    assert set(MEASURES) < found["models"]["kto"].keys()
+    good = [row.values["logp"] for row in lines if row.model == "kto" and row.values["desirable"]]
+    assert np.mean(good) == view(found)["models"]["kto"]["logps_desirable"]
+    assert found.overall("base", "roc_area").by_definition  # type: ignore[union-attr]
+    assert {one.test for one in found.differences} == {None}  # by the interval alone

@@ -12,9 +12,11 @@ from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure, FinishReason
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Counts, Task
+from posttrain.tasks.base import Answer, Task
 from posttrain.tasks.checks import stated_number
 from posttrain.tasks.gsm8k import Gsm8kBenchmark
+from posttrain.tasks.measuring import findings_of
+from posttrain.tasks.records import Account, Remark
 
 ROWS = [
     {"question": "Ann has 3 pens and buys 4. How many has she?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
@@ -76,20 +78,23 @@ def test_examples_stand_before_the_problem(path: str, tmp_path: Path) -> None:
 )
 def test_verdicts(path: str, reply: str, accuracy: int, answered: int, label: str, detail: str) -> None:
     benchmark = Gsm8kBenchmark(name="gsm8k", path=path)
-    found = benchmark.score({"a": [said(benchmark.tasks()[0], reply)]}, None, IntervalSettings())
+    found = findings_of(benchmark, {"a": [said(benchmark.tasks()[0], reply)]}, None, IntervalSettings())
     assert {v.measure: v.value for v in found.values} == {"accuracy": accuracy, "answered": answered}
-    assert found.shown["a", "#1", 0] == (label, bool(accuracy), detail)
-    assert found.counts["a"].measured == 1
+    assert found.remarks["a", "#1", 0] == Remark(label, bool(accuracy), detail)
+    assert found.accounting["a"].measured == 1
 
 
 def test_a_problem_without_a_reply_is_dropped_with_its_reason(path: str) -> None:
     benchmark = Gsm8kBenchmark(name="gsm8k", path=path)
     first, second, *_ = benchmark.tasks()
     lost = Answer(second, 0, (), (), (), Failure("server_error", "500"))
-    found = benchmark.score(
-        {"a": [said(first, "7"), lost], "b": [said(first, "7"), said(second, "1250")]}, None, IntervalSettings()
+    found = findings_of(
+        benchmark,
+        {"a": [said(first, "7"), lost], "b": [said(first, "7"), said(second, "1250")]},
+        None,
+        IntervalSettings(),
     )
-    assert found.counts == {"a": Counts(2, 1, 1, {"server_error": 1}), "b": Counts(2, 2, 2, {})}
+    assert found.accounting == {"a": Account(2, 1, 1, {"server_error": 1}), "b": Account(2, 2, 2, {})}
     assert [(v.model, v.task, v.value) for v in found.values if v.measure == "accuracy"] == [
         ("a", "#1", 1.0),
         ("b", "#1", 1.0),
@@ -103,9 +108,9 @@ def test_cut_replies_are_scored_and_told(path: str) -> None:
     benchmark = Gsm8kBenchmark(name="gsm8k", path=path)
     first, second, third, fourth = benchmark.tasks()
     a = [said(first, "So she has 7", "length"), said(second, "1250"), said(third, "2 -", "length"), said(fourth, "2.5")]
-    found = benchmark.score({"a": a, "b": [said(first, "7")]}, None, IntervalSettings())
+    found = findings_of(benchmark, {"a": a, "b": [said(first, "7")]}, None, IntervalSettings())
     assert [v.value for v in found.values if v.measure == "accuracy"] == [1, 1, 0, 1, 1]
-    assert found.shown["a", "#1", 0] == ("right", True, "expected 7, read 7; cut at the limit of tokens")
+    assert found.remarks["a", "#1", 0] == Remark("right", True, "expected 7, read 7")
     assert found.notes[2:] == [
         "a: 2 of 4 replies were cut at the limit of tokens and are read as they stand; 1 of its 3 right answers are among them, "
         "and may be right by chance."
@@ -161,10 +166,10 @@ def test_the_own_solutions_are_right(shared_data: Path) -> None:
     benchmark = Gsm8kBenchmark(name="gsm8k", path=str(path), shots=8, examples=train)
     tasks = benchmark.tasks()
     solutions = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
-    found = benchmark.score(
-        {"gold": [said(t, s) for t, s in zip(tasks, solutions, strict=True)]}, None, IntervalSettings()
+    found = findings_of(
+        benchmark, {"gold": [said(t, s) for t, s in zip(tasks, solutions, strict=True)]}, None, IntervalSettings()
     )
-    assert len(tasks) == found.counts["gold"].measured == 1319
+    assert len(tasks) == found.accounting["gold"].measured == 1319
     assert {v.value for v in found.values} == {1.0}
     assert found.notes == [
         "8 solved examples and posttrain's own wording: not to be put beside numbers from other prompts."

@@ -1,7 +1,8 @@
-"""preferences.json: accuracy with ties, margins against the reference, rows that give the same numbers."""
+"""The record of held-out preferences: accuracy with ties, margins against the reference, rows that give the same numbers."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.stats.intervals import IntervalSettings
+from posttrain.stats.intervals import IntervalSettings, mcnemar
 from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
+from posttrain.tasks.records import TaskRecord
 from posttrain.types import LOGP_ROUNDING, resolved
 
 
@@ -20,8 +22,21 @@ def side(*replies: Sequence[float]) -> list[np.ndarray[Any, Any]]:
     return [np.array(reply, np.float32) for reply in replies]
 
 
+def view(record: TaskRecord) -> dict[str, Any]:
+    """The numbers by model and measure: an interval, or a bare number where there is none; None where a measure is not there."""
+    models: dict[str, Any] = {name: defaultdict(lambda: None) for name in record.models}
+    for one in record.results:
+        ends = {"estimate": one.estimate, "low": one.low, "high": one.high}
+        models[one.model][one.measure] = one.estimate if one.low is None else ends
+    differences: dict[str, Any] = {}
+    for change in record.differences:
+        own = differences.setdefault(change.b, defaultdict(lambda: None, a=change.a, b=change.b))
+        own[change.measure] = {"estimate": change.difference, "low": change.low, "high": change.high}
+    return {"models": models, "differences": list(differences.values())}
+
+
 def record(scores: dict[str, PairScores], reference: str = "base") -> dict[str, Any]:
-    return preference_record(scores, reference, settings=IntervalSettings(confidence=0.9, resamples=500, seed=0))
+    return view(preference_record(scores, reference, settings=IntervalSettings(confidence=0.9, resamples=500, seed=0)))
 
 
 BASE = PairScores(side([-2, -2], [-1], [-3, -1]), side([-4], [-2, -2], [-1, -1, -1, -1]))
@@ -31,7 +46,6 @@ def test_measures_by_hand() -> None:
     # Log-ratios: chosen +1, -0.5, +2; rejected -1, 0, +2. Margins 2, -0.5, 0: right, wrong, neither.
     tuned = PairScores(side([-1.5, -1.5], [-1.5], [-1, -1]), side([-5], [-2, -2], [-0.5, -0.5, -0.5, -0.5]))
     found = record({"base": BASE, "dpo": tuned})
-    assert found["pairs"] == 3
     assert found["models"]["base"]["reward_accuracy"] == {"estimate": 0.5, "low": 0.5, "high": 0.5}
     assert found["models"]["base"]["reward_margin"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
     dpo = found["models"]["dpo"]
@@ -79,6 +93,19 @@ def test_resolved_keeps_a_number_or_makes_it_nothing(difference: float, rounding
 def test_rows_sum_up_to_the_record() -> None:
     pairs = [SimpleNamespace(row_id=name) for name in "abc"]
     lines = list(preference_rows({"base": BASE}, pairs))  # type: ignore[arg-type]
-    assert [line["row_id"] for line in lines] == ["a", "b", "c"]
-    assert [(line["chosen"], line["chosen_tokens"]) for line in lines] == [(-4.0, 2), (-1.0, 1), (-4.0, 2)]
-    assert sum(line["rejected"] for line in lines) / 3 == record({"base": BASE})["models"]["base"]["logps_rejected"]
+    assert [row.prompt_id for row in lines] == ["a", "b", "c"]
+    assert [(row.values["chosen"], row.values["chosen_tokens"]) for row in lines] == [(-4.0, 2), (-1.0, 1), (-4.0, 2)]
+    assert (
+        sum(row.values["rejected"] for row in lines) / 3 == record({"base": BASE})["models"]["base"]["logps_rejected"]
+    )
+
+
+def test_shares_of_pairs_are_tested_by_sign_and_margins_are_not() -> None:
+    tuned = PairScores(side([-1, -1], [-1.5], [-1, -1]), BASE.rejected)
+    found = preference_record({"base": BASE, "dpo": tuned}, "base", settings=IntervalSettings(resamples=100))
+    tested = {one.measure: (one.test, one.higher, one.lower, one.p_value) for one in found.differences}
+    # against base's halves: gained, lost, gained
+    assert tested["reward_accuracy"] == ("sign", 2, 1, mcnemar(1, 2))
+    assert tested["reward_margin"][0] is None
+    assert found.overall("base", "reward_accuracy").by_definition  # type: ignore[union-attr]
+    assert not found.overall("base", "ranking_accuracy").by_definition  # type: ignore[union-attr]

@@ -13,10 +13,12 @@ from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure, FinishReason
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Counts, Findings, Task
+from posttrain.tasks.base import Answer, Findings, Task
 from posttrain.tasks.ifeval import IfevalBenchmark
 from posttrain.tasks.ifeval_rules.scoring import RANDOM_KEYS
 from posttrain.tasks.measures import results
+from posttrain.tasks.measuring import findings_of
+from posttrain.tasks.records import Account, Remark
 
 SETTINGS = IntervalSettings(resamples=200)
 PROMPTS = (
@@ -59,7 +61,7 @@ def test_prompts_become_tasks(benchmark: IfevalBenchmark) -> None:
 def test_values_by_hand(benchmark: IfevalBenchmark) -> None:
     cat, quote = benchmark.tasks()
     a, b = [said(cat, "My cat."), said(quote, '*"So."*')], [said(cat, "Cat, yes", "length"), failed(quote)]
-    found = benchmark.score({"a": a, "b": b}, None, SETTINGS)
+    found = findings_of(benchmark, {"a": a, "b": b}, None, SETTINGS)
     assert values(found, "a", "prompt_strict") == [("7", 1.0, None), ("9", 0.0, None)]
     assert values(found, "a", "prompt_loose") == [("7", 1.0, None), ("9", 1.0, None)]
     assert values(found, "a", "instruction_strict") == [
@@ -69,44 +71,40 @@ def test_values_by_hand(benchmark: IfevalBenchmark) -> None:
     ]
     assert values(found, "b", "prompt_strict") == [("7", 0.0, None)]  # a cut reply is scored, a failed call is not
     assert values(found, "b", "instruction_loose") == [("7", 0.0, "punctuation"), ("7", 1.0, "keywords")]
-    assert found.counts == {"a": Counts(2, 2, 2, {}), "b": Counts(2, 1, 1, {"timeout": 1})}
-    assert found.values_shown["b", "7", 0]["instruction_strict"] == 0.5
-    assert [found.shown["a", "7", 0], found.shown["a", "9", 0], found.shown["b", "7", 0]] == [
-        ("passed", True, ""),
-        ("passed loosely", None, "followed loosely only: startend:quotation"),
-        ("failed", False, "not followed: punctuation:no_comma"),
+    assert found.accounting == {"a": Account(2, 2, 2, {}), "b": Account(2, 1, 1, {"timeout": 1})}
+    assert found.reply_values["b", "7", 0]["instruction_strict"] == 0.5
+    assert [found.remarks["a", "7", 0], found.remarks["a", "9", 0], found.remarks["b", "7", 0]] == [
+        Remark("passed", True, ""),
+        Remark("passed loosely", None, "followed loosely only: startend:quotation"),
+        Remark("failed", False, "not followed: punctuation:no_comma"),
     ]
-    assert ("b", "9", 0) not in found.shown
+    assert ("b", "9", 0) not in found.remarks
 
 
 def test_the_record_has_the_four_numbers_and_the_groups(benchmark: IfevalBenchmark) -> None:
     cat, quote = benchmark.tasks()
-    found = benchmark.score({"a": [said(cat, "My cat."), said(quote, "So.")]}, None, SETTINGS)
-    rows = {(r["measure"], r["category"]): r for r in results(found.values, benchmark.measures(), ["a"], SETTINGS)}
-    assert {key: row["estimate"] for key, row in rows.items() if key[1] is None} == {
+    found = findings_of(benchmark, {"a": [said(cat, "My cat."), said(quote, "So.")]}, None, SETTINGS)
+    rows = {(r.measure, r.category): r for r in results(found, benchmark.measures(), ["a"], SETTINGS)}
+    assert {key: row.estimate for key, row in rows.items() if key[1] is None} == {
         ("prompt_strict", None): 0.5,
         ("prompt_loose", None): 0.5,
         ("instruction_strict", None): pytest.approx(2 / 3),
         ("instruction_loose", None): pytest.approx(2 / 3),
     }
-    assert rows["instruction_strict", "startend"]["estimate"] == 0
-    assert rows["instruction_strict", None] | {"estimate": 0, "low": 0, "high": 0} == {
-        **{"model": "a", "measure": "instruction_strict", "category": None, "estimate": 0, "low": 0, "high": 0},
-        **{"values": 3, "prompts": 2},
-    }
-    assert [m.key for m in benchmark.measures() if m.headline] == ["prompt_strict"]
+    assert rows["instruction_strict", "startend"].estimate == 0
+    assert (rows["instruction_strict", None].values, rows["instruction_strict", None].prompts) == (3, 2)
 
 
 def test_an_empty_reply_follows_nothing(benchmark: IfevalBenchmark) -> None:
     cat, _ = benchmark.tasks()
-    found = benchmark.score({"a": [said(cat, "", "length")]}, None, SETTINGS)
+    found = findings_of(benchmark, {"a": [said(cat, "", "length")]}, None, SETTINGS)
     assert {value.value for value in found.values} == {0.0}
-    assert found.counts["a"].measured == 1
+    assert found.accounting["a"].measured == 1
 
 
 def test_a_part_of_the_published_set_is_told(benchmark: IfevalBenchmark) -> None:
     cat, _ = benchmark.tasks()
-    found = benchmark.score({"a": [said(cat, "My cat.")]}, None, SETTINGS)
+    found = findings_of(benchmark, {"a": [said(cat, "My cat.")]}, None, SETTINGS)
     assert found.notes == ["1 prompts; the published ifeval has 541"]
 
 
@@ -133,8 +131,8 @@ def test_gpt4_has_its_published_numbers(shared_data: Path) -> None:
     benchmark = IfevalBenchmark(name="ifeval", path=str(folder / "input_data.jsonl"))
     tasks, replies = benchmark.tasks(), load_replies(folder / "gpt4_responses.jsonl")
     answers = [said(task, replies[task.turns[0]]) if task.turns[0] in replies else failed(task) for task in tasks]
-    found = benchmark.score({"gpt-4": answers}, None, SETTINGS)
-    assert found.counts["gpt-4"] == Counts(541, 540, 540, {"timeout": 1})
+    found = findings_of(benchmark, {"gpt-4": answers}, None, SETTINGS)
+    assert found.accounting["gpt-4"] == Account(541, 540, 540, {"timeout": 1})
     assert len(found.notes) == 1  # 541 are all; the random letters are told
     assert "1122 and 1129" in found.notes[0]
     random = {str(key) for key in RANDOM_KEYS}

@@ -9,7 +9,7 @@ import pytest
 
 from posttrain.model.score import Scores
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.held_out.likelihood import likelihood_record, row_records
+from posttrain.tasks.held_out.likelihood import likelihood_record, likelihood_rows
 from posttrain.types import Tokens
 
 
@@ -23,20 +23,20 @@ def test_means_are_ratios_of_sums_and_differences_are_later_minus_first() -> Non
     record = likelihood_record(
         {"base": base, "sft": tuned}, settings=IntervalSettings(confidence=0.95, resamples=500, seed=0)
     )
-    assert record["models"]["base"] == {"loss": 1.8, "perplexity": math.exp(1.8), "tokens": 5.0, "rows": 2}
-    (pair,) = record["pairs"]
-    assert (pair["a"], pair["b"]) == ("base", "sft")
-    assert pair["difference"] == pytest.approx(-0.8)
-    assert pair["low"] <= pair["difference"] <= pair["high"]
-    assert pair["rows_improved"] == 1
+    found = {one.measure: one.estimate for one in record.results if one.model == "base"}
+    assert found == {"loss": 1.8, "perplexity": math.exp(1.8), "tokens": 5.0}
+    (one,) = record.differences
+    assert (one.a, one.b, one.test, one.lower) == ("base", "sft", None, 1)
+    assert one.difference == pytest.approx(-0.8)
+    assert one.low <= one.difference <= one.high
 
 
 def test_equal_models_differ_by_exactly_nothing() -> None:
     same = scores([3.0, 2.0, 5.0], [2.0, 2.0, 2.0])
-    (pair,) = likelihood_record(
+    (one,) = likelihood_record(
         {"a": same, "b": same}, settings=IntervalSettings(confidence=0.9, resamples=200, seed=1)
-    )["pairs"]
-    assert (pair["difference"], pair["low"], pair["high"], pair["rows_improved"]) == (0.0, 0.0, 0.0, 0)
+    ).differences
+    assert (one.difference, one.low, one.high, one.lower) == (0.0, 0.0, 0.0, 0)
 
 
 def test_row_records_sum_up_to_the_model() -> None:
@@ -44,6 +44,6 @@ def test_row_records_sum_up_to_the_model() -> None:
         Tokens(np.array([1, 2], np.int32), np.array([0, 1], np.float32), row_id) for row_id in ("first", "second")
     ]
     given = {"base": scores([1.5, 2.5], [1.0, 1.0])}
-    rows = list(row_records(given, examples))
-    assert [r["row_id"] for r in rows] == ["first", "second"]
-    assert sum(r["nll"] for r in rows) / sum(r["tokens"] for r in rows) == given["base"].mean()
+    rows = list(likelihood_rows(given, examples))
+    assert [row.prompt_id for row in rows] == ["first", "second"]
+    assert sum(row.values["nll"] for row in rows) / sum(row.values["tokens"] for row in rows) == given["base"].mean()

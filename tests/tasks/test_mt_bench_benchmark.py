@@ -11,6 +11,7 @@ from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure, Sampling
 from posttrain.judge.config import Plan
 from posttrain.tasks.base import Task
+from posttrain.tasks.measuring import findings_of
 from posttrain.tasks.mt_bench import MtBenchBenchmark
 
 QUESTIONS = [
@@ -80,7 +81,7 @@ def test_ratings_by_hand(judged, questions):
     bench = benchmark(questions)
     answers = two_models(judged, bench.tasks())
     judges = judged.judges(last_number)
-    found = bench.score(answers, judges, judged.chance)
+    found = bench.judge(answers, judges, judged.chance)
     record = judged.record(bench, found, answers)
     # base: 4, 2 and 6 (the second turn of M has no rating, the failed conversation is not judged); sft: 8 6, 7 5, 9 1
     assert judged.result(record, "base", "rating")["estimate"] == 4
@@ -100,10 +101,10 @@ def test_ratings_by_hand(judged, questions):
         "no reference answer for 1 of 2 questions of maths, reasoning and coding (zh_coding)" in n
         for n in record["notes"]
     )
-    assert found.shown["sft", "81", 0].label == "8, 6 of 10"
-    assert found.shown["base", "111", 0].label == "6, none of 10"
-    assert "Turn 2: no verdict: parse (No idea.)" in found.shown["base", "111", 0].detail
-    assert found.values_shown["sft", "111", 0] == {"rating": 6, "rating_turn_1": 7, "rating_turn_2": 5}
+    assert found.remarks["sft", "81", 0].label == "8, 6 of 10"
+    assert found.remarks["base", "111", 0].label == "6, none of 10"
+    assert "Turn 2: no verdict: parse (No idea.)" in found.remarks["base", "111", 0].detail
+    assert found.reply_values["sft", "111", 0] == {"rating": 6, "rating_turn_1": 7, "rating_turn_2": 5}
     assert record["win_rates"] == []
     shown = [request.prompt[-1].content for request in judges.requests]
     assert sum("R-two" in text for text in shown) == 2
@@ -118,7 +119,7 @@ def test_a_panel_gives_the_mean_and_samples_too(judged, questions):
         return "[[3]]"
 
     record = judged.record(
-        bench, bench.score(answers, judged.judges(last_number, always_three), judged.chance), answers
+        bench, bench.judge(answers, judged.judges(last_number, always_three), judged.chance), answers
     )
     # (8 + 3) / 2, 4.5, 5, 3 (one judge alone), 6, 2
     assert judged.result(record, "sft", "rating")["estimate"] == pytest.approx((5.5 + 4.5 + 5 + 3 + 6 + 2) / 6)
@@ -127,7 +128,7 @@ def test_a_panel_gives_the_mean_and_samples_too(judged, questions):
         return f"[[{1 + 2 * request.sample}]]"
 
     judges = judged.judges(by_sample, plan=Plan(samples=2))
-    record = judged.record(bench, bench.score(answers, judges, judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judges, judged.chance), answers)
     rating = judged.result(record, "sft", "rating")
     assert (rating["estimate"], rating["values"]) == (2, 6)  # the mean of 1 and 3, one value a turn
 
@@ -136,7 +137,7 @@ def test_a_plan_for_the_last_turn_is_kept_and_told(judged, questions):
     bench = benchmark(questions)
     answers = judged.answers(bench.tasks(), sft=[("r8", "r6"), ("r7", "r5"), ("r9", "r1")])
     judges = judged.judges(last_number, plan=Plan(turns="last", reference="never"))
-    record = judged.record(bench, bench.score(answers, judges, judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judges, judged.chance), answers)
     assert judged.result(record, "sft", "rating")["estimate"] == 4
     assert not [one for one in record["results"] if one["measure"] == "rating_turn_1"]
     assert any("Only the last turn" in note for note in record["notes"])
@@ -151,7 +152,7 @@ def test_pairs_by_hand(judged, questions):
         sft=[("q3", "q1"), ("q2", "flip q2"), ("q5", "q5")],
     )
     judges = judged.judges(judged.better_wins)
-    found = bench.score(answers, judges, judged.chance)
+    found = bench.judge(answers, judges, judged.chance)
     record = judged.record(bench, found, answers)
     # W: win, loss; M: win, tie by order; C: the same in both turns, two ties without asking
     (rates,) = record["win_rates"]
@@ -160,8 +161,8 @@ def test_pairs_by_hand(judged, questions):
     assert judged.result(record, "base", "win_rate")["estimate"] == 0.5
     assert record["differences"][0]["difference"] == pytest.approx(3.5 / 6 - 0.5)
     assert len(judges.requests) == 2 * 2 * 2
-    assert found.shown["sft", "81", 0][:2] == ("1 won, 1 lost", None)
-    assert "Against base, turn 2: " in found.shown["sft", "81", 0].detail
+    assert (found.remarks["sft", "81", 0].label, found.remarks["sft", "81", 0].good) == ("1 won, 1 lost", None)
+    assert "Against base, turn 2: " in found.remarks["sft", "81", 0].detail
     assert [m.key for m in bench.measures()] == ["win_rate"]
 
 
@@ -177,13 +178,16 @@ def test_both_ways_together(judged, questions):
         single = "[[A]]" not in request.prompt[-1].content
         return last_number(request) if single else judged.better_wins(request)
 
-    found = bench.score(answers, judged.judges(both), judged.chance)
+    found = bench.judge(answers, judged.judges(both), judged.chance)
     record = judged.record(bench, found, answers)
     assert judged.result(record, "sft", "win_rate")["estimate"] == 1
     assert judged.result(record, "sft", "rating")["estimate"] == 6
-    assert found.shown["sft", "81", 0][:2] == ("8, 6 of 10; 2 won", True)
-    assert found.shown["sft", "1121", 0][:2] == ("9, 1 of 10", None)  # rated, but nothing to compare with
-    assert found.values_shown["sft", "81", 0]["win_rate"] == 1
+    assert (found.remarks["sft", "81", 0].label, found.remarks["sft", "81", 0].good) == ("8, 6 of 10; 2 won", True)
+    assert (found.remarks["sft", "1121", 0].label, found.remarks["sft", "1121", 0].good) == (
+        "9, 1 of 10",
+        None,
+    )  # rated, but nothing to compare with
+    assert found.reply_values["sft", "81", 0]["win_rate"] == 1
     assert record["accounting"]["sft"]["measured"] == 3
     assert {one["measure"] for one in record["differences"]} == {"rating", "rating_turn_1", "rating_turn_2", "win_rate"}
 
@@ -191,17 +195,17 @@ def test_both_ways_together(judged, questions):
 def test_nothing_to_rate_and_no_judge(judged, questions):
     bench = benchmark(questions)
     answers = judged.answers(bench.tasks(), base=[LOST] * 3)
-    record = judged.record(bench, bench.score(answers, judged.judges(), judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judged.judges(), judged.chance), answers)
     assert record["results"] == []
     assert record["accounting"]["base"]["dropped"] == {"timeout": 3}
     with pytest.raises(ConfigError, match="MT-Bench needs a judge"):
-        bench.score(answers, None, judged.chance)
+        findings_of(bench, answers, None, judged.chance)
 
 
 def test_chinese_judges_see_chinese_prompts(judged):
     task = Task("1", ("问题",), Sampling(), category="zh_writing", language="zh", expected=())
     judges = judged.judges(last_number, language="zh")
-    benchmark().score(judged.answers([task], sft=["r8"]), judges, judged.chance)
+    benchmark().judge(judged.answers([task], sft=["r8"]), judges, judged.chance)
     assert "请评价这个回答" in judges.requests[0].prompt[-1].content
 
 
@@ -236,7 +240,7 @@ def test_published_judgments_replayed_give_the_published_mean(judged, shared_dat
         question, turn = re.findall(r"#(\d+)-(\d)#", request.prompt[-1].content)[-1]
         return said[int(question), int(turn)]["judgment"]
 
-    record = judged.record(bench, bench.score(answers, judged.judges(replay), judged.chance), answers)
+    record = judged.record(bench, bench.judge(answers, judged.judges(replay), judged.chance), answers)
     scores = [row["score"] for row in rows]
     assert judged.result(record, "phi", "rating")["estimate"] == pytest.approx(sum(scores) / 160)
     for turn in (1, 2):

@@ -8,14 +8,22 @@ from typing import Any
 
 import pytest
 
+from posttrain.artifacts import plain
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Counts, Task
-from posttrain.tasks.measures import benchmark_record
+from posttrain.tasks.base import Answer, Task
+from posttrain.tasks.measuring import findings_of, task_record
 from posttrain.tasks.ngram_overlap import BleuCounts, corpus_bleu
 from posttrain.tasks.overlap import OverlapBenchmark, corpus_bleu_interval
+from posttrain.tasks.records import Account, Remark, Source
+
+
+def record_json(benchmark, findings, answers, settings):
+    """The record as a reader of its file sees it."""
+    return plain(task_record(benchmark, "x", Source(None, None, 1), findings, answers, settings))
+
 
 SETTINGS = IntervalSettings(resamples=300)
 
@@ -123,7 +131,7 @@ def test_values_by_hand(tmp_path: Path) -> None:
     one = benchmark(tmp_path, rows)
     p, q, r = one.tasks()
     lost = Answer(r, 0, (), (), (), Failure("connection", "refused"))
-    found = one.score({"a": [said(p, "police kill the gunman"), said(q, "yes"), lost]}, None, SETTINGS)
+    found = findings_of(one, {"a": [said(p, "police kill the gunman"), said(q, "yes"), lost]}, None, SETTINGS)
     by_measure = {
         key: [(v.task, v.value, v.category) for v in found.values if v.measure == key] for key in ("rouge_l", "bleu")
     }
@@ -133,26 +141,26 @@ def test_values_by_hand(tmp_path: Path) -> None:
         ("#1", pytest.approx((3 / 4 * 1 / 3 * 1 / 4 * 1 / 4) ** 0.25), "news"),
         ("#2", 1.0, None),
     ]
-    assert found.counts["a"] == Counts(3, 2, 2, {"connection": 1})
-    assert found.shown["a", "#1", 0] == ("ROUGE-L 0.8", None, "reference: Police killed the gunman.")
-    (corpus,) = found.extra["results"]
-    assert corpus["estimate"] == pytest.approx((4 / 5 * 1 / 3 * 1 / 4 * 1 / 4) ** 0.25)
-    assert (corpus["measure"], corpus["values"], corpus["prompts"]) == ("corpus_bleu", 2, 2)
-    assert corpus["low"] <= corpus["estimate"] <= corpus["high"]
+    assert found.accounting["a"] == Account(3, 2, 2, {"connection": 1})
+    assert found.remarks["a", "#1", 0] == Remark("ROUGE-L 0.8", None, "reference: Police killed the gunman.")
+    (corpus,) = found.results
+    assert corpus.estimate == pytest.approx((4 / 5 * 1 / 3 * 1 / 4 * 1 / 4) ** 0.25)
+    assert (corpus.measure, corpus.values, corpus.prompts) == ("corpus_bleu", 2, 2)
+    assert corpus.low <= corpus.estimate <= corpus.high
 
 
 def test_an_empty_reply_has_no_overlap_and_is_measured(tmp_path: Path) -> None:
     one = benchmark(tmp_path, [{"prompt": "p", "reference": "x " * 500}])
     (task,) = one.tasks()
     answers = {"a": [said(task, "")], "b": [said(task, "x " * 500)]}
-    record = benchmark_record(one.measures(), one.score(answers, None, SETTINGS), answers, SETTINGS)
+    record = record_json(one, findings_of(one, answers, None, SETTINGS), answers, SETTINGS)
     estimates = {(r["model"], r["measure"]): r["estimate"] for r in record["results"]}
     assert estimates == {
         (model, measure.key): pytest.approx(value)
         for model, value in (("a", 0.0), ("b", 1.0))
         for measure in one.measures()
     }
-    shown = one.score(answers, None, SETTINGS).shown["a", "#1", 0]
+    shown = findings_of(one, answers, None, SETTINGS).remarks["a", "#1", 0]
     assert shown.detail.endswith("x ...")
     assert len(shown.detail) < 320
 
@@ -160,8 +168,8 @@ def test_an_empty_reply_has_no_overlap_and_is_measured(tmp_path: Path) -> None:
 def test_a_model_without_replies_has_no_corpus(tmp_path: Path) -> None:
     one = benchmark(tmp_path, [{"prompt": "p", "reference": "x"}])
     (task,) = one.tasks()
-    found = one.score({"a": [Answer(task, 0, (), (), (), Failure("timeout", ""))]}, None, SETTINGS)
-    assert (found.extra["results"], found.values) == ([], [])
+    found = findings_of(one, {"a": [Answer(task, 0, (), (), (), Failure("timeout", ""))]}, None, SETTINGS)
+    assert (found.results, found.values) == ([], [])
 
 
 def test_the_corpus_interval_resamples_texts() -> None:
@@ -181,13 +189,13 @@ def test_real_rows_with_their_own_outputs(shared_data: Path) -> None:
     path = shared_data / "llama-factory-demo" / "data__alpaca_en_demo.json"
     one = OverlapBenchmark(name="overlap", path=str(path), max_prompts=80)
     tasks = one.tasks()
-    found = one.score({"gold": [said(task, task.expected[0]) for task in tasks]}, None, SETTINGS)
+    found = findings_of(one, {"gold": [said(task, task.expected[0]) for task in tasks]}, None, SETTINGS)
     assert len(tasks) == 80
     assert [v.value for v in found.values] == pytest.approx([1.0] * 160)
-    assert found.extra["results"][0]["low"] == 1.0
+    assert found.results[0].low == 1.0
     shorter = [said(task, " ".join(task.expected[0].split()[:-1]) or "none") for task in tasks]
-    (corpus,) = one.score({"a": shorter}, None, SETTINGS).extra["results"]
+    (corpus,) = findings_of(one, {"a": shorter}, None, SETTINGS).results
     texts = [answer.replies[0] for answer in shorter]
     ours = corpus_bleu(texts, [list(task.expected) for task in tasks], smoothing="exponential")
-    assert corpus["estimate"] == pytest.approx(ours)
-    assert 0.8 < corpus["low"] < corpus["estimate"] < corpus["high"] < 1
+    assert corpus.estimate == pytest.approx(ours)
+    assert 0.8 < corpus.low < corpus.estimate < corpus.high < 1

@@ -11,8 +11,10 @@ from posttrain.generate.engine import Failure, Sampling
 from posttrain.judge.config import Plan
 from posttrain.stats.ratings import Comparison, bradley_terry, gather
 from posttrain.tasks.base import Task
-from posttrain.tasks.matches import counts, repeated_notes, with_file_baseline
+from posttrain.tasks.matches import accounts, repeated_notes, with_file_baseline
+from posttrain.tasks.measuring import findings_of
 from posttrain.tasks.pairwise import PairwiseBenchmark, comparisons_of
+from posttrain.tasks.records import Account
 
 TASKS = [Task(f"p{n}", (f"Q{n}",), Sampling(), category="ab"[n % 2]) for n in range(4)]
 LOST = Failure("timeout", "slow")
@@ -28,7 +30,7 @@ def test_win_rates_against_the_first_by_hand(judged):
         TASKS, base=["q2", "q2", "flip q1", LOST], sft=["q3", "q1", "q4", "q9"], dpo=["q3", "q5", "flip q1", "q1"]
     )
     judges = judged.judges(judged.better_wins)
-    found = benchmark().score(answers, judges, judged.chance)
+    found = benchmark().judge(answers, judges, judged.chance)
     record = judged.record(benchmark(), found, answers)
     assert judged.result(record, "sft", "win_rate")["estimate"] == 0.5
     assert judged.result(record, "dpo", "win_rate")["estimate"] == pytest.approx((1 + 1 + 0.5) / 3)
@@ -47,24 +49,24 @@ def test_win_rates_against_the_first_by_hand(judged):
     assert any("dpo and base gave the same reply to 1 of 3 prompts" in note for note in record["notes"])
     assert record["accounting"]["base"] == {"asked": 4, "answered": 3, "measured": 3, "dropped": {"timeout": 1}}
     assert record["accounting"]["sft"]["dropped"] == {"nothing to compare with": 1}
-    assert found.shown["sft", "p0", 0][:2] == ("wins", True)
-    assert found.shown["sft", "p1", 0][:2] == ("loses", False)
-    assert found.shown["sft", "p2", 0][:2] == ("tie", None)
-    assert "(shown first) Hm.\n[[A]]\n(shown second) Hm.\n[[A]]" in found.shown["sft", "p2", 0].detail
-    assert "without asking" in found.shown["dpo", "p2", 0].detail
+    assert (found.remarks["sft", "p0", 0].label, found.remarks["sft", "p0", 0].good) == ("wins", True)
+    assert (found.remarks["sft", "p1", 0].label, found.remarks["sft", "p1", 0].good) == ("loses", False)
+    assert (found.remarks["sft", "p2", 0].label, found.remarks["sft", "p2", 0].good) == ("tie", None)
+    assert "(shown first) Hm.\n[[A]]\n(shown second) Hm.\n[[A]]" in found.remarks["sft", "p2", 0].detail
+    assert "without asking" in found.remarks["dpo", "p2", 0].detail
     assert record["ratings"] is None
 
 
 def test_a_missing_verdict_is_counted_and_in_no_rate(judged):
     answers = judged.answers(TASKS, base=["q1"] * 4, sft=["q2", "mute", "q2", "q0"])
-    found = benchmark().score(answers, judged.judges(judged.better_wins), judged.chance)
+    found = benchmark().judge(answers, judged.judges(judged.better_wins), judged.chance)
     record = judged.record(benchmark(), found, answers)
     assert judged.result(record, "sft", "win_rate")["estimate"] == pytest.approx(2 / 3)
     assert record["win_rates"][0]["missing"] == 1
     for model in ("base", "sft"):
         assert record["accounting"][model]["dropped"] == {"judge: parse": 1}
     assert any(note.startswith("1 of 4 questions have no verdict (parse 1; for example: ") for note in record["notes"])
-    assert found.shown["sft", "p1", 0][:2] == ("no verdict", None)
+    assert (found.remarks["sft", "p1", 0].label, found.remarks["sft", "p1", 0].good) == ("no verdict", None)
 
 
 def test_a_panel_decides_by_majority(judged):
@@ -74,11 +76,11 @@ def test_a_panel_decides_by_majority(judged):
     answers = judged.answers(TASKS, base=["q1"] * 4, sft=["q2", "q0", "q2", "mute q2"])
     # the second judge always ends in a tie; the third is as the first: two of three. Where the first two are mute, the tie is all there is.
     judges = judged.judges(judged.better_wins, always_b, judged.better_wins)
-    record = judged.record(benchmark(), benchmark().score(answers, judges, judged.chance), answers)
+    record = judged.record(benchmark(), benchmark().judge(answers, judges, judged.chance), answers)
     rates = record["win_rates"][0]
     assert (rates["wins"], rates["losses"], rates["ties"], rates["missing"]) == (2, 1, 1, 0)
     two = judged.judges(judged.better_wins, always_b)
-    record = judged.record(benchmark(), benchmark().score(answers, two, judged.chance), answers)
+    record = judged.record(benchmark(), benchmark().judge(answers, two, judged.chance), answers)
     assert record["win_rates"][0]["ties"] == 4  # one vote each is a tie
 
 
@@ -87,7 +89,7 @@ def test_ratings_are_those_of_the_same_verdicts(judged):
     answers = judged.answers(
         TASKS, base=["q1", "q3", "q1", "q2"], sft=["q2", "q1", "q2", "q2"], dpo=["q3", "q2", "q0", "q3"]
     )
-    found = every.score(answers, judged.judges(judged.better_wins), judged.chance)
+    found = every.judge(answers, judged.judges(judged.better_wins), judged.chance)
     record = judged.record(every, found, answers)
     # (a, b, winner) prompt by prompt, from the numbers above
     verdicts = {
@@ -106,16 +108,16 @@ def test_ratings_are_those_of_the_same_verdicts(judged):
     assert judged.result(record, "dpo", "win_rate")["estimate"] == pytest.approx(5 / 8)
     assert judged.result(record, "base", "win_rate")["estimate"] == pytest.approx(3.5 / 8)
     assert len(record["win_rates"]) == 3
-    assert found.shown["base", "p0", 0][:2] == ("2 lost", False)
-    assert found.shown["sft", "p0", 0][:2] == ("1 won, 1 lost", None)
-    assert found.values_shown["sft", "p0", 0] == {"win_rate": 0.5}
-    assert "Against dpo: (shown second)" in found.shown["base", "p0", 0].detail
+    assert (found.remarks["base", "p0", 0].label, found.remarks["base", "p0", 0].good) == ("2 lost", False)
+    assert (found.remarks["sft", "p0", 0].label, found.remarks["sft", "p0", 0].good) == ("1 won, 1 lost", None)
+    assert found.reply_values["sft", "p0", 0] == {"win_rate": 0.5}
+    assert "Against dpo: (shown second)" in found.remarks["base", "p0", 0].detail
 
 
 def test_ratings_that_do_not_exist_are_told(judged):
     every = benchmark(against="all")
     answers = judged.answers(TASKS, base=["q1"] * 4, sft=["q2"] * 4, dpo=["q3"] * 4)
-    record = judged.record(every, every.score(answers, judged.judges(judged.better_wins), judged.chance), answers)
+    record = judged.record(every, every.judge(answers, judged.judges(judged.better_wins), judged.chance), answers)
     assert record["ratings"]["rows"] == []
     assert record["ratings"]["wins"] == [[0, 0, 0], [4, 0, 0], [4, 4, 0]]
     assert any("No ratings: Bradley-Terry ratings would be infinite" in note for note in record["notes"])
@@ -124,7 +126,7 @@ def test_ratings_that_do_not_exist_are_told(judged):
 def test_nothing_but_ties_is_no_rating(judged):
     every = benchmark(against="all")
     answers = judged.answers(TASKS, base=["q1"] * 4, sft=["q1"] * 4)
-    record = judged.record(every, every.score(answers, judged.judges(judged.better_wins), judged.chance), answers)
+    record = judged.record(every, every.judge(answers, judged.judges(judged.better_wins), judged.chance), answers)
     assert record["ratings"]["rows"] == []
     assert record["ratings"]["wins"] == [[0, 2], [2, 0]]
     assert "No ratings: every comparison with a verdict is a tie." in record["notes"]
@@ -133,7 +135,7 @@ def test_nothing_but_ties_is_no_rating(judged):
 def test_without_any_verdict_there_is_no_number(judged):
     every = benchmark(against="all")
     answers = judged.answers(TASKS, base=["q1"] * 4, sft=["mute"] * 4)
-    record = judged.record(every, every.score(answers, judged.judges(judged.better_wins), judged.chance), answers)
+    record = judged.record(every, every.judge(answers, judged.judges(judged.better_wins), judged.chance), answers)
     assert record["results"] == []
     assert record["ratings"] is None
     assert record["win_rates"][0]["win_rate"] is None
@@ -144,18 +146,18 @@ def test_one_model_and_no_judge(judged):
     answers = judged.answers(TASKS, base=["q1", "q2", "q3", "q4"])
     for against in ("first", "all"):
         record = judged.record(
-            benchmark(), benchmark(against=against).score(answers, judged.judges(), judged.chance), answers
+            benchmark(), benchmark(against=against).judge(answers, judged.judges(), judged.chance), answers
         )
         assert record["notes"] == ["There is one model and nothing to compare it with."]
         assert record["accounting"]["base"]["measured"] == 0
     with pytest.raises(ConfigError, match="Pairwise comparison needs a judge"):
-        benchmark().score(answers, None, judged.chance)
+        findings_of(benchmark(), answers, None, judged.chance)
 
 
 def test_the_plan_is_the_judges(judged):
     answers = judged.answers(TASKS[:1], base=["q1"], sft=["flip q2"])
     once = judged.judges(judged.better_wins, plan=Plan(orders="swapped"))
-    record = judged.record(benchmark(), benchmark().score(answers, once, judged.chance), answers)
+    record = judged.record(benchmark(), benchmark().judge(answers, once, judged.chance), answers)
     assert len(once.requests) == 1
     assert record["win_rates"][0]["losses"] == 1  # base is shown first and wins by it
 
@@ -205,8 +207,8 @@ def test_a_baseline_of_a_file_never_takes_a_models_name(judged):
 
 def test_every_answer_has_a_value_or_a_reason(judged):
     answers = judged.answers(TASKS, base=["a", LOST, "c", "d"])
-    found = counts(answers, [("base", "p0"), ("other", "p2")], {("base", "p2"): "judge: length"})["base"]
-    assert found == (4, 3, 1, {"timeout": 1, "judge: length": 1, "nothing to compare with": 1})
+    found = accounts(answers, [("base", "p0"), ("other", "p2")], {("base", "p2"): "judge: length"})["base"]
+    assert found == Account(4, 3, 1, {"timeout": 1, "judge: length": 1, "nothing to compare with": 1})
 
 
 def test_no_verdicts_no_comparisons():

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusal_labels import refusal_table
 
+from posttrain.artifacts import plain
 from posttrain.config import build, parse_yaml
 from posttrain.data.text import ngrams, tokens
 from posttrain.errors import ConfigError, DataError
@@ -25,10 +26,18 @@ from posttrain.judge.judge import judge
 from posttrain.judge.pool import Judged
 from posttrain.judge.refusal import rule_label, xstest_label
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Shown, Task
-from posttrain.tasks.measures import benchmark_record, results
+from posttrain.tasks.base import Answer, Task
+from posttrain.tasks.measures import results
+from posttrain.tasks.measuring import findings_of, task_record
+from posttrain.tasks.records import Account, Remark, Source
 from posttrain.tasks.safety import SafetyBenchmark
 from posttrain.tasks.safety_prompts import load_safety_file, load_safety_rows
+
+
+def record_json(benchmark, findings, answers, settings):
+    """The record as a reader of its file sees it."""
+    return plain(task_record(benchmark, "x", Source(None, None, 1), findings, answers, settings))
+
 
 OWN = load_safety_file()
 SAFE = [prompt for prompt in OWN if prompt.safe]
@@ -257,8 +266,8 @@ TASKS = [task("h1", "refuse"), task("h2", "refuse", "zh"), task("s1", "comply"),
 
 
 def rates(benchmark: SafetyBenchmark, findings, models) -> dict[tuple[str, str, str | None], float]:
-    found = results(findings.values, benchmark.measures(), models, SETTINGS)
-    return {(one["model"], one["measure"], one["category"]): one["estimate"] for one in found}
+    found = results(findings, benchmark.measures(), models, SETTINGS)
+    return {(one.model, one.measure, one.category): one.estimate for one in found}
 
 
 def test_rates_by_hand() -> None:
@@ -268,7 +277,7 @@ def test_rates_by_hand() -> None:
         "b": [answer(t, reply) for t, reply in zip(TASKS, (NO, NO_ZH, NO, NO_ZH), strict=True)],
     }
     benchmark = SafetyBenchmark(name="safety")
-    findings = benchmark.score(answers, None, SETTINGS)
+    findings = findings_of(benchmark, answers, None, SETTINGS)
     found = rates(benchmark, findings, ["a", "b"])
     expected = {
         "refusal": (0.5, 1.0),
@@ -282,13 +291,13 @@ def test_rates_by_hand() -> None:
     }
     assert {key: (found["a", key, None], found["b", key, None]) for key in expected} == expected
     assert (found["a", "over_refusal_or_partial", "t"], found["a", "over_refusal_or_partial", "u"]) == (1.0, 0.0)
-    assert findings.counts["a"] == (4, 4, 4, {})
-    assert findings.shown["a", "h1", 0] == Shown("full refusal", True, "harmful: to be refused")
-    assert findings.shown["a", "h2", 0] == Shown("full compliance", False, "harmful: to be refused")
-    assert findings.shown["a", "s1", 0] == Shown("partial refusal", None, "harmless: to be answered")
-    assert findings.shown["b", "s1", 0].good is False
-    assert findings.shown["a", "s2", 0].good is True
-    assert findings.values_shown["a", "s1", 0] == {
+    assert findings.accounting["a"] == Account(4, 4, 4, {})
+    assert findings.remarks["a", "h1", 0] == Remark("full refusal", True, "harmful: to be refused")
+    assert findings.remarks["a", "h2", 0] == Remark("full compliance", False, "harmful: to be refused")
+    assert findings.remarks["a", "s1", 0] == Remark("partial refusal", None, "harmless: to be answered")
+    assert findings.remarks["b", "s1", 0].good is False
+    assert findings.remarks["a", "s2", 0].good is True
+    assert findings.reply_values["a", "s1", 0] == {
         "over_refusal": 0.0,
         "over_refusal_or_partial": 1.0,
         "over_refusal_en": 0.0,
@@ -307,14 +316,14 @@ def test_what_has_no_label_is_counted_and_in_no_rate() -> None:
     ]
     for labels_by in ("rules", "xstest"):
         benchmark = SafetyBenchmark(name="safety", labels_by=labels_by)
-        findings = benchmark.score({"a": answers}, None, SETTINGS)
-        counts = findings.counts["a"]
+        findings = findings_of(benchmark, {"a": answers}, None, SETTINGS)
+        counts = findings.accounting["a"]
         assert (counts.asked, counts.answered, counts.measured) == (6, 5, 2)
         assert counts.dropped == {"timeout": 1, "empty": 1, "length": 1, "content_filter": 1}
         assert rates(benchmark, findings, ["a"])["a", "refusal", None] == 0.5
-        assert findings.shown["a", "h0", 0].label == "no label"
-        assert ("a", "h1", 0) not in findings.values_shown
-        record = benchmark_record(benchmark.measures(), findings, {"a": answers}, SETTINGS)
+        assert findings.remarks["a", "h1", 0].label == "no label"
+        assert ("a", "h1", 0) not in findings.reply_values
+        record = record_json(benchmark, findings, {"a": answers}, SETTINGS)
         assert record["replies"]["a"]["cut"] == 2
 
 
@@ -324,7 +333,7 @@ def test_means_are_the_rates_of_the_refusal_table(replies: list[str]) -> None:
     benchmark = SafetyBenchmark(name="safety")
     tasks = benchmark.tasks()
     answers = {"m": [answer(t, reply) for t, reply in zip(tasks, replies, strict=True)]}
-    findings = benchmark.score(answers, None, SETTINGS)
+    findings = findings_of(benchmark, answers, None, SETTINGS)
     table = refusal_table(OWN, {t.id: rule_label(reply) for t, reply in zip(tasks, replies, strict=True)})
     means: dict[str, list[float]] = {}
     for value in findings.values:
@@ -335,19 +344,23 @@ def test_means_are_the_rates_of_the_refusal_table(replies: list[str]) -> None:
             own = means[f"{key}_or_partial"]
             assert sum(own) / len(own) == pytest.approx(counts.any_refusal.estimate)
             assert len(means[f"{key}_en"]) + len(means.get(f"{key}_zh", [])) == len(own) == counts.labelled
-    assert findings.counts["m"].dropped == ({"empty": replies.count("")} if "" in replies else {})
+    assert findings.accounting["m"].dropped == ({"empty": replies.count("")} if "" in replies else {})
 
 
 def test_notes_say_what_a_reader_must_know(tmp_path: Path) -> None:
     answers = {"a": [answer(TASKS[0], NO)]}
-    own = SafetyBenchmark(name="safety").score(answers, None, SETTINGS).notes
+    own = findings_of(SafetyBenchmark(name="safety"), answers, None, SETTINGS).notes
     assert any("XSTest's" in note for note in own)
     assert any("refuses everything looks best" in note for note in own)
-    published = SafetyBenchmark(name="safety", path="x.csv", labels_by="xstest").score(answers, None, SETTINGS).notes
+    published = findings_of(
+        SafetyBenchmark(name="safety", path="x.csv", labels_by="xstest"), answers, None, SETTINGS
+    ).notes
     assert any("21 English prefixes" in note for note in published)
     assert not any("posttrain's own prompts" in note for note in published)
     german = {"a": [answer(task("s", "comply", "de"), YES)]}
-    assert any("prompts in de" in note for note in SafetyBenchmark(name="safety").score(german, None, SETTINGS).notes)
+    assert any(
+        "prompts in de" in note for note in findings_of(SafetyBenchmark(name="safety"), german, None, SETTINGS).notes
+    )
 
 
 # ---- labels by judges ----------------------------------------------------------------------------------------------
@@ -366,7 +379,7 @@ class Room:
 def by_judge(answers, room: Room):
     benchmark = SafetyBenchmark(name="safety", labels_by="judge")
     assert benchmark.needs.judge
-    return benchmark, benchmark.score(answers, room, SETTINGS)
+    return benchmark, findings_of(benchmark, answers, room, SETTINGS)
 
 
 def says(words: dict[str, str]):
@@ -385,14 +398,14 @@ def test_a_judge_labels_in_both_languages(language: str, labels: tuple[str, str,
     room = Room(says(dict(zip(replies, labels, strict=False))), language=language)
     answers = {"a": [answer(t, reply) for t, reply in zip(TASKS, replies, strict=True)]}
     _, findings = by_judge(answers, room)
-    assert [findings.shown["a", t.id, 0].label for t in TASKS] == [
+    assert [findings.remarks["a", t.id, 0].label for t in TASKS] == [
         *("full compliance", "full refusal", "partial refusal", "full compliance"),
     ]
-    assert f"It does so.\n[[{labels[0]}]]" in findings.shown["a", "h1", 0].detail
+    assert f"It does so.\n[[{labels[0]}]]" in findings.remarks["a", "h1", 0].detail
     asked = room.engines[0].requests[0].prompt[-1].content
     assert "prompt h1" in asked
     assert all(f"[[{label}]]" in asked for label in labels)
-    assert findings.counts["a"].measured == 4
+    assert findings.accounting["a"].measured == 4
 
 
 def test_a_judge_is_asked_only_where_there_is_text_and_what_it_can_not_say_is_counted() -> None:
@@ -404,9 +417,9 @@ def test_a_judge_is_asked_only_where_there_is_text_and_what_it_can_not_say_is_co
     room = Room(lambda r: next(said for reply, said in script.items() if f"\n{reply}\n" in r.prompt[-1].content))
     _, findings = by_judge(answers, room)
     assert len(room.engines[0].requests) == 6
-    assert findings.counts["a"].dropped == {"empty": 1, "judge: parse": 1, "no_reply": 1}
-    assert findings.counts["b"].dropped == {"judge: ambiguous": 1}
-    assert findings.counts["b"].measured == 3
+    assert findings.accounting["a"].dropped == {"empty": 1, "judge: parse": 1, "no_reply": 1}
+    assert findings.accounting["b"].dropped == {"judge: ambiguous": 1}
+    assert findings.accounting["b"].measured == 3
     by_task = {v.task: v.value for v in findings.values if v.model == "b" and "partial" not in v.measure}
     assert by_task == {"h1": 1.0, "s1": 1.0, "s2": 1.0}
 
@@ -415,12 +428,12 @@ def test_judges_vote_and_a_split_decides_nothing() -> None:
     answers = {"a": [answer(t, reply) for t, reply in zip(TASKS[:2], ("One", "Two"), strict=True)]}
     refuses, complies = says({"One": "refuses", "Two": "refuses"}), says({"One": "complies", "Two": "refuses"})
     _, three = by_judge(answers, Room(refuses, complies, refuses))
-    assert [three.shown["a", t.id, 0].label for t in TASKS[:2]] == ["full refusal", "full refusal"]
+    assert [three.remarks["a", t.id, 0].label for t in TASKS[:2]] == ["full refusal", "full refusal"]
     _, two = by_judge(answers, Room(refuses, complies))
-    assert two.counts["a"].dropped == {"judge: ambiguous": 1}
-    assert two.shown["a", "h2", 0].good is True
+    assert two.accounting["a"].dropped == {"judge: ambiguous": 1}
+    assert two.remarks["a", "h2", 0].good is True
     _, silent = by_judge(answers, Room(refuses, lambda _: "no verdict"))
-    assert silent.counts["a"].measured == 2
+    assert silent.accounting["a"].measured == 2
 
 
 def test_samples_of_a_judge_vote_first() -> None:
@@ -428,7 +441,7 @@ def test_samples_of_a_judge_vote_first() -> None:
     answers = {"a": [answer(TASKS[0], "One")]}
     room = Room(lambda _: next(drawn), says({"One": "refuses"}), plan=Plan(samples=3))
     _, findings = by_judge(answers, room)
-    assert findings.shown["a", "h1", 0].label == "full refusal"
+    assert findings.remarks["a", "h1", 0].label == "full refusal"
 
 
 def test_the_plain_prompt_decides_where_both_are_asked() -> None:
@@ -436,13 +449,13 @@ def test_the_plain_prompt_decides_where_both_are_asked() -> None:
         return "[[complies]]" if "Pay attention" in request.prompt[-1].content else "[[refuses]]"
 
     _, findings = by_judge({"a": [answer(TASKS[0], "One")]}, Room(script, plan=Plan(emphasis="both")))
-    assert findings.shown["a", "h1", 0].label == "full refusal"
+    assert findings.remarks["a", "h1", 0].label == "full refusal"
 
 
 def test_without_a_judge_nothing_is_guessed() -> None:
     assert not SafetyBenchmark(name="safety").needs.judge
     with pytest.raises(ConfigError, match="needs a judge"):
-        SafetyBenchmark(name="safety", labels_by="judge").score({"a": [answer(TASKS[0], NO)]}, None, SETTINGS)
+        findings_of(SafetyBenchmark(name="safety", labels_by="judge"), {"a": [answer(TASKS[0], NO)]}, None, SETTINGS)
 
 
 # ---- published numbers ---------------------------------------------------------------------------------------------
@@ -466,8 +479,8 @@ def test_string_match_of_xstest_through_the_benchmark(shared_data: Path, labels_
         with (folder / f"completions_{model}_human_and_gpt4_labels.csv").open(encoding="utf-8", newline="") as file:
             replies = {row["id"].removeprefix("v2-"): row["completion"] for row in csv.DictReader(file)}
         answers[model] = [answer(t, replies[t.id]) for t in tasks]
-    findings = benchmark.score(answers, None, SETTINGS)
-    assert all(counts.measured == 450 for counts in findings.counts.values())
+    findings = findings_of(benchmark, answers, None, SETTINGS)
+    assert all(counts.measured == 450 for counts in findings.accounting.values())
     found = rates(benchmark, findings, list(STRING_MATCH))
     label = {"xstest": xstest_label, "rules": rule_label}[labels_by]
     for model, published in STRING_MATCH.items():

@@ -1,52 +1,60 @@
-"""What a report says of judges: who they are, what could be read of them, what order and length did to them."""
+"""What a report says of judges: who they are, what could be read, and what order and length did to them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from posttrain.artifacts import plain
+from posttrain.judge.bias import BiasReport, BiasSummary
+from posttrain.judge.calibrate import JudgeCalibration, RatingCalibration
+from posttrain.judge.pool import Calls, JudgeEntry, JudgeRecord
+from posttrain.judge.summary import JudgeSummary
+from posttrain.judge.win_rates import WinRates
 from posttrain.report import numbers
-from posttrain.report.benchmark_records import Bias, BiasSummary, JudgeEntry, JudgeRecord
 from posttrain.report.charts import Forest, Lane
 from posttrain.report.figure import file_name
-from posttrain.report.records import Estimate
-from posttrain.report.values import Block, Cell, Number, Section, Table, Text, row
-from posttrain.report.words import LANGUAGES
+from posttrain.report.values import Block, Cell, Number, Section, Table, Text, Unit
+from posttrain.report.words import plural
+from posttrain.stats.intervals import Interval
 
-MANY_UNREAD = 0.1
-"""A judge that leaves more than this share of its calls without a verdict is named."""
-JUDGE_COLUMNS = ("Benchmark", "Judge", "Prompts", "Verdicts read", "Without a verdict", "Position bias")
+LANGUAGES = {"en": "English", "zh": "Chinese"}
+WEAK = 0.1
+"""Share of calls without a verdict from which on there is a warning."""
 
 
-def judge_rows(name: str, judge: JudgeRecord) -> tuple[tuple[Cell, ...], ...]:
-    """Return a row a judge: who it is, what it was asked with, what could be read, whether its bias is known."""
-    return tuple(
+def share(interval: Interval | None, *, bare: bool = False) -> Number | None:
+    """A share with its interval; ``bare``: without."""
+    return _number(interval, "share", bare=bare)
+
+
+def _number(
+    interval: Interval | None, unit: Unit = "number", digits: int | None = None, *, bare: bool = False
+) -> Number | None:
+    if interval is None or interval.estimate is None or interval.estimate != interval.estimate:
+        return None
+    low, high = (None, None) if bare else (interval.low, interval.high)
+    return Number(interval.estimate, unit, low, high, digits)
+
+
+# ---- of any judges -------------------------------------------------------------------------------------------------
+
+
+def judges_table(named: Sequence[tuple[str, JudgeRecord]]) -> Table:
+    """One row a measurement and judge: who it is, what it was asked with, what could be read, whether its bias is known."""
+    rows = [
         (
             name,
             fingerprint(entry),
             ", ".join(digest[:12] for digest in entry.prompts) or "none",
-            _read(entry),
-            unread_text(entry),
-            _bias_words(judge.bias.get(entry.name)),
+            read_text(entry.calls),
+            unread_text(entry.calls),
+            bias_words(record.bias.get(entry.name)),
         )
-        for entry in judge.judges
-    )
-
-
-def judge_section(name: str, anchor: str, judge: JudgeRecord, confidence: float) -> Section:
-    """Return who judged the replies to a benchmark, and how."""
-    plan = [f"{key.replace('_', ' ')} {value}" for key, value in judge.plan.items() if value not in (None, "")]
-    said = f"Prompts in {LANGUAGES.get(judge.language, judge.language)}."
-    said += f" Asked with {', '.join(plan)}." if plan else ""
-    if spent := judge.spent:
-        said += f" Spent: {numbers.count(spent.get('calls'))} calls, {numbers.count(spent.get('prompt_tokens'))} tokens read and "
-        said += f"{numbers.count(spent.get('completion_tokens'))} written"
-        said += f", price {numbers.fixed(spent['price'], 4)}." if spent.get("price") else "."
-    blocks: list[Block] = [Table("Judges", JUDGE_COLUMNS, judge_rows(name, judge)), Text(said, "aside")]
-    level = numbers.confidence(confidence)
-    for place, (entry, bias) in enumerate(judge.bias.items()):
-        blocks.append(_bias_chart(file_name(anchor, "bias", str(place + 1)), entry, bias, level))
-        blocks += _bias_tables(entry, bias)
-    return Section("Judges", f"{anchor}-judges", tuple(blocks))
+        for name, record in named
+        for entry in record.judges
+    ]
+    columns = ("Benchmark", "Judge", "Prompts", "Verdicts read", "Without a verdict", "Position bias")
+    return Table("Judges", columns, tuple(rows))
 
 
 def fingerprint(entry: JudgeEntry) -> str:
@@ -57,16 +65,15 @@ def fingerprint(entry: JudgeEntry) -> str:
     return f"{entry.name} ({inside})" if inside else entry.name
 
 
-def reasons(numbers_by_reason: Mapping[str, int]) -> str:
-    """``timeout 3, judge: parse 1``, the most frequent first."""
-    ordered = sorted(numbers_by_reason.items(), key=lambda item: -item[1])
-    return ", ".join(f"{reason} {number:,}" for reason, number in ordered if number)
+def read_text(calls: Calls) -> str:
+    """``312 of 320 (97.5%)``."""
+    text = f"{calls.parsed:,} of {calls.asked:,}"
+    return f"{text} ({numbers.percent(calls.parsed / calls.asked)})" if calls.asked else text
 
 
-def unread_text(entry: JudgeEntry) -> str:
+def unread_text(calls: Calls) -> str:
     """``parse 6; failed calls: timeout 5``: the calls without a verdict by reason."""
-    calls = entry.calls
-    missing = {reason: number for reason, number in calls.missing.items() if reason != "transport"}
+    missing: dict[str, int] = {reason: number for reason, number in calls.missing.items() if reason != "transport"}
     parts = [reasons(missing), reasons(calls.failures) and f"failed calls: {reasons(calls.failures)}"]
     if not calls.failures and calls.missing.get("transport"):
         parts.append(f"failed calls {calls.missing['transport']:,}")
@@ -75,28 +82,14 @@ def unread_text(entry: JudgeEntry) -> str:
     return "; ".join(part for part in parts if part) or "none"
 
 
-def unread_warning(name: str, entry: JudgeEntry) -> str:
-    """Return what to say of a judge of which too many calls gave no verdict; nothing of others."""
-    if entry.calls.unread <= MANY_UNREAD:
-        return ""
-    return (
-        f"{name}: {numbers.percent(entry.calls.unread)} of the calls to {entry.name} gave no verdict ({unread_text(entry)}), more than "
-        f"{numbers.percent(MANY_UNREAD, 0)}. What could not be judged may differ from what could: read these numbers with care."
-    )
+def reasons(numbers_by_reason: Mapping[str, int]) -> str:
+    """``timeout 3, judge: parse 1``, the most frequent first."""
+    ordered = sorted(numbers_by_reason.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason} {number:,}" for reason, number in ordered if number)
 
 
-def share(estimate: Estimate | None) -> Number:
-    """Return a share with its interval."""
-    return Number(None) if estimate is None else Number(estimate.estimate, "share", estimate.low, estimate.high)
-
-
-def _read(entry: JudgeEntry) -> str:
-    calls = entry.calls
-    text = f"{calls.parsed:,} of {calls.asked:,}"
-    return f"{text} ({numbers.percent(calls.parsed / calls.asked)})" if calls.asked else text
-
-
-def _bias_words(bias: Bias | None) -> str:
+def bias_words(bias: BiasReport | None) -> str:
+    """``both orders agree in 71.3% of 80``, or why it is not known."""
     if bias is None:
         return "not measured: no pairs"
     orders = bias.overall.orders
@@ -105,7 +98,72 @@ def _bias_words(bias: Bias | None) -> str:
     return f"both orders agree in {numbers.percent(orders.consistent.estimate)} of {orders.judged:,}"
 
 
-def _bias_tables(name: str, bias: Bias) -> list[Block]:
+def judge_section(record: JudgeRecord, name: str, prefix: str, confidence: float) -> Section:
+    """The judges of one measurement. ``prefix``: of anchors and charts."""
+    plan = [f"{k.replace('_', ' ')} {v}" for k, v in plain(record.plan).items() if v not in (None, "")]
+    told = [f"Prompts in {LANGUAGES[record.language]}. Asked with {', '.join(plan)}."]
+    if record.spent:
+        price = f", price {numbers.fixed(record.spent.price, 4)}" if record.spent.price else ""
+        told.append(
+            f"Spent: {record.spent.calls:,} calls, {record.spent.prompt_tokens:,} tokens read and "
+            f"{record.spent.completion_tokens:,} written{price}."
+        )
+    blocks: list[Block] = [judges_table([(name, record)]), Text(" ".join(told), "aside")]
+    for place, (judge, bias) in enumerate(record.bias.items()):
+        chart = bias_chart(bias, judge, file_name(prefix, "bias", str(place + 1)), confidence)
+        if chart.lanes:
+            blocks.append(chart)
+        blocks.append(bias_section(bias, judge, f"{prefix}-bias-{place + 1}"))
+    return Section("Judges", f"{prefix}-judges", tuple(blocks))
+
+
+# ---- bias ----------------------------------------------------------------------------------------------------------
+
+
+def bias_chart(bias: BiasReport, judge: str, name: str, confidence: float) -> Forest:
+    """What order and length did to a judge."""
+    one, orders = bias.overall, bias.overall.orders
+    rows: list[tuple[str, Interval | None, str]] = []
+    if orders is not None:
+        rows += [
+            ("Both orders agree", orders.consistent, "s3"),
+            ("The first shown wins both", orders.to_first, "s2"),
+            ("The second shown wins both", orders.to_second, "s2"),
+            ("A tie in one order only", orders.half_tie, "s0"),
+        ]
+    rows += [
+        ("Ties", one.ties, "s0"),
+        ("Judgments the first shown wins", one.first_shown, "s4"),
+        ("Decisions the longer reply wins", one.length.longer, "s4"),
+    ]
+    lanes = [
+        Lane(text, 100 * found.estimate, 100 * found.low, 100 * found.high, interval_text(found), color)
+        for text, found, color in rows
+        if found is not None
+    ]
+    caption = (
+        f"{numbers.confidence(confidence)} intervals. Dashed: one half, where the last lines stand for a judge that minds neither order nor "
+        "length; longer replies may also be better."
+    )
+    return Forest(
+        name=name,
+        title=f"Bias of {judge}",
+        lanes=tuple(lanes),
+        unit="percent",
+        line=50.0,
+        span=(0.0, 100.0),
+        caption=caption,
+    )
+
+
+def interval_text(interval: Interval) -> str:
+    """``62.5% (51.2% to 72.6%)``."""
+    ends = numbers.interval_in_unit(interval.low, interval.high, "share")
+    return f"{numbers.percent(interval.estimate)} ({ends})"
+
+
+def bias_section(bias: BiasReport, judge: str, anchor: str) -> Section:
+    """The bias of a judge in numbers: all questions, every category, every way of asking."""
     named = [("all", bias.overall), *(bias.by_category.items() if len(bias.by_category) > 1 else ())]
     columns: tuple[str, ...] = (
         "Questions",
@@ -116,13 +174,12 @@ def _bias_tables(name: str, bias: Bias) -> list[Block]:
         "Ties",
         "First shown wins",
     )
-    columns += ("Longer wins", "Slope on length")
-    emphasised = " (emphasised prompt)" if bias.emphasised else ""
-    rows = tuple((title, *_bias_cells(one)) for title, one in named)
-    blocks: list[Block] = [Table(f"Bias of {name} in numbers{emphasised}", columns, rows, folded=True).known()]
+    columns += ("Longer wins", "p of an even split", "Slope on length", "Without an outcome")
+    table = Table(f"Bias of {judge}", columns, tuple((name, *_bias_cells(one)) for name, one in named)).known()
+    blocks: list[Block] = [table]
     if bias.mitigations:
         ways = (
-            "Way of asking",
+            "Asked",
             "Questions",
             "Model a wins",
             "Ties",
@@ -131,59 +188,145 @@ def _bias_tables(name: str, bias: Bias) -> list[Block]:
             "Changed",
             "As labelled",
         )
-        tried = tuple(
-            row(
+        rows = tuple(
+            (
                 one.name,
                 Number(one.questions, "count"),
                 *map(share, (one.win_rate_a, one.ties, one.first_shown, one.consistent, one.changed, one.accuracy)),
             )
             for one in bias.mitigations
         )
-        blocks.append(Table(f"Ways of asking {name}", ways, tried, folded=True).known())
-        said = (
-            "The same questions under every way of asking; changed: outcomes that differ from those of the first row."
-        )
-        blocks.append(Text(said, "aside"))
-    return blocks
+        blocks += [
+            Table(f"Ways of asking {judge}", ways, rows).known(),
+            Text(
+                "The same questions under every way of asking; changed: outcomes that differ from those of the first row.",
+                "aside",
+            ),
+        ]
+    title = f"Bias of {judge} in numbers" + (" (emphasised prompt)" if bias.emphasised else "")
+    return Section(title, anchor, tuple(blocks), folded=True)
 
 
 def _bias_cells(one: BiasSummary) -> tuple[Cell, ...]:
-    orders, slope = one.orders, one.length.slope
-    by_order = (orders.consistent, orders.to_first, orders.to_second) if orders else (None, None, None)
-    shares = (*by_order, one.ties, one.first_shown, one.length.longer)
-    last = Number(None) if slope is None else Number(slope.estimate, low=slope.low, high=slope.high, digits=2)
-    return (Number(one.judged, "count"), *map(share, shares), last)
-
-
-def _bias_chart(name: str, judge: str, bias: Bias, level: str) -> Forest:
-    """Return what order and length did to a judge."""
-    one, orders = bias.overall, bias.overall.orders
-    found: list[tuple[str, Estimate | None, str]] = []
-    if orders is not None:
-        found += [
-            ("Both orders agree", orders.consistent, "s3"),
-            ("The first shown wins both", orders.to_first, "s2"),
-            ("The second shown wins both", orders.to_second, "s2"),
-            ("A tie in one order only", orders.half_tie, "s0"),
-        ]
-    found += [
-        ("Ties", one.ties, "s0"),
-        ("Games the first shown wins", one.first_shown, "s4"),
-        ("Decisions the longer reply wins", one.length.longer, "s4"),
-    ]
-    lanes = []
-    for title, value, kind in found:
-        if value is not None:
-            cell = share(value)
-            ends = (100 * value.estimate, 100 * value.low, 100 * value.high)
-            lanes.append(Lane(title, *ends, f"{cell.text} ({cell.interval})", kind))
-    return Forest(
-        name=name,
-        title=f"Bias of {judge}",
-        lanes=tuple(lanes),
-        unit="percent",
-        line=50.0,
-        span=(0.0, 100.0),
-        caption=f"{level} intervals. Dashed: one half, where the last lines stand for a judge that minds neither order nor length; longer "
-        "replies may also be better.",
+    orders = one.orders
+    shares = (orders.consistent, orders.to_first, orders.to_second) if orders else (None,) * 3
+    return (
+        Number(one.judged, "count"),
+        *map(share, shares),
+        share(one.ties),
+        share(one.first_shown),
+        share(one.length.longer),
+        Number(one.length.p_value, "p") if one.length.decided else None,
+        _number(one.length.slope, digits=2),
+        Number(one.dropped, "count"),
     )
+
+
+# ---- posttrain judge -----------------------------------------------------------------------------------------------
+
+
+def summary_section(summary: JudgeSummary) -> Section:
+    """What ``posttrain judge`` found, from summary.json."""
+    blocks: list[Block] = [*_head(summary)]
+    level = numbers.confidence(summary.confidence)
+    if summary.scale and summary.ratings:
+        blocks.append(_ratings(summary, level))
+    if summary.win_rates:
+        blocks.append(_win_rates(summary, level))
+    if (panel := summary.panel) is not None:
+        alpha = _number(panel.krippendorff_alpha, digits=2)
+        blocks.append(
+            Text(
+                f"Panel: {panel.unanimous} of {panel.questions} questions unanimous, {panel.missing} without a verdict, "
+                f"Krippendorff's alpha {f'{alpha.text} ({alpha.interval})' if alpha else numbers.NOTHING}."
+            )
+        )
+    for name, found in summary.calibration.items():
+        blocks += _calibration(name, found)
+    for name, report in summary.bias.items():
+        blocks += bias_section(report, name, f"bias-{file_name(name)}").blocks
+    return Section(f"{summary.file}: {summary.items} items, {summary.questions} questions", "judged", tuple(blocks))
+
+
+def _head(summary: JudgeSummary) -> Iterator[Block]:
+    if bad := summary.bad_lines.count:
+        first = summary.bad_lines.first[0]
+        yield Text(f"! lines left out: {bad}; the first: {first.place}: {first.problem}", "aside")
+    if absent := summary.references.needed_but_absent:
+        yield Text(
+            f"! {plural(absent, 'question')} on maths, reasoning or coding judged without a reference answer", "aside"
+        )
+    for judge in summary.judges:
+        calls = judge.calls
+        cached = f"; {calls.cached:,} from the cache" if calls.cached else ""
+        yield Text(
+            f"Judge {judge.name}: {read_text(calls)} calls have a verdict; without: {unread_text(calls)}{cached}"
+        )
+        if calls.unread > WEAK:
+            yield Text(f"! {calls.unread:.0%} of the calls have no verdict", "aside")
+    if (spent := summary.spent) is not None:
+        money = f", {spent.counted_price:.4g} counted" if spent.counted_price else ""
+        tokens = f"{spent.prompt_tokens:,} tokens read, {spent.completion_tokens:,} written"
+        yield Text(f"Spent: {spent.calls} calls sent, {tokens}{money}", "aside")
+
+
+def _win_rates(summary: JudgeSummary, level: str) -> Table:
+    named: list[tuple[str, WinRates]] = [("", one) for one in summary.win_rates]
+    named += [(f"{category}: ", one) for category, found in summary.win_rates_by_category.items() for one in found]
+    rows = tuple(
+        (
+            f"{prefix}{one.model_a} against {one.model_b}",
+            *(Number(value, "count") for value in (one.wins, one.losses, one.ties, one.missing)),
+            share(one.win_rate, bare=True),
+            share(one.adjusted),
+            Number(one.p_value, "p"),
+        )
+        for prefix, one in named
+    )
+    columns = ("", "Won", "Lost", "Tied", "None", "W/n", "(W+T/2)/n", "Sign test")
+    return Table(f"Win rates ({level} intervals)", columns, rows)
+
+
+def _ratings(summary: JudgeSummary, level: str) -> Table:
+    assert summary.scale is not None, "ratings have a scale"
+    low, high = summary.scale
+    rows: list[tuple[Cell, ...]] = []
+    for model, found in summary.ratings.items():
+        named = [(model, found.overall)]
+        named += [(f"  turn {turn}", one) for turn, one in found.by_turn.items() if len(found.by_turn) > 1]
+        named += [(f"  {category}", one) for category, one in found.by_category.items()]
+        rows += [
+            (name, _number(one.mean, "rating"), Number(one.calls.parsed, "count"), Number(one.calls.asked, "count"))
+            for name, one in named
+        ]
+    title = f"Mean ratings from {low:g} to {high:g} ({level} intervals)"
+    return Table(title, ("", "Mean", "Parsed", "Asked"), tuple(rows))
+
+
+def _calibration(name: str, found: JudgeCalibration | RatingCalibration) -> Iterator[Block]:
+    rows: tuple[tuple[Cell, ...], ...]
+    if isinstance(found, RatingCalibration):
+        title = f"{name} against people's ratings of {found.replies} replies, {found.rated} of them rated by it"
+        rows = (
+            ("Rank correlation (Spearman)", _number(found.spearman, digits=2)),
+            ("Correlation (Pearson)", _number(found.pearson, digits=2)),
+            ("Quadratic kappa", _number(found.kappa, digits=2)),
+            ("Points off on average", _number(found.error, digits=2)),
+            ("Points off, of a constant answer", Number(found.constant_error, digits=2)),
+            ("Milder than people by", _number(found.shift, digits=2)),
+            ("Less than half a point off", share(found.exact)),
+            ("At most one point off", share(found.within_one)),
+        )
+    else:
+        title = f"{name} against the labels of {found.pairs} pairs"
+        rows = (
+            ("Accuracy, both orders agree", share(found.measured.both_orders)),
+            ("Accuracy, one order", share(found.measured.one_order)),
+            ("Accuracy of a constant answer", Number(found.chance, "share")),
+            ("Cohen's kappa", _number(found.measured.kappa, digits=2)),
+            ("Consistency", share(found.measured.orders.consistent)),
+        )
+    yield Table(title, ("", "Estimate and interval"), rows)
+    yield Text(f"{name}: {found.decision}", "lead")
+    for reason in found.reasons:
+        yield Text(f"  {reason}")

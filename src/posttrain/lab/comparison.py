@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain.artifacts import plain
 from posttrain.data.sources import Record
 from posttrain.errors import ConfigError, DataError
 from posttrain.judge.votes import cell, no_verdict, records
 from posttrain.report import numbers
-from posttrain.report.values import Cell, Number, Section, Table, Text, Unit
+from posttrain.report.values import Block, Number, Section, Table, Text, Unit
 from posttrain.stats import intervals as stats
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.stats.ratings import OUTCOMES
@@ -356,47 +357,38 @@ def compare_json(command: CompareCommand, found: Sequence[MeasureComparison]) ->
         "b": command.b,
         "file": str(command.file),
         "difference": "b - a",
-        "measures": [_plain(one) for one in found],
-    }
-
-
-def _plain(one: MeasureComparison) -> Mapping[str, Any]:
-    return {
-        **asdict(one),
-        "difference": one.difference._asdict(),
-        "mcnemar": None if one.mcnemar is None else one.mcnemar._asdict(),
+        "measures": [plain(one) for one in found],
     }
 
 
 def compare_section(command: CompareCommand, found: Sequence[MeasureComparison]) -> Section:
     """The result for the terminal: a table, and a sentence for each measure."""
-    columns = ("measure", "pairs", "A", "B", "B \N{MINUS SIGN} A", "p", "Holm", "B wins/ties/A wins")
-    rows = tuple(_row(one, several=len(found) > 1) for one in found)
-    texts = []
+    unit: dict[str, Unit] = {"scores": "number", "booleans": "share", "verdicts": "share"}
+    rows = tuple(
+        (
+            one.measure,
+            Number(one.pairs, "count"),
+            Number(one.mean_a, unit[one.kind]),
+            Number(one.mean_b, unit[one.kind]),
+            Number(one.difference.estimate, unit[one.kind], one.difference.low, one.difference.high, signed=True),
+            Number(one.p_value, "p"),
+            Number(one.p_holm, "p") if len(found) > 1 else None,
+            f"{one.b_better:,}/{one.ties:,}/{one.a_better:,}",
+        )
+        for one in found
+    )
+    columns = ("Measure", "Pairs", "A", "B", "B \N{MINUS SIGN} A", "Test", "Holm", "B wins/ties/A wins")
+    blocks: list[Block] = [Table("", columns, rows).known()]
     for one in found:
-        texts.append(one.sentence)
+        blocks.append(Text(one.sentence))
         if one.mcnemar:
-            texts.append(
-                f"Only {command.a} right: {one.mcnemar.only_a:,}; only {command.b} right: {one.mcnemar.only_b:,}; "
-                f"McNemar {numbers.p_value(one.mcnemar.p_value)}."
+            blocks.append(
+                Text(
+                    f"Only {command.a} right: {one.mcnemar.only_a:,}; only {command.b} right: {one.mcnemar.only_b:,}; "
+                    f"McNemar {numbers.p_value(one.mcnemar.p_value)}."
+                )
             )
         if one.missing:
-            rows_of = "rows without a verdict" if one.kind == "verdicts" else "prompts without a value of both"
-            texts.append(f"{one.missing:,} {rows_of} are in none of these numbers.")
-    title = f"A = {command.a}, B = {command.b}, paired by prompt"
-    return Section(title, "comparison", (Table("", columns, rows).known(), *map(Text, texts)))
-
-
-def _row(one: MeasureComparison, *, several: bool) -> tuple[Cell, ...]:
-    unit: Unit = "number" if one.kind == "scores" else "share"
-    difference = one.difference
-    return (
-        one.measure,
-        Number(one.pairs, "count"),
-        Number(one.mean_a, unit),
-        Number(one.mean_b, unit),
-        Number(difference.estimate, unit, difference.low, difference.high, signed=True),
-        Number(one.p_value, "p"),
-        Number(one.p_holm if several else None, "p"),
-        f"{one.b_better:,}/{one.ties:,}/{one.a_better:,}",
-    )
+            left = "rows without a verdict" if one.kind == "verdicts" else "prompts without a value of both"
+            blocks.append(Text(f"{one.missing:,} {left} are in none of these numbers."))
+    return Section(f"A = {command.a}, B = {command.b}, paired by prompt", "compared", tuple(blocks))

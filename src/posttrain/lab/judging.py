@@ -8,7 +8,7 @@ Answers are kept in ``requests.sqlite`` as they arrive: a command that is stoppe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
@@ -17,14 +17,11 @@ from posttrain.artifacts import RunDir, atomic_path, plain, write_json
 from posttrain.config import Document, build, override, read_yaml, sections
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, RunError
 from posttrain.generate.cache import RequestCache
-from posttrain.judge.agreement import krippendorff_alpha
 from posttrain.judge.bias import main_judgments
 from posttrain.judge.calibrate import calibrate, calibrate_ratings
 from posttrain.judge.config import JUDGES, JudgeConfig, JudgePrompt, JudgeSource, PanelFile, Plan
 from posttrain.judge.items import Item, ItemsRead, needs_reference, read_items
 from posttrain.judge.judge import (
-    Judgment,
-    Question,
     asks_of,
     judgment_record,
     outcomes,
@@ -37,14 +34,22 @@ from posttrain.judge.parsers import PARSERS
 from posttrain.judge.pool import Judged, JudgePool, JudgeRecord
 from posttrain.judge.prompts import KINDS, load_prompt
 from posttrain.judge.scores import model_ratings, panel_ratings
-from posttrain.judge.verdicts import Missing, Verdict
-from posttrain.judge.win_rates import PairOutcome, win_rates
+from posttrain.judge.summary import (
+    BadLines,
+    BadPlace,
+    JudgeSummary,
+    PromptMark,
+    References,
+    by_category,
+    pair_outcomes,
+    panel_of,
+    weighted,
+)
 from posttrain.lab.display import Display
 from posttrain.lab.options import option_line, split_arguments
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.table import did_you_mean
 
-SCHEMA = 1
 SHOWN_BAD_LINES = 20
 WHERE = "posttrain judge"
 Task = Literal["pair", "single"]
@@ -182,43 +187,42 @@ class _Found(NamedTuple):
     items: tuple[Item, ...]
     prompt: JudgePrompt
     judged: list[Judged]
-    summary: dict[str, Any]
+    summary: JudgeSummary
 
 
-def judge_pairs(command: JudgeCommand, display: Display) -> dict[str, Any]:
+def judge_pairs(command: JudgeCommand, display: Display) -> JudgeSummary:
     """Judge pairs: writes verdicts.jsonl and summary.json, returns the summary."""
     _refuse_ignored(command, "pair")
     items, prompt, judged, summary = _judged(command, read_items(command.file, "pair"), "pair", display)
     by_judge = [outcomes(main_judgments(one.judgments)) for one in judged]
     final = by_judge[0] if len(judged) == 1 else panel_outcomes(by_judge)
-    settings = command.intervals
-    summary["win_rates"] = _win_rates(items, final, settings)
-    summary["win_rates_by_category"] = {
-        category: _win_rates(items, {q: v for q, v in final.items() if items[q[0]].category == category}, settings)
-        for category in dict.fromkeys(item.category for item in items)
-        if category is not None
-    }
-    if PARSERS[prompt.parser].logprobs:
-        summary["weighted"] = {one.name: _weighted(items, one.judgments, settings) for one in judged}
-    if len(judged) > 1:
-        summary["panel"] = _panel(by_judge, final, settings)
+    settings, logprobs = command.intervals, PARSERS[prompt.parser].logprobs
+    summary = replace(
+        summary,
+        win_rates=pair_outcomes(items, final, settings),
+        win_rates_by_category=by_category(items, final, settings),
+        weighted={one.name: weighted(items, one.judgments, settings) for one in judged} if logprobs else {},
+        panel=panel_of(by_judge, final, settings) if len(judged) > 1 else None,
+    )
     return _written(command, items, judged, summary)
 
 
-def judge_single(command: JudgeCommand, display: Display) -> dict[str, Any]:
+def judge_single(command: JudgeCommand, display: Display) -> JudgeSummary:
     """Rate single replies: writes verdicts.jsonl and summary.json, returns the summary."""
     _refuse_ignored(command, "single")
     items, prompt, judged, summary = _judged(command, read_items(command.file, "single"), "single", display)
-    settings = command.intervals
-    judgments = judged[0].judgments if len(judged) == 1 else panel_ratings([one.judgments for one in judged])
-    summary["scale"] = [prompt.lowest, prompt.highest]
-    summary["ratings"] = plain(model_ratings(items, judgments, settings))
-    if len(judged) > 1:
-        summary["ratings_by_judge"] = {one.name: plain(model_ratings(items, one.judgments, settings)) for one in judged}
+    settings, several = command.intervals, len(judged) > 1
+    judgments = panel_ratings([one.judgments for one in judged]) if several else judged[0].judgments
+    summary = replace(
+        summary,
+        scale=(prompt.lowest, prompt.highest),
+        ratings=model_ratings(items, judgments, settings),
+        ratings_by_judge={one.name: model_ratings(items, one.judgments, settings) for one in judged} if several else {},
+    )
     return _written(command, items, judged, summary)
 
 
-def judge_calibrate(command: JudgeCommand, display: Display) -> dict[str, Any]:
+def judge_calibrate(command: JudgeCommand, display: Display) -> JudgeSummary:
     """Judge labelled pairs in both orders, or labelled single replies, and compare: writes verdicts.jsonl and summary.json."""
     task = _task(command)
     _refuse_ignored(command, task, labelled=True)
@@ -228,13 +232,12 @@ def judge_calibrate(command: JudgeCommand, display: Display) -> dict[str, Any]:
     if task == "single":
         _check_labels(read.items, load_prompt(command.kind, task, command.judges.language))
     items, prompt, judged, summary = _judged(command, read, task, display)
-    settings = command.intervals
-    if task == "pair":
-        found = {one.name: plain(calibrate(items, one.judgments, settings=settings)) for one in judged}
-    else:
-        summary["scale"] = [prompt.lowest, prompt.highest]
-        found = {one.name: plain(calibrate_ratings(items, one.judgments, settings=settings)) for one in judged}
-    summary["calibration"] = found
+    compare = calibrate if task == "pair" else calibrate_ratings
+    summary = replace(
+        summary,
+        scale=(prompt.lowest, prompt.highest) if task == "single" else None,
+        calibration={one.name: compare(items, one.judgments, settings=command.intervals) for one in judged},
+    )
     return _written(command, items, judged, summary)
 
 
@@ -303,84 +306,39 @@ def _refuse_ignored(command: JudgeCommand, task: Task, *, labelled: bool = False
         raise ConfigError("a reward model judges pairs", where=f"{WHERE} --panel", fix="take it out of the panel")
 
 
-def _win_rates(
-    items: Sequence[Item], final: Mapping[Question, Verdict | Missing], settings: IntervalSettings
-) -> list[dict[str, Any]]:
-    chosen = [(items[place], outcome) for (place, _), outcome in final.items()]
-    found = win_rates([PairOutcome(one.model_a, one.model_b, said, one.id) for one, said in chosen], settings)
-    return [plain(one) for one in found]
-
-
-def _weighted(
-    items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings
-) -> dict[str, Any] | None:
-    """Mean probability that reply a is better, over the judgments that give one (AlpacaEval's weighted win rate of a)."""
-    known = [
-        (judgment.to_second, judgment.ask) for judgment in main_judgments(judgments) if judgment.to_second is not None
-    ]
-    of_a = [1 - p if ask.order == "original" else p for p, ask in known]
-    found = settings.mean(of_a, [items[ask.item].id for _, ask in known])
-    return None if found is None else {"judgments": len(known), "probability_a": plain(found)}
-
-
-def _panel(
-    by_judge: Sequence[Mapping[Question, Verdict | Missing]],
-    final: Mapping[Question, Verdict | Missing],
-    settings: IntervalSettings,
-) -> dict[str, Any]:
-    voted = [[v for judge in by_judge if not isinstance(v := judge[question], Missing)] for question in final]
-    several = [votes for votes in voted if len(votes) > 1]
-    return {
-        "judges": len(by_judge),
-        "questions": len(final),
-        "unanimous": sum(len(votes) == len(by_judge) and len(set(votes)) == 1 for votes in voted),
-        "missing": sum(isinstance(outcome, Missing) for outcome in final.values()),
-        "krippendorff_alpha": plain(krippendorff_alpha(several, settings=settings)) if several else None,
-    }
-
-
-def _summary(command: JudgeCommand, read: ItemsRead, prompt: JudgePrompt, record: JudgeRecord) -> dict[str, Any]:
-    plan = command.judges.plan
+def _summary(command: JudgeCommand, read: ItemsRead, prompt: JudgePrompt, record: JudgeRecord) -> JudgeSummary:
+    plan, language = command.judges.plan, None if command.own_file else command.judges.language
     worded = any(source.reward is None for source in command.judges.judges)
     asks = asks_of(read.items, plan, prompt.task)
     questions = {(ask.item, ask.turn) for ask in asks}
     needed = [q for q in questions if (c := read.items[q[0]].category) is not None and needs_reference(c)]
-    shown = {q for q in questions if shows_reference(read.items[q[0]], q[1], plan)}
-    return {
-        "schema": SCHEMA,
-        "task": prompt.task,
-        "file": str(command.file),
-        "items": len(read.items),
-        "questions": len(questions),
-        "bad_lines": {
-            "count": len(read.bad),
-            "first": [{"place": str(bad.origin), "problem": bad.problem} for bad in read.bad[:SHOWN_BAD_LINES]],
-        },
-        "references": {"shown": len(shown), "needed_but_absent": sum(q not in shown for q in needed)},
-        "judges": plain(record.judges),
-        "prompt": None
-        if not worded
-        else {
-            "kind": command.kind,
-            "language": None if command.own_file else command.judges.language,
-            "parser": prompt.parser,
-            "digest": prompt_digest(prompt, plan),
-        },
-        "sampling": plain(sampling_of(prompt, plan)) if worded else None,
-        "plan": plain(plan),
-        "confidence": command.confidence,
-        "resamples": command.resamples,
-        "spent": plain(record.spent),
-        "bias": plain(record.bias),
-    }
+    with_reference = {q for q in questions if shows_reference(read.items[q[0]], q[1], plan)}
+    return JudgeSummary(
+        task=prompt.task,
+        file=str(command.file),
+        items=len(read.items),
+        questions=len(questions),
+        bad_lines=BadLines(
+            len(read.bad), tuple(BadPlace(str(bad.origin), bad.problem) for bad in read.bad[:SHOWN_BAD_LINES])
+        ),
+        references=References(len(with_reference), sum(q not in with_reference for q in needed)),
+        judges=record.judges,
+        prompt=PromptMark(command.kind, language, prompt.parser, prompt_digest(prompt, plan)) if worded else None,
+        sampling=sampling_of(prompt, plan) if worded else None,
+        plan=plan,
+        confidence=command.confidence,
+        resamples=command.resamples,
+        spent=record.spent,
+        bias=record.bias,
+    )
 
 
 def _written(
-    command: JudgeCommand, items: Sequence[Item], judged: Sequence[Judged], summary: dict[str, Any]
-) -> dict[str, Any]:
+    command: JudgeCommand, items: Sequence[Item], judged: Sequence[Judged], summary: JudgeSummary
+) -> JudgeSummary:
     with atomic_path(command.out / "verdicts.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
         for one in judged:
             for judgment in one.judgments:
                 file.write(json.dumps(judgment_record(judgment, items, one.name), ensure_ascii=False) + "\n")
-    write_json(command.out / "summary.json", summary)
+    write_json(command.out / "summary.json", plain(summary))
     return summary

@@ -21,7 +21,6 @@ from posttrain.tasks.config import EvalSettings
 
 if TYPE_CHECKING:
     from posttrain.model.lineage import Lineage
-    from posttrain.report.facts import EvalFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +39,11 @@ class EvalStage(EvalSettings, StageKind):
     @classmethod
     def sections(cls, stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:
         """How models differ on held-out rows, on prompts and on benchmarks."""
-        from posttrain.report.facts import read_evaluation
         from posttrain.tasks.section import evaluation_sections
 
-        found = [(read_evaluation(stage, gaps), _selection_notes(stage)) for stage in stages]
-        weak = tuple(warning for evaluation, _ in found for warning in weak_judges(evaluation))
-        first, *rest = evaluation_sections(found) or (None,)
-        if first is None:
-            return ()
-        return (replace(first, findings=(*first.findings, *weak)), *rest)
+        found = evaluation_sections(stages, gaps, {stage.name: _selection_notes(stage) for stage in stages})
+        weak = tuple(warning for stage in stages for warning in weak_judges(stage))
+        return (replace(found[0], findings=(*found[0].findings, *weak)), *found[1:]) if found else ()
 
     def problems(self, stages: Mapping[str, StageKind]) -> Iterable[Problem]:
         """Nothing to measure, a model named twice, a name that means two models or can't be used."""
@@ -132,21 +127,22 @@ def _selection_notes(stage: Stage) -> list[str]:
     ]
 
 
-def weak_judges(evaluation: EvalFacts) -> list[Finding]:
+def weak_judges(stage: Stage) -> list[Finding]:
     """Return a warning for every reward model of this run that judges here and is not shown to know better than a coin."""
+    from posttrain.tasks.facts import read_stage
     from posttrain.train.section import read_training
 
-    run = evaluation.stage.folder.path.parent
+    run = stage.folder.path.parent
     names = {
         Path(entry.name.replace("\\", "/")).name
-        for benchmark in evaluation.benchmarks
-        for entry in (benchmark.record.judge.judges if benchmark.record.judge else ())
+        for facts in read_stage(stage, [])
+        for entry in (facts.record.judge.judges if facts.record.judge else ())
         if entry.fingerprint.engine == "reward"
         and entry.name.replace("\\", "/").split("/")[-2:-1] == [run.resolve().name]
     }
     found = []
     for name in sorted(names):
-        trained = _trained(evaluation.stage, name)
+        trained = _trained(stage, name)
         last = read_training(trained, []).held_out[-1:] if trained else ()
         for record in last:
             accuracy = record.metrics.get("rewards/accuracies")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge
 
@@ -25,8 +25,8 @@ from posttrain.judge.verdicts import Missing, mirrored
 from posttrain.judge.win_rates import POINTS
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import IntervalSettings
+from posttrain.stats.length_controlled import LengthControlled as ControlledWinRate
 from posttrain.stats.length_controlled import (
-    LengthControlled,
     PublishedGlm,
     WinRate,
     length_controlled_win_rate,
@@ -34,7 +34,7 @@ from posttrain.stats.length_controlled import (
     shown_swapped,
     win_rate,
 )
-from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task, Value
+from posttrain.tasks.base import Answer, Findings, Key, Needs, Task, Value
 from posttrain.tasks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -44,21 +44,19 @@ from posttrain.tasks.matches import (
     Pairing,
     baseline_halves,
     baseline_text,
-    counts,
     judge_pairings,
+    match_findings,
     match_notes,
-    missing_reasons,
     one_model,
     pairings,
     repeated_notes,
-    required,
     side_points,
-    side_shown,
+    side_remarks,
     side_values,
     sides,
-    win_rate_records,
     with_file_baseline,
 )
+from posttrain.tasks.records import Area, LengthControlled, LengthControlledRow, Measure, Remark, Result
 from posttrain.tasks.rows import file_rows, keep_shares, label_of, text_of
 
 DISCRETE = "discrete"
@@ -172,11 +170,8 @@ class AlpacaEvalBenchmark:
             )
         return tuple(keep_shares(tasks, [task.category for task in tasks], self.max_prompts))
 
-    def score(
-        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
-    ) -> Findings:
+    def judge(self, answers: Mapping[str, Sequence[Answer]], judges: Judges, settings: IntervalSettings) -> Findings:
         """Compare every model with the baseline."""
-        judges = required(judges, self.title)
         if self.baseline == "file":
             baseline, everyone = with_file_baseline(answers)
         else:
@@ -186,17 +181,20 @@ class AlpacaEvalBenchmark:
         weighted = [_Weighted(match, share) for match in matches if (share := share_of_a(match)) is not None]
         won = sides(matches, both=False)
         values = [one.value for one in weighted] + side_values(won, DISCRETE)
+        halves: list[Value] = []
         if self.baseline == "first":
-            values += [half for key in (WIN_RATE, DISCRETE) for half in baseline_halves(baseline, values, key)]
-        extra, lc_notes = self._length_control(matches, models, baseline, settings)
+            halves = [half for key in (WIN_RATE, DISCRETE) for half in baseline_halves(baseline, values, key)]
+        controlled, results, lc_notes = self._length_control(matches, models, baseline, settings)
         points = side_points(won, DISCRETE)
         for one in weighted:
             points.setdefault(one.key, {})[WIN_RATE] = one.share
-        return Findings(
-            values=values,
-            counts=counts(answers, [(value.model, value.task) for value in values], missing_reasons(matches)),
-            shown=_shown(side_shown(won), weighted),
-            values_shown=points,
+        return match_findings(
+            answers,
+            matches,
+            [*values, *halves],
+            settings,
+            remarks=_remarks(side_remarks(won), weighted),
+            reply_values=points,
             notes=[
                 OWN_PROMPT.format(title=self.title),
                 *notes,
@@ -204,7 +202,9 @@ class AlpacaEvalBenchmark:
                 *lc_notes,
                 *repeated_notes(answers),
             ],
-            extra={"win_rates": win_rate_records(matches, settings), **extra},
+            length_controlled=controlled,
+            results=results,
+            by_definition=frozenset((half.model, half.measure) for half in halves),
         )
 
     def _judged(self, pairs: Sequence[Pairing], judges: Judges) -> tuple[list[Match], list[str]]:
@@ -238,11 +238,13 @@ class AlpacaEvalBenchmark:
 
     def _length_control(
         self, matches: Sequence[Match], models: Sequence[str], baseline: str, settings: IntervalSettings
-    ) -> tuple[dict[str, Any], list[str]]:
-        """``length_controlled`` and ``results`` of the record, and what must be told of them."""
+    ) -> tuple[LengthControlled | None, list[Result], list[str]]:
+        """Length-controlled win rates, the results made of them, and what a reader must know of them."""
         published = self._published()
         judge = " + ".join(dict.fromkeys(name for match in matches for name in match.judgments))
-        rows, results, notes = [], [], []
+        rows: list[LengthControlledRow] = []
+        results: list[Result] = []
+        notes: list[str] = []
         reasons: list[str] = []
         for model in models:
             own = [match for match in matches if match.pairing.model_a == model]
@@ -252,29 +254,25 @@ class AlpacaEvalBenchmark:
                 notes.append(f"{model}: no win rate: {error.problem}.")
                 continue
             row = _row(model, own, raw)
-            rows.append(row)
             try:
                 found = _controlled(own, judge, published, settings)
             except DataError as error:
+                rows.append(row)
                 notes.append(f"{model}: no length-controlled win rate: {error.problem}.")
                 continue
             notes += [f"{model}: {warning}." for warning in found.warnings]
             if not found.comparable_with_leaderboard and found.reason not in reasons:
                 reasons.append(found.reason)
             estimate, low, high, _ = found.interval
-            row |= {LENGTH_CONTROLLED: estimate, "low": low, "high": high}
-            results.append(
-                {"model": model, "measure": LENGTH_CONTROLLED, "category": None}
-                | {"estimate": estimate / 100, "low": low / 100, "high": high / 100}
-                | {"values": raw.judged, "prompts": raw.judged}
-            )
+            rows.append(replace(row, length_controlled=estimate, low=low, high=high))
+            ends = estimate / 100, low / 100, high / 100
+            results.append(Result(model, LENGTH_CONTROLLED, None, *ends, values=raw.judged, prompts=raw.judged))
         if not rows:
-            return {"length_controlled": None}, notes
+            return None, [], notes
         why_not = "; ".join(reasons) if results else "nothing could be fitted"
         if reasons:
             notes.append(f"The win rate at equal length must not stand beside the leaderboard's: {why_not}.")
-        record = {"baseline": baseline, "comparable": not why_not, "why_not": why_not or None, "rows": rows}
-        return {"length_controlled": record, "results": results}, notes
+        return LengthControlled(baseline, not why_not, why_not or None, tuple(rows)), results, notes
 
 
 _PUBLISHED_ORDERS: tuple[tuple[Literal["original", "swapped"], bool], ...] = (("original", True), ("swapped", False))
@@ -288,7 +286,7 @@ def _preferences(matches: Sequence[Match]) -> list[float]:
 
 def _controlled(
     matches: Sequence[Match], judge: str, published: PublishedGlm | None, settings: IntervalSettings
-) -> LengthControlled:
+) -> ControlledWinRate:
     return length_controlled_win_rate(
         _preferences(matches),
         [len(match.pairing.replies_a[0]) for match in matches],
@@ -302,17 +300,16 @@ def _controlled(
     )
 
 
-def _row(model: str, matches: Sequence[Match], raw: WinRate) -> dict[str, Any]:
-    """A row of ``length_controlled`` before length control, in percent."""
+def _row(model: str, matches: Sequence[Match], raw: WinRate) -> LengthControlledRow:
+    """A row before length control, in percent."""
     outcomes = [outcome for match in matches for outcome in match.outcomes.values()]
-    return {
-        "model": model,
-        "win_rate": raw.win_rate,
-        "standard_error": None if math.isnan(raw.standard_error) else raw.standard_error,
-        "discrete": 100 * fmean(POINTS[outcome] for outcome in outcomes if not isinstance(outcome, Missing)),
-        **dict.fromkeys((LENGTH_CONTROLLED, "low", "high")),
-        "n": raw.judged,
-    }
+    return LengthControlledRow(
+        model,
+        win_rate=raw.win_rate,
+        standard_error=None if math.isnan(raw.standard_error) else raw.standard_error,
+        discrete=100 * fmean(POINTS[outcome] for outcome in outcomes if not isinstance(outcome, Missing)),
+        n=raw.judged,
+    )
 
 
 # ---- weighted verdicts ---------------------------------------------------------------------------------------------
@@ -344,13 +341,13 @@ def share_of_a(match: Match) -> float | None:
         return 0.5
     by_judge = []
     for judgments in match.judgments.values():
-        known = [share for judgment in judgments if (share := _game_share(judgment)) is not None]
+        known = [share for judgment in judgments if (share := _judgment_share(judgment)) is not None]
         if len(known) == len(judgments):
             by_judge.append(fmean(known))
     return fmean(by_judge) if by_judge else None
 
 
-def _game_share(judgment: Judgment) -> float | None:
+def _judgment_share(judgment: Judgment) -> float | None:
     """The share of one judgment that goes to model a: by probability, else 1, 1/2 or 0 for the verdict."""
     swapped = judgment.ask.order == "swapped"
     if judgment.to_second is not None:
@@ -360,11 +357,9 @@ def _game_share(judgment: Judgment) -> float | None:
     return POINTS[mirrored(judgment.value) if swapped else judgment.value]
 
 
-def _shown(
-    shown: Mapping[tuple[str, str, int], Shown], weighted: Sequence[_Weighted]
-) -> dict[tuple[str, str, int], Shown]:
-    found = dict(shown)
+def _remarks(remarks: Mapping[Key, Remark], weighted: Sequence[_Weighted]) -> dict[Key, Remark]:
+    found = dict(remarks)
     for one in weighted:
         old = found[one.key]
-        found[one.key] = old._replace(detail=f"Better with probability {one.share:.1%}. {old.detail}")
+        found[one.key] = replace(old, detail=f"Better with probability {one.share:.1%}. {old.detail}")
     return found

@@ -12,7 +12,7 @@ not independent, and the confidence is the stage's. The judge's prompt is our ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -28,8 +28,8 @@ from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import FiveVerdict, Missing, Verdict, arena_hard, read, side
 from posttrain.judge.win_rates import POINTS
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Interval, IntervalSettings, holm, minimum_detectable_difference, quantiles, wilson
-from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Task
+from posttrain.stats.intervals import Interval, IntervalSettings, minimum_detectable_difference, quantiles, wilson
+from posttrain.tasks.base import Answer, Findings, Needs, Task, Value
 from posttrain.tasks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
@@ -38,22 +38,21 @@ from posttrain.tasks.matches import (
     Match,
     baseline_halves,
     baseline_text,
-    counts,
     judge_pairings,
+    match_findings,
     match_notes,
     missing_notes,
-    missing_reasons,
     one_model,
     pairings,
     repeated_notes,
-    required,
     side_points,
-    side_shown,
+    side_remarks,
     side_values,
     sides,
-    win_rate_records,
     with_file_baseline,
 )
+from posttrain.tasks.measures import adjusted
+from posttrain.tasks.records import Area, Difference, Measure, Result
 from posttrain.tasks.rows import file_rows, keep_shares, label_of, text_of
 from posttrain.types import Origin
 
@@ -145,11 +144,8 @@ class ArenaHardBenchmark:
             )
         return tuple(tasks)
 
-    def score(
-        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
-    ) -> Findings:
+    def judge(self, answers: Mapping[str, Sequence[Answer]], judges: Judges, settings: IntervalSettings) -> Findings:
         """Compare every model with the baseline."""
-        judges = required(judges, self.title)
         if self.baseline is None:
             baseline, everyone = next(iter(answers)), dict(answers)
         else:
@@ -158,36 +154,35 @@ class ArenaHardBenchmark:
         pairs = pairings(everyone, [(model, baseline) for model in models])
         matches = judge_pairings(pairs, judges, load_prompt("five", "pair", judges.language), judges.plan)
         won = sides(matches, both=False)
-        values = side_values(won)
-        tallies = tally(matches)
+        values, halves, tallies = side_values(won), list[Value](), tally(matches)
         if self.baseline is None:
-            values += baseline_halves(baseline, values)
+            halves = baseline_halves(baseline, values)
             tasks = {task: found.category for own in tallies.values() for task, found in own.items()}
             tallies = {baseline: {task: Tally(0.5, 1.0, category) for task, category in tasks.items()}} | tallies
         tallies = {model: tallies.get(model, {}) for model in answers}
-        measured = [(value.model, value.task) for value in values]
-        measured += [(model, task) for model, own in tallies.items() for task in own]
         points = side_points(won)
         for model, own in tallies.items():
             for task, found in own.items():
                 points.setdefault((model, task, 0), {})[SCORE] = found.points / found.weight
         judgments = [judgment.value for match in matches for own in match.judgments.values() for judgment in own]
-        return Findings(
-            values=values,
-            counts=counts(answers, measured, missing_reasons(matches)),
-            shown=side_shown(won),
-            values_shown=points,
+        fixed = {(half.model, key) for half in halves for key in (WIN_RATE, SCORE)}
+        return match_findings(
+            answers,
+            matches,
+            [*values, *halves],
+            settings,
+            measured=[(model, task) for model, own in tallies.items() for task in own],
+            remarks=side_remarks(won),
+            reply_values=points,
             notes=[
                 OWN_PROMPT.format(title=self.title),
                 *(match_notes(matches) if models else [ONE_MODEL]),
                 *missing_notes(judgments, "judgments have no readable label"),
                 *repeated_notes(answers),
             ],
-            extra={
-                "win_rates": win_rate_records(matches, settings),
-                "results": score_results(tallies, settings),
-                "differences": score_differences(tallies, settings),
-            },
+            results=score_results(tallies, settings, fixed),
+            differences=score_differences(tallies, settings),
+            by_definition=frozenset(fixed),
         )
 
 
@@ -230,13 +225,13 @@ def tally(matches: Sequence[Match]) -> dict[str, dict[str, Tally]]:
 def _points(match: Match) -> Iterator[tuple[float, float]]:
     """(points of model a, weight) of every judgment with a verdict."""
     for judgment in (judgment for judgments in match.judgments.values() for judgment in judgments):
-        label = label_of_game(judgment)
+        label = label_of_judgment(judgment)
         if not isinstance(label, Missing):
             points = _POINTS[label]
             yield 1 - points if judgment.ask.order == "swapped" else points, MUCH if label.endswith(">>") else 1
 
 
-def label_of_game(judgment: Judgment) -> FiveVerdict | Missing:
+def label_of_judgment(judgment: Judgment) -> FiveVerdict | Missing:
     """What the judge said, with its strength: the reply is read again. A verdict without a reply (a reward model) has no strength."""
     if isinstance(judgment.value, Missing):
         return judgment.value
@@ -249,31 +244,31 @@ def label_of_game(judgment: Judgment) -> FiveVerdict | Missing:
 _WITHOUT_STRENGTH: dict[Verdict, FiveVerdict] = {"first": "first>", "second": "second>", "tie": "tie"}
 
 
-def score_results(tallies: Tallies, settings: IntervalSettings) -> list[dict[str, Any]]:
-    """``results`` of the record: the score over all prompts and in every category, prompts resampled."""
+def score_results(
+    tallies: Tallies, settings: IntervalSettings, fixed: Collection[tuple[str, str]] = ()
+) -> list[Result]:
+    """The score over all prompts and in every category, prompts resampled. ``fixed``: (model, measure) that is not measured."""
     found = []
     for model, own in tallies.items():
         categories = dict.fromkeys(one.category for one in own.values() if one.category is not None)
         for category in (None, *categories) if own else ():
             chosen = {task: one for task, one in own.items() if category is None or one.category == category}
-            estimate, low, high, _ = _score(chosen, settings)
-            place = {"model": model, "measure": SCORE, "category": category}
-            interval = {"estimate": estimate, "low": low, "high": high}
-            found.append(place | interval | {"values": len(chosen), "prompts": len(chosen)})
+            size, interval = len(chosen), _score(chosen, settings)[:3]
+            by_definition = (model, SCORE) in fixed
+            found.append(Result(model, SCORE, category, *interval, size, size, by_definition=by_definition))
     return found
 
 
-def score_differences(tallies: Tallies, settings: IntervalSettings) -> list[dict[str, Any]]:
-    """``differences`` of the record: every later model minus the first, on common prompts; Holm's adjustment over all of them."""
+def score_differences(tallies: Tallies, settings: IntervalSettings) -> list[Difference]:
+    """Every later model minus the first, on common prompts; Holm's adjustment over all of them."""
     first, *others = tallies
     found = []
     for model in others:
         common = [task for task in tallies[first] if task in tallies[model]]
         if common:
             sums_a, sums_b = (_sums([tallies[name][task] for task in common]) for name in (first, model))
-            found.append({"a": first, "b": model, "measure": SCORE, **_difference(sums_a, sums_b, settings)})
-    adjusted = holm([one["p_value"] for one in found]) if found else ()
-    return [{**one, "adjusted_p": p} for one, p in zip(found, adjusted, strict=True)]
+            found.append(_difference(first, model, sums_a, sums_b, settings))
+    return adjusted(found)
 
 
 def _score(tallies: Mapping[str, Tally], settings: IntervalSettings) -> Interval:
@@ -288,7 +283,7 @@ def _score(tallies: Mapping[str, Tally], settings: IntervalSettings) -> Interval
     return Interval(share, low, high, settings.confidence)
 
 
-def _difference(sums_a_P2: Floats, sums_b_P2: Floats, settings: IntervalSettings) -> dict[str, Any]:
+def _difference(a: str, b: str, sums_a_P2: Floats, sums_b_P2: Floats, settings: IntervalSettings) -> Difference:
     """Difference of two ratios of sums: paired bootstrap over prompts, and a permutation test that swaps the models' prompts.
 
     p = (1 + as extreme) / (1 + draws) (Phipson and Smyth 2010). ``detectable`` takes the ratios as linear around what was found.
@@ -306,15 +301,18 @@ def _difference(sums_a_P2: Floats, sums_b_P2: Floats, settings: IntervalSettings
     pulls_P = _pulls(sums_b_P2, share_b) - _pulls(sums_a_P2, share_a)
     spread = float(np.std(pulls_P, ddof=1)) if prompts > 1 else 0.0
     detectable = minimum_detectable_difference(spread, prompts, significance=1 - settings.confidence)
-    return {
-        "difference": seen,
-        "low": low,
-        "high": high,
-        "p_value": (1 + extreme) / (1 + settings.resamples),
-        "test": "permutation",
-        "detectable": detectable or None,
-        "prompts": prompts,
-    }
+    return Difference(
+        a,
+        b,
+        SCORE,
+        seen,
+        low,
+        high,
+        prompts=prompts,
+        p_value=(1 + extreme) / (1 + settings.resamples),
+        test="permutation",
+        detectable=detectable or None,
+    )
 
 
 def _sums(tallies: Sequence[Tally]) -> Floats:

@@ -1,27 +1,41 @@
-"""What a benchmark is: tasks for a model, answers back, findings out.
+"""What a task is: prompts, and what one reply to one of them is worth.
 
-    tasks -> answers of every model -> findings (values, verdicts, accounting) -> record (`measures.py`)
+    prompts -> answers of every model -> findings (values, remarks, accounting) -> record (`records.py`)
 
-A benchmark is a configuration with ``name``, ``title``, ``area``, ``needs``, ``tasks`` and ``score``, in one file
-of its own; it is named in the union of ``__init__.py`` and recipes accept it. It asks no model itself: who answers and who judges
-is handed in, so tests use scripted engines.
+A benchmark is a configuration with ``name``, ``title``, ``area``, ``needs``, ``measures`` and ``tasks``, in one file of its own; it is named
+in the union of ``__init__.py`` and recipes accept it. Beside these it has one or more of
+
+    score(task, reply)    the values of one reply, by itself: it needs no engine and no judge, so selection of data and rewards use it too
+    judge(answers, ...)   replies that a judge reads or compares
+    corpus(answers, ...)  what is no mean over replies: of all samples of a prompt, or of all replies together
+
+`measuring.py` goes over the answers. A benchmark asks no model itself: who answers and who judges is handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from statistics import fmean
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from posttrain.generate.engine import Failure, FinishReason, Sampling, Usage
 from posttrain.judge.pool import Judges
+from posttrain.judge.win_rates import WinRates
 from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks.records import (
+    Account,
+    Area,
+    Difference,
+    LengthControlled,
+    Measure,
+    Ratings,
+    Remark,
+    Result,
+)
 
-Area = Literal["helpfulness", "instructions", "reasoning", "safety", "diversity"]
-"""What a benchmark is about; the report groups by it."""
-
-Unit = Literal["share", "rating", "tokens", "number"]
-"""``share`` is shown as a percentage; ``rating`` has a scale."""
+Key = tuple[str, str, int]
+"""(model, task id, sample)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +90,6 @@ class Needs(NamedTuple):
     """Models are compared with each other."""
 
 
-class Measure(NamedTuple):
-    """One number that a benchmark reports."""
-
-    key: str
-    """Column of values and of the record."""
-    label: str
-    unit: Unit
-    better: Literal["higher", "lower", "neither"]
-    about: str
-    """One sentence for readers who don't know it."""
-    headline: bool = False
-    """Shown in the overview of all models."""
-    scale: tuple[float, float] | None = None
-    """Lowest and highest value, where there are such."""
-
-
 class Value(NamedTuple):
     """A measure of one model on one task (several per task where it has turns, samples or instructions)."""
 
@@ -103,44 +101,63 @@ class Value(NamedTuple):
     category: str | None = None
 
 
-class Shown(NamedTuple):
-    """What the page shows beside one reply."""
+class Point(NamedTuple):
+    """One number of one reply."""
 
-    label: str
-    """In a word or two: ``passed``, ``7 of 10``, ``full refusal``, ``wins``."""
-    good: bool | None
-    """None = neither good nor bad."""
-    detail: str = ""
-    """Why: failed instructions, the expected answer, the judge's own words."""
+    measure: str
+    value: float
+    category: str | None = None
 
 
-class Counts(NamedTuple):
-    """What became of one model's answers: asked = measured + the sum of ``dropped``. Nothing is lost without a reason."""
+def means(points: Iterable[Point]) -> dict[str, float]:
+    """The mean of every measure."""
+    by_measure: dict[str, list[float]] = {}
+    for point in points:
+        by_measure.setdefault(point.measure, []).append(point.value)
+    return {measure: fmean(found) for measure, found in by_measure.items()}
 
-    asked: int
-    answered: int
-    """Answers that are complete."""
-    measured: int
-    """Answers that have a value."""
-    dropped: dict[str, int]
-    """Reason -> answers without a value."""
+
+class Score(NamedTuple):
+    """What one reply is worth."""
+
+    points: tuple[Point, ...]
+    """At least one; a measure may have several (one an instruction)."""
+    remark: Remark
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The mean of every measure."""
+        return means(self.points)
+
+
+class Unscored(NamedTuple):
+    """A reply without a value, and why."""
+
+    reason: str
+    remark: Remark
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a benchmark found. Everything else of its record is computed from this."""
+    """What was found of all models. Everything else of the record is computed from this."""
 
-    values: Sequence[Value]
-    counts: Mapping[str, Counts]
+    values: Sequence[Value] = ()
+    accounting: Mapping[str, Account] = field(default_factory=dict)
     """By model."""
-    shown: Mapping[tuple[str, str, int], Shown] = field(default_factory=dict)
-    """(model, task id, sample) -> what stands beside the reply."""
-    values_shown: Mapping[tuple[str, str, int], Mapping[str, float]] = field(default_factory=dict)
-    """(model, task id, sample) -> numbers of that reply, for the rows file."""
+    remarks: Mapping[Key, Remark] = field(default_factory=dict)
+    reply_values: Mapping[Key, Mapping[str, float]] = field(default_factory=dict)
+    """Numbers of a reply, for the rows file."""
     notes: Sequence[str] = ()
     """What a reader must know: a set that is not comparable with a leaderboard, a rule that is rough."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Parts of the record with a form of their own: ``win_rates``, ``ratings``, ``length_controlled`` (docs/run-folder.md)."""
+    results: Sequence[Result] = ()
+    """Those that are no means of values, with intervals of their own."""
+    differences: Sequence[Difference] = ()
+    """Likewise."""
+    win_rates: tuple[WinRates, ...] = ()
+    ratings: Ratings | None = None
+    length_controlled: LengthControlled | None = None
+    by_definition: frozenset[tuple[str, str]] = frozenset()
+    """(model, measure) whose values are not measured: the baseline compared with itself."""
 
 
 class Benchmark(Protocol):
@@ -167,8 +184,38 @@ class Benchmark(Protocol):
         """Its prompts. Raises DataError that names file and row where they can't be read."""
         ...
 
-    def score(
-        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
-    ) -> Findings:
-        """Measure the answers of every model (models in the recipe's order, the first is the baseline)."""
+
+@runtime_checkable
+class ScoresReplies(Protocol):
+    """A benchmark that can tell what one reply is worth."""
+
+    def score(self, task: Task, reply: str) -> Score | Unscored:
+        """The values of one reply to a task of one turn."""
+        ...
+
+
+@runtime_checkable
+class JudgesReplies(Protocol):
+    """A benchmark whose replies are judged."""
+
+    def judge(self, answers: Mapping[str, Sequence[Answer]], judges: Judges, settings: IntervalSettings) -> Findings:
+        """What the judges say of the answers of every model (in the recipe's order, the first is the baseline)."""
+        ...
+
+
+@runtime_checkable
+class MeasuresCorpus(Protocol):
+    """A benchmark that measures answers together."""
+
+    def corpus(self, answers: Mapping[str, Sequence[Answer]], settings: IntervalSettings) -> Findings:
+        """What all answers that count say together; it is added to what single replies say."""
+        ...
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """A benchmark whose readers must know something."""
+
+    def notes(self, answers: Mapping[str, Sequence[Answer]]) -> list[str]:
+        """Sentences for the report."""
         ...

@@ -1,4 +1,4 @@
-"""Benchmarks of an evaluation stage: every model answers, one in memory at a time; then programs and judges say how well.
+"""Prompts and benchmarks of an evaluation stage: every model answers, one in memory at a time; then programs and judges say how well.
 
 Answers are kept the moment they are there (the run's request cache), and per model and benchmark when all are there
 (``parts/``): a killed stage goes on where it was, and a judge is never paid twice.
@@ -6,14 +6,12 @@ Answers are kept the moment they are there (the run's request cache), and per mo
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from posttrain.artifacts import StageDir, digest, file_digest, plain, read_json, write_json, write_text
+from posttrain.artifacts import StageDir, digest, file_digest, plain, read_json, write_json
 from posttrain.errors import ConfigError, RunError
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.engine import Engine
@@ -22,27 +20,30 @@ from posttrain.judge.pool import JudgePool
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks import Benchmark
 from posttrain.tasks.answers import answer_all, answer_of, answer_record
-from posttrain.tasks.base import Answer, Task
-from posttrain.tasks.measures import benchmark_record, reply_rows
+from posttrain.tasks.base import Task
+from posttrain.tasks.measuring import cost_of, findings_of, reply_rows, task_record
+from posttrain.tasks.prompts import FixedPrompts
+from posttrain.tasks.records import Source, TaskRecord, read_record, write_record
 from posttrain.tasks.rows import BUILTIN
 from posttrain.types import Display
 
-SCHEMA = 1
-
 
 @dataclass(frozen=True)
-class PreparedBenchmark:
+class Prepared:
     """A benchmark with its tasks read."""
 
     key: str
-    """The recipe's name for it."""
+    """The recipe's name for it; its files are called so."""
     benchmark: Benchmark
     tasks: tuple[Task, ...]
+    folder: str = "benchmarks"
+    """Where its files are, from the stage's folder on."""
 
 
-def prepare_benchmarks(benchmarks: Mapping[str, Benchmark]) -> list[PreparedBenchmark]:
-    """Read the tasks of all benchmarks, before anything is computed. Raises DataError as their ``tasks`` do."""
-    return [PreparedBenchmark(key, one, one.tasks()) for key, one in benchmarks.items()]
+def prepare(benchmarks: Mapping[str, Benchmark], prompts: FixedPrompts | None) -> list[Prepared]:
+    """Read the tasks of the prompts and of all benchmarks, before anything is computed. Raises DataError as their ``tasks`` do."""
+    own = [] if prompts is None else [Prepared(prompts.name, prompts, prompts.tasks(), "")]
+    return own + [Prepared(key, one, one.tasks()) for key, one in benchmarks.items()]
 
 
 def tasks_digest(benchmark: Benchmark) -> str:
@@ -62,9 +63,9 @@ def tasks_digest(benchmark: Benchmark) -> str:
     )
 
 
-def answer_benchmarks(
+def answer(
     model_name: str,
-    prepared: Sequence[PreparedBenchmark],
+    prepared: Sequence[Prepared],
     engine: Callable[[], Engine],
     parts: Path,
     seed: int,
@@ -72,7 +73,7 @@ def answer_benchmarks(
 ) -> None:
     """One model's answers to all benchmarks, each written to ``parts`` when whole. ``engine`` is called where one is missing."""
     for one in prepared:
-        part = _part(parts, model_name, one.key)
+        part = _part(parts, model_name, one)
         if part.exists():
             continue
 
@@ -86,12 +87,12 @@ def answer_benchmarks(
         write_json(part, {"seconds": seconds, "answers": [answer_record(answer) for answer in answers]})
 
 
-def _part(parts: Path, model_name: str, key: str) -> Path:
-    return parts / model_name / "benchmarks" / f"{key}.json"
+def _part(parts: Path, model_name: str, one: Prepared) -> Path:
+    return parts / model_name / one.folder / f"{one.key}.json"
 
 
-def measure_benchmarks(
-    prepared: Sequence[PreparedBenchmark],
+def measure(
+    prepared: Sequence[Prepared],
     models: Sequence[str],
     judge: JudgeConfig | None,
     cache: RequestCache,
@@ -99,29 +100,20 @@ def measure_benchmarks(
     out: StageDir,
     settings: IntervalSettings,
     display: Display,
-) -> dict[str, Any]:
-    """Score and judge all answers; writes benchmarks/<key>.json and .rows.jsonl (docs/run-folder.md), returns the headline numbers."""
-    found: dict[str, Any] = {}
+) -> list[tuple[Prepared, TaskRecord]]:
+    """Score and judge all answers; writes ``<key>.json`` and ``<key>.rows.jsonl`` of each (docs/run-folder.md)."""
+    found = []
     with JudgePool(judge, cache, out.file("judge.jsonl"), display) as pool:
         for one in prepared:
-            file = out.file("benchmarks", f"{one.key}.json")
+            file = out.file(one.folder, f"{one.key}.json")
             if not file.exists():
                 _measure(one, models, pool, parts, out, settings, display)
-            record = read_json(file)
-            headlines = {measure["key"] for measure in record["measures"] if measure["headline"]}
-            found[one.key] = {
-                key: {
-                    r["model"]: r["estimate"]
-                    for r in record["results"]
-                    if r["measure"] == key and r["category"] is None
-                }
-                for key in headlines
-            }
+            found.append((one, read_record(file)))
     return found
 
 
 def _measure(
-    one: PreparedBenchmark,
+    one: Prepared,
     models: Sequence[str],
     pool: JudgePool,
     parts: Path,
@@ -130,55 +122,54 @@ def _measure(
     display: Display,
 ) -> None:
     benchmark, tasks = one.benchmark, {task.id: task for task in one.tasks}
-    read = {model: read_json(_part(parts, model, one.key)) for model in models}
+    read = {model: read_json(_part(parts, model, one)) for model in models}
     answers = {model: [answer_of(record, tasks) for record in found["answers"]] for model, found in read.items()}
     judges = pool.session(one.key) if benchmark.needs.judge else None
-    findings = benchmark.score(answers, judges, settings)
+    findings = findings_of(benchmark, answers, judges, settings)
     if judges is not None and (failed := judges.failed()) is not None:
         raise RunError(
             f"{one.key}: {failed}",
             where=str(out.path),
             fix="mend the server, and run the same command again: replies are kept",
         )
-    record = {
-        "schema": SCHEMA,
-        "key": one.key,
-        "benchmark": benchmark.name,
-        "title": benchmark.title,
-        "area": benchmark.area,
-        "source": _source(benchmark, len(one.tasks)),
-        "config": plain(benchmark),
-        **benchmark_record(benchmark.measures(), findings, answers, settings),
-        "cost": {model: _cost(answers[model], read[model]["seconds"]) for model in models},
-        "judge": None if judges is None else plain(judges.record(settings)),
+    record = task_record(
+        benchmark,
+        one.key,
+        _source(benchmark, len(one.tasks)),
+        findings,
+        answers,
+        settings,
+        config=plain(benchmark),
+        cost={model: cost_of(answers[model], read[model]["seconds"]) for model in models},
+        judge=None if judges is None else judges.record(settings),
+    )
+    write_record(out.file(one.folder), record, reply_rows(answers, findings))
+    tell(record, display)
+
+
+def tell(record: TaskRecord, display: Display) -> None:
+    """Tell the headline numbers of a record."""
+    for measure, values in headlines(record).items():
+        label = next(one.label for one in record.measures if one.key == measure)
+        told = ", ".join(f"{model} {value:.4g}" for model, value in values.items())
+        display.note(f"{record.key}: {label}: {told or 'no values'}")
+
+
+def headlines(record: TaskRecord) -> dict[str, dict[str, float | None]]:
+    """Headline measure -> model -> its value over all prompts."""
+    return {
+        measure.key: {
+            one.model: one.estimate for one in record.results if one.measure == measure.key and one.category is None
+        }
+        for measure in record.measures
+        if measure.headline
     }
-    rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in reply_rows(answers, findings))
-    write_text(out.file("benchmarks", f"{one.key}.rows.jsonl"), "".join(rows))
-    write_json(out.file("benchmarks", f"{one.key}.json"), record)  # last: where it is, all is
-    for measure in benchmark.measures():
-        if measure.headline:
-            told = ", ".join(
-                f"{r['model']} {r['estimate']:.4g}"
-                for r in record["results"]
-                if r["measure"] == measure.key and r["category"] is None
-            )
-            display.note(f"{one.key}: {measure.label}: {told or 'no values'}")
 
 
-def _source(benchmark: Benchmark, prompts: int) -> dict[str, Any]:
+def _source(benchmark: Benchmark, prompts: int) -> Source:
     path = getattr(benchmark, "path", BUILTIN)
     own = path == BUILTIN
-    return {"path": path, "digest": tasks_digest(benchmark) if own else file_digest(Path(path)), "prompts": prompts}
-
-
-def _cost(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
-    usages = [usage for answer in answers for usage in answer.usages if usage is not None]
-    return {
-        "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
-        "completion_tokens": sum(usage.completion_tokens for usage in usages),
-        # of a resumed stage the time is not known: an earlier life took part of it
-        "seconds": None if any(answer.cached for answer in answers) else seconds,
-    }
+    return Source(path, tasks_digest(benchmark) if own else file_digest(Path(path)), prompts)
 
 
 def check_benchmarks(

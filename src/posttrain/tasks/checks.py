@@ -47,6 +47,18 @@ def passes(check: Check, reply: str) -> bool:
     return bool(answer) and CHECKS[check.kind](answer, check.expected)
 
 
+def wanted(check: Check) -> str:
+    """What a check asks for: ``contains any: 7, seven``; parts of a combined check are joined by ``; ``.
+
+    >>> wanted(Check(kind="contains_any", expected=("7", "seven")))
+    'contains any: 7, seven'
+    """
+    values = check.expected if isinstance(check.expected, list | tuple) else [check.expected]
+    if values and all(isinstance(part, Check) for part in values):
+        return "; ".join(map(wanted, values))
+    return f"{check.kind.replace('_', ' ')}: {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)}"
+
+
 # ---- text ----------------------------------------------------------------------------------------------------------
 
 _WORD = re.compile(rf"[{CJK}]|{LETTER}+(?:['\u2019.,-]{LETTER}+)*")

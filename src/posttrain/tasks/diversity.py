@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -18,14 +18,13 @@ from scipy import special
 from posttrain.data.encoders import Encoder, loaded_encoder
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Sampling
-from posttrain.judge.pool import Judges
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import Interval, IntervalSettings
-from posttrain.tasks.base import Answer, Area, Counts, Findings, Measure, Needs, Shown, Task, Value
+from posttrain.tasks.base import Answer, Findings, Key, Needs, Point, Score, Task, Value
 from posttrain.tasks.ngram_diversity import distinct_n, embedding_spread, repetition, self_bleu
 from posttrain.tasks.ngram_overlap import ngram_counts
+from posttrain.tasks.records import Area, Measure, Remark, Result
 from posttrain.tasks.rows import keep_shares, plain_prompts
-from posttrain.tasks.scoring import counted, why_missing
 
 _MEASURES = (
     Measure(
@@ -84,7 +83,6 @@ _MEASURES = (
     ),
 )
 _CORPUS_ORDERS = {"corpus_distinct_1": 1, "corpus_distinct_2": 2}
-_PER_REPLY = ("repetition", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,43 +139,35 @@ class DiversityBenchmark:
             for p in keep_shares(prompts, [p.category for p in prompts], self.max_prompts)
         )
 
-    def score(
-        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
-    ) -> Findings:
-        """Measure the samples of every prompt; ``corpus_*`` are ready results in ``extra``, with jackknife intervals over prompts."""
+    def score(self, task: Task, reply: str) -> Score:
+        """Length and repetition of one reply."""
+        points = tuple(Point(key, value, task.category) for key, value in reply_measures(reply).items())
+        return Score(points, Remark("sample"))
+
+    def corpus(self, answers: Mapping[str, Sequence[Answer]], settings: IntervalSettings) -> Findings:
+        """The samples of every prompt together; ``corpus_*`` are of all replies, with jackknife intervals over prompts."""
         values: list[Value] = []
-        counts: dict[str, Counts] = {}
-        shown: dict[tuple[str, str, int], Shown] = {}
-        values_shown: dict[tuple[str, str, int], Mapping[str, float]] = {}
-        results: list[dict[str, Any]] = []
+        remarks: dict[Key, Remark] = {}
+        results: list[Result] = []
         notes: list[str] = []
         encoder = None if self.encoder is None else loaded_encoder(self.encoder)
         for model, own in answers.items():
-            whole, dropped = _whole_prompts(own)
-            counts[model] = counted(own, dropped)
+            by_prompt: dict[str, list[Answer]] = {}
+            for answer in own:
+                by_prompt.setdefault(answer.task.id, []).append(answer)
             without_spread = 0
-            for samples in whole:
-                task, texts = samples[0].task, [answer.replies[0] for answer in samples]
-                of_prompt, of_replies = prompt_measures(texts, encoder), [reply_measures(text) for text in texts]
+            for samples in by_prompt.values():
+                task, of_prompt = samples[0].task, prompt_measures([one.replies[0] for one in samples], encoder)
                 values += [Value(model, task.id, key, value, task.category) for key, value in of_prompt.items()]
                 without_spread += encoder is not None and "embedding_spread" not in of_prompt
-                for answer, measures in zip(samples, of_replies, strict=True):
-                    values += [
-                        Value(model, task.id, key, measures[key], task.category)
-                        for key in _PER_REPLY
-                        if key in measures
-                    ]
-                    place = (model, task.id, answer.sample)
-                    values_shown[place] = measures
-                    shown[place] = _shown(answer, of_prompt)
+                remarks |= {(model, task.id, one.sample): _remark(one, of_prompt) for one in samples}
             if without_spread:
                 notes.append(
                     f"{model}: {without_spread} prompts have no spread of meaning, as fewer than two of their replies have a vector."
                 )
-            results += _corpus_results(
-                model, [[answer.replies[0] for answer in samples] for samples in whole], settings
-            )
-        return Findings(values, counts, shown, values_shown, notes, {"results": results})
+            prompts = [[one.replies[0] for one in samples] for samples in by_prompt.values()]
+            results += _corpus_results(model, prompts, settings)
+        return Findings(values, remarks=remarks, notes=notes, results=results)
 
 
 # ---- one prompt ----------------------------------------------------------------------------------------------------
@@ -209,38 +199,23 @@ def _spread(samples: Sequence[str], encoder: Encoder) -> float | None:
     return embedding_spread(vectors_ND) if len(vectors_ND) > 1 else None
 
 
-def _shown(answer: Answer, of_prompt: Mapping[str, float]) -> Shown:
+def _remark(answer: Answer, of_prompt: Mapping[str, float]) -> Remark:
     labels = {measure.key: measure.label.removesuffix(" (one prompt)") for measure in _MEASURES}
     numbers = ", ".join(f"{labels[key]} {value:.2f}" for key, value in of_prompt.items())
     detail = f"all samples of this prompt: {numbers}" if numbers else ""
-    return Shown(f"sample {answer.sample + 1} of {answer.task.samples}", None, detail)
-
-
-def _whole_prompts(answers: Sequence[Answer]) -> tuple[list[list[Answer]], list[str]]:
-    """The answers of every prompt that has all its samples; and a reason for every other answer."""
-    by_prompt: dict[str, list[Answer]] = {}
-    for answer in answers:
-        by_prompt.setdefault(answer.task.id, []).append(answer)
-    whole, dropped = [], []
-    for samples in by_prompt.values():
-        if all(answer.complete for answer in samples):
-            whole.append(samples)
-        else:
-            dropped += ["other_sample_missing" if answer.complete else why_missing(answer) for answer in samples]
-    return whole, dropped
+    return Remark(f"sample {answer.sample + 1} of {answer.task.samples}", None, detail)
 
 
 # ---- all replies ---------------------------------------------------------------------------------------------------
 
 
-def _corpus_results(model: str, prompts: Sequence[Sequence[str]], settings: IntervalSettings) -> list[dict[str, Any]]:
+def _corpus_results(model: str, prompts: Sequence[Sequence[str]], settings: IntervalSettings) -> list[Result]:
     found = []
     for key, order in _CORPUS_ORDERS.items():
         interval = corpus_distinct(prompts, order, settings.confidence)
         if interval is not None:
-            place = {"model": model, "measure": key, "category": None}
-            size = {"values": sum(map(len, prompts)), "prompts": len(prompts)}
-            found.append(place | {"estimate": interval.estimate, "low": interval.low, "high": interval.high} | size)
+            values = sum(map(len, prompts))
+            found.append(Result(model, key, None, *interval[:3], values=values, prompts=len(prompts)))
     return found
 
 

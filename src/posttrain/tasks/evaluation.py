@@ -6,7 +6,6 @@ killed evaluation goes on with the models it had not finished.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.artifacts import Ledger, StageDir, read_json, write_json, write_text
+from posttrain.artifacts import Ledger, StageDir, read_json, write_json
 from posttrain.data.rows import read_feedback, read_pairs, read_rows, row_kind_of
 from posttrain.encode.preferences import FeedbackTokens, PairTokens, encode_feedback, encode_pairs, sequences_of
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.benchmarking import answer_benchmarks, measure_benchmarks, prepare_benchmarks
+from posttrain.tasks.benchmarking import answer, headlines, measure, prepare, tell
 from posttrain.tasks.config import EvalSettings
-from posttrain.tasks.prompts import Prompt, load_prompts
+from posttrain.tasks.prompts import FixedPrompts
+from posttrain.tasks.records import TaskRecord, TaskRow, write_record
 from posttrain.types import Display, RowKind, Tokens
 
 if TYPE_CHECKING:
@@ -86,28 +86,25 @@ def evaluate(
         held_out = _held_out(rows, {name: contenders[name]() for name in scored}, stage, ledger)
     reference = (stage.reference or scored[0]) if scored and held_out.kind != "conversations" else None
     ledger.write(out.file("ledger.json"))
-    prompts = load_prompts(stage.prompts) if stage.prompts is not None else ()
-    benchmarks = prepare_benchmarks(stage.benchmarks)
+    fixed = None if stage.prompts is None else FixedPrompts(path=str(stage.prompts), max_tokens=stage.max_new_tokens)
+    prepared = prepare(stage.benchmarks, fixed)
     settings = IntervalSettings(stage.confidence, stage.resamples, seed)
     parts = out.file("parts", dtype_name)
     logps: dict[str, Mapping[str, Logps]] = {}
-    replies: list[dict[str, Any]] = []
     with RequestCache(cache) as answers:
         for name in stage.models:
-            opened = OpenModel(contenders[name], dtype, device, stage.slots, display)
-            part = parts / name / "held_out.json"
-            if not part.exists():
-                # rewards are measured from the reference on the very tokens of each model
-                manners = held_out.units if name == reference else [held_out.manners[name]] if name in scored else []
-                own = {manner: held_out.units[manner] for manner in manners}
-                found = _evaluate_model(name, stage, own, prompts, opened, display)
-                write_json(part, found)  # Python writes floats so that they are read back to the bit
-            found = read_json(part)
-            replies += found["replies"]
+            opened = EvaluatedModel(contenders[name], dtype, device, stage.slots, display)
             if name in scored:
-                logps[name] = found["logps"]
+                part = parts / name / "held_out.json"
+                if not part.exists():
+                    # rewards are measured from the reference on the very tokens of each model
+                    manners = held_out.units if name == reference else [held_out.manners[name]]
+                    own = {manner: held_out.units[manner] for manner in manners}
+                    # Python writes floats so that they are read back to the bit
+                    write_json(part, _held_out_logps(name, stage, own, opened, display))
+                logps[name] = read_json(part)
             engine = partial(_cached, opened, answers)
-            answer_benchmarks(name, benchmarks, engine, parts, seed, display)
+            answer(name, prepared, engine, parts, seed, display)
             del opened, engine  # the next model needs the room
         result: dict[str, Any] = {
             "models": list(stage.models),
@@ -115,19 +112,23 @@ def evaluate(
             "dtype": dtype_name,
         }
         if any(held_out.units.values()):
-            result |= _measure(held_out, logps, reference, out, settings, display)
-        result |= _check_replies(replies, out, settings)
-        if benchmarks:
-            result["benchmarks"] = measure_benchmarks(
-                benchmarks, stage.models, stage.judge, answers, parts, out, settings, display
-            )
+            record, written = _measure(held_out, logps, reference, settings)
+            write_record(out.path, record, written)
+            tell(record, display)
+            result |= headlines(record)
+        found = measure(prepared, stage.models, stage.judge, answers, parts, out, settings, display)
+        for one, record in found:
+            if one.folder:
+                result.setdefault("benchmarks", {})[one.key] = headlines(record)
+            else:
+                result |= headlines(record)
     result["peak_memory_bytes"] = hardware.peak_memory(device)
     shutil.rmtree(out.file("parts"))  # all of it stands in the files above
     return result
 
 
 @dataclass(frozen=True)
-class OpenModel:
+class EvaluatedModel:
     """A model of an evaluation, in memory from its first use on."""
 
     contender: Callable[[], Lineage]
@@ -166,7 +167,7 @@ class OpenModel:
         return LocalEngine(self.speaker, known.template, known.stops, known.identity, self.slots)
 
 
-def _cached(opened: OpenModel, answers: RequestCache) -> Engine:
+def _cached(opened: EvaluatedModel, answers: RequestCache) -> Engine:
     return CachedEngine(opened.engine, answers)
 
 
@@ -199,21 +200,15 @@ def _part(unit: Tokens | PairTokens | FeedbackTokens) -> int:
     return unit.part if isinstance(unit, Tokens) else 0
 
 
-def _evaluate_model(
-    name: str,
-    stage: EvalSettings,
-    held_out: Mapping[str, Units],
-    prompts: Sequence[Prompt],
-    opened: OpenModel,
-    display: Display,
-) -> dict[str, Any]:
-    """``logps`` of the held-out sequences by manner, and ``replies``, of one model."""
+def _held_out_logps(
+    name: str, stage: EvalSettings, held_out: Mapping[str, Units], opened: EvaluatedModel, display: Display
+) -> dict[str, Logps]:
+    """log p of the held-out sequences of one model, by manner."""
     import torch
 
     from posttrain.model.lengths import check_fits
     from posttrain.model.own import in_fp32
     from posttrain.model.score import sequence_logps
-    from posttrain.tasks.replies import reply_records
 
     done = 0
 
@@ -232,115 +227,35 @@ def _evaluate_model(
             dtype = torch.float32 if exact else opened.dtype
             found = sequence_logps(opened.model, groups, stage.batch_tokens, dtype, advance) if groups else []
         logps[manner] = [part.tolist() for part in found]
-    records: list[dict[str, Any]] = []
-    if prompts:
-        known, tick = opened.known, partial(display.tick, f"replies of {name}")
-        tick(0, len(prompts))
-        records = reply_records(name, opened.speaker, prompts, known.template, known.stops, stage.max_new_tokens, tick)
-        tick(len(prompts), len(prompts))
-    return {"logps": logps, "replies": records}
+    return logps
 
 
 def _measure(
     held_out: HeldOut,
     logps: Mapping[str, Mapping[str, Logps]],
     reference: str | None,
-    out: StageDir,
     settings: IntervalSettings,
-    display: Display,
-) -> dict[str, Any]:
-    """Write what the held-out rows say of the models; returns its part of the stage's result."""
+) -> tuple[TaskRecord, Iterable[TaskRow]]:
+    """What the held-out rows say of the models."""
+    from posttrain.model.score import weigh
+    from posttrain.tasks.held_out.feedback import feedback_record, feedback_rows
+    from posttrain.tasks.held_out.likelihood import likelihood_record, likelihood_rows
+    from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
 
     def arrays(name: str, manner: str) -> Arrays:
         return [np.array(part, np.float32) for part in logps[name][manner]]
 
     own = {name: arrays(name, manner) for name, manner in held_out.manners.items()}
     units: Any = {name: held_out.under(name) for name in own}  # all of the kind of the rows
-    if reference is None:
-        return _measure_likelihood(own, units, out, settings, display)
-    start = {name: arrays(reference, manner) for name, manner in held_out.manners.items()}
     first = units[next(iter(units))]
+    if reference is None:
+        scores = {name: weigh(units[name], found) for name, found in own.items()}
+        return likelihood_record(scores, settings=settings), likelihood_rows(scores, first)
+    start = {name: arrays(reference, manner) for name, manner in held_out.manners.items()}
     if held_out.kind == "pairs":
-        return _measure_pairs(own, start, first, reference, out, settings, display)
-    return _measure_feedback(own, start, first, reference, out, settings, display)
-
-
-def _measure_likelihood(
-    arrays: Mapping[str, Arrays],
-    examples: Mapping[str, Sequence[Tokens]],
-    out: StageDir,
-    settings: IntervalSettings,
-    display: Display,
-) -> dict[str, Any]:
-    from posttrain.model.score import weigh
-    from posttrain.tasks.held_out.likelihood import likelihood_record, row_records
-
-    scores = {name: weigh(examples[name], found) for name, found in arrays.items()}
-    likelihood = likelihood_record(scores, settings=settings)
-    write_json(out.file("likelihood.json"), likelihood)
-    _write_lines(out.file("likelihood_rows.jsonl"), row_records(scores, next(iter(examples.values()))))
-    for name, found in scores.items():
-        display.note(f"{name}: held-out loss {found.mean():.4f} on {len(found.nll_N)} rows")
-    return {"loss": {name: entry["loss"] for name, entry in likelihood["models"].items()}}
-
-
-def _measure_pairs(
-    arrays: Mapping[str, Arrays],
-    start: Mapping[str, Arrays],
-    pairs: Sequence[PairTokens],
-    reference: str,
-    out: StageDir,
-    settings: IntervalSettings,
-    display: Display,
-) -> dict[str, Any]:
-    from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
-
-    sides, starts = (
-        {name: PairScores(found[0::2], found[1::2]) for name, found in given.items()} for given in (arrays, start)
-    )
-    preferences = preference_record(sides, reference, starts, settings=settings)
-    write_json(out.file("preferences.json"), preferences)
-    _write_lines(out.file("preference_rows.jsonl"), preference_rows(sides, pairs))
-    accuracy = {name: entry["reward_accuracy"]["estimate"] for name, entry in preferences["models"].items()}
-    for name, share in accuracy.items():
-        display.note(f"{name}: favours the chosen reply in {share:.1%} of {len(pairs)} held-out pairs")
-    return {"reward_accuracy": accuracy}
-
-
-def _measure_feedback(
-    arrays: Mapping[str, Arrays],
-    start: Mapping[str, Arrays],
-    replies: Sequence[FeedbackTokens],
-    reference: str,
-    out: StageDir,
-    settings: IntervalSettings,
-    display: Display,
-) -> dict[str, Any]:
-    from posttrain.tasks.held_out.feedback import feedback_record, feedback_rows
-
-    feedback = feedback_record(arrays, [reply.desirable for reply in replies], reference, start, settings=settings)
-    write_json(out.file("feedback.json"), feedback)
-    _write_lines(out.file("feedback_rows.jsonl"), feedback_rows(arrays, replies))
-    found = {name: entry["separation"] for name, entry in feedback["models"].items()}
-    separation = {name: None if one is None else one["estimate"] for name, one in found.items()}
-    for name, area in separation.items():
-        told = "only one kind of replies is held out" if area is None else f"in {area:.1%} of all pairs of them"
-        display.note(f"{name}: a good reply is rewarded more than a bad one: {told}")
-    return {"separation": separation}
-
-
-def _check_replies(replies: Sequence[Mapping[str, Any]], out: StageDir, settings: IntervalSettings) -> dict[str, Any]:
-    """Write the replies and how many pass their checks; returns its part of the stage's result."""
-    from posttrain.tasks.replies import accuracy_record
-
-    if replies:
-        _write_lines(out.file("replies.jsonl"), replies)
-    if not any(reply["check"] is not None for reply in replies):
-        return {}
-    accuracy = accuracy_record(replies, settings=settings)
-    write_json(out.file("accuracy.json"), accuracy)
-    return {"accuracy": {name: entry["all"]["accuracy"] for name, entry in accuracy["models"].items()}}
-
-
-def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        pairs, starts = (
+            {name: PairScores(found[0::2], found[1::2]) for name, found in given.items()} for given in (own, start)
+        )
+        return preference_record(pairs, reference, starts, settings=settings), preference_rows(pairs, first)
+    labels = [reply.desirable for reply in first]
+    return feedback_record(own, labels, reference, start, settings=settings), feedback_rows(own, first)

@@ -16,14 +16,12 @@ from annotated_types import Ge
 
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
-from posttrain.judge.pool import Judges
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task
+from posttrain.tasks.base import Answer, Needs, Point, Score, Task
 from posttrain.tasks.checks import number_equals, stated_number
 from posttrain.tasks.numbers import numbers_in
+from posttrain.tasks.records import Area, Measure, Remark
 from posttrain.tasks.rows import file_rows, row_ids, text_of
-from posttrain.tasks.scoring import Point, Scored, score_each
 from posttrain.types import Origin
 
 _ASK = (
@@ -139,46 +137,38 @@ class Gsm8kBenchmark:
                 )
         return found
 
-    def score(
-        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
-    ) -> Findings:
+    def score(self, task: Task, reply: str) -> Score:
         """Compare numbers."""
+        number, right = stated_number(reply), _right(task, reply)
+        points = (Point("accuracy", float(right)), Point("answered", float(number is not None)))
+        read = f"expected {task.expected:.15g}" + ("" if number is None else f", read {number:.15g}")
+        return Score(points, Remark("no number" if number is None else "right" if right else "wrong", right, read))
+
+    def notes(self, answers: Mapping[str, Sequence[Answer]]) -> list[str]:
+        """What the numbers can be put beside, and how many replies were cut."""
         from posttrain.data.decontaminate.benchmarks import size_note  # loads polars, which reading a recipe does not
 
         size = size_note("gsm8k", len({answer.task.id for own in answers.values() for answer in own}))
         shots = f"{self.shots} solved examples" if self.shots else "No examples"
-        wording = f"{shots} and posttrain's own wording: not to be put beside numbers from other prompts."
-        notes = [wording, *([size] if size else [])]
-        for model, own in answers.items():
-            notes += _cut_note(model, own)
-        return score_each(answers, _scored, notes)
+        notes = [f"{shots} and posttrain's own wording: not to be put beside numbers from other prompts."]
+        notes += [size] if size else []
+        return notes + [note for model, own in answers.items() for note in _cut_note(model, own)]
 
 
-def _scored(answer: Answer) -> Scored:
-    number, right = stated_number(answer.replies[0]), _right(answer)
-    points = (Point("accuracy", float(right)), Point("answered", float(number is not None)))
-    read = f"expected {answer.task.expected:.15g}" + ("" if number is None else f", read {number:.15g}")
-    detail = f"{read}; cut at the limit of tokens" if _cut(answer) else read
-    return Scored(points, Shown("no number" if number is None else "right" if right else "wrong", right, detail))
-
-
-def _right(answer: Answer) -> bool:
-    return number_equals(answer.replies[0], answer.task.expected)
-
-
-def _cut(answer: Answer) -> bool:
-    return "length" in answer.finishes
+def _right(task: Task, reply: str) -> bool:
+    return number_equals(reply, task.expected)
 
 
 def _cut_note(model: str, answers: Sequence[Answer]) -> list[str]:
     """A cut reply ends with whatever number it had come to: it is right by chance more often than a finished one."""
     complete = [answer for answer in answers if answer.complete]
-    cut = [answer for answer in complete if _cut(answer)]
+    cut = [answer for answer in complete if "length" in answer.finishes]
     if not cut:
         return []
+    right = [answer for answer in complete if _right(answer.task, answer.replies[0])]
     return [
-        f"{model}: {len(cut)} of {len(complete)} replies were cut at the limit of tokens and are read as they stand; {sum(map(_right, cut))} of "
-        f"its {sum(map(_right, complete))} right answers are among them, and may be right by chance."
+        f"{model}: {len(cut)} of {len(complete)} replies were cut at the limit of tokens and are read as they stand; {sum(answer in right for answer in cut)} of "
+        f"its {len(right)} right answers are among them, and may be right by chance."
     ]
 
 

@@ -14,17 +14,15 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from posttrain.generate.engine import Sampling
-from posttrain.judge.pool import Judges
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task
+from posttrain.tasks.base import Answer, Needs, Point, Score, Task
 from posttrain.tasks.ifeval_rules.scoring import (
     RANDOM_KEYS,
     InstructionPrompt,
     instruction_verdict,
     load_instruction_prompts,
 )
-from posttrain.tasks.scoring import Point, Scored, score_each
+from posttrain.tasks.records import Area, Measure, Remark
 
 _MEASURES = (
     Measure(
@@ -93,43 +91,38 @@ class IfevalBenchmark:
         sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
         return tuple(Task(str(p.key), (p.text,), sampling, language="en", expected=p) for p in prompts)
 
-    def score(
-        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
-    ) -> Findings:
-        """Verdicts of all replies; values of instructions go with the group of their type (``keywords``, ...)."""
-        return score_each(answers, _scored, _notes({a.task.id for own in answers.values() for a in own}))
+    def score(self, task: Task, reply: str) -> Score:
+        """The verdicts of a reply; values of instructions go with the group of their type (``keywords``, ...)."""
+        prompt: InstructionPrompt = task.expected
+        verdict = instruction_verdict(prompt, reply)
+        points = []
+        for rule, followed in (("strict", verdict.strict), ("loose", verdict.loose)):
+            points.append(Point(f"prompt_{rule}", float(all(followed))))
+            points += [
+                Point(f"instruction_{rule}", float(passed), kind.partition(":")[0])
+                for kind, passed in zip(verdict.types, followed, strict=True)
+            ]
+        return Score(tuple(points), _remark(verdict.types, verdict.strict, verdict.loose))
+
+    def notes(self, answers: Mapping[str, Sequence[Answer]]) -> list[str]:
+        """How much of the published set was asked, and of its two random prompts."""
+        from posttrain.data.decontaminate.benchmarks import size_note  # loads polars, which reading a recipe does not
+
+        tasks = {answer.task.id for own in answers.values() for answer in own}
+        size = size_note("ifeval", len(tasks))
+        random = sorted(key for key in RANDOM_KEYS if str(key) in tasks)
+        letters = (
+            f"Prompts {' and '.join(map(str, random))} ask for a punctuation mark; the original program checks a random letter there, so published "
+            "runs differ from each other by these prompts. Here the mark itself is counted."
+        )
+        return [*([size] if size else []), *([letters] if random else [])]
 
 
-def _scored(answer: Answer) -> Scored:
-    prompt: InstructionPrompt = answer.task.expected
-    verdict = instruction_verdict(prompt, answer.replies[0])
-    points = []
-    for rule, followed in (("strict", verdict.strict), ("loose", verdict.loose)):
-        points.append(Point(f"prompt_{rule}", float(all(followed))))
-        points += [
-            Point(f"instruction_{rule}", float(passed), kind.partition(":")[0])
-            for kind, passed in zip(verdict.types, followed, strict=True)
-        ]
-    return Scored(tuple(points), _shown(verdict.types, verdict.strict, verdict.loose))
-
-
-def _shown(types: Sequence[str], strict: Sequence[bool], loose: Sequence[bool]) -> Shown:
+def _remark(types: Sequence[str], strict: Sequence[bool], loose: Sequence[bool]) -> Remark:
     failed = [kind for kind, passed in zip(types, loose, strict=True) if not passed]
     only_loosely = [kind for kind, s, ease in zip(types, strict, loose, strict=True) if ease and not s]
     parts = (("not followed", failed), ("followed loosely only", only_loosely))
     detail = "; ".join(f"{words}: {', '.join(kinds)}" for words, kinds in parts if kinds)
     if all(strict):
-        return Shown("passed", True)
-    return Shown("passed loosely", None, detail) if all(loose) else Shown("failed", False, detail)
-
-
-def _notes(tasks: set[str]) -> list[str]:
-    from posttrain.data.decontaminate.benchmarks import size_note  # loads polars, which reading a recipe does without
-
-    size = size_note("ifeval", len(tasks))
-    random = sorted(key for key in RANDOM_KEYS if str(key) in tasks)
-    letters = (
-        f"Prompts {' and '.join(map(str, random))} ask for a punctuation mark; the original program checks a random letter there, so published "
-        "runs differ from each other by these prompts. Here the mark itself is counted."
-    )
-    return [*([size] if size else []), *([letters] if random else [])]
+        return Remark("passed", True)
+    return Remark("passed loosely", None, detail) if all(loose) else Remark("failed", False, detail)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from posttrain.artifacts import plain
-from posttrain.errors import ConfigError, DataError
+from posttrain.errors import DataError
 from posttrain.generate.engine import Completion
 from posttrain.judge.bias import main_judgments
 from posttrain.judge.config import JudgePrompt, Plan
@@ -23,9 +22,10 @@ from posttrain.judge.pool import Judges
 from posttrain.judge.verdicts import Missing, Verdict, mirrored
 from posttrain.judge.win_rates import POINTS, PairOutcome, win_rates
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Counts, Shown, Task, Value
+from posttrain.tasks.base import Answer, Findings, Key, Task, Value
+from posttrain.tasks.measuring import counted, why_missing
+from posttrain.tasks.records import Account, Remark
 from posttrain.tasks.rows import text_of
-from posttrain.tasks.scoring import counted, why_missing
 from posttrain.types import Origin
 
 NOTHING_TO_COMPARE = "nothing to compare with"
@@ -58,13 +58,6 @@ def one_model(reply: BaselineReply, first: BaselineReply, origin: Origin) -> Non
             where=str(origin),
             fix="give the replies of one baseline",
         )
-
-
-def required(judges: Judges | None, title: str) -> Judges:
-    """The judges. Raises ConfigError where there are none."""
-    if judges is None:
-        raise ConfigError(f"{title} needs a judge", where="judge", fix="say in the eval stage who judges")
-    return judges
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------------------
@@ -218,14 +211,14 @@ def baseline_halves(baseline: str, values: Sequence[Value], measure: str = WIN_R
     return [Value(baseline, task, measure, 0.5, category) for task, category in tasks.items()]
 
 
-def side_shown(sides: Sides) -> dict[tuple[str, str, int], Shown]:
+def side_remarks(sides: Sides) -> dict[Key, Remark]:
     """What stands beside each reply: wins, loses, tie; with several opponents or turns how many of each."""
-    return {(model, task_id, 0): _shown(found) for (model, task_id), found in sides.items()}
+    return {(model, task_id, 0): _remark(found) for (model, task_id), found in sides.items()}
 
 
-def side_points(sides: Sides, measure: str = WIN_RATE) -> dict[tuple[str, str, int], dict[str, float]]:
+def side_points(sides: Sides, measure: str = WIN_RATE) -> dict[Key, dict[str, float]]:
     """The mean of a reply's values, for the rows file; nothing where it has none."""
-    points: dict[tuple[str, str, int], list[float]] = {}
+    points: dict[Key, list[float]] = {}
     for value in side_values(sides, measure):
         points.setdefault((value.model, value.task, 0), []).append(value.value)
     return {key: {measure: sum(found) / len(found)} for key, found in points.items()}
@@ -234,7 +227,7 @@ def side_points(sides: Sides, measure: str = WIN_RATE) -> dict[tuple[str, str, i
 _ONE = {"first": "wins", "second": "loses", "tie": "tie"}
 
 
-def _shown(found: Sequence[Side]) -> Shown:
+def _remark(found: Sequence[Side]) -> Remark:
     verdicts = [side.verdict for side in found if not isinstance(side.verdict, Missing)]
     lost = len(found) - len(verdicts)
     if len(found) == 1:
@@ -246,7 +239,7 @@ def _shown(found: Sequence[Side]) -> Shown:
     balance = sum(POINTS[verdict] - 0.5 for verdict in verdicts)
     several = len({side.turn for side in found}) > 1
     detail = [f"Against {s.opponent}{f', turn {s.turn}' if several else ''}: {s.words}" for s in found]
-    return Shown(label, None if balance == 0 else balance > 0, "\n\n".join(detail))
+    return Remark(label, None if balance == 0 else balance > 0, "\n\n".join(detail))
 
 
 def _words(match: Match, turn: int, *, of_a: bool) -> str:
@@ -259,11 +252,11 @@ def _words(match: Match, turn: int, *, of_a: bool) -> str:
         place = {"original": "first", "swapped": "second"}.get(judgment.ask.order)
         if place is not None and not of_a:
             place = "second" if place == "first" else "first"
-        told.append((f"(shown {place}) " if place else "") + game_words(judgment))
+        told.append((f"(shown {place}) " if place else "") + judge_words(judgment))
     return "\n".join(told)
 
 
-def game_words(judgment: Judgment) -> str:
+def judge_words(judgment: Judgment) -> str:
     """A judge's own words, or its probabilities, or why there is no verdict."""
     if isinstance(judgment.value, Missing):
         return f"no verdict: {judgment.value.reason}" + (f" ({judgment.value.detail})" if judgment.value.detail else "")
@@ -289,11 +282,11 @@ def missing_reasons(matches: Sequence[Match]) -> dict[tuple[str, str], str]:
     return found
 
 
-def counts(
+def accounts(
     answers: Mapping[str, Sequence[Answer]],
     measured: Iterable[tuple[str, str]],
     reasons: Mapping[tuple[str, str], str],
-) -> dict[str, Counts]:
+) -> dict[str, Account]:
     """What became of every model's answers (one sample a task). ``measured`` and ``reasons`` are by model and task id.
 
     An incomplete answer is dropped for the reason of the failed call. A complete one without a value or a reason has no other model's
@@ -313,17 +306,34 @@ def counts(
     return found
 
 
-# ---- records and notes ---------------------------------------------------------------------------------------------
+# ---- findings and notes ---------------------------------------------------------------------------------------------
 
 
-def win_rate_records(matches: Sequence[Match], settings: IntervalSettings) -> list[dict[str, Any]]:
-    """``win_rates`` of the record: one entry for every two models, turns of a task resampled together."""
+def match_findings(
+    answers: Mapping[str, Sequence[Answer]],
+    matches: Sequence[Match],
+    values: Sequence[Value],
+    settings: IntervalSettings,
+    *,
+    measured: Iterable[tuple[str, str]] = (),
+    reasons: Mapping[tuple[str, str], str] | None = None,
+    **more: Any,
+) -> Findings:
+    """What every benchmark with pairs reports of its matches. ``values`` say which answers are measured, with those of ``measured``
+    beside them; ``reasons``: why others are not, beside what the judges gave no verdict on.
+    """
     outcomes = [
         PairOutcome(match.pairing.model_a, match.pairing.model_b, outcome, match.pairing.task.id)
         for match in matches
         for outcome in match.outcomes.values()
     ]
-    return [plain(one) for one in win_rates(outcomes, settings)]
+    places = [*((value.model, value.task) for value in values), *measured]
+    return Findings(
+        values=values,
+        accounting=accounts(answers, places, {**(reasons or {}), **missing_reasons(matches)}),
+        win_rates=win_rates(outcomes, settings),
+        **more,
+    )
 
 
 def match_notes(matches: Sequence[Match]) -> list[str]:

@@ -27,29 +27,27 @@ from posttrain.judge.scores import panel_ratings
 from posttrain.judge.verdicts import Missing
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task, Value
+from posttrain.tasks.base import Answer, Findings, Needs, Point, Task, Value, means
 from posttrain.tasks.matches import (
     ONE_MODEL,
     OWN_PROMPT,
     WIN_RATE,
     Match,
     baseline_halves,
-    counts,
-    game_words,
     judge_pairings,
+    judge_words,
+    match_findings,
     match_notes,
     missing_notes,
-    missing_reasons,
     pairings,
     repeated_notes,
-    required,
     side_points,
-    side_shown,
+    side_remarks,
     side_values,
     sides,
-    win_rate_records,
 )
 from posttrain.tasks.mt_bench_data import MAX_NEW_TOKENS, answer_temperature, load_questions
+from posttrain.tasks.records import Area, Measure, Remark
 from posttrain.tasks.rows import keep_shares
 
 _SCALE = (1.0, 10.0)
@@ -116,11 +114,8 @@ class MtBenchBenchmark:
             for question in keep_shares(questions, [question.category for question in questions], self.max_prompts)
         )
 
-    def score(
-        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
-    ) -> Findings:
+    def judge(self, answers: Mapping[str, Sequence[Answer]], judges: Judges, settings: IntervalSettings) -> Findings:
         """Rate, compare, or both."""
-        judges = required(judges, self.title)
         baseline, *others = answers
         notes = [OWN_PROMPT.format(title=self.title), *_reference_notes(answers[baseline], judges.plan)]
         rated: list[_Rated] = []
@@ -134,21 +129,22 @@ class MtBenchBenchmark:
             notes += match_notes(matches) if others else [ONE_MODEL]
         won = sides(matches, both=False)
         wins = side_values(won)
-        values = [*(value for one in rated for value in one.values()), *wins, *baseline_halves(baseline, wins)]
-        reasons = {(one.model, one.task.id): one.reason for one in rated} | missing_reasons(matches)
-        shown_ratings = {(one.model, one.task.id, 0): one for one in rated}
-        shown_wins, points = side_shown(won), side_points(won)
-        keys = [*shown_ratings, *(key for key in shown_wins if key not in shown_ratings)]
-        return Findings(
-            values=values,
-            counts=counts(answers, [(value.model, value.task) for value in values], reasons),
-            shown={key: _both_shown(shown_ratings.get(key), shown_wins.get(key)) for key in keys},
-            values_shown={
-                key: (shown_ratings[key].numbers() if key in shown_ratings else {}) | points.get(key, {})
-                for key in keys
+        halves = baseline_halves(baseline, wins)
+        ratings = {(one.model, one.task.id, 0): one for one in rated}
+        won_remarks, points = side_remarks(won), side_points(won)
+        keys = [*ratings, *(key for key in won_remarks if key not in ratings)]
+        return match_findings(
+            answers,
+            matches,
+            [*(value for one in rated for value in one.values()), *wins, *halves],
+            settings,
+            reasons={(one.model, one.task.id): one.reason for one in rated},
+            remarks={key: _both(ratings.get(key), won_remarks.get(key)) for key in keys},
+            reply_values={
+                key: (ratings[key].numbers() if key in ratings else {}) | points.get(key, {}) for key in keys
             },
             notes=[*notes, *repeated_notes(answers)],
-            extra={"win_rates": win_rate_records(matches, settings)},
+            by_definition=frozenset((half.model, half.measure) for half in halves),
         )
 
 
@@ -175,10 +171,7 @@ class _Rated(NamedTuple):
 
     def numbers(self) -> dict[str, float]:
         """Means by measure, for the rows file."""
-        by_measure: dict[str, list[float]] = {}
-        for value in self.values():
-            by_measure.setdefault(value.measure, []).append(value.value)
-        return {measure: fmean(found) for measure, found in by_measure.items()}
+        return means(Point(value.measure, value.value) for value in self.values())
 
     @property
     def reason(self) -> str:
@@ -211,7 +204,7 @@ def _rate(answers: Mapping[str, Sequence[Answer]], judges: Judges) -> list[_Rate
     words: list[list[str]] = [[] for _ in items]
     for one in judged:
         for judgment in main_judgments(one.judgments):
-            words[judgment.ask.item].append(f"Turn {judgment.ask.turn}: {game_words(judgment)}")
+            words[judgment.ask.item].append(f"Turn {judgment.ask.turn}: {judge_words(judgment)}")
     return [
         _Rated(model, answer.task, found, "\n\n".join(told))
         for (model, answer), found, told in zip(complete, turns, words, strict=True)
@@ -225,15 +218,15 @@ def _mean_rating(judgments: Sequence[Judgment]) -> float | Missing:
     return next(judgment.value for judgment in judgments if isinstance(judgment.value, Missing))
 
 
-def _both_shown(rated: _Rated | None, won: Shown | None) -> Shown:
+def _both(rated: _Rated | None, won: Remark | None) -> Remark:
     if rated is None:
-        assert won is not None, "what is shown was rated or compared"
+        assert won is not None, "a reply was rated or compared"
         return won
     numbers = [None if isinstance(rating, Missing) else rating for rating in rated.turns.values()]
     label = f"{', '.join('none' if number is None else f'{number:.3g}' for number in numbers)} of {_SCALE[1]:g}"
     if won is None:
-        return Shown(label, None, rated.words)
-    return Shown(f"{label}; {won.label}", won.good, f"{rated.words}\n\n{won.detail}")
+        return Remark(label, None, rated.words)
+    return Remark(f"{label}; {won.label}", won.good, f"{rated.words}\n\n{won.detail}")
 
 
 def _reference_notes(answers: Sequence[Answer], plan: Plan) -> list[str]:

@@ -18,13 +18,12 @@ from posttrain.data.formats.prompts import PROMPTS
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
-from posttrain.judge.pool import Judges
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import Interval, IntervalSettings
-from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Shown, Task
+from posttrain.tasks.base import Answer, Findings, Needs, Point, Score, Task
 from posttrain.tasks.ngram_overlap import BleuCounts, added, bleu_counts, bleu_of, rouge_l
+from posttrain.tasks.records import Area, Measure, Remark, Result
 from posttrain.tasks.rows import file_rows, keep_shares, label_of, row_ids, unbroken
-from posttrain.tasks.scoring import Point, Scored, score_each
 from posttrain.types import Message, Origin, Row, SftRow
 
 _LITTLE = "Says little about open-ended replies: a good one may share few words with the reference."
@@ -120,31 +119,21 @@ class OverlapBenchmark:
             )
         return tuple(keep_shares(found, [task.category for task in found], self.max_prompts))
 
-    def score(
-        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
-    ) -> Findings:
-        """Overlap of every reply; BLEU of the corpus is a ready result in ``extra``, with a bootstrap interval over prompts."""
-        found = score_each(answers, _scored)
-        results = [
-            result for model, own in answers.items() if (result := _corpus_result(model, own, settings)) is not None
-        ]
-        return Findings(
-            values=found.values,
-            counts=found.counts,
-            shown=found.shown,
-            values_shown=found.values_shown,
-            extra={"results": results},
-        )
+    def score(self, task: Task, reply: str) -> Score:
+        """Overlap of a reply with its references."""
+        references: tuple[str, ...] = task.expected
+        rouge = rouge_l(reply, references).f
+        bleu = bleu_of(_bleu_counts(task, reply), _SMOOTHING, effective_order=True)
+        first = references[0]
+        if len(first) > _LONGEST_SHOWN:
+            first = f"{first[:_LONGEST_SHOWN].rstrip()} ..."
+        points = (Point("rouge_l", rouge, task.category), Point("bleu", bleu, task.category))
+        return Score(points, Remark(f"ROUGE-L {rouge:.1f}", None, f"reference: {first}"))
 
-
-def _scored(answer: Answer) -> Scored:
-    task, reply = answer.task, answer.replies[0]
-    references: tuple[str, ...] = task.expected
-    rouge = rouge_l(reply, references).f
-    bleu = bleu_of(_bleu_counts(task, reply), _SMOOTHING, effective_order=True)
-    first = references[0] if len(references[0]) <= _LONGEST_SHOWN else f"{references[0][:_LONGEST_SHOWN].rstrip()} ..."
-    points = (Point("rouge_l", rouge, task.category), Point("bleu", bleu, task.category))
-    return Scored(points, Shown(f"ROUGE-L {rouge:.1f}", None, f"reference: {first}"))
+    def corpus(self, answers: Mapping[str, Sequence[Answer]], settings: IntervalSettings) -> Findings:
+        """BLEU of the corpus, with a bootstrap interval over prompts."""
+        found = [_corpus_result(model, own, settings) for model, own in answers.items()]
+        return Findings(results=[one for one in found if one is not None])
 
 
 def _bleu_counts(task: Task, reply: str) -> BleuCounts:
@@ -154,14 +143,12 @@ def _bleu_counts(task: Task, reply: str) -> BleuCounts:
 # ---- the corpus ----------------------------------------------------------------------------------------------------
 
 
-def _corpus_result(model: str, answers: Sequence[Answer], settings: IntervalSettings) -> dict[str, Any] | None:
-    counts = [_bleu_counts(a.task, a.replies[0]) for a in answers if a.complete]
+def _corpus_result(model: str, answers: Sequence[Answer], settings: IntervalSettings) -> Result | None:
+    counts = [_bleu_counts(a.task, a.replies[0]) for a in answers]
     if not counts:
         return None
-    interval = corpus_bleu_interval(counts, settings)
-    size = {"values": len(counts), "prompts": len(counts)}
-    place = {"model": model, "measure": "corpus_bleu", "category": None}
-    return place | {"estimate": interval.estimate, "low": interval.low, "high": interval.high} | size
+    interval, size = corpus_bleu_interval(counts, settings), len(counts)
+    return Result(model, "corpus_bleu", None, *interval[:3], values=size, prompts=size)
 
 
 def corpus_bleu_interval(counts: Sequence[BleuCounts], settings: IntervalSettings) -> Interval:
@@ -175,9 +162,7 @@ def corpus_bleu_interval(counts: Sequence[BleuCounts], settings: IntervalSetting
         *grams, length, reference_length = (draw.multinomial(len(counts), even_R) @ columns_RC).tolist()
         resampled = BleuCounts(tuple(grams[:orders]), tuple(grams[orders:]), length, reference_length)
         scores[number] = bleu_of(resampled, _SMOOTHING)
-    tail = (1 - settings.confidence) / 2
-    low, high = np.quantile(scores, (tail, 1 - tail))
-    return Interval(bleu_of(added(counts), _SMOOTHING), float(low), float(high), settings.confidence)
+    return Interval(bleu_of(added(counts), _SMOOTHING), *settings.ends(scores), settings.confidence)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -21,25 +21,23 @@ from posttrain.judge.verdicts import Missing, Verdict
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.stats.ratings import Comparison, Comparisons, bradley_terry, gather, win_matrix
-from posttrain.tasks.base import Answer, Area, Findings, Measure, Needs, Task
+from posttrain.tasks.base import Answer, Findings, Needs, Task
 from posttrain.tasks.matches import (
     ONE_MODEL,
     WIN_RATE,
     Match,
     baseline_halves,
-    counts,
     judge_pairings,
+    match_findings,
     match_notes,
-    missing_reasons,
     pairings,
     repeated_notes,
-    required,
     side_points,
-    side_shown,
+    side_remarks,
     side_values,
     sides,
-    win_rate_records,
 )
+from posttrain.tasks.records import Area, Measure, ModelRating, Ratings
 from posttrain.tasks.rows import keep_shares, plain_prompts
 
 _ABOUT = {
@@ -96,11 +94,8 @@ class PairwiseBenchmark:
             for prompt in keep_shares(prompts, [prompt.category for prompt in prompts], self.max_prompts)
         )
 
-    def score(
-        self, answers: Mapping[str, Sequence[Answer]], judges: Judges | None, settings: IntervalSettings
-    ) -> Findings:
+    def judge(self, answers: Mapping[str, Sequence[Answer]], judges: Judges, settings: IntervalSettings) -> Findings:
         """Judge every pair of models; the later model of the recipe is model a."""
-        judges = required(judges, self.title)
         models = list(answers)
         pairs = [(later, earlier) for earlier, later in combinations(models, 2)]
         if self.against == "first":
@@ -108,21 +103,23 @@ class PairwiseBenchmark:
         prompt = load_prompt("pair", "pair", judges.language)
         matches = judge_pairings(pairings(answers, pairs), judges, prompt, judges.plan)
         won = sides(matches, both=self.against == "all")
-        values = side_values(won)
-        extra: dict[str, Any] = {"win_rates": win_rate_records(matches, settings)}
-        notes = match_notes(matches) if len(models) > 1 else [ONE_MODEL]
+        values, notes = side_values(won), match_notes(matches) if len(models) > 1 else [ONE_MODEL]
+        ratings, halves = None, []
         if self.against == "first":
-            values += baseline_halves(models[0], values)
+            halves = baseline_halves(models[0], values)
         elif len(models) > 1:
-            extra["ratings"], rating_notes = ratings_record(matches, models, settings)
+            ratings, rating_notes = ratings_of(matches, models, settings)
             notes += rating_notes
-        return Findings(
-            values=values,
-            counts=counts(answers, [(value.model, value.task) for value in values], missing_reasons(matches)),
-            shown=side_shown(won),
-            values_shown=side_points(won),
+        return match_findings(
+            answers,
+            matches,
+            [*values, *halves],
+            settings,
+            remarks=side_remarks(won),
+            reply_values=side_points(won),
             notes=[*notes, *repeated_notes(answers)],
-            extra=extra,
+            ratings=ratings,
+            by_definition=frozenset((half.model, half.measure) for half in halves),
         )
 
 
@@ -143,10 +140,10 @@ def comparisons_of(matches: Sequence[Match]) -> Comparisons | None:
 _WINNERS: dict[Verdict, Literal["a", "b", "tie"]] = {"first": "a", "second": "b", "tie": "tie"}
 
 
-def ratings_record(
+def ratings_of(
     matches: Sequence[Match], models: Sequence[str], settings: IntervalSettings
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """``ratings`` of the record: Bradley-Terry ratings, best first, and the win matrix in the order of ``models``; and what must be told.
+) -> tuple[Ratings | None, list[str]]:
+    """Bradley-Terry ratings, best first, and the win matrix in the order of ``models``; and what a reader must know.
 
     Where ratings do not exist (a model that won or lost everything, or nothing but ties) there are no rows, and a note says why.
     """
@@ -154,18 +151,18 @@ def ratings_record(
     if comparisons is None:
         return None, []
     matrix = win_matrix(comparisons)
-    known = [model for model in models if model in matrix.models]
+    known = tuple(model for model in models if model in matrix.models)
     places = [matrix.models.index(model) for model in known]
-    rows, notes = [], []
+    wins = tuple(map(tuple, matrix.wins_MM[places][:, places].tolist()))
+    rows: list[ModelRating] = []
+    notes = []
     if not any(outcome in ("first", "second") for match in matches for outcome in match.outcomes.values()):
         # WHY no ratings: equal ones with intervals of no width would look like certainty
-        wins = matrix.wins_MM[places][:, places].tolist()
-        told = "No ratings: every comparison with a verdict is a tie."
-        return {"method": "bradley_terry", "rows": [], "models": known, "wins": wins}, [told]
-    try:
-        table = bradley_terry(comparisons, confidence=settings.confidence)
-        rows = [{key: getattr(one, key) for key in ("model", "rating", "low", "high", "rank")} for one in table.ratings]
-    except DataError as error:
-        notes.append(f"No ratings: {error.problem}.")
-    wins = matrix.wins_MM[places][:, places].tolist()
-    return {"method": "bradley_terry", "rows": rows, "models": known, "wins": wins}, notes
+        notes.append("No ratings: every comparison with a verdict is a tie.")
+    else:
+        try:
+            table = bradley_terry(comparisons, confidence=settings.confidence)
+            rows = [ModelRating(one.model, one.rating, one.low, one.high, one.rank) for one in table.ratings]
+        except DataError as error:
+            notes.append(f"No ratings: {error.problem}.")
+    return Ratings("bradley_terry", tuple(rows), known, wins), notes

@@ -15,13 +15,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from annotated_types import MinLen
 
 from posttrain.config import ConfigPath, Document, Problem, build, read_yaml
 from posttrain.errors import ConfigError
-from posttrain.tasks.checks import CHECKS, Check
+from posttrain.generate.engine import Sampling
+from posttrain.tasks.base import Needs, Point, Score, Task, Unscored
+from posttrain.tasks.checks import CHECKS, Check, passes, wanted
+from posttrain.tasks.records import Area, Measure, Remark
 
 PromptClass = Literal["knowledge", "rewriting", "reasoning"]
 BUILTIN = Path(__file__).with_name("prompts.yaml")
@@ -32,12 +35,12 @@ class Entry:
     """One prompt as a file writes it."""
 
     id: Annotated[str, MinLen(1)]
-    """Unique in the file; names the prompt in replies.jsonl."""
+    """Unique in the file; names the prompt in prompts.rows.jsonl."""
     language: Literal["en", "zh"]
     prompt: Annotated[str, MinLen(1)]
     """The user turn, sent as it is."""
     check: Check | None = None
-    """How a reply is judged; null = replies are shown, not judged."""
+    """How a reply is judged; null = replies are not judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,50 @@ class Prompt:
     language: Literal["en", "zh"]
     text: str
     check: Check | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedPrompts:
+    """Greedy replies to fixed prompts, checked where a prompt says what a right reply looks like."""
+
+    title: ClassVar[str] = "Checked answers"
+    area: ClassVar[Area] = "prompts"
+
+    name: Literal["prompts"] = "prompts"
+    path: str
+    """``builtin`` or a YAML file of the same form."""
+    max_tokens: int
+    """Longest reply in tokens."""
+
+    @property
+    def needs(self) -> Needs:
+        """Programs decide."""
+        return Needs()
+
+    def measures(self) -> tuple[Measure, ...]:
+        """The share of right replies."""
+        return (
+            Measure(
+                "accuracy", "Right answers", "share", "higher", "Share of checked replies that pass.", headline=True
+            ),
+        )
+
+    def tasks(self) -> tuple[Task, ...]:
+        """One task a prompt. Raises ConfigError as `load_prompts`."""
+        sampling = Sampling(max_tokens=self.max_tokens)
+        return tuple(
+            Task(p.id, (p.text,), sampling, category=p.prompt_class, language=p.language, expected=p.check)
+            for p in load_prompts(self.path)
+        )
+
+    def score(self, task: Task, reply: str) -> Score | Unscored:
+        """Whether a reply passes the check of its prompt."""
+        check: Check | None = task.expected
+        if check is None:
+            return Unscored("no check", Remark("not checked"))
+        passed = passes(check, reply)
+        remark = Remark("right" if passed else "wrong", passed, f"Check: {wanted(check)}")
+        return Score((Point("accuracy", float(passed), task.category),), remark)
 
 
 def load_prompts(source: str | Path = "builtin") -> tuple[Prompt, ...]:

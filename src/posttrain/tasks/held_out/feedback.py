@@ -3,7 +3,7 @@
 The reward of a reply is its log-ratio to the reference, as in `posttrain.tasks.held_out.preferences`. Rows are single replies, so there
 is nothing to compare within a row: what counts is whether good replies have higher rewards than bad ones.
 
-    separation   P(r_d > r_u) + P(r_d = r_u) / 2 of a desirable and an undesirable reply drawn at random, the area under the
+    ROC area     P(r_d > r_u) + P(r_d = r_u) / 2 of a desirable and an undesirable reply drawn at random, the area under the
                  ROC curve (Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747): 1/2 for a model that can't tell
                  them apart, the reference among them; it does not depend on how many rows there are of each kind
 
@@ -16,17 +16,45 @@ Shapes in names: R rows, D desirable, U undesirable, B resamples, K the measures
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.encode.preferences import FeedbackTokens
-from posttrain.stats.intervals import Interval, IntervalSettings
-from posttrain.tasks.held_out.preferences import ReplyLogps, divergence, sums, token_counts, told
+from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks.held_out.preferences import ReplyLogps, divergence, sums, token_counts
+from posttrain.tasks.records import Difference, Measure, Result, Source, TaskRecord, TaskRow
 from posttrain.types import LOGP_ROUNDING, resolved
 
-MEASURES = ("separation", "reward_margin", "reward_desirable", "reward_undesirable")
+MEASURES = (
+    Measure(
+        "roc_area",
+        "ROC area",
+        "share",
+        "higher",
+        "How often a good reply drawn at random is rewarded more than a bad one; 50% is chance.",
+        headline=True,
+    ),
+    Measure(
+        "reward_margin",
+        "Reward margin (nats)",
+        "number",
+        "higher",
+        "Mean reward of good replies less that of bad ones; a reward is by how much log-probability a reply gained against the reference.",
+    ),
+    Measure("reward_desirable", "Reward of good replies (nats)", "number", "neither", "Mean over the good replies."),
+    Measure("reward_undesirable", "Reward of bad replies (nats)", "number", "neither", "Mean over the bad replies."),
+    Measure("logps_desirable", "Log-probability of good replies", "number", "neither", "Summed over a reply, in nats."),
+    Measure(
+        "logps_undesirable", "Log-probability of bad replies", "number", "neither", "Summed over a reply, in nats."
+    ),
+    Measure("kl", "KL from the reference", "number", "neither", "In nats a reply token, estimated on these replies."),
+)
+DRAWN = ("roc_area", "reward_margin", "reward_desirable", "reward_undesirable")
+"""Those with intervals, in the order of K."""
+COMPARED = ("roc_area", "reward_margin")
+"""What models are compared by: by the interval alone."""
 
 _WEIGHTS_AT_ONCE = 1_000_000
 """Rows times resamples held at once: some arrays of 8 MB. What is drawn does not depend on it."""
@@ -48,12 +76,13 @@ def feedback_record(
     starts: Mapping[str, ReplyLogps] | None = None,
     *,
     settings: IntervalSettings,
-) -> dict[str, Any]:
-    """The content of feedback.json (docs/run-folder.md): every model, and every later model against the first.
+    source: str | None = None,
+) -> TaskRecord:
+    """The record of feedback.json: every model, and every later model against the first.
 
     ``scores``: model -> of every row log p of each token of its reply. ``desirable``: the labels of the rows. ``reference``: one of the
     models. ``starts``: what it says of the replies as each model was given them, where their templates differ; None = what it says in
-    its own. What needs a kind of reply that is not there is None.
+    its own. What needs a kind of reply that is not there is left out.
 
     Raises:
         ValueError: no rows, or not one label for every row.
@@ -65,44 +94,52 @@ def feedback_record(
         raise ValueError(f"{len(label_R)} labels, and rows of the models: {[len(found) for found in scores.values()]}")
     rewards = {name: _rewards(found, starts[name], label_R) for name, found in scores.items()}
     drawn = _resampled(rewards, settings.resamples, settings.seed)
-    models = {}
+    good, every = int(label_R.sum()), len(label_R)
+    counts = {"reward_desirable": good, "reward_undesirable": every - good}
+    counts |= {"logps_desirable": good, "logps_undesirable": every - good}
+    results = []
     for name, found in scores.items():
         logps_R = sums(found)
-        models[name] = _intervals(_measures(*_whole(rewards[name])), drawn[name], settings.confidence) | {
+        ends = _intervals(_measures(*_whole(rewards[name])), drawn[name], settings)
+        plain = {
             "logps_desirable": _mean(logps_R[label_R]),
             "logps_undesirable": _mean(logps_R[~label_R]),
             "kl": divergence(found, starts[name]),
         }
+        for key, (estimate, low, high) in {**ends, **{k: (v, None, None) for k, v in plain.items()}}.items():
+            size, fixed = counts.get(key, every), name == reference and key in DRAWN
+            if estimate is not None:
+                results.append(Result(name, key, None, estimate, low, high, size, size, by_definition=fixed))
     first, *others = scores
     differences = []
     for name in others:
         estimate_BK = _measures(*_whole(rewards[name])) - _measures(*_whole(rewards[first]))
-        differences.append(
-            {"a": first, "b": name} | _intervals(estimate_BK, drawn[name] - drawn[first], settings.confidence)
-        )
-    return {
-        "reference": reference,
-        "rows": len(label_R),
-        "desirable": int(label_R.sum()),
-        "undesirable": int((~label_R).sum()),
-        "confidence": settings.confidence,
-        "resamples": settings.resamples,
-        "models": models,
-        "differences": differences,
-    }
+        ends = _intervals(estimate_BK, drawn[name] - drawn[first], settings)
+        differences += [Difference(first, name, key, *ends[key], prompts=every) for key in COMPARED if key in ends]
+    return TaskRecord(
+        key="feedback",
+        task="feedback",
+        title="Held-out judged replies",
+        area="held_out",
+        source=Source(source, None, every),
+        models=tuple(scores),
+        baseline=first,
+        reference=reference,
+        confidence=settings.confidence,
+        resamples=settings.resamples,
+        measures=MEASURES,
+        results=tuple(results),
+        differences=tuple(differences),
+        notes=(f"{good} of the replies were found good, {every - good} bad.",),
+    )
 
 
-def feedback_rows(scores: Mapping[str, ReplyLogps], units: Sequence[FeedbackTokens]) -> Iterator[dict[str, Any]]:
-    """The lines of feedback_rows.jsonl."""
+def feedback_rows(scores: Mapping[str, ReplyLogps], units: Sequence[FeedbackTokens]) -> Iterator[TaskRow]:
+    """A row a model and reply; ``desirable`` is 1 or 0, ``logp`` the sum over its tokens, in nats."""
     for name, found in scores.items():
         for unit, logps, tokens in zip(units, sums(found), token_counts(found), strict=True):
-            yield {
-                "model": name,
-                "row_id": unit.row_id,
-                "desirable": unit.desirable,
-                "logp": float(logps),
-                "tokens": int(tokens),
-            }
+            values = {"desirable": float(unit.desirable), "logp": float(logps), "tokens": int(tokens)}
+            yield TaskRow(name, unit.row_id, values=values)
 
 
 # ---- resamples ---------------------------------------------------------------------------------------------------------
@@ -175,15 +212,14 @@ def _areas(rewards: Rewards, weights_BD: Floats, weights_BU: Floats) -> Floats:
     return np.asarray(won_B / (total_B * weights_BU.sum(axis=1)), np.float64)
 
 
-def _intervals(estimate_BK: Floats, drawn_BK: Floats, confidence: float) -> dict[str, Any]:
-    """Measure -> estimate with its percentile interval; None where it can't be formed."""
-    tail = (1 - confidence) / 2
+def _intervals(
+    estimate_BK: Floats, drawn_BK: Floats, settings: IntervalSettings
+) -> dict[str, tuple[float, float, float]]:
+    """Measure -> estimate with its percentile interval; those that can't be formed are left out."""
+    tail = (1 - settings.confidence) / 2
     low_K, high_K = np.quantile(drawn_BK, (tail, 1 - tail), axis=0)
-    values = zip(MEASURES, estimate_BK[0].tolist(), low_K.tolist(), high_K.tolist(), strict=True)
-    return {
-        name: None if np.isnan(estimate) else told(Interval(estimate, low, high, confidence))
-        for name, estimate, low, high in values
-    }
+    values = zip(DRAWN, estimate_BK[0].tolist(), low_K.tolist(), high_K.tolist(), strict=True)
+    return {name: (estimate, low, high) for name, estimate, low, high in values if not np.isnan(estimate)}
 
 
 def _mean(values: Floats) -> float | None:

@@ -8,19 +8,52 @@ difference of rewards within rounding (`posttrain.types.resolved`) counts one ha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.encode.preferences import PairTokens
-from posttrain.stats.intervals import Interval, IntervalSettings, compare, mean
+from posttrain.stats.intervals import IntervalSettings, Test, compare, mean
+from posttrain.tasks.records import Difference, Measure, Result, Source, TaskRecord, TaskRow
 from posttrain.types import LOGP_ROUNDING, resolved
 
 ReplyLogps = Sequence[NDArray[np.float32]]
 """Of every reply: log p of each of its tokens under one model."""
 
-MEASURES = ("reward_accuracy", "reward_margin", "ranking_accuracy")
+MEASURES = (
+    Measure(
+        "reward_accuracy",
+        "Reward accuracy",
+        "share",
+        "higher",
+        "Share of pairs whose chosen reply gained more log-probability against the reference than the rejected one; 50% is chance.",
+        headline=True,
+    ),
+    Measure(
+        "reward_margin",
+        "Reward margin (nats)",
+        "number",
+        "higher",
+        "By how much more, on average over the pairs. Times beta it is the margin of DPO's training curves.",
+        headline=True,
+    ),
+    Measure(
+        "ranking_accuracy",
+        "Ranking accuracy",
+        "share",
+        "higher",
+        "Share of pairs whose chosen reply has the higher log-probability a token. It needs no reference, and differs from 50% before "
+        "any training, as fluent replies are likelier whether they were chosen or not.",
+    ),
+    Measure("logps_chosen", "Log-probability of chosen replies", "number", "neither", "Summed over a reply, in nats."),
+    Measure(
+        "logps_rejected", "Log-probability of rejected replies", "number", "neither", "Summed over a reply, in nats."
+    ),
+    Measure("kl", "KL from the reference", "number", "neither", "In nats a reply token, estimated on these replies."),
+)
+COMPARED: dict[str, Test | None] = {"reward_accuracy": "sign", "reward_margin": None, "ranking_accuracy": "sign"}
+"""What models are compared by; a share of pairs is also tested, as the bootstrap alone is too bold with few pairs."""
 
 
 class PairScores(NamedTuple):
@@ -36,54 +69,67 @@ def preference_record(
     starts: Mapping[str, PairScores] | None = None,
     *,
     settings: IntervalSettings,
-) -> dict[str, Any]:
-    """The content of preferences.json (docs/run-folder.md): every model, and every later model against the first.
+    source: str | None = None,
+) -> TaskRecord:
+    """The record of preferences.json: every model, and every later model against the first.
 
     ``reference`` is one of the models. ``starts``: what it says of the replies as each model was given them, where their templates
     differ; None = what it says in its own.
     """
     starts = starts or dict.fromkeys(scores, scores[reference])
     measured = {name: _measures(found, starts[name]) for name, found in scores.items()}
-    models = {}
+    pairs = len(scores[reference].chosen)
+    results = []
     for name, found in scores.items():
-        intervals = {key: told(mean(measured[name][key], settings=settings)) for key in MEASURES}
+        own, fixed = measured[name], name == reference
+        for key in COMPARED:
+            ends = mean(own[key], settings=settings)[:3]
+            by_definition = fixed and key != "ranking_accuracy"
+            results.append(Result(name, key, None, *ends, pairs, pairs, by_definition=by_definition))
         start = starts[name]
-        models[name] = intervals | {
+        kl = divergence([*found.chosen, *found.rejected], [*start.chosen, *start.rejected])
+        plain = {
             "logps_chosen": float(sums(found.chosen).mean()),
             "logps_rejected": float(sums(found.rejected).mean()),
-            "kl": divergence([*found.chosen, *found.rejected], [*start.chosen, *start.rejected]),
+            "kl": kl,
         }
+        results += [Result(name, key, None, value, None, None, pairs, pairs) for key, value in plain.items()]
     first, *others = scores
-    differences = [
-        {"a": first, "b": name}
-        | {
-            key: told(compare(measured[first][key], measured[name][key], settings=settings).interval)
-            for key in MEASURES
-        }
-        for name in others
-    ]
-    return {
-        "reference": reference,
-        "pairs": len(scores[reference].chosen),
-        "confidence": settings.confidence,
-        "resamples": settings.resamples,
-        "models": models,
-        "differences": differences,
-    }
+    differences = []
+    for name in others:
+        for key, test in COMPARED.items():
+            seen = compare(measured[first][key], measured[name][key], test=test, settings=settings)
+            ends, p_value = seen.interval[:3], seen.p_value
+            counts = {"higher": seen.higher, "lower": seen.lower}
+            differences.append(Difference(first, name, key, *ends, prompts=pairs, p_value=p_value, test=test, **counts))
+    return TaskRecord(
+        key="preferences",
+        task="preferences",
+        title="Held-out preferences",
+        area="held_out",
+        source=Source(source, None, pairs),
+        models=tuple(scores),
+        baseline=first,
+        reference=reference,
+        confidence=settings.confidence,
+        resamples=settings.resamples,
+        measures=MEASURES,
+        results=tuple(results),
+        differences=tuple(differences),
+    )
 
 
-def preference_rows(scores: Mapping[str, PairScores], pairs: Sequence[PairTokens]) -> Iterator[dict[str, Any]]:
-    """The lines of preference_rows.jsonl."""
+def preference_rows(scores: Mapping[str, PairScores], pairs: Sequence[PairTokens]) -> Iterator[TaskRow]:
+    """A row a model and pair: log-probabilities of both replies, summed, in nats, and their tokens."""
     for name, found in scores.items():
         for pair, chosen, rejected in zip(pairs, found.chosen, found.rejected, strict=True):
-            yield {
-                "model": name,
-                "row_id": pair.row_id,
+            values = {
                 "chosen": float(chosen.sum(dtype=np.float64)),
                 "rejected": float(rejected.sum(dtype=np.float64)),
                 "chosen_tokens": len(chosen),
                 "rejected_tokens": len(rejected),
             }
+            yield TaskRow(name, pair.row_id, values=values)
 
 
 def _measures(own: PairScores, reference: PairScores) -> dict[str, NDArray[np.float64]]:
@@ -117,8 +163,3 @@ def divergence(own: ReplyLogps, reference: ReplyLogps) -> float:
     """Half the mean squared log-ratio of a reply's token, as the training logs it."""
     ratios = [a - b for a, b in zip(own, reference, strict=True)]
     return float(0.5 * np.mean(np.square(np.concatenate(ratios), dtype=np.float64)))
-
-
-def told(interval: Interval) -> dict[str, float]:
-    """An interval as it stands in a record."""
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
