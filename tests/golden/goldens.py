@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ UNSTEADY = re.compile(
     r"base_model_name_or_path|(peft|transformers)_version|.*(seconds|_per_second|memory_bytes)"
 )
 """Keys that differ from run to run or from machine to machine."""
-GAP = r"[\s*|]+"
+GAP = r"[\s*|,]+"
 IN_TEXT = [
     (r"127\.0\.0\.1:\d+", "127.0.0.1:#"),
     (r"\b([0-9a-f]{64}|[0-9a-f]{12}|(?<=@)[0-9a-f]{16})\b", "#"),
@@ -64,7 +64,10 @@ IN_TEXT = [
     (r"Linux-\S+", "#"),
 ]
 PROGRESS = re.compile(r"^(\s*step \d+/\d+ |.*\beta \d)")
-TIMED = re.compile(r"^[|* ]*(Tokens per second|Peak memory|Time of the (stage|replies)|Of it training steps)\b")
+TIMED = re.compile(
+    r"^[|*!\[ ]*(Tokens per second|Peak memory|Time of the (stage|replies)|Of it training steps|Training time|Speed( of \S+)?$|"
+    r"Speed, tokens per second by step|Speed, median over steps$|Time$|result\S*(second|seconds|bytes)\b)"
+)
 """Rows of tables that tell times and memory: only their label is kept, and not the lines they go on in."""
 
 
@@ -86,19 +89,32 @@ def steady_lines(text: str, place: Path) -> list[str]:
     return [line.strip() for line in steady_text("\n".join(lines), place).splitlines() if line.strip()]
 
 
-def steady(value: Any, place: Path) -> Any:
-    """A JSON value without what differs from run to run."""
+def steady(value: Any, place: Path, timed: Collection[float] = ()) -> Any:
+    """A JSON value without what differs from run to run. ``timed``: numbers that are times or memory wherever they stand."""
     if isinstance(value, dict):
-        if value.get("unit") == "seconds":
-            return value["label"]
+        if value.get("unit") == "seconds" or TIMED.match(str(value.get("label", ""))):
+            return value.get("label")
         kept = {key: held for key, held in value.items() if not UNSTEADY.fullmatch(key)}
         return {
-            key: sorted(held) if key == "inputs" and isinstance(held, dict) else steady(held, place)
+            key: sorted(held) if key == "inputs" and isinstance(held, dict) else steady(held, place, timed)
             for key, held in kept.items()
         }
     if isinstance(value, list):
-        return [steady(entry, place) for entry in value]
-    return steady_text(value, place) if isinstance(value, str) else value
+        row_of_times = bool(value) and isinstance(value[0], str) and TIMED.match(value[0])
+        return value[0] if row_of_times else [steady(entry, place, timed) for entry in value]
+    if isinstance(value, str):
+        return steady_text(value, place)
+    return "#" if isinstance(value, int | float) and value in timed else value
+
+
+def steady_summary(run: Path, place: Path) -> Any:
+    """A run's summary.json without what differs from run to run; times in tables are known from the manifests."""
+    timed: set[float] = set()
+    for path in run.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for held in (manifest, manifest.get("result") or {}):
+            timed |= {v for key, v in held.items() if UNSTEADY.fullmatch(key) and isinstance(v, int | float) and v}
+    return steady(json.loads((run / "summary.json").read_text(encoding="utf-8")), place, timed)
 
 
 class _Visible(HTMLParser):
@@ -152,7 +168,12 @@ def contents(path: Path, place: Path) -> Any:
     """Digest of a file's contents; of a JSON object one by key, so that a difference has a name."""
     match path.suffix:
         case ".json" if path.name != "tokenizer.json":  # long, and the same bytes wherever it is copied
-            value = steady(json.loads(path.read_text(encoding="utf-8")), place)
+            summary = path.name == "summary.json" and (path.parent / "recipe.yaml").exists()
+            value = (
+                steady_summary(path.parent, place)
+                if summary
+                else steady(json.loads(path.read_text(encoding="utf-8")), place)
+            )
             by_key = isinstance(value, dict) and not EVERYWHERE.fullmatch(path.name)
             return {key: sha(held) for key, held in value.items()} if by_key else sha(value)
         case ".jsonl":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import Outcome
-from golden.goldens import artefacts, sha, steady, told, visible
+from golden.goldens import artefacts, sha, steady_summary, told, visible
 from servers import chat_body
 
 pytestmark = [pytest.mark.demo_model, pytest.mark.filterwarnings("always")]
@@ -149,7 +149,7 @@ def judged(place: Path, cli: Cli) -> Judged:
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet_machine", "same_machine")
 def test_summary_with_a_judge(judged: Judged, place: Path, golden: Golden, numbers_of_old: Golden) -> None:
-    summary = steady(json.loads((judged[0] / "summary.json").read_text()), place)
+    summary = steady_summary(judged[0], place)
     numbers_of_old("judged", summary)
     golden("summary_judged", summary)
 

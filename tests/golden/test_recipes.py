@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import Outcome
-from golden.goldens import RECIPES, artefacts, differences, steady, tiny, told, visible
+from golden.goldens import RECIPES, artefacts, differences, steady_summary, tiny, told, visible
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo_model, pytest.mark.filterwarnings("always")]
 Cli = Callable[..., Outcome]
@@ -43,7 +42,7 @@ def test_outputs(runs: dict[str, tuple[Path, Outcome]], place: Path, golden: Gol
 
 @pytest.mark.parametrize("name", ["quickstart", "kto"])
 def test_summary(name: str, runs: dict[str, tuple[Path, Outcome]], place: Path, golden: Golden) -> None:
-    golden(f"summary_{name}", steady(json.loads((runs[name][0] / "summary.json").read_text()), place))
+    golden(f"summary_{name}", steady_summary(runs[name][0], place))
 
 
 @pytest.mark.usefixtures("quiet_machine", "same_machine")
@@ -51,7 +50,7 @@ def test_summary(name: str, runs: dict[str, tuple[Path, Outcome]], place: Path, 
 def test_numbers_are_found_again(
     name: str, runs: dict[str, tuple[Path, Outcome]], place: Path, numbers_of_old: Golden
 ) -> None:
-    numbers_of_old(name, steady(json.loads((runs[name][0] / "summary.json").read_text()), place))
+    numbers_of_old(name, steady_summary(runs[name][0], place))
 
 
 @pytest.mark.parametrize("name", ["sft_full", "dpo_vs_simpo"])
