@@ -638,28 +638,27 @@ def _judge_verb(verb: Literal["pairs", "single", "calibrate"], about: str) -> No
         as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
         help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
     ) -> None:
+        from posttrain.artifacts import RunDir
         from posttrain.errors import ConfigError
-        from posttrain.judge.section import summary_section
         from posttrain.lab import judging
-        from posttrain.lab.display import Display
         from posttrain.report import terminal
+        from posttrain.stages.judge import JudgeStage
 
         if help_wanted:
             typer.echo(ctx.get_help() + "\n\n" + judging.options_help())
             raise typer.Exit
         if out is None:
             raise ConfigError("no output folder", where=f"posttrain judge {verb}", fix="say where to write: -o DIR")
-        file, judges = judging.parse_options(ctx.args, panel)
-        wanted = judging.JudgeCommand(file=file, out=out, kind=kind, judges=judges, check=check, cache=cache)
-        judge = {"pairs": judging.judge_pairs, "single": judging.judge_single, "calibrate": judging.judge_calibrate}
-        console = _console(stderr=as_json)
-        with Display(console) as display:
-            summary = judge[verb](wanted, display)
+        recipe = judging.judge_recipe(verb, ctx.args, panel, out, kind, cache, check)
+        with _experiment(recipe, out, stderr=as_json) as experiment:
+            experiment.execute()
+        stage = RunDir(out).stage(verb)
         if as_json:
-            typer.echo((out / "summary.json").read_text(encoding="utf-8"), nl=False)
+            typer.echo(stage.file("summary.json").read_text(encoding="utf-8"), nl=False)
         else:
-            console.print(terminal.section(summary_section(summary)), highlight=False)
-            files = f"Every judgment is in {out / 'verdicts.jsonl'}, all numbers in {out / 'summary.json'}"
+            console = _console()
+            console.print(terminal.section(JudgeStage.section(stage)), highlight=False)
+            files = f"Every judgment is in {stage.file('verdicts.jsonl')}, all numbers in {stage.file('summary.json')}"
             console.print(f"\n{files}", markup=False, highlight=False)
 
 

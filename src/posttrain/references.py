@@ -59,7 +59,8 @@ class NamesFile:
     """A file on this disk, or one on the hub (``hub://...``)."""
 
     builtin: str | None = None
-    """The file of this package that the word ``builtin`` names."""
+    """The file of this package that ``words`` name."""
+    words: tuple[str, ...] = ("builtin",)
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,14 @@ def with_references(configuration: T, change: Callable[[Reference], str]) -> T:
 
 
 def package_file(marker: NamesFile) -> Path:
-    """The file that ``builtin`` names."""
+    """The file of this package that a word names."""
     assert marker.builtin is not None
     return PACKAGE / marker.builtin
 
 
 def is_builtin(one: Reference) -> bool:
     """Whether a text names a file of this package."""
-    return isinstance(one.marker, NamesFile) and one.marker.builtin is not None and one.text == "builtin"
+    return isinstance(one.marker, NamesFile) and one.marker.builtin is not None and one.text in one.marker.words
 
 
 def _walk(owner: Any, at: ConfigPath = ()) -> Iterator[Reference]:

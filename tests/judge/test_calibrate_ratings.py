@@ -152,7 +152,7 @@ def test_from_a_file_to_a_decision(cli, tmp_path, monkeypatch):
     arguments = ("judge", "calibrate", path, "-o", tmp_path / "out", *server, "--kind", "rubric")
     done = cli(*arguments, "--criteria", "As many marks as points: yes")
     assert done.code == 0, done.err
-    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    found = json.loads((tmp_path / "out" / "calibrate" / "summary.json").read_text())
     assert found["scale"] == [1, 5]
     assert found["bad_lines"]["count"] == 1
     assert found["calibration"]["j"]["error"]["estimate"] == pytest.approx(1 / 30)

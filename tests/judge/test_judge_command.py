@@ -18,8 +18,9 @@ from posttrain.lab import judging
 
 
 def read(out: Path):
-    lines = [json.loads(line) for line in (out / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()]
-    return json.loads((out / "summary.json").read_text(encoding="utf-8")), lines
+    (stage,) = (path.parent for path in out.glob("*/verdicts.jsonl"))
+    lines = [json.loads(line) for line in (stage / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()]
+    return json.loads((stage / "summary.json").read_text(encoding="utf-8")), lines
 
 
 def fair(body):
@@ -72,7 +73,8 @@ def test_pairs_on_a_server_and_again_from_the_cache(cli, serve, pairs_file, tmp_
     assert "Win rates" in done.out
     assert "Bias of gpt-x" in done.out
     asked = len(server.asked)
-    again = cli(*arguments, "--json")
+    assert "unchanged" in cli(*arguments).out
+    again = cli(*arguments, "--no-check", "--json")  # another setting: judged anew, from the cache
     assert len(server.asked) == asked
     told = json.loads(again.out)
     assert told["judges"][0]["calls"]["cached"] == 8
@@ -313,7 +315,7 @@ def test_the_weighted_verdict_on_a_server(cli, serve, pairs_file, tmp_path):
             "max_tokens_field is for servers only",
         ),
         (("pairs", *SERVER, "--context", "4096"), "context is for GGUF files only"),
-        (("pairs", "--gguf", "none.gguf"), "none.gguf: can't read this file"),
+        (("pairs", "--gguf", "none.gguf"), "no such judge.judges.0.gguf file"),
         (("pairs", *SERVER, "--smaples", "3"), "unknown option --smaples (did you mean 'samples'?)"),
         (("pairs", *SERVER, "--samples", "0"), "samples: must be a whole number of at least 1, got 0"),
         (("pairs", *SERVER, "--retry-cut", "0"), "retry_cut: must be a whole number of at least 1, got 0"),
@@ -326,7 +328,7 @@ def test_the_weighted_verdict_on_a_server(cli, serve, pairs_file, tmp_path):
         (("pairs", *SERVER, "--criteria", "be brief"), "no place for criteria"),
         (("pairs", *SERVER, "--max-money", "1"), "a cap on money needs prices"),
         (("pairs", *SERVER, "--prompt-price", "1"), "belong together"),
-        (("pairs", "--reward", "x", "--samples", "3"), "only --turns means something to it"),
+        (("pairs", "--reward", "x", "--samples", "3"), "only turns means something to it"),
         (("single", "--reward", "x"), "a reward model judges pairs"),
         (("single", *SERVER, "--orders", "original"), "single replies have no order"),
         (("calibrate", *SERVER, "--orders", "original"), "labels are compared with both orders"),

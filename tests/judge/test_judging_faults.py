@@ -73,7 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     items.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     with Server(does=seeded_faults(0.2, seed=1, billed=False), bodies=bodies) as server:
         assert start(items, out, server).wait(120) == 0
-        yield Finished(items, out, server, json.loads((out / "summary.json").read_text(encoding="utf-8")))
+        yield Finished(items, out, server, json.loads((out / "pairs" / "summary.json").read_text(encoding="utf-8")))
 
 
 def test_nothing_is_lost_nothing_is_paid_twice_and_the_account_is_exact(finished: Finished) -> None:
@@ -91,7 +91,9 @@ def test_nothing_is_lost_nothing_is_paid_twice_and_the_account_is_exact(finished
     _, requests = prepared(read_items(finished.items, "pair").items, load_prompt("pair", "pair"), Plan())
     prompts = [request.prompt[-1].content for request in requests]  # type: ignore[union-attr]
     # every reply stands beside its own question, both orders of it
-    assert [line["reply"] for line in without_cached(finished.out / "verdicts.jsonl")] == list(map(opinion, prompts))
+    assert [line["reply"] for line in without_cached(finished.out / "pairs" / "verdicts.jsonl")] == list(
+        map(opinion, prompts)
+    )
     assert Counter(server.billed) == Counter(prompts)
     assert len(server.asked) > 1.15 * 2 * ITEMS
     assert len({asked.does for asked in server.asked}) == 11  # an answer and every kind of fault
@@ -107,9 +109,9 @@ def test_killed_five_times_it_writes_the_same_verdicts(finished: Finished, tmp_p
     out = tmp_path / "out"
 
     def stored() -> set[str]:
-        if not (out / "requests.sqlite").exists():
+        if not (out / ".requests.sqlite").exists():
             return set()
-        with RequestCache(out / "requests.sqlite") as cache:
+        with RequestCache(out / ".requests.sqlite") as cache:
             return set(cache.keys())
 
     with Server(does=seeded_faults(0.2, seed=2, billed=False), bodies=bodies, think_time=0.005) as server:
@@ -126,16 +128,16 @@ def test_killed_five_times_it_writes_the_same_verdicts(finished: Finished, tmp_p
             again = {asked.headers["idempotency-key"] for asked in server.asked[begun:]}
             assert again
             assert not again & cached
-        assert not (out / "verdicts.jsonl").exists()
+        assert not (out / "pairs" / "verdicts.jsonl").exists()
         assert start(finished.items, out, server).wait(120) == 0
 
-    assert without_cached(out / "verdicts.jsonl") == without_cached(finished.out / "verdicts.jsonl")
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert without_cached(out / "pairs" / "verdicts.jsonl") == without_cached(finished.out / "pairs" / "verdicts.jsonl")
+    summary = json.loads((out / "pairs" / "summary.json").read_text(encoding="utf-8"))
     assert summary["judges"][0]["calls"]["parsed"] == 2 * ITEMS
     for key in ("win_rates", "bias", "items", "questions"):
         assert summary[key] == finished.summary[key]
     # Of what a kill cut off the account knows nothing: that was in flight, so many at a time.
-    calls = Ledger(out / "ledger.jsonl").calls()
+    calls = Ledger(out / ".calls" / "pairs.jsonl").calls()
     assert summary["spent"]["calls"] == len(calls)
     assert 0 <= len(server.asked) - len(calls) <= 5 * CONCURRENCY
     assert len(stored()) == 2 * ITEMS

@@ -284,7 +284,7 @@ WORDS = {
         "DiversityBenchmark.encoder",
     ),  # of a table
     *("SafetyBenchmark.language", "SafetyBenchmark.text_column", "SafetyBenchmark.type_column"),
-    *("JudgeSource.endpoint", "JudgeSource.model", "JudgeSource.api_key_env", "Plan.criteria"),
+    *("JudgeStage.cache", "JudgeSource.endpoint", "JudgeSource.model", "JudgeSource.api_key_env", "Plan.criteria"),
 }
 """Texts of a configuration that name no file, model, rows or stage."""
 

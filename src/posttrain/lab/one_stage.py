@@ -49,7 +49,7 @@ def data_recipe(
         stage = replace(data, mix=step, held_out=0)
     else:
         stage = replace(data, steps=(step,), held_out=None if isinstance(step, SplitStep) else 0)
-    return _recipe(out, {kind: stage}, seed)
+    return recipe_of_stages(out, {kind: stage}, seed)
 
 
 def score_recipe(sources: Sequence[Source], score: Mapping[str, Any], out: Path) -> Recipe:
@@ -58,10 +58,10 @@ def score_recipe(sources: Sequence[Source], score: Mapping[str, Any], out: Path)
         READ: DataStage(kind="data", sources=tuple(sources), held_out=0, profile=False),
         "score": ScoreStage(kind="score", data=READ, **score),
     }
-    return _recipe(out, stages, 0)
+    return recipe_of_stages(out, stages, 0)
 
 
-def _recipe(out: Path, stages: dict[str, StageKind], seed: int) -> Recipe:
+def recipe_of_stages(out: Path, stages: Mapping[str, StageKind], seed: int) -> Recipe:
     """The recipe of a command. Raises ConfigError where the folder holds the run of another one: its stages would be left behind."""
     if (out / "recipe.yaml").is_file():
         there = read_yaml(out / "recipe.yaml").value
@@ -73,7 +73,7 @@ def _recipe(out: Path, stages: dict[str, StageKind], seed: int) -> Recipe:
                 fix="give each command a folder of its own with -o",
             )
     name = re.sub(r"[^\w.-]+", "-", out.resolve().name).strip("-.")
-    return Recipe(name=name or "run", seed=seed, stages=stages)
+    return Recipe(name=name or "run", seed=seed, stages=dict(stages))
 
 
 def sources_of(

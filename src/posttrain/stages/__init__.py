@@ -9,11 +9,12 @@ from pydantic import Discriminator
 from posttrain.stages.base import StageKind
 from posttrain.stages.data import DataStage
 from posttrain.stages.eval import EvalStage
+from posttrain.stages.judge import JudgeStage
 from posttrain.stages.report import ReportStage
 from posttrain.stages.score import ScoreStage
 from posttrain.stages.train import TrainStage
 
-KINDS: tuple[type[StageKind], ...] = (DataStage, ScoreStage, TrainStage, EvalStage, ReportStage)
+KINDS: tuple[type[StageKind], ...] = (DataStage, ScoreStage, TrainStage, EvalStage, JudgeStage, ReportStage)
 
 if TYPE_CHECKING:
     AnyStage = StageKind
