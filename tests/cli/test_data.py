@@ -75,6 +75,8 @@ def test_other_options_in_the_same_folder_replace_it_another_step_does_not(
     assert before in [path.read_bytes() for path in (out / ".replaced").glob("*/rows/train.parquet")]
     assert cli("data", "dedup", pairs, "-o", out, "--method=exact").code == 0
     assert rows_of(out, "dedup").read_bytes() == before
+    assert "where the stage writes" in cli("data", "dedup", out, "-o", out).refused()
+    assert rows_of(out, "dedup").read_bytes() == before
 
 
 def test_steps_follow_each_other_with_lineage(cli: Cli, pairs: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from posttrain.config import dotted, resolved_yaml
 from posttrain.encode.template import clock, stopped_at
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
 from posttrain.lab.display import Display
-from posttrain.lab.recipe import Recipe, execution_order, named_stage, stage_inputs, stage_references
+from posttrain.lab.recipe import Recipe, execution_order, named_stage, on_disk, stage_inputs, stage_references
 from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
 from posttrain.stages.base import BASE, Context, StageKind
 
@@ -102,8 +102,19 @@ class Experiment:
                 local = isinstance(one.marker, NamesFile) and not is_builtin(one) and not assets.is_hub_file(one.text)
                 if local and not Path(one.text).is_file():
                     raise DataError(f"no such {dotted(one.path[2:])} file", where=f"{dotted(one.path)}: {one.text}")
+                if named_stage(self.recipe, one) is None and on_disk(one) and self._is_own(name, Path(one.text)):
+                    raise ConfigError(
+                        "this is where the stage writes: it would be replaced before it is read",
+                        where=f"{dotted(one.path)}: {one.text}",
+                        fix="write into another folder, or name another source",
+                    )
         for name in names:
             self.recipe.stages[name].check(self._context(name))
+
+    def _is_own(self, name: str, path: Path) -> bool:
+        """Whether a path is this run, or in the folder of this stage."""
+        path, own = path.resolve(), self.run.stage(name).path.resolve()
+        return path == self.run.path.resolve() or own in (path, *path.parents)
 
     def _stage(self, name: str, stage: StageKind) -> None:
         out = self.run.stage(name)
