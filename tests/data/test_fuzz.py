@@ -24,9 +24,10 @@ from typing import Any
 
 import pytest
 
+from posttrain.artifacts import Reject
 from posttrain.data.formats import FORMATS
 from posttrain.data.formats.ranked import PairRule
-from posttrain.data.reading import Reading, Unusable, parse
+from posttrain.data.reading import Reading, parse
 from posttrain.data.rows import rows_frame
 from posttrain.data.sources import RawLine, Record
 from posttrain.types import Origin, PairRow, SftRow, ToolCall, message_dict
@@ -404,16 +405,16 @@ def test_changed_records(name: str) -> None:
             found = parse(RawLine(origin, line), reading)
             other = parse(Record(origin, said_otherwise(record, chance)), reading)
             text = line.decode("utf-8", "surrogatepass")
-            assert isinstance(found, Unusable) == isinstance(other, Unusable), f"{text}: {found}, {other}"
+            assert isinstance(found, Reject) == isinstance(other, Reject), f"{text}: {found}, {other}"
             if record:
                 twice = parse(RawLine(origin, as_line(record, chance.choice(list(record)))), reading)
-                assert isinstance(twice, Unusable), "one of two values is lost"
-            if isinstance(found, Unusable):
+                assert isinstance(twice, Reject), "one of two values is lost"
+            if isinstance(found, Reject):
                 reasons[found.reason] += 1
                 assert found.detail, found.reason
                 continue
             kept += 1
-            assert not isinstance(other, Unusable)
+            assert not isinstance(other, Reject)
             for row, same in zip(found, other, strict=True):
                 try:
                     check_row(row, record, changed, outweighed, name in SIDED)

@@ -17,7 +17,6 @@ from posttrain.lab.arena_page import (
     AnchoredModel,
     ArenaRatings,
     RatedModel,
-    StyleWorth,
     arena_page,
     paragraph,
     read_ratings,
@@ -26,6 +25,7 @@ from posttrain.lab.arena_page import (
 from posttrain.report import html
 from posttrain.report.charts import MOST_LANES, Chart, draw
 from posttrain.report.values import charts_of
+from posttrain.stats.style_control import StyleCoefficient
 
 
 def chart(found: ArenaRatings, name: str) -> Chart:
@@ -145,7 +145,7 @@ def test_a_long_name_keeps_both_ends(facts: ArenaRatings) -> None:
 
 def test_style_is_drawn_where_it_is_controlled(facts: ArenaRatings) -> None:
     assert "What style is worth" not in words(facts)
-    controlled = replace(facts, method="style_controlled", style=(StyleWorth("tokens", 0.31, 0.22, 0.4),))
+    controlled = replace(facts, method="style_controlled", style=(StyleCoefficient("tokens", 0.31, 0.22, 0.4),))
     assert "What style is worth" in words(controlled)
     assert "+0.310" in words(controlled)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import json
 import re
 import resource
@@ -304,6 +305,33 @@ def test_a_configuration_names_nothing_without_a_marker() -> None:
     fields = [(owner, *field) for owner in configurations(Recipe) for field in fields_of(owner).items()]
     found = {f"{owner.__name__}.{name}" for owner, name, annotation in fields if unmarked(annotation)}
     assert found == WORDS
+
+
+TWINS = {("generate/cost.py:Caps", "generate/cost.py:Spending")}
+"""Pairs of records with the same fields and another meaning: what may be spent, and what was."""
+
+
+def test_a_record_is_declared_once() -> None:
+    """No two dataclasses or named tuples share more than 80% of their fields, configurations excepted."""
+    from posttrain.config import configurations
+    from posttrain.lab.recipe import Recipe
+
+    settings = {owner.__name__ for owner in configurations(Recipe)}
+    fields: dict[str, set[str]] = {}
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name not in settings:
+                record = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+                record = record or any(ast.unparse(base) == "NamedTuple" for base in node.bases)
+                own = [
+                    a for a in node.body if isinstance(a, ast.AnnAssign) and "ClassVar" not in ast.unparse(a.annotation)
+                ]
+                names = {a.target.id for a in own if isinstance(a.target, ast.Name)}
+                if record and len(names) > 2:
+                    fields[f"{module}:{node.name}"] = names
+    pairs = itertools.combinations(fields.items(), 2)
+    alike = {(a, b) for (a, one), (b, other) in pairs if len(one & other) > 0.8 * max(len(one), len(other))}
+    assert alike == TWINS
 
 
 def test_configurations_are_frozen() -> None:

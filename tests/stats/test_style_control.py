@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -170,7 +170,7 @@ def test_rows_repeated_within_their_clusters_are_no_evidence():
     )
     # three times the rows need three times the penalty for the same optimum
     often, (again,) = style_control.style_controlled(thrice, np.tile(features, (3, 1)), ["length"], penalty=1.5)
-    assert again[1:] == pytest.approx(slope[1:], abs=1e-7)
+    assert astuple(again)[1:] == pytest.approx(astuple(slope)[1:], abs=1e-7)
     for rating in once.ratings:
         assert often[rating.model][1:4] == pytest.approx(rating[1:4], abs=1e-5)
     loose, _ = style_control.style_controlled(

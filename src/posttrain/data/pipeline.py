@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from posttrain.artifacts import Ledger, LedgerStep, StageDir
+from posttrain.artifacts import Ledger, LedgerStep, Reject, StageDir
 from posttrain.data.config import DataSettings, Source, WantedRowKind
 from posttrain.data.engine import map_blocks
 from posttrain.data.formats import FORMATS, NoFormatError
@@ -30,7 +30,6 @@ from posttrain.data.reading import (
     Raw,
     RawBlock,
     Reading,
-    Unusable,
     known_format,
     parse,
     part_path,
@@ -305,7 +304,7 @@ def rows_at(source: Source, index: int, resolve: Resolve, wanted: WantedRowKind 
         for record in records:
             if count == index:
                 found = parse(record, reading)
-                if isinstance(found, Unusable):
+                if isinstance(found, Reject):
                     raise DataError(
                         f"row {index} can't be used: {found.reason}: {found.detail}", where=str(found.origin)
                     )

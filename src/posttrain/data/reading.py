@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from posttrain.artifacts import Reject
 from posttrain.data.formats import RowError, detect_format, read_record
 from posttrain.data.formats.columns import Columns, check_paths, renamed, rows_of_columns
 from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
@@ -20,16 +21,6 @@ from posttrain.types import Message, Origin, PromptRow, Row, RowKind, SftRow, Un
 Raw = RawLine | Record | BadRecord
 
 _DETECTION_RECORDS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """A record that became no row: at which step, where, why, and the detail of this case."""
-
-    step: Literal["read", "format"]
-    origin: Origin
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +54,7 @@ class Outcome:
     """Where they stood."""
     places: list[int]
     """The place among the records of the one that each row came from; a record may give several rows."""
-    unusable: list[tuple[int, Unusable]]
+    unusable: list[tuple[int, Reject]]
     """The others, each with its place among the records."""
 
     @property
@@ -133,13 +124,13 @@ def known_format(
     return detect_format(values, label).name if good else None, everything
 
 
-def parse(record: Raw, reading: Reading) -> Sequence[Row] | Unusable:
+def parse(record: Raw, reading: Reading) -> Sequence[Row] | Reject:
     """The typed rows of one record, one at least."""
     parsed = record.parsed() if isinstance(record, RawLine) else record
     if isinstance(parsed, BadRecord):
-        return Unusable("read", parsed.origin, parsed.reason, parsed.detail)
+        return Reject(parsed.origin, "read", parsed.reason, parsed.detail)
     if reading.unfit is not None:
-        return Unusable("format", parsed.origin, "no_format", reading.unfit)
+        return Reject(parsed.origin, "format", "no_format", reading.unfit)
     assert reading.format is not None, "a good record has a format"
     try:
         value = renamed(parsed.value, reading.columns)
@@ -149,7 +140,7 @@ def parse(record: Raw, reading: Reading) -> Sequence[Row] | Unusable:
         pairs = pairs_of(found, reading.rule) if isinstance(found, Ranked) else (found,)
         return [row for pair in pairs for row in rows_as(pair, reading.row_kind)]
     except RowError as rejected:
-        return Unusable("format", parsed.origin, rejected.reason, rejected.detail)
+        return Reject(parsed.origin, "format", rejected.reason, rejected.detail)
 
 
 def rows_as(row: Row, row_kind: RowKind) -> tuple[Row, ...]:
@@ -203,11 +194,11 @@ def read_block(parts: Path, reading: Reading, block: RawBlock) -> Outcome:
     """Parse the records of a block, write its good rows (:func:`part_path`), and say what became of each record."""
     rows: list[Row] = []
     places: list[int] = []
-    unusable: list[tuple[int, Unusable]] = []
+    unusable: list[tuple[int, Reject]] = []
     used = 0
     for place, record in enumerate(_records(block)):
         found = parse(record, reading)
-        if isinstance(found, Unusable):
+        if isinstance(found, Reject):
             unusable.append((place, found))
             continue
         rows += found

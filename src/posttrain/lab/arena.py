@@ -22,7 +22,6 @@ from posttrain.lab.arena_page import (
     ArenaRatings,
     ClusterColumn,
     RatedModel,
-    StyleWorth,
     arena_page,
     write_arena_page,
 )
@@ -199,7 +198,7 @@ def _ratings(
         ),
         win_rates_MM=tuple(tuple(None if math.isnan(rate) else rate for rate in row) for row in rates_MM.tolist()),
         counts_MM=tuple(map(tuple, matrix.counts_MM[np.ix_(order, order)].tolist())),
-        style=tuple(StyleWorth(**coefficient._asdict()) for coefficient in style),
+        style=tuple(style),
         warnings=(*table.warnings, *_warnings(table)),
     )
 

@@ -13,6 +13,7 @@ from posttrain.report.charts import MOST_LANES, Forest, Lane
 from posttrain.report.reading import parse
 from posttrain.report.values import Block, Facts, Headline, Matrix, Notice, Number, Page, Section, Table, Text, row
 from posttrain.report.words import join, plural
+from posttrain.stats.style_control import StyleCoefficient
 
 SCHEMA = 1
 METHOD_WORDS = {
@@ -58,16 +59,6 @@ class ClusterColumn:
 
 
 @dataclass(frozen=True, slots=True)
-class StyleWorth:
-    """What one standard deviation of a style difference is worth, in logits of winning."""
-
-    name: str
-    estimate: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class ArenaRatings:
     """All of ratings.json. Shapes: ``M`` models, best first, in ``models`` and on both sides of the matrices."""
 
@@ -86,7 +77,7 @@ class ArenaRatings:
     win_rates_MM: tuple[tuple[float | None, ...], ...]
     """Share of wins of the row's model against the column's; None where the two never met."""
     counts_MM: tuple[tuple[int, ...], ...]
-    style: tuple[StyleWorth, ...]
+    style: tuple[StyleCoefficient, ...]
     """Empty where style is not controlled."""
     warnings: tuple[str, ...]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,7 +81,8 @@ def style_features(counts_a_NF: ArrayLike, counts_b_NF: ArrayLike) -> Floats:
 # ---- ratings -------------------------------------------------------------------------------------------------------
 
 
-class StyleCoefficient(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StyleCoefficient:
     """What one standard deviation of a style difference is worth, in logits of winning, with its interval."""
 
     name: str
