@@ -51,7 +51,7 @@ class NamesModel:
 
 @dataclass(frozen=True)
 class NamesRows:
-    """A set of rows: a file, a folder, a demo asset or a hub data set; ``split`` and ``config`` beside it say which part."""
+    """A set of rows: a file, a folder, a demo asset or a hub data set. What holds the field says what it is read from: ``parts(resolve)``."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from posttrain.data.config import DataSettings, Source
 from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import prepare, row_at
 from posttrain.data.rows import read_rows
+from posttrain.data.sources import content_of
 from posttrain.data.split import prompt_key
 from posttrain.errors import ConfigError, DataError, RunError
 from posttrain.types import SftRow
@@ -268,7 +269,7 @@ def test_a_row_by_its_number_counts_bad_ones(tmp_path: Path) -> None:
 
 
 def identity(config: DataSettings) -> list[str]:
-    return [source.content(no_asset) for source in config.sources]
+    return [content_of(source.parts(no_asset)) for source in config.sources]
 
 
 def test_the_digest_is_of_the_content(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_the_order_is_that_of_the_file_where_nothing_else_decides(tmp_path):
         (SFT, "recipe.yaml:4: stages.sft.data: there is no stage 'prepare'; possible here: none"),
         (
             DATA + SFT + "  b: {kind: train, data: sft}\n",
-            "recipe.yaml:6: stages.b.data: 'sft' is a train stage, but a stage that gives rows is needed; possible here: prepare",
+            "recipe.yaml:6: stages.b.data: 'sft' is a stage of kind train, but a stage that gives rows is needed; possible here: prepare",
         ),
         (
             DATA + "  b: {kind: train, data: base}\n",
@@ -168,7 +168,7 @@ def test_the_order_is_that_of_the_file_where_nothing_else_decides(tmp_path):
         ),
         (
             DATA + "  b: {kind: train, data: prepare, start_from: prepare}\n",
-            "recipe.yaml:5: stages.b.start_from: 'prepare' is a data stage, but a stage that gives a model is needed; possible here: base, b",
+            "recipe.yaml:5: stages.b.start_from: 'prepare' is a stage of kind data, but a stage that gives a model is needed; possible here: base, b",
         ),
         (
             DATA + "  e:\n    kind: eval\n    data: prepare\n    models:\n      - base\n      - sfd\n",

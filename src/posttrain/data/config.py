@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 from pydantic import Discriminator
 
-from posttrain.artifacts import digest
 from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.dedup.step import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats.ranked import PairRule
 from posttrain.data.mix import MixStep
-from posttrain.data.places import Resolve, locate
+from posttrain.data.places import DataFile, HubSet, Resolve, locate
 from posttrain.data.select.step import SelectStep
-from posttrain.data.sources import content_digest
 from posttrain.data.split import SplitStep
 from posttrain.references import NamesStage
 
@@ -46,11 +45,9 @@ class Source:
     pairs: PairRule | None = None
     """Which pairs are made of rated or ranked answers (UltraFeedback, Nectar, scored responses). Not for other formats."""
 
-    def content(self, resolve: Resolve) -> str:
-        """Digest of the bytes of its files, or the commit of a hub data set. Raises DataError where it is missing."""
-        return digest(
-            [content_digest(part) for part in locate(self.path, resolve, self.split, config=self.config).parts]
-        )
+    def parts(self, resolve: Resolve) -> Sequence[DataFile | HubSet]:
+        """What it is read from. Raises DataError where it is missing."""
+        return locate(self.path, resolve, self.split, config=self.config).parts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from posttrain.artifacts import RunDir
+from posttrain.artifacts import RunDir, StageDir
 from posttrain.data.card import configurations
 from posttrain.data.formats import FORMATS, keys
 from posttrain.data.sniff import KNOWN_FILES, data_suffix, is_about_rows
@@ -137,7 +137,12 @@ def written_rows(folder: Path, split: str | None) -> Path | None:
         return None
     side = next((side for side, name in SIDES.items() if name == _canonical(split or "train")), split)
     found = folder / "rows" / f"{side}.parquet"
-    return found if found.is_file() else None
+    if not found.is_file():
+        return None
+    if (status := StageDir(folder).manifest()["status"]) != "complete":  # type: ignore[index]  # it is there
+        fix = "run its recipe again, or name another source"
+        raise DataError(f"this stage is not finished (it is {status})", where=printable(str(folder)), fix=fix)
+    return found
 
 
 # ---- folders -------------------------------------------------------------------------------------------------------

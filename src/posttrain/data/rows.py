@@ -270,7 +270,9 @@ def _readable(rows_file: Path) -> Iterator[None]:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(
-            f"can't read these rows: {error}", where=str(rows_file), fix="run the data stage again"
+            f"can't read these rows: {error}",
+            where=str(rows_file),
+            fix="remove the folder of this stage and run the recipe again",
         ) from error
 
 

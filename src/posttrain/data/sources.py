@@ -8,11 +8,11 @@ can't be read as a whole (missing, empty, of an unknown kind) is a DataError. Wh
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from posttrain.artifacts import file_digest
+from posttrain.artifacts import digest, file_digest
 from posttrain.data.json_array import DECODER, Element, describe, iterate_array, iterate_values
 from posttrain.data.places import DataFile, HubSet
 from posttrain.data.sniff import Kind, columns_of, sniff
@@ -167,6 +167,11 @@ _READERS: Mapping[Kind, Callable[[Stream, str], Iterator[RawLine | Record | BadR
     "parquet": lambda stream, label: _table(read_parquet(stream.path, label, stream.tick), label, "damaged_file"),
     "arrow": lambda stream, label: _table(read_arrow(stream, label), label, "damaged_file"),
 }
+
+
+def content_of(parts: Iterable[DataFile | HubSet]) -> str:
+    """Digest of the content of all parts of a source. Raises DataError where one can't be read."""
+    return digest([content_digest(part) for part in parts])
 
 
 def content_digest(part: DataFile | HubSet) -> str:

@@ -38,6 +38,7 @@ from posttrain.lab.display import Display
 from posttrain.lab.recipe import Recipe, execution_order, named_stage, on_disk, stage_inputs, stage_references
 from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
 from posttrain.stages.base import BASE, Context, StageKind
+from posttrain.table import did_you_mean
 
 CLOCK_FILE = "clock.json"
 """The file of a run that says what time its chat templates are told."""
@@ -108,8 +109,29 @@ class Experiment:
                         where=f"{dotted(one.path)}: {one.text}",
                         fix="write into another folder, or name another source",
                     )
+                self._check_outside(one)
         for name in names:
             self.recipe.stages[name].check(self._context(name))
+
+    def _check_outside(self, one: Reference) -> None:
+        """Raise a DataError or ModelError where rows or a model from outside are missing."""
+        if named_stage(self.recipe, one) is not None:
+            return
+        try:
+            match one.marker:
+                case NamesRows() | NamesStage(or_outside="rows"):
+                    one.owner.parts(self._context(str(one.path[1])).resolve_data)
+                case NamesModel() | NamesStage(or_outside="model"):
+                    from posttrain.model.targets import resolve_target
+
+                    resolve_target(one.text, getattr(one.owner, "base", None))
+                case _:
+                    return
+        except PosttrainError as error:
+            near = did_you_mean(one.text, self.recipe.stages)
+            if near and isinstance(one.marker, NamesStage):
+                raise type(error)(f"{error.problem}{near}", where=dotted(one.path), fix=error.fix) from error
+            raise
 
     def _is_own(self, name: str, path: Path) -> bool:
         """Whether a path is this run, or in the folder of this stage."""
@@ -125,8 +147,10 @@ class Experiment:
         )  # reading artefacts is cheap, and it shows what is there now
         same = manifest is not None and manifest["digest"] == identity
         if manifest is not None and same and manifest["status"] == "complete":
-            self.display.stage(name, stage.kind, "unchanged")
-            return
+            if _is_whole(stage, out):
+                self.display.stage(name, stage.kind, "unchanged")
+                return
+            same = False
         self.display.stage(name, stage.kind, "resuming" if same else "running")
         if manifest is not None and not same:
             self._set_aside(out, manifest)
@@ -167,8 +191,9 @@ class Experiment:
 
                 return resolve_target(one.text, getattr(one.owner, "base", None)).identity
             case NamesRows() | NamesStage(or_outside="rows"):
-                content: str = one.owner.content(self._context(str(one.path[1])).resolve_data)
-                return content
+                from posttrain.data.sources import content_of
+
+                return content_of(one.owner.parts(self._context(str(one.path[1])).resolve_data))
             case _:
                 return None
 
@@ -191,7 +216,14 @@ class Experiment:
             os.replace(out.path, target)
         except OSError as error:
             raise write_error(error, target) from error
-        self.display.note(f"its configuration or inputs changed; the old results are in {target}")
+        self.display.note(f"its configuration, inputs or files changed; the old results are in {target}")
+
+
+def _is_whole(stage: StageKind, out: StageDir) -> bool:
+    """Whether what a finished stage hands on is still there."""
+    if stage.gives == "rows":
+        return out.file("rows", "train.parquet").is_file()
+    return stage.gives is None or out.file("adapter").is_dir() or out.file("model").is_dir()
 
 
 class _Manifest:

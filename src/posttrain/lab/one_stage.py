@@ -64,14 +64,14 @@ def score_recipe(sources: Sequence[Source], score: Mapping[str, Any], out: Path)
 def recipe_of_stages(out: Path, stages: Mapping[str, StageKind], seed: int) -> Recipe:
     """The recipe of a command. Raises ConfigError where the folder holds the run of another one: its stages would be left behind."""
     if (out / "recipe.yaml").is_file():
-        there = read_yaml(out / "recipe.yaml").value
-        former = list(there.get("stages") or ()) if isinstance(there, dict) else []
+        fix = "give each command a folder of its own with -o"
+        try:
+            former = list(read_yaml(out / "recipe.yaml").value["stages"])
+        except (ConfigError, TypeError, KeyError) as error:
+            raise ConfigError(f"recipe.yaml of this folder is damaged ({error})", where=str(out), fix=fix) from error
         if former != list(stages):
-            raise ConfigError(
-                f"this folder holds the run of other stages ({', '.join(map(str, former))})",
-                where=str(out),
-                fix="give each command a folder of its own with -o",
-            )
+            names = ", ".join(map(str, former))
+            raise ConfigError(f"this folder holds the run of other stages ({names})", where=str(out), fix=fix)
     name = re.sub(r"[^\w.-]+", "-", out.resolve().name).strip("-.")
     return Recipe(name=name or "run", seed=seed, stages=dict(stages))
 

@@ -194,7 +194,7 @@ def _wrong_stage(recipe: Recipe, name: str, marker: object) -> str | None:
     if name == BASE:
         return f"'base' is the recipe's model, {due}{known}"
     if name in recipe.stages:
-        return f"{name!r} is a {recipe.stages[name].kind} stage, {due}{known}"
+        return f"{name!r} is a stage of kind {recipe.stages[name].kind}, {due}{known}"
     return f"there is no stage {name!r}{did_you_mean(name, fitting)}{known}"
 
 

@@ -19,6 +19,7 @@ from posttrain.data.decontaminate.benchmarks import (
     wordless,
 )
 from posttrain.data.places import HubSet
+from posttrain.data.sources import content_of
 from posttrain.errors import DataError
 
 
@@ -170,10 +171,10 @@ def test_a_hub_name_is_read_by_its_split(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_digests_follow_the_content_not_the_place(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first, second = written(tmp_path, {"prompt": "a"}), written(tmp_path / "other", {"prompt": "a"})
-    digests = [Benchmark(name="x", path=path).content(none) for path in (first, second)]
+    digests = [content_of(Benchmark(name="x", path=path).parts(none)) for path in (first, second)]
     assert digests[0] == digests[1]
     written(tmp_path / "other", {"prompt": "b"})
-    assert Benchmark(name="x", path=second).content(none) != digests[0]
+    assert content_of(Benchmark(name="x", path=second).parts(none)) != digests[0]
 
 
 def test_the_size_of_a_known_benchmark_is_remarked() -> None:

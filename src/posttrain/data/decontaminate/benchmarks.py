@@ -13,12 +13,11 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen
 
-from posttrain.artifacts import digest
 from posttrain.data.formats import RowError
 from posttrain.data.formats.base import items, kind_of, objects, optional_text
 from posttrain.data.formats.turns import talk
 from posttrain.data.places import DataFile, HubSet, Resolve, locate
-from posttrain.data.sources import BadRecord, content_digest, read
+from posttrain.data.sources import BadRecord, read
 from posttrain.data.streams import Stream, uncompressed
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
@@ -44,9 +43,9 @@ class Benchmark:
     config: str | None = None
     """Configuration of a hub data set, or of a clone of one, where it has several."""
 
-    def content(self, resolve: Resolve) -> str:
-        """Digest of the content of all it is read from. Raises DataError where it is missing."""
-        return digest([content_digest(part) for part in _parts(self, resolve)])
+    def parts(self, resolve: Resolve) -> Sequence[DataFile | HubSet]:
+        """What it is read from. Raises DataError where it is missing."""
+        return _parts(self, resolve)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from posttrain.data.decontaminate.tables import (
 )
 from posttrain.data.engine import map_rows
 from posttrain.data.places import Resolve
+from posttrain.data.sources import content_of
 from posttrain.data.steps import REJECTS, Decisions, StepRun, rejects_of
 from posttrain.data.text import Fields, tokens
 from posttrain.errors import ConfigError
@@ -193,7 +194,7 @@ def _benchmark_facts(
             {
                 "name": benchmark.name,
                 "path": benchmark.path,
-                "digest": benchmark.content(resolve),
+                "digest": content_of(benchmark.parts(resolve)),
                 "prompts": len(own),
                 "turns": sum(len(prompt.turns) for prompt in own),
                 "short_turns": sum(len(tokens(turn)) < step.ngram for prompt in own for turn in prompt.turns),

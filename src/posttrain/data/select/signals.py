@@ -95,7 +95,7 @@ def missing(name: str, rows_file: Path) -> DataError:
     known = score_names(rows_file)
     found = f"they carry: {', '.join(sorted(known))}" if known else "they carry no scores"
     if name in BY_MODEL:
-        fix = "score them first: posttrain score FILES --model MODEL -o scored, then select from scored/rows.parquet"
+        fix = "score them first: posttrain score FILES --model MODEL -o scored, then select from the folder scored (longer rows than --max-length have none)"
     else:
         fix = f"name a score they carry, {LENGTH}, or a key of their meta as {META}KEY"
     return DataError(
