@@ -41,7 +41,6 @@ from posttrain.tasks.records import (
     LengthControlled,
     LengthControlledRow,
     Measure,
-    ModelRating,
     Ratings,
     Remark,
     Result,
@@ -731,8 +730,7 @@ def _arena(run: RunDir) -> None:
     matrix, table = win_matrix(comparisons), bradley_terry(comparisons)
     order = [matrix.models.index(model) for model in CONTENDERS]
     wins = tuple(map(tuple, matrix.wins_MM[order][:, order].tolist()))
-    rated = tuple(ModelRating(one.model, one.rating, one.low, one.high, one.rank) for one in table.ratings)
-    ratings = Ratings("bradley_terry", rated, CONTENDERS, wins)
+    ratings = Ratings("bradley_terry", tuple(table.ratings), CONTENDERS, wins)
     measure = Measure("win_rate", "Win rate against the others", "share", "higher", "Wins plus half of the ties.", True)
     shown = {
         (m, t, 0): Remark(f"{sum(x == 1 for x in found)} won", sum(found) > 1.5 or None)

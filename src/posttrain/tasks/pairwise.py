@@ -20,7 +20,7 @@ from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import Missing, Verdict
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.stats.ratings import Comparison, Comparisons, bradley_terry, gather, win_matrix
+from posttrain.stats.ratings import Comparison, Comparisons, Rating, bradley_terry, gather, win_matrix
 from posttrain.tasks.base import Answer, Findings, Needs, Task
 from posttrain.tasks.matches import (
     ONE_MODEL,
@@ -37,7 +37,7 @@ from posttrain.tasks.matches import (
     side_values,
     sides,
 )
-from posttrain.tasks.records import Area, Measure, ModelRating, Ratings
+from posttrain.tasks.records import Area, Measure, Ratings
 from posttrain.tasks.rows import keep_shares, plain_prompts
 
 _ABOUT = {
@@ -154,7 +154,7 @@ def ratings_of(
     known = tuple(model for model in models if model in matrix.models)
     places = [matrix.models.index(model) for model in known]
     wins = tuple(map(tuple, matrix.wins_MM[places][:, places].tolist()))
-    rows: list[ModelRating] = []
+    rows: Sequence[Rating] = ()
     notes = []
     if not any(outcome in ("first", "second") for match in matches for outcome in match.outcomes.values()):
         # WHY no ratings: equal ones with intervals of no width would look like certainty
@@ -162,7 +162,7 @@ def ratings_of(
     else:
         try:
             table = bradley_terry(comparisons, confidence=settings.confidence)
-            rows = [ModelRating(one.model, one.rating, one.low, one.high, one.rank) for one in table.ratings]
+            rows = table.ratings
         except DataError as error:
             notes.append(f"No ratings: {error.problem}.")
     return Ratings("bradley_terry", tuple(rows), known, wins), notes

@@ -18,6 +18,7 @@ from posttrain.judge.pool import JudgeRecord
 from posttrain.judge.win_rates import WinRates
 from posttrain.report.reading import json_lines, parse
 from posttrain.stats.intervals import Test
+from posttrain.stats.ratings import Rating
 
 SCHEMA = 2
 
@@ -139,22 +140,11 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRating:
-    """One model's rating in points."""
-
-    model: str
-    rating: float
-    low: float | None
-    high: float | None
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
 class Ratings:
     """Ratings of all models, best first, and ``wins_MM[i][j]``: wins of model i over model j, ties half."""
 
     method: str
-    rows: tuple[ModelRating, ...]
+    rows: tuple[Rating, ...]
     models: tuple[str, ...]
     wins: tuple[tuple[float, ...], ...]
 
