@@ -347,4 +347,18 @@ def test_score_then_select_by_ifd_then_train_is_one_recipe(tiny_model: Path, tmp
     held_out = [pl.read_parquet(folder / "held_out.parquet")["id"].to_list() for folder in rows.values()]
     assert held_out[0] == held_out[1]
     assert len(held_out[0]) == 4
+    # read through two stages, of which each held out other rows: none of these is trained on
+    (tmp_path / "two.yaml").write_text(
+        "name: two\nstages:\n"
+        "  a: {kind: data, sources: [{path: rows.jsonl}], held_out: 4, profile: false}\n"
+        "  b: {kind: data, sources: [{path: rows.jsonl}], held_out: 7, profile: false}\n"
+        "  both: {kind: data, sources: [{path: a}, {path: b}], profile: false}\n"
+    )
+    two = RunDir(tmp_path / "two")
+    Experiment(load_recipe(tmp_path / "two.yaml"), two, Display(Console(quiet=True))).execute()
+    train, kept = (
+        set(pl.read_parquet(two.stage("both").file("rows", f"{s}.parquet"))["id"]) for s in ("train", "held_out")
+    )
+    assert not train & kept
+    assert len(train | kept) == 20
     assert run.stage("sft").file("adapter").is_dir()

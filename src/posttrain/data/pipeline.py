@@ -86,7 +86,7 @@ def prepare(
     rows_file, lines = run_steps(stage.steps, rows_file, out.file("steps"), seed, run)
     ledger.steps += lines
     if held_out_files:
-        ledger.steps.append(_keep_held_out(rows_file, held_out_files, out))
+        _keep_held_out(rows_file, held_out_files, out, ledger)
     elif not stage.splits:
         ledger.steps.append(_hold_out(rows_file, stage.held_out_amount, seed, out))
     else:
@@ -227,7 +227,7 @@ def _check_split(stage: DataSettings) -> None:
 
 def _hold_out(rows_file: Path, held_out: float, seed: int, out: StageDir) -> LedgerStep:
     """Write the two sides of a simple split and return its line of the ledger."""
-    prompts = [prompt_key(turns) for _, block in blocks(rows_file, ["messages"]) for turns in conversations(block)]
+    prompts = list(_prompt_keys(rows_file))
     chosen = held_out_prompts(prompts, held_out, seed)
     side = pl.LazyFrame({"held_out": pl.Series([prompt in chosen for prompt in prompts], dtype=pl.Boolean)})
     table = pl.concat([scan_rows(rows_file), side], how="horizontal")
@@ -239,13 +239,25 @@ def _hold_out(rows_file: Path, held_out: float, seed: int, out: StageDir) -> Led
     return LedgerStep("split", rows_in=len(prompts), rows_out=len(prompts), notes=notes)
 
 
-def _keep_held_out(rows: Path, held_out_files: Sequence[Path], out: StageDir) -> LedgerStep:
-    """Write all rows as training rows beside those that were held out before."""
-    write_rows(out.file("rows", "train.parquet"), scan_rows(rows).with_columns(split=pl.lit("train")))
-    write_rows(out.file("rows", "held_out.parquet"), pl.concat([scan_rows(path) for path in held_out_files]))
-    before = sum(count_rows(path) for path in held_out_files)
-    total = count_rows(rows)
-    return LedgerStep("split", rows_in=total, rows_out=total, notes={"train": total, "held_out_before": before})
+def _keep_held_out(rows: Path, held_out_files: Sequence[Path], out: StageDir, ledger: Ledger) -> None:
+    """Write the rows as training rows beside those that were held out before; a row whose prompt was held out is not trained on."""
+    held_out = pl.concat([scan_rows(path) for path in held_out_files]).unique("id", keep="first", maintain_order=True)
+    write_rows(out.file("rows", "held_out.parquet"), held_out)
+    kept = {key for path in held_out_files for key in _prompt_keys(path)}
+    train = pl.Series("train", [key not in kept for key in _prompt_keys(rows)], dtype=pl.Boolean)
+    table = pl.concat([scan_rows(rows), train.to_frame().lazy()], how="horizontal").filter("train").drop("train")
+    write_rows(out.file("rows", "train.parquet"), table.with_columns(split=pl.lit("train")))
+    line = ledger.step("split", rows_in=len(train))
+    places = pl.scan_parquet(rows, glob=False).select("file", "line").collect().filter(~train)
+    for file, number in places.iter_rows():
+        ledger.drop(line, Origin(file, number), "prompt_is_held_out", "a row with this prompt is held out")
+    line.rows_out = int(train.sum())
+    line.notes = {"train": line.rows_out, "held_out_before": count_rows(out.file("rows", "held_out.parquet"))}
+
+
+def _prompt_keys(rows_file: Path) -> Iterator[Any]:
+    """The prompt of every row, equal where prompts are."""
+    return (prompt_key(turns) for _, block in blocks(rows_file, ["messages"]) for turns in conversations(block))
 
 
 def _mix(step: MixStep, out: StageDir, seed: int, run: StepRun) -> LedgerStep:

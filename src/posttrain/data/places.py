@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from posttrain.artifacts import RunDir, StageDir
+from posttrain.config import read_yaml
 from posttrain.data.card import configurations
 from posttrain.data.formats import FORMATS, keys
 from posttrain.data.sniff import KNOWN_FILES, data_suffix, is_about_rows
@@ -131,7 +132,13 @@ SIDES = {"train": "train", "held_out": "validation", "test": "test"}
 def written_rows(folder: Path, split: str | None) -> Path | None:
     """The rows of a run or of a stage of one: those to train on, unless another split is asked for; of a run those of its last stage."""
     if (folder / "recipe.yaml").is_file():
-        stages = [name for name in RunDir(folder).stages() if (folder / name / "rows" / "train.parquet").is_file()]
+        run, recipe = RunDir(folder), read_yaml(folder / "recipe.yaml").value
+        declared = recipe.get("stages") if isinstance(recipe, dict) else None
+        for name in declared if isinstance(declared, dict) else ():
+            if (run.stage(name).manifest() or {}).get("status") != "complete":
+                fix = "run its recipe again, or name a finished stage of it"
+                raise DataError(f"stage {name} of this run is not finished", where=printable(str(folder)), fix=fix)
+        stages = [name for name in run.stages() if (folder / name / "rows" / "train.parquet").is_file()]
         return written_rows(folder / stages[-1], split) if stages else None
     if not (folder / "manifest.json").is_file():
         return None

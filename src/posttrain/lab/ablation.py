@@ -90,7 +90,9 @@ def _sub_samples(recipe: Recipe, where: str) -> Mapping[str, tuple[str, Recipe]]
 
 
 def _data_stages(recipe: Recipe) -> dict[str, Any]:
-    return {name: stage for name, stage in recipe.stages.items() if isinstance(stage, DataSettings)}
+    """Those that read something from outside: what reads other stages is changed with these."""
+    data = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, DataSettings)}
+    return {name: one for name, one in data.items() if any(s.path not in recipe.stages for s in one.sources)}
 
 
 def _source_names(recipe: Recipe) -> dict[str, list[str]]:
@@ -113,7 +115,8 @@ def _with_names(recipe: Recipe) -> Recipe:
     named = {}
     for name, stage in _data_stages(recipe).items():
         sources = zip(stage.sources, source_names(stage.sources), strict=True)
-        named[name] = replace(stage, sources=tuple(replace(source, name=own) for source, own in sources))
+        own = (s if s.path in recipe.stages else replace(s, name=given) for s, given in sources)
+        named[name] = replace(stage, sources=tuple(own))
     return replace(recipe, stages={**recipe.stages, **named})
 
 

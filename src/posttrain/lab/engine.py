@@ -109,19 +109,22 @@ class Experiment:
                         where=f"{dotted(one.path)}: {one.text}",
                         fix="write into another folder, or name another source",
                     )
-                self._check_outside(one)
+                self._check_outside(one, models=False)
         for name in names:
             self.recipe.stages[name].check(self._context(name))
+        for name in names:
+            for one in stage_references(self.recipe, name):
+                self._check_outside(one, models=True)
 
-    def _check_outside(self, one: Reference) -> None:
-        """Raise a DataError or ModelError where rows or a model from outside are missing."""
+    def _check_outside(self, one: Reference, *, models: bool) -> None:
+        """Raise a DataError or ModelError where rows (or models) from outside are missing."""
         if named_stage(self.recipe, one) is not None:
             return
         try:
             match one.marker:
-                case NamesRows() | NamesStage(or_outside="rows"):
+                case NamesRows() | NamesStage(or_outside="rows") if not models:
                     one.owner.parts(self._context(str(one.path[1])).resolve_data)
-                case NamesModel() | NamesStage(or_outside="model"):
+                case NamesModel() | NamesStage(or_outside="model") if models:
                     from posttrain.model.targets import resolve_target
 
                     resolve_target(one.text, getattr(one.owner, "base", None))
