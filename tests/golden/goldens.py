@@ -51,6 +51,7 @@ UNSTEADY = re.compile(
 """Keys that differ from run to run or from machine to machine."""
 GAP = r"[\s*|,]+"
 IN_TEXT = [
+    (r"\\(?=\d)", ""),
     (r"127\.0\.0\.1:\d+", "127.0.0.1:#"),
     (r"\b([0-9a-f]{64}|[0-9a-f]{12}|(?<=@)[0-9a-f]{16})\b", "#"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?( UTC)?", "#"),
@@ -108,13 +109,22 @@ def steady(value: Any, place: Path, timed: Collection[float] = ()) -> Any:
 
 
 def steady_summary(run: Path, place: Path) -> Any:
-    """A run's summary.json without what differs from run to run; times in tables are known from the manifests."""
-    timed: set[float] = set()
-    for path in run.glob("*/manifest.json"):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        for held in (manifest, manifest.get("result") or {}):
-            timed |= {v for key, v in held.items() if UNSTEADY.fullmatch(key) and isinstance(v, int | float) and v}
+    """A run's summary.json without what differs from run to run; times in its tables are known from the stages' records."""
+    records = [path for path in run.rglob("*.json") if path.name != "summary.json"]
+    timed = {value for path in records for value in _times(json.loads(path.read_text(encoding="utf-8")))}
     return steady(json.loads((run / "summary.json").read_text(encoding="utf-8")), place, timed)
+
+
+def _times(value: Any, key: str = "") -> Iterator[float]:
+    """The numbers under unsteady keys."""
+    if isinstance(value, dict):
+        for name, held in value.items():
+            yield from _times(held, name)
+    elif isinstance(value, list):
+        for held in value:
+            yield from _times(held)
+    elif isinstance(value, int | float) and value and UNSTEADY.fullmatch(key):
+        yield value
 
 
 class _Visible(HTMLParser):

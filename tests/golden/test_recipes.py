@@ -75,4 +75,5 @@ def test_killed_is_whole(runs: dict[str, tuple[Path, Outcome]], place: Path, cli
     assert process.returncode == -signal.SIGKILL
     done = cli(*arguments)
     assert done.code == 0, done.err
-    assert list(differences(whole, artefacts(run, place), here=True)) == []
+    found = list(differences(whole, artefacts(run, place), here=True))
+    assert not found, "\n".join(found)
