@@ -169,7 +169,8 @@ _ESCAPED = re.compile(r"([\\`*_\[\]<>|~#])")
 def inline(text: str) -> str:
     """Return text that is safe inside a line, a heading or a table cell."""
     line = _ESCAPED.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")
-    return re.sub(r"^([-+=:]|\d+[.)])", r"\\\1", line)
+    line = re.sub(r"^([-+=:])", r"\\\1", line)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line)
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -411,11 +411,21 @@ def plain_record(facts: TaskFacts) -> dict[str, object]:
         **plain(facts.record),
         "name": facts.name,
         "stage": facts.stage,
-        "differences": [{**plain(one.record), "verdict": one.verdict} for one in facts.differences],
+        "differences": [
+            {**plain(one.record), "verdict": one.verdict, **_perplexity_change(facts, one)} for one in facts.differences
+        ],
         "win_rates": plain(facts.contests),
         "unread_judges": [entry.name for entry in facts.unread_judges],
         "rows_file": facts.rows_file if facts.rows else None,
     }
+
+
+def _perplexity_change(facts: TaskFacts, one: Compared) -> dict[str, float | None]:
+    """Relative change of perplexity, exp(difference of losses) - 1, of held-out likelihood."""
+    if facts.record.task != "likelihood" or one.measure.key != "loss":
+        return {}
+    ends = {"": one.record.difference, "_low": one.record.low, "_high": one.record.high}
+    return {f"perplexity_change{end}": None if value is None else math.expm1(value) for end, value in ends.items()}
 
 
 # ---- charts --------------------------------------------------------------------------------------------------------
