@@ -703,9 +703,9 @@ def _length_line(facts: TaskFacts) -> Line | None:
 
 
 def _cost_lines(found: Sequence[TaskFacts]) -> Iterable[Line]:
-    """Sums over all measurements with replies; of a model for which one of them is not known there is no sum."""
+    """Sums over all benchmarks; of a model for which one of them is not known there is no sum."""
     costs: dict[str, list[Mapping[str, float | None]]] = {}
-    for facts in found:
+    for facts in (one for one in found if one.is_benchmark):
         for model, cost in facts.record.cost.items():
             costs.setdefault(model, []).append(plain(cost))
     for label, key, unit in (
@@ -719,7 +719,7 @@ def _cost_lines(found: Sequence[TaskFacts]) -> Iterable[Line]:
             if None not in values:
                 sums[model] = Number(sum(value for value in values if value is not None), unit)  # type: ignore[arg-type]
         if sums:
-            yield Line(COSTS, Label(label, "all replies together"), sums)
+            yield Line(COSTS, Label(label, "all benchmarks together"), sums)
 
 
 def _headline(facts: TaskFacts) -> Compared | None:
