@@ -15,7 +15,7 @@ import json
 import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -218,6 +218,10 @@ def complete(engine: Engine, requests: Sequence[Request], progress: Progress | N
     return _run_in_thread(collect)
 
 
+LOOK_INTERVAL = 0.2
+"""Seconds between looks for a Ctrl-C."""
+
+
 def _run_in_thread(collect: Callable[[], Coroutine[Any, Any, list[Outcome]]]) -> list[Outcome]:
     """Run beside a loop that can't be entered a second time (a notebook's). Ctrl-C stops the work there too."""
     stops: list[Callable[[], object]] = []
@@ -235,7 +239,12 @@ def _run_in_thread(collect: Callable[[], Coroutine[Any, Any, list[Outcome]]]) ->
             int
         ).result()  # the thread is up before the work begins: an interrupted start would leave it running
         try:
-            return thread.submit(lambda: asyncio.run(stoppable())).result()
+            work = thread.submit(lambda: asyncio.run(stoppable()))
+            while not wait(
+                [work], LOOK_INTERVAL
+            ).done:  # a signal that comes just before a wait without end would be lost in it
+                pass
+            return work.result()
         except KeyboardInterrupt:
             interrupted.set()
             for stop in stops:
