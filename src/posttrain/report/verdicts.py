@@ -36,15 +36,3 @@ def paired_gain_verdict(low: float, high: float, p_value: float, confidence: flo
     if low > 0:
         return "improved"
     return "worse" if high < 0 else "not shown"
-
-
-def measure_verdict(
-    low: float, high: float, p_value: float, confidence: float, better: Literal["higher", "lower", "neither"]
-) -> Verdict:
-    """Judge a difference of any measure by its interval and its test, as ``paired_gain_verdict`` does."""
-    found = paired_gain_verdict(low, high, p_value, confidence)
-    if found == "not shown" or better == "higher":
-        return found
-    if better == "neither":
-        return "differs"
-    return "worse" if found == "improved" else "improved"
