@@ -96,6 +96,6 @@ for begin in range(0, len(pairs), options.batch):
     margin, accuracy = (found.metrics[f"rewards/{name}"] for name in ("margins", "accuracies"))
     print(
         f"dpo  {begin // options.batch + 1:3d}  loss {found.share.item():.4f}  "
-        f"margin {float(margin.total) / float(margin.rows):+.4f}  accuracy {float(accuracy.total) / float(accuracy.rows):.2f}",
+        f"margin {float(margin.total) / float(margin.count):+.4f}  accuracy {float(accuracy.total) / float(accuracy.count):.2f}",
         flush=True,
     )

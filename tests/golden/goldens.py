@@ -67,7 +67,7 @@ IN_TEXT = [
 PROGRESS = re.compile(r"^(\s*step \d+/\d+ |.*\beta \d)")
 TIMED = re.compile(
     r"^[|*!\[ ]*(Tokens per second|Peak memory|Time of the (stage|replies)|Of it training steps|Training time|Speed( of \S+)?$|"
-    r"Speed, tokens per second by step|Speed, median over steps$|Time$|result\S*(second|seconds|bytes)\b)"
+    r"Speed, tokens per second by step|Speed, median over steps$|Time$|provenance\.|result\S*(second|seconds|bytes)\b)"
 )
 """Rows of tables that tell times and memory: only their label is kept, and not the lines they go on in."""
 

@@ -43,7 +43,7 @@ stages:
   likelihood: {{kind: eval, data: talks, models: [base, full, lora, dpo, kto], prompts: asked.yaml, max_new_tokens: 8, resamples: 100, device: cpu}}
   preferences: {{kind: eval, data: pairs, models: [lora, dpo], prompts: null, resamples: 100, device: cpu}}
 """
-TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
+TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes", "base_model_name_or_path")
 
 
 def words(draw: random.Random, most: int) -> str:
@@ -78,22 +78,24 @@ def killed_in(recipe: Path, stage: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+def timeless(value: Any) -> Any:
+    """A JSON value without times and folders."""
+    if isinstance(value, dict):
+        return {k: timeless(held) for k, held in value.items() if k not in TIMES}
+    return [timeless(held) for held in value] if isinstance(value, list) else value
+
+
 def handed_on(run: Path) -> dict[str, Any]:
     """All that a run has found out and written for others, by file; times and folders of its own left aside."""
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
         if path.name == "metrics.jsonl":
-            lines = map(json.loads, path.read_text().splitlines())
-            found[name] = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-        elif path.name == "adapter_config.json":
-            found[name] = {k: v for k, v in read_json(path).items() if k != "base_model_name_or_path"}
-        elif (
-            path.is_file()
-            and path.parent.name not in ("run", "checkpoints", ".reference")
-            and path.name != "manifest.json"
-        ):
-            found[name] = path.read_bytes()
+            found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.is_dir() or path.parent.name in ("run", "checkpoints", ".reference") or path.name == "manifest.json":
+            continue
+        else:
+            found[name] = timeless(read_json(path)) if path.suffix == ".json" else path.read_bytes()
     return found
 
 

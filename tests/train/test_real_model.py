@@ -123,7 +123,7 @@ def test_fresh_adapter_is_the_base(demo_model: Path, examples: list[Tokens]) -> 
 
 
 def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, examples: list[Tokens]) -> None:
-    """As near to PEFT's graph in float64 as 1e-5, or as that graph is itself in fp32: its own rounding reaches 1.2e-5 on some machines."""
+    """As near to PEFT's graph in float64 as 2e-5, or as that graph is itself in fp32: rounding reaches 1.2e-5 on some machines."""
     model = adapted(demo_model, trained=True)
 
     def computed(dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
@@ -148,7 +148,7 @@ def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, examples:
     for name, gradient in exact.items():
         # Relative to the tensor itself, or to the largest gradient where this one is nearly nothing.
         size = max(float(gradient.norm()), 1e-2 * scale)
-        allowed = max(1e-5, float((plain[name] - gradient).norm()) / size)
+        allowed = max(2e-5, float((plain[name] - gradient).norm()) / size)
         assert float((hot[name] - gradient).norm()) / size <= allowed, name
 
 
