@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from data_examples import FORMAT_EXAMPLES
 from posttrain.artifacts import StageDir
 from posttrain.data.config import DataSettings, Source
 from posttrain.data.dedup.step import DedupStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.formats import FORMATS, RowError, detect_format, read_record
-from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
+from posttrain.data.formats.drafts import PairRule, Ranked
 from posttrain.data.pipeline import prepare
 from posttrain.data.reading import rows_as
 from posttrain.data.rows import read_feedback, read_pairs, read_prompts, read_rows, refuse_prompts, row_kind_of
@@ -33,11 +34,11 @@ def read(record: dict[str, Any], name: str | None = None) -> Any:
     """The row of a record as a file of its like gives it; of rated answers the best against the worst."""
     form = name or detect_format([record], "a").name
     found = read_record(record, form, True, ORIGIN, "source")
-    return pairs_of(found, PairRule())[0] if isinstance(found, Ranked) else found
+    return found.pairs(PairRule(), ORIGIN, "source")[0] if isinstance(found, Ranked) else found
 
 
 def example(name: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(FORMATS[name].example)
+    record: dict[str, Any] = json.loads(FORMAT_EXAMPLES[name])
     return record
 
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from data_examples import FORMAT_EXAMPLES
 from posttrain.data.formats import FORMATS, RowError, detect_format
-from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
-from posttrain.data.formats.text_pair import PAIRS
+from posttrain.data.formats.conversations import TEXT_PAIRS as PAIRS
+from posttrain.data.formats.drafts import PairRule, Ranked
 from posttrain.data.formats.turns import CALL_ROLES, ROLE_NAMES
 from posttrain.errors import ConfigError, DataError
 from posttrain.types import ROLES, Message, Origin, PairRow, PromptRow, SftRow, ToolCall, UnpairedRow, message_dict
@@ -39,7 +40,7 @@ def parse(name: str, record: dict[str, Any]) -> Any:
     """The row of a record; of rated answers the best against the worst."""
     found = FORMATS[name].parse(record, ORIGIN, "source")
     assert isinstance(found, Ranked) == FORMATS[name].rated
-    row = pairs_of(found, PairRule())[0] if isinstance(found, Ranked) else found
+    row = found.pairs(PairRule(), ORIGIN, "source")[0] if isinstance(found, Ranked) else found
     assert type(row) is KINDS[FORMATS[name].kind]
     return row
 
@@ -64,7 +65,7 @@ def reason(name: str, record: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_example_is_detected_and_parsed(name: str) -> None:
-    record = json.loads(FORMATS[name].example)
+    record = json.loads(FORMAT_EXAMPLES[name])
     assert detect_format([record], "a.jsonl").name == name
     row = parse(name, record)
     assert row.origin == ORIGIN
@@ -78,7 +79,7 @@ def test_the_example_is_detected_and_parsed(name: str) -> None:
 def test_the_example_stands_in_the_docs(name: str) -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
     pages = [(docs / page).read_text(encoding="utf-8") for page in ("data-formats.md", "data-preferences.md")]
-    assert any(f"| `{name}` |" in page and f"`{FORMATS[name].example}` |" in page for page in pages)
+    assert any(f"| `{name}` |" in page and f"`{FORMAT_EXAMPLES[name]}` |" in page for page in pages)
 
 
 def test_every_reason_stands_in_the_docs() -> None:
@@ -88,7 +89,7 @@ def test_every_reason_stands_in_the_docs() -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_key_order_and_foreign_keys_do_not_matter(name: str) -> None:
-    record = json.loads(FORMATS[name].example)
+    record = json.loads(FORMAT_EXAMPLES[name])
     other = {"number": 5, "url": "x" * 201, "score": float("nan"), "nested": {"a": 1}, **dict(reversed(record.items()))}
     row = parse(name, other)
     assert row.id == parse(name, record).id
@@ -99,18 +100,18 @@ def test_key_order_and_foreign_keys_do_not_matter(name: str) -> None:
 def test_system_and_tools_are_read(name: str) -> None:
     tools = [{"name": "search", "parameters": {"x": None}}]
     for given_tools in (tools, json.dumps(tools)):
-        row = parse(name, json.loads(FORMATS[name].example) | {"system": "Be brief.", "tools": given_tools})
+        row = parse(name, json.loads(FORMAT_EXAMPLES[name]) | {"system": "Be brief.", "tools": given_tools})
         assert row.messages[0] == Message("system", "Be brief.")
         assert row.tools == tuple(tools)
         assert beside_margin(row) == {}
     for nothing in (None, "", [], "[]", "null"):
-        assert parse(name, json.loads(FORMATS[name].example) | {"system": None, "tools": nothing}).tools == ()
+        assert parse(name, json.loads(FORMAT_EXAMPLES[name]) | {"system": None, "tools": nothing}).tools == ()
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("extra", [{"tools": 5}, {"tools": ["x"]}, {"tools": "not json"}, {"system": 5}])
 def test_a_wrong_system_or_tools_is_a_reject(name: str, extra: dict[str, Any]) -> None:
-    assert reason(name, json.loads(FORMATS[name].example) | extra) == "wrong_shape"
+    assert reason(name, json.loads(FORMAT_EXAMPLES[name]) | extra) == "wrong_shape"
 
 
 def check_row_or_reject(name: str, record: dict[str, Any]) -> None:
@@ -136,7 +137,7 @@ def check_row_or_reject(name: str, record: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 @given(change=RECORDS)
 def test_any_record_gives_a_valid_row_or_a_reject(name: str, change: dict[str, Any]) -> None:
-    check_row_or_reject(name, json.loads(FORMATS[name].example) | change)
+    check_row_or_reject(name, json.loads(FORMAT_EXAMPLES[name]) | change)
 
 
 @given(

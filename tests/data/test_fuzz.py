@@ -26,7 +26,7 @@ import pytest
 
 from posttrain.artifacts import Reject
 from posttrain.data.formats import FORMATS
-from posttrain.data.formats.ranked import PairRule
+from posttrain.data.formats.drafts import PairRule
 from posttrain.data.reading import Reading, parse
 from posttrain.data.rows import rows_frame
 from posttrain.data.sources import RawLine, Record

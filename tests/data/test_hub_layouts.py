@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from posttrain.data.formats import RowError, detect_format, read_record
-from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
+from posttrain.data.formats.drafts import PairRule, Ranked
 from posttrain.errors import DataError
 from posttrain.types import Message, Origin, PairRow, UnpairedRow
 
@@ -40,7 +40,7 @@ def read(records: list[dict[str, Any]], number: int = 0) -> str:
     name = detect_format(records, "a").name
     try:
         found = read_record(records[number], name, True, Origin("a", 1), "s")
-        row = pairs_of(found, PairRule())[0] if isinstance(found, Ranked) else found
+        row = found.pairs(PairRule(), Origin("a", 1), "s")[0] if isinstance(found, Ranked) else found
     except RowError as error:
         return f"{name}: {error.reason}"
     said = " | ".join(map(shown, row.messages))

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_examples import FORMAT_EXAMPLES
 from posttrain.data.formats import FORMATS, RowError, detect_format
-from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
-from posttrain.data.formats.transcripts import transcript
+from posttrain.data.formats.drafts import PairRule, Ranked
+from posttrain.data.formats.prompts import transcript
 from posttrain.types import Message, Origin, PairRow, ToolCall, UnpairedRow
 
 ORIGIN = Origin("a.jsonl", 7)
@@ -22,7 +23,7 @@ B = {"role": "assistant", "content": "z"}
 def parse(name: str, record: dict[str, Any], **rule: Any) -> Any:
     """The row of a record; the pairs of rated answers."""
     found = FORMATS[name].parse(record, ORIGIN, "source")
-    return pairs_of(found, PairRule(**rule)) if isinstance(found, Ranked) else found
+    return found.pairs(PairRule(**rule), ORIGIN, "source") if isinstance(found, Ranked) else found
 
 
 def reason(name: str, record: dict[str, Any], **rule: Any) -> str:
@@ -462,10 +463,10 @@ def test_a_loss_weight_means_nothing_beside_a_label() -> None:
 )
 @pytest.mark.parametrize("name", ["posttrain_pairs", "posttrain_feedback"])
 def test_written_rows_that_were_changed(name: str, change: dict[str, Any], expected: str) -> None:
-    assert reason(name, json.loads(FORMATS[name].example) | change) == expected
+    assert reason(name, json.loads(FORMAT_EXAMPLES[name]) | change) == expected
 
 
 def test_written_feedback_without_its_label() -> None:
-    record = json.loads(FORMATS["posttrain_feedback"].example)
+    record = json.loads(FORMAT_EXAMPLES["posttrain_feedback"])
     assert reason("posttrain_feedback", record | {"desirable": None}) == "wrong_shape"
     assert detect_format([record | {"desirable": None, "prompt_turns": None}], "a").name == "messages"

@@ -12,7 +12,7 @@ from pydantic import Discriminator
 from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.dedup.step import DedupStep
 from posttrain.data.filters.step import FilterStep
-from posttrain.data.formats.ranked import PairRule
+from posttrain.data.formats.drafts import PairRule
 from posttrain.data.mix import MixStep
 from posttrain.data.places import DataFile, HubSet, Resolve, locate
 from posttrain.data.select.step import SelectStep

@@ -20,7 +20,7 @@ from posttrain.data.config import DataSettings, Source, WantedRowKind
 from posttrain.data.engine import map_blocks
 from posttrain.data.formats import FORMATS, NoFormatError
 from posttrain.data.formats.columns import check_columns
-from posttrain.data.formats.ranked import PairRule
+from posttrain.data.formats.drafts import PairRule
 from posttrain.data.mix import MixStep
 from posttrain.data.places import SIDES, DataFile, Resolve, locate, stem
 from posttrain.data.profile import profile

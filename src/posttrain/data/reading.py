@@ -13,7 +13,7 @@ from typing import NamedTuple
 from posttrain.artifacts import Reject
 from posttrain.data.formats import RowError, detect_format, read_record
 from posttrain.data.formats.columns import Columns, check_paths, renamed, rows_of_columns
-from posttrain.data.formats.ranked import PairRule, Ranked, pairs_of
+from posttrain.data.formats.drafts import PairRule, Ranked
 from posttrain.data.rows import rows_frame, write_rows
 from posttrain.data.sources import BadRecord, RawLine, Record
 from posttrain.types import Message, Origin, PromptRow, Row, RowKind, SftRow, UnpairedRow
@@ -137,7 +137,7 @@ def parse(record: Raw, reading: Reading) -> Sequence[Row] | Reject:
         found = read_record(value, reading.format, reading.detected, parsed.origin, reading.source)
         if isinstance(found, SftRow) and reading.row_kind != "prompts":
             return (found,)
-        pairs = pairs_of(found, reading.rule) if isinstance(found, Ranked) else (found,)
+        pairs = found.pairs(reading.rule, parsed.origin, reading.source) if isinstance(found, Ranked) else (found,)
         return [row for pair in pairs for row in rows_as(pair, reading.row_kind)]
     except RowError as rejected:
         return Reject(parsed.origin, "format", rejected.reason, rejected.detail)

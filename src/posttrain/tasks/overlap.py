@@ -14,7 +14,7 @@ import numpy as np
 from annotated_types import Ge
 
 from posttrain.data.formats import Format, RowError, detect_format
-from posttrain.data.formats.prompts import PROMPTS
+from posttrain.data.formats.conversations import PROMPTS
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
@@ -181,9 +181,9 @@ def _exchange(row: Mapping[str, Any], origin: Origin, form: Format[Any] | None) 
     """The question of a row with its references; ``form`` None = they are given as such."""
     try:
         if form is None:
-            asked, references = PROMPTS.parse(row, origin, "").messages, _references(row)
+            asked, references = PROMPTS.read(row).row(origin, "").messages, _references(row)
         else:
-            parsed: Row = form.parse(row, origin, "")
+            parsed: Row = form.read(row).row(origin, "")
             assert isinstance(parsed, SftRow), "the format is one of conversations"
             asked, references = parsed.messages[:-1], _last_reply(parsed.messages[-1])
     except RowError as error:

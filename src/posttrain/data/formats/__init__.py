@@ -1,38 +1,22 @@
-"""Foreign rows become typed rows: one small file a format, one line each in :data:`FORMATS`."""
+"""Foreign rows become typed rows: one :class:`Format` each, in the table :data:`FORMATS`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from posttrain.data.formats import keys
-from posttrain.data.formats.alpaca import ALPACA
-from posttrain.data.formats.arena import ARENA
-from posttrain.data.formats.base import Foreign, Format, RowError
-from posttrain.data.formats.chatgpt_export import CHATGPT_EXPORT
+from posttrain.data.formats import conversations, keys, preferences
+from posttrain.data.formats.base import Foreign, RowError
 from posttrain.data.formats.columns import as_option, proposed
-from posttrain.data.formats.feedback import FEEDBACK, LABEL_KEYS, judged_by_number, numbers_are_classes
-from posttrain.data.formats.glaive import GLAIVE
-from posttrain.data.formats.hh_rlhf import HH_RLHF
-from posttrain.data.formats.messages import MESSAGES
-from posttrain.data.formats.moss import MOSS
-from posttrain.data.formats.multiple_choice import MULTIPLE_CHOICE, MULTIPLE_CHOICE_FROM_1, counts_from_one
-from posttrain.data.formats.nectar import NECTAR
-from posttrain.data.formats.oasst import OASST
-from posttrain.data.formats.openai_preference import OPENAI_PREFERENCE
-from posttrain.data.formats.pairs import PAIRS
-from posttrain.data.formats.prompt_completion import PROMPT_COMPLETION
-from posttrain.data.formats.prompts import PROMPTS
-from posttrain.data.formats.ranked import Ranked
-from posttrain.data.formats.ranking import RANKING
-from posttrain.data.formats.scored_responses import SCORED_RESPONSES
-from posttrain.data.formats.sharegpt import SHAREGPT
-from posttrain.data.formats.stack_exchange import STACK_EXCHANGE
-from posttrain.data.formats.text_pair import TEXT_PAIR
+from posttrain.data.formats.conversations import MULTIPLE_CHOICE, MULTIPLE_CHOICE_FROM_1, PROMPTS, counts_from_one
+from posttrain.data.formats.drafts import AnyDraft, Format, Ranked
+from posttrain.data.formats.preferences import (
+    FEEDBACK,
+    LABEL_KEYS,
+    RESPONSES,
+    judged_by_number,
+    numbers_are_classes,
+)
 from posttrain.data.formats.turns import role_of
-from posttrain.data.formats.two_responses import RESPONSES, TWO_RESPONSES
-from posttrain.data.formats.ultrafeedback import ULTRAFEEDBACK
-from posttrain.data.formats.written import WRITTEN_FEEDBACK, WRITTEN_PAIRS
-from posttrain.data.formats.xlam import XLAM
 from posttrain.data.streams import printable
 from posttrain.errors import DataError
 from posttrain.table import Table
@@ -40,29 +24,11 @@ from posttrain.types import Origin, Row
 
 __all__ = ["FORMATS", "Format", "NoFormatError", "RowError", "detect_format", "read_record"]
 
-_CONVERSATIONS: tuple[Format[Row], ...] = (
-    *(
-        MESSAGES,
-        SHAREGPT,
-        MOSS,
-        GLAIVE,
-        CHATGPT_EXPORT,
-        XLAM,
-        MULTIPLE_CHOICE,
-        MULTIPLE_CHOICE_FROM_1,
-        ALPACA,
-        PROMPT_COMPLETION,
-        TEXT_PAIR,
-    ),
-)
-_PREFERENCES: tuple[Format[Row | Ranked], ...] = (
-    *(PAIRS, HH_RLHF, RANKING, ULTRAFEEDBACK, NECTAR, SCORED_RESPONSES, ARENA, STACK_EXCHANGE, FEEDBACK),
-    *(OPENAI_PREFERENCE, TWO_RESPONSES, OASST, WRITTEN_PAIRS, WRITTEN_FEEDBACK),
-)
+AnyFormat = Format[AnyDraft]
+_CONVERSATIONS: tuple[AnyFormat, ...] = conversations.FORMATS
+_PREFERENCES: tuple[AnyFormat, ...] = preferences.FORMATS
 
-FORMATS: Table[Format[Row | Ranked]] = Table(
-    "row format", {f.name: f for f in (*_CONVERSATIONS, *_PREFERENCES, PROMPTS)}
-)
+FORMATS: Table[AnyFormat] = Table("row format", {f.name: f for f in (*_CONVERSATIONS, *_PREFERENCES, PROMPTS)})
 """Conversation formats, the more telling ones first: a row with ``messages`` and ``prompt`` is read by its messages. Then
 the formats of preferences; a row that one of them knows is not a conversation for :func:`detect_format`."""
 
@@ -81,7 +47,7 @@ class NoFormatError(DataError):
     """No row format fits a file: an error where it is all there is, and its rows are dropped where other files give rows."""
 
 
-def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked]:
+def detect_format(records: Sequence[Foreign], where: str) -> AnyFormat:
     """The format that fits most of the first records of a file (the earlier one in the table where two fit alike).
 
     A record that compares or judges answers fits no conversation format, for its conversation alone would be half of it. What
@@ -90,7 +56,7 @@ def detect_format(records: Sequence[Foreign], where: str) -> Format[Row | Ranked
     """
     plain = [keys.plain(record) for record in records]
     numbers_judge = not numbers_are_classes(plain)
-    for view in (keys.present, _as_written):
+    for view in (keys.present, dict):
         fits = {form.name: 0 for form in FORMATS.values()}
         for record in plain:
             for form in _fitting(record, view(record), numbers_judge):
@@ -128,18 +94,14 @@ def read_record(record: Foreign, name: str, detected: bool, origin: Origin, sour
     return form.parse(said if fits else record, origin, source)
 
 
-def _is_surely(form: Format[Row | Ranked], said: Foreign) -> bool:
+def _is_surely(form: AnyFormat, said: Foreign) -> bool:
     """Whether a record that fits a format needs no look at the others: nearly all do not, and the look takes long."""
     if form.kind == "conversations":
         return said.keys().isdisjoint(_JUDGING) and not isinstance(said.get("prompt"), dict)
     return form.kind != "prompts"
 
 
-def _as_written(record: Foreign) -> Foreign:
-    return record
-
-
-def _fitting(record: Foreign, said: Foreign, numbers_judge: bool) -> Iterator[Format[Row | Ranked]]:
+def _fitting(record: Foreign, said: Foreign, numbers_judge: bool) -> Iterator[AnyFormat]:
     """The formats that fit what a record says (``said``), conversations only where it is nothing else.
 
     A blank text where a reply should be makes a row that lacks its reply, not a prompt that waits for one. ``numbers_judge``: whether a label that is 0 or 1 says that a reply is bad or good.

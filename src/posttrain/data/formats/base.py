@@ -1,4 +1,4 @@
-"""What a row format is, and how values of records are read."""
+"""How values of records are read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import ast
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping, Set
+from typing import Any
 
-from posttrain.types import Origin, RowKind
-
-Parsed = TypeVar("Parsed", covariant=True)
 Foreign = Mapping[str, Any]
 """A record as its author wrote it."""
 
@@ -27,23 +23,9 @@ class RowError(Exception):
         super().__init__(f"{reason}: {detail}")
 
 
-@dataclass(frozen=True, slots=True)
-class Format(Generic[Parsed]):
-    """A foreign row format: how it is recognised, and how a record becomes a typed row.
-
-    ``detect`` looks at the keys of one record. ``parse(record, origin, source)`` returns the row (of rated answers a
-    ``ranked.Ranked``) or raises :class:`RowError`. ``example`` is one record in JSON, for error messages, docs and the
-    contract tests.
-    """
-
-    name: str
-    detect: Callable[[Foreign], bool]
-    parse: Callable[[Foreign, Origin, str], Parsed]
-    example: str
-    kind: RowKind = "conversations"
-    """What its rows say."""
-    rated: bool = False
-    """Whether its records are rated or ranked answers, of which a ``PairRule`` makes pairs."""
+def lacking(record: Foreign, detail: str) -> RowError:
+    """The error of a record that has not what its format needs."""
+    return RowError("wrong_shape", f"{detail}; keys: {', '.join(map(str, record))}"[:200])
 
 
 def optional_text(record: Foreign, key: str) -> str:

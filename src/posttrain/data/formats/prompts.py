@@ -1,33 +1,32 @@
-"""Prompts that wait for their reply: for generation, synthesis, judging and online training.
+r"""The prompt of a record and a reply to it, wherever they stand and in whatever shape: shared by all formats that have both.
 
-The prompt of a record stands under one of the usual keys, as text, a message or messages, or is a conversation without a turn of the
-assistant. Reading it is shared by the formats of pairs and of rated answers.
+A conversation may be written as one text: ``\n\nHuman: ... \n\nAssistant: ...`` (HH-RLHF, Nectar). A turn begins after a blank line
+(or at the beginning of the text) with the name of who speaks and a colon; the same words inside a line are text. White space
+around the text of a turn belongs to the notation and is stripped.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Set
 from typing import Any
 
 from posttrain.data.formats import keys
-from posttrain.data.formats.alpaca import question
-from posttrain.data.formats.base import Foreign, Format, RowError, items
-from posttrain.data.formats.conversation import prompt_row
-from posttrain.data.formats.transcripts import prompt_turns
-from posttrain.data.formats.turns import messages_in, role_of, talk, turns_under
-from posttrain.types import Message, Origin, PromptRow
+from posttrain.data.formats.base import Foreign, RowError, optional_text
+from posttrain.data.formats.turns import messages_in, role_of, text_of, turns_under
+from posttrain.types import Message, Role
 
+_SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_LINES = re.compile(r"(?:\A\s*|\n\s*)(Human|Assistant)[:\uff1a]")
+_OPEN = "\n\nAssistant:"
+"""What a transcript has before a reply."""
 PROMPT_KEYS = (
     *("prompt", "instruction", "question", "query", "problem", "user_prompt", "user_input", "inputs", "question_stem"),
     "input",
 )
 """The first of them that a record has is its prompt."""
-_REPLY_WORDS = (
-    *("judg", "feedback", "answer", "reply", "output", "completion", "assistant", "solution", "chosen", "rejected"),
-    *("gpt", "bot", "resp", "code"),
-)
-_REFERENCE_WORDS = ("reference", "gold", "ground", "expected", "final", "correct")
-"""Of keys under which a text may be the reply, and of those under which it is what a reply is compared with."""
+_INPUTS = ("input", "context")
 
 
 def prompt_key_of(record: Foreign) -> str | None:
@@ -44,11 +43,52 @@ def prompt_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
     if key is None:
         return (), frozenset()
     if key == "instruction" or ("instruction" in record and not keys.is_present(record[key])):
-        return question(record)
+        return instruction_of(record)
     value = record[key]
     if isinstance(value, str) and messages_in(value) is None:
-        return prompt_turns(value), frozenset((key,))
+        waits = is_transcript(value) and value.rstrip().endswith(_OPEN)
+        return transcript(value)[:-1] if waits else (Message("user", value),), frozenset((key,))
     return turns_under(record, key, "user"), frozenset((key,))
+
+
+def instruction_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
+    """(what the user asks, the keys it was made from): the instruction of a record with its input."""
+    key = keys.first(record, _INPUTS) or "input"
+    instruction, given = optional_text(record, "instruction"), optional_text(record, key)
+    turns = waiting_turns(instruction) or ()
+    last = turns[-1].content if turns else instruction
+    # joined and stripped as in LLaMA-Factory, so that both train on the same tokens
+    return (*turns[:-1], Message("user", (last + "\n" + given).strip())), {"instruction", key}
+
+
+def not_blank(prompt: tuple[Message, ...], name: str = "prompt") -> tuple[Message, ...]:
+    """The turns of a prompt. Raises RowError (``empty_prompt``) where none says anything."""
+    if not any(turn.content.strip() for turn in prompt):
+        raise RowError("empty_prompt", f"the {name} is blank")
+    return prompt
+
+
+def reply_under(record: Foreign, key: str) -> tuple[Message, ...]:
+    """The turns of a reply; one blank turn where there is none.
+
+    A list of several texts is refused as ``several_replies``: they may be alternatives, a ranking, or one answer.
+    """
+    value = record.get(key)
+    if isinstance(value, str):
+        return turns_under(record, key, "assistant")
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list) and "answer_start" in value:
+        value = list(dict.fromkeys(text for text in value["text"] if isinstance(text, str)))  # SQuAD's alternatives
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        if len(value) > 1:
+            detail = f"{key!r} holds {len(value)} texts; give one reply, or a format of ranked ones"
+            raise RowError("several_replies", detail)
+        value = value[0]
+    messages = value if isinstance(value, list) else [value]
+    if isinstance(value, str) or all(isinstance(item, Mapping) and role_of(item) is not None for item in messages):
+        return turns_under({key: value}, key, "assistant") or (Message("assistant", ""),)
+    if any(isinstance(item, Mapping) and "content" in item for item in messages):
+        raise RowError("unknown_role", f"{key!r} holds a message without a role")
+    return (Message("assistant", text_of(value, repr(key))),)
 
 
 def has_reply(turns: Any) -> bool:
@@ -63,36 +103,36 @@ def has_reply(turns: Any) -> bool:
     return any(not isinstance(turn, dict) or role_of(turn) in ("assistant", None) for turn in reversed(turns))
 
 
-def _detect(record: Foreign) -> bool:
-    talks = [key for key in keys.TALKS if key in record]
-    replies = (*keys.REPLIES, *keys.SIDES, "text", "conversation_a", "response_0", "response_1", "response_a")
-    if any(key in record for key in replies) or any(map(_may_be_reply, record, record.values())):
-        return False
-    if talks:
-        return not has_reply(record[talks[0]])
-    key = prompt_key_of(record)
-    value = None if key is None else record[key]
-    if isinstance(value, list):
-        return not has_reply(value)
-    return isinstance(value, str) or (isinstance(value, Mapping) and role_of(value) == "user")
+def is_transcript(text: str) -> bool:
+    """Whether a text begins with a turn, and has a reply after it."""
+    return _TURN.match(text) is not None and _OPEN in text
 
 
-def _may_be_reply(key: str, value: Any) -> bool:
-    name = str(key).lower()
-    text = value[0] if isinstance(value, list) and value else value
-    said = isinstance(text, str) and any(word in name for word in _REPLY_WORDS)
-    said = said and ("code" not in name or len(text.split()) > 1)  # that of a language, or an error, is one word
-    return said and not any(word in name for word in (*_REFERENCE_WORDS, "id", "len", "count", "format", "type"))
+def transcript(text: str) -> tuple[Message, ...]:
+    """The turns of a transcript. Raises RowError (``wrong_shape``) for another text."""
+    before, *parts = _TURN.split(text)
+    if before or not parts:
+        raise RowError("wrong_shape", f"not a transcript of Human and Assistant: {text[:80]!r}")
+    return _spoken(parts)
 
 
-def _parse(record: Foreign, origin: Origin, source: str) -> PromptRow:
-    key = keys.first(record, keys.TALKS)
-    if key is not None and keys.is_present(record[key]):
-        return prompt_row(record, {key}, talk(items(record, key)), origin, source)
-    prompt, used = prompt_of(record)
-    if not used:
-        raise RowError("wrong_shape", f"no prompt; keys: {', '.join(map(str, record))}"[:200])
-    return prompt_row(record, used, prompt, origin, source)
+def waiting_turns(text: str) -> tuple[Message, ...] | None:
+    """The turns of a transcript whose turns begin on a line of their own, as in BELLE; None for any other text.
+
+    The human speaks first, then both in turn; it ends with the human, or with an assistant who has not said anything yet.
+    """
+    if not text.lstrip().startswith(("Human:", "Human\uff1a")):
+        return None
+    before, *parts = _LINES.split(text)
+    turns = _spoken(parts)
+    if turns and turns[-1].role == "assistant" and not turns[-1].content:
+        turns = turns[:-1]
+    expected = ["user", "assistant"] * len(turns)
+    waits = bool(turns) and turns[-1].role == "user" and [turn.role for turn in turns] == expected[: len(turns)]
+    return turns if not before.strip() and waits and all(turn.content for turn in turns) else None
 
 
-PROMPTS = Format("prompts", _detect, _parse, '{"prompt": "Name a colour."}', "prompts")
+def _spoken(parts: list[str]) -> tuple[Message, ...]:
+    """Turns of speaker and text, one after the other."""
+    spoken = zip(parts[::2], parts[1::2], strict=True)
+    return tuple(Message(_SPEAKERS[speaker], text.strip()) for speaker, text in spoken)
