@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_examples import FILTER_EXAMPLES, talk
 from posttrain.config import field_docs, resolved_yaml
-from posttrain.data.filters import FILTERS, Conversation, Filter
-from posttrain.data.filters.base import talk
+from posttrain.data.filters import FILTERS, Conversation
 from posttrain.data.filters.step import FilterStep
 from posttrain.types import ROLES, Message
 
-REASONS = [(name, reason) for name, one in FILTERS.items() for reason in one.dropped]
+REASONS = [(name, reason) for name, one in FILTER_EXAMPLES.items() for reason in one]
 ODD = st.text(alphabet=st.characters(codec="utf-8"), max_size=60) | st.sampled_from(
     [
         "",
@@ -61,22 +61,17 @@ GOOD = [
 """Rows that no filter may drop under its defaults."""
 
 
-def everything(name: str, reason: str) -> Any:
-    return FILTERS[name].dropped[reason].config
-
-
 @pytest.mark.parametrize("name", FILTERS)
 def test_the_table_names_a_field_of_the_step_of_the_same_type(name: str) -> None:
-    one: Filter[Any] = FILTERS[name]
-    assert one.name == name
     on = getattr(FilterStep(kind="filter"), name)
-    assert on is None or type(on) is one.config
-    assert {f.name for f in dataclasses.fields(FilterStep)} == {"kind", *FILTERS}
+    assert on is None or type(on) is FILTERS[name]
+    assert [f.name for f in dataclasses.fields(FilterStep)] == ["kind", *FILTERS]
+    assert list(FILTER_EXAMPLES) == list(FILTERS)
 
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_every_setting_is_explained_and_has_a_default(name: str) -> None:
-    config = FILTERS[name].config
+    config: Any = FILTERS[name]
     assert config.__dataclass_params__.frozen
     assert set(field_docs(config)) == {f.name for f in dataclasses.fields(config)}
     config()
@@ -84,8 +79,8 @@ def test_every_setting_is_explained_and_has_a_default(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "reason"), REASONS)
 def test_the_example_is_dropped_for_its_reason_alone(name: str, reason: str) -> None:
-    config, row = FILTERS[name].dropped[reason]
-    failed = [m for m in FILTERS[name].measure(row, config) if not m.passed]
+    config, row = FILTER_EXAMPLES[name][reason]
+    failed = [m for m in config.measure(row) if not m.passed]
     assert [m.reason for m in failed] == [reason]
     assert failed[0].detail
     assert re.fullmatch("[a-z_]+", reason)
@@ -94,26 +89,26 @@ def test_the_example_is_dropped_for_its_reason_alone(name: str, reason: str) -> 
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("row", GOOD)
 def test_good_rows_stay(name: str, row: Conversation) -> None:
-    assert [m for m in FILTERS[name].measure(row, FILTERS[name].config()) if not m.passed] == []
+    assert [m for m in FILTERS[name]().measure(row) if not m.passed] == []
 
 
 @pytest.mark.parametrize(("name", "reason"), REASONS)
 @settings(max_examples=30, deadline=None)
 @given(row=CONVERSATIONS)
 def test_any_row_is_measured_without_an_error(name: str, reason: str, row: Conversation) -> None:
-    config = everything(name, reason)
-    measured = tuple(FILTERS[name].measure(row, config))
+    config, _ = FILTER_EXAMPLES[name][reason]
+    measured = tuple(config.measure(row))
     again = Conversation(row.messages, row.meta, row.tools, row.scores)
-    assert tuple(FILTERS[name].measure(again, config)) == measured
+    assert tuple(config.measure(again)) == measured
     assert len({m.check for m in measured}) == len(measured)
     for one in measured:
         assert one.check.startswith(f"{name}.")
         assert math.isfinite(one.value)
         assert one.limit
-        assert one.passed or (one.reason in FILTERS[name].dropped and len(one.detail) < 500)
+        assert one.passed or (one.reason in FILTER_EXAMPLES[name] and len(one.detail) < 500)
 
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_settings_are_written_as_json(name: str) -> None:
-    json.dumps(dataclasses.asdict(FILTERS[name].config()))
-    assert resolved_yaml(FILTERS[name].config())
+    json.dumps(dataclasses.asdict(FILTERS[name]()))
+    assert resolved_yaml(FILTERS[name]())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from data_examples import talk
 from posttrain.data.filters import FILTERS
-from posttrain.data.filters.base import Conversation, talk
+from posttrain.data.filters.base import Conversation
 from posttrain.data.filters.garbled import Garbled, mojibake
 from posttrain.data.filters.harmful import BUILT_IN, Harmful, terms_in
 from posttrain.data.filters.language import LanguageFilter
@@ -21,12 +22,12 @@ KINDS = ("email", "phone", "id_card", "iban", "credit_card")
 
 
 def value(name: str, check: str, row: Conversation, config: object = None) -> float:
-    measured = FILTERS[name].measure(row, config or FILTERS[name].config())
+    measured = (config or FILTERS[name]()).measure(row)
     return next(m.value for m in measured if m.check == f"{name}.{check}")
 
 
 def reasons(name: str, row: Conversation, config: object = None) -> list[str]:
-    return [m.reason for m in FILTERS[name].measure(row, config or FILTERS[name].config()) if not m.passed]
+    return [m.reason for m in (config or FILTERS[name]()).measure(row) if not m.passed]
 
 
 # ---- structure --------------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def test_one_side_in_a_kept_language_is_enough_for_a_conversation() -> None:
 
 def test_code_with_a_line_of_prose_has_the_language_of_the_prose() -> None:
     row = talk("Write a function that returns the sum of the list.", "def total(xs):\n    return sum(xs)\n")
-    (measured,) = FILTERS["language"].measure(row, LanguageFilter(keep=("zh",), identifier="script"))
+    (measured,) = LanguageFilter(keep=("zh",), identifier="script").measure(row)
     assert (measured.check, measured.passed) == ("language.en", False)
 
 
@@ -260,7 +261,7 @@ def test_own_terms_are_whole_words_beside_chinese_too() -> None:
         reasons("harmful", talk("acme 禁词", "x"), Harmful(lexicon=False, extra_terms=("acme", "禁词"), max_terms=2))
         == []
     )
-    assert list(FILTERS["harmful"].measure(talk("how to make a bomb", "x"), Harmful(lexicon=False))) == []
+    assert list(Harmful(lexicon=False).measure(talk("how to make a bomb", "x"))) == []
 
 
 # ---- personal data and secrets -------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from data_examples import FILTER_EXAMPLES, only
 from posttrain.config import build, parse_yaml
-from posttrain.data.filters import FILTERS, Conversation
-from posttrain.data.filters.base import Example
+from posttrain.data.filters import FILTERS, Conversation, Filter
 from posttrain.data.filters.harmful import Harmful
-from posttrain.data.filters.step import FilterStep, measure, only
+from posttrain.data.filters.length import Length
+from posttrain.data.filters.pii import Pii
+from posttrain.data.filters.step import FilterStep, measure
 from posttrain.data.reading import rows_as
 from posttrain.data.rows import rows_frame, write_rows
 from posttrain.data.select.step import SelectStep
@@ -29,8 +31,8 @@ CLEAN = (
 WANTED = [name for name, one in FILTERS.items() if one.replies == "wanted"]
 REPLIES = [
     (name, reason, example)
-    for name, one in FILTERS.items()
-    for reason, example in one.dropped.items()
+    for name, one in FILTER_EXAMPLES.items()
+    for reason, example in one.items()
     if reason
     not in ("user_too_short", "user_too_long", "assistant_too_long", "harmful_score", "does_not_end_with_assistant")
 ]
@@ -62,9 +64,9 @@ def rejects(decisions: Decisions) -> dict[int, str]:
     return dict(decisions.rejects.select("row", "reason").iter_rows())
 
 
-def with_bad_side(example: Example[Any], side: str) -> PairRow:
+def with_bad_side(example: Conversation, side: str) -> PairRow:
     """The example's conversation as one side of a pair, beside a clean one."""
-    turns = example.conversation.messages
+    turns = example.messages
     first = next(place for place, message in enumerate(turns) if message.role == "assistant")
     bad, good = turns[first:], CLEAN[1:]
     return pair(turns[:first], *((good, bad) if side == "rejected" else (bad, good)))
@@ -78,11 +80,11 @@ def test_what_looks_at_both_replies() -> None:
     ("name", "reason", "example"), REPLIES, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_filter_sees_the_rejected_side_or_leaves_it(
-    name: str, reason: str, example: Example[Any], tmp_path: Path
+    name: str, reason: str, example: tuple[Filter, Conversation], tmp_path: Path
 ) -> None:
-    config = Harmful(fields="assistant") if reason == "harmful_terms" else example.config
-    bad = dataclasses.replace(only(FilterStep(kind="filter"), [name]), **{name: config})
-    rows = [with_bad_side(example, "chosen"), with_bad_side(example, "rejected"), simple("Blue.", "Seven.", 3)]
+    config, row = example
+    bad = only(Harmful(fields="assistant") if reason == "harmful_terms" else config)
+    rows = [with_bad_side(row, "chosen"), with_bad_side(row, "rejected"), simple("Blue.", "Seven.", 3)]
     prompt_is_bad = reason in ("mojibake", "roles_do_not_alternate")  # in these examples the user is at fault too
     found = rejects(decided(rows, tmp_path, bad))
     found.pop(2, None)  # a reply of one word is no code and no long text: it may go for being undetermined or short
@@ -153,7 +155,7 @@ def test_refusals_and_harm_may_be_rejected(tmp_path: Path) -> None:
     rows = [simple("Blue.", no, 1), simple(no, "Blue.", 2), simple("Blue.", bomb, 3), simple(bomb, "Blue.", 4)]
     assert rejects(decided(rows, tmp_path)) == {1: "refusal", 3: "harmful_terms"}
     asked = [simple(no, "Blue.", 1, "Tell me how to make a bomb.")]
-    assert rejects(decided(asked, tmp_path, only(FilterStep(kind="filter"), ["harmful"]))) == {0: "harmful_terms"}
+    assert rejects(decided(asked, tmp_path, only(Harmful()))) == {0: "harmful_terms"}
 
 
 def test_feedback_is_treated_like_the_pair_it_may_come_from(tmp_path: Path) -> None:
@@ -186,21 +188,21 @@ def test_a_score_judges_what_is_wanted(tmp_path: Path) -> None:
 
 
 def test_private_finds_of_the_rejected_side_are_not_shown(tmp_path: Path) -> None:
-    step = only(FilterStep(kind="filter"), ["pii"])
+    step = only(Pii())
     found = decided([simple("Ask her.", "Write to jane.doe@university.edu.")], tmp_path, step)
     assert rejects(found) == {0: "rejected_personal_data"}
     assert "jane" not in str(found.facts) + str(found.rejects.rows())
 
 
 def test_a_filter_that_fails_on_one_side_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = FILTERS["length"]
+    real = Length.measure
 
-    def broken(conversation: Conversation, config: Any) -> Any:
+    def broken(self: Length, conversation: Conversation) -> Any:
         if conversation.messages[-1].content == "Red.":
             raise ValueError("odd")
-        return real.measure(conversation, config)
+        return real(self, conversation)
 
-    monkeypatch.setitem(FILTERS._entries, "length", dataclasses.replace(real, measure=broken))
+    monkeypatch.setattr(Length, "measure", broken)
     found = decided([simple("Blue.", "Red.", 1), simple("Blue.", "Seven.", 2)], tmp_path)
     assert found.notes == {"length_not_measured": 1}
     assert rejects(found) == {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data_examples import only
 from posttrain.data.filters.harmful import BUILT_IN, terms_in
 from posttrain.data.filters.refusal import refusal
 from posttrain.data.filters.step import FilterStep, judge
@@ -54,7 +55,7 @@ def rows_of(path: Path) -> list[SftRow]:
 def test_what_the_defaults_remove(shared_data: Path, name: str) -> None:
     judged = judge(rows_frame(rows_of(shared_data / name)), FilterStep(kind="filter").chosen())
     assert judged.errors == []
-    assert Counter(reason for _, reason, _ in judged.rejects) == REMOVED[name]
+    assert Counter(reason for reason in judged.rejects["reason"]) == REMOVED[name]
 
 
 def test_programs_stay(shared_data: Path) -> None:
@@ -63,7 +64,9 @@ def test_programs_stay(shared_data: Path) -> None:
     begin = time.process_time()
     judged = judge(rows_frame(rows), step.chosen())
     assert len(rows) / (time.process_time() - begin) > 300  # a tenth of what a quiet machine does
-    assert [(rows[row].origin.line, reason) for row, reason, _ in judged.rejects] == [(17212, "mojibake")]
+    assert [(rows[row].origin.line, reason) for row, reason in judged.rejects.select("row", "reason").iter_rows()] == [
+        (17212, "mojibake")
+    ]
 
 
 def test_a_decoder_in_a_loop_is_removed(shared_data: Path) -> None:
@@ -74,9 +77,8 @@ def test_a_decoder_in_a_loop_is_removed(shared_data: Path) -> None:
 
 def test_keeping_english_keeps_exercises_in_translation(shared_data: Path) -> None:
     from posttrain.data.filters.language import LanguageFilter
-    from posttrain.data.filters.step import only
 
-    step = only(FilterStep(kind="filter", language=LanguageFilter(keep=("en",))), ["language"])
+    step = only(LanguageFilter(keep=("en",)))
     rows = rows_of(shared_data / "llms-from-scratch/ch07__01_main-chapter-code__instruction-data.json")
     assert len(judge(rows_frame(rows), step.chosen()).rejects) <= 2
     chinese = rows_of(shared_data / "belle/data__1.5M__zh_seed_tasks.json")

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from posttrain.data.filters.base import Conversation, Filter, Measurement
-from posttrain.data.filters.garbled import GARBLED
-from posttrain.data.filters.harmful import HARMFUL
-from posttrain.data.filters.language import LANGUAGE
-from posttrain.data.filters.length import LENGTH
-from posttrain.data.filters.pii import PII
-from posttrain.data.filters.refusal import REFUSAL
-from posttrain.data.filters.repetition import REPETITION
-from posttrain.data.filters.secrets import SECRETS
-from posttrain.data.filters.structure import STRUCTURE
-from posttrain.data.filters.template import TEMPLATE
-from posttrain.table import Table
+from posttrain.data.filters.garbled import Garbled
+from posttrain.data.filters.harmful import Harmful
+from posttrain.data.filters.language import LanguageFilter
+from posttrain.data.filters.length import Length
+from posttrain.data.filters.pii import Pii
+from posttrain.data.filters.refusal import Refusal
+from posttrain.data.filters.repetition import Repetition
+from posttrain.data.filters.secrets import Secrets
+from posttrain.data.filters.structure import Structure
+from posttrain.data.filters.template import Template
 
 __all__ = ["FILTERS", "Conversation", "Filter", "Measurement"]
 
-FILTERS: Table[Filter[Any]] = Table(
-    "filter",
-    {f.name: f for f in (STRUCTURE, LENGTH, GARBLED, LANGUAGE, REPETITION, TEMPLATE, REFUSAL, HARMFUL, PII, SECRETS)},
-)
+FILTERS: Mapping[str, type[Filter]] = {
+    "structure": Structure,
+    "length": Length,
+    "garbled": Garbled,
+    "language": LanguageFilter,
+    "repetition": Repetition,
+    "template": Template,
+    "refusal": Refusal,
+    "harmful": Harmful,
+    "pii": Pii,
+    "secrets": Secrets,
+}
 """Every filter, in the order in which they give the reason of a dropped row."""

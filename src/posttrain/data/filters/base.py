@@ -1,18 +1,15 @@
-"""What a filter is: a configuration, and a pure function from one conversation and it to a few measurements."""
+"""What a filter is: settings, and a pure function from one conversation to a few measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from posttrain.data import text
 from posttrain.data.prose import Parts, parts_of
 from posttrain.types import Message
-
-C = TypeVar("C")
-Side = Literal["user", "assistant"]
 
 
 class Measurement(NamedTuple):
@@ -79,65 +76,45 @@ class Conversation:
         return f"{self.user_parts.prose}\n{self.assistant_parts.prose}"
 
 
-class Example(NamedTuple, Generic[C]):
-    """A row and the configuration it is dropped under."""
+class Filter(Protocol):
+    """One filter: its settings, and what it measures."""
 
-    config: C
-    conversation: Conversation
-
-
-@dataclass(frozen=True, slots=True)
-class Filter(Generic[C]):
-    """One filter: an entry of the table ``FILTERS``."""
-
-    name: str
-    config: type[C]
-    measure: Callable[[Conversation, C], Iterable[Measurement]]
-    """Pure; every measurement whose ``passed`` is false drops the row, the first one gives the reason."""
-    dropped: Mapping[str, Example[C]]
-    """Every reason, with an example."""
-    replies: Literal["all", "wanted"] = "all"
+    replies: ClassVar[Literal["all", "wanted"]] = "all"
     """Which replies of preference rows it looks at. ``all``: a row goes where either reply is bad. ``wanted``: only what is to be
     imitated, for traits that a rejected or undesirable reply is there to show."""
 
+    def measure(self, row: Conversation) -> Iterable[Measurement]:
+        """Pure; every measurement whose ``passed`` is false drops the row, the first one gives the reason."""
 
-def talk(*turns: str) -> Conversation:
-    """A conversation of turns by the user and the assistant, the user first."""
-    roles: tuple[Side, Side] = ("user", "assistant")
-    return Conversation(tuple(Message(roles[number % 2], content) for number, content in enumerate(turns)))
+
+def within(
+    check: str,
+    value: float,
+    lowest: float | None,
+    highest: float | None,
+    reasons: tuple[str, str],
+    unit: str = "",
+    found: str = "",
+) -> Measurement:
+    """A measurement that must lie between two limits, both included (None: any); ``reasons``: for too little and too much."""
+    limits = ((">=", lowest), ("<=", highest))
+    limit = ", ".join([f"{sign} {bound:g}" for sign, bound in limits if bound is not None]) or "any"
+    if lowest is not None and value < lowest:
+        reason, wanted = reasons[0], f"at least {lowest:g}"
+    elif highest is not None and value > highest:
+        reason, wanted = reasons[1], f"at most {highest:g}"
+    else:
+        return Measurement(check, value, limit, True)
+    detail = f"{value:.4g}{' ' if unit else ''}{unit} ({wanted}){': ' if found else ''}{found}"
+    return Measurement(check, value, limit, False, reason, detail)
 
 
 def at_most(check: str, value: float, limit: float | None, reason: str, found: str = "", unit: str = "") -> Measurement:
     """A measurement that must not exceed a limit; None = any value passes."""
-    if limit is None:
-        return Measurement(check, value, "any", True)
-    passed = value <= limit
-    detail = "" if passed else _detail(value, f"at most {limit:g}", unit, found)
-    return Measurement(check, value, f"<= {limit:g}", passed, reason, detail)
-
-
-def _detail(value: float, limit: str, unit: str, found: str) -> str:
-    return f"{value:.4g}{' ' if unit else ''}{unit} ({limit}){': ' if found else ''}{found}"
-
-
-def within(
-    check: str, value: float, lowest: float, highest: float | None, reasons: tuple[str, str], unit: str
-) -> Measurement:
-    """A measurement that must lie between two limits, both included; ``reasons``: for too little and too much."""
-    limit = f">= {lowest:g}" if highest is None else f">= {lowest:g}, <= {highest:g}"
-    if value < lowest:
-        return Measurement(check, value, limit, False, reasons[0], _detail(value, f"at least {lowest:g}", unit, ""))
-    if highest is not None and value > highest:
-        return Measurement(check, value, limit, False, reasons[1], _detail(value, f"at most {highest:g}", unit, ""))
-    return Measurement(check, value, limit, True)
+    return within(check, value, None, limit, ("", reason), unit, found)
 
 
 def excerpt(found: str, limit: int = 60) -> str:
     """A found text on one short line."""
     line = " ".join(found.split())
     return repr(line if len(line) <= limit else line[: limit - 3] + "...")
-
-
-def first(found: Iterator[str]) -> str:
-    """The first of some found texts, excerpt; empty where there is none."""
-    return next(map(excerpt, found), "")

@@ -9,11 +9,11 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, excerpt, talk
+from posttrain.data.filters.base import Conversation, Filter, Measurement, at_most, excerpt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Garbled:
+class Garbled(Filter):
     """Broken text in any turn."""
 
     max_mojibake: Annotated[int, Ge(0)] = 0
@@ -24,6 +24,26 @@ class Garbled:
     """Largest share of symbols (neither letter, digit, mark, sentence punctuation nor the bar of tables) in the prose, code left out."""
     min_symbols: Annotated[int, Ge(0)] = 50
     """The share counts only where there are more symbols than this: a row of emoji is not garbage."""
+
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        found = mojibake(row.content)
+        yield at_most(
+            "garbled.mojibake", len(found), self.max_mojibake, "mojibake", ", ".join(map(excerpt, found[:3])), "places"
+        )
+        broken = _BROKEN.findall(row.content) if _BROKEN.search(row.content) else []
+        named = ", ".join(f"U+{ord(character):04X}" for character in sorted(set(broken))[:5])
+        yield at_most(
+            "garbled.broken_characters",
+            len(broken),
+            self.max_broken_characters,
+            "broken_characters",
+            named,
+            "characters",
+        )
+        symbols, written = _symbols(row.prose)
+        share = symbols / written if symbols > self.min_symbols else 0.0
+        yield at_most("garbled.symbols", share, self.max_symbol_share, "mostly_symbols", unit="of the prose")
 
 
 # What the bytes 80..BF become under Latin-1 and Windows-1252.
@@ -89,30 +109,3 @@ def _symbols(prose: str) -> tuple[int, int]:
     if prose.isascii():
         return len(prose.encode().translate(None, _NO_ASCII_SYMBOL)), written
     return len(_NO_SYMBOL.sub("", prose)), written
-
-
-def _measure(row: Conversation, config: Garbled) -> Iterator[Measurement]:
-    found = mojibake(row.content)
-    yield at_most(
-        "garbled.mojibake", len(found), config.max_mojibake, "mojibake", ", ".join(map(excerpt, found[:3])), "places"
-    )
-    broken = _BROKEN.findall(row.content) if _BROKEN.search(row.content) else []
-    named = ", ".join(f"U+{ord(character):04X}" for character in sorted(set(broken))[:5])
-    yield at_most(
-        "garbled.broken_characters", len(broken), config.max_broken_characters, "broken_characters", named, "characters"
-    )
-    symbols, written = _symbols(row.prose)
-    share = symbols / written if symbols > config.min_symbols else 0.0
-    yield at_most("garbled.symbols", share, config.max_symbol_share, "mostly_symbols", unit="of the prose")
-
-
-GARBLED = Filter(
-    "garbled",
-    Garbled,
-    _measure,
-    {
-        "mojibake": Example(Garbled(), talk("Où est le cafÃ© ?", "Il est lÃ -bas.")),
-        "broken_characters": Example(Garbled(), talk("你好，请问", "您好\ufffd\ufffd，请讲")),
-        "mostly_symbols": Example(Garbled(), talk("What is it?", "§¶¤" * 30)),
-    },
-)

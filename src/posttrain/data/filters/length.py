@@ -8,11 +8,11 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, talk, within
+from posttrain.data.filters.base import Conversation, Filter, Measurement, within
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length:
+class Length(Filter):
     """Tokens of all user turns and of all assistant turns: words, and single characters of Chinese, Japanese, Korean."""
 
     min_user_tokens: Annotated[int, Ge(0)] = 1
@@ -24,34 +24,21 @@ class Length:
     max_assistant_tokens: Annotated[int, Ge(0)] | None = 8192
     """Most tokens of the assistant; null: any number."""
 
-
-def _measure(row: Conversation, config: Length) -> Iterator[Measurement]:
-    yield within(
-        "length.user_tokens",
-        len(row.user_tokens),
-        config.min_user_tokens,
-        config.max_user_tokens,
-        ("user_too_short", "user_too_long"),
-        "user tokens",
-    )
-    yield within(
-        "length.assistant_tokens",
-        len(row.assistant_tokens),
-        config.min_assistant_tokens,
-        config.max_assistant_tokens,
-        ("assistant_too_short", "assistant_too_long"),
-        "assistant tokens",
-    )
-
-
-LENGTH = Filter(
-    "length",
-    Length,
-    _measure,
-    {
-        "user_too_short": Example(Length(), talk("?!", "What do you mean?")),
-        "user_too_long": Example(Length(max_user_tokens=3), talk("请用一句话回答", "好的")),
-        "assistant_too_short": Example(Length(min_assistant_tokens=2), talk("What is 3 + 4?", "7")),
-        "assistant_too_long": Example(Length(max_assistant_tokens=2), talk("Count.", "one two three")),
-    },
-)
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        yield within(
+            "length.user_tokens",
+            len(row.user_tokens),
+            self.min_user_tokens,
+            self.max_user_tokens,
+            ("user_too_short", "user_too_long"),
+            "user tokens",
+        )
+        yield within(
+            "length.assistant_tokens",
+            len(row.assistant_tokens),
+            self.min_assistant_tokens,
+            self.max_assistant_tokens,
+            ("assistant_too_short", "assistant_too_long"),
+            "assistant tokens",
+        )

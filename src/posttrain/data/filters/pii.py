@@ -14,19 +14,25 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MinLen
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, talk
+from posttrain.data.filters.base import Conversation, Filter, Measurement, at_most
 
 Personal = Literal["email", "phone", "id_card", "iban", "credit_card"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pii:
+class Pii(Filter):
     """Personal data in any turn."""
 
     kinds: Annotated[tuple[Personal, ...], MinLen(1)] = ("email", "phone", "id_card", "iban", "credit_card")
     """What is looked for."""
     max_found: Annotated[int, Ge(0)] = 0
     """Most finds a row may hold."""
+
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        found = personal_data(row.content, self.kinds)
+        named = ", ".join(f"{kind} {count}" for kind, count in sorted(found.items()))
+        yield at_most("pii.found", found.total(), self.max_found, "personal_data", named, "finds")
 
 
 def luhn(digits: str) -> bool:
@@ -128,17 +134,3 @@ def personal_data(text: str, kinds: tuple[Personal, ...]) -> Counter[str]:
         if kind in kinds:
             found[kind] += sum(is_real(match[0]) for match in pattern.finditer(text))
     return +found
-
-
-def _measure(row: Conversation, config: Pii) -> Iterator[Measurement]:
-    found = personal_data(row.content, config.kinds)
-    named = ", ".join(f"{kind} {count}" for kind, count in sorted(found.items()))
-    yield at_most("pii.found", found.total(), config.max_found, "personal_data", named, "finds")
-
-
-PII = Filter(
-    "pii",
-    Pii,
-    _measure,
-    {"personal_data": Example(Pii(), talk("How do I reach her?", "Write to jane.doe@university.edu."))},
-)

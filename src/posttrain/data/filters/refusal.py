@@ -9,17 +9,25 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, first, talk
+from posttrain.data.filters.base import Conversation, Filter, Measurement, at_most, excerpt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
+class Refusal(Filter):
     """Stock refusals at the beginning of an assistant turn, English and Chinese. Turn it off for safety data."""
 
     max_turns: Annotated[int, Ge(0)] = 0
     """Most assistant turns that refuse."""
     with_tools: bool = False
     """Also where tools are offered; there, to say that none of them fits is right."""
+
+    replies = "wanted"
+
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        found = [words for words in map(refusal, row.assistant) if words]
+        limit = self.max_turns if self.with_tools or not row.tools else None
+        yield at_most("refusal.turns", len(found), limit, "refusal", excerpt(found[0]) if found else "", "turns")
 
 
 _HEAD = 240
@@ -61,18 +69,3 @@ def refusal(answer: str) -> str:
     head = answer[:_HEAD]
     match = _ENGLISH.search(head) or (None if head.isascii() else _CHINESE.search(head))
     return match[0] if match else ""
-
-
-def _measure(row: Conversation, config: Refusal) -> Iterator[Measurement]:
-    found = [words for words in map(refusal, row.assistant) if words]
-    limit = config.max_turns if config.with_tools or not row.tools else None
-    yield at_most("refusal.turns", len(found), limit, "refusal", first(iter(found)), "turns")
-
-
-REFUSAL = Filter(
-    "refusal",
-    Refusal,
-    _measure,
-    {"refusal": Example(Refusal(), talk("今天天气怎么样？", "作为一个人工智能语言模型，我无法获取实时天气。"))},
-    replies="wanted",
-)

@@ -10,11 +10,11 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, excerpt, talk
+from posttrain.data.filters.base import Conversation, Filter, Measurement, at_most, excerpt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repetition:
+class Repetition(Filter):
     """Repetition in the prose of the assistant, code left out."""
 
     max_punctuation_run: Annotated[int, Ge(0)] | None = 20
@@ -30,6 +30,37 @@ class Repetition:
     min_tokens: Annotated[int, Ge(1)] = 50
     """Fewest tokens for which the share means something."""
 
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        prose = row.assistant_parts.prose
+        run = longest_run(prose)
+        yield at_most(
+            "repetition.punctuation",
+            len(run),
+            self.max_punctuation_run,
+            "repeated_punctuation",
+            excerpt(run, 20),
+            "signs in a row",
+        )
+        lines = [line.strip() for line in prose.split("\n") if _WORD.search(line)]
+        many = len(lines) >= self.min_lines
+        share = share_seen_before(lines) if many else 0.0
+        over = self.max_line_share is not None and share > self.max_line_share
+        often = excerpt(Counter(lines).most_common(1)[0][0]) if over else ""
+        yield at_most(
+            "repetition.lines", share, self.max_line_share, "repeated_lines", often, "of the lines stood before"
+        )
+        words = row.assistant_tokens
+        looping = len(words) >= self.min_tokens and not row.assistant_parts.code_characters
+        grams = [*zip(*(words[start:] for start in range(self.ngram)), strict=False)] if looping else []
+        yield at_most(
+            "repetition.ngrams",
+            share_seen_before(grams),
+            self.max_ngram_share,
+            "repeated_ngrams",
+            unit=f"of the {self.ngram}-grams stood before",
+        )
+
 
 _RUN = re.compile(r"([!?,;~.。！？，；～…])\1+")
 _WORD = re.compile(r"[^\W_]")
@@ -43,46 +74,3 @@ def longest_run(text: str) -> str:
 def share_seen_before(parts: Sequence[object]) -> float:
     """The share of parts equal to an earlier one; 0 for none."""
     return 1 - len(set(parts)) / len(parts) if parts else 0.0
-
-
-def _measure(row: Conversation, config: Repetition) -> Iterator[Measurement]:
-    prose = row.assistant_parts.prose
-    run = longest_run(prose)
-    yield at_most(
-        "repetition.punctuation",
-        len(run),
-        config.max_punctuation_run,
-        "repeated_punctuation",
-        excerpt(run, 20),
-        "signs in a row",
-    )
-    lines = [line.strip() for line in prose.split("\n") if _WORD.search(line)]
-    many = len(lines) >= config.min_lines
-    share = share_seen_before(lines) if many else 0.0
-    over = config.max_line_share is not None and share > config.max_line_share
-    often = excerpt(Counter(lines).most_common(1)[0][0]) if over else ""
-    yield at_most(
-        "repetition.lines", share, config.max_line_share, "repeated_lines", often, "of the lines stood before"
-    )
-    words = row.assistant_tokens
-    looping = len(words) >= config.min_tokens and not row.assistant_parts.code_characters
-    grams = [*zip(*(words[start:] for start in range(config.ngram)), strict=False)] if looping else []
-    yield at_most(
-        "repetition.ngrams",
-        share_seen_before(grams),
-        config.max_ngram_share,
-        "repeated_ngrams",
-        unit=f"of the {config.ngram}-grams stood before",
-    )
-
-
-REPETITION = Filter(
-    "repetition",
-    Repetition,
-    _measure,
-    {
-        "repeated_punctuation": Example(Repetition(), talk("Great news?", "Yes" + "!" * 30)),
-        "repeated_lines": Example(Repetition(), talk("Name ten animals.", "A cat.\nA dog.\n" + "A cow.\n" * 12)),
-        "repeated_ngrams": Example(Repetition(), talk("讲一个故事", "从前有座山，山里有座庙。" * 12)),
-    },
-)

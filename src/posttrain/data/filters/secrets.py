@@ -11,17 +11,23 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, talk
+from posttrain.data.filters.base import Conversation, Filter, Measurement, at_most
 
 
 @dataclass(frozen=True, kw_only=True)
-class Secrets:
+class Secrets(Filter):
     """Secrets in any turn."""
 
     max_found: Annotated[int, Ge(0)] = 0
     """Most finds a row may hold."""
     min_entropy: Annotated[float, Ge(0)] = 3.0
     """A key counts from so many bits of entropy a character; below, it is a placeholder (``xxxx``, ``your_key_here``)."""
+
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        found = secrets(row.content, self.min_entropy)
+        named = ", ".join(f"{kind} {count}" for kind, count in sorted(found.items()))
+        yield at_most("secrets.found", found.total(), self.max_found, "secret", named, "finds")
 
 
 _FORMS: dict[str, re.Pattern[str]] = {
@@ -64,17 +70,3 @@ def secrets(text: str, min_entropy: float) -> Counter[str]:
         for match in form.finditer(text):
             found[kind] += not _PLACEHOLDER.search(match[1]) and entropy(match[1]) >= min_entropy
     return +found
-
-
-def _measure(row: Conversation, config: Secrets) -> Iterator[Measurement]:
-    found = secrets(row.content, config.min_entropy)
-    named = ", ".join(f"{kind} {count}" for kind, count in sorted(found.items()))
-    yield at_most("secrets.found", found.total(), config.max_found, "secret", named, "finds")
-
-
-SECRETS = Filter(
-    "secrets",
-    Secrets,
-    _measure,
-    {"secret": Example(Secrets(), talk("Which key?", "It is ghp_" + "k3Zq9Lw0Xy7Rt2Vb8NmP" + "5Hs1Jd4Gf6Ua0CeK"))},
-)

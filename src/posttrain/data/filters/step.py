@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import polars as pl
 
 from posttrain.data.engine import map_rows
-from posttrain.data.filters import FILTERS, Conversation, Measurement
+from posttrain.data.filters import FILTERS, Conversation, Filter, Measurement
 from posttrain.data.filters.garbled import Garbled
 from posttrain.data.filters.harmful import Harmful, score_of
 from posttrain.data.filters.language import LanguageFilter, check_languages
@@ -31,8 +31,8 @@ from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, count_ro
 from posttrain.errors import ConfigError, DataError
 from posttrain.table import did_you_mean
 
-Chosen = tuple[tuple[str, Any], ...]
-"""Names of filters and their configurations, in the order of the table."""
+Chosen = tuple[tuple[str, Filter], ...]
+"""Names of filters and their settings, in the order of the table."""
 
 REJECTED = "rejected."
 """Before the check of a measurement on the rejected side of a pair; its reasons begin with ``rejected_``."""
@@ -90,54 +90,36 @@ def measure(step: FilterStep, rows_file: Path, run: StepRun, *, rejected: bool) 
     if step.language is not None:
         check_languages(step.language)
     total = count_rows(rows_file)
-    found = Findings()
-    for begin, judged in map_rows(partial(judge, chosen=chosen, rejected=rejected), rows_file, _COLUMNS, run, "filter"):
-        found.add(begin, judged)
+    work = partial(judge, chosen=chosen, rejected=rejected)
+    found = _together(map_rows(work, rows_file, _COLUMNS, run, "filter"))
     if step.harmful is not None and step.harmful.score is not None and total and found.unscored == total:
         raise _no_score(step.harmful.score, rows_file)
-    return found.decisions(chosen)
+    return _decisions(found, chosen)
 
 
 @dataclass(frozen=True)
 class Sides:
     """One row as filters see it."""
 
+    id: str
+    source: str
     whole: Conversation
     """The conversation; of preference rows the prompt with the chosen reply, or with the judged one."""
     wanted: Conversation
     """What is to be imitated of it: the same, or the prompt alone where the reply was found undesirable."""
-    rejected: Conversation | None = None
+    rejected: Conversation | None
     """Of a pair the prompt with the rejected reply."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A dropped row as the report shows it."""
-
-    reason: str
-    id: str
-    source: str
-    detail: str
-    user: str
-    assistant: str
 
 
 @dataclass
 class Judged:
-    """What the filters found in one block of rows. Rows count from the start of the block."""
+    """What the filters found in a block of rows; rows count from its start."""
 
     sources: pl.Series
-    catalogue: list[tuple[str, str]] = field(default_factory=list)
-    """The checks and limits that occur, each pair once."""
-    rows: list[int] = field(default_factory=list)
-    checks: list[int] = field(default_factory=list)
-    """Places in the catalogue."""
-    values: list[float] = field(default_factory=list)
-    passed: list[bool] = field(default_factory=list)
-    rejects: list[tuple[int, str, str]] = field(default_factory=list)
-    """(row, reason, detail)."""
-    examples: list[Example] = field(default_factory=list)
-    """For each reason the few with the smallest ids: the choice follows from the rows, not from their order."""
+    verdicts: pl.DataFrame
+    rejects: pl.DataFrame
+    examples: list[dict[str, str]]
+    """Dropped rows as the report shows them: for each reason the few with the smallest ids, whatever the order of the rows."""
     failed: Counter[str] = field(default_factory=Counter)
     """Filter -> rows outside its limits."""
     alone: Counter[str] = field(default_factory=Counter)
@@ -153,33 +135,44 @@ def judge(block: pl.DataFrame, chosen: Chosen, rejected: bool = True) -> Judged:
 
     ``rejected``: whether the rejected sides of pairs are measured as well.
     """
-    judged = Judged(block["source"])
-    places: dict[tuple[str, str], int] = {}
-    score = next((config.score for name, config in chosen if name == "harmful"), None)
-    ids, sources = block["id"].to_list(), block["source"].to_list()
+    judged = Judged(block["source"], pl.DataFrame(), pl.DataFrame(), [])
+    places: dict[tuple[str, str], int] = {}  # few checks and limits occur, each pair many times
+    measured: list[tuple[int, int, float, bool]] = []
+    rejects: list[tuple[int, str, str, None]] = []
+    score = next((config.score for _, config in chosen if isinstance(config, Harmful)), None)
     for number, row in enumerate(_rows(block, rejected)):
         failures: list[tuple[str, Measurement]] = []
         for name, config in chosen:
-            for one in _measured(name, config, row, ids[number], judged.errors):
-                key = (one.check, one.limit)
-                judged.rows.append(number)
-                judged.checks.append(places.setdefault(key, len(places)))
-                judged.values.append(one.value)
-                judged.passed.append(one.passed)
+            for one in _measured(name, config, row, judged.errors):
+                check = places.setdefault((one.check, one.limit), len(places))
+                measured.append((number, check, one.value, one.passed))
                 if not one.passed:
                     failures.append((name, one))
         judged.unscored += score is not None and score_of(row.whole, score) is None
         if failures:
-            _drop(judged, number, ids[number], sources[number], row, _in_order(failures))
-    judged.catalogue = list(places)
+            reason, detail = _drop(judged, row, _in_order(failures))
+            rejects.append((number, reason, detail, None))
+    judged.verdicts = _verdicts(measured, list(places))
+    judged.rejects = pl.DataFrame(rejects, schema=REJECTS, orient="row")
     judged.examples = _fewest(judged.examples)
     return judged
 
 
+def _verdicts(measured: Sequence[tuple[int, int, float, bool]], checks: Sequence[tuple[str, str]]) -> pl.DataFrame:
+    """[VERDICTS] of (row, place of its check and limit, value, passed)."""
+    rows, places, values, passed = zip(*measured, strict=True) if measured else ((), (), (), ())
+    names = pl.DataFrame(checks, schema={"check": pl.String, "limit": pl.String}, orient="row")[list(places)]
+    columns = {"row": rows, "check": names["check"], "value": values, "limit": names["limit"], "passed": passed}
+    return pl.DataFrame(columns, schema=VERDICTS)
+
+
 def _rows(block: pl.DataFrame, rejected: bool) -> Iterator[Sides]:
-    columns = (block[name].to_list() for name in ("tools", "meta", "scores", "prompt_turns", "desirable"))
+    names = ("id", "source", "tools", "meta", "scores", "prompt_turns", "desirable")
+    columns = (block[name].to_list() for name in names)
     others = rejected_sides(block) if rejected and not block["rejected"].null_count() else iter(())
-    for messages, tools, meta, scores, turns, desirable in zip(conversations(block), *columns, strict=True):
+    for messages, row_id, source, tools, meta, scores, turns, desirable in zip(
+        conversations(block), *columns, strict=True
+    ):
         values: dict[str, float] = {}
         for score in scores:
             if score["value"] is not None:
@@ -187,12 +180,9 @@ def _rows(block: pl.DataFrame, rejected: bool) -> Iterator[Sides]:
         offered, waits = tools != "[]", turns == len(messages)
         whole = Conversation(messages, {} if meta == "{}" else json.loads(meta), offered, values, waits)
         wanted = Conversation(messages[:turns], tools=offered) if desirable is False else whole
-        other = next(others, None)
-        yield Sides(whole, wanted, None if other is None else Conversation(messages[:turns] + other, tools=offered))
-
-
-def _of_rejected(one: Measurement) -> Measurement:
-    return one._replace(check=REJECTED + one.check, reason=one.reason and f"rejected_{one.reason}")
+        reply = next(others, None)
+        other = None if reply is None else Conversation(messages[:turns] + reply, tools=offered)
+        yield Sides(row_id, source, whole, wanted, other)
 
 
 def _in_order(failures: Sequence[tuple[str, Measurement]]) -> list[tuple[str, Measurement]]:
@@ -203,24 +193,25 @@ def _in_order(failures: Sequence[tuple[str, Measurement]]) -> list[tuple[str, Me
     return own + [(n, m) for n, m in others if (m.check.removeprefix(REJECTED), m.value, m.detail) not in known]
 
 
-def _measured(
-    name: str, config: Any, row: Sides, row_id: str, errors: list[tuple[str, str, str]]
-) -> Sequence[Measurement]:
+def _measured(name: str, config: Filter, row: Sides, errors: list[tuple[str, str, str]]) -> Sequence[Measurement]:
     """The measurements of one filter on one row, its rejected side last; none, and an entry in ``errors``, where it fails."""
-    one = FILTERS[name]
     try:
-        if one.replies == "wanted":
-            return tuple(one.measure(row.wanted, config))
-        other = () if row.rejected is None else map(_of_rejected, one.measure(row.rejected, config))
-        return (*one.measure(row.whole, config), *other)
+        if config.replies == "wanted":
+            return tuple(config.measure(row.wanted))
+        own = tuple(config.measure(row.whole))
+        if row.rejected is None:
+            return own
+        other = config.measure(row.rejected)
+        return own + tuple(
+            one._replace(check=REJECTED + one.check, reason=one.reason and f"rejected_{one.reason}") for one in other
+        )
     except Exception as error:
-        errors.append((name, row_id, f"{type(error).__name__}: {error}"[:_SHOWN]))
+        errors.append((name, row.id, f"{type(error).__name__}: {error}"[:_SHOWN]))
         return ()
 
 
-def _drop(
-    judged: Judged, number: int, row_id: str, source: str, row: Sides, failures: Sequence[tuple[str, Measurement]]
-) -> None:
+def _drop(judged: Judged, row: Sides, failures: Sequence[tuple[str, Measurement]]) -> tuple[str, str]:
+    """(reason, detail) of a row that goes, which is counted and remembered as an example."""
     names = list(dict.fromkeys(name for name, _ in failures))
     judged.failed.update(names)
     if len(names) == 1:
@@ -228,11 +219,12 @@ def _drop(
     first = failures[0][1]
     others = list(dict.fromkeys(one.reason for _, one in failures[1:] if one.reason != first.reason))
     detail = first.detail + (f"; also {', '.join(others)}" if others else "")
-    judged.rejects.append((number, first.reason, detail))
-    private = any(name in _PRIVATE for name in names)
+    private = not set(names).isdisjoint(_PRIVATE)
     side = row.rejected if row.rejected is not None and first.check.startswith(REJECTED) else row.whole
-    user, assistant = ("", "") if private else (_short(side, "user"), _short(side, "assistant"))
-    judged.examples.append(Example(first.reason, row_id, source, detail, user, assistant))
+    example = {"reason": first.reason, "id": row.id, "source": row.source, "detail": detail}
+    texts = {role: "" if private else _short(side, role) for role in ("user", "assistant")}
+    judged.examples.append(example | texts)
+    return first.reason, detail
 
 
 def _short(row: Conversation, role: str) -> str:
@@ -240,80 +232,60 @@ def _short(row: Conversation, role: str) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def _fewest(examples: Sequence[Example]) -> list[Example]:
+def _fewest(examples: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     """For each reason the examples with the smallest ids."""
-    kept: list[Example] = []
     taken: Counter[str] = Counter()
-    for example in sorted(examples, key=lambda one: (one.reason, one.id, one.source, one.detail)):
-        if taken[example.reason] < _EXAMPLES:
-            taken[example.reason] += 1
+    kept = []
+    for example in sorted(examples, key=lambda one: (one["reason"], one["id"], one["source"], one["detail"])):
+        taken[example["reason"]] += 1
+        if taken[example["reason"]] <= _EXAMPLES:
             kept.append(example)
     return kept
 
 
-class Findings:
-    """What the blocks of a file add up to."""
+def _together(blocks: Iterable[tuple[int, Judged]]) -> Judged:
+    """What the blocks of a file add up to, each with the place of its first row."""
+    parts = []
+    for begin, part in blocks:
+        place = pl.col("row") + pl.lit(begin, pl.UInt32)
+        parts.append((part, part.verdicts.with_columns(place), part.rejects.with_columns(place)))
+    return Judged(
+        pl.concat([pl.Series("source", [], dtype=pl.String), *(part.sources for part, _, _ in parts)]),
+        pl.concat([pl.DataFrame(schema=VERDICTS), *(verdicts for _, verdicts, _ in parts)], rechunk=False),
+        pl.concat([pl.DataFrame(schema=REJECTS), *(rejects for _, _, rejects in parts)]),
+        _fewest([example for part, _, _ in parts for example in part.examples]),
+        sum((part.failed for part, _, _ in parts), Counter()),
+        sum((part.alone for part, _, _ in parts), Counter()),
+        [error for part, _, _ in parts for error in part.errors],
+        sum(part.unscored for part, _, _ in parts),
+    )
 
-    def __init__(self) -> None:
-        self.verdicts: list[pl.DataFrame] = []
-        self.rejects: list[pl.DataFrame] = []
-        self.sources: list[pl.Series] = []
-        self.examples: list[Example] = []
-        self.failed: Counter[str] = Counter()
-        self.alone: Counter[str] = Counter()
-        self.errors: list[tuple[str, str, str]] = []
-        self.unscored = 0
 
-    def add(self, begin: int, judged: Judged) -> None:
-        """Add the block whose first row is row ``begin`` of the file; blocks come in order."""
-        checks = pl.Series([check for check, _ in judged.catalogue], dtype=pl.String)
-        limits = pl.Series([limit for _, limit in judged.catalogue], dtype=pl.String)
-        verdicts = pl.DataFrame(
-            {
-                "row": pl.Series(judged.rows, dtype=pl.UInt32) + begin,
-                "check": checks.gather(judged.checks),
-                "value": pl.Series(judged.values, dtype=pl.Float64),
-                "limit": limits.gather(judged.checks),
-                "passed": pl.Series(judged.passed, dtype=pl.Boolean),
-            },
-            schema=VERDICTS,
-        )
-        self.verdicts.append(verdicts)
-        records = [(begin + row, reason, detail, None) for row, reason, detail in judged.rejects]
-        self.rejects.append(pl.DataFrame(records, schema=REJECTS, orient="row"))
-        self.sources.append(judged.sources)
-        self.examples = _fewest([*self.examples, *judged.examples])
-        self.failed += judged.failed
-        self.alone += judged.alone
-        self.errors += judged.errors
-        self.unscored += judged.unscored
+def _decisions(found: Judged, chosen: Chosen) -> Decisions:
+    """The decisions on all rows of a file, with the facts about them."""
+    sources = found.sources.to_frame().with_row_index("row")
+    facts = {
+        "rows": len(sources),
+        "kept": len(sources) - len(found.rejects),
+        "filters": {name: _filter_facts(found, name, config) for name, config in chosen},
+        "checks": _check_facts(found.verdicts),
+        "reasons": dict(found.rejects.group_by("reason").len().sort("reason").iter_rows()),
+        "sources": _source_facts(sources, found.rejects),
+        "languages": _language_facts(sources, found.verdicts),
+        "examples": found.examples,
+        "errors": [dict(zip(("filter", "id", "error"), one, strict=True)) for one in sorted(found.errors)[:20]],
+    }
+    notes = Counter(f"{name}_not_measured" for name, _, _ in found.errors)
+    if found.unscored:
+        notes["without_harm_score"] = found.unscored
+    return Decisions(found.rejects, found.verdicts, facts=facts, notes=dict(sorted(notes.items())))
 
-    def decisions(self, chosen: Chosen) -> Decisions:
-        """The decisions on all rows, with the facts about them."""
-        rejects = pl.concat([pl.DataFrame(schema=REJECTS), *self.rejects])
-        verdicts = pl.concat([pl.DataFrame(schema=VERDICTS), *self.verdicts], rechunk=False)
-        sources = pl.concat([pl.Series("source", [], dtype=pl.String), *self.sources]).to_frame().with_row_index("row")
-        facts = {
-            "rows": len(sources),
-            "kept": len(sources) - len(rejects),
-            "filters": {name: self._filter_facts(name, config) for name, config in chosen},
-            "checks": _check_facts(verdicts),
-            "reasons": dict(rejects.group_by("reason").len().sort("reason").iter_rows()),
-            "sources": _source_facts(sources, rejects),
-            "languages": _language_facts(sources, verdicts),
-            "examples": [dataclasses.asdict(example) for example in self.examples],
-            "errors": [dict(zip(("filter", "id", "error"), one, strict=True)) for one in sorted(self.errors)[:20]],
-        }
-        notes = Counter(f"{name}_not_measured" for name, _, _ in self.errors)
-        if self.unscored:
-            notes["without_harm_score"] = self.unscored
-        return Decisions(rejects, verdicts, facts=facts, notes=dict(sorted(notes.items())))
 
-    def _filter_facts(self, name: str, config: Any) -> dict[str, Any]:
-        facts = {"settings": dataclasses.asdict(config), "failed": self.failed[name], "alone": self.alone[name]}
-        if isinstance(config, LanguageFilter):
-            facts["told_by"] = identifier_words(config.identifier)
-        return facts
+def _filter_facts(found: Judged, name: str, config: Any) -> dict[str, Any]:
+    facts = {"settings": dataclasses.asdict(config), "failed": found.failed[name], "alone": found.alone[name]}
+    if isinstance(config, LanguageFilter):
+        facts["told_by"] = identifier_words(config.identifier)
+    return facts
 
 
 def _check_facts(verdicts: pl.DataFrame) -> dict[str, Any]:
@@ -375,14 +347,3 @@ def _no_score(name: str, rows_file: Path) -> DataError:
         where="harmful.score",
         fix="give the name of a score the rows carry, of a number in their meta, or null",
     )
-
-
-def only(step: FilterStep, names: Sequence[str]) -> FilterStep:
-    """The step with no filter on but the named ones; those that are off in ``step`` come with their defaults.
-
-    Raises ConfigError for an unknown name.
-    """
-    configs: dict[str, Any] = dict.fromkeys(FILTERS)
-    configs |= {name: FILTERS[name].config() for name in names}
-    configs |= {name: config for name, config in step.chosen() if name in names}
-    return dataclasses.replace(step, **configs)

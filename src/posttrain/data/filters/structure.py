@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, talk
+from posttrain.data.filters.base import Conversation, Filter, Measurement
 from posttrain.types import Message, Role
 
 
 @dataclass(frozen=True, kw_only=True)
-class Structure:
+class Structure(Filter):
     """The form of a conversation; each rule can be switched off."""
 
     alternation: bool = True
@@ -22,6 +22,30 @@ class Structure:
     """Every code fence the assistant opens is closed."""
     ends_with_assistant: bool = True
     """The last turn is the assistant's."""
+
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        if self.alternation:
+            yield _none("structure.out_of_turn", out_of_turn(row.messages), "roles_do_not_alternate")
+        if self.empty_turns:
+            empty = [
+                f"turn {number} ({message.role})"
+                for number, message in enumerate(row.messages, 1)
+                if message.role != "tool" and not message.tool_calls and not message.content.strip()
+            ]
+            yield _none("structure.empty_turns", empty, "empty_turn")
+        if self.closed_fences:
+            unclosed = [
+                f"turn {number}"
+                for number, message in enumerate(row.messages, 1)
+                if message.role == "assistant" and open_fence(message.content)
+            ]
+            yield _none("structure.open_fences", unclosed, "unfinished_code_fence")
+        if self.ends_with_assistant and not row.waits:
+            last = row.messages[-1].role if row.messages else "nothing"
+            yield _none(
+                "structure.end", [] if last == "assistant" else [f"it ends with {last}"], "does_not_end_with_assistant"
+            )
 
 
 _FOLLOWS: dict[Role | None, tuple[Role, ...]] = {
@@ -68,44 +92,5 @@ def open_fence(text: str) -> bool:
     return bool(opened) and depth > 0
 
 
-def _measure(row: Conversation, config: Structure) -> Iterator[Measurement]:
-    if config.alternation:
-        yield _none("structure.out_of_turn", out_of_turn(row.messages), "roles_do_not_alternate")
-    if config.empty_turns:
-        empty = [
-            f"turn {number} ({message.role})"
-            for number, message in enumerate(row.messages, 1)
-            if message.role != "tool" and not message.tool_calls and not message.content.strip()
-        ]
-        yield _none("structure.empty_turns", empty, "empty_turn")
-    if config.closed_fences:
-        unclosed = [
-            f"turn {number}"
-            for number, message in enumerate(row.messages, 1)
-            if message.role == "assistant" and open_fence(message.content)
-        ]
-        yield _none("structure.open_fences", unclosed, "unfinished_code_fence")
-    if config.ends_with_assistant and not row.waits:
-        last = row.messages[-1].role if row.messages else "nothing"
-        yield _none(
-            "structure.end", [] if last == "assistant" else [f"it ends with {last}"], "does_not_end_with_assistant"
-        )
-
-
 def _none(check: str, found: list[str], reason: str) -> Measurement:
     return Measurement(check, len(found), "<= 0", not found, reason, ", ".join(found[:3]))
-
-
-STRUCTURE = Filter(
-    "structure",
-    Structure,
-    _measure,
-    {
-        "roles_do_not_alternate": Example(
-            Structure(), Conversation((Message("user", "Hi"), Message("user", "there"), Message("assistant", "Hello!")))
-        ),
-        "empty_turn": Example(Structure(), talk("Hi", " \n", "Are you there?", "Yes.")),
-        "unfinished_code_fence": Example(Structure(), talk("Print 1 in Python.", "```python\nprint(1)\n")),
-        "does_not_end_with_assistant": Example(Structure(), talk("Hi", "Hello!", "Bye")),
-    },
-)

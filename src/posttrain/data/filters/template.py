@@ -10,17 +10,37 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from posttrain.data import text
-from posttrain.data.filters.base import Conversation, Example, Filter, Measurement, at_most, excerpt, talk
+from posttrain.data.filters.base import Conversation, Filter, Measurement, at_most, excerpt, within
 
 
 @dataclass(frozen=True, kw_only=True)
-class Template:
+class Template(Filter):
     """Stock phrases and sentence count of the assistant's text."""
 
     max_boilerplate_share: Annotated[float, Ge(0), Le(1)] | None = 0.6
     """Largest share of its tokens in stock openings and closings (``Sure! Here is``, ``希望对您有帮助``); 0: none; null: any."""
     min_sentences: Annotated[int, Ge(0)] = 0
     """Fewest sentences; 2 drops answers of only one. 0: not measured."""
+
+    replies = "wanted"
+
+    def measure(self, row: Conversation) -> Iterator[Measurement]:
+        """What is measured on a row."""
+        stock = [phrase for answer in row.assistant for phrase in boilerplate(answer)]
+        share = (
+            len(text.tokens("\n".join(stock))) / len(row.assistant_tokens) if stock and row.assistant_tokens else 0.0
+        )
+        yield at_most(
+            "template.boilerplate",
+            share,
+            self.max_boilerplate_share,
+            "boilerplate",
+            excerpt(" ".join(stock)),
+            "of the tokens",
+        )
+        if self.min_sentences:
+            count = sentences(row.assistant_parts.prose)
+            yield within("template.sentences", count, self.min_sentences, None, ("few_sentences", ""), "sentences")
 
 
 _OPENING = re.compile(
@@ -85,33 +105,3 @@ def boilerplate(answer: str) -> list[str]:
 def sentences(prose: str) -> int:
     """Number of sentences and lines that have a letter or digit; a full stop inside a number ends none."""
     return sum(any(map(str.isalnum, part)) for part in _SENTENCE_END.split(prose))
-
-
-def _measure(row: Conversation, config: Template) -> Iterator[Measurement]:
-    stock = [phrase for answer in row.assistant for phrase in boilerplate(answer)]
-    share = len(text.tokens("\n".join(stock))) / len(row.assistant_tokens) if stock and row.assistant_tokens else 0.0
-    yield at_most(
-        "template.boilerplate",
-        share,
-        config.max_boilerplate_share,
-        "boilerplate",
-        excerpt(" ".join(stock)),
-        "of the tokens",
-    )
-    if config.min_sentences:
-        count = sentences(row.assistant_parts.prose)
-        passed = count >= config.min_sentences
-        detail = "" if passed else f"{count} sentences (at least {config.min_sentences})"
-        yield Measurement("template.sentences", count, f">= {config.min_sentences}", passed, "few_sentences", detail)
-
-
-TEMPLATE = Filter(
-    "template",
-    Template,
-    _measure,
-    {
-        "boilerplate": Example(Template(), talk("Write a poem.", "Sure! Here is a poem: I hope this helps!")),
-        "few_sentences": Example(Template(min_sentences=2), talk("雪是什么颜色？", "雪是白色的。")),
-    },
-    replies="wanted",
-)
