@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -23,90 +20,51 @@ from posttrain.data.shingles import U64, hash_tokens, skeletons, text_hash
 from posttrain.data.steps import StepRun
 from posttrain.data.text import Fields
 
-Hashes = TypeVar("Hashes", "Details", "Marks")
-
-
-@dataclass(frozen=True)
-class Details:
-    """What is known of N texts once they are proposed."""
-
-    skeletons_N: U64
-    """Equal where the folded tokens are, but for numbers."""
-    letters_N: U64
-    """Equal where the words are, and in a few places besides (:func:`posttrain.data.marks.letters`)."""
-    texts_N: U64
-    """Equal where the texts are, but for Unicode form and white space."""
-    tools_N: U64
-    """Equal where the tools that are offered with the texts are, in whatever order."""
-
-
-@dataclass(frozen=True)
-class Marks:
-    """The marks of N texts as hashes: equal where they are (:class:`posttrain.data.marks.Marks`)."""
-
-    words_N: U64
-    signs_N: U64
-    case_N: U64
-    amounts_N: U64
-    shouted_N: NDArray[np.bool_]
+Hashes = NDArray[np.void]
+"""Records of hashes, one for every text."""
+DETAILS = np.dtype([("skeleton", np.uint64), ("letters", np.uint64), ("text", np.uint64), ("tools", np.uint64)])
+"""What is known of texts once they are proposed. Equal where: the folded tokens are, but for numbers; the words are, and in a few
+places besides (:func:`posttrain.data.marks.letters`); the texts are, but for Unicode form and white space; the tools that are offered
+are, in whatever order."""
+MARKS = np.dtype([*((name, np.uint64) for name in ("words", "signs", "case", "amounts")), ("shouted", np.bool_)])
+"""The marks of texts as hashes: equal where they are (:class:`posttrain.data.marks.Marks`)."""
 
 
 def read_details(
     wanted_R: NDArray[np.bool_], compared: Compared, rows_file: Path, run: StepRun, *, with_sets: bool
-) -> tuple[Details, Sets]:
-    """The details of the wanted rows of a file, in their order, and the sets of their shingles (empty without ``with_sets``)."""
+) -> tuple[Hashes, Sets]:
+    """The [DETAILS] of the wanted rows of a file, in their order, and the sets of their shingles (empty without ``with_sets``)."""
     work = partial(_details_of, compared, with_sets)
     parts = [part for _, part in map_rows(work, rows_file, ["messages", "tools"], run, "comparing", only=wanted_R)]
-    known = [details for details, _ in parts] or [Details(*[np.empty(0, np.uint64)] * 4)]
-    return _stacked(known), joined([sets for _, sets in parts])
+    known = np.concatenate([np.empty(0, DETAILS), *(details for details, _ in parts)])
+    return known, joined([sets for _, sets in parts])
 
 
-def _details_of(compared: Compared, with_sets: bool, block: pl.DataFrame) -> tuple[Details, Sets]:
+def _details_of(compared: Compared, with_sets: bool, block: pl.DataFrame) -> tuple[Hashes, Sets]:
     texts = compared_texts(block, compared.fields)
     words = hash_tokens(texts)
-    sets = distinct(compared.shingles(words, texts)) if with_sets else joined([])
+    found = np.empty(len(texts), DETAILS)
     forms = [unicode_form(text) for text in texts]
-    whole = _hashes([" ".join(form.split()) for form in forms])
-    return Details(skeletons(words), _hashes([letters(form) for form in forms]), whole, tool_hashes(block)), sets
+    found["skeleton"], found["tools"] = skeletons(words), tool_hashes(block)
+    found["letters"] = [text_hash(letters(form)) for form in forms]
+    found["text"] = [text_hash(" ".join(form.split())) for form in forms]
+    return found, distinct(compared.shingles(words, texts)) if with_sets else joined([])
 
 
-def read_marks(wanted_R: NDArray[np.bool_], compared: Fields, rows_file: Path, run: StepRun) -> Marks:
-    """The marks of the wanted rows of a file, in their order."""
+def read_marks(wanted_R: NDArray[np.bool_], compared: Fields, rows_file: Path, run: StepRun) -> Hashes:
+    """The [MARKS] of the wanted rows of a file, in their order."""
     work = partial(_marks_of, compared)
-    parts = [part for _, part in map_rows(work, rows_file, ["messages"], run, "comparing", only=wanted_R)]
-    return _stacked(parts or [_marks_of_texts([])])
+    parts = (part for _, part in map_rows(work, rows_file, ["messages"], run, "comparing", only=wanted_R))
+    return np.concatenate([np.empty(0, MARKS), *parts])
 
 
-def _marks_of(compared: Fields, block: pl.DataFrame) -> Marks:
-    return _marks_of_texts(compared_texts(block, compared))
-
-
-def _marks_of_texts(texts: Sequence[str]) -> Marks:
-    found = [marks(text) for text in texts]
-    return Marks(
-        _hashes([each.words for each in found]),
-        _hashes([each.signs for each in found]),
-        _hashes([each.case for each in found]),
-        _hashes([each.amounts for each in found]),
-        np.fromiter((each.shouted for each in found), np.bool_, len(found)),
-    )
-
-
-def spread(known: Marks, places: NDArray[np.int64], count: int) -> Marks:
-    """Marks of ``count`` texts, of which the known ones stand at ``places``; 0 for the others."""
-
-    def wide(values: NDArray[Any]) -> NDArray[Any]:
-        found = np.zeros(count, values.dtype)
-        found[places] = values
-        return found
-
-    return Marks(*(wide(getattr(known, field.name)) for field in fields(Marks)))
-
-
-def _stacked(parts: Sequence[Hashes]) -> Hashes:
-    """The hashes of several blocks of texts, one after another."""
-    kind = type(parts[0])
-    return kind(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(kind)))
+def _marks_of(compared: Fields, block: pl.DataFrame) -> Hashes:
+    found = [marks(text) for text in compared_texts(block, compared)]
+    hashed = np.empty(len(found), MARKS)
+    for name in ("words", "signs", "case", "amounts"):
+        hashed[name] = [text_hash(getattr(each, name)) for each in found]
+    hashed["shouted"] = [each.shouted for each in found]
+    return hashed
 
 
 def tool_hashes(block: pl.DataFrame) -> U64:
@@ -119,16 +77,12 @@ def _tools_hash(tools: str) -> int:
     return text_hash("\n".join(sorted(json.dumps(tool, sort_keys=True) for tool in json.loads(tools))))
 
 
-def _hashes(texts: list[str]) -> U64:
-    return np.fromiter(map(text_hash, texts), np.uint64, len(texts))
-
-
-def lookalikes(known: Details) -> NDArray[np.bool_]:
+def lookalikes(known: Hashes) -> NDArray[np.bool_]:
     """Bool [N]: texts that have the letters, or the tokens but for numbers, of another text and are not equal to it."""
-    found = np.zeros(len(known.texts_N), np.bool_)
-    for key_N in (known.letters_N, known.skeletons_N):
-        order = np.lexsort((known.texts_N, key_N))
-        key, text = key_N[order], known.texts_N[order]
+    found = np.zeros(len(known), np.bool_)
+    for key_N in (known["letters"], known["skeleton"]):
+        order = np.lexsort((known["text"], key_N))
+        key, text = key_N[order], known["text"][order]
         found |= np.isin(key_N, key[1:][(key[1:] == key[:-1]) & (text[1:] != text[:-1])])
     return found
 
@@ -139,8 +93,8 @@ class Comparison:
     def __init__(
         self,
         place_N: NDArray[np.int64],
-        known: Details,
-        known_marks: Marks | None,
+        known: Hashes,
+        known_marks: Hashes | None,
         threshold: float,
         *,
         by_meaning: bool = False,
@@ -160,30 +114,27 @@ class Comparison:
         tools beside them are always told apart.
         """
         near = np.flatnonzero(values >= self._threshold)
-        known, a, b = self._known, self._place_N[left[near]], self._place_N[right[near]]
-        apart = known.tools_N[a] != known.tools_N[b]
+        a, b = self._place_N[left[near]], self._place_N[right[near]]
+        apart = self._known["tools"][a] != self._known["tools"][b]
         if self._marks is not None:
-            apart |= self._marked_apart(self._marks, a, b)
+            apart |= self._marked_apart(self._known[a], self._known[b], self._marks[a], self._marks[b])
         apart_P = near[apart]
         np.maximum.at(self.numbers_N, right[apart_P], values[apart_P])
         counted = values.copy()
         counted[apart_P] = 0.0
         return counted
 
-    def _marked_apart(self, known_marks: Marks, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
-        known, its = self._known, known_marks
-        other_words = (known.letters_N[a] != known.letters_N[b]) | (its.words_N[a] != its.words_N[b])
-        other_case = (its.case_N[a] != its.case_N[b]) & ~its.shouted_N[a] & ~its.shouted_N[b]
-        other = other_words | (its.signs_N[a] != its.signs_N[b]) | other_case
-        apart: NDArray[np.bool_] = other & (~other_words | (known.skeletons_N[a] == known.skeletons_N[b]))
-        if self._by_meaning:
-            apart |= its.amounts_N[a] != its.amounts_N[b]
-        return apart
+    def _marked_apart(self, one: Hashes, other: Hashes, its: Hashes, others: Hashes) -> NDArray[np.bool_]:
+        other_words = (one["letters"] != other["letters"]) | (its["words"] != others["words"])
+        other_case = (its["case"] != others["case"]) & ~its["shouted"] & ~others["shouted"]
+        differ = other_words | (its["signs"] != others["signs"]) | other_case
+        apart: NDArray[np.bool_] = differ & (~other_words | (one["skeleton"] == other["skeleton"]))
+        return apart | (its["amounts"] != others["amounts"]) if self._by_meaning else apart
 
     def exact(self, settled: Settled) -> NDArray[np.bool_]:
         """By rank: dropped rows whose text equals their representative's."""
         dropped = np.flatnonzero(settled.dropped)
-        texts, place = self._known.texts_N, self._place_N
-        exact_N = np.zeros(len(place), np.bool_)
-        exact_N[dropped] = texts[place[dropped]] == texts[place[settled.representative_N[dropped]]]
+        text, place_N = self._known["text"], self._place_N
+        exact_N = np.zeros(len(place_N), np.bool_)
+        exact_N[dropped] = text[place_N[dropped]] == text[place_N[settled.representative_N[dropped]]]
         return exact_N

@@ -8,21 +8,18 @@ sample that the content ids choose: it depends on neither the order of the rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from posttrain.data.dedup.greedy import Order
-from posttrain.data.engine import map_rows
 from posttrain.data.marks import plain
-from posttrain.data.rows import compared_texts
-from posttrain.data.shingles import U64, Shingles, TokenHashes, hash_shingles, hash_tokens, offsets_of, text_hash
-from posttrain.data.steps import StepRun
+from posttrain.data.rows import compared_texts, scan_rows
+from posttrain.data.shingles import U64, Shingles, TokenHashes, hash_shingles, hash_tokens, offsets_of
 from posttrain.data.text import Fields, token_spans
 
 SAMPLE = 2048
@@ -112,71 +109,33 @@ def _rest(text: str, common_S: NDArray[np.bool_], n: int) -> str:
         covered_T[first : first + n] = True
     if covered_T.all():
         return text
-    edges = np.flatnonzero(np.diff(~covered_T, prepend=False, append=False)).reshape(-1, 2)
     ends = [begin for begin, _ in spans[1:]] + [len(written)]
-    return " ".join(written[spans[first][0] : ends[last - 1]].strip() for first, last in edges.tolist())
+    rest = _stretches(~covered_T).tolist()
+    return " ".join(written[spans[first][0] : ends[last - 1]].strip() for first, last in rest)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The rows in which n-grams are counted: those with the smallest content ids."""
-
-    fields: Fields
-    n: int
-    last: str
-    """The largest of these ids."""
-
-    def places(self, block: pl.DataFrame, texts: Sequence[str]) -> list[int]:
-        """Which rows of a block (its column ``id``) are in the sample, without blank ones; ``texts``: those that are compared."""
-        chosen = (block["id"] <= self.last).arg_true().to_list()
-        return [place for place in chosen if texts[place] and not texts[place].isspace()]
-
-    def texts(self, block: pl.DataFrame) -> list[str]:
-        """The compared texts of the sample that are in a block (``id``, ``messages``)."""
-        chosen = block.filter(pl.col("id") <= self.last)
-        texts = compared_texts(chosen, self.fields)
-        return [texts[place] for place in self.places(chosen, texts)]
-
-    def ngrams(self, block: pl.DataFrame) -> dict[int, U64]:
-        """Hash of a text -> its n-grams, in order."""
-        texts = self.texts(block)
-        return self.among(range(len(texts)), texts, hash_shingles(hash_tokens(texts), texts, self.n))
-
-    def among(self, places: Iterable[int], texts: Sequence[str], shingles: Shingles) -> dict[int, U64]:
-        """The same for some of the texts whose shingles are known."""
-        bounds = shingles.offsets_N.tolist()
-        return {  # copies, so that the others are not kept
-            text_hash(plain(texts[place])): shingles.hashes_S[bounds[place] : bounds[place + 1]].copy()
-            for place in places
-        }
-
-
-def sample_of(order: Order, fields: Fields, n: int, share: float) -> Sample | None:
-    """The sample of a file; None where no n-gram can be common."""
-    if share >= 1 or len(order.ids) < LEAST:
-        return None
-    ids = order.ids.sort()
-    return Sample(fields, n, ids[min(SAMPLE, len(ids)) - 1])
-
-
-def common_of(seen: Mapping[int, U64], share: float, sample: Sample, rows_file: Path, run: StepRun) -> Common:
-    """What more than ``share`` of the seen texts have, and :data:`LEAST` of them."""
-    hashes_S = np.concatenate([np.empty(0, np.uint64), *seen.values()])
-    text_S = np.repeat(np.arange(len(seen)), [len(each) for each in seen.values()])
-    grams, counts = _texts_with(hashes_S, text_S, max(LEAST, share * len(seen)))
-    found = _runs(Common(grams, sample.n).among(hashes_S), hashes_S, text_S)
+def common_of(rows_file: Path, ids: pl.Series, fields: Fields, n: int, share: float) -> Common:
+    """What more than ``share`` of the rows have, and :data:`LEAST` of them, in the sample of those with the smallest content ids."""
+    if share >= 1 or len(ids) < LEAST:
+        return Common()
+    last = ids.sort()[min(SAMPLE, len(ids)) - 1]
+    block = scan_rows(rows_file).select("id", "messages").filter(pl.col("id") <= last).collect()
+    texts = [text for text in compared_texts(block, fields) if text and not text.isspace()]
+    shingles = hash_shingles(hash_tokens(texts), texts, n)
+    grams = np.split(shingles.hashes_S, shingles.offsets_N[1:-1])
+    distinct = dict(zip(map(plain, texts), grams, strict=False))
+    hashes_S = np.concatenate([np.empty(0, np.uint64), *distinct.values()])
+    text_S = np.repeat(np.arange(len(distinct)), [len(each) for each in distinct.values()])
+    often, counts = _texts_with(hashes_S, text_S, max(LEAST, share * len(distinct)))
+    found = _passages_in(Common(often, n).among(hashes_S), hashes_S, text_S)
     if not found:
         return Common()
     hashes_G = np.unique(np.concatenate(found))
-    shares = (counts[np.searchsorted(grams, hashes_G)] / len(seen)).tolist()
-    common = Common(hashes_G, sample.n)
-    runs = [
-        each
-        for _, part in map_rows(partial(_longest, sample, common), rows_file, ["id", "messages"], run, "passages")
-        for each in part
-    ]
-    greater = len({each.text_key for each in runs if each.greater}) / len(seen)
-    return Common(hashes_G, sample.n, _passages(runs, dict(zip(hashes_G.tolist(), shares, strict=True))), greater)
+    shares = (counts[np.searchsorted(often, hashes_G)] / len(distinct)).tolist()
+    common_S = np.split(Common(hashes_G).among(shingles.hashes_S), shingles.offsets_N[1:-1])
+    runs = [run for each in zip(texts, grams, common_S, strict=True) if (run := _longest(*each, n)) is not None]
+    greater = len({run.key for run in runs if run.greater}) / len(distinct)
+    return Common(hashes_G, n, _weightiest(runs, dict(zip(hashes_G.tolist(), shares, strict=True))), greater)
 
 
 def _texts_with(hashes_S: U64, text_S: NDArray[np.int64], least: float) -> tuple[U64, NDArray[np.int64]]:
@@ -191,53 +150,46 @@ def _texts_with(hashes_S: U64, text_S: NDArray[np.int64], least: float) -> tuple
     return grams[counts >= least], counts[counts >= least]
 
 
-def _runs(common_S: NDArray[np.bool_], hashes_S: U64, text_S: NDArray[np.int64]) -> list[U64]:
+def _passages_in(common_S: NDArray[np.bool_], hashes_S: U64, text_S: NDArray[np.int64]) -> list[U64]:
     """The n-grams of every passage of some texts, given all of their n-grams in order."""
     place_S = np.arange(len(hashes_S)) + text_S  # apart from those of the next text
-    first, last = (
-        np.flatnonzero(np.diff(np.bincount(place_S, common_S) > 0, prepend=False, append=False)).reshape(-1, 2).T
-    )
-    long = last - first >= PASSAGE
-    return [hashes_S[begin:end] for begin, end in np.searchsorted(place_S, np.stack((first, last), 1)[long]).tolist()]
+    ends = _stretches(np.bincount(place_S, common_S) > 0)
+    long = ends[np.diff(ends, axis=1)[:, 0] >= PASSAGE]
+    return [hashes_S[begin:end] for begin, end in np.searchsorted(place_S, long).tolist()]
 
 
-@dataclass(frozen=True)
-class _Run:
+def _stretches(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[stretches, 2]: where every stretch of set flags begins and ends."""
+    return np.flatnonzero(np.diff(flags, prepend=False, append=False)).reshape(-1, 2)
+
+
+class _Run(NamedTuple):
     """The longest run of common n-grams of a text."""
 
-    grams: U64
+    grams: tuple[int, ...]
     text: str
-    text_key: int
-    """Hash of the text it stands in."""
+    key: str
+    """Equal for equal texts."""
     greater: bool
     """Whether common n-grams are the greater part of the text."""
 
 
-def _longest(sample: Sample, common: Common, block: pl.DataFrame) -> list[_Run]:
-    found = []
-    texts = sample.texts(block)
-    shingles = hash_shingles(hash_tokens(texts), texts, common.n)
-    bounds = shingles.offsets_N.tolist()
-    common_S = common.among(shingles.hashes_S)
-    for text, begin, end in zip(texts, bounds, bounds[1:], strict=False):
-        edges = np.flatnonzero(np.diff(common_S[begin:end], prepend=False, append=False)).reshape(-1, 2)
-        if len(edges):
-            first, last = edges[np.diff(edges, axis=1).argmax()].tolist()
-            written, spans = token_spans(text)
-            passage = written[spans[first][0] : spans[min(last + common.n - 2, len(spans) - 1)][1]] if spans else text
-            grams = shingles.hashes_S[begin + first : begin + last]
-            found.append(
-                _Run(grams, passage, text_hash(plain(text)), bool(2 * common_S[begin:end].sum() > end - begin))
-            )
-    return found
+def _longest(text: str, grams: U64, common_S: NDArray[np.bool_], n: int) -> _Run | None:
+    stretches = _stretches(common_S)
+    if not len(stretches):
+        return None
+    first, last = stretches[np.diff(stretches, axis=1).argmax()].tolist()
+    written, spans = token_spans(text)
+    passage = written[spans[first][0] : spans[min(last + n - 2, len(spans) - 1)][1]] if spans else text
+    return _Run(tuple(grams[first:last].tolist()), passage, plain(text), bool(2 * common_S.sum() > len(common_S)))
 
 
-def _passages(runs: Sequence[_Run], frequency: dict[int, float]) -> tuple[Passage, ...]:
+def _weightiest(runs: Sequence[_Run], frequency: dict[int, float]) -> tuple[Passage, ...]:
     """Of the runs those that weigh most (n-grams times rows), each with n-grams of its own."""
     weighed: dict[tuple[int, ...], tuple[float, str]] = {}
     for run in runs:
-        grams = tuple(run.grams.tolist())
-        weighed[grams] = max(weighed.get(grams, (0.0, "")), (sum(map(frequency.__getitem__, grams)), run.text))
+        weight = sum(map(frequency.__getitem__, run.grams))
+        weighed[run.grams] = max(weighed.get(run.grams, (0.0, "")), (weight, run.text))
     listed: set[int] = set()
     found: list[Passage] = []
     for grams, (_, text) in sorted(weighed.items(), key=lambda item: (-item[1][0], item[1][1])):

@@ -19,7 +19,7 @@ from posttrain.data.dedup import minhash, simhash
 from posttrain.data.dedup.buckets import Buckets, group
 from posttrain.data.dedup.greedy import Order
 from posttrain.data.dedup.jaccard import distinct
-from posttrain.data.dedup.passages import Compared, Sample
+from posttrain.data.dedup.passages import Compared
 from posttrain.data.engine import map_rows
 from posttrain.data.rows import compared_texts
 from posttrain.data.shingles import U64, Shingles, hash_tokens
@@ -42,38 +42,41 @@ class Proposed:
     """P(similarity) that a pair is proposed; None where every pair is."""
 
 
+@dataclass(frozen=True)
 class Passes:
-    """Walks over the shingles of a file of rows that gather a sample on their way."""
+    """Walks over the shingles of a file of rows."""
 
-    def __init__(self, compared: Compared, rows_file: Path, run: StepRun, sample: Sample | None = None) -> None:
-        self._compared, self._rows_file, self._run, self._sample = compared, rows_file, run, sample
-        self.seen: dict[int, U64] = {}
+    compared: Compared
+    rows_file: Path
+    run: StepRun
 
     def over(self, work: Callable[[Shingles], Result], what: str) -> Iterator[tuple[int, NDArray[np.bool_], Result]]:
         """(place of the first row, which rows have nothing to compare, result) for every block."""
-        block_work = partial(_work_on_shingles, work, self._compared, self._sample)
-        for begin, (blank, result, part) in map_rows(block_work, self._rows_file, ["id", "messages"], self._run, what):
-            self.seen.update(part)
+        block_work = partial(_work_on_shingles, work, self.compared)
+        for begin, (blank, result) in map_rows(block_work, self.rows_file, ["messages"], self.run, what):
             yield begin, blank, result
+
+    def keys(self, work: Callable[[Shingles], U64], count: int, total: int) -> tuple[NDArray[np.bool_], U64]:
+        """(which of ``total`` rows have nothing to compare, uint64 [count, total]: the keys of every row)."""
+        blank_R, keys_KR = np.empty(total, np.bool_), np.empty((count, total), np.uint64)
+        for begin, blank, keys in self.over(work, "hashing"):
+            blank_R[begin : begin + len(blank)], keys_KR[:, begin : begin + len(blank)] = blank, keys
+        return blank_R, keys_KR
 
 
 def _work_on_shingles(
-    work: Callable[[Shingles], Result], compared: Compared, sample: Sample | None, block: pl.DataFrame
-) -> tuple[NDArray[np.bool_], Result, dict[int, U64]]:
+    work: Callable[[Shingles], Result], compared: Compared, block: pl.DataFrame
+) -> tuple[NDArray[np.bool_], Result]:
     texts = compared_texts(block, compared.fields)
     blank = np.fromiter((not text or text.isspace() for text in texts), np.bool_, len(texts))
-    shingles = compared.shingles(hash_tokens(texts), texts)
-    seen = {} if sample is None else sample.among(sample.places(block, texts), texts, shingles)
-    return blank, work(shingles), seen
+    return blank, work(compared.shingles(hash_tokens(texts), texts))
 
 
 def by_minhash(shape: minhash.Bands, passes: Passes, order: Order, seed: int) -> Proposed:
     """Rows that share a band of minima."""
-    total = len(order.row_of_rank)
-    blank_R, keys_BR = np.empty(total, np.bool_), np.empty((shape.bands, total), np.uint64)
     factors = minhash.multipliers(shape.bands * shape.rows, seed)
-    for begin, blank, keys in passes.over(partial(minhash.band_keys, shape=shape, factors=factors), "hashing"):
-        blank_R[begin : begin + len(blank)], keys_BR[:, begin : begin + len(blank)] = blank, keys
+    work = partial(minhash.band_keys, shape=shape, factors=factors)
+    blank_R, keys_BR = passes.keys(work, shape.bands, len(order.row_of_rank))
     there = np.flatnonzero(~blank_R)
     ranks = order.rank_of_row[there]
     return Proposed(
@@ -86,10 +89,7 @@ def by_minhash(shape: minhash.Bands, passes: Passes, order: Order, seed: int) ->
 
 def by_simhash(distance: int, passes: Passes, order: Order) -> Proposed:
     """Rows whose fingerprints differ in at most ``distance`` bits."""
-    total = len(order.row_of_rank)
-    blank_R, prints_R = np.empty(total, np.bool_), np.empty(total, np.uint64)
-    for begin, blank, prints in passes.over(simhash.fingerprints, "hashing"):
-        blank_R[begin : begin + len(blank)], prints_R[begin : begin + len(blank)] = blank, prints
+    blank_R, [prints_R] = passes.keys(simhash.fingerprints, 1, len(order.row_of_rank))
     there = np.flatnonzero(~blank_R)
     return Proposed(
         blank_R[order.row_of_rank],

@@ -6,7 +6,6 @@ for their exact sets of shingles (:mod:`comparison`). Memory holds the keys of a
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,9 +18,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
 from posttrain.data.dedup import minhash, proposals
-from posttrain.data.dedup.comparison import Comparison, lookalikes, read_details, read_marks, spread, tool_hashes
+from posttrain.data.dedup.comparison import MARKS, Comparison, lookalikes, read_details, read_marks, tool_hashes
 from posttrain.data.dedup.greedy import Order, Settled, settle, total_order
-from posttrain.data.dedup.passages import Common, Compared, common_of, sample_of
+from posttrain.data.dedup.passages import Common, Compared, common_of
 from posttrain.data.engine import map_rows
 from posttrain.data.marks import plain
 from posttrain.data.rows import LINEAGE, compared_texts
@@ -149,16 +148,10 @@ def _text_keys(fields: Fields, block: pl.DataFrame) -> U64:
 
 
 def _by_jaccard(step: DedupStep, rows_file: Path, order: Order, seed: int, run: StepRun) -> _Found:
-    threshold, share = step.threshold or _THRESHOLD, step.common_share or _COMMON_SHARE
-    compared = Compared(step.fields, step.ngram or _NGRAM)
-    sample = sample_of(order, step.fields, compared.n, share)
-    passes = proposals.Passes(compared, rows_file, run, sample)
-    proposed = _propose(step, threshold, passes, order, seed)
-    if sample is not None:
-        common = common_of(passes.seen, share, sample, rows_file, run)
-        if len(common.hashes_G):
-            compared = Compared(step.fields, compared.n, common)
-            proposed = _propose(step, threshold, proposals.Passes(compared, rows_file, run), order, seed)
+    threshold, n = step.threshold or _THRESHOLD, step.ngram or _NGRAM
+    common = common_of(rows_file, order.ids, step.fields, n, step.common_share or _COMMON_SHARE)
+    compared = Compared(step.fields, n, common)
+    proposed = _propose(step, threshold, proposals.Passes(compared, rows_file, run), order, seed)
     total = len(proposed.blank_N)
     wanted_R = np.zeros(total, np.bool_)
     wanted_R[order.row_of_rank[proposed.buckets.ranks]] = True
@@ -168,8 +161,8 @@ def _by_jaccard(step: DedupStep, rows_file: Path, order: Order, seed: int, run: 
     if step.distinct_numbers:
         marked_R = np.zeros(total, np.bool_)
         marked_R[np.flatnonzero(wanted_R)[lookalikes(known)]] = True
-        found = read_marks(marked_R, step.fields, rows_file, run)
-        known_marks = spread(found, place_R[marked_R], len(known.texts_N))
+        known_marks = np.zeros(len(known), MARKS)
+        known_marks[place_R[marked_R]] = read_marks(marked_R, step.fields, rows_file, run)
     comparison = Comparison(place_R[order.row_of_rank], known, known_marks, threshold)
     settled = settle(proposed.buckets, total, threshold, partial(comparison.jaccard, sets))
     counts = {"proposed_rows": int(wanted_R.sum()), "compared_pairs": settled.pairs}
@@ -214,13 +207,9 @@ def _by_cosine(step: DedupStep, rows_file: Path, order: Order, run: StepRun) -> 
     name = step.encoder or _ENCODER
     threshold = step.threshold or default_threshold(name)
     everything_R = np.ones(len(order.row_of_rank), np.bool_)
-    common, share = Common(), step.common_share or _COMMON_SHARE
-    sample = sample_of(order, step.fields, _NGRAM, share)
-    if sample is not None:
-        seen = [part for _, part in map_rows(sample.ngrams, rows_file, ["id", "messages"], run, "sampling")]
-        common = common_of(dict(ChainMap(*seen)), share, sample, rows_file, run)
+    common = common_of(rows_file, order.ids, step.fields, _NGRAM, step.common_share or _COMMON_SHARE)
     known, _ = read_details(everything_R, Compared(step.fields, _NGRAM), rows_file, run, with_sets=False)
-    blank_N = known.texts_N[order.row_of_rank] == np.uint64(text_hash(""))
+    blank_N = known["text"][order.row_of_rank] == np.uint64(text_hash(""))
     known_marks = read_marks(everything_R, step.fields, rows_file, run) if step.distinct_numbers else None
     comparison = Comparison(order.row_of_rank, known, known_marks, threshold, by_meaning=True)
     settled = settle_by_cosine(
@@ -235,56 +224,50 @@ def _by_cosine(step: DedupStep, rows_file: Path, order: Order, run: StepRun) -> 
 
 
 def _decisions(step: DedupStep, rows_file: Path, order: Order, found: _Found) -> Decisions:
-    clusters = _clusters(order, found.settled)
-    numbered = int(((found.numbers_N > 0) & ~found.settled.dropped).sum())
-    large = _large_clusters(clusters, len(found.blank_N))
-    notes = {"nothing_to_compare": int(found.blank_N.sum()), "told_apart_by_numbers": numbered, "scored": order.scored}
+    settled, ranks = found.settled, np.arange(len(found.blank_N))
+    head_N = np.where(settled.dropped, settled.representative_N, ranks)
+    by_rank = pl.DataFrame(
+        {
+            "rank": ranks,
+            "row": order.row_of_rank.astype(np.uint32),
+            "head": head_N,
+            "twin": order.row_of_rank[head_N],
+            "kept": ~settled.dropped,
+            "similarity": settled.similarity_N,
+            "numbers": found.numbers_N,
+            "blank": found.blank_N,
+            "exact": found.exact_N,
+        }
+    )
+    places = pl.scan_parquet(rows_file, glob=False).select("file", "line").collect()
+    clusters = _clusters(by_rank, order.ids)
+    large = _large_clusters(clusters, len(by_rank))
+    facts = _facts(step, order, found, by_rank, clusters)
+    notes = {name: facts[name] for name in ("nothing_to_compare", "told_apart_by_numbers")}
     notes["rows_in_large_clusters"] = int(large["len"].sum())
     return Decisions(
-        rejects=_rejects(rows_file, order, found),
-        verdicts=_verdicts(step, order, found),
+        rejects=_rejects(by_rank, order.ids, places, found.measure),
+        verdicts=_verdicts(step, by_rank, found.threshold),
         columns=_cluster_column(rows_file, clusters),
         tables={"clusters": clusters},
-        facts=_facts(step, order, found, clusters)
-        | {"warnings": _warnings(rows_file, large, found.common, len(found.blank_N))},
-        notes={name: count for name, count in notes.items() if count and name != "scored"},
+        facts=facts | {"warnings": _warnings(places, large, found.common)},
+        notes={name: count for name, count in notes.items() if count},
     )
 
 
-def _rejects(rows_file: Path, order: Order, found: _Found) -> pl.DataFrame:
-    dropped = np.flatnonzero(found.settled.dropped)
-    twins = order.row_of_rank[found.settled.representative_N[dropped]]
-    places = pl.scan_parquet(rows_file, glob=False).select("file", "line").collect()[twins]
-    table = pl.DataFrame(
-        {
-            "row": order.row_of_rank[dropped],
-            "exact": found.exact_N[dropped],
-            "similarity": found.settled.similarity_N[dropped],
-            "twin": order.ids[twins],
-            "file": places["file"],
-            "line": places["line"],
-        }
-    )
+def _rejects(by_rank: pl.DataFrame, ids: pl.Series, places: pl.DataFrame, measure: str) -> pl.DataFrame:
+    dropped = by_rank.filter(~pl.col("kept"))
+    table = dropped.with_columns(places[dropped["twin"]], id=ids[dropped["twin"]])
     reason = pl.when("exact").then(pl.lit("exact_duplicate")).otherwise(pl.lit("near_duplicate"))
-    detail = pl.format("{} {} with {}:{}", pl.lit(found.measure), pl.col("similarity").round(4), "file", "line")
-    return rejects_of(table, reason, detail, pl.col("twin"))
+    detail = pl.format("{} {} with {}:{}", pl.lit(measure), pl.col("similarity").round(4), "file", "line")
+    return rejects_of(table, reason, detail, pl.col("id"))
 
 
-def _verdicts(step: DedupStep, order: Order, found: _Found) -> pl.DataFrame:
+def _verdicts(step: DedupStep, by_rank: pl.DataFrame, threshold: float) -> pl.DataFrame:
     """The largest similarity to a kept row, of every row that was compared; and where numbers or symbols told two apart."""
-    kept_N = ~found.settled.dropped
-    table = pl.DataFrame(
-        {
-            "row": order.row_of_rank,
-            "blank": found.blank_N,
-            "kept": kept_N,
-            "similarity": found.settled.similarity_N,
-            "numbers": found.numbers_N,
-        }
-    )
-    similar = table.filter(~pl.col("blank")).sort("row")
-    apart = table.filter((pl.col("numbers") > 0) & pl.col("kept"))
-    check, limit = f"{step.method}_similarity", pl.lit(f"< {found.threshold:.10g}")
+    similar = by_rank.filter(~pl.col("blank")).sort("row")
+    apart = by_rank.filter((pl.col("numbers") > 0) & pl.col("kept"))
+    check, limit = f"{step.method}_similarity", pl.lit(f"< {threshold:.10g}")
     return pl.concat(
         [
             verdicts_of(similar, check, pl.col("similarity"), limit, pl.col("kept")),
@@ -293,25 +276,19 @@ def _verdicts(step: DedupStep, order: Order, found: _Found) -> pl.DataFrame:
     )
 
 
-def _clusters(order: Order, settled: Settled) -> pl.DataFrame:
+def _clusters(by_rank: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
     """Rows with duplicates and their duplicates: cluster by cluster, the kept row first, then by similarity."""
-    dropped = np.flatnonzero(settled.dropped)
-    kept = np.unique(settled.representative_N[dropped])
-    ranks = np.concatenate([kept, dropped])
-    heads = np.concatenate([kept, settled.representative_N[dropped]])
-    similarity = np.concatenate([np.ones(len(kept)), settled.similarity_N[dropped]])
-    inside = np.lexsort((ranks, -similarity, ranks != heads, heads))
-    ranks, heads, similarity = ranks[inside], heads[inside], similarity[inside]
-    numbers = np.searchsorted(np.unique(heads), heads)
-    return pl.DataFrame(
-        {
-            "cluster": numbers.astype(np.uint32),
-            "row": order.row_of_rank[ranks].astype(np.uint32),
-            "id": order.ids[order.row_of_rank[ranks]],
-            "representative": order.ids[order.row_of_rank[heads]],
-            "similarity": similarity,
-            "kept": ranks == heads,
-        }
+    heads = by_rank.filter(~pl.col("kept")).select(pl.col("head").unique())
+    members = by_rank.join(heads, on="head", how="semi")
+    similarity = pl.when("kept").then(1.0).otherwise("similarity")
+    members = members.sort("head", ~pl.col("kept"), -similarity, "rank")
+    return members.select(
+        (pl.col("head").rank("dense") - 1).cast(pl.UInt32).alias("cluster"),
+        "row",
+        ids[members["row"]].alias("id"),
+        ids[members["twin"]].alias("representative"),
+        similarity.alias("similarity"),
+        "kept",
     )
 
 
@@ -323,10 +300,9 @@ def _large_clusters(clusters: pl.DataFrame, num_rows: int) -> pl.DataFrame:
     )
 
 
-def _warnings(rows_file: Path, large: pl.DataFrame, common: Common, total: int) -> list[str]:
+def _warnings(places: pl.DataFrame, large: pl.DataFrame, common: Common) -> list[str]:
     """What a person should look at before the rows are used."""
-    warnings = []
-    places = pl.scan_parquet(rows_file, glob=False).select("file", "line").collect()
+    warnings, total = [], len(places)
     for row, size in large.select("row", "len").iter_rows():
         file, line = places.row(row)
         warnings.append(
@@ -351,9 +327,12 @@ def _cluster_column(rows_file: Path, clusters: pl.DataFrame) -> pl.DataFrame | N
     return joined.select(cluster=pl.coalesce("fresh", "cluster").cast(LINEAGE["cluster"]))
 
 
-def _facts(step: DedupStep, order: Order, found: _Found, clusters: pl.DataFrame) -> dict[str, Any]:
-    dropped_N = found.settled.dropped
+def _facts(
+    step: DedupStep, order: Order, found: _Found, by_rank: pl.DataFrame, clusters: pl.DataFrame
+) -> dict[str, Any]:
     sizes = clusters.group_by("cluster").len()["len"]
+    dropped = by_rank.filter(~pl.col("kept"))
+    exact = int(dropped["exact"].sum())
     facts: dict[str, Any] = {
         "method": step.method,
         "measure": found.measure,
@@ -366,19 +345,19 @@ def _facts(step: DedupStep, order: Order, found: _Found, clusters: pl.DataFrame)
         **({} if step.method == "exact" else {"common_share": step.common_share or _COMMON_SHARE}),
         "common_ngrams": len(found.common.hashes_G),
         "shared_passages": [{"text": passage.text, "share": passage.share} for passage in found.common.passages],
-        "rows": len(found.blank_N),
+        "rows": len(by_rank),
         "rows_with_score": order.scored,
-        "nothing_to_compare": int(found.blank_N.sum()),
-        "told_apart_by_numbers": int(((found.numbers_N > 0) & ~dropped_N).sum()),
-        "exact_duplicates": int(found.exact_N.sum()),
-        "near_duplicates": int((dropped_N & ~found.exact_N).sum()),
+        "nothing_to_compare": int(by_rank["blank"].sum()),
+        "told_apart_by_numbers": len(by_rank.filter("kept", pl.col("numbers") > 0)),
+        "exact_duplicates": exact,
+        "near_duplicates": len(dropped) - exact,
         "clusters": len(sizes),
         "largest_clusters": sizes.sort(descending=True).head(_LARGEST_SHOWN).to_list(),
     }
     if found.probability is None:
         return facts
     probability = found.probability
-    similar = found.settled.similarity_N[dropped_N]
+    similar = dropped["similarity"].to_numpy()
     chances = np.array([probability(value) for value in np.unique(similar)])
     missed = (1 / chances - 1)[np.searchsorted(np.unique(similar), similar)]
     at = [round(min(1.0, found.threshold + 0.05 * step), 4) for step in range(5)]

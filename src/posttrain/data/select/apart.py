@@ -13,8 +13,8 @@ from pydantic import Discriminator
 from posttrain.data.encoders import ENCODERS, Vectors
 from posttrain.data.select.gates import Share, StrictGates, passing
 from posttrain.data.select.greedy import Walk, ngram_hashes, walk_embeddings, walk_ngrams
-from posttrain.data.select.outcome import Context, Outcome, num_wanted, row_table, scored_rows, short
-from posttrain.data.select.signals import PRODUCT, turn_products
+from posttrain.data.select.outcome import Outcome, num_wanted, row_table, scored_rows, short
+from posttrain.data.select.signals import PRODUCT, Context, turn_products
 from posttrain.data.steps import StepRun, Texts, stored_texts
 from posttrain.data.text import Fields
 
@@ -98,10 +98,7 @@ class Deita:
 
     def choose(self, context: Context) -> Outcome:
         """What the rule keeps of the rows."""
-        product = turn_products(
-            self.complexity, self.quality, context.rows_file, context.labels, context.scored_by, context.run
-        )
-        table = row_table(context, [product])
+        table = row_table(context, [turn_products(self.complexity, self.quality, context)])
         outcome = Outcome(table, [PRODUCT])
         ordered = _ordered(scored_rows(table, PRODUCT, context, outcome), PRODUCT, True, False)
         _take_apart(ordered, self.distance, num_wanted(self.budget, len(table), "select.rule.budget"), context, outcome)

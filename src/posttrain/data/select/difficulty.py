@@ -9,7 +9,8 @@ import polars as pl
 from annotated_types import Gt
 
 from posttrain.data.select.gates import Share
-from posttrain.data.select.outcome import Context, Outcome, num_wanted, row_table, scored_rows, short
+from posttrain.data.select.outcome import Outcome, num_wanted, row_table, scored_rows, short
+from posttrain.data.select.signals import Context
 from posttrain.errors import ConfigError
 
 

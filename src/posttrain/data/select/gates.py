@@ -15,7 +15,8 @@ from posttrain.data.filters.repetition import Repetition
 from posttrain.data.filters.step import FilterStep, measure
 from posttrain.data.filters.structure import Structure
 from posttrain.data.filters.template import Template
-from posttrain.data.select.outcome import Context, Outcome
+from posttrain.data.select.outcome import Outcome
+from posttrain.data.select.signals import Context
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -46,28 +47,19 @@ class Gates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StrictGates:
+class StrictGates(Gates):
     """The same as the gates of ``grape``, with limits for a small set. LIMA keeps answers of 1,200 to 4,096 characters."""
 
     min_user_tokens: Annotated[int, Ge(0)] = 3
-    """Fewest comparison tokens of the user."""
     min_assistant_tokens: Annotated[int, Ge(0)] = 150
-    """Fewest comparison tokens of the assistant."""
     max_assistant_tokens: Annotated[int, Ge(1)] | None = 1000
-    """Most comparison tokens of the assistant; null: any number."""
     max_line_share: Share = 0.2
-    """Largest share of lines that stood before, in answers of 8 lines and more."""
     max_ngram_share: Share = 0.15
-    """Largest share of 5-grams that stood before."""
     max_boilerplate_share: Share = 0.1
-    """Largest share of stock openings and closings."""
     min_sentences: Annotated[int, Ge(0)] = 3
-    """Fewest sentences."""
-    refusals: Literal["drop", "keep"] = "drop"
-    """What happens to refusals and "As an AI language model"; keep them in safety data."""
 
 
-def passing(gates: Gates | StrictGates, table: pl.DataFrame, context: Context, outcome: Outcome) -> pl.DataFrame:
+def passing(gates: Gates, table: pl.DataFrame, context: Context, outcome: Outcome) -> pl.DataFrame:
     """The rows that pass the gates; the others are dropped."""
     decided = measure(gate_filters(gates), context.rows_file, context.run, rejected=False)
     outcome.rejects.append(decided.rejects)
@@ -76,7 +68,7 @@ def passing(gates: Gates | StrictGates, table: pl.DataFrame, context: Context, o
     return table.join(decided.rejects.select("row"), on="row", how="anti", maintain_order="left")
 
 
-def gate_filters(gates: Gates | StrictGates) -> FilterStep:
+def gate_filters(gates: Gates) -> FilterStep:
     """The filter step that measures the gates."""
     return FilterStep(
         kind="filter",

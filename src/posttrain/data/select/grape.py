@@ -11,7 +11,8 @@ from annotated_types import Ge
 from posttrain.data.engine import map_rows
 from posttrain.data.rows import conversations
 from posttrain.data.select.gates import Gates, passing
-from posttrain.data.select.outcome import Context, Outcome, row_table, scored_rows, short
+from posttrain.data.select.outcome import Outcome, row_table, scored_rows, short
+from posttrain.data.select.signals import Context
 from posttrain.data.split import prompt_key
 
 

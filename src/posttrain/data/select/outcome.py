@@ -1,4 +1,4 @@
-"""What every method of selection is given, and what it gives: rows dropped, verdicts, facts.
+"""What every method of selection gives: rows dropped, verdicts, facts.
 
 All methods work on one table of the rows in a canonical order (a seeded hash of the content id), so no result depends on
 the order in which the rows came.
@@ -9,45 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
-from posttrain.data.select.signals import missing, row_signal
-from posttrain.data.steps import StepRun, rejects_of, verdicts_of
+from posttrain.data.select.signals import Context
+from posttrain.data.steps import rejects_of, verdicts_of
 from posttrain.errors import ConfigError
 
 NO_SCORE = "no_score"
-RESERVED = {"row", "id", "source", "place", "kept", "low", "high", "rank", "best", "winner", "candidates"}
-RESERVED |= {"value", "order", "near", "taken", "looked_at", "instruction"}
-"""Names of columns in here that no signal may have."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every method is given."""
-
-    rows_file: Path
-    labels: Sequence[str]
-    """Texts that count as signals, from low to high."""
-    scored_by: str | None
-    unscored: Literal["drop", "keep"]
-    seed: int
-    run: StepRun
-
-    def signal(self, name: str) -> pl.Series:
-        """A signal for every row, in the order of the file. Raises DataError where no row has it."""
-        values = self.read(name)
-        if len(values) and values.null_count() == len(values):
-            raise missing(name, self.rows_file)
-        return values
-
-    def read(self, name: str) -> pl.Series:
-        """A signal for every row, in the order of the file; null where a row has none."""
-        if name in RESERVED:
-            raise ConfigError(f"a signal can't be called {name!r}", where="select", fix="give the score another name")
-        return row_signal(name, self.rows_file, self.labels, self.scored_by, self.run)
 
 
 @dataclass

@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -23,7 +24,7 @@ from posttrain.data.engine import map_rows
 from posttrain.data.rows import compared_texts
 from posttrain.data.steps import StepRun, blocks, count_rows, score_names
 from posttrain.data.text import tokens
-from posttrain.errors import DataError
+from posttrain.errors import ConfigError, DataError
 from posttrain.table import did_you_mean
 
 LENGTH = "length"
@@ -35,42 +36,60 @@ VALUES: dict[str, Any] = {"row": pl.UInt32, "turn": pl.UInt32, "value": pl.Float
 """One value of a signal: the row's place in the file, the turn it is about (0: the whole row)."""
 
 
-def signal_values(
-    name: str, rows_file: Path, labels: Sequence[str], scored_by: str | None, run: StepRun, *, turns: bool = False
-) -> pl.DataFrame:
+RESERVED = {"row", "id", "source", "place", "kept", "low", "high", "rank", "best", "winner", "candidates"}
+RESERVED |= {"value", "order", "near", "taken", "looked_at", "instruction"}
+"""Names of columns of a method's tables that no signal may have."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every method is given."""
+
+    rows_file: Path
+    labels: Sequence[str]
+    """Texts that count as signals, from low to high."""
+    scored_by: str | None
+    unscored: Literal["drop", "keep"]
+    seed: int
+    run: StepRun
+
+    def signal(self, name: str) -> pl.Series:
+        """A signal for every row, in the order of the file. Raises DataError where no row has it."""
+        values = self.read(name)
+        if len(values) and values.null_count() == len(values):
+            raise _missing(name, self.rows_file)
+        return values
+
+    def read(self, name: str) -> pl.Series:
+        """A signal for every row, in the order of the file; null where a row has none."""
+        if name in RESERVED:
+            raise ConfigError(f"a signal can't be called {name!r}", where="select", fix="give the score another name")
+        return _for_every_row(signal_values(name, self), self.rows_file).rename(name)
+
+
+def signal_values(name: str, context: Context, *, turns: bool = False) -> pl.DataFrame:
     """The values [VALUES] of a signal, as far as the rows of a file have it; with ``turns`` those of single turns as well.
 
     Turns count from 1: the scores ``NAME.1``, ``NAME.2``, or the entries of a list under ``meta.KEY``. Where a row has
     values of its turns, they stand for the row. Raises DataError where several models gave the score.
     """
     if name == LENGTH:
-        return _lengths(rows_file, run)
-    if name.startswith(META):
-        found = _meta_values(name.removeprefix(META), rows_file, labels)
-    else:
-        found = _scores(name, rows_file, scored_by)
+        return _lengths(context)
+    found = _meta_values(name.removeprefix(META), context) if name.startswith(META) else _scores(name, context)
     if not turns:
         return found.filter(pl.col("turn") == 0)
     return found.filter((pl.col("turn") > 0) | (pl.col("turn").max().over("row") == 0))
 
 
-def row_signal(name: str, rows_file: Path, labels: Sequence[str], scored_by: str | None, run: StepRun) -> pl.Series:
-    """The value of a signal for every row of a file, null where it has none."""
-    values = signal_values(name, rows_file, labels, scored_by, run)
-    return _for_every_row(values, rows_file).rename(name)
-
-
-def turn_products(
-    first: str, second: str, rows_file: Path, labels: Sequence[str], scored_by: str | None, run: StepRun
-) -> pl.Series:
+def turn_products(first: str, second: str, context: Context) -> pl.Series:
     """The sum over the turns of one signal times another, for every row.
 
     Null where one of them is missing, or they are not about the same turns. Raises DataError where that is so everywhere.
     """
-    left, right = (signal_values(name, rows_file, labels, scored_by, run, turns=True) for name in (first, second))
+    left, right = (signal_values(name, context, turns=True) for name in (first, second))
     for name, found in ((first, left), (second, right)):
-        if not len(found) and count_rows(rows_file):
-            raise missing(name, rows_file)
+        if not len(found) and count_rows(context.rows_file):
+            raise _missing(name, context.rows_file)
     both = left.join(right, on=["row", "turn"], how="full", coalesce=True, suffix="_right")
     complete = pl.col("value").is_not_null().all() & pl.col("value_right").is_not_null().all()
     product = pl.col("value") * pl.col("value_right")
@@ -81,10 +100,10 @@ def turn_products(
             where="select.rule",
             fix=f"give both for the whole row, or both for every turn ({first}.1, {second}.1, ...)",
         )
-    return _for_every_row(summed, rows_file).rename(PRODUCT)
+    return _for_every_row(summed, context.rows_file).rename(PRODUCT)
 
 
-def missing(name: str, rows_file: Path) -> DataError:
+def _missing(name: str, rows_file: Path) -> DataError:
     """The error of a signal that no row has, with the command that makes it."""
     if name.startswith(META):
         return DataError(
@@ -108,11 +127,11 @@ def _for_every_row(values: pl.DataFrame, rows_file: Path) -> pl.Series:
     return every.join(values.select("row", "value"), on="row", how="left", maintain_order="left")["value"]
 
 
-def _scores(name: str, rows_file: Path, scored_by: str | None) -> pl.DataFrame:
+def _scores(name: str, context: Context) -> pl.DataFrame:
     pattern = rf"^{re.escape(name)}(\.[1-9][0-9]*)?$"
     frames = [pl.DataFrame(schema=VALUES | {"by": pl.String})]
     models: set[str | None] = set()
-    for begin, block in blocks(rows_file, ["scores"]):
+    for begin, block in blocks(context.rows_file, ["scores"]):
         entries = (
             block.with_row_index("row", begin)
             .explode("scores")
@@ -120,8 +139,8 @@ def _scores(name: str, rows_file: Path, scored_by: str | None) -> pl.DataFrame:
             .unnest("score")
             .filter(pl.col("name").str.contains(pattern) & pl.col("value").is_finite())
         )
-        if scored_by is not None:
-            entries = entries.filter(pl.col("by").str.starts_with(scored_by))
+        if context.scored_by is not None:
+            entries = entries.filter(pl.col("by").str.starts_with(context.scored_by))
         models.update(entries["by"].unique())
         turn = pl.col("name").str.extract(r"\.([1-9][0-9]*)$").cast(pl.UInt32).fill_null(0)
         frames.append(entries.select(pl.col("row").cast(pl.UInt32), turn.alias("turn"), "value", "by"))
@@ -134,10 +153,10 @@ def _scores(name: str, rows_file: Path, scored_by: str | None) -> pl.DataFrame:
     return pl.concat(frames).group_by("row", "turn", maintain_order=True).agg(pl.col("value").mean())
 
 
-def _meta_values(key: str, rows_file: Path, labels: Sequence[str]) -> pl.DataFrame:
-    ranks = {label.casefold(): float(rank) for rank, label in enumerate(labels, 1)}
+def _meta_values(key: str, context: Context) -> pl.DataFrame:
+    ranks = {label.casefold(): float(rank) for rank, label in enumerate(context.labels, 1)}
     found: list[tuple[int, int, float]] = []
-    for begin, block in blocks(rows_file, ["meta"]):
+    for begin, block in blocks(context.rows_file, ["meta"]):
         for row, text in enumerate(block["meta"].to_list(), begin):
             if text == "{}":
                 continue
@@ -162,12 +181,12 @@ def _number(value: Any, ranks: dict[str, float]) -> float | None:
     return None
 
 
-def _lengths(rows_file: Path, run: StepRun) -> pl.DataFrame:
-    frames = [pl.DataFrame(schema=VALUES)]
-    for begin, lengths in map_rows(_answer_lengths, rows_file, ["messages"], run, "length of answers"):
-        places = pl.int_range(begin, begin + len(lengths), dtype=pl.UInt32, eager=True)
-        frames.append(pl.DataFrame({"row": places, "turn": 0, "value": lengths}, schema=VALUES))
-    return pl.concat(frames)
+def _lengths(context: Context) -> pl.DataFrame:
+    found = map_rows(_answer_lengths, context.rows_file, ["messages"], context.run, "length of answers")
+    lengths = pl.Series("value", [length for _, part in found for length in part], dtype=pl.Float64)
+    return lengths.to_frame().select(
+        pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"), turn=pl.lit(0, pl.UInt32), value="value"
+    )
 
 
 def _answer_lengths(block: pl.DataFrame) -> list[float]:

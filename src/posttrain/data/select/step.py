@@ -20,7 +20,7 @@ from posttrain.data.select.agreement import agreement
 from posttrain.data.select.apart import Deita, Diversity, FewButGood
 from posttrain.data.select.difficulty import Ifd, Medium
 from posttrain.data.select.grape import Grape
-from posttrain.data.select.outcome import Context
+from posttrain.data.select.signals import Context
 from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun
 
 LABELS = ("very easy", "easy", "medium", "hard", "very hard")
