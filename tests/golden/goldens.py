@@ -205,6 +205,7 @@ def contents(path: Path, place: Path) -> Any:
 def artefacts(folder: Path, place: Path) -> dict[str, Any]:
     """Digests of all that a folder holds, by relative path; identities in names are left out."""
     found: dict[str, Any] = {}
+    scored = any(json.loads(path.read_text())["kind"] == "score" for path in folder.glob("*/manifest.json"))
     for path in sorted(folder.rglob("*")):
         name = re.sub(r"\b[0-9a-f]{16}\b", "#", path.relative_to(folder).as_posix())
         if (
@@ -216,7 +217,7 @@ def artefacts(folder: Path, place: Path) -> dict[str, Any]:
             continue
         above = folder / name.split("/")[0] / "manifest.json"
         of_data = above.exists() and json.loads(above.read_text())["kind"] == "data"
-        sign = "=" if of_data or EVERYWHERE.fullmatch(path.name) else "~"
+        sign = "=" if (of_data and not scored) or EVERYWHERE.fullmatch(path.name) else "~"
         value = contents(path, place)
         found[name] = {k: sign + v for k, v in value.items()} if isinstance(value, dict) else sign + value
     return found
@@ -255,7 +256,7 @@ def _texts(value: Any) -> bool:
 
 
 def _masked(text: str, here: bool) -> str:
-    return text if here else re.sub(r"@[0-9a-f]+|[\d.,−+-]+", "#", text)
+    return text if here else re.sub(r"@[0-9a-f]+|[\d.,−+-]+(e[−+-]?\d+)?", "#", text)
 
 
 def same(old: Any, new: Any, here: bool) -> bool:
