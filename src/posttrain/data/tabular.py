@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import struct
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from posttrain.data.arrow import DICTIONARY, SCHEMA, check_file, check_sizes, described
-from posttrain.data.sniff import ARROW_FILE, ARROW_STREAM
+from posttrain.data.sniff import ARROW_FILE
 from posttrain.data.streams import Stream, Tick, printable
 from posttrain.errors import DataError
 
 _TABLE_ROWS = 16_384
 _SAMPLE_ROWS = 50
-_END_OF_STREAM = ARROW_STREAM + bytes(4)
-_BROKEN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, IndexError, OverflowError, struct.error)
+_UNSTORED = 1 << 24
+"""Rows that may take no bytes: those of a column of nulls."""
+_BROKEN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, IndexError, OverflowError)
 """What broken bytes raise: polars takes some for impossible and panics."""
 
 
@@ -167,72 +167,41 @@ def _without_nulls(cell: Any) -> Any:
 
 
 def read_arrow(stream: Stream, label: str) -> Iterator[Row]:
-    """The rows of an Arrow file or stream (what ``save_to_disk`` writes; Feather), as :func:`read_parquet`.
+    """The rows of an Arrow file or stream (what ``save_to_disk`` writes; Feather), as :func:`read_parquet`, batch by batch."""
+    yield from _tolerant(lambda: _batch_rows(stream), label, "Arrow")
 
-    A stream, and a file that is cut off before its index, is read batch by batch.
-    """
-    if stream.head.startswith(ARROW_FILE):
-        frame = pl.scan_ipc(_readable(stream.path))
+
+def _batch_rows(stream: Stream) -> Iterator[Row]:
+    before = 0
+    for batch in _batches(stream):
+        for start in range(0, batch.num_rows, _TABLE_ROWS):
+            frame = pl.DataFrame(batch.slice(start, _TABLE_ROWS))
+            yield from _rows(frame, before)
+            before += len(frame)
+
+
+def _batches(stream: Stream) -> Iterator[Any]:
+    """The batches of pyarrow, each checked. A file that is cut off before its index is read as the stream it holds."""
+    import pyarrow as pa  # here: few sources need it
+    from pyarrow import ipc
+
+    try:
+        if stream.compressed:
+            source = pa.BufferReader(b"".join(stream.blocks()))
+        else:
+            source = pa.memory_map(os.fsencode(stream.path))
         try:
-            check_file(stream.path)
-            frame.select(pl.len()).collect()
-        except _BROKEN:
-            yield from _tolerant(lambda: _batches(stream), label, "Arrow")
-            return
-        yield from _tolerant(lambda: _scanned(frame, stream.tick), label, "Arrow")
-    else:
-        yield from _tolerant(lambda: _batches(stream), label, "Arrow")
-
-
-def _batches(stream: Stream) -> Iterator[Row]:
-    before, rows = [], 0
-    for kind, message in _messages(stream):
-        if kind in (SCHEMA, DICTIONARY):
-            before.append(message)
-            continue
-        frame = pl.read_ipc_stream(io.BytesIO(b"".join([*before, message, _END_OF_STREAM])))
-        yield from _rows(frame, rows)
-        rows += len(frame)
-
-
-def _messages(stream: Stream) -> Iterator[tuple[int, bytes]]:
-    """(kind, bytes) of every message: a mark, the length of its description, the description, its body."""
-    source = _Bytes(stream.blocks())
-    if stream.head.startswith(
-        ARROW_FILE
-    ):  # the mark, and what a writer puts before the first message, in words of 8 bytes
-        starts = (at for at in range(len(ARROW_FILE), len(stream.head), 8) if stream.head.startswith(ARROW_STREAM, at))
-        source.take(next(starts, 0))
-    while True:
-        prefix = source.take(8, short=True)
-        length = struct.unpack("<i", prefix[4:])[0] if len(prefix) == 8 else 0
-        if length == 0:
-            return  # the end that is written, or the end of a stream without one
-        if length < 0 or prefix[:4] != ARROW_STREAM:
-            raise ValueError("no Arrow message where one should be")
-        description = source.take(length)
-        message = described(description)
-        body = source.take(message.body)
-        check_sizes(description, body)
-        yield message.kind, prefix + description + body
-
-
-class _Bytes:
-    """Bytes of blocks, taken in pieces of any length."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._rest = blocks, b""
-
-    def take(self, count: int, *, short: bool = False) -> bytes:
-        """So many bytes; fewer only at the end, and only where ``short`` allows it (otherwise ValueError)."""
-        if count < 0:
-            raise ValueError("a message of a negative length")
-        parts, there = [self._rest], len(self._rest)
-        while there < count and (block := next(self._blocks, None)) is not None:
-            parts.append(block)
-            there += len(block)
-        found = b"".join(parts)
-        if there < count and not short:
-            raise ValueError(f"{count} bytes are announced, {there} are there")
-        self._rest = found[count:]
-        return found[:count]
+            file = ipc.open_file(source)
+            batches = map(file.get_batch, range(file.num_record_batches))
+        except pa.ArrowInvalid:
+            source.seek(len(ARROW_FILE) if stream.head.startswith(ARROW_FILE) else 0)
+            batches = ipc.open_stream(source)
+        for batch in batches:
+            batch.validate(full=True)
+            if batch.num_rows > 8 * batch.nbytes + _UNSTORED:
+                raise ValueError(f"{batch.num_rows} rows in {batch.nbytes} bytes")
+            yield batch
+            if stream.tick is not None:
+                stream.tick(source.tell(), source.size())
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from error
