@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,26 +20,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from posttrain.artifacts import write_json
+from posttrain.data import profile_records as records
 from posttrain.data.chain_profile import chain_facts
 from posttrain.data.engine import map_rows
 from posttrain.data.language import identifier, identifier_words, language_of
-from posttrain.data.profile_records import (
-    Column,
-    CounterName,
-    Covering,
-    Histogram,
-    LanguageShare,
-    Lengths,
-    MetaKey,
-    OverLimit,
-    Part,
-    Profile,
-    ProfiledFile,
-    RepliesCompared,
-    ReplyLengths,
-    TurnCount,
-    Turns,
-)
 from posttrain.data.prose import parts_of
 from posttrain.data.rows import LINEAGE, REQUIRED, SCHEMA, conversations, rejected_sides, shared_row_kind
 from posttrain.data.steps import Progress, StepRun, count_rows
@@ -93,9 +77,9 @@ def _comparison_counts(messages: Sequence[Message]) -> Counts:
     by_role: Counter[str] = Counter()
     for message in messages:
         calls = (f"{call.name}\n{call.arguments}" for call in message.tool_calls)
-        said = "\n".join(text for text in (message.content, message.reasoning, *calls) if text)
-        by_role[message.role] += len(tokens(said))
-    return Counts(sum(by_role.values()), by_role["user"], by_role["assistant"])
+        texts = "\n".join(text for text in (message.content, message.reasoning, *calls) if text)
+        by_role[message.role] += len(tokens(texts))
+    return Counts(by_role.total(), by_role["user"], by_role["assistant"])
 
 
 COMPARISON = TokenCounter("comparison tokenizer (words and CJK characters)", False, comparison_counts)
@@ -110,7 +94,7 @@ def profile(
     chain: Path | None = None,
     workers: int = 1,
     progress: Progress = lambda what, done, total: None,
-) -> Profile:
+) -> records.Profile:
     """Look at rows files and write ``profile.json`` into ``out``; the keys are described in docs/data-profile.md.
 
     ``chain``: the folder of a data stage (with ``steps/01-filter`` and so on) or of one step, for the funnel, the removed
@@ -122,25 +106,28 @@ def profile(
     sizes = {path: count_rows(path) for path in files}
     if not any(sizes.values()):
         raise DataError("no rows to profile", where=", ".join(map(str, files)), fix="give a file with rows")
-    seen = _Seen()
+    tables, nulls, meta = list[pl.DataFrame](), Counter[str](), dict[str, Counter[str]]()
     run = StepRun(lambda name: None, workers, progress=progress)
     for path in sizes:
         look = partial(_look, counter=counter)
         for _, block in map_rows(look, path, (*SCHEMA, *LINEAGE), run, f"profile {path.name}"):
-            seen.add(block)
-    table = pl.concat(seen.tables)
-    found = Profile(
+            tables.append(block.table)
+            nulls.update(block.nulls)
+            _add_meta(meta, block.meta)
+    table = pl.concat(tables)
+    columns = pl.scan_parquet(files[0], glob=False).collect_schema()
+    found = records.Profile(
         schema=PROFILE_SCHEMA,
         rows=len(table),
-        files=tuple(ProfiledFile(path.name, size) for path, size in sizes.items()),
-        tokenizer=CounterName(counter.name, counter.is_model),
-        columns=_columns(files[0], seen),
+        files=tuple(records.ProfiledFile(path.name, size) for path, size in sizes.items()),
+        tokenizer=records.CounterName(counter.name, counter.is_model),
+        columns=tuple(records.Column(name, _kind(kind), nulls[name]) for name, kind in columns.items()),
         distinct_ids=table["id"].n_unique(),
         rows_counted=float(table["weight"].sum()),
-        features={name: seen.features[name] for name in FEATURES},
-        meta_keys=_meta_keys(seen),
+        features={name: int(table[name].sum()) for name in FEATURES},
+        meta_keys=_meta_keys(meta),
         turns=_turns(table["turns"].to_numpy()),
-        lengths={name: length_summary(table[name].to_numpy(), limits) for name in ("whole", "user", "assistant")},
+        lengths={name: length_summary(table[name].to_numpy(), limits) for name in Counts._fields},
         covering=_covering(table["whole"].to_numpy()),
         preferences=_preferences(table, row_kind),
         languages=_languages(table),
@@ -155,39 +142,26 @@ def profile(
 
 # ---- the rows ------------------------------------------------------------------------------------------------------
 
-FEATURES = (
-    "system",
-    "several_exchanges",
-    "tools",
-    "tool_calls",
-    "reasoning",
-    "last_turn_not_assistant",
-    "weighted_turns",
-)
-"""Counted properties of conversations."""
+FEATURES: Mapping[str, Callable[[Sequence[Message], Sequence[Any]], bool]] = {
+    "system": lambda messages, tools: any(message.role == "system" for message in messages),
+    "several_exchanges": lambda messages, tools: sum(message.role == "user" for message in messages) > 1,
+    "tools": lambda messages, tools: bool(tools),
+    "tool_calls": lambda messages, tools: any(message.tool_calls for message in messages),
+    "reasoning": lambda messages, tools: any(message.reasoning for message in messages),
+    "last_turn_not_assistant": lambda messages, tools: not messages or messages[-1].role != "assistant",
+    "weighted_turns": lambda messages, tools: any(message.weight is not None for message in messages),
+}
+"""Counted properties of a conversation: its messages and tools."""
 
 
-@dataclass
-class _Seen:
-    """What is gathered while blocks go by."""
+class _Seen(NamedTuple):
+    """What is kept of a block."""
 
-    tables: list[pl.DataFrame] = field(default_factory=list)
-    """A line a row: id, source, split, weight, language, turns and lengths."""
-    features: Counter[str] = field(default_factory=Counter)
-    nulls: Counter[str] = field(default_factory=Counter)
-    meta: dict[str, Counter[str]] = field(default_factory=dict)
+    table: pl.DataFrame
+    """A line a row: id, source, split, weight, language, features, turns and lengths."""
+    nulls: Counter[str]
+    meta: dict[str, Counter[str]]
     """Key of meta -> type and beginning of its values."""
-
-    def add(self, other: _Seen) -> None:
-        """Take in what was seen in another block."""
-        self.tables += other.tables
-        self.features.update(other.features)
-        self.nulls.update(other.nulls)
-        for key, values in other.meta.items():
-            if key in self.meta or len(self.meta) < META_KEYS:
-                known = self.meta.setdefault(key, Counter())
-                known.update(values)
-                _forget(known)
 
 
 def _check_columns(path: Path) -> None:
@@ -211,31 +185,27 @@ def _look(block: pl.DataFrame, counter: TokenCounter) -> _Seen:
         (messages, tuple(json.loads(tools)) if tools != "[]" else ())
         for messages, tools in zip(conversations(block), block["tools"], strict=True)
     ]
-    counts = counter.count(talks)
-    seen = _Seen(nulls=Counter({name: block[name].null_count() for name in block.columns}))
-    for messages, tools in talks:
-        seen.features.update(_features(messages, tools))
-    for text in block["meta"]:
-        if text != "{}":
-            for key, value in json.loads(text).items():
-                seen.meta.setdefault(key, Counter())[f"{type(value).__name__} {value}"[:META_CHARACTERS]] += 1
-    seen.tables.append(
-        block.select(
-            "id",
-            "source",
-            "split",
-            pl.col("weight").fill_null(1.0),
-            pl.Series("language", [_language(messages) for messages, _ in talks], dtype=pl.String),
-            pl.Series("turns", [sum(m.role != "system" for m in messages) for messages, _ in talks], dtype=pl.UInt32),
-            *(
-                pl.Series(name, [getattr(count, name) for count in counts], dtype=pl.UInt32)
-                for name in ("whole", "user", "assistant")
-            ),
-            "desirable",
-            *_reply_columns(block, counter),
-        )
+    meta: dict[str, Counter[str]] = {}
+    for text in block["meta"].filter(block["meta"] != "{}"):
+        for key, value in json.loads(text).items():
+            meta.setdefault(key, Counter())[f"{type(value).__name__} {value}"[:META_CHARACTERS]] += 1
+    table = block.select(
+        "id",
+        "source",
+        "split",
+        pl.col("weight").fill_null(1.0),
+        pl.Series("language", [_language(messages) for messages, _ in talks], dtype=pl.String),
+        pl.Series("turns", [sum(m.role != "system" for m in messages) for messages, _ in talks], dtype=pl.UInt32),
+        *(pl.Series(name, [has(*talk) for talk in talks], dtype=pl.Boolean) for name, has in FEATURES.items()),
+        *_columns(Counts._fields, counter.count(talks)),
+        "desirable",
+        *_reply_columns(block, counter),
     )
-    return seen
+    return _Seen(table, Counter({name: block[name].null_count() for name in block.columns}), meta)
+
+
+def _columns(names: Sequence[str], rows: Sequence[Sequence[int | None]]) -> list[pl.Series]:
+    return [pl.Series(name, [row[n] for row in rows], dtype=pl.UInt32) for n, name in enumerate(names)]
 
 
 def _language(messages: Sequence[Message]) -> str:
@@ -243,34 +213,23 @@ def _language(messages: Sequence[Message]) -> str:
     return language_of(parts.prose, parts.code_characters, identifier("auto"), LANGUAGE_FLOOR).name
 
 
-def _features(messages: Sequence[Message], tools: Sequence[Any]) -> Iterator[str]:
-    """The properties of :data:`FEATURES` that a conversation has."""
-    roles = [message.role for message in messages]
-    has = {
-        "system": "system" in roles,
-        "several_exchanges": roles.count("user") > 1,
-        "tools": bool(tools),
-        "tool_calls": any(message.tool_calls for message in messages),
-        "reasoning": any(message.reasoning for message in messages),
-        "last_turn_not_assistant": roles[-1:] != ["assistant"],
-        "weighted_turns": any(message.weight is not None for message in messages),
-    }
-    return (name for name, true in has.items() if true)
+def _add_meta(meta: dict[str, Counter[str]], other: Mapping[str, Counter[str]]) -> None:
+    """Count in the values of other rows; of a key with many the frequent ones only, and the rest as one number."""
+    for key, counts in other.items():
+        if key not in meta and len(meta) == META_KEYS:
+            continue
+        values = meta.setdefault(key, Counter())
+        values.update(counts)
+        if len(values) > META_VALUES:
+            rest = values.pop("", 0)
+            for value, count in _frequent(values)[META_VALUES:]:
+                rest += count
+                del values[value]
+            values[""] = rest
 
 
-def _forget(values: Counter[str]) -> None:
-    """Keep the frequent values only, and the rest as one number."""
-    if len(values) > META_VALUES:
-        rest = values.pop("", 0)
-        for value, count in sorted(values.items(), key=lambda item: (-item[1], item[0]))[META_VALUES:]:
-            rest += count
-            del values[value]
-        values[""] = rest
-
-
-def _columns(path: Path, seen: _Seen) -> tuple[Column, ...]:
-    kinds = pl.scan_parquet(path, glob=False).collect_schema()
-    return tuple(Column(name, _kind(kind), seen.nulls[name]) for name, kind in kinds.items())
+def _frequent(values: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(values.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _kind(kind: pl.DataType) -> str:
@@ -282,33 +241,30 @@ def _kind(kind: pl.DataType) -> str:
     return {"String": "text", "Int64": "whole number", "Float64": "number"}.get(str(kind), str(kind))
 
 
-def _meta_keys(seen: _Seen) -> tuple[MetaKey, ...]:
+def _meta_keys(meta: Mapping[str, Counter[str]]) -> tuple[records.MetaKey, ...]:
     """The keys of most rows, with types and a few frequent values."""
-    by_rows = sorted(seen.meta, key=lambda key: (-seen.meta[key].total(), key))[:SHOWN_META_KEYS]
     found = []
-    for key in by_rows:
-        values = seen.meta[key]
-        named = sorted(((v, n) for v, n in values.items() if v), key=lambda item: (-item[1], item[0]))
-        types = tuple(sorted({value.partition(" ")[0] for value, _ in named}))
-        found.append(
-            MetaKey(key, values.total(), types, tuple(v.partition(" ")[2] for v, _ in named[:SHOWN_META_VALUES]))
-        )
+    for key in sorted(meta, key=lambda key: (-meta[key].total(), key))[:SHOWN_META_KEYS]:
+        named = [value.partition(" ") for value, _ in _frequent(meta[key]) if value]
+        values = tuple(text for _, _, text in named[:SHOWN_META_VALUES])
+        found.append(records.MetaKey(key, meta[key].total(), tuple(sorted({kind for kind, _, _ in named})), values))
     return tuple(found)
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
 
-def length_summary(values: NDArray[Any], limits: Sequence[int]) -> Lengths:
+def length_summary(values: NDArray[Any], limits: Sequence[int]) -> records.Lengths:
     """Exact statistics of lengths: quantiles, a histogram, and what lies over each limit."""
-    percents = np.quantile(values, np.arange(101) / 100, method="inverted_cdf").astype(int).tolist()
+    percents = _quantiles(values, *(np.arange(101) / 100))
     p50, p90, p95 = percents[50], percents[90], percents[95]
     # beyond four times P95 a few very long rows would squeeze all others into one bar
     end = min(percents[100], 4 * p95) or percents[100]
     width = max(1, -(-(end + 1) // BINS))
     edges = [width * index for index in range(-(-(end + 1) // width) + 1)]
     counts, _ = np.histogram(values, bins=np.array(edges) - 0.5)
-    return Lengths(
+    over = [(limit, values > limit) for limit in limits]
+    return records.Lengths(
         count=len(values),
         total=int(values.sum(dtype=np.int64)),
         mean=float(values.mean()),
@@ -318,41 +274,45 @@ def length_summary(values: NDArray[Any], limits: Sequence[int]) -> Lengths:
         p95=p95,
         max=percents[100],
         percentiles=tuple(percents),
-        histogram=Histogram(tuple(edges), tuple(counts.tolist()), beyond=int((values >= edges[-1]).sum())),
-        over=tuple(OverLimit(limit, int((values > limit).sum()), float((values > limit).mean())) for limit in limits),
+        histogram=records.Histogram(tuple(edges), tuple(counts.tolist()), beyond=int((values >= edges[-1]).sum())),
+        over=tuple(records.OverLimit(limit, int(longer.sum()), float(longer.mean())) for limit, longer in over),
     )
 
 
-def _covering(values: NDArray[Any]) -> Covering:
+def _quantiles(values: NDArray[Any], *shares: float) -> list[int]:
+    """The smallest values that so many of all stay within."""
+    found: list[int] = np.quantile(values, shares, method="inverted_cdf").astype(int).tolist()
+    return found
+
+
+def _covering(values: NDArray[Any]) -> records.Covering:
     """The sequence length that covers 95% of the conversations, and the same rounded up to a multiple of 64."""
-    length = int(np.quantile(values, COVER, method="inverted_cdf"))
+    (length,) = _quantiles(values, COVER)
     rounded = max(64, -(-length // 64) * 64)
-    return Covering(COVER, length, rounded, float((values <= rounded).mean()))
+    return records.Covering(COVER, length, rounded, float((values <= rounded).mean()))
 
 
-def _turns(values: NDArray[Any]) -> Turns:
+def _turns(values: NDArray[Any]) -> records.Turns:
     kinds, rows = np.unique(values, return_counts=True)
-    counts = tuple(TurnCount(int(kind), int(count)) for kind, count in zip(kinds, rows, strict=True))
-    return Turns(float(values.mean()), int(values.max()), counts)
+    counts = zip(kinds.tolist(), rows.tolist(), strict=True)
+    return records.Turns(float(values.mean()), int(values.max()), tuple(records.TurnCount(*count) for count in counts))
 
 
-def _languages(table: pl.DataFrame) -> tuple[LanguageShare, ...]:
+def _languages(table: pl.DataFrame) -> tuple[records.LanguageShare, ...]:
     counts = table.group_by("language").len().sort(["len", "language"], descending=[True, False])
-    return tuple(LanguageShare(name, rows, rows / len(table)) for name, rows in counts.iter_rows())
+    return tuple(records.LanguageShare(name, rows, rows / len(table)) for name, rows in counts.iter_rows())
 
 
-def _parts(table: pl.DataFrame, column: str) -> tuple[Part, ...]:
+def _parts(table: pl.DataFrame, column: str) -> tuple[records.Part, ...]:
     """One line a source or split: rows, what they count, tokens, typical lengths, main languages."""
-    found = []
     total = int(table["whole"].sum())
-    names = table.select(pl.col(column).cast(pl.String).fill_null(NO_SPLIT)).to_series()
     order = {"train": 0, "validation": 1, "test": 2}
-    frame = table.with_columns(names.alias(column))
-    for part in frame.partition_by(column):
+    found = []
+    for part in table.with_columns(pl.col(column).fill_null(NO_SPLIT)).partition_by(column):
         whole = part["whole"].to_numpy()
         amount = int(whole.sum(dtype=np.int64))
         found.append(
-            Part(
+            records.Part(
                 name=part[column][0],
                 rows=len(part),
                 share=len(part) / len(table),
@@ -360,23 +320,16 @@ def _parts(table: pl.DataFrame, column: str) -> tuple[Part, ...]:
                 tokens=amount,
                 token_share=amount / total if total else None,
                 turns=float(part["turns"].cast(pl.Float64).mean()),  # type: ignore[arg-type]
-                user_p50=_p50(part["user"].to_numpy()),
-                assistant_p50=_p50(part["assistant"].to_numpy()),
-                p95=int(np.quantile(whole, 0.95, method="inverted_cdf")),
+                user_p50=_quantiles(part["user"].to_numpy(), 0.5)[0],
+                assistant_p50=_quantiles(part["assistant"].to_numpy(), 0.5)[0],
+                p95=_quantiles(whole, 0.95)[0],
                 languages=_languages(part)[:3],
             )
         )
     return tuple(sorted(found, key=lambda one: (order.get(one.name, 3), -one.rows, one.name)))
 
 
-def _p50(values: NDArray[Any]) -> int:
-    return int(np.quantile(values, 0.5, method="inverted_cdf"))
-
-
 # ---- preferences ---------------------------------------------------------------------------------------------------
-
-_REPLY_COLUMNS: dict[str, Any] = {"reply": pl.UInt32, "rejected_reply": pl.UInt32}
-_REPLY_QUANTILES = [0.5, 0.9, 0.95, 1.0]
 
 
 def _reply_columns(block: pl.DataFrame, counter: TokenCounter) -> list[pl.Series]:
@@ -384,22 +337,22 @@ def _reply_columns(block: pl.DataFrame, counter: TokenCounter) -> list[pl.Series
 
     Only the assistant's turns count.
     """
-    prompts = block["prompt_turns"].to_list()
-    if None in prompts:
-        return [
-            pl.Series(name, [None], dtype=kind).new_from_index(0, len(block)) for name, kind in _REPLY_COLUMNS.items()
-        ]
-    replies = [turns[begin:] for turns, begin in zip(conversations(block), prompts, strict=True)]
-    rejected = [] if block["rejected"].null_count() else list(rejected_sides(block))
-    lengths: tuple[list[int], list[int] | list[None]]
-    lengths = _reply_lengths(replies, counter), _reply_lengths(rejected, counter) if rejected else [None] * len(block)
-    return [
-        pl.Series(name, values, dtype=_REPLY_COLUMNS[name])
-        for name, values in zip(_REPLY_COLUMNS, lengths, strict=True)
-    ]
+    prompts, none = block["prompt_turns"].to_list(), [None] * len(block)
+    replies: list[int] | list[None] = none
+    rejected: list[int] | list[None] = none
+    if None not in prompts:
+        turns = [messages[begin:] for messages, begin in zip(conversations(block), prompts, strict=True)]
+        replies = _reply_lengths(turns, counter)
+        if not block["rejected"].null_count():
+            rejected = _reply_lengths(rejected_sides(block), counter)
+    return _columns(("reply", "rejected_reply"), list(zip(replies, rejected, strict=True)))
 
 
-def _preferences(table: pl.DataFrame, row_kind: RowKind | None) -> RepliesCompared | None:
+def _reply_lengths(replies: Iterable[tuple[Message, ...]], counter: TokenCounter) -> list[int]:
+    return [count.assistant for count in counter.count([(turns, ()) for turns in replies])]
+
+
+def _preferences(table: pl.DataFrame, row_kind: RowKind | None) -> records.RepliesCompared | None:
     """The numbers of a table with the columns of :func:`_reply_columns` and ``desirable``; None for conversations."""
     if row_kind not in ("pairs", "feedback"):
         return None
@@ -408,24 +361,15 @@ def _preferences(table: pl.DataFrame, row_kind: RowKind | None) -> RepliesCompar
         replies = {"chosen": table["reply"], "rejected": table["rejected_reply"]}
     else:
         replies = {"desirable": table["reply"].filter(judged), "undesirable": table["reply"].filter(~judged)}
-    return RepliesCompared(
+    longer = table["reply"] > table["rejected_reply"]
+    return records.RepliesCompared(
         kind=row_kind,
         rows=len(table),
-        replies={name: _quantiles(lengths) for name, lengths in replies.items() if len(lengths)},
-        chosen_longer=_true_share(table["reply"] > table["rejected_reply"]) if row_kind == "pairs" else None,
-        desirable=_true_share(judged) if row_kind == "feedback" else None,
+        replies={
+            name: records.ReplyLengths(len(lengths), *_quantiles(lengths.to_numpy(), 0.5, 0.9, 0.95, 1.0))
+            for name, lengths in replies.items()
+            if len(lengths)
+        },
+        chosen_longer=int(longer.sum()) / len(table) if row_kind == "pairs" else None,
+        desirable=int(judged.sum()) / len(table) if row_kind == "feedback" else None,
     )
-
-
-def _reply_lengths(replies: Iterable[Sequence[Message]], counter: TokenCounter) -> list[int]:
-    return [count.assistant for count in counter.count([(tuple(turns), ()) for turns in replies])]
-
-
-def _quantiles(lengths: pl.Series) -> ReplyLengths:
-    """The smallest lengths that so many of the replies stay within."""
-    found = np.quantile(lengths.to_numpy(), _REPLY_QUANTILES, method="inverted_cdf")
-    return ReplyLengths(len(lengths), *(int(length) for length in found))
-
-
-def _true_share(true: pl.Series) -> float:
-    return int(true.sum()) / len(true)

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.artifacts import read_json, write_text
-from posttrain.data.profile_records import (
-    Clusters,
-    DataResult,
-    Lengths,
-    Part,
-    Profile,
-    Removed,
-    RemovedExample,
-    RepliesCompared,
-)
+from posttrain.data import profile_records as records
 from posttrain.report import html, numbers
 from posttrain.report.charts import Bars, Chart, Histogram, Level, Lines, Piece, Series
 from posttrain.report.figure import file_name
@@ -38,10 +29,14 @@ from posttrain.report.values import (
     Section,
     Table,
     Text,
+    Unit,
 )
 from posttrain.report.words import LANGUAGES, join, plural
 
+T = TypeVar("T")
+
 PARTS = {"whole": "Whole conversations", "user": "User turns", "assistant": "Assistant turns"}
+QUANTILES = {"p50": "P50", "p90": "P90", "p95": "P95", "max": "Longest"}
 MOST_COLUMNS = 20
 """Bars of a chart of counts; the last one takes all beyond."""
 MOST_SOURCES = 16
@@ -54,27 +49,26 @@ FEATURES = {
     "last_turn_not_assistant": "Not ending with the assistant",
     "weighted_turns": "With weighted turns",
 }
-CONTAMINATION = {
-    "benchmark": "Benchmark",
-    "source": "Source",
-    "prompts": "Prompts",
-    "contaminated_prompts": "Prompts found",
-    "matching_rows": "Rows that match",
-    "removed_rows": "Rows removed",
-    "share": "Share",
-    "limit": "Limit",
-    "contaminated": "Contaminated",
+CONTAMINATION: dict[str, tuple[str, Unit]] = {
+    "benchmark": ("Benchmark", "count"),
+    "source": ("Source", "count"),
+    "prompts": ("Prompts", "count"),
+    "contaminated_prompts": ("Prompts found", "count"),
+    "matching_rows": ("Rows that match", "count"),
+    "removed_rows": ("Rows removed", "count"),
+    "share": ("Share", "share"),
+    "limit": ("Limit", "share"),
+    "contaminated": ("Contaminated", "count"),
 }
-SHARES = ("share", "limit")
-"""Columns of the contamination table that are shares."""
+"""Column of the table of benchmarks -> its heading, and how its numbers are written."""
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _KANA = re.compile("[\u3041-\u30ff]")
 
 
-def read_profile(folder: Path) -> Profile:
+def read_profile(folder: Path) -> records.Profile:
     """The content of ``profile.json``. Raises RunError where it is missing, damaged or of another shape."""
     path = folder / "profile.json"
-    return parse(Profile, read_json(path), path)
+    return parse(records.Profile, read_json(path), path)
 
 
 def write_profile_page(folder: Path, title: str) -> Path:
@@ -84,16 +78,17 @@ def write_profile_page(folder: Path, title: str) -> Path:
     return path
 
 
-def profile_page(profile: Profile, title: str) -> Page:
+def profile_page(profile: records.Profile, title: str) -> Page:
     """Return the page of a profile."""
     files: list[tuple[str, Cell]] = [(one.file, plural(one.rows, "row")) for one in profile.files[:6]]
     if len(profile.files) > 6:
         files.append(("", f"and {len(profile.files) - 6} more files"))
-    named = "the model" if profile.tokenizer.is_model else "the"
-    caution = "; a model's tokenizer usually counts more, so profile with the model before choosing a sequence length"
-    counted = (
-        f"Lengths are in tokens of {named} {profile.tokenizer.name}{'' if profile.tokenizer.is_model else caution}."
-    )
+    counted = f"Lengths are in tokens of the model {profile.tokenizer.name}."
+    if not profile.tokenizer.is_model:
+        counted = (
+            f"Lengths are in tokens of the {profile.tokenizer.name}; a model's tokenizer usually counts more, so profile with the model"
+            " before choosing a sequence length."
+        )
     return Page(
         kind="posttrain data profile",
         title=title,
@@ -111,20 +106,15 @@ def data_sections(stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ..
 
 
 def _data_section(stage: Stage, gaps: list[Gap], *, several: bool) -> Section:
-    result = stage.result(DataResult, gaps)
+    result = stage.result(records.DataResult, gaps)
     counts = (("To train on", result.train_rows), ("Held out", result.held_out_rows), ("To test", result.test_rows))
     blocks: list[Block] = [
         Facts(tuple((name, Number(number, "count")) for name, number in counts)),
         Table("Rows by source", ("Source", "Rows"), tuple((n, Number(k, "count")) for n, k in result.sources.items())),
     ]
-    if stage.folder.file("profile.json").exists():
-        profile = optional(
-            gaps,
-            stage,
-            stage.folder.file("profile.json"),
-            "its profile is not shown",
-            lambda path: read_profile(path.parent),
-        )
+    path = stage.folder.file("profile.json")
+    if path.exists():
+        profile = optional(gaps, stage, path, "its profile is not shown", lambda path: read_profile(path.parent))
         if profile is not None:
             blocks += [Text(paragraph(profile)), *sections(profile, f"{file_name(stage.name)}-")]
     blocks.append(Records("data", {"stage": stage.name, "result": result}))
@@ -139,7 +129,7 @@ def _data_section(stage: Stage, gaps: list[Gap], *, several: bool) -> Section:
     )
 
 
-def _sentence(stage: Stage, result: DataResult) -> str:
+def _sentence(stage: Stage, result: records.DataResult) -> str:
     ledger = stage.ledger
     if ledger is None or result.train_rows is None:
         return ""
@@ -153,23 +143,14 @@ def _sentence(stage: Stage, result: DataResult) -> str:
     )
 
 
-def sections(profile: Profile, prefix: str = "") -> tuple[Section, ...]:
+def sections(profile: records.Profile, prefix: str = "") -> tuple[Section, ...]:
     """Return the parts of a profile. ``prefix``: of anchors and of the names of charts, where several profiles share a page."""
-    found: list[Section | None] = [
-        _funnel(profile, prefix),
-        _lengths(profile, prefix),
-        _conversations(profile, prefix),
-        _sources(profile, prefix),
-        _preferences(profile.preferences, prefix) if profile.preferences else None,
-        _contamination(profile, prefix),
-        _clusters(profile.clusters, prefix) if profile.clusters else None,
-        _removed(profile.removed, prefix) if profile.removed else None,
-        _schema(profile, prefix),
-    ]
-    return tuple(one for one in found if one is not None)
+    builders = (_funnel, _lengths, _conversations, _sources, _preferences, _contamination, _clusters, _removed, _schema)
+    found = (build(profile, prefix) for build in builders)
+    return tuple(section for section in found if section is not None)
 
 
-def paragraph(profile: Profile) -> str:
+def paragraph(profile: records.Profile) -> str:
     """Return the set of rows in a few sentences."""
     whole, covering = profile.lengths["whole"], profile.covering
     known = [one for one in profile.languages if one.language not in ("undetermined", "code")][:2]
@@ -192,7 +173,7 @@ def paragraph(profile: Profile) -> str:
     return text
 
 
-def _headlines(profile: Profile) -> tuple[Headline, ...]:
+def _headlines(profile: records.Profile) -> tuple[Headline, ...]:
     whole, covering = profile.lengths["whole"], profile.covering
     row = [
         Headline("Rows", Number(profile.rows, "count"), plural(len(profile.sources), "source")),
@@ -214,22 +195,17 @@ def _headlines(profile: Profile) -> tuple[Headline, ...]:
 # ---- the sections --------------------------------------------------------------------------------------------------
 
 
-def _funnel(profile: Profile, prefix: str) -> Section | None:
+def _funnel(profile: records.Profile, prefix: str) -> Section | None:
     if not profile.funnel:
         return None
-    lines = Table(
+    lines = _table(
         "Rows before and after every step",
-        ("Step", "Before", "After", "Kept", "Of all"),
-        tuple(
-            (
-                line.step,
-                Number(line.rows_in + line.added, "count"),
-                Number(line.rows_out, "count"),
-                Number(line.kept_share, "share"),
-                Number(line.share_of_start, "share"),
-            )
-            for line in profile.funnel
-        ),
+        profile.funnel,
+        ("Step", lambda line: line.step),
+        ("Before", lambda line: Number(line.rows_in + line.added, "count")),
+        ("After", lambda line: Number(line.rows_out, "count")),
+        ("Kept", lambda line: Number(line.kept_share, "share")),
+        ("Of all", lambda line: Number(line.share_of_start, "share")),
     )
     why = tuple(
         (reason, line.step, Number(number, "count"), Number(number / (line.rows_in + line.added), "share"))
@@ -246,27 +222,26 @@ def _funnel(profile: Profile, prefix: str) -> Section | None:
     return Section("Funnel", f"{prefix}funnel", tuple(blocks))
 
 
-def _lengths(profile: Profile, prefix: str) -> Section:
-    limits = [over.limit for over in profile.lengths["whole"].over]
+def _lengths(profile: records.Profile, prefix: str) -> Section:
+    over = (f"Over {one.limit:,}" for one in profile.lengths["whole"].over)
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             words,
-            *(Number(n, "count") for n in (one.p50, one.p90, one.p95, one.max)),
-            Number(one.mean, "tokens"),
-            Number(one.total, "count"),
-            *(Number(over.share, "share") for over in one.over),
+            *_quantiles(profile.lengths[name]),
+            Number(profile.lengths[name].mean, "tokens"),
+            Number(profile.lengths[name].total, "count"),
+            *(Number(one.share, "share") for one in profile.lengths[name].over),
         )
         for name, words in PARTS.items()
-        if (one := profile.lengths[name])
     )
-    over = (f"Over {limit:,}" for limit in limits)
+    table = Table("Token lengths", ("Part", *QUANTILES.values(), "Mean", "Sum", *over), rows)
     return Section(
         "Lengths in tokens",
         f"{prefix}lengths",
         (
             _coverage(profile, prefix),
             *(_length_histogram(name, profile.lengths[name], prefix) for name in PARTS),
-            Table("Token lengths", ("Part", "P50", "P90", "P95", "Longest", "Mean", "Sum", *over), rows),
+            table,
             Text(
                 "User and assistant lengths are those of all such turns of a conversation together. A percentile is a length that "
                 "occurs: so many percent of the conversations are no longer.",
@@ -276,9 +251,14 @@ def _lengths(profile: Profile, prefix: str) -> Section:
     )
 
 
-def _length_histogram(name: str, lengths: Lengths, prefix: str) -> Chart:
+def _quantiles(lengths: records.Lengths | records.ReplyLengths) -> tuple[Cell, ...]:
+    return tuple(Number(getattr(lengths, field), "count") for field in QUANTILES)
+
+
+def _length_histogram(name: str, lengths: records.Lengths, prefix: str) -> Chart:
     histogram, tail = lengths.histogram, lengths.histogram.beyond
     beyond = f" The last bar holds all {tail:,} beyond {histogram.edges[-2]:,} tokens." if tail else ""
+    marks = (("P50", lengths.p50), ("P90", lengths.p90), ("P95", lengths.p95))
     return Histogram(
         name=f"{prefix}lengths-{name}",
         title=PARTS[name],
@@ -286,48 +266,37 @@ def _length_histogram(name: str, lengths: Lengths, prefix: str) -> Chart:
         heights=(*histogram.counts[:-1], histogram.counts[-1] + tail),
         x_label="tokens",
         tail=tail,
-        marks=tuple(
-            Level(value, f"{text} {value:,}")
-            for text, value in (("P50", lengths.p50), ("P90", lengths.p90), ("P95", lengths.p95))
-        ),
+        marks=tuple(Level(value, f"{text} {value:,}") for text, value in marks),
         caption=f"Mean {numbers.fixed(lengths.mean, 1)} tokens, longest {lengths.max:,}.{beyond}",
         said=f"Median {lengths.p50:,}, P90 {lengths.p90:,}, P95 {lengths.p95:,}, longest {lengths.max:,}.",
     )
 
 
-def _coverage(profile: Profile, prefix: str) -> Chart:
+def _coverage(profile: records.Profile, prefix: str) -> Chart:
     """Return which share of the conversations a sequence length covers."""
     whole, covering = profile.lengths["whole"], profile.covering
     end = max(whole.percentiles[99], covering.rounded, 1)
     points = tuple((float(length), float(p)) for p, length in enumerate(whole.percentiles) if length <= end)
     longest = " The longest hundredth is not drawn." if end < whole.max else ""
+    covers = f"{covering.length:,} tokens cover {numbers.percent(covering.share, 0)}"
     return Lines(
         name=f"{prefix}coverage",
         title="What a sequence length covers",
         series=(Series("covered", points, "s1", "outline"),),
         y_label="% of conversations no longer",
         x_label="tokens",
-        verticals=(
-            Level(
-                covering.length, f"{covering.length:,} tokens cover {numbers.percent(covering.share, 0)}", limit=True
-            ),
-        ),
+        verticals=(Level(covering.length, covers, limit=True),),
         from_zero=True,
         caption=f"{covering.rounded:,}, the next multiple of 64, covers {numbers.percent(covering.rounded_share)}.{longest}",
     )
 
 
-def _conversations(profile: Profile, prefix: str) -> Section:
-    counts = [(count.turns, count.rows) for count in profile.turns.counts]
+def _conversations(profile: records.Profile, prefix: str) -> Section:
+    turns = profile.turns
+    caption = f"User, assistant and tool turns; {numbers.fixed(turns.mean, 1)} on average, at most {turns.max:,}."
+    counts = {count.turns: count.rows for count in turns.counts}
     charts: list[Chart] = [
-        _columns(
-            f"{prefix}turns",
-            "Turns of a conversation",
-            counts,
-            "turns",
-            "conversations",
-            f"User, assistant and tool turns; {numbers.fixed(profile.turns.mean, 1)} on average, at most {profile.turns.max:,}.",
-        )
+        _columns(f"{prefix}turns", "Turns of a conversation", counts, "turns", "conversations", caption)
     ]
     shown = profile.languages[:MOST_SOURCES]
     if len(shown) > 1:
@@ -358,7 +327,7 @@ def _conversations(profile: Profile, prefix: str) -> Section:
     return Section("Conversations", f"{prefix}conversations", (*charts, Facts(features), Text(rule, "aside")))
 
 
-def _sources(profile: Profile, prefix: str) -> Section:
+def _sources(profile: records.Profile, prefix: str) -> Section:
     weighted = profile.rows_counted != profile.rows
     shown = profile.sources[:MOST_SOURCES]
     blocks: list[Block] = []
@@ -386,7 +355,7 @@ def _sources(profile: Profile, prefix: str) -> Section:
     return Section("Sources and splits" if profile.splits else "Sources", f"{prefix}sources", tuple(blocks))
 
 
-def _share_bars(part: Part) -> tuple[str, tuple[tuple[Piece, ...], ...]]:
+def _share_bars(part: records.Part) -> tuple[str, tuple[tuple[Piece, ...], ...]]:
     rows, amount = numbers.percent(part.share), numbers.percent(part.token_share or 0.0)
     bars = (
         (Piece(part.share, "s1", f"{rows} of rows"),),
@@ -395,39 +364,32 @@ def _share_bars(part: Part) -> tuple[str, tuple[tuple[Piece, ...], ...]]:
     return f"{rows} of rows, {amount} of tokens", bars
 
 
-def _parts(title: str, first: str, parts: tuple[Part, ...], *, weighted: bool) -> Table:
-    columns = (
-        first,
-        "Rows",
-        "Share",
-        "Counted",
-        "Tokens",
-        "Share",
-        "Turns",
-        "User P50",
-        "Assistant P50",
-        "P95",
-        "Languages",
-    )
-    rows = tuple(
+def _parts(title: str, first: str, parts: tuple[records.Part, ...], *, weighted: bool) -> Table:
+    return _table(
+        title,
+        parts,
+        (first, lambda part: part.name),
+        ("Rows", lambda part: Number(part.rows, "count")),
+        ("Share", lambda part: Number(part.share, "share")),
+        ("Counted", lambda part: Number(part.rows_counted, "count") if weighted else None),
+        ("Tokens", lambda part: Number(part.tokens, "count")),
+        ("Share", lambda part: Number(part.token_share, "share")),
+        ("Turns", lambda part: Number(part.turns, digits=1)),
+        ("User P50", lambda part: Number(part.user_p50, "count")),
+        ("Assistant P50", lambda part: Number(part.assistant_p50, "count")),
+        ("P95", lambda part: Number(part.p95, "count")),
         (
-            part.name,
-            Number(part.rows, "count"),
-            Number(part.share, "share"),
-            Number(part.rows_counted, "count") if weighted else None,
-            Number(part.tokens, "count"),
-            Number(part.token_share, "share"),
-            Number(part.turns, digits=1),
-            *(Number(n, "count") for n in (part.user_p50, part.assistant_p50, part.p95)),
-            ", ".join(f"{_language(one.language)} {numbers.percent(one.share)}" for one in part.languages),
-        )
-        for part in parts
-    )
-    return Table(title, columns, rows).known()
+            "Languages",
+            lambda part: ", ".join(f"{_language(n.language)} {numbers.percent(n.share)}" for n in part.languages),
+        ),
+    ).known()
 
 
-def _preferences(compared: RepliesCompared, prefix: str) -> Section:
+def _preferences(profile: records.Profile, prefix: str) -> Section | None:
     """What the pairs or judged replies have in common, and what an objective could learn from it by mistake."""
+    compared = profile.preferences
+    if compared is None:
+        return None
     if compared.kind == "feedback":
         text = (
             f"{numbers.count(compared.rows)} judged replies, {numbers.percent(compared.desirable)} of them desirable. "
@@ -439,86 +401,89 @@ def _preferences(compared: RepliesCompared, prefix: str) -> Section:
             "them. Far from half, length alone tells the sides apart, and a model can learn just that."
         )
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (name.capitalize(), *(Number(n, "count") for n in (one.rows, one.p50, one.p90, one.p95, one.max)))
-        for name, one in compared.replies.items()
+        (name.capitalize(), Number(one.rows, "count"), *_quantiles(one)) for name, one in compared.replies.items()
     )
-    table = Table("Lengths of replies in tokens", ("Reply", "Rows", "P50", "P90", "P95", "Longest"), rows)
+    table = Table("Lengths of replies in tokens", ("Reply", "Rows", *QUANTILES.values()), rows)
     return Section("Preferences", f"{prefix}preferences", (Text(text), table))
 
 
-def _contamination(profile: Profile, prefix: str) -> Section | None:
+def _contamination(profile: records.Profile, prefix: str) -> Section | None:
     found = profile.contamination
     if found is None:
         return None
-    columns = tuple(CONTAMINATION.get(name, name) for name in found.columns)
-    rows = tuple(tuple(_contaminated(name, row.get(name)) for name in found.columns) for row in found.rows)
+    known = {name: CONTAMINATION.get(name, (name, "count")) for name in found.columns}
+    rows = tuple(tuple(_contaminated(row.get(name), unit) for name, (_, unit) in known.items()) for row in found.rows)
     text = "Evaluation prompts that were looked for among the rows, and what was found."
-    return Section(
-        "Contamination", f"{prefix}contamination", (Text(text), Table("Contamination by benchmark", columns, rows))
-    )
+    table = Table("Contamination by benchmark", tuple(heading for heading, _ in known.values()), rows)
+    return Section("Contamination", f"{prefix}contamination", (Text(text), table))
 
 
-def _contaminated(column: str, value: Any) -> Cell:
+def _contaminated(value: Any, unit: Unit) -> Cell:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return Number(value, "share" if column in SHARES else "count")
+        return Number(value, unit)
     return None if value is None else str(value)
 
 
-def _clusters(clusters: Clusters, prefix: str) -> Section:
+def _clusters(profile: records.Profile, prefix: str) -> Section | None:
+    clusters = profile.clusters
+    if clusters is None:
+        return None
     text = (
         f"{plural(clusters.clusters, 'cluster')} hold {plural(clusters.rows, 'row')}; {numbers.count(clusters.dropped)} of them were "
         "dropped in favour of the one that stands for them."
     )
     blocks: list[Block] = [Text(text)]
     if clusters.sizes:
-        sizes = [(size.size, size.clusters) for size in clusters.sizes]
+        sizes = {size.size: size.clusters for size in clusters.sizes}
         caption = f"{clusters.clusters:,} clusters of {clusters.rows:,} rows in all."
         blocks.append(
             _columns(f"{prefix}clusters", "Sizes of the clusters", sizes, "rows of a cluster", "clusters", caption)
         )
-    cards = []
-    for cluster in clusters.examples:
-        answers = tuple(
-            Answer(
-                member.id,
-                tuple(text for text in (member.prompt, member.reply) if text is not None),
-                "kept" if member.kept else "dropped",
-                member.kept,
-                () if member.similarity is None else (f"similarity {numbers.fixed(member.similarity)}",),
-            )
-            for member in cluster.members
-        )
-        more = cluster.size - len(cluster.members)
-        language = _tag(" ".join(text for answer in answers for text in answer.texts))
-        note = f"and {more:,} more" if more else ""
-        cards.append(
-            Card(f"cluster {cluster.cluster}: {cluster.size:,} rows", (), answers, language=language, note=note)
-        )
-    if cards:
+    if clusters.examples:
         title = "The largest clusters, and those whose rows are least alike"
-        blocks.append(Section(title, f"{prefix}cluster-examples", (Replies(title, tuple(cards)),), folded=True))
+        replies = Replies(title, tuple(map(_cluster, clusters.examples)))
+        blocks.append(Section(title, f"{prefix}cluster-examples", (replies,), folded=True))
     return Section("Near-duplicates", f"{prefix}clusters", tuple(blocks))
 
 
-def _removed(removed: tuple[Removed, ...], prefix: str) -> Section:
+def _cluster(cluster: records.Cluster) -> Card:
+    answers = tuple(
+        Answer(
+            member.id,
+            tuple(text for text in (member.prompt, member.reply) if text is not None),
+            "kept" if member.kept else "dropped",
+            member.kept,
+            () if member.similarity is None else (f"similarity {numbers.fixed(member.similarity)}",),
+        )
+        for member in cluster.members
+    )
+    more = cluster.size - len(cluster.members)
+    language = _tag(" ".join(text for answer in answers for text in answer.texts))
+    name = f"cluster {cluster.cluster}: {cluster.size:,} rows"
+    return Card(name, (), answers, language=language, note=f"and {more:,} more" if more else "")
+
+
+def _removed(profile: records.Profile, prefix: str) -> Section | None:
+    if not profile.removed:
+        return None
     inner = [
         Section(
             entry.reason,
             f"{prefix}removed-{place}",
-            (Replies(entry.reason, tuple(_example(example) for example in entry.examples)),),
+            (Replies(entry.reason, tuple(map(_example, entry.examples))),),
             folded=True,
             gist=f"{plural(entry.rows, 'row')}, {entry.step}",
         )
-        for place, entry in enumerate(removed)
+        for place, entry in enumerate(profile.removed)
     ]
     text = "For every reason a few examples, chosen by content id, so the same rows give the same examples."
-    rows = sum(entry.rows for entry in removed)
+    rows = sum(entry.rows for entry in profile.removed)
     return Section("Removed rows", f"{prefix}removed", (Text(text), *inner), folded=True, gist=plural(rows, "row"))
 
 
-def _example(one: RemovedExample) -> Card:
+def _example(one: records.RemovedExample) -> Card:
     place = f"{one.file}:{one.line}"
     note = " \N{MIDDLE DOT} ".join(text for text in (one.detail, f"twin {one.twin}" if one.twin else "") if text)
     answers = () if one.reply is None else (Answer("reply", (one.reply,)),)
@@ -526,34 +491,36 @@ def _example(one: RemovedExample) -> Card:
     return Card(place, turns, answers, language=_tag(f"{one.prompt} {one.reply}"), note=note)
 
 
-def _schema(profile: Profile, prefix: str) -> Section:
+def _schema(profile: records.Profile, prefix: str) -> Section:
     columns = tuple((one.name, one.type, Number(one.nulls, "count")) for one in profile.columns)
     keys = tuple(
         (key.key, Number(key.rows, "count"), ", ".join(key.types), ", ".join(key.values)) for key in profile.meta_keys
     )
-    blocks: list[Block] = [
-        Text(f"{plural(profile.rows, 'row')}, {plural(profile.distinct_ids, 'different conversation')}."),
-        Table("Columns", ("Column", "Type", "Empty"), columns),
-        Table("Keys of meta", ("Key of meta", "Rows", "Types", "Frequent values"), keys)
-        if keys
-        else Text("No row carries meta.", "aside"),
-    ]
-    return Section("Schema", f"{prefix}schema", tuple(blocks), folded=True, gist=plural(len(columns), "column"))
+    meta: Block = Text("No row carries meta.", "aside")
+    if keys:
+        meta = Table("Keys of meta", ("Key of meta", "Rows", "Types", "Frequent values"), keys)
+    text = Text(f"{plural(profile.rows, 'row')}, {plural(profile.distinct_ids, 'different conversation')}.")
+    blocks = (text, Table("Columns", ("Column", "Type", "Empty"), columns), meta)
+    return Section("Schema", f"{prefix}schema", blocks, folded=True, gist=plural(len(columns), "column"))
 
 
 # ---- pieces --------------------------------------------------------------------------------------------------------
 
 
-def _columns(
-    name: str, title: str, counts: list[tuple[int, int]], x_label: str, y_label: str, caption: str
-) -> Histogram:
+def _table(title: str, lines: Iterable[T], *columns: tuple[str, Callable[[T], Cell]]) -> Table:
+    """Return a table with a row for each line, given the heading and the cell of each column."""
+    rows = tuple(tuple(cell(line) for _, cell in columns) for line in lines)
+    return Table(title, tuple(heading for heading, _ in columns), rows)
+
+
+def _columns(name: str, title: str, counts: Mapping[int, int], x_label: str, y_label: str, caption: str) -> Histogram:
     """Return one bar for each whole number; numbers from the last bar on share it."""
-    first = counts[0][0]
-    last = min(counts[-1][0], first + MOST_COLUMNS - 1)
+    first, most = min(counts), max(counts)
+    last = min(most, first + MOST_COLUMNS - 1)
     heights = dict.fromkeys(range(first, last + 1), 0)
-    for number, count in counts:
+    for number, count in counts.items():
         heights[min(number, last)] += count
-    beyond = counts[-1][0] > last
+    beyond = most > last
     return Histogram(
         name=name,
         title=title,
