@@ -176,11 +176,12 @@ def select(out: Path, rule: str, workers: int) -> None:
     from posttrain.data.config import Source
     from posttrain.data.pipeline import gather
     from posttrain.data.rows import LINEAGE, write_rows
+    from posttrain.data.steps import StepRun
 
     scored = out / "scored.parquet"
     if not scored.exists():
         sources = [Source(path=str(path)) for path in sorted(out.glob("*.jsonl"))]
-        rows, _ = gather(sources, out / "read", resolve_data, workers=workers)
+        rows, _ = gather(sources, out / "read", StepRun(resolve_data, workers))
         score = pl.struct(
             pl.lit("mean_logp").alias("name"),
             (-(pl.col("id").hash(1) % 3_000).cast(pl.Float64) / 1_000).alias("value"),

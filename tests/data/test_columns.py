@@ -13,6 +13,7 @@ from posttrain.data.formats import RowError, detect_format, read_record
 from posttrain.data.formats.columns import check_columns, check_paths, renamed
 from posttrain.data.pipeline import gather, rows_at
 from posttrain.data.rows import read_rows
+from posttrain.data.steps import StepRun
 from posttrain.errors import ConfigError, DataError
 from posttrain.lab.options import parse_columns
 from posttrain.types import Origin
@@ -109,12 +110,12 @@ def test_columns_of_a_source(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"q": "x", "a": "y"}\n{"q": "z"}\n{"q": "v", "a": "w"}\n', encoding="utf-8")
     source = Source(path=str(path), columns={"user": "q", "assistant": "a"})
-    rows, ledger = gather([source], tmp_path / "out", lambda name: None)
+    rows, ledger = gather([source], tmp_path / "out", StepRun(lambda name: None))
     assert [talk(row) for row in read_rows(rows)] == [QA, [("user", "v"), ("assistant", "w")]]
     assert [(reject.origin.line, reject.reason) for reject in ledger.rejects] == [(2, "wrong_shape")]
     assert talk(rows_at(source, 2, lambda name: None)[0]) == [("user", "v"), ("assistant", "w")]
     with pytest.raises(ConfigError, match="columns"):
-        gather([Source(path=str(path), columns={"use": "q"})], tmp_path / "other", lambda name: None)
+        gather([Source(path=str(path), columns={"use": "q"})], tmp_path / "other", StepRun(lambda name: None))
 
 
 def test_a_row_of_another_format_in_a_file(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_row_of_another_format_in_a_file(tmp_path: Path) -> None:
     ]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    rows, ledger = gather([Source(path=str(path))], tmp_path / "out", lambda name: None)
+    rows, ledger = gather([Source(path=str(path))], tmp_path / "out", StepRun(lambda name: None))
     assert [row.origin.line for row in read_rows(rows)] == [1, 2, 3]
     assert [(reject.origin.line, reject.reason) for reject in ledger.rejects] == [
         (4, "other_kind"),

@@ -38,6 +38,7 @@ from posttrain.data.rows import (
 from posttrain.data.select.apart import Diversity, NgramNovelty
 from posttrain.data.select.step import SelectStep
 from posttrain.data.split import SplitStep, prompt_key
+from posttrain.data.steps import StepRun
 from posttrain.errors import DataError
 from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
@@ -82,7 +83,9 @@ def run(config: DataSettings, folder: Path, seed: int = 0) -> tuple[dict[str, An
 
 def test_the_formats_say_what_the_rows_are(tmp_path: Path) -> None:
     for name, record, kind in (("a", TALK, "conversations"), ("b", pair(1), "pairs"), ("c", judged(1), "feedback")):
-        path, _ = gather([Source(path=str(write(tmp_path / f"{name}.jsonl", [record])))], tmp_path / name, no_asset)
+        path, _ = gather(
+            [Source(path=str(write(tmp_path / f"{name}.jsonl", [record])))], tmp_path / name, StepRun(no_asset)
+        )
         assert row_kind_of(path) == kind
 
 
@@ -195,7 +198,7 @@ def test_the_rule_for_pairs_of_a_source(tmp_path: Path) -> None:
         ),
     }
     for number, (rule, (found, dropped, added)) in enumerate(rules.items()):
-        rows, ledger = gather([Source(path=path, pairs=rule)], tmp_path / str(number), no_asset)
+        rows, ledger = gather([Source(path=path, pairs=rule)], tmp_path / str(number), StepRun(no_asset))
         pairs = read_pairs(rows)
         assert [(r.chosen[0].content, r.rejected[0].content, r.meta["margin"]) for r in pairs] == found
         assert (ledger.steps[1].dropped, ledger.steps[1].added) == (dropped, added)
@@ -210,7 +213,7 @@ def test_a_rule_without_rated_answers_is_an_error(tmp_path: Path) -> None:
 
 def test_a_limit_counts_records_of_the_source(tmp_path: Path) -> None:
     path = str(write(tmp_path / "a.jsonl", [{**pair(0), "chosen": ""}, *map(pair, range(1, 9))]))
-    rows, ledger = gather([Source(path=path, max_rows=3)], tmp_path / "out", no_asset, wanted="feedback")
+    rows, ledger = gather([Source(path=path, max_rows=3)], tmp_path / "out", StepRun(no_asset), wanted="feedback")
     assert [row.origin.line for row in read_feedback(rows)] == [2, 2, 3, 3, 4, 4]
     assert ledger.steps[0].rows_in == 4
 
@@ -221,7 +224,7 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     files = []
     for workers in (1, 2):
         out = tmp_path / str(workers)
-        gather([source], out, no_asset, workers=workers, wanted="feedback")
+        gather([source], out, StepRun(no_asset, workers), wanted="feedback")
         files.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert files[0] == files[1]
 
@@ -329,7 +332,7 @@ def test_a_step_reads_files_without_the_columns_of_preferences(tmp_path: Path) -
     write_rows(new, rows_frame(rows))
     kept = [deduplicated(path, tmp_path / path.stem) for path in (old, new)]
     assert kept[0].equals(kept[1])
-    both, _ = gather([Source(path=str(old)), Source(path=str(new))], tmp_path / "both", no_asset)
+    both, _ = gather([Source(path=str(old)), Source(path=str(new))], tmp_path / "both", StepRun(no_asset))
     assert len(read_rows(both)) == 3
     assert asdict(profile([old], tmp_path / "profile"))["preferences"] is None
 
@@ -348,7 +351,7 @@ def deduplicated(path: Path, out: Path) -> pl.DataFrame:
 def test_a_step_reads_the_rows_another_wrote(tmp_path: Path, wanted: str) -> None:
     records = [*map(pair, range(4)), {**pair(1), "rejected": "No."}]
     read, _ = gather(
-        [Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "read", no_asset, wanted=wanted
+        [Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "read", StepRun(no_asset), wanted=wanted
     )
     first = deduplicated(read, tmp_path / "first")
     second = deduplicated(tmp_path / "first" / "rows" / "train.parquet", tmp_path / "second")
@@ -371,8 +374,10 @@ def test_written_rows_are_a_source_like_any_other(tmp_path: Path, wanted: str) -
         {"prompt": turns, "chosen": [call, turns[2], {"role": "assistant", "content": "y"}], "rejected": "z"},
         {**pair(1), "score_chosen": 2, "score_rejected": 1, "id": "ab", "source": "web", "tools": [{"name": "f"}]},
     ]
-    first, _ = gather([Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "1", no_asset, wanted=wanted)
-    second, ledger = gather([Source(path=str(first), name="a")], tmp_path / "2", no_asset)
+    first, _ = gather(
+        [Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "1", StepRun(no_asset), wanted=wanted
+    )
+    second, ledger = gather([Source(path=str(first), name="a")], tmp_path / "2", StepRun(no_asset))
     assert ledger.steps[-1].rows_out == (2 if wanted == "pairs" else 4)
     same = ["id", "messages", *PREFERENCE, "tools", "meta"]
     assert scan_rows(first).select(same).collect().equals(scan_rows(second).select(same).collect())
@@ -384,7 +389,7 @@ def test_scores_are_those_of_the_conversation(tmp_path: Path, tiny_model: Path, 
     # two pairs with one chosen reply; in feedback the rows of one record share their place
     records = [pair(1), {**pair(1), "rejected": "No."}, {**pair(2), "rejected": "Never. " * 99}]
     read, _ = gather(
-        [Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "read", no_asset, wanted=wanted
+        [Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "read", StepRun(no_asset), wanted=wanted
     )
     talks = tmp_path / "talks.parquet"
     rows = read_pairs(read) if wanted == "pairs" else read_feedback(read)
@@ -403,11 +408,11 @@ def test_scores_are_those_of_the_conversation(tmp_path: Path, tiny_model: Path, 
 
 def test_files_of_two_kinds_are_told_apart(tmp_path: Path) -> None:
     paths = [
-        gather([Source(path=str(write(tmp_path / f"{n}.jsonl", [record])))], tmp_path / str(n), no_asset)[0]
+        gather([Source(path=str(write(tmp_path / f"{n}.jsonl", [record])))], tmp_path / str(n), StepRun(no_asset))[0]
         for n, record in enumerate((pair(1), judged(1)))
     ]
     with pytest.raises(DataError, match=r"are feedback, and those of .* are pairs"):
-        gather([Source(path=str(path)) for path in paths], tmp_path / "both", no_asset)
+        gather([Source(path=str(path)) for path in paths], tmp_path / "both", StepRun(no_asset))
     with pytest.raises(DataError, match=r"are feedback, and those of .* are pairs"):
         profile(paths, tmp_path / "profile")
 
@@ -421,7 +426,7 @@ def test_the_profile_of_pairs_by_hand(tmp_path: Path) -> None:
         for n, (good, bad) in enumerate([(1, 2), (2, 1), (3, 3), (8, 7)])
     ]
     records[0]["prompt"] = [{"role": role, "content": "one two"} for role in ("user", "assistant", "user")]
-    rows, _ = gather([Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "read", no_asset)
+    rows, _ = gather([Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "read", StepRun(no_asset))
     assert asdict(profile([rows], tmp_path / "out"))["preferences"] == {
         "kind": "pairs",
         "rows": 4,
@@ -436,7 +441,7 @@ def test_the_profile_of_pairs_by_hand(tmp_path: Path) -> None:
 
 def test_the_profile_of_feedback_by_hand(tmp_path: Path) -> None:
     records = [{"prompt": "x", "completion": "a " * n, "label": n == 3} for n in (1, 2, 3, 4)]
-    rows, _ = gather([Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "read", no_asset)
+    rows, _ = gather([Source(path=str(write(tmp_path / "a.jsonl", records)))], tmp_path / "read", StepRun(no_asset))
     assert asdict(profile([rows], tmp_path / "out"))["preferences"] == {
         "kind": "feedback",
         "rows": 4,
@@ -447,5 +452,7 @@ def test_the_profile_of_feedback_by_hand(tmp_path: Path) -> None:
         "chosen_longer": None,
         "desirable": 0.25,
     }
-    one_class, _ = gather([Source(path=str(write(tmp_path / "b.jsonl", records[:1])))], tmp_path / "one", no_asset)
+    one_class, _ = gather(
+        [Source(path=str(write(tmp_path / "b.jsonl", records[:1])))], tmp_path / "one", StepRun(no_asset)
+    )
     assert list(asdict(profile([one_class], tmp_path / "two"))["preferences"]["replies"]) == ["undesirable"]

@@ -9,6 +9,7 @@ import pytest
 
 from posttrain.data.config import Source
 from posttrain.data.pipeline import gather
+from posttrain.data.steps import StepRun
 
 
 def write(path: Path, count: int) -> None:
@@ -27,7 +28,7 @@ def write(path: Path, count: int) -> None:
 
 
 def files(out: Path, sources: list[Source], workers: int) -> dict[str, bytes]:
-    gather(sources, out, lambda name: None, workers=workers)
+    gather(sources, out, StepRun(lambda name: None, workers))
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
@@ -53,6 +54,8 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_limit_is_exact_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("posttrain.data.pipeline.BLOCK_ROWS", 4)
     write(tmp_path / "a.jsonl", 60)
-    _, ledger = gather([Source(path=str(tmp_path / "a.jsonl"), max_rows=9)], tmp_path / "out", lambda name: None)
+    _, ledger = gather(
+        [Source(path=str(tmp_path / "a.jsonl"), max_rows=9)], tmp_path / "out", StepRun(lambda name: None)
+    )
     assert ledger.steps[1].rows_out == 9
     assert ledger.steps[0].rows_in == 12  # lines 4 and 11 are broken, 6 has no known role

@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from operator import itemgetter
@@ -22,7 +22,7 @@ from posttrain.data.formats import FORMATS, NoFormatError
 from posttrain.data.formats.columns import check_columns
 from posttrain.data.formats.drafts import PairRule
 from posttrain.data.mix import MixStep
-from posttrain.data.places import SIDES, DataFile, Resolve, locate, stem
+from posttrain.data.places import SIDES, DataFile, HubSet, Resolve, locate, stem
 from posttrain.data.profile import profile
 from posttrain.data.profile_records import DataResult
 from posttrain.data.reading import (
@@ -51,7 +51,7 @@ from posttrain.data.sniff import EmptyFileError
 from posttrain.data.sources import read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
 from posttrain.data.steps import SHOWN_REJECTS, Progress, StepRun, blocks, count_rows, run_step, run_steps
-from posttrain.data.streams import printable
+from posttrain.data.streams import Tick, printable
 from posttrain.errors import ConfigError, DataError
 from posttrain.types import Origin, Row, RowKind, SftRow
 
@@ -61,7 +61,7 @@ def prepare(
     out: StageDir,
     seed: int,
     resolve: Resolve,
-    progress: Progress | None = None,
+    progress: Progress = lambda what, done, total: None,
     held_out_files: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Read all sources, drop what can't be used and exact duplicates, run the steps, split, and write the stage's files.
@@ -76,13 +76,11 @@ def prepare(
     an unknown format; RunError where ``out`` can't be written. The ledger is written also where no row is left.
     """
     _check_split(stage)
-    rows_file, ledger = gather(
-        stage.sources, out.file("read"), resolve, progress, stage.workers, stage.engine, stage.rows
-    )
+    run = StepRun(resolve, stage.workers, stage.engine, progress)
+    rows_file, ledger = gather(stage.sources, out.file("read"), run, stage.rows)
     if not ledger.steps[-1].rows_out:
         ledger.write(out.file("ledger.json"))
         raise nothing_usable(ledger, [source.path for source in stage.sources], out.file("ledger.json"))
-    run = StepRun(resolve, stage.workers, stage.engine, progress or (lambda what, done, total: None))
     rows_file, lines = run_steps(stage.steps, rows_file, out.file("steps"), seed, run)
     ledger.steps += lines
     if held_out_files:
@@ -100,28 +98,20 @@ def prepare(
     return result
 
 
-def gather(
-    sources: Sequence[Source],
-    out: Path,
-    resolve: Resolve,
-    progress: Progress | None = None,
-    workers: int = 1,
-    engine: str = "local",
-    wanted: WantedRowKind = "auto",
-) -> tuple[Path, Ledger]:
+def gather(sources: Sequence[Source], out: Path, run: StepRun, wanted: WantedRowKind = "auto") -> tuple[Path, Ledger]:
     """One file with the good rows of all sources, and the account of the reading.
 
     Rows that a step of the data chain has written are taken with what they carry (scores, clusters, verdicts); other files are read
     in their format (`read_sources`). Exact duplicates are dropped, the first stays. All rows are of one kind.
     """
-    finished = {place: paths for place, source in enumerate(sources) if (paths := _finished_rows(source, resolve))}
+    finished = {place: paths for place, source in enumerate(sources) if (paths := _finished_rows(source, run.resolve))}
     raw = [source for place, source in enumerate(sources) if place not in finished]
     if not finished:
-        return read_sources(raw, out, resolve, progress, workers, engine, wanted)
+        return read_sources(raw, out, run, wanted)
     files = [path for paths in finished.values() for path in paths]
     ledger = Ledger()
     if raw:
-        read, ledger = read_sources(raw, out, resolve, progress, workers, engine, wanted)
+        read, ledger = read_sources(raw, out, run, wanted)
         files += [read] if ledger.steps[-1].rows_out else []
     if wanted not in ("auto", kind := shared_row_kind(files)):
         raise DataError(f"these rows are {kind}, and {wanted} are wanted", where=", ".join(s.path for s in sources))
@@ -129,15 +119,21 @@ def gather(
     names = {path: name for place, paths in finished.items() if (name := sources[place].name) for path in paths}
     if len(files) == 1 and not names and fresh.all():
         return files[0], ledger
-    frames = [scan_rows(path).select(*SCHEMA, *LINEAGE) for path in files]
     named = [
-        frame.with_columns(source=pl.lit(names[path])) if path in names else frame
-        for path, frame in zip(files, frames, strict=True)
+        scan_rows(path)
+        .select(*SCHEMA, *LINEAGE)
+        .with_columns(source=pl.lit(names[path]) if path in names else pl.col("source"))
+        for path in files
     ]
     rows = out / "all.parquet"
-    kept = pl.concat([pl.concat(named), fresh.to_frame("fresh").lazy()], how="horizontal").filter("fresh").drop("fresh")
-    write_rows(rows, kept)
+    write_rows(rows, _only(pl.concat(named), fresh))
     return rows, ledger
+
+
+def _only(rows: pl.LazyFrame, wanted: pl.Series) -> pl.LazyFrame:
+    """The rows where a series is true. It stands beside them, since a join would hold their text."""
+    beside = wanted.alias("wanted").to_frame().lazy()
+    return pl.concat([rows, beside], how="horizontal").filter("wanted").drop("wanted")
 
 
 def _account_finished(ledger: Ledger, files: Sequence[Path], finished: int) -> pl.Series:
@@ -159,12 +155,12 @@ def _finished_rows(source: Source, resolve: Resolve) -> list[Path]:
     """The files of a source where all are rows that a step of the data chain has written."""
     if not Path(source.path).exists() or source.max_rows is not None:
         return []
-    parts = locate(source.path, resolve, source.split, config=source.config).parts
-    paths = [part.path for part in parts if isinstance(part, DataFile) and is_rows(part.path)]
+    parts = source.parts(resolve)
+    paths = [part.path for part in parts if isinstance(part, DataFile) and _is_rows(part.path)]
     return paths if len(paths) == len(parts) else []
 
 
-def is_rows(path: Path) -> bool:
+def _is_rows(path: Path) -> bool:
     """Whether this is a Parquet file that a step of the data chain has written."""
     if path.suffix != ".parquet" or not path.is_file() or printable(str(path)) != str(path):
         return False
@@ -174,19 +170,11 @@ def is_rows(path: Path) -> bool:
         return False
 
 
-def read_sources(
-    sources: Sequence[Source],
-    out: Path,
-    resolve: Resolve,
-    progress: Progress | None = None,
-    workers: int = 1,
-    engine: str = "local",
-    wanted: WantedRowKind = "auto",
-) -> tuple[Path, Ledger]:
+def read_sources(sources: Sequence[Source], out: Path, run: StepRun, wanted: WantedRowKind) -> tuple[Path, Ledger]:
     """One file with the good rows of all sources, and the account of the reading: ``rows.parquet``, ``ledger.json`` in ``out``.
 
     All rows are of one kind. Exact duplicates are dropped here, the first stays. A reading that is finished in ``out`` is not
-    done again. Neither ``workers`` nor ``engine`` changes the result.
+    done again.
     """
     path = out / "rows.parquet"
     if (out / "ledger.json").exists():
@@ -196,22 +184,21 @@ def read_sources(
         if source.format != "auto":
             FORMATS[source.format]  # an unknown one is told before any file is read
         check_columns(source.columns or {}, source.path)
-    ledger = Ledger()
-    steps = _Steps(ledger, _Kind(wanted))
-    run = StepRun(resolve, workers, engine)
     parts = (out / "parts").absolute()
     shutil.rmtree(parts, ignore_errors=True)
-    numbers = itertools.count()
+    reading = _Reading(run, wanted, parts)
     kept = [
-        _account(steps, outcome)
+        reading.account(outcome)
         for source, name in zip(sources, names, strict=True)
-        for outcome in _read(steps, source, name, parts, numbers, progress, run)
+        for outcome in reading.read(source, name)
     ]
-    if any(map(any, kept)):
-        write_rows(path, _kept_rows(parts, kept))
+    fresh = pl.Series(list(itertools.chain.from_iterable(kept)), dtype=pl.Boolean)
+    if fresh.any():
+        rows = pl.scan_parquet([part_path(parts, number) for number in range(len(kept))], glob=False)
+        write_rows(path, rows if fresh.all() else _only(rows, fresh))
     shutil.rmtree(parts, ignore_errors=True)
-    ledger.write(out / "ledger.json")
-    return path, ledger
+    reading.ledger.write(out / "ledger.json")
+    return path, reading.ledger
 
 
 def _check_split(stage: DataSettings) -> None:
@@ -229,13 +216,11 @@ def _hold_out(rows_file: Path, held_out: float, seed: int, out: StageDir) -> Led
     """Write the two sides of a simple split and return its line of the ledger."""
     prompts = list(_prompt_keys(rows_file))
     chosen = held_out_prompts(prompts, held_out, seed)
-    side = pl.LazyFrame({"held_out": pl.Series([prompt in chosen for prompt in prompts], dtype=pl.Boolean)})
-    table = pl.concat([scan_rows(rows_file), side], how="horizontal")
-    for name, wanted in (("train", ~pl.col("held_out")), ("held_out", pl.col("held_out"))):
-        split = pl.lit("train" if name == "train" else "validation")
-        write_rows(out.file("rows", f"{name}.parquet"), table.filter(wanted).with_columns(split=split))
-    held_out_rows = count_rows(out.file("rows", "held_out.parquet"))
-    notes = {"train": len(prompts) - held_out_rows, "held_out": held_out_rows}
+    held = pl.Series([prompt in chosen for prompt in prompts], dtype=pl.Boolean)
+    for side, wanted in (("train", ~held), ("held_out", held)):
+        rows = _only(scan_rows(rows_file), wanted).with_columns(split=pl.lit(SIDES[side]))
+        write_rows(out.file("rows", f"{side}.parquet"), rows)
+    notes = {"train": int((~held).sum()), "held_out": int(held.sum())}
     return LedgerStep("split", rows_in=len(prompts), rows_out=len(prompts), notes=notes)
 
 
@@ -244,9 +229,8 @@ def _keep_held_out(rows: Path, held_out_files: Sequence[Path], out: StageDir, le
     held_out = pl.concat([scan_rows(path) for path in held_out_files]).unique("id", keep="first", maintain_order=True)
     write_rows(out.file("rows", "held_out.parquet"), held_out)
     kept = {key for path in held_out_files for key in _prompt_keys(path)}
-    train = pl.Series("train", [key not in kept for key in _prompt_keys(rows)], dtype=pl.Boolean)
-    table = pl.concat([scan_rows(rows), train.to_frame().lazy()], how="horizontal").filter("train").drop("train")
-    write_rows(out.file("rows", "train.parquet"), table.with_columns(split=pl.lit("train")))
+    train = pl.Series([key not in kept for key in _prompt_keys(rows)], dtype=pl.Boolean)
+    write_rows(out.file("rows", "train.parquet"), _only(scan_rows(rows), train).with_columns(split=pl.lit("train")))
     line = ledger.step("split", rows_in=len(train))
     places = pl.scan_parquet(rows, glob=False).select("file", "line").collect().filter(~train)
     for file, number in places.iter_rows():
@@ -287,9 +271,8 @@ def _sides(out: StageDir) -> dict[str, Path]:
 
 
 def _result(out: StageDir, names: Sequence[str]) -> dict[str, Any]:
-    sources = Counter[str]()
-    for path in _sides(out).values():
-        sources.update(dict(pl.scan_parquet(path, glob=False).group_by("source").len().collect().iter_rows()))
+    sides = pl.concat([pl.scan_parquet(path, glob=False).select("source") for path in _sides(out).values()])
+    sources = Counter(dict(sides.group_by("source").len().collect().iter_rows()))
     counts = {f"{side}_rows": count_rows(path) for side, path in _sides(out).items()}
     by_name = {name: sources[name] for name in [*names, *sorted(sources.keys() - set(names))]}
     found = asdict(DataResult(sources=by_name, **counts))
@@ -309,10 +292,9 @@ def rows_at(source: Source, index: int, resolve: Resolve, wanted: WantedRowKind 
     Raises DataError where there are fewer records, or where that one can't be used, with its reason.
     """
     check_columns(source.columns or {}, source.path)
-    count = 0
-    for part in locate(source.path, resolve, source.split, config=source.config).parts:
-        format_name, records = known_format(read_raw(part), part.label, source.format, source.columns)
-        reading = _reading(source, "rows", part.label, format_name, _Kind(wanted))
+    count, kind = 0, _Kind(wanted)
+    for part in source.parts(resolve):
+        reading, records = _opened(source, "rows", part, kind)
         for record in records:
             if count == index:
                 found = parse(record, reading)
@@ -353,40 +335,26 @@ class _Kind:
         )
 
 
-def _reading(source: Source, name: str, label: str, format_name: str | None, kind: _Kind) -> Reading:
-    """How a file of a source is read. Raises DataError where its rows are of the wrong kind, or a rule for pairs has no use."""
+def _opened(
+    source: Source, name: str, part: DataFile | HubSet, kind: _Kind, tick: Tick | None = None
+) -> tuple[Reading, Iterator[Raw]]:
+    """How a part of a source is read, and its records.
+
+    Raises DataError where its rows are of the wrong kind or a rule for pairs has no use, NoFormatError where no format fits.
+    """
+    format_name, records = known_format(read_raw(part, tick), part.label, source.format, source.columns)
     rule = source.pairs or PairRule()
     if format_name is None:
-        return Reading(None, "conversations", name, rule)
+        return Reading(None, "conversations", name, rule), records
     if source.pairs is not None and not FORMATS[format_name].rated:
         rated = ", ".join(known for known in FORMATS if FORMATS[known].rated)
         raise DataError(
             f"a rule for pairs is given, and these rows (read as {format_name!r}) are not rated answers",
-            where=label,
+            where=part.label,
             fix=f"leave out pairs, or name one of the formats that it is for: {rated}",
         )
-    wanted = kind.of(label, format_name)
-    return Reading(format_name, wanted, name, rule, source.columns or {}, source.format == "auto")
-
-
-class _Steps:
-    """The three steps of reading, all open at once because rows flow through them one by one."""
-
-    def __init__(self, ledger: Ledger, kind: _Kind) -> None:
-        self.ledger, self.kind = ledger, kind
-        self.read: LedgerStep = ledger.step("read")
-        self.format: LedgerStep = ledger.step("format")
-        self.deduplicate: LedgerStep = ledger.step("deduplicate")
-        self.seen: dict[str, Origin] = {}
-        """Content id of every kept row and where it stood first."""
-
-    def drop(self, step: LedgerStep, origin: Origin, reason: str, detail: str) -> None:
-        """Record one dropped row; broken bytes in the detail are spelt out."""
-        self.ledger.drop(step, origin, reason, printable(detail))
-
-    def note(self, what: str) -> None:
-        """Count something about the reading that concerns no row."""
-        self.read.notes[what] = self.read.notes.get(what, 0) + 1
+    wanted = kind.of(part.label, format_name)
+    return Reading(format_name, wanted, name, rule, source.columns or {}, source.format == "auto"), records
 
 
 def source_names(sources: Sequence[Source]) -> list[str]:
@@ -402,92 +370,84 @@ def source_names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def _read(
-    steps: _Steps,
-    source: Source,
-    name: str,
-    parts: Path,
-    numbers: Iterator[int],
-    progress: Progress | None,
-    run: StepRun,
-) -> Iterator[Outcome]:
-    """What became of the records of a source, block by block; its good rows, at most ``max_rows``, are in ``parts``."""
-    located = locate(source.path, run.resolve, source.split, config=source.config)
-    for ignored in located.ignored:
-        steps.note(f"ignored file {printable(source.path).rstrip('/')}/{ignored}")
-    left = source.max_rows
-    if left is not None:
-        run = replace(run, workers=1, engine="local")  # where to stop is known only block after block
+class _Reading:
+    """The three steps of reading, all open at once because rows flow through them one by one."""
 
-    def raw_blocks(label: str, records: Iterator[Raw]) -> Iterator[RawBlock]:
-        while left != 0 and (batch := list(itertools.islice(records, BLOCK_ROWS))):
-            yield raw_block(next(numbers), left, label, batch)
+    def __init__(self, run: StepRun, wanted: WantedRowKind, parts: Path) -> None:
+        self.run, self.kind, self.parts = run, _Kind(wanted), parts
+        self.ledger = Ledger([LedgerStep(name) for name in ("read", "format", "deduplicate")])
+        self.seen: dict[str, Origin] = {}
+        """Content id of every kept row and where it stood first."""
+        self.numbers = itertools.count()
+        """Of the blocks of all sources."""
 
-    for part in located.parts:
-        if left == 0:
-            steps.note(f"not read (max_rows) {part.label}")
-            continue
-        tick = None if progress is None else _ticker(progress, part.label)
-        found = 0
-        try:
+    def note(self, what: str) -> None:
+        """Count something about the reading that concerns no row."""
+        notes = self.ledger.steps[0].notes
+        notes[what] = notes.get(what, 0) + 1
+
+    def read(self, source: Source, name: str) -> Iterator[Outcome]:
+        """What became of the records of a source, block by block; its good rows, at most ``max_rows``, are in the parts."""
+        located = locate(source.path, self.run.resolve, source.split, config=source.config)
+        for ignored in located.ignored:
+            self.note(f"ignored file {printable(source.path).rstrip('/')}/{ignored}")
+        run, left = self.run, source.max_rows
+        if left is not None:
+            run = replace(run, workers=1, engine="local")  # where to stop is known only block after block
+
+        def raw_blocks(label: str, records: Iterator[Raw]) -> Iterator[RawBlock]:
+            while left != 0 and (batch := list(itertools.islice(records, BLOCK_ROWS))):
+                yield raw_block(next(self.numbers), left, label, batch)
+
+        for part in located.parts:
+            if left == 0:
+                self.note(f"not read (max_rows) {part.label}")
+                continue
+            tick, found = partial(run.progress, part.label), 0
             try:
-                format_name, records = known_format(read_raw(part, tick), part.label, source.format, source.columns)
-                reading = _reading(source, name, part.label, format_name, steps.kind)
-            except NoFormatError as error:
+                try:
+                    reading, records = _opened(source, name, part, self.kind, tick)
+                except NoFormatError as error:
+                    if len(located.parts) == 1:
+                        raise
+                    records = read_raw(part, tick)
+                    reading = Reading(None, "conversations", name, PairRule(), unfit=error.problem)
+                for outcome in map_blocks(
+                    partial(read_block, self.parts, reading), raw_blocks(part.label, records), run
+                ):
+                    found += outcome.records
+                    if left is not None:
+                        left -= outcome.used
+                    yield outcome
+            except EmptyFileError:
                 if len(located.parts) == 1:
                     raise
-                records = read_raw(part, tick)
-                reading = Reading(None, "conversations", name, PairRule(), unfit=error.problem)
-            for outcome in map_blocks(partial(read_block, parts, reading), raw_blocks(part.label, records), run):
-                found += outcome.records
-                if left is not None:
-                    left -= outcome.used
-                yield outcome
-        except EmptyFileError:
-            if len(located.parts) == 1:
-                raise
-        if not found:
-            steps.note(f"no rows in {part.label}")
+            if not found:
+                self.note(f"no rows in {part.label}")
 
-
-def _ticker(progress: Progress, label: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(label, done, total)
-
-
-def _account(steps: _Steps, outcome: Outcome) -> list[bool]:
-    """Enter the records of a block into the ledger. Of every good row: whether its content had not been seen."""
-    fresh: list[bool] = []
-    dropped: list[tuple[int, LedgerStep, Origin, str, str]] = [
-        (place, steps.read if bad.step == "read" else steps.format, bad.origin, bad.reason, bad.detail)
-        for place, bad in outcome.unusable
-    ]
-    for row_id, line, place in zip(outcome.ids, outcome.lines, outcome.places, strict=True):
-        origin = Origin(outcome.label, line)
-        first = steps.seen.setdefault(row_id, origin)
-        fresh.append(first is origin)
-        if first is not origin:
-            dropped.append((place, steps.deduplicate, origin, "exact_duplicate", f"same as {first}"))
-    for _, step, origin, reason, detail in sorted(dropped, key=itemgetter(0)):
-        steps.drop(step, origin, reason, detail)
-    unread = sum(bad.step == "read" for _, bad in outcome.unusable)
-    steps.format.added += len(fresh) - outcome.used
-    for step, rows_in, rows_out in (
-        (steps.read, outcome.records, outcome.records - unread),
-        (steps.format, outcome.records - unread, len(fresh)),
-        (steps.deduplicate, len(fresh), sum(fresh)),
-    ):
-        step.rows_in += rows_in
-        step.rows_out += rows_out
-    return fresh
-
-
-def _kept_rows(parts: Path, kept: Sequence[Sequence[bool]]) -> pl.LazyFrame:
-    """The rows of all parts but the duplicates."""
-    rows = pl.scan_parquet([part_path(parts, number) for number in range(len(kept))], glob=False)
-    if all(map(all, kept)):
-        return rows
-    fresh = pl.Series("fresh", list(itertools.chain.from_iterable(kept)), dtype=pl.Boolean)
-    return pl.concat([rows, fresh.to_frame().lazy()], how="horizontal").filter("fresh")
+    def account(self, outcome: Outcome) -> list[bool]:
+        """Enter the records of a block into the ledger. Of every good row: whether its content had not been seen."""
+        read, form, deduplicate = self.ledger.steps
+        fresh: list[bool] = []
+        dropped: list[tuple[int, LedgerStep, Origin, str, str]] = [
+            (place, read if bad.step == "read" else form, bad.origin, bad.reason, bad.detail)
+            for place, bad in outcome.unusable
+        ]
+        for row_id, line, place in zip(outcome.ids, outcome.lines, outcome.places, strict=True):
+            origin = Origin(outcome.label, line)
+            first = self.seen.setdefault(row_id, origin)
+            fresh.append(first is origin)
+            if first is not origin:
+                dropped.append((place, deduplicate, origin, "exact_duplicate", f"same as {first}"))
+        for _, step, origin, reason, detail in sorted(dropped, key=itemgetter(0)):
+            self.ledger.drop(step, origin, reason, printable(detail))
+        records = outcome.records - sum(bad.step == "read" for _, bad in outcome.unusable)
+        form.added += len(fresh) - outcome.used
+        counts = (outcome.records, records, len(fresh), sum(fresh))
+        for step, (rows_in, rows_out) in zip(self.ledger.steps, itertools.pairwise(counts), strict=True):
+            step.rows_in += rows_in
+            step.rows_out += rows_out
+        return fresh
 
 
 def nothing_usable(ledger: Ledger, paths: Sequence[str], told_in: Path) -> DataError:

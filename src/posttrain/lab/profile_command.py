@@ -14,6 +14,7 @@ from posttrain.data.config import Source
 from posttrain.data.pipeline import gather, nothing_usable
 from posttrain.data.places import SIDES, written_rows
 from posttrain.data.profile import COMPARISON, profile
+from posttrain.data.steps import StepRun
 from posttrain.data.streams import printable
 from posttrain.lab.display import Display
 
@@ -42,7 +43,7 @@ def run_profile(
         else:
             chain = out / READ
             shutil.rmtree(chain, ignore_errors=True)
-            rows_file, ledger = gather(sources, chain, assets.resolve_data, display.tick)
+            rows_file, ledger = gather(sources, chain, StepRun(assets.resolve_data, progress=display.tick))
             files = [rows_file]
             ledger.write(chain / "ledger.json")
             if not (out / "manifest.json").exists():

@@ -542,7 +542,7 @@ def test_a_small_set_of_real_rows(select: Callable[..., Any], shared_data: Path,
     folder = shared_data / "llama-factory-demo"
     files = [folder / f"data__alpaca_{language}_demo.json" for language in ("en", "zh")]
     sources = [Source(path=str(file), name=file.stem, max_rows=250) for file in files]
-    rows, _ = gather(sources, tmp_path / "read", lambda name: None)
+    rows, _ = gather(sources, tmp_path / "read", StepRun(lambda name: None))
     found = select(pl.read_parquet(rows), {"method": "few_but_good", "budget": 40})
     assert len(found.kept) == 40
     passing = {s: told["rows"] for s, told in found.facts["sources"].items()}
