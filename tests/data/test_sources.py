@@ -18,9 +18,10 @@ import polars as pl
 import pytest
 import zstandard
 
+from posttrain.artifacts import Reject
 from posttrain.data.places import DataFile, HubSet, locate
 from posttrain.data.sniff import ARROW_STREAM
-from posttrain.data.sources import BadRecord, Record, hub_revision, read
+from posttrain.data.sources import Record, hub_revision, read
 from posttrain.errors import DataError
 
 ROWS = [{"question": "q1", "answer": "a1"}, {"answer": "a2", "question": "q2"}]
@@ -173,7 +174,7 @@ def test_a_broken_line_costs_only_itself(tmp_path: Path) -> None:
 
 def test_the_detail_shows_the_place(tmp_path: Path) -> None:
     (bad,) = read(write(tmp_path / "a.jsonl", '{"question": "x" "answer": "y"}'))
-    assert isinstance(bad, BadRecord)
+    assert isinstance(bad, Reject)
     assert "delimiter" in bad.detail
     assert '"answer"' in bad.detail
 
@@ -219,7 +220,7 @@ def test_a_cut_compressed_file_keeps_its_whole_lines(tmp_path: Path) -> None:
     rows = [r.value["n"] for r in found if isinstance(r, Record)]
     assert rows == list(range(len(rows)))
     assert len(rows) > 100
-    assert isinstance(found[-1], BadRecord)
+    assert isinstance(found[-1], Reject)
     assert found[-1].reason == "damaged_file"
     assert len(found) - len(rows) <= 2  # the cut line, and the damage itself
 
@@ -487,7 +488,7 @@ def test_arrow_is_read_batch_by_batch(tmp_path: Path, layout: str, compression: 
         return
     *kept, last = read(DataFile("a.arrow", path))
     assert [r.value["n"] for r in kept if isinstance(r, Record)] == list(range(20))
-    assert isinstance(last, BadRecord)
+    assert isinstance(last, Reject)
     assert last.reason == "damaged_file"
 
 

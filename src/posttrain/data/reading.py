@@ -15,10 +15,10 @@ from posttrain.data.formats import RowError, detect_format, read_record
 from posttrain.data.formats.columns import Columns, check_paths, renamed, rows_of_columns
 from posttrain.data.formats.drafts import PairRule, Ranked
 from posttrain.data.rows import rows_frame, write_rows
-from posttrain.data.sources import BadRecord, RawLine, Record
+from posttrain.data.sources import RawLine, Record
 from posttrain.types import Message, Origin, PromptRow, Row, RowKind, SftRow, UnpairedRow
 
-Raw = RawLine | Record | BadRecord
+Raw = RawLine | Record | Reject
 
 _DETECTION_RECORDS = 100
 
@@ -127,8 +127,8 @@ def known_format(
 def parse(record: Raw, reading: Reading) -> Sequence[Row] | Reject:
     """The typed rows of one record, one at least."""
     parsed = record.parsed() if isinstance(record, RawLine) else record
-    if isinstance(parsed, BadRecord):
-        return Reject(parsed.origin, "read", parsed.reason, parsed.detail)
+    if isinstance(parsed, Reject):
+        return parsed
     if reading.unfit is not None:
         return Reject(parsed.origin, "format", "no_format", reading.unfit)
     assert reading.format is not None, "a good record has a format"

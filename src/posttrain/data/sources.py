@@ -1,6 +1,6 @@
 """Raw records of files, demo assets and hub data sets, one by one, each with its place.
 
-A thing that can't be read as a record becomes a :class:`BadRecord` and costs nothing but itself; only a source that
+A thing that can't be read as a record becomes a :class:`Reject` of the step ``read`` and costs nothing but itself; only a source that
 can't be read as a whole (missing, empty, of an unknown kind) is a DataError. What a record means is decided later, by
 ``posttrain.data.formats``.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from posttrain.artifacts import digest, file_digest
+from posttrain.artifacts import Reject, digest, file_digest
 from posttrain.data.json_array import DECODER, Element, describe, iterate_array, iterate_values
 from posttrain.data.places import DataFile, HubSet
 from posttrain.data.sniff import Kind, columns_of, sniff
@@ -32,42 +32,33 @@ class Record:
     value: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """Something that is not a record: where, why (a short fixed reason), and the detail of this case."""
-
-    origin: Origin
-    reason: str
-    detail: str
-
-
 class RawLine(NamedTuple):
     """One line of a JSON Lines file, not parsed yet: that is work for whoever gets it."""
 
     origin: Origin
     line: bytes
 
-    def parsed(self) -> Record | BadRecord:
+    def parsed(self) -> Record | Reject:
         """The record of the line."""
         # bytes that are not UTF-8 become lone surrogates: they cost a row only where they stand in its text
         text = self.line.decode("utf-8", "surrogateescape").lstrip("\ufeff")
         try:
             value = DECODER.decode(text)
         except (ValueError, RecursionError) as error:
-            return BadRecord(self.origin, "broken_json", describe(error))
+            return Reject(self.origin, "read", "broken_json", describe(error))
         return _record(self.origin, value)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def read(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Record | BadRecord]:
+def read(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Record | Reject]:
     """The records of one file or hub data set, in order; see :func:`read_raw`."""
     for record in read_raw(part, tick):
         yield record.parsed() if isinstance(record, RawLine) else record
 
 
-def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[RawLine | Record | BadRecord]:
+def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[RawLine | Record | Reject]:
     """The records of one file or hub data set, in order; lines of JSON as they are.
 
     The line of an origin is the 1-based line where a JSON row starts; in a JSON array whose first element stands on the
@@ -85,17 +76,17 @@ def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[RawL
         raise _unreadable(part, error) from error
 
 
-def _file(file: DataFile, tick: Tick | None) -> Iterator[RawLine | Record | BadRecord]:
+def _file(file: DataFile, tick: Tick | None) -> Iterator[RawLine | Record | Reject]:
     stream = Stream(file.path, tick)
     last = 0
     for row in _READERS[sniff(stream, file.label)](stream, file.label):
         last = row.origin.line
         yield row
     if stream.damage is not None:
-        yield BadRecord(Origin(file.label, last + 1), "damaged_file", stream.damage)
+        yield Reject(Origin(file.label, last + 1), "read", "damaged_file", stream.damage)
 
 
-def _record(origin: Origin, value: Any) -> Record | BadRecord:
+def _record(origin: Origin, value: Any) -> Record | Reject:
     if isinstance(value, dict):
         return Record(origin, value)
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
@@ -106,7 +97,7 @@ def _record(origin: Origin, value: Any) -> Record | BadRecord:
         written = str(value)[:80]
     except RecursionError:
         written = "nested too deeply to be written out"
-    return BadRecord(origin, "not_an_object", f"{type(value).__name__}: {written}")
+    return Reject(origin, "read", "not_an_object", f"{type(value).__name__}: {written}")
 
 
 def _is_turn(value: Any) -> bool:
@@ -120,7 +111,7 @@ def _lines(stream: Stream, label: str) -> Iterator[RawLine]:
             yield RawLine(Origin(label, number), line)
 
 
-def _array(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
+def _array(stream: Stream, label: str) -> Iterator[Record | Reject]:
     """The elements of an array, or the one conversation whose turns they are."""
     elements = iterate_array(stream.blocks())
     first = next(elements, None)
@@ -136,7 +127,7 @@ def _array(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
         yield _element(element, Origin(label, element.number if first.line == 1 else element.line))
 
 
-def _values(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
+def _values(stream: Stream, label: str) -> Iterator[Record | Reject]:
     """Objects one after the other; one alone that holds columns gives a record for each of their rows."""
     found = iterate_values(stream.blocks())
     first, second = next(found, None), next(found, None)
@@ -147,19 +138,19 @@ def _values(stream: Stream, label: str) -> Iterator[Record | BadRecord]:
         yield _element(element, Origin(label, element.line))
 
 
-def _element(element: Element, origin: Origin) -> Record | BadRecord:
+def _element(element: Element, origin: Origin) -> Record | Reject:
     if element.error is not None:
-        return BadRecord(origin, "broken_json", f"element {element.number}: {element.error}")
+        return Reject(origin, "read", "broken_json", f"element {element.number}: {element.error}")
     return _record(origin, element.value)
 
 
-def _table(rows: Iterator[Row], label: str, reason: str) -> Iterator[Record | BadRecord]:
+def _table(rows: Iterator[Row], label: str, reason: str) -> Iterator[Record | Reject]:
     for number, cells, broken in rows:
         origin = Origin(label, number)
-        yield Record(origin, cells) if broken is None else BadRecord(origin, reason, broken)
+        yield Record(origin, cells) if broken is None else Reject(origin, "read", reason, broken)
 
 
-_READERS: Mapping[Kind, Callable[[Stream, str], Iterator[RawLine | Record | BadRecord]]] = {
+_READERS: Mapping[Kind, Callable[[Stream, str], Iterator[RawLine | Record | Reject]]] = {
     "array": _array,
     "values": _values,
     "lines": _lines,
@@ -204,7 +195,7 @@ def hub_revision(part: HubSet) -> str:
         raise _hub_error(part, error) from error
 
 
-def _hub(part: HubSet, tick: Tick | None) -> Iterator[Record | BadRecord]:
+def _hub(part: HubSet, tick: Tick | None) -> Iterator[Record | Reject]:
     try:
         import datasets
     except ImportError as error:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain.artifacts import Reject
 from posttrain.data.places import DataFile
-from posttrain.data.sources import BadRecord, Record, read
+from posttrain.data.sources import Record, read
 from posttrain.errors import DataError
 from posttrain.stats.ratings import Comparison, Comparisons, gather_placed, winner_of
 from posttrain.table import did_you_mean
@@ -64,7 +65,7 @@ def records(path: str | Path) -> Iterator[tuple[str, Record]]:
         raise DataError("there is no such file", where=str(path), fix="give a JSON Lines, JSON, CSV or Parquet file")
     for record in read(DataFile(str(path), Path(path))):
         where = f"{record.origin.file}:{record.origin.line}"
-        if isinstance(record, BadRecord):
+        if isinstance(record, Reject):
             raise DataError(f"{record.reason}: {record.detail}", where=where, fix="mend or remove the row")
         yield where, record
 

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from posttrain.artifacts import Reject
 from posttrain.errors import DataError
 from posttrain.tasks.prompts import load_prompts
 from posttrain.types import Origin
@@ -33,10 +34,10 @@ def file_rows(path: str) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
 
     """
     from posttrain.data.places import DataFile
-    from posttrain.data.sources import BadRecord, read  # loads polars, which reading a recipe does without
+    from posttrain.data.sources import read  # loads polars, which reading a recipe does without
 
     for record in read(DataFile(path, Path(path))):
-        if isinstance(record, BadRecord):
+        if isinstance(record, Reject):
             raise DataError(
                 f"a benchmark is read whole, and this is no row: {record.reason}: {record.detail}",
                 where=str(record.origin),

@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen
 
+from posttrain.artifacts import Reject
 from posttrain.data.formats import RowError
 from posttrain.data.formats.base import items, kind_of, objects, optional_text
 from posttrain.data.formats.turns import talk
 from posttrain.data.places import DataFile, HubSet, Resolve, locate
-from posttrain.data.sources import BadRecord, read
+from posttrain.data.sources import read
 from posttrain.data.streams import Stream, uncompressed
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
@@ -228,7 +229,7 @@ def _records(part: DataFile | HubSet) -> Iterator[tuple[Origin, Mapping[str, Any
         yield from _text_lines(part)
         return
     for record in read(part):
-        if isinstance(record, BadRecord):
+        if isinstance(record, Reject):
             raise DataError(
                 f"a benchmark is read whole, and this is not a record: {record.reason}: {record.detail}",
                 where=str(record.origin),
