@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 from annotated_types import Ge, Gt, Le
 
-from posttrain.data.held_out_overlap import OVERLAPS, Compared, overlaps
+from posttrain.data.held_out_overlap import OVERLAPS, overlaps
 from posttrain.data.rows import conversations
 from posttrain.data.steps import Decisions, StepRun, blocks, count_rows, rejects_of, verdicts_of
 from posttrain.data.text import Fields, compared_text, tokens
@@ -340,11 +340,11 @@ def _matches(rows_file: Path, table: pl.DataFrame, step: SplitStep, run: StepRun
     """[OVERLAPS] of the training rows with held-out rows, and of the validation rows with test rows."""
     found = [pl.DataFrame(schema=OVERLAPS)]
     for compared, judged in (("train", ("validation", "test")), ("validation", ("test",))):
-        places = table.filter(pl.col("split") == compared)["row"].to_numpy().astype(np.int64)
+        places = table.filter(pl.col("split") == compared)["row"]
         held_out = table.filter(pl.col("split").is_in(judged)).select("row", "id", "group")
         if len(places) and len(held_out):
             what = f"split: {compared} against held-out rows"
-            found.append(overlaps(rows_file, places, held_out, Compared(step.compare, step.ngram), run, what))
+            found.append(overlaps(rows_file, places, held_out, step.compare, step.ngram, run, what))
     return pl.concat(found)
 
 
