@@ -31,6 +31,8 @@ from posttrain.types import Message, content_id
 SPLITS = ("train", "validation", "test")
 SHOWN_STRATA = 200
 NO_TOPIC = "(none)"
+ROOM = {"group": pl.String, "left": pl.Int64, "fits": pl.Boolean}
+"""A group, the rows still wanted at its turn, whether all its rows fit into them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,10 +225,8 @@ def _components(table: pl.DataFrame, labels: Sequence[str]) -> pl.Series:
 # ---- which group goes where ----------------------------------------------------------------------------------------
 
 
-def _assigned(
-    table: pl.DataFrame, step: SplitStep, seed: int
-) -> tuple[dict[str, str | None], dict[str, tuple[int, bool]]]:
-    """Group -> its split (None: not used), and group -> room for it in train where the size of train is given."""
+def _assigned(table: pl.DataFrame, step: SplitStep, seed: int) -> tuple[dict[str, str | None], pl.DataFrame]:
+    """Group -> its split (None: not used), and the room for each group in train where its size is given [:data:`ROOM`]."""
     total = len(table)
     sizes: dict[str, int] = dict(table.group_by("group").len().iter_rows())
     wanted = {name: wanted_rows(total, getattr(step, name), f"split.{name}") for name in ("test", "validation")}
@@ -245,16 +245,19 @@ def _assigned(
         )
     strata = _group_strata(table)
     assigned: dict[str, str | None] = {}
+    rest = sizes
     for name, rows in wanted.items():
         if rows:
-            left = {group: size for group, size in sizes.items() if group not in assigned}
-            chosen = _taken(left, sizes, strata, rows, seed) or {smallest(left, seed)}
-            assigned |= dict.fromkeys(chosen, name)
-    rest = {group: size for group, size in sizes.items() if group not in assigned}
+            quotas = _quotas(sizes, strata, rows)
+            chosen = {group for group, (_, fits) in _rooms(rest, strata, quotas, seed).items() if fits}
+            assigned |= dict.fromkeys(chosen or {smallest(rest, seed)}, name)
+            rest = {group: size for group, size in sizes.items() if group not in assigned}
     room: dict[str, tuple[int, bool]] = {}
     if step.train is not None:
-        room = _train_room(rest, sizes, strata, step.train, total, seed)
-    return assigned | {group: "train" if room.get(group, (0, True))[1] else None for group in rest}, room
+        quotas = _quotas(rest, strata, _train_rows(step.train, total, sum(rest.values())))
+        room = _rooms(rest, strata, quotas, seed)
+    assigned |= {group: "train" if room.get(group, (0, True))[1] else None for group in rest}
+    return assigned, pl.DataFrame([(group, *found) for group, found in room.items()], schema=ROOM, orient="row")
 
 
 def _group_strata(table: pl.DataFrame) -> dict[str, str]:
@@ -263,44 +266,32 @@ def _group_strata(table: pl.DataFrame) -> dict[str, str]:
     return dict(counts.group_by("group", maintain_order=True).first().select("group", "stratum").iter_rows())
 
 
-def _taken(
-    left: Mapping[str, int], sizes: Mapping[str, int], strata: Mapping[str, str], wanted: int, seed: int
-) -> set[str]:
-    """Groups of ``left`` for ``wanted`` rows, from every stratum in proportion to all its rows."""
-    quotas = _quotas(sizes, strata, wanted)
+def _rooms(
+    sizes: Mapping[str, int], strata: Mapping[str, str], quotas: Mapping[str, int], seed: int
+) -> dict[str, tuple[int, bool]]:
+    """:func:`room_of` of the groups of each stratum, given how many of its rows are wanted."""
+    members: dict[str, dict[str, int]] = {}
+    for group, size in sizes.items():
+        members.setdefault(strata[group], {})[group] = size
     return {
-        group
-        for stratum, members in _by_stratum(left, strata).items()
-        for group, (_, fits) in room_of(members, quotas[stratum], seed).items()
-        if fits
+        group: room
+        for stratum, groups in members.items()
+        for group, room in room_of(groups, quotas[stratum], seed).items()
     }
 
 
-def _by_stratum(sizes: Mapping[str, int], strata: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for group, size in sizes.items():
-        found.setdefault(strata[group], {})[group] = size
-    return found
-
-
-def _train_room(
-    rest: Mapping[str, int], sizes: Mapping[str, int], strata: Mapping[str, str], train: float, total: int, seed: int
-) -> dict[str, tuple[int, bool]]:
+def _train_rows(train: float, total: int, left: int) -> int:
+    """The number of training rows of a share of all rows, or a number."""
     wanted = int(train) if train >= 1 else max(1, round(total * train))
     if wanted != train and train >= 1:
         raise DataError(
             f"{train} is neither a share below 1 nor a number of rows", where="split.train", fix="give 0.8 or 5000"
         )
-    there = sum(rest.values())
-    if wanted > there:
+    if wanted > left:
         raise DataError(
-            f"{wanted:,} training rows are wanted, but only {there:,} are left", where="split.train", fix="ask for less"
+            f"{wanted:,} training rows are wanted, but only {left:,} are left", where="split.train", fix="ask for less"
         )
-    quotas = _quotas(rest, strata, wanted)
-    room: dict[str, tuple[int, bool]] = {}
-    for stratum, members in _by_stratum(rest, strata).items():
-        room |= room_of(members, quotas[stratum], seed)
-    return room
+    return wanted
 
 
 def _quotas(sizes: Mapping[str, int], strata: Mapping[str, str], wanted: int) -> dict[str, int]:
@@ -308,7 +299,7 @@ def _quotas(sizes: Mapping[str, int], strata: Mapping[str, str], wanted: int) ->
     rows: Counter[str] = Counter()
     for group, size in sizes.items():
         rows[strata[group]] += size
-    total = sum(rows.values())
+    total = rows.total()
     quotas = {stratum: wanted * count // total for stratum, count in rows.items()}
     order = sorted(rows, key=lambda stratum: (-(wanted * rows[stratum] % total), stratum))
     for stratum in order[: wanted - sum(quotas.values())]:
@@ -353,14 +344,8 @@ def _straddling(kept: pl.DataFrame, step: SplitStep) -> dict[str, int]:
     labels = {"equal_prompts": "prompt", "equal_texts": "text"}
     if _clusters_together(step):
         labels["divided_clusters"] = "cluster"
-    return {
-        name: kept.filter(pl.col(label).is_not_null())
-        .group_by(label)
-        .agg(pl.col("split").n_unique().alias("splits"))
-        .filter(pl.col("splits") > 1)
-        .height
-        for name, label in labels.items()
-    }
+    pairs = {name: kept.select(label, "split").drop_nulls().unique()[label] for name, label in labels.items()}
+    return {name: int((found.value_counts()["count"] > 1).sum()) for name, found in pairs.items()}
 
 
 def _crossing(matched: pl.DataFrame, table: pl.DataFrame, step: SplitStep) -> DataError:
@@ -391,10 +376,9 @@ def _match_rejects(matched: pl.DataFrame, table: pl.DataFrame, step: SplitStep) 
     return rejects_of(_named(matched, table), pl.lit("matches_held_out"), detail, pl.col("twin"))
 
 
-def _unused_rejects(unused: pl.DataFrame, room: Mapping[str, tuple[int, bool]]) -> pl.DataFrame:
-    details = [f"room for {room[group][0]} more rows when its group came" for group in unused["group"]]
-    table = unused.with_columns(pl.Series("detail", details, dtype=pl.String))
-    return rejects_of(table, pl.lit("split_quota"), pl.col("detail"))
+def _unused_rejects(unused: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
+    detail = pl.format("room for {} more rows when its group came", "left")
+    return rejects_of(unused.join(room, on="group", maintain_order="left"), pl.lit("split_quota"), detail)
 
 
 def _match_verdicts(found: pl.DataFrame, step: SplitStep) -> pl.DataFrame:
@@ -402,14 +386,10 @@ def _match_verdicts(found: pl.DataFrame, step: SplitStep) -> pl.DataFrame:
     return verdicts_of(found, "held_out_overlap", overlap, limit, overlap <= step.max_overlap)
 
 
-def _room_verdicts(table: pl.DataFrame, room: Mapping[str, tuple[int, bool]]) -> pl.DataFrame:
+def _room_verdicts(table: pl.DataFrame, room: pl.DataFrame) -> pl.DataFrame:
     """Rows of each group against the training rows still wanted at its turn, where the size of train is given."""
-    judged = table.filter(pl.col("group").is_in(list(room))).with_columns(
-        value=pl.len().over("group"),
-        limit=pl.Series([f"<= {room[group][0]}" for group in table["group"] if group in room], dtype=pl.String),
-        passed=pl.Series([room[group][1] for group in table["group"] if group in room], dtype=pl.Boolean),
-    )
-    return verdicts_of(judged, "train_room", pl.col("value"), pl.col("limit"), pl.col("passed"))
+    judged = table.join(room, on="group", maintain_order="left")
+    return verdicts_of(judged, "train_room", pl.len().over("group"), pl.format("<= {}", "left"), pl.col("fits"))
 
 
 def _facts(table: pl.DataFrame, kept: pl.DataFrame, step: SplitStep) -> dict[str, Any]:
