@@ -66,18 +66,22 @@ class MixStep:
         mixed = table.filter(~pl.col("held_out"))
         available = dict(mixed.group_by("source").agg(pl.col("amount").sum()).sort("source").iter_rows())
         wanted = targets(self, available)
-        placed = pl.concat([_placed(group, wanted) for group in [*mixed.partition_by("source"), mixed.head(0)]])
-        limited = {name for name, target in wanted.items() if target < available[name]}
-        decided = placed.filter(pl.col("source").is_in(limited)) if limited else placed.head(0)
+        placed = _placed(mixed, wanted, available)
+        decided = placed.filter(pl.col("target") < pl.col("available"))
+        details = {
+            name: f"{wanted[name]:,.0f} of {amount:,.0f} {self.by} of {name} are wanted"
+            for name, amount in available.items()
+        }
+        limits = {name: f"<= {target:.10g}" for name, target in wanted.items()}
         return Decisions(
-            rejects=_rejects(decided, wanted, available, self.by),
-            verdicts=_verdicts(decided, wanted),
+            rejects=rejects_of(decided.filter(pl.col("times") == 0), pl.lit("mix_quota"), _of_source(details)),
+            verdicts=verdicts_of(decided, "mix_position", pl.col("position"), _of_source(limits), pl.col("times") > 0),
             columns=_weights(table, placed) if any(wanted[name] > available[name] for name in wanted) else None,
             facts={
                 "by": self.by,
                 "share": self.share,
                 "untouched_rows": len(table) - len(mixed),
-                "sources": _source_facts(placed, wanted, available),
+                "sources": _source_facts(placed),
             },
         )
 
@@ -242,34 +246,24 @@ def _tokens_of(turns: Sequence[Message]) -> int:
     return len(tokens(compared_text(turns, "conversation")))
 
 
-def _placed(group: pl.DataFrame, wanted: Mapping[str, float]) -> pl.DataFrame:
-    """The rows of one source in the order of their hash, with their position and how many times they count."""
-    source = group["source"].first()
-    ordered = group.sort("hash", "file", "line").with_columns(
-        position=pl.col("amount").cum_sum() - pl.col("amount") / 2
+def _of_source(values: Mapping[str, Any], kind: Any = pl.String) -> pl.Expr:
+    """The value of the source of every row."""
+    return pl.col("source").replace_strict(values).cast(kind)  # without rows or values it stays text
+
+
+def _placed(mixed: pl.DataFrame, wanted: Mapping[str, float], available: Mapping[str, float]) -> pl.DataFrame:
+    """The rows of every source in the order of their hash, with their position, the source's target, and how many times they count."""
+    amount, target, there, position = map(pl.col, ("amount", "target", "available", "position"))
+    placed = mixed.sort("hash", "file", "line").with_columns(
+        position=amount.cum_sum().over("source") - amount / 2,
+        target=_of_source(wanted, pl.Float64),
+        available=_of_source(available, pl.Float64),
     )
-    target, amount = wanted.get(str(source), 0.0), float(group["amount"].sum())
-    times = math.floor(target / amount + 1e-9) if amount else int(target > 0)
-    rest = target - times * amount
+    whole = pl.when(there > 0).then((target / there + 1e-9).floor()).otherwise(target > 0).cast(pl.Int64)
+    rest = target - pl.col("times") * there
     # Rows without any token have a middle at 0; a source that gives nothing gives none of them either.
-    counted = times + ((pl.col("position") <= rest) & (rest > 1e-9)).cast(pl.Int64)
-    return ordered.with_columns(times=counted)
-
-
-def _rejects(
-    decided: pl.DataFrame, wanted: Mapping[str, float], available: Mapping[str, float], by: str
-) -> pl.DataFrame:
-    details = {
-        name: f"{wanted[name]:,.0f} of {amount:,.0f} {by} of {name} are wanted" for name, amount in available.items()
-    }
-    detail = pl.col("source").replace_strict(details, return_dtype=pl.String)
-    return rejects_of(decided.filter(pl.col("times") == 0), pl.lit("mix_quota"), detail)
-
-
-def _verdicts(decided: pl.DataFrame, wanted: Mapping[str, float]) -> pl.DataFrame:
-    limits = {name: f"<= {target:.10g}" for name, target in wanted.items()}
-    limit = pl.col("source").replace_strict(limits, return_dtype=pl.String)
-    return verdicts_of(decided, "mix_position", pl.col("position"), limit, pl.col("times") > 0)
+    more = (position <= rest) & (rest > 1e-9)
+    return placed.with_columns(times=whole).with_columns(times=pl.col("times") + more.cast(pl.Int64))
 
 
 def _weights(table: pl.DataFrame, placed: pl.DataFrame) -> pl.DataFrame:
@@ -281,37 +275,20 @@ def _weights(table: pl.DataFrame, placed: pl.DataFrame) -> pl.DataFrame:
     return counted.select((pl.col("weight") * times).cast(LINEAGE["weight"]).alias("weight"))
 
 
-def _source_facts(
-    placed: pl.DataFrame, wanted: Mapping[str, float], available: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    kept = (
-        placed.filter(pl.col("times") > 0)
-        .group_by("source")
-        .agg(
-            pl.len().alias("rows"),
-            (pl.col("amount") * pl.col("times")).sum().alias("amount"),
-            pl.col("times").max().alias("most"),
-        )
+def _source_facts(placed: pl.DataFrame) -> list[dict[str, Any]]:
+    sources = placed.group_by("source").agg(
+        rows_before=pl.len(),
+        rows=(pl.col("times") > 0).sum(),
+        available=pl.col("available").first(),
+        target=pl.col("target").first(),
+        amount=(pl.col("amount") * pl.col("times")).sum(),
+        most_repeats=pl.col("times").max(),
     )
-    found = {source: (rows, amount, most) for source, rows, amount, most in kept.iter_rows()}
-    before, after = sum(available.values()), sum(amount for _, amount, _ in found.values())
-    rows_before = dict(placed.group_by("source").len().iter_rows())
-    return [
-        {
-            "source": name,
-            "rows_before": rows_before[name],
-            "rows": rows,
-            "available": amount,
-            "target": wanted[name],
-            "amount": taken,
-            "share_before": _ratio(amount, before),
-            "share": _ratio(taken, after),
-            "most_repeats": most,
-        }
-        for name, amount in available.items()
-        for rows, taken, most in (found.get(name, (0, 0.0, 0)),)
-    ]
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+    before, after = sources["available"].sum(), sources["amount"].sum()
+    facts = []
+    for source in sources.sort("source").iter_rows(named=True):
+        most = source.pop("most_repeats")
+        share_before = source["available"] / before if before else None
+        share = source["amount"] / after if after else None
+        facts.append({**source, "share_before": share_before, "share": share, "most_repeats": most})
+    return facts
