@@ -34,19 +34,10 @@ _SEPARATOR, _CJK, _START, _INSIDE, _MIXED, _NUMERIC = 0, 1, 2, 3, 4, 8
 alone. ``_NUMERIC`` is a flag on top: a digit or Chinese numeral."""
 
 _CODE_POINTS = 0x110000
-_LINE_END = 10
 _ASSIGNED = 0x20000
 """Above it there is nothing but ideographs, and what is part of no token."""
-_TABULATED = (
-    *((0x0, 0x3400), (0x4DC0, 0x4E00), (0xA48D, 0xAC00), (0xD7A4, 0xD800)),
-    *((0xF900, 0x10000), (0x1F000, 0x1FB00)),
-)
-"""Code points whose folding is looked up; a text with others is normalised by itself, but for those that fold to themselves:"""
-_FOLD_TO_THEMSELVES = (
-    *((_LINE_END, _LINE_END + 1), (0x3400, 0x4DC0), (0x4E00, 0xA48D), (0xAC00, 0xD7A4)),
-    *((0xE000, 0xF900), (0x20000, 0x2F800), (0x2FA20, 0x40000)),
-)
-"""Ideographs, Yi, Hangul syllables, private use, and the line end."""
+_COMPATIBLE_IDEOGRAPHS = slice(0x2F800, 0x2FA20)
+"""Above it, those that fold to others."""
 _CJK_RANGES = (
     *((0x3040, 0x3100), (0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00)),
     *((0x20000, 0x40000), (0x1100, 0x1200), (0xAC00, 0xD7B0)),
@@ -141,28 +132,26 @@ class _Tables:
 def _tables() -> _Tables:
     normal_kinds = _normal_kinds()
     own_hashes = mix(np.arange(_CODE_POINTS, dtype=np.uint64) + np.uint64(1))
-    folded = np.arange(_CODE_POINTS)
-    alone = np.zeros(_CODE_POINTS, np.bool_)
-    for first, last in _FOLD_TO_THEMSELVES:
-        alone[first:last] = True
-    blank = np.zeros(_CODE_POINTS, np.bool_)
-    seconds = _second_characters()
-    for first, last in _TABULATED:
-        characters = [chr(code) for code in range(first, last) if code != _LINE_END]
-        whole = "\n".join(characters)
-        normal = unicodedata.normalize("NFKC", whole).casefold().split("\n")
-        parts = unicodedata.normalize("NFKD", whole).split("\n")
-        for character, result, decomposed in zip(characters, normal, parts, strict=True):
-            leading = decomposed[0]
-            if leading > "\x7f" and (unicodedata.combining(leading) or leading in seconds):
-                continue  # it joins with what stands before it
-            code = ord(character)
-            if len(result) == 1:
-                alone[code], folded[code] = True, ord(result)
-            else:
-                blank[code] = not normal_kinds[[ord(part) for part in result]].any()
-    kinds = np.where(alone, normal_kinds[folded], np.where(blank, _SEPARATOR, _MIXED)).astype(np.uint8)
+    kinds, folded = normal_kinds.copy(), np.arange(_CODE_POINTS)
+    kinds[_COMPATIBLE_IDEOGRAPHS] = _MIXED
+    characters = [chr(code) for code in range(_ASSIGNED) if chr(code) != "\n"]
+    whole = "\n".join(characters)
+    results = unicodedata.normalize("NFKC", whole).casefold().split("\n")
+    parts = unicodedata.normalize("NFKD", whole).split("\n")
+    for character, result, decomposed in zip(characters, results, parts, strict=True):
+        code = ord(character)
+        if _joins(decomposed[0]):
+            kinds[code] = _MIXED
+        elif len(result) > 1:
+            kinds[code] = _MIXED if normal_kinds[list(map(ord, result))].any() else _SEPARATOR
+        elif result != character:
+            folded[code], kinds[code] = ord(result), normal_kinds[ord(result)]
     return _Tables(kinds, own_hashes[folded], normal_kinds, own_hashes)
+
+
+def _joins(character: str) -> bool:
+    """Whether a character may become one with what stands before it: a mark, a vowel or final of Hangul."""
+    return character > "\x7f" and (unicodedata.category(character)[0] == "M" or "\u1160" <= character < "\u1200")
 
 
 def _normal_kinds() -> U8:
@@ -178,17 +167,6 @@ def _normal_kinds() -> U8:
     kinds[:_ASSIGNED] |= np.fromiter((_NUMERIC * character.isdecimal() for character in low), np.uint8, _ASSIGNED)
     kinds[[ord(numeral) for numeral in CHINESE_NUMERALS]] |= _NUMERIC
     return kinds
-
-
-def _second_characters() -> set[str]:
-    """Starters that a canonical composition may put behind another character."""
-    found = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}  # vowels and finals of Hangul
-    for first, last in ((0xC0, 0x3400), (0xF900, 0xFFFF), (0x11000, 0x12000), (0x1D100, 0x1D200)):
-        for code in range(first, last):
-            parts = unicodedata.decomposition(chr(code)).split()
-            if len(parts) == 2 and not parts[0].startswith("<"):
-                found.add(chr(int(parts[1], 16)))
-    return {character for character in found if not unicodedata.combining(character)}
 
 
 # ---- tokens --------------------------------------------------------------------------------------------------------
