@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -118,20 +119,17 @@ def mix(values: U64) -> U64:
 # ---- characters ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """For every code point: kind (above) and hash, of text as written and of text that is already normalised."""
+class _Tables(NamedTuple):
+    """For every code point: kind (above) and hash, and its kind in text that is already normalised."""
 
     kinds: U8
     hashes: U64
     normal_kinds: U8
-    normal_hashes: U64
 
 
 @cache
 def _tables() -> _Tables:
     normal_kinds = _normal_kinds()
-    own_hashes = mix(np.arange(_CODE_POINTS, dtype=np.uint64) + np.uint64(1))
     kinds, folded = normal_kinds.copy(), np.arange(_CODE_POINTS)
     kinds[_COMPATIBLE_IDEOGRAPHS] = _MIXED
     characters = [chr(code) for code in range(_ASSIGNED) if chr(code) != "\n"]
@@ -146,7 +144,7 @@ def _tables() -> _Tables:
             kinds[code] = _MIXED if normal_kinds[list(map(ord, result))].any() else _SEPARATOR
         elif result != character:
             folded[code], kinds[code] = ord(result), normal_kinds[ord(result)]
-    return _Tables(kinds, own_hashes[folded], normal_kinds, own_hashes)
+    return _Tables(kinds, mix(folded.astype(np.uint64) + np.uint64(1)), normal_kinds)
 
 
 def _joins(character: str) -> bool:
@@ -188,15 +186,12 @@ def _hash_chunk(texts: Sequence[str]) -> TokenHashes:
     tables = _tables()
     codes_C, ends_N = _code_points(texts)
     kinds_C = tables.kinds.take(codes_C)
-    if not (kinds_C == _MIXED).any():
-        return _runs(kinds_C, tables.hashes.take(codes_C), ends_N)
-    mixed_N = np.add.reduceat(kinds_C == _MIXED, np.concatenate([[0], ends_N[:-1] + 1])) > 0
-    numbers = np.flatnonzero(mixed_N).tolist()
-    others = [text for text, mixed in zip(texts, mixed_N.tolist(), strict=True) if not mixed]
-    plain = _hash_chunk(others) if others else None
-    codes_C, ends_N = _code_points([normalised(texts[number]) for number in numbers])
-    unfolded = _runs(tables.normal_kinds.take(codes_C), tables.normal_hashes.take(codes_C), ends_N)
-    return _merged(mixed_N, unfolded, plain)
+    if (mixed_C := kinds_C == _MIXED).any():  # then these texts are normalised: what is so folds to itself
+        mixed_N = np.logical_or.reduceat(mixed_C, np.concatenate([[0], ends_N[:-1] + 1])).tolist()
+        codes_C, ends_N = _code_points([normalised(t) if mixed else t for t, mixed in zip(texts, mixed_N, strict=True)])
+        kinds_C = tables.kinds.take(codes_C)
+        kinds_C = np.where(kinds_C == _MIXED, tables.normal_kinds.take(codes_C), kinds_C)
+    return _runs(kinds_C, tables.hashes.take(codes_C), ends_N)
 
 
 def _code_points(texts: Sequence[str]) -> tuple[NDArray[np.uint8 | np.uint32], Offsets]:
@@ -244,19 +239,6 @@ def _power_tables(size: int) -> tuple[U64, U64]:
 def _powers(length: int) -> tuple[U64, U64]:
     """Powers of the base and of its inverse modulo 2**64, at least ``length`` of them."""
     return _power_tables(max(CHUNK_CHARACTERS * 2, 1 << (length - 1).bit_length()))
-
-
-def _merged(mixed_N: NDArray[np.bool_], mixed: TokenHashes, plain: TokenHashes | None) -> TokenHashes:
-    """The tokens of both kinds of texts in the order of the texts."""
-    if plain is None:
-        return mixed
-    counts_N = np.empty(len(mixed_N), np.int64)
-    counts_N[mixed_N], counts_N[~mixed_N] = np.diff(mixed.offsets_N), np.diff(plain.offsets_N)
-    from_mixed_T = np.repeat(mixed_N, counts_N)
-    hashes_T, numeric_T = np.empty(len(from_mixed_T), np.uint64), np.empty(len(from_mixed_T), np.bool_)
-    hashes_T[from_mixed_T], hashes_T[~from_mixed_T] = mixed.hashes_T, plain.hashes_T
-    numeric_T[from_mixed_T], numeric_T[~from_mixed_T] = mixed.numeric_T, plain.numeric_T
-    return TokenHashes(hashes_T, numeric_T, offsets_of(counts_N))
 
 
 # ---- shingles ------------------------------------------------------------------------------------------------------
