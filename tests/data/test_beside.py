@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from data_examples import FORMAT_EXAMPLES
@@ -17,7 +18,7 @@ from posttrain.data.formats import FORMATS, RowError, detect_format, read_record
 from posttrain.data.formats.drafts import PairRule, Ranked
 from posttrain.data.pipeline import prepare
 from posttrain.data.reading import rows_as
-from posttrain.data.rows import read_feedback, read_pairs, read_prompts, read_rows, refuse_prompts, row_kind_of
+from posttrain.data.rows import frame_rows, read_feedback, read_pairs, read_rows, refuse_prompts, row_kind_of
 from posttrain.data.select.difficulty import Ifd
 from posttrain.data.select.step import SelectStep
 from posttrain.data.steps import StepRun
@@ -389,7 +390,7 @@ def test_prompts_go_through_the_chain_and_stop_where_replies_are_needed(tmp_path
     assert (result["train_rows"], result["held_out_rows"]) == (3, 2)
     rows = tmp_path / "out" / "rows" / "train.parquet"
     assert row_kind_of(rows) == "prompts"
-    assert {row.prompt[0].content for row in read_prompts(rows)} < set(texts)
+    assert {row.messages[0].content for row in frame_rows(pl.read_parquet(rows))} < set(texts)
     for needs_replies in (read_rows, read_pairs, read_feedback, refuse_prompts):
         with pytest.raises(DataError, match=r"these rows are prompts, but .* replies are needed here"):
             needs_replies(rows)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import polars as pl
 
 from posttrain.artifacts import atomic_path, write_error
@@ -106,14 +107,11 @@ def _repeated(name: str, kind: Any, value: Any, num_rows: int) -> pl.Series:
 def _preference_columns(rows: Sequence[Row]) -> dict[str, Any]:
     """The columns of :data:`PREFERENCE`; the first row tells the kind of all."""
     columns: dict[str, Any] = {name: _repeated(name, kind, None, len(rows)) for name, kind in PREFERENCE.items()}
-    if not rows or isinstance(rows[0], SftRow):
-        return columns
-    columns["prompt_turns"] = [len(row.prompt) for row in cast(Sequence[PairRow | UnpairedRow | PromptRow], rows)]
-    if isinstance(rows[0], PromptRow):
-        return columns
-    if isinstance(rows[0], PairRow):
+    if rows and not isinstance(rows[0], SftRow):
+        columns["prompt_turns"] = [len(row.prompt) for row in cast(Sequence[PairRow | UnpairedRow | PromptRow], rows)]
+    if rows and isinstance(rows[0], PairRow):
         columns["rejected"] = _turns_column([row.rejected for row in cast(Sequence[PairRow], rows)])
-    else:
+    if rows and isinstance(rows[0], UnpairedRow):
         columns["desirable"] = [row.desirable for row in cast(Sequence[UnpairedRow], rows)]
     return columns
 
@@ -203,31 +201,19 @@ def read_rows(rows_file: Path) -> list[SftRow]:
 
 def read_pairs(rows_file: Path) -> list[PairRow]:
     """The pairs of a Parquet file, as :func:`read_rows`."""
-    return [
-        PairRow(prompt, chosen, _messages(record["rejected"]), *_beside(record))
-        for record in _frame(rows_file, "pairs").iter_rows(named=True)
-        for prompt, chosen in (_parts(record),)
-    ]
+    records = _frame(rows_file, "pairs").iter_rows(named=True)
+    return [PairRow(*_parts(record), _messages(record["rejected"]), **_beside(record)) for record in records]
 
 
 def read_feedback(rows_file: Path) -> list[UnpairedRow]:
     """The judged replies of a Parquet file, as :func:`read_rows`."""
-    return [
-        UnpairedRow(prompt, completion, record["desirable"], *_beside(record))
-        for record in _frame(rows_file, "feedback").iter_rows(named=True)
-        for prompt, completion in (_parts(record),)
-    ]
-
-
-def read_prompts(rows_file: Path) -> list[PromptRow]:
-    """The prompts of a Parquet file, as :func:`read_rows`; of rows of other kinds their prompts are not taken."""
-    frame = _frame(rows_file, "prompts")
-    return [PromptRow(_messages(record["messages"]), *_beside(record)) for record in frame.iter_rows(named=True)]
+    records = _frame(rows_file, "feedback").iter_rows(named=True)
+    return [UnpairedRow(*_parts(record), record["desirable"], **_beside(record)) for record in records]
 
 
 def frame_rows(frame: pl.DataFrame) -> list[SftRow]:
     """The conversations of a frame with the columns of :data:`SCHEMA`, in order; of preferences what their ``messages`` hold."""
-    return [SftRow(_messages(record["messages"]), *_beside(record)) for record in frame.iter_rows(named=True)]
+    return [SftRow(_messages(record["messages"]), **_beside(record)) for record in frame.iter_rows(named=True)]
 
 
 def _frame(rows_file: Path, wanted: RowKind) -> pl.DataFrame:
@@ -241,13 +227,10 @@ def _frame(rows_file: Path, wanted: RowKind) -> pl.DataFrame:
 
 def _other_kind(rows_file: Path, found: RowKind, wanted: RowKind) -> DataError:
     if found == "prompts":
-        first = "".join(f" (the first, {file}:{line}, has none)" for file, line in _first_place(rows_file))
-        problem, fix = (
-            f"{wanted} with replies are needed here{first}",
-            "give rows that have replies, or let a model write them first",
-        )
-    elif wanted == "prompts":
-        problem, fix = "prompts are needed here", "set rows: prompts in the data stage"
+        places = pl.read_parquet(rows_file, columns=["file", "line"], n_rows=1).rows()
+        first = "".join(f" (the first, {file}:{line}, has none)" for file, line in places)
+        problem = f"{wanted} with replies are needed here{first}"
+        fix = "give rows that have replies, or let a model write them first"
     elif wanted == "conversations":
         problem, fix = "conversations are needed here", "set rows: conversations in the data stage"
     elif (found, wanted) == ("pairs", "feedback"):
@@ -257,11 +240,6 @@ def _other_kind(rows_file: Path, found: RowKind, wanted: RowKind) -> DataError:
     return DataError(
         f"these rows are {found}, but {problem}", where=str(rows_file), fix=f"{fix}; see docs/data-preferences.md"
     )
-
-
-def _first_place(rows_file: Path) -> list[tuple[str, int]]:
-    """File and line of the first row, where there is one."""
-    return pl.read_parquet(rows_file, columns=["file", "line"], n_rows=1).rows()
 
 
 @contextmanager
@@ -299,10 +277,10 @@ def _parts(record: dict[str, Any]) -> tuple[tuple[Message, ...], tuple[Message, 
     return messages[:turns], messages[turns:]
 
 
-def _beside(record: dict[str, Any]) -> tuple[Origin, str, tuple[Any, ...], dict[str, Any]]:
-    """(origin, source, tools, meta)"""
+def _beside(record: dict[str, Any]) -> dict[str, Any]:
     origin = Origin(record["file"], record["line"])
-    return origin, record["source"], tuple(json.loads(record["tools"])), json.loads(record["meta"])
+    tools, meta = json.loads(record["tools"]), json.loads(record["meta"])
+    return {"origin": origin, "source": record["source"], "tools": tuple(tools), "meta": meta}
 
 
 def _messages(structs: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
@@ -321,17 +299,17 @@ def _turns_column(talks: Sequence[tuple[Message, ...]]) -> pl.Series:
     Flat columns grouped again by row: built from nested Python values, polars takes ten times as long and keeps
     four times the memory.
     """
-    turns = [(number, turn) for number, talk in enumerate(talks) for turn in talk]
+    turns = [turn for talk in talks for turn in talk]
     flat = pl.DataFrame(
         {
-            "row": [number for number, _ in turns],
-            "role": [turn.role for _, turn in turns],
-            "content": [turn.content for _, turn in turns],
-            "reasoning": [turn.reasoning for _, turn in turns],
-            "tool_calls": [_calls_json(turn.tool_calls) if turn.tool_calls else "[]" for _, turn in turns],
-            "weight": [turn.weight for _, turn in turns],
-            "name": [turn.name for _, turn in turns],
-            "tool_call_id": [turn.tool_call_id for _, turn in turns],
+            "row": np.repeat(np.arange(len(talks)), [len(talk) for talk in talks]),
+            "role": [turn.role for turn in turns],
+            "content": [turn.content for turn in turns],
+            "reasoning": [turn.reasoning for turn in turns],
+            "tool_calls": [_calls_json(turn.tool_calls) if turn.tool_calls else "[]" for turn in turns],
+            "weight": [turn.weight for turn in turns],
+            "name": [turn.name for turn in turns],
+            "tool_call_id": [turn.tool_call_id for turn in turns],
         },
         schema={"row": pl.Int64, **_MESSAGE},
     )
