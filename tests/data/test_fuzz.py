@@ -29,7 +29,7 @@ from posttrain.data.formats import FORMATS
 from posttrain.data.formats.drafts import PairRule
 from posttrain.data.reading import Reading, parse
 from posttrain.data.rows import rows_frame
-from posttrain.data.sources import RawLine, Record
+from posttrain.data.sources import Record
 from posttrain.types import Origin, PairRow, SftRow, ToolCall, message_dict
 
 ROWS = int(os.environ.get("FUZZ_ROWS", "150"))
@@ -400,14 +400,14 @@ def test_changed_records(name: str) -> None:
                     words |= set(WORD.findall(json_text))
         line = as_line(record)
         for detected in (True, False):
-            reading = Reading(name, FORMATS[name].kind, "s", PairRule(), {}, detected)
+            reading = Reading("a", name, FORMATS[name].kind, "s", PairRule(), {}, detected)
             origin = Origin("a", number + 1)
-            found = parse(RawLine(origin, line), reading)
+            found = parse((number + 1, line), reading)
             other = parse(Record(origin, said_otherwise(record, chance)), reading)
             text = line.decode("utf-8", "surrogatepass")
             assert isinstance(found, Reject) == isinstance(other, Reject), f"{text}: {found}, {other}"
             if record:
-                twice = parse(RawLine(origin, as_line(record, chance.choice(list(record)))), reading)
+                twice = parse((number + 1, as_line(record, chance.choice(list(record)))), reading)
                 assert isinstance(twice, Reject), "one of two values is lost"
             if isinstance(found, Reject):
                 reasons[found.reason] += 1

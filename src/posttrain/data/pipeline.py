@@ -25,17 +25,7 @@ from posttrain.data.mix import MixStep
 from posttrain.data.places import SIDES, DataFile, HubSet, Resolve, locate, stem
 from posttrain.data.profile import profile
 from posttrain.data.profile_records import DataResult
-from posttrain.data.reading import (
-    Outcome,
-    Raw,
-    RawBlock,
-    Reading,
-    known_format,
-    parse,
-    part_path,
-    raw_block,
-    read_block,
-)
+from posttrain.data.reading import Outcome, RawBlock, Reading, known_format, parse, part_path, read_block
 from posttrain.data.rows import (
     BLOCK_ROWS,
     LINEAGE,
@@ -48,7 +38,7 @@ from posttrain.data.rows import (
     write_rows,
 )
 from posttrain.data.sniff import EmptyFileError
-from posttrain.data.sources import read_raw
+from posttrain.data.sources import Raw, read_raw
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
 from posttrain.data.steps import SHOWN_REJECTS, Progress, StepRun, blocks, count_rows, run_step, run_steps
 from posttrain.data.streams import Tick, printable
@@ -345,7 +335,7 @@ def _opened(
     format_name, records = known_format(read_raw(part, tick), part.label, source.format, source.columns)
     rule = source.pairs or PairRule()
     if format_name is None:
-        return Reading(None, "conversations", name, rule), records
+        return Reading(part.label, None, "conversations", name, rule), records
     if source.pairs is not None and not FORMATS[format_name].rated:
         rated = ", ".join(known for known in FORMATS if FORMATS[known].rated)
         raise DataError(
@@ -354,7 +344,8 @@ def _opened(
             fix=f"leave out pairs, or name one of the formats that it is for: {rated}",
         )
     wanted = kind.of(part.label, format_name)
-    return Reading(format_name, wanted, name, rule, source.columns or {}, source.format == "auto"), records
+    columns, detected = source.columns or {}, source.format == "auto"
+    return Reading(part.label, format_name, wanted, name, rule, columns, detected), records
 
 
 def source_names(sources: Sequence[Source]) -> list[str]:
@@ -395,9 +386,9 @@ class _Reading:
         if left is not None:
             run = replace(run, workers=1, engine="local")  # where to stop is known only block after block
 
-        def raw_blocks(label: str, records: Iterator[Raw]) -> Iterator[RawBlock]:
+        def raw_blocks(records: Iterator[Raw]) -> Iterator[RawBlock]:
             while left != 0 and (batch := list(itertools.islice(records, BLOCK_ROWS))):
-                yield raw_block(next(self.numbers), left, label, batch)
+                yield RawBlock(next(self.numbers), left, batch)
 
         for part in located.parts:
             if left == 0:
@@ -411,10 +402,8 @@ class _Reading:
                     if len(located.parts) == 1:
                         raise
                     records = read_raw(part, tick)
-                    reading = Reading(None, "conversations", name, PairRule(), unfit=error.problem)
-                for outcome in map_blocks(
-                    partial(read_block, self.parts, reading), raw_blocks(part.label, records), run
-                ):
+                    reading = Reading(part.label, None, "conversations", name, PairRule(), unfit=error.problem)
+                for outcome in map_blocks(partial(read_block, self.parts, reading), raw_blocks(records), run):
                     found += outcome.records
                     if left is not None:
                         left -= outcome.used

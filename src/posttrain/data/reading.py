@@ -15,10 +15,8 @@ from posttrain.data.formats import RowError, detect_format, read_record
 from posttrain.data.formats.columns import Columns, check_paths, renamed, rows_of_columns
 from posttrain.data.formats.drafts import PairRule, Ranked
 from posttrain.data.rows import rows_frame, write_rows
-from posttrain.data.sources import RawLine, Record
+from posttrain.data.sources import Raw, Record, parsed
 from posttrain.types import Message, Origin, PromptRow, Row, RowKind, SftRow, UnpairedRow
-
-Raw = RawLine | Record | Reject
 
 _DETECTION_RECORDS = 100
 
@@ -27,6 +25,8 @@ _DETECTION_RECORDS = 100
 class Reading:
     """How the records of one file become rows."""
 
+    label: str
+    """The file."""
     format: str | None
     """None where no record is good."""
     row_kind: RowKind
@@ -63,13 +63,6 @@ class Outcome:
         return self.records - len(self.unusable)
 
 
-class Lines(NamedTuple):
-    """Lines of JSON in one piece, cheap to send."""
-
-    numbers: list[int]
-    text: bytes
-
-
 class RawBlock(NamedTuple):
     """Some records of one file."""
 
@@ -77,17 +70,7 @@ class RawBlock(NamedTuple):
     """Place among all blocks."""
     most: int | None
     """Stop after so many good records."""
-    label: str
-    records: list[Raw] | Lines
-
-
-def raw_block(number: int, most: int | None, label: str, records: list[Raw]) -> RawBlock:
-    """A block, its lines joined where all records are lines."""
-    lines = [record for record in records if isinstance(record, RawLine)]
-    if len(lines) < len(records):
-        return RawBlock(number, most, label, records)
-    joined = Lines([record.origin.line for record in lines], b"\n".join([record.line for record in lines]))
-    return RawBlock(number, most, label, joined)
+    records: list[Raw]
 
 
 def part_path(parts: Path, number: int) -> Path:
@@ -105,11 +88,11 @@ def known_format(
     """
     head: list[Raw] = []
     good: list[Record] = []
-    for record in records:
-        head.append(record)
-        parsed = record.parsed() if isinstance(record, RawLine) else record
-        if isinstance(parsed, Record):
-            good.append(parsed)
+    for raw in records:
+        head.append(raw)
+        record = parsed(raw, label)
+        if isinstance(record, Record):
+            good.append(record)
             if len(good) == _DETECTION_RECORDS:
                 break
     if len(head) == len(good) == 1 and (rows := rows_of_columns(good[0].value)) is not None:
@@ -124,23 +107,23 @@ def known_format(
     return detect_format(values, label).name if good else None, everything
 
 
-def parse(record: Raw, reading: Reading) -> Sequence[Row] | Reject:
+def parse(raw: Raw, reading: Reading) -> Sequence[Row] | Reject:
     """The typed rows of one record, one at least."""
-    parsed = record.parsed() if isinstance(record, RawLine) else record
-    if isinstance(parsed, Reject):
-        return parsed
+    record = parsed(raw, reading.label)
+    if isinstance(record, Reject):
+        return record
     if reading.unfit is not None:
-        return Reject(parsed.origin, "format", "no_format", reading.unfit)
+        return Reject(record.origin, "format", "no_format", reading.unfit)
     assert reading.format is not None, "a good record has a format"
     try:
-        value = renamed(parsed.value, reading.columns)
-        found = read_record(value, reading.format, reading.detected, parsed.origin, reading.source)
+        value = renamed(record.value, reading.columns)
+        found = read_record(value, reading.format, reading.detected, record.origin, reading.source)
         if isinstance(found, SftRow) and reading.row_kind != "prompts":
             return (found,)
         pairs = found.pairs(reading.rule, parsed.origin, reading.source) if isinstance(found, Ranked) else (found,)
         return [row for pair in pairs for row in rows_as(pair, reading.row_kind)]
     except RowError as rejected:
-        return Reject(parsed.origin, "format", rejected.reason, rejected.detail)
+        return Reject(record.origin, "format", rejected.reason, rejected.detail)
 
 
 def rows_as(row: Row, row_kind: RowKind) -> tuple[Row, ...]:
@@ -196,8 +179,8 @@ def read_block(parts: Path, reading: Reading, block: RawBlock) -> Outcome:
     places: list[int] = []
     unusable: list[tuple[int, Reject]] = []
     used = 0
-    for place, record in enumerate(_records(block)):
-        found = parse(record, reading)
+    for place, raw in enumerate(block.records):
+        found = parse(raw, reading)
         if isinstance(found, Reject):
             unusable.append((place, found))
             continue
@@ -208,12 +191,4 @@ def read_block(parts: Path, reading: Reading, block: RawBlock) -> Outcome:
             break
     ids = [row.id for row in rows]
     write_rows(part_path(parts, block.number), rows_frame(rows, ids), compression="lz4")
-    return Outcome(block.label, used + len(unusable), ids, [row.origin.line for row in rows], places, unusable)
-
-
-def _records(block: RawBlock) -> Iterator[Raw]:
-    if not isinstance(block.records, Lines):
-        yield from block.records
-        return
-    for number, line in zip(block.records.numbers, block.records.text.split(b"\n"), strict=True):
-        yield RawLine(Origin(block.label, number), line)
+    return Outcome(reading.label, used + len(unusable), ids, [row.origin.line for row in rows], places, unusable)

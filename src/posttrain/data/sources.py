@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from posttrain.artifacts import Reject, digest, file_digest
 from posttrain.data.json_array import DECODER, Element, describe, iterate_array, iterate_values
@@ -32,21 +32,23 @@ class Record:
     value: Mapping[str, Any]
 
 
-class RawLine(NamedTuple):
-    """One line of a JSON Lines file, not parsed yet: that is work for whoever gets it."""
+Line = tuple[int, bytes]
+"""The 1-based number of a line of a JSON Lines file and its bytes, not parsed yet: that is work for whoever gets it."""
+Raw = Line | Record | Reject
 
-    origin: Origin
-    line: bytes
 
-    def parsed(self) -> Record | Reject:
-        """The record of the line."""
-        # bytes that are not UTF-8 become lone surrogates: they cost a row only where they stand in its text
-        text = self.line.decode("utf-8", "surrogateescape").lstrip("\ufeff")
-        try:
-            value = DECODER.decode(text)
-        except (ValueError, RecursionError) as error:
-            return Reject(self.origin, "read", "broken_json", describe(error))
-        return _record(self.origin, value)
+def parsed(raw: Raw, label: str) -> Record | Reject:
+    """What was read, of a line its record; ``label``: the file."""
+    if not isinstance(raw, tuple):
+        return raw
+    number, line = raw
+    # bytes that are not UTF-8 become lone surrogates: they cost a row only where they stand in its text
+    text = line.decode("utf-8", "surrogateescape").lstrip("\ufeff")
+    try:
+        value = DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        return Reject(Origin(label, number), "read", "broken_json", describe(error))
+    return _record(Origin(label, number), value)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -54,11 +56,10 @@ class RawLine(NamedTuple):
 
 def read(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Record | Reject]:
     """The records of one file or hub data set, in order; see :func:`read_raw`."""
-    for record in read_raw(part, tick):
-        yield record.parsed() if isinstance(record, RawLine) else record
+    return (parsed(raw, part.label) for raw in read_raw(part, tick))
 
 
-def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[RawLine | Record | Reject]:
+def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Raw]:
     """The records of one file or hub data set, in order; lines of JSON as they are.
 
     The line of an origin is the 1-based line where a JSON row starts; in a JSON array whose first element stands on the
@@ -76,12 +77,12 @@ def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[RawL
         raise _unreadable(part, error) from error
 
 
-def _file(file: DataFile, tick: Tick | None) -> Iterator[RawLine | Record | Reject]:
+def _file(file: DataFile, tick: Tick | None) -> Iterator[Raw]:
     stream = Stream(file.path, tick)
     last = 0
-    for row in _READERS[sniff(stream, file.label)](stream, file.label):
-        last = row.origin.line
-        yield row
+    for raw in _READERS[sniff(stream, file.label)](stream, file.label):
+        last = raw[0] if isinstance(raw, tuple) else raw.origin.line
+        yield raw
     if stream.damage is not None:
         yield Reject(Origin(file.label, last + 1), "read", "damaged_file", stream.damage)
 
@@ -105,10 +106,10 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() in ({"role", "content"}, {"from", "value"})
 
 
-def _lines(stream: Stream, label: str) -> Iterator[RawLine]:
+def _lines(stream: Stream, label: str) -> Iterator[Line]:
     for number, line in enumerate(stream.lines(), 1):
         if line and not line.isspace():
-            yield RawLine(Origin(label, number), line)
+            yield number, line
 
 
 def _array(stream: Stream, label: str) -> Iterator[Record | Reject]:
@@ -150,7 +151,7 @@ def _table(rows: Iterator[Row], label: str, reason: str) -> Iterator[Record | Re
         yield Record(origin, cells) if broken is None else Reject(origin, "read", reason, broken)
 
 
-_READERS: Mapping[Kind, Callable[[Stream, str], Iterator[RawLine | Record | Reject]]] = {
+_READERS: Mapping[Kind, Callable[[Stream, str], Iterator[Raw]]] = {
     "array": _array,
     "values": _values,
     "lines": _lines,
