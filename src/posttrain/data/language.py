@@ -38,67 +38,54 @@ class Language(NamedTuple):
     """The identifier's confidence, or the share of the main script; 0 where there is too little text."""
 
 
-_UNITS = {
-    "latin": r"[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+",
-    "han": r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+",
-    "kana": r"[\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fd-\u30ff\u31f0-\u31ff]+",
-    "hangul": r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]+",
-    "cyrillic": r"[\u0400-\u052f]+",
-    "arabic": r"[\u0620-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc]+",
-    "devanagari": r"[\u0900-\u097f]+",
-    "greek": r"[\u0370-\u03ff\u1f00-\u1fff]{2,}",  # one letter is a symbol of mathematics
-    "hebrew": r"[\u0590-\u05ff]+",
-    "thai": r"[\u0e00-\u0e3a\u0e40-\u0e4e]+",
-    "armenian": r"[\u0530-\u058f]+",
-    "bengali": r"[\u0980-\u09ff]+",
-    "gurmukhi": r"[\u0a00-\u0a7f]+",
-    "gujarati": r"[\u0a80-\u0aff]+",
-    "oriya": r"[\u0b00-\u0b7f]+",
-    "tamil": r"[\u0b80-\u0bff]+",
-    "telugu": r"[\u0c00-\u0c7f]+",
-    "kannada": r"[\u0c80-\u0cff]+",
-    "malayalam": r"[\u0d00-\u0d7f]+",
-    "sinhala": r"[\u0d80-\u0dff]+",
-    "lao": r"[\u0e80-\u0eff]+",
-    "tibetan": r"[\u0f00-\u0fff]+",
-    "burmese": r"[\u1000-\u109f]+",
-    "georgian": r"[\u10a0-\u10ff]+",
-    "ethiopic": r"[\u1200-\u137f]+",
-    "khmer": r"[\u1780-\u17ff]",
+_LATIN_LANGUAGES = (
+    "af als an ast az bar bcl br bs ca cbk ceb co cs cy da de diq dsb en eo es et eu fi fr frr fy ga gd gl gn gv "
+    "hif hr hsb ht hu ia id ie ilo io is it jbo jv ku kw la lb li lmo lt lv mg min ms mt mwl nah nap nds nl nn no oc pam "
+    "pl pms pt qu rm ro sc scn sco sh sk sl so sq sr su sv sw tk tl tr uz vec vep vi vls vo wa war yo"
+)
+_SCRIPTS = {
+    "latin": (r"[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+", _LATIN_LANGUAGES),
+    "han": (r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+", "zh"),
+    "kana": (r"[\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fd-\u30ff\u31f0-\u31ff]+", "ja"),
+    "hangul": (r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]+", "ko"),
+    "cyrillic": (
+        r"[\u0400-\u052f]+",
+        "av ba be bg bxr ce cv kk krc kv ky lez mhr mk mn mrj myv os ru rue sah sr tg tt tyv uk xal",
+    ),
+    "arabic": (r"[\u0620-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufefc]+", "ar arz azb ckb fa lrc mzn pnb ps sd ug ur"),
+    "devanagari": (r"[\u0900-\u097f]+", "bh dty gom hi mai mr ne new sa"),
+    "greek": (r"[\u0370-\u03ff\u1f00-\u1fff]{2,}", "el"),  # one letter is a symbol of mathematics
+    "hebrew": (r"[\u0590-\u05ff]+", "he"),
+    "thai": (r"[\u0e00-\u0e3a\u0e40-\u0e4e]+", "th"),
+    "armenian": (r"[\u0530-\u058f]+", "hy"),
+    "bengali": (r"[\u0980-\u09ff]+", "bn"),
+    "gurmukhi": (r"[\u0a00-\u0a7f]+", "pa"),
+    "gujarati": (r"[\u0a80-\u0aff]+", "gu"),
+    "oriya": (r"[\u0b00-\u0b7f]+", "or"),
+    "tamil": (r"[\u0b80-\u0bff]+", "ta"),
+    "telugu": (r"[\u0c00-\u0c7f]+", "te"),
+    "kannada": (r"[\u0c80-\u0cff]+", "kn"),
+    "malayalam": (r"[\u0d00-\u0d7f]+", "ml"),
+    "sinhala": (r"[\u0d80-\u0dff]+", "si"),
+    "lao": (r"[\u0e80-\u0eff]+", "lo"),
+    "tibetan": (r"[\u0f00-\u0fff]+", "bo"),
+    "burmese": (r"[\u1000-\u109f]+", "my"),
+    "georgian": (r"[\u10a0-\u10ff]+", "ka"),
+    "ethiopic": (r"[\u1200-\u137f]+", "am"),
+    "khmer": (r"[\u1780-\u17ff]", "km"),
 }
+"""Script -> what a unit is, and the languages that are written in it. A few smaller ones of one language (as for Hebrew) go by the larger one."""
 _WITHOUT_SPACES = {"han", "kana", "thai", "lao"}
 """Scripts of which every character is a unit; elsewhere a word is."""
-_LATIN, _HAN = re.compile(_UNITS["latin"]), re.compile(_UNITS["han"])
+_LATIN, _HAN = re.compile(_SCRIPTS["latin"][0]), re.compile(_SCRIPTS["han"][0])
 _NOT_LATIN = re.compile(r"[\n\u0250-\u1dff\u1f00-\u1fff\u2e80-\U0003ffff]+")
 _RARER = re.compile(r"[\u0370-\u1dff\u1f00-\u1fff\u2e80-\u2fff\u3041-\u33ff\ua000-\uf8ff\ufb00-\ufefc]")
 _RARER_UNITS = re.compile(
-    "|".join(f"(?P<{name}>{unit})" for name, unit in _UNITS.items() if name not in ("latin", "han"))
+    "|".join(f"(?P<{name}>{unit})" for name, (unit, _) in _SCRIPTS.items() if name not in ("latin", "han"))
 )
 _NO_ASCII_LETTERS = bytes(byte for byte in range(128) if not chr(byte).isalpha())
-
-_ONE_LANGUAGE = dict(
-    pair.split(":")
-    for pair in [
-        *("han:zh", "kana:ja", "hangul:ko", "greek:el", "hebrew:he", "thai:th", "armenian:hy", "bengali:bn"),
-        *("gurmukhi:pa", "gujarati:gu", "oriya:or", "tamil:ta", "telugu:te", "kannada:kn", "malayalam:ml"),
-        *("sinhala:si", "lao:lo", "tibetan:bo", "burmese:my", "georgian:ka", "ethiopic:am", "khmer:km"),
-    ]
-)
-"""The language that a script alone tells. A few smaller ones share these scripts (as for Hebrew) and go by the larger one."""
-
-_MANY_LANGUAGES = {
-    "cyrillic": "av ba be bg bxr ce cv kk krc kv ky lez mhr mk mn mrj myv os ru rue sah sr tg tt tyv uk xal",
-    "arabic": "ar arz azb ckb fa lrc mzn pnb ps sd ug ur",
-    "devanagari": "bh dty gom hi mai mr ne new sa",
-    "latin": "af als an ast az bar bcl br bs ca cbk ceb co cs cy da de diq dsb en eo es et eu fi fr frr fy ga gd gl gn gv "
-    "hif hr hsb ht hu ia id ie ilo io is it jbo jv ku kw la lb li lmo lt lv mg min ms mt mwl nah nap nds nl nn no oc pam "
-    "pl pms pt qu rm ro sc scn sco sh sk sl so sq sr su sv sw tk tl tr uz vec vep vi vls vo wa war yo",
-}
-_WRITES: dict[str, frozenset[str]] = {
-    **{script: frozenset([language]) for script, language in _ONE_LANGUAGE.items()},
-    **{script: frozenset(languages.split()) for script, languages in _MANY_LANGUAGES.items()},
-}
-"""Script -> the languages that are written in it."""
+_WRITES = {script: frozenset(languages.split()) for script, (_, languages) in _SCRIPTS.items()}
+_ONE_LANGUAGE = {script: languages for script, (_, languages) in _SCRIPTS.items() if " " not in languages}
 
 LANGUAGES = tuple(sorted(frozenset().union(*_WRITES.values())))
 """Every code (ISO 639 as lid.176 writes it) that can be found."""
@@ -187,7 +174,7 @@ def _is_english(prose: str) -> bool:
 
 def is_kept(language: str, keep: frozenset[str]) -> bool:
     """Whether a found language is among those to keep; a script, where a language to keep is written in it."""
-    return language in keep or (language in _MANY_LANGUAGES and not keep.isdisjoint(_WRITES[language]))
+    return language in keep or not keep.isdisjoint(_WRITES.get(language, ()))
 
 
 def _units(text: str) -> tuple[dict[str, int], dict[str, int]]:

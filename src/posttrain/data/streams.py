@@ -13,7 +13,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import zstandard
 
@@ -28,22 +28,13 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-class _Decompressor(Protocol):
-    """What zlib, bz2, lzma and zstandard have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-_COMPRESSIONS: tuple[tuple[bytes, Callable[[], _Decompressor]], ...] = (
+_COMPRESSIONS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
     (b"\x1f\x8b", lambda: zlib.decompressobj(wbits=31)),  # gzip header and checksum
     (b"BZh", bz2.BZ2Decompressor),
     (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
     (b"\x28\xb5\x2f\xfd", lambda: zstandard.ZstdDecompressor().decompressobj()),
 )
+"""First bytes -> a decompressor, with ``decompress``, ``eof`` and ``unused_data``."""
 _SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _WIDE = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -135,9 +126,8 @@ class Stream:
     def _utf8(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         first = next(blocks, b"")
         if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" not in first:
-            first = first[
-                2:
-            ]  # a mark without what it stands for: wide text has zeros beside every bracket, comma and break
+            # a mark without what it stands for: wide text has zeros beside every bracket, comma and break
+            first = first[2:]
         encoding = next((name for mark, name in _WIDE if first.startswith(mark)), None)
         if first[:1] in (b"{", b"[") and first[1:2] == b"\0" == first[3:4]:
             encoding = "utf-16-le"
