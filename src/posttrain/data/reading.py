@@ -120,7 +120,7 @@ def parse(raw: Raw, reading: Reading) -> Sequence[Row] | Reject:
         found = read_record(value, reading.format, reading.detected, record.origin, reading.source)
         if isinstance(found, SftRow) and reading.row_kind != "prompts":
             return (found,)
-        pairs = found.pairs(reading.rule, parsed.origin, reading.source) if isinstance(found, Ranked) else (found,)
+        pairs = found.pairs(reading.rule, record.origin, reading.source) if isinstance(found, Ranked) else (found,)
         return [row for pair in pairs for row in rows_as(pair, reading.row_kind)]
     except RowError as rejected:
         return Reject(record.origin, "format", rejected.reason, rejected.detail)
