@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 Schedule = Callable[[str, int], str]
@@ -43,6 +46,12 @@ def usage_of(name: str) -> dict[str, int]:
 
 def reply_of(name: str) -> str:
     return f"reply to {name}"
+
+
+def stored_keys(cache: Path) -> set[str]:
+    """The keys of all answers in a request cache."""
+    with contextlib.closing(sqlite3.connect(cache)) as connection:
+        return {key for (key,) in connection.execute("SELECT key FROM answers")}
 
 
 def chat_body(name: str, text: str | None = None, **choice: Any) -> dict[str, Any]:

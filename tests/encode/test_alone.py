@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from encoding import encode_row
 from posttrain.encode.alone import answer_opening, answers_alone
 from posttrain.encode.template import ChatTemplate
-from posttrain.encode.tokens import Encoded, encode_row
+from posttrain.encode.tokens import Encoded
 from posttrain.errors import TemplateError
 from posttrain.types import Message, Origin, SftRow, Tokens
 

@@ -21,9 +21,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from encoding import encode_row
 from posttrain.assets import Package, download
 from posttrain.encode.template import ChatTemplate
-from posttrain.encode.tokens import Encoded, encode_row
+from posttrain.encode.tokens import Encoded
 from posttrain.errors import AssetError
 from posttrain.types import Message, Origin, SftRow, ToolCall
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from encoding import encode_row
 from posttrain.encode.collate import collate
 from posttrain.encode.show import as_json, show_row
 from posttrain.encode.spans import supervised_renderings
-from posttrain.encode.tokens import Encoded, encode_prompt, encode_row
+from posttrain.encode.tokens import Encoded, encode_prompt
 from posttrain.types import Message, Origin, SftRow
 
 MARKS = [

@@ -5,8 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
+from encoding import encode_row
 from posttrain.encode.show import RowView, as_html, as_json, as_terminal, show_row
-from posttrain.encode.tokens import encode_row
 from posttrain.types import Message, Origin, SftRow, ToolCall
 
 

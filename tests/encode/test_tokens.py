@@ -5,6 +5,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from encoding import encode_row
 from posttrain.artifacts import Ledger
 from posttrain.encode.spans import Rendering, Span, supervised_renderings
 from posttrain.encode.template import ChatTemplate, RowRejected, load_template
@@ -12,7 +13,6 @@ from posttrain.encode.tokens import (
     Encoded,
     EncodedRows,
     encode_prompt,
-    encode_row,
     encode_rows,
     fit_length,
     stop_ids,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -31,6 +32,7 @@ from posttrain.generate.engine import (
 )
 from posttrain.generate.fake import FakeEngine
 from posttrain.types import ToolCall
+from servers import stored_keys
 
 FULL = Completion(
     text="Caf\u00e9 \ud83d",  # a lone surrogate: JSON from a server may hold one
@@ -86,8 +88,7 @@ def test_answers_outlive_the_connection(tmp_path: Path) -> None:
     with RequestCache(path) as cache:
         cache.put("k", b"{}", FULL)
     with RequestCache(path) as cache:
-        assert cache.keys() == ["k"]
-        cache.check()
+        assert cache.get("k") == dataclasses.replace(FULL, cached=True)
 
 
 def _store(path: Path, start: int) -> None:
@@ -107,8 +108,8 @@ def test_several_processes_open_and_write_one_file(tmp_path: Path) -> None:
         worker.join(60)
         assert worker.exitcode == 0
     with RequestCache(path) as cache:
-        assert cache.keys() == [f"{n:04}" for n in range(150)]
-        assert all(cache.get(key) == Completion(str(int(key)), cached=True) for key in cache.keys())  # noqa: SIM118
+        assert all(cache.get(f"{n:04}") == Completion(str(n), cached=True) for n in range(150))
+    assert len(stored_keys(path)) == 150
 
 
 # ---- damage --------------------------------------------------------------------------------------------------------
@@ -133,12 +134,13 @@ def test_a_cut_file_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
 
-    def check() -> None:
+    def read_all() -> None:
         with RequestCache(path) as cache:
-            cache.check()
+            for number in range(300):
+                cache.get(f"{number:064x}")
 
     with pytest.raises(RunError, match=r"cache\.sqlite: the request cache is damaged"):
-        check()
+        read_all()
 
 
 def test_a_changed_answer_is_found_when_it_is_read(tmp_path: Path) -> None:
@@ -148,8 +150,6 @@ def test_a_changed_answer_is_found_when_it_is_read(tmp_path: Path) -> None:
         assert cache.get(f"{8:064x}") is not None
         with pytest.raises(RunError, match="not what was stored"):
             cache.get(f"{7:064x}")
-        with pytest.raises(RunError, match="not what was stored"):
-            cache.check()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -160,15 +160,14 @@ def test_damage_anywhere_gives_a_run_error_or_right_answers(tmp_path: Path, seed
     content[start : start + 2_000] = bytes(2_000)
     path.write_bytes(content)
 
-    def read_all() -> None:
+    def answers() -> Iterator[tuple[int, Completion | None]]:
         with RequestCache(path) as cache:
             for number in range(300):
-                found = cache.get(f"{number:064x}")
-                assert found in (None, Completion(f"answer {number} " * 20, cached=True))
-            cache.check()
+                yield number, cache.get(f"{number:064x}")
 
-    with pytest.raises(RunError, match="damaged"):
-        read_all()
+    with contextlib.suppress(RunError):
+        for number, found in answers():
+            assert found in (None, Completion(f"answer {number} " * 20, cached=True))
 
 
 def test_another_database_is_left_alone(tmp_path: Path) -> None:
@@ -218,7 +217,7 @@ def test_failures_are_not_kept(cache: RequestCache) -> None:
     assert complete(CachedEngine(failing, cache), REQUESTS[:1]) == [Failure("timeout", "scripted", 3)]
     [found] = complete(CachedEngine(failing, cache), REQUESTS[:1])
     assert found == Completion("answer", usage=Usage(1, 1))
-    assert len(cache.keys()) == 1
+    assert len(stored_keys(cache.path)) == 1
 
 
 def test_equal_requests_of_a_batch_are_asked_once(cache: RequestCache) -> None:
@@ -250,7 +249,7 @@ def test_answers_are_stored_while_the_reader_is_slow(cache: RequestCache) -> Non
         outcomes = engine.generate(REQUESTS)
         async for _ in outcomes:
             await asyncio.sleep(0.1)
-            sizes.append(len(cache.keys()))
+            sizes.append(len(stored_keys(cache.path)))
             if len(sizes) == 2:
                 break
         await outcomes.aclose()
@@ -281,7 +280,7 @@ def test_an_error_of_the_engine_comes_through_and_what_was_answered_stays(cache:
     engine = Breaking()
     with pytest.raises(RunError, match="the disk is full"):
         complete(CachedEngine(engine, cache), REQUESTS)
-    assert len(cache.keys()) == 2
+    assert len(stored_keys(cache.path)) == 2
     assert engine.closed
 
 

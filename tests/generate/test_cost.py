@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.errors import ConfigError, RunError
-from posttrain.generate.cost import Budget, Call, Caps, Ledger, Prices, Spending, totals
+from posttrain.generate.cost import Budget, Call, Caps, Prices, Spending, append_call, read_calls, spent, totals
 from posttrain.generate.engine import Usage
 
 PRICES = Prices(prompt_per_million=0.15, completion_per_million=0.6)
@@ -163,13 +163,13 @@ UNSEEN = {"outcome": "timeout", "status": None, "prompt_tokens": None, "completi
 
 
 def test_calls_come_back_as_they_were_written(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "deep" / "ledger.jsonl")
-    assert ledger.calls() == []
+    ledger = tmp_path / "deep" / "ledger.jsonl"
+    assert read_calls(ledger) == []
     calls = [call(1), call(2, **UNSEEN, counted_tokens=500, counted_price=0.0003)]
     for one in calls:
-        ledger.append(one)
-    assert ledger.calls() == calls
-    first = json.loads(ledger.path.read_text().splitlines()[0])
+        append_call(ledger, one)
+    assert read_calls(ledger) == calls
+    first = json.loads(ledger.read_text().splitlines()[0])
     assert list(first) == [f.name for f in dataclasses.fields(Call)]
 
 
@@ -188,50 +188,50 @@ def test_totals_worked_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_budget_goes_on_from_the_ledger(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append(call(1))
-    ledger.append(call(2, **UNSEEN, counted_tokens=500, counted_price=0.0003))
-    assert ledger.spent() == Spending(calls=2, tokens=610, money=321_000_000)
+    ledger = tmp_path / "ledger.jsonl"
+    append_call(ledger, call(1))
+    append_call(ledger, call(2, **UNSEEN, counted_tokens=500, counted_price=0.0003))
+    assert spent(read_calls(ledger)) == Spending(calls=2, tokens=610, money=321_000_000)
 
 
 def test_a_line_a_crash_left_unfinished_is_not_counted_and_then_removed(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append(call(1))
-    whole = ledger.path.read_bytes()
-    ledger.path.write_bytes(whole + b'{"key": "00')
-    assert ledger.calls() == [call(1)]
-    ledger.append(call(2))
-    assert ledger.calls() == [call(1), call(2)]
-    ledger.path.write_bytes(b'{"key"')
-    ledger.append(call(3))
-    assert ledger.calls() == [call(3)]
+    ledger = tmp_path / "ledger.jsonl"
+    append_call(ledger, call(1))
+    whole = ledger.read_bytes()
+    ledger.write_bytes(whole + b'{"key": "00')
+    assert read_calls(ledger) == [call(1)]
+    append_call(ledger, call(2))
+    assert read_calls(ledger) == [call(1), call(2)]
+    ledger.write_bytes(b'{"key"')
+    append_call(ledger, call(3))
+    assert read_calls(ledger) == [call(3)]
 
 
 @pytest.mark.parametrize("line", ["{}", "[1]", "not json", '{"key": "a", "more": 1}'])
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append(call(1))
-    with ledger.path.open("a") as file:
+    ledger = tmp_path / "ledger.jsonl"
+    append_call(ledger, call(1))
+    with ledger.open("a") as file:
         file.write(line + "\n")
     with pytest.raises(RunError, match=r"ledger\.jsonl:2: not a line of the cost ledger"):
-        ledger.calls()
+        read_calls(ledger)
 
 
 def test_a_ledger_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file"):
-        Ledger(tmp_path / "file" / "ledger.jsonl").append(call())
+        append_call(tmp_path / "file" / "ledger.jsonl", call())
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk_is_named() -> None:
     with pytest.raises(RunError, match="the disk is full"):
-        Ledger(Path("/dev/full")).append(call())
+        append_call(Path("/dev/full"), call())
 
 
 def _append(path: Path, start: int) -> None:
     for number in range(start, start + 200):
-        Ledger(path).append(call(number))
+        append_call(path, call(number))
 
 
 def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
@@ -244,4 +244,4 @@ def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
         worker.join(60)
         assert worker.exitcode == 0
     expected = sorted(f"{start + n:064x}" for start in (0, 1_000, 2_000) for n in range(200))
-    assert sorted(c.key for c in Ledger(path).calls()) == expected
+    assert sorted(c.key for c in read_calls(path)) == expected

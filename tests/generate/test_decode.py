@@ -16,11 +16,12 @@ from scipy.stats import chisquare
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from decoding import decode, replies
 from posttrain.encode.collate import collate
 from posttrain.encode.segments import Segments
 from posttrain.generate import decode as decode_module
 from posttrain.generate import ways
-from posttrain.generate.decode import NewToken, decode, replies, without_stop
+from posttrain.generate.decode import NewToken, without_stop
 from posttrain.generate.engine import Sampling
 from posttrain.model.adapters import attach_lora
 from posttrain.model.config import LoraAdapter

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from decoding import replies
 from families import FAMILIES, micro_folder, micro_model, words_tokenizer
 from posttrain.encode.template import ChatTemplate, load_template
 from posttrain.encode.tokens import encode_prompt
 from posttrain.generate import ways
-from posttrain.generate.decode import replies
 from posttrain.generate.engine import Sampling
 from posttrain.generate.ways import Batched, OwnCache, Recompute, speed_note, way_of
 from posttrain.lab.chat import stream

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from posttrain.generate.cache import CachedEngine, RequestCache
-from posttrain.generate.cost import Ledger, Prices, totals
+from posttrain.generate.cost import Prices, read_calls, spent, totals
 from posttrain.generate.engine import Completion, Failure, Request, Usage, complete, request_key
 from posttrain.generate.openai import Endpoint, OpenAIEngine
 from posttrain.types import Message
-from servers import seeded_faults
+from servers import seeded_faults, stored_keys
 
 Serve = Callable[..., Any]
 PRICES = Prices(prompt_per_million=1.0, completion_per_million=2.0)
@@ -58,8 +58,8 @@ def test_a_thousand_requests_at_twenty_percent_faults(serve: Serve, tmp_path: Pa
     requests = requests_named(names)
     with RequestCache(tmp_path / "cache.sqlite") as cache:
         outcomes = complete(CachedEngine(engine, cache), requests)
-        stored = cache.keys()
-    calls = Ledger(tmp_path / "ledger.jsonl").calls()
+    stored = stored_keys(tmp_path / "cache.sqlite")
+    calls = read_calls(tmp_path / "ledger.jsonl")
     name_of = {request_key(engine.fingerprint, request): name for request, name in zip(requests, names, strict=True)}
 
     # Nothing lost: every request was answered, but those whose whole answer was unreadable.
@@ -99,7 +99,7 @@ def test_a_thousand_requests_at_twenty_percent_faults(serve: Serve, tmp_path: Pa
     assert sums.prompt_tokens == sum(u.prompt_tokens for u in expected)
     assert sums.completion_tokens == sum(u.completion_tokens for u in expected)
     assert sums.price == pytest.approx(sums.prompt_tokens / 1e6 + 2 * sums.completion_tokens / 1e6, abs=1e-12)
-    assert engine.budget.spent == Ledger(tmp_path / "ledger.jsonl").spent()
+    assert engine.budget.spent == spent(read_calls(tmp_path / "ledger.jsonl"))
     assert engine.budget.reserved == (0, 0, 0)
 
     # Every kind of fault was met.
@@ -147,10 +147,8 @@ def test_a_job_killed_five_times_ends_as_one_that_was_not(serve: Serve, tmp_path
         return subprocess.Popen([sys.executable, script, server.url, str(tmp_path), str(number)], env=environment)
 
     def stored() -> set[str]:
-        if not (tmp_path / "cache.sqlite").exists():
-            return set()
-        with RequestCache(tmp_path / "cache.sqlite") as cache:
-            return set(cache.keys())
+        path = tmp_path / "cache.sqlite"
+        return stored_keys(path) if path.exists() else set()
 
     lives: list[tuple[int, set[str]]] = []  # what had been asked, and what was in the cache, when a life began
     for life in range(5):
@@ -181,7 +179,7 @@ def test_a_job_killed_five_times_ends_as_one_that_was_not(serve: Serve, tmp_path
     assert set(server.billed) == set(names)
 
     # The ledger has a line for every answer that was received; what the kills cut off was in flight, eight at a time.
-    calls = Ledger(tmp_path / "ledger.jsonl").calls()
+    calls = read_calls(tmp_path / "ledger.jsonl")
     answers = Counter(c.key for c in calls if c.outcome == "answer")
     assert answers.keys() == stored()
     assert len(server.asked) - len(calls) <= 5 * 8

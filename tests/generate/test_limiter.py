@@ -10,52 +10,62 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.generate.limiter import AdaptiveLimit, Limiter, Sign, backoff, retry_after
+from posttrain.generate.limiter import Limiter, Sign, backoff, retry_after
 
 # ---- the limit -----------------------------------------------------------------------------------------------------
 
 
+def starting_at(limit: float) -> Limiter:
+    limiter = Limiter(most=100)
+    limiter.limit = limit
+    return limiter
+
+
+def ends(limiter: Limiter, sign: Sign) -> None:
+    """One request from its beginning to its end."""
+    limiter.leave(asyncio.run(limiter.enter()), sign)
+
+
 def test_a_cut_takes_three_tenths_and_answers_give_one_back_a_round() -> None:
-    limit = AdaptiveLimit(most=100, start=10)
-    limit.ended(limit.sent(), "overloaded")
+    limit = starting_at(10)
+    ends(limit, "overloaded")
     assert limit.limit == pytest.approx(7.0)
     for _ in range(7):
-        limit.ended(limit.sent(), "answered")
+        ends(limit, "answered")
     # (L + 1/L)^2 = L^2 + 2 + 1/L^2: after seven steps 49 + 14 + about 7/56
     assert limit.limit**2 == pytest.approx(63.125, abs=0.01)
 
 
 def test_one_storm_cuts_once() -> None:
-    limit = AdaptiveLimit(most=100, start=10)
-    storm = [limit.sent() for _ in range(10)]
+    limit = starting_at(10)
+    storm = [asyncio.run(limit.enter()) for _ in range(10)]
     for number in storm:
-        limit.ended(number, "overloaded")
+        limit.leave(number, "overloaded")
     assert limit.limit == pytest.approx(7.0)
-    limit.ended(limit.sent(), "overloaded")  # sent after the cut: a storm of its own
+    ends(limit, "overloaded")  # sent after the cut: a storm of its own
     assert limit.limit == pytest.approx(4.9)
 
 
 def test_what_says_nothing_about_load_changes_nothing() -> None:
-    limit = AdaptiveLimit(most=8, start=4)
-    limit.ended(limit.sent(), "neither")
+    limit = starting_at(4)
+    ends(limit, "neither")
     assert limit.limit == 4.0
-
-
-def test_it_starts_at_the_most_unless_told_otherwise() -> None:
-    assert (AdaptiveLimit(8).limit, AdaptiveLimit(8, 2).limit, AdaptiveLimit(8, 20).limit) == (8, 2, 8)
-    with pytest.raises(ValueError, match="at least one"):
-        AdaptiveLimit(0)
 
 
 signs: list[Sign] = ["answered", "overloaded", "neither"]
 
 
 @given(st.integers(1, 50), st.lists(st.sampled_from(signs), max_size=200))
-def test_the_limit_never_leaves_its_bounds(most: int, ends: list[Sign]) -> None:
-    limit = AdaptiveLimit(most)
-    for sign in ends:
-        limit.ended(limit.sent(), sign)
-        assert 1.0 <= limit.limit <= most
+def test_the_limit_starts_at_the_most_and_never_leaves_its_bounds(most: int, found: list[Sign]) -> None:
+    limit = Limiter(most)
+    assert limit.limit == most
+
+    async def run() -> None:
+        for sign in found:
+            limit.leave(await limit.enter(), sign)
+            assert 1.0 <= limit.limit <= most
+
+    asyncio.run(run())
 
 
 # ---- waiting -------------------------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from decoding import replies
 from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
 from posttrain.encode.tokens import encode_prompt
 from posttrain.generate import local
 from posttrain.generate.cache import CachedEngine, RequestCache
-from posttrain.generate.decode import NewToken, replies
+from posttrain.generate.decode import NewToken
 from posttrain.generate.engine import Completion, Failure, Outcome, Request, Sampling, Usage, complete
 from posttrain.generate.local import LocalEngine
 from posttrain.model.load import load_model

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from posttrain.errors import ConfigError, RunError
-from posttrain.generate.cost import Caps, Ledger, Prices
+from posttrain.generate.cost import Caps, Prices, read_calls, totals
 from posttrain.generate.engine import (
     Completion,
     Engine,
@@ -183,7 +183,7 @@ def test_nobody_there_stops_the_batch_and_names_the_address(tmp_path: Path) -> N
         with pytest.raises(ConfigError, match=f"{url}/v1: no connection to the server") as caught:
             complete(engine, [ask(str(n)) for n in range(40)])
     assert "start the server" in str(caught.value)
-    refused = [c for c in Ledger(tmp_path / "ledger.jsonl").calls() if c.outcome == "connection"]
+    refused = [c for c in read_calls(tmp_path / "ledger.jsonl") if c.outcome == "connection"]
     assert max(c.attempt for c in refused) == 5
     assert {c.counted_tokens for c in refused} == {0}  # nothing was sent, so nothing can have been billed
 
@@ -264,26 +264,6 @@ def test_a_silence_longer_than_we_wait_ends_the_requests_without_asking(serve: S
     assert len(server.asked) == 1
 
 
-def test_a_deadline_ends_the_batch(serve: Serve) -> None:
-    server = serve(does=lambda name, attempt: "answer" if name in "01" else "hang")
-    requests = [ask(str(n)) for n in range(12)]
-    start = time.monotonic()
-    found = complete(OpenAIEngine(endpoint(server, concurrency=4, deadline=1.2)), requests)
-    assert time.monotonic() - start < 10
-    assert [isinstance(o, Completion) for o in found[:2]] == [True, True]
-    assert {o.reason for o in found[2:] if isinstance(o, Failure)} == {"deadline"}
-    assert sum(o.attempts for o in found if isinstance(o, Failure)) == 4
-    assert len(server.asked) == 6  # what the deadline found waiting was never sent
-
-
-def test_a_deadline_cuts_a_wait_short(serve: Serve) -> None:
-    server = serve(does=script("500"))
-    start = time.monotonic()
-    [found] = complete(OpenAIEngine(endpoint(server, deadline=0.3, first_backoff=1e6, longest_backoff=1e6)), [ask("x")])
-    assert time.monotonic() - start < 5
-    assert found == Failure("deadline", "the batch was not done within 0.3 s", 1)
-
-
 # ---- configuration -------------------------------------------------------------------------------------------------
 
 
@@ -309,8 +289,6 @@ def test_the_base_url(url: str, base: str) -> None:
         ({"url": "http://user:secret@example.org"}, "user, password or query"),
         ({"url": "http://example.org/v1?key=secret"}, "user, password or query"),
         ({"url": "http://example.org/v1/chat/completions"}, "give the base URL"),
-        ({"concurrency": 0}, "concurrency 0: must be above 0"),
-        ({"deadline": -1.0}, "deadline -1.0: must be above 0"),
         ({"extra_body": {"max_tokens": 5}}, "'max_tokens' can't be set here"),
         ({"extra_body": {"n": 4}}, "'n' can't be set here"),
     ],
@@ -324,10 +302,8 @@ def test_a_wrong_endpoint_is_named(values: dict[str, Any], words: str) -> None:
 def test_the_fingerprint_says_what_decides_answers() -> None:
     plain = Endpoint(url="http://localhost:8000", model="m")
     assert OpenAIEngine(plain).fingerprint == Fingerprint("openai", "m", "http://localhost:8000/v1")
-    named = dataclasses.replace(plain, identity="my server", extra_body={"b": 1, "a": None}, opens_think=True)
-    assert OpenAIEngine(named).fingerprint == Fingerprint(
-        "openai", "m", "my server", options='{"a": null, "b": 1, "opens_think": true}'
-    )
+    more = dataclasses.replace(plain, extra_body={"b": 1, "a": None})
+    assert OpenAIEngine(more).fingerprint.options == '{"a": null, "b": 1}'
     other_limits = dataclasses.replace(plain, concurrency=3, attempts=1, request_timeout=1.0, api_key_env="KEY")
     assert OpenAIEngine(other_limits).fingerprint == OpenAIEngine(plain).fingerprint
 
@@ -339,7 +315,7 @@ def test_a_wrong_key_or_address_stops_the_batch_at_once(serve: Serve, does: str,
     with pytest.raises(ConfigError, match=words):
         complete(engine, [ask(str(n)) for n in range(50)])
     assert len(server.asked) <= 2
-    first = Ledger(tmp_path / "ledger.jsonl").calls()[0]
+    first = read_calls(tmp_path / "ledger.jsonl")[0]
     assert (first.status, first.counted_tokens) == (int(does), 0)
 
 
@@ -412,7 +388,7 @@ def test_the_ledger_has_a_line_for_every_call(serve: Serve, tmp_path: Path) -> N
     engine = OpenAIEngine(endpoint(server), prices=PRICES, ledger=tmp_path / "ledger.jsonl")
     request = ask("x", max_tokens=10)
     complete(engine, [request])
-    refused, dropped, answered = Ledger(tmp_path / "ledger.jsonl").calls()
+    refused, dropped, answered = read_calls(tmp_path / "ledger.jsonl")
     usage = Usage(**server.usage_of("x"))
     price = (usage.prompt_tokens * 1 + usage.completion_tokens * 2) / 1e6
     assert {c.key for c in (refused, dropped, answered)} == {request_key(engine.fingerprint, request)}
@@ -436,7 +412,7 @@ def test_usage_that_is_not_told_counts_with_the_most_it_can_be(serve: Serve, tmp
     engine = OpenAIEngine(endpoint(server), prices=PRICES, ledger=tmp_path / "ledger.jsonl")
     [found] = complete(engine, [ask("x", max_tokens=10)])
     assert found == Completion("reply to x")
-    [line] = Ledger(tmp_path / "ledger.jsonl").calls()
+    [line] = read_calls(tmp_path / "ledger.jsonl")
     assert (line.outcome, line.prompt_tokens, line.completion_tokens, line.price) == ("answer", None, None, None)
     assert line.counted_tokens > 266
 
@@ -463,16 +439,16 @@ def test_a_cap_is_never_gone_over_by_calls_side_by_side(serve: Serve, caps: Caps
     refused = [o for o in found if isinstance(o, Failure)]
     assert {o.reason for o in refused} == {"budget"}
     assert len(answered) == len(server.billed) >= 10
-    totals = Ledger(tmp_path / "ledger.jsonl").totals()
+    sums = totals(read_calls(tmp_path / "ledger.jsonl"))
     billed = [server.usage_of(name) for name in server.billed]
-    assert totals.prompt_tokens == sum(u["prompt_tokens"] for u in billed)
-    assert totals.completion_tokens == sum(u["completion_tokens"] for u in billed)
+    assert sums.prompt_tokens == sum(u["prompt_tokens"] for u in billed)
+    assert sums.completion_tokens == sum(u["completion_tokens"] for u in billed)
     if caps.calls is not None:
         assert len(server.asked) == caps.calls
     if caps.tokens is not None:
-        assert caps.tokens - 450 < totals.counted_tokens <= caps.tokens  # one more reservation would not have fitted
+        assert caps.tokens - 450 < sums.counted_tokens <= caps.tokens  # one more reservation would not have fitted
     if caps.money is not None:
-        assert caps.money - 0.0005 < totals.counted_price <= caps.money
+        assert caps.money - 0.0005 < sums.counted_price <= caps.money
 
 
 def test_a_retry_that_could_go_over_the_cap_is_not_sent(serve: Serve) -> None:
@@ -517,7 +493,7 @@ def test_closing_early_stops_asking_and_says_so_in_the_ledger(serve: Serve, tmp_
         return first
 
     assert asyncio.run(run())[0] == 0
-    calls = Ledger(tmp_path / "ledger.jsonl").calls()
+    calls = read_calls(tmp_path / "ledger.jsonl")
     assert sorted(c.outcome for c in calls) == ["answer", *["cancelled"] * 4]
     assert all(c.counted_tokens > 1_000 for c in calls if c.outcome == "cancelled")
     assert engine.budget.reserved.tokens == 0

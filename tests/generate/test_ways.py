@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from decoding import decode, replies
 from families import FAMILIES, micro_folder, micro_model
 from posttrain.errors import ModelError
 from posttrain.generate import ways
-from posttrain.generate.decode import decode, replies
 from posttrain.generate.engine import Sampling
 from posttrain.generate.ways import Batched, OwnCache, Recompute, way_of
 from posttrain.model import kv_cache

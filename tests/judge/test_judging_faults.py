@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from posttrain.generate.cache import RequestCache
-from posttrain.generate.cost import Ledger
+from posttrain.generate.cost import read_calls
 from posttrain.judge.config import Plan
 from posttrain.judge.items import read_items
 from posttrain.judge.judge import prepared
 from posttrain.judge.prompts import load_prompt
-from servers import Server, chat_body, name_of, seeded_faults, usage_of
+from servers import Server, chat_body, name_of, seeded_faults, stored_keys, usage_of
 
 pytestmark = pytest.mark.slow
 
@@ -109,10 +108,8 @@ def test_killed_five_times_it_writes_the_same_verdicts(finished: Finished, tmp_p
     out = tmp_path / "out"
 
     def stored() -> set[str]:
-        if not (out / ".requests.sqlite").exists():
-            return set()
-        with RequestCache(out / ".requests.sqlite") as cache:
-            return set(cache.keys())
+        path = out / ".requests.sqlite"
+        return stored_keys(path) if path.exists() else set()
 
     with Server(does=seeded_faults(0.2, seed=2, billed=False), bodies=bodies, think_time=0.005) as server:
         for life in range(5):
@@ -137,7 +134,7 @@ def test_killed_five_times_it_writes_the_same_verdicts(finished: Finished, tmp_p
     for key in ("win_rates", "bias", "items", "questions"):
         assert summary[key] == finished.summary[key]
     # Of what a kill cut off the account knows nothing: that was in flight, so many at a time.
-    calls = Ledger(out / ".calls" / "pairs.jsonl").calls()
+    calls = read_calls(out / ".calls" / "pairs.jsonl")
     assert summary["spent"]["calls"] == len(calls)
     assert 0 <= len(server.asked) - len(calls) <= 5 * CONCURRENCY
     assert len(stored()) == 2 * ITEMS

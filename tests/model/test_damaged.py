@@ -20,10 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from encoding import encode_row
 from families import micro_folder, words_tokenizer
 from posttrain.encode.segments import Segments
 from posttrain.encode.template import load_template, load_tokenizer
-from posttrain.encode.tokens import encode_row, stop_sequences
+from posttrain.encode.tokens import stop_sequences
 from posttrain.errors import ModelError, PosttrainError
 from posttrain.model.forward import final_hidden
 from posttrain.model.load import load_model, quiet_transformers

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from posttrain.generate.decode import replies
+from decoding import replies
 from posttrain.generate.engine import Sampling
 from posttrain.model import prepacked_weights
 from posttrain.model.frozen import frozen_model

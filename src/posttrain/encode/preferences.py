@@ -8,7 +8,6 @@ without its end has another log-probability than the reply.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -17,7 +16,7 @@ import numpy as np
 
 from posttrain.artifacts import Ledger
 from posttrain.encode.template import ChatTemplate, RowRejected
-from posttrain.encode.tokens import ROWS_AT_ONCE, Encoded, EncodedRows, encode_batch
+from posttrain.encode.tokens import Encoded, EncodedRows, encode_units
 from posttrain.types import Message, PairRow, SftRow, Tokens, UnpairedRow
 
 
@@ -57,6 +56,8 @@ def sequences_of(unit: Tokens | PairTokens | FeedbackTokens) -> tuple[Tokens, ..
 
 
 Unit = TypeVar("Unit", PairTokens, FeedbackTokens)
+Sides = Mapping[str, Encoded[Tokens]]
+"""What became of the conversations of a row, by the kind of their reply."""
 
 
 def encode_pairs(
@@ -72,20 +73,23 @@ def encode_pairs(
     ``prompt_differs``, ``reply_rewritten`` (the template shows a reply of several turns in a form inference never sees).
     """
 
-    def unit(row: PairRow, sides: Sequence[Tokens]) -> PairTokens | RowRejected:
-        chosen, rejected = sides
-        if np.array_equal(chosen.ids_T, rejected.ids_T):
-            return RowRejected("equal_tokens", "both replies are the same tokens")
-        begins = {reply_start(chosen), reply_start(rejected)}
-        if len(begins) > 1 or not np.array_equal(chosen.ids_T[: min(begins)], rejected.ids_T[: min(begins)]):
-            return RowRejected("prompt_differs", "the template shows the prompt differently before the two replies")
-        margin = row.meta.get("margin", 0.0)
-        return PairTokens(chosen, rejected, row.id, float(margin) if isinstance(margin, int | float) else 0.0)
+    def sides(row: PairRow) -> dict[str, SftRow]:
+        return {"chosen": as_conversation(row, row.chosen), "rejected": as_conversation(row, row.rejected)}
 
-    def replies(row: PairRow) -> Replies:
-        return {"chosen": row.chosen, "rejected": row.rejected}
+    def made(row: PairRow, encoded: Sides) -> Encoded[PairTokens]:
+        return _unit(row.id, encoded, lambda chosen, rejected: _pair(row, chosen, rejected))
 
-    return _encode(rows, replies, unit, ("chosen", "rejected"), template, max_length, ledger, progress)
+    return encode_units(rows, sides, made, ("chosen", "rejected"), template, max_length, "drop", ledger, progress)
+
+
+def _pair(row: PairRow, chosen: Tokens, rejected: Tokens) -> PairTokens | RowRejected:
+    if np.array_equal(chosen.ids_T, rejected.ids_T):
+        return RowRejected("equal_tokens", "both replies are the same tokens")
+    begins = {reply_start(chosen), reply_start(rejected)}
+    if len(begins) > 1 or not np.array_equal(chosen.ids_T[: min(begins)], rejected.ids_T[: min(begins)]):
+        return RowRejected("prompt_differs", "the template shows the prompt differently before the two replies")
+    margin = row.meta.get("margin", 0.0)
+    return PairTokens(chosen, rejected, row.id, float(margin) if isinstance(margin, int | float) else 0.0)
 
 
 def encode_feedback(
@@ -97,59 +101,28 @@ def encode_feedback(
 ) -> EncodedRows[FeedbackTokens]:
     """Encode labelled replies in order; drops go to step ``encode`` of the ledger, with the reasons of `encode_pairs`."""
 
-    def replies(row: UnpairedRow) -> Replies:
-        return {"desirable" if row.desirable else "undesirable": row.completion}
+    def sides(row: UnpairedRow) -> dict[str, SftRow]:
+        return {"desirable" if row.desirable else "undesirable": as_conversation(row, row.completion)}
 
-    def unit(row: UnpairedRow, sides: Sequence[Tokens]) -> FeedbackTokens:
-        return FeedbackTokens(sides[0], row.desirable)
+    def made(row: UnpairedRow, encoded: Sides) -> Encoded[FeedbackTokens]:
+        return _unit(row.id, encoded, lambda tokens: FeedbackTokens(tokens, row.desirable))
 
-    return _encode(rows, replies, unit, ("desirable", "undesirable"), template, max_length, ledger, progress)
-
-
-Row = TypeVar("Row", PairRow, UnpairedRow)
-Replies = Mapping[str, tuple[Message, ...]]
-"""The replies of a row by name, in the order of its sequences."""
+    kinds = ("desirable", "undesirable")
+    return encode_units(rows, sides, made, kinds, template, max_length, "drop", ledger, progress)
 
 
-def _encode(
-    rows: Sequence[Row],
-    replies: Callable[[Row], Replies],
-    unit: Callable[[Row, Sequence[Tokens]], Unit | RowRejected],
-    names: tuple[str, ...],
-    template: ChatTemplate,
-    max_length: int,
-    ledger: Ledger | None,
-    progress: Callable[[int], None] | None,
-) -> EncodedRows[Unit]:
-    ledger = Ledger() if ledger is None else ledger
-    step = ledger.step("encode", rows_in=len(rows))
-    examples: list[Unit] = []
-    notes: Counter[str] = Counter()
-    conversation_lengths: list[int] = []
-    reply_lengths: dict[str, list[int]] = {name: [] for name in names}
-    for begin in range(0, len(rows), ROWS_AT_ONCE):
-        batch = rows[begin : begin + ROWS_AT_ONCE]
-        sides = [as_conversation(row, reply) for row in batch for reply in replies(row).values()]
-        encoded = iter(encode_batch(sides, template, max_length, "drop"))
-        for row in batch:
-            found = {name: next(encoded) for name in replies(row)}
-            made = _whole(row.id, found)
-            for name, side in found.items():
-                if isinstance(side, Encoded):
-                    conversation_lengths.append(side.conversation_tokens)
-                    reply_lengths[name].append(sum(side.assistant_tokens))
-            result = made if isinstance(made, RowRejected) else unit(row, made)
-            if isinstance(result, RowRejected):
-                ledger.drop(step, row.origin, result.reason, result.detail)
-                continue
-            examples.append(result)
-            notes.update({note for side in found.values() if isinstance(side, Encoded) for note in side.notes})
-        if progress is not None:
-            progress(begin + len(batch))
-    step.rows_out = len(examples)
-    step.notes.update(sorted(notes.items()))
-    lengths = {name: np.array(values, np.int64) for name, values in reply_lengths.items()}
-    return EncodedRows(examples, np.array(conversation_lengths, np.int64), lengths)
+def _unit(row_id: str, sides: Sides, unit: Callable[..., Unit | RowRejected]) -> Encoded[Unit]:
+    """What a row becomes: ``unit`` of the sequences of all its sides, or why it can't be used."""
+    for kind, side in sides.items():
+        if side.dropped:
+            return Encoded((), (RowRejected(side.dropped[0].reason, f"{kind}: {side.dropped[0].detail}"),))
+        if len(side.examples) != 1:
+            problem = f"{kind}: the template rewrites earlier turns of this reply"
+            return Encoded((), (RowRejected("reply_rewritten", problem),))
+    found = unit(*(replace(side.examples[0], row_id=row_id) for side in sides.values()))
+    if isinstance(found, RowRejected):
+        return Encoded((), (found,))
+    return Encoded((found,), notes={note for side in sides.values() for note in side.notes})
 
 
 def as_conversation(row: PairRow | UnpairedRow, reply: tuple[Message, ...]) -> SftRow:
@@ -157,20 +130,6 @@ def as_conversation(row: PairRow | UnpairedRow, reply: tuple[Message, ...]) -> S
     prompt = tuple(replace(m, weight=0.0) if m.role == "assistant" else m for m in row.prompt)
     supervised = tuple(replace(m, weight=None) if m.role == "assistant" else m for m in reply)
     return SftRow(prompt + supervised, row.origin, row.source, row.tools)
-
-
-def _whole(row_id: str, sides: Mapping[str, Encoded | RowRejected]) -> list[Tokens] | RowRejected:
-    """The sequence of every side, or why the row can't be used."""
-    made = []
-    for name, side in sides.items():
-        if isinstance(side, RowRejected):
-            return RowRejected(side.reason, f"{name}: {side.detail}")
-        if side.dropped:
-            return RowRejected(side.dropped[0].reason, f"{name}: {side.dropped[0].detail}")
-        if len(side.examples) != 1:
-            return RowRejected("reply_rewritten", f"{name}: the template rewrites earlier turns of this reply")
-        made.append(replace(side.examples[0], row_id=row_id))
-    return made
 
 
 def reply_start(tokens: Tokens) -> int:

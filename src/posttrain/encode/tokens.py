@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
@@ -27,7 +27,7 @@ from posttrain.encode.lengths import Lengths, length_statistics
 from posttrain.encode.spans import Rendering, Span, prove_turn, supervised_renderings
 from posttrain.encode.template import ChatTemplate, RejectedError, RowRejected
 from posttrain.errors import TemplateError
-from posttrain.types import Message, Origin, SftRow, Tokens, ToolCall
+from posttrain.types import Message, Origin, PairRow, SftRow, Tokens, ToolCall, UnpairedRow
 
 OverLength = Literal["drop", "truncate"]
 ASSISTANT = "assistant"
@@ -51,23 +51,24 @@ class TokenisedText:
     """Number of tokens of each supervised span."""
 
 
+Example = TypeVar("Example")
+AnyRow = TypeVar("AnyRow", SftRow, PairRow, UnpairedRow)
+
+
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(Generic[Example]):
     """What a row became: training examples, and what was left out of it."""
 
-    examples: tuple[Tokens, ...]
-    dropped: tuple[RowRejected, ...]
-    """Examples of this row that were dropped: over-length, or their tokens could not be proven."""
-    notes: frozenset[str]
-    truncated: int
+    examples: Sequence[Example]
+    dropped: Sequence[RowRejected] = ()
+    """Why there is no example, or not all: the mask or the tokens could not be proven, or they are too many."""
+    notes: Collection[str] = ()
+    truncated: int = 0
     """Number of examples that were cut at the limit."""
-    conversation_tokens: int
-    """Length of the whole conversation (of the longest example), before anything was cut or dropped."""
-    assistant_tokens: tuple[int, ...]
+    conversation_tokens: int | None = None
+    """Length of the whole conversation (of the longest example), before anything was cut or dropped; None = nothing was proven."""
+    assistant_tokens: Sequence[int] = ()
     """Length of every supervised assistant turn with its stop, before anything was cut or dropped."""
-
-
-Example = TypeVar("Example")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +93,6 @@ class EncodedRows(Generic[Example]):
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def encode_row(
-    row: SftRow, template: ChatTemplate, max_length: int, over_length: OverLength = "drop"
-) -> Encoded | RowRejected:
-    """Turn one row into training examples of at most ``max_length`` tokens, or say why that can't be done."""
-    return encode_batch([row], template, max_length, over_length)[0]
-
-
 def encode_rows(
     rows: Sequence[SftRow],
     template: ChatTemplate,
@@ -107,37 +101,67 @@ def encode_rows(
     ledger: Ledger | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> EncodedRows[Tokens]:
+    """Encode conversations in order; see `encode_units`."""
+    return encode_units(
+        rows,
+        lambda row: {ASSISTANT: row},
+        lambda row, sides: sides[ASSISTANT],
+        (ASSISTANT,),
+        template,
+        max_length,
+        over_length,
+        ledger,
+        progress,
+    )
+
+
+def encode_units(
+    rows: Sequence[AnyRow],
+    sides: Callable[[AnyRow], Mapping[str, SftRow]],
+    made: Callable[[AnyRow, Mapping[str, Encoded[Tokens]]], Encoded[Example]],
+    kinds: Sequence[str],
+    template: ChatTemplate,
+    max_length: int,
+    over_length: OverLength,
+    ledger: Ledger | None,
+    progress: Callable[[int], None] | None,
+) -> EncodedRows[Example]:
     """Encode rows in order. Every drop, cut and note goes to step ``encode`` of the ledger.
 
-    ``progress`` is called with the number of rows done. The step counts examples: a row that is expanded into n adds
-    n - 1, so what went in and was added is what came out and was dropped.
+    sides: the conversations of a row, each with its kind of reply, of all ``kinds``. made: what a row becomes, from what these
+    became. progress: called with the number of rows done. The step counts examples: a row that is expanded into n adds n - 1,
+    so what went in and was added is what came out and was dropped.
     """
     ledger = Ledger() if ledger is None else ledger
     step = ledger.step("encode", rows_in=len(rows))
     notes: Counter[str] = Counter()
-    examples: list[Tokens] = []
+    examples: list[Example] = []
     conversation_lengths: list[int] = []
-    assistant_lengths: list[int] = []
+    reply_lengths: dict[str, list[int]] = {kind: [] for kind in kinds}
     for begin in range(0, len(rows), ROWS_AT_ONCE):
-        batch = rows[begin : begin + ROWS_AT_ONCE]
-        for row, encoded in zip(batch, encode_batch(batch, template, max_length, over_length), strict=True):
-            dropped = (encoded,) if isinstance(encoded, RowRejected) else encoded.dropped
-            for rejected in dropped:
+        batch = [(row, sides(row)) for row in rows[begin : begin + ROWS_AT_ONCE]]
+        conversations = [side for _, of_row in batch for side in of_row.values()]
+        encoded = iter(encode_batch(conversations, template, max_length, over_length))
+        for row, of_row in batch:
+            found = {kind: next(encoded) for kind in of_row}
+            for kind, side in found.items():
+                if side.conversation_tokens is not None:
+                    conversation_lengths.append(side.conversation_tokens)
+                    turns = side.assistant_tokens
+                    reply_lengths[kind] += turns if kind == ASSISTANT else (sum(turns),)
+            result = made(row, found)
+            for rejected in result.dropped:
                 ledger.drop(step, row.origin, rejected.reason, rejected.detail)
-            if isinstance(encoded, RowRejected):
-                continue
-            step.added += len(encoded.examples) + len(dropped) - 1
-            step.rows_out += len(encoded.examples)
-            step.truncated += encoded.truncated
-            notes.update(encoded.notes)
-            examples.extend(encoded.examples)
-            conversation_lengths.append(encoded.conversation_tokens)
-            assistant_lengths.extend(encoded.assistant_tokens)
+            step.added += len(result.examples) + len(result.dropped) - 1
+            step.rows_out += len(result.examples)
+            step.truncated += result.truncated
+            notes.update(result.notes)
+            examples.extend(result.examples)
         if progress is not None:
             progress(begin + len(batch))
     step.notes.update(sorted(notes.items()))
-    replies = {ASSISTANT: np.array(assistant_lengths, np.int64)}
-    return EncodedRows(examples, np.array(conversation_lengths, np.int64), replies)
+    lengths = {kind: np.array(values, np.int64) for kind, values in reply_lengths.items()}
+    return EncodedRows(examples, np.array(conversation_lengths, np.int64), lengths)
 
 
 def encode_prompt(messages: Sequence[Message], template: ChatTemplate, tools: Tools = ()) -> NDArray[np.int32]:
@@ -205,13 +229,13 @@ def _written_stop(row: SftRow, template: ChatTemplate) -> tuple[int, ...] | RowR
 
 def encode_batch(
     rows: Sequence[SftRow], template: ChatTemplate, max_length: int, over_length: OverLength
-) -> list[Encoded | RowRejected]:
-    """`encode_row` over several rows whose renderings are tokenised in one call."""
+) -> list[Encoded[Tokens]]:
+    """Turn rows into training examples of at most ``max_length`` tokens. All renderings are tokenised in one call."""
     proven = [_proven(row, template) for row in rows]
     renderings = [r for found in proven if not isinstance(found, RowRejected) for r in found[0]]
     tokenised = iter(tokenise_renderings(renderings, template))
     return [
-        found
+        Encoded((), (found,))
         if isinstance(found, RowRejected)
         else _assemble(row, list(itertools.islice(tokenised, len(found[0]))), found[1], max_length, over_length)
         for row, found in zip(rows, proven, strict=True)
@@ -231,11 +255,11 @@ def _assemble(
     notes: frozenset[str],
     max_length: int,
     over_length: OverLength,
-) -> Encoded | RowRejected:
+) -> Encoded[Tokens]:
     good = [text for text in texts if isinstance(text, TokenisedText)]
     dropped = [text for text in texts if isinstance(text, RowRejected)]
     if not good:
-        return dropped[0]
+        return Encoded((), dropped[:1])
     row_id = row.id
     examples, truncated = [], 0
     for part, text in enumerate(good):
@@ -246,14 +270,8 @@ def _assemble(
         else:
             examples.append(fitting)
             truncated += fitting is not example
-    return Encoded(
-        tuple(examples),
-        tuple(dropped),
-        notes,
-        truncated,
-        conversation_tokens=max(len(text.ids_T) for text in good),
-        assistant_tokens=tuple(count for text in good for count in text.span_tokens),
-    )
+    longest = max(len(text.ids_T) for text in good)
+    return Encoded(examples, dropped, notes, truncated, longest, [n for text in good for n in text.span_tokens])
 
 
 def fit_length(example: Tokens, max_length: int, over_length: OverLength) -> Tokens | RowRejected:

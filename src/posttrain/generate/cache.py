@@ -8,16 +8,16 @@ the same moment both pay, and the first answer stored is the one that stays.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import dataclasses
 import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from posttrain.errors import RunError
 from posttrain.generate.engine import (
@@ -26,13 +26,12 @@ from posttrain.generate.engine import (
     Fingerprint,
     Outcome,
     Request,
-    TokenLogprob,
-    Usage,
+    as_they_come,
     canonical_request,
     request_key,
 )
-from posttrain.types import ToolCall
 
+_ANSWER = TypeAdapter(Completion)
 _APPLICATION = 0x70747263
 """``ptrc`` in SQLite's header: this file is a request cache."""
 _VERSION = 1
@@ -94,30 +93,16 @@ class RequestCache:
             return None
         if _checksum(row[0]) != row[1]:
             raise self._damaged(f"the answer under {key[:16]} is not what was stored")
-        return _completion(json.loads(row[0]))
+        return replace(_ANSWER.validate_python(json.loads(row[0])), cached=True)
 
     def put(self, key: str, request: bytes, answer: Completion) -> None:
         """Store an answer with the canonical request it belongs to. An answer that is there already stays."""
-        text = json.dumps(dataclasses.asdict(dataclasses.replace(answer, cached=False)), separators=(",", ":"))
+        text = json.dumps(asdict(replace(answer, cached=False)), separators=(",", ":"))
         with self._explained():
             self._connection.execute(
                 "INSERT INTO answers VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
                 (key, request.decode("ascii"), text, _checksum(text), time.time()),
             )
-
-    def keys(self) -> list[str]:
-        """All keys, sorted."""
-        with self._explained():
-            return [row[0] for row in self._connection.execute("SELECT key FROM answers ORDER BY key")]
-
-    def check(self) -> None:
-        """Read the whole file and raise RunError where it is damaged. Slow for a large cache."""
-        with self._explained():
-            found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found != "ok":
-            raise self._damaged(found)
-        for key in self.keys():
-            self.get(key)
 
     def close(self) -> None:
         """Close the file."""
@@ -170,23 +155,6 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
 
-def _completion(stored: dict[str, Any]) -> Completion:
-    logprobs = stored["logprobs"]
-    return Completion(
-        text=stored["text"],
-        finish=stored["finish"],
-        reasoning=stored["reasoning"],
-        tool_calls=tuple(ToolCall(**call) for call in stored["tool_calls"]),
-        logprobs=None
-        if logprobs is None
-        else tuple(
-            TokenLogprob(token, logprob, tuple((t, value) for t, value in top)) for token, logprob, top in logprobs
-        ),
-        usage=None if stored["usage"] is None else Usage(*stored["usage"]),
-        cached=True,
-    )
-
-
 class CachedEngine:
     """Any engine behind a request cache. Equal requests of one batch are asked once."""
 
@@ -212,42 +180,22 @@ class CachedEngine:
                 continue
             for index in indices:
                 yield index, answer
-        async with contextlib.aclosing(self._ask(missing, [requests[places[key][0]] for key in missing])) as answers:
+        if not missing:
+            return
+
+        async def ask(put: Callable[[tuple[str, Outcome]], None]) -> None:
+            wanted = [requests[places[key][0]] for key in missing]
+            async with contextlib.aclosing(self.engine.generate(wanted)) as outcomes:
+                async for index, outcome in outcomes:
+                    if isinstance(outcome, Completion):
+                        self.cache.put(missing[index], canonical_request(fingerprint, wanted[index]), outcome)
+                    put((missing[index], outcome))
+
+        # Work of its own: a slow reader must not leave paid answers where a kill loses them.
+        async with contextlib.aclosing(as_they_come([ask])) as answers:
             async for key, outcome in answers:
                 first, *others = places[key]
                 yield first, outcome
-                same = dataclasses.replace(outcome, cached=True) if isinstance(outcome, Completion) else outcome
+                same = replace(outcome, cached=True) if isinstance(outcome, Completion) else outcome
                 for index in others:
                     yield index, same
-
-    async def _ask(self, keys: Sequence[str], requests: Sequence[Request]) -> AsyncGenerator[tuple[str, Outcome], None]:
-        """Outcomes of what the cache does not hold.
-
-        A task of its own takes and stores them: a slow reader must not leave paid answers where a kill loses them.
-        """
-        if not requests:
-            return
-        arrived: asyncio.Queue[tuple[str, Outcome] | Exception | None] = asyncio.Queue()
-
-        async def take() -> None:
-            try:
-                async with contextlib.aclosing(self.engine.generate(requests)) as outcomes:
-                    async for index, outcome in outcomes:
-                        if isinstance(outcome, Completion):
-                            request = canonical_request(self.fingerprint, requests[index])
-                            self.cache.put(keys[index], request, outcome)
-                        arrived.put_nowait((keys[index], outcome))
-            except Exception as error:
-                arrived.put_nowait(error)
-            else:
-                arrived.put_nowait(None)
-
-        task = asyncio.create_task(take())
-        try:
-            while (found := await arrived.get()) is not None:
-                if isinstance(found, Exception):
-                    raise found
-                yield found
-        finally:
-            task.cancel()
-            await asyncio.wait([task])

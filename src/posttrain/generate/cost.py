@@ -15,10 +15,10 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from posttrain.artifacts import write_error
 from posttrain.errors import ConfigError, RunError
@@ -100,18 +100,15 @@ class Budget:
                 where="budget",
                 fix="give prices per million tokens, or cap tokens or calls",
             )
-        self.caps, self.prices, self.spent = caps, prices, spent
+        self.prices, self.spent = prices, spent
         self.reserved = NOTHING
-        self._settled: list[asyncio.Future[None]] = []
-
-    def _most(self) -> Spending:
-        caps = self.caps
         money = None if caps.money is None else round(caps.money * TRILLION)
-        return Spending(*(2**100 if cap is None else cap for cap in (caps.calls, caps.tokens, money)))
+        self._caps = (caps.calls, caps.tokens, money)
+        self._settled: list[asyncio.Future[None]] = []
 
     def _fits(self, amount: Spending, beside: Spending) -> bool:
         total = self.spent.plus(beside).plus(amount)
-        return all(one <= cap for one, cap in zip(total, self._most(), strict=True))
+        return all(cap is None or one <= cap for one, cap in zip(total, self._caps, strict=True))
 
     async def reserve(self, most: Usage) -> Spending | None:
         """Set aside the most a call can cost; waits for calls under way to settle where that may make room. None = no room."""
@@ -177,70 +174,25 @@ class Totals(NamedTuple):
     counted_price: float
 
 
-class Ledger:
-    """A JSONL file that calls are appended to, by one process or several. Opened and closed for every line.
+def append_call(ledger: Path, call: Call) -> None:
+    """Write one line of the ledger, a JSONL file that several processes may append to. Opened and closed for every line.
 
-    A last line that a crash left unfinished is removed before the next one is written.
+    A last line that a crash left unfinished is removed before. Raises RunError where the file can't be written.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, call: Call) -> None:
-        """Write one line.
-
-        Raises:
-            RunError: the disk is full or the file can't be written.
-
-        """
-        line = (json.dumps(dataclasses.asdict(call)) + "\n").encode("ascii")
+    line = (json.dumps(dataclasses.asdict(call)) + "\n").encode("ascii")
+    try:
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(ledger, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                _remove_unfinished_line(descriptor)
-                written = os.write(descriptor, line)
-                if written < len(line):  # a disk that is nearly full takes a part; the second call says why
-                    os.write(descriptor, line[written:])
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise write_error(error, self.path) from error
-
-    def calls(self) -> list[Call]:
-        """All lines; none where there is no file yet.
-
-        Raises:
-            RunError: a line that is not a call; names the file and the line.
-
-        """
-        if not self.path.exists():
-            return []
-        try:
-            *lines, _unfinished = self.path.read_bytes().split(b"\n")
-        except OSError as error:
-            raise RunError(f"can't read the ledger: {error.strerror}", where=str(self.path)) from error
-        return [self._call(number, line) for number, line in enumerate(lines, 1)]
-
-    def _call(self, number: int, line: bytes) -> Call:
-        try:
-            return Call(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise RunError(
-                f"not a line of the cost ledger: {error}",
-                where=f"{self.path}:{number}",
-                fix="remove the line, or move the file away and start a new ledger",
-            ) from error
-
-    def totals(self) -> Totals:
-        """Sums over all lines."""
-        return totals(self.calls())
-
-    def spent(self) -> Spending:
-        """What a budget that goes on from this ledger starts with."""
-        found = self.totals()
-        return Spending(found.calls, found.counted_tokens, round(found.counted_price * TRILLION))
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _remove_unfinished_line(descriptor)
+            written = os.write(descriptor, line)
+            if written < len(line):  # a disk that is nearly full takes a part; the second call says why
+                os.write(descriptor, line[written:])
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise write_error(error, ledger) from error
 
 
 def _remove_unfinished_line(descriptor: int) -> None:
@@ -251,20 +203,46 @@ def _remove_unfinished_line(descriptor: int) -> None:
     os.ftruncate(descriptor, start + os.pread(descriptor, end - start, start).rfind(b"\n") + 1)
 
 
-def totals(calls: Iterable[Call]) -> Totals:
+def read_calls(ledger: Path) -> list[Call]:
+    """All whole lines of a ledger; none where there is no file yet. Raises RunError for a line that is not a call."""
+    if not ledger.exists():
+        return []
+    try:
+        *lines, _unfinished = ledger.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunError(f"can't read the ledger: {error.strerror}", where=str(ledger)) from error
+    calls = []
+    for number, line in enumerate(lines, 1):
+        try:
+            calls.append(Call(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"not a line of the cost ledger: {error}",
+                where=f"{ledger}:{number}",
+                fix="remove the line, or move the file away and start a new ledger",
+            ) from error
+    return calls
+
+
+def totals(calls: Sequence[Call]) -> Totals:
     """Sums over calls; money is summed in trillionths."""
-    found = list(calls)
     return Totals(
-        calls=len(found),
-        answers=sum(c.outcome == "answer" for c in found),
-        outcomes=dict(sorted(Counter(c.outcome for c in found).items())),
-        prompt_tokens=sum(c.prompt_tokens or 0 for c in found),
-        completion_tokens=sum(c.completion_tokens or 0 for c in found),
-        price=_sum(c.price for c in found),
-        counted_tokens=sum(c.counted_tokens for c in found),
-        counted_price=_sum(c.counted_price for c in found),
+        calls=len(calls),
+        answers=sum(c.outcome == "answer" for c in calls),
+        outcomes=dict(sorted(Counter(c.outcome for c in calls).items())),
+        prompt_tokens=sum(c.prompt_tokens or 0 for c in calls),
+        completion_tokens=sum(c.completion_tokens or 0 for c in calls),
+        price=_sum(c.price for c in calls),
+        counted_tokens=sum(c.counted_tokens for c in calls),
+        counted_price=_sum(c.counted_price for c in calls),
     )
 
 
-def _sum(amounts: Iterable[Any]) -> float:
+def spent(calls: Sequence[Call]) -> Spending:
+    """What a budget that goes on from these calls starts with."""
+    sums = totals(calls)
+    return Spending(sums.calls, sums.counted_tokens, round(sums.counted_price * TRILLION))
+
+
+def _sum(amounts: Iterable[float | None]) -> float:
     return sum(round((amount or 0.0) * TRILLION) for amount in amounts) / TRILLION

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from posttrain.errors import ModelError
-from posttrain.generate.engine import Progress, Sampling
+from posttrain.generate.engine import Sampling
 from posttrain.generate.ways import Way, way_of
 from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import Limits, lengths_of, limits_of
@@ -84,24 +84,20 @@ def decode(
     model: nn.Module,
     prompts: Sequence[NDArray[np.int32]],
     stops: Sequence[tuple[int, ...]],
-    sampling: Sampling | Sequence[Sampling],
+    samplings: Sequence[Sampling],
     slots: int = SLOTS,
     ended: Ended = lambda prompt, ids: False,
 ) -> Iterator[NewToken]:
     """Continue every prompt until one of the ``stops`` (token sequences), its ``max_tokens``, or until it has ``ended``.
 
-    ``sampling``: one for all, or one for each; stop strings in it are the caller's business. Prompt number i draws from a generator of its
-    own, seeded with ``seed + i`` where there is one sampling for all, else with its own seed (0 where it has none): what it says does
-    not depend on its neighbours' draws. At most ``slots`` prompts are continued at once, long ones first; one, where the model is continued
-    by its own code (`posttrain.generate.ways`). Yields tokens step by step, those of a step in the order of the prompts; tokens of the
-    stop are yielded as well. Raises ModelError before the first token for ids and lengths that the model has no weights for.
+    ``samplings``: one for each; stop strings in them are the caller's business. Every prompt draws from a generator of its own with its own
+    seed (0 where it has none): what it says does not depend on its neighbours' draws. At most ``slots`` prompts are continued at
+    once, long ones first; one, where the model is continued by its own code (`posttrain.generate.ways`). Yields tokens step by
+    step, those of a step in the order of the prompts; tokens of the stop are yielded as well. Raises ModelError before the first
+    token for ids and lengths that the model has no weights for.
     """
-    if isinstance(sampling, Sampling):
-        each = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
-    else:
-        each = list(sampling)
     limits = limits_of(causal_lm(model))
-    waiting = [_waiting(i, prompt, each[i], limits) for i, prompt in enumerate(prompts)]
+    waiting = [_waiting(i, *one, limits) for i, one in enumerate(zip(prompts, samplings, strict=True))]
     if not waiting:
         return
     prepack(model)
@@ -236,36 +232,6 @@ def _likely(logits_BV: Tensor, tokens: Sequence[int], samplings: Sequence[Sampli
             top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
             found[row] = Likely(float(logps_V[token]), top)
     return found
-
-
-class Reply(NamedTuple):
-    """A finished reply: its token ids without the stop, and why it ended. ``not_finite``: the ids before the place where the model failed."""
-
-    ids: list[int]
-    finish: FinishReason
-
-
-def replies(
-    model: nn.Module,
-    prompts: Sequence[NDArray[np.int32]],
-    stops: Sequence[tuple[int, ...]],
-    sampling: Sampling | Sequence[Sampling],
-    slots: int = SLOTS,
-    progress: Progress | None = None,
-) -> list[Reply]:
-    """Replies to all prompts, in their order. The stop is cut off. ``progress`` is told of every reply that ends."""
-    ids: list[list[int]] = [[] for _ in prompts]
-    finish: list[FinishReason] = ["length"] * len(prompts)
-    ended = 0
-    for new in decode(model, prompts, stops, sampling, slots):
-        if new.finish != "not_finite":
-            ids[new.prompt].append(new.token)
-        if new.finish is not None:
-            finish[new.prompt], ended = new.finish, ended + 1
-            if progress is not None:
-                progress(ended, len(prompts))
-    cut = [without_stop(i, stops) if f == "stop" else i for i, f in zip(ids, finish, strict=True)]
-    return [Reply(i, f) for i, f in zip(cut, finish, strict=True)]
 
 
 def without_stop(ids: list[int], stops: Sequence[tuple[int, ...]]) -> list[int]:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from posttrain.errors import ConfigError
 from posttrain.types import Message, ToolCall, spoken
@@ -29,7 +29,6 @@ FailureReason = Literal[
     "rate_limited",
     "server_error",
     "timeout",
-    "deadline",
     "connection",
     "bad_response",
     "budget",
@@ -40,11 +39,11 @@ FailureReason = Literal[
 """Why there is no answer.
 
 rate_limited: 429 to the last attempt, or the server asks for a longer silence than we are ready to wait.
-server_error: 5xx to the last attempt. timeout: no whole answer within the time of a request. deadline: the time of the
-whole job was over. connection: refused or dropped to the last attempt. bad_response: a whole answer came and can't be
-read (never asked again: it was paid for). budget: it could have gone over the cap and was not sent. refused: the provider
-won't serve this request (content policy, permission, no credit). invalid_request: the request itself is wrong. not_finite: a model of this process computed NaN or
-infinity where a token was to be chosen.
+server_error: 5xx to the last attempt. timeout: no whole answer within the time of a request. connection: refused or dropped
+to the last attempt. bad_response: a whole answer came and can't be read (never asked again: it was paid for). budget: it
+could have gone over the cap and was not sent. refused: the provider won't serve this request (content policy, permission, no
+credit). invalid_request: the request itself is wrong. not_finite: a model of this process computed NaN or infinity where a
+token was to be chosen.
 """
 
 
@@ -218,6 +217,39 @@ def complete(engine: Engine, requests: Sequence[Request], progress: Progress | N
     return _run_in_thread(collect)
 
 
+Found = TypeVar("Found")
+Worker = Callable[[Callable[[Found], None]], Coroutine[Any, Any, None]]
+"""Work that hands over what it has found by the function it is given."""
+
+
+async def as_they_come(workers: Sequence[Worker[Found]]) -> AsyncGenerator[Found, None]:
+    """What workers find. They go on however slowly it is read; the first error ends all, closing the generator cancels them."""
+    arrived: asyncio.Queue[tuple[Found] | Exception | None] = asyncio.Queue()
+
+    async def run(worker: Worker[Found]) -> None:
+        try:
+            await worker(lambda found: arrived.put_nowait((found,)))
+            arrived.put_nowait(None)
+        except Exception as error:
+            arrived.put_nowait(error)
+
+    tasks = [asyncio.create_task(run(worker)) for worker in workers]
+    running = len(tasks)
+    try:
+        while running:
+            match await arrived.get():
+                case None:
+                    running -= 1
+                case Exception() as error:
+                    raise error
+                case (found,):
+                    yield found
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 LOOK_INTERVAL = 0.2
 """Seconds between looks for a Ctrl-C."""
 
@@ -235,14 +267,12 @@ def _run_in_thread(collect: Callable[[], Coroutine[Any, Any, list[Outcome]]]) ->
         return await task
 
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(
-            int
-        ).result()  # the thread is up before the work begins: an interrupted start would leave it running
+        # The thread is up before the work begins: an interrupted start would leave it running.
+        thread.submit(int).result()
         try:
             work = thread.submit(lambda: asyncio.run(stoppable()))
-            while not wait(
-                [work], LOOK_INTERVAL
-            ).done:  # a signal that comes just before a wait without end would be lost in it
+            # A signal that comes just before a wait without end would be lost in it.
+            while not wait([work], LOOK_INTERVAL).done:
                 pass
             return work.result()
         except KeyboardInterrupt:

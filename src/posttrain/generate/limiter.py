@@ -21,37 +21,16 @@ Sign = Literal["answered", "overloaded", "neither"]
 """What the end of a request says about the server's load."""
 
 
-class AdaptiveLimit:
-    """The limit as a number, without waiting. ``most``: it never goes above; it never goes below 1."""
-
-    def __init__(self, most: int, start: int | None = None) -> None:
-        if most < 1:
-            raise ValueError(f"at least one request must be allowed, not {most}")
-        self.most = most
-        self.limit = float(min(most, most if start is None else max(1, start)))
-        self._sent = 0
-        self._last_of_round = 0
-
-    def sent(self) -> int:
-        """Note a request and give its number, to be handed to :meth:`ended`."""
-        self._sent += 1
-        return self._sent
-
-    def ended(self, number: int, sign: Sign) -> None:
-        """Learn from the end of a request."""
-        if sign == "answered":
-            self.limit = min(float(self.most), self.limit + 1 / self.limit)
-        elif sign == "overloaded" and number > self._last_of_round:
-            self.limit = max(1.0, self.limit * DECREASE)
-            self._last_of_round = self._sent
-
-
 class Limiter:
-    """Lets requests pass while fewer than the adaptive limit are under way and no pause is on. For one event loop."""
+    """Lets requests pass while fewer than ``limit`` are under way and no pause is on. For one event loop.
 
-    def __init__(self, most: int, start: int | None = None) -> None:
-        self.adaptive = AdaptiveLimit(most, start)
+    ``most``: the limit begins there and never goes above; it never goes below 1.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.limit = most, float(most)
         self.under_way = 0
+        self._sent = self._last_of_round = 0
         self._silent_until = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -61,14 +40,15 @@ class Limiter:
         return max(0.0, self._silent_until - time.monotonic())
 
     async def enter(self) -> int:
-        """Wait for a place; gives the number of the request."""
+        """Wait for a place; gives the number of the request, to be handed to `leave`."""
         try:
             while True:
                 if self.silence > 0:
                     await asyncio.sleep(self.silence)
-                elif self.under_way < int(self.adaptive.limit):
+                elif self.under_way < int(self.limit):
                     self.under_way += 1
-                    return self.adaptive.sent()
+                    self._sent += 1
+                    return self._sent
                 else:
                     place = asyncio.get_running_loop().create_future()
                     self._waiting.append(place)
@@ -78,9 +58,13 @@ class Limiter:
             raise
 
     def leave(self, number: int, sign: Sign) -> None:
-        """Give the place back."""
+        """Give the place back, and learn from how the request ended."""
         self.under_way -= 1
-        self.adaptive.ended(number, sign)
+        if sign == "answered":
+            self.limit = min(float(self.most), self.limit + 1 / self.limit)
+        elif sign == "overloaded" and number > self._last_of_round:
+            self.limit = max(1.0, self.limit * DECREASE)
+            self._last_of_round = self._sent
         self._call_in()
 
     def pause(self, seconds: float) -> None:
@@ -88,7 +72,7 @@ class Limiter:
         self._silent_until = max(self._silent_until, time.monotonic() + seconds)
 
     def _call_in(self) -> None:
-        free = int(self.adaptive.limit) - self.under_way
+        free = int(self.limit) - self.under_way
         while self._waiting and free > 0:
             place = self._waiting.popleft()
             if not place.done():

@@ -11,16 +11,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
 
 from posttrain.errors import ConfigError, ModelError
-from posttrain.generate.engine import Failure, Fingerprint, Outcome, Request
+from posttrain.generate.engine import Failure, Fingerprint, Outcome, Request, as_they_come
 from posttrain.generate.wire import body_of, read_answer, read_error
 
 
@@ -35,10 +35,6 @@ class GgufModel:
     """Replies made at once."""
     threads: Annotated[int, Ge(0)] = 0
     """Threads of the processor; 0 = llama.cpp's own choice."""
-    gpu_layers: Annotated[int, Ge(0)] = 0
-    """Layers computed on a GPU, where the installed build has one."""
-    opens_think: bool = False
-    """The template ends the prompt inside a think block."""
 
 
 class LlamaCppEngine:
@@ -71,25 +67,20 @@ class LlamaCppEngine:
             options=json.dumps({"context": self._model.context}),
         )
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+    def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
         """Answer all requests, as many at once as there are slots. What llama.cpp has begun when this is closed is finished unseen."""
         server = self._server
         if server is None:
             raise ConfigError("this engine is closed", where="LlamaCppEngine", fix="make a new one")
-        with ThreadPoolExecutor(self._model.slots) as threads:
-            loop = asyncio.get_running_loop()
+        waiting = iter(enumerate(requests))
 
-            async def answered(index: int) -> tuple[int, Outcome]:
-                return index, await loop.run_in_executor(threads, self._answer, server, requests[index])
+        async def work(put: Callable[[tuple[int, Outcome]], None]) -> None:
+            with ThreadPoolExecutor(1) as thread:
+                for index, request in waiting:
+                    answer = asyncio.get_running_loop().run_in_executor(thread, self._answer, server, request)
+                    put((index, await answer))
 
-            tasks = [asyncio.ensure_future(answered(index)) for index in range(len(requests))]
-            try:
-                for task in asyncio.as_completed(tasks):
-                    yield await task
-            finally:
-                for waiting in tasks:
-                    waiting.cancel()
-                threads.shutdown(wait=False, cancel_futures=True)
+        return as_they_come([work] * min(self._model.slots, len(requests)))
 
     def _answer(self, server: Any, request: Request) -> Outcome:
         body = body_of(request, self._model.path.name, "max_tokens", {})
@@ -100,10 +91,10 @@ class LlamaCppEngine:
             return Failure("invalid_request", str(error), attempts=1)
         content = json.dumps(found).encode()
         if "error" in found:
-            rejection = read_error(int(found["error"].get("code", 500)), content)
-            return Failure(rejection.reason, rejection.detail, attempts=1)
-        wants = request.sampling.logprobs is not None
-        return read_answer(content, wants_logprobs=wants, opened=self._model.opens_think).outcome
+            outcome = read_error(int(found["error"].get("code", 500)), content).outcome
+        else:
+            outcome = read_answer(content, wants_logprobs=request.sampling.logprobs is not None).outcome
+        return replace(outcome, attempts=1) if isinstance(outcome, Failure) else outcome
 
 
 def _load(model: GgufModel) -> Any:
@@ -117,7 +108,7 @@ def _load(model: GgufModel) -> Any:
     parameters.model.path = str(model.path)
     parameters.n_parallel = model.slots
     parameters.n_ctx = model.context * model.slots  # llama.cpp divides it among the slots
-    parameters.n_gpu_layers = model.gpu_layers
+    parameters.n_gpu_layers = 0
     parameters.verbosity = 0
     if model.threads:
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = model.threads

@@ -23,16 +23,16 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import httpx
-from annotated_types import Ge, Gt
 
 from posttrain.errors import ConfigError
-from posttrain.generate.cost import NOTHING, TRILLION, Budget, Call, CallOutcome, Caps, Ledger, Prices, Spending
+from posttrain.generate import cost
+from posttrain.generate.cost import Budget, Call, CallOutcome, Caps, Prices, Spending
 from posttrain.generate.engine import (
     Completion,
     Failure,
@@ -41,10 +41,11 @@ from posttrain.generate.engine import (
     Outcome,
     Request,
     Usage,
+    as_they_come,
     request_key,
 )
 from posttrain.generate.limiter import Limiter, Sign, backoff, retry_after
-from posttrain.generate.wire import LIMITS, OURS, body_of, most_tokens, read_answer, read_error
+from posttrain.generate.wire import LIMITS, OURS, Answer, body_of, most_tokens, read_answer, read_error
 
 _log = logging.getLogger(__name__)
 
@@ -58,29 +59,23 @@ class Endpoint:
     model: str
     """Name of the model as the server knows it."""
     api_key_env: str | None = None
-    """Environment variable that holds the API key; null = none is sent. The key itself is stored nowhere."""
-    identity: str | None = None
-    """What stands for the URL in cache keys and reports; null = the URL. For servers whose port changes from day to day."""
-    concurrency: Annotated[int, Ge(1)] = 16
+    """Environment variable that holds the API key; None = none is sent. The key itself is stored nowhere."""
+    concurrency: int = 16
     """At most this many requests at once; the limiter goes below it when the server is overloaded."""
-    request_timeout: Annotated[float, Gt(0)] = 300.0
+    request_timeout: float = 300.0
     """Seconds from sending one request to its whole answer."""
-    deadline: Annotated[float, Gt(0)] | None = None
-    """Seconds for a whole batch; what is not answered by then is a failure. null = none."""
-    attempts: Annotated[int, Ge(1)] = 12
+    attempts: int = 12
     """At most this many times one request is sent."""
-    first_backoff: Annotated[float, Gt(0)] = 0.5
+    first_backoff: float = 0.5
     """Upper bound of the first wait in seconds; it doubles with every failure in a row."""
-    longest_backoff: Annotated[float, Gt(0)] = 60.0
+    longest_backoff: float = 60.0
     """Seconds the bound never exceeds."""
-    longest_silence: Annotated[float, Ge(0)] = 300.0
+    longest_silence: float = 300.0
     """Seconds of ``Retry-After`` we are ready to wait; a longer one ends the requests as rate_limited."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name of the limit in chat requests; OpenAI's reasoning models want ``max_completion_tokens``."""
-    opens_think: bool = False
-    """The template ends the prompt inside a think block, and the server leaves the thinking in the text."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the request body (``{"chat_template_kwargs": {"enable_thinking": false}}``); null takes one away (``{"temperature": null}``)."""
+    """Further fields of the request body (``{"chat_template_kwargs": {"enable_thinking": false}}``); None takes one away (``{"temperature": None}``)."""
 
     def __post_init__(self) -> None:
         try:
@@ -99,17 +94,10 @@ class Endpoint:
             raise ConfigError(
                 f"{self.url}: give the base URL", where="url", fix="leave /chat/completions or /completions away"
             )
-        for name in ("concurrency", "attempts", "request_timeout", "deadline", "first_backoff", "longest_backoff"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} {value}: must be above 0", where=name, fix="correct the value")
-        taken = [name for name in self.extra_body if name in OURS]
-        if taken:
-            raise ConfigError(
-                f"{taken[0]!r} can't be set here",
-                where=f"extra_body.{taken[0]}",
-                fix="the request and its sampling set it",
-            )
+        for name in self.extra_body:
+            if name in OURS:
+                fix = "the request and its sampling set it"
+                raise ConfigError(f"{name!r} can't be set here", where=f"extra_body.{name}", fix=fix)
 
     @property
     def base(self) -> str:
@@ -123,8 +111,6 @@ class _Job:
     """What one batch shares while it runs."""
 
     limiter: Limiter
-    ends: float | None
-    """Time of the event loop at which the batch must be over."""
     secret: str | None
     reached: bool = False
     """There was a connection to the server in this batch."""
@@ -133,40 +119,31 @@ class _Job:
     reported: set[str] = field(default_factory=set)
     """What it said when it had to be asked again."""
 
-    @property
-    def over(self) -> bool:
-        """The deadline has passed."""
-        return self.ends is not None and asyncio.get_running_loop().time() >= self.ends
-
 
 @dataclass(slots=True)
 class _Ask:
-    """A request with its key, the bytes that are sent at every attempt, and the most one attempt can cost."""
+    """A request with its key, the body that is sent at every attempt, and the most one attempt can cost."""
 
     key: str
     request: Request
-    body: bytes
+    body: dict[str, Any]
     most: Usage
     attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """How one attempt ended. ``again``: asking again is allowed and can help."""
+    """How one attempt ended."""
 
-    outcome: Outcome
-    again: bool
+    answer: Answer
     sign: Sign
     counted: Usage | None
     """Tokens to count against the budget; None = the end was not seen: the reservation stays counted."""
     status: int | None = None
-    usage: Usage | None = None
     wait: float | None = None
     """Retry-After in seconds."""
     reached: bool = True
     """There was a connection."""
-    field: str | None = None
-    """The field of the body that the server does not take."""
 
 
 _NO_TOKENS = Usage(0, 0)
@@ -191,18 +168,18 @@ class OpenAIEngine:
         ledger: Path | None = None,
         seed: int | None = None,
     ) -> None:
-        self.endpoint = endpoint
-        self.ledger = None if ledger is None else Ledger(ledger)
-        self.budget = Budget(caps, prices, NOTHING if self.ledger is None else self.ledger.spent())
+        self.endpoint, self.ledger = endpoint, ledger
+        self.budget = Budget(caps, prices, cost.spent([] if ledger is None else cost.read_calls(ledger)))
         self._draw = random.Random(seed)
-        self._fingerprint = _fingerprint(endpoint)
 
     @property
     def fingerprint(self) -> Fingerprint:
         """The model and the server; never the key."""
-        return self._fingerprint
+        endpoint = self.endpoint
+        options = json.dumps(dict(endpoint.extra_body), sort_keys=True) if endpoint.extra_body else ""
+        return Fingerprint(engine="openai", model=endpoint.model, endpoint=endpoint.base, options=options)
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+    def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
         """Outcomes as they are there; see :class:`posttrain.generate.engine.Engine`.
 
         Raises:
@@ -210,77 +187,51 @@ class OpenAIEngine:
             RunError: the ledger can't be written.
 
         """
-        if not requests:
-            return
         endpoint = self.endpoint
-        secret = _secret(endpoint.api_key_env)
-        arrived: asyncio.Queue[tuple[int, Outcome] | Exception] = asyncio.Queue()
+        job = _Job(Limiter(endpoint.concurrency), _secret(endpoint.api_key_env))
         waiting = iter(enumerate(requests))
-        ends = None if endpoint.deadline is None else asyncio.get_running_loop().time() + endpoint.deadline
-        job = _Job(Limiter(endpoint.concurrency), ends, secret)
         tls = httpx.create_ssl_context()  # reading the certificates takes longer than a request
 
-        async def work() -> None:
+        async def work(put: Callable[[tuple[int, Outcome]], None]) -> None:
             # WHY a client each: the pool of a shared one looks at every connection at every request. At 32 connections
             # that took 5.2 ms of processor time a request; with one connection each it is 1.8 ms.
-            try:
-                async with _client(endpoint, secret, tls) as client:
-                    for index, request in waiting:
-                        arrived.put_nowait((index, await self._answer(request, client, job)))
-            except Exception as error:
-                arrived.put_nowait(error)
+            async with _client(endpoint, job.secret, tls) as client:
+                for index, request in waiting:
+                    put((index, await self._answer(request, client, job)))
 
-        workers = [asyncio.create_task(work()) for _ in range(min(endpoint.concurrency, len(requests)))]
-        try:
-            for _ in requests:
-                found = await arrived.get()
-                if isinstance(found, Exception):
-                    raise found
-                yield found
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.wait(workers)
+        return as_they_come([work] * min(endpoint.concurrency, len(requests)))
 
     async def _answer(self, request: Request, client: httpx.AsyncClient, job: _Job) -> Outcome:
         """Ask until there is an outcome."""
         endpoint = self.endpoint
         body = body_of(request, endpoint.model, endpoint.max_tokens_field, endpoint.extra_body)
         ask = _Ask(
-            request_key(self._fingerprint, request),
-            request,
-            json.dumps(body).encode("ascii"),
-            most_tokens(body, request.sampling.max_tokens),
+            request_key(self.fingerprint, request), request, body, most_tokens(body, request.sampling.max_tokens)
         )
-        try:
-            async with asyncio.timeout_at(job.ends):
-                while True:
-                    if job.limiter.silence > endpoint.longest_silence:
-                        problem = f"the server asks for {job.limiter.silence:.0f} s without requests"
-                        return Failure("rate_limited", problem, ask.attempts)
-                    sent = await self._in_turn(ask, client, job)
-                    if sent is None:
-                        return Failure("budget", "the next call could go over the cap", ask.attempts)
-                    if isinstance(sent.outcome, Completion):
-                        return sent.outcome
-                    self._check_setup(sent, sent.outcome.detail, ask.attempts, job)
-                    if not sent.again or ask.attempts >= endpoint.attempts:
-                        return Failure(sent.outcome.reason, sent.outcome.detail, ask.attempts)
-                    if sent.outcome.detail not in job.reported:  # who waits wants to know for what
-                        job.reported.add(sent.outcome.detail)
-                        _log.warning("%s: %s; it is asked again", endpoint.base, sent.outcome.detail)
-                    if sent.wait is None or sent.wait <= endpoint.longest_silence:
-                        await asyncio.sleep(self._pause(ask.attempts, sent.wait))
-        except TimeoutError:  # only the deadline gets here: an attempt's own timeout is an outcome
-            return Failure("deadline", f"the batch was not done within {endpoint.deadline:g} s", ask.attempts)
+        while True:
+            if job.limiter.silence > endpoint.longest_silence:
+                problem = f"the server asks for {job.limiter.silence:.0f} s without requests"
+                return Failure("rate_limited", problem, ask.attempts)
+            sent = await self._in_turn(ask, client, job)
+            if sent is None:
+                return Failure("budget", "the next call could go over the cap", ask.attempts)
+            outcome = sent.answer.outcome
+            if isinstance(outcome, Completion):
+                return outcome
+            self._check_setup(sent, outcome.detail, ask.attempts, job)
+            if not sent.answer.again or ask.attempts >= endpoint.attempts:
+                return replace(outcome, attempts=ask.attempts)
+            if outcome.detail not in job.reported:  # who waits wants to know for what
+                job.reported.add(outcome.detail)
+                _log.warning("%s: %s; it is asked again", endpoint.base, outcome.detail)
+            if sent.wait is None or sent.wait <= endpoint.longest_silence:
+                await asyncio.sleep(self._pause(ask.attempts, sent.wait))
 
     async def _in_turn(self, ask: _Ask, client: httpx.AsyncClient, job: _Job) -> _Sent | None:
         """Send once when limiter and budget let it pass, and note for the batch what it shows. None = over the cap."""
         number = await job.limiter.enter()
         sign: Sign = "neither"
         try:
-            if job.over:  # a timeout strikes at the next real wait, which is after sending
-                raise TimeoutError
             reservation = await self.budget.reserve(ask.most)
             if reservation is None:
                 return None
@@ -305,16 +256,16 @@ class OpenAIEngine:
         start = time.monotonic()
         try:
             sent = await self._send(ask, client)
-        except BaseException:  # cancelled: the batch was closed or its deadline came
+        except BaseException:  # cancelled: the batch was closed
             self._settle(ask, reservation, "cancelled", None, start)
             raise
-        outcome: CallOutcome = "answer" if isinstance(sent.outcome, Completion) else sent.outcome.reason
-        self._settle(ask, reservation, outcome, sent, start)
+        outcome = sent.answer.outcome
+        self._settle(ask, reservation, "answer" if isinstance(outcome, Completion) else outcome.reason, sent, start)
         return sent
 
     def _settle(self, ask: _Ask, reservation: Spending, outcome: CallOutcome, sent: _Sent | None, start: float) -> None:
         prices = self.budget.prices
-        usage = None if sent is None else sent.usage
+        usage = None if sent is None else sent.answer.usage
         if sent is None or sent.counted is None:
             counted = reservation
         else:
@@ -322,96 +273,75 @@ class OpenAIEngine:
         self.budget.settle(reservation, counted)
         if self.ledger is None:
             return
-        self.ledger.append(
-            Call(
-                key=ask.key,
-                attempt=ask.attempts,
-                outcome=outcome,
-                status=None if sent is None else sent.status,
-                prompt_tokens=None if usage is None else usage.prompt_tokens,
-                completion_tokens=None if usage is None else usage.completion_tokens,
-                price=None if usage is None or prices is None else prices.of(usage) / TRILLION,
-                counted_tokens=counted.tokens,
-                counted_price=counted.money / TRILLION,
-                seconds=round(time.monotonic() - start, 6),
-                time=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-            )
+        call = Call(
+            key=ask.key,
+            attempt=ask.attempts,
+            outcome=outcome,
+            status=None if sent is None else sent.status,
+            prompt_tokens=None if usage is None else usage.prompt_tokens,
+            completion_tokens=None if usage is None else usage.completion_tokens,
+            price=None if usage is None or prices is None else prices.of(usage) / cost.TRILLION,
+            counted_tokens=counted.tokens,
+            counted_price=counted.money / cost.TRILLION,
+            seconds=round(time.monotonic() - start, 6),
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         )
+        cost.append_call(self.ledger, call)
 
     async def _send(self, ask: _Ask, client: httpx.AsyncClient) -> _Sent:
         """One request over the wire."""
         path = "completions" if isinstance(ask.request.prompt, str) else "chat/completions"
-        timeout = self.endpoint.request_timeout
+        content, timeout = json.dumps(ask.body).encode("ascii"), self.endpoint.request_timeout
         try:
             # httpx counts from byte to byte: a server that drips would never time out
             async with asyncio.timeout(timeout):
-                response = await client.post(path, content=ask.body, headers={"Idempotency-Key": ask.key})
+                response = await client.post(path, content=content, headers={"Idempotency-Key": ask.key})
         except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout):
-            return _lost("timeout", f"no whole answer within {timeout:g} s")
+            return _failed("timeout", f"no whole answer within {timeout:g} s")
         except (httpx.ConnectTimeout, httpx.PoolTimeout):
-            return _unsent("timeout", f"no connection within {timeout:g} s")
+            return _failed("timeout", f"no connection within {timeout:g} s", reached=False)
         except httpx.ConnectError as error:
-            return _unsent("connection", f"can't connect to {self.endpoint.base}: {error}")
+            return _failed("connection", f"can't connect to {self.endpoint.base}: {error}", reached=False)
         except httpx.DecodingError as error:
             # The body is here and can't be unpacked: it was sent in full, so it is not asked again.
-            return _Sent(Failure("bad_response", f"a body that can't be decoded: {error}"), False, "answered", None)
+            return _Sent(Answer(Failure("bad_response", f"a body that can't be decoded: {error}")), "answered", None)
         except httpx.TransportError as error:
-            return _lost("connection", f"{type(error).__name__}: {error or 'the connection broke'}")
-        if response.is_success:
-            return self._read(ask.request, response)
-        return self._rejected(response, json.loads(ask.body))
-
-    def _read(self, request: Request, response: httpx.Response) -> _Sent:
-        outcome, usage = read_answer(
-            response.content,
-            wants_logprobs=request.sampling.logprobs is not None,
-            opened=self.endpoint.opens_think,
-        )
-        # A whole answer is billed, whether it can be read or not; where the server does not say how much, the most counts.
-        return _Sent(outcome, False, "answered", usage, response.status_code, usage)
-
-    def _rejected(self, response: httpx.Response, sent: Iterable[str]) -> _Sent:
+            return _failed("connection", f"{type(error).__name__}: {error or 'the connection broke'}")
         status = response.status_code
-        reason, detail, again, field_refused = read_error(status, response.content, sent)
+        if response.is_success:
+            answer = read_answer(response.content, wants_logprobs=ask.request.sampling.logprobs is not None)
+            # A whole answer is billed, whether it can be read or not; where the server does not say how much, the most counts.
+            return _Sent(answer, "answered", answer.usage, status)
+        answer = read_error(status, response.content, ask.body)
         if response.is_redirect:
             detail = f"status {status}: the server redirects to {response.headers.get('location', '?')}"
-        return _Sent(
-            Failure(reason, detail),
-            again,
-            "overloaded" if again else "neither",
-            _NO_TOKENS,
-            status,
-            wait=retry_after(response.headers) if again else None,
-            field=field_refused,
-        )
+            answer = Answer(Failure("invalid_request", detail))
+        if not answer.again:
+            return _Sent(answer, "neither", _NO_TOKENS, status)
+        return _Sent(answer, "overloaded", _NO_TOKENS, status, wait=retry_after(response.headers))
 
     def _check_setup(self, sent: _Sent, detail: str, attempts: int, job: _Job) -> None:
         """Raise what is wrong for the whole batch: nobody there, no such address or model, a key that is not accepted.
 
         Only while nothing better was seen in this batch. Later the same answers are failures of single requests.
         """
-        endpoint = self.endpoint
+        endpoint, field_refused = self.endpoint, sent.answer.refused_field
         if not job.reached and attempts >= min(_TRIES_TO_REACH, endpoint.attempts):
-            raise ConfigError(
-                f"no connection to the server ({detail})",
-                where=endpoint.base,
-                fix="start the server or correct the URL",
-            )
-        if sent.status == 404 and not job.answered:
-            raise ConfigError(
-                f"the server does not know this address or the model {endpoint.model!r} ({detail})",
-                where=endpoint.base,
-                fix="correct the URL (most servers want it to end in /v1) or the model's name",
-            )
-        if sent.status == 401 and not job.answered:
-            key = "send a key: set api_key_env" if endpoint.api_key_env is None else f"correct ${endpoint.api_key_env}"
-            raise ConfigError(f"the server refuses access ({detail})", where=endpoint.base, fix=key)
-        if sent.field is not None and not job.answered:
-            raise ConfigError(
-                f"the server does not take the field {sent.field!r} of a request ({detail})",
-                where=endpoint.base,
-                fix=_other_request(sent.field, endpoint),
-            )
+            problem, fix = f"no connection to the server ({detail})", "start the server or correct the URL"
+        elif job.answered:
+            return
+        elif sent.status == 404:
+            problem = f"the server does not know this address or the model {endpoint.model!r} ({detail})"
+            fix = "correct the URL (most servers want it to end in /v1) or the model's name"
+        elif sent.status == 401:
+            problem, key = f"the server refuses access ({detail})", endpoint.api_key_env
+            fix = "send a key: set api_key_env" if key is None else f"correct ${key}"
+        elif field_refused is not None:
+            problem = f"the server does not take the field {field_refused!r} of a request ({detail})"
+            fix = _other_request(field_refused, endpoint)
+        else:
+            return
+        raise ConfigError(problem, where=endpoint.base, fix=fix)
 
 
 def _other_request(name: str, endpoint: Endpoint) -> str:
@@ -426,32 +356,19 @@ def _other_request(name: str, endpoint: Endpoint) -> str:
     return f"leave it away: extra_body: {{{name}: null}}"
 
 
-def _fingerprint(endpoint: Endpoint) -> Fingerprint:
-    options = dict(endpoint.extra_body) | ({"opens_think": True} if endpoint.opens_think else {})
-    return Fingerprint(
-        engine="openai",
-        model=endpoint.model,
-        endpoint=endpoint.base if endpoint.identity is None else endpoint.identity,
-        options=json.dumps(options, sort_keys=True) if options else "",
-    )
-
-
-def _lost(reason: FailureReason, detail: str) -> _Sent:
-    """It was sent, or may have been, and its end was not seen."""
-    return _Sent(Failure(reason, detail), True, "overloaded" if reason == "timeout" else "neither", None)
-
-
-def _unsent(reason: FailureReason, detail: str) -> _Sent:
-    """There was no connection: nothing can have been answered."""
+def _failed(reason: FailureReason, detail: str, *, reached: bool = True) -> _Sent:
+    """No answer was seen. Where there was a connection, it was sent, or may have been; else nothing can have been billed."""
     sign: Sign = "overloaded" if reason == "timeout" else "neither"
-    return _Sent(Failure(reason, detail), True, sign, _NO_TOKENS, reached=False)
+    return _Sent(Answer(Failure(reason, detail), again=True), sign, None if reached else _NO_TOKENS, reached=reached)
 
 
 def _without_secret(sent: _Sent, secret: str | None) -> _Sent:
     """Servers quote keys in their messages; messages end up in reports."""
-    if secret is None or isinstance(sent.outcome, Completion) or secret not in sent.outcome.detail:
+    outcome = sent.answer.outcome
+    if secret is None or isinstance(outcome, Completion):
         return sent
-    return replace(sent, outcome=replace(sent.outcome, detail=sent.outcome.detail.replace(secret, "***")))
+    hidden = replace(outcome, detail=outcome.detail.replace(secret, "***"))
+    return replace(sent, answer=sent.answer._replace(outcome=hidden))
 
 
 def _secret(variable: str | None) -> str | None:

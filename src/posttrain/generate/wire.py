@@ -106,23 +106,27 @@ def most_tokens(body: Mapping[str, Any], max_tokens: int) -> Usage:
 
 
 class Answer(NamedTuple):
-    """What a whole body with status 200 says: the outcome, and the usage even where the rest can't be read."""
+    """What a whole response says: the outcome, and the usage even where the rest can't be read."""
 
     outcome: Outcome
-    usage: Usage | None
+    usage: Usage | None = None
+    again: bool = False
+    """Whether asking again can help."""
+    refused_field: str | None = None
+    """The field of the body that the server does not take, where it says so."""
 
 
 class _UnreadableError(Exception):
     """The body is not an answer; the message says what is wrong with it."""
 
 
-def read_answer(content: bytes, *, wants_logprobs: bool = False, opened: bool = False) -> Answer:
+def read_answer(content: bytes, *, wants_logprobs: bool = False) -> Answer:
     """The outcome of a body that came with status 200; chat and raw completions are told apart by their shape."""
     usage = None
     try:
         body = _json(content)
         usage = _usage(body.get("usage"))
-        return Answer(_completion(body, usage, wants_logprobs, opened), usage)
+        return Answer(_completion(body, usage, wants_logprobs), usage)
     except _UnreadableError as error:
         return Answer(Failure("bad_response", f"{error}: {excerpt(content)}"), usage)
 
@@ -147,7 +151,7 @@ def _usage(value: Any) -> Usage | None:
     return Usage(read, written)
 
 
-def _completion(body: dict[str, Any], usage: Usage | None, wants_logprobs: bool, opened: bool) -> Completion:
+def _completion(body: dict[str, Any], usage: Usage | None, wants_logprobs: bool) -> Completion:
     if body.get("error"):  # OpenRouter reports a failure of the model behind it with status 200
         raise _UnreadableError("an error in the place of an answer")
     choices = body.get("choices")
@@ -165,7 +169,7 @@ def _completion(body: dict[str, Any], usage: Usage | None, wants_logprobs: bool,
     else:
         raise _UnreadableError("a choice without message or text")
     # A server that parts the thinking itself has found its tags already; what looks like one is quoted text then.
-    split = SplitReply(raw, apart) if apart is not None else split_think(raw, opened=opened)
+    split = SplitReply(raw, apart) if apart is not None else split_think(raw)
     logprobs = _logprobs(choice.get("logprobs")) if wants_logprobs else None
     return Completion(
         text=split.text,
@@ -284,31 +288,23 @@ _FILTERED = ("content_filter", "content_policy_violation", "moderation")
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_credits")
 
 
-class Rejection(NamedTuple):
-    """What a status other than 200 means: the reason, the server's words, and whether asking again can help."""
-
-    reason: FailureReason
-    detail: str
-    again: bool
-    field: str | None = None
-    """The field of the body that the server does not take, where it says so."""
-
-
-def read_error(status: int, content: bytes, sent: Iterable[str] = ()) -> Rejection:
-    """What a whole answer with a status other than 200 says. No provider bills these. ``sent``: the names of the body's fields."""
+def read_error(status: int, content: bytes, sent: Iterable[str] = ()) -> Answer:
+    """What a response with a status other than 200 says. No provider bills these. ``sent``: the names of the body's fields."""
     code, words = _error_words(content)
-    detail = f"status {status}: {words}"
+    reason: FailureReason = "invalid_request"
     if any(name in code for name in _NO_CREDIT):  # comes as 429, and no waiting mends it
-        return Rejection("refused", detail, again=False)
-    if status == 429:
-        return Rejection("rate_limited", detail, again=True)
-    if status == 408:
-        return Rejection("timeout", detail, again=True)
-    if status >= 500:
-        return Rejection("server_error", detail, again=True)
-    if status in (401, 402, 403) or any(name in code for name in _FILTERED):
-        return Rejection("refused", detail, again=False)
-    return Rejection("invalid_request", detail, again=False, field=_refused_field(content, sent))
+        reason = "refused"
+    elif status == 429:
+        reason = "rate_limited"
+    elif status == 408:
+        reason = "timeout"
+    elif status >= 500:
+        reason = "server_error"
+    elif status in (401, 402, 403) or any(name in code for name in _FILTERED):
+        reason = "refused"
+    again = reason not in ("refused", "invalid_request")
+    field = _refused_field(content, sent) if reason == "invalid_request" else None
+    return Answer(Failure(reason, f"status {status}: {words}"), again=again, refused_field=field)
 
 
 _NEEDED = ("model", "messages", "prompt")

@@ -201,8 +201,6 @@ def _with_more_tokens(request: Request, plan: Plan) -> Request | None:
 
 
 TRIAL_CALLS = 3
-_OUR_LIMITS = ("budget", "deadline")
-"""Failures that say nothing about the judge: a cap was set, and it holds for the trial too."""
 
 
 def try_out(engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, where: str) -> None:
@@ -221,7 +219,9 @@ def try_out(engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Pl
     if not all(isinstance(one.read.value, Missing) for one in heard):
         return
     failures = [one.outcome for one in heard if isinstance(one.outcome, Failure)]
-    if any(failure.reason in _OUR_LIMITS for failure in failures):
+    if any(
+        failure.reason == "budget" for failure in failures
+    ):  # the cap holds for the trial too: nothing about the judge
         return
     answered = [(one.read, one.outcome) for one in heard if isinstance(one.outcome, Completion)]
     if not answered:

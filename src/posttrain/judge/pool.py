@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from posttrain.errors import ConfigError
 from posttrain.generate.cache import CachedEngine, RequestCache
-from posttrain.generate.cost import Budget, Caps, Ledger, Prices, Totals, totals
+from posttrain.generate.cost import Budget, Caps, Prices, Totals, read_calls, totals
 from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Progress, Request, request_key
 from posttrain.generate.openai import Endpoint, OpenAIEngine
 from posttrain.judge.bias import BiasReport, bias_report
@@ -368,10 +368,9 @@ class JudgeSession:
         return JudgeRecord(tuple(judges), self.language, plan, self._spent(), bias)
 
     def _spent(self) -> Totals | None:
-        ledger = Ledger(self._pool.ledger)
-        if not ledger.path.exists():
+        if not self._pool.ledger.exists():
             return None
-        return totals(call for call in ledger.calls() if call.key in self._keys)
+        return totals([call for call in read_calls(self._pool.ledger) if call.key in self._keys])
 
 
 def _pairs_together(asked: Sequence[_Asked], place: int) -> tuple[list[Item], list[Judgment]]:

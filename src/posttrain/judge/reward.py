@@ -133,9 +133,7 @@ def _scored(rows: Sequence[SftRow], template: Any, room: int, pad_id: int | None
 
     found: list[Tokens | Missing] = []
     for result in encode_batch(rows, template, room, "drop"):
-        if isinstance(result, RowRejected):
-            found.append(Missing("transport", f"invalid_request: {result.reason}: {result.detail}"))
-        elif len(result.examples) != 1:
+        if len(result.examples) != 1:
             dropped = (
                 result.dropped[0] if result.dropped else RowRejected("reply_rewritten", "the template rewrites it")
             )

@@ -85,7 +85,7 @@ def stream(
     ids: list[int] = []
     written = ""
     longest_stop = max((len(stop) for stop in stops), default=0)
-    for new in decode(model, [encode_prompt(history, template)], stops, sampling):  # type: ignore[arg-type]
+    for new in decode(model, [encode_prompt(history, template)], stops, [sampling]):  # type: ignore[arg-type]
         if new.finish == "not_finite":
             raise ModelError(
                 f"the model computed NaN or infinity after {len(ids)} tokens of its reply",
