@@ -31,6 +31,7 @@ from posttrain.judge.scores import model_ratings, panel_ratings
 from posttrain.judge.verdicts import Missing
 from posttrain.judge.win_rates import PairOutcome, win_rates
 from posttrain.stats.intervals import wilson
+from servers import stored_keys
 
 PAIR = load_prompt("pair", "pair")
 TWO_TURNS = Item("q", ("Q1", "Q2"), ("a1", "a2"), ("b1", "b2"))
@@ -316,7 +317,7 @@ def test_an_answer_with_more_tokens_has_its_own_place_in_the_cache(items, tmp_pa
             judgments = judge(CachedEngine(engine, cache), items[:2], PAIR, Plan(max_tokens=16, orders="original"))
             assert len(engine.requests) == asked
             assert [judgment.value for judgment in judgments] == ["first", "first"]
-        assert len(cache.keys()) == 4
+    assert len(stored_keys(tmp_path / "cache.sqlite")) == 4
 
 
 def test_a_trial_asks_again_too(items):
