@@ -87,7 +87,7 @@ def own(model: Path, prompts: list[list[int]], stop: int, slots: int, dtype: str
     from posttrain.generate.decode import decode
     from posttrain.generate.engine import Sampling
     from posttrain.model import hardware
-    from posttrain.model.frozen import frozen_model
+    from posttrain.model.adapters import frozen_model
 
     hardware.keep_freed_memory()
     loaded = frozen_model(model, None, hardware.DTYPES[dtype], torch.device("cpu"))
@@ -156,7 +156,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from posttrain.assets import DATA, fetch
-    from posttrain.model.source import model_folder
+    from posttrain.model.targets import model_folder
 
     options.dtype = dtype_here(options.dtype)
     model = model_folder(options.model or "smollm2-135m-instruct")

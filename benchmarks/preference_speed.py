@@ -172,7 +172,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from posttrain.assets import DATA, fetch
-    from posttrain.model.source import model_folder
+    from posttrain.model.targets import model_folder
 
     options.dtype = dtype_here(options.dtype)
     model = model_folder(options.model or "smollm2-135m-instruct")

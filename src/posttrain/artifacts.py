@@ -114,6 +114,18 @@ def remove_leftovers(folder: Path) -> None:
             _remove(path)
 
 
+_ELSEWHERE = "choose another place (--runs DIR, -o DIR)"
+_WRITE_ERRORS = (
+    ((errno.ENOSPC, errno.EDQUOT), "the disk is full", "free some space and run the same command again: it resumes"),
+    ((errno.EACCES, errno.EPERM, errno.EROFS), "can't write here (read-only or no permission)", _ELSEWHERE),
+    (
+        (errno.EEXIST, errno.ENOTDIR),
+        "can't write here: a file stands where a folder is needed",
+        f"move that file away, or {_ELSEWHERE}",
+    ),
+)
+
+
 def write_error(error: Exception, path: Path) -> RunError:
     """The RunError of a failed write, with the reason in words.
 
@@ -121,27 +133,12 @@ def write_error(error: Exception, path: Path) -> RunError:
     """
     named = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
-    where = str(path)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(
-            "the disk is full", where=where, fix="free some space and run the same command again: it resumes"
-        )
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RunError(
-            "can't write here (read-only or no permission)",
-            where=where,
-            fix="choose another place (--runs DIR, -o DIR)",
-        )
-    if number in (errno.EEXIST, errno.ENOTDIR):
-        return RunError(
-            "can't write here: a file stands where a folder is needed",
-            where=where,
-            fix="move that file away, or choose another place (--runs DIR, -o DIR)",
-        )
+    for numbers, problem, fix in _WRITE_ERRORS:
+        if number in numbers:
+            return RunError(problem, where=str(path), fix=fix)
     reason = os.strerror(number) if number is not None else str(error)
-    return RunError(
-        f"can't write: {reason}", where=where, fix="run the same command again once that is fixed: it resumes"
-    )
+    fix = "run the same command again once that is fixed: it resumes"
+    return RunError(f"can't write: {reason}", where=str(path), fix=fix)
 
 
 def write_text(path: Path, text: str) -> None:

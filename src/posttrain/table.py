@@ -7,8 +7,8 @@ every entry. There is no registration at import time.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from posttrain.errors import ConfigError
 
@@ -21,27 +21,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-class Table(Mapping[str, T], Generic[T]):
-    """A read-only ordered mapping whose missing key is a ConfigError with the nearest name."""
+class Table(dict[str, T]):
+    """An ordered mapping whose missing key is a ConfigError with the nearest name."""
 
     def __init__(self, kind: str, entries: Mapping[str, T]) -> None:
+        super().__init__(entries)
         self.kind = kind
-        self._entries = dict(entries)
 
-    def __getitem__(self, name: str) -> T:
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise ConfigError(
-                f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}",
-                fix=f"known: {', '.join(self._entries)}",
-            ) from None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+    def __missing__(self, name: str) -> T:
+        raise ConfigError(f"unknown {self.kind} {name!r}{did_you_mean(name, self)}", fix=f"known: {', '.join(self)}")

@@ -128,10 +128,9 @@ LOADS_TORCH = {
     "tasks.held_out.likelihood",
     *("generate.decode", "generate.local", "generate.ways"),
     *("lab.chat", "lab.eval_command", "lab.verify"),
-    *("model.adapters", "model.attention", "model.export", "model.forward", "model.frozen"),
+    *("model.adapters", "model.attention", "model.export", "model.forward"),
     *("model.fused", "model.hardware", "model.kv_cache", "model.lengths", "model.load"),
     *("model.logprobs", "model.own", "model.prepacked_weights", "model.proof", "model.score"),
-    *("model.targets",),
     *("train.checkpoint", "train.loop", "train.optimizer", "train.reference", "train.tasks"),
 }
 """The modules that compute with tensors. Everything else is there for a machine without torch."""

@@ -23,7 +23,7 @@ from posttrain.model.export import save_model
 from posttrain.model.forward import step_flops
 from posttrain.model.load import load_model
 from posttrain.model.score import score
-from posttrain.model.source import model_folder
+from posttrain.model.targets import model_folder
 from posttrain.train.config import TrainSettings
 from posttrain.train.loop import prepare_model
 from posttrain.types import Tokens

@@ -12,7 +12,7 @@ from torch import nn
 from decoding import replies
 from posttrain.generate.engine import Sampling
 from posttrain.model import prepacked_weights
-from posttrain.model.frozen import frozen_model
+from posttrain.model.adapters import frozen_model
 
 CPU = torch.device("cpu")
 

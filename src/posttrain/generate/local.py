@@ -37,7 +37,7 @@ HELD_BACK = 8
 
 @dataclass(frozen=True, eq=False)
 class LocalEngine:
-    """Answers with a model of this process (see `posttrain.model.frozen.frozen_model`).
+    """Answers with a model of this process (see `posttrain.model.adapters.frozen_model`).
 
     ``name`` is what the fingerprint calls the model: give the digest of its weights where answers are cached. ``stops``: token
     sequences that end a reply (`posttrain.model.lineage.Lineage`). ``slots``: replies made at once. A request's ``seed``

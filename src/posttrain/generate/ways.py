@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -27,7 +28,7 @@ from posttrain.model.forward import causal_lm
 from posttrain.model.kv_cache import KvCache, Prefill, Step
 from posttrain.model.lengths import Lengths, lengths_of, limits_of
 from posttrain.model.load import next_logits
-from posttrain.model.own import Memory, in_fp32, own_cached_logits, own_logits
+from posttrain.model.own import Memory, own_cached_logits, own_logits, proven
 from posttrain.model.proof import CROSSED, switches_crossed
 
 TOLERANCE = 1e-4
@@ -164,7 +165,8 @@ def way_of(model: nn.Module, longest: int = 1) -> Kind:
     wanted = {START, *(switch for switch in lengths_of(inner.config).switches if CROSSED < switch < reached)}
     while len(known.ways) > 1:
         way = known.ways[0]
-        if all(_proven(way, model, length) for length in sorted(wanted - known.lengths)):
+        checks = [partial(_right, way, model, length) for length in sorted(wanted - known.lengths)]
+        if all(proven(inner, check, TOLERANCE, ROUGH_TOLERANCE) for check in checks):
             known.lengths |= wanted
             break
         known.ways.pop(0)
@@ -178,19 +180,8 @@ def speed_note(model: nn.Module) -> str | None:
     return None if way.note is None else f"{type(causal_lm(model)).__name__}: {way.note}"
 
 
-def _proven(way: Kind, model: nn.Module, length: int) -> bool:
-    """Whether a way gives the model's own logits at the start, or on both sides of a switch."""
-    inner = causal_lm(model)
-    try:
-        with in_fp32(inner) as exact:
-            return _right(way, model, length, TOLERANCE if exact else ROUGH_TOLERANCE)
-    except ModelError:
-        if inner.dtype == torch.float32:
-            raise
-    return _right(way, model, length, ROUGH_TOLERANCE)  # some code wants the type its weights have
-
-
 def _right(way: Kind, model: nn.Module, length: int, tolerance: float) -> bool:
+    """Whether a way gives the model's own logits at the start, or on both sides of a switch."""
     if length != START:
         return _agrees(way, model, [length - 1], tolerance)
     inner = causal_lm(model)

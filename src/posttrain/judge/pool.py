@@ -155,7 +155,7 @@ def _prices(config: JudgeConfig) -> Prices | None:
 def _local_engine(source: JudgeSource) -> Engine:
     from posttrain.generate.local import LocalEngine
     from posttrain.model import hardware
-    from posttrain.model.frozen import frozen_model
+    from posttrain.model.adapters import frozen_model
     from posttrain.model.targets import resolve_target
 
     assert source.local is not None, "a reward model is no engine"

@@ -14,7 +14,7 @@ from posttrain.generate.decode import decode, without_stop
 from posttrain.generate.engine import Sampling
 from posttrain.generate.ways import speed_note
 from posttrain.model import hardware
-from posttrain.model.frozen import frozen_model
+from posttrain.model.adapters import frozen_model
 from posttrain.model.targets import resolve_target
 from posttrain.types import Message
 

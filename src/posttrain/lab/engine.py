@@ -69,7 +69,7 @@ class Experiment:
     def _base_folder(self) -> Path:
         """The local folder of the recipe's model, fetched where needed."""
         from posttrain.model.folder import check_model_folder
-        from posttrain.model.source import model_folder
+        from posttrain.model.targets import model_folder
 
         if self.recipe.model is None:
             raise ConfigError("this recipe has no model", where="model", fix="name one: model=ORG/NAME")

@@ -24,10 +24,11 @@ from transformers import PreTrainedModel
 
 from posttrain.artifacts import write_json
 from posttrain.errors import ConfigError, ModelError
+from posttrain.model import fused
 from posttrain.model.config import LoraAdapter
 from posttrain.model.folder import in_a_line, scores_only
 from posttrain.model.forward import beside_text, causal_lm
-from posttrain.model.load import quiet_transformers
+from posttrain.model.load import load_model, quiet_transformers
 
 _ROUTERS = {"router", "gate", "shared_expert_gate"}
 """What transformers calls the layers beside experts that decide which of them a token goes to."""
@@ -242,6 +243,18 @@ def saved_settings(folder: Path) -> LoraAdapter:
     except Exception as error:  # PEFT and json each raise their own types here
         raise ModelError(f"these LoRA settings can't be read: {in_a_line(error)}", where=str(folder)) from error
     return LoraAdapter(rank=rank, alpha=alpha, targets=targets, rslora=saved.use_rslora, dora=saved.use_dora)
+
+
+def frozen_model(folder: Path, adapter: Path | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A model that nothing trains, with its adapter where it has one; eval mode.
+
+    All take the hot path, so that a comparison shows their weights and not two ways of rounding.
+    """
+    model: nn.Module = load_model(folder, dtype, device).requires_grad_(False)
+    if adapter is not None:
+        model = load_adapter(model, adapter, trainable=False)
+    fused.fuse(model)
+    return model
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ Shapes: T tokens, D input size, O output size, R adapter rank, F inner size of t
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -225,18 +225,25 @@ def _lora_outputs(layers: Sequence[_PlainLora], x: Tensor) -> tuple[Tensor, ...]
     return tuple(y.view(*x.shape[:-1], -1) for y in outputs)
 
 
-def _lora_forward(layer: _PlainLora) -> Callable[..., Tensor]:
-    generic = layer.layer.forward
+def _lora_output(layer: _PlainLora, x: Tensor) -> Tensor:
+    return _lora_outputs([layer], x)[0]
+
+
+Forward = Callable[..., Any]
+
+
+def _unless(module: nn.Module, fused: Callable[[Tensor], Tensor], applies: Callable[[], bool]) -> Forward:
+    """A forward pass that is the fused one where it applies and the input is all there is, else the module's own."""
+    generic = module.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not layer.ready() or args or kwargs:
-            return generic(x, *args, **kwargs)  # type: ignore[no-any-return]
-        return _lora_outputs([layer], x)[0]
+        own = args or kwargs or not applies()  # a gated norm takes its gate beside the input
+        return generic(x, *args, **kwargs) if own else fused(x)
 
     return forward
 
 
-def _attention_forward(module: nn.Module) -> Callable[..., tuple[Tensor, None]] | None:
+def _attention_forward(module: nn.Module) -> Forward | None:
     """The fused forward of a rotary self-attention of the usual parts, or None where the module is something else.
 
     Query, key and value projections are computed together, positions are rotated and attention is formed in one function.
@@ -249,10 +256,14 @@ def _attention_forward(module: nn.Module) -> Callable[..., tuple[Tensor, None]] 
         return None
     if getattr(module, "attention_dropout", 0.0) or next(module.parameters()).device.type != "cpu":
         return None
-    probe = _probe_attention(module, size)
-    if probe is None or not probe.options["plain"] or probe.options["scaling"] is None:
+    if getattr(getattr(module, "config", None), "_attn_implementation", None) != IMPLEMENTATION:
         return None
-    scale, window = probe.options["scaling"], probe.options["sliding_window"]
+    hidden_1TD, given = _attention_probe(module, size)
+    options: dict[str, Any] = {}
+    own = _tried(module, module.forward, hidden_1TD, attention_mask=None, observed=options, **given)
+    if own is None or not options or not options["plain"] or options["scaling"] is None:
+        return None
+    scale, window = options["scaling"], options["sliding_window"]
     found = [_plain_lora(part) for part in parts[:3] if isinstance(part, nn.Module)]
     layers = [s for s in found if s is not None]
     norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
@@ -275,126 +286,87 @@ def _attention_forward(module: nn.Module) -> Callable[..., tuple[Tensor, None]] 
         mixed = rotary_attention(q.to(v.dtype), k.to(v.dtype), v, cos, sin, segments, scale, window)
         return inner.o_proj(mixed.reshape(1, len(mixed), -1)), None
 
-    return forward if probe.agrees(module, forward) else None
+    return forward if _close(own, _tried(module, forward, hidden_1TD, **given), own.dtype) else None
 
 
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout, which would draw anew in every pass."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
-
-
-class _AttentionProbe(NamedTuple):
-    """A forward pass of an attention module on random packed segments that share a prefix."""
-
-    hidden_1TD: Tensor
-    given: dict[str, Any]
-    own: Tensor
-    options: dict[str, Any]
-
-    def agrees(self, module: nn.Module, fused: Callable[..., tuple[Tensor, None]]) -> bool:
-        """Whether another forward pass of the module gives its own output."""
-        try:
-            with torch.no_grad(), _evaluating(module):
-                return _close(self.own, fused(self.hidden_1TD, **self.given)[0], self.own.dtype)
-        except (RuntimeError, TypeError, ValueError):  # parts of other shapes: not ours
-            return False
-
-
-@torch.no_grad()
-def _probe_attention(module: Any, size: int) -> _AttentionProbe | None:
-    """The module's own output on a probe, and the options it hands to its attention function; None where it can't run."""
-    if getattr(getattr(module, "config", None), "_attn_implementation", None) != IMPLEMENTATION:
-        return None
+def _attention_probe(module: nn.Module, size: int) -> tuple[Tensor, dict[str, Any]]:
+    """Random hidden states [1, T, D] of packed segments that share a prefix, and what an attention module takes beside them."""
     weight = next(p for p in module.parameters() if p.dim() == 2)
     generator = torch.Generator().manual_seed(0)
     hidden_1TD = torch.randn(1, 9, weight.shape[1], generator=generator).to(weight.dtype)
     angles = torch.randn(1, 9, size // 2, generator=generator).repeat(1, 1, 2)
     rotation = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
-    given = {"position_embeddings": rotation, "segments": Segments([3, 4, 2], [-1, -1, 1])}
-    options: dict[str, Any] = {}
-    try:
-        with _evaluating(module):
-            own = module.forward(hidden_1TD, attention_mask=None, observed=options, **given)[0]
-    except Exception:  # it wants something else: whatever it is, it is not ours
-        return None
-    return _AttentionProbe(hidden_1TD, given, own, options) if options else None
+    return hidden_1TD, {"position_embeddings": rotation, "segments": Segments([3, 4, 2], [-1, -1, 1])}
 
 
-def _mlp_forward(module: nn.Module) -> Callable[..., Tensor] | None:
+def _mlp_forward(module: nn.Module) -> Forward | None:
     """The fused forward of a gated MLP without biases, or None where the module is something else."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     activation = getattr(module, "act_fn", None)
     is_silu = isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation" or activation is F.silu
-    layers = [_plain_lora(part) for part in parts if isinstance(part, nn.Module)]
-    ready = [s for s in layers if s is not None]
-    if len(ready) != 3 or not is_silu or any(s.base().bias is not None for s in ready):
+    found = [_plain_lora(part) for part in parts if isinstance(part, nn.Module)]
+    layers = [s for s in found if s is not None]
+    if len(layers) != 3 or not is_silu or any(s.base().bias is not None for s in layers):
         return None
-    generic = module.forward
 
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not (args or kwargs or torch.is_grad_enabled()) and all(s.off() for s in ready):
-            gate, up, down = (s.base() for s in ready)
+    def bare() -> bool:
+        return not torch.is_grad_enabled() and all(s.off() for s in layers)
+
+    def fused(x: Tensor) -> Tensor:
+        if bare():
+            gate, up, down = (s.base() for s in layers)
             return down(F.silu(gate(x)).mul_(up(x)))  # type: ignore[no-any-return]
-        if args or kwargs or not all(s.ready() for s in ready):
-            return generic(x, *args, **kwargs)  # type: ignore[no-any-return]
-        pairs = [s.pair() for s in ready]
-        weights = [s.base().weight for s in ready]
+        pairs = [s.pair() for s in layers]
+        weights = [s.base().weight for s in layers]
         scales = tuple(scale for _, _, scale in pairs)
         flat = x.reshape(-1, x.shape[-1])
         y: Tensor = _GatedMlp.apply(flat, scales, *weights, *(t for a, b, _ in pairs for t in (a, b)))
         return y.view(*x.shape[:-1], -1)
 
-    return forward
+    forward = _unless(module, fused, lambda: bare() or all(s.ready() for s in layers))
+    return forward if _agrees(module, forward) else None
 
 
-def _norm_forward(module: nn.Module) -> Callable[..., Tensor] | None:
+def _norm_forward(module: nn.Module) -> Forward | None:
     """The fused forward of an RMSNorm with a frozen weight, or None."""
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    named_so = type(module).__name__.endswith("RMSNorm")
-    if (
-        not named_so
-        or not isinstance(weight, nn.Parameter)
-        or weight.dim() != 1
-        or weight.requires_grad
-        or epsilon is None
-    ):
+    if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, nn.Parameter) or epsilon is None:
         return None
-
-    generic = module.forward
-
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs:  # a gated norm takes its gate here
-            return generic(x, *args, **kwargs)  # type: ignore[no-any-return]
-        y: Tensor = _RmsNorm.apply(x, weight, epsilon)
-        return y
-
-    return forward
+    if weight.dim() != 1 or weight.requires_grad:
+        return None
+    forward = _unless(module, lambda x: _RmsNorm.apply(x, weight, epsilon), lambda: True)
+    return forward if _agrees(module, forward) else None
 
 
-def _close(own: Tensor, ours: Tensor, dtype: torch.dtype) -> bool:
-    limit = _PROBE_TOLERANCE.get(dtype, 1e-5) * own.float().abs().max().clamp(min=1e-6)
-    return own.shape == ours.shape and bool((own.float() - ours.float()).abs().max() <= limit)
+def _agrees(module: nn.Module, fused: Forward) -> bool:
+    """Whether a fused forward gives what the module itself gives on a probe."""
+    frozen = next(p for p in module.parameters() if not p.requires_grad)
+    width = frozen.shape[-1]  # of the first matrix or of the norm: both take the hidden size
+    probe = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(0)).to(frozen.device, frozen.dtype)
+    own = _tried(module, module.forward, probe)
+    return own is not None and _close(own, _tried(module, fused, probe), frozen.dtype)
 
 
 @torch.no_grad()
-def _agrees(module: nn.Module, fused: Callable[..., Tensor]) -> bool:
-    """Whether a fused forward gives what the module itself gives on a probe; False where it can't be probed."""
-    frozen = next(p for p in module.parameters() if not p.requires_grad)
-    dtype, width = frozen.dtype, frozen.shape[-1]  # of the first matrix or of the norm: both take the hidden size
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(1, 5, width, generator=generator).to(frozen.device, dtype)
+def _tried(module: nn.Module, forward: Forward, x: Tensor, **options: Any) -> Tensor | None:
+    """What a forward pass of a module gives without dropout; None where it wants something else: whatever it is, it is not ours."""
+    training = module.training
+    module.eval()
     try:
-        own, ours = module.forward(probe), fused(probe)
-    except Exception:  # it wants more than one tensor: whatever it is, it is not ours
+        found = forward(x, **options)
+    except Exception:
+        return None
+    finally:
+        module.train(training)
+    return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+
+
+def _close(own: Tensor, ours: Tensor | None, dtype: torch.dtype) -> bool:
+    if ours is None or own.shape != ours.shape:
         return False
-    return _close(own, ours, dtype)
+    limit = _PROBE_TOLERANCE.get(dtype, 1e-5) * own.float().abs().max().clamp(min=1e-6)
+    return bool((own.float() - ours.float()).abs().max() <= limit)
 
 
 def fuse(model: nn.Module) -> dict[str, int]:
@@ -405,24 +377,20 @@ def fuse(model: nn.Module) -> dict[str, int]:
     counts = {"attention": 0, "mlp": 0, "lora": 0, "norm": 0}
     inside_mlp: set[int] = set()
     for module in model.modules():
-        fused = _mlp_forward(module)
-        if fused is not None and _agrees(module, fused):
+        if (fused := _mlp_forward(module)) is not None:
             module.forward = fused
             inside_mlp.update(id(part) for part in module.children())
             counts["mlp"] += 1
     for module in model.modules():
         layer = _plain_lora(module)
         if layer is not None and id(module) not in inside_mlp:
-            module.forward = _lora_forward(layer)
+            module.forward = _unless(module, partial(_lora_output, layer), layer.ready)
             counts["lora"] += 1
-            continue
-        norm = _norm_forward(module)
-        if norm is not None and _agrees(module, norm):
+        elif (norm := _norm_forward(module)) is not None:
             module.forward = norm
             counts["norm"] += 1
     for module in model.modules():  # last: it calls the modules above
-        attention = _attention_forward(module)
-        if attention is not None:
+        if (attention := _attention_forward(module)) is not None:
             module.forward = attention
             counts["attention"] += 1
     return counts

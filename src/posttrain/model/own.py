@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from posttrain.errors import ModelError
 from posttrain.model import attention
 from posttrain.model.forward import causal_lm
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What models call the memory they hand from one token to the next."""
 Memory = dict[str, Any]
+Found = TypeVar("Found")
 
 
 @contextlib.contextmanager
@@ -100,6 +102,20 @@ def in_fp32(model: nn.Module) -> Iterator[bool]:
         around.restore()
 
 
+def proven(model: nn.Module, check: Callable[[float], Found], tolerance: float, coarse: float) -> Found:
+    """What a check with this tolerance says of a model in fp32; with the coarse one where it can't compute in fp32.
+
+    ``check`` raises ModelError where the model's code can't compute at all.
+    """
+    try:
+        with in_fp32(model) as exact:
+            return check(tolerance if exact else coarse)
+    except ModelError:
+        if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+            raise
+    return check(coarse)  # some code wants the type its weights have
+
+
 class _Swap:
     """Weights that are widened for some time. Mutable: it keeps the narrow ones."""
 
@@ -113,9 +129,7 @@ class _Swap:
             tensor.data = tensor.data.float()
 
     def restore(self, *_: Any) -> None:
-        for tensor, narrow in zip(
-            self._tensors, self._kept, strict=False
-        ):  # none are kept of a layer that did not begin
+        for tensor, narrow in zip(self._tensors, self._kept, strict=False):  # nothing is kept before a layer begins
             tensor.data = narrow
         self._kept = []
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
 from itertools import product
 from pathlib import Path as Folder
 from typing import Any
@@ -23,7 +24,7 @@ from posttrain.errors import ConfigError, ModelError
 from posttrain.model.attention import IMPLEMENTATION
 from posttrain.model.forward import LogitForm, Path, causal_lm, computing_in, final_hidden, set_path
 from posttrain.model.lengths import follow_lengths, is_by_length, limits_of
-from posttrain.model.own import in_fp32
+from posttrain.model.own import proven
 
 TOLERANCE = 1e-3
 """Largest relative difference of packed from alone: in fp32 rounding gives 5e-7, leaks 0.03 and more."""
@@ -63,13 +64,7 @@ def prove(model: PreTrainedModel, folder: Folder) -> Path:
     Raises ModelError where its own code can't compute a sequence, or looks at later tokens.
     """
     by_length = follow_lengths(model)
-    try:
-        with in_fp32(model) as exact:
-            return _prove(model, folder, by_length, TOLERANCE if exact else COARSE_TOLERANCE)
-    except ModelError:
-        if all(p.dtype == torch.float32 for p in model.parameters()):
-            raise
-    return _prove(model, folder, by_length, COARSE_TOLERANCE)  # some code wants the type its weights have
+    return proven(model, partial(_prove, model, folder, by_length), TOLERANCE, COARSE_TOLERANCE)
 
 
 @torch.no_grad()

@@ -312,7 +312,7 @@ def _compute(
 ) -> None:
     """Score rows, a part at a time; every part is a file of the cache. ``total``: rows of all parts."""
     from posttrain.model import hardware
-    from posttrain.model.frozen import frozen_model
+    from posttrain.model.adapters import frozen_model
     from posttrain.model.lengths import check_fits
 
     dtype = hardware.DTYPES[dtype_name]

@@ -145,7 +145,7 @@ class EvaluatedModel:
     @cached_property
     def model(self) -> nn.Module:
         """Its weights, loaded."""
-        from posttrain.model.frozen import frozen_model
+        from posttrain.model.adapters import frozen_model
 
         return frozen_model(self.known.folder, self.known.adapter, self.dtype, self.device)
 

@@ -28,10 +28,10 @@ from posttrain.encode.collate import Batch
 from posttrain.encode.preferences import sequences_of
 from posttrain.errors import ConfigError, InterruptedRunError, ModelError, TrainingError
 from posttrain.model import adapters, export, fused, hardware
+from posttrain.model.adapters import frozen_model
 from posttrain.model.companions import Companions, read_object
 from posttrain.model.config import LoraAdapter
 from posttrain.model.forward import beside_text, causal_lm, path_of, step_flops
-from posttrain.model.frozen import frozen_model
 from posttrain.model.lengths import check_fits
 from posttrain.model.load import load_model
 from posttrain.model.proof import prove_products
