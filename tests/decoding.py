@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from posttrain.generate import decode as decoding
-from posttrain.generate.decode import SLOTS, Ended, FinishReason, NewToken, without_stop
+from posttrain.generate.decode import SLOTS, FinishReason, NewToken, without_stop
 from posttrain.generate.engine import Sampling
 
 
@@ -21,12 +21,11 @@ def decode(
     stops: Sequence[tuple[int, ...]],
     sampling: Sampling | Sequence[Sampling],
     slots: int = SLOTS,
-    ended: Ended = lambda prompt, ids: False,
 ) -> Iterator[NewToken]:
     """`posttrain.generate.decode.decode`; where there is one sampling for all, prompt i is drawn with ``seed + i``."""
     if isinstance(sampling, Sampling):
         sampling = [replace(sampling, seed=(sampling.seed or 0) + i) for i in range(len(prompts))]
-    return decoding.decode(model, prompts, stops, sampling, slots, ended)
+    return decoding.decode(model, prompts, stops, sampling, slots)
 
 
 class Reply(NamedTuple):

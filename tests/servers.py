@@ -34,8 +34,8 @@ class Asked(NamedTuple):
 
 
 def name_of(body: dict[str, Any]) -> str:
-    """What tells requests apart: the raw prompt, or the last message."""
-    return str(body["prompt"] if "prompt" in body else body["messages"][-1]["content"])
+    """What tells requests apart: the last message."""
+    return str(body["messages"][-1]["content"])
 
 
 def usage_of(name: str) -> dict[str, int]:

@@ -100,10 +100,6 @@ class PairRow:
         """The conversation that steps for conversations look at: the prompt with the chosen side."""
         return self.prompt + self.chosen
 
-    def swap(self) -> PairRow:
-        """The same pair with the sides exchanged."""
-        return PairRow(self.prompt, self.rejected, self.chosen, self.origin, self.source, self.tools, self.meta)
-
 
 @dataclass(frozen=True, slots=True)
 class UnpairedRow:

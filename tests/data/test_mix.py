@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,9 @@ def test_by_tokens_a_pair_counts_its_prompt_once_and_both_replies(tmp_path: Path
     by_rows, _ = mixed(path, tmp_path / "rows", mix(weights={"a": 1, "b": 1}))
     assert Counter(by_rows["source"]) == {"a": 10, "b": 10}
     # swapped sides are as long
-    swapped = write(tmp_path / "swapped.parquet", [one.swap() for one in rows])
+    swapped = write(
+        tmp_path / "swapped.parquet", [replace(one, chosen=one.rejected, rejected=one.chosen) for one in rows]
+    )
     again = mix(by="tokens").decide(swapped, 0, RUN).facts["sources"]
     assert [entry["available"] for entry in again] == [100, 400]
 

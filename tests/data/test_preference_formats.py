@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -352,7 +353,7 @@ def test_the_winner_is_chosen() -> None:
     a = parse("arena", battle("model_a", [U, A], [U, B]))
     assert sides(a) == ([("user", "x")], [("assistant", "y")], [("assistant", "z")])
     b = parse("arena", battle("model_b", [U, A], [U, B]))
-    assert b.id == a.swap().id != a.id
+    assert b.id == replace(a, chosen=a.rejected, rejected=a.chosen).id != a.id
     assert b.meta == {"model_a": "m", "model_b": "n", "turn": 1}
 
 

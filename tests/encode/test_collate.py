@@ -22,7 +22,6 @@ def test_by_hand():
     assert batch.predict_S.tolist() == [0, 1, 3]
     assert batch.targets_S.tolist() == [6, 7, 9]
     assert batch.target_weights_S.tolist() == [1, 0.5, 2]
-    assert batch.row_ids == ("a", "b")
 
 
 def test_no_target_crosses_an_edge_even_if_a_first_token_had_a_weight():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,8 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), mi
 @given(prompt=TEXT, chosen=TEXT, rejected=TEXT)
 def test_any_pair_keeps_its_prompt_and_swaps(prompt: str, chosen: str, rejected: str, chatml: ChatTemplate) -> None:
     row = pair(chosen, rejected, (Message("user", prompt),))
-    there, back = (encode_pairs([one], chatml, 10_000).examples for one in (row, row.swap()))
+    swapped = replace(row, chosen=row.rejected, rejected=row.chosen)
+    there, back = (encode_pairs([one], chatml, 10_000).examples for one in (row, swapped))
     assert len(there) == len(back)
     for unit, swapped in zip(there, back, strict=True):
         assert np.array_equal(unit.chosen.ids_T, swapped.rejected.ids_T)

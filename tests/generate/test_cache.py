@@ -31,17 +31,20 @@ from posttrain.generate.engine import (
     request_key,
 )
 from posttrain.generate.fake import FakeEngine
-from posttrain.types import ToolCall
+from posttrain.types import Message
 from servers import stored_keys
 
 FULL = Completion(
     text="Caf\u00e9 \ud83d",  # a lone surrogate: JSON from a server may hold one
     finish="tool_calls",
     reasoning="hm",
-    tool_calls=(ToolCall("f", '{"x": 1}'),),
     logprobs=(TokenLogprob("Caf", -0.25, (("Caf", -0.25), ("Tea", float("-inf")))), TokenLogprob("\u00e9", -1e-9)),
     usage=Usage(3, 2),
 )
+
+
+def ask(text: str, sample: int = 0) -> Request:
+    return Request((Message("user", text),), sample=sample)
 
 
 @pytest.fixture
@@ -75,12 +78,12 @@ def test_the_first_answer_stays(cache: RequestCache) -> None:
 
 
 def test_the_request_stands_beside_the_answer(cache: RequestCache) -> None:
-    request, fingerprint = Request("raw"), Fingerprint("fake", "m")
+    request, fingerprint = ask("raw"), Fingerprint("fake", "m")
     cache.put(request_key(fingerprint, request), canonical_request(fingerprint, request), Completion("x"))
     stored = sqlite3.connect(cache.path)
     [(text,)] = stored.execute("SELECT request FROM answers").fetchall()
     stored.close()
-    assert json.loads(text)["prompt"] == "raw"
+    assert json.loads(text)["prompt"][0][1] == "raw"
 
 
 def test_answers_outlive_the_connection(tmp_path: Path) -> None:
@@ -200,14 +203,14 @@ def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 # ---- the engine ----------------------------------------------------------------------------------------------------
 
-REQUESTS = [Request(f"q{n}") for n in range(5)]
+REQUESTS = [ask(f"q{n}") for n in range(5)]
 
 
 def test_what_was_answered_is_not_asked_again(cache: RequestCache) -> None:
-    engine = FakeEngine(lambda request: f"to {request.prompt}")
+    engine = FakeEngine(lambda request: f"to {request.prompt[0].content}")
     first = complete(CachedEngine(engine, cache), REQUESTS)
-    again = complete(CachedEngine(engine, cache), [*REQUESTS, Request("new")])
-    assert [r.prompt for r in engine.requests] == ["q0", "q1", "q2", "q3", "q4", "new"]
+    again = complete(CachedEngine(engine, cache), [*REQUESTS, ask("new")])
+    assert [r.prompt[0].content for r in engine.requests] == ["q0", "q1", "q2", "q3", "q4", "new"]
     assert again[:5] == [dataclasses.replace(o, cached=True) for o in first if isinstance(o, Completion)]
     assert again[5] == Completion("to new", usage=Usage(1, 2))
 
@@ -222,15 +225,15 @@ def test_failures_are_not_kept(cache: RequestCache) -> None:
 
 def test_equal_requests_of_a_batch_are_asked_once(cache: RequestCache) -> None:
     engine = FakeEngine(["one", "two"])
-    found = complete(CachedEngine(engine, cache), [Request("a"), Request("b"), Request("a"), Request("a")])
+    found = complete(CachedEngine(engine, cache), [ask("a"), ask("b"), ask("a"), ask("a")])
     assert [o.text for o in found if isinstance(o, Completion)] == ["one", "two", "one", "one"]
     assert [o.cached for o in found if isinstance(o, Completion)] == [False, False, True, True]
 
 
 def test_samples_of_one_request_are_asked_apart(cache: RequestCache) -> None:
     engine = FakeEngine(["one", "two"])
-    complete(CachedEngine(engine, cache), [Request("a", sample=0), Request("a", sample=1)])
-    again = complete(CachedEngine(engine, cache), [Request("a", sample=1), Request("a", sample=0)])
+    complete(CachedEngine(engine, cache), [ask("a", sample=0), ask("a", sample=1)])
+    again = complete(CachedEngine(engine, cache), [ask("a", sample=1), ask("a", sample=0)])
     assert [o.text for o in again if isinstance(o, Completion)] == ["two", "one"]
 
 

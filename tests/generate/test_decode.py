@@ -211,13 +211,6 @@ def test_every_prompt_has_its_own_sampling(model: nn.Module, prompts: list[Promp
         assert replies(model, [prompt], [], [sampling]) == [reply]
 
 
-def test_a_caller_may_end_a_reply(model: nn.Module, prompts: list[Prompt]) -> None:
-    whole = replies(model, prompts, [], greedy(9))
-    tokens = list(decode(model, prompts, [], greedy(9), ended=lambda prompt, ids: prompt == 1 and len(ids) == 4))
-    assert collected(tokens, 5) == [reply.ids[:4] if i == 1 else reply.ids for i, reply in enumerate(whole)]
-    assert [t.finish for t in tokens if t.prompt == 1] == [None, None, None, "stop"]
-
-
 def test_log_probabilities_are_those_of_the_packed_pass(model: nn.Module, prompts: list[Prompt]) -> None:
     sampling = Sampling(1.5, 0.9, 6, seed=2, logprobs=3)
     each = [sampling, greedy(6), sampling, replace(greedy(6), logprobs=0), sampling]

@@ -29,7 +29,7 @@ def test_a_list_is_used_up_in_the_order_of_the_requests() -> None:
 
 def test_the_first_pattern_that_is_found_answers() -> None:
     engine = FakeEngine({"France": "Paris", "(?i)capital": "Which?", "broken": Failure("timeout", "scripted")})
-    found = complete(engine, [ask("Capital of France?"), ask("Capital?"), Request("broken\nline")])
+    found = complete(engine, [ask("Capital of France?"), ask("Capital?"), ask("broken\nline")])
     assert [o.text if isinstance(o, Completion) else o.reason for o in found] == ["Paris", "Which?", "timeout"]
     with pytest.raises(ConfigError, match="no pattern of the script fits 'Hello'"):
         complete(engine, [ask("Hello")])
@@ -43,38 +43,38 @@ def test_patterns_look_at_the_last_message_only() -> None:
 
 
 def test_a_function_sees_the_whole_request() -> None:
-    engine = FakeEngine(lambda r: f"{r.prompt[0].content} {r.sampling.max_tokens}" if r.tools == () else "")  # type: ignore[union-attr]
+    engine = FakeEngine(lambda r: f"{r.prompt[0].content} {r.sampling.max_tokens}")
     [found] = complete(engine, [ask("x")])
     assert isinstance(found, Completion)
     assert found.text == "Be brief. 1024"
 
 
 def test_think_blocks_are_parted_as_for_real_engines() -> None:
-    [found] = complete(FakeEngine(["<think>hm</think>Paris"]), [Request("x y")])
-    assert found == Completion("Paris", reasoning="hm", usage=Usage(2, 1))
+    [found] = complete(FakeEngine(["<think>hm</think>Paris"]), [ask("x y")])
+    assert found == Completion("Paris", reasoning="hm", usage=Usage(4, 1))
 
 
 def test_outcomes_come_by_their_delay_and_in_their_place() -> None:
-    engine = FakeEngine(lambda r: str(r.prompt), delay=lambda r: 0.03 if r.prompt == "slow" else 0.0)
+    engine = FakeEngine(lambda r: r.prompt[-1].content, delay=lambda r: 0.03 if r.prompt[-1].content == "slow" else 0.0)
 
     async def order() -> list[int]:
-        return [index async for index, _ in engine.generate([Request("slow"), Request("a"), Request("b")])]
+        return [index async for index, _ in engine.generate([ask("slow"), ask("a"), ask("b")])]
 
     assert asyncio.run(order()) == [1, 2, 0]
-    found = complete(engine, [Request("slow"), Request("a")])
+    found = complete(engine, [ask("slow"), ask("a")])
     assert [o.text for o in found if isinstance(o, Completion)] == ["slow", "a"]
 
 
 def test_it_remembers_what_was_asked() -> None:
     engine = FakeEngine({".*": "x"})
-    requests = [ask("a"), Request("b")]
+    requests = [ask("a"), ask("b")]
     complete(engine, requests)
     assert engine.requests == requests
 
 
 @pytest.mark.parametrize("script", [["x"] * 7, {".*": "x"}, lambda request: "x"])
 def test_every_request_has_one_outcome(script: Script) -> None:
-    assert len(complete(FakeEngine(script, delay=0.001), [Request(str(n)) for n in range(7)])) == 7
+    assert len(complete(FakeEngine(script, delay=0.001), [ask(str(n)) for n in range(7)])) == 7
 
 
 def test_a_text_is_no_script() -> None:

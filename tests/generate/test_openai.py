@@ -73,13 +73,6 @@ def test_a_chat_request_and_its_answer(serve: Serve) -> None:
     assert "authorization" not in asked.headers
 
 
-def test_a_raw_request_and_its_answer(serve: Serve) -> None:
-    server = serve(bodies=lambda body: {"choices": [{"text": " upon", "finish_reason": "length"}]})
-    assert complete(OpenAIEngine(endpoint(server)), [Request("Once")]) == [Completion(" upon", "length")]
-    [asked] = server.asked
-    assert (asked.path, asked.body["prompt"]) == ("/v1/completions", "Once")
-
-
 def test_logprobs_are_asked_for_and_read(serve: Serve) -> None:
     form = {"content": [{"token": "m", "logprob": -0.1, "top_logprobs": [{"token": "M", "logprob": -2.4}]}]}
     server = serve(bodies=lambda body: {"choices": [{"message": {"content": "m"}, "logprobs": form}]})

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.generate.engine import Completion, Failure, Request, Sampling, SplitReply, TokenLogprob, Usage
-from posttrain.generate.wire import Answer, body_of, logprobs_of_text, messages_of, most_tokens, read_answer, read_error
-from posttrain.types import Message, ToolCall
+from posttrain.generate.wire import Answer, body_of, logprobs_of_text, most_tokens, read_answer, read_error
+from posttrain.types import Message
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 
@@ -20,8 +20,7 @@ from posttrain.types import Message, ToolCall
 def test_a_chat_body_written_by_hand() -> None:
     request = Request(
         (Message("system", "Be brief."), Message("user", "Where?", weight=0.5)),
-        Sampling(temperature=0.7, top_p=0.9, max_tokens=5, stop=("\n",), seed=7, logprobs=3),
-        tools=({"type": "function", "function": {"name": "f"}},),
+        Sampling(temperature=0.7, top_p=0.9, max_tokens=5, seed=7, logprobs=3),
     )
     assert body_of(request, "m", "max_completion_tokens", {"chat_template_kwargs": {"enable_thinking": False}}) == {
         "model": "m",
@@ -29,62 +28,18 @@ def test_a_chat_body_written_by_hand() -> None:
         "temperature": 0.7,
         "top_p": 0.9,
         "max_completion_tokens": 5,
-        "stop": ["\n"],
         "seed": 7,
         "logprobs": True,
         "top_logprobs": 3,
-        "tools": [{"type": "function", "function": {"name": "f"}}],
         "chat_template_kwargs": {"enable_thinking": False},
     }
 
 
-def test_a_raw_body_written_by_hand() -> None:
-    request = Request("Once", Sampling(max_tokens=5, logprobs=0))
-    assert body_of(request, "m", "max_completion_tokens", {}) == {
-        "model": "m",
-        "prompt": "Once",
-        "temperature": 0.0,
-        "top_p": 1.0,
-        "max_tokens": 5,
-        "logprobs": 0,
-    }
-
-
 def test_an_extra_field_of_null_takes_a_field_away() -> None:
-    body = body_of(Request("x"), "m", "max_tokens", {"temperature": None, "top_p": None, "reasoning_effort": "low"})
-    assert body == {"model": "m", "prompt": "x", "max_tokens": 1024, "reasoning_effort": "low"}
-
-
-def test_calls_are_numbered_and_results_matched_in_order() -> None:
-    messages = [
-        Message("user", "Weather?"),
-        Message("assistant", "", reasoning="hm", tool_calls=(ToolCall("f", '{"x":1}'), ToolCall("g", "{}"))),
-        Message("tool", "sun"),
-        Message("tool", "rain"),
-        Message("assistant", "", tool_calls=(ToolCall("h", "{}"),)),
-        Message("tool", "snow"),
-    ]
-    sent = messages_of(messages)
-    assert sent[1]["tool_calls"] == [
-        {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
-        {"id": "call_1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
-    ]
-    assert [turn.get("tool_call_id") for turn in sent] == [None, None, "call_0", "call_1", None, "call_2"]
-    assert not any("reasoning" in key for turn in sent for key in turn)
-
-
-def test_ids_of_the_source_are_sent() -> None:
-    calls = Message(
-        "assistant", "", tool_calls=(ToolCall("f", "{}", "a1"), ToolCall("g", "{}"), ToolCall("h", "{}", "a2"))
-    )
-    results = (
-        Message("tool", "sun", tool_call_id="a2"),
-        Message("tool", "rain", tool_call_id="a1"),
-        Message("tool", "fog"),
-    )
-    sent = messages_of([Message("user", "Weather?"), calls, *results])
-    assert [call["id"] for call in sent[1]["tool_calls"]] == ["a1", "call_1", "a2"]
-    assert [turn["tool_call_id"] for turn in sent[2:]] == ["a2", "a1", "call_1"]
+    request = Request((Message("user", "x"),))
+    body = body_of(request, "m", "max_tokens", {"temperature": None, "top_p": None, "reasoning_effort": "low"})
+    messages = [{"role": "user", "content": "x"}]
+    assert body == {"model": "m", "messages": messages, "max_tokens": 1024, "reasoning_effort": "low"}
 
 
 def test_the_most_tokens_are_bytes_and_room_for_a_template() -> None:
@@ -126,10 +81,6 @@ def test_an_answer_with_everything() -> None:
     assert read_answer(body) == Answer(Completion("Paris.", usage=Usage(5, 2)), Usage(5, 2))
 
 
-def test_a_raw_answer() -> None:
-    assert read(chat({"text": " upon", "finish_reason": "length"})) == Completion(" upon", finish="length")
-
-
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -152,14 +103,6 @@ def test_a_raw_answer() -> None:
             Completion("P", reasoning="hm"),
         ),
         (said(None, refusal="I can't."), Completion("I can't.")),
-        (
-            said(None, "tool_calls", tool_calls=[{"function": {"name": "f", "arguments": '{"x": 1}'}}]),
-            Completion("", "tool_calls", tool_calls=(ToolCall("f", '{"x": 1}'),)),
-        ),
-        (  # Ollama: an object for arguments, and finish_reason stop
-            said("", tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]),
-            Completion("", "tool_calls", tool_calls=(ToolCall("f", '{"x": 1}'),)),
-        ),
     ],
 )
 def test_answers_of_several_servers(body: bytes, expected: Completion) -> None:
@@ -170,7 +113,7 @@ def test_answers_of_several_servers(body: bytes, expected: Completion) -> None:
     "usage", [None, {}, [], {"prompt_tokens": 5}, {"prompt_tokens": -1, "completion_tokens": 2}, 7]
 )
 def test_usage_that_is_not_told_is_none(usage: Any) -> None:
-    answer = read_answer(chat({"text": "x", "finish_reason": "stop"}, usage=usage))
+    answer = read_answer(chat({"message": {"content": "x"}, "finish_reason": "stop"}, usage=usage))
     assert answer == Answer(Completion("x"), None)
 
 
@@ -185,10 +128,9 @@ def test_usage_that_is_not_told_is_none(usage: Any) -> None:
         (b'{"choices": []}', "no choices"),
         (b'{"choices": {"0": 1}}', "no choices"),
         (b'{"choices": [null]}', "no choices"),
-        (b'{"choices": [{}]}', "without message or text"),
+        (b'{"choices": [{}]}', "without message"),
         (b'{"choices": [{"message": {"content": 5}}]}', "content that is not text"),
         (b'{"choices": [{"message": {"content": "x", "reasoning": {"a": 1}}}]}', "reasoning that is not text"),
-        (b'{"choices": [{"message": {"content": "x", "tool_calls": [{}]}}]}', "tool calls"),
         (b'{"error": {"message": "upstream"}}', "an error in the place of an answer.*upstream"),
     ],
 )
@@ -228,9 +170,9 @@ def test_any_json_is_an_outcome(value: Any) -> None:
 
 
 @settings(max_examples=50)
-@given(odd_bodies, odd_bodies, odd_bodies)
-def test_any_choice_is_an_outcome(content: Any, logprobs: Any, calls: Any) -> None:
-    body = chat({"message": {"content": content, "tool_calls": calls}, "logprobs": logprobs})
+@given(odd_bodies, odd_bodies)
+def test_any_choice_is_an_outcome(content: Any, logprobs: Any) -> None:
+    body = chat({"message": {"content": content}, "logprobs": logprobs})
     assert isinstance(read_answer(body, wants_logprobs=True).outcome, Completion | Failure)
 
 
@@ -258,7 +200,7 @@ READ = (TokenLogprob("m", -0.1, (("m", -0.1), ("M", -2.4))), TokenLogprob("!", -
 
 @pytest.mark.parametrize("form", [CHAT_FORM, RAW_FORM])
 def test_both_forms_are_read_best_first(form: dict[str, Any]) -> None:
-    body = chat({"text": "m!", "finish_reason": "stop", "logprobs": form})
+    body = chat({"message": {"content": "m!"}, "finish_reason": "stop", "logprobs": form})
     assert read(body, wants_logprobs=True).logprobs == READ
     assert read(body).logprobs is None
 
@@ -268,7 +210,7 @@ def test_both_forms_are_read_best_first(form: dict[str, Any]) -> None:
     [None, {}, {"content": None}, {"content": [{"token": "x"}]}, {"tokens": ["a"], "token_logprobs": [None]}, [1]],
 )
 def test_logprobs_that_are_not_there_or_unreadable_are_none_and_the_text_stays(form: Any) -> None:
-    found = read(chat({"text": "m!", "finish_reason": "stop", "logprobs": form}), wants_logprobs=True)
+    found = read(chat({"message": {"content": "m!"}, "finish_reason": "stop", "logprobs": form}), wants_logprobs=True)
     assert (found.text, found.logprobs) == ("m!", None)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.encode.template import ChatTemplate, RejectedError
+from posttrain.encode.tokens import text_ids
 from posttrain.errors import TemplateError
 from posttrain.types import Message, Tokens
 
@@ -32,8 +33,8 @@ def answer_opening(template: ChatTemplate) -> NDArray[np.int32]:
             f"the template refuses a single user turn: {error.rejected.detail}", where=template.name
         ) from error
     tokenizer = template.tokenizer
-    ids = _ids(prompt[len(conversation) :], template) if prompt.startswith(conversation) else []
-    if _ids(conversation, template)[:1] == [tokenizer.bos_token_id] != ids[:1]:
+    ids = text_ids(prompt[len(conversation) :], template).tolist() if prompt.startswith(conversation) else []
+    if text_ids(conversation, template)[:1].tolist() == [tokenizer.bos_token_id] != ids[:1]:
         ids = [tokenizer.bos_token_id, *ids]
     if not ids:
         ids = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None][:1]
@@ -60,9 +61,3 @@ def answers_alone(example: Tokens, opening: NDArray[np.int32]) -> list[Tokens]:
         )
         for part, (begin, end) in enumerate(edges.tolist())
     ]
-
-
-def _ids(text: str, template: ChatTemplate) -> list[int]:
-    encoded = template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    assert isinstance(encoded, list), "one text gives one list of ids"
-    return encoded

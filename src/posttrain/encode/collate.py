@@ -28,8 +28,6 @@ class Batch:
     target_weights_S: NDArray[np.float32]
     counts_B: NDArray[np.int64]
     """How many of the S targets each example has."""
-    row_ids: tuple[str, ...]
-    """Row id of each example [B], to name rows when something goes wrong."""
 
 
 def collate(examples: Sequence[Tokens]) -> Batch:
@@ -73,5 +71,4 @@ def _batch(
         targets_S=np.concatenate([e.ids_T[t] for e, t in zip(examples, targets, strict=True)]).astype(np.int64),
         target_weights_S=np.concatenate([e.weights_T[t] for e, t in zip(examples, targets, strict=True)]),
         counts_B=np.array([len(t) for t in targets], np.int64),
-        row_ids=tuple(example.row_id for example in examples),
     )

@@ -81,8 +81,6 @@ class ChatTemplate:
     """Jinja source; None = the tokenizer's own template."""
     name: str = "chat template"
     """What messages call it: the file, or the tokenizer's folder."""
-    variables: Mapping[str, Any] = field(default_factory=dict)
-    """Further template variables, for example ``enable_thinking``."""
     now: datetime = field(default_factory=clock)
     """The local time that a template is told which asks for it: one for all renderings."""
 
@@ -92,27 +90,25 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = False,
         parts: bool = False,
+        argument_text: bool = False,
     ) -> str:
-        """Render a conversation exactly as Hugging Face does. ``parts``: contents are lists of one part of type text.
+        """Render a conversation exactly as Hugging Face does.
 
+        ``parts``: contents are lists of one part of type text. ``argument_text``: arguments of calls are the JSON text of their object.
         Raises RejectedError ``template_raised`` with the template's own words where it refuses the conversation, and
         TemplateError with the line where the template itself is not valid Jinja.
         """
         try:
-            return self._apply(_plain(messages, parts), tools, add_generation_prompt)
+            return self._apply(_plain(messages, parts, argument_text), tools, add_generation_prompt)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"the chat template is not valid Jinja: {error.message}", where=f"{self.name}:{error.lineno}"
             ) from error
-        except TypeError as error:
-            # Some templates add the arguments of a tool call to a string; most want the object they stand for.
-            if not any(message.tool_calls for message in messages):
-                raise _refusal(error) from error
         except Exception as error:  # a template is foreign code: whatever it raises is its answer to this row
-            raise _refusal(error) from error
-        try:
-            return self._apply(_plain(messages, parts, argument_text=True), tools, add_generation_prompt)
-        except Exception as error:
+            # Some templates add the arguments of a tool call to a string; most want the object they stand for.
+            called = any(message.tool_calls for message in messages)
+            if isinstance(error, TypeError) and called and not argument_text:
+                return self.render(messages, tools, add_generation_prompt, parts, argument_text=True)
             raise _refusal(error) from error
 
     def _apply(self, plain: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]], prompt: bool) -> str:
@@ -124,7 +120,6 @@ class ChatTemplate:
             chat_template=self._source(bool(tools)),
             add_generation_prompt=prompt,
             tokenize=False,
-            **self.variables,
         )
         assert isinstance(rendered, str), "apply_chat_template(tokenize=False) must give text"
         return rendered
@@ -183,14 +178,17 @@ class ChatTemplate:
     @cached_property
     def added_pattern(self) -> re.Pattern[str] | None:
         """Matches the text of any of ``added_tokens``, the longest there is; None where there are none."""
-        return re.compile("|".join(map(re.escape, self.added_tokens))) if self.added_tokens else None
+        return _any_of(self.added_tokens)
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str] | None:
         """Matches the text of any special token; None where there are none."""
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        texts = [text for text in self.added_tokens if text in special]
-        return re.compile("|".join(map(re.escape, texts))) if texts else None
+        return _any_of([text for text in self.added_tokens if text in special])
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 
 _DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuVDFTReklrhP"
@@ -207,7 +205,7 @@ def _stopped_clock(now: datetime) -> str:
     return "{% macro strftime_now(format) %}{{ format" + replaced + "|replace('%%','%') }}{% endmacro %}{{ '' }}"
 
 
-def _plain(messages: Sequence[Message], parts: bool, argument_text: bool = False) -> list[dict[str, Any]]:
+def _plain(messages: Sequence[Message], parts: bool, argument_text: bool) -> list[dict[str, Any]]:
     try:
         dicts = [message_dict(message) for message in messages]
     except ValueError as error:
@@ -309,11 +307,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_template(
-    tokenizer: PreTrainedTokenizerBase,
-    file: Path | None = None,
-    variables: Mapping[str, Any] | None = None,
-) -> ChatTemplate:
+def load_template(tokenizer: PreTrainedTokenizerBase, file: Path | None = None) -> ChatTemplate:
     """Load the tokenizer's own chat template, or the one in a Jinja ``file``.
 
     Raises TemplateError where there is none, or with file and line where it is not valid Jinja.
@@ -335,7 +329,7 @@ def load_template(
                 else "this tokenizer has no chat template"
             )
             raise TemplateError(problem, where=name, fix="give one with template: FILE.jinja (--template)") from error
-    template = ChatTemplate(tokenizer, text, name, dict(variables or {}))
+    template = ChatTemplate(tokenizer, text, name)
     # Compile it now, so that errors of syntax are told once. It may refuse this conversation: rows are judged later.
     with contextlib.suppress(RejectedError):
         template.render([Message("user", "x")])

@@ -176,7 +176,7 @@ def encode_prompt(messages: Sequence[Message], template: ChatTemplate, tools: To
         raise TemplateError(
             f"the template refuses this prompt: {error.rejected.detail}", where=template.name
         ) from error
-    return _tokenise([text], template)[0][0]
+    return text_ids(text, template)
 
 
 def stop_ids(template: ChatTemplate) -> NDArray[np.int32]:
@@ -335,6 +335,11 @@ def _tokenise(texts: Sequence[str], template: ChatTemplate) -> list[Piece]:
     ]
 
 
+def text_ids(text: str, template: ChatTemplate) -> NDArray[np.int32]:
+    """The ids [T] of a text by itself."""
+    return _tokenise([text], template)[0][0]
+
+
 def _piece(text: str, ids: list[int], offsets: list[tuple[int, int]]) -> Piece:
     starts_ends = np.array(offsets, np.int64).reshape(-1, 2)
     ends = np.maximum.accumulate(starts_ends[:, 1])
@@ -443,7 +448,7 @@ def _fed_at_inference(
     j = next((j for j in range(k - 1, first, -1) if int(ids[j]) in template.added_ids), first)
     header = text[int(ends[j - 1]) if j else 0 : at]
     if header not in seen:
-        seen[header] = _tokenise([header], template)[0][0].tolist()
+        seen[header] = text_ids(header, template).tolist()
     return bool(seen[header] == ids[j:k].tolist())
 
 

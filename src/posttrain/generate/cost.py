@@ -37,9 +37,7 @@ class Prices:
     completion_per_million: float
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} {value}: must be finite and at least 0", where="prices", fix="correct it")
+        _check_amounts(self, "prices")
 
     def of(self, usage: Usage) -> int:
         """Price in trillionths of the currency."""
@@ -61,9 +59,13 @@ class Caps:
     """Requests sent over the wire, retries included."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name} {value}: must be finite and at least 0", where="budget", fix="correct it")
+        _check_amounts(self, "budget")
+
+
+def _check_amounts(amounts: Prices | Caps, where: str) -> None:
+    for name, value in vars(amounts).items():
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{name} {value}: must be finite and at least 0", where=where, fix="correct it")
 
 
 class Spending(NamedTuple):

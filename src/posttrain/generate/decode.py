@@ -50,10 +50,6 @@ class NewToken(NamedTuple):
     likely: Likely | None = None
 
 
-Ended = Callable[[int, list[int]], bool]
-"""(prompt, its new tokens so far) -> whether the reply ends here for a reason of the caller's own."""
-
-
 @dataclass(eq=False)
 class _Live:
     """A sequence that is being continued."""
@@ -86,11 +82,10 @@ def decode(
     stops: Sequence[tuple[int, ...]],
     samplings: Sequence[Sampling],
     slots: int = SLOTS,
-    ended: Ended = lambda prompt, ids: False,
 ) -> Iterator[NewToken]:
-    """Continue every prompt until one of the ``stops`` (token sequences), its ``max_tokens``, or until it has ``ended``.
+    """Continue every prompt until one of the ``stops`` (token sequences), or its ``max_tokens``.
 
-    ``samplings``: one for each; stop strings in them are the caller's business. Every prompt draws from a generator of its own with its own
+    ``samplings``: one for each. Every prompt draws from a generator of its own with its own
     seed (0 where it has none): what it says does not depend on its neighbours' draws. At most ``slots`` prompts are continued at
     once, long ones first; one, where the model is continued by its own code (`posttrain.generate.ways`). Yields tokens step by
     step, those of a step in the order of the prompts; tokens of the stop are yielded as well. Raises ModelError before the first
@@ -115,11 +110,11 @@ def decode(
             pool = pools.setdefault(factors(length), _Pool(kind(model, room if stays else len(fresh)), []))
             logits_BV = pool.way.begin([sequence.read + sequence.ids for sequence in fresh])
             pool.live += fresh
-            waiting[:0] = yield from _advance(pool, len(pool.live) - len(fresh), logits_BV, stops, ended, factors)
+            waiting[:0] = yield from _advance(pool, len(pool.live) - len(fresh), logits_BV, stops, factors)
         else:
             for pool in pools.values():
                 logits_BV = pool.way.step([sequence.ids[-1] for sequence in pool.live])
-                waiting[:0] = yield from _advance(pool, 0, logits_BV, stops, ended, factors)
+                waiting[:0] = yield from _advance(pool, 0, logits_BV, stops, factors)
         pools = {key: pool for key, pool in pools.items() if pool.live}
 
 
@@ -151,7 +146,6 @@ def _advance(
     first: int,
     logits_BV: Tensor,
     stops: Sequence[tuple[int, ...]],
-    ended: Ended,
     factors: Callable[[int], tuple[int, ...]],
 ) -> Generator[NewToken, None, list[_Live]]:
     """Choose a token for the sequences of a pool from place ``first`` on; those that end leave it.
@@ -172,9 +166,8 @@ def _advance(
             new.append(NewToken(sequence.prompt, NO_TOKEN, "not_finite"))
             continue
         sequence.ids.append(token)
-        stopped = any(tuple(sequence.ids[-len(stop) :]) == stop for stop in stops)
         finish: FinishReason | None = None
-        if stopped or ended(sequence.prompt, sequence.ids):
+        if any(tuple(sequence.ids[-len(stop) :]) == stop for stop in stops):
             finish = "stop"
         elif len(sequence.ids) == sequence.sampling.max_tokens:
             finish = "length"

@@ -14,16 +14,16 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from posttrain.errors import ConfigError
-from posttrain.types import Message, ToolCall, spoken
+from posttrain.types import Message, spoken
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]
-"""Why a reply ended: by itself or at a stop string, at ``max_tokens``, cut by the provider, to call a tool, or unknown."""
+"""Why a reply ended: by itself, at ``max_tokens``, cut by the provider, to call a tool, or unknown."""
 
 FailureReason = Literal[
     "rate_limited",
@@ -60,8 +60,6 @@ class Sampling:
     """Sample from the smallest set of tokens whose probability reaches this (Holtzman et al. 2019, arXiv:1904.09751)."""
     max_tokens: int = 1024
     """At most this many new tokens, thinking included."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the reply; they are not part of the text."""
     seed: int | None = None
     """Seed of the draw, where the engine takes one."""
     logprobs: int | None = None
@@ -75,8 +73,6 @@ class Sampling:
             if not 0 < self.top_p <= 1
             else f"max_tokens {self.max_tokens}: must be at least 1"
             if self.max_tokens < 1
-            else "stop: strings that are not empty are needed, in a tuple"
-            if not isinstance(self.stop, tuple) or not all(isinstance(s, str) and s for s in self.stop)
             else f"logprobs {self.logprobs}: must be at least 0"
             if self.logprobs is not None and self.logprobs < 0
             else None
@@ -89,19 +85,15 @@ class Sampling:
 class Request:
     """One reply asked for."""
 
-    prompt: tuple[Message, ...] | str
-    """A conversation, put into the model's chat template by the engine, or a raw text to continue as it is."""
+    prompt: tuple[Message, ...]
+    """A conversation, put into the model's chat template by the engine."""
     sampling: Sampling = Sampling()
-    tools: tuple[Mapping[str, Any], ...] = ()
-    """Functions the model may call, each in the OpenAI form ``{"type": "function", "function": {...}}``."""
     sample: int = 0
     """Which of several draws this is. Never sent: it keeps equal requests apart in the cache."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
-            raise ConfigError("an empty prompt can't be answered", where="request", fix="give a message or a text")
-        if self.tools and isinstance(self.prompt, str):
-            raise ConfigError("a raw prompt has no place for tools", where="request", fix="ask with messages instead")
+            raise ConfigError("an empty prompt can't be answered", where="request", fix="give a message")
 
 
 # ---- what comes back -----------------------------------------------------------------------------------------------
@@ -132,7 +124,6 @@ class Completion:
     """``length`` = cut at max_tokens: the text (or the thinking) is not whole."""
     reasoning: str | None = None
     """The thinking, kept aside; None = the reply had none."""
-    tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     """Of the tokens of ``text``. None = not asked for, not given, or not to be told apart from the thinking."""
     usage: Usage | None = None
@@ -286,21 +277,21 @@ def _run_in_thread(collect: Callable[[], Coroutine[Any, Any, list[Outcome]]]) ->
 
 
 def canonical_request(fingerprint: Fingerprint, request: Request) -> bytes:
-    """The bytes that decide an answer: fingerprint, prompt, tools, sampling, number of the draw. Equal values, equal bytes.
+    """The bytes that decide an answer: fingerprint, prompt, sampling, number of the draw. Equal values, equal bytes.
 
-    ASCII JSON with sorted keys. The loss weight of a message is left out: it says nothing to a model.
+    ASCII JSON with sorted keys. The loss weight of a message is left out: it says nothing to a model. No request has tools or stop
+    strings; they stand here because the keys of answers that are stored hold them.
     """
-    prompt = request.prompt
     sampling = request.sampling
     value = {
         "fingerprint": fingerprint._asdict(),
-        "prompt": prompt if isinstance(prompt, str) else [spoken(message) for message in prompt],
-        "tools": [dict(tool) for tool in request.tools],
+        "prompt": [spoken(message) for message in request.prompt],
+        "tools": [],
         "sampling": {
             "temperature": float(sampling.temperature) + 0.0,  # 0, 0.0 and -0.0 are one temperature and one key
             "top_p": float(sampling.top_p),
             "max_tokens": sampling.max_tokens,
-            "stop": list(sampling.stop),
+            "stop": [],
             "seed": sampling.seed,
             "logprobs": sampling.logprobs,
         },

@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from posttrain.errors import ConfigError
 from posttrain.generate.engine import Completion, Fingerprint, Outcome, Request, Usage, split_think
-from posttrain.types import Message
 
 Scripted = str | Outcome
 """A reply's text (think blocks are parted from it as for a real engine), or the outcome itself."""
@@ -25,7 +24,7 @@ Script = Callable[[Request], Scripted] | Mapping[str, Scripted] | Sequence[Scrip
 class FakeEngine:
     """Answers from a script.
 
-    ``script``: a function; patterns (``re.search`` in the last message or the raw prompt, in the order given); or a list, used up in
+    ``script``: a function; patterns (``re.search`` in the last message, in the order given); or a list, used up in
     the order of the requests over all calls. ``delay``: seconds until an outcome arrives, one number or a function of the
     request, all requests side by side. ``model``: the name in the fingerprint.
 
@@ -70,7 +69,7 @@ class FakeEngine:
         if not isinstance(found, str):
             return found
         text, reasoning = split_think(found)
-        words = sum(len(content.split()) for content in _contents(request.prompt))
+        words = sum(len(message.content.split()) for message in request.prompt)
         return Completion(text, reasoning=reasoning, usage=Usage(words, len(found.split())))
 
     def _scripted(self, request: Request) -> Scripted:
@@ -78,7 +77,7 @@ class FakeEngine:
         if callable(script):
             return script(request)
         if isinstance(script, Mapping):
-            last = _contents(request.prompt)[-1]
+            last = request.prompt[-1].content
             for pattern, reply in script.items():
                 if re.search(pattern, last, re.DOTALL):
                     return reply
@@ -95,7 +94,3 @@ class FakeEngine:
                 fix="add replies",
             )
         return script[number - 1]
-
-
-def _contents(prompt: tuple[Message, ...] | str) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else [message.content for message in prompt]

@@ -84,9 +84,8 @@ class LlamaCppEngine:
 
     def _answer(self, server: Any, request: Request) -> Outcome:
         body = body_of(request, self._model.path.name, "max_tokens", {})
-        handle = server.handle_completions if isinstance(request.prompt, str) else server.handle_chat_completions
         try:
-            found = handle(body)
+            found = server.handle_chat_completions(body)
         except ValueError as error:  # a body it can't read, a template that refuses
             return Failure("invalid_request", str(error), attempts=1)
         content = json.dumps(found).encode()

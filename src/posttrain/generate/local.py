@@ -31,8 +31,8 @@ from posttrain.generate.ways import speed_note
 from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import context_of, limits_of
 
-HELD_BACK = 8
-"""Tokens before a stop string's own length that are decoded with it: a token may be part of a character."""
+LAST_TOKENS = 8
+"""Tokens of a prompt that show whether it ends inside a think block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +56,12 @@ class LocalEngine:
     def fingerprint(self) -> Fingerprint:
         """Model, template and compute type."""
         text = self.template.text or str(self.template.tokenizer.chat_template)
-        variables = json.dumps(dict(self.template.variables), sort_keys=True, default=str)
+        with_variables = f"{text}\n{{}}".encode()  # none: kept so that answers that are stored keep their keys
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         return Fingerprint(
             engine="transformers",
             model=self.name,
-            template=xxhash.xxh3_128_hexdigest(f"{text}\n{variables}".encode()),
+            template=xxhash.xxh3_128_hexdigest(with_variables),
             options=json.dumps({"dtype": dtype}),
         )
 
@@ -107,11 +107,7 @@ class LocalEngine:
             limit = s.max_tokens if room is None else min(s.max_tokens, room - len(prompt))
             samplings.append(replace(s, max_tokens=limit, seed=(s.seed or 0) + requests[index].sample))
         replies: list[list[NewToken]] = [[] for _ in prompts]
-
-        def ended(place: int, ids: list[int]) -> bool:
-            return any(stop in self._tail(ids, stop) for stop in samplings[place].stop)
-
-        for new in decode(self.model, prompts, self.stops, samplings, self.slots, ended):
+        for new in decode(self.model, prompts, self.stops, samplings, self.slots):
             replies[new.prompt].append(new)
             if new.finish is None:
                 yield None
@@ -120,13 +116,10 @@ class LocalEngine:
             yield index, self._outcome(requests[index], prompts[new.prompt], replies[new.prompt])
 
     def _prompt(self, request: Request) -> NDArray[np.int32] | Failure:
-        if isinstance(request.prompt, str):
-            ids = np.array(self.template.tokenizer(request.prompt)["input_ids"], np.int32)
-        else:
-            try:
-                ids = encode_prompt(request.prompt, self.template, request.tools)
-            except TemplateError as error:
-                return Failure("invalid_request", error.problem)
+        try:
+            ids = encode_prompt(request.prompt, self.template)
+        except TemplateError as error:
+            return Failure("invalid_request", error.problem)
         room = self._room()
         if room is not None and len(ids) >= room:
             return Failure("invalid_request", f"the prompt has {len(ids)} tokens, the model's context {room}")
@@ -136,9 +129,6 @@ class LocalEngine:
     def _room(self) -> int | None:
         """Tokens of the model's context, where it has a limit."""
         return context_of(causal_lm(self.model).config)
-
-    def _tail(self, ids: list[int], stop: str) -> str:
-        return self._text(ids[-(len(stop.encode()) + HELD_BACK) :])
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.template.tokenizer.decode(ids, skip_special_tokens=True))
@@ -150,15 +140,12 @@ class LocalEngine:
             )
         ids = [new.token for new in tokens]
         kept = without_stop(ids, self.stops) if tokens[-1].finish == "stop" else ids
-        whole = self._text(kept)
-        places = [place for stop in request.sampling.stop if (place := whole.find(stop)) >= 0]
-        cut = whole[: min(places)] if places else whole
-        opened = self._text(prompt[-HELD_BACK:].tolist()).rstrip().endswith("<think>")
-        text, reasoning = split_think(cut, opened=opened)
+        opened = self._text(prompt[-LAST_TOKENS:].tolist()).rstrip().endswith("<think>")
+        text, reasoning = split_think(self._text(kept), opened=opened)
         finish = tokens[-1].finish
         assert finish == "stop" or finish == "length", "a reply is told when it has ended"
         logprobs = None
-        if request.sampling.logprobs is not None and reasoning is None and not places:
+        if request.sampling.logprobs is not None and reasoning is None:
             logprobs = tuple(self._logprob(new) for new in tokens[: len(kept)])
         return Completion(text, finish, reasoning=reasoning, logprobs=logprobs, usage=Usage(len(prompt), len(ids)))
 

@@ -290,12 +290,11 @@ class OpenAIEngine:
 
     async def _send(self, ask: _Ask, client: httpx.AsyncClient) -> _Sent:
         """One request over the wire."""
-        path = "completions" if isinstance(ask.request.prompt, str) else "chat/completions"
         content, timeout = json.dumps(ask.body).encode("ascii"), self.endpoint.request_timeout
         try:
             # httpx counts from byte to byte: a server that drips would never time out
             async with asyncio.timeout(timeout):
-                response = await client.post(path, content=content, headers={"Idempotency-Key": ask.key})
+                response = await client.post("chat/completions", content=content, headers={"Idempotency-Key": ask.key})
         except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout):
             return _failed("timeout", f"no whole answer within {timeout:g} s")
         except (httpx.ConnectTimeout, httpx.PoolTimeout):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from posttrain.generate.engine import (
@@ -23,7 +23,6 @@ from posttrain.generate.engine import (
     Usage,
     split_think,
 )
-from posttrain.types import Message, ToolCall
 
 LIMITS = ("max_tokens", "max_completion_tokens")
 """The two names of the limit of tokens."""
@@ -39,57 +38,19 @@ def body_of(request: Request, model: str, max_tokens_field: str, extra: Mapping[
     ``extra`` is laid over it; a value of None takes a field away (some models refuse ``temperature``).
     """
     sampling = request.sampling
-    raw = isinstance(request.prompt, str)
-    body: dict[str, Any] = {"model": model}
-    if isinstance(request.prompt, str):
-        body["prompt"] = request.prompt
-    else:
-        body["messages"] = messages_of(request.prompt)
-    body |= {
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": message.role, "content": message.content} for message in request.prompt],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "max_tokens" if raw else max_tokens_field: sampling.max_tokens,
+        max_tokens_field: sampling.max_tokens,
     }
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
     if sampling.seed is not None:
         body["seed"] = sampling.seed + request.sample  # several draws with one seed would be one draw
     if sampling.logprobs is not None:
-        body |= {"logprobs": sampling.logprobs} if raw else {"logprobs": True, "top_logprobs": sampling.logprobs}
-    if request.tools:
-        body["tools"] = [dict(tool) for tool in request.tools]
+        body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
     body |= extra
     return {name: value for name, value in body.items() if value is not None}
-
-
-def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as dictionaries. The format wants ids: calls without one are numbered, results matched to them in order.
-
-    The reasoning of earlier turns is not sent: templates of reasoning models drop it, and some providers refuse it.
-    """
-    out: list[dict[str, Any]] = []
-    open_calls: list[str] = []
-    number = 0
-    for message in messages:
-        turn: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.tool_calls:
-            turn["tool_calls"] = []
-            for call in message.tool_calls:
-                open_calls.append(call.id or f"call_{number}")
-                turn["tool_calls"].append(
-                    {
-                        "id": open_calls[-1],
-                        "type": "function",
-                        "function": {"name": call.name, "arguments": call.arguments},
-                    }
-                )
-                number += 1
-        if message.role == "tool" and (message.tool_call_id or open_calls):
-            turn["tool_call_id"] = message.tool_call_id or open_calls[0]
-            if turn["tool_call_id"] in open_calls:
-                open_calls.remove(turn["tool_call_id"])
-        out.append(turn)
-    return out
 
 
 def most_tokens(body: Mapping[str, Any], max_tokens: int) -> Usage:
@@ -121,7 +82,7 @@ class _UnreadableError(Exception):
 
 
 def read_answer(content: bytes, *, wants_logprobs: bool = False) -> Answer:
-    """The outcome of a body that came with status 200; chat and raw completions are told apart by their shape."""
+    """The outcome of a body that came with status 200."""
     usage = None
     try:
         body = _json(content)
@@ -159,26 +120,29 @@ def _completion(body: dict[str, Any], usage: Usage | None, wants_logprobs: bool)
         raise _UnreadableError("no choices")
     choice = choices[0]
     message = choice.get("message")
-    apart: str | None = None
-    calls: tuple[ToolCall, ...] = ()
-    if message is None and isinstance(choice.get("text"), str):
-        raw = choice["text"]
-    elif isinstance(message, dict):
-        raw, apart = _text(message)
-        calls = _tool_calls(message.get("tool_calls"))
-    else:
-        raise _UnreadableError("a choice without message or text")
+    if not isinstance(message, dict):
+        raise _UnreadableError("a choice without message")
+    text, apart = _text(message)
     # A server that parts the thinking itself has found its tags already; what looks like one is quoted text then.
-    split = SplitReply(raw, apart) if apart is not None else split_think(raw)
+    split = SplitReply(text, apart) if apart is not None else split_think(text)
     logprobs = _logprobs(choice.get("logprobs")) if wants_logprobs else None
     return Completion(
         text=split.text,
-        finish=_finish(choice.get("finish_reason"), bool(calls)),
+        finish=_FINISHES.get(str(choice.get("finish_reason")), "other"),
         reasoning=split.reasoning,
-        tool_calls=calls,
         logprobs=None if logprobs is None else logprobs_of_text(logprobs, split),
         usage=usage,
     )
+
+
+_FINISHES: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "content_filter": "content_filter",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "eos": "stop",
+}
 
 
 def _text(message: dict[str, Any]) -> tuple[str, str | None]:
@@ -207,53 +171,23 @@ def _joined(parts: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _tool_calls(value: Any) -> tuple[ToolCall, ...]:
-    if not value:
-        return ()
-    try:
-        found = [call["function"] for call in value]
-        return tuple(
-            ToolCall(f["name"], f["arguments"] if isinstance(f["arguments"], str) else json.dumps(f["arguments"]))
-            for f in found
-        )
-    except (KeyError, TypeError) as error:
-        raise _UnreadableError("tool calls that can't be read") from error
-
-
-def _finish(value: Any, has_calls: bool) -> FinishReason:
-    known: dict[Any, FinishReason] = {
-        "stop": "stop",
-        "length": "length",
-        "content_filter": "content_filter",
-        "tool_calls": "tool_calls",
-        "function_call": "tool_calls",
-        "eos": "stop",
-    }
-    found = known.get(value, "other") if isinstance(value, str) else "other"
-    return "tool_calls" if has_calls and found == "stop" else found
-
-
 def _logprobs(value: Any) -> tuple[TokenLogprob, ...] | None:
-    """The chat form ``{content: [{token, logprob, top_logprobs}]}`` or the older ``{tokens, token_logprobs, top_logprobs}``."""
-    if not value:
-        return None
+    """The form ``{content: [{token, logprob, top_logprobs}]}`` or the older ``{tokens, token_logprobs, top_logprobs}``."""
     try:
         if value.get("content") is not None:
             return tuple(
-                TokenLogprob(t["token"], float(t["logprob"]), _top(_pairs(t.get("top_logprobs") or ())))
+                TokenLogprob(
+                    t["token"],
+                    float(t["logprob"]),
+                    _top((o["token"], o["logprob"]) for o in t.get("top_logprobs") or ()),
+                )
                 for t in value["content"]
             )
-        if value.get("tokens") is None:
-            return None
         tops = value.get("top_logprobs") or [None] * len(value["tokens"])
         found = zip(value["tokens"], value["token_logprobs"], tops, strict=True)
         return tuple(TokenLogprob(token, float(logprob), _top((top or {}).items())) for token, logprob, top in found)
     except (AttributeError, KeyError, TypeError, ValueError):
-        return None  # the text is paid for and can be read: it is not thrown away
-
-
-def _pairs(tokens: Iterable[Mapping[str, Any]]) -> list[tuple[str, float]]:
-    return [(t["token"], t["logprob"]) for t in tokens]
+        return None  # none were given; or the text is paid for and can be read: it is not thrown away
 
 
 def _top(pairs: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
@@ -307,7 +241,7 @@ def read_error(status: int, content: bytes, sent: Iterable[str] = ()) -> Answer:
     return Answer(Failure(reason, f"status {status}: {words}"), again=again, refused_field=field)
 
 
-_NEEDED = ("model", "messages", "prompt")
+_NEEDED = ("model", "messages")
 _REFUSES_FIELD = re.compile(
     r"unsupported|not (?:\w+ )?(?:supported|permitted|allowed|accepted|recogni[sz]ed)|does(?: not|n't) (?:support|accept|allow)|do(?: not|n't) support"
     r"|unrecogni[sz]ed|unknown|unexpected|extra (?:inputs|fields)|deprecated|is invalid for this model|must be (?:unset|omitted|1(?:\.0)?\b)|only (?:the )?default",

@@ -28,7 +28,7 @@ from posttrain.model import fused
 from posttrain.model.config import LoraAdapter
 from posttrain.model.folder import in_a_line, scores_only
 from posttrain.model.forward import beside_text, causal_lm
-from posttrain.model.load import load_model, quiet_transformers
+from posttrain.model.load import check_read_back, load_model, quiet_transformers
 
 _ROUTERS = {"router", "gate", "shared_expert_gate"}
 """What transformers calls the layers beside experts that decide which of them a token goes to."""
@@ -210,15 +210,9 @@ def check_written_adapter(model: PeftModel, folder: Path) -> None:
     with quiet_transformers(), torch.device("meta"):
         outline = type(inner)(copy.deepcopy(inner.config))
     with _quiet_peft():
-        read, different = _plain_adapter(outline.to_empty(device="cpu"), folder, trainable=False)
+        read, odd = _plain_adapter(outline.to_empty(device="cpu"), folder, trainable=False)
         ours, theirs = get_peft_model_state_dict(model), get_peft_model_state_dict(read)
-    different |= ours.keys() ^ theirs.keys()
-    different |= {name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name].cpu(), theirs[name].cpu())}
-    if different:
-        raise ModelError(
-            f"this adapter can't be written: read back, {len(different)} of its {len(ours)} tensors differ, the first: {min(different)}",
-            fix="choose other adapter.targets",
-        )
+    check_read_back("this adapter", ours, theirs, odd, "choose other adapter.targets")
 
 
 def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:

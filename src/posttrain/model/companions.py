@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,21 +93,16 @@ def end_ids(folder: Path) -> tuple[int, ...]:
         text = settings.get("text_config")
         for part in (settings, text if isinstance(text, dict) else {}):
             if (found := part.get("eos_token_id")) is not None:
-                return checked_ids(found, f"{path}: eos_token_id")
+                listed: list[Any] = found if isinstance(found, list) else [found]
+                wrong = [one for one in listed if not isinstance(one, int) or isinstance(one, bool) or one < 0]
+                if wrong:
+                    raise ModelError(
+                        f"{wrong[0]!r} is not a token id",
+                        where=f"{path}: eos_token_id",
+                        fix="give the id of the token that ends a reply, or a list of such ids",
+                    )
+                return tuple(dict.fromkeys(listed))
     return ()
-
-
-def checked_ids(found: Any, where: str) -> tuple[int, ...]:
-    """One id or several, without repetitions. Raises ModelError where they are not ids."""
-    listed: Sequence[Any] = found if isinstance(found, list | tuple) else [found]
-    wrong = [one for one in listed if not isinstance(one, int) or isinstance(one, bool) or one < 0]
-    if wrong:
-        raise ModelError(
-            f"{wrong[0]!r} is not a token id",
-            where=where,
-            fix="give the id of the token that ends a reply, or a list of such ids",
-        )
-    return tuple(dict.fromkeys(listed))
 
 
 def tokenizer_files(folder: Path) -> Iterable[Path]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from posttrain.errors import ModelError
 from posttrain.model.folder import predictors
 from posttrain.model.forward import causal_lm
-from posttrain.model.load import quiet_transformers
+from posttrain.model.load import check_read_back, quiet_transformers
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
@@ -69,20 +69,9 @@ def check_written(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
         read, report = type(model).from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
-    ours, theirs = model.state_dict(), read.state_dict()
-    different = {name for name in ours.keys() & theirs.keys() if not _equal(ours[name], theirs[name], dtype)}
-    different |= ours.keys() ^ theirs.keys()
-    different |= set(report["unexpected_keys"]) | set(report["missing_keys"])
-    if different:
-        raise ModelError(
-            f"this {type(model).__name__} can't be written: read back, {len(different)} of its {len(ours)} tensors differ, "
-            f"the first: {min(different)}",
-            fix="train an adapter (adapter: {name: lora}), which is written by itself",
-        )
-
-
-def _equal(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> bool:
-    return torch.equal(ours.to("cpu", dtype), theirs.to("cpu", dtype))
+    odd = {*report["unexpected_keys"], *report["missing_keys"]}
+    fix = "train an adapter (adapter: {name: lora}), which is written by itself"
+    check_read_back(f"this {type(model).__name__}", model.state_dict(), read.state_dict(), odd, fix, dtype)
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,6 +152,24 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()
+
+
+def check_read_back(
+    what: str,
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    odd: set[str],
+    fix: str,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raise ModelError where tensors that were written, as ``dtype``, are not bit for bit those in memory; ``odd``: others that differ."""
+    different = odd | (ours.keys() ^ theirs.keys())
+    for name in ours.keys() & theirs.keys():
+        if not torch.equal(*(tensor.to(device="cpu", dtype=dtype) for tensor in (ours[name], theirs[name]))):
+            different.add(name)
+    if different:
+        problem = f"read back, {len(different)} of its {len(ours)} tensors differ, the first: {min(different)}"
+        raise ModelError(f"{what} can't be written: {problem}", fix=fix)
 
 
 @torch.no_grad()
