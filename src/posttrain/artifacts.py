@@ -30,7 +30,6 @@ from posttrain.errors import RunError
 from posttrain.types import Origin
 
 SCHEMA = 1
-Status = Literal["running", "complete", "failed"]
 
 
 # ---- digests -------------------------------------------------------------------------------------------------------

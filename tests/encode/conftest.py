@@ -100,9 +100,11 @@ def golden(tokenizers: dict[str, PreTrainedTokenizerFast]) -> Callable[..., Chat
     """The golden template of a name with one of the tokenizers."""
     made: dict[tuple[str, str], ChatTemplate] = {}
 
-    def make(name: str, tokenizer: str = "markers known", **variables: object) -> ChatTemplate:
+    def make(name: str, tokenizer: str = "markers known", **variables: bool) -> ChatTemplate:
         if variables:
-            return load_template(tokenizers[tokenizer], TEMPLATES / f"{name}.jinja", variables)
+            given = "".join(f"{{% set {key} = {str(value).lower()} %}}" for key, value in variables.items())
+            source = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+            return ChatTemplate(tokenizers[tokenizer], given + source, name)
         if (name, tokenizer) not in made:
             made[name, tokenizer] = load_template(tokenizers[tokenizer], TEMPLATES / f"{name}.jinja")
         return made[name, tokenizer]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
-from posttrain.encode.tokens import encode_prompt, encode_rows, stop_ids
+from posttrain.encode.tokens import encode_prompt, encode_rows, stop_sequences
 from posttrain.types import Message, Origin, SftRow, Tokens
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -89,7 +89,7 @@ def test_foreign_templates_with_the_tokenizer_of_smollm(smollm, name, header, st
     )
     examples = encode_rows([SftRow(turns, Origin("f", 1), "s")], template, 10**9).examples
     assert "".join(supervised(tokens, template) for tokens in examples) == f"{header}Hello!{stop}{header}再见 👋{stop}"
-    assert template.tokenizer.decode(stop_ids(template).tolist()) == stop
+    assert template.tokenizer.decode(list(stop_sequences(template)[0])) == stop
 
 
 @pytest.mark.demo_model

@@ -15,7 +15,6 @@ from posttrain.encode.tokens import (
     encode_prompt,
     encode_rows,
     fit_length,
-    stop_ids,
     stop_sequences,
     tokenise_renderings,
 )
@@ -306,7 +305,7 @@ def test_a_refused_prompt_is_an_error(golden):
 )
 def test_the_stop_of_a_template(golden, name, tokenizer, stop):
     template = golden(name, tokenizer)
-    assert template.tokenizer.decode(stop_ids(template).tolist()) == stop
+    assert template.tokenizer.decode(list(stop_sequences(template)[0])) == stop
 
 
 def test_the_stops_of_a_template_that_ends_calls_in_a_way_of_their_own(golden):
@@ -325,4 +324,4 @@ def test_the_stops_of_a_template_that_ends_calls_in_a_way_of_their_own(golden):
 
 def test_a_template_without_stop_has_none(golden):
     with pytest.raises(TemplateError, match="no provable stop"):
-        stop_ids(golden("no_stop"))
+        stop_sequences(golden("no_stop"))

@@ -19,7 +19,7 @@ from posttrain.encode.template import ChatTemplate, load_template
 from posttrain.encode.tokens import encode_prompt
 from posttrain.generate import ways
 from posttrain.generate.engine import Sampling
-from posttrain.generate.ways import Batched, OwnCache, Recompute, speed_note, way_of
+from posttrain.generate.ways import BATCHED, OWN_CACHE, RECOMPUTED, speed_note, way_of
 from posttrain.lab.chat import stream
 from posttrain.model.load import load_model
 from posttrain.types import Message
@@ -27,7 +27,7 @@ from posttrain.types import Message
 NEW = 16
 """Tokens of a reply: the shortest prompts begin below every switch of the table and end behind it."""
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-WORDS = {Batched: "batched", OwnCache: "own cache", Recompute: "recomputed"}
+WORDS = {BATCHED: "batched", OWN_CACHE: "own cache", RECOMPUTED: "recomputed"}
 """What docs/models.md says of how a family generates."""
 
 
@@ -71,7 +71,7 @@ def test_a_family_generates_and_chats_as_plain_transformers_does(
         assert reply.ids == likeliest(plain, prompt.tolist(), reply.ids, by_length)
     row = f"| {family} | {FAMILIES[family].model_type} | .* | {WORDS[way_of(model, 40)]} |"
     assert re.search(row.replace("|", r"\|"), DOCUMENT.read_text(encoding="utf-8")), f"docs/models.md must say: {row}"
-    assert (speed_note(model) is None) == (way_of(model) is Batched)
+    assert (speed_note(model) is None) == (way_of(model) is BATCHED)
     said, stops = [Message("user", "w5 w7 w11")], [(2,)]
     asked = encode_prompt(said, template)
     (whole,) = replies(model, [asked], [], Sampling(max_tokens=NEW))
@@ -89,8 +89,8 @@ def test_the_slow_ways_say_the_same(
     folder = micro_folder(family, tmp_path)
     found = []
     for first in range(len(ways.WAYS)):
-        monkeypatch.setattr(ways, "WAYS", (Batched, OwnCache, Recompute)[first:])
+        monkeypatch.setattr(ways, "WAYS", (BATCHED, OWN_CACHE, RECOMPUTED)[first:])
         model = load_model(folder, torch.float32, torch.device("cpu")).requires_grad_(False)
         found.append(replies(model, prompts, [], Sampling(1.2, max_tokens=NEW, seed=3)))
-        assert way_of(model, 40) is (Batched, OwnCache, Recompute)[first]
+        assert way_of(model, 40) is (BATCHED, OWN_CACHE, RECOMPUTED)[first]
     assert found[0] == found[1] == found[2]

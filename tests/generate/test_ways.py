@@ -18,7 +18,7 @@ from families import FAMILIES, micro_folder, micro_model
 from posttrain.errors import ModelError
 from posttrain.generate import ways
 from posttrain.generate.engine import Sampling
-from posttrain.generate.ways import Batched, OwnCache, Recompute, way_of
+from posttrain.generate.ways import BATCHED, OWN_CACHE, RECOMPUTED, Kind, Way, way_of
 from posttrain.model import kv_cache
 from posttrain.model.forward import path_of
 from posttrain.model.lengths import context_of, lengths_of, limits_of
@@ -58,23 +58,30 @@ def test_draws_stops_and_log_probabilities_are_those_of_the_fast_way(prompts: li
             assert one.likely is not None
             assert other.likely is not None
             assert one.likely.logprob == pytest.approx(other.likely.logprob, abs=1e-4)
-    assert (way_of(fast), way_of(slow)) == (Batched, OwnCache)
+    assert (way_of(fast), way_of(slow)) == (BATCHED, OWN_CACHE)
 
 
 # ---- the proof -----------------------------------------------------------------------------------------------------
 
 
-def broken(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A step that is off by a little, as a wrong mask makes it."""
-    return lambda *arguments: step(*arguments) + 1e-2 * torch.linspace(-1, 1, 199)
+def broken(kind: Kind) -> Kind:
+    """A way whose steps are off by a little, as a wrong mask makes them."""
+
+    def opened(model: nn.Module, room: int) -> Way:
+        way = kind.open(model, room)
+        step = way.step
+        way.step = lambda tokens: step(tokens) + 1e-2 * torch.linspace(-1, 1, 199)  # type: ignore[method-assign]
+        return way
+
+    return kind._replace(open=opened)
 
 
 def test_a_way_that_is_off_is_not_taken(
     prompts: list[Prompt], small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = ids_of(load_model(small_model, torch.float32, CPU), prompts, 9)
-    for wrong, right in ((Batched, OwnCache), (OwnCache, Recompute)):
-        monkeypatch.setattr(wrong, "step", broken(wrong.step))
+    for off, right in enumerate((OWN_CACHE, RECOMPUTED), 1):
+        monkeypatch.setattr(ways, "WAYS", (*map(broken, ways.WAYS[:off]), *ways.WAYS[off:]))
         model = load_model(small_model, torch.float32, CPU)
         assert ids_of(model, prompts, 9) == expected
         assert way_of(model) is right
@@ -115,10 +122,10 @@ def test_a_window_that_is_not_kept_is_found_in_any_type(
     window: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = windowed(tmp_path, window, dtype)
-    assert way_of(model) is Batched
+    assert way_of(model) is BATCHED
     attend = kv_cache.Step.attend
     monkeypatch.setattr(kv_cache.Step, "attend", lambda step, *rest: attend(step, *rest[:5], None, *rest[6:]))
-    assert way_of(windowed(tmp_path, window, dtype)) is OwnCache
+    assert way_of(windowed(tmp_path, window, dtype)) is OWN_CACHE
 
 
 @pytest.mark.filterwarnings("ignore")

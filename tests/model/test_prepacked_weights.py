@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,11 @@ CPU = torch.device("cpu")
 def frozen(rows: int = 12, columns: int = 20, bias: bool = True) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(columns, rows, bias=bias)).requires_grad_(False)
+
+
+def free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Let this machine have so many bytes of free memory."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
 
 
 @pytest.mark.parametrize(
@@ -67,9 +74,9 @@ def test_weights_that_are_shared_or_trained_or_of_another_type() -> None:
 
 def test_nothing_is_prepacked_where_memory_is_short_or_the_product_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     model = frozen()
-    monkeypatch.setattr(prepacked_weights, "_free_bytes", lambda: 0)
+    free_memory(monkeypatch, 0)
     assert prepacked_weights.prepack(model) == 0
-    monkeypatch.setattr(prepacked_weights, "_free_bytes", lambda: 1 << 40)
+    free_memory(monkeypatch, 1 << 40)
     monkeypatch.setattr(prepacked_weights, "_works", lambda: False)
     assert prepacked_weights.prepack(model) == 0
     assert "forward" not in vars(model[0])
@@ -79,7 +86,7 @@ def test_replies_are_the_same(small_model: Path, monkeypatch: pytest.MonkeyPatch
     prompts = [np.arange(1, 6, dtype=np.int32), np.arange(3, 12, dtype=np.int32), np.array([7], np.int32)]
     found = []
     for free in (1 << 40, 0):
-        monkeypatch.setattr(prepacked_weights, "_free_bytes", lambda free=free: free)
+        free_memory(monkeypatch, free)
         model = frozen_model(small_model, None, torch.float32, CPU)
         found.append(replies(model, prompts, [], Sampling(max_tokens=20)))
         assert any(hasattr(p, "prepacked_weight") for p in model.parameters()) is (free > 0)

@@ -179,11 +179,6 @@ def encode_prompt(messages: Sequence[Message], template: ChatTemplate, tools: To
     return text_ids(text, template)
 
 
-def stop_ids(template: ChatTemplate) -> NDArray[np.int32]:
-    """Encode the ids [T] with which a reply of this template ends: the first of `stop_sequences`."""
-    return np.array(stop_sequences(template)[0], np.int32)
-
-
 def stop_sequences(template: ChatTemplate) -> tuple[tuple[int, ...], ...]:
     """The token sequences that end generation as the template trains it: of a reply, then of a call where it ends unlike.
 

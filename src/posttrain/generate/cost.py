@@ -1,9 +1,6 @@
 """What answers cost: prices, a cap that can't be gone over, and a ledger with one line for every call.
 
 Money is counted in whole trillionths of the user's currency, so sums are exact in any order.
-
-A call whose end was not seen (timeout, dropped connection, cancelled) may have been answered and billed; nobody on this side
-can know. Its whole reservation stays counted against the cap, and its line in the ledger says so.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def decode(
         if fresh:
             length = fresh[0].length
             stays = factors(length) == factors(length + 1)
-            pool = pools.setdefault(factors(length), _Pool(kind(model, room if stays else len(fresh)), []))
+            pool = pools.setdefault(factors(length), _Pool(kind.open(model, room if stays else len(fresh)), []))
             logits_BV = pool.way.begin([sequence.read + sequence.ids for sequence in fresh])
             pool.live += fresh
             waiting[:0] = yield from _advance(pool, len(pool.live) - len(fresh), logits_BV, stops, factors)

@@ -6,11 +6,10 @@ What is asked again: 429, 408, 5xx, timeouts, and connections that fail before a
 body was received in full is final, also where it can't be read (``bad_response``): it was billed, and asking again would pay
 twice.
 
-What can't be known: a request that timed out, or whose connection broke after it was sent, may have been answered and billed
-on the other side. It is asked again, its full reservation stays counted against the budget, and its line in the ledger has
-no price. Every attempt carries the same ``Idempotency-Key`` (the key of the request), so a gateway that honours it bills once.
-A longer ``request_timeout`` is the way to fewer such calls. A process that is killed leaves the calls under way out of the ledger:
-at most ``concurrency`` of them.
+A request that timed out, or whose connection broke after it was sent, may have been answered and billed on the other side. It is
+asked again, its full reservation stays counted against the budget, and its line in the ledger has no price. Every attempt
+carries the same ``Idempotency-Key`` (the key of the request), so a gateway that honours it bills once. A process that is killed
+leaves the calls under way out of the ledger: at most ``concurrency`` of them.
 """
 
 from __future__ import annotations

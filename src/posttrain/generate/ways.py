@@ -1,8 +1,8 @@
 """How a model is continued by one more token: our key-value cache where it is proven to be the model's own computation, its own code elsewhere.
 
-    Batched    keys and values of many sequences side by side (`posttrain.model.kv_cache`)
-    OwnCache   the model's own cache, one sequence at a time
-    Recompute  no cache: every token is computed from all before it
+    BATCHED     keys and values of many sequences side by side (`posttrain.model.kv_cache`)
+    OWN_CACHE   the model's own cache, one sequence at a time
+    RECOMPUTED  no cache: every token is computed from all before it
 
 The proof is made when a model begins to generate. A few tokens are computed at the start, on both sides of every switch of its configuration made short
 for that time (`posttrain.model.proof`), and where a switch really is if a reply may reach it; each is compared with the model's own forward
@@ -11,11 +11,11 @@ pass over the whole sequence. A way that differs, or can't run, is not taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,7 +28,7 @@ from posttrain.model.forward import causal_lm
 from posttrain.model.kv_cache import KvCache, Prefill, Step
 from posttrain.model.lengths import Lengths, lengths_of, limits_of
 from posttrain.model.load import next_logits
-from posttrain.model.own import Memory, own_cached_logits, own_logits, proven
+from posttrain.model.own import own_cached_logits, own_logits, proven
 from posttrain.model.proof import CROSSED, switches_crossed
 
 TOLERANCE = 1e-4
@@ -55,10 +55,6 @@ class Way(Protocol):
 class Batched:
     """Many sequences at once, keys and values in a cache of our own."""
 
-    note = None
-    most: int | None = None
-    """Sequences at once; None = as many as wanted."""
-
     def __init__(self, model: nn.Module, room: int) -> None:
         self._model, self._cache = model, KvCache(room)
         self._device = causal_lm(model).get_input_embeddings().weight.device
@@ -82,61 +78,56 @@ class Batched:
         return next_logits(self._model, ids_T, places_T, cache)
 
 
-class OwnCache:
-    """The model's own code with its own cache."""
+class OneAtATime:
+    """The model's own code. ``more``: logits [1, V] after further tokens, and the memory of all, from the memory of those before."""
 
-    note = "its replies are made one at a time, by its own code and cache, which is slow"
-    most: int | None = 1
-
-    def __init__(self, model: nn.Module, room: int) -> None:
-        self._model = model
-        self._memory: Memory | None = None
+    def __init__(self, model: nn.Module, more: Callable[[nn.Module, Sequence[int], Any], tuple[Tensor, Any]]) -> None:
+        self._model, self._more, self._memory = model, more, None
 
     def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """See `Way`."""
         (ids,) = sequences
-        return self._more(ids, None)
+        self._memory = None
+        return self.step(ids)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """See `Way`."""
-        return self._more(tokens, self._memory)
+        logits_1V, self._memory = self._more(self._model, tokens, self._memory)
+        return logits_1V
 
     def remove(self, place: int) -> None:
         """See `Way`."""
         self._memory = None
 
-    def _more(self, ids: Sequence[int], memory: Memory | None) -> Tensor:
-        logits_V, self._memory = own_cached_logits(self._model, ids, memory)
-        return logits_V[None]
+
+def _recomputed(model: nn.Module, tokens: Sequence[int], seen: Sequence[int] | None) -> tuple[Tensor, Sequence[int]]:
+    ids = [*(seen or ()), *tokens]
+    return own_logits(model, ids), ids
 
 
-class Recompute:
-    """The model's own code over the whole sequence for every token."""
+class Kind(NamedTuple):
+    """A way of continuing models."""
 
-    note = "its replies are made one at a time and every token is computed from all before it, which is very slow"
-    most: int | None = 1
-
-    def __init__(self, model: nn.Module, room: int) -> None:
-        self._model, self._ids = model, list[int]()
-
-    def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """See `Way`."""
-        (ids,) = sequences
-        self._ids = list(ids)
-        return own_logits(self._model, self._ids)
-
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """See `Way`."""
-        self._ids += tokens
-        return own_logits(self._model, self._ids)
-
-    def remove(self, place: int) -> None:
-        """See `Way`."""
-        self._ids = []
+    open: Callable[[nn.Module, int], Way]
+    """For a model and so many sequences."""
+    most: int | None = None
+    """Sequences at once; None = as many as wanted."""
+    note: str | None = None
+    """What to tell of it, where it is slow."""
 
 
-Kind = type[Batched] | type[OwnCache] | type[Recompute]
-WAYS: tuple[Kind, ...] = (Batched, OwnCache, Recompute)
+BATCHED = Kind(Batched)
+OWN_CACHE = Kind(
+    lambda model, room: OneAtATime(model, own_cached_logits),
+    1,
+    "its replies are made one at a time, by its own code and cache, which is slow",
+)
+RECOMPUTED = Kind(
+    lambda model, room: OneAtATime(model, _recomputed),
+    1,
+    "its replies are made one at a time and every token is computed from all before it, which is very slow",
+)
+WAYS = (BATCHED, OWN_CACHE, RECOMPUTED)
 """Fast ones first; the last needs no proof, because it is what the others are compared with."""
 
 
@@ -222,7 +213,7 @@ def _walked(
         seen = [text[: len(text) - count + 1 + after] for text in texts]
         factors = lengths.factors(len(seen[0]))
         if not after or factors != lengths.factors(len(seen[0]) - 1):
-            state = way(model, len(texts))
+            state = way.open(model, len(texts))
             rows.append(state.begin(seen))
         else:
             rows.append(state.step([text[-1] for text in seen]))

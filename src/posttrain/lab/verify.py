@@ -32,7 +32,7 @@ from posttrain.encode.collate import collate
 from posttrain.encode.preferences import as_conversation, encode_feedback, encode_pairs, sequences_of
 from posttrain.encode.show import ExampleView, RowView, show_row
 from posttrain.encode.template import ChatTemplate
-from posttrain.encode.tokens import encode_prompt, encode_rows, stop_ids
+from posttrain.encode.tokens import encode_prompt, encode_rows, stop_sequences
 from posttrain.errors import ConfigError, DataError
 from posttrain.model import fused, hardware, logprobs
 from posttrain.model.adapters import attach_lora, load_adapter, saved_settings, trainable_parameters
@@ -284,7 +284,7 @@ def model_checks(lineage: Lineage, usable: Usable) -> Iterator[Check]:
 def check_masks(template: ChatTemplate, rows: Sequence[SftRow]) -> Check:
     """Supervised text = the assistant turns and their stop, and nothing else, of every row that is not rejected."""
     # as text: where a stop is no token of its own, its first character may share one with what stands before it
-    stop = str(template.tokenizer.decode(stop_ids(template).tolist()))
+    stop = str(template.tokenizer.decode(list(stop_sequences(template)[0])))
     views = [show_row(row, template) for row in rows]
     trained = [s for s in views if s.rejected is None and all(example.rejected is None for example in s.examples)]
     wrong = [str(s.row.origin) for s in trained if not _masked_right(s, template, stop)]

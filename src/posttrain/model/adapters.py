@@ -259,10 +259,9 @@ def fresh_adapter_off(model: nn.Module) -> Iterator[None]:
     """
     zero = [not bool(p.any()) for name, p in model.named_parameters() if "lora_B" in name]
     scaled = any("lora_magnitude_vector" in name for name, _ in model.named_parameters())
-    if isinstance(model, PeftModel) and zero and all(zero) and not scaled:
-        with model.disable_adapter():
-            yield
-    else:
+    with contextlib.ExitStack() as off:
+        if isinstance(model, PeftModel) and zero and all(zero) and not scaled:
+            off.enter_context(model.disable_adapter())
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 
@@ -12,7 +11,9 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from posttrain.artifacts import write_json
 from posttrain.errors import ModelError
+from posttrain.model.companions import read_object
 from posttrain.model.folder import predictors
 from posttrain.model.forward import causal_lm
 from posttrain.model.load import check_read_back, quiet_transformers
@@ -50,11 +51,11 @@ def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None
     finally:
         config.dtype, config._attn_implementation = kept, implementation
     # save_pretrained writes the type the model has in memory, not the one of the tensors it was given
-    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written = read_object(folder / "config.json")
     written["dtype"] = str(dtype).removeprefix("torch.")
     for part in (written, written.get("text_config") or {}):
         part |= dict.fromkeys(predictors(part), 0)  # they were left out when it was loaded
-    (folder / "config.json").write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", written)
     check_written(model, folder, dtype)
 
 
@@ -91,7 +92,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     for origin in ("quantization_config", "_name_or_path"):
         config.pop(origin, None)
     config |= {"architectures": [type(model).__name__], "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / "config.json", config)
     tied = config.get("tie_word_embeddings", False)
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
     save_file(state, folder / "model.safetensors", {"format": "pt"})

@@ -143,7 +143,7 @@ def check_loaded(
     if shapes:
         _, found, wanted = shapes[0]
         raise ModelError(
-            f"{_some([name for name, *_ in shapes], 'tensors')} of another shape than config.json says: {tuple(found)}, not {tuple(wanted)}",
+            f"{_some([name for name, *_ in shapes])} of another shape than config.json says: {tuple(found)}, not {tuple(wanted)}",
             where=str(folder),
             fix="put the config.json there that belongs to the weights",
         )
@@ -152,7 +152,7 @@ def check_loaded(
     )
     if unknown:
         raise ModelError(
-            f"{_some(unknown, 'tensors')} in this folder are unknown to the model of its config.json, which would ignore them",
+            f"{_some(unknown)} in this folder are unknown to the model of its config.json, which would ignore them",
             where=str(folder),
             fix="put the config.json there that belongs to the weights (number of layers, biases, quantization_config)",
         )
@@ -179,14 +179,14 @@ def check_numbers(model: Any, folder: Path) -> None:
             whole = [n for n in sorted(fractions & set(opened.keys())) if "F" not in opened.get_slice(n).get_dtype()]
         if whole:
             raise ModelError(
-                f"{_some(whole, 'tensors')} hold integers, and config.json has no quantization_config with their scale",
+                f"{_some(whole)} hold integers, and config.json has no quantization_config with their scale",
                 where=str(file),
                 fix="download the weights in bf16, or the config.json that belongs to these",
             )
 
 
-def _some(names: list[str], kind: str) -> str:
-    return f"1 of the {kind} ({names[0]}) is" if len(names) == 1 else f"{len(names)} {kind} ({names[0]}, ...) are"
+def _some(names: list[str]) -> str:
+    return f"1 of the tensors ({names[0]}) is" if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...) are"
 
 
 def in_a_line(error: Exception) -> str:

@@ -27,14 +27,14 @@ Found = TypeVar("Found")
 @contextlib.contextmanager
 def own_attention(model: PreTrainedModel) -> Iterator[None]:
     """Within the block the model attends by its own code, not per packed segment."""
-    if model.config.get_text_config()._attn_implementation != attention.IMPLEMENTATION:
-        yield
-        return
-    model.set_attn_implementation("eager")
+    ours = model.config.get_text_config()._attn_implementation == attention.IMPLEMENTATION
     try:
+        if ours:
+            model.set_attn_implementation("eager")
         yield
     finally:
-        model.set_attn_implementation(attention.IMPLEMENTATION)
+        if ours:
+            model.set_attn_implementation(attention.IMPLEMENTATION)
 
 
 @torch.no_grad()
@@ -44,15 +44,15 @@ def own_logits(model: nn.Module, ids: Sequence[int], last: int = 1) -> Tensor:
 
 
 @torch.no_grad()
-def own_cached_logits(model: nn.Module, ids: Sequence[int], memory: Memory | None = None) -> tuple[Tensor, Memory]:
-    """Logits [V] in fp32 after one more piece of a sequence, and the model's own memory of all of it, by its name.
+def own_cached_logits(model: nn.Module, ids: Sequence[int], memory: Memory | None) -> tuple[Tensor, Memory]:
+    """Logits [1, V] in fp32 after one more piece of a sequence, and the model's own memory of all of it, by its name.
 
     ``memory``: that of the pieces before. Raises LookupError for a model that keeps none.
     """
     logits, output = _pass(model, ids, 1, {"use_cache": True} | (memory or {}))
     for name in CACHES:
         if output.get(name) is not None:
-            return logits[0], {name: output[name]}
+            return logits, {name: output[name]}
     raise LookupError(f"{type(causal_lm(model)).__name__} keeps no memory of earlier tokens")
 
 

@@ -8,9 +8,9 @@ time, which costs as much as the product itself. Here oneDNN does it once: `prep
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +31,7 @@ def prepack(model: nn.Module) -> int:
     layers: list[Any] = [m for m in model.modules() if type(m) is nn.Linear and _fits(m.weight)]
     fresh = {id(m.weight): m.weight for m in layers if not hasattr(m.weight, _PREPACKED)}
     needed = sum(weight.nbytes for weight in fresh.values())
-    if fresh and (needed > MEMORY_SHARE * _free_bytes() or not _works()):
+    if fresh and (needed > MEMORY_SHARE * psutil.virtual_memory().available or not _works()):
         return 0
     for weight in fresh.values():
         setattr(weight, _PREPACKED, torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
@@ -56,15 +56,6 @@ def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 def _fits(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.requires_grad
-
-
-def _free_bytes() -> int:
-    """Memory that is free now, as Linux tells; 0 where it is not known, and then nothing is prepacked."""
-    try:
-        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return 0
 
 
 @torch.no_grad()
