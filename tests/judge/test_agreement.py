@@ -43,15 +43,6 @@ def test_raw_agreement_flatters_raters_who_always_say_the_same():
     assert agreement.cohen_kappa(a, b).estimate == pytest.approx(0.0, abs=1e-12)
 
 
-def test_weighted_kappa_by_hand():
-    # 4 items, levels 1 2 3; a: 1 1 2 3, b: 1 2 2 1. Observed |distance|: 0 1 0 2 = 3. Expected: every a with every b, / 4:
-    # a=1 (twice): 0 1 1 0 -> 2 each; a=2: 1 0 0 1 -> 2; a=3: 2 1 1 2 -> 6; (4 + 2 + 6) / 4 = 3. 1 - 3 / 3 = 0.
-    a, b = [1, 1, 2, 3], [1, 2, 2, 1]
-    assert agreement.cohen_kappa(a, b, weights="linear", levels=[1, 2, 3]).estimate == pytest.approx(0.0)
-    # Squared: observed 0 1 0 4 = 5; expected (2 + 2 + 2 + 4 + 1 + 1 + 4) / 4 = 16 / 4. 1 - 5 / 4.
-    assert agreement.cohen_kappa(a, b, weights="quadratic", levels=[1, 2, 3]).estimate == pytest.approx(-0.25)
-
-
 labels = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=30)
 
 
@@ -66,14 +57,8 @@ def kappa_in_loops(pairs, weight):
 @given(labels)
 def test_kappa_is_its_definition(pairs):
     a, b = [p[0] for p in pairs], [p[1] for p in pairs]
-    place = {"a": 0, "b": 1, "c": 2}
-    for weights, weight in (
-        (None, lambda x, y: x != y),
-        ("linear", lambda x, y: abs(place[x] - place[y])),
-        ("quadratic", lambda x, y: (place[x] - place[y]) ** 2),
-    ):
-        found = agreement.cohen_kappa(a, b, weights=weights, levels="abc", **FEW).estimate
-        assert found == pytest.approx(kappa_in_loops(pairs, weight), nan_ok=True)
+    found = agreement.cohen_kappa(a, b, **FEW).estimate
+    assert found == pytest.approx(kappa_in_loops(pairs, lambda x, y: x != y), nan_ok=True)
     swapped = agreement.cohen_kappa(b, a, **FEW).estimate
     assert swapped == pytest.approx(agreement.cohen_kappa(a, b, **FEW).estimate, nan_ok=True)
 
@@ -150,14 +135,10 @@ def test_correlations_are_those_of_scipy(rows):
 
 
 @given(RATINGS)
-def test_quadratic_kappa_is_weighted_kappa_over_the_whole_scale(rows):
+def test_quadratic_kappa_is_its_definition(rows):
     a, b = zip(*rows, strict=True)
-    weighted = agreement.cohen_kappa(
-        a, b, weights="quadratic", levels=range(1, 11), settings=IntervalSettings(resamples=1)
-    ).estimate
-    assert agreement.quadratic_kappa(a, b, settings=IntervalSettings(resamples=1)).estimate == pytest.approx(
-        weighted, abs=1e-9, nan_ok=True
-    )
+    found = agreement.quadratic_kappa(a, b, settings=IntervalSettings(resamples=1)).estimate
+    assert found == pytest.approx(kappa_in_loops(rows, lambda x, y: (x - y) ** 2), abs=1e-9, nan_ok=True)
 
 
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
@@ -268,26 +249,17 @@ FOURTEEN_RATERS = [
 ]
 
 
-def alpha_in_loops(items, level):
-    """Krippendorff 2011: coincidences, expected coincidences, difference function."""
+def alpha_in_loops(items):
+    """Krippendorff 2011: coincidences and expected coincidences."""
     items = [item for item in items if len(item) > 1]
     observed, totals = Counter(), Counter()
     for item in items:
         for i, j in itertools.permutations(range(len(item)), 2):
             observed[item[i], item[j]] += 1 / (len(item) - 1)
         totals.update(item)
-    values, n = sorted(totals), sum(totals.values())
-
-    def difference(c, k):
-        if level == "nominal":
-            return c != k
-        if level == "interval":
-            return (c - k) ** 2
-        low, high = min(c, k), max(c, k)
-        return (sum(totals[g] for g in values if low <= g <= high) - (totals[c] + totals[k]) / 2) ** 2
-
-    top = sum(observed[c, k] * difference(c, k) for c in values for k in values)
-    bottom = sum(totals[c] * totals[k] * difference(c, k) for c in values for k in values)
+    n = sum(totals.values())
+    top = sum(count for (c, k), count in observed.items() if c != k)
+    bottom = sum(totals[c] * totals[k] for c in totals for k in totals if c != k)
     return math.nan if bottom == 0 else 1 - (n - 1) * top / bottom
 
 
@@ -298,10 +270,9 @@ def test_alpha_is_its_definition(items):
         with pytest.raises(ValueError, match="no item has two ratings"):
             agreement.krippendorff_alpha(items)
         return
-    for level in ("nominal", "ordinal", "interval"):
-        found = agreement.krippendorff_alpha(items, level, **FEW)
-        assert found.estimate == pytest.approx(alpha_in_loops(items, level), nan_ok=True)
-        assert math.isnan(found.low) or found.low <= found.high
+    found = agreement.krippendorff_alpha(items, **FEW)
+    assert found.estimate == pytest.approx(alpha_in_loops(items), nan_ok=True)
+    assert math.isnan(found.low) or found.low <= found.high
 
 
 def test_missing_ratings_and_single_ones_say_nothing():
@@ -310,21 +281,6 @@ def test_missing_ratings_and_single_ones_say_nothing():
     assert agreement.krippendorff_alpha(gaps) == agreement.krippendorff_alpha(whole)
     # Four ratings 1 1 2 3. Observed: 2 of 4 ordered pairs within items differ; expected: (16 - 4 - 1 - 1) of 4 * 3. 1 - 0.5 / (10/12).
     assert agreement.krippendorff_alpha(whole).estimate == pytest.approx(0.4)
-
-
-def test_interval_alpha_does_not_depend_on_the_scale():
-    items = [[1.0, 2.0], [3.0, 3.0], [7.0, 5.0, 6.0]]
-    expected = agreement.krippendorff_alpha(items, "interval")
-    for factor, shift in ((1e-9, 0.0), (1e9, 0.0), (1.0, 1e6)):
-        moved = [[factor * x + shift for x in item] for item in items]
-        assert agreement.krippendorff_alpha(moved, "interval") == pytest.approx(expected, rel=1e-6)
-
-
-def test_ordinal_alpha_sees_only_the_order():
-    items = [[1, 2], [3, 3], [7, 5, 6], [2, 1]]
-    renamed = [[10**x for x in item] for item in items]
-    assert agreement.krippendorff_alpha(renamed, "ordinal") == agreement.krippendorff_alpha(items, "ordinal")
-    assert agreement.krippendorff_alpha(renamed, "interval") != agreement.krippendorff_alpha(items, "interval")
 
 
 def test_nominal_alpha_takes_any_labels_and_two_complete_raters_are_near_kappa():
@@ -339,8 +295,8 @@ def test_the_bootstrap_of_alpha_is_that_of_whole_items():
     # Kinds of items drawn by their numbers, or items drawn one by one: the same distribution.
     rng = np.random.default_rng(0)
     items = [[int(x), int(np.clip(x + rng.integers(-1, 2), 1, 5))] for x in rng.integers(1, 6, 40)]
-    found = agreement.krippendorff_alpha(items, "ordinal", settings=IntervalSettings(resamples=20_000))
-    drawn = [alpha_in_loops([items[i] for i in rng.integers(40, size=40)], "ordinal") for _ in range(1_500)]
+    found = agreement.krippendorff_alpha(items, IntervalSettings(resamples=20_000))
+    drawn = [alpha_in_loops([items[i] for i in rng.integers(40, size=40)]) for _ in range(1_500)]
     low, high = np.quantile(drawn, (0.025, 0.975))
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
 
@@ -351,17 +307,7 @@ def test_the_bootstrap_of_alpha_is_that_of_whole_items():
         (lambda: agreement.raw_agreement("", ""), "one length"),
         (lambda: agreement.raw_agreement("ab", "a"), "one length"),
         (lambda: agreement.cohen_kappa(["a", None], ["a", "b"]), "item 1 has no label"),
-        (lambda: agreement.cohen_kappa("ab", "ab", weights="linear"), "needs levels"),
-        (lambda: agreement.cohen_kappa("ab", "ax", levels="ab"), "not among the levels.*x"),
         (lambda: agreement.cohen_kappa("ab", "ab", clusters_I=[1]), "clusters"),
-        (lambda: agreement.cohen_kappa("ab", "ab", settings=IntervalSettings(confidence=1.0)), "between 0 and 1"),
-        (lambda: agreement.cohen_kappa("ab", "ab", settings=IntervalSettings(resamples=0)), "resample"),
-        (lambda: agreement.calibration([], []), "one length"),
-        (lambda: agreement.calibration(GAMES, ["first"]), "one length"),
-        (lambda: agreement.krippendorff_alpha([["a", "b"]], "interval"), "needs numbers"),
-        (lambda: agreement.krippendorff_alpha([[1, math.inf]], "interval"), "finite"),
-        (lambda: agreement.krippendorff_alpha([[1, 2]], clusters_I=[1, 2]), "clusters"),
-        (lambda: agreement.krippendorff_alpha([[i / 2, i] for i in range(300)], "ordinal"), "use level interval"),
     ],
 )
 def test_impossible_input_is_refused(call, message):

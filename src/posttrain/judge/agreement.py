@@ -16,21 +16,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from posttrain.judge.verdicts import BothOrders, Missing, MissingReason, Verdict, mirrored
-from posttrain.stats.intervals import Interval, IntervalSettings, mcnemar, wilson
+from posttrain.stats.intervals import Interval, IntervalSettings, mcnemar
 
-Weights = Literal["linear", "quadratic"]
-Level = Literal["nominal", "ordinal", "interval"]
 Floats = NDArray[np.float64]
 
 _NUMBERS_AT_ONCE = 1_000_000
-_MOST_RANKS = 200
-"""Ordinal alpha keeps ranks x ranks numbers for every kind of item."""
 
 
 # ---- two raters ----------------------------------------------------------------------------------------------------
@@ -58,45 +53,25 @@ def cohen_kappa(
     labels_a_I: Sequence[Hashable],
     labels_b_I: Sequence[Hashable],
     *,
-    weights: Weights | None = None,
-    levels: Sequence[Hashable] | None = None,
     clusters_I: Sequence[Hashable] | None = None,
     settings: IntervalSettings = IntervalSettings(),
 ) -> Interval:
-    """Cohen's kappa of two raters (Cohen 1960), or weighted kappa for ordered labels (Cohen 1968).
+    """Cohen's kappa of two raters (Cohen 1960): ``1 - disagreement / the disagreement of the products of the raters' shares``.
 
-    ``kappa = 1 - sum(w * observed) / sum(w * expected)``, where expected are the products of the raters' shares and w is 1 off the
-    diagonal (no weights), the distance of the labels' places in ``levels`` (linear) or its square (quadratic). ``levels`` is
-    the order of the labels, needed with weights only. nan where each rater uses one label only and it is the same one.
-
-    Raises:
-        ValueError: as ``raw_agreement``; weights without levels; a label that is not among the levels.
-
+    nan where each rater uses one label only and it is the same one. Raises ValueError as `raw_agreement`.
     """
     _checked_labels(labels_a_I, labels_b_I)
-    if weights is not None and levels is None:
-        raise ValueError("weighted kappa needs levels: the labels in their order")
-    known = list(dict.fromkeys((*labels_a_I, *labels_b_I) if levels is None else levels))
-    place = {label: number for number, label in enumerate(known)}
-    if unknown := {*labels_a_I, *labels_b_I} - place.keys():
-        raise ValueError(f"labels that are not among the levels: {sorted(map(str, unknown))}")
-    size = len(known)
+    place = {label: number for number, label in enumerate(dict.fromkeys((*labels_a_I, *labels_b_I)))}
+    size = len(place)
     cells_I = [place[a] * size + place[b] for a, b in zip(labels_a_I, labels_b_I, strict=True)]
-    parts_IX = np.zeros((len(cells_I), size * size))
-    parts_IX[np.arange(len(cells_I)), cells_I] = 1
-    distance_CC = np.abs(np.subtract.outer(np.arange(size), np.arange(size))).astype(np.float64)
-    weight_CC = {None: (distance_CC > 0).astype(np.float64), "linear": distance_CC, "quadratic": distance_CC**2}[
-        weights
-    ]
 
     def kappas(sums_DX: Floats) -> Floats:
         table_DCC = sums_DX.reshape(-1, size, size)
-        rows_DC, columns_DC = table_DCC.sum(axis=2), table_DCC.sum(axis=1)
-        seen_D = np.einsum("cd,xcd->x", weight_CC, table_DCC)
-        expected_D = np.einsum("cd,xc,xd->x", weight_CC, rows_DC, columns_DC) / table_DCC.sum(axis=(1, 2))
-        return 1 - _ratio(seen_D, expected_D)
+        all_D, agreed_D = table_DCC.sum(axis=(1, 2)), table_DCC.trace(axis1=1, axis2=2)
+        by_chance_D = (table_DCC.sum(axis=2) * table_DCC.sum(axis=1)).sum(axis=1)
+        return 1 - _ratio(all_D - agreed_D, (all_D**2 - by_chance_D) / all_D)
 
-    return _interval(parts_IX, kappas, clusters_I, settings)
+    return _interval(np.eye(size * size)[cells_I], kappas, clusters_I, settings)
 
 
 # ---- two raters on a scale -----------------------------------------------------------------------------------------
@@ -137,9 +112,7 @@ def quadratic_kappa(
     Of whole ratings it is ``cohen_kappa`` with quadratic weights over all levels of the scale, used or not (Cohen 1968); of any numbers
     it is Lin's concordance correlation (Lin 1989). nan where both raters always give one and the same number.
 
-    Raises:
-        ValueError: as ``pearson_correlation``.
-
+    Raises ValueError as `pearson_correlation`.
     """
 
     def kappas(sums_DX: Floats) -> Floats:
@@ -161,17 +134,10 @@ def spearman_correlation(
     """Spearman's rank correlation, equal numbers at their mean rank; nan where one rater gives the same number to all items.
 
     The ranks are made anew in every resample. Time grows with the square of the number of different pairs (a, b), which is small
-    for ratings on a scale.
-
-    Raises:
-        ValueError: as ``pearson_correlation``.
-
+    for ratings on a scale. Raises ValueError as `pearson_correlation`.
     """
     pairs_I2 = np.column_stack(_two_lists(values_a_I, values_b_I))
     kinds_T2, kind_I = np.unique(pairs_I2, axis=0, return_inverse=True)
-    kind_I = kind_I.ravel()
-    parts_IT = np.zeros((len(pairs_I2), len(kinds_T2)))
-    parts_IT[np.arange(len(pairs_I2)), kind_I] = 1
     levels_T2 = np.column_stack([np.unique(kinds_T, return_inverse=True)[1] for kinds_T in kinds_T2.T])
 
     def centred_ranks(counts_DT: Floats, level_T: NDArray[np.intp]) -> Floats:
@@ -185,7 +151,7 @@ def spearman_correlation(
         spread_D = (counts_DT * a_DT**2).sum(axis=1) * (counts_DT * b_DT**2).sum(axis=1)
         return _ratio((counts_DT * a_DT * b_DT).sum(axis=1), np.sqrt(spread_D))
 
-    return _interval(parts_IT, correlations, clusters_I, settings)
+    return _interval(np.eye(len(kinds_T2))[kind_I.ravel()], correlations, clusters_I, settings)
 
 
 _NO_SPREAD = 1e-12
@@ -239,19 +205,14 @@ class OrderEffects:
 def order_effects(judgments: Sequence[BothOrders], settings: IntervalSettings = IntervalSettings()) -> OrderEffects:
     """How far a judge's verdicts depend on which answer it saw first."""
     judged = [judgment for judgment in judgments if judgment.consistent is not None]
-    missing = Counter(
-        side.reason
-        for judgment in judgments
-        for side in (judgment.original, judgment.swapped)
-        if isinstance(side, Missing)
-    )
+    consistent = [judgment for judgment in judged if judgment.consistent]
+    positions = Counter(judgment.position for judgment in judged)
+    first, second = positions["first"], positions["second"]
+    sides = [side for judgment in judgments for side in (judgment.original, judgment.swapped)]
 
     def share(count: int) -> Interval | None:
         return settings.share(count, len(judged))
 
-    consistent = [judgment for judgment in judged if judgment.consistent]
-    positions = Counter(judgment.position for judgment in judged)
-    first, second = positions["first"], positions["second"]
     return OrderEffects(
         pairs=len(judgments),
         judged=len(judged),
@@ -261,7 +222,7 @@ def order_effects(judgments: Sequence[BothOrders], settings: IntervalSettings = 
         half_tie=share(len(judged) - len(consistent) - first - second),
         direction_p=mcnemar(first, second),
         ties=share(sum(judgment.outcome == "tie" for judgment in consistent)),
-        missing=dict(missing),
+        missing=dict(Counter(side.reason for side in sides if isinstance(side, Missing))),
     )
 
 
@@ -280,21 +241,12 @@ class Calibration:
 
 
 def calibration(
-    judgments: Sequence[BothOrders],
-    gold: Sequence[Verdict],
-    *,
-    settings: IntervalSettings = IntervalSettings(),
+    judgments: Sequence[BothOrders], gold: Sequence[Verdict], settings: IntervalSettings = IntervalSettings()
 ) -> Calibration:
     """How often a judge is right about pairs whose better answer is known, and how much the order matters to it.
 
     ``gold[i]`` is ``first`` where model a of ``judgments[i]`` is better. Missing verdicts are not wrong here: they are counted in ``orders``.
-
-    Raises:
-        ValueError: no pairs, or unequal lengths.
-
     """
-    if len(judgments) != len(gold) or not judgments:
-        raise ValueError(f"two lists of one length are needed, not {len(judgments)} and {len(gold)}")
     single: list[tuple[Verdict, Verdict, int]] = []
     both: list[tuple[Verdict, Verdict]] = []
     for number, (judgment, label) in enumerate(zip(judgments, gold, strict=True)):
@@ -306,11 +258,11 @@ def calibration(
             both.append((judgment.outcome, label))
     one_order = both_orders = kappa = None
     if single:
-        said, right, pair = zip(*single, strict=True)
-        one_order = raw_agreement(said, right, clusters_I=pair, settings=settings)
+        judged, right, pair = zip(*single, strict=True)
+        one_order = raw_agreement(judged, right, clusters_I=pair, settings=settings)
     if both:
         outcomes, labels = zip(*both, strict=True)
-        both_orders = wilson(sum(o == label for o, label in both), len(both), settings.confidence)
+        both_orders = settings.share(sum(outcome == label for outcome, label in both), len(both))
         kappa = cohen_kappa(outcomes, labels, settings=settings)
     return Calibration(one_order, both_orders, kappa, order_effects(judgments, settings))
 
@@ -319,108 +271,31 @@ def calibration(
 
 
 def krippendorff_alpha(
-    ratings_I: Sequence[Sequence[Hashable]],
-    level: Level = "nominal",
-    *,
-    clusters_I: Sequence[Hashable] | None = None,
-    settings: IntervalSettings = IntervalSettings(),
+    ratings_I: Sequence[Sequence[Hashable]], settings: IntervalSettings = IntervalSettings()
 ) -> Interval:
-    """Krippendorff's alpha: ``1 - observed / expected disagreement`` for any number of raters and with gaps.
+    """Krippendorff's alpha of labels: ``1 - observed / expected disagreement`` for any number of raters and with gaps.
 
     ``ratings_I[i]`` are the ratings of item i; None and nan are missing, and items with fewer than two ratings say nothing (they are
-    not resampled either). Levels: ``nominal`` (any labels, equal or not), ``ordinal`` (numbers whose order counts), ``interval``
-    (numbers whose distance counts). Definitions: Krippendorff 2011, "Computing Krippendorff's alpha-reliability". nan where all
-    ratings are the same.
-
-    Raises:
-        ValueError: no item with two ratings, labels that are no numbers at a level that needs them, or more than 200 ranks.
-
+    not resampled either). Definition: Krippendorff 2011, "Computing Krippendorff's alpha-reliability", nominal. nan where all
+    ratings are the same. Raises ValueError where no item has two ratings.
     """
-    clusters = range(len(ratings_I)) if clusters_I is None else clusters_I
-    if len(clusters) != len(ratings_I):
-        raise ValueError(f"{len(ratings_I)} items, but {len(clusters)} clusters")
     present = [[rating for rating in item if not _is_missing(rating)] for item in ratings_I]
-    kept = [(item, cluster) for item, cluster in zip(present, clusters, strict=True) if len(item) > 1]
-    if not kept:
+    items = [item for item in present if len(item) > 1]
+    if not items:
         raise ValueError("no item has two ratings")
-    items = [item for item, _ in kept]
-    if level == "interval":
-        parts_IX, alphas = _interval_parts(items), _interval_alphas
-    elif level == "ordinal":
-        parts_IX, alphas = _coincidences(items), _ordinal_alphas
-    else:
-        parts_IX, alphas = _nominal_parts(items), _nominal_alphas
-    return _interval(parts_IX, alphas, None if clusters_I is None else [cluster for _, cluster in kept], settings)
+    place = {value: number for number, value in enumerate(dict.fromkeys(rating for item in items for rating in item))}
+    counts_IC = np.array([np.bincount([place[rating] for rating in item], minlength=len(place)) for item in items])
+    sizes_I = counts_IC.sum(axis=1)
+    # Ordered pairs of an item that disagree, / (ratings - 1).
+    disagree_I = (sizes_I**2 - (counts_IC**2).sum(axis=1)) / (sizes_I - 1)
 
+    def alphas(sums_DX: Floats) -> Floats:
+        counts_DC = sums_DX[:, 1:]
+        all_D = counts_DC.sum(axis=1)
+        found_D: Floats = 1 - (all_D - 1) * _ratio(sums_DX[:, 0], all_D**2 - (counts_DC**2).sum(axis=1))
+        return found_D
 
-def _nominal_parts(items: Sequence[Sequence[Hashable]]) -> Floats:
-    """Per item: disagreeing ordered pairs / (ratings - 1), then the ratings by value."""
-    values = list(dict.fromkeys(rating for item in items for rating in item))
-    place = {value: number for number, value in enumerate(values)}
-    parts_IX = np.zeros((len(items), 1 + len(values)))
-    for number, item in enumerate(items):
-        counts_C = np.bincount([place[rating] for rating in item], minlength=len(values))
-        parts_IX[number, 0] = (len(item) ** 2 - (counts_C**2).sum()) / (len(item) - 1)
-        parts_IX[number, 1:] = counts_C
-    return parts_IX
-
-
-def _nominal_alphas(sums_DX: Floats) -> Floats:
-    counts_DC = sums_DX[:, 1:]
-    all_D = counts_DC.sum(axis=1)
-    expected_D: Floats = all_D**2 - (counts_DC**2).sum(axis=1)
-    alphas_D: Floats = 1 - (all_D - 1) * _ratio(sums_DX[:, 0], expected_D)
-    return alphas_D
-
-
-def _interval_parts(items: Sequence[Sequence[Hashable]]) -> Floats:
-    """Per item: squared differences of ordered pairs / (ratings - 1), number, sum and sum of squares of the ratings.
-
-    Values are counted from their common mean in units of the largest distance from it: alpha stays the same, and little is lost to rounding.
-    """
-    numbers = [_numbers(item, "interval") for item in items]
-    middle = float(np.concatenate(numbers).mean())
-    unit = float(np.abs(np.concatenate(numbers) - middle).max()) or 1.0
-    rows = []
-    for values in numbers:
-        centred = (values - middle) / unit
-        pairs = 2 * (len(centred) * (centred**2).sum() - centred.sum() ** 2)
-        rows.append([pairs / (len(centred) - 1), len(centred), centred.sum(), (centred**2).sum()])
-    return np.array(rows)
-
-
-def _interval_alphas(sums_DX: Floats) -> Floats:
-    observed_D, all_D, sum_D, squares_D = sums_DX.T
-    alphas_D: Floats = 1 - (all_D - 1) * _ratio(observed_D, 2 * (all_D * squares_D - sum_D**2))
-    return alphas_D
-
-
-def _coincidences(items: Sequence[Sequence[Hashable]]) -> Floats:
-    """Per item: how often each ordered pair of ranks occurs, / (ratings - 1)."""
-    numbers = [_numbers(item, "ordinal") for item in items]
-    ranks = np.unique(np.concatenate(numbers))
-    if len(ranks) > _MOST_RANKS:
-        raise ValueError(
-            f"{len(ranks)} different ratings are too many ranks (at most {_MOST_RANKS}); use level interval"
-        )
-    parts_IX = np.empty((len(items), len(ranks) ** 2))
-    for number, values in enumerate(numbers):
-        counts_C = np.bincount(np.searchsorted(ranks, values), minlength=len(ranks))
-        parts_IX[number] = (np.outer(counts_C, counts_C) - np.diag(counts_C)).ravel() / (len(values) - 1)
-    return parts_IX
-
-
-def _ordinal_alphas(sums_DX: Floats) -> Floats:
-    size = math.isqrt(sums_DX.shape[1])
-    table_DCC = sums_DX.reshape(-1, size, size)
-    counts_DC = table_DCC.sum(axis=2)
-    # The distance of ranks c < k is the number of ratings from c to k, those at the two ends counted half.
-    middle_DC = np.cumsum(counts_DC, axis=1) - counts_DC / 2
-    squared_DCC = (middle_DC[:, :, None] - middle_DC[:, None, :]) ** 2
-    observed_D = (table_DCC * squared_DCC).sum(axis=(1, 2))
-    expected_D = np.einsum("xc,xk,xck->x", counts_DC, counts_DC, squared_DCC)
-    alphas_D: Floats = 1 - (counts_DC.sum(axis=1) - 1) * _ratio(observed_D, expected_D)
-    return alphas_D
+    return _interval(np.column_stack((disagree_I, counts_IC)), alphas, None, settings)
 
 
 # ---- the bootstrap -------------------------------------------------------------------------------------------------
@@ -436,11 +311,7 @@ def _interval(
 
     Items with equal parts are interchangeable: their numbers in a resample are one multinomial draw.
     """
-    confidence, resamples = settings.confidence, settings.resamples
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    if resamples < 1:
-        raise ValueError("at least one resample is needed")
+    resamples = settings.resamples
     parts_KX = parts_IX if clusters_I is None else _cluster_sums(parts_IX, clusters_I)
     kinds_TX, counts_T = np.unique(parts_KX, axis=0, return_counts=True)
     rng, size = np.random.default_rng(settings.seed), len(parts_KX)
@@ -453,10 +324,8 @@ def _interval(
     )
     estimate = float(statistic(parts_KX.sum(axis=0, keepdims=True))[0])
     defined = values[~np.isnan(values)]
-    if len(defined) == 0:
-        return Interval(estimate, math.nan, math.nan, confidence)
-    low, high = np.quantile(defined, ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Interval(estimate, float(low), float(high), confidence)
+    low, high = settings.ends(defined) if len(defined) else (math.nan, math.nan)
+    return Interval(estimate, low, high, settings.confidence)
 
 
 def _cluster_sums(parts_IX: Floats, clusters_I: Sequence[Hashable]) -> Floats:
@@ -488,15 +357,3 @@ def _checked_labels(labels_a_I: Sequence[Hashable], labels_b_I: Sequence[Hashabl
 
 def _is_missing(rating: Hashable) -> bool:
     return rating is None or (isinstance(rating, float) and math.isnan(rating))
-
-
-def _numbers(item: Sequence[Hashable], level: str) -> Floats:
-    try:
-        values = np.array([float(rating) for rating in item])  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"level {level} needs numbers, not {[r for r in item if isinstance(r, str)] or item}"
-        ) from None
-    if not np.isfinite(values).all():
-        raise ValueError(f"ratings must be finite, not {list(item)}")
-    return values

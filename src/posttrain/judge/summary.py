@@ -143,5 +143,5 @@ def panel_of(by_judge: Sequence[Outcomes], final: Outcomes, settings: IntervalSe
         questions=len(final),
         unanimous=sum(len(votes) == len(by_judge) and len(set(votes)) == 1 for votes in voted),
         missing=sum(isinstance(outcome, Missing) for outcome in final.values()),
-        krippendorff_alpha=krippendorff_alpha(several, settings=settings) if several else None,
+        krippendorff_alpha=krippendorff_alpha(several, settings) if several else None,
     )

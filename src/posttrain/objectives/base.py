@@ -61,6 +61,10 @@ class Curve:
     unit: str
     metrics: tuple[str, ...]
     """Keys of the metrics records: one, or that of the better and that of the worse kind of replies."""
+    written: str = "number"
+    """How the values are written (``report.numbers.in_unit``)."""
+    from_zero: bool = False
+    log_when_wide: bool = False
     scale: float = 1.0
     """What the values are multiplied by."""
     line: float | None = None
