@@ -87,7 +87,7 @@ def mt_bench_kappas(folder: Path) -> Iterator[Row]:
     judge = {v.comparison: v for v in load_votes(folder / "mt_bench" / "gpt4_pair_votes.jsonl")}
     people = votes_by_comparison(load_votes(folder / "mt_bench" / "human_votes.jsonl"))
     # votes x comparisons
-    pairs = [(judge[key], majority(v.verdict for v in votes).verdict) for key, votes in people.items()]
+    pairs = [(judge[key], majority(v.verdict for v in votes)) for key, votes in people.items()]
 
     def compared(
         name: str, published: Mapping[str, Any], keep: Callable[[Vote, Verdict | Missing], bool]

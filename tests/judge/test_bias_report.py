@@ -89,7 +89,7 @@ def test_calls_that_fail(items):
 
 
 def test_one_failed_call_costs_its_question_only(items, judges):
-    _, (first, *_) = prepared(items, PAIR, Plan())
+    (_, first), *_ = prepared(items, PAIR, Plan())
     whole = report(items, lambda r: Failure("timeout", "slow") if r == first else judges["perfect"](r))
     assert (whole.overall.judged, whole.overall.dropped) == (3, 1)
     assert whole.overall.orders.judged == 3

@@ -62,14 +62,14 @@ def test_everything_is_asked_in_order(items):
 
 
 def test_requests_differ_where_asks_differ(items):
-    asks, requests = prepared([*items, TWO_TURNS], PAIR, Plan(samples=2, emphasis="both"))
+    asks, requests = zip(*prepared([*items, TWO_TURNS], PAIR, Plan(samples=2, emphasis="both")), strict=True)
     assert len(requests) == len(asks) == len({(str(r.prompt), r.sample) for r in requests})
 
 
 def test_references_are_shown_where_they_are_needed():
     def shown(category, reference="needed"):
         item = Item("q", ("Q",), ("a",), ("b",), category=category, references=("R-42",))
-        _, (request, *_) = prepared([item], PAIR, Plan(reference=reference))
+        (_, request), *_ = prepared([item], PAIR, Plan(reference=reference))
         return "R-42" in request.prompt[-1].content
 
     assert [shown(c) for c in ("math", "reasoning", "coding", "zh_math", None)] == [True] * 5
@@ -125,8 +125,6 @@ def test_a_panel_votes():
     found = panel_outcomes(votes)
     assert [found[q] for q in list(found)[:3]] == ["first", "tie", "second"]
     assert isinstance(found[3, 1], Missing)
-    with pytest.raises(ValueError, match="same questions"):
-        panel_outcomes([{(0, 1): "first"}, {(1, 1): "first"}])
 
 
 def win_rates_of(outcomes, clusters):
@@ -182,8 +180,6 @@ def test_single_ratings_by_hand():
     other = [Judgment(judgment.ask, 6.0) for judgment in judgments]
     panel = model_ratings(items, panel_ratings([judgments, other]))
     assert panel["sft"].overall.mean.estimate == pytest.approx((5.5 + 7.5 + 6) / 3)
-    with pytest.raises(ValueError, match="same replies"):
-        panel_ratings([judgments, other[1:]])
 
 
 def test_a_judge_that_can_not_be_read_is_found_on_three_calls(items, judges):

@@ -87,7 +87,8 @@ def test_nothing_is_lost_nothing_is_paid_twice_and_the_account_is_exact(finished
         "cached": 0,
         "asked_again": 0,
     }
-    _, requests = prepared(read_items(finished.items, "pair").items, load_prompt("pair", "pair"), Plan())
+    questions = prepared(read_items(finished.items, "pair").items, load_prompt("pair", "pair"), Plan())
+    requests = [request for _, request in questions]
     prompts = [request.prompt[-1].content for request in requests]  # type: ignore[union-attr]
     # every reply stands beside its own question, both orders of it
     assert [line["reply"] for line in without_cached(finished.out / "pairs" / "verdicts.jsonl")] == list(

@@ -14,7 +14,7 @@ from posttrain.errors import ConfigError
 from posttrain.generate.engine import Completion, Engine, Failure, Outcome, Progress, Request, Sampling, complete
 from posttrain.judge.config import JudgePrompt, JudgeTask, Plan
 from posttrain.judge.items import Item, needs_reference
-from posttrain.judge.parsers import PARSERS, TOP_LOGPROBS, Read
+from posttrain.judge.parsers import PARSERS, TOP_LOGPROBS
 from posttrain.judge.prompts import check_fits, messages_text
 from posttrain.judge.verdicts import BothOrders, Missing, Verdict, majority, mirrored
 from posttrain.types import Message
@@ -103,21 +103,6 @@ def shows_reference(item: Item, turn: int, plan: Plan) -> bool:
     return plan.reference == "always" or item.category is None or needs_reference(item.category)
 
 
-def request_of(item: Item, ask: Ask, prompt: JudgePrompt, plan: Plan, sampling: Sampling) -> Request:
-    """One ask as a request."""
-    system, user = messages_text(
-        prompt,
-        item,
-        ask.turn,
-        swapped=ask.order == "swapped",
-        reference=shows_reference(item, ask.turn, plan),
-        emphasis=ask.emphasis,
-        criteria=plan.criteria,
-    )
-    opening = (Message("system", system),) if system else ()
-    return Request((*opening, Message("user", user)), sampling, sample=ask.sample)
-
-
 def judge(
     engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, progress: Progress | None = None
 ) -> list[Judgment]:
@@ -130,15 +115,10 @@ def judge(
         ConfigError: the plan does not fit the prompt or the items; or what the engine raises for a whole batch.
 
     """
-    asks, requests = prepared(items, prompt, plan)
-    heard = _heard(engine, requests, prompt, plan, progress)
-    return [
-        Judgment(ask, one.read.value, one.read.to_second, one.outcome, one.asked_again)
-        for ask, one in zip(asks, heard, strict=True)
-    ]
+    return _judgments(engine, prepared(items, prompt, plan), prompt, plan, progress)
 
 
-def prepared(items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> tuple[list[Ask], list[Request]]:
+def prepared(items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> list[tuple[Ask, Request]]:
     """Everything that is asked, and how. Nothing is sent. Raises ConfigError as `judge`."""
     asks = asks_of(items, plan, prompt.task)
     check_fits(
@@ -148,56 +128,61 @@ def prepared(items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> tuple[li
         criteria=plan.criteria,
     )
     sampling = sampling_of(prompt, plan)
-    return asks, [request_of(items[ask.item], ask, prompt, plan, sampling) for ask in asks]
 
+    def request(ask: Ask) -> Request:
+        system, user = messages_text(
+            prompt,
+            items[ask.item],
+            ask.turn,
+            swapped=ask.order == "swapped",
+            reference=shows_reference(items[ask.item], ask.turn, plan),
+            emphasis=ask.emphasis,
+            criteria=plan.criteria,
+        )
+        opening = (Message("system", system),) if system else ()
+        return Request((*opening, Message("user", user)), sampling, sample=ask.sample)
 
-class _Heard(NamedTuple):
-    """What came back for one request."""
-
-    read: Read
-    outcome: Outcome
-    asked_again: bool = False
+    return [(ask, request(ask)) for ask in asks]
 
 
 MOST_TOKENS = 32_768
 """A reply that was cut off is not asked for with more than this."""
 
 
-def _heard(
-    engine: Engine, requests: Sequence[Request], prompt: JudgePrompt, plan: Plan, progress: Progress | None = None
-) -> list[_Heard]:
-    """Ask all requests, those that were cut off once more."""
-    parser = PARSERS[prompt.parser]
-    heard = [_Heard(parser.read(outcome, prompt), outcome) for outcome in complete(engine, requests, progress)]
-    longer = {
-        place: request
-        for place, one in enumerate(heard)
-        if _was_cut(one) and (request := _with_more_tokens(requests[place], plan)) is not None
-    }
+def _judgments(
+    engine: Engine,
+    questions: Sequence[tuple[Ask, Request]],
+    prompt: JudgePrompt,
+    plan: Plan,
+    progress: Progress | None = None,
+) -> list[Judgment]:
+    """Ask all questions, those that were cut off once more."""
+    read = PARSERS[prompt.parser].read
+    outcomes = complete(engine, [request for _, request in questions], progress)
+    judgments = [
+        Judgment(ask, *read(outcome, prompt), outcome) for (ask, _), outcome in zip(questions, outcomes, strict=True)
+    ]
+    longer = {}
+    for place, (_, request) in enumerate(questions):
+        limit = min(request.sampling.max_tokens * plan.retry_cut, MOST_TOKENS)
+        if limit > request.sampling.max_tokens and _was_cut(judgments[place]):
+            longer[place] = replace(request, sampling=replace(request.sampling, max_tokens=limit))
     if not longer:
-        return heard
+        return judgments
     for place, outcome in zip(longer, complete(engine, list(longer.values()), progress), strict=True):
-        first, limit = heard[place], longer[place].sampling.max_tokens
-        heard[place] = _Heard(parser.read(outcome, prompt), outcome, asked_again=True)
+        first, limit = judgments[place], longer[place].sampling.max_tokens
         if isinstance(outcome, Failure):  # the first reply is still what is known
-            told = Missing("length", f"cut off; asked again with {limit} tokens: {outcome.reason}: {outcome.detail}")
-            heard[place] = _Heard(Read(told), first.outcome, asked_again=True)
-    return heard
+            why = f"cut off; asked again with {limit} tokens: {outcome.reason}: {outcome.detail}"
+            judgments[place] = first._replace(value=Missing("length", why), to_second=None, asked_again=True)
+        else:
+            judgments[place] = Judgment(first.ask, *read(outcome, prompt), outcome, asked_again=True)
+    return judgments
 
 
-def _was_cut(one: _Heard) -> bool:
+def _was_cut(one: Judgment) -> bool:
     """Cut off at its limit of tokens, so that there is no verdict (one that is read from its first token has one)."""
-    missing = isinstance(one.read.value, Missing) and one.read.value.reason == "length"
+    missing = isinstance(one.value, Missing) and one.value.reason == "length"
     return missing and isinstance(one.outcome, Completion) and one.outcome.finish == "length"
-
-
-def _with_more_tokens(request: Request, plan: Plan) -> Request | None:
-    """The same question with room for a longer reply; None where there is no more to give."""
-    sampling = request.sampling
-    limit = min(sampling.max_tokens * plan.retry_cut, MOST_TOKENS)
-    if limit <= sampling.max_tokens:
-        return None
-    return replace(request, sampling=replace(sampling, max_tokens=limit))
 
 
 TRIAL_CALLS = 3
@@ -210,33 +195,27 @@ def try_out(engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Pl
         ConfigError: none of the replies can be read: the message shows the last part of one. Also where every call failed.
 
     """
-    _, requests = prepared(items, prompt, plan)
-    if len(requests) <= TRIAL_CALLS:
+    questions = prepared(items, prompt, plan)
+    if len(questions) <= TRIAL_CALLS:
         return
-    last = len(requests) - 1
-    places = sorted({0, last // 2, last})
-    heard = _heard(engine, [requests[place] for place in places], prompt, plan)
-    if not all(isinstance(one.read.value, Missing) for one in heard):
+    last = len(questions) - 1
+    trials = _judgments(engine, [questions[place] for place in (0, last // 2, last)], prompt, plan)
+    failures = [one.outcome for one in trials if isinstance(one.outcome, Failure)]
+    ours = any(failure.reason == "budget" for failure in failures)  # the cap holds for the trial too: nothing about the judge
+    if ours or not all(isinstance(one.value, Missing) for one in trials):
         return
-    failures = [one.outcome for one in heard if isinstance(one.outcome, Failure)]
-    if any(
-        failure.reason == "budget" for failure in failures
-    ):  # the cap holds for the trial too: nothing about the judge
-        return
-    answered = [(one.read, one.outcome) for one in heard if isinstance(one.outcome, Completion)]
-    if not answered:
-        detail = f"{failures[0].reason}: {failures[0].detail}"
+    if len(failures) == len(trials):
         raise ConfigError(
-            f"the judge answered none of {len(places)} trial calls ({detail})",
+            f"the judge answered none of {len(trials)} trial calls ({failures[0].reason}: {failures[0].detail})",
             where=where,
             fix="mend what the server says, and run the same command again",
         )
-    if failures:  # a server that fails now and then is no reason to stop
+    one, reply = trials[0], trials[0].outcome
+    if failures or not isinstance(reply, Completion):  # a server that fails now and then is no reason to stop
         return
-    one, reply = answered[0]
     reason = one.value.reason if isinstance(one.value, Missing) else ""
     raise ConfigError(
-        f"none of {len(answered)} trial replies can be read by parser {prompt.parser} ({reason}). One of them ends:\n"
+        f"none of {len(trials)} trial replies can be read by parser {prompt.parser} ({reason}). One of them ends:\n"
         f"    {_end(reply)}",
         where=where,
         fix="take another judge, or correct the prompt or the parser; --no-check (check: false in a recipe) judges all the same",
@@ -261,9 +240,8 @@ def by_question(judgments: Iterable[Judgment]) -> dict[Question, list[Judgment]]
 
 def both_orders_of(judgments: Sequence[Judgment]) -> BothOrders | None:
     """One question in both orders, each the majority of its samples; None where one order was not asked."""
-    sides = {order: _majority(judgments, order) for order in ("original", "swapped")}
-    original, swapped = sides["original"], sides["swapped"]
-    return None if original is None or swapped is None else BothOrders(original, swapped)
+    sides = _majorities(judgments)
+    return BothOrders(sides["original"], sides["swapped"]) if len(sides) == 2 else None
 
 
 def outcome_of(judgments: Sequence[Judgment]) -> Verdict | Missing:
@@ -274,11 +252,8 @@ def outcome_of(judgments: Sequence[Judgment]) -> Verdict | Missing:
     """
     if (both := both_orders_of(judgments)) is not None:
         return both.outcome
-    for order in ("original", "swapped", "none"):
-        found = _majority(judgments, order)
-        if found is not None:
-            return mirrored(found) if order == "swapped" and not isinstance(found, Missing) else found
-    raise ValueError("no judgments, no outcome")
+    ((order, found),) = _majorities(judgments).items()
+    return mirrored(found) if order == "swapped" and not isinstance(found, Missing) else found
 
 
 def outcomes(judgments: Iterable[Judgment]) -> dict[Question, Verdict | Missing]:
@@ -286,27 +261,21 @@ def outcomes(judgments: Iterable[Judgment]) -> dict[Question, Verdict | Missing]
     return {question: outcome_of(found) for question, found in by_question(judgments).items()}
 
 
-def panel_outcomes(judges: Sequence[Mapping[Question, Verdict | Missing]]) -> dict[Question, Verdict | Missing]:
-    """A panel's vote: the most frequent outcome of the judges, a tie where two are equally frequent; missing ones do not vote.
-
-    Raises:
-        ValueError: the judges were not asked the same questions.
-
-    """
-    if not judges or any(judge.keys() != judges[0].keys() for judge in judges):
-        raise ValueError("a panel votes on the same questions")
-    return {question: majority([judge[question] for judge in judges]).verdict for question in judges[0]}
+def panel_outcomes(judges: Sequence[Mapping[Question, Verdict | Missing]]) -> Mapping[Question, Verdict | Missing]:
+    """The outcomes of one judge, or of a panel the most frequent ones: a tie where two are equally frequent; missing ones do not vote."""
+    if len(judges) == 1:
+        return judges[0]
+    return {question: majority(judge[question] for judge in judges) for question in judges[0]}
 
 
-def _majority(judgments: Sequence[Judgment], order: str) -> Verdict | Missing | None:
-    verdicts: list[Verdict | Missing] = [_verdict(judgment) for judgment in judgments if judgment.ask.order == order]
-    return majority(verdicts).verdict if verdicts else None
-
-
-def _verdict(judgment: Judgment) -> Verdict | Missing:
-    if isinstance(judgment.value, float | int):
-        raise TypeError("a rating is no verdict: outcomes are of pairs")
-    return judgment.value
+def _majorities(judgments: Sequence[Judgment]) -> dict[Order, Verdict | Missing]:
+    """By order: ``original`` and ``swapped``, one of them, or ``none``."""
+    votes: dict[Order, list[Verdict | Missing]] = {}
+    for judgment in judgments:
+        if isinstance(judgment.value, float | int):
+            raise TypeError("a rating is no verdict: outcomes are of pairs")
+        votes.setdefault(judgment.ask.order, []).append(judgment.value)
+    return {order: majority(found) for order, found in votes.items()}
 
 
 # ---- what is written -----------------------------------------------------------------------------------------------
@@ -320,7 +289,7 @@ def prompt_digest(prompt: JudgePrompt, plan: Plan) -> str:
 def judgment_record(judgment: Judgment, items: Sequence[Item], judge_name: str) -> dict[str, Any]:
     """One line of verdicts.jsonl."""
     ask, item, outcome = judgment.ask, items[judgment.ask.item], judgment.outcome
-    missing = isinstance(judgment.value, Missing)
+    missing = judgment.value if isinstance(judgment.value, Missing) else None
     record: dict[str, Any] = {
         "item": item.id,
         "line": item.origin.line,
@@ -333,8 +302,8 @@ def judgment_record(judgment: Judgment, items: Sequence[Item], judge_name: str) 
         "sample": ask.sample,
         "emphasis": ask.emphasis,
         "verdict": None if missing else judgment.value,
-        "missing": judgment.value.reason if isinstance(judgment.value, Missing) else None,
-        "detail": judgment.value.detail if isinstance(judgment.value, Missing) else None,
+        "missing": missing.reason if missing else None,
+        "detail": missing.detail if missing else None,
     }
     if judgment.asked_again:
         record["asked_again"] = True

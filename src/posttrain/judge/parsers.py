@@ -69,7 +69,7 @@ def weighted(outcome: Outcome, prompt: JudgePrompt) -> Read:
 
 def _scores(text: str) -> Verdict | Missing:
     found = two_scores(text)
-    return found if isinstance(found, Missing) else verdict_of_scores(found)
+    return found if isinstance(found, Missing) else verdict_of_scores(*found)
 
 
 def _five(text: str) -> Verdict | Missing:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from posttrain.judge.bias import main_judgments
 from posttrain.judge.items import Item
 from posttrain.judge.judge import Judgment
-from posttrain.judge.verdicts import Accounting, Missing, account
+from posttrain.judge.verdicts import Accounting, account
 from posttrain.stats.intervals import Interval, IntervalSettings
 
 
@@ -36,15 +36,14 @@ def model_ratings(
     """Every model's mean ratings, in order of appearance. A reply without a rating is left out of the mean and counted."""
 
     def mean(chosen: Sequence[Judgment]) -> MeanRating:
-        rated = [(float(g.value), items[g.ask.item].id) for g in chosen if isinstance(g.value, float | int)]
+        rated = [(float(one.value), items[one.ask.item].id) for one in chosen if isinstance(one.value, float | int)]
         interval = settings.mean([value for value, _ in rated], [cluster for _, cluster in rated])
-        return MeanRating(interval, account([judgment.value for judgment in chosen]))
+        return MeanRating(interval, account([one.value for one in chosen]))
 
     def of(model: str) -> ModelRatings:
-        own = [judgment for judgment in main_judgments(judgments) if items[judgment.ask.item].model_a == model]
-
-        turns = sorted({judgment.ask.turn for judgment in own})
-        categories = dict.fromkeys(items[judgment.ask.item].category for judgment in own)
+        own = [one for one in main_judgments(judgments) if items[one.ask.item].model_a == model]
+        turns = sorted({one.ask.turn for one in own})
+        categories = dict.fromkeys(items[one.ask.item].category for one in own)
         return ModelRatings(
             mean(own),
             {turn: mean([one for one in own if one.ask.turn == turn]) for turn in turns},
@@ -54,21 +53,12 @@ def model_ratings(
     return {model: of(model) for model in dict.fromkeys(item.model_a for item in items)}
 
 
-def panel_ratings(judges: Sequence[Sequence[Judgment]]) -> list[Judgment]:
-    """A panel's ratings: of every ask the mean of the judges that gave one; missing where none did.
-
-    Raises:
-        ValueError: the judges were not asked the same things.
-
-    """
-    if not judges or any(
-        [judgment.ask for judgment in judgments] != [judgment.ask for judgment in judges[0]] for judgments in judges
-    ):
-        raise ValueError("a panel rates the same replies")
+def panel_ratings(judges: Sequence[Sequence[Judgment]]) -> Sequence[Judgment]:
+    """The ratings of one judge, or of a panel: for every ask the mean of the judges that gave one; missing where none did."""
+    if len(judges) == 1:
+        return judges[0]
     found = []
-    for asked in zip(*judges, strict=True):
-        ratings = [float(judgment.value) for judgment in asked if isinstance(judgment.value, float | int)]
-        value = sum(ratings) / len(ratings) if ratings else asked[0].value
-        assert ratings or isinstance(value, Missing), "what is no rating is missing"
-        found.append(Judgment(asked[0].ask, value))
+    for answers in zip(*judges, strict=True):
+        ratings = [float(one.value) for one in answers if isinstance(one.value, float | int)]
+        found.append(Judgment(answers[0].ask, sum(ratings) / len(ratings) if ratings else answers[0].value))
     return found

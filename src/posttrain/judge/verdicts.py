@@ -6,8 +6,8 @@ asked, answered and understood.
 
 Parsers are functions ``text -> value | Missing``. Two families stand side by side:
 
-- ``mt_bench_rating``, ``mt_bench_scores``, ``mt_bench_pair`` (Zheng et al. 2023, arXiv:2306.05685) and ``arena_hard`` (Li et al. 2024,
-  arXiv:2406.11939) follow the published evaluation scripts, faults included, so that published numbers can be reproduced;
+- ``mt_bench_rating``, ``mt_bench_pair`` (Zheng et al. 2023, arXiv:2306.05685) and ``arena_hard`` (Li et al. 2024, arXiv:2406.11939)
+  follow the published evaluation scripts, faults included, so that published numbers can be reproduced;
 - ``rating``, ``two_scores``, ``pair_verdict``, ``five_verdict`` and ``label`` are ours: they refuse a text that can be read in two ways, and do not
   take a mark that is only quoted for a verdict (`posttrain.judge.quoting`).
 
@@ -20,7 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 from posttrain.generate.engine import Failure, Outcome
 from posttrain.judge.quoting import answer_part, said
@@ -46,13 +46,6 @@ class Missing:
     """What a reader needs to see the case: the error of a failed call, the marks found in the text."""
 
 
-class TwoScores(NamedTuple):
-    """Scores of the answers in the order shown."""
-
-    first: float
-    second: float
-
-
 # ---- from a reply to a value ---------------------------------------------------------------------------------------
 
 
@@ -64,19 +57,25 @@ def read(outcome: Outcome, parse: Callable[[str], T | Missing]) -> T | Missing:
 
 
 def judged(text: str, finish_reason: str, parse: Callable[[str], T | Missing]) -> T | Missing:
-    """What a judge's finished reply says.
+    """What a judge's finished reply says after its think block.
 
     A reply cut off at the token limit (``finish_reason`` ``length``) is missing even where the parser would find something: the text
     may quote a verdict it was going to reject. A reply stopped by a content filter, or one without a verdict that reads as a
     refusal, is ``refused``.
     """
+    answer, cut = answer_part(text), finish_reason == "length"
     if finish_reason == "content_filter":
         return Missing("refused", "stopped by a content filter")
-    answer = without_thinking(text)
-    if isinstance(answer, Missing):
-        # An empty text that hit the limit was all thinking, wherever the engine keeps it.
-        return Missing("length", "cut off while thinking") if finish_reason == "length" else answer
-    if finish_reason == "length":
+    endless = "<think>" in answer or (not answer and "<think>" in text and "</think>" not in text)
+    if cut and (
+        endless or not answer
+    ):  # an empty text that hit the limit was all thinking, wherever the engine keeps it
+        return Missing("length", "cut off while thinking")
+    if endless:
+        return Missing("length", "the thinking never ended")
+    if not answer:
+        return Missing("empty")
+    if cut:
         return Missing("length", "cut off at the token limit")
     found = parse(answer)
     if isinstance(found, Missing) and found.reason == "parse" and refuses(answer):
@@ -84,25 +83,10 @@ def judged(text: str, finish_reason: str, parse: Callable[[str], T | Missing]) -
     return found
 
 
-def without_thinking(text: str) -> str | Missing:
-    """The reply after its think block; ``length`` where a block never ends, ``empty`` where nothing follows.
-
-    >>> without_thinking("<think>[[A]]? No.</think> [[B]]")
-    '[[B]]'
-    >>> without_thinking("<think>[[A]] looks").reason
-    'length'
-    """
-    answer = answer_part(text)
-    if "<think>" in answer or (not answer and "<think>" in text and "</think>" not in text):
-        return Missing("length", "the thinking never ended")
-    return answer or Missing("empty")
-
-
 # ---- ratings -------------------------------------------------------------------------------------------------------
 
 _DOUBLE_NUMBER = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 _SINGLE_NUMBER = re.compile(r"\[(\d+\.?\d*)\]")
-_TWO_NUMBERS = re.compile(r"\[\[(\d+\.?\d*),\s?(\d+\.?\d*)\]\]")
 _OPEN, _CLOSE = r"(?:\[\[|【【|［［)", r"(?:\]\]|】】|］］)"
 _SCORES = re.compile(rf"{_OPEN}\s*(\d+(?:\.\d+)?)\s*[,，/]\s*(\d+(?:\.\d+)?)\s*{_CLOSE}")
 _RATING = re.compile(rf"{_OPEN}\s*(\d+(?:\.\d+)?)\s*(?:/\s*(\d+)|分)?\s*{_CLOSE}")
@@ -136,26 +120,20 @@ def rating(text: str, low: float = 1, high: float = 10) -> float | Missing:
     return value
 
 
-def mt_bench_scores(text: str) -> TwoScores | Missing:
-    """Two ratings in one pair of brackets, ``[[8, 6]]``: the first such mark."""
-    found = _TWO_NUMBERS.search(text)
-    return TwoScores(float(found[1]), float(found[2])) if found else Missing("parse", _end(text))
-
-
-def two_scores(text: str) -> TwoScores | Missing:
+def two_scores(text: str) -> tuple[float, float] | Missing:
     """Two ratings in one pair of brackets, ``[[8, 6]]``. The same pair may be repeated; two different ones are ``ambiguous``."""
-    marks = {TwoScores(float(mark[1]), float(mark[2])) for mark in _SCORES.finditer(said(text, _SCORES))}
+    marks = {(float(mark[1]), float(mark[2])) for mark in _SCORES.finditer(said(text, _SCORES))}
     if not marks:
         return _nothing_said(text, _SCORES)
     return marks.pop() if len(marks) == 1 else Missing("ambiguous", " ".join(m[0] for m in _SCORES.finditer(text)))
 
 
-def verdict_of_scores(scores: TwoScores, margin: float = 0.1) -> Verdict:
-    """The higher score wins; a difference of at most ``margin`` is a tie (MT-Bench's rule and margin)."""
+def verdict_of_scores(first: float, second: float) -> Verdict:
+    """The higher score wins; a difference of at most 0.1 is a tie (MT-Bench's rule and margin)."""
     # 0.1 itself is no binary number: 9.1 - 9.0 must be a tie as much as 1.1 - 1.0.
-    if abs(scores.first - scores.second) <= margin + 1e-9:
+    if abs(first - second) <= 0.1 + 1e-9:
         return "tie"
-    return "first" if scores.first > scores.second else "second"
+    return "first" if first > second else "second"
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------------------
@@ -267,11 +245,10 @@ class BothOrders:
 
         Missing where either judgment is: one order alone can't show that it was not the order that won.
         """
-        if isinstance(self.original, Missing):
-            return self.original
-        if isinstance(self.swapped, Missing):
-            return self.swapped
-        return self.original if self.original == mirrored(self.swapped) else "tie"
+        for judgment in (self.original, self.swapped):
+            if isinstance(judgment, Missing):
+                return judgment
+        return self.original if self.consistent else "tie"
 
     @property
     def consistent(self) -> bool | None:
@@ -288,41 +265,17 @@ class BothOrders:
         return "second" if self.original == self.swapped == "second" else None
 
 
-class Votes(NamedTuple):
-    """Verdicts on the same question: samples of one judge, several judges, or human votes."""
-
-    verdict: Verdict | Missing
-    counts: dict[Verdict, int]
-    missing: dict[MissingReason, int]
-
-
-def majority(verdicts: Iterable[Verdict | Missing]) -> Votes:
+def majority(verdicts: Iterable[Verdict | Missing]) -> Verdict | Missing:
     """The most frequent verdict; a tie where two are equally frequent. Missing ones do not vote.
 
     Without any verdict the result is missing, for the most frequent reason.
-
-    Raises:
-        ValueError: nobody was asked.
-
     """
-    counts: Counter[Verdict] = Counter()
-    missing: Counter[MissingReason] = Counter()
-    for verdict in verdicts:
-        if isinstance(verdict, Missing):
-            missing[verdict.reason] += 1
-        else:
-            counts[verdict] += 1
-    if not counts and not missing:
-        raise ValueError("a majority needs at least one vote, given or missing")
-    ranked = counts.most_common(2)
-    winner: Verdict | Missing
+    votes = list(verdicts)
+    ranked = Counter(vote for vote in votes if not isinstance(vote, Missing)).most_common(2)
     if not ranked:
-        winner = Missing(missing.most_common(1)[0][0], f"none of {missing.total()} has a verdict")
-    elif len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
-        winner = "tie"
-    else:
-        winner = ranked[0][0]
-    return Votes(winner, dict(counts), dict(missing))
+        ((reason, _),) = Counter(vote.reason for vote in votes if isinstance(vote, Missing)).most_common(1)
+        return Missing(reason, f"none of {len(votes)} has a verdict")
+    return "tie" if len(ranked) == 2 and ranked[0][1] == ranked[1][1] else ranked[0][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +296,7 @@ def account(values: Sequence[object]) -> Accounting:
         asked=len(values),
         answered=len(values) - reasons["transport"],
         parsed=len(values) - reasons.total(),
-        missing={reason: count for reason, count in reasons.items() if count},
+        missing=dict(reasons),
     )
 
 

@@ -126,7 +126,7 @@ def _pairs(stage: JudgeStage, context: Context) -> JudgeSummary:
     """Judge pairs."""
     items, prompt, judged, summary = _judged(stage, read_items(Path(stage.items), "pair"), "pair", context)
     by_judge = [outcomes(main_judgments(one.judgments)) for one in judged]
-    final = by_judge[0] if len(judged) == 1 else panel_outcomes(by_judge)
+    final = panel_outcomes(by_judge)
     settings, logprobs = stage.intervals, PARSERS[prompt.parser].logprobs
     summary = replace(
         summary,
@@ -142,7 +142,7 @@ def _single(stage: JudgeStage, context: Context) -> JudgeSummary:
     """Rate single replies."""
     items, prompt, judged, summary = _judged(stage, read_items(Path(stage.items), "single"), "single", context)
     settings, several = stage.intervals, len(judged) > 1
-    judgments = panel_ratings([one.judgments for one in judged]) if several else judged[0].judgments
+    judgments = panel_ratings([one.judgments for one in judged])
     summary = replace(
         summary,
         scale=(prompt.lowest, prompt.highest),

@@ -141,7 +141,7 @@ def judge_pairings(pairings: Sequence[Pairing], judges: Judges, prompt: JudgePro
     judged = judges.ask(items, prompt, plan) if items else []
     by_judge = {one.name: main_judgments(one.judgments) for one in judged}
     finals = [outcomes(judgments) for judgments in by_judge.values()]
-    final = finals[0] if len(finals) == 1 else panel_outcomes(finals) if finals else {}
+    final = panel_outcomes(finals) if finals else {}
     outcomes_I: list[dict[int, Verdict | Missing]] = [{} for _ in items]
     for (place, turn), outcome in final.items():
         outcomes_I[place][turn] = outcome

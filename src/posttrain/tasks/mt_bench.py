@@ -197,7 +197,7 @@ def _rate(answers: Mapping[str, Sequence[Answer]], judges: Judges) -> list[_Rate
         for model, answer in complete
     ]
     judged = judges.ask(items, load_prompt("single", "single", judges.language), judges.plan)
-    of_all = judged[0].judgments if len(judged) == 1 else panel_ratings([one.judgments for one in judged])
+    of_all = panel_ratings([one.judgments for one in judged])
     turns: list[dict[int, float | Missing]] = [{} for _ in items]
     for (place, turn), judgments in by_question(main_judgments(of_all)).items():
         turns[place][turn] = _mean_rating(judgments)
