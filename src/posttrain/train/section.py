@@ -641,7 +641,7 @@ def _lengths_section(one: Training, lengths: Lengths) -> Section:
         *((f"{name.capitalize()} replies", found) for name, found in lengths.sides),
     ]
     rows = tuple(
-        (
+        values.row(
             name,
             *(Number(value, "count") for value in (found.count, found.p50, found.p90, found.p95, found.max)),
             Number(found.share_over_limit, "share"),
