@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.generate.fake import FakeEngine
 from posttrain.judge.agreement import cohen_kappa
-from posttrain.judge.calibrate import Thresholds, calibrate
+from posttrain.judge.calibrate import calibrate
 from posttrain.judge.config import Plan
 from posttrain.judge.items import Item
 from posttrain.judge.judge import Ask, Judgment, judge
@@ -69,13 +69,6 @@ def test_inconsistency_alone_spoils_it():
     assert found.measured.both_orders.low > 0.6
     assert found.decision == "not good enough"
     assert "69.5% of the pairs: less than 70%" in found.reasons[1]
-    lenient = calibrate(
-        items,
-        judgments_of([i.label for i in items], inconsistent=61),
-        Thresholds(consistency=0.69),
-        settings=IntervalSettings(resamples=50),
-    )
-    assert lenient.decision == "good enough"
 
 
 def test_missing_verdicts_alone_spoil_it():
@@ -127,8 +120,5 @@ def test_a_judge_without_orders_is_not_praised_for_consistency():
 
 
 def test_what_can_not_be_calibrated_is_refused():
-    items = labelled(2)
-    with pytest.raises(ValueError, match="both orders"):
-        calibrate(items, [Judgment(Ask(0, 1, "original", 0, False), "first")])
     with pytest.raises(ValueError, match="no label"):
         calibrate(labelled(1, lambda k: None), judgments_of(["first"]))

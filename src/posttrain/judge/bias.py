@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from posttrain.judge.agreement import OrderEffects, order_effects
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Judgment, Question, both_orders_of, by_question, outcome_of
+from posttrain.judge.judge import Judgment, Order, Question, both_orders_of, by_question, outcome_of
 from posttrain.judge.verdicts import Accounting, Missing, Verdict, account
 from posttrain.judge.win_rates import POINTS
 from posttrain.stats.intervals import Interval, IntervalSettings, mcnemar
@@ -101,26 +101,24 @@ def main_judgments(judgments: Sequence[Judgment]) -> list[Judgment]:
 def bias_report(
     items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings = IntervalSettings()
 ) -> BiasReport:
-    """Everything the judgments say about the judge.
-
-    Raises:
-        ValueError: no judgments.
-
-    """
-    if not judgments:
-        raise ValueError("no judgments, no bias report")
+    """Everything the judgments, of which there is one at least, say about the judge."""
     main = main_judgments(judgments)
-    categories = dict.fromkeys(items[judgment.ask.item].category for judgment in main)
+    by_category: dict[str, list[Judgment]] = {}
+    for judgment in main:
+        if (category := items[judgment.ask.item].category) is not None:
+            by_category.setdefault(category, []).append(judgment)
     return BiasReport(
         emphasised=main[0].ask.emphasis,
         overall=_summary(items, main, settings),
-        by_category={
-            category: _summary(items, [g for g in main if items[g.ask.item].category == category], settings)
-            for category in categories
-            if category is not None
-        },
+        by_category={category: _summary(items, found, settings) for category, found in by_category.items()},
         mitigations=_mitigations(items, judgments, settings),
     )
+
+
+def failures_of(judgments: Sequence[Judgment]) -> dict[str, int]:
+    """Failed calls by the engine's reason."""
+    lost = [judgment.value for judgment in judgments if isinstance(judgment.value, Missing)]
+    return dict(Counter(value.detail.partition(":")[0] for value in lost if value.reason == "transport"))
 
 
 # ---- one set of questions ------------------------------------------------------------------------------------------
@@ -128,16 +126,12 @@ def bias_report(
 
 def _summary(items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings) -> BiasSummary:
     questions = by_question(judgments)
-    both = [found for found in map(both_orders_of, questions.values()) if found is not None]
-    decided = {q: o for q, o in _outcomes(questions).items() if not isinstance(o, Missing)}
-    failures = Counter(
-        judgment.value.detail.partition(":")[0]
-        for judgment in judgments
-        if isinstance(judgment.value, Missing) and judgment.value.reason == "transport"
-    )
+    both = [pair for pair in map(both_orders_of, questions.values()) if pair is not None]
+    found = {question: outcome_of(several) for question, several in questions.items()}
+    decided = {question: outcome for question, outcome in found.items() if not isinstance(outcome, Missing)}
     return BiasSummary(
         calls=account([judgment.value for judgment in judgments]),
-        failures=dict(failures),
+        failures=failures_of(judgments),
         orders=order_effects(both, settings) if both else None,
         first_shown=_first_shown(judgments, settings),
         judged=len(decided),
@@ -145,10 +139,6 @@ def _summary(items: Sequence[Item], judgments: Sequence[Judgment], settings: Int
         ties=settings.share(sum(outcome == "tie" for outcome in decided.values()), len(decided)),
         length=_length_preference(items, decided, settings),
     )
-
-
-def _outcomes(questions: Mapping[Question, Sequence[Judgment]]) -> dict[Question, Verdict | Missing]:
-    return {question: outcome_of(found) for question, found in questions.items()}
 
 
 def _first_shown(judgments: Sequence[Judgment], settings: IntervalSettings) -> Interval | None:
@@ -160,25 +150,21 @@ def _first_shown(judgments: Sequence[Judgment], settings: IntervalSettings) -> I
 def _length_preference(
     items: Sequence[Item], decided: Mapping[Question, Verdict], settings: IntervalSettings
 ) -> LengthPreference:
-    differences: list[float] = []
-    clusters: list[str] = []
-    for (place, turn), outcome in decided.items():
-        winner, loser = _lengths(items[place], turn, outcome)
-        if outcome != "tie" and winner != loser:
-            differences.append(float(winner - loser))
-            clusters.append(items[place].id)
-    longer = sum(difference > 0 for difference in differences)
+    lengths = [_lengths(items[place], turn, outcome) for (place, turn), outcome in decided.items()]
+    ties = [outcome == "tie" for outcome in decided.values()]
+    names = [items[place].id for place, _ in decided]
+    apart = [
+        (float(winner - loser), name)
+        for (winner, loser), tie, name in zip(lengths, ties, names, strict=True)
+        if winner != loser and not tie
+    ]
+    longer = sum(difference > 0 for difference, _ in apart)
     return LengthPreference(
-        decided=len(differences),
-        longer=settings.share(longer, len(differences)),
-        p_value=mcnemar(longer, len(differences) - longer),
-        difference=settings.mean(differences, clusters),
-        slope=length_slope(
-            [_lengths(items[place], turn, outcome) for (place, turn), outcome in decided.items()],
-            [outcome == "tie" for outcome in decided.values()],
-            [items[place].id for place, _ in decided],
-            settings.confidence,
-        ),
+        decided=len(apart),
+        longer=settings.share(longer, len(apart)),
+        p_value=mcnemar(longer, len(apart) - longer),
+        difference=settings.mean([difference for difference, _ in apart], [name for _, name in apart]),
+        slope=length_slope(lengths, ties, names, settings.confidence),
     )
 
 
@@ -237,70 +223,56 @@ def length_slope(
 # ---- mitigations ---------------------------------------------------------------------------------------------------
 
 
+WAYS: tuple[tuple[str, frozenset[Order]], ...] = (
+    ("a shown first", frozenset({"original"})),
+    ("b shown first", frozenset({"swapped"})),
+    ("no order", frozenset({"none"})),
+    ("both orders", frozenset({"original", "swapped"})),
+)
+
+
 def _ways(judgments: Sequence[Judgment]) -> dict[str, list[Judgment]]:
     """The judgments of every way of asking that they hold: orders, samples, prompt; single measures before combined ones."""
     samples = 1 + max(judgment.ask.sample for judgment in judgments)
     orders = {judgment.ask.order for judgment in judgments}
-    tests: dict[str, Callable[[Judgment], bool]] = {}
-    names = {"original": "a shown first", "swapped": "b shown first", "none": "no order"}
-    for emphasis, suffix in ((False, ""), (True, ", emphasised")):
-        for order in ("original", "swapped", "none"):
-            if order in orders:
-                tests[names[order] + suffix] = _way({order}, 1, emphasis)
-        if {"original", "swapped"} <= orders:
-            tests["both orders" + suffix] = _way({"original", "swapped"}, 1, emphasis)
-        if samples > 1:
-            for order in ("original", "swapped", "none"):
-                if order in orders:
-                    tests[f"{names[order]}, majority of {samples}{suffix}"] = _way({order}, samples, emphasis)
-            if {"original", "swapped"} <= orders:
-                tests[f"both orders, majority of {samples}{suffix}"] = _way({"original", "swapped"}, samples, emphasis)
-    chosen = {name: [judgment for judgment in judgments if test(judgment)] for name, test in tests.items()}
-    return {name: found for name, found in chosen.items() if found}
-
-
-def _way(orders: set[str], samples: int, emphasis: bool) -> Callable[[Judgment], bool]:
-    return lambda judgment: (
-        judgment.ask.order in orders and judgment.ask.sample < samples and judgment.ask.emphasis is emphasis
-    )
+    found = {}
+    for emphasis in (False, True):
+        for count in dict.fromkeys((1, samples)):
+            for name, way in WAYS:
+                if way <= orders:
+                    majority = f", majority of {count}" if count > 1 else ""
+                    found[f"{name}{majority}{', emphasised' if emphasis else ''}"] = [
+                        one
+                        for one in judgments
+                        if one.ask.order in way and one.ask.sample < count and one.ask.emphasis is emphasis
+                    ]
+    return {name: chosen for name, chosen in found.items() if chosen}
 
 
 def _mitigations(
     items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings
 ) -> tuple[Mitigation, ...]:
-    ways = {name: by_question(found) for name, found in _ways(judgments).items()}
-    results = {name: _outcomes(questions) for name, questions in ways.items()}
+    ways = {name: by_question(chosen) for name, chosen in _ways(judgments).items()}
+    results = {name: {q: outcome_of(found) for q, found in questions.items()} for name, questions in ways.items()}
     first, *_ = results.values()
-    common = [q for q in first if all(not isinstance(r.get(q, _NOT_ASKED), Missing) for r in results.values())]
-    return tuple(_mitigation(name, items, ways[name], results[name], first, common, settings) for name in ways)
+    not_asked = Missing("empty", "not asked")
+    common = [q for q in first if all(not isinstance(r.get(q, not_asked), Missing) for r in results.values())]
+    clusters = [items[place].id for place, _ in common]
+    labels = {q: items[q[0]].label for q in common if q[1] == len(items[q[0]].turns)}
+    labelled = {q: label for q, label in labels.items() if label is not None}
 
+    def mitigation(name: str) -> Mitigation:
+        questions, verdicts = ways[name], {q: v for q in common if not isinstance(v := results[name][q], Missing)}
+        both = [found for q in common if (found := both_orders_of(questions[q])) is not None]
+        return Mitigation(
+            name=name,
+            questions=len(common),
+            win_rate_a=settings.mean([POINTS[v] for v in verdicts.values()], clusters),
+            ties=settings.share(sum(v == "tie" for v in verdicts.values()), len(common)),
+            first_shown=_first_shown([judgment for q in common for judgment in questions[q]], settings),
+            consistent=settings.share(sum(bool(found.consistent) for found in both), len(both)),
+            changed=settings.share(sum(verdicts[q] != first[q] for q in common), len(common)),
+            accuracy=settings.share(sum(verdicts[q] == label for q, label in labelled.items()), len(labelled)),
+        )
 
-_NOT_ASKED = Missing("empty", "not asked")
-
-
-def _mitigation(
-    name: str,
-    items: Sequence[Item],
-    questions: Mapping[Question, Sequence[Judgment]],
-    results: Mapping[Question, Verdict | Missing],
-    baseline: Mapping[Question, Verdict | Missing],
-    common: Sequence[Question],
-    settings: IntervalSettings,
-) -> Mitigation:
-    verdicts = {q: v for q in common if not isinstance(v := results[q], Missing)}
-    both = [found for q in common if (found := both_orders_of(questions[q])) is not None]
-    labels = [
-        (verdicts[place, turn], items[place].label)
-        for place, turn in common
-        if items[place].label is not None and turn == len(items[place].turns)
-    ]
-    return Mitigation(
-        name=name,
-        questions=len(common),
-        win_rate_a=settings.mean([POINTS[v] for v in verdicts.values()], [items[p].id for p, _ in common]),
-        ties=settings.share(sum(v == "tie" for v in verdicts.values()), len(common)),
-        first_shown=_first_shown([judgment for q in common for judgment in questions[q]], settings),
-        consistent=settings.share(sum(bool(found.consistent) for found in both), len(both)),
-        changed=settings.share(sum(results[q] != baseline[q] for q in common), len(common)),
-        accuracy=settings.share(sum(v == label for v, label in labels), len(labels)),
-    )
+    return tuple(map(mitigation, ways))

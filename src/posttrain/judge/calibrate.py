@@ -25,20 +25,17 @@ from posttrain.stats.intervals import Interval, IntervalSettings
 Decision = Literal["good enough", "not good enough", "not decided"]
 
 
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """When a judge is good enough. Ours, not published: change them to what your decision can bear."""
-
-    margin: float = 0.1
-    """The lower end of accuracy must be this far above what a constant answer gets."""
-    consistency: float = 0.7
-    """Share of pairs on which both orders agree."""
-    missing: float = 0.05
-    """At most this share of calls without a verdict."""
-    correlation: float = 0.5
-    """Ratings: the lower end of the rank correlation with people is at least this."""
-    replies: int = 30
-    """Ratings: fewer replies than this decide nothing (a bootstrap over so few is too sure of itself)."""
+# When a judge is good enough. Ours, not published.
+MARGIN = 0.1
+"""The lower end of accuracy must be this far above what a constant answer gets."""
+CONSISTENCY = 0.7
+"""Share of pairs on which both orders agree."""
+MOST_MISSING = 0.05
+"""At most this share of calls without a verdict."""
+CORRELATION = 0.5
+"""Ratings: the lower end of the rank correlation with people is at least this."""
+FEWEST_REPLIES = 30
+"""Ratings: fewer replies than this decide nothing (a bootstrap over so few is too sure of itself)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,68 +54,53 @@ class JudgeCalibration:
 
 
 def calibrate(
-    items: Sequence[Item],
-    judgments: Sequence[Judgment],
-    thresholds: Thresholds = Thresholds(),
-    *,
-    settings: IntervalSettings = IntervalSettings(),
+    items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings = IntervalSettings()
 ) -> JudgeCalibration:
-    """Compare the outcomes of the last turns with the labels of their items.
+    """Compare the outcomes of the last turns, asked in both orders, with the labels of their items.
 
     A judge without orders (a reward model) counts as saying the same in both; its consistency is then no evidence and not asked for.
     ``not decided``: accuracy could be on either side of the bar, and more labelled pairs would tell.
-
-    Raises:
-        ValueError: an item without a label, no judgments, or judgments in one order only.
-
     """
-    labelled = [item.label for item in items]
-    last = [
-        judgment for judgment in main_judgments(judgments) if judgment.ask.turn == len(items[judgment.ask.item].turns)
-    ]
-    questions = by_question(last)
+    last = _of_last_turns(items, judgments)
     gold: list[Verdict] = []
     both: list[BothOrders] = []
-    ordered = True
-    for (place, _), found in questions.items():
-        label, pair = labelled[place], both_orders_of(found)
-        if label is None:
+    for (place, _), found in by_question(last).items():
+        if (label := items[place].label) is None:
             raise ValueError(f"item {items[place].id!r} has no label")
-        if pair is None and any(judgment.ask.order != "none" for judgment in found):
-            raise ValueError("calibration needs both orders")
-        if pair is None:
-            ordered = False
+        if (pair := both_orders_of(found)) is None:
             outcome = outcome_of(found)
             pair = BothOrders(outcome, outcome if isinstance(outcome, Missing) else mirrored(outcome))
         gold.append(label)
         both.append(pair)
-    measured = calibration(both, gold, settings=settings)
+    measured = calibration(both, gold, settings)
     calls = account([judgment.value for judgment in last])
     chance = max(0.5, max(Counter(gold).values()) / len(gold))
-    decision, reasons = _decide(measured, calls, chance, thresholds, ordered)
-    return JudgeCalibration(len(gold), measured, calls, chance, decision, reasons)
+    ordered = any(judgment.ask.order != "none" for judgment in last)
+    return JudgeCalibration(len(gold), measured, calls, chance, *_decide(measured, calls, chance, ordered))
 
 
-def _decide(
-    measured: Calibration, calls: Accounting, chance: float, limits: Thresholds, ordered: bool
-) -> tuple[Decision, tuple[str, ...]]:
+def _of_last_turns(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[Judgment]:
+    return [one for one in main_judgments(judgments) if one.ask.turn == len(items[one.ask.item].turns)]
+
+
+def _decide(measured: Calibration, calls: Accounting, chance: float, ordered: bool) -> tuple[Decision, tuple[str, ...]]:
     accuracy, consistent = measured.both_orders, measured.orders.consistent
     if accuracy is None or consistent is None:
         return "not good enough", ("no pair has a verdict in both orders",)
-    bar = chance + limits.margin
+    bar = chance + MARGIN
     states = [_above(accuracy, bar)]
     reasons = [
         f"accuracy {accuracy.estimate:.1%} ({accuracy.low:.1%} to {accuracy.high:.1%}): {_ABOVE[states[0]]} {bar:.1%}, "
-        f"which is {100 * limits.margin:.0f} points above a constant answer"
+        f"which is {100 * MARGIN:.0f} points above a constant answer"
     ]
     if ordered:
-        good = consistent.estimate >= limits.consistency
+        good = consistent.estimate >= CONSISTENCY
         states.append("good enough" if good else "not good enough")
         reasons.append(
             f"the same verdict in both orders for {consistent.estimate:.1%} of the pairs: "
-            f"{'at least' if good else 'less than'} {limits.consistency:.0%}"
+            f"{'at least' if good else 'less than'} {CONSISTENCY:.0%}"
         )
-    return _with_missing(states, reasons, calls, limits)
+    return _with_missing(states, reasons, calls)
 
 
 # ---- ratings of single replies -------------------------------------------------------------------------------------
@@ -154,52 +136,36 @@ class RatingCalibration:
 
 
 def calibrate_ratings(
-    items: Sequence[Item],
-    judgments: Sequence[Judgment],
-    thresholds: Thresholds = Thresholds(),
-    *,
-    settings: IntervalSettings = IntervalSettings(),
+    items: Sequence[Item], judgments: Sequence[Judgment], settings: IntervalSettings = IntervalSettings()
 ) -> RatingCalibration:
     """Compare the ratings of the last turns with the ratings people gave (``Item.rating``), which are on the same scale.
 
     ``not decided``: a correlation or an error could be on either side of its bar, and more labelled replies would tell.
-
-    Raises:
-        ValueError: an item without a rating by people, or no judgments.
-
     """
-    last = [
-        judgment for judgment in main_judgments(judgments) if judgment.ask.turn == len(items[judgment.ask.item].turns)
-    ]
-    if not last:
-        raise ValueError("no judgments, no calibration")
+    last = _of_last_turns(items, judgments)
     gold: list[float] = []
-    said: list[float] = []
-    labels: list[float] = []
-    clusters: list[str] = []
+    rated: list[tuple[float, float, str]] = []
     for (place, _), found in by_question(last).items():
         item = items[place]
         if item.rating is None:
             raise ValueError(f"item {item.id!r} has no rating by people")
         gold.append(item.rating)
-        ratings = [float(judgment.value) for judgment in found if isinstance(judgment.value, float | int)]
-        if ratings:
-            said.append(sum(ratings) / len(ratings))
-            labels.append(item.rating)
-            clusters.append(item.id)
-    differences = [a - b for a, b in zip(said, labels, strict=True)]
+        if ratings := [float(judgment.value) for judgment in found if isinstance(judgment.value, float | int)]:
+            rated.append((sum(ratings) / len(ratings), item.rating, item.id))
+    given, labels, clusters = [one[0] for one in rated], [one[1] for one in rated], [one[2] for one in rated]
+    differences = [own - label for own, label, _ in rated]
 
     def share(near: Callable[[float], bool]) -> Interval | None:
         return settings.share(sum(near(abs(d)) for d in differences), len(differences))
 
     def known(coefficient: Callable[..., Interval]) -> Interval | None:
-        interval = coefficient(said, labels, clusters_I=clusters, settings=settings) if said else None
+        interval = coefficient(given, labels, clusters_I=clusters, settings=settings) if rated else None
         return None if interval is None or math.isnan(interval.estimate) else interval
 
     middle = statistics.median(gold)
     measured = RatingCalibration(
         replies=len(gold),
-        rated=len(said),
+        rated=len(rated),
         spearman=known(spearman_correlation),
         pearson=known(pearson_correlation),
         kappa=known(quadratic_kappa),
@@ -212,13 +178,11 @@ def calibrate_ratings(
         decision="not decided",
         reasons=(),
     )
-    decision, reasons = _decide_ratings(measured, labels, thresholds)
+    decision, reasons = _decide_ratings(measured, labels)
     return replace(measured, decision=decision, reasons=reasons)
 
 
-def _decide_ratings(
-    measured: RatingCalibration, labels: Sequence[float], limits: Thresholds
-) -> tuple[Decision, tuple[str, ...]]:
+def _decide_ratings(measured: RatingCalibration, labels: Sequence[float]) -> tuple[Decision, tuple[str, ...]]:
     error, spearman, constant = measured.error, measured.spearman, measured.constant_error
     if error is None:
         return "not good enough", ("no reply has a rating",)
@@ -226,21 +190,21 @@ def _decide_ratings(
         return "not decided", ("people gave every reply the same rating: nothing can be told from that",)
     if spearman is None:
         return "not good enough", ("the judge gives every reply the same rating",)
-    ranked = _above(spearman, limits.correlation)
+    ranked = _above(spearman, CORRELATION)
     near: Decision = (
         "good enough" if error.high < constant else "not decided" if error.low < constant else "not good enough"
     )
     reasons = [
         f"rank correlation {spearman.estimate:.2f} ({spearman.low:.2f} to {spearman.high:.2f}): "
-        f"{_ABOVE[ranked]} {limits.correlation:g}",
+        f"{_ABOVE[ranked]} {CORRELATION:g}",
         f"{error.estimate:.2f} points off on average ({error.low:.2f} to {error.high:.2f}): "
         f"{_BELOW[near]} {constant:.2f}, the error of a constant answer",
     ]
     states = [ranked, near]
-    if measured.rated < limits.replies:
+    if measured.rated < FEWEST_REPLIES:
         states.append("not decided")
-        reasons.append(f"{measured.rated} rated replies: fewer than {limits.replies} decide nothing")
-    return _with_missing(states, reasons, measured.calls, limits)
+        reasons.append(f"{measured.rated} rated replies: fewer than {FEWEST_REPLIES} decide nothing")
+    return _with_missing(states, reasons, measured.calls)
 
 
 # ---- criteria ------------------------------------------------------------------------------------------------------
@@ -262,12 +226,12 @@ def _above(interval: Interval, bar: float) -> Decision:
 
 
 def _with_missing(
-    states: Sequence[Decision], reasons: Sequence[str], calls: Accounting, limits: Thresholds
+    states: Sequence[Decision], reasons: Sequence[str], calls: Accounting
 ) -> tuple[Decision, tuple[str, ...]]:
     """The criterion that every judge must meet, and the decision: as bad as the worst of all."""
     missing = (calls.asked - calls.parsed) / calls.asked
-    good = missing <= limits.missing
-    reason = f"{missing:.1%} of the calls have no verdict: {'at most' if good else 'more than'} {limits.missing:.0%}"
+    good = missing <= MOST_MISSING
+    reason = f"{missing:.1%} of the calls have no verdict: {'at most' if good else 'more than'} {MOST_MISSING:.0%}"
     order: tuple[Decision, ...] = ("not good enough", "not decided", "good enough")
     worst = min([*states, order[2] if good else order[0]], key=order.index)
     return worst, (*reasons, reason)

@@ -12,20 +12,21 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from posttrain.errors import ConfigError
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.cost import Budget, Caps, Prices, Totals, read_calls, totals
-from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Progress, Request, request_key
+from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Request, request_key
 from posttrain.generate.openai import Endpoint, OpenAIEngine
-from posttrain.judge.bias import BiasReport, bias_report
+from posttrain.judge.bias import BiasReport, bias_report, failures_of
 from posttrain.judge.config import JudgeConfig, JudgePrompt, JudgeSource, Plan
 from posttrain.judge.items import Item
 from posttrain.judge.judge import Judgment, judge, prepared, prompt_digest, try_out
 from posttrain.judge.reward import RewardJudge, open_reward_judge
-from posttrain.judge.verdicts import Missing, MissingReason, account
+from posttrain.judge.verdicts import Accounting, Missing, account
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.types import Display
 
@@ -36,14 +37,9 @@ SERVER_CONCURRENCY, GGUF_SLOTS, GGUF_CONTEXT = 16, 4, 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
-    """What became of a judge's questions: asked = answered + failed; answered = parsed + missing for other reasons."""
+class Calls(Accounting):
+    """What became of a judge's questions, and why calls failed."""
 
-    asked: int
-    answered: int
-    parsed: int
-    missing: dict[MissingReason, int] = field(default_factory=dict)
-    """Those without a verdict, by reason."""
     failures: dict[str, int] = field(default_factory=dict)
     """The failed ones by the engine's reason."""
     cached: int = 0
@@ -91,15 +87,10 @@ class Judged(NamedTuple):
 class Judges(Protocol):
     """Whoever judges: asks every judge of the stage (one, or a panel) and keeps account of calls and bias."""
 
-    @property
-    def language(self) -> Literal["en", "zh"]:
-        """Language of the judge's prompts."""
-        ...
-
-    @property
-    def plan(self) -> Plan:
-        """How often and in which form it is asked."""
-        ...
+    language: Literal["en", "zh"]
+    """Of the judge's prompts."""
+    plan: Plan
+    """How often and in which form it is asked."""
 
     def ask(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> list[Judged]:
         """All judges' judgments of all items, in the order of the judges. Calls and (of pairs) the bias report are recorded."""
@@ -111,11 +102,8 @@ class Judges(Protocol):
 
 def judge_names(sources: Sequence[JudgeSource]) -> list[str]:
     """Short names, all different: the model or the target, with a number where two are equal."""
-    plain_names = [source.name for source in sources]
-    return [
-        f"{name} #{plain_names[: k + 1].count(name)}" if plain_names.count(name) > 1 else name
-        for k, name in enumerate(plain_names)
-    ]
+    names = [source.name for source in sources]
+    return [f"{name} #{names[: k + 1].count(name)}" if names.count(name) > 1 else name for k, name in enumerate(names)]
 
 
 def open_engine(source: JudgeSource, config: JudgeConfig, ledger: Path) -> Engine:
@@ -131,25 +119,17 @@ def open_engine(source: JudgeSource, config: JudgeConfig, ledger: Path) -> Engin
         )
         if source.request_timeout is not None:
             endpoint = replace(endpoint, request_timeout=source.request_timeout)
+        prices = None
+        if config.prompt_price is not None and config.completion_price is not None:
+            prices = Prices(prompt_per_million=config.prompt_price, completion_per_million=config.completion_price)
         caps = Caps(money=config.max_money, calls=config.max_calls)
-        return OpenAIEngine(endpoint, prices=_prices(config), caps=caps, ledger=ledger)
+        return OpenAIEngine(endpoint, prices=prices, caps=caps, ledger=ledger)
     if source.gguf is not None:
         from posttrain.generate.llamacpp import GgufModel, LlamaCppEngine
 
-        return LlamaCppEngine(
-            GgufModel(
-                path=Path(source.gguf),
-                context=source.context or GGUF_CONTEXT,
-                slots=source.concurrency or GGUF_SLOTS,
-            )
-        )
+        context, slots = source.context or GGUF_CONTEXT, source.concurrency or GGUF_SLOTS
+        return LlamaCppEngine(GgufModel(path=Path(source.gguf), context=context, slots=slots))
     return _local_engine(source)
-
-
-def _prices(config: JudgeConfig) -> Prices | None:
-    if config.prompt_price is None or config.completion_price is None:
-        return None
-    return Prices(prompt_per_million=config.prompt_price, completion_per_million=config.completion_price)
 
 
 def _local_engine(source: JudgeSource) -> Engine:
@@ -175,7 +155,6 @@ class JudgePool:
     def __init__(self, config: JudgeConfig | None, cache: RequestCache, ledger: Path, display: Display) -> None:
         self.config, self.ledger, self.display = config, ledger, display
         self._cache = cache
-        self._names = judge_names(config.judges) if config is not None else []
         self._open: dict[str, CachedEngine | RewardJudge] = {}
         self._budget: Budget | None = None
         self._closing = contextlib.ExitStack()
@@ -188,19 +167,15 @@ class JudgePool:
         self._closing.close()
 
     def session(self, label: str = "") -> JudgeSession:
-        """Begin to ask. ``label`` stands before the progress of its questions.
-
-        Raises:
-            ConfigError: nobody judges here.
-
-        """
+        """Begin to ask. ``label`` stands before the progress of its questions. Raises ConfigError where nobody judges."""
         if self.config is None:
             raise ConfigError("there is no judge", where="judge", fix="say who judges: judge: {judges: [...]}")
         return JudgeSession(self, self.config, label)
 
     def judges(self) -> list[tuple[str, JudgeSource]]:
         """Name and source of every judge."""
-        return list(zip(self._names, self.config.judges, strict=True)) if self.config is not None else []
+        sources = self.config.judges if self.config is not None else ()
+        return list(zip(judge_names(sources), sources, strict=True))
 
     def opened(self, name: str, source: JudgeSource) -> CachedEngine | RewardJudge:
         """The judge of this name, loaded or connected the first time it is wanted."""
@@ -227,7 +202,7 @@ class JudgePool:
 # ---- asking --------------------------------------------------------------------------------------------------------
 
 
-class _Asked(NamedTuple):
+class _Batch(NamedTuple):
     """One call of `JudgeSession.ask`."""
 
     items: Sequence[Item]
@@ -254,9 +229,9 @@ class _Noting:
         self._keys.update(keys)
         async with contextlib.aclosing(self._engine.generate(requests)) as outcomes:
             async for index, outcome in outcomes:
-                yield index, self._told(keys[index], outcome)
+                yield index, self._noted(keys[index], outcome)
 
-    def _told(self, key: str, outcome: Outcome) -> Outcome:
+    def _noted(self, key: str, outcome: Outcome) -> Outcome:
         if not isinstance(outcome, Completion):
             return outcome
         if self._trial and not outcome.cached:
@@ -273,19 +248,10 @@ class JudgeSession:
     def __init__(self, pool: JudgePool, config: JudgeConfig, label: str) -> None:
         self._pool, self._config = pool, config
         self._prefix = f"{label}: " if label else ""
-        self._asked: list[_Asked] = []
+        self._batches: list[_Batch] = []
         self._keys: set[str] = set()
         self._tried: set[str] = set()
-
-    @property
-    def language(self) -> Literal["en", "zh"]:
-        """Language of posttrain's own prompts."""
-        return self._config.language
-
-    @property
-    def plan(self) -> Plan:
-        """How the judges are to be asked."""
-        return self._config.plan
+        self.language, self.plan = config.language, config.plan
 
     def try_out(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, where: str) -> None:
         """Three questions to every judge that writes, before the rest is asked. Raises ConfigError as `judge.try_out`."""
@@ -293,7 +259,7 @@ class JudgeSession:
         for name, source in self._pool.judges():
             opened = self._pool.opened(name, source)
             if not isinstance(opened, RewardJudge):
-                try_out(_Noting(opened, self._keys, self._tried, trial=True), items, prompt, plan, where)
+                try_out(self._noting(opened, trial=True), items, prompt, plan, where)
 
     def ask(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> list[Judged]:
         """All judges' judgments on all items, in the order of the judges. A judge on a server is tried on three questions first.
@@ -307,16 +273,18 @@ class JudgeSession:
         judged = []
         for name, source in self._pool.judges():
             opened = self._pool.opened(name, source)
-            if self._config.check and source.endpoint is not None and not isinstance(opened, RewardJudge):
-                trial = _Noting(opened, self._keys, self._tried, trial=True)
-                try_out(trial, items, prompt, plan, source.endpoint)
-
-            def tick(done: int, total: int, name: str = name) -> None:
-                self._pool.display.tick(f"{self._prefix}judging with {name}", done, total)
-
-            judged.append(Judged(name, self._judgments(opened, items, prompt, plan, tick)))
-        self._asked.append(_Asked(tuple(items), prompt, plan, judged))
+            tick = partial(self._pool.display.tick, f"{self._prefix}judging with {name}")
+            if isinstance(opened, RewardJudge):
+                judged.append(Judged(name, opened.judge(items, plan, tick)))
+                continue
+            if self._config.check and source.endpoint is not None:
+                try_out(self._noting(opened, trial=True), items, prompt, plan, source.endpoint)
+            judged.append(Judged(name, judge(self._noting(opened), items, prompt, plan, tick)))
+        self._batches.append(_Batch(tuple(items), prompt, plan, judged))
         return judged
+
+    def _noting(self, engine: Engine, *, trial: bool = False) -> _Noting:
+        return _Noting(engine, self._keys, self._tried, trial=trial)
 
     def _check(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> None:
         rewards = [source.reward is not None for source in self._config.judges]
@@ -327,21 +295,9 @@ class JudgeSession:
         if not all(rewards):
             prepared(items, prompt, plan)
 
-    def _judgments(
-        self,
-        opened: CachedEngine | RewardJudge,
-        items: Sequence[Item],
-        prompt: JudgePrompt,
-        plan: Plan,
-        progress: Progress,
-    ) -> list[Judgment]:
-        if isinstance(opened, RewardJudge):
-            return opened.judge(items, plan, progress)
-        return judge(_Noting(opened, self._keys, self._tried), items, prompt, plan, progress)
-
     def failed(self) -> str | None:
         """Why there is nothing to record: every call of every judge failed. None where one was answered, or nothing was asked."""
-        judgments = [judgment for one in self._asked for judged in one.judged for judgment in judged.judgments]
+        judgments = [judgment for one in self._batches for judged in one.judged for judgment in judged.judgments]
         values = [judgment.value for judgment in judgments]
         if not values or not all(isinstance(value, Missing) and value.reason == "transport" for value in values):
             return None
@@ -350,21 +306,21 @@ class JudgeSession:
 
     def record(self, settings: IntervalSettings = IntervalSettings()) -> JudgeRecord | None:
         """Who judged and how; None where nothing was asked."""
-        asked = [one for one in self._asked if one.items]
-        if not asked:
+        batches = [one for one in self._batches if one.items]
+        if not batches:
             return None
         judges: list[JudgeEntry] = []
         bias: dict[str, BiasReport] = {}
         for place, (name, source) in enumerate(self._pool.judges()):
-            judgments = [judgment for one in asked for judgment in one.judged[place].judgments]
-            digests = [] if source.reward is not None else [prompt_digest(one.prompt, one.plan) for one in asked]
+            judgments = [judgment for one in batches for judgment in one.judged[place].judgments]
+            digests = [] if source.reward is not None else [prompt_digest(one.prompt, one.plan) for one in batches]
             fingerprint = self._pool.opened(name, source).fingerprint
             judges.append(JudgeEntry(name, fingerprint, calls_of(judgments), tuple(dict.fromkeys(digests))))
-            items, of_pairs = _pairs_together(asked, place)
+            items, of_pairs = _pairs_together(batches, place)
             if of_pairs:
                 bias[name] = bias_report(items, of_pairs, settings)
-        plans = list(dict.fromkeys(one.plan for one in asked))
-        plan = plans[0] if len(plans) == 1 else self.plan
+        plans = {one.plan for one in batches}
+        plan = plans.pop() if len(plans) == 1 else self.plan
         return JudgeRecord(tuple(judges), self.language, plan, self._spent(), bias)
 
     def _spent(self) -> Totals | None:
@@ -373,16 +329,14 @@ class JudgeSession:
         return totals([call for call in read_calls(self._pool.ledger) if call.key in self._keys])
 
 
-def _pairs_together(asked: Sequence[_Asked], place: int) -> tuple[list[Item], list[Judgment]]:
+def _pairs_together(batches: Sequence[_Batch], place: int) -> tuple[list[Item], list[Judgment]]:
     """Items and judgments of all pairs that one judge was asked for, as one list each."""
     items: list[Item] = []
     judgments: list[Judgment] = []
-    for one in asked:
+    for one in batches:
         if one.prompt.task == "pair":
             own = one.judged[place].judgments
-            judgments += [
-                judgment._replace(ask=judgment.ask._replace(item=judgment.ask.item + len(items))) for judgment in own
-            ]
+            judgments += [other._replace(ask=other.ask._replace(item=other.ask.item + len(items))) for other in own]
             items += one.items
     return items, judgments
 
@@ -390,17 +344,12 @@ def _pairs_together(asked: Sequence[_Asked], place: int) -> tuple[list[Item], li
 def calls_of(judgments: Sequence[Judgment]) -> Calls:
     """Count what became of a judge's questions."""
     counts = account([judgment.value for judgment in judgments])
-    failures: dict[str, int] = {}
-    for judgment in judgments:
-        if isinstance(judgment.value, Missing) and judgment.value.reason == "transport":
-            reason = judgment.value.detail.partition(":")[0]
-            failures[reason] = failures.get(reason, 0) + 1
     return Calls(
         counts.asked,
         counts.answered,
         counts.parsed,
         counts.missing,
-        failures,
+        failures_of(judgments),
         cached=sum(getattr(judgment.outcome, "cached", False) for judgment in judgments),
         asked_again=sum(judgment.asked_again for judgment in judgments),
     )

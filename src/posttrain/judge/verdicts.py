@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from posttrain.generate.engine import Failure, Outcome
@@ -285,7 +285,7 @@ class Accounting:
     asked: int
     answered: int
     parsed: int
-    missing: dict[MissingReason, int]
+    missing: dict[MissingReason, int] = field(default_factory=dict)
     """Those without a verdict, by reason."""
 
 
