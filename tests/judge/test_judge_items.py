@@ -67,7 +67,7 @@ def test_a_bad_line_costs_that_line_only(tmp_path, line, problem):
     read = read_items(path, "pair")
     assert [item.id for item in read.items] == ["1", "last"]
     (bad,) = read.bad
-    assert str(bad.origin) == f"{path}:2"
+    assert bad.place == f"{path}:2"
     assert problem in bad.problem
 
 

@@ -63,10 +63,12 @@ class Item:
     origin: Origin = _NOWHERE
 
 
-class BadLine(NamedTuple):
-    """A line that could not be used."""
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that was left out, and why."""
 
-    origin: Origin
+    place: str
+    """File and line."""
     problem: str
 
 
@@ -103,13 +105,13 @@ def read_items(path: Path, task: Literal["pair", "single"], *, labelled: bool = 
             if labelled and item.label is None and item.rating is None:
                 raise ValueError(f"no label: {_WANTED[task]}")
         except (ValueError, RecursionError) as error:
-            bad.append(BadLine(origin, _words(error)))
+            bad.append(BadLine(str(origin), _words(error)))
             continue
         seen[key] = number
         items.append(item)
     if not items:
-        told = "".join(f"\n  {line.origin}: {line.problem}" for line in bad[:3])
-        problem = f"no line can be used of {len(bad):,}{told}" if bad else "this file is empty"
+        first = "".join(f"\n  {line.place}: {line.problem}" for line in bad[:3])
+        problem = f"no line can be used of {len(bad):,}{first}" if bad else "this file is empty"
         raise DataError(problem, where=str(path), fix="one JSON object a line: id, prompt, replies (docs/judges.md)")
     return ItemsRead(tuple(items), tuple(bad))
 
@@ -130,25 +132,26 @@ def _item(record: Any, task: str, origin: Origin) -> Item:
         raise ValueError("either prompt or turns is needed")
     turns = _texts(record, "turns" if "turns" in record else "prompt")
     pair = task == "pair"
-    replies = [_texts(record, key) for key in (("reply_a", "reply_b") if pair else ("reply",))]
-    for key, texts in zip(("reply_a", "reply_b") if pair else ("reply",), replies, strict=True):
+    replies = {key: _texts(record, key) for key in (("reply_a", "reply_b") if pair else ("reply",))}
+    for key, texts in replies.items():
         if len(texts) != len(turns):
             raise ValueError(f"{len(turns)} turns, but {len(texts)} texts in {key}")
-    model_keys = ("model_a", "model_b") if pair else ("model",)
-    models = [_name(record, key, default) for key, default in zip(model_keys, ("a", "b"), strict=False)]
-    if pair and models[0] == models[1]:
-        raise ValueError(f"model_a and model_b are both {models[0]!r}")
+    model_a = _name(record, "model_a" if pair else "model", "a")
+    model_b = _name(record, "model_b", "b") if pair else ""
+    if model_a == model_b:
+        raise ValueError(f"model_a and model_b are both {model_a!r}")
+    label = record.get("label")
     return Item(
         id=_id(record),
         turns=turns,
-        replies_a=replies[0],
-        replies_b=replies[1] if pair else (),
+        replies_a=replies["reply_a" if pair else "reply"],
+        replies_b=replies.get("reply_b", ()),
         category=_name(record, "category", "") or None,
-        model_a=models[0],
-        model_b=models[1] if pair else "",
+        model_a=model_a,
+        model_b=model_b,
         references=_references(record, len(turns)),
-        label=_label(record) if pair else None,
-        rating=None if pair else _rating(record),
+        label=_verdict(label) if pair and label is not None else None,
+        rating=_rating(label) if not pair and label is not None else None,
         origin=origin,
     )
 
@@ -192,20 +195,14 @@ def _name(record: Mapping[str, Any], key: str, default: str) -> str:
     return value
 
 
-def _label(record: Mapping[str, Any]) -> Verdict | None:
-    value = record.get("label")
-    if value is None:
-        return None
-    word = "" if isinstance(value, bool) else str(value).strip().lower()
+def _verdict(label: Any) -> Verdict:
+    word = "" if isinstance(label, bool) else str(label).strip().lower()
     if word not in _LABELS:
-        raise ValueError(f"label {value!r}: {_WANTED['pair']} (also 1 and 2)")
+        raise ValueError(f"label {label!r}: {_WANTED['pair']} (also 1 and 2)")
     return _LABELS[word]
 
 
-def _rating(record: Mapping[str, Any]) -> float | None:
-    value = record.get("label")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
-        raise ValueError(f"label {value!r}: {_WANTED['single']}")
-    return float(value)
+def _rating(label: Any) -> float:
+    if isinstance(label, bool) or not isinstance(label, int | float) or not -1e300 < label < 1e300:
+        raise ValueError(f"label {label!r}: {_WANTED['single']}")
+    return float(label)

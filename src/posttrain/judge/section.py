@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from posttrain.artifacts import plain
 from posttrain.judge.bias import BiasReport, BiasSummary
 from posttrain.judge.calibrate import JudgeCalibration, RatingCalibration
 from posttrain.judge.pool import Calls, JudgeEntry, JudgeRecord
 from posttrain.judge.summary import JudgeSummary
-from posttrain.judge.win_rates import WinRates
 from posttrain.report import numbers
 from posttrain.report.charts import Forest, Lane
 from posttrain.report.figure import file_name
 from posttrain.report.values import Block, Cell, Number, Section, Table, Text, Unit
-from posttrain.report.words import plural
+from posttrain.report.words import LANGUAGES, plural
 from posttrain.stats.intervals import Interval
 
-LANGUAGES = {"en": "English", "zh": "Chinese"}
 WEAK = 0.1
 """Share of calls without a verdict from which on there is a warning."""
 
@@ -39,8 +37,8 @@ def _number(
 # ---- of any judges -------------------------------------------------------------------------------------------------
 
 
-def judges_table(named: Sequence[tuple[str, JudgeRecord]]) -> Table:
-    """One row a measurement and judge: who it is, what it was asked with, what could be read, whether its bias is known."""
+def judges_table(name: str, record: JudgeRecord) -> Table:
+    """One row a judge: who it is, what it was asked with, what could be read, whether its bias is known."""
     rows = [
         (
             name,
@@ -50,7 +48,6 @@ def judges_table(named: Sequence[tuple[str, JudgeRecord]]) -> Table:
             unread_text(entry.calls),
             bias_words(record.bias.get(entry.name)),
         )
-        for name, record in named
         for entry in record.judges
     ]
     columns = ("Benchmark", "Judge", "Prompts", "Verdicts read", "Without a verdict", "Position bias")
@@ -101,14 +98,12 @@ def bias_words(bias: BiasReport | None) -> str:
 def judge_section(record: JudgeRecord, name: str, prefix: str, confidence: float) -> Section:
     """The judges of one measurement. ``prefix``: of anchors and charts."""
     plan = [f"{k.replace('_', ' ')} {v}" for k, v in plain(record.plan).items() if v not in (None, "")]
-    told = [f"Prompts in {LANGUAGES[record.language]}. Asked with {', '.join(plan)}."]
-    if record.spent:
-        price = f", price {numbers.fixed(record.spent.price, 4)}" if record.spent.price else ""
-        told.append(
-            f"Spent: {record.spent.calls:,} calls, {record.spent.prompt_tokens:,} tokens read and "
-            f"{record.spent.completion_tokens:,} written{price}."
-        )
-    blocks: list[Block] = [judges_table([(name, record)]), Text(" ".join(told), "aside")]
+    text = f"Prompts in {LANGUAGES[record.language]}. Asked with {', '.join(plan)}."
+    if spent := record.spent:
+        price = f", price {numbers.fixed(spent.price, 4)}" if spent.price else ""
+        tokens = f"{spent.prompt_tokens:,} tokens read and {spent.completion_tokens:,} written"
+        text += f" Spent: {spent.calls:,} calls, {tokens}{price}."
+    blocks: list[Block] = [judges_table(name, record), Text(text, "aside")]
     for place, (judge, bias) in enumerate(record.bias.items()):
         chart = bias_chart(bias, judge, file_name(prefix, "bias", str(place + 1)), confidence)
         if chart.lanes:
@@ -122,16 +117,13 @@ def judge_section(record: JudgeRecord, name: str, prefix: str, confidence: float
 
 def bias_chart(bias: BiasReport, judge: str, name: str, confidence: float) -> Forest:
     """What order and length did to a judge."""
-    one, orders = bias.overall, bias.overall.orders
-    rows: list[tuple[str, Interval | None, str]] = []
-    if orders is not None:
-        rows += [
-            ("Both orders agree", orders.consistent, "s3"),
-            ("The first shown wins both", orders.to_first, "s2"),
-            ("The second shown wins both", orders.to_second, "s2"),
-            ("A tie in one order only", orders.half_tie, "s0"),
-        ]
-    rows += [
+    one = bias.overall
+    consistent, to_first, to_second, half_tie = _order_shares(one)
+    rows = [
+        ("Both orders agree", consistent, "s3"),
+        ("The first shown wins both", to_first, "s2"),
+        ("The second shown wins both", to_second, "s2"),
+        ("A tie in one order only", half_tie, "s0"),
         ("Ties", one.ties, "s0"),
         ("Judgments the first shown wins", one.first_shown, "s4"),
         ("Decisions the longer reply wins", one.length.longer, "s4"),
@@ -165,28 +157,16 @@ def interval_text(interval: Interval) -> str:
 def bias_section(bias: BiasReport, judge: str, anchor: str) -> Section:
     """The bias of a judge in numbers: all questions, every category, every way of asking."""
     named = [("all", bias.overall), *(bias.by_category.items() if len(bias.by_category) > 1 else ())]
-    columns: tuple[str, ...] = (
-        "Questions",
-        "Judged",
-        "Orders agree",
-        "To the first",
-        "To the second",
-        "Ties",
-        "First shown wins",
+    columns = (
+        *("Questions", "Judged", "Orders agree", "To the first", "To the second", "Ties", "First shown wins"),
+        *("Longer wins", "p of an even split", "Slope on length", "Without an outcome"),
     )
-    columns += ("Longer wins", "p of an even split", "Slope on length", "Without an outcome")
     table = Table(f"Bias of {judge}", columns, tuple((name, *_bias_cells(one)) for name, one in named)).known()
     blocks: list[Block] = [table]
     if bias.mitigations:
         ways = (
-            "Asked",
-            "Questions",
-            "Model a wins",
-            "Ties",
-            "First shown wins",
-            "Orders agree",
-            "Changed",
-            "As labelled",
+            *("Asked", "Questions", "Model a wins", "Ties"),
+            *("First shown wins", "Orders agree", "Changed", "As labelled"),
         )
         rows = tuple(
             (
@@ -207,15 +187,16 @@ def bias_section(bias: BiasReport, judge: str, anchor: str) -> Section:
     return Section(title, anchor, tuple(blocks), folded=True)
 
 
-def _bias_cells(one: BiasSummary) -> tuple[Cell, ...]:
+def _order_shares(one: BiasSummary) -> tuple[Interval | None, ...]:
     orders = one.orders
-    shares = (orders.consistent, orders.to_first, orders.to_second) if orders else (None,) * 3
+    return (orders.consistent, orders.to_first, orders.to_second, orders.half_tie) if orders else (None,) * 4
+
+
+def _bias_cells(one: BiasSummary) -> tuple[Cell, ...]:
+    shares = (*_order_shares(one)[:3], one.ties, one.first_shown, one.length.longer)
     return (
         Number(one.judged, "count"),
         *map(share, shares),
-        share(one.ties),
-        share(one.first_shown),
-        share(one.length.longer),
         Number(one.length.p_value, "p") if one.length.decided else None,
         _number(one.length.slope, digits=2),
         Number(one.dropped, "count"),
@@ -227,20 +208,19 @@ def _bias_cells(one: BiasSummary) -> tuple[Cell, ...]:
 
 def summary_section(summary: JudgeSummary) -> Section:
     """What ``posttrain judge`` found, from summary.json."""
-    blocks: list[Block] = [*_head(summary)]
     level = numbers.confidence(summary.confidence)
+    blocks: list[Block] = [*_head(summary)]
     if summary.scale and summary.ratings:
-        blocks.append(_ratings(summary, level))
+        blocks.append(_ratings(summary, *summary.scale, level))
     if summary.win_rates:
         blocks.append(_win_rates(summary, level))
     if (panel := summary.panel) is not None:
         alpha = _number(panel.krippendorff_alpha, digits=2)
-        blocks.append(
-            Text(
-                f"Panel: {panel.unanimous} of {panel.questions} questions unanimous, {panel.missing} without a verdict, "
-                f"Krippendorff's alpha {f'{alpha.text} ({alpha.interval})' if alpha else numbers.NOTHING}."
-            )
+        text = (
+            f"Panel: {panel.unanimous} of {panel.questions} questions unanimous, {panel.missing} without a verdict, "
+            f"Krippendorff's alpha {f'{alpha.text} ({alpha.interval})' if alpha else numbers.NOTHING}."
         )
+        blocks.append(Text(text))
     for name, found in summary.calibration.items():
         blocks += _calibration(name, found)
     for name, report in summary.bias.items():
@@ -271,7 +251,7 @@ def _head(summary: JudgeSummary) -> Iterator[Block]:
 
 
 def _win_rates(summary: JudgeSummary, level: str) -> Table:
-    named: list[tuple[str, WinRates]] = [("", one) for one in summary.win_rates]
+    named = [("", one) for one in summary.win_rates]
     named += [(f"{category}: ", one) for category, found in summary.win_rates_by_category.items() for one in found]
     rows = tuple(
         (
@@ -287,9 +267,7 @@ def _win_rates(summary: JudgeSummary, level: str) -> Table:
     return Table(f"Win rates ({level} intervals)", columns, rows)
 
 
-def _ratings(summary: JudgeSummary, level: str) -> Table:
-    assert summary.scale is not None, "ratings have a scale"
-    low, high = summary.scale
+def _ratings(summary: JudgeSummary, low: float, high: float, level: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for model, found in summary.ratings.items():
         named = [(model, found.overall)]

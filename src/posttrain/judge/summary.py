@@ -11,7 +11,7 @@ from posttrain.judge.agreement import krippendorff_alpha
 from posttrain.judge.bias import BiasReport, main_judgments
 from posttrain.judge.calibrate import JudgeCalibration, RatingCalibration
 from posttrain.judge.config import JudgeTask, Plan
-from posttrain.judge.items import Item
+from posttrain.judge.items import BadLine, Item
 from posttrain.judge.judge import Judgment, Question
 from posttrain.judge.pool import JudgeEntry
 from posttrain.judge.scores import ModelRatings
@@ -25,19 +25,11 @@ Outcomes = Mapping[Question, Verdict | Missing]
 
 
 @dataclass(frozen=True, slots=True)
-class BadPlace:
-    """A line that was left out, and why."""
-
-    place: str
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
 class BadLines:
     """Lines that are no items."""
 
     count: int
-    first: tuple[BadPlace, ...]
+    first: tuple[BadLine, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +106,7 @@ class JudgeSummary:
 def pair_outcomes(items: Sequence[Item], final: Outcomes, settings: IntervalSettings) -> tuple[WinRates, ...]:
     """Win rates of every two models."""
     chosen = [(items[place], outcome) for (place, _), outcome in final.items()]
-    return win_rates([PairOutcome(one.model_a, one.model_b, said, one.id) for one, said in chosen], settings)
+    return win_rates([PairOutcome(one.model_a, one.model_b, outcome, one.id) for one, outcome in chosen], settings)
 
 
 def by_category(items: Sequence[Item], final: Outcomes, settings: IntervalSettings) -> dict[str, tuple[WinRates, ...]]:

@@ -13,32 +13,10 @@ from itertools import groupby
 
 from markupsafe import Markup, escape
 
-from posttrain.report import numbers
+from posttrain.report import numbers, values
 from posttrain.report.charts import Chart, draw
 from posttrain.report.figure import Figure
 from posttrain.report.svg import Scale, dot, tag, whisker
-from posttrain.report.values import (
-    Answer,
-    Beside,
-    Block,
-    Card,
-    Cell,
-    Code,
-    Facts,
-    Headline,
-    Label,
-    Mark,
-    Matrix,
-    Notice,
-    Number,
-    Page,
-    Records,
-    Replies,
-    Section,
-    Table,
-    Text,
-    is_known,
-)
 from posttrain.report.words import LANGUAGES, word_of
 
 ARROWS = {"higher": ("\N{UPWARDS ARROW}", "higher is better"), "lower": ("\N{DOWNWARDS ARROW}", "lower is better")}
@@ -50,7 +28,7 @@ _STRONGEST = 46
 """Percent of colour in a cell of a matrix at 0% and 100%; text stays readable on it in light and dark."""
 
 
-def page(one: Page) -> str:
+def page(one: values.Page) -> str:
     """Return the whole document; equal pages give equal bytes."""
     script = package_text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -106,8 +84,8 @@ _SHELL = Markup("""<!doctype html>
 """)
 
 
-def _is_lead(block: Block) -> bool:
-    return isinstance(block, Text) and block.kind == "lead"
+def _is_lead(block: values.Block) -> bool:
+    return isinstance(block, values.Text) and block.kind == "lead"
 
 
 def package_text(name: str) -> str:
@@ -118,22 +96,24 @@ def package_text(name: str) -> str:
 # ---- the first screen ----------------------------------------------------------------------------------------------
 
 
-def _lines(facts: Iterable[tuple[str, Cell]]) -> Iterator[Markup]:
+def _lines(facts: Iterable[tuple[str, values.Cell]]) -> Iterator[Markup]:
     for name, value in facts:
-        if is_known(value):
+        if values.is_known(value):
             yield tag(
-                "li", f"{name} " if name else "", cell(value) if isinstance(value, Mark) else tag("strong", cell(value))
+                "li",
+                f"{name} " if name else "",
+                cell(value) if isinstance(value, values.Mark) else tag("strong", cell(value)),
             )
 
 
-def tiles(headlines: Sequence[Headline]) -> Markup:
+def tiles(headlines: Sequence[values.Headline]) -> Markup:
     """Return the headline numbers, each with a small picture of its difference where it has one."""
     if not headlines:
         return Markup("")
     return tag("dl", *map(_tile, headlines), class_="tiles", aria_label="Headline numbers")
 
 
-def _tile(one: Headline) -> Markup:
+def _tile(one: values.Headline) -> Markup:
     parts = [tag("dt", one.label), tag("dd", cell(one.value), class_="value")]
     if one.change is not None and (picture := _change_picture(one)):
         parts.append(tag("dd", picture))
@@ -143,7 +123,7 @@ def _tile(one: Headline) -> Markup:
     return tag("div", *parts, class_="tile quality" if one.quality else "tile")
 
 
-def _change_picture(one: Headline) -> Markup | None:
+def _change_picture(one: values.Headline) -> Markup | None:
     """Return a difference and its interval around zero, better to the right."""
     change = one.change
     if change is None or change.value is None or change.low is None or change.high is None:
@@ -172,7 +152,7 @@ def _change_picture(one: Headline) -> Markup | None:
 # ---- sections and blocks -------------------------------------------------------------------------------------------
 
 
-def _section(one: Section, level: int) -> Markup:
+def _section(one: values.Section, level: int) -> Markup:
     heading = tag(f"h{min(level, 6)}", one.title, id=f"{one.anchor}-title")
     inside = blocks(one.blocks, level + 1)
     if one.folded:
@@ -182,7 +162,7 @@ def _section(one: Section, level: int) -> Markup:
     return tag("section", heading, inside, id=one.anchor, aria_labelledby=f"{one.anchor}-title")
 
 
-def blocks(several: Sequence[Block], level: int) -> Markup:
+def blocks(several: Sequence[values.Block], level: int) -> Markup:
     """Return blocks below each other; charts that follow each other stand in a grid."""
     parts = []
     for charts, group in groupby(several, key=lambda block: isinstance(block, Chart)):
@@ -196,32 +176,30 @@ def blocks(several: Sequence[Block], level: int) -> Markup:
     return Markup("\n").join(parts)
 
 
-def _block(one: Block, level: int) -> Markup:
+def _block(one: values.Block, level: int) -> Markup:
     match one:
-        case Text():
+        case values.Text():
             return tag("p", one.text, class_=None if one.kind == "plain" else one.kind)
-        case Table():
+        case values.Table():
             return table(one)
-        case Facts():
-            known = [(name, value) for name, value in one.items if is_known(value)]
-            pairs = [tag("div", tag("dt", name), tag("dd", cell(value))) for name, value in known]
+        case values.Facts():
+            pairs = [tag("div", tag("dt", name), tag("dd", cell(value))) for name, value in one.known]
             return tag("dl", *pairs, class_="terms" if one.terms else "facts") if pairs else Markup("")
-        case Matrix():
+        case values.Matrix():
             return _matrix(one)
-        case Notice():
+        case values.Notice():
             several = tag("ul", *(tag("li", text) for text in one.texts))
             said = tag("p", one.texts[0]) if len(one.texts) == 1 else several
             return tag("div", tag(f"h{min(level, 6)}", one.title), said, class_=f"notice {one.kind}", role="note")
-        case Code():
-            text = tag("pre", one.text, tabindex="0")
-            return tag("details", tag("summary", one.title), text) if one.folded else text
-        case Replies():
+        case values.Code():
+            return tag("details", tag("summary", one.title), tag("pre", one.text, tabindex="0"))
+        case values.Replies():
             return _replies(one, level)
-        case Beside():
+        case values.Beside():
             return tag("div", *(blocks((inner,), level) for inner in one.blocks), class_="split")
-        case Section():
+        case values.Section():
             return _section(one, level)
-        case Records():
+        case values.Records():
             return Markup("")
         case _:
             raise TypeError(f"{type(one).__name__} is no block")
@@ -235,10 +213,9 @@ def _figure(figure: Figure, level: int) -> Markup:
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
-def table(one: Table) -> Markup:
+def table(one: values.Table) -> Markup:
     """Return a table that can be scrolled sideways; on a phone its rows become lists."""
-    rows = [row for row in one.rows if not isinstance(row, str)]
-    numeric = [_numeric([row[place] for row in rows]) for place in range(len(one.columns))]
+    numeric = one.numeric
     head = [
         tag("th", name, scope="col", class_="number" if right else None)
         for name, right in zip(one.columns, numeric, strict=True)
@@ -259,38 +236,30 @@ def table(one: Table) -> Markup:
         body.append(tag("tr", first, *cells, class_="again" if again else None))
         before = row[0]
     classes = "glance" if one.glance else "wide" if len(one.columns) > 4 else None
-    inside = [
-        tag("caption", one.title) if one.title else Markup(""),
-        tag("thead", tag("tr", *head)),
-        tag("tbody", *body),
-    ]
-    drawn = tag(
-        "div", tag("table", *inside, class_=classes), class_="scroll", role="region", aria_label=one.title, tabindex="0"
-    )
-    return (
-        tag("details", tag("summary", one.title, tag("span", f" ({len(rows):,})", class_="muted")), drawn)
-        if one.folded
-        else drawn
-    )
+    drawn = _scrolled(one.title, head, body, classes)
+    if not one.folded:
+        return drawn
+    return tag("details", tag("summary", one.title, tag("span", f" ({len(one.lines):,})", class_="muted")), drawn)
 
 
-def _numeric(cells: Sequence[Cell]) -> bool:
-    known = [one for one in cells if is_known(one)]
-    return bool(known) and all(isinstance(one, Number) for one in known)
+def _scrolled(title: str, head: Sequence[Markup], body: Sequence[Markup], classes: str | None) -> Markup:
+    caption = tag("caption", title) if title else ""
+    inside = tag("table", caption, tag("thead", tag("tr", *head)), tag("tbody", *body), class_=classes)
+    return tag("div", inside, class_="scroll", role="region", aria_label=title, tabindex="0")
 
 
-def cell(one: Cell) -> Markup:
+def cell(one: values.Cell) -> Markup:
     """Return one field."""
     match one:
         case None:
             return tag("span", numbers.NOTHING, class_="muted")
-        case Number():
+        case values.Number():
             small = [tag("small", text) for text in (one.interval, one.note) if text]
             mark = tag("span", one.mark, class_=f"mark {one.verdict}") if one.mark else Markup("")
             return Markup(" ").join(part for part in (tag("span", one.text, class_="nowrap"), *small, mark) if part)
-        case Mark():
+        case values.Mark():
             return tag("span", word_of(one.kind), class_=f"pill {_slug(one.kind)}")
-        case Label():
+        case values.Label():
             arrow, words = ARROWS.get(one.better, ("", ""))
             seen = tag("span", f" {arrow}", class_="arrow", title=words, aria_hidden="true") if arrow else ""
             unseen = tag("span", f" ({words})", class_="unseen") if arrow else ""
@@ -299,7 +268,7 @@ def cell(one: Cell) -> Markup:
             return escape(one)
 
 
-def _matrix(one: Matrix) -> Markup:
+def _matrix(one: values.Matrix) -> Markup:
     head = [
         tag("th", str(place + 1), scope="col", title=model, aria_label=model) for place, model in enumerate(one.models)
     ]
@@ -315,15 +284,7 @@ def _matrix(one: Matrix) -> Markup:
                 text = [numbers.percent(rate, 0), tag("small", numbers.count(count))]
                 cells.append(tag("td", *text, style=_shade(rate), title=f"{model} against {one.models[column]}"))
         body.append(tag("tr", *cells))
-    inside = [tag("caption", one.title), tag("thead", tag("tr", tag("td"), *head)), tag("tbody", *body)]
-    return tag(
-        "div",
-        tag("table", *inside, class_="matrix"),
-        class_="scroll",
-        role="region",
-        aria_label=one.title,
-        tabindex="0",
-    )
+    return _scrolled(one.title, [tag("td"), *head], body, "matrix")
 
 
 def _shade(rate: float) -> str:
@@ -335,7 +296,7 @@ def _shade(rate: float) -> str:
 # ---- replies -------------------------------------------------------------------------------------------------------
 
 
-def _replies(one: Replies, level: int) -> Markup:
+def _replies(one: values.Replies, level: int) -> Markup:
     parts = [_filters(one.cards)] if one.filters else []
     for group, cards in groupby(one.cards, key=lambda card: card.group):
         heading = tag(f"h{min(level, 6)}", group) if group else ""
@@ -343,52 +304,28 @@ def _replies(one: Replies, level: int) -> Markup:
     return tag("div", *parts, data_replies="" if one.filters else None)
 
 
-def _filters(cards: Sequence[Card]) -> Markup:
+def _filters(cards: Sequence[values.Card]) -> Markup:
     labels = Counter(label for card in cards for label in _labels(card))
-    values = {
+    choices = {
         "benchmark": ("Prompts", _distinct(card.group for card in cards)),
         "class": ("Class", _distinct(card.category for card in cards)),
         "language": ("Language", _distinct(card.language for card in cards)),
         "outcome": ("Check", _distinct(card.outcome for card in cards)),
         "label": ("Verdict", [label for label, _ in labels.most_common(MOST_LABELS)]),
     }
-    fields = [
-        tag(
-            "label",
-            f"{text} ",
-            tag(
-                "select",
-                tag("option", "all", value=""),
-                *(tag("option", _named(key, value), value=value) for value in known),
-                name=key,
-            ),
-        )
-        for key, (text, known) in values.items()
-        if len(known) > 1
-    ]
-    search = tag(
-        "label",
-        "Search ",
-        Markup('<input type="search" name="search" placeholder="words in prompt or reply">'),
-        class_="search",
-    )
-    return tag(
-        "form",
-        *fields,
-        search,
-        tag("output", aria_live="polite"),
-        class_="filters",
-        role="search",
-        aria_label="Filter the replies",
-        hidden="",
-    )
+    fields = []
+    for key, (text, known) in choices.items():
+        if len(known) > 1:
+            named = [(LANGUAGES.get(value, value) if key == "language" else value, value) for value in known]
+            options = [tag("option", name, value=value) for name, value in named]
+            fields.append(tag("label", f"{text} ", tag("select", tag("option", "all", value=""), *options, name=key)))
+    box = Markup('<input type="search" name="search" placeholder="words in prompt or reply">')
+    search, count = tag("label", "Search ", box, class_="search"), tag("output", aria_live="polite")
+    classes = {"class_": "filters", "role": "search", "aria_label": "Filter the replies", "hidden": ""}
+    return tag("form", *fields, search, count, **classes)
 
 
-def _named(key: str, value: str) -> str:
-    return LANGUAGES.get(value, value) if key == "language" else value
-
-
-def _labels(card: Card) -> tuple[str, ...]:
+def _labels(card: values.Card) -> tuple[str, ...]:
     return tuple(_distinct(answer.label for answer in card.answers))
 
 
@@ -396,22 +333,18 @@ def _distinct(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text))
 
 
-def _card(one: Card) -> Markup:
+def _card(one: values.Card) -> Markup:
     lang = language_tag(one.language)
     turns = []
     for place, turn in enumerate(one.turns):
         number = tag("span", str(place + 1), class_="turn") if len(one.turns) > 1 else ""
         turns.append(tag("p", number, *_cut(turn), lang=lang))
-    said = " \N{MIDDLE DOT} ".join(
-        text for text in (one.name, one.category, LANGUAGES.get(one.language, one.language)) if text
-    )
-    tags = [tag("span", said), cell(Mark(one.outcome)) if one.outcome else ""]
+    names = (one.name, one.category, LANGUAGES.get(one.language, one.language))
+    said = " \N{MIDDLE DOT} ".join(name for name in names if name)
+    tags = [tag("span", said), cell(values.Mark(one.outcome)) if one.outcome else ""]
     header = tag("header", tag("div", *turns, class_="turns"), tag("div", *tags, class_="tags"))
-    answers = tag(
-        "div",
-        *(_answer(answer, lang) for answer in one.answers),
-        class_="answers many" if len(one.answers) > 3 else "answers",
-    )
+    many = "answers many" if len(one.answers) > 3 else "answers"
+    answers = tag("div", *(_answer(answer, lang) for answer in one.answers), class_=many)
     return tag(
         "article",
         header,
@@ -427,16 +360,10 @@ def _card(one: Card) -> Markup:
     )
 
 
-def _answer(one: Answer, lang: str | None) -> Markup:
+def _answer(one: values.Answer, lang: str | None) -> Markup:
     sign, classes = {True: ("\N{CHECK MARK} ", "right"), False: ("\N{BALLOT X} ", "wrong"), None: ("", None)}[one.good]
-    parts = [
-        tag(
-            "p",
-            tag("span", one.name),
-            tag("span", f"{sign}{one.label}", class_=classes) if one.label else "",
-            class_="who",
-        )
-    ]
+    label = tag("span", f"{sign}{one.label}", class_=classes) if one.label else ""
+    parts = [tag("p", tag("span", one.name), label, class_="who")]
     for place, text in enumerate(one.texts):
         whole = text.rstrip("\N{REPLACEMENT CHARACTER}") if one.cut else text  # half a character at the limit
         parts.append(tag("p", f"Turn {place + 1}", class_="turn") if len(one.texts) > 1 else Markup(""))

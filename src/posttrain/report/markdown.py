@@ -6,36 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from posttrain.report import numbers
+from posttrain.report import numbers, values
 from posttrain.report.charts import Chart, draw
 from posttrain.report.html import ARROWS
-from posttrain.report.values import (
-    Beside,
-    Block,
-    Card,
-    Cell,
-    Code,
-    Facts,
-    Headline,
-    Label,
-    Mark,
-    Matrix,
-    Notice,
-    Number,
-    Page,
-    Records,
-    Replies,
-    Section,
-    Table,
-    Text,
-    is_known,
-)
 from posttrain.report.words import LANGUAGES, word_of
 
 
-def page(one: Page) -> str:
+def page(one: values.Page) -> str:
     """Return the whole document."""
-    facts = "; ".join(f"{inline(name)} {cell(value)}".strip() for name, value in one.facts if is_known(value))
+    facts = "; ".join(f"{inline(name)} {cell(value)}".strip() for name, value in one.facts if values.is_known(value))
     parts = [
         f"# {inline(one.title)}",
         f"{inline(one.kind)}: {facts}" if facts else inline(one.kind),
@@ -45,46 +24,46 @@ def page(one: Page) -> str:
     return "\n\n".join(part.strip("\n") for part in parts if part.strip()) + "\n"
 
 
-def headlines(several: Sequence[Headline]) -> str:
+def headlines(several: Sequence[values.Headline]) -> str:
     """Return the headline numbers as a table without a header."""
-    rows = [(one.label, one.value, one.note, Mark(one.verdict) if one.verdict else "") for one in several]
+    rows = [(one.label, one.value, one.note, values.Mark(one.verdict) if one.verdict else "") for one in several]
     return "\n".join(["| | | | |", "|---|---|---|---|", *map(_row, rows)]) if rows else ""
 
 
-def blocks(several: Sequence[Block], level: int) -> Iterator[str]:
+def blocks(several: Sequence[values.Block], level: int) -> Iterator[str]:
     """Yield every block; headings start at ``level``."""
     for block in several:
         yield from _block(block, level)
 
 
-def _block(one: Block, level: int) -> Iterator[str]:
+def _block(one: values.Block, level: int) -> Iterator[str]:
     match one:
-        case Text():
+        case values.Text():
             yield inline(one.text)
-        case Table():
+        case values.Table():
             yield table(one)
-        case Facts():
-            yield "\n".join(f"- {inline(name)}: {cell(value)}" for name, value in one.items if is_known(value))
-        case Matrix():
+        case values.Facts():
+            yield "\n".join(f"- {inline(name)}: {cell(value)}" for name, value in one.known)
+        case values.Matrix():
             yield table(_matrix(one))
-        case Notice():
+        case values.Notice():
             said = [inline(text) for text in one.texts]
             yield (
                 f"> **{inline(one.title)}.** {said[0]}"
                 if len(said) == 1
                 else "\n".join([f"> **{inline(one.title)}.**", ">", *(f"> - {text}" for text in said)])
             )
-        case Code():
+        case values.Code():
             yield f"{'#' * min(level, 6)} {inline(one.title)}"
             yield fenced(one.text, one.language)
-        case Replies():
+        case values.Replies():
             yield from _replies(one, level)
-        case Beside():
+        case values.Beside():
             yield from blocks(one.blocks, level)
-        case Section():
+        case values.Section():
             yield f"{'#' * min(level, 6)} {inline(one.title)}"
             yield from blocks(one.blocks, level + 1)
-        case Records():
+        case values.Records():
             return
         case _:
             yield from _chart(one)
@@ -96,34 +75,30 @@ def _chart(one: Chart) -> Iterator[str]:
         yield f"*{inline(figure.title)}.* {inline(figure.caption)}".strip()
 
 
-def table(one: Table) -> str:
+def table(one: values.Table) -> str:
     """Return a table below its title."""
-    rows = [row for row in one.rows if not isinstance(row, str)]
-    right = [
-        all(isinstance(c, Number) for c in (row[p] for row in rows) if is_known(c)) for p in range(len(one.columns))
-    ]
-    rule = "|".join("---:" if numeric and place else "---" for place, numeric in enumerate(right))
-    lines = [_row([name or "" for name in one.columns]), f"|{rule}|"]
+    rule = "|".join("---:" if right and place else "---" for place, right in enumerate(one.numeric))
+    lines = [_row(one.columns), f"|{rule}|"]
     for row in one.rows:
         lines.append(f"| **{inline(row)}** |{' |' * (len(one.columns) - 1)}" if isinstance(row, str) else _row(row))
     return (f"**{inline(one.title)}**\n\n" if one.title else "") + "\n".join(lines)
 
 
-def _row(cells: Sequence[Cell]) -> str:
+def _row(cells: Sequence[values.Cell]) -> str:
     return f"| {' | '.join(cell(one) for one in cells)} |"
 
 
-def cell(one: Cell) -> str:
+def cell(one: values.Cell) -> str:
     """Return one field in a line."""
     match one:
         case None:
             return numbers.NOTHING
-        case Number():
+        case values.Number():
             text = one.text + (f" ({one.interval})" if one.interval else "")
             return ", ".join(part for part in (text, inline(one.note), f"**{one.mark}**" if one.mark else "") if part)
-        case Mark():
+        case values.Mark():
             return f"**{inline(word_of(one.kind))}**"
-        case Label():
+        case values.Label():
             arrow = ARROWS.get(one.better, ("", ""))[0]
             return " ".join(
                 part for part in (inline(one.text), arrow, f"({inline(one.note)})" if one.note else "") if part
@@ -132,15 +107,15 @@ def cell(one: Cell) -> str:
             return inline(one)
 
 
-def _matrix(one: Matrix) -> Table:
-    rows: list[tuple[Cell, ...]] = [
-        (f"{place + 1} {model}", *(Number(rate, "share", digits=0) for rate in one.rates_MM[place]))
+def _matrix(one: values.Matrix) -> values.Table:
+    rows: list[tuple[values.Cell, ...]] = [
+        (f"{place + 1} {model}", *(values.Number(rate, "share", digits=0) for rate in one.rates_MM[place]))
         for place, model in enumerate(one.models)
     ]
-    return Table(one.title, ("", *(str(place + 1) for place in range(len(one.models)))), tuple(rows))
+    return values.Table(one.title, ("", *(str(place + 1) for place in range(len(one.models)))), tuple(rows))
 
 
-def _replies(one: Replies, level: int) -> Iterator[str]:
+def _replies(one: values.Replies, level: int) -> Iterator[str]:
     for _, group in groupby(one.cards, key=lambda card: card.group):
         for card in list(group)[: one.markdown]:
             yield from _card(card, level)
@@ -148,7 +123,7 @@ def _replies(one: Replies, level: int) -> Iterator[str]:
         yield f"At most {one.markdown} prompts of a kind stand here; the page has more."
 
 
-def _card(one: Card, level: int) -> Iterator[str]:
+def _card(one: values.Card, level: int) -> Iterator[str]:
     said = ", ".join(
         text for text in (one.group, one.category, LANGUAGES.get(one.language, one.language), one.outcome) if text
     )

@@ -103,20 +103,35 @@ class Table:
     glance: bool = False
     """Whether it is the wide table of all models, whose first column stays in view."""
 
+    @property
+    def lines(self) -> list[tuple[Cell, ...]]:
+        """The rows without the headings."""
+        return [row for row in self.rows if not isinstance(row, str)]
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether all that a column says are numbers, by column."""
+        known = [[row[c] for row in self.lines if is_known(row[c])] for c in range(len(self.columns))]
+        return [bool(cells) and all(isinstance(cell, Number) for cell in cells) for cells in known]
+
     def known(self) -> Table:
         """Return it without the columns, other than the first, that no row says anything in."""
-        rows = [row for row in self.rows if not isinstance(row, str)]
-        kept = [c for c in range(len(self.columns)) if c == 0 or any(is_known(row[c]) for row in rows)]
+        kept = [c for c in range(len(self.columns)) if c == 0 or any(is_known(row[c]) for row in self.lines)]
         cut = tuple(row if isinstance(row, str) else tuple(row[c] for c in kept) for row in self.rows)
         return dataclasses.replace(self, columns=tuple(self.columns[c] for c in kept), rows=cut)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names with one value each; those without a value are left out. ``terms``: the values are explanations of the names."""
+    """Names with one value each. ``terms``: the values are explanations of the names."""
 
     items: tuple[tuple[str, Cell], ...]
     terms: bool = False
+
+    @property
+    def known(self) -> tuple[tuple[str, Cell], ...]:
+        """Those with a value."""
+        return tuple((name, value) for name, value in self.items if is_known(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +162,6 @@ class Code:
     title: str
     text: str
     language: str = ""
-    folded: bool = True
 
 
 @dataclass(frozen=True, slots=True)

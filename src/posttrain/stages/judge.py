@@ -39,7 +39,6 @@ from posttrain.judge.scores import model_ratings, panel_ratings
 from posttrain.judge.section import summary_section
 from posttrain.judge.summary import (
     BadLines,
-    BadPlace,
     JudgeSummary,
     PromptMark,
     References,
@@ -236,9 +235,7 @@ def _summary(stage: JudgeStage, read: ItemsRead, prompt: JudgePrompt, record: Ju
         file=stage.items,
         items=len(read.items),
         questions=len(questions),
-        bad_lines=BadLines(
-            len(read.bad), tuple(BadPlace(str(bad.origin), bad.problem) for bad in read.bad[:SHOWN_BAD_LINES])
-        ),
+        bad_lines=BadLines(len(read.bad), read.bad[:SHOWN_BAD_LINES]),
         references=References(len(with_reference), sum(q not in with_reference for q in needed)),
         judges=record.judges,
         prompt=PromptMark(stage.prompt, language, prompt.parser, prompt_digest(prompt, plan)) if worded else None,
