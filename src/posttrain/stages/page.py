@@ -17,28 +17,11 @@ from rich.console import RenderableType
 
 from posttrain.artifacts import Ledger, LedgerStep, Manifest, RunDir, write_json, write_text
 from posttrain.errors import RunError
-from posttrain.report import html, markdown, numbers, plain, terminal
+from posttrain.report import html, markdown, numbers, plain, terminal, values
 from posttrain.report.charts import draw
 from posttrain.report.figure import file_name
 from posttrain.report.ledger import funnel
 from posttrain.report.reading import Gap, Stage, optional, parse, read_ledger
-from posttrain.report.values import (
-    Block,
-    Cell,
-    Code,
-    Finding,
-    Headline,
-    Line,
-    Mark,
-    Notice,
-    Number,
-    Page,
-    Records,
-    Section,
-    Table,
-    Text,
-    charts_of,
-)
 from posttrain.report.verdicts import Verdict
 from posttrain.report.words import join, plural
 from posttrain.stages.base import StageKind
@@ -61,12 +44,12 @@ class Run:
     seed: int | None
     recipe_text: str | None
     stages: tuple[Stage, ...]
-    by_kind: tuple[tuple[Section, ...], ...]
+    by_kind: tuple[tuple[values.Section, ...], ...]
     """The sections of each kind of stages, in the order of a recipe."""
     gaps: tuple[Gap, ...]
 
     @property
-    def sections(self) -> tuple[Section, ...]:
+    def sections(self) -> tuple[values.Section, ...]:
         """In the order of the page: what came out first, what went in last."""
         return tuple(section for several in reversed(self.by_kind) for section in several)
 
@@ -96,18 +79,18 @@ class Run:
         return " ".join(text for text in (*summaries, last) if text)
 
     @property
-    def headlines(self) -> tuple[Headline, ...]:
+    def headlines(self) -> tuple[values.Headline, ...]:
         """The numbers of the first screen: quality first, then cost."""
         found = [one for section in self.sections for one in section.headlines]
         return tuple(sorted(found, key=lambda one: not one.quality))
 
     @property
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[values.Finding, ...]:
         """What the stages show."""
         return tuple(one for section in self.sections for one in section.findings)
 
     @property
-    def lines(self) -> tuple[Line, ...]:
+    def lines(self) -> tuple[values.Line, ...]:
         """All measures of all models."""
         return tuple(one for section in self.sections for one in section.lines)
 
@@ -122,7 +105,7 @@ def write_report(run: RunDir, kinds: Sequence[type[StageKind]], title: str | Non
     folder = run.path / "report"
     shutil.rmtree(folder / "figures", ignore_errors=True)
     css = html.package_text("figure.css")
-    for chart in charts_of(page):
+    for chart in values.charts_of(page):
         if figure := draw(chart):
             write_text(folder / "figures" / f"{figure.name}.svg", figure.standalone(css))
     write_text(folder / "report.md", markdown.page(page))
@@ -224,17 +207,17 @@ def _stage(run: RunDir, name: str, declared: str, table: Mapping[str, type[Stage
 # ---- the page ------------------------------------------------------------------------------------------------------
 
 
-def run_page(run: Run) -> Page:
+def run_page(run: Run) -> values.Page:
     """Return the report."""
-    facts: tuple[tuple[str, Cell], ...] = (
-        ("", Mark(run.status)),
+    facts: tuple[tuple[str, values.Cell], ...] = (
+        ("", values.Mark(run.status)),
         ("Model", run.model),
         ("All stages", numbers.duration(run.seconds) if run.seconds else None),
         ("Started", numbers.moment(run.started) if run.started else None),
         ("Seed", None if run.seed is None else str(run.seed)),
     )
     own = [_glance(run), _shown(run), *run.sections, _rows(run), _provenance(run)]
-    return Page(
+    return values.Page(
         kind="posttrain report",
         title=run.title,
         facts=facts,
@@ -260,26 +243,26 @@ def run_page(run: Run) -> Page:
     )
 
 
-def _opening(run: Run) -> tuple[Block, ...]:
+def _opening(run: Run) -> tuple[values.Block, ...]:
     """Return the answers of the first screen: did it help, can it be trusted, what next."""
-    blocks: list[Block] = [Text(_answer(run), "lead")]
-    if run.gaps:
-        blocks.append(Notice("warning", "What this report can't show", tuple(gap.text for gap in run.gaps)))
-    if warnings := list(dict.fromkeys(one.text for one in run.findings if one.topic == "Warning")):
-        blocks.append(Notice("warning", "Read with care", tuple(warnings)))
-    if advice := _advice(run):
-        blocks.append(Notice("fact", "What next", advice))
-    return tuple(blocks)
+    gaps = tuple(gap.text for gap in run.gaps)
+    warnings = tuple(dict.fromkeys(one.text for one in run.findings if one.topic == "Warning"))
+    notices = (
+        values.Notice("warning", "What this report can't show", gaps),
+        values.Notice("warning", "Read with care", warnings),
+        values.Notice("fact", "What next", _advice(run)),
+    )
+    return (values.Text(_answer(run), "lead"), *(notice for notice in notices if notice.texts))
 
 
 def _answer(run: Run) -> str:
     """Return whether it helped: which headline numbers are better, worse, or show no difference."""
-    compared = [one for one in run.headlines if one.verdict]
-    if not compared:
-        return "No two models are compared here."
     by_verdict: dict[Verdict, list[str]] = {}
-    for one in compared:
-        by_verdict.setdefault(one.verdict or "not shown", []).append(one.label)
+    for one in run.headlines:
+        if one.verdict:
+            by_verdict.setdefault(one.verdict, []).append(one.label)
+    if not by_verdict:
+        return "No two models are compared here."
     claims = [f"{word} in {join(by_verdict[verdict])}" for verdict, word in CLAIMS.items() if verdict in by_verdict]
     if none := by_verdict.get("not shown"):
         claims.append(f"no difference is shown in {join(none)}, which is not the same as no difference")
@@ -289,11 +272,8 @@ def _answer(run: Run) -> str:
 
 def _advice(run: Run) -> tuple[str, ...]:
     """Return what to do next: finish the run, then what the stages say, then what follows from the verdicts."""
-    found = (
-        ["Run the same command again: finished stages are kept."]
-        if any(s.status != "complete" for s in run.stages)
-        else []
-    )
+    unfinished = any(stage.status != "complete" for stage in run.stages)
+    found = ["Run the same command again: finished stages are kept."] if unfinished else []
     found += [text for section in run.sections for text in section.advice]
     verdicts = [one.verdict for one in run.headlines if one.verdict]
     if "worse" in verdicts:
@@ -305,19 +285,21 @@ def _advice(run: Run) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))[:MOST_ADVICE]
 
 
-def _shown(run: Run) -> Section:
+def _shown(run: Run) -> values.Section:
     """Return what was done, and what each part shows."""
-    rows = tuple((one.topic, Mark(one.verdict) if one.verdict else "", one.text) for one in run.findings)
-    table = Table("What each part shows", ("Part", "Verdict", "What the numbers say"), rows)
-    return Section("What was done, and what it shows", "what", (Text(run.summary), *([table] if rows else [])))
+    rows = tuple((one.topic, values.Mark(one.verdict) if one.verdict else "", one.text) for one in run.findings)
+    table = values.Table("What each part shows", ("Part", "Verdict", "What the numbers say"), rows)
+    return values.Section(
+        "What was done, and what it shows", "what", (values.Text(run.summary), *([table] if rows else []))
+    )
 
 
-def _glance(run: Run) -> Section | None:
+def _glance(run: Run) -> values.Section | None:
     """Return everything that was measured: a line a measure, a column a model."""
     if not run.lines:
         return None
     models = tuple(dict.fromkeys(model for line in run.lines for model in line.cells))
-    rows: list[tuple[Cell, ...] | str] = []
+    rows: list[tuple[values.Cell, ...] | str] = []
     for group in dict.fromkeys(line.group for line in run.lines):
         rows.append(group)
         rows += [
@@ -327,90 +309,95 @@ def _glance(run: Run) -> Section | None:
     shown = sum(verdict != "not shown" for verdict in verdicts)
     text = f"{shown} of {plural(len(verdicts), 'difference')} from the baseline {'is' if shown == 1 else 'are'} shown and marked."
     text = f"{text} Where there is no mark, no difference is shown." if verdicts else "No two models are compared here."
-    table = Table("Measures by model", ("Measure", *models), tuple(rows), glance=True)
-    return Section("All models at a glance", "glance", (Text(text), table))
+    table = values.Table("Measures by model", ("Measure", *models), tuple(rows), glance=True)
+    return values.Section("All models at a glance", "glance", (values.Text(text), table))
 
 
-def _rows(run: Run) -> Section | None:
+def _rows(run: Run) -> values.Section | None:
     """Return the account of rows through all stages."""
     kept = [(stage.name, stage.ledger) for stage in run.stages if stage.ledger and stage.ledger.steps]
     if not kept:
         return None
-    steps = [(f"{name} \N{MIDDLE DOT} {step.name}", step) for name, ledger in kept for step in ledger.steps]
-    why = tuple((reason, name, Number(n, "count")) for name, ledger in kept for reason, n in ledger.dropped.items())
+    steps = [(name, step) for name, ledger in kept for step in ledger.steps]
+    why = tuple(
+        (reason, name, values.Number(n, "count")) for name, ledger in kept for reason, n in ledger.dropped.items()
+    )
     dropped = sum(sum(ledger.dropped.values()) for _, ledger in kept)
-    every = Table(
+    every = values.Table(
         "Every step with its counts",
         ("Stage", "Step", "In", "Added", "Dropped", "Out", "Reasons and notes"),
-        tuple(_step_row(name, step) for name, ledger in kept for step in ledger.steps),
+        tuple(_step_row(name, step) for name, step in steps),
     )
-    said = (
+    text = (
         "Every row that was read is accounted for: it was kept, or dropped for a reason that the stage's ledger.json names with file and "
         "line."
     )
-    blocks: list[Block] = [Text(said), funnel("rows", steps)]
-    blocks.append(
-        Table("Why rows were dropped", ("Reason", "Stage", "Rows"), why) if why else Text("No row was dropped.")
-    )
-    blocks += [every, *(_rejects(name, ledger) for name, ledger in kept if ledger.rejects)]
-    return Section("Rows", "rows", tuple(blocks), folded=True, gist=f"{plural(dropped, 'row')} dropped")
+    reasons = values.Table("Why rows were dropped", ("Reason", "Stage", "Rows"), why)
+    blocks: list[values.Block] = [
+        values.Text(text),
+        funnel("rows", [(f"{name} \N{MIDDLE DOT} {step.name}", step) for name, step in steps]),
+        reasons if why else values.Text("No row was dropped."),
+        every,
+        *(_rejects(name, ledger) for name, ledger in kept if ledger.rejects),
+    ]
+    return values.Section("Rows", "rows", tuple(blocks), folded=True, gist=f"{plural(dropped, 'row')} dropped")
 
 
-def _step_row(stage: str, step: LedgerStep) -> tuple[Cell, ...]:
+def _step_row(stage: str, step: LedgerStep) -> tuple[values.Cell, ...]:
     reasons = [f"{reason} {number:,}" for reason, number in [*step.dropped.items(), *step.notes.items()]]
     reasons += [f"truncated {step.truncated:,}"] if step.truncated else []
     lost = sum(step.dropped.values())
     return (
         stage,
         step.name,
-        Number(step.rows_in, "count"),
-        Number(step.added or None, "count"),
-        Number(lost or None, "count"),
-        Number(step.rows_out, "count"),
+        values.Number(step.rows_in, "count"),
+        values.Number(step.added or None, "count"),
+        values.Number(lost or None, "count"),
+        values.Number(step.rows_out, "count"),
         "; ".join(reasons),
     )
 
 
-def _rejects(stage: str, ledger: Ledger) -> Table:
+def _rejects(stage: str, ledger: Ledger) -> values.Table:
     rows = tuple((str(one.origin), one.step, one.reason, one.detail) for one in ledger.rejects[:REJECT_LIMIT])
     more = f", the first {REJECT_LIMIT} of {len(ledger.rejects):,}" if len(ledger.rejects) > REJECT_LIMIT else ""
-    return Table(f"Dropped rows of {stage}{more}", ("Row", "Step", "Reason", "Detail"), rows, folded=True)
+    return values.Table(f"Dropped rows of {stage}{more}", ("Row", "Step", "Reason", "Detail"), rows, folded=True)
 
 
 # ---- provenance ----------------------------------------------------------------------------------------------------
 
 
-def _provenance(run: Run) -> Section:
-    table = Table(
+def _provenance(run: Run) -> values.Section:
+    table = values.Table(
         "Stages",
         ("Stage", "Kind", "Status", "Time", "Peak memory", "Device", "Digest"),
         tuple(_stage_row(stage) for stage in run.stages),
     )
-    blocks: list[Block] = [table, *(_stage_section(stage) for stage in run.stages if stage.manifest)]
+    blocks: list[values.Block] = [table, *(_stage_section(stage) for stage in run.stages if stage.manifest)]
     if run.recipe_text:
-        blocks.append(Code("recipe.yaml, as it was resolved for this run", run.recipe_text, "yaml"))
-    blocks.append(Records("stages", [_stage_record(stage) for stage in run.stages]))
-    return Section(
+        blocks.append(values.Code("recipe.yaml, as it was resolved for this run", run.recipe_text, "yaml"))
+    blocks.append(values.Records("stages", [_stage_record(stage) for stage in run.stages]))
+    return values.Section(
         "Configuration and provenance", "provenance", tuple(blocks), folded=True, gist=plural(len(run.stages), "stage")
     )
 
 
-def _stage_row(stage: Stage) -> tuple[Cell, ...]:
+def _stage_row(stage: Stage) -> tuple[values.Cell, ...]:
     manifest = stage.manifest
     if manifest is None:
-        return (stage.name, stage.kind, Mark(stage.status), None, None, None, None)
+        return (stage.name, stage.kind, values.Mark(stage.status), None, None, None, None)
     return (
         stage.name,
         stage.kind,
-        Mark(stage.status),
-        Number(stage.seconds, "seconds"),
-        Number(manifest.peak_memory_bytes, "bytes"),
+        values.Mark(stage.status),
+        values.Number(stage.seconds, "seconds"),
+        values.Number(manifest.peak_memory_bytes, "bytes"),
         ", ".join(text for text in (manifest.device, manifest.dtype) if text),
         (manifest.digest or "")[:12],
     )
 
 
-def _stage_section(stage: Stage) -> Section:
+def _stage_section(stage: Stage) -> values.Section:
     manifest = stage.manifest
     assert manifest is not None
     config = tuple(flattened(manifest.config))
@@ -420,12 +407,12 @@ def _stage_section(stage: Stage) -> Section:
         "finished": numbers.moment(manifest.finished),
     }
     rest = {"input": manifest.inputs, "provenance": manifest.provenance or {}, "result": manifest.result or {}}
-    return Section(
+    return values.Section(
         stage.name,
         file_name("provenance", stage.name),
         (
-            Table("Configuration", ("Setting", "Value"), config),
-            Table("Provenance and result", ("Fact", "Value"), tuple(flattened({**known, **rest}))),
+            values.Table("Configuration", ("Setting", "Value"), config),
+            values.Table("Provenance and result", ("Fact", "Value"), tuple(flattened({**known, **rest}))),
         ),
         folded=True,
         gist="configuration, inputs, versions",
