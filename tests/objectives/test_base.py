@@ -14,7 +14,7 @@ from posttrain.objectives.base import (
     log_ratio_rounding,
     log_ratios,
     log_sigmoid,
-    logp_metrics,
+    pair_metrics,
     reward_metrics,
 )
 
@@ -89,7 +89,5 @@ def test_metrics_by_hand() -> None:
 
     ones = torch.ones(2)
     policy = PairLogps(SequenceLogps(torch.tensor([-1.0, -2.0]), ones), SequenceLogps(torch.tensor([-4.0, -8.0]), ones))
-    assert {name: m.total.item() for name, m in logp_metrics(policy).items()} == {
-        "logps/chosen": -3.0,
-        "logps/rejected": -12.0,
-    }
+    found = {name: m.total.item() for name, m in pair_metrics(policy, ones, ones).items()}
+    assert (found["logps/chosen"], found["logps/rejected"], found["rewards/margins"]) == (-3.0, -12.0, 0.0)

@@ -15,6 +15,16 @@ JudgeTask = Literal["pair", "single", "label"]
 
 JUDGES = ("endpoint", "local", "gguf", "reward")
 """Keys of a `JudgeSource` that say who judges."""
+ONLY_FOR = (
+    ("api_key_env", ("endpoint",), "a key is for a server only: leave api_key_env away"),
+    ("max_tokens_field", ("endpoint",), "max_tokens_field is for servers only: leave it away"),
+    ("extra_body", ("endpoint",), "extra_body is for servers only: leave it away"),
+    ("request_timeout", ("endpoint",), "request_timeout is for servers only: leave it away"),
+    ("concurrency", ("endpoint", "gguf"), "concurrency is for servers and GGUF files only: leave it away"),
+    ("context", ("gguf",), "context is for GGUF files only: leave it away"),
+    ("base", ("local", "reward"), "base is for a local or a reward model only: leave it away"),
+)
+"""Key, for which judges it is, and what is said where another has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,25 +116,13 @@ class JudgeSource:
         if len(named) != 1:
             known = f"{', '.join(JUDGES[:-1])} and {JUDGES[-1]}"
             raise ValueError(f"one of {known} is needed, not {' and '.join(named) or 'none'}")
-        server = named == ["endpoint"]
-        if server != (self.model is not None):
+        if (self.model is not None) != (named == ["endpoint"]):
             raise ValueError("endpoint and model belong together: give both, or neither")
-        if self.api_key_env is not None and not server:
-            raise ValueError("a key is for a server only: leave api_key_env away")
-        if self.max_tokens_field != "max_tokens" and not server:
-            raise ValueError("max_tokens_field is for servers only: leave it away")
-        if self.extra_body and not server:
-            raise ValueError("extra_body is for servers only: leave it away")
+        for key, kinds, problem in ONLY_FOR:
+            if getattr(self, key) and getattr(self, key) != "max_tokens" and named[0] not in kinds:
+                raise ValueError(problem)
         if taken := [name for name in self.extra_body if name in OURS]:
             raise ValueError(f"{taken[0]} can't be set in extra_body: the request and its plan say it")
-        if self.request_timeout is not None and not server:
-            raise ValueError("request_timeout is for servers only: leave it away")
-        if self.concurrency is not None and named[0] not in ("endpoint", "gguf"):
-            raise ValueError("concurrency is for servers and GGUF files only: leave it away")
-        if self.context is not None and named != ["gguf"]:
-            raise ValueError("context is for GGUF files only: leave it away")
-        if self.base is not None and named[0] not in ("local", "reward"):
-            raise ValueError("base is for a local or a reward model only: leave it away")
 
     def _named(self) -> list[str]:
         return [name for name in JUDGES if getattr(self, name) is not None]

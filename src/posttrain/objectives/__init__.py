@@ -38,17 +38,3 @@ def default_objective(row_kind: RowKind = "conversations") -> Objective:
     """The first of the union that learns from rows of this kind, with its own defaults."""
     objective: Objective = next(kind() for kind in get_args(get_args(Objective)[0]) if kind.row_kind == row_kind)
     return objective
-
-
-__all__ = [
-    "DpoObjective",
-    "HingeObjective",
-    "IpoObjective",
-    "KtoObjective",
-    "Objective",
-    "OrpoObjective",
-    "RewardObjective",
-    "SftObjective",
-    "SimpoObjective",
-    "default_objective",
-]

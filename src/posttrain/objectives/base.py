@@ -223,6 +223,9 @@ def reward_metrics(chosen_P: Tensor, rejected_P: Tensor, rounding_P: Tensor | fl
     }
 
 
-def logp_metrics(policy: PairLogps) -> dict[str, Metric]:
-    """What is logged of the log-probabilities: the sum over a reply, mean over pairs."""
-    return {"logps/chosen": metric(policy.chosen.sums_B), "logps/rejected": metric(policy.rejected.sums_B)}
+def pair_metrics(
+    policy: PairLogps, chosen_P: Tensor, rejected_P: Tensor, rounding_P: Tensor | float = 0.0
+) -> dict[str, Metric]:
+    """What is logged of the rewards of both sides [P], and of the log-probabilities: the sum over a reply, mean over pairs."""
+    logps = {"logps/chosen": metric(policy.chosen.sums_B), "logps/rejected": metric(policy.rejected.sums_B)}
+    return reward_metrics(chosen_P, rejected_P, rounding_P) | logps

@@ -25,19 +25,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from posttrain.objectives.base import (
-    KL_WORDS,
-    PAIR_WORDS,
-    BaseObjective,
-    Loss,
-    PairLogps,
-    log_ratio_rounding,
-    log_ratios,
-    log_sigmoid,
-    logp_metrics,
-    metric,
-    reward_metrics,
-)
+from posttrain.objectives import base
+from posttrain.objectives.base import BaseObjective, Loss, PairLogps
 from posttrain.references import NamesStage
 
 if TYPE_CHECKING:
@@ -46,8 +35,8 @@ if TYPE_CHECKING:
 
 def dpo_losses(margins_P: Tensor, beta: float, label_smoothing: float = 0.0, robust: bool = False) -> Tensor:
     """The loss of every pair [P]. margins_P: h above, in nats [P]. label_smoothing: e above."""
-    as_labelled_P = -log_sigmoid(beta * margins_P)
-    flipped_P = -log_sigmoid(-beta * margins_P)
+    as_labelled_P = -base.log_sigmoid(beta * margins_P)
+    flipped_P = -base.log_sigmoid(-beta * margins_P)
     if robust:
         return ((1 - label_smoothing) * as_labelled_P - label_smoothing * flipped_P) / (1 - 2 * label_smoothing)
     return (1 - label_smoothing) * as_labelled_P + label_smoothing * flipped_P
@@ -61,7 +50,7 @@ class DpoObjective(BaseObjective):
     title = "DPO"
     explanation = (
         "The loss is the negative log-sigmoid of beta times the margin; while the policy still equals its reference it is ln 2 = 0.693. "
-        f"The reward of a reply is beta times the log-probability it gained against the reference. {PAIR_WORDS} {KL_WORDS}"
+        f"The reward of a reply is beta times the log-probability it gained against the reference. {base.PAIR_WORDS} {base.KL_WORDS}"
     )
     setting_words: ClassVar[Mapping[str, str]] = {"sft_weight": "SFT weight"}
     needs_reference = True
@@ -93,13 +82,13 @@ class DpoObjective(BaseObjective):
         The negative log-likelihood is a mean over each reply's tokens, then over pairs, so no pair counts more for being
         long and the value does not depend on the split. (TRL's ``sft`` term is a mean over all tokens of a micro-batch.)
         """
-        ratios = log_ratios(policy, reference)
+        ratios = base.log_ratios(policy, reference)
         chosen_P, rejected_P = ratios.chosen.sums_B, ratios.rejected.sums_B
         losses_P = dpo_losses(chosen_P - rejected_P, self.beta, self.label_smoothing, self.robust)
-        rounding_P = self.beta * log_ratio_rounding(ratios)
-        metrics = reward_metrics(self.beta * chosen_P, self.beta * rejected_P, rounding_P) | logp_metrics(policy)
+        rounding_P = self.beta * base.log_ratio_rounding(ratios)
+        metrics = base.pair_metrics(policy, self.beta * chosen_P, self.beta * rejected_P, rounding_P)
         if self.sft_weight:
             nll_P = -policy.chosen.means_B
             losses_P = losses_P + self.sft_weight * nll_P
-            metrics["nll"] = metric(nll_P)
+            metrics["nll"] = base.metric(nll_P)
         return Loss(losses_P.sum() / step_pairs, metrics)

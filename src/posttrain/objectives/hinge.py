@@ -15,17 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Gt
 
-from posttrain.objectives.base import (
-    KL_WORDS,
-    PAIR_WORDS,
-    BaseObjective,
-    Loss,
-    PairLogps,
-    log_ratio_rounding,
-    log_ratios,
-    logp_metrics,
-    reward_metrics,
-)
+from posttrain.objectives import base
+from posttrain.objectives.base import BaseObjective, Loss, PairLogps
 from posttrain.references import NamesStage
 
 if TYPE_CHECKING:
@@ -45,7 +36,7 @@ class HingeObjective(BaseObjective):
     title = "the hinge loss (SLiC)"
     explanation = (
         "The loss is 1 less beta times the margin, and 0 from there on; while the policy still equals its reference it is 1. "
-        f"The reward of a reply is beta times the log-probability it gained against the reference. {PAIR_WORDS} {KL_WORDS}"
+        f"The reward of a reply is beta times the log-probability it gained against the reference. {base.PAIR_WORDS} {base.KL_WORDS}"
     )
     needs_reference = True
 
@@ -62,9 +53,9 @@ class HingeObjective(BaseObjective):
 
     def loss(self, policy: PairLogps, reference: PairLogps | None, step_pairs: int) -> Loss:
         """This micro-batch's share of the loss of a step of ``step_pairs`` pairs."""
-        ratios = log_ratios(policy, reference)
+        ratios = base.log_ratios(policy, reference)
         chosen_P, rejected_P = ratios.chosen.sums_B, ratios.rejected.sums_B
         losses_P = hinge_losses(chosen_P - rejected_P, self.beta)
-        rounding_P = self.beta * log_ratio_rounding(ratios)
-        metrics = reward_metrics(self.beta * chosen_P, self.beta * rejected_P, rounding_P) | logp_metrics(policy)
+        rounding_P = self.beta * base.log_ratio_rounding(ratios)
+        metrics = base.pair_metrics(policy, self.beta * chosen_P, self.beta * rejected_P, rounding_P)
         return Loss(losses_P.sum() / step_pairs, metrics)

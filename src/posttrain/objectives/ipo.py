@@ -15,17 +15,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
-from posttrain.objectives.base import (
-    KL_WORDS,
-    PAIR_WORDS,
-    BaseObjective,
-    Loss,
-    PairLogps,
-    log_ratio_rounding,
-    log_ratios,
-    logp_metrics,
-    reward_metrics,
-)
+from posttrain.objectives import base
+from posttrain.objectives.base import BaseObjective, Loss, PairLogps
 from posttrain.references import NamesStage
 from posttrain.types import LOGP_ROUNDING
 
@@ -46,7 +37,7 @@ class IpoObjective(BaseObjective):
     title = "IPO"
     explanation = (
         "The loss is the squared distance of the margin from its target 1 / (2 beta). The reward of a reply is beta times the "
-        f"log-probability it gained against the reference, a token or as a sum (see the settings). {PAIR_WORDS} {KL_WORDS}"
+        f"log-probability it gained against the reference, a token or as a sum (see the settings). {base.PAIR_WORDS} {base.KL_WORDS}"
     )
     setting_words: ClassVar[Mapping[str, str]] = {"average": "averaged over"}
     needs_reference = True
@@ -66,14 +57,14 @@ class IpoObjective(BaseObjective):
 
     def loss(self, policy: PairLogps, reference: PairLogps | None, step_pairs: int) -> Loss:
         """This micro-batch's share of the loss of a step of ``step_pairs`` pairs."""
-        ratios = log_ratios(policy, reference)
+        ratios = base.log_ratios(policy, reference)
         rounding: Tensor | float
         if self.average == "tokens":
             chosen_P, rejected_P = ratios.chosen.means_B, ratios.rejected.means_B
             rounding = 2 * LOGP_ROUNDING  # a token of each side
         else:
             chosen_P, rejected_P = ratios.chosen.sums_B, ratios.rejected.sums_B
-            rounding = log_ratio_rounding(ratios)
+            rounding = base.log_ratio_rounding(ratios)
         losses_P = ipo_losses(chosen_P - rejected_P, self.beta)
-        rewards = reward_metrics(self.beta * chosen_P, self.beta * rejected_P, self.beta * rounding)
-        return Loss(losses_P.sum() / step_pairs, rewards | logp_metrics(policy))
+        metrics = base.pair_metrics(policy, self.beta * chosen_P, self.beta * rejected_P, self.beta * rounding)
+        return Loss(losses_P.sum() / step_pairs, metrics)

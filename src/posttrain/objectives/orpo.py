@@ -19,18 +19,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
-from posttrain.objectives.base import (
-    LEVEL_CURVES,
-    PAIR_WORDS,
-    BaseObjective,
-    Loss,
-    PairLogps,
-    log1mexp,
-    log_sigmoid,
-    logp_metrics,
-    metric,
-    reward_metrics,
-)
+from posttrain.objectives import base
+from posttrain.objectives.base import BaseObjective, Loss, PairLogps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,12 +28,12 @@ if TYPE_CHECKING:
 
 def log_odds(means_P: Tensor) -> Tensor:
     """log(P / (1 - P)) of P = exp(means_P) [P], finite up to P = 1."""
-    return means_P - log1mexp(means_P)
+    return means_P - base.log1mexp(means_P)
 
 
 def orpo_losses(chosen_P: Tensor, rejected_P: Tensor, weight: float) -> Tensor:
     """The odds-ratio term of every pair [P], without the NLL. chosen_P, rejected_P: mean log-probability of a token [P]."""
-    return -weight * log_sigmoid(log_odds(chosen_P) - log_odds(rejected_P))
+    return -weight * base.log_sigmoid(log_odds(chosen_P) - log_odds(rejected_P))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +44,9 @@ class OrpoObjective(BaseObjective):
     title = "ORPO"
     explanation = (
         "The loss is the chosen reply's negative log-likelihood plus a penalty where its odds are not above those of the rejected one. "
-        f"The reward of a reply is the weight times its mean log-probability a token. {PAIR_WORDS}"
+        f"The reward of a reply is the weight times its mean log-probability a token. {base.PAIR_WORDS}"
     )
-    curves = LEVEL_CURVES
+    curves = base.LEVEL_CURVES
     setting_words: ClassVar[Mapping[str, str]] = {"nll": "NLL of the"}
 
     name: Literal["orpo"] = "orpo"
@@ -77,5 +67,5 @@ class OrpoObjective(BaseObjective):
             raise ValueError("nll: conversation needs the log-probabilities of prompt and chosen reply together")
         chosen_P, rejected_P, nll_P = policy.chosen.means_B, policy.rejected.means_B, -imitated.means_B
         losses_P = nll_P + orpo_losses(chosen_P, rejected_P, self.weight)
-        metrics = reward_metrics(self.weight * chosen_P, self.weight * rejected_P) | logp_metrics(policy)
-        return Loss(losses_P.sum() / step_pairs, {**metrics, "nll": metric(nll_P)})
+        metrics = base.pair_metrics(policy, self.weight * chosen_P, self.weight * rejected_P)
+        return Loss(losses_P.sum() / step_pairs, {**metrics, "nll": base.metric(nll_P)})

@@ -15,17 +15,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
-from posttrain.objectives.base import (
-    LEVEL_CURVES,
-    PAIR_WORDS,
-    BaseObjective,
-    Loss,
-    PairLogps,
-    log_sigmoid,
-    logp_metrics,
-    metric,
-    reward_metrics,
-)
+from posttrain.objectives import base
+from posttrain.objectives.base import BaseObjective, Loss, PairLogps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +24,7 @@ if TYPE_CHECKING:
 
 def simpo_losses(margins_P: Tensor, beta: float, gamma_beta_ratio: float) -> Tensor:
     """The loss of every pair [P]. margins_P: mean log-probability of the chosen reply less that of the rejected one [P]."""
-    return -log_sigmoid(beta * (margins_P - gamma_beta_ratio))
+    return -base.log_sigmoid(beta * (margins_P - gamma_beta_ratio))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +35,9 @@ class SimpoObjective(BaseObjective):
     title = "SimPO"
     explanation = (
         "The loss is the negative log-sigmoid of the margin less gamma. The reward of a reply is beta times its mean log-probability a "
-        f"token. {PAIR_WORDS}"
+        f"token. {base.PAIR_WORDS}"
     )
-    curves = LEVEL_CURVES
+    curves = base.LEVEL_CURVES
     setting_words: ClassVar[Mapping[str, str]] = {"gamma_beta_ratio": "gamma/beta", "sft_weight": "SFT weight"}
     default_learning_rate = 1e-6
 
@@ -62,8 +53,8 @@ class SimpoObjective(BaseObjective):
         """This micro-batch's share of the loss of a step of ``step_pairs`` pairs. ``reference`` is not read."""
         chosen_P, rejected_P = policy.chosen.means_B, policy.rejected.means_B
         losses_P = simpo_losses(chosen_P - rejected_P, self.beta, self.gamma_beta_ratio)
-        metrics = reward_metrics(self.beta * chosen_P, self.beta * rejected_P) | logp_metrics(policy)
+        metrics = base.pair_metrics(policy, self.beta * chosen_P, self.beta * rejected_P)
         if self.sft_weight:
             losses_P = losses_P - self.sft_weight * chosen_P
-            metrics["nll"] = metric(-chosen_P)
+            metrics["nll"] = base.metric(-chosen_P)
         return Loss(losses_P.sum() / step_pairs, metrics)

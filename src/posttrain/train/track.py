@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from posttrain.errors import ConfigError
 
 
-class Tracker(Protocol):
+class Tracker(NamedTuple):
     """Receives every metrics record of a run."""
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Record the numbers of one metrics record."""
-
-    def close(self) -> None:
-        """Flush and end."""
-
-
-class TensorBoardTracker:
-    """Event files in <stage>/tensorboard."""
-
-    def __init__(self, stage_folder: Path) -> None:
-        _need("tensorboard")
-        writer = import_module("torch.utils.tensorboard").SummaryWriter
-        self._writer = writer(str(stage_folder / "tensorboard"))
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Write every number under <split>/<name>."""
-        for name, value in numbers(record).items():
-            self._writer.add_scalar(name, value, record["step"])
-
-    def close(self) -> None:
-        """Flush the event file."""
-        self._writer.close()
+    log: Callable[[Mapping[str, Any]], object]
+    """Record the numbers of one record under <split>/<name>."""
+    close: Callable[[], object]
+    """Flush and end."""
 
 
-class RunTracker:
-    """trackio or wandb, which share one interface: ``init`` gives a run, ``run.log`` takes a dict."""
+def open_trackers(names: Sequence[str], stage_folder: Path) -> list[Tracker]:
+    """One tracker a name; a missing package is a ConfigError."""
+    return [_open(name, stage_folder) for name in names]
 
-    def __init__(self, module_name: str, stage_folder: Path) -> None:
-        _need(module_name)
-        module = import_module(module_name)
-        self._run = module.init(project=stage_folder.parent.name, name=stage_folder.name)
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Log every number under <split>/<name>."""
-        self._run.log(numbers(record), step=record["step"])
+def _open(name: str, stage_folder: Path) -> Tracker:
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"track: {name} is not installed", fix="pip install 'posttrain[track]'") from error
+    if name == "tensorboard":  # event files in <stage>/tensorboard
+        writer = import_module("torch.utils.tensorboard").SummaryWriter(str(stage_folder / "tensorboard"))
 
-    def close(self) -> None:
-        """End the run."""
-        self._run.finish()
+        def log(record: Mapping[str, Any]) -> None:
+            for key, value in numbers(record).items():
+                writer.add_scalar(key, value, record["step"])
+
+        return Tracker(log, writer.close)
+    # trackio and wandb share one interface
+    run = module.init(project=stage_folder.parent.name, name=stage_folder.name)
+    return Tracker(lambda record: run.log(numbers(record), step=record["step"]), run.finish)
 
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:
@@ -62,17 +49,3 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
         for name, value in record.items()
         if isinstance(value, int | float) and name not in ("step", "total_steps")
     }
-
-
-def open_trackers(names: Sequence[str], stage_folder: Path) -> list[Tracker]:
-    """One tracker a name; a missing package is a ConfigError."""
-    return [
-        TensorBoardTracker(stage_folder) if name == "tensorboard" else RunTracker(name, stage_folder) for name in names
-    ]
-
-
-def _need(package: str) -> None:
-    try:
-        import_module(package)
-    except ImportError as error:
-        raise ConfigError(f"track: {package} is not installed", fix="pip install 'posttrain[track]'") from error
