@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.train.config import TrainSettings
 from posttrain.train.optimizer import learning_rate
 
 Schedule = Literal["cosine", "linear", "constant"]
 
 
 def rates(schedule: Schedule, total: int, warmup: int = 0, floor: float = 0.0, peak: float = 1.0) -> list[float]:
-    return [
-        learning_rate(t, total, peak=peak, schedule=schedule, warmup_steps=warmup, floor=floor) for t in range(total)
-    ]
+    settings = TrainSettings(learning_rate=peak, schedule=schedule, warmup=warmup / total, learning_rate_floor=floor)
+    return [learning_rate(t, total, settings) for t in range(total)]
 
 
 def test_linear_by_hand() -> None:

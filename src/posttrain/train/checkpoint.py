@@ -11,7 +11,7 @@ import json
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -42,10 +42,6 @@ class Progress:
     """The held-out loss that the next one must undercut by ``min_improvement`` to count as improvement."""
     evaluations_without_improvement: int = 0
     stopped_early: bool = False
-
-    def advanced(self, **changes: object) -> Progress:
-        """A copy with some numbers changed."""
-        return replace(self, **changes)  # type: ignore[arg-type]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
@@ -106,12 +102,9 @@ class Checkpoints:
         to another configuration.
         """
         found, damaged = [], []
-        for name in SLOTS:
-            path = self.folder / name
-            if not path.exists():
-                continue
+        for path in (self.folder / name for name in SLOTS):
             try:
-                found.append(self._read(path))
+                found += [self._read(path)] if path.exists() else []
             except _DamagedError as error:
                 damaged.append(error)
         if not found and damaged:
@@ -120,7 +113,7 @@ class Checkpoints:
             )
         for damage in damaged:
             warnings.warn(f"{damage}; going on from the checkpoint before it", stacklevel=2)
-        return max(found, key=lambda item: item[0].step) if found else None
+        return max(found, key=lambda item: item[0].step, default=None)
 
     def _read(self, path: Path) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
         try:
@@ -139,8 +132,10 @@ class Checkpoints:
                 where=str(path),
                 fix=f"remove {self.folder} to start this stage again, or restore the configuration it was made with",
             )
-        weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
-        optimizer = {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
+        kinds = ("weights/", "optimizer/")
+        weights, optimizer = (
+            {name.removeprefix(kind): v for name, v in tensors.items() if name.startswith(kind)} for kind in kinds
+        )
         return progress, weights, optimizer
 
     def _older(self) -> Path:

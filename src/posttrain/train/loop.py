@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,19 +204,18 @@ def optimizer_step(
     max_grad_norm: float | None,
 ) -> StepResult:
     """One optimizer step over all micro-batches of the effective batch. Raises TrainingError on a non-finite loss."""
-    budget = max(sum(len(s) for unit in group for s in task.sequences(unit)) for group in micro_batches)
-    context = step_context(trainee, task, [unit for group in micro_batches for unit in group], budget)
+    sizes = [sum(len(sequence) for unit in group for sequence in task.sequences(unit)) for group in micro_batches]
+    context = step_context(trainee, task, [unit for group in micro_batches for unit in group], max(sizes))
     sums = _Sums(trainee.device)
-    flops, computed, tokens, supervised = 0.0, 0, 0, 0
+    flops, computed, supervised = 0.0, 0, 0
     for group in micro_batches:
-        outputs = _compute(trainee, task, group, context)
-        found = task.objective.loss(*outputs.given.arguments)
+        batch, given = _compute(trainee, task, group, context)
+        found = task.objective.loss(*given.arguments)
         torch.autograd.backward(found.share)
-        sums.add(found, outputs.given.metrics)
-        flops += step_flops(trainee.model, outputs.batch)
-        computed += len(outputs.batch.ids_T)
-        tokens += outputs.tokens
-        supervised += len(outputs.batch.targets_S)
+        sums.add(found, given.metrics)
+        flops += step_flops(trainee.model, batch)
+        computed += len(batch.ids_T)
+        supervised += len(batch.targets_S)
     norm = clip_gradients(list(trainee.trained.values()), max_grad_norm)
     # The one host synchronisation of a step: without it a NaN would reach the weights.
     loss_value, metrics, norm_value = sums.host(norm)
@@ -227,24 +226,14 @@ def optimizer_step(
         group_options["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_value, norm_value, tokens, computed, supervised, flops, metrics)
+    return StepResult(loss_value, norm_value, sum(sizes), computed, supervised, flops, metrics)
 
 
-class _Outputs(NamedTuple):
-    """A micro-batch that has gone through the model."""
-
-    batch: Batch
-    tokens: int
-    """Of its sequences, as rendered."""
-    given: LossInputs
-
-
-def _compute(trainee: Trainee, task: Task, units: Sequence[Unit], context: StepContext) -> _Outputs:
+def _compute(trainee: Trainee, task: Task, units: Sequence[Unit], context: StepContext) -> tuple[Batch, LossInputs]:
     """One forward pass over some units; the loss is left to the caller, so that it is as near to `train` as it can be."""
-    sequences = [sequence for unit in units for sequence in task.sequences(unit)]
-    batch = lay_out(trainee.model, sequences)
+    batch = lay_out(trainee.model, [sequence for unit in units for sequence in task.sequences(unit)])
     outputs_S = task.forward(trainee.model, batch, trainee.compute_dtype)
-    return _Outputs(batch, sum(map(len, sequences)), task.loss_inputs(units, batch, outputs_S, context))
+    return batch, task.loss_inputs(units, batch, outputs_S, context)
 
 
 def step_context(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -> StepContext:
@@ -261,7 +250,7 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -
     training = trainee.model.training
     trainee.model.eval()
     for indices in micro_batches(range(len(units)), [unit_length(trainee.model, task, unit) for unit in units], budget):
-        given = _compute(trainee, task, [units[i] for i in indices], context).given
+        _, given = _compute(trainee, task, [units[i] for i in indices], context)
         sums.add(task.objective.loss(*given.arguments), given.metrics)
     trainee.model.train(training)
     loss, metrics, _ = sums.host(torch.zeros((), device=trainee.device))
@@ -319,14 +308,17 @@ def train(
     """
     run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress)
     since_checkpoint, write_seconds, leanest = 0.0, 0.0, math.inf
-    with run.open_logs(), _interruptible(on_interrupt) as interrupted:
+    with contextlib.ExitStack() as open_logs, _interruptible(on_interrupt) as interrupted:
+        for close in (*(tracker.close for tracker in run.trackers), run.log.close):
+            open_logs.callback(close)
         if progress.step == 0:
             run.evaluate(progress)
         while not run.finished(progress):
             begin = time.perf_counter()
             # Dropout draws from (seed, step): a resumed step draws what the interrupted one would have drawn.
             torch.manual_seed(seed * 1_000_003 + progress.step)
-            groups, rate = run.units_of(progress.step), run.rate_of(progress.step)
+            groups = run.units_of(progress.step)
+            rate = learning_rate(progress.step, run.plan.total_steps, settings)
             with run.explained(progress.step, groups):
                 result = optimizer_step(run.trainee, run.optimizer, run.task, groups, rate, settings.max_grad_norm)
             progress = run.record_step(progress, result, rate, time.perf_counter() - begin)
@@ -406,34 +398,12 @@ class _Run:
     def best_weights(self) -> Path:
         return self.out.file("checkpoints", "best.safetensors")
 
-    @contextlib.contextmanager
-    def open_logs(self) -> Iterator[None]:
-        """Inside, metrics are written; afterwards their files and trackers are closed, whatever happened."""
-        try:
-            yield
-        finally:
-            self.log.close()
-            for tracker in self.trackers:
-                tracker.close()
-
     def finished(self, progress: Progress) -> bool:
         return progress.step >= self.plan.total_steps or progress.stopped_early
 
     def units_of(self, step: int) -> list[list[Unit]]:
         """The micro-batches of a step (0-based)."""
         return [[self.inputs.examples[i] for i in group] for group in self.plan.micro_batches(step)]
-
-    def rate_of(self, step: int) -> float:
-        """The learning rate of a step (0-based)."""
-        settings, total = self.settings, self.plan.total_steps
-        return learning_rate(
-            step,
-            total,
-            peak=settings.peak_learning_rate,
-            schedule=settings.schedule,
-            warmup_steps=round(settings.warmup * total),
-            floor=settings.learning_rate_floor,
-        )
 
     @contextlib.contextmanager
     def explained(self, step: int, groups: Sequence[Sequence[Unit]]) -> Iterator[None]:
@@ -452,7 +422,8 @@ class _Run:
     def record_step(self, progress: Progress, result: StepResult, rate: float, seconds: float) -> Progress:
         """Count a step and write its metrics record."""
         step = progress.step
-        progress = progress.advanced(
+        progress = replace(
+            progress,
             step=step + 1,
             tokens=progress.tokens + result.tokens,
             supervised_tokens=progress.supervised_tokens + result.supervised_tokens,
@@ -502,12 +473,12 @@ class _Run:
         if loss < progress.best_loss:
             with atomic_path(self.best_weights) as temporary:
                 save_file({k: v.detach().cpu().contiguous() for k, v in trainee.trained.items()}, temporary)
-            progress = progress.advanced(best_loss=loss, best_step=progress.step)
+            progress = replace(progress, best_loss=loss, best_step=progress.step)
         if loss < progress.loss_to_beat - (stopping.min_improvement if stopping is not None else 0.0):
-            return progress.advanced(loss_to_beat=loss, evaluations_without_improvement=0)
+            return replace(progress, loss_to_beat=loss, evaluations_without_improvement=0)
         waited = progress.evaluations_without_improvement + 1
         stop = stopping is not None and waited >= stopping.patience
-        return progress.advanced(evaluations_without_improvement=waited, stopped_early=stop)
+        return replace(progress, evaluations_without_improvement=waited, stopped_early=stop)
 
     def save(self, progress: Progress) -> float:
         """Write a checkpoint; returns the seconds it took."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,27 +42,20 @@ def clip_gradients(parameters: list[Tensor], max_norm: float | None) -> Tensor:
     return norm
 
 
-def learning_rate(
-    step: int,
-    total_steps: int,
-    *,
-    peak: float,
-    schedule: Literal["cosine", "linear", "constant"],
-    warmup_steps: int,
-    floor: float,
-) -> float:
-    """The rate used by optimizer step ``step`` (0-based) of ``total_steps``.
+def learning_rate(step: int, total_steps: int, settings: TrainSettings) -> float:
+    """The rate used by optimizer step ``step`` (0-based) of ``total_steps``, T.
 
-    Warm-up rises linearly so that step ``warmup_steps`` is the first at the peak; no step has rate 0. After it, with
+    Warm-up rises linearly so that step T_w = ``warmup`` T is the first at the peak; no step has rate 0. After it, with
     x = (t - T_w) / (T - T_w): cosine = eta_min + (eta_max - eta_min) / 2 (1 + cos(pi x)) (Loshchilov and Hutter 2016,
     arXiv:1608.03983, eq. 5), linear = eta_max - (eta_max - eta_min) x, constant = eta_max. eta_min = floor * peak.
     """
+    peak, warmup_steps = settings.peak_learning_rate, round(settings.warmup * total_steps)
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
-    if schedule == "constant":
+    if settings.schedule == "constant":
         return peak
     x = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    low = floor * peak
-    if schedule == "linear":
+    low = settings.learning_rate_floor * peak
+    if settings.schedule == "linear":
         return peak - (peak - low) * x
     return low + (peak - low) / 2 * (1 + math.cos(math.pi * x))
