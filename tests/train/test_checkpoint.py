@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from posttrain.errors import CheckpointError, RunError
 from posttrain.train import checkpoint
