@@ -33,10 +33,12 @@ from posttrain.report.svg import (
     dot,
     legend,
     legend_widths,
+    line,
     padded,
     path,
     tag,
     whisker,
+    words,
 )
 
 COLORS = ("s0", "s1", "s2", "s3", "s4", "s5")
@@ -249,38 +251,31 @@ def _lines(chart: Lines) -> Figure | None:
     near = [one for one in chart.levels if not one.limit or min(finite) / 1.5 < one.value < max(finite) * 1.5]
     extent = [*finite, *(one.value for one in near), *([0.0] if chart.from_zero else [])]
     box = SMALL if chart.small else WIDE
-    drawn_legend, extra = Markup(""), 0.0
-    if len({one.label for one in drawn}) > 1:
-        entries = list(dict.fromkeys((one.label, f"swatch {one.color}") for one in drawn))
-        drawn_legend, extra = _legend(chart.y_label, entries, box)
-    box = Box(box.width, box.height + extra)
+    entries = list(dict.fromkeys((one.label, f"swatch {one.color}") for one in drawn))
+    several = len({one.label for one in drawn}) > 1
+    drawn_legend, extra = _legend(chart.y_label, entries if several else [], box)
+    floor = box.height + extra - BOTTOM
     steps = [step for one in drawn for step, _ in one.points]
     low, high = (min(extent) / 1.1, max(extent) * 1.1) if log else padded(extent)
     first, last = min(steps), max(steps)
     x = Scale(first, last if last > first else first + 1, LEFT, box.width - RIGHT, whole=True)
-    y = Scale(0.0 if chart.from_zero else low, high, box.height - BOTTOM, TOP + extra - 8, log)
+    y = Scale(0.0 if chart.from_zero else low, high, floor, TOP + extra - 8, log)
     parts = [axes(x, y, chart.x_label, chart.y_label + (", logarithmic" if log else ""))]
     for level in near:
-        classes = "mark limit" if level.limit else "reference"
-        parts.append(tag("line", class_=classes, x1=x.start, x2=x.end, y1=y(level.value), y2=y(level.value)))
-        parts.append(
-            tag("text", level.text, class_="halo end", x=x.end, y=y(level.value) - 5) if level.text else Markup("")
-        )
+        at = y(level.value)
+        parts.append(line(x.start, x.end, at, at, "mark limit" if level.limit else "reference"))
+        parts.append(words(level.text, x.end, at - 5, "halo end") if level.text else Markup(""))
     dotted = {one.label for one in drawn if one.style == "dots"}
     for one in sorted(drawn, key=lambda one: one.style == "dots"):
         parts += _series(chart, one, x, y, strong=one.label not in dotted)
-    parts += _verticals(chart.verticals, x, y)
-    parts.append(drawn_legend)
-    words = [
-        f"{one.label}{_held_out(one, dotted)} from {_written(chart, one.points[0][1])} to {_written(chart, one.points[-1][1])}"
-        for one in drawn
-    ]
-    alt = f"{chart.title}, {chart.y_label} by {chart.x_label}: {'; '.join(words)}."
-    return _figure(chart, alt, box.height, parts, box.width)
-
-
-def _held_out(one: Series, dotted: set[str]) -> str:
-    return " (held-out)" if one.style == "dots" and one.label != "held-out" and len(dotted) else ""
+    parts += [*_verticals(chart.verticals, x, floor, y.end + 14, y.end), drawn_legend]
+    said = []
+    for one in drawn:
+        kind = " (held-out)" if one.style == "dots" and one.label != "held-out" else ""
+        begin, end = (_written(chart, one.points[place][1]) for place in (0, -1))
+        said.append(f"{one.label}{kind} from {begin} to {end}")
+    alt = f"{chart.title}, {chart.y_label} by {chart.x_label}: {'; '.join(said)}."
+    return _figure(chart, alt, floor + BOTTOM, parts, box.width)
 
 
 def _written(chart: Lines, value: float) -> str:
@@ -291,45 +286,36 @@ def _series(chart: Lines, one: Series, x: Scale, y: Scale, *, strong: bool) -> l
     def tooltip(at: float, value: float) -> str:
         return f"{chart.x_label} {at:,.0f}: {one.label} {_written(chart, value)}"
 
-    def line(points: Sequence[tuple[float, float]], classes: str) -> Markup:
+    def curve(points: Sequence[tuple[float, float]], classes: str = "") -> Markup:
         return path([(x(at), y(value)) for at, value in points], f"line {classes}{one.color}")
 
+    def point(at: float, value: float) -> Markup:
+        if at == one.chosen:
+            return dot(x(at), y(value), f"dot {one.color} chosen", f"{tooltip(at, value)} (lowest)", 6)
+        return dot(x(at), y(value), f"dot {one.color}", tooltip(at, value), 3.4)
+
     if one.style == "outline":
-        return [line(one.points, "")]
+        return [curve(one.points)]
     if one.style == "dots":
-        parts = [line(one.points, "")]
-        for at, value in one.points:
-            chosen = at == one.chosen
-            classes = f"dot {one.color}{' chosen' if chosen else ''}"
-            if math.isfinite(value):
-                parts.append(
-                    dot(
-                        x(at),
-                        y(value),
-                        classes,
-                        tooltip(at, value) + (" (lowest)" if chosen else ""),
-                        6 if chosen else 3.4,
-                    )
-                )
-        return parts
+        return [curve(one.points), *(point(at, value) for at, value in one.points if math.isfinite(value))]
     window = max(1, len(one.points) // 20)
     raw, parts = thinned(one.points), []
     if not (chart.smooth_only and window > 1):
-        parts.append(line(raw, "" if strong and window == 1 else "raw "))
+        parts.append(curve(raw, "" if strong and window == 1 else "raw "))
     if window > 1:
-        parts.append(line(thinned(running_mean(one.points, window)), "" if strong else "thin "))
+        parts.append(curve(thinned(running_mean(one.points, window)), "" if strong else "thin "))
     return parts if chart.smooth_only else [*parts, _hover(x, y, raw, tooltip)]
 
 
-def _verticals(marks: Sequence[Level], x: Scale, y: Scale) -> list[Markup]:
-    """Return marks on the horizontal axis, their words one below the other beside them."""
+def _verticals(marks: Sequence[Level], x: Scale, floor: float, first: float, top: float | None = None) -> list[Markup]:
+    """Return marks on the horizontal axis, their words one below the other from ``first`` on; each line begins at ``top`` or at its words."""
     parts = []
     for row, mark in enumerate(marks):
-        at, classes = x(mark.value), f"median {mark.color}" if mark.color else "mark limit" if mark.limit else "mark"
-        parts.append(tag("line", class_=classes, x1=at, x2=at, y1=y.end, y2=y.start))
+        at, beside = x(mark.value), first + 17 * row
+        classes = f"median {mark.color}" if mark.color else "mark limit" if mark.limit else "mark"
+        parts.append(line(at, at, beside - 9 if top is None else top, floor, classes))
         right = at > x.start + (x.end - x.start) * 0.72
-        classes, beside = ("halo end", -5) if right else ("halo", 5)
-        parts.append(tag("text", mark.text, class_=classes, x=at + beside, y=y.end + 14 + 17 * row))
+        parts.append(words(mark.text, at + (-5 if right else 5), beside, "halo end" if right else "halo"))
     return parts
 
 
@@ -399,14 +385,9 @@ def _histogram(chart: Histogram) -> Figure | None:
         return None
     edges, many = chart.edges, len(chart.heights)
     extra = 17.0 * max(0, len(chart.marks) - 1)  # the words of the marks stand above the bars, not on them
+    floor, top = WIDE.height + extra - BOTTOM, TOP + extra - 8 + (10 if chart.marks else 0)
     x = Scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT, whole=not chart.zero)
-    y = Scale(
-        0,
-        max(chart.heights) * 1.05,
-        WIDE.height + extra - BOTTOM,
-        TOP + extra - 8 + (10 if chart.marks else 0),
-        whole=True,
-    )
+    y = Scale(0, max(chart.heights) * 1.05, floor, top, whole=True)
     parts = [axes(x, y, chart.x_label, chart.y_label)]
     for place, (height, (low, high)) in enumerate(zip(chart.heights, pairwise(edges), strict=True)):
         left, width = x(low) + 0.5, x(high) - x(low) - 1
@@ -414,25 +395,20 @@ def _histogram(chart: Histogram) -> Figure | None:
             left, width = left + (width - 90) / 2, 90.0
         classes = f"fill {chart.colors[place] if chart.colors else 's1'}"
         tooltip = f"{_span(chart, low, high, last=place == many - 1)}: {height:,} {chart.y_label}"
-        parts.append(bar(left, y(height), max(width, 0.5), y(0) - y(height), classes, tooltip))
+        parts.append(bar(left, y(height), max(width, 0.5), floor - y(height), classes, tooltip))
     if chart.zero:
-        parts.append(tag("line", class_="zero", x1=x(0), x2=x(0), y1=y.end, y2=y(0)))
-    for row, mark in enumerate(chart.marks):
-        at, top = x(mark.value), 30.0 + 17 * row
-        right = at > WIDTH * 0.72
-        parts.append(tag("line", class_="mark limit" if mark.limit else "mark", x1=at, x2=at, y1=top - 9, y2=y(0)))
-        parts.append(tag("text", mark.text, class_="halo end" if right else "halo", x=at + (-5 if right else 5), y=top))
+        parts.append(line(x(0), x(0), y.end, floor, "zero"))
+    parts += _verticals(chart.marks, x, floor, 30.0)
     alt = f"Histogram: {chart.title}. {chart.said}" if chart.said else f"Histogram: {chart.title}, {chart.caption}"
-    return _figure(chart, alt, WIDE.height + extra, parts)
+    return _figure(chart, alt, floor + BOTTOM, parts)
 
 
 def _span(chart: Histogram, low: float, high: float, *, last: bool) -> str:
     text = numbers.signed if chart.zero else numbers.count
-    unit = chart.x_label.partition(";")[0]
-    more = " and more" if last and chart.tail else ""
-    return (
-        f"{(low + high) / 2:,.0f}{more} {unit}" if chart.whole else f"{text(low)}{more or f' to {text(high)}'} {unit}"
-    )
+    unit, more = chart.x_label.partition(";")[0], " and more" if last and chart.tail else ""
+    if chart.whole:
+        return f"{(low + high) / 2:,.0f}{more} {unit}"
+    return f"{text(low)}{more or f' to {text(high)}'} {unit}"
 
 
 def _bars(chart: Bars) -> Figure | None:
@@ -443,19 +419,17 @@ def _bars(chart: Bars) -> Figure | None:
     parts = [legend([(text, f"swatch {kind}") for text, kind in chart.legend])] if chart.legend else []
     top = TOP if chart.legend else 14.0
     for name, text, bars in chart.lanes:
-        parts.append(tag("text", short(name), class_="label strong", x=2, y=top + 12))
-        parts.append(tag("text", text, class_="tick end", x=WIDTH - RIGHT, y=top + 12))
+        parts.append(words(short(name), 2, top + 12, "label strong"))
+        parts.append(words(text, WIDTH - RIGHT, top + 12, "tick end"))
         thick = 12.0 if len(bars) == 1 else 7.0
         for place, pieces in enumerate(bars):
             at, done = top + 19 + (thick + 2) * place, 0.0
             parts.append(tag("rect", class_="track", x=2, y=at, width=WIDTH - RIGHT - 2, height=thick))
             for piece in pieces:
                 if piece.value:
-                    start = x(done)
-                    width = max(x(done + piece.value) - start, 2.5)
-                    parts.append(
-                        bar(min(start, WIDTH - RIGHT - width), at, width, thick, f"fill {piece.color}", piece.text)
-                    )
+                    width = max(x(done + piece.value) - x(done), 2.5)
+                    left = min(x(done), WIDTH - RIGHT - width)
+                    parts.append(bar(left, at, width, thick, f"fill {piece.color}", piece.text))
                 done += piece.value
         top += 30 + (thick + 2) * len(bars)
     alt = f"{chart.title}. " + ". ".join(f"{name}: {text}" for name, text, _ in chart.lanes) + "."
@@ -479,17 +453,17 @@ def _forest(chart: Forest) -> Figure | None:
     floor = 10.0 + _LANE * len(lanes) + _GROUP * groups
     parts = [axes(x, None, chart.unit, bottom=floor)]
     if chart.line is not None:
-        parts.append(tag("line", class_="reference", x1=x(chart.line), x2=x(chart.line), y1=10, y2=floor))
+        parts.append(line(x(chart.line), x(chart.line), 10, floor, "reference"))
     top, group = 10.0, ""
     for lane in lanes:
         if lane.group != group:
             group = lane.group
-            parts.append(tag("text", group, class_="label halo", x=2, y=top + 12))
+            parts.append(words(group, 2, top + 12, "label halo"))
             top += _GROUP
         parts += [
-            tag("text", short(lane.name), class_="label strong halo", x=2, y=top + 8),
-            tag("text", lane.text, class_="tick end halo", x=WIDTH - RIGHT, y=top + 8),
-            whisker(x, top + 21, lane.low, lane.high, lane.color),
+            words(short(lane.name), 2, top + 8, "label strong halo"),
+            words(lane.text, WIDTH - RIGHT, top + 8, "tick end halo"),
+            whisker(x(lane.low), x(lane.high), top + 21, lane.color),
             dot(x(lane.estimate), top + 21, f"dot {lane.color}", f"{lane.name}: {lane.text}", 5),
         ]
         top += _LANE
@@ -514,27 +488,24 @@ def _plane(chart: Plane) -> Figure | None:
     parts = [
         drawn,
         axes(x, y, f"{chart.x_label}, percent"),
-        tag("text", f"{chart.y_label}, percent", class_="label", x=2, y=top - 12),
-        tag("text", chart.corners[0], class_="tick end", x=x(99), y=y(100) + 14),
-        tag("text", chart.corners[1], class_="tick", x=x(1), y=y(0) - 6),
+        words(f"{chart.y_label}, percent", 2, top - 12, "label"),
+        words(chart.corners[0], x(99), y(100) + 14, "tick end"),
+        words(chart.corners[1], x(1), y(0) - 6, "tick"),
     ]
-    words = []
+    said = []
     for one in chart.spots:
-        at_x, at_y = x(100 * one.x[0]), y(100 * one.y[0])
-        low, high = (y(100 * end) for end in one.y[1:])
-        words.append(
-            f"{one.name}: {chart.y_label} {numbers.percent(one.y[0])}, {chart.x_label} {numbers.percent(one.x[0])}"
-        )
-        parts += [
-            whisker(x, at_y, 100 * one.x[1], 100 * one.x[2], one.color),
-            tag("line", class_=f"whisker {one.color}", x1=at_x, x2=at_x, y1=low, y2=high),
-            *(
-                tag("line", class_=f"whisker {one.color}", x1=at_x - 5, x2=at_x + 5, y1=end, y2=end)
-                for end in (low, high)
-            ),
-            dot(at_x, at_y, f"dot {one.color}", words[-1], 6),
+        at_x, left, right = (x(100 * share) for share in one.x)
+        at_y, low, high = (y(100 * share) for share in one.y)
+        shares = [
+            f"{label} {numbers.percent(share[0])}" for label, share in ((chart.y_label, one.y), (chart.x_label, one.x))
         ]
-    return _figure(chart, f"{chart.title}. {'; '.join(words)}.", top + 250 + BOTTOM, parts)
+        said.append(f"{one.name}: {', '.join(shares)}")
+        parts += [
+            whisker(left, right, at_y, one.color),
+            whisker(low, high, at_x, one.color, upright=True),
+            dot(at_x, at_y, f"dot {one.color}", said[-1], 6),
+        ]
+    return _figure(chart, f"{chart.title}. {'; '.join(said)}.", top + 250 + BOTTOM, parts)
 
 
 # ---- categories ----------------------------------------------------------------------------------------------------
@@ -556,41 +527,36 @@ def _radar(chart: Radar) -> Figure | None:
     def point(corner: tuple[float, float], radius: float) -> tuple[float, float]:
         return WIDTH / 2 + radius * corner[0], middle + radius * corner[1]
 
-    parts = [drawn]
-    for ring in range(1, _RINGS + 1):
-        around = [point(corner, _RADIUS * ring / _RINGS) for corner in corners]
+    parts, rings = [drawn], [_RADIUS * ring / _RINGS for ring in range(1, _RINGS + 1)]
+    for radius in rings:
+        around = [point(corner, radius) for corner in corners]
         parts.append(path([*around, around[0]], "grid ring"))
     for corner, spoke in zip(corners, chart.spokes, strict=True):
         end = point(corner, _RADIUS)
-        parts.append(tag("line", class_="grid", x1=WIDTH / 2, x2=end[0], y1=middle, y2=end[1]))
+        parts.append(line(WIDTH / 2, end[0], middle, end[1], "grid"))
         anchor = "middle" if abs(corner[0]) < 0.2 else "" if corner[0] > 0 else "end"
         lines = label_lines(spoke)
         at_x, at_y = point(corner, _RADIUS + 12)
         at_y += 4 + 5 * corner[1] - _LINE * (len(lines) - 1) * (1 - corner[1]) / 2  # grows away from the rim
-        classes = f"label {anchor}".strip()
-        parts += [tag("text", line, class_=classes, x=at_x, y=at_y + _LINE * k) for k, line in enumerate(lines)]
-    for ring in range(1, _RINGS + 1):
-        value = chart.low + (chart.high - chart.low) * ring / _RINGS
+        parts += [words(text, at_x, at_y + _LINE * k, f"label {anchor}".strip()) for k, text in enumerate(lines)]
+    for radius in rings:
+        value = chart.low + (chart.high - chart.low) * radius / _RADIUS
         text = f"{100 * value:.3g}%" if chart.unit == "share" else f"{value:.3g}"
-        parts.append(tag("text", text, class_="tick halo", x=WIDTH / 2 + 4, y=middle - _RADIUS * ring / _RINGS + 12))
-    for place, (model, kind, line) in enumerate(chart.outlines):
-        at = [(math.nan, math.nan) if v is None else point(c, scale(v)) for v, c in zip(line, corners, strict=True)]
+        parts.append(words(text, WIDTH / 2 + 4, middle - radius + 12, "tick halo"))
+    said = []
+    for place, (model, kind, values) in enumerate(chart.outlines):
+        at = [(math.nan, math.nan) if v is None else point(c, scale(v)) for v, c in zip(values, corners, strict=True)]
         outline, dash = path([*at, at[0]], f"line {kind}"), _DASHES[place % len(_DASHES)]
         parts.append(tag("g", outline, stroke_dasharray=dash) if dash else outline)
-        for own, spot, spoke in zip(line, at, chart.spokes, strict=True):
-            if own is not None:
-                parts.append(dot(*spot, f"dot {kind}", f"{model}, {spoke}: {numbers.in_unit(own, chart.unit)}", 4))
-    said = "; ".join(
-        f"{model}: "
-        + ", ".join(
-            f"{spoke} {numbers.in_unit(value, chart.unit)}"
-            for spoke, value in zip(chart.spokes, line, strict=True)
+        written = [
+            (spot, spoke, numbers.in_unit(value, chart.unit))
+            for value, spot, spoke in zip(values, at, chart.spokes, strict=True)
             if value is not None
-        )
-        for model, _, line in chart.outlines
-    )
+        ]
+        parts += [dot(*spot, f"dot {kind}", f"{model}, {spoke}: {text}", 4) for spot, spoke, text in written]
+        said.append(f"{model}: {', '.join(f'{spoke} {text}' for _, spoke, text in written)}")
     height = middle + _RADIUS * max(y for _, y in corners) + 44
-    return _figure(chart, f"{chart.title}. {said}.", height, parts)
+    return _figure(chart, f"{chart.title}. {'; '.join(said)}.", height, parts)
 
 
 def radar_range(unit: str, scale: tuple[float, float] | None, known: Sequence[float]) -> tuple[float, float]:

@@ -29,31 +29,23 @@ class Figure:
 
     def inline(self) -> Markup:
         """Return the SVG for the page; colours come from the page's CSS variables."""
-        return tag(
-            "svg",
-            self.body,
-            class_="figure small" if self.small else "figure",
-            viewBox=f"0 0 {self.width:g} {self.height:g}",
-            role="img",
-            aria_label=self.alt,
-        )
+        return self._svg(self.body, class_="figure small" if self.small else "figure", viewBox=self._box)
 
     def standalone(self, css: str) -> str:
         """Return the SVG as a file of its own, with the given style sheet inside."""
         style = Markup("<style>{}</style>").format(Markup(css))
         background = tag("rect", class_="background", width="100%", height="100%")
-        drawing = tag(
-            "svg",
-            style + background + self.body,
-            xmlns="http://www.w3.org/2000/svg",
-            class_="figure",
-            viewBox=f"0 0 {self.width:g} {self.height:g}",
-            width=f"{self.width:g}",
-            height=f"{self.height:g}",
-            role="img",
-            aria_label=self.alt,
-        )
+        names = {"xmlns": "http://www.w3.org/2000/svg", "class_": "figure", "viewBox": self._box}
+        size = {"width": f"{self.width:g}", "height": f"{self.height:g}"}
+        drawing = self._svg(style + background + self.body, **names, **size)
         return f'<?xml version="1.0" encoding="UTF-8"?>\n{drawing}\n'
+
+    @property
+    def _box(self) -> str:
+        return f"0 0 {self.width:g} {self.height:g}"
+
+    def _svg(self, inside: Markup, **attributes: str) -> Markup:
+        return tag("svg", inside, **attributes, role="img", aria_label=self.alt)
 
 
 def file_name(*parts: str) -> str:

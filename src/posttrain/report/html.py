@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from posttrain.report import numbers, values
 from posttrain.report.charts import Chart, draw
 from posttrain.report.figure import Figure
-from posttrain.report.svg import Scale, dot, tag, whisker
+from posttrain.report.svg import Scale, dot, line, tag, whisker
 from posttrain.report.words import LANGUAGES, word_of
 
 ARROWS = {"higher": ("\N{UPWARDS ARROW}", "higher is better"), "lower": ("\N{DOWNWARDS ARROW}", "lower is better")}
@@ -134,9 +134,9 @@ def _change_picture(one: values.Headline) -> Markup | None:
     scale, kind = Scale(-end, end, 4, 196), {"improved": "s1", "worse": "s2"}.get(one.verdict or "", "s0")
     text = f"{change.text}, {change.interval}"
     parts = [
-        tag("line", class_="axis", x1=0, x2=200, y1=12, y2=12),
-        tag("line", class_="zero", x1=100, x2=100, y1=2, y2=22),
-        whisker(scale, 12, low, high, kind),
+        line(0, 200, 12, 12, "axis"),
+        line(100, 100, 2, 22, "zero"),
+        whisker(scale(low), scale(high), 12, kind),
         dot(scale(turn * change.value), 12, f"dot {kind}", text, 5),
     ]
     return tag(

@@ -117,25 +117,24 @@ def tick_text(ticks: Sequence[float]) -> Callable[[float], str]:
 def axes(x: Scale, y: Scale | None, x_label: str, y_label: str = "", bottom: float | None = None) -> Markup:
     """Return grid lines, tick labels and the names of both axes; without ``y`` only the horizontal axis."""
     floor = y.start if y is not None else bottom
-    if floor is None:
-        raise ValueError("axes needs a vertical scale or the position of the bottom")
+    assert floor is not None, "a vertical scale, or the position of the bottom"
     parts = []
     if y is not None:
         ticks = y.ticks()
         text = tick_text(ticks) if not y.log else (lambda value: f"{value:g}")
         for tick in ticks:
-            parts.append(tag("line", class_="grid", x1=x.start, x2=x.end, y1=y(tick), y2=y(tick)))
-            parts.append(tag("text", text(tick), class_="tick end", x=x.start - 8, y=y(tick) + 4))
-        parts.append(tag("text", y_label, class_="label", x=2, y=14))
+            parts.append(line(x.start, x.end, y(tick), y(tick), "grid"))
+            parts.append(words(text(tick), x.start - 8, y(tick) + 4, "tick end"))
+        parts.append(words(y_label, 2, 14, "label"))
     ticks = x.ticks()
     text = tick_text(ticks)
     for tick in ticks:
         if y is None:
-            parts.append(tag("line", class_="grid", x1=x(tick), x2=x(tick), y1=TOP - 8, y2=floor))
-        parts.append(tag("line", class_="axis", x1=x(tick), x2=x(tick), y1=floor, y2=floor + 4))
-        parts.append(tag("text", text(tick), class_="tick middle", x=x(tick), y=floor + 18))
-    parts.append(tag("line", class_="axis", x1=x.start, x2=x.end, y1=floor, y2=floor))
-    parts.append(tag("text", x_label, class_="label end", x=x.end, y=floor + 36))
+            parts.append(line(x(tick), x(tick), TOP - 8, floor, "grid"))
+        parts.append(line(x(tick), x(tick), floor, floor + 4, "axis"))
+        parts.append(words(text(tick), x(tick), floor + 18, "tick middle"))
+    parts.append(line(x.start, x.end, floor, floor, "axis"))
+    parts.append(words(x_label, x.end, floor + 36, "label end"))
     return Markup("").join(parts)
 
 
@@ -149,6 +148,16 @@ def path(points: Iterable[tuple[float, float]], class_: str) -> Markup:
         else:
             drawing = False
     return tag("path", class_=class_, d=" ".join(commands))
+
+
+def line(x1: float, x2: float, y1: float, y2: float, class_: str) -> Markup:
+    """Return a straight line."""
+    return tag("line", class_=class_, x1=x1, x2=x2, y1=y1, y2=y2)
+
+
+def words(text: str, x: float, y: float, class_: str) -> Markup:
+    """Return a text."""
+    return tag("text", text, class_=class_, x=x, y=y)
 
 
 def bar(x: float, y: float, width: float, height: float, class_: str, tooltip: str) -> Markup:
@@ -174,10 +183,9 @@ def legend(entries: Sequence[tuple[str, str]], y: float = 14.0, width: float = W
     """Return a legend at the right end: (text, classes of its swatch) from left to right."""
     widths = legend_widths(entries)
     parts, x = [], width - RIGHT - sum(widths) + 16
-    for (text, classes), width in zip(entries, widths, strict=True):
-        parts.append(tag("line", class_=classes, x1=x, x2=x + 14, y1=y - 4, y2=y - 4))
-        parts.append(tag("text", text, class_="label", x=x + 20, y=y))
-        x += width
+    for (text, classes), room in zip(entries, widths, strict=True):
+        parts += [line(x, x + 14, y - 4, y - 4, classes), words(text, x + 20, y, "label")]
+        x += room
     return Markup("").join(parts)
 
 
@@ -186,11 +194,8 @@ def legend_widths(entries: Sequence[tuple[str, str]]) -> list[float]:
     return [7.6 * len(text) + 40 for text, _ in entries]
 
 
-def whisker(x: Scale, y: float, low: float, high: float, classes: str) -> Markup:
-    """Return a horizontal interval with its ends."""
-    return Markup("").join(
-        [
-            tag("line", class_=f"whisker {classes}", x1=x(low), x2=x(high), y1=y, y2=y),
-            *(tag("line", class_=f"whisker {classes}", x1=x(v), x2=x(v), y1=y - 5, y2=y + 5) for v in (low, high)),
-        ]
-    )
+def whisker(low: float, high: float, at: float, color: str, *, upright: bool = False) -> Markup:
+    """Return an interval with its ends, lying at the height ``at`` or standing at that place; all are positions."""
+    drawn = [(low, high, at, at), *((end, end, at - 5, at + 5) for end in (low, high))]
+    turned = [(y1, y2, x1, x2) if upright else (x1, x2, y1, y2) for x1, x2, y1, y2 in drawn]
+    return Markup("").join(line(*ends, f"whisker {color}") for ends in turned)
