@@ -34,10 +34,10 @@ def test_a_number_that_is_not_zero_never_looks_like_zero(value: float) -> None:
 
 
 def test_interval_keeps_both_signs() -> None:
-    assert numbers.interval(-0.2691, 0.0312) == "−0.269 to +0.031"
-    assert numbers.points_interval(0.0, 8 / 13) == "0.0 to +61.5"
-    assert numbers.percent_interval(0.2906, 0.7677) == "29% to 77%"
-    assert numbers.percent_interval(None, None) == "–"
+    assert numbers.signed_interval_in_unit(-0.2691, 0.0312, "number") == "−0.269 to +0.031"
+    assert numbers.signed_interval_in_unit(0.0, 8 / 13, "share") == "0.0 to +61.5"
+    assert numbers.signed_interval_in_unit(None, None, "share") == "–"
+    assert numbers.interval_in_unit(0.2906, 0.7677, "share", 0) == "29% to 77%"
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,12 @@ def test_numbers_on_the_page_equal_the_artefacts(run: RunDir) -> None:
     lengths, ledger = read("sft/lengths.json"), read("prepare/ledger.json")
     expected = [
         *(numbers.in_unit(one["estimate"], unit(record, one)) for record in records for one in record["results"]),
-        numbers.interval(records[0]["differences"][0]["low"], records[0]["differences"][0]["high"]),
-        numbers.points_interval(records[1]["differences"][0]["low"], records[1]["differences"][0]["high"]),
+        numbers.signed_interval_in_unit(
+            records[0]["differences"][0]["low"], records[0]["differences"][0]["high"], "number"
+        ),
+        numbers.signed_interval_in_unit(
+            records[1]["differences"][0]["low"], records[1]["differences"][0]["high"], "share"
+        ),
         f"{manifest['result']['tokens']:,}",
         f"{manifest['result']['supervised_tokens']:,}",
         "3.12 GB",

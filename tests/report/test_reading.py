@@ -10,7 +10,7 @@ import pytest
 
 from posttrain.artifacts import RunDir
 from posttrain.errors import RunError
-from posttrain.report.verdicts import loss_verdict
+from posttrain.report.verdicts import gain_verdict
 from posttrain.stages import KINDS
 from posttrain.stages.page import Run
 from posttrain.stages.page import read_run as read_kinds
@@ -27,13 +27,13 @@ def training(run: RunDir) -> Training:
     return read_training(next(stage for stage in read_run(run).stages if stage.kind == "train"), [])
 
 
-def test_loss_verdict_needs_an_interval_without_zero() -> None:
-    assert loss_verdict(-0.3, -0.1) == "improved"
-    assert loss_verdict(0.1, 0.3) == "worse"
-    assert loss_verdict(-0.1, 0.1) == "not shown"
-    assert loss_verdict(-0.1, 0.0) == "not shown"
-    assert loss_verdict(0.0, 0.0) == "not shown"
-    assert loss_verdict(-0.2, -0.2) == "not shown"
+def test_a_verdict_needs_an_interval_without_zero() -> None:
+    assert gain_verdict(0.1, 0.3) == "improved"
+    assert gain_verdict(-0.3, -0.1) == "worse"
+    assert gain_verdict(-0.1, 0.1) == "not shown"
+    assert gain_verdict(0.0, 0.1) == "not shown"
+    assert gain_verdict(0.0, 0.0) == "not shown"
+    assert gain_verdict(0.2, 0.2) == "not shown"
 
 
 def test_a_complete_run_has_no_gaps(run: RunDir) -> None:

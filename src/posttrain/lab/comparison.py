@@ -347,7 +347,8 @@ def _amount(one: MeasureComparison, value: float, *, sign: bool = True) -> str:
 
 def _span(one: MeasureComparison) -> str:
     low, high = one.difference.low, one.difference.high
-    return numbers.interval(low, high) if one.kind == "scores" else numbers.points_interval(low, high)
+    unit, digits = ("number", 3) if one.kind == "scores" else ("share", 1)
+    return numbers.signed_interval_in_unit(low, high, unit, digits)
 
 
 def compare_json(command: CompareCommand, found: Sequence[MeasureComparison]) -> dict[str, Any]:

@@ -28,11 +28,6 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"+{text}" if value is not None and value > 0 else text
 
 
-def interval(low: float | None, high: float | None, digits: int = 3) -> str:
-    """``-0.270 to -0.212``: the ends of an interval with their signs."""
-    return f"{signed(low, digits)} to {signed(high, digits)}"
-
-
 def count(value: float | None) -> str:
     """``1,999``."""
     return NOTHING if value is None else f"{value:,.0f}"
@@ -55,21 +50,6 @@ def percent(share: float | None, digits: int = 1) -> str:
 def signed_percent(share: float | None, digits: int = 1) -> str:
     """Format a relative change as ``+12.5%``."""
     return NOTHING if share is None else f"{signed(100 * share, digits)}%"
-
-
-def points(share: float | None) -> str:
-    """Format a difference of two shares in percentage points, ``+8.3``."""
-    return NOTHING if share is None else signed(100 * share, 1)
-
-
-def points_interval(low: float | None, high: float | None) -> str:
-    """Format the interval of a difference of two shares, in percentage points."""
-    return f"{points(low)} to {points(high)}"
-
-
-def percent_interval(low: float | None, high: float | None) -> str:
-    """Format the interval of a share, ``21% to 57%``; a dash where nothing was counted."""
-    return NOTHING if low is None or high is None else f"{percent(low, 0)} to {percent(high, 0)}"
 
 
 def p_value(value: float | None) -> str:
@@ -169,9 +149,8 @@ def signed_in_unit(value: float | None, unit: str, digits: int | None = None) ->
 
 def signed_interval_in_unit(low: float | None, high: float | None, unit: str, digits: int | None = None) -> str:
     """``+1.2 to +9.8``; a dash where there is no interval."""
-    if low is None or high is None:
-        return NOTHING
-    return f"{signed_in_unit(low, unit, digits)} to {signed_in_unit(high, unit, digits)}"
+    known = low is not None and high is not None
+    return f"{signed_in_unit(low, unit, digits)} to {signed_in_unit(high, unit, digits)}" if known else NOTHING
 
 
 def difference_in_unit(value: float | None, unit: str, digits: int | None = None) -> str:

@@ -8,21 +8,16 @@ Verdict = Literal["improved", "worse", "differs", "not shown"]
 """``differs``: a difference is shown of something that is neither better nor worse when it is higher."""
 
 
-def loss_verdict(low: float, high: float) -> Verdict:
-    """``improved`` where the whole interval of the loss difference is below zero, ``worse`` where it is above.
+def gain_verdict(low: float, high: float) -> Verdict:
+    """``improved`` where the whole interval of a difference that is a gain is above zero, ``worse`` where it is below.
 
     An interval without width is a bootstrap over one row: it shows nothing.
     """
     if low == high:
         return "not shown"
-    if high < 0:
+    if low > 0:
         return "improved"
-    return "worse" if low > 0 else "not shown"
-
-
-def gain_verdict(low: float, high: float) -> Verdict:
-    """Judge a difference that is a gain where it is positive by its interval, as ``loss_verdict`` does."""
-    return loss_verdict(-high, -low)
+    return "worse" if high < 0 else "not shown"
 
 
 def paired_gain_verdict(low: float, high: float, p_value: float, confidence: float) -> Verdict:

@@ -152,7 +152,7 @@ def weak_judges(stage: Stage) -> list[Finding]:
             if share.low <= 0.5:
                 text = (
                     f"The judge {name} prefers the chosen reply in {numbers.percent(accuracy)} of {plural(record.rows, 'held-out pair')} (95% "
-                    f"interval {numbers.percent_interval(share.low, share.high)}): not shown to know better than a coin. Its win rates say what "
+                    f"interval {numbers.interval_in_unit(share.low, share.high, 'share', 0)}): not shown to know better than a coin. Its win rates say what "
                     "it likes, no more."
                 )
                 found.append(Finding(name, "Warning", None, text))
