@@ -53,7 +53,7 @@ def test_the_time_of_a_stage_counts_sessions_that_were_killed(run: RunDir, edit_
     records = map(json.loads, (run.path / "sft/metrics.jsonl").read_text().splitlines())
     last = max(record["seconds"] for record in records if record["split"] == "train")
     facts = read_run(run)
-    assert training(run).seconds == last > 3
+    assert training(run).stage.seconds == last > 3
     assert facts.seconds == pytest.approx(2.4 + last + 96.0)
 
 
@@ -100,7 +100,7 @@ def test_a_running_stage_shows_what_is_there(run: RunDir, edit_json: Edit) -> No
     assert [(gap.stage, gap.kind) for gap in facts.gaps] == [("sft", "running")]
     train = training(run)
     last = json.loads(kept[-1])
-    assert (train.step_count, train.seconds) == (last["step"], last["seconds"])
+    assert (train.step_count, train.stage.seconds) == (last["step"], last["seconds"])
 
 
 @pytest.mark.parametrize(
