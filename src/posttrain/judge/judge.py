@@ -201,7 +201,9 @@ def try_out(engine: Engine, items: Sequence[Item], prompt: JudgePrompt, plan: Pl
     last = len(questions) - 1
     trials = _judgments(engine, [questions[place] for place in (0, last // 2, last)], prompt, plan)
     failures = [one.outcome for one in trials if isinstance(one.outcome, Failure)]
-    ours = any(failure.reason == "budget" for failure in failures)  # the cap holds for the trial too: nothing about the judge
+    ours = any(
+        failure.reason == "budget" for failure in failures
+    )  # the cap holds for the trial too: nothing about the judge
     if ours or not all(isinstance(one.value, Missing) for one in trials):
         return
     if len(failures) == len(trials):
