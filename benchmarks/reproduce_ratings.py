@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests load this file by its path
@@ -25,6 +26,7 @@ from published import Row, run_script
 from posttrain.judge import votes
 from posttrain.stats import elo, ratings
 from posttrain.stats import length_controlled as alpaca_eval
+from posttrain.stats.intervals import IntervalSettings
 
 WIKIPEDIA = {"A": 0.640, "B": 1.043, "C": 0.660, "D": 2.270}
 """The worked example of the article on the Bradley-Terry model: strengths with geometric mean 1."""
@@ -70,11 +72,20 @@ def _raw_win_rates(folder: Path) -> Iterator[Row]:
     published = leaderboard(folder)
     table = pl.read_csv(folder / "preferences_26models.csv.gz")
     for model in table.columns[1:]:
-        ours, theirs = alpaca_eval.win_rate(table[model].to_numpy()), published[model]
+        preferences, theirs = table[model].to_numpy(), published[model]
+        ours, (discrete, draws) = alpaca_eval.win_rate(preferences), discrete_win_rate(preferences)
         yield Row(f"AlpacaEval win rate, {model}", float(theirs["win_rate"]), ours.win_rate, 1e-6)
         yield Row(f"AlpacaEval standard error, {model}", float(theirs["standard_error"]), ours.standard_error, 1e-6)
-        yield Row(f"AlpacaEval discrete, {model}", float(theirs["discrete_win_rate"]), ours.discrete_win_rate, 1e-6)
-        yield Row(f"AlpacaEval draws, {model}", float(theirs["n_draws"]), ours.draws, 0)
+        yield Row(f"AlpacaEval discrete, {model}", float(theirs["discrete_win_rate"]), discrete, 1e-6)
+        yield Row(f"AlpacaEval draws, {model}", float(theirs["n_draws"]), draws, 0)
+
+
+def discrete_win_rate(preferences_I: ArrayLike) -> tuple[float, int]:
+    """Every verdict rounded to a loss, a draw (1.5, or 0) or a win: the win rate in percent, and the draws."""
+    preferences = np.asarray(preferences_I, dtype=np.float64)
+    judged = preferences[~np.isnan(preferences)]
+    draws = int(np.count_nonzero(np.isin(judged, (0, 1.5))))
+    return 100 * (np.count_nonzero(judged > 1.5) + draws / 2) / judged.size, draws
 
 
 def _length_controlled(folder: Path) -> Iterator[Row]:
@@ -98,13 +109,15 @@ def _length_controlled(folder: Path) -> Iterator[Row]:
             glm.baseline_lengths_I,
             judge=alpaca_eval.LEADERBOARD_JUDGE,
             published=glm,
-            resamples=2,
+            settings=IntervalSettings(resamples=2),
         )
         fitted.append(abs(found.interval.estimate - known[model]))
         yield Row(f"LC win rate by own fit, {model}", known[model], found.interval.estimate, 0.3)
         if published[model]["lc_standard_error"]:
             theirs = float(published[model]["lc_standard_error"])
-            yield Row(f"LC standard error as printed, {model}", theirs, found.published_standard_error, 0.005)
+            predicted = alpaca_eval.predicted_wins(found.weights, glm.difficulty_I)
+            ours = 100 * float(np.std(predicted, ddof=1) / np.sqrt(predicted.size))
+            yield Row(f"LC standard error as printed, {model}", theirs, ours, 0.005)
     yield Row(f"LC win rate by own fit, mean error of {len(fitted)}", 0, float(np.mean(fitted)), 0.05)
 
 
@@ -143,16 +156,17 @@ def _raw_annotations(shared: Path) -> Iterator[Row]:
     theirs = leaderboard(shared / "evaluation" / "alpaca_eval")[model]
     baseline_lengths = np.array([len(row["output_1"]) for row in annotations], dtype=np.float64)
     shifted = replace(published_glm(shared / "evaluation" / "alpaca_eval"), baseline_lengths_I=baseline_lengths)
+    preferences = [_from_annotation(row) for row in annotations]
     found = alpaca_eval.length_controlled_win_rate(
-        [_from_annotation(row) for row in annotations],
+        preferences,
         [len(row["output_2"]) for row in annotations],
         baseline_lengths,
         judge=alpaca_eval.LEADERBOARD_JUDGE,
         published=shifted,
-        resamples=2,
+        settings=IntervalSettings(resamples=2),
     )
     yield Row(f"Raw annotations, win rate, {model}", float(theirs["win_rate"]), found.raw.win_rate, 1e-6)
-    yield Row(f"Raw annotations, draws, {model}", float(theirs["n_draws"]), found.raw.draws, 0)
+    yield Row(f"Raw annotations, draws, {model}", float(theirs["n_draws"]), discrete_win_rate(preferences)[1], 0)
     published = float(theirs["length_controlled_winrate"])
     yield Row(f"Raw annotations, LC by row position, {model}", published, found.interval.estimate, 0.3)
 
@@ -189,7 +203,9 @@ def _goldens(folder: Path) -> Iterator[Row]:
         strengths = np.exp(ratings.fit_bradley_terry(matrix.wins_MM))
         ours = {
             "bradley_terry": dict(zip(matrix.models, strengths / strengths.sum(), strict=True)),
-            "elo": elo.elo_ratings(comparisons),
+            "elo": dict(
+                zip(matrix.models, elo.play(comparisons, np.arange(len(comparisons))[:, None])[0], strict=True)
+            ),
             "average_win_rate": ratings.average_win_rates(matrix),
         }
         tolerances = {"bradley_terry": 1e-7, "elo": 1e-12, "average_win_rate": 1e-12}
@@ -204,9 +220,10 @@ def _goldens(folder: Path) -> Iterator[Row]:
 def _arena_rank(folder: Path) -> Iterator[Row]:
     """arena-rank on the human votes of MT-Bench."""
     table = ratings.bradley_terry(votes.read_comparisons(folder / "mt_bench" / "human_votes.jsonl"))
+    rated = {one.model: one for one in table.ratings}
     for model, row in _by(folder / "bradley_terry" / "arena_rank_oracle_mtbench_human.csv", "competitors").items():
         half = (float(row["rating_upper"]) - float(row["rating_lower"])) / 2
-        ours = table[model]
+        ours = rated[model]
         yield Row(f"arena-rank rating, {model}", float(row["ratings"]), ours.rating, 0.02)
         yield Row(f"arena-rank half-width, {model}", half, (ours.high - ours.low) / 2, 0.3)
 

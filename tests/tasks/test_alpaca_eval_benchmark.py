@@ -165,9 +165,7 @@ def test_length_control_is_the_regression_of_the_same_verdicts(judged, outputs):
     answers = judged.answers(bench.tasks(), sft=texts)
     record = judged.record(bench, bench.judge(answers, judged.judges(weighing(judged)), chance), answers, chance)
     baseline = [len(f"base {k}") for k in range(40)]
-    expected = length_controlled_win_rate(
-        1 + shares, [len(t) for t in texts], baseline, judge="any", resamples=50, seed=3
-    )
+    expected = length_controlled_win_rate(1 + shares, [len(t) for t in texts], baseline, judge="any", settings=chance)
     (row,) = record["length_controlled"]["rows"]
     assert row["length_controlled"] == pytest.approx(expected.interval.estimate, abs=1e-6)
     assert (row["low"], row["high"]) == pytest.approx(expected.interval[1:3], abs=1e-6)

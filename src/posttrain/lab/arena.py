@@ -180,12 +180,12 @@ def _ratings(
         file=str(command.file),
         method=table.method,
         interval=table.interval,
-        confidence=table.confidence,
-        anchor=None if table.anchor is None else AnchoredModel(*table.anchor),
+        confidence=command.confidence,
+        anchor=None if command.anchor is None else AnchoredModel(*command.anchor),
         cluster=None if clusters is None else ClusterColumn(str(command.cluster), len(np.unique(clusters))),
-        comparisons=table.comparisons,
+        comparisons=len(comparisons),
         ties=int(np.count_nonzero(comparisons.outcomes_N == 0.5)),
-        missing=table.missing,
+        missing=comparisons.missing,
         models=tuple(
             RatedModel(
                 **rating._asdict(),

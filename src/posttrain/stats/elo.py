@@ -15,16 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from posttrain.stats.ratings import Comparisons, RatingTable, Scale, ranks, rating_table
+from posttrain.stats.ratings import BASE, CENTRE, WIDTH, Comparisons, RatingTable, ranks, rating_table
 
 Floats = NDArray[np.float64]
-
-
-def elo_ratings(comparisons: Comparisons, *, k: float = 4.0, scale: Scale | None = None) -> dict[str, float]:
-    """Ratings after all comparisons, taken in the order given."""
-    order_NB = np.arange(len(comparisons))[:, None]
-    found = _play(comparisons, order_NB, k, scale or Scale())[0]
-    return dict(zip(comparisons.models, (float(value) for value in found), strict=True))
 
 
 def elo_table(
@@ -35,28 +28,19 @@ def elo_table(
     seed: int = 0,
     resample: bool = True,
     confidence: float = 0.95,
-    scale: Scale | None = None,
 ) -> RatingTable:
     """Elo over many orders: the median rating of each model, with percentile intervals.
 
     ``resample`` draws every round's comparisons with replacement (FastChat's bootstrap): the interval holds both the chance
     of these comparisons and that of their order. False only shuffles them: the interval is what the order alone does.
     Rows are drawn one by one, also where they have clusters.
-
-    Raises:
-        ValueError: fewer than two rounds, or a confidence that is no share.
-
     """
-    if rounds < 2:
-        raise ValueError("at least two rounds are needed")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     rng, count = np.random.default_rng(seed), len(comparisons)
     if resample:
         order_NB = rng.integers(count, size=(count, rounds))
     else:
         order_NB = np.column_stack([rng.permutation(count) for _ in range(rounds)])
-    played_BM = _play(comparisons, order_NB, k, scale or Scale())
+    played_BM = play(comparisons, order_NB, k)
     low_M, middle_M, high_M = np.quantile(played_BM, ((1 - confidence) / 2, 0.5, (1 + confidence) / 2), axis=0)
     return rating_table(
         comparisons,
@@ -66,16 +50,15 @@ def elo_table(
         ranks(low_M, high_M),
         method="elo",
         interval="bootstrap",
-        confidence=confidence,
     )
 
 
-def _play(comparisons: Comparisons, order_NB: NDArray[np.int64], k: float, scale: Scale) -> Floats:
+def play(comparisons: Comparisons, order_NB: NDArray[np.int64], k: float = 4.0) -> Floats:
     """Final ratings [B, M] of every order, all orders in step."""
     a_N, b_N = comparisons.pairs_N2.T
-    pace = math.log(scale.base) / scale.width
+    pace = math.log(BASE) / WIDTH
     rounds_B = np.arange(order_NB.shape[1])
-    ratings = np.full((len(rounds_B), len(comparisons.models)), scale.centre)
+    ratings = np.full((len(rounds_B), len(comparisons.models)), CENTRE)
     for row_B in order_NB:
         a_B, b_B = a_N[row_B], b_N[row_B]
         chances_B = expit(pace * (ratings[rounds_B, a_B] - ratings[rounds_B, b_B]))

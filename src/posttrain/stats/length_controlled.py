@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -32,8 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from posttrain.errors import DataError
-from posttrain.stats import intervals as stats
-from posttrain.stats.intervals import Interval
+from posttrain.stats.intervals import Interval, IntervalSettings
 
 Floats = NDArray[np.float64]
 
@@ -87,11 +86,6 @@ class WinRate(NamedTuple):
     """Mean of preference - 1, times 100."""
     standard_error: float
     """Standard error of that mean (ddof 1) in points; NaN with one verdict."""
-    discrete_win_rate: float
-    """Every verdict rounded to a loss (0), a draw (1/2) or a win (1)."""
-    wins: int
-    losses: int
-    draws: int
     judged: int
     missing: int
     """Instructions without a verdict: in none of the numbers above."""
@@ -111,25 +105,13 @@ def win_rate(preferences_I: ArrayLike) -> WinRate:
             f"none of {shares_I.size} preferences holds a verdict",
             fix="look at the judge's replies: its parser found no verdict in any",
         )
-    wins, losses = int(np.count_nonzero(judged > 0.5)), int(np.count_nonzero(judged < 0.5))
-    draws = judged.size - wins - losses
-    return WinRate(
-        win_rate=100 * float(judged.mean()),
-        standard_error=100 * _standard_error(judged),
-        discrete_win_rate=100 * (wins + draws / 2) / judged.size,
-        wins=wins,
-        losses=losses,
-        draws=draws,
-        judged=judged.size,
-        missing=shares_I.size - judged.size,
-    )
+    error = float(np.std(judged, ddof=1) / math.sqrt(judged.size)) if judged.size > 1 else math.nan
+    return WinRate(100 * float(judged.mean()), 100 * error, judged.size, shares_I.size - judged.size)
 
 
 def _shares(preferences_I: ArrayLike) -> Floats:
     """Preferences as the model's share of each verdict, in [0, 1]; NaN stays."""
     preferences = np.asarray(preferences_I, dtype=np.float64)
-    if preferences.ndim != 1:
-        raise ValueError(f"one list of preferences is needed, not shape {preferences.shape}")
     preferences = np.where(preferences == _DRAW_OLD, _DRAW, preferences)
     wrong = np.flatnonzero((preferences < 1) | (preferences > 2))
     if wrong.size:
@@ -141,22 +123,18 @@ def _shares(preferences_I: ArrayLike) -> Floats:
     return preferences - 1
 
 
-def _standard_error(values: Floats) -> float:
-    return float(np.std(values, ddof=1) / math.sqrt(values.size)) if values.size > 1 else math.nan
-
-
 # ---- L1 logistic regression ----------------------------------------------------------------------------------------
 
 
 def l1_logistic(
     features_NK: Floats, labels_N: Floats, weights_N: Floats, strength: float, start_K: Floats | None = None
 ) -> Floats:
-    """Coefficients [K] of a logistic regression with an L1 penalty and soft labels, without intercept.
+    """Coefficients [K] of a logistic regression with an L1 penalty and soft labels, without intercept. K is 3 at most.
 
     Minimises ``|w|_1 + strength * sum_i weights_i [log(1 + exp(x_i w)) - labels_i x_i w]``, which is liblinear's objective
     with every row given twice, as y = 1 with weight ``labels_i`` and as y = 0 with the rest. Proximal Newton steps (Lee, Sun
-    and Saunders 2014, arXiv:1206.1623), each solved by coordinate descent: exact to rounding for a handful of
-    coefficients, where liblinear stops at a relative tolerance of 1e-4. ``strength`` is scikit-learn's C.
+    and Saunders 2014, arXiv:1206.1623): exact to rounding, where liblinear stops at a relative tolerance of 1e-4.
+    ``strength`` is scikit-learn's C.
     """
     coefficients = np.zeros(features_NK.shape[1]) if start_K is None else start_K.copy()
     scaled_N = strength * weights_N
@@ -193,46 +171,27 @@ def l1_logistic(
 def _penalised_quadratic(gradient_K: Floats, curvature_KK: Floats, start_K: Floats) -> Floats:
     """The w that minimises ``g (w - start) + (w - start) H (w - start) / 2 + |w|_1``.
 
-    Once it is known which coefficients are 0 and which signs the others have, a linear system gives the minimum; it is taken as
-    soon as it agrees with them. First those of the start are tried, then, of a few coefficients, all there are: where features
-    are nearly the same, coordinate descent takes a thousand sweeps to find them. It does for more coefficients.
+    Once it is known which coefficients are 0 and which signs the others have, a linear system gives the minimum; it is taken
+    where it agrees with them. The signs of the start are tried first, then all there are.
     """
     for signs_K in (np.sign(start_K), *_sign_patterns(len(start_K))):
-        if (exact := _minimum_with_signs(gradient_K, curvature_KK, start_K, signs_K)) is not None:
-            return exact
-    w, slope = start_K.copy(), gradient_K.copy()
-    diagonal = np.maximum(np.diag(curvature_KK), 1e-12)
-    for _ in range(1000):
-        exact = _minimum_with_signs(gradient_K, curvature_KK, start_K, np.sign(w))
-        if exact is not None:
-            return exact
-        for k in range(len(w)):
-            wished = w[k] - slope[k] / diagonal[k]
-            new = math.copysign(max(abs(wished) - 1 / diagonal[k], 0.0), wished)
-            slope += (new - w[k]) * curvature_KK[:, k]
-            w[k] = new
-    return w
+        active, w = signs_K != 0, np.zeros_like(start_K)
+        if active.any():
+            right = curvature_KK[active] @ start_K - gradient_K[active] - signs_K[active]
+            try:
+                w[active] = np.linalg.solve(curvature_KK[np.ix_(active, active)], right)
+            except np.linalg.LinAlgError:
+                continue
+        slope = gradient_K + curvature_KK @ (w - start_K)
+        if np.array_equal(np.sign(w), signs_K) and np.all(np.abs(slope[~active]) <= 1 + 1e-9):
+            return w
+    return start_K
 
 
 @cache
 def _sign_patterns(size: int) -> tuple[Floats, ...]:
-    """Every pattern of -1, 0 and 1; none where they are more than 27."""
-    return tuple(map(np.array, itertools.product((-1.0, 0.0, 1.0), repeat=size))) if size <= 3 else ()
-
-
-def _minimum_with_signs(gradient_K: Floats, curvature_KK: Floats, start_K: Floats, signs_K: Floats) -> Floats | None:
-    """The minimum of the penalised quadratic if its coefficients have these signs, else None."""
-    active = signs_K != 0
-    w = np.zeros_like(start_K)
-    if active.any():
-        right = curvature_KK[active] @ start_K - gradient_K[active] - signs_K[active]
-        try:
-            w[active] = np.linalg.solve(curvature_KK[np.ix_(active, active)], right)
-        except np.linalg.LinAlgError:
-            return None
-    slope = gradient_K + curvature_KK @ (w - start_K)
-    agrees = np.array_equal(np.sign(w), signs_K) and bool(np.all(np.abs(slope[~active]) <= 1))
-    return w if agrees else None
+    """Every pattern of -1, 0 and 1."""
+    return tuple(map(np.array, itertools.product((-1.0, 0.0, 1.0), repeat=size)))
 
 
 def _chosen_strength(features_NK: Floats, labels_N: Floats, weights_N: Floats) -> float:
@@ -246,24 +205,16 @@ def _chosen_strength(features_NK: Floats, labels_N: Floats, weights_N: Floats) -
     A row's fold is its number modulo five. (scikit-learn's GroupKFold deals equally large groups in the order of an unstable
     sort, which differs between machines; any order does.)
     """
-    losses_DC = _held_out_losses(features_NK, labels_N, weights_N)
-    return float(_STRENGTHS[_last_as_good_as_best(losses_DC)])
-
-
-def _held_out_losses(features_NK: Floats, labels_N: Floats, weights_N: Floats) -> Floats:
-    """Mean weighted log-loss of the rows held out, by fold and strength."""
     folds_N = np.arange(len(labels_N)) % _FOLDS
-    losses = np.zeros((_FOLDS, len(_STRENGTHS)))
+    losses_DC = np.zeros((_FOLDS, len(_STRENGTHS)))
     for fold in range(_FOLDS):
         kept, held = folds_N != fold, folds_N == fold
-        coefficients = None
+        found_K = None
         for number, strength in enumerate(_STRENGTHS):
-            coefficients = l1_logistic(
-                features_NK[kept], labels_N[kept], weights_N[kept], float(strength), coefficients
-            )
-            logits = features_NK[held] @ coefficients
-            losses[fold, number] = np.mean(weights_N[held] * (np.logaddexp(0, logits) - labels_N[held] * logits))
-    return losses
+            found_K = l1_logistic(features_NK[kept], labels_N[kept], weights_N[kept], float(strength), found_K)
+            logits = features_NK[held] @ found_K
+            losses_DC[fold, number] = np.mean(weights_N[held] * (np.logaddexp(0, logits) - labels_N[held] * logits))
+    return float(_STRENGTHS[_last_as_good_as_best(losses_DC)])
 
 
 def _last_as_good_as_best(losses_DC: Floats) -> int:
@@ -285,7 +236,7 @@ class GlmWeights(NamedTuple):
     length: float
     """a: what a shorter reply gains, in logits per tanh of standardised length difference (mostly negative)."""
     difficulty: float
-    """b: how much more the model wins where instructions suit it; 0 in the minimal regression."""
+    """b: how much more the model wins where instructions suit it; 0 where no difficulties are known."""
     quality: float
     """q: the model against the baseline at equal length and difficulty 0."""
 
@@ -321,41 +272,29 @@ def published_glm(
         DataError: the lists differ in length, or no labels in [0, 1] have these sums.
 
     """
-    difficulty, baseline = (np.asarray(x, dtype=np.float64) for x in (difficulty_I, baseline_lengths_I))
-    gamed = [np.asarray(lengths, dtype=np.float64) for lengths in gamed_lengths]
-    if {x.shape for x in (difficulty, baseline, *gamed)} != {(difficulty.size,)} or not gamed:
+    from scipy import optimize
+
+    difficulty, baseline, *gamed = (
+        np.asarray(x, dtype=np.float64) for x in (difficulty_I, baseline_lengths_I, *gamed_lengths)
+    )
+    if {x.shape for x in (baseline, *gamed)} != {difficulty.shape}:
         raise DataError(
             f"{difficulty.size} difficulties, {baseline.size} baseline lengths, gamed lengths {[x.size for x in gamed]}",
             fix="give one of each per instruction",
         )
-    features = np.concatenate([np.column_stack([_length_feature(baseline, lengths), difficulty]) for lengths in gamed])
-    wanted = np.array([sum_label_tanh, sum_label_difficulty])
-    labels = expit(features @ _solve_for_sums(features, wanted))
-    return PublishedGlm(difficulty, baseline, features[:, 0], features[:, 1], labels)
+    features_GK = np.concatenate([np.column_stack([_length_feature(baseline, x), difficulty]) for x in gamed])
+    wanted_K = np.array([sum_label_tanh, sum_label_difficulty])
 
+    def excess(w_K: Floats) -> Floats:
+        return np.asarray(features_GK.T @ expit(features_GK @ w_K) - wanted_K, dtype=np.float64)
 
-def _solve_for_sums(features_NK: Floats, wanted_K: Floats) -> Floats:
-    """The w with ``sum_i sigmoid(x_i w) x_i = wanted``, by Newton steps on the convex function whose gradient this is."""
-
-    def objective(w: Floats) -> float:
-        return float(np.logaddexp(0, features_NK @ w).sum() - wanted_K @ w)
-
-    w = np.zeros(features_NK.shape[1])
-    for _ in range(100):
-        chances = expit(features_NK @ w)
-        missing = wanted_K - features_NK.T @ chances
-        if np.abs(missing).max() < 1e-9 * (1 + np.abs(wanted_K).max()):
-            return w
-        curvature = (features_NK.T * (chances * (1 - chances))) @ features_NK
-        step = np.linalg.lstsq(curvature, missing)[0]
-        size = 1.0
-        while objective(w + size * step) > objective(w) and size > 1e-6:
-            size /= 2
-        w = w + size * step
-    raise DataError(
-        f"no verdicts in [0, 1] have the sums {wanted_K.tolist()}",
-        fix="give sums of label times feature over both gamed baselines, labels between 0 and 1",
-    )
+    found = optimize.root(excess, np.zeros(2), tol=1e-12)
+    if np.abs(excess(found.x)).max() > 1e-6 * (1 + np.abs(wanted_K).max()):
+        raise DataError(
+            f"no verdicts in [0, 1] have the sums {wanted_K.tolist()}",
+            fix="give sums of label times feature over both gamed baselines, labels between 0 and 1",
+        )
+    return PublishedGlm(difficulty, baseline, features_GK[:, 0], features_GK[:, 1], expit(features_GK @ found.x))
 
 
 def read_published_glm(*, difficulty: Path, instructions: Path, lengths: Path, gamed: Path) -> PublishedGlm:
@@ -369,57 +308,45 @@ def read_published_glm(*, difficulty: Path, instructions: Path, lengths: Path, g
         DataError: a file is missing, can't be read or lacks a column.
 
     """
-    verbose, concise = ("gpt4_1106_preview_verbose", "gpt4_1106_preview_concise")
-    length_columns = _columns(lengths, (verbose, concise))
+    gamed_lengths = _columns(lengths, "gpt4_1106_preview_verbose", "gpt4_1106_preview_concise")
     try:
-        statistics: dict[str, Any] = json.loads(gamed.read_text(encoding="utf-8"))
+        statistics = json.loads(gamed.read_text(encoding="utf-8"))
         sums = float(statistics["sum_y_tanh"]), float(statistics["sum_y_difficulty"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"can't read sum_y_tanh and sum_y_difficulty: {error}", where=str(gamed), fix="give a JSON object with both"
         ) from error
+    (difficulty_I,), (baseline_lengths_I,) = (
+        _columns(difficulty, "instruction_difficulty"),
+        _columns(instructions, "len_baseline"),
+    )
     return published_glm(
-        _columns(difficulty, ("instruction_difficulty",))["instruction_difficulty"],
-        _columns(instructions, ("len_baseline",))["len_baseline"],
-        [length_columns[verbose], length_columns[concise]],
-        sum_label_tanh=sums[0],
-        sum_label_difficulty=sums[1],
+        difficulty_I, baseline_lengths_I, gamed_lengths, sum_label_tanh=sums[0], sum_label_difficulty=sums[1]
     )
 
 
-def _columns(path: Path, names: Sequence[str]) -> dict[str, Floats]:
-    table = _table(path)
+def _columns(path: Path, *names: str) -> list[Floats]:
+    try:
+        table = pl.read_csv(path, infer_schema_length=None)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"can't read this CSV: {error}", where=str(path), fix="check the path and the file") from error
     missing = [name for name in names if name not in table.columns]
     if missing:
         raise DataError(
             f"no column {missing[0]!r} among {table.columns[:6]}", where=str(path), fix="give the other file"
         )
     try:
-        return {name: table[name].cast(pl.Float64).to_numpy().astype(np.float64) for name in names}
+        return [table[name].cast(pl.Float64).to_numpy().astype(np.float64) for name in names]
     except pl.exceptions.PolarsError as error:
         raise DataError(f"not all numbers: {error}", where=str(path), fix="mend the column") from error
-
-
-def _table(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_csv(path, infer_schema_length=None)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"can't read this CSV: {error}", where=str(path), fix="check the path and the file") from error
 
 
 # ---- length-controlled win rates -----------------------------------------------------------------------------------
 
 
-def predicted_wins(weights: GlmWeights, difficulty_I: ArrayLike, against: GlmWeights | None = None) -> Floats:
-    """The chance [I] in [0, 1] that a model is preferred at equal length, instruction by instruction.
-
-    Its mean times 100 is the length-controlled win rate. ``against`` is another model instead of the baseline, whose weights
-    are all 0: then the differences of the two count (arXiv:2404.04475, section 3).
-    """
-    other = against or GlmWeights(0.0, 0.0, 0.0)
-    logits = (weights.quality - other.quality) + (weights.difficulty - other.difficulty) * np.asarray(
-        difficulty_I, dtype=np.float64
-    )
+def predicted_wins(weights: GlmWeights, difficulty_I: ArrayLike) -> Floats:
+    """The chance [I] in [0, 1] that a model is preferred at equal length; its mean times 100 is the length-controlled win rate."""
+    logits = weights.quality + weights.difficulty * np.asarray(difficulty_I, dtype=np.float64)
     return np.asarray(expit(logits), dtype=np.float64)
 
 
@@ -429,19 +356,10 @@ class LengthControlled:
 
     interval: Interval
     """In percent, with the bootstrap percentile interval over instructions."""
-    standard_error: float
-    """Bootstrap standard error in points."""
-    published_standard_error: float
-    """What the leaderboard prints as ``lc_standard_error``: the standard error of the predicted preferences, in points. It
-    measures how unlike the instructions are, not how sure the win rate is; only for comparison with that column."""
     weights: GlmWeights
-    strength: float
-    """C that cross-validation chose (smaller: stronger penalty)."""
     raw: WinRate
-    glm: Literal["length_controlled_v1", "length_controlled_minimal"]
-    comparable_with_leaderboard: bool
-    reason: str
-    """In words: why these numbers may or may not stand beside the leaderboard's."""
+    not_comparable: str
+    """Why these numbers may not stand beside the leaderboard's; empty where they may."""
     warnings: tuple[str, ...]
 
 
@@ -451,7 +369,8 @@ class _Rows(NamedTuple):
     shares_I: Floats
     lengths_I: Floats
     baseline_lengths_I: Floats
-    difficulty_I: Floats | None
+    difficulty_I: Floats
+    """0 where it is not known."""
 
 
 def length_controlled_win_rate(
@@ -462,9 +381,7 @@ def length_controlled_win_rate(
     judge: str,
     published: PublishedGlm | None = None,
     instructions_I: ArrayLike | None = None,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    settings: IntervalSettings = IntervalSettings(resamples=1000),
 ) -> LengthControlled:
     """Length-controlled win rate of one model.
 
@@ -473,143 +390,81 @@ def length_controlled_win_rate(
     there, the published regression is used; otherwise this is another prompt set or baseline, about whose difficulty nothing
     is known, and the minimal one (length and quality) takes its place. Only the published regression on all instructions
     with the leaderboard's ``judge`` gives numbers that may stand beside the leaderboard (leaving the difficulties out moves
-    them by 7 points on average); ``comparable_with_leaderboard`` and ``reason`` say so.
+    them by 7 points on average); ``not_comparable`` says so.
 
     The interval resamples instructions (with verdict and lengths) and fits again, at the C chosen once; the difficulties and
     the gamed verdicts stay as they are.
 
     Raises:
-        DataError: fewer than five verdicts, a preference out of range, lists of different lengths, a length that is
-            negative or not finite, or lengths whose difference never varies.
+        DataError: fewer than five verdicts, a preference out of range, or lengths whose difference never varies.
 
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    raw = win_rate(preferences_I)
-    rows = _rows(preferences_I, lengths_I, baseline_lengths_I, published, instructions_I)
-    given = None if rows.difficulty_I is None else published
-    comparable, reason = _comparable(rows, published, judge)
-    told = _Told(raw, "length_controlled_v1" if given else "length_controlled_minimal", comparable, reason)
-    if np.array_equal(rows.lengths_I, rows.baseline_lengths_I) and np.all(rows.shares_I == 0.5):
+    raw, shares_I = win_rate(preferences_I), _shares(preferences_I)
+    lengths_I, baseline_I = (np.asarray(x, dtype=np.float64) for x in (lengths_I, baseline_lengths_I))
+    numbers_I = np.arange(shares_I.size) if instructions_I is None else np.asarray(instructions_I)
+    given = published if published is not None and _is_published(published, numbers_I, baseline_I) else None
+    difficulty_I = np.zeros_like(shares_I) if given is None else given.difficulty_I[numbers_I]
+    rows = _Rows(shares_I, lengths_I, baseline_I, difficulty_I)
+    reason = _not_comparable(shares_I.size, published, judge, known=given is not None)
+    if np.array_equal(lengths_I, baseline_I) and np.all(shares_I == 0.5):
         # the baseline against itself: one half by definition, and nothing to fit
-        nothing = GlmWeights(0.0, 0.0, 0.0)
-        return _result(told, Interval(50.0, 50.0, 50.0, confidence), 0.0, 0.0, nothing, math.nan)
+        half = Interval(50.0, 50.0, 50.0, settings.confidence)
+        return LengthControlled(half, GlmWeights(0.0, 0.0, 0.0), raw, reason, ())
     _check_fittable(rows)
-    features_NK, labels_N, weights_N = _regression(rows, given)
-    strength = _chosen_strength(features_NK, labels_N, weights_N)
-    coefficients_K = l1_logistic(features_NK, labels_N, weights_N, strength)
-    predicted_I = _read_out(coefficients_K, rows)
-    draws = _bootstrap(rows, given, strength, coefficients_K, resamples, seed)
-    low, high = stats.quantiles(draws, ((1 - confidence) / 2, (1 + confidence) / 2))
-    return _result(
-        told,
-        Interval(100 * float(predicted_I.mean()), low, high, confidence),
-        float(np.std(draws, ddof=1)),
-        100 * _standard_error(predicted_I),
-        _named(coefficients_K),
-        strength,
-    )
+    regression = _regression(rows, given)
+    strength = _chosen_strength(*regression)
+    start_K = l1_logistic(*regression, strength)
+    rng, draws = np.random.default_rng(settings.seed), np.empty(settings.resamples)
+    for number in range(settings.resamples):
+        drawn_I = rng.integers(shares_I.size, size=shares_I.size)
+        again = _Rows(*(column_I[drawn_I] for column_I in rows))
+        found_K = l1_logistic(*_regression(again, given), strength, start_K)
+        draws[number] = 100 * predicted_wins(GlmWeights(*found_K), again.difficulty_I).mean()
+    weights = GlmWeights(*map(float, start_K))
+    estimate = 100 * float(predicted_wins(weights, difficulty_I).mean())
+    interval = Interval(estimate, *settings.ends(draws), settings.confidence)
+    return LengthControlled(interval, weights, raw, reason, tuple(_warnings(raw, estimate)))
 
 
-class _Told(NamedTuple):
-    """What is known of a result before anything is fitted."""
-
-    raw: WinRate
-    glm: Literal["length_controlled_v1", "length_controlled_minimal"]
-    comparable: bool
-    reason: str
-
-
-def _result(
-    told: _Told,
-    interval: Interval,
-    standard_error: float,
-    published_standard_error: float,
-    weights: GlmWeights,
-    strength: float,
-) -> LengthControlled:
-    change = interval.estimate - told.raw.win_rate
+def _warnings(raw: WinRate, estimate: float) -> list[str]:
     warnings = []
-    if abs(change) > LARGE_CHANGE:
+    if abs(change := estimate - raw.win_rate) > LARGE_CHANGE:
         warnings.append(
-            f"length control moves the win rate by {change:+.1f} points ({told.raw.win_rate:.1f} to "
-            f"{interval.estimate:.1f}): look at the lengths, and at whether this judge follows them, before trusting either"
+            f"length control moves the win rate by {change:+.1f} points ({raw.win_rate:.1f} to {estimate:.1f}): "
+            "look at the lengths, and at whether this judge follows them, before trusting either"
         )
-    if told.raw.missing:
+    if raw.missing:
         warnings.append(
-            f"{told.raw.missing} of {told.raw.missing + told.raw.judged} instructions have no verdict; "
+            f"{raw.missing} of {raw.missing + raw.judged} instructions have no verdict; "
             "they are in the read-out, but nothing was learnt from them"
         )
-    return LengthControlled(
-        interval=interval,
-        standard_error=standard_error,
-        published_standard_error=published_standard_error,
-        weights=weights,
-        strength=strength,
-        raw=told.raw,
-        glm=told.glm,
-        comparable_with_leaderboard=told.comparable,
-        reason=told.reason,
-        warnings=tuple(warnings),
-    )
+    return warnings
 
 
-def _rows(
-    preferences_I: ArrayLike,
-    lengths_I: ArrayLike,
-    baseline_lengths_I: ArrayLike,
-    published: PublishedGlm | None,
-    instructions_I: ArrayLike | None,
-) -> _Rows:
-    """The rows in one piece, with difficulties where they are the published instructions and baseline."""
-    shares = _shares(preferences_I)
-    lengths, baseline = (np.asarray(x, dtype=np.float64) for x in (lengths_I, baseline_lengths_I))
-    if not lengths.shape == baseline.shape == shares.shape:
-        raise DataError(
-            f"{shares.size} preferences, {lengths.size} reply lengths, {baseline.size} baseline lengths",
-            fix="give one of each per instruction, in one order",
-        )
-    wrong = np.flatnonzero(~(np.isfinite(lengths) & np.isfinite(baseline) & (lengths >= 0) & (baseline >= 0)))
-    if wrong.size:
-        raise DataError(
-            f"lengths {lengths[wrong[0]]} and {baseline[wrong[0]]}",
-            where=f"instruction {wrong[0]}",
-            fix="give numbers of characters",
-        )
+def _is_published(published: PublishedGlm, numbers_I: NDArray[np.int64], baseline_lengths_I: Floats) -> bool:
+    """Whether these are instructions of the published set, each once, with the published baseline's replies."""
+    inside = bool(np.all((numbers_I >= 0) & (numbers_I < published.difficulty_I.size)))
+    once = np.unique(numbers_I).size == numbers_I.size
+    return inside and once and np.array_equal(published.baseline_lengths_I[numbers_I], baseline_lengths_I)
+
+
+def _not_comparable(size: int, published: PublishedGlm | None, judge: str, *, known: bool) -> str:
+    """Why the numbers may not stand beside the leaderboard's."""
     if published is None:
-        return _Rows(shares, lengths, baseline, None)
-    numbers = np.arange(shares.size) if instructions_I is None else np.asarray(instructions_I)
-    if numbers.shape != shares.shape or not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(f"{shares.size} instruction numbers are needed, not {numbers.dtype} {numbers.shape}")
-    total = published.difficulty_I.size
-    known = bool(np.all((numbers >= 0) & (numbers < total))) and np.unique(numbers).size == numbers.size
-    if not known or not np.array_equal(published.baseline_lengths_I[numbers], baseline):
-        return _Rows(shares, lengths, baseline, None)
-    return _Rows(shares, lengths, baseline, published.difficulty_I[numbers])
-
-
-def _comparable(rows: _Rows, published: PublishedGlm | None, judge: str) -> tuple[bool, str]:
-    """Whether the numbers may stand beside the leaderboard's, and why in words."""
-    if published is None:
-        return False, (
+        return (
             "fitted without the published instruction difficulties and gamed baselines, on length and quality alone: "
             "this is another quantity than the leaderboard's"
         )
-    if rows.difficulty_I is None:
-        return False, (
+    if not known:
+        return (
             "the baseline's replies are not those of AlpacaEval 2 (another prompt set, order or baseline): no difficulties "
             "are known for it, so length and quality alone were fitted; this is another quantity than the leaderboard's"
         )
-    if rows.difficulty_I.size != published.difficulty_I.size:
-        return False, (
-            f"{rows.difficulty_I.size} of the {published.difficulty_I.size} instructions: the leaderboard averages over all"
-        )
+    if size != published.difficulty_I.size:
+        return f"{size} of the {published.difficulty_I.size} instructions: the leaderboard averages over all"
     if judge != LEADERBOARD_JUDGE:
-        return (
-            False,
-            f"judged by {judge}; the leaderboard's judge is {LEADERBOARD_JUDGE}, and win rates move with the judge",
-        )
-    return True, "AlpacaEval 2's instructions, baseline, judge and regression"
+        return f"judged by {judge}; the leaderboard's judge is {LEADERBOARD_JUDGE}, and win rates move with the judge"
+    return ""
 
 
 def _check_fittable(rows: _Rows) -> None:
@@ -636,47 +491,16 @@ def _length_feature(baseline_lengths_I: Floats, lengths_I: Floats) -> Floats:
 
 def _regression(rows: _Rows, published: PublishedGlm | None) -> tuple[Floats, Floats, Floats]:
     """(features_NK, labels_N, weights_N): the gamed rows, if any, before the model's rows with a verdict."""
-    judged = ~np.isnan(rows.shares_I)
-    length = _length_feature(rows.baseline_lengths_I, rows.lengths_I)[judged]
-    labels, ones = rows.shares_I[judged], np.ones(np.count_nonzero(judged))
-    if published is None or rows.difficulty_I is None:
-        return np.column_stack([length, ones]), labels, ones
-    own = np.column_stack([length, rows.difficulty_I[judged], ones])
-    absent = np.zeros_like(published.gamed_labels_G)
-    gamed = np.column_stack([published.gamed_tanh_G, published.gamed_difficulty_G, absent])
-    light = np.full_like(published.gamed_labels_G, _GAMED_WEIGHT / 2)
+    length_I = _length_feature(rows.baseline_lengths_I, rows.lengths_I)
+    judged_I = ~np.isnan(rows.shares_I)
+    own_IK = np.column_stack([length_I, rows.difficulty_I, np.ones_like(length_I)])[judged_I]
+    labels_I = rows.shares_I[judged_I]
+    if published is None:
+        return own_IK, labels_I, np.ones_like(labels_I)
+    gamed_G = published.gamed_labels_G
+    gamed_GK = np.column_stack([published.gamed_tanh_G, published.gamed_difficulty_G, np.zeros_like(gamed_G)])
     return (
-        np.concatenate([gamed, own]),
-        np.concatenate([published.gamed_labels_G, labels]),
-        np.concatenate([light, ones]),
+        np.concatenate([gamed_GK, own_IK]),
+        np.concatenate([gamed_G, labels_I]),
+        np.concatenate([np.full_like(gamed_G, _GAMED_WEIGHT / 2), np.ones_like(labels_I)]),
     )
-
-
-def _named(coefficients_K: Floats) -> GlmWeights:
-    length, *difficulty, quality = (float(value) for value in coefficients_K)
-    return GlmWeights(length, difficulty[0] if difficulty else 0.0, quality)
-
-
-def _read_out(coefficients_K: Floats, rows: _Rows) -> Floats:
-    difficulty = np.zeros_like(rows.shares_I) if rows.difficulty_I is None else rows.difficulty_I
-    return predicted_wins(_named(coefficients_K), difficulty)
-
-
-def _bootstrap(
-    rows: _Rows, published: PublishedGlm | None, strength: float, start_K: Floats, resamples: int, seed: int
-) -> Floats:
-    """Length-controlled win rates in percent of resampled instructions."""
-    if resamples < 2:
-        raise ValueError("at least two resamples are needed")
-    rng, size = np.random.default_rng(seed), rows.shares_I.size
-    found = np.empty(resamples)
-    for number in range(resamples):
-        drawn = rng.integers(size, size=size)
-        again = _Rows(
-            rows.shares_I[drawn],
-            rows.lengths_I[drawn],
-            rows.baseline_lengths_I[drawn],
-            None if rows.difficulty_I is None else rows.difficulty_I[drawn],
-        )
-        found[number] = 100 * _read_out(l1_logistic(*_regression(again, published), strength, start_K), again).mean()
-    return found

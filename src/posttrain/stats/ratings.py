@@ -36,6 +36,9 @@ OUTCOMES: Mapping[str, float] = {
 }
 """What a winner may be called, and the share of the win that goes to model a. An unknown word is an error, not a tie."""
 
+WIDTH, BASE, CENTRE = 400.0, 10.0, 1000.0
+"""``WIDTH`` points are odds of ``BASE`` to 1; ratings are centred on ``CENTRE``."""
+_POINTS_PER_LOGIT = WIDTH / math.log(BASE)
 _ROUNDS_AT_ONCE_CELLS = 2_000_000
 """Cells of the win matrices of bootstrap rounds that are fitted together (16 MB of float64)."""
 _SEPARATED_RIDGE = 1e-6
@@ -80,7 +83,7 @@ def gather(rows: Iterable[Comparison]) -> Comparisons:
     """Comparisons from memory.
 
     Raises:
-        DataError: no rows, a model compared with itself, an unknown winner, or a weight that is not positive.
+        DataError: no rows, a model compared with itself, or a weight that is not positive.
 
     """
     return gather_placed([(f"row {place}", row) for place, row in enumerate(rows, 1)], 0)
@@ -90,31 +93,23 @@ def gather_placed(rows: Sequence[tuple[str, Comparison]], missing: int) -> Compa
     """Comparisons with the place of each, for errors; ``missing``: rows that had no verdict."""
     if not rows:
         raise DataError("no comparisons", fix="give at least one judged pair")
+    clustered = any(row.cluster is not None for _, row in rows)
     for where, row in rows:
         if row.model_a == row.model_b:
             raise DataError(f"{row.model_a!r} is compared with itself", where=where, fix="remove the row")
         if not (math.isfinite(row.weight) and row.weight > 0):
             raise DataError(f"weight {row.weight} is not above 0", where=where, fix="give a positive weight")
-    models = tuple(sorted({name for _, row in rows for name in (row.model_a, row.model_b)}))
-    places = {name: place for place, name in enumerate(models)}
+        if clustered and row.cluster is None:
+            raise DataError("no cluster, while other rows have one", where=where, fix="give it to all rows or to none")
+    models, pairs_N2 = np.unique([(row.model_a, row.model_b) for _, row in rows], return_inverse=True)
     return Comparisons(
-        models,
-        np.array([(places[row.model_a], places[row.model_b]) for _, row in rows], dtype=np.int64),
-        np.array([OUTCOMES[winner_of(row.winner, where)] for where, row in rows]),
+        tuple(models.tolist()),
+        pairs_N2.reshape(-1, 2),
+        np.array([OUTCOMES[row.winner] for _, row in rows]),
         np.array([row.weight for _, row in rows], dtype=np.float64),
-        _clusters(rows),
+        np.unique([row.cluster for _, row in rows], return_inverse=True)[1] if clustered else None,
         missing,
     )
-
-
-def _clusters(rows: Sequence[tuple[str, Comparison]]) -> Integers | None:
-    names = [row.cluster for _, row in rows]
-    if all(name is None for name in names):
-        return None
-    for where, row in rows:
-        if row.cluster is None:
-            raise DataError("no cluster, while other rows have one", where=where, fix="give it to all rows or to none")
-    return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
 
 
 def winner_of(word: str, where: str) -> Literal["a", "b", "tie"]:
@@ -217,24 +212,11 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 # ---- results -------------------------------------------------------------------------------------------------------
 
 
-class Scale(NamedTuple):
-    """How a rating is written: ``width`` points are odds of ``base`` to 1; ratings are centred on ``centre``."""
-
-    width: float = 400.0
-    base: float = 10.0
-    centre: float = 1000.0
-
-    @property
-    def points_per_logit(self) -> float:
-        """Points that multiply the odds by e."""
-        return self.width / math.log(self.base)
-
-
 class Anchor(NamedTuple):
     """A model whose rating is given; the others are read relative to it."""
 
     model: str
-    rating: float = 1000.0
+    rating: float = CENTRE
 
 
 class Rating(NamedTuple):
@@ -256,18 +238,7 @@ class RatingTable:
     ratings: tuple[Rating, ...]
     method: Literal["bradley_terry", "style_controlled", "elo"]
     interval: Literal["sandwich", "bootstrap"]
-    confidence: float
-    comparisons: int
-    missing: int
-    anchor: Anchor | None = None
     warnings: tuple[str, ...] = ()
-
-    def __getitem__(self, model: str) -> Rating:
-        for rating in self.ratings:
-            if rating.model == model:
-                return rating
-        known = [rating.model for rating in self.ratings]
-        raise DataError(f"no rating of {model!r}{did_you_mean(model, known)}", fix=f"rated: {_listed(known)}")
 
 
 def ranks(low_M: Floats, high_M: Floats) -> Integers:
@@ -277,45 +248,24 @@ def ranks(low_M: Floats, high_M: Floats) -> Integers:
 
 
 def rating_table(
-    comparisons: Comparisons,
-    ratings_M: Floats,
-    low_M: Floats,
-    high_M: Floats,
-    ranks_M: Integers,
-    *,
-    method: Literal["bradley_terry", "style_controlled", "elo"],
-    interval: Literal["sandwich", "bootstrap"],
-    confidence: float,
-    anchor: Anchor | None = None,
-    warnings: tuple[str, ...] = (),
+    comparisons: Comparisons, ratings_M: Floats, low_M: Floats, high_M: Floats, ranks_M: Integers, **more: Any
 ) -> RatingTable:
-    """Order by rating, then by name."""
+    """Order by rating, then by name. ``more``: how they were made."""
     met_M = np.bincount(comparisons.pairs_N2.ravel(), minlength=len(comparisons.models))
-    order = np.lexsort((np.arange(len(ratings_M)), -ratings_M))
-    rows = [
-        Rating(
-            comparisons.models[place],
-            float(ratings_M[place]),
-            float(low_M[place]),
-            float(high_M[place]),
-            int(ranks_M[place]),
-            int(met_M[place]),
-        )
-        for place in order
-    ]
+    columns = (column.tolist() for column in (ratings_M, low_M, high_M, ranks_M, met_M))
+    rows = [Rating(*row) for row in zip(comparisons.models, *columns, strict=True)]
     if comparisons.missing:
-        warnings += (f"{comparisons.missing} pairs have no verdict and are in none of the numbers",)
-    return RatingTable(
-        tuple(rows), method, interval, confidence, len(comparisons), comparisons.missing, anchor, warnings
-    )
+        lost = f"{comparisons.missing} pairs have no verdict and are in none of the numbers"
+        more["warnings"] = (*more.get("warnings", ()), lost)
+    return RatingTable(tuple(sorted(rows, key=lambda row: (-row.rating, row.model))), **more)
 
 
-def shift_to(comparisons: Comparisons, anchor: Anchor | None, scale: Scale) -> tuple[Floats, float]:
+def shift_to(comparisons: Comparisons, anchor: Anchor | None) -> tuple[Floats, float]:
     """(matrix_MM, offset): ratings in points are ``matrix @ points + offset`` for points centred on 0."""
     identity = np.eye(len(comparisons.models))
     if anchor is None:
         # strengths sum to zero already; what rounding adds along that direction is taken off
-        return identity - 1 / len(comparisons.models), scale.centre
+        return identity - 1 / len(comparisons.models), CENTRE
     if anchor.model not in comparisons.models:
         raise DataError(
             f"the anchor {anchor.model!r} was not compared{did_you_mean(anchor.model, comparisons.models)}",
@@ -372,7 +322,6 @@ def bradley_terry(
     rounds: int = 1000,
     seed: int = 0,
     anchor: Anchor | None = None,
-    scale: Scale | None = None,
 ) -> RatingTable:
     """Bradley-Terry ratings in points with intervals.
 
@@ -387,21 +336,22 @@ def bradley_terry(
         DataError: the maximum does not exist (the message names the groups), or the anchor was not compared.
 
     """
-    scale = scale or Scale()
     quantile = normal_quantile(confidence)
     matrix = win_matrix(comparisons)
     check_ratings_exist(matrix)
-    shift_MM, offset = shift_to(comparisons, anchor, scale)
-    centre_MM, _ = shift_to(comparisons, None, scale)
-    points = scale.points_per_logit
+    shift_MM, offset = shift_to(comparisons, anchor)
+    centre_MM, _ = shift_to(comparisons, None)
     strengths_M = fit_bradley_terry(matrix.wins_MM)
     warnings: tuple[str, ...] = ()
     if interval == "sandwich":
         covariance_MM = sandwich(comparisons, strengths_M)
 
         def ends(shift_MM: Floats) -> tuple[Floats, Floats]:
-            half_M = quantile * deviations(shift_MM, covariance_MM) * points
-            return shift_MM @ strengths_M * points - half_M, shift_MM @ strengths_M * points + half_M
+            half_M = quantile * deviations(shift_MM, covariance_MM) * _POINTS_PER_LOGIT
+            return (
+                shift_MM @ strengths_M * _POINTS_PER_LOGIT - half_M,
+                shift_MM @ strengths_M * _POINTS_PER_LOGIT + half_M,
+            )
 
     else:
         draws_BM, separated = bootstrap_strengths(comparisons, rounds, seed)
@@ -413,20 +363,18 @@ def bradley_terry(
 
         def ends(shift_MM: Floats) -> tuple[Floats, Floats]:
             shares = ((1 - confidence) / 2, (1 + confidence) / 2)
-            low_M, high_M = np.quantile(draws_BM @ shift_MM.T * points, shares, axis=0)
+            low_M, high_M = np.quantile(draws_BM @ shift_MM.T * _POINTS_PER_LOGIT, shares, axis=0)
             return low_M, high_M
 
     low_M, high_M = ends(shift_MM)
     return rating_table(
         comparisons,
-        shift_MM @ strengths_M * points + offset,
+        shift_MM @ strengths_M * _POINTS_PER_LOGIT + offset,
         low_M + offset,
         high_M + offset,
         ranks(*ends(centre_MM)),
         method="bradley_terry",
         interval=interval,
-        confidence=confidence,
-        anchor=anchor,
         warnings=warnings,
     )
 

@@ -9,7 +9,6 @@ parameters. Shapes in names: ``N`` comparisons, ``M`` models, ``F`` style featur
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,10 +20,11 @@ from scipy.special import expit
 
 from posttrain.errors import DataError
 from posttrain.stats.ratings import (
+    BASE,
+    WIDTH,
     Anchor,
     Comparisons,
     RatingTable,
-    Scale,
     check_ratings_exist,
     deviations,
     normal_quantile,
@@ -36,22 +36,7 @@ from posttrain.stats.ratings import (
 
 Floats = NDArray[np.float64]
 
-_CODE = re.compile(r"```[^`]*```")
-_HEADER = re.compile(r"^#{1,6}\s", re.MULTILINE)
-_ITEM = re.compile(r"^\s*(?:\d+\.|[-*+])\s", re.MULTILINE)
-_BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
-
-
 # ---- what a reply looks like ---------------------------------------------------------------------------------------
-
-
-class MarkdownCounts(NamedTuple):
-    """Decoration of one reply, code blocks left out."""
-
-    headers: int
-    lists: int
-    """Items of ordered and unordered lists."""
-    bold: int
 
 
 def style_features(counts_a_NF: ArrayLike, counts_b_NF: ArrayLike) -> Floats:
@@ -64,8 +49,6 @@ def style_features(counts_a_NF: ArrayLike, counts_b_NF: ArrayLike) -> Floats:
 
     """
     a, b = np.asarray(counts_a_NF, dtype=np.float64), np.asarray(counts_b_NF, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 2 or a.size == 0:
-        raise ValueError(f"two tables of one shape [N, F] are needed, not {a.shape} and {b.shape}")
     if not (np.isfinite(a).all() and np.isfinite(b).all() and a.min() >= 0 and b.min() >= 0):
         raise DataError("a style count is negative or not a number", fix="give counts of 0 or more")
     ratio = (a - b) / (a + b + 1)
@@ -106,7 +89,6 @@ def style_controlled(
     penalty: float = 0.5,
     confidence: float = 0.95,
     anchor: Anchor | None = None,
-    scale: Scale | None = None,
 ) -> StyleControlled:
     """Bradley-Terry ratings at equal style: logit = ln(base) (r_a - r_b) + features . c, fitted jointly.
 
@@ -119,22 +101,16 @@ def style_controlled(
         DataError: ratings would be infinite without the penalty, or the anchor was not compared.
 
     """
-    scale = scale or Scale()
     quantile = normal_quantile(confidence)
-    features = np.asarray(features_NF, dtype=np.float64)
-    if features.shape != (len(comparisons), len(names)):
-        raise ValueError(f"features of shape {(len(comparisons), len(names))} are needed, not {features.shape}")
-    if penalty < 0:
-        raise ValueError(f"penalty can't be negative: {penalty}")
     check_ratings_exist(win_matrix(comparisons))
-    design_NP = _style_design(comparisons, features, math.log(scale.base))
+    design_NP = _style_design(comparisons, features_NF)
     parameters_P = _fit_style(design_NP, comparisons, penalty)
     covariance_PP = _style_covariance(design_NP, comparisons, parameters_P, penalty)
     size = len(comparisons.models)
-    shift_MM, offset = shift_to(comparisons, anchor, scale)
-    ratings_M = shift_MM @ parameters_P[:size] * scale.width + offset
-    half_M = quantile * deviations(shift_MM, covariance_PP[:size, :size]) * scale.width
-    centre_MM, _ = shift_to(comparisons, None, scale)
+    shift_MM, offset = shift_to(comparisons, anchor)
+    ratings_M = shift_MM @ parameters_P[:size] * WIDTH + offset
+    half_M = quantile * deviations(shift_MM, covariance_PP[:size, :size]) * WIDTH
+    centre_MM, _ = shift_to(comparisons, None)
     middle_M = centre_MM @ parameters_P[:size]
     reach_M = quantile * deviations(centre_MM, covariance_PP[:size, :size])
     half_F = quantile * np.sqrt(np.maximum(np.diag(covariance_PP)[size:], 0))
@@ -146,18 +122,16 @@ def style_controlled(
         ranks(middle_M - reach_M, middle_M + reach_M),
         method="style_controlled",
         interval="sandwich",
-        confidence=confidence,
-        anchor=anchor,
     )
     found = zip(names, parameters_P[size:], half_F, strict=True)
     return StyleControlled(table, tuple(StyleCoefficient(n, float(c), float(c - h), float(c + h)) for n, c, h in found))
 
 
-def _style_design(comparisons: Comparisons, features_NF: Floats, log_base: float) -> Any:
+def _style_design(comparisons: Comparisons, features_NF: Floats) -> Any:
     """Sparse [N, M + F]: +- ln(base) at the two models, then the features."""
     count, size = len(comparisons), len(comparisons.models)
     rows = np.repeat(np.arange(count), 2)
-    signs = np.tile([log_base, -log_base], count)
+    signs = np.tile([math.log(BASE), -math.log(BASE)], count)
     models = sparse.csr_array((signs, (rows, comparisons.pairs_N2.ravel())), shape=(count, size))
     return sparse.csr_array(sparse.hstack([models, sparse.csr_array(features_NF)]))
 

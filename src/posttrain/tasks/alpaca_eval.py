@@ -261,8 +261,8 @@ class AlpacaEvalBenchmark:
                 notes.append(f"{model}: no length-controlled win rate: {error.problem}.")
                 continue
             notes += [f"{model}: {warning}." for warning in found.warnings]
-            if not found.comparable_with_leaderboard and found.reason not in reasons:
-                reasons.append(found.reason)
+            if found.not_comparable and found.not_comparable not in reasons:
+                reasons.append(found.not_comparable)
             estimate, low, high, _ = found.interval
             rows.append(replace(row, length_controlled=estimate, low=low, high=high))
             ends = estimate / 100, low / 100, high / 100
@@ -294,9 +294,7 @@ def _controlled(
         judge=f"{judge} with posttrain's own prompt",
         published=published,
         instructions_I=[int(match.pairing.task.id) for match in matches],
-        confidence=settings.confidence,
-        resamples=min(settings.resamples, MOST_REFITS),
-        seed=settings.seed,
+        settings=replace(settings, resamples=min(settings.resamples, MOST_REFITS)),
     )
 
 
