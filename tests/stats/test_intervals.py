@@ -249,23 +249,12 @@ def test_a_comparison_counts_who_is_higher_and_tests_it(pairs):
     assert found.p_value == stats.mcnemar(found.lower, found.higher)
 
 
-def test_ratios_of_sums_are_not_tested_and_may_have_other_weights_under_b():
+def test_ratios_of_sums_are_tested_by_permutation_only_and_may_have_other_weights_under_b():
     found = stats.compare([4.0, 2.0], [9.0, 1.0], weights_a_R=[2, 1], weights_b_R=[3, 1])
     assert found.interval.estimate == 10 / 4 - 6 / 3
     assert (found.higher, found.lower, found.p_value) == (1, 1, None)
     with pytest.raises(ValueError, match="without a test"):
-        stats.compare([4.0], [9.0], weights_a_R=[2], test="permutation")
-
-
-# ---- quantiles -----------------------------------------------------------------------------------------------------
-
-
-def test_quantiles_by_hand():
-    # Type 7: position (n - 1) q = 3 * 0.5 = 1.5 between 2 and 3; 3 * 0.9 = 2.7 between 3 and 10.
-    assert stats.quantiles([10, 1, 3, 2], (0.5, 0.9, 1.0)) == pytest.approx((2.5, 7.9, 10.0))
-    assert stats.quantiles([4]) == (4.0, 4.0, 4.0, 4.0)
-    with pytest.raises(ValueError, match="no values"):
-        stats.quantiles([])
+        stats.compare([4.0], [9.0], weights_a_R=[2], test="sign")
 
 
 # ---- clusters, permutations, several comparisons -------------------------------------------------------------------

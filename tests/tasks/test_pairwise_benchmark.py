@@ -11,9 +11,9 @@ from posttrain.generate.engine import Failure, Sampling
 from posttrain.judge.config import Plan
 from posttrain.stats.ratings import Comparison, bradley_terry, gather
 from posttrain.tasks.base import Task
-from posttrain.tasks.matches import accounts, repeated_notes, with_file_baseline
+from posttrain.tasks.matches import BaselineReply, accounts, against_baseline, repeated_notes
 from posttrain.tasks.measuring import findings_of
-from posttrain.tasks.pairwise import PairwiseBenchmark, comparisons_of
+from posttrain.tasks.pairwise import PairwiseBenchmark
 from posttrain.tasks.records import Account
 
 TASKS = [Task(f"p{n}", (f"Q{n}",), Sampling(), category="ab"[n % 2]) for n in range(4)]
@@ -196,20 +196,15 @@ def test_a_constant_text_is_told(judged):
 
 
 def test_a_baseline_of_a_file_never_takes_a_models_name(judged):
-    from posttrain.tasks.matches import BaselineReply
-
     tasks = [Task("0", ("Q",), Sampling(), expected=BaselineReply("base", "text"))]
-    name, everyone = with_file_baseline(judged.answers(tasks, base=["q1"], sft=["q2"]))
+    name, pairs = against_baseline(judged.answers(tasks, base=["q1"], sft=["q2"]), from_file=True)
     assert name == "base (file)"
-    assert list(everyone) == ["base", "sft", "base (file)"]
-    assert everyone[name][0].replies == ("text",)
+    assert [(pair.model_a, pair.model_b, pair.replies_b) for pair in pairs] == [
+        (model, name, ("text",)) for model in ("base", "sft")
+    ]
 
 
 def test_every_answer_has_a_value_or_a_reason(judged):
     answers = judged.answers(TASKS, base=["a", LOST, "c", "d"])
     found = accounts(answers, [("base", "p0"), ("other", "p2")], {("base", "p2"): "judge: length"})["base"]
     assert found == Account(4, 3, 1, {"timeout": 1, "judge: length": 1, "nothing to compare with": 1})
-
-
-def test_no_verdicts_no_comparisons():
-    assert comparisons_of([]) is None

@@ -108,36 +108,39 @@ def compare(
     that are 0 or 1), or a permutation test that swaps the models in whole clusters.
 
     With ``weights_a_R`` the values are sums (of negative log-likelihoods over the tokens of a row, say), and what is compared are ratios of
-    sums, ``sum(values) / sum(weights)``, formed anew in every resample; ``weights_b_R``: those of b, where they differ. Ratios are not tested.
+    sums, ``sum(values) / sum(weights)``, formed anew in every resample and in every swap of the models' rows; ``weights_b_R``: those of b,
+    where they differ. ``detectable`` takes the ratios as linear around what was found.
 
     Raises:
         ValueError: no rows, unequal lengths, a value that is not finite, or a weight that is not positive.
 
     """
     a_R, b_R = _pairs(values_a_R, values_b_R)
+    p_value, exact = None, True
     if weights_a_R is None:
         difference_R = b_R - a_R
         sums_K, rows_K = _cluster_sums(difference_R, clusters_R)
         interval = _bootstrap_ratio(sums_K, rows_K, settings)
         means_K = _cluster_means(b_R, clusters_R) - _cluster_means(a_R, clusters_R)
+        if test == "permutation":
+            found = permutation_test(a_R, b_R, clusters_R, draws=settings.resamples, seed=settings.seed)
+            p_value, exact = found.p_value, found.exact
     else:
         weights_R, others_R = _pairs(weights_a_R, weights_a_R if weights_b_R is None else weights_b_R)
         if len(weights_R) != len(a_R) or not ((weights_R > 0) & (others_R > 0)).all():
             raise ValueError("every row needs a positive weight")
-        if clusters_R is not None or test is not None:
-            raise ValueError("ratios of sums are compared row by row, without a test")
+        if clusters_R is not None or test not in (None, "permutation"):
+            raise ValueError("ratios of sums are compared row by row, without a test or by permutation")
         if np.array_equal(weights_R, others_R):
             interval = _bootstrap_ratio(b_R - a_R, weights_R, settings)
         else:
             interval = _bootstrap_ratio(b_R, others_R, settings, less=(a_R, weights_R))
+        means_K = _pulls(b_R, others_R) - _pulls(a_R, weights_R)
+        if test is not None:
+            p_value, exact = _swapped_ratios(a_R, weights_R, b_R, others_R, settings), False
         a_R, b_R = a_R / weights_R, b_R / others_R
-        means_K = b_R - a_R
     higher, lower = int(np.count_nonzero(b_R > a_R)), int(np.count_nonzero(b_R < a_R))
-    p_value, exact = None, True
-    if test == "permutation":
-        found = permutation_test(a_R, b_R, clusters_R, draws=settings.resamples, seed=settings.seed)
-        p_value, exact = found.p_value, found.exact
-    elif test is not None:
+    if test in ("mcnemar", "sign"):
         p_value = mcnemar(lower, higher)
     detectable = None
     if len(means_K) > 1:
@@ -158,6 +161,11 @@ def mean(
     values = _finite(values_R)
     sums_K, rows_K = _cluster_sums(values, clusters_R)
     return _bootstrap_ratio(sums_K, rows_K, settings)
+
+
+def ratio(values_R: ArrayLike, weights_R: ArrayLike, settings: IntervalSettings) -> Interval:
+    """A ratio of sums, ``sum(values) / sum(weights)``, with its percentile interval over resampled rows."""
+    return _bootstrap_ratio(_finite(values_R), _finite(weights_R), settings)
 
 
 def wilson(passed: float, checked: int, confidence: float = 0.95) -> Interval:
@@ -193,19 +201,6 @@ def mcnemar(only_a: int, only_b: int) -> float:
     from scipy import special
 
     return min(1.0, 2.0 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
-
-
-def quantiles(values: ArrayLike, shares: Sequence[float] = (0.5, 0.9, 0.95, 1.0)) -> tuple[float, ...]:
-    """Quantiles with linear interpolation between order statistics (type 7 of Hyndman and Fan 1996, numpy's default).
-
-    Raises:
-        ValueError: no values.
-
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
-        raise ValueError("no values, no quantiles")
-    return tuple(float(q) for q in np.quantile(array, shares))
 
 
 # ---- permutations, several comparisons ------------------------------------------------------------------------------
@@ -293,6 +288,28 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
     return tuple(float(value) for value in adjusted)
+
+
+def _pulls(values_R: Floats, weights_R: Floats) -> Floats:
+    """How far each row pulls a ratio of sums: the terms of its first-order expansion, times the number of rows."""
+    share = values_R.sum() / weights_R.sum()
+    return np.asarray((values_R - share * weights_R) / weights_R.mean(), dtype=np.float64)
+
+
+def _swapped_ratios(a_R: Floats, weights_R: Floats, b_R: Floats, others_R: Floats, settings: IntervalSettings) -> float:
+    """The p-value of a difference of ratios by drawn swaps of the models' rows, (1 + as extreme) / (1 + draws)."""
+    a_2, b_2 = np.array([a_R.sum(), weights_R.sum()]), np.array([b_R.sum(), others_R.sum()])
+    moved_R2 = np.column_stack([b_R - a_R, others_R - weights_R])
+    seen = abs(b_2[0] / b_2[1] - a_2[0] / a_2[1])
+    rng, extreme = np.random.default_rng(settings.seed), 0
+    at_once = max(1, _DRAWS_AT_ONCE // len(a_R))
+    for start in range(0, settings.resamples, at_once):
+        swaps_DR = rng.integers(2, size=(min(at_once, settings.resamples - start), len(a_R)))
+        moved_D2 = swaps_DR @ moved_R2
+        one_D2, other_D2 = b_2 - moved_D2, a_2 + moved_D2
+        differences_D = one_D2[:, 0] / one_D2[:, 1] - other_D2[:, 0] / other_D2[:, 1]
+        extreme += int(np.count_nonzero(np.abs(differences_D) >= seen - 1e-12))
+    return (1 + extreme) / (1 + settings.resamples)
 
 
 def _extreme_draws(sums_K: Floats, limit: float, draws: int, seed: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -25,38 +25,28 @@ from posttrain.judge.verdicts import Missing, mirrored
 from posttrain.judge.win_rates import POINTS
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.stats.length_controlled import LengthControlled as ControlledWinRate
 from posttrain.stats.length_controlled import (
     PublishedGlm,
-    WinRate,
     length_controlled_win_rate,
     read_published_glm,
     shown_swapped,
     win_rate,
 )
-from posttrain.tasks.base import Answer, Findings, Key, Needs, Task, Value
+from posttrain.tasks.base import Answer, Findings, Needs, Task, Value
 from posttrain.tasks.matches import (
-    ONE_MODEL,
     OWN_PROMPT,
     WIN_RATE,
     BaselineReply,
     Match,
     Pairing,
-    baseline_halves,
+    against_baseline,
     baseline_text,
     judge_pairings,
     match_findings,
     match_notes,
     one_model,
-    pairings,
-    repeated_notes,
-    side_points,
-    side_remarks,
-    side_values,
-    sides,
-    with_file_baseline,
 )
-from posttrain.tasks.records import Area, LengthControlled, LengthControlledRow, Measure, Remark, Result
+from posttrain.tasks.records import Area, LengthControlled, LengthControlledRow, Measure, Result
 from posttrain.tasks.rows import file_rows, keep_shares, label_of, text_of
 
 DISCRETE = "discrete"
@@ -172,40 +162,34 @@ class AlpacaEvalBenchmark:
 
     def judge(self, answers: Mapping[str, Sequence[Answer]], judges: Judges, settings: IntervalSettings) -> Findings:
         """Compare every model with the baseline."""
-        if self.baseline == "file":
-            baseline, everyone = with_file_baseline(answers)
-        else:
-            baseline, everyone = next(iter(answers)), dict(answers)
+        baseline, pairs = against_baseline(answers, from_file=self.baseline == "file")
         models = [model for model in answers if model != baseline]
-        matches, notes = self._judged(pairings(everyone, [(m, baseline) for m in models]), judges)
-        weighted = [_Weighted(match, share) for match in matches if (share := share_of_a(match)) is not None]
-        won = sides(matches, both=False)
-        values = [one.value for one in weighted] + side_values(won, DISCRETE)
-        halves: list[Value] = []
-        if self.baseline == "first":
-            halves = [half for key in (WIN_RATE, DISCRETE) for half in baseline_halves(baseline, values, key)]
+        matches, notes = self._judged(pairs, judges)
+        shares = {
+            (match.pairing.model_a, match.pairing.task.id, 0): share
+            for match in matches
+            if (share := share_of_a(match)) is not None
+        }
+        categories = {match.pairing.task.id: match.pairing.task.category for match in matches}
         controlled, results, lc_notes = self._length_control(matches, models, baseline, settings)
-        points = side_points(won, DISCRETE)
-        for one in weighted:
-            points.setdefault(one.key, {})[WIN_RATE] = one.share
-        return match_findings(
+        found = match_findings(
             answers,
             matches,
-            [*values, *halves],
             settings,
-            remarks=_remarks(side_remarks(won), weighted),
-            reply_values=points,
-            notes=[
-                OWN_PROMPT.format(title=self.title),
-                *notes,
-                *(match_notes(matches) if models else [ONE_MODEL]),
-                *lc_notes,
-                *repeated_notes(answers),
+            baseline=baseline if self.baseline == "first" else None,
+            measure=DISCRETE,
+            values=[
+                Value(model, task, WIN_RATE, share, categories[task]) for (model, task, _), share in shares.items()
             ],
+            points={key: {WIN_RATE: share} for key, share in shares.items()},
+            notes=[OWN_PROMPT.format(title=self.title), *notes, *match_notes(matches, len(models)), *lc_notes],
             length_controlled=controlled,
             results=results,
-            by_definition=frozenset((half.model, half.measure) for half in halves),
         )
+        remarks = dict(found.remarks)
+        for key, share in shares.items():
+            remarks[key] = replace(remarks[key], detail=f"Better with probability {share:.1%}. {remarks[key].detail}")
+        return replace(found, remarks=remarks)
 
     def _judged(self, pairs: Sequence[Pairing], judges: Judges) -> tuple[list[Match], list[str]]:
         """Matches, and what must be told of the way the judges were asked."""
@@ -227,14 +211,8 @@ class AlpacaEvalBenchmark:
     # ---- length control
 
     def _published(self) -> PublishedGlm | None:
-        if self.difficulty is None or self.instructions is None or self.lengths is None or self.gamed is None:
-            return None
-        return read_published_glm(
-            difficulty=Path(self.difficulty),
-            instructions=Path(self.instructions),
-            lengths=Path(self.lengths),
-            gamed=Path(self.gamed),
-        )
+        files = {key: getattr(self, key) for key in ("difficulty", "instructions", "lengths", "gamed")}
+        return None if None in files.values() else read_published_glm(**{k: Path(file) for k, file in files.items()})
 
     def _length_control(
         self, matches: Sequence[Match], models: Sequence[str], baseline: str, settings: IntervalSettings
@@ -245,24 +223,39 @@ class AlpacaEvalBenchmark:
         rows: list[LengthControlledRow] = []
         results: list[Result] = []
         notes: list[str] = []
-        reasons: list[str] = []
+        reasons: dict[str, None] = {}
         for model in models:
             own = [match for match in matches if match.pairing.model_a == model]
+            preferences = [math.nan if share is None else 1 + share for share in map(share_of_a, own)]
+            outcomes = [outcome for match in own for outcome in match.outcomes.values()]
             try:
-                raw = win_rate(_preferences(own))
+                raw = win_rate(preferences)
             except DataError as error:
                 notes.append(f"{model}: no win rate: {error.problem}.")
                 continue
-            row = _row(model, own, raw)
+            row = LengthControlledRow(
+                model,
+                win_rate=raw.win_rate,
+                standard_error=None if math.isnan(raw.standard_error) else raw.standard_error,
+                discrete=100 * fmean(POINTS[outcome] for outcome in outcomes if not isinstance(outcome, Missing)),
+                n=raw.judged,
+            )
             try:
-                found = _controlled(own, judge, published, settings)
+                found = length_controlled_win_rate(
+                    preferences,
+                    [len(match.pairing.replies_a[0]) for match in own],
+                    [len(match.pairing.replies_b[0]) for match in own],
+                    judge=f"{judge} with posttrain's own prompt",
+                    published=published,
+                    instructions_I=[int(match.pairing.task.id) for match in own],
+                    settings=replace(settings, resamples=min(settings.resamples, MOST_REFITS)),
+                )
             except DataError as error:
                 rows.append(row)
                 notes.append(f"{model}: no length-controlled win rate: {error.problem}.")
                 continue
             notes += [f"{model}: {warning}." for warning in found.warnings]
-            if found.not_comparable and found.not_comparable not in reasons:
-                reasons.append(found.not_comparable)
+            reasons |= {found.not_comparable: None} if found.not_comparable else {}
             estimate, low, high, _ = found.interval
             rows.append(replace(row, length_controlled=estimate, low=low, high=high))
             ends = estimate / 100, low / 100, high / 100
@@ -279,54 +272,7 @@ _PUBLISHED_ORDERS: tuple[tuple[Literal["original", "swapped"], bool], ...] = (("
 """Our orders, and whether AlpacaEval calls that swapped: the model, our a, is shown first."""
 
 
-def _preferences(matches: Sequence[Match]) -> list[float]:
-    """AlpacaEval's preferences: 1 (baseline) to 2 (model), NaN without a verdict."""
-    return [math.nan if share is None else 1 + share for share in map(share_of_a, matches)]
-
-
-def _controlled(
-    matches: Sequence[Match], judge: str, published: PublishedGlm | None, settings: IntervalSettings
-) -> ControlledWinRate:
-    return length_controlled_win_rate(
-        _preferences(matches),
-        [len(match.pairing.replies_a[0]) for match in matches],
-        [len(match.pairing.replies_b[0]) for match in matches],
-        judge=f"{judge} with posttrain's own prompt",
-        published=published,
-        instructions_I=[int(match.pairing.task.id) for match in matches],
-        settings=replace(settings, resamples=min(settings.resamples, MOST_REFITS)),
-    )
-
-
-def _row(model: str, matches: Sequence[Match], raw: WinRate) -> LengthControlledRow:
-    """A row before length control, in percent."""
-    outcomes = [outcome for match in matches for outcome in match.outcomes.values()]
-    return LengthControlledRow(
-        model,
-        win_rate=raw.win_rate,
-        standard_error=None if math.isnan(raw.standard_error) else raw.standard_error,
-        discrete=100 * fmean(POINTS[outcome] for outcome in outcomes if not isinstance(outcome, Missing)),
-        n=raw.judged,
-    )
-
-
 # ---- weighted verdicts ---------------------------------------------------------------------------------------------
-
-
-class _Weighted(NamedTuple):
-    """A match with the share of it that goes to model a."""
-
-    match: Match
-    share: float
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.match.pairing.model_a, self.match.pairing.task.id, 0
-
-    @property
-    def value(self) -> Value:
-        task = self.match.pairing.task
-        return Value(self.match.pairing.model_a, task.id, WIN_RATE, self.share, task.category)
 
 
 def share_of_a(match: Match) -> float | None:
@@ -353,11 +299,3 @@ def _judgment_share(judgment: Judgment) -> float | None:
     if isinstance(judgment.value, Missing | float | int):
         return None
     return POINTS[mirrored(judgment.value) if swapped else judgment.value]
-
-
-def _remarks(remarks: Mapping[Key, Remark], weighted: Sequence[_Weighted]) -> dict[Key, Remark]:
-    found = dict(remarks)
-    for one in weighted:
-        old = found[one.key]
-        found[one.key] = replace(old, detail=f"Better with probability {one.share:.1%}. {old.detail}")
-    return found

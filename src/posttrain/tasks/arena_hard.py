@@ -12,13 +12,11 @@ not independent, and the confidence is the stage's. The judge's prompt is our ow
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 from annotated_types import Ge
-from numpy.typing import NDArray
 
 from posttrain.errors import DataError
 from posttrain.generate.engine import Completion, Sampling
@@ -28,40 +26,30 @@ from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import FiveVerdict, Missing, Verdict, arena_hard, read, side
 from posttrain.judge.win_rates import POINTS
 from posttrain.references import NamesFile
-from posttrain.stats.intervals import Interval, IntervalSettings, minimum_detectable_difference, quantiles, wilson
-from posttrain.tasks.base import Answer, Findings, Needs, Task, Value
+from posttrain.stats.intervals import IntervalSettings, compare, ratio, wilson
+from posttrain.tasks.base import Answer, Findings, Needs, Task
 from posttrain.tasks.matches import (
-    ONE_MODEL,
     OWN_PROMPT,
     WIN_RATE,
     BaselineReply,
     Match,
-    baseline_halves,
+    against_baseline,
     baseline_text,
     judge_pairings,
+    judgment_values,
     match_findings,
     match_notes,
     missing_notes,
     one_model,
-    pairings,
-    repeated_notes,
-    side_points,
-    side_remarks,
-    side_values,
-    sides,
-    with_file_baseline,
 )
-from posttrain.tasks.measures import adjusted
+from posttrain.tasks.measures import adjusted, difference_between
 from posttrain.tasks.records import Area, Difference, Measure, Result
 from posttrain.tasks.rows import file_rows, keep_shares, label_of, text_of
 from posttrain.types import Origin
 
-Floats = NDArray[np.float64]
-
 SCORE = "score"
 MUCH = 3
 """How often a much better reply counts (arena-hard-auto's weight)."""
-_DRAWS_AT_ONCE = 1_000
 
 _MEASURES = (
     Measure(
@@ -146,43 +134,28 @@ class ArenaHardBenchmark:
 
     def judge(self, answers: Mapping[str, Sequence[Answer]], judges: Judges, settings: IntervalSettings) -> Findings:
         """Compare every model with the baseline."""
-        if self.baseline is None:
-            baseline, everyone = next(iter(answers)), dict(answers)
-        else:
-            baseline, everyone = with_file_baseline(answers)
-        models = [model for model in answers if model != baseline]
-        pairs = pairings(everyone, [(model, baseline) for model in models])
+        baseline, pairs = against_baseline(answers, from_file=self.baseline is not None)
         matches = judge_pairings(pairs, judges, load_prompt("five", "pair", judges.language), judges.plan)
-        won = sides(matches, both=False)
-        values, halves, tallies = side_values(won), list[Value](), tally(matches)
-        if self.baseline is None:
-            halves = baseline_halves(baseline, values)
-            tasks = {task: found.category for own in tallies.values() for task, found in own.items()}
-            tallies = {baseline: {task: Tally(0.5, 1.0, category) for task, category in tasks.items()}} | tallies
-        tallies = {model: tallies.get(model, {}) for model in answers}
-        points = side_points(won)
-        for model, own in tallies.items():
-            for task, found in own.items():
-                points.setdefault((model, task, 0), {})[SCORE] = found.points / found.weight
-        judgments = [judgment.value for match in matches for own in match.judgments.values() for judgment in own]
-        fixed = {(half.model, key) for half in halves for key in (WIN_RATE, SCORE)}
+        found = tally(matches)
+        tallies = {model: found.get(model, {}) for model in answers}
+        if self.baseline is None:  # against itself: one half by definition
+            tasks = {task: one.category for own in found.values() for task, one in own.items()}
+            tallies[baseline] = {task: Tally(0.5, 1.0, category) for task, category in tasks.items()}
+        places = {(model, task): one for model, own in tallies.items() for task, one in own.items()}
         return match_findings(
             answers,
             matches,
-            [*values, *halves],
             settings,
-            measured=[(model, task) for model, own in tallies.items() for task in own],
-            remarks=side_remarks(won),
-            reply_values=points,
+            baseline=baseline if self.baseline is None else None,
+            points={(*place, 0): {SCORE: one.points / one.weight} for place, one in places.items()},
+            measured=places,
             notes=[
                 OWN_PROMPT.format(title=self.title),
-                *(match_notes(matches) if models else [ONE_MODEL]),
-                *missing_notes(judgments, "judgments have no readable label"),
-                *repeated_notes(answers),
+                *match_notes(matches, len(answers) - (self.baseline is None)),
+                *missing_notes(judgment_values(matches), "judgments have no readable label"),
             ],
-            results=score_results(tallies, settings, fixed),
+            results=score_results(tallies, settings, None if self.baseline else baseline),
             differences=score_differences(tallies, settings),
-            by_definition=frozenset(fixed),
         )
 
 
@@ -200,10 +173,6 @@ class Tally(NamedTuple):
 
 Tallies = Mapping[str, Mapping[str, Tally]]
 """By model and task id."""
-
-_POINTS: dict[FiveVerdict, float] = {
-    label: POINTS[side(label)] for label in ("first>>", "first>", "tie", "second>", "second>>")
-}
 
 
 def tally(matches: Sequence[Match]) -> dict[str, dict[str, Tally]]:
@@ -227,7 +196,7 @@ def _points(match: Match) -> Iterator[tuple[float, float]]:
     for judgment in (judgment for judgments in match.judgments.values() for judgment in judgments):
         label = label_of_judgment(judgment)
         if not isinstance(label, Missing):
-            points = _POINTS[label]
+            points = POINTS[side(label)]
             yield 1 - points if judgment.ask.order == "swapped" else points, MUCH if label.endswith(">>") else 1
 
 
@@ -244,18 +213,21 @@ def label_of_judgment(judgment: Judgment) -> FiveVerdict | Missing:
 _WITHOUT_STRENGTH: dict[Verdict, FiveVerdict] = {"first": "first>", "second": "second>", "tie": "tie"}
 
 
-def score_results(
-    tallies: Tallies, settings: IntervalSettings, fixed: Collection[tuple[str, str]] = ()
-) -> list[Result]:
-    """The score over all prompts and in every category, prompts resampled. ``fixed``: (model, measure) that is not measured."""
+def score_results(tallies: Tallies, settings: IntervalSettings, fixed: str | None = None) -> list[Result]:
+    """The score over all prompts and in every category, prompts resampled. ``fixed``: the model whose score is one half by definition.
+
+    The interval is Wilson's over prompts where all judgments went one way: every resample would be the same.
+    """
     found = []
     for model, own in tallies.items():
         categories = dict.fromkeys(one.category for one in own.values() if one.category is not None)
         for category in (None, *categories) if own else ():
-            chosen = {task: one for task, one in own.items() if category is None or one.category == category}
-            size, interval = len(chosen), _score(chosen, settings)[:3]
-            by_definition = (model, SCORE) in fixed
-            found.append(Result(model, SCORE, category, *interval, size, size, by_definition=by_definition))
+            chosen = [one for one in own.values() if category is None or one.category == category]
+            interval = ratio([one.points for one in chosen], [one.weight for one in chosen], settings)
+            if interval.estimate in (0.0, 1.0):
+                interval = wilson(round(interval.estimate * len(chosen)), len(chosen), settings.confidence)
+            size, by_definition = len(chosen), model == fixed
+            found.append(Result(model, SCORE, category, *interval[:3], size, size, by_definition=by_definition))
     return found
 
 
@@ -264,88 +236,19 @@ def score_differences(tallies: Tallies, settings: IntervalSettings) -> list[Diff
     first, *others = tallies
     found = []
     for model in others:
-        common = [task for task in tallies[first] if task in tallies[model]]
+        a, b = tallies[first], tallies[model]
+        common = [task for task in a if task in b]
         if common:
-            sums_a, sums_b = (_sums([tallies[name][task] for task in common]) for name in (first, model))
-            found.append(_difference(first, model, sums_a, sums_b, settings))
+            seen = compare(
+                [a[task].points for task in common],
+                [b[task].points for task in common],
+                weights_a_R=[a[task].weight for task in common],
+                weights_b_R=[b[task].weight for task in common],
+                test="permutation",
+                settings=settings,
+            )
+            found.append(difference_between(first, model, SCORE, seen))
     return adjusted(found)
-
-
-def _score(tallies: Mapping[str, Tally], settings: IntervalSettings) -> Interval:
-    """Percentile interval of the ratio of sums over resampled prompts; Wilson's over prompts where all judgments went one way."""
-    sums_P2 = _sums(list(tallies.values()))
-    share = float(_share(sums_P2.sum(axis=0)))
-    if share in (0.0, 1.0):  # every resample would be the same
-        return wilson(round(share * len(sums_P2)), len(sums_P2), settings.confidence)
-    low, high = _ends(
-        np.concatenate([_share(drawn_DP @ sums_P2) for drawn_DP in _draws(len(sums_P2), settings)]), settings
-    )
-    return Interval(share, low, high, settings.confidence)
-
-
-def _difference(a: str, b: str, sums_a_P2: Floats, sums_b_P2: Floats, settings: IntervalSettings) -> Difference:
-    """Difference of two ratios of sums: paired bootstrap over prompts, and a permutation test that swaps the models' prompts.
-
-    p = (1 + as extreme) / (1 + draws) (Phipson and Smyth 2010). ``detectable`` takes the ratios as linear around what was found.
-    """
-    prompts = len(sums_a_P2)
-    share_a, share_b = _share(sums_a_P2.sum(axis=0)), _share(sums_b_P2.sum(axis=0))
-    seen = float(share_b - share_a)
-    drawn = [_share(d @ sums_b_P2) - _share(d @ sums_a_P2) for d in _draws(prompts, settings)]
-    low, high = _ends(np.concatenate(drawn), settings)
-    extreme, rng, moved_P2 = 0, np.random.default_rng(settings.seed), sums_b_P2 - sums_a_P2
-    for size in _chunks(settings.resamples):
-        swapped_D2 = rng.integers(2, size=(size, prompts)) @ moved_P2
-        null_D = _share(sums_b_P2.sum(axis=0) - swapped_D2) - _share(sums_a_P2.sum(axis=0) + swapped_D2)
-        extreme += int(np.count_nonzero(np.abs(null_D) >= abs(seen) - 1e-12))
-    pulls_P = _pulls(sums_b_P2, share_b) - _pulls(sums_a_P2, share_a)
-    spread = float(np.std(pulls_P, ddof=1)) if prompts > 1 else 0.0
-    detectable = minimum_detectable_difference(spread, prompts, significance=1 - settings.confidence)
-    return Difference(
-        a,
-        b,
-        SCORE,
-        seen,
-        low,
-        high,
-        prompts=prompts,
-        p_value=(1 + extreme) / (1 + settings.resamples),
-        test="permutation",
-        detectable=detectable or None,
-    )
-
-
-def _sums(tallies: Sequence[Tally]) -> Floats:
-    """Points and weight [P, 2]."""
-    return np.array([(one.points, one.weight) for one in tallies], dtype=np.float64)
-
-
-def _share(sums_X2: Floats) -> Floats:
-    """Points by weight."""
-    return np.asarray(sums_X2[..., 0] / sums_X2[..., 1], dtype=np.float64)
-
-
-def _pulls(sums_P2: Floats, share: Floats) -> Floats:
-    """How far each prompt pulls the ratio: the terms of its first-order expansion, times the number of prompts."""
-    return np.asarray((sums_P2[:, 0] - share * sums_P2[:, 1]) / sums_P2[:, 1].mean(), dtype=np.float64)
-
-
-def _draws(prompts: int, settings: IntervalSettings) -> Iterator[NDArray[np.int64]]:
-    """How often each prompt is in a resample, [D, P] at a time."""
-    rng = np.random.default_rng(settings.seed)
-    for size in _chunks(settings.resamples):
-        yield rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=size)
-
-
-def _chunks(number: int) -> Iterator[int]:
-    for start in range(0, number, _DRAWS_AT_ONCE):
-        yield min(_DRAWS_AT_ONCE, number - start)
-
-
-def _ends(values_D: Floats, settings: IntervalSettings) -> tuple[float, float]:
-    tail = (1 - settings.confidence) / 2
-    low, high = quantiles(values_D, (tail, 1 - tail))
-    return low, high
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

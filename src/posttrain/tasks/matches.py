@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from posttrain.errors import DataError
@@ -17,7 +18,7 @@ from posttrain.generate.engine import Completion
 from posttrain.judge.bias import main_judgments
 from posttrain.judge.config import JudgePrompt, Plan
 from posttrain.judge.items import Item
-from posttrain.judge.judge import Judgment, asks_of, outcomes, panel_outcomes
+from posttrain.judge.judge import Judgment, outcomes, panel_outcomes
 from posttrain.judge.pool import Judges
 from posttrain.judge.verdicts import Missing, Verdict, mirrored
 from posttrain.judge.win_rates import POINTS, PairOutcome, win_rates
@@ -81,47 +82,34 @@ class Pairing:
         """Both said the same in every turn."""
         return self.replies_a == self.replies_b
 
-    @property
-    def item(self) -> Item:
-        """What a judge is asked."""
-        return Item(
-            id=self.task.id,
-            turns=self.task.turns,
-            replies_a=self.replies_a,
-            replies_b=self.replies_b,
-            category=self.task.category,
-            model_a=self.model_a,
-            model_b=self.model_b,
-            references=self.references,
-        )
-
 
 def pairings(
     answers: Mapping[str, Sequence[Answer]],
     pairs: Iterable[tuple[str, str]],
     references: Callable[[Task], tuple[str, ...]] = lambda task: (),
 ) -> list[Pairing]:
-    """Every pair of models (a, b) on every task that both answered completely, in the order of a's answers."""
+    """Every pair of models (a, b) on every task (asked once) that both answered completely, in the order of a's answers."""
     found = []
     for model_a, model_b in pairs:
-        others = {(answer.task.id, answer.sample): answer for answer in answers[model_b] if answer.complete}
-        for answer in answers[model_a]:
-            other = others.get((answer.task.id, answer.sample))
-            if answer.complete and other is not None:
-                task = answer.task
-                found.append(Pairing(task, model_a, model_b, answer.replies, other.replies, references(task)))
+        others = {answer.task.id: answer.replies for answer in answers[model_b] if answer.complete}
+        found += [
+            Pairing(answer.task, model_a, model_b, answer.replies, others[answer.task.id], references(answer.task))
+            for answer in answers[model_a]
+            if answer.complete and answer.task.id in others
+        ]
     return found
 
 
-def with_file_baseline(answers: Mapping[str, Sequence[Answer]]) -> tuple[str, dict[str, Sequence[Answer]]]:
-    """The baseline's name, and all answers with the baseline's own, whose replies the tasks expect (`BaselineReply`) beside them."""
-    tasks = {answer.task.id: answer.task for found in answers.values() for answer in found}
-    names = [task.expected.model for task in tasks.values()]
-    name = names[0] if names else "baseline"
-    while name in answers:
-        name += " (file)"
-    own = [Answer(task, 0, (task.expected.text,), ("stop",), (None,)) for task in tasks.values()]
-    return name, {**answers, name: own}
+def against_baseline(answers: Mapping[str, Sequence[Answer]], *, from_file: bool) -> tuple[str, list[Pairing]]:
+    """The baseline's name, and every other model against it: the first model, or the replies that the tasks expect (`BaselineReply`)."""
+    name, everyone = next(iter(answers)), dict(answers)
+    if from_file:
+        tasks = {answer.task.id: answer.task for found in answers.values() for answer in found}
+        name = next((task.expected.model for task in tasks.values()), "baseline")
+        while name in answers:
+            name += " (file)"
+        everyone[name] = [Answer(task, 0, (task.expected.text,), ("stop",), (None,)) for task in tasks.values()]
+    return name, pairings(everyone, [(model, name) for model in answers if model != name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,28 +125,38 @@ class Match:
 
 def judge_pairings(pairings: Sequence[Pairing], judges: Judges, prompt: JudgePrompt, plan: Plan) -> list[Match]:
     """Ask all judges about all pairings, in one batch; those with equal replies are ties."""
-    items = [pairing.item for pairing in pairings if not pairing.same]
-    judged = judges.ask(items, prompt, plan) if items else []
+    items = {
+        place: Item(
+            id=pair.task.id,
+            turns=pair.task.turns,
+            replies_a=pair.replies_a,
+            replies_b=pair.replies_b,
+            category=pair.task.category,
+            model_a=pair.model_a,
+            model_b=pair.model_b,
+            references=pair.references,
+        )
+        for place, pair in enumerate(pairings)
+        if not pair.same
+    }
+    judged = judges.ask(list(items.values()), prompt, plan) if items else []
     by_judge = {one.name: main_judgments(one.judgments) for one in judged}
     finals = [outcomes(judgments) for judgments in by_judge.values()]
     final = panel_outcomes(finals) if finals else {}
-    outcomes_I: list[dict[int, Verdict | Missing]] = [{} for _ in items]
-    for (place, turn), outcome in final.items():
-        outcomes_I[place][turn] = outcome
-    judgments_I: list[dict[str, list[Judgment]]] = [{name: [] for name in by_judge} for _ in items]
+    places = list(items)
+    outcomes_I: list[dict[int, Verdict | Missing]] = [{} for _ in pairings]
+    judgments_I: list[dict[str, list[Judgment]]] = [{name: [] for name in by_judge} for _ in pairings]
+    for (item, turn), outcome in final.items():
+        outcomes_I[places[item]][turn] = outcome
     for name, judgments in by_judge.items():
         for judgment in judgments:
-            judgments_I[judgment.ask.item][name].append(judgment)
-    asked = iter(zip(outcomes_I, judgments_I, strict=True))
-    matches = []
-    for pairing in pairings:
-        if pairing.same:
-            turns = dict.fromkeys(ask.turn for ask in asks_of([pairing.item], plan, "pair"))
-            matches.append(Match(pairing, dict.fromkeys(turns, "tie")))
-        else:
-            found, by_name = next(asked)
-            matches.append(Match(pairing, found, by_name))
-    return matches
+            judgments_I[places[judgment.ask.item]][name].append(judgment)
+    for place, pair in enumerate(pairings):
+        if pair.same:
+            first = 1 if plan.turns == "each" else len(pair.task.turns)
+            outcomes_I[place] = dict.fromkeys(range(first, len(pair.task.turns) + 1), "tie")
+            judgments_I[place] = {}
+    return [Match(*parts) for parts in zip(pairings, outcomes_I, judgments_I, strict=True)]
 
 
 # ---- what they say of each reply -----------------------------------------------------------------------------------
@@ -180,54 +178,25 @@ Sides = Mapping[tuple[str, str], Sequence[Side]]
 """By model and task id."""
 
 
-def sides(matches: Sequence[Match], *, both: bool) -> dict[tuple[str, str], list[Side]]:
+def sides(matches: Sequence[Match], *, both: bool = False) -> dict[tuple[str, str], list[Side]]:
     """Matches from the side of model a; with ``both`` also from that of model b."""
     found: dict[tuple[str, str], list[Side]] = {}
     for match in matches:
         pair = match.pairing
         for turn, outcome in match.outcomes.items():
-            own = Side(pair.task, pair.model_b, turn, outcome, _words(match, turn, of_a=True))
-            found.setdefault((pair.model_a, pair.task.id), []).append(own)
-            if both:
-                other = outcome if isinstance(outcome, Missing) else mirrored(outcome)
-                side = Side(pair.task, pair.model_a, turn, other, _words(match, turn, of_a=False))
-                found.setdefault((pair.model_b, pair.task.id), []).append(side)
+            other = outcome if isinstance(outcome, Missing) else mirrored(outcome)
+            seen = [(pair.model_a, pair.model_b, outcome, True), (pair.model_b, pair.model_a, other, False)]
+            for model, opponent, verdict, of_a in seen if both else seen[:1]:
+                side = Side(pair.task, opponent, turn, verdict, _words(match, turn, of_a=of_a))
+                found.setdefault((model, pair.task.id), []).append(side)
     return found
-
-
-def side_values(sides: Sides, measure: str = WIN_RATE) -> list[Value]:
-    """Win 1, tie 1/2, loss 0, of every question that has an outcome."""
-    return [
-        Value(model, task_id, measure, POINTS[side.verdict], side.task.category)
-        for (model, task_id), found in sides.items()
-        for side in found
-        if not isinstance(side.verdict, Missing)
-    ]
-
-
-def baseline_halves(baseline: str, values: Sequence[Value], measure: str = WIN_RATE) -> list[Value]:
-    """The baseline against itself: one half by definition, on every task that another model has a value on."""
-    tasks = {value.task: value.category for value in values if value.measure == measure}
-    return [Value(baseline, task, measure, 0.5, category) for task, category in tasks.items()]
-
-
-def side_remarks(sides: Sides) -> dict[Key, Remark]:
-    """What stands beside each reply: wins, loses, tie; with several opponents or turns how many of each."""
-    return {(model, task_id, 0): _remark(found) for (model, task_id), found in sides.items()}
-
-
-def side_points(sides: Sides, measure: str = WIN_RATE) -> dict[Key, dict[str, float]]:
-    """The mean of a reply's values, for the rows file; nothing where it has none."""
-    points: dict[Key, list[float]] = {}
-    for value in side_values(sides, measure):
-        points.setdefault((value.model, value.task, 0), []).append(value.value)
-    return {key: {measure: sum(found) / len(found)} for key, found in points.items()}
 
 
 _ONE = {"first": "wins", "second": "loses", "tie": "tie"}
 
 
 def _remark(found: Sequence[Side]) -> Remark:
+    """What stands beside a reply: wins, loses, tie; with several opponents or turns how many of each."""
     verdicts = [side.verdict for side in found if not isinstance(side.verdict, Missing)]
     lost = len(found) - len(verdicts)
     if len(found) == 1:
@@ -245,15 +214,12 @@ def _remark(found: Sequence[Side]) -> Remark:
 def _words(match: Match, turn: int, *, of_a: bool) -> str:
     if match.pairing.same:
         return "the same reply, a tie without asking"
-    told = []
-    for judgment in (
-        judgment for judgments in match.judgments.values() for judgment in judgments if judgment.ask.turn == turn
-    ):
-        place = {"original": "first", "swapped": "second"}.get(judgment.ask.order)
-        if place is not None and not of_a:
-            place = "second" if place == "first" else "first"
-        told.append((f"(shown {place}) " if place else "") + judge_words(judgment))
-    return "\n".join(told)
+    places = {"original": "first" if of_a else "second", "swapped": "second" if of_a else "first"}
+    texts = []
+    for judgment in (one for own in match.judgments.values() for one in own if one.ask.turn == turn):
+        place = places.get(judgment.ask.order)
+        texts.append((f"(shown {place}) " if place else "") + judge_words(judgment))
+    return "\n".join(texts)
 
 
 def judge_words(judgment: Judgment) -> str:
@@ -268,18 +234,7 @@ def judge_words(judgment: Judgment) -> str:
     return f"{judgment.value}"
 
 
-# ---- accounting ----------------------------------------------------------------------------------------------------
-
-
-def missing_reasons(matches: Sequence[Match]) -> dict[tuple[str, str], str]:
-    """(model, task id) -> why the judges gave no verdict on it, the first reason where there are several."""
-    found: dict[tuple[str, str], str] = {}
-    for match in matches:
-        for outcome in match.outcomes.values():
-            if isinstance(outcome, Missing):
-                for model in (match.pairing.model_a, match.pairing.model_b):
-                    found.setdefault((model, match.pairing.task.id), f"judge: {outcome.reason}")
-    return found
+# ---- findings and notes ---------------------------------------------------------------------------------------------
 
 
 def accounts(
@@ -296,64 +251,89 @@ def accounts(
     found = {}
     for model, own in answers.items():
         lost = [answer for answer in own if (model, answer.task.id) not in valued]
-        found[model] = counted(
-            own,
-            [
-                reasons.get((model, answer.task.id), NOTHING_TO_COMPARE) if answer.complete else why_missing(answer)
-                for answer in lost
-            ],
-        )
+        of_judges = [reasons.get((model, answer.task.id), NOTHING_TO_COMPARE) for answer in lost]
+        why = [said if answer.complete else why_missing(answer) for answer, said in zip(lost, of_judges, strict=True)]
+        found[model] = counted(own, why)
     return found
-
-
-# ---- findings and notes ---------------------------------------------------------------------------------------------
 
 
 def match_findings(
     answers: Mapping[str, Sequence[Answer]],
     matches: Sequence[Match],
-    values: Sequence[Value],
     settings: IntervalSettings,
     *,
+    baseline: str | None = None,
+    both: bool = False,
+    measure: str = WIN_RATE,
+    values: Sequence[Value] = (),
+    points: Mapping[Key, Mapping[str, float]] | None = None,
     measured: Iterable[tuple[str, str]] = (),
     reasons: Mapping[tuple[str, str], str] | None = None,
+    notes: Sequence[str] = (),
     **more: Any,
 ) -> Findings:
-    """What every benchmark with pairs reports of its matches. ``values`` say which answers are measured, with those of ``measured``
-    beside them; ``reasons``: why others are not, beside what the judges gave no verdict on.
+    """What every benchmark with pairs reports of its matches.
+
+    ``measure`` is the one of plain verdicts, ``values`` and ``points`` (of single replies) are those of others. ``baseline``: the model that
+    is one half by definition wherever another has a value. An answer with a value is measured, so are those of ``measured``; ``reasons``:
+    why others are not, beside what the judges gave no verdict on.
     """
     outcomes = [
         PairOutcome(match.pairing.model_a, match.pairing.model_b, outcome, match.pairing.task.id)
         for match in matches
         for outcome in match.outcomes.values()
     ]
-    places = [*((value.model, value.task) for value in values), *measured]
+    unread: dict[tuple[str, str], str] = {}
+    for model_a, model_b, outcome, task_id in outcomes:
+        if isinstance(outcome, Missing):
+            for model in (model_a, model_b):
+                unread.setdefault((model, str(task_id)), f"judge: {outcome.reason}")
+    every, numbers, fixed = list(values), dict[Key, dict[str, float]](), set[tuple[str, str]]()
+    own = sides(matches, both=both)
+    for (model, task_id), found in own.items():
+        verdicts = [POINTS[side.verdict] for side in found if not isinstance(side.verdict, Missing)]
+        every += [Value(model, task_id, measure, value, found[0].task.category) for value in verdicts]
+        if verdicts:
+            numbers[model, task_id, 0] = {measure: fmean(verdicts)}
+    for key, more_numbers in (points or {}).items():
+        numbers.setdefault(key, {}).update(more_numbers)
+    if baseline is not None:
+        compared = {(one.task, one.measure): one.category for one in every if one.measure in (WIN_RATE, measure)}
+        every += [Value(baseline, task, key, 0.5, category) for (task, key), category in compared.items()]
+        fixed = {(baseline, key) for _, key in compared}
     return Findings(
-        values=values,
-        accounting=accounts(answers, places, {**(reasons or {}), **missing_reasons(matches)}),
+        values=every,
+        accounting=accounts(
+            answers, [*((one.model, one.task) for one in every), *measured], {**(reasons or {}), **unread}
+        ),
+        remarks={(*key, 0): _remark(found) for key, found in own.items()},
+        reply_values=numbers,
+        notes=[*notes, *repeated_notes(answers)],
         win_rates=win_rates(outcomes, settings),
+        by_definition=frozenset(fixed),
         **more,
     )
 
 
-def match_notes(matches: Sequence[Match]) -> list[str]:
-    """Equal replies and questions without a verdict, where there are any."""
-    notes = []
-    asked: Counter[tuple[str, str]] = Counter()
-    same: Counter[tuple[str, str]] = Counter()
-    for match in matches:
-        pair = (match.pairing.model_a, match.pairing.model_b)
-        asked[pair] += 1
-        same[pair] += match.pairing.same
-    for (model_a, model_b), number in same.items():
-        if number:
-            total = asked[model_a, model_b]
-            notes.append(
-                f"{model_a} and {model_b} gave the same reply to {number} of {total} prompts: ties, not asked."
-            )
-    told = [outcome for match in matches for outcome in match.outcomes.values()]
-    judgments = [judgment.value for match in matches for own in match.judgments.values() for judgment in own]
-    return notes + missing_notes(told, "questions have no verdict", judgments)
+def match_notes(matches: Sequence[Match], opponents: int) -> list[str]:
+    """Equal replies and questions without a verdict, where there are any; without opponents that there is nothing to compare."""
+    if not opponents:
+        return ["There is one model and nothing to compare it with."]
+    pairs = [match.pairing for match in matches]
+    total = Counter((pair.model_a, pair.model_b) for pair in pairs)
+    same = Counter((pair.model_a, pair.model_b) for pair in pairs if pair.same)
+    notes = [
+        f"{a} and {b} gave the same reply to {same[a, b]} of {number} prompts: ties, not asked."
+        for (a, b), number in total.items()
+        if same[a, b]
+    ]
+    outcomes = [outcome for match in matches for outcome in match.outcomes.values()]
+    return notes + missing_notes(outcomes, "questions have no verdict", judgment_values(matches))
+
+
+def judgment_values(matches: Sequence[Match]) -> list[object]:
+    """What every single judgment says."""
+    return [judgment.value for match in matches for own in match.judgments.values() for judgment in own]
 
 
 def missing_notes(values: Sequence[object], what: str, examples: Sequence[object] = ()) -> list[str]:
@@ -385,4 +365,3 @@ def repeated_notes(answers: Mapping[str, Sequence[Answer]]) -> list[str]:
 
 OWN_PROMPT = "Judged with posttrain's own prompts: not comparable with published {title} scores, whoever judges."
 """A note of every benchmark here."""
-ONE_MODEL = "There is one model and nothing to compare it with."

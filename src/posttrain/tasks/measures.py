@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from posttrain.stats.intervals import Interval, IntervalSettings, compare, holm, mean, wilson
+from posttrain.stats.intervals import Interval, IntervalSettings, PairedDifference, compare, holm, mean, wilson
 from posttrain.tasks.base import Findings, Value
 from posttrain.tasks.records import Difference, Measure, Result
 
@@ -54,11 +54,17 @@ def difference_of(
         clusters += [task] * len(found_a)
     plain = _plain_share({t: a[t] for t in common}) and _plain_share({t: b[t] for t in common})
     found = compare(values_a, values_b, clusters, test="mcnemar" if plain else "permutation", settings=settings)
+    return difference_between(*models, measure, found)
+
+
+def difference_between(a: str, b: str, measure: str, found: PairedDifference) -> Difference:
+    """A comparison as it is recorded."""
     return Difference(
-        *models,
+        a,
+        b,
         measure,
         *found.interval[:3],
-        prompts=len(common),
+        prompts=found.clusters,
         p_value=found.p_value,
         test=found.test,
         detectable=found.detectable,

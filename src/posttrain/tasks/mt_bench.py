@@ -9,7 +9,7 @@ categories) work the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -29,22 +29,15 @@ from posttrain.references import NamesFile
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.base import Answer, Findings, Needs, Point, Task, Value, means
 from posttrain.tasks.matches import (
-    ONE_MODEL,
     OWN_PROMPT,
     WIN_RATE,
     Match,
-    baseline_halves,
     judge_pairings,
     judge_words,
     match_findings,
     match_notes,
     missing_notes,
     pairings,
-    repeated_notes,
-    side_points,
-    side_remarks,
-    side_values,
-    sides,
 )
 from posttrain.tasks.mt_bench_data import MAX_NEW_TOKENS, answer_temperature, load_questions
 from posttrain.tasks.records import Area, Measure, Remark
@@ -126,26 +119,22 @@ class MtBenchBenchmark:
         if self.judged != "single":
             pairs = pairings(answers, [(model, baseline) for model in others], lambda task: tuple(task.expected))
             matches = judge_pairings(pairs, judges, load_prompt("pair", "pair", judges.language), judges.plan)
-            notes += match_notes(matches) if others else [ONE_MODEL]
-        won = sides(matches, both=False)
-        wins = side_values(won)
-        halves = baseline_halves(baseline, wins)
-        ratings = {(one.model, one.task.id, 0): one for one in rated}
-        won_remarks, points = side_remarks(won), side_points(won)
-        keys = [*ratings, *(key for key in won_remarks if key not in ratings)]
-        return match_findings(
+            notes += match_notes(matches, len(others))
+        found = match_findings(
             answers,
             matches,
-            [*(value for one in rated for value in one.values()), *wins, *halves],
             settings,
+            baseline=baseline,
+            values=[value for one in rated for value in one.values()],
             reasons={(one.model, one.task.id): one.reason for one in rated},
-            remarks={key: _both(ratings.get(key), won_remarks.get(key)) for key in keys},
-            reply_values={
-                key: (ratings[key].numbers() if key in ratings else {}) | points.get(key, {}) for key in keys
-            },
-            notes=[*notes, *repeated_notes(answers)],
-            by_definition=frozenset((half.model, half.measure) for half in halves),
+            notes=notes,
         )
+        remarks, numbers = dict(found.remarks), dict(found.reply_values)
+        for one in rated:
+            key = one.model, one.task.id, 0
+            remarks[key] = one.remark(found.remarks.get(key))
+            numbers[key] = one.numbers() | dict(found.reply_values.get(key, {}))
+        return replace(found, remarks=remarks, reply_values=numbers)
 
 
 # ---- ratings -------------------------------------------------------------------------------------------------------
@@ -178,6 +167,14 @@ class _Rated(NamedTuple):
         """Why there is no rating at all, where there is none."""
         return next((f"judge: {one.reason}" for one in self.turns.values() if isinstance(one, Missing)), "not judged")
 
+    def remark(self, won: Remark | None) -> Remark:
+        """What stands beside the reply, together with what was said of it in pairs."""
+        ratings = ["none" if isinstance(rating, Missing) else f"{rating:.3g}" for rating in self.turns.values()]
+        label = f"{', '.join(ratings)} of {_SCALE[1]:g}"
+        if won is None:
+            return Remark(label, None, self.words)
+        return Remark(f"{label}; {won.label}", won.good, f"{self.words}\n\n{won.detail}")
+
 
 def _rate(answers: Mapping[str, Sequence[Answer]], judges: Judges) -> list[_Rated]:
     """Ratings of every complete answer of every model, in one batch."""
@@ -206,8 +203,8 @@ def _rate(answers: Mapping[str, Sequence[Answer]], judges: Judges) -> list[_Rate
         for judgment in main_judgments(one.judgments):
             words[judgment.ask.item].append(f"Turn {judgment.ask.turn}: {judge_words(judgment)}")
     return [
-        _Rated(model, answer.task, found, "\n\n".join(told))
-        for (model, answer), found, told in zip(complete, turns, words, strict=True)
+        _Rated(model, answer.task, found, "\n\n".join(said))
+        for (model, answer), found, said in zip(complete, turns, words, strict=True)
     ]
 
 
@@ -216,17 +213,6 @@ def _mean_rating(judgments: Sequence[Judgment]) -> float | Missing:
     if ratings:
         return fmean(ratings)
     return next(judgment.value for judgment in judgments if isinstance(judgment.value, Missing))
-
-
-def _both(rated: _Rated | None, won: Remark | None) -> Remark:
-    if rated is None:
-        assert won is not None, "a reply was rated or compared"
-        return won
-    numbers = [None if isinstance(rating, Missing) else rating for rating in rated.turns.values()]
-    label = f"{', '.join('none' if number is None else f'{number:.3g}' for number in numbers)} of {_SCALE[1]:g}"
-    if won is None:
-        return Remark(label, None, rated.words)
-    return Remark(f"{label}; {won.label}", won.good, f"{rated.words}\n\n{won.detail}")
 
 
 def _reference_notes(answers: Sequence[Answer], plan: Plan) -> list[str]:

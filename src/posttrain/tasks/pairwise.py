@@ -20,23 +20,9 @@ from posttrain.judge.prompts import load_prompt
 from posttrain.judge.verdicts import Missing, Verdict
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.stats.ratings import Comparison, Comparisons, Rating, bradley_terry, gather, win_matrix
+from posttrain.stats.ratings import Comparison, Rating, bradley_terry, gather, win_matrix
 from posttrain.tasks.base import Answer, Findings, Needs, Task
-from posttrain.tasks.matches import (
-    ONE_MODEL,
-    WIN_RATE,
-    Match,
-    baseline_halves,
-    judge_pairings,
-    match_findings,
-    match_notes,
-    pairings,
-    repeated_notes,
-    side_points,
-    side_remarks,
-    side_values,
-    sides,
-)
+from posttrain.tasks.matches import WIN_RATE, Match, judge_pairings, match_findings, match_notes, pairings
 from posttrain.tasks.records import Area, Measure, Ratings
 from posttrain.tasks.rows import keep_shares, plain_prompts
 
@@ -102,39 +88,22 @@ class PairwiseBenchmark:
             pairs = [(later, earlier) for later, earlier in pairs if earlier == models[0]]
         prompt = load_prompt("pair", "pair", judges.language)
         matches = judge_pairings(pairings(answers, pairs), judges, prompt, judges.plan)
-        won = sides(matches, both=self.against == "all")
-        values, notes = side_values(won), match_notes(matches) if len(models) > 1 else [ONE_MODEL]
-        ratings, halves = None, []
-        if self.against == "first":
-            halves = baseline_halves(models[0], values)
-        elif len(models) > 1:
+        notes, ratings = match_notes(matches, len(models) - 1), None
+        if self.against == "all":
             ratings, rating_notes = ratings_of(matches, models, settings)
             notes += rating_notes
         return match_findings(
             answers,
             matches,
-            [*values, *halves],
             settings,
-            remarks=side_remarks(won),
-            reply_values=side_points(won),
-            notes=[*notes, *repeated_notes(answers)],
+            baseline=models[0] if self.against == "first" else None,
+            both=self.against == "all",
+            notes=notes,
             ratings=ratings,
-            by_definition=frozenset((half.model, half.measure) for half in halves),
         )
 
 
 # ---- ratings -------------------------------------------------------------------------------------------------------
-
-
-def comparisons_of(matches: Sequence[Match]) -> Comparisons | None:
-    """The verdicts as comparisons, those on one prompt in one cluster; None without a verdict."""
-    rows = [
-        Comparison(match.pairing.model_a, match.pairing.model_b, _WINNERS[outcome], cluster=match.pairing.task.id)
-        for match in matches
-        for outcome in match.outcomes.values()
-        if not isinstance(outcome, Missing)
-    ]
-    return gather(rows) if rows else None
 
 
 _WINNERS: dict[Verdict, Literal["a", "b", "tie"]] = {"first": "a", "second": "b", "tie": "tie"}
@@ -147,22 +116,27 @@ def ratings_of(
 
     Where ratings do not exist (a model that won or lost everything, or nothing but ties) there are no rows, and a note says why.
     """
-    comparisons = comparisons_of(matches)
-    if comparisons is None:
+    rows = [
+        Comparison(match.pairing.model_a, match.pairing.model_b, _WINNERS[outcome], cluster=match.pairing.task.id)
+        for match in matches
+        for outcome in match.outcomes.values()
+        if not isinstance(outcome, Missing)
+    ]
+    if not rows:
         return None, []
+    comparisons = gather(rows)
     matrix = win_matrix(comparisons)
     known = tuple(model for model in models if model in matrix.models)
     places = [matrix.models.index(model) for model in known]
     wins = tuple(map(tuple, matrix.wins_MM[places][:, places].tolist()))
-    rows: Sequence[Rating] = ()
+    rated: tuple[Rating, ...] = ()
     notes = []
-    if not any(outcome in ("first", "second") for match in matches for outcome in match.outcomes.values()):
+    if all(row.winner == "tie" for row in rows):
         # WHY no ratings: equal ones with intervals of no width would look like certainty
         notes.append("No ratings: every comparison with a verdict is a tie.")
     else:
         try:
-            table = bradley_terry(comparisons, confidence=settings.confidence)
-            rows = table.ratings
+            rated = bradley_terry(comparisons, confidence=settings.confidence).ratings
         except DataError as error:
             notes.append(f"No ratings: {error.problem}.")
-    return Ratings("bradley_terry", tuple(rows), known, wins), notes
+    return Ratings("bradley_terry", rated, known, wins), notes
