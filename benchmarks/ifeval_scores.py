@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 from posttrain.errors import DataError
 from posttrain.stats.intervals import Interval, IntervalSettings, mean, wilson
-from posttrain.tasks.ifeval_rules import INSTRUCTIONS
+from posttrain.tasks.ifeval_rules.instructions import INSTRUCTIONS
 from posttrain.tasks.ifeval_rules.scoring import (
     InstructionPrompt,
     InstructionVerdict,
     answer_of,
     instruction_verdict,
-    lines_of,
 )
+from posttrain.tasks.rows import file_rows
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def load_replies(path: Path) -> dict[str, str]:
 
     """
     replies: dict[str, str] = {}
-    for where, record in lines_of(path):
+    for origin, record in file_rows(str(path)):
+        where = str(origin)
         prompt, reply = record.get("prompt"), record.get("response")
         if not isinstance(prompt, str) or not isinstance(reply, str):
             raise DataError("prompt and response must be texts", where=where, fix="write both as strings")

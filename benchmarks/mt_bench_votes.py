@@ -15,7 +15,8 @@ from posttrain.errors import DataError
 from posttrain.judge.verdicts import Accounting, Missing, Verdict, account, mirrored
 from posttrain.stats.intervals import Interval, IntervalSettings
 from posttrain.stats.intervals import mean as interval_of
-from posttrain.tasks.mt_bench_data import Question, field_of, json_records
+from posttrain.tasks.mt_bench_data import Question, field_of
+from posttrain.tasks.rows import file_rows
 
 # ---- scores --------------------------------------------------------------------------------------------------------
 
@@ -126,7 +127,8 @@ def load_votes(path: Path) -> tuple[Vote, ...]:
 
     """
     votes = []
-    for place, record in json_records(path):
+    for origin, record in file_rows(str(path)):
+        place = str(origin)
         names = [field_of(record, key, str, place) for key in ("model_a", "model_b", "judge", "winner")]
         model_a, model_b, judge, winner = names
         if winner not in _WINNERS:

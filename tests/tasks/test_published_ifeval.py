@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ifeval_scores import InstructionVerdicts, instruction_scores, instruction_verdicts, load_replies
 
-from posttrain.tasks.ifeval_rules import INSTRUCTIONS
+from posttrain.tasks.ifeval_rules.instructions import INSTRUCTIONS
 from posttrain.tasks.ifeval_rules.scoring import (
     RANDOM_KEYS,
     load_instruction_prompts,

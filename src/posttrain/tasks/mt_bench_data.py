@@ -5,14 +5,14 @@ Procedure: Zheng et al. 2023, arXiv:2306.05685, and FastChat's ``fastchat/llm_ju
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError
 from posttrain.judge.items import base_category, needs_reference
+from posttrain.tasks.rows import file_rows
 
 _TEMPERATURES = {
     "writing": 0.7,
@@ -60,12 +60,14 @@ def load_questions(path: Path, references: Path | None = None) -> tuple[Question
     """
     given: dict[int, tuple[str, ...]] = {}
     if references is not None:
-        for place, record in json_records(references):
+        for origin, record in file_rows(str(references)):
+            place = str(origin)
             question_id, choices = field_of(record, "question_id", int, place), field_of(record, "choices", list, place)
             turns = choices[0].get("turns") if choices and isinstance(choices[0], dict) else None
             given[question_id] = _texts(turns, "choices[0].turns", place)
     questions: dict[int, Question] = {}
-    for place, record in json_records(path):
+    for origin, record in file_rows(str(path)):
+        place = str(origin)
         question_id, category = field_of(record, "question_id", int, place), field_of(record, "category", str, place)
         turns = _texts(record.get("turns"), "turns", place)
         if question_id in questions:
@@ -82,28 +84,6 @@ def load_questions(path: Path, references: Path | None = None) -> tuple[Question
     if not questions:
         raise DataError("there are no questions in this file", where=str(path))
     return tuple(questions.values())
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def json_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Place and object of every line that is not blank. Raises DataError where one is no object."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"can't read this file: {error}", where=str(path)) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"this line is no JSON: {error}", where=place) from error
-        if not isinstance(record, dict):
-            raise DataError(f"an object is needed, not {line[:40]}", where=place)
-        yield place, record
 
 
 def field_of(record: Mapping[str, Any], key: str, kind: type, place: str) -> Any:

