@@ -21,7 +21,7 @@ from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.base import Answer, Findings, Task
 from posttrain.tasks.diversity import DiversityBenchmark, corpus_distinct, prompt_measures, reply_measures
 from posttrain.tasks.measuring import findings_of, task_record
-from posttrain.tasks.ngram_diversity import distinct_n
+from posttrain.tasks.ngrams import distinct_n
 from posttrain.tasks.records import Account, Remark, Source
 
 

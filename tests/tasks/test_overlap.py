@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.tasks import ngram_overlap as overlap
-from posttrain.tasks.ngram_overlap import (
+from posttrain.data.text import tokens
+from posttrain.tasks import ngrams
+from posttrain.tasks.ngrams import (
     added,
     bleu_counts,
     bleu_of,
-    corpus_bleu,
     longest_common_subsequence,
     ngram_counts,
     rouge_l,
@@ -24,9 +24,14 @@ words = st.lists(st.sampled_from("abcd"), max_size=12)
 some_words = st.lists(st.sampled_from("abcd"), min_size=1, max_size=12)
 
 
+def corpus_bleu(texts, references, smoothing="exponential"):
+    rows = zip(texts, references, strict=True)
+    return bleu_of(added(bleu_counts(tokens(text), [tokens(one) for one in own]) for text, own in rows), smoothing)
+
+
 def test_the_examples_in_the_docstrings_hold():
-    found = doctest.testmod(overlap)
-    assert (found.failed, found.attempted) == (0, 2)
+    found = doctest.testmod(ngrams)
+    assert (found.failed, found.attempted) == (0, 3)
 
 
 # ---- BLEU ----------------------------------------------------------------------------------------------------------
@@ -166,9 +171,7 @@ def test_a_corpus_is_the_sum_of_its_counts_not_the_mean_of_its_scores():
     ("smoothing", "expected"),
     [
         # a b c x against a b c d: 3/4, 2/3, 1/2, 0/1
-        ("none", 0.0),
         ("floor", (3 / 4 * 2 / 3 * 1 / 2 * 0.1) ** 0.25),
-        ("add_one", (3 / 4 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25),
         ("exponential", (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25),
     ],
 )
@@ -184,11 +187,11 @@ def test_exponential_smoothing_halves_again_at_every_order_without_matches():
 
 def test_short_texts_score_by_the_orders_they_have_when_asked():
     counts = bleu_counts(["a", "b"], [["a", "b"]])
-    assert bleu_of(counts) == 0.0
-    assert bleu_of(counts, effective_order=True) == 1.0
+    assert bleu_of(counts, "floor") == 0.0
+    assert bleu_of(counts, "floor", effective_order=True) == 1.0
 
 
-@pytest.mark.parametrize("smoothing", ["none", "floor", "add_one", "exponential"])
+@pytest.mark.parametrize("smoothing", ["floor", "exponential"])
 def test_without_a_match_every_smoothing_gives_zero(smoothing):
     assert corpus_bleu(["x y z w v"], [["a b c d e"]], smoothing=smoothing) == 0.0
     assert corpus_bleu(["..."], [["a b c d e"]], smoothing=smoothing) == 0.0
@@ -200,7 +203,7 @@ def test_chinese_characters_are_tokens():
     )
 
 
-@given(some_words, st.lists(some_words, min_size=1, max_size=3), st.sampled_from(["none", "floor", "exponential"]))
+@given(some_words, st.lists(some_words, min_size=1, max_size=3), st.sampled_from(["floor", "exponential"]))
 def test_bleu_is_a_share_and_a_text_equals_itself(text, references, smoothing):
     counts = bleu_counts(text, references)
     assert 0 <= bleu_of(counts, smoothing, effective_order=True) <= 1
@@ -216,8 +219,8 @@ def test_matches_are_those_of_a_slow_twin(text, reference, n):
         if gram in left:
             left.remove(gram)
             matches += 1
-    counts = bleu_counts(text, [reference], max_order=n)
-    assert (counts.matches_N[-1], counts.ngrams_N[-1]) == (matches, len(own))
+    counts = bleu_counts(text, [reference])
+    assert (counts.matches_N[n - 1], counts.ngrams_N[n - 1]) == (matches, len(own))
     assert ngram_counts(text, n).total() == len(own)
 
 
@@ -226,17 +229,6 @@ def test_counts_add_up_in_any_order(pairs):
     counts = [bleu_counts(text, [reference]) for text, reference in pairs]
     assert added(counts) == added(reversed(counts))
     assert added(counts).length == sum(len(text) for text, _ in pairs)
-
-
-def test_bleu_needs_references():
-    with pytest.raises(ValueError, match="at least one reference"):
-        bleu_counts(["a"], [])
-    with pytest.raises(ValueError, match="at least one reference"):
-        bleu_counts(["a"], [["a"]], max_order=0)
-    with pytest.raises(ValueError, match="2 texts, 1 lists"):
-        corpus_bleu(["a", "b"], [["a"]])
-    with pytest.raises(ValueError, match="0 texts"):
-        corpus_bleu([], [])
 
 
 # ---- ROUGE-L -------------------------------------------------------------------------------------------------------
@@ -248,29 +240,21 @@ def test_bleu_needs_references():
     [("police kill the gunman", 3 / 4), ("the gunman kill police", 2 / 4), ("the gunman police killed", 2 / 4)],
 )
 def test_the_sentences_of_the_paper(text, f):
-    assert rouge_l(text, ["police killed the gunman"]).f == pytest.approx(f)
+    assert rouge_l(text, ["police killed the gunman"]) == pytest.approx(f)
 
 
 def test_rouge_l_by_hand():
-    # a c e is common: 3 of 4 and 3 of 5. F1 = 2 * 3 / 9; with beta 2: 5 * (3/5)(3/4) / (3/5 + 4 * 3/4) = 5/8.
-    found = rouge_l("a x c e", ["a b c d e"])
-    assert found == pytest.approx((3 / 4, 3 / 5, 6 / 9))
-    assert rouge_l("a x c e", ["a b c d e"], beta=2.0).f == pytest.approx(5 / 8)
+    # a c e is common: 3 of 4 and 3 of 5. F1 = 2 * 3 / 9.
+    assert rouge_l("a x c e", ["a b c d e"]) == pytest.approx(6 / 9)
 
 
 def test_the_best_reference_counts():
-    assert rouge_l("a b", ["c d", "A, b!", "a"]).f == 1.0
+    assert rouge_l("a b", ["c d", "A, b!", "a"]) == 1.0
 
 
 def test_nothing_in_common_is_zero():
     for text in ("x y", "", "?!"):
-        assert rouge_l(text, ["a b"]) == (0.0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(("references", "beta"), [([], 1.0), (["..."], 1.0), (["a", ""], 1.0), (["a"], 0.0)])
-def test_rouge_l_needs_references(references, beta):
-    with pytest.raises(ValueError, match="ROUGE-L needs"):
-        rouge_l("a", references, beta=beta)
+        assert rouge_l(text, ["a b"]) == 0.0
 
 
 @given(words, words)
@@ -284,4 +268,4 @@ def test_the_common_subsequence_is_that_of_the_usual_table(a, b):
 
 def test_long_texts_are_no_trouble():
     text = " ".join(str(i % 977) for i in range(20_000))
-    assert rouge_l(text, [text]).f == 1.0
+    assert rouge_l(text, [text]) == 1.0

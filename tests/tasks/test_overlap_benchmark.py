@@ -10,12 +10,13 @@ import pytest
 
 from posttrain.artifacts import plain
 from posttrain.config import build, parse_yaml
+from posttrain.data.text import tokens
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.base import Answer, Task
 from posttrain.tasks.measuring import findings_of, task_record
-from posttrain.tasks.ngram_overlap import BleuCounts, corpus_bleu
+from posttrain.tasks.ngrams import BleuCounts, added, bleu_counts, bleu_of
 from posttrain.tasks.overlap import OverlapBenchmark, corpus_bleu_interval
 from posttrain.tasks.records import Account, Remark, Source
 
@@ -196,6 +197,12 @@ def test_real_rows_with_their_own_outputs(shared_data: Path) -> None:
     shorter = [said(task, " ".join(task.expected[0].split()[:-1]) or "none") for task in tasks]
     (corpus,) = findings_of(one, {"a": shorter}, None, SETTINGS).results
     texts = [answer.replies[0] for answer in shorter]
-    ours = corpus_bleu(texts, [list(task.expected) for task in tasks], smoothing="exponential")
+    ours = bleu_of(
+        added(
+            bleu_counts(tokens(text), [tokens(one) for one in task.expected])
+            for text, task in zip(texts, tasks, strict=True)
+        ),
+        "exponential",
+    )
     assert corpus.estimate == pytest.approx(ours)
     assert 0.8 < corpus.low < corpus.estimate < corpus.high < 1

@@ -1,7 +1,7 @@
 """Diversity: does a model say different things when it is asked again, and does it speak in set phrases?
 
 Preference tuning narrows what a model says in ways win rates do not show (Kirk et al. 2024, arXiv:2310.06452). The measures are those of
-``posttrain.tasks.ngram_diversity``, of several samples of every prompt; ``corpus_*`` are over all replies to all prompts together.
+``posttrain.tasks.ngrams``, of several samples of every prompt; ``corpus_*`` are over all replies to all prompts together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
+from numpy.typing import ArrayLike
 from scipy import special
 
 from posttrain.data.encoders import Encoder, loaded_encoder
@@ -21,8 +22,7 @@ from posttrain.generate.engine import Sampling
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import Interval, IntervalSettings
 from posttrain.tasks.base import Answer, Findings, Key, Needs, Point, Score, Task, Value
-from posttrain.tasks.ngram_diversity import distinct_n, embedding_spread, repetition, self_bleu
-from posttrain.tasks.ngram_overlap import ngram_counts
+from posttrain.tasks.ngrams import distinct_n, ngram_counts, repetition, self_bleu
 from posttrain.tasks.records import Area, Measure, Remark, Result
 from posttrain.tasks.rows import keep_shares, plain_prompts
 
@@ -188,8 +188,8 @@ def prompt_measures(samples: Sequence[str], encoder: Encoder | None = None) -> d
 def reply_measures(reply: str) -> dict[str, float]:
     """The measures of one reply by itself. A reply of fewer than four words has no repetition."""
     found = {"tokens": float(len(tokens(reply)))}
-    if (repeats := repetition(reply, 4)) is not None:
-        found |= {"repetition": repeats.repeated_share, "longest_repeat": float(repeats.longest_repeat)}
+    if (repeats := repetition(reply)) is not None:
+        found |= {"repetition": repeats[0], "longest_repeat": float(repeats[1])}
     return found
 
 
@@ -197,6 +197,20 @@ def _spread(samples: Sequence[str], encoder: Encoder) -> float | None:
     vectors_ND = encoder.encode(samples)
     vectors_ND = vectors_ND[np.abs(vectors_ND).max(axis=1, initial=0.0) > 0]  # an empty text has no direction
     return embedding_spread(vectors_ND) if len(vectors_ND) > 1 else None
+
+
+def embedding_spread(embeddings_ND: ArrayLike) -> float:
+    """Mean cosine distance over all pairs of samples: 1 - mean of cos(i, j), i < j; 0 = all point the same way.
+
+    At least two rows, none of zeros.
+    """
+    rows_ND = np.asarray(embeddings_ND, dtype=np.float64)
+    scaled_ND = rows_ND / np.abs(rows_ND).max(axis=1, keepdims=True)
+    units_ND = scaled_ND / np.linalg.norm(scaled_ND, axis=1, keepdims=True)
+    pairs = len(units_ND) * (len(units_ND) - 1) / 2
+    # Half the mean squared distance is 1 - cos for unit vectors; around the mean it loses no digits where all are nearly equal.
+    centred_ND = units_ND - units_ND.mean(axis=0)
+    return float(len(units_ND) * np.square(centred_ND).sum() / 2 / pairs)
 
 
 def _remark(answer: Answer, of_prompt: Mapping[str, float]) -> Remark:

@@ -1,6 +1,6 @@
 """Overlap with reference replies: ROUGE-L and BLEU, for those who ask.
 
-The measures are those of ``posttrain.tasks.ngram_overlap``, on the tokens of ``posttrain.data.text``: not the numbers of sacrebleu's or rouge-score's own
+The measures are those of ``posttrain.tasks.ngrams``, on the tokens of ``posttrain.data.text``: not the numbers of sacrebleu's or rouge-score's own
 tokenizers.
 """
 
@@ -21,7 +21,7 @@ from posttrain.generate.engine import Sampling
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import Interval, IntervalSettings
 from posttrain.tasks.base import Answer, Findings, Needs, Point, Score, Task
-from posttrain.tasks.ngram_overlap import BleuCounts, added, bleu_counts, bleu_of, rouge_l
+from posttrain.tasks.ngrams import ORDERS, BleuCounts, added, bleu_counts, bleu_of, rouge_l
 from posttrain.tasks.records import Area, Measure, Remark, Result
 from posttrain.tasks.rows import file_rows, keep_shares, label_of, row_ids, unbroken
 from posttrain.types import Message, Origin, Row, SftRow
@@ -54,8 +54,6 @@ _MEASURES = (
         scale=(0.0, 1.0),
     ),
 )
-_SMOOTHING: Literal["exponential"] = "exponential"
-"""That of sacrebleu, for single replies (with the orders they are long enough for) and for the corpus."""
 _LONGEST_SHOWN = 300
 """Characters of a reference beside a reply."""
 _FIX = "give rows with prompt and reference (or references, a list), or of a known format (docs/data-formats.md)"
@@ -122,8 +120,8 @@ class OverlapBenchmark:
     def score(self, task: Task, reply: str) -> Score:
         """Overlap of a reply with its references."""
         references: tuple[str, ...] = task.expected
-        rouge = rouge_l(reply, references).f
-        bleu = bleu_of(_bleu_counts(task, reply), _SMOOTHING, effective_order=True)
+        rouge = rouge_l(reply, references)
+        bleu = bleu_of(_bleu_counts(task, reply), "exponential", effective_order=True)
         first = references[0]
         if len(first) > _LONGEST_SHOWN:
             first = f"{first[:_LONGEST_SHOWN].rstrip()} ..."
@@ -132,37 +130,29 @@ class OverlapBenchmark:
 
     def corpus(self, answers: Mapping[str, Sequence[Answer]], settings: IntervalSettings) -> Findings:
         """BLEU of the corpus, with a bootstrap interval over prompts."""
-        found = [_corpus_result(model, own, settings) for model, own in answers.items()]
-        return Findings(results=[one for one in found if one is not None])
+        results = []
+        for model, own in answers.items():
+            if counts := [_bleu_counts(answer.task, answer.replies[0]) for answer in own]:
+                ends = corpus_bleu_interval(counts, settings)[:3]
+                results.append(Result(model, "corpus_bleu", None, *ends, values=len(own), prompts=len(own)))
+        return Findings(results=results)
 
 
 def _bleu_counts(task: Task, reply: str) -> BleuCounts:
     return bleu_counts(tokens(reply), [tokens(reference) for reference in task.expected])
 
 
-# ---- the corpus ----------------------------------------------------------------------------------------------------
-
-
-def _corpus_result(model: str, answers: Sequence[Answer], settings: IntervalSettings) -> Result | None:
-    counts = [_bleu_counts(a.task, a.replies[0]) for a in answers]
-    if not counts:
-        return None
-    interval, size = corpus_bleu_interval(counts, settings), len(counts)
-    return Result(model, "corpus_bleu", None, *interval[:3], values=size, prompts=size)
-
-
 def corpus_bleu_interval(counts: Sequence[BleuCounts], settings: IntervalSettings) -> Interval:
     """BLEU of a corpus with the percentile interval of the bootstrap over its texts (Koehn 2004, aclanthology W04-3250)."""
     rows = [(*each.matches_N, *each.ngrams_N, each.length, each.reference_length) for each in counts]
-    columns_RC = np.array(rows, dtype=np.int64)
-    orders, draw = len(counts[0].matches_N), np.random.default_rng(settings.seed)
+    columns_RC, draw = np.array(rows, dtype=np.int64), np.random.default_rng(settings.seed)
     even_R = np.full(len(counts), 1 / len(counts))
     scores = np.empty(settings.resamples)
     for number in range(settings.resamples):
         *grams, length, reference_length = (draw.multinomial(len(counts), even_R) @ columns_RC).tolist()
-        resampled = BleuCounts(tuple(grams[:orders]), tuple(grams[orders:]), length, reference_length)
-        scores[number] = bleu_of(resampled, _SMOOTHING)
-    return Interval(bleu_of(added(counts), _SMOOTHING), *settings.ends(scores), settings.confidence)
+        resampled = BleuCounts(tuple(grams[:ORDERS]), tuple(grams[ORDERS:]), length, reference_length)
+        scores[number] = bleu_of(resampled, "exponential")
+    return Interval(bleu_of(added(counts), "exponential"), *settings.ends(scores), settings.confidence)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
