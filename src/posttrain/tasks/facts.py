@@ -11,6 +11,7 @@ from posttrain.judge.pool import JudgeEntry
 from posttrain.judge.win_rates import WinRates
 from posttrain.report.reading import Gap, Stage, optional
 from posttrain.report.verdicts import Verdict, gain_verdict, paired_gain_verdict
+from posttrain.report.words import plural
 from posttrain.stats.intervals import Interval, holm
 from posttrain.tasks.records import Difference, Measure, Result, TaskRecord, TaskRow, read_record, read_rows
 
@@ -30,6 +31,11 @@ class Compared:
     record: Difference
     measure: Measure
     verdict: Verdict
+
+    @property
+    def names(self) -> str:
+        """``sft minus base``."""
+        return f"{self.record.b} minus {self.record.a}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +83,20 @@ class TaskFacts:
         return self.record.area not in ("held_out", "prompts")
 
     @property
-    def unit(self) -> str:
-        """What it was measured on, one of them."""
-        words = {"preferences": "held-out pair", "feedback": "held-out judged reply", "likelihood": "held-out row"}
-        return words.get(self.record.task, "prompt")
+    def is_held_out(self) -> bool:
+        """Whether rows were scored, rather than replies."""
+        return self.record.area == "held_out"
 
     @property
-    def units(self) -> str | None:
-        """Several of them, where an "s" at the end is not enough."""
-        return "held-out judged replies" if self.record.task == "feedback" else None
+    def unit(self) -> str:
+        """What it was measured on, one of them, in a word."""
+        return "pair" if self.record.task == "preferences" else "row" if self.is_held_out else "prompt"
+
+    def count_of(self, number: int) -> str:
+        """So many of them: ``98 held-out rows``."""
+        if self.record.task == "feedback":
+            return plural(number, "held-out judged reply", "held-out judged replies")
+        return plural(number, f"held-out {self.unit}" if self.is_held_out else self.unit)
 
     @property
     def rows_file(self) -> str:

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from posttrain.artifacts import plain
 from posttrain.judge.section import fingerprint, interval_text, judge_section, unread_text
-from posttrain.report import numbers
-from posttrain.report.charts import (
-    MOST_LANES,
-    Forest,
-    Histogram,
-    Lane,
-    Plane,
-    Radar,
-    Spot,
-    bins,
-    color,
-    radar_range,
-)
-from posttrain.report.charts import (
-    counted as counted_bars,
-)
+from posttrain.report import charts, numbers
+from posttrain.report.charts import MOST_LANES, Forest, Histogram, Lane, Plane, Radar, Spot, color, radar_range
 from posttrain.report.evidence import bounded, evidence
 from posttrain.report.figure import file_name
 from posttrain.report.reading import Gap, Stage
@@ -43,12 +30,14 @@ from posttrain.report.values import (
     Section,
     Table,
     Text,
+    Unit,
 )
 from posttrain.report.verdicts import Verdict
 from posttrain.report.words import FEW_ROWS, counted, join, plural
+from posttrain.stats.ratings import Rating
 from posttrain.tasks.browser import PAGE_BYTES, replies_section
 from posttrain.tasks.facts import MANY_UNREAD, Compared, Contest, TaskFacts, read_stage
-from posttrain.tasks.records import Measure, Result
+from posttrain.tasks.records import Cost, LengthControlledRow, Measure, Result
 
 AREAS = {
     "helpfulness": "Helpfulness",
@@ -71,6 +60,15 @@ DIFFERENCES = (
     "the sign test of pairs, otherwise one that swaps the models' names prompt by prompt. Adjusted: Holm's method, over the headline measures together "
     "and over the others together. Detectable: the true difference that as many prompts would have shown four times of five. Not shown is not the same as none."
 )
+PERPLEXITY = (
+    " Perplexity is e to the power of the loss: a model with perplexity 6 is as unsure as if it chose between 6 equally likely "
+    "tokens. These rows come from the same sources as the training rows, so this says how well a model learned these sources, not "
+    "how good it is elsewhere."
+)
+
+T = TypeVar("T")
+Columns = Mapping[str, Callable[[T], Cell]]
+"""Name of a column -> what a row says in it."""
 
 
 def evaluation_sections(
@@ -92,13 +90,13 @@ def evaluation_sections(
         if (replies := replies_section(stage.name, found, suffix, room)) is not None:
             own.append(replace(replies, findings=tuple(_reply_findings(found))))
         sections += own
-    every = [one for found in several for one in found]
     headlines: set[str] = set()
     for place in reversed(range(len(sections))):
         kept = tuple(one for one in sections[place].headlines if one.label not in headlines)
-        headlines |= {one.label for one in sections[place].headlines}
+        headlines |= {one.label for one in kept}
         sections[place] = replace(sections[place], headlines=kept)
     if sections:
+        every = [one for found in several for one in found]
         sections[0] = replace(sections[0], lines=tuple(lines(every, named=len(stages) > 1)))
     return tuple(sections)
 
@@ -110,66 +108,52 @@ def task_section(facts: TaskFacts, notes: Sequence[str] = (), suffix: str = "") 
     """Everything that one measurement says."""
     record = facts.record
     prefix = file_name(facts.stage, record.key)
-    blocks: list[Block] = [Text(about(facts))]
-    if known := (*record.notes, *(notes if record.area == "held_out" else ())):
-        blocks.append(Notice("fact", "Worth knowing", known))
-    blocks.append(_results(facts))
-    if terms := tuple((measure.label, measure.about) for measure in facts.measures if measure.about):
-        blocks.append(Facts(terms, terms=True))
-    blocks += _charts(facts, prefix)
-    if facts.differences:
-        blocks += [_differences(facts), Text(DIFFERENCES, "aside")]
-    blocks += _row_differences(facts, prefix)
-    if facts.contests:
-        blocks.append(_contests(facts))
-    blocks += _ratings(facts)
-    if record.length_controlled:
-        blocks += _length_controlled(facts)
-    blocks += _categories(facts)
-    if record.accounting:
-        blocks.append(_accounts(facts))
-    if record.judge:
-        blocks.append(judge_section(record.judge, facts.name, prefix, record.confidence))
-    if facts.rows:
-        blocks.append(Text(f"All rows stand in {facts.rows_file}.", "aside"))
-    blocks.append(Records("benchmark" if facts.is_benchmark else record.key, plain_record(facts)))
-    key_says_more = _letters(record.key) != _letters(record.title) and facts.is_benchmark
-    title = f"{record.title} ({record.key})" if key_says_more else record.title
+    known = (*record.notes, *(notes if facts.is_held_out else ()))
+    terms = tuple((measure.label, measure.about) for measure in facts.measures if measure.about)
+    results = {measure.key: Label(measure.label, better=measure.better) for measure in facts.measures}
+    blocks: list[Block | None] = [
+        Text(about(facts)),
+        Notice("fact", "Worth knowing", known) if known else None,
+        _values(
+            f"Results of {facts.name}", "Measure", facts, [(one, None, results[one.key]) for one in facts.measures]
+        ),
+        Facts(terms, terms=True) if terms else None,
+        *_charts(facts, prefix),
+        *_differences(facts),
+        *_row_differences(facts, prefix),
+        _contests(facts),
+        *_ratings(facts),
+        *_length_controlled(facts),
+        *_categories(facts),
+        _accounts(facts),
+        judge_section(record.judge, facts.name, prefix, record.confidence) if record.judge else None,
+        Text(f"All rows stand in {facts.rows_file}.", "aside") if facts.rows else None,
+        Records("benchmark" if facts.is_benchmark else record.key, plain_record(facts)),
+    ]
+    title = record.title
+    if facts.is_benchmark and _letters(record.key) != _letters(title):
+        title += f" ({record.key})"
+    warnings = [Finding(facts.stage, "Warning", None, text) for text in judge_warnings(facts)]
     return Section(
         title + suffix,
         file_name(record.key, facts.stage),
-        tuple(blocks),
+        tuple(block for block in blocks if block is not None),
         folded=True,
-        gist=_gist(facts),
+        gist=f"{_inside(facts.headlines[0].label)}: {', '.join(_of_models(facts))}" if facts.headlines else "",
         summary=_sentence(facts),
         headlines=tuple(_headlines(facts)),
-        findings=(*_findings(facts), *(Finding(facts.stage, "Warning", None, text) for text in judge_warnings(facts))),
+        findings=(*_findings(facts), *warnings),
     )
-
-
-def _gist(facts: TaskFacts) -> str:
-    measure = facts.headlines[0] if facts.headlines else None
-    if measure is None:
-        return ""
-    found = [(model, facts.results.get((model, measure.key, None))) for model in facts.record.models]
-    values = [f"{model} {numbers.in_unit(one.estimate, measure.unit)}" for model, one in found if one is not None]
-    return f"{_inside(measure.label)}: {', '.join(values)}"
 
 
 def about(facts: TaskFacts) -> str:
     """What was asked, of whom, and from which file: ``Helpfulness: 80 prompts from question.jsonl (sha256 ...)``."""
     record = facts.record
     source, models = record.source, join(record.models)
-    if record.area == "held_out":
-        text = f"{plural(source.prompts, facts.unit, facts.units)}, held out from training, under {models}."
-        if record.reference:
-            text += f" Rewards are measured from {record.reference}."
-        if record.task == "likelihood":
-            text += (
-                " Perplexity is e to the power of the loss: a model with perplexity 6 is as unsure as if it chose between 6 equally likely "
-                "tokens. These rows come from the same sources as the training rows, so this says how well a model learned these sources, not "
-                "how good it is elsewhere."
-            )
+    if facts.is_held_out:
+        text = f"{facts.count_of(source.prompts)}, held out from training, under {models}."
+        text += f" Rewards are measured from {record.reference}." if record.reference else ""
+        text += PERPLEXITY if record.task == "likelihood" else ""
     else:
         own = source.path in (None, "builtin")
         place = "posttrain's own set" if own else str(source.path).replace("\\", "/").rpartition("/")[2]
@@ -183,217 +167,6 @@ def about(facts: TaskFacts) -> str:
 
 def _letters(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum())
-
-
-def _value(result: Result | None, measure: Measure) -> Number | None:
-    if result is None or result.estimate is None:
-        return None
-    if result.by_definition:
-        return Number(result.estimate, measure.unit, note="by definition")
-    return Number(result.estimate, measure.unit, result.low, result.high)
-
-
-def _results(facts: TaskFacts) -> Table:
-    """One row a measure, one column a model, and how many prompts are behind it."""
-    models = facts.record.models
-    rows = tuple(
-        (
-            Label(measure.label, better=measure.better),
-            *(_value(facts.results.get((model, measure.key, None)), measure) for model in models),
-            counted(facts.prompts(measure.key), _unit(facts)),
-        )
-        for measure in facts.measures
-    )
-    return Table(f"Results of {facts.name}", ("Measure", *models, "Measured on"), rows)
-
-
-def _unit(facts: TaskFacts) -> str:
-    return {"preferences": "pair", "feedback": "row", "likelihood": "row"}.get(facts.record.task, "prompt")
-
-
-def _change_of(one: Compared, facts: TaskFacts) -> Number:
-    """A difference with its interval; of one or two rows with a word instead."""
-    record = one.record
-    return bounded(record.difference, record.low, record.high, one.measure.unit, record.prompts, _unit(facts))
-
-
-def _differences(facts: TaskFacts) -> Table:
-    columns = (
-        "Measure",
-        "Comparison",
-        "Difference",
-        "Test",
-        "Adjusted",
-        "Detectable",
-        "Higher",
-        "Lower",
-        "n",
-        "Verdict",
-    )
-    rows: list[tuple[Cell, ...]] = []
-    for one in facts.differences:
-        record, unit = one.record, one.measure.unit
-        rows.append(
-            (
-                one.measure.label,
-                f"{record.b} minus {record.a}",
-                _change_of(one, facts),
-                None if record.p_value is None else Number(record.p_value, "p"),
-                None if record.adjusted_p is None else Number(record.adjusted_p, "p"),
-                None if record.detectable is None else Number(record.detectable, "points" if unit == "share" else unit),
-                None if record.higher is None else Number(record.higher, "count"),
-                None if record.lower is None else Number(record.lower, "count"),
-                Number(record.prompts, "count"),
-                Mark(one.verdict),
-            )
-        )
-    title = f"Differences on {facts.name} ({numbers.confidence(facts.record.confidence)} intervals)"
-    return Table(title, columns, tuple(rows)).known()
-
-
-def _contests(facts: TaskFacts) -> Table:
-    rows = tuple(
-        (
-            f"{one.model} against {one.against}",
-            *(Number(value, "count") for value in (one.wins, one.ties, one.losses, one.missing)),
-            None if one.rate is None else Number(one.rate.estimate, "share", one.rate.low, one.rate.high),
-            Number(one.p_value, "p"),
-            Number(one.adjusted_p, "p"),
-            Mark(one.verdict),
-        )
-        for one in facts.contests
-    )
-    columns = (
-        "Comparison",
-        "Won",
-        "Tied",
-        "Lost",
-        "No verdict",
-        "Win rate, ties half",
-        "Sign test",
-        "Adjusted",
-        "Verdict",
-    )
-    return Table(f"Win rates on {facts.name}", columns, rows)
-
-
-def _ratings(facts: TaskFacts) -> list[Block]:
-    ratings = facts.record.ratings
-    if ratings is None:
-        return []
-    blocks: list[Block] = []
-    best = sorted(ratings.rows, key=lambda one: -one.rating)
-    if best:
-        rows = tuple(
-            (one.model, Number(one.rank, "count"), Number(one.rating, digits=0, low=one.low, high=one.high))
-            for one in best
-        )
-        blocks.append(Table(f"Ratings on {facts.name}", ("Model", "Rank", "Rating, points"), rows))
-    if len(ratings.models) > 2:
-        size = range(len(ratings.models))
-        counts = [[ratings.wins[i][j] + ratings.wins[j][i] for j in size] for i in size]
-        rates = [[ratings.wins[i][j] / counts[i][j] if counts[i][j] else None for j in size] for i in size]
-        blocks.append(
-            Matrix(
-                f"Who beats whom on {facts.name}", ratings.models, tuple(map(tuple, rates)), tuple(map(tuple, counts))
-            )
-        )
-        blocks.append(
-            Text(
-                "Share of wins of the model on the left against the one above, ties one half, and the number of comparisons.",
-                "aside",
-            )
-        )
-    if best:
-        method = {"bradley_terry": "Bradley-Terry"}.get(ratings.method, ratings.method)
-        blocks.append(
-            Text(
-                f"Ratings by {method}. A rank is 1 and the number of models whose whole interval lies above: models that can't be told apart share one.",
-                "aside",
-            )
-        )
-    return blocks
-
-
-def _length_controlled(facts: TaskFacts) -> list[Block]:
-    found = facts.record.length_controlled
-    assert found is not None, "the caller looked"
-    rows = tuple(
-        (
-            one.model,
-            *(None if v is None else Number(v, digits=2) for v in (one.win_rate, one.standard_error, one.discrete)),
-            None
-            if one.length_controlled is None
-            else Number(one.length_controlled, low=one.low, high=one.high, digits=1),
-            Number(one.n, "count"),
-        )
-        for one in found.rows
-    )
-    columns = ("Model", "Win rate", "Standard error", "Discrete", "At equal length", "Prompts")
-    text = f"In percent against {found.baseline}, as AlpacaEval gives them. "
-    text += (
-        "Prompts, order and regression are the published ones, so these may stand beside the leaderboard's."
-        if found.comparable
-        else f"Not comparable with the AlpacaEval leaderboard{f': {found.why_not}' if found.why_not else ''}."
-    )
-    return [Table("Length-controlled win rates", columns, rows), Text(text, "aside")]
-
-
-def _categories(facts: TaskFacts) -> list[Block]:
-    """A table for each measure with two categories or more: one row a category, one column a model."""
-    models, found = facts.record.models, list[Block]()
-    for measure in facts.measures:
-        categories = facts.categories(measure.key)
-        if len(categories) < 2:
-            continue
-        rows = tuple(
-            (
-                category,
-                *(_value(facts.results.get((model, measure.key, category)), measure) for model in models),
-                counted(facts.prompts(measure.key, category), _unit(facts)),
-            )
-            for category in categories
-        )
-        found.append(Table(f"{measure.label} by category", ("Category", *models, "Measured on"), rows, folded=True))
-    return found
-
-
-def _accounts(facts: TaskFacts) -> Table:
-    """What became of every model's answers, how long they are, and what they took."""
-    columns = (
-        "Model",
-        "Asked",
-        "Answered",
-        "Measured",
-        "Without a value",
-        "Tokens a reply",
-        "P50",
-        "P95",
-        "Characters",
-    )
-    columns += ("Cut at the limit", "Tokens read", "Tokens written", "Time")  # type: ignore[assignment]
-    rows: list[tuple[Cell, ...]] = []
-    for model, account in facts.record.accounting.items():
-        lengths, cost = facts.record.replies.get(model), facts.record.cost.get(model)
-        ordered = sorted(account.dropped.items(), key=lambda item: -item[1])
-        measured = (
-            (lengths.tokens_mean, lengths.tokens_p50, lengths.tokens_p95, lengths.characters_mean)
-            if lengths
-            else (None,) * 4
-        )
-        took = (cost.prompt_tokens, cost.completion_tokens) if cost else (None, None)
-        rows.append(
-            (
-                model,
-                *(Number(value, "count") for value in (account.asked, account.answered, account.measured)),
-                ", ".join(f"{reason} {number:,}" for reason, number in ordered if number),
-                *(None if value is None else Number(value, "tokens") for value in measured),
-                Number(lengths.cut, "count") if lengths else None,
-                *(None if value is None else Number(value, "count") for value in took),
-                None if cost is None or cost.seconds is None else Number(cost.seconds, "seconds"),
-            )
-        )
-    return Table("What became of the answers", columns, tuple(rows), folded=True).known()
 
 
 def judge_warnings(facts: TaskFacts) -> list[str]:
@@ -428,20 +201,197 @@ def _perplexity_change(facts: TaskFacts, one: Compared) -> dict[str, float | Non
     return {f"perplexity_change{end}": None if value is None else math.expm1(value) for end, value in ends.items()}
 
 
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def _table(title: str, columns: Columns[T], rows: Iterable[T], *, folded: bool = False) -> Table:
+    cells = tuple(tuple(say(row) for say in columns.values()) for row in rows)
+    return Table(title, tuple(columns), cells, folded=folded)
+
+
+def _number(value: float | None, unit: Unit, **more: Any) -> Number | None:
+    """A number; None where it is not known."""
+    return None if value is None else Number(value, unit, **more)
+
+
+def _value(result: Result | None, measure: Measure) -> Number | None:
+    if result is None or result.estimate is None:
+        return None
+    if result.by_definition:
+        return Number(result.estimate, measure.unit, note="by definition")
+    return Number(result.estimate, measure.unit, result.low, result.high)
+
+
+def _values(
+    title: str, first: str, facts: TaskFacts, rows: Iterable[tuple[Measure, str | None, Cell]], *, folded: bool = False
+) -> Table:
+    """One row a measure (of a category, under a name), one column a model, and how many prompts are behind it."""
+    models = facts.record.models
+    cells = tuple(
+        (
+            name,
+            *(_value(facts.results.get((model, measure.key, category)), measure) for model in models),
+            counted(facts.prompts(measure.key, category), facts.unit),
+        )
+        for measure, category, name in rows
+    )
+    return Table(title, (first, *models, "Measured on"), cells, folded=folded)
+
+
+def _categories(facts: TaskFacts) -> list[Table]:
+    """A table for each measure with two categories or more."""
+    several = {measure: facts.categories(measure.key) for measure in facts.measures}
+    return [
+        _values(
+            f"{measure.label} by category", "Category", facts, [(measure, one, one) for one in categories], folded=True
+        )
+        for measure, categories in several.items()
+        if len(categories) > 1
+    ]
+
+
+def _change_of(one: Compared, facts: TaskFacts) -> Number:
+    """A difference with its interval; of one or two rows with a word instead."""
+    record = one.record
+    return bounded(record.difference, record.low, record.high, one.measure.unit, record.prompts, facts.unit)
+
+
+def _differences(facts: TaskFacts) -> list[Block]:
+    if not facts.differences:
+        return []
+    columns: Columns[Compared] = {
+        "Measure": lambda one: one.measure.label,
+        "Comparison": lambda one: one.names,
+        "Difference": lambda one: _change_of(one, facts),
+        "Test": lambda one: _number(one.record.p_value, "p"),
+        "Adjusted": lambda one: _number(one.record.adjusted_p, "p"),
+        "Detectable": lambda one: _number(
+            one.record.detectable, "points" if one.measure.unit == "share" else one.measure.unit
+        ),
+        "Higher": lambda one: _number(one.record.higher, "count"),
+        "Lower": lambda one: _number(one.record.lower, "count"),
+        "n": lambda one: Number(one.record.prompts, "count"),
+        "Verdict": lambda one: Mark(one.verdict),
+    }
+    title = f"Differences on {facts.name} ({_level(facts)} intervals)"
+    return [_table(title, columns, facts.differences).known(), Text(DIFFERENCES, "aside")]
+
+
+def _contests(facts: TaskFacts) -> Table | None:
+    columns: Columns[Contest] = {
+        "Comparison": lambda one: f"{one.model} against {one.against}",
+        "Won": lambda one: Number(one.wins, "count"),
+        "Tied": lambda one: Number(one.ties, "count"),
+        "Lost": lambda one: Number(one.losses, "count"),
+        "No verdict": lambda one: Number(one.missing, "count"),
+        "Win rate, ties half": lambda one: (
+            Number(one.rate.estimate, "share", one.rate.low, one.rate.high) if one.rate else None
+        ),
+        "Sign test": lambda one: Number(one.p_value, "p"),
+        "Adjusted": lambda one: Number(one.adjusted_p, "p"),
+        "Verdict": lambda one: Mark(one.verdict),
+    }
+    return _table(f"Win rates on {facts.name}", columns, facts.contests) if facts.contests else None
+
+
+def _ratings(facts: TaskFacts) -> list[Block]:
+    ratings = facts.record.ratings
+    if ratings is None:
+        return []
+    blocks: list[Block] = []
+    columns: Columns[Rating] = {
+        "Model": lambda one: one.model,
+        "Rank": lambda one: Number(one.rank, "count"),
+        "Rating, points": lambda one: Number(one.rating, digits=0, low=one.low, high=one.high),
+    }
+    best = sorted(ratings.rows, key=lambda one: -one.rating)
+    if best:
+        blocks.append(_table(f"Ratings on {facts.name}", columns, best))
+    if len(ratings.models) > 2:
+        pairs = [
+            list(zip(won, lost, strict=True))
+            for won, lost in zip(ratings.wins, zip(*ratings.wins, strict=True), strict=True)
+        ]
+        counts = tuple(tuple(won + lost for won, lost in row) for row in pairs)
+        rates = tuple(tuple(won / (won + lost) if won + lost else None for won, lost in row) for row in pairs)
+        blocks.append(Matrix(f"Who beats whom on {facts.name}", ratings.models, rates, counts))
+        text = "Share of wins of the model on the left against the one above, ties one half, and the number of comparisons."
+        blocks.append(Text(text, "aside"))
+    if best:
+        method = {"bradley_terry": "Bradley-Terry"}.get(ratings.method, ratings.method)
+        text = f"Ratings by {method}. A rank is 1 and the number of models whose whole interval lies above: models that can't be told apart share one."
+        blocks.append(Text(text, "aside"))
+    return blocks
+
+
+def _length_controlled(facts: TaskFacts) -> list[Block]:
+    found = facts.record.length_controlled
+    if found is None:
+        return []
+    columns: Columns[LengthControlledRow] = {
+        "Model": lambda one: one.model,
+        "Win rate": lambda one: Number(one.win_rate, digits=2),
+        "Standard error": lambda one: _number(one.standard_error, "number", digits=2),
+        "Discrete": lambda one: Number(one.discrete, digits=2),
+        "At equal length": lambda one: _number(one.length_controlled, "number", low=one.low, high=one.high, digits=1),
+        "Prompts": lambda one: Number(one.n, "count"),
+    }
+    text = (
+        "Prompts, order and regression are the published ones, so these may stand beside the leaderboard's."
+        if found.comparable
+        else f"Not comparable with the AlpacaEval leaderboard{f': {found.why_not}' if found.why_not else ''}."
+    )
+    return [
+        _table("Length-controlled win rates", columns, found.rows),
+        Text(f"In percent against {found.baseline}, as AlpacaEval gives them. {text}", "aside"),
+    ]
+
+
+def _accounts(facts: TaskFacts) -> Table | None:
+    """What became of every model's answers, how long they are, and what they took."""
+    record = facts.record
+    lengths, costs = record.replies, record.cost
+
+    def dropped(model: str) -> str:
+        ordered = sorted(record.accounting[model].dropped.items(), key=lambda item: -item[1])
+        return ", ".join(f"{reason} {number:,}" for reason, number in ordered if number)
+
+    def number(records: Mapping[str, Any], key: str, unit: Unit) -> Callable[[str], Cell]:
+        return lambda model: _number(getattr(records.get(model), key, None), unit)
+
+    columns: Columns[str] = {
+        "Model": lambda model: model,
+        "Asked": number(record.accounting, "asked", "count"),
+        "Answered": number(record.accounting, "answered", "count"),
+        "Measured": number(record.accounting, "measured", "count"),
+        "Without a value": dropped,
+        "Tokens a reply": number(lengths, "tokens_mean", "tokens"),
+        "P50": number(lengths, "tokens_p50", "tokens"),
+        "P95": number(lengths, "tokens_p95", "tokens"),
+        "Characters": number(lengths, "characters_mean", "tokens"),
+        "Cut at the limit": number(lengths, "cut", "count"),
+        "Tokens read": number(costs, "prompt_tokens", "count"),
+        "Tokens written": number(costs, "completion_tokens", "count"),
+        "Time": number(costs, "seconds", "seconds"),
+    }
+    if not record.accounting:
+        return None
+    return _table("What became of the answers", columns, record.accounting, folded=True).known()
+
+
 # ---- charts --------------------------------------------------------------------------------------------------------
 
 
-def _charts(facts: TaskFacts, prefix: str) -> list[Block]:
+def _charts(facts: TaskFacts, prefix: str) -> list[Block | None]:
     both_ways = _both_ways(facts, prefix)
-    charts: list[Block | None] = [
+    return [
         both_ways,
-        *(_forest(facts, measure, prefix) for measure in facts.headlines[:2] if both_ways is None),
+        *(_measured(facts, measure, prefix) for measure in facts.headlines[:2] if both_ways is None),
         _change(facts, prefix),
         _won(facts, prefix),
         _rated(facts, prefix),
         *(_radar(facts, measure, prefix) for measure in facts.headlines[:2]),
     ]
-    return [chart for chart in charts if chart is not None]
 
 
 def _level(facts: TaskFacts) -> str:
@@ -453,102 +403,77 @@ def _color(facts: TaskFacts, model: str) -> str:
     return color(models.index(model)) if model in models else "s0"
 
 
-def _forest(facts: TaskFacts, measure: Measure, prefix: str) -> Forest | None:
-    """One measure of every model with its interval; None where there are none."""
-    factor = 100.0 if measure.unit == "share" else 1.0
-    lanes = []
-    for model in facts.record.models:
-        result = facts.results.get((model, measure.key, None))
-        if (
-            result is None
-            or result.estimate is None
-            or result.by_definition
-            or result.low is None
-            or result.high is None
-        ):
-            continue
-        text = numbers.in_unit(result.estimate, measure.unit)
-        text += f" ({numbers.interval_in_unit(result.low, result.high, measure.unit)})"
-        ends = factor * result.estimate, factor * result.low, factor * result.high
-        lanes.append(Lane(model, *ends, text, _color(facts, model)))
+def _lane(name: str, number: Number, color: str, group: str = "") -> Lane:
+    """A number with its interval as one lane of a plot; shares in percent."""
+    factor = 100.0 if number.unit == "share" else 1.0
+    estimate, low, high = (factor * (end or 0.0) for end in (number.value, number.low, number.high))
+    return Lane(name, estimate, low, high, f"{number.text} ({number.interval})", color, group)
+
+
+def _forest(lanes: Sequence[Lane], name: str, title: str, unit: str, caption: str, **more: Any) -> Forest | None:
     if not lanes:
         return None
+    return Forest(name=name, title=title, lanes=tuple(lanes[:MOST_LANES]), unit=unit, caption=caption, **more)
+
+
+def _measured(facts: TaskFacts, measure: Measure, prefix: str) -> Forest | None:
+    """One measure of every model with its interval."""
+    found = {model: _value(facts.results.get((model, measure.key, None)), measure) for model in facts.record.models}
+    lanes = [_lane(model, one, _color(facts, model)) for model, one in found.items() if one and one.interval]
     better = {"higher": "; higher is better", "lower": "; lower is better", "neither": ""}[measure.better]
-    return Forest(
-        name=file_name(prefix, measure.key),
-        title=measure.label,
-        lanes=tuple(lanes[:MOST_LANES]),
-        unit=("percent" if measure.unit == "share" else measure.unit) + better,
-        caption=f"{_level(facts)} intervals of each model alone. Whether two models differ stands in the table of differences.",
+    unit = ("percent" if measure.unit == "share" else measure.unit) + better
+    caption = (
+        f"{_level(facts)} intervals of each model alone. Whether two models differ stands in the table of differences."
     )
+    return _forest(lanes, file_name(prefix, measure.key), measure.label, unit, caption)
 
 
 def _change(facts: TaskFacts, prefix: str) -> Forest | None:
     """The headline differences with their intervals around zero, of those of one unit; win rates say the same of contests."""
     found = [one for one in facts.differences if one.measure in facts.headlines]
-    unit = found[0].measure.unit if found else "number"
-    factor = 100.0 if unit == "share" else 1.0
-    lanes = []
-    for one in found:
-        record = one.record
-        if record.low is None or record.high is None or one.measure.unit != unit:
-            continue
-        text = numbers.difference_in_unit(record.difference, unit)
-        text += f" ({numbers.signed_interval_in_unit(record.low, record.high, unit)})"
-        ends = factor * record.difference, factor * record.low, factor * record.high
-        name = f"{record.b} minus {record.a}"
-        lanes.append(Lane(name, *ends, text, COLORS[one.verdict], one.measure.label))
-    if not lanes or facts.contests:
+    if not found or facts.contests:
         return None
-    return Forest(
-        name=file_name(prefix, "differences"),
-        title=f"Differences: {facts.name}",
-        lanes=tuple(lanes[:MOST_LANES]),
-        unit="percentage points" if unit == "share" else unit,
-        line=0.0,
-        caption=f"Points are differences, bars their {_level(facts)} intervals. A bar across zero: no difference shown.",
-    )
+    unit = found[0].measure.unit
+    lanes = [
+        _lane(one.names, number, COLORS[one.verdict], one.measure.label)
+        for one in found
+        if one.measure.unit == unit
+        and (number := Number(one.record.difference, unit, one.record.low, one.record.high, signed=True)).interval
+    ]
+    caption = f"Points are differences, bars their {_level(facts)} intervals. A bar across zero: no difference shown."
+    unit_text = "percentage points" if unit == "share" else unit
+    name = file_name(prefix, "differences")
+    return _forest(lanes, name, f"Differences: {facts.name}", unit_text, caption, line=0.0)
 
 
 def _won(facts: TaskFacts, prefix: str) -> Forest | None:
-    lanes = []
-    for one in facts.contests:
-        if (rate := one.rate) is not None:
-            name, ends = f"{one.model} against {one.against}", (100 * rate.estimate, 100 * rate.low, 100 * rate.high)
-            lanes.append(Lane(name, *ends, interval_text(rate), COLORS[one.verdict]))
-    if not lanes:
-        return None
+    lanes = [
+        _lane(
+            f"{one.model} against {one.against}",
+            Number(rate.estimate, "share", rate.low, rate.high),
+            COLORS[one.verdict],
+        )
+        for one in facts.contests
+        if (rate := one.rate) is not None
+    ]
     caption = f"Ties count one half. {_level(facts)} intervals over prompts; dashed: as good as the other. Grey: no difference shown."
     if len(lanes) > MOST_LANES:
         caption += f" The first {MOST_LANES} of {len(lanes)} pairs."
-    return Forest(
-        name=file_name(prefix, "win-rates"),
-        title="Win rates",
-        lanes=tuple(lanes[:MOST_LANES]),
-        unit="percent won",
-        line=50.0,
-        span=(0.0, 100.0),
-        caption=caption,
-    )
+    name = file_name(prefix, "win-rates")
+    return _forest(lanes, name, "Win rates", "percent won", caption, line=50.0, span=(0.0, 100.0))
 
 
 def _rated(facts: TaskFacts, prefix: str) -> Forest | None:
-    ratings = facts.record.ratings
-    if ratings is None or not ratings.rows:
+    best = sorted(facts.record.ratings.rows if facts.record.ratings else (), key=lambda one: -one.rating)
+    if not best:
         return None
-    lanes = []
-    for one in sorted(ratings.rows, key=lambda one: -one.rating)[:MOST_LANES]:
-        low, high = (one.rating if end is None else end for end in (one.low, one.high))
-        text = f"{numbers.fixed(one.rating, 0)} ({numbers.fixed(low, 0)} to {numbers.fixed(high, 0)})"
-        lanes.append(Lane(one.model, one.rating, low, high, text, _color(facts, one.model)))
-    return Forest(
-        name=file_name(prefix, "ratings"),
-        title="Ratings",
-        lanes=tuple(lanes),
-        unit="points",
-        line=sum(one.rating for one in ratings.rows) / len(ratings.rows),
-        caption=f"{_level(facts)} intervals. Dashed: the mean. 100 points more mean winning about 64 of 100 comparisons.",
-    )
+    lanes = [
+        _lane(one.model, Number(one.rating, low=one.low, high=one.high, digits=0), _color(facts, one.model))
+        for one in best
+    ]
+    caption = f"{_level(facts)} intervals. Dashed: the mean. 100 points more mean winning about 64 of 100 comparisons."
+    mean = sum(one.rating for one in best) / len(best)
+    return _forest(lanes, file_name(prefix, "ratings"), "Ratings", "points", caption, line=mean)
 
 
 def _both_ways(facts: TaskFacts, prefix: str) -> Plane | None:
@@ -560,9 +485,9 @@ def _both_ways(facts: TaskFacts, prefix: str) -> Plane | None:
         return None
     spots = []
     for model in facts.record.models:
-        ends = [_ends(facts.results.get((model, measure.key, None))) for measure in (down, up)]
-        if ends[0] is not None and ends[1] is not None:
-            spots.append(Spot(model, _color(facts, model), ends[0], ends[1]))
+        x, y = (_ends(facts.results.get((model, measure.key, None))) for measure in (down, up))
+        if x is not None and y is not None:
+            spots.append(Spot(model, _color(facts, model), x, y))
     if not spots:
         return None
     return Plane(
@@ -630,7 +555,7 @@ def _row_histogram(values: Sequence[float], one: Compared, name: str) -> Histogr
     # The outermost bars collect what lies beyond the 1st and 99th percentile; one bin edge is exactly zero.
     ordered = sorted(values)
     low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.01, 0.99))
-    size = (max(high, 0.0) - min(low, 0.0) or 1.0) / bins(len(values))
+    size = (max(high, 0.0) - min(low, 0.0) or 1.0) / charts.bins(len(values))
     first, last = math.floor(min(low, 0.0) / size), math.ceil(max(high, 0.0) / size)
     edges = tuple(place * size for place in range(first, last + 1)) if last > first else (-size, 0.0, size)
     record = one.record
@@ -639,9 +564,9 @@ def _row_histogram(values: Sequence[float], one: Compared, name: str) -> Histogr
     )
     return Histogram(
         name=name,
-        title=f"Row by row: {record.b} minus {record.a}",
+        title=f"Row by row: {one.names}",
         edges=edges,
-        heights=counted_bars(values, edges),
+        heights=charts.counted(values, edges),
         x_label="nats per token; left of zero is better",
         colors=tuple("s1" if end <= size / 2 else "s2" for end in edges[1:]),
         zero=True,
@@ -657,10 +582,9 @@ def lines(found: Sequence[TaskFacts], *, named: bool = False) -> Iterable[Line]:
     """A line a headline measure, in the order of the areas; then how long the replies are and what they took. ``named``: with the stage."""
     for area, title in AREAS.items():
         for facts in (one for one in found if one.record.area == area):
-            for measure in facts.headlines:
+            perplexity = [one for one in facts.measures if one.key == "perplexity"]
+            for measure in (*facts.headlines, *perplexity):
                 yield _line(facts, measure, title, named=named)
-            if facts.record.task == "likelihood":
-                yield _line(facts, next(one for one in facts.measures if one.key == "perplexity"), title, named=named)
     for facts in found:
         if (line := _length_line(facts)) is not None:
             yield line
@@ -673,18 +597,11 @@ def _line(facts: TaskFacts, measure: Measure, group: str, *, named: bool) -> Lin
         number = _value(facts.results.get((model, measure.key, None)), measure)
         if number is not None:
             one = facts.against_baseline(model, measure.key)
-            cells[model] = Number(
-                number.value,
-                number.unit,
-                number.low,
-                number.high,
-                note=number.note,
-                verdict=one.verdict if one else None,
-            )
+            cells[model] = replace(number, verdict=one.verdict if one else None)
     compared = any(cell.verdict is not None for cell in cells.values())
-    said = (facts.name, facts.stage if named else "", counted(facts.prompts(measure.key), _unit(facts)))
-    note = ", ".join(text for text in said if text)
-    return Line(group, Label(measure.label, note, measure.better), cells, facts.record.baseline if compared else None)
+    parts = (facts.name, facts.stage if named else "", counted(facts.prompts(measure.key), facts.unit))
+    label = Label(measure.label, ", ".join(part for part in parts if part), measure.better)
+    return Line(group, label, cells, facts.record.baseline if compared else None)
 
 
 def _length_line(facts: TaskFacts) -> Line | None:
@@ -704,20 +621,18 @@ def _length_line(facts: TaskFacts) -> Line | None:
 
 def _cost_lines(found: Sequence[TaskFacts]) -> Iterable[Line]:
     """Sums over all benchmarks; of a model for which one of them is not known there is no sum."""
-    costs: dict[str, list[Mapping[str, float | None]]] = {}
+    costs: dict[str, list[Cost]] = {}
     for facts in (one for one in found if one.is_benchmark):
         for model, cost in facts.record.cost.items():
-            costs.setdefault(model, []).append(plain(cost))
-    for label, key, unit in (
-        ("Tokens read", "prompt_tokens", "count"),
-        ("Tokens written", "completion_tokens", "count"),
-        ("Time of the replies", "seconds", "seconds"),
-    ):
-        sums = {}
-        for model, own in costs.items():
-            values = [cost[key] for cost in own]
-            if None not in values:
-                sums[model] = Number(sum(value for value in values if value is not None), unit)  # type: ignore[arg-type]
+            costs.setdefault(model, []).append(cost)
+    units: dict[str, tuple[str, Unit]] = {
+        "Tokens read": ("prompt_tokens", "count"),
+        "Tokens written": ("completion_tokens", "count"),
+        "Time of the replies": ("seconds", "seconds"),
+    }
+    for label, (key, unit) in units.items():
+        of_models = {model: [getattr(cost, key) for cost in own] for model, own in costs.items()}
+        sums = {model: Number(sum(values), unit) for model, values in of_models.items() if None not in values}
         if sums:
             yield Line(COSTS, Label(label, "all benchmarks together"), sums)
 
@@ -732,17 +647,23 @@ def _headlines(facts: TaskFacts) -> list[Headline]:
     if one is None:
         return []
     record, unit = one.record, one.measure.unit
-    ends = [facts.results.get((model, record.measure, None)) for model in (record.a, record.b)]
-    values = " \N{RIGHTWARDS ARROW} ".join(_rounded(end.estimate if end else None, unit) for end in ends)
-    note = f"{one.measure.label}, {record.a} to {record.b}, {plural(record.prompts, _unit(facts))}"
+    # shares without decimals, so that two stand in a line
+    ends = [
+        numbers.in_unit(found.estimate if found else None, unit, 0 if unit == "share" else None)
+        for found in (facts.results.get((model, record.measure, None)) for model in (record.a, record.b))
+    ]
+    note = f"{one.measure.label}, {record.a} to {record.b}, {plural(record.prompts, facts.unit)}"
     change = _change_of(one, facts)
-    label = facts.name if facts.is_benchmark or facts.record.area == "prompts" else one.measure.label
+    label = one.measure.label if facts.is_held_out else facts.name
+    values = " \N{RIGHTWARDS ARROW} ".join(ends)
     return [Headline(label, values, note, one.verdict, quality=True, change=change, better=one.measure.better)]
 
 
-def _rounded(value: float | None, unit: str) -> str:
-    """A number for the first screen: shares without decimals, so that two stand in a line."""
-    return numbers.percent(value, 0) if unit == "share" else numbers.in_unit(value, unit)
+def _of_models(facts: TaskFacts) -> list[str]:
+    """The first headline measure of every model that has it: ``sft 62.5%``."""
+    measure = facts.headlines[0]
+    found = [(model, facts.results.get((model, measure.key, None))) for model in facts.record.models]
+    return [f"{model} {numbers.in_unit(one.estimate, measure.unit)}" for model, one in found if one is not None]
 
 
 def _sentence(facts: TaskFacts) -> str:
@@ -750,19 +671,15 @@ def _sentence(facts: TaskFacts) -> str:
     one = _headline(facts)
     if facts.is_benchmark or not facts.headlines:
         return ""
-    measure, models = facts.headlines[0], facts.record.models
-    on = f"On {plural(max(facts.prompts(measure.key), default=0), facts.unit, facts.units)}"
+    measure = facts.headlines[0]
+    text = f"On {facts.count_of(max(facts.prompts(measure.key), default=0))}, {_inside(measure.label)}: "
     if one is None:
-        found = [(model, facts.results.get((model, measure.key, None))) for model in models]
-        shares = [f"{model} {numbers.in_unit(r.estimate, measure.unit)}" for model, r in found if r is not None]
-        return f"{on}, {_inside(measure.label)}: {join(shares)}." if shares else ""
+        shares = _of_models(facts)
+        return f"{text}{join(shares)}." if shares else ""
     ends = [facts.results.get((model, measure.key, None)) for model in (one.record.b, one.record.a)]
     after, before = (numbers.in_unit(end.estimate if end else None, measure.unit) for end in ends)
-    verdict = {"improved": "better", "worse": "worse", "differs": "different", "not shown": "no difference shown"}[
-        one.verdict
-    ]
-    measured = f"{on}, {_inside(measure.label)}: {one.record.b} {after}, {one.record.a} {before}"
-    return f"{measured}: {verdict} ({_evidence(one, facts)})."
+    verdict = {**CLAIMS, "not shown": "no difference shown"}[one.verdict]
+    return f"{text}{one.record.b} {after}, {one.record.a} {before}: {verdict} ({_evidence(one, facts)})."
 
 
 def _inside(label: str) -> str:
@@ -802,35 +719,32 @@ def _findings(facts: TaskFacts) -> list[Finding]:
     """The headline differences: of benchmarks those that are shown, of held-out rows and prompts all; and win rates against others."""
     found = []
     for measure in facts.headlines:
-        of_measure = [one for one in facts.differences if one.measure is measure or one.measure == measure]
-        for verdict in ("improved", "worse", "differs", "not shown"):
-            shown = [one for one in of_measure if one.verdict == verdict]
-            if shown and (verdict != "not shown" or not facts.is_benchmark):
-                found.append(Finding(facts.stage, facts.name, shown[0].verdict, _finding(facts, measure, shown)))
+        for verdict in COLORS:
+            several = [one for one in facts.differences if one.measure == measure and one.verdict == verdict]
+            if several and (verdict != "not shown" or not facts.is_benchmark):
+                found.append(Finding(facts.stage, facts.name, verdict, _finding(facts, measure, several)))
     others = [one for one in facts.contests if one.verdict != "not shown" and one.against != facts.record.baseline]
     return found + [Finding(facts.stage, facts.name, one.verdict, _contest(one)) for one in others]
 
 
-def _finding(facts: TaskFacts, measure: Measure, shown: Sequence[Compared]) -> str:
+def _finding(facts: TaskFacts, measure: Measure, several: Sequence[Compared]) -> str:
     parts = []
-    for one in shown:
+    for one in several:
         record = one.record
-        p_value = record.p_value if record.adjusted_p is None else record.adjusted_p
-        test = (
-            ""
-            if p_value is None
-            else f", {'adjusted ' if record.adjusted_p is not None else ''}{numbers.p_value(p_value)}"
-        )
+        test = ""
+        if record.adjusted_p is not None:
+            test = f", adjusted {numbers.p_value(record.adjusted_p)}"
+        elif record.p_value is not None:
+            test = f", {numbers.p_value(record.p_value)}"
         parts.append(f"{record.b} {_evidence(one, facts)}{test}, n = {record.prompts:,}")
         if facts.record.task == "likelihood":
             change = numbers.signed_percent(math.expm1(record.difference))
             parts[-1] += f" (perplexity {change}; {record.lower:,} rows became more likely)"
-    text = f"{measure.label}, compared with {facts.record.baseline}: {'; '.join(parts)}."
-    if shown[0].verdict == "not shown":
-        text = text.removesuffix(".") + ": no difference shown."
-    fewest = min(one.record.prompts for one in shown)
+    end = ": no difference shown." if several[0].verdict == "not shown" else "."
+    text = f"{measure.label}, compared with {facts.record.baseline}: {'; '.join(parts)}{end}"
+    fewest = min(one.record.prompts for one in several)
     if fewest < FEW_ROWS:
-        text += f" With only {plural(fewest, _unit(facts))} the interval is rough."
+        text += f" With only {plural(fewest, facts.unit)} the interval is rough."
     return text
 
 
@@ -845,22 +759,12 @@ def _contest(one: Contest) -> str:
 
 def _reply_findings(found: Sequence[TaskFacts]) -> list[Finding]:
     """Replies to the fixed prompts that were cut, or that a model could not give."""
+    findings = []
     for facts in (one for one in found if one.record.area == "prompts"):
-        cut = {model: lengths.cut for model, lengths in facts.record.replies.items() if lengths.cut}
+        cut = {model: lengths.cut for model, lengths in facts.record.replies.items()}
         lost = {model: account.asked - account.answered for model, account in facts.record.accounting.items()}
-        told = [
-            ("ended at the length limit and not by themselves", cut),
-            ("failed", {m: n for m, n in lost.items() if n}),
-        ]
         replies = f"Of {plural(facts.record.source.prompts, 'reply', 'replies')} for each model, these"
-        return [
-            Finding(
-                facts.stage,
-                "Replies",
-                None,
-                f"{replies} {what}: {join([f'{n} of {m}' for m, n in numbers_of.items()])}.",
-            )
-            for what, numbers_of in told
-            if numbers_of
-        ]
-    return []
+        for what, counts in (("ended at the length limit and not by themselves", cut), ("failed", lost)):
+            if of_models := [f"{number} of {model}" for model, number in counts.items() if number]:
+                findings.append(Finding(facts.stage, "Replies", None, f"{replies} {what}: {join(of_models)}."))
+    return findings
