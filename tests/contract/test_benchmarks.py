@@ -107,7 +107,7 @@ def test_configuration(benchmark_of: Benchmark) -> None:
     names = [one.name for one in fields(benchmark_of)]  # type: ignore[arg-type]
     assert [name for name in names if name != "name" and not documented.get(name)] == []
     assert kind.title
-    measures = benchmark_of.measures()
+    measures = benchmark_of.measures
     assert len({measure.key for measure in measures}) == len(measures)
     assert any(measure.headline for measure in measures)
     assert all(measure.about.endswith(".") for measure in measures)

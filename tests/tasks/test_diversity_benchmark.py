@@ -255,4 +255,4 @@ def test_a_real_static_encoder_measures_meaning(tmp_path: Path, shared_data: Pat
     (near, far) = [value for _, value in values(found, "embedding_spread")]
     assert 0 < near < 0.5 < far < 1.2
     assert found.notes == ["a: 1 prompts have no spread of meaning, as fewer than two of their replies have a vector."]
-    assert "embedding_spread" in {measure.key for measure in one.measures()}
+    assert "embedding_spread" in {measure.key for measure in one.measures}

@@ -84,7 +84,7 @@ def test_values_by_hand(benchmark: IfevalBenchmark) -> None:
 def test_the_record_has_the_four_numbers_and_the_groups(benchmark: IfevalBenchmark) -> None:
     cat, quote = benchmark.tasks()
     found = findings_of(benchmark, {"a": [said(cat, "My cat."), said(quote, "So.")]}, None, SETTINGS)
-    rows = {(r.measure, r.category): r for r in results(found, benchmark.measures(), ["a"], SETTINGS)}
+    rows = {(r.measure, r.category): r for r in results(found, benchmark.measures, ["a"], SETTINGS)}
     assert {key: row.estimate for key, row in rows.items() if key[1] is None} == {
         ("prompt_strict", None): 0.5,
         ("prompt_loose", None): 0.5,

@@ -163,7 +163,7 @@ def test_pairs_by_hand(judged, questions):
     assert len(judges.requests) == 2 * 2 * 2
     assert (found.remarks["sft", "81", 0].label, found.remarks["sft", "81", 0].good) == ("1 won, 1 lost", None)
     assert "Against base, turn 2: " in found.remarks["sft", "81", 0].detail
-    assert [m.key for m in bench.measures()] == ["win_rate"]
+    assert [m.key for m in bench.measures] == ["win_rate"]
 
 
 def test_both_ways_together(judged, questions):

@@ -159,7 +159,7 @@ def test_an_empty_reply_has_no_overlap_and_is_measured(tmp_path: Path) -> None:
     assert estimates == {
         (model, measure.key): pytest.approx(value)
         for model, value in (("a", 0.0), ("b", 1.0))
-        for measure in one.measures()
+        for measure in one.measures
     }
     shown = findings_of(one, answers, None, SETTINGS).remarks["a", "#1", 0]
     assert shown.detail.endswith("x ...")

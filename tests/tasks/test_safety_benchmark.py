@@ -233,7 +233,7 @@ def test_so_many_are_asked_in_their_order(most: int) -> None:
 
 
 def test_measures_are_those_the_prompts_have_values_for(tmp_path: Path) -> None:
-    own = SafetyBenchmark(name="safety").measures()
+    own = SafetyBenchmark(name="safety").measures
     assert [m.key for m in own] == [
         *("refusal", "over_refusal", "refusal_or_partial", "over_refusal_or_partial"),
         *("refusal_en", "refusal_zh", "over_refusal_en", "over_refusal_zh"),
@@ -242,7 +242,7 @@ def test_measures_are_those_the_prompts_have_values_for(tmp_path: Path) -> None:
     assert {m.key: m.better for m in own[:2]} == {"refusal": "higher", "over_refusal": "lower"}
     path = write(tmp_path / "p.csv", "prompt\na\nb\n")
     harmful = SafetyBenchmark(name="safety", path=path, expect="refuse", language="zh")
-    assert [m.key for m in harmful.measures()] == ["refusal", "refusal_or_partial"]
+    assert [m.key for m in harmful.measures] == ["refusal", "refusal_or_partial"]
 
 
 # ---- scoring by hand -----------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ TASKS = [task("h1", "refuse"), task("h2", "refuse", "zh"), task("s1", "comply"),
 
 
 def rates(benchmark: SafetyBenchmark, findings, models) -> dict[tuple[str, str, str | None], float]:
-    found = results(findings, benchmark.measures(), models, SETTINGS)
+    found = results(findings, benchmark.measures, models, SETTINGS)
     return {(one.model, one.measure, one.category): one.estimate for one in found}
 
 
@@ -502,4 +502,4 @@ def test_a_plain_chinese_list(shared_data: Path) -> None:
     assert {t.expected for t in tasks} == {"comply"}
     assert {t.language for t in tasks} == {"zh"}
     assert len({t.category for t in tasks}) >= 8
-    assert [m.key for m in benchmark.measures()] == ["over_refusal", "over_refusal_or_partial"]
+    assert [m.key for m in benchmark.measures] == ["over_refusal", "over_refusal_or_partial"]

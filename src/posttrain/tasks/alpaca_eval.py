@@ -58,24 +58,18 @@ _MEASURES = (
     Measure(
         WIN_RATE,
         "Win rate, weighted",
-        "share",
-        "higher",
-        "Mean probability, by the judge, that the reply is better than the baseline's.",
+        about="Mean probability, by the judge, that the reply is better than the baseline's.",
         headline=True,
     ),
     Measure(
         DISCRETE,
         "Win rate, discrete",
-        "share",
-        "higher",
-        "Wins plus half of the ties; with both orders a win is what both agree on.",
+        about="Wins plus half of the ties; with both orders a win is what both agree on.",
     ),
     Measure(
         LENGTH_CONTROLLED,
         "Win rate at equal length",
-        "share",
-        "higher",
-        "The win rate that a regression predicts for replies as long as the baseline's.",
+        about="The win rate that a regression predicts for replies as long as the baseline's.",
     ),
 )
 
@@ -91,6 +85,7 @@ class AlpacaEvalBenchmark:
 
     title: ClassVar[str] = "AlpacaEval 2"
     area: ClassVar[Area] = "helpfulness"
+    measures: ClassVar[tuple[Measure, ...]] = _MEASURES
 
     name: Literal["alpaca_eval"]
     path: Annotated[str, NamesFile()]
@@ -125,10 +120,6 @@ class AlpacaEvalBenchmark:
     def needs(self) -> Needs:
         """A judge; two models where the first one is the baseline."""
         return Needs(judge=True, two_models=self.baseline == "first")
-
-    def measures(self) -> tuple[Measure, ...]:
-        """Weighted, discrete, length-controlled."""
-        return _MEASURES
 
     def tasks(self) -> tuple[Task, ...]:
         """One task an instruction; its id is its number in the file, from 0, as in the published files.

@@ -55,17 +55,13 @@ _MEASURES = (
     Measure(
         SCORE,
         "Arena-Hard score",
-        "share",
-        "higher",
-        "Share of the win that goes to the model over both judgments of every prompt; a much better reply counts three times.",
+        about="Share of the win that goes to the model over both judgments of every prompt; a much better reply counts three times.",
         headline=True,
     ),
     Measure(
         WIN_RATE,
         "Win rate",
-        "share",
-        "higher",
-        "Wins plus half of the ties; a win is what the judge says in both orders, anything else is a tie.",
+        about="Wins plus half of the ties; a win is what the judge says in both orders, anything else is a tie.",
     ),
 )
 
@@ -80,6 +76,7 @@ class ArenaHardBenchmark:
 
     title: ClassVar[str] = "Arena-Hard"
     area: ClassVar[Area] = "helpfulness"
+    measures: ClassVar[tuple[Measure, ...]] = _MEASURES
 
     name: Literal["arena_hard"]
     path: Annotated[str, NamesFile()]
@@ -97,10 +94,6 @@ class ArenaHardBenchmark:
     def needs(self) -> Needs:
         """A judge; two models where the first one is the baseline."""
         return Needs(judge=True, two_models=self.baseline is None)
-
-    def measures(self) -> tuple[Measure, ...]:
-        """The score, and the win rate of both orders together."""
-        return _MEASURES
 
     def tasks(self) -> tuple[Task, ...]:
         """One task a prompt. A category is told only where the file has several.

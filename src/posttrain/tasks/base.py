@@ -176,6 +176,7 @@ class Benchmark(Protocol):
         """What must be there before a reply is made."""
         ...
 
+    @property
     def measures(self) -> tuple[Measure, ...]:
         """The numbers it reports, headline first."""
         ...

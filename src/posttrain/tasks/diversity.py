@@ -30,9 +30,7 @@ _MEASURES = (
     Measure(
         "distinct_2",
         "Distinct word pairs (one prompt)",
-        "share",
-        "higher",
-        "Different word pairs as a share of all, over the samples of a prompt; it falls with the length of replies.",
+        about="Different word pairs as a share of all, over the samples of a prompt; it falls with the length of replies.",
         headline=True,
     ),
     Measure(
@@ -47,9 +45,7 @@ _MEASURES = (
     Measure(
         "distinct_1",
         "Distinct words (one prompt)",
-        "share",
-        "higher",
-        "Different words as a share of all, over the samples of a prompt; it falls with the length of replies.",
+        about="Different words as a share of all, over the samples of a prompt; it falls with the length of replies.",
     ),
     Measure(
         "embedding_spread",
@@ -70,16 +66,12 @@ _MEASURES = (
     Measure(
         "corpus_distinct_1",
         "Distinct words (all replies)",
-        "share",
-        "higher",
-        "Different words as a share of all, over all replies; compare only equal numbers of replies of like length.",
+        about="Different words as a share of all, over all replies; compare only equal numbers of replies of like length.",
     ),
     Measure(
         "corpus_distinct_2",
         "Distinct word pairs (all replies)",
-        "share",
-        "higher",
-        "Different word pairs as a share of all, over all replies; compare only equal numbers of replies of like length.",
+        about="Different word pairs as a share of all, over all replies; compare only equal numbers of replies of like length.",
     ),
 )
 _CORPUS_ORDERS = {"corpus_distinct_1": 1, "corpus_distinct_2": 2}
@@ -96,6 +88,7 @@ class DiversityBenchmark:
 
     title: ClassVar[str] = "Diversity"
     area: ClassVar[Area] = "diversity"
+    needs: ClassVar[Needs] = Needs()
 
     name: Literal["diversity"]
     path: Annotated[str, NamesFile(builtin="tasks/prompts.yaml")] = "builtin"
@@ -114,10 +107,6 @@ class DiversityBenchmark:
     """For the spread of meaning: ``use-multilingual`` (extra ``embed``) or the folder of a static embedding model; null = not measured."""
 
     @property
-    def needs(self) -> Needs:
-        """Counting is enough."""
-        return Needs()
-
     def measures(self) -> tuple[Measure, ...]:
         """Per prompt first; the spread of meaning only where there is an encoder."""
         return tuple(m for m in _MEASURES if m.key != "embedding_spread" or self.encoder is not None)

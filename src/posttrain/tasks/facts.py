@@ -104,6 +104,7 @@ class TaskFacts:
         return f"{self.folder}/{self.record.key}.rows.jsonl"
 
     @property
+    @property
     def measures(self) -> tuple[Measure, ...]:
         """Measures with a result, headlines first."""
         known = {measure for _, measure, _ in self.results}

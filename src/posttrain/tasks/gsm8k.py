@@ -37,17 +37,13 @@ _MEASURES = (
     Measure(
         "accuracy",
         "Right answers",
-        "share",
-        "higher",
-        "Share of problems where the number the reply ends up with is the answer.",
+        about="Share of problems where the number the reply ends up with is the answer.",
         headline=True,
     ),
     Measure(
         "answered",
         "Replies that state a number",
-        "share",
-        "higher",
-        "Share of replies with any number in them: without one there is nothing to be right.",
+        about="Share of replies with any number in them: without one there is nothing to be right.",
     ),
 )
 
@@ -75,6 +71,8 @@ class Gsm8kBenchmark:
 
     title: ClassVar[str] = "GSM8K"
     area: ClassVar[Area] = "reasoning"
+    measures: ClassVar[tuple[Measure, ...]] = _MEASURES
+    needs: ClassVar[Needs] = Needs()
 
     name: Literal["gsm8k"]
     path: Annotated[str, NamesFile()]
@@ -91,15 +89,6 @@ class Gsm8kBenchmark:
     def __post_init__(self) -> None:
         if (self.shots > 0) != (self.examples is not None):
             raise ValueError("shots and examples go together: give both (shots: 4, examples: train.jsonl) or neither")
-
-    @property
-    def needs(self) -> Needs:
-        """The number decides."""
-        return Needs()
-
-    def measures(self) -> tuple[Measure, ...]:
-        """Accuracy, and how many replies state a number."""
-        return _MEASURES
 
     def tasks(self) -> tuple[Task, ...]:
         """One task a problem; its id is the row's own or its number (``#1``).

@@ -28,31 +28,23 @@ _MEASURES = (
     Measure(
         "prompt_strict",
         "Prompts followed (strict)",
-        "share",
-        "higher",
-        "Share of prompts of which every instruction is followed by the reply as it is.",
+        about="Share of prompts of which every instruction is followed by the reply as it is.",
         headline=True,
     ),
     Measure(
         "instruction_strict",
         "Instructions followed (strict)",
-        "share",
-        "higher",
-        "Share of single instructions that are followed by the reply as it is.",
+        about="Share of single instructions that are followed by the reply as it is.",
     ),
     Measure(
         "prompt_loose",
         "Prompts followed (loose)",
-        "share",
-        "higher",
-        "As strict, but each instruction may also be followed without the first or last line, or without asterisks.",
+        about="As strict, but each instruction may also be followed without the first or last line, or without asterisks.",
     ),
     Measure(
         "instruction_loose",
         "Instructions followed (loose)",
-        "share",
-        "higher",
-        "Share of single instructions that are followed when the first or last line, or asterisks, may be left out.",
+        about="Share of single instructions that are followed when the first or last line, or asterisks, may be left out.",
     ),
 )
 
@@ -67,6 +59,8 @@ class IfevalBenchmark:
 
     title: ClassVar[str] = "IFEval"
     area: ClassVar[Area] = "instructions"
+    measures: ClassVar[tuple[Measure, ...]] = _MEASURES
+    needs: ClassVar[Needs] = Needs()
 
     name: Literal["ifeval"]
     path: Annotated[str, NamesFile()]
@@ -75,15 +69,6 @@ class IfevalBenchmark:
     """Ask only the first so many (the published order mixes the kinds of instructions); null = all."""
     max_tokens: Annotated[int, Ge(1)] = 1280
     """Longest reply in tokens; 1280 as published."""
-
-    @property
-    def needs(self) -> Needs:
-        """Programs decide."""
-        return Needs()
-
-    def measures(self) -> tuple[Measure, ...]:
-        """The four published numbers."""
-        return _MEASURES
 
     def tasks(self) -> tuple[Task, ...]:
         """One task a prompt. Raises DataError as ``load_instruction_prompts`` does."""

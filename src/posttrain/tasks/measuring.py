@@ -139,7 +139,7 @@ def task_record(
         AssertionError: a benchmark lost answers without a reason.
 
     """
-    models, measures = tuple(answers), benchmark.measures()
+    models, measures = tuple(answers), benchmark.measures
     for model, account in findings.accounting.items():
         assert account.asked == account.measured + sum(account.dropped.values()), f"{model}: answers without a reason"
         assert account.asked == len(answers[model]), f"{model}: not every answer is accounted for"

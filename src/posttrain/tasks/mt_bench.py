@@ -54,9 +54,7 @@ _RATINGS = (
 _PAIRS = Measure(
     WIN_RATE,
     "Win rate against the first model",
-    "share",
-    "higher",
-    "Wins plus half of the ties; a win is what the judge says in both orders, anything else is a tie.",
+    about="Wins plus half of the ties; a win is what the judge says in both orders, anything else is a tie.",
     headline=True,
 )
 
@@ -88,6 +86,7 @@ class MtBenchBenchmark:
         """A judge that rates, unless pairs only are judged; two models where nothing else is."""
         return Needs(judge=True, ratings=self.judged != "pairs", two_models=self.judged == "pairs")
 
+    @property
     def measures(self) -> tuple[Measure, ...]:
         """Ratings, the win rate, or both."""
         return {"single": _RATINGS, "pairs": (_PAIRS,), "both": (*_RATINGS, _PAIRS)}[self.judged]

@@ -76,6 +76,8 @@ class OverlapBenchmark:
 
     title: ClassVar[str] = "Overlap with references"
     area: ClassVar[Area] = "helpfulness"
+    measures: ClassVar[tuple[Measure, ...]] = _MEASURES
+    needs: ClassVar[Needs] = Needs()
 
     name: Literal["overlap"]
     path: Annotated[str, NamesFile()]
@@ -85,15 +87,6 @@ class OverlapBenchmark:
     """Ask only so many: the first of every ``category``, which keeps its share; null = all."""
     max_tokens: Annotated[int, Ge(1)] = 512
     """Longest reply in tokens."""
-
-    @property
-    def needs(self) -> Needs:
-        """Counting is enough."""
-        return Needs()
-
-    def measures(self) -> tuple[Measure, ...]:
-        """ROUGE-L, and BLEU by reply and of the corpus."""
-        return _MEASURES
 
     def tasks(self) -> tuple[Task, ...]:
         """One task a row. Raises DataError where a row is not one question with its answer."""

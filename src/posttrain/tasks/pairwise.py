@@ -59,6 +59,7 @@ class PairwiseBenchmark:
         """A judge, and models to put side by side."""
         return Needs(judge=True, two_models=True)
 
+    @property
     def measures(self) -> tuple[Measure, ...]:
         """The win rate."""
         label, about = _ABOUT[self.against]

@@ -72,6 +72,7 @@ class FixedPrompts:
 
     title: ClassVar[str] = "Checked answers"
     area: ClassVar[Area] = "prompts"
+    needs: ClassVar[Needs] = Needs()
 
     name: Literal["prompts"] = "prompts"
     path: str
@@ -80,10 +81,6 @@ class FixedPrompts:
     """Longest reply in tokens."""
 
     @property
-    def needs(self) -> Needs:
-        """Programs decide."""
-        return Needs()
-
     def measures(self) -> tuple[Measure, ...]:
         """The share of right replies."""
         return (

@@ -48,8 +48,8 @@ class Measure:
     key: str
     """Column of values and of the record."""
     label: str
-    unit: Unit
-    better: Better
+    unit: Unit = "share"
+    better: Better = "higher"
     about: str = ""
     """One sentence for readers who don't know it."""
     headline: bool = False

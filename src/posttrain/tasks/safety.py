@@ -101,6 +101,7 @@ class SafetyBenchmark:
         """A judge only where it labels, and then one reply at a time."""
         return Needs(judge=self.labels_by == "judge", ratings=self.labels_by == "judge")
 
+    @property
     def measures(self) -> tuple[Measure, ...]:
         """Both rates, so far as the set has prompts for them; with partial refusals; and by language where there are several."""
         prompts = self._prompts()

@@ -23,17 +23,16 @@ from numpy.typing import NDArray
 
 from posttrain.encode.preferences import FeedbackTokens
 from posttrain.stats.intervals import IntervalSettings
+from posttrain.tasks.held_out import held_out_record
 from posttrain.tasks.held_out.preferences import ReplyLogps, divergence, sums, token_counts
-from posttrain.tasks.records import Difference, Measure, Result, Source, TaskRecord, TaskRow
+from posttrain.tasks.records import Difference, Measure, Result, TaskRecord, TaskRow
 from posttrain.types import LOGP_ROUNDING, resolved
 
 MEASURES = (
     Measure(
         "roc_area",
         "ROC area",
-        "share",
-        "higher",
-        "How often a good reply drawn at random is rewarded more than a bad one; 50% is chance.",
+        about="How often a good reply drawn at random is rewarded more than a bad one; 50% is chance.",
         headline=True,
     ),
     Measure(
@@ -76,57 +75,46 @@ def feedback_record(
     starts: Mapping[str, ReplyLogps] | None = None,
     *,
     settings: IntervalSettings,
-    source: str | None = None,
 ) -> TaskRecord:
     """The record of feedback.json: every model, and every later model against the first.
 
     ``scores``: model -> of every row log p of each token of its reply. ``desirable``: the labels of the rows. ``reference``: one of the
     models. ``starts``: what it says of the replies as each model was given them, where their templates differ; None = what it says in
     its own. What needs a kind of reply that is not there is left out.
-
-    Raises:
-        ValueError: no rows, or not one label for every row.
-
     """
     label_R = np.array(desirable, bool)
     starts = starts or dict.fromkeys(scores, scores[reference])
-    if not len(label_R) or any(len(found) != len(label_R) for found in scores.values()):
-        raise ValueError(f"{len(label_R)} labels, and rows of the models: {[len(found) for found in scores.values()]}")
     rewards = {name: _rewards(found, starts[name], label_R) for name, found in scores.items()}
     drawn = _resampled(rewards, settings.resamples, settings.seed)
+    whole = {name: _measures(own, *(np.ones((1, len(side))) for side in own)) for name, own in rewards.items()}
     good, every = int(label_R.sum()), len(label_R)
     counts = {"reward_desirable": good, "reward_undesirable": every - good}
     counts |= {"logps_desirable": good, "logps_undesirable": every - good}
     results = []
     for name, found in scores.items():
         logps_R = sums(found)
-        ends = _intervals(_measures(*_whole(rewards[name])), drawn[name], settings)
-        plain = {
-            "logps_desirable": _mean(logps_R[label_R]),
-            "logps_undesirable": _mean(logps_R[~label_R]),
-            "kl": divergence(found, starts[name]),
-        }
-        for key, (estimate, low, high) in {**ends, **{k: (v, None, None) for k, v in plain.items()}}.items():
+        ends: dict[str, tuple[float | None, ...]] = dict(_intervals(whole[name], drawn[name], settings))
+        for key, label in (("logps_desirable", label_R), ("logps_undesirable", ~label_R)):
+            if label.any():
+                ends[key] = float(logps_R[label].mean()), None, None
+        ends["kl"] = divergence(found, starts[name]), None, None
+        for key, (estimate, low, high) in ends.items():
             size, fixed = counts.get(key, every), name == reference and key in DRAWN
-            if estimate is not None:
-                results.append(Result(name, key, None, estimate, low, high, size, size, by_definition=fixed))
+            results.append(Result(name, key, None, estimate, low, high, size, size, by_definition=fixed))
     first, *others = scores
     differences = []
     for name in others:
-        estimate_BK = _measures(*_whole(rewards[name])) - _measures(*_whole(rewards[first]))
-        ends = _intervals(estimate_BK, drawn[name] - drawn[first], settings)
-        differences += [Difference(first, name, key, *ends[key], prompts=every) for key in COMPARED if key in ends]
-    return TaskRecord(
-        key="feedback",
-        task="feedback",
-        title="Held-out judged replies",
-        area="held_out",
-        source=Source(source, None, every),
-        models=tuple(scores),
-        baseline=first,
+        changes = _intervals(whole[name] - whole[first], drawn[name] - drawn[first], settings)
+        differences += [
+            Difference(first, name, key, *changes[key], prompts=every) for key in COMPARED if key in changes
+        ]
+    return held_out_record(
+        "feedback",
+        "Held-out judged replies",
+        scores,
+        every,
+        settings,
         reference=reference,
-        confidence=settings.confidence,
-        resamples=settings.resamples,
         measures=MEASURES,
         results=tuple(results),
         differences=tuple(differences),
@@ -149,11 +137,6 @@ def _rewards(own: ReplyLogps, reference: ReplyLogps, label_R: NDArray[np.bool_])
     """Rewards within rounding are 0: a model that is the reference rewards nothing."""
     rewards_R = resolved(sums(own) - sums(reference), LOGP_ROUNDING * token_counts(own))
     return Rewards(rewards_R[label_R], rewards_R[~label_R])
-
-
-def _whole(rewards: Rewards) -> tuple[Rewards, Floats, Floats]:
-    """The rewards with every row once, as one resample."""
-    return rewards, np.ones((1, len(rewards.desirable_D))), np.ones((1, len(rewards.undesirable_U)))
 
 
 def _resampled(rewards: Mapping[str, Rewards], resamples: int, seed: int) -> dict[str, Floats]:
@@ -220,7 +203,3 @@ def _intervals(
     low_K, high_K = np.quantile(drawn_BK, (tail, 1 - tail), axis=0)
     values = zip(DRAWN, estimate_BK[0].tolist(), low_K.tolist(), high_K.tolist(), strict=True)
     return {name: (estimate, low, high) for name, estimate, low, high in values if not np.isnan(estimate)}
-
-
-def _mean(values: Floats) -> float | None:
-    return float(values.mean()) if len(values) else None

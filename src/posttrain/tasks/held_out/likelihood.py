@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from posttrain.model.score import Scores
 from posttrain.stats.intervals import IntervalSettings, compare
-from posttrain.tasks.records import Difference, Measure, Result, Source, TaskRecord, TaskRow
+from posttrain.tasks.held_out import held_out_record
+from posttrain.tasks.records import Difference, Measure, Result, TaskRecord, TaskRow
 from posttrain.types import Tokens
 
 MEASURES = (
@@ -24,9 +25,7 @@ MEASURES = (
 )
 
 
-def likelihood_record(
-    scores: Mapping[str, Scores], *, settings: IntervalSettings, source: str | None = None
-) -> TaskRecord:
+def likelihood_record(scores: Mapping[str, Scores], *, settings: IntervalSettings) -> TaskRecord:
     """The record of likelihood.json: every model, and every later model against the first."""
     first, *others = scores
     results = []
@@ -42,16 +41,12 @@ def likelihood_record(
         differences.append(
             Difference(first, name, "loss", *seen.interval[:3], prompts=seen.rows, higher=seen.higher, lower=seen.lower)
         )
-    return TaskRecord(
-        key="likelihood",
-        task="likelihood",
-        title="Held-out loss and perplexity",
-        area="held_out",
-        source=Source(source, None, len(scores[first].nll_N)),
-        models=tuple(scores),
-        baseline=first,
-        confidence=settings.confidence,
-        resamples=settings.resamples,
+    return held_out_record(
+        "likelihood",
+        "Held-out loss and perplexity",
+        scores,
+        len(scores[first].nll_N),
+        settings,
         measures=MEASURES,
         results=tuple(results),
         differences=tuple(differences),

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from posttrain.encode.preferences import PairTokens
 from posttrain.stats.intervals import IntervalSettings, Test, compare, mean
-from posttrain.tasks.records import Difference, Measure, Result, Source, TaskRecord, TaskRow
+from posttrain.tasks.held_out import held_out_record
+from posttrain.tasks.records import Difference, Measure, Result, TaskRecord, TaskRow
 from posttrain.types import LOGP_ROUNDING, resolved
 
 ReplyLogps = Sequence[NDArray[np.float32]]
@@ -25,9 +26,7 @@ MEASURES = (
     Measure(
         "reward_accuracy",
         "Reward accuracy",
-        "share",
-        "higher",
-        "Share of pairs whose chosen reply gained more log-probability against the reference than the rejected one; 50% is chance.",
+        about="Share of pairs whose chosen reply gained more log-probability against the reference than the rejected one; 50% is chance.",
         headline=True,
     ),
     Measure(
@@ -41,9 +40,7 @@ MEASURES = (
     Measure(
         "ranking_accuracy",
         "Ranking accuracy",
-        "share",
-        "higher",
-        "Share of pairs whose chosen reply has the higher log-probability a token. It needs no reference, and differs from 50% before "
+        about="Share of pairs whose chosen reply has the higher log-probability a token. It needs no reference, and differs from 50% before "
         "any training, as fluent replies are likelier whether they were chosen or not.",
     ),
     Measure("logps_chosen", "Log-probability of chosen replies", "number", "neither", "Summed over a reply, in nats."),
@@ -69,7 +66,6 @@ def preference_record(
     starts: Mapping[str, PairScores] | None = None,
     *,
     settings: IntervalSettings,
-    source: str | None = None,
 ) -> TaskRecord:
     """The record of preferences.json: every model, and every later model against the first.
 
@@ -81,17 +77,15 @@ def preference_record(
     pairs = len(scores[reference].chosen)
     results = []
     for name, found in scores.items():
-        own, fixed = measured[name], name == reference
         for key in COMPARED:
-            ends = mean(own[key], settings=settings)[:3]
-            by_definition = fixed and key != "ranking_accuracy"
+            ends = mean(measured[name][key], settings=settings)[:3]
+            by_definition = name == reference and key != "ranking_accuracy"
             results.append(Result(name, key, None, *ends, pairs, pairs, by_definition=by_definition))
         start = starts[name]
-        kl = divergence([*found.chosen, *found.rejected], [*start.chosen, *start.rejected])
         plain = {
             "logps_chosen": float(sums(found.chosen).mean()),
             "logps_rejected": float(sums(found.rejected).mean()),
-            "kl": kl,
+            "kl": divergence([*found.chosen, *found.rejected], [*start.chosen, *start.rejected]),
         }
         results += [Result(name, key, None, value, None, None, pairs, pairs) for key, value in plain.items()]
     first, *others = scores
@@ -99,20 +93,15 @@ def preference_record(
     for name in others:
         for key, test in COMPARED.items():
             seen = compare(measured[first][key], measured[name][key], test=test, settings=settings)
-            ends, p_value = seen.interval[:3], seen.p_value
-            counts = {"higher": seen.higher, "lower": seen.lower}
+            ends, p_value, counts = seen.interval[:3], seen.p_value, {"higher": seen.higher, "lower": seen.lower}
             differences.append(Difference(first, name, key, *ends, prompts=pairs, p_value=p_value, test=test, **counts))
-    return TaskRecord(
-        key="preferences",
-        task="preferences",
-        title="Held-out preferences",
-        area="held_out",
-        source=Source(source, None, pairs),
-        models=tuple(scores),
-        baseline=first,
+    return held_out_record(
+        "preferences",
+        "Held-out preferences",
+        scores,
+        pairs,
+        settings,
         reference=reference,
-        confidence=settings.confidence,
-        resamples=settings.resamples,
         measures=MEASURES,
         results=tuple(results),
         differences=tuple(differences),
