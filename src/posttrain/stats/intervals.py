@@ -6,7 +6,7 @@ difference of losses and a positive one of accuracies both say that ``b`` is bet
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -118,9 +118,7 @@ def compare(
     a_R, b_R = _pairs(values_a_R, values_b_R)
     p_value, exact = None, True
     if weights_a_R is None:
-        difference_R = b_R - a_R
-        sums_K, rows_K = _cluster_sums(difference_R, clusters_R)
-        interval = _bootstrap_ratio(sums_K, rows_K, settings)
+        interval = _bootstrap_ratio(*_cluster_sums(b_R - a_R, clusters_R), settings)
         means_K = _cluster_means(b_R, clusters_R) - _cluster_means(a_R, clusters_R)
         if test == "permutation":
             found = permutation_test(a_R, b_R, clusters_R, draws=settings.resamples, seed=settings.seed)
@@ -158,9 +156,7 @@ def mean(
         ValueError: no rows, unequal lengths, or a value that is not finite.
 
     """
-    values = _finite(values_R)
-    sums_K, rows_K = _cluster_sums(values, clusters_R)
-    return _bootstrap_ratio(sums_K, rows_K, settings)
+    return _bootstrap_ratio(*_cluster_sums(_finite(values_R), clusters_R), settings)
 
 
 def ratio(values_R: ArrayLike, weights_R: ArrayLike, settings: IntervalSettings) -> Interval:
@@ -244,7 +240,8 @@ def permutation_test(
         p_value = int(np.count_nonzero(np.abs(totals) >= limit)) / patterns
     else:
         patterns = draws
-        p_value = (1 + _extreme_draws(sums_K, limit, draws, seed)) / (1 + draws)
+        totals_D = np.concatenate([(2 * flips_DK - 1) @ sums_K for flips_DK in _draws(2, len(sums_K), draws, seed)])
+        p_value = (1 + int(np.count_nonzero(np.abs(totals_D) >= limit))) / (1 + draws)
     return PermutationTest(float(difference_R.mean()), p_value, exact, patterns)
 
 
@@ -301,10 +298,8 @@ def _swapped_ratios(a_R: Floats, weights_R: Floats, b_R: Floats, others_R: Float
     a_2, b_2 = np.array([a_R.sum(), weights_R.sum()]), np.array([b_R.sum(), others_R.sum()])
     moved_R2 = np.column_stack([b_R - a_R, others_R - weights_R])
     seen = abs(b_2[0] / b_2[1] - a_2[0] / a_2[1])
-    rng, extreme = np.random.default_rng(settings.seed), 0
-    at_once = max(1, _DRAWS_AT_ONCE // len(a_R))
-    for start in range(0, settings.resamples, at_once):
-        swaps_DR = rng.integers(2, size=(min(at_once, settings.resamples - start), len(a_R)))
+    extreme = 0
+    for swaps_DR in _draws(2, len(a_R), settings.resamples, settings.seed):
         moved_D2 = swaps_DR @ moved_R2
         one_D2, other_D2 = b_2 - moved_D2, a_2 + moved_D2
         differences_D = one_D2[:, 0] / one_D2[:, 1] - other_D2[:, 0] / other_D2[:, 1]
@@ -312,14 +307,11 @@ def _swapped_ratios(a_R: Floats, weights_R: Floats, b_R: Floats, others_R: Float
     return (1 + extreme) / (1 + settings.resamples)
 
 
-def _extreme_draws(sums_K: Floats, limit: float, draws: int, seed: int) -> int:
-    rng, extreme = np.random.default_rng(seed), 0
-    at_once = max(1, _DRAWS_AT_ONCE // len(sums_K))
-    for start in range(0, draws, at_once):
-        signs = 2 * rng.integers(2, size=(min(at_once, draws - start), len(sums_K))) - 1
-        totals = signs @ sums_K
-        extreme += int(np.count_nonzero(np.abs(totals) >= limit))
-    return extreme
+def _draws(below: int, rows: int, number: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """``number`` times as many numbers below ``below`` as there are rows, [D, R] at a time."""
+    rng, at_once = np.random.default_rng(seed), max(1, _DRAWS_AT_ONCE // rows)
+    for start in range(0, number, at_once):
+        yield rng.integers(below, size=(min(at_once, number - start), rows))
 
 
 def _cluster_sums(values_R: Floats, clusters_R: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
@@ -371,17 +363,13 @@ def _bootstrap_ratio(
     resamples, confidence = settings.resamples, _confidence(settings.confidence)
     if resamples < 1:
         raise ValueError("at least one resample is needed")
-    rng, rows = np.random.default_rng(settings.seed), len(top_R)
-    at_once = max(1, _DRAWS_AT_ONCE // rows)
-    ratios = np.empty(resamples)
-    for start in range(0, resamples, at_once):
-        drawn = rng.integers(rows, size=(min(at_once, resamples - start), rows))
-        found = top_R[drawn].sum(axis=1) / bottom_R[drawn].sum(axis=1)
-        if less is not None:
-            found -= less[0][drawn].sum(axis=1) / less[1][drawn].sum(axis=1)
-        ratios[start : start + at_once] = found
+    ratios = [
+        top_R[drawn_DR].sum(axis=1) / bottom_R[drawn_DR].sum(axis=1)
+        - (0.0 if less is None else less[0][drawn_DR].sum(axis=1) / less[1][drawn_DR].sum(axis=1))
+        for drawn_DR in _draws(len(top_R), len(top_R), resamples, settings.seed)
+    ]
     estimate = top_R.sum() / bottom_R.sum() - (0.0 if less is None else less[0].sum() / less[1].sum())
-    return Interval(float(estimate), *settings.ends(ratios), confidence)
+    return Interval(float(estimate), *settings.ends(np.concatenate(ratios)), confidence)
 
 
 def _confidence(value: float) -> float:
