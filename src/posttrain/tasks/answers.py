@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from posttrain.generate.engine import Completion, Engine, Failure, FinishReason, Progress, Request, Usage, complete
+from posttrain.generate.engine import Completion, Engine, Failure, Progress, Request, Usage, complete
 from posttrain.tasks.base import Answer, Task
 from posttrain.types import Message
 
@@ -16,56 +16,48 @@ def answer_all(engine: Engine, tasks: Sequence[Task], seed: int, progress: Progr
 
     ``seed`` is that of draws above temperature 0 whose task gives none. Thinking is not shown to the model again.
     """
-    talks = [_Talk(task, sample) for task in tasks for sample in range(task.samples)]
-    calls, before = sum(len(talk.task.turns) for talk in talks), 0
+    talks = [(task, sample) for task in tasks for sample in range(task.samples)]
+    replies: list[list[Completion]] = [[] for _ in talks]
+    failures: dict[int, Failure] = {}
+    calls, before = sum(len(task.turns) for task, _ in talks), 0
     for turn in range(max((len(task.turns) for task in tasks), default=0)):
-        open_talks = [talk for talk in talks if turn < len(talk.task.turns) and talk.failure is None]
+        places = [n for n, (task, _) in enumerate(talks) if turn < len(task.turns) and n not in failures]
 
         def tell(done: int, _: int, before: int = before) -> None:
             if progress is not None:
                 progress(before + done, calls)
 
-        outcomes = complete(engine, [talk.request(turn, seed) for talk in open_talks], tell)
-        before += len(open_talks)
-        for talk, outcome in zip(open_talks, outcomes, strict=True):
+        outcomes = complete(engine, [_request(*talks[n], replies[n], seed) for n in places], tell)
+        before += len(places)
+        for n, outcome in zip(places, outcomes, strict=True):
             if isinstance(outcome, Failure):
-                talk.failure = outcome
+                failures[n] = outcome
             else:
-                talk.replies.append(outcome)
-    return [talk.answer() for talk in talks]
-
-
-@dataclass
-class _Talk:
-    """One conversation while it is going on."""
-
-    task: Task
-    sample: int
-    replies: list[Completion] = field(default_factory=list)
-    failure: Failure | None = None
-
-    def request(self, turn: int, seed: int) -> Request:
-        task = self.task
-        messages = [Message("system", task.system)] if task.system else []
-        for number in range(turn):
-            messages.append(Message("user", task.turns[number]))
-            messages.append(Message("assistant", self.replies[number].text))
-        messages.append(Message("user", task.turns[turn]))
-        sampling = task.sampling
-        if sampling.temperature > 0 and sampling.seed is None:
-            sampling = replace(sampling, seed=seed)
-        return Request(tuple(messages), sampling, sample=self.sample)
-
-    def answer(self) -> Answer:
-        return Answer(
-            task=self.task,
-            sample=self.sample,
-            replies=tuple(reply.text for reply in self.replies),
-            finishes=tuple(reply.finish for reply in self.replies),
-            usages=tuple(reply.usage for reply in self.replies),
-            failure=self.failure,
-            cached=any(reply.cached for reply in self.replies),
+                replies[n].append(outcome)
+    return [
+        Answer(
+            task=task,
+            sample=sample,
+            replies=tuple(reply.text for reply in own),
+            finishes=tuple(reply.finish for reply in own),
+            usages=tuple(reply.usage for reply in own),
+            failure=failures.get(n),
+            cached=any(reply.cached for reply in own),
         )
+        for n, ((task, sample), own) in enumerate(zip(talks, replies, strict=True))
+    ]
+
+
+def _request(task: Task, sample: int, replies: Sequence[Completion], seed: int) -> Request:
+    """The next turn of a conversation."""
+    messages = [Message("system", task.system)] if task.system else []
+    for turn, reply in zip(task.turns, replies, strict=False):
+        messages += [Message("user", turn), Message("assistant", reply.text)]
+    messages.append(Message("user", task.turns[len(replies)]))
+    sampling = task.sampling
+    if sampling.temperature > 0 and sampling.seed is None:
+        sampling = replace(sampling, seed=seed)
+    return Request(tuple(messages), sampling, sample=sample)
 
 
 # ---- kept between two lives of a process ---------------------------------------------------------------------------
@@ -73,27 +65,25 @@ class _Talk:
 
 def answer_record(answer: Answer) -> dict[str, Any]:
     """An answer as JSON; its task is known by id."""
+    failure = answer.failure
     return {
         "task": answer.task.id,
         "sample": answer.sample,
         "replies": list(answer.replies),
         "finishes": list(answer.finishes),
         "usages": [None if usage is None else list(usage) for usage in answer.usages],
-        "failure": None
-        if answer.failure is None
-        else [answer.failure.reason, answer.failure.detail, answer.failure.attempts],
+        "failure": None if failure is None else [failure.reason, failure.detail, failure.attempts],
         "cached": answer.cached,
     }
 
 
 def answer_of(record: Mapping[str, Any], tasks: Mapping[str, Task]) -> Answer:
     """The answer that ``answer_record`` wrote."""
-    finishes: tuple[FinishReason, ...] = tuple(record["finishes"])
     return Answer(
         task=tasks[record["task"]],
         sample=record["sample"],
         replies=tuple(record["replies"]),
-        finishes=finishes,
+        finishes=tuple(record["finishes"]),
         usages=tuple(None if usage is None else Usage(*usage) for usage in record["usages"]),
         failure=None if record["failure"] is None else Failure(*record["failure"]),
         cached=record["cached"],

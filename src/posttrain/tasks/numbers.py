@@ -52,25 +52,7 @@ _UNSEEN = re.compile("[\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\u061c\ufeff
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", "⁺")
 _RAISED_RUN = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile("(?<=[0-9])(?=[¼½¾⅐-⅞])")
-_SIGNS = str.maketrans(
-    {
-        "⁄": "/",
-        "٫": ".",
-        "٬": ",",
-        "٪": "%",
-        "−": "-",
-        "‐": "-",
-        "‑": "-",
-        "⋅": "×",
-        "·": "×",
-        "’": "'",
-        "萬": "万",
-        "億": "亿",
-        "兩": "两",
-        "點": "点",
-        "負": "负",
-    }
-)
+_SIGNS = str.maketrans("⁄٫٬٪−‐‑⋅·’萬億兩點負", "/.,%---××'万亿两点负")
 _OTHER_DIGIT = re.compile(r"[^\D0-9]")
 _LATEX = _rules(
     (r"\\!", ""),
@@ -151,10 +133,6 @@ def _base_power(found: re.Match[str]) -> str:
     return _power(float(found[1]), found[2] or found[3] or found[4], found[0])
 
 
-def _nothing(_: re.Match[str]) -> str:
-    return ""
-
-
 def _mixed(found: re.Match[str]) -> str:
     whole, above, below = (int(part) for part in found.groups())
     return _written(whole + above / below) if above < below else found[0]
@@ -195,8 +173,8 @@ _COMPOUND = tuple(
         ("frac", rf"\\[dtc]?frac\s*{_LATEX_PART}\s*{_LATEX_PART}", _latex_fraction),
         ("^", rf"{_NOT_INSIDE}({_D})\s?[x×]\s?10{_EXPONENT}", _times_ten),
         ("^", rf"{_NOT_INSIDE}({_D}){_EXPONENT}", _base_power),
-        ("^", r"\^\s?(?:\{[^{}]*\}|\([^()]*\)|-?\d+(?:\.\d+)?)", _nothing),  # of a unit or a symbol: m^2
-        ("_", rf"(?<={LETTER})_(?:\{{[^{{}}]*\}}|\d{{1,2}}(?!\d))", _nothing),  # x_1
+        ("^", r"\^\s?(?:\{[^{}]*\}|\([^()]*\)|-?\d+(?:\.\d+)?)", lambda _: ""),  # of a unit or a symbol: m^2
+        ("_", rf"(?<={LETTER})_(?:\{{[^{{}}]*\}}|\d{{1,2}}(?!\d))", lambda _: ""),  # x_1
         ("分之", r"(?<!\d)(\d+)分之(\d+)", lambda found: f"{found[2]}/{found[1]}"),
         ("分之", rf"百分之\s?({_D})", lambda found: f"{found[1]}%"),
         ("/", rf"{_NOT_INSIDE}(\d{{1,15}})[ ](\d{{1,15}})/(\d{{1,15}})(?![.,/]?\d)", _mixed),
