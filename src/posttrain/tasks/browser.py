@@ -6,7 +6,6 @@ which file has all.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from posttrain.report import numbers
@@ -15,6 +14,7 @@ from posttrain.report.values import Answer, Block, Card, Replies, Section, Text
 from posttrain.report.words import join, plural
 from posttrain.tasks.facts import TaskFacts, outcome_of
 from posttrain.tasks.records import TaskRow
+from posttrain.tasks.rows import turns_of
 
 PAGE_BYTES = 7_000_000
 """Room for the replies of a run, their markup included."""
@@ -74,18 +74,10 @@ def fair_shares(sizes: Sequence[int], room: int) -> list[int]:
 
 def chosen(deck: Sequence[Card], room: int) -> tuple[Card, ...]:
     """The cards that fit, in their order: the first of every category, then the second of every category, ..."""
-    by_category: dict[str, deque[int]] = {}
-    for place, card in enumerate(deck):
-        by_category.setdefault(card.category, deque()).append(place)
-    places, waiting = [], deque(by_category.values())
-    while waiting:
-        places.append(waiting[0].popleft())
-        if waiting[0]:
-            waiting.rotate(-1)
-        else:
-            waiting.popleft()
+    turns = turns_of(card.category for card in deck)
+    first = list(dict.fromkeys(card.category for card in deck))
     kept = []
-    for place in places:
+    for place in sorted(range(len(deck)), key=lambda place: (turns[place], first.index(deck[place].category))):
         room -= _size(deck[place])
         if room < 0:
             break

@@ -150,21 +150,15 @@ class EvaluatedModel:
         return frozen_model(self.known.folder, self.known.adapter, self.dtype, self.device)
 
     @cached_property
-    def speaker(self) -> nn.Module:
-        """The model that is going to generate; where it is slow, that is told once."""
+    def engine(self) -> Engine:
+        """It as an engine for benchmarks; where it generates slowly, that is said once."""
+        from posttrain.generate.local import LocalEngine
         from posttrain.generate.ways import speed_note
 
         if (note := speed_note(self.model)) is not None:
             self.display.note(note)
-        return self.model
-
-    @cached_property
-    def engine(self) -> Engine:
-        """It as an engine for benchmarks."""
-        from posttrain.generate.local import LocalEngine
-
         known = self.known
-        return LocalEngine(self.speaker, known.template, known.stops, known.identity, self.slots)
+        return LocalEngine(self.model, known.template, known.stops, known.identity, self.slots)
 
 
 def _cached(opened: EvaluatedModel, answers: RequestCache) -> Engine:

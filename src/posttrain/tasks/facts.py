@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from posttrain.judge.pool import JudgeEntry
-from posttrain.judge.win_rates import WinRates
 from posttrain.report.reading import Gap, Stage, optional
 from posttrain.report.verdicts import Verdict, gain_verdict, paired_gain_verdict
 from posttrain.report.words import plural
@@ -103,7 +102,6 @@ class TaskFacts:
         """The rows file, from the run folder on."""
         return f"{self.folder}/{self.record.key}.rows.jsonl"
 
-    @property
     @property
     def measures(self) -> tuple[Measure, ...]:
         """Measures with a result, headlines first."""
@@ -213,9 +211,8 @@ def difference_verdict(one: Difference, measure: Measure, confidence: float) -> 
     if one.low is None or one.high is None:
         return "not shown"
     p_value = one.p_value if one.adjusted_p is None else one.adjusted_p
-    if p_value is None:
-        found = gain_verdict(one.low, one.high)
-    else:
+    found = gain_verdict(one.low, one.high)
+    if p_value is not None:
         found = paired_gain_verdict(one.low, one.high, p_value, confidence)
     if found == "not shown" or measure.better == "higher":
         return found
@@ -226,32 +223,20 @@ def difference_verdict(one: Difference, measure: Measure, confidence: float) -> 
 
 def contests(record: TaskRecord) -> tuple[Contest, ...]:
     """The win rates with the later model of the stage first, p-values adjusted over all of them."""
-    adjusted = holm([one.p_value for one in record.win_rates]) if record.win_rates else ()
+    adjusted = holm([one.p_value for one in record.win_rates])
     place = {model: number for number, model in enumerate(record.models)}
-    pairs = zip(record.win_rates, adjusted, strict=True)
-    return tuple(_contest(one, p_value, place, record.confidence) for one, p_value in pairs)
-
-
-def _contest(one: WinRates, adjusted_p: float, place: Mapping[str, int], confidence: float) -> Contest:
-    turned = place.get(one.model_a, -1) < place.get(one.model_b, -1)
-    rate = one.adjusted
-    if rate is not None and turned:
-        rate = Interval(1 - rate.estimate, 1 - rate.high, 1 - rate.low, rate.confidence)
-    verdict: Verdict = "not shown"
-    if rate is not None:
-        verdict = paired_gain_verdict(rate.low - 0.5, rate.high - 0.5, adjusted_p, confidence)
-    return Contest(
-        model=one.model_b if turned else one.model_a,
-        against=one.model_a if turned else one.model_b,
-        wins=one.losses if turned else one.wins,
-        losses=one.wins if turned else one.losses,
-        ties=one.ties,
-        missing=one.missing,
-        rate=rate,
-        p_value=one.p_value,
-        adjusted_p=adjusted_p,
-        verdict=verdict,
-    )
+    found = []
+    for one, adjusted_p in zip(record.win_rates, adjusted, strict=True):
+        model, against, wins, losses, rate = one.model_a, one.model_b, one.wins, one.losses, one.adjusted
+        if place.get(model, -1) < place.get(against, -1):
+            model, against, wins, losses = against, model, losses, wins
+            rate = rate and Interval(1 - rate.estimate, 1 - rate.high, 1 - rate.low, rate.confidence)
+        verdict: Verdict = "not shown"
+        if rate is not None:
+            verdict = paired_gain_verdict(rate.low - 0.5, rate.high - 0.5, adjusted_p, record.confidence)
+        counts = (wins, losses, one.ties, one.missing)
+        found.append(Contest(model, against, *counts, rate, one.p_value, adjusted_p, verdict))
+    return tuple(found)
 
 
 def outcome_of(first: bool | None, last: bool | None, *, alone: bool) -> Outcome:

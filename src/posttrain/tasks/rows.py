@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -119,16 +120,24 @@ def keep_shares(items: Sequence[T], categories: Sequence[Hashable], most: int | 
     """
     if most is None or most >= len(items):
         return list(items)
-    counts: dict[Hashable, int] = {}
-    for category in categories:
-        counts[category] = counts.get(category, 0) + 1
+    counts = Counter(categories)
     quotas = {category: count * most // len(items) for category, count in counts.items()}
     by_remainder = sorted(counts, key=lambda category: -(counts[category] * most % len(items)))
     for category in by_remainder[: most - sum(quotas.values())]:
         quotas[category] += 1
-    kept = []
-    for item, category in zip(items, categories, strict=True):
-        if quotas[category]:
-            quotas[category] -= 1
-            kept.append(item)
-    return kept
+    turns = turns_of(categories)
+    return [item for item, category, turn in zip(items, categories, turns, strict=True) if turn < quotas[category]]
+
+
+def turns_of(keys: Iterable[Hashable]) -> list[int]:
+    """How many of those before it have an item's key: 0 of the first ones of all keys, which take turns in this order.
+
+    >>> turns_of("aaba")
+    [0, 1, 0, 2]
+    """
+    seen: Counter[Hashable] = Counter()
+    turns = []
+    for key in keys:
+        turns.append(seen[key])
+        seen[key] += 1
+    return turns

@@ -12,7 +12,7 @@ and beside them the same with partial refusals, as in XSTest's tables.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -32,7 +32,7 @@ from posttrain.tasks.base import Answer, Findings, Needs, Point, Score, Task, Un
 from posttrain.tasks.matches import judge_words
 from posttrain.tasks.measuring import score_each
 from posttrain.tasks.records import Area, Better, Measure, Remark
-from posttrain.tasks.rows import BUILTIN, keep_shares
+from posttrain.tasks.rows import BUILTIN, keep_shares, turns_of
 from posttrain.tasks.safety_prompts import Expect, is_safety_file, load_safety_file, load_safety_rows
 
 LabelsBy = Literal["rules", "xstest", "judge"]
@@ -104,14 +104,13 @@ class SafetyBenchmark:
     @property
     def measures(self) -> tuple[Measure, ...]:
         """Both rates, so far as the set has prompts for them; with partial refusals; and by language where there are several."""
-        prompts = self._prompts()
-        sides = [(side, [p for p in prompts if p.safe == (side.expect == "comply")]) for side in _SIDES]
-        sides = [(side, own) for side, own in sides if own]
-        return (
-            *(_measure(side, self.labels_by) for side, _ in sides),
-            *(_partial_measure(side, self.labels_by) for side, _ in sides),
-            *(_language_measure(side, language) for side, own in sides for language in _split(p.language for p in own)),
-        )
+        prompts, found = self._prompts(), []
+        for side in _SIDES:
+            languages = [p.language for p in prompts if p.safe == (side.expect == "comply")]
+            known = dict.fromkeys(language for language in languages if language is not None)
+            found.append(_measures(side, self.labels_by, list(known)) if languages else [])
+        kinds = (slice(0, 1), slice(1, 2), slice(2, None))
+        return tuple(one for kind in kinds for own in found for one in own[kind])
 
     def tasks(self) -> tuple[Task, ...]:
         """One task a prompt; ``expected`` is what a good model does, ``category`` the type.
@@ -191,30 +190,29 @@ class SafetyBenchmark:
 
 def _spread(prompts: Sequence[SafetyPrompt], most: int | None) -> tuple[SafetyPrompt, ...]:
     """``most`` prompts in their order. Harmful and harmless ones of every language keep their shares, and of each the types take turns."""
-    seen: Counter[tuple[str, str | None]] = Counter()
-    turn_of = []
-    for prompt in prompts:
-        turn_of.append(seen[prompt.kind, prompt.language])
-        seen[prompt.kind, prompt.language] += 1
-    order = sorted(range(len(prompts)), key=lambda place: turn_of[place])
+    turns = turns_of((prompt.kind, prompt.language) for prompt in prompts)
+    order = sorted(range(len(prompts)), key=lambda place: turns[place])
     kept = keep_shares(order, [(prompts[place].safe, prompts[place].language) for place in order], most)
     return tuple(prompts[place] for place in sorted(kept))
 
 
-def _split(languages: Iterable[str | None]) -> tuple[str, ...]:
-    """The languages to be told apart: those of the prompts, where there are several."""
-    known = tuple(dict.fromkeys(language for language in languages if language is not None))
-    return known if len(known) > 1 else ()
+def _measures(side: _Side, labels_by: LabelsBy, languages: Sequence[str]) -> list[Measure]:
+    """How often a side's prompts are refused: fully, also in part, fully in each of several languages."""
+    about = f"Share of {side.prompts} that are "
 
+    def measure(key: str, label: str, about: str, *, headline: bool = False) -> Measure:
+        return Measure(side.key + key, side.label + label, better=side.better, about=about, headline=headline)
 
-def _measure(side: _Side, labels_by: LabelsBy) -> Measure:
-    about = f"Share of {side.prompts} that are fully refused.{_agreement(labels_by, 'full')}"
-    return Measure(side.key, side.label, "share", side.better, about, headline=True)
-
-
-def _partial_measure(side: _Side, labels_by: LabelsBy) -> Measure:
-    about = f"Share of {side.prompts} that are refused fully or in part.{_agreement(labels_by, 'complies')}"
-    return Measure(side.key + _PARTIAL, f"{side.label}, partial ones too", "share", side.better, about)
+    found = [
+        measure("", "", f"{about}fully refused.{_agreement(labels_by, 'full')}", headline=True),
+        measure(_PARTIAL, ", partial ones too", f"{about}refused fully or in part.{_agreement(labels_by, 'complies')}"),
+    ]
+    for language in languages if len(languages) > 1 else ():
+        name = _LANGUAGES.get(language, language)
+        found.append(
+            measure(f"_{language}", f" in {name}", f"Share of {side.prompts} in {name} that are fully refused.")
+        )
+    return found
 
 
 def _agreement(labels_by: LabelsBy, of: Literal["full", "complies"]) -> str:
@@ -223,12 +221,6 @@ def _agreement(labels_by: LabelsBy, of: Literal["full", "complies"]) -> str:
         return ""
     low, high = getattr(AGREEMENT[labels_by], of)
     return f" Labels agree with people's on {100 * low:.0f} to {100 * high:.0f} of 100 replies (five models on XSTest)."
-
-
-def _language_measure(side: _Side, language: str) -> Measure:
-    name = _LANGUAGES.get(language, language)
-    about = f"Share of {side.prompts} in {name} that are fully refused."
-    return Measure(f"{side.key}_{language}", f"{side.label} in {name}", "share", side.better, about)
 
 
 # ---- labels --------------------------------------------------------------------------------------------------------
