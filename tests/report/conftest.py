@@ -579,7 +579,7 @@ def write_benchmark(
 ) -> None:  # fmt: skip
     """Write both files of a benchmark, as an eval stage does."""
     tasks = {answer.task.id for found in answers.values() for answer in found}
-    benchmark = SimpleNamespace(name=name, title=title, area=area, measures=lambda: tuple(measures))
+    benchmark = SimpleNamespace(name=name, title=title, area=area, measures=tuple(measures))
     source = Source(f"prompts/{key}.jsonl", "ab" * 32, len(tasks))
     record = task_record(
         benchmark, key, source, findings, answers, SETTINGS,  # type: ignore[arg-type]
