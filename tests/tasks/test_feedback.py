@@ -175,12 +175,6 @@ def test_one_kind_of_label_leaves_out_what_needs_both(kind: bool) -> None:
     assert found["models"]["kto"][f"logps_{missing}"] is None
 
 
-def test_labels_and_rows_must_agree() -> None:
-    with pytest.raises(ValueError, match="4 labels"):
-        record({"base": BASE}, LABELS[:4])
-    with pytest.raises(ValueError, match="0 labels"):
-        record({"base": []}, [])
-
 
 def test_rows_sum_up_to_the_record() -> None:
     units = [
