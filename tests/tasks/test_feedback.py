@@ -175,7 +175,6 @@ def test_one_kind_of_label_leaves_out_what_needs_both(kind: bool) -> None:
     assert found["models"]["kto"][f"logps_{missing}"] is None
 
 
-
 def test_rows_sum_up_to_the_record() -> None:
     units = [
         FeedbackTokens(Tokens(np.arange(3, dtype=np.int32), np.array([0, 1, 1], np.float32), f"row-{n}"), label)
