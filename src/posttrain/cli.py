@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -228,94 +228,72 @@ data_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app)
-_STEP_CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-OutFolder = Annotated[Path, typer.Option("-o", "--out", help="Folder to write into.")]
+judge_app = typer.Typer(
+    name="judge",
+    help="Let a model judge replies: pairs or single ones, with its bias measured; or measure the judge against labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.add_typer(judge_app)
 
 
-def _data_step(kind: str, about: str) -> None:
-    """Add ``posttrain data <kind>``."""
+def _one_stage(group: typer.Typer, name: str, words: str, about: str) -> None:
+    """Add a command that is a recipe of one stage; its options are keys of the recipe."""
+    verb = name.rpartition(" ")[2]
+    context = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
-    @data_app.command(kind, help=about, context_settings=_STEP_CONTEXT)
+    @group.command(verb, help=f"{about}\n\nposttrain {name} {words} -o DIR [--KEY VALUE]...", context_settings=context)
     def command(
         ctx: typer.Context,
-        out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write into.")] = None,
-        row_format: Annotated[
-            str, typer.Option("--format", help="Row format, where it should not be detected.")
-        ] = "auto",
-        columns: ColumnNames = None,
-        from_split: SplitOption = None,
-        config: ConfigOption = None,
-        workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
-        engine: Annotated[str, typer.Option("--engine", help="local, or ray (extra ray).")] = "local",
-        seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is random.")] = 0,
-        as_json: Annotated[bool, typer.Option("--json", help="Print ledger and facts as JSON.")] = False,
-        help_wanted: Annotated[
-            bool, typer.Option("--help", help="Show this message with all options of the step.")
-        ] = False,
+        out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write into, a run folder.")] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+        help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
     ) -> None:
-        import json
-
         from posttrain.errors import ConfigError
-        from posttrain.lab import one_stage
-        from posttrain.lab.options import parse_columns, split_arguments
+        from posttrain.lab.one_stage import one_stage, options_of
         from posttrain.report import terminal
 
         if help_wanted:
-            typer.echo(ctx.get_help() + "\n\n" + one_stage.options_help(kind))
+            typer.echo(ctx.get_help() + "\n\n" + options_of(name))
             raise typer.Exit
-        files, options = split_arguments(ctx.args)
+        found = one_stage(name, ctx.args)
         if out is None:
-            raise ConfigError("no output folder", where=f"posttrain data {kind}", fix="say where to write: -o DIR")
-        sources = one_stage.sources_of(files, row_format, parse_columns(columns), from_split, config)
-        recipe = one_stage.data_recipe(kind, options, sources, out, seed, workers, engine)
+            raise ConfigError("no output folder", where=f"posttrain {name}", fix="say where to write: -o DIR")
+        recipe = found.recipe(out)
         with _experiment(recipe, out, stderr=as_json) as experiment:
             experiment.execute()
         if as_json:
-            typer.echo(json.dumps(one_stage.step_record(kind, out), ensure_ascii=False))
+            typer.echo(found.json(out))
         else:
-            _console().print(terminal.section(one_stage.step_section(kind, out)), highlight=False)
+            _console().print(terminal.section(found.section(out, recipe)), highlight=False)
 
 
-for _kind, _about in {
+for _name, _about in {
     "filter": "Drop rows by rules: format, length, language, garbled, repetition, template, refusal, harmful, pii, secrets.",
     "dedup": "Drop duplicates and near-duplicates: exact, n-gram, MinHash, SimHash or embeddings, verified pair by pair.",
     "decontaminate": "Find and drop rows that hold prompts of benchmarks (the rule of Tulu 3).",
     "select": "Choose rows by difficulty, IFD, GRAPE, diversity or quality; scores come from posttrain score.",
     "mix": "Decide how much of each source is trained on.",
     "split": "Split into train, validation and test; near-duplicates and equal prompts stay together.",
+    "profile": "Describe rows: lengths, turns, languages, sources, what every step removed. Tables, profile.html, profile.json.",
 }.items():
-    _data_step(_kind, f"{_about}\n\nposttrain data {_kind} FILES... -o DIR [--KEY VALUE]...")
-
-
-@data_app.command("profile")
-def data_profile(
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILES...", help="Data files of any known format, or a data stage of a run.")
-    ],
-    out: OutFolder,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help=f"Count tokens with this model's tokenizer and chat template. {_A_MODEL}"),
-    ] = None,
-    row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
-    columns: ColumnNames = None,
-    split: SplitOption = None,
-    config: ConfigOption = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the result is the same.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print profile.json.")] = False,
-) -> None:
-    """Describe rows: lengths, turns, languages, sources, what every step removed. A table, profile.html, profile.json."""
-    from posttrain.lab.one_stage import sources_of
-    from posttrain.lab.options import parse_columns
-    from posttrain.lab.profile_command import run_profile
-
-    sources = sources_of(files, row_format, parse_columns(columns), split, config)
-    page, tables = run_profile(sources, out, model, workers, _console(stderr=as_json))
-    if as_json:
-        typer.echo((out / "profile.json").read_text(encoding="utf-8"))
-    else:
-        _console().print(tables)
-        _console().print(f"\nOpen {page}", highlight=False)
+    _one_stage(data_app, f"data {_name}", "FILES...", _about)
+_one_stage(
+    app,
+    "score",
+    "FILES... --model MODEL",
+    "Score rows with a model: loss, IFD and mean log-prob of the answers. Killed? Run it again: it goes on.",
+)
+_one_stage(
+    app, "arena", "FILE", "Rate models from judged pairs: ratings with intervals, win matrix, style control, one page."
+)
+for _name, _about in {
+    "pairs": "Which of two replies is better: both orders, win rates with intervals, and the judge's bias.",
+    "single": "Rate single replies from 1 to 10, or from 1 to 5 by your own criteria.",
+    "calibrate": "Judge labelled pairs or rated replies: how far the judge agrees with people, and whether it is good enough.",
+}.items():
+    _one_stage(judge_app, f"judge {_name}", "FILE", _about)
 
 
 @app.command()
@@ -370,66 +348,6 @@ def verify(
     source = Source(path=conversations, format=row_format, columns=parse_columns(columns))
     if not verify_model(source, model, rows, template, max_length, as_json, _console()):
         raise typer.Exit(1)
-
-
-@app.command()
-def score(
-    files: Annotated[
-        list[str],
-        typer.Argument(metavar="FILES...", help="Data files of any known format, rows.parquet or demo assets."),
-    ],
-    model: Annotated[
-        str,
-        typer.Option("--model", help=_A_MODEL),
-    ],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder for rows.parquet with the scores, and what is kept.")
-    ],
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names.")
-    ] = None,
-    template: Annotated[
-        Path | None, typer.Option("--template", help="A Jinja chat template instead of the model's own.")
-    ] = None,
-    max_length: Annotated[int, typer.Option("--max-length", min=2, help="Longer rows stay without scores.")] = 2048,
-    batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens computed at once.")] = 4096,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[
-        Literal["auto", "bf16", "fp32"], typer.Option("--dtype", help="Type of products; auto = the faster one here.")
-    ] = "auto",
-    row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
-    columns: ColumnNames = None,
-    split: SplitOption = None,
-    config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
-) -> None:
-    """Score rows with a model: loss, IFD and mean log-prob of the answers. Killed? Run it again: it goes on."""
-    import json
-
-    from posttrain.artifacts import RunDir, read_json
-    from posttrain.lab.one_stage import score_recipe, sources_of
-    from posttrain.lab.options import parse_columns
-    from posttrain.report import terminal
-    from posttrain.stages.score import ScoreStage
-
-    sources = sources_of(files, row_format, parse_columns(columns), split, config)
-    score_keys = {
-        "model": model,
-        "base": base,
-        "template": None if template is None else str(template),
-        "max_length": max_length,
-        "batch_tokens": batch_tokens,
-        "device": device,
-        "dtype": dtype,
-    }
-    with _experiment(score_recipe(sources, score_keys, out), out, stderr=as_json) as experiment:
-        experiment.execute()
-    stage = RunDir(out).stage("score")
-    if as_json:
-        typer.echo(json.dumps(read_json(stage.file("facts.json")), ensure_ascii=False))
-    else:
-        _console().print(terminal.section(ScoreStage.section(stage)), highlight=False)
-        _console().print(f"\nRows are in {stage.file('rows', 'train.parquet')}", highlight=False)
 
 
 @app.command(
@@ -491,65 +409,6 @@ def evaluate(
 
 
 @app.command()
-def arena(
-    file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE", help="Judged pairs: JSON Lines, JSON, CSV or Parquet, one row a comparison."),
-    ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for ratings.json and arena.html.")] = Path("arena"),
-    method: Annotated[Literal["bt", "elo"], typer.Option("--method", help="Bradley-Terry or online Elo.")] = "bt",
-    interval: Annotated[
-        Literal["sandwich", "bootstrap"] | None,
-        typer.Option(
-            "--interval", help="Kind of interval; sandwich by default, bootstrap for Elo.", show_default=False
-        ),
-    ] = None,
-    anchor: Annotated[
-        str | None, typer.Option("--anchor", metavar="MODEL=1000", help="A model whose rating is given.")
-    ] = None,
-    style: Annotated[
-        bool, typer.Option("--style", help="Rate at equal style, from the columns tokens_a, tokens_b, headers_a, ...")
-    ] = False,
-    style_columns: Annotated[
-        str | None,
-        typer.Option("--style-columns", help="As --style, with these features instead of tokens,headers,lists,bold."),
-    ] = None,
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", help="Column (the prompt, say) whose equal values are not independent.")
-    ] = None,
-    model_a: Annotated[str, typer.Option("--model-a", help="Column of the first model.")] = "model_a",
-    model_b: Annotated[str, typer.Option("--model-b", help="Column of the second model.")] = "model_b",
-    winner: Annotated[str, typer.Option("--winner", help="Column of the winner: model_a, model_b, tie.")] = "winner",
-    weight: Annotated[str | None, typer.Option("--weight", help="Column of the rows' weights.")] = None,
-    confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
-    as_json: Annotated[bool, typer.Option("--json", help="Print ratings.json.")] = False,
-) -> None:
-    """Rate models from judged pairs. Prints a table with intervals; writes ratings.json, and arena.html with the win matrix."""
-    from posttrain.lab import arena as rating
-
-    names = style_columns if style_columns is not None else rating.ARENA_STYLE if style else ""
-    command = rating.ArenaCommand(
-        file=file,
-        out=out,
-        method=method,
-        interval=interval,
-        anchor=None if anchor is None else rating.parse_anchor(anchor),
-        style=tuple(name.strip() for name in names.split(",") if name.strip()),
-        cluster=cluster,
-        model_a=model_a,
-        model_b=model_b,
-        winner=winner,
-        weight=weight,
-        confidence=confidence,
-    )
-    facts = rating.run_arena(command)
-    if as_json:
-        typer.echo((out / "ratings.json").read_text(encoding="utf-8"), nl=False)
-    else:
-        _console().print(rating.arena_summary(facts, out), highlight=False)
-
-
-@app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A model named in the file.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one; differences are B - A.")],
@@ -601,74 +460,6 @@ def compare(
         typer.echo(json.dumps(comparing.compare_json(command, found), ensure_ascii=False))
     else:
         _console().print(terminal.section(comparing.compare_section(command, found)), highlight=False)
-
-
-judge_app = typer.Typer(
-    name="judge",
-    help="Let a model judge replies: pairs or single ones, with its bias measured; or measure the judge against labels.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-app.add_typer(judge_app)
-
-
-def _judge_verb(verb: Literal["pairs", "single", "calibrate"], about: str) -> None:
-    """Add ``posttrain judge <verb>``."""
-
-    @judge_app.command(verb, help=about, context_settings=_STEP_CONTEXT)
-    def command(
-        ctx: typer.Context,
-        out: Annotated[
-            Path | None, typer.Option("-o", "--out", help="Folder for verdicts.jsonl and summary.json.")
-        ] = None,
-        kind: Annotated[
-            str,
-            typer.Option("--kind", help="pair, five or binary; for single replies single or rubric; or a YAML file."),
-        ] = "single" if verb == "single" else "pair",
-        panel: Annotated[
-            Path | None, typer.Option("--panel", help="YAML file with several judges; the majority decides.")
-        ] = None,
-        cache: Annotated[
-            Path | None, typer.Option("--cache", help="Request cache; default: requests.sqlite in the folder.")
-        ] = None,
-        check: Annotated[
-            bool, typer.Option("--check/--no-check", help="Try a judge of a YAML file on three calls first.")
-        ] = True,
-        as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
-        help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
-    ) -> None:
-        from posttrain.artifacts import RunDir
-        from posttrain.errors import ConfigError
-        from posttrain.lab import judging
-        from posttrain.report import terminal
-        from posttrain.stages.judge import JudgeStage
-
-        if help_wanted:
-            typer.echo(ctx.get_help() + "\n\n" + judging.options_help())
-            raise typer.Exit
-        if out is None:
-            raise ConfigError("no output folder", where=f"posttrain judge {verb}", fix="say where to write: -o DIR")
-        recipe = judging.judge_recipe(verb, ctx.args, panel, out, kind, cache, check)
-        with _experiment(recipe, out, stderr=as_json) as experiment:
-            experiment.execute()
-        stage = RunDir(out).stage(verb)
-        if as_json:
-            typer.echo(stage.file("summary.json").read_text(encoding="utf-8"), nl=False)
-        else:
-            console = _console()
-            console.print(terminal.section(JudgeStage.section(stage)), highlight=False)
-            files = f"Every judgment is in {stage.file('verdicts.jsonl')}, all numbers in {stage.file('summary.json')}"
-            console.print(f"\n{files}", markup=False, highlight=False)
-
-
-_JUDGE_VERBS: dict[Literal["pairs", "single", "calibrate"], str] = {
-    "pairs": "Which of two replies is better: both orders, win rates with intervals, and the judge's bias.",
-    "single": "Rate single replies from 1 to 10, or from 1 to 5 by your own criteria.",
-    "calibrate": "Judge labelled pairs or rated replies: how far the judge agrees with people, and whether it is good enough.",
-}
-for _verb, _about in _JUDGE_VERBS.items():
-    _judge_verb(_verb, f"{_about}\n\nposttrain judge {_verb} FILE -o DIR [--KEY VALUE]...")
 
 
 @app.command()

@@ -93,7 +93,7 @@ def test_steps_follow_each_other_with_lineage(cli: Cli, pairs: Path, tmp_path: P
     done = cli("data", "profile", tmp_path / "b", "-o", tmp_path / "c", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["rows"] == len(train) + 2
-    assert "<html" in (tmp_path / "c" / "profile.html").read_text()
+    assert "<html" in (tmp_path / "c" / "profile" / "profile.html").read_text()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +101,7 @@ def test_help_teaches_every_option(cli: Cli, kind: str) -> None:
     shown = cli("data", kind, "--help")
     assert shown.code == 0
     for field in one_stage.STEPS[kind].__dataclass_fields__:
-        assert field == "kind" or f"--{field}" in shown.out
+        assert field == "kind" or f"--{field.replace('_', '-')}" in shown.out
 
 
 def test_every_step_has_a_command() -> None:
@@ -123,7 +123,7 @@ def test_every_step_has_a_command() -> None:
         (["mix", "PAIRS", "-o", "OUT", "--counts", "{par: 3}"], "pairs"),
         (["split", "PAIRS", "-o", "OUT", "--validation", "5000"], "can't"),
         (["filter", "PAIRS", "-o", "OUT", "--length.min_user_tokens", "500"], "dropped all"),
-        (["dedup", "PAIRS", "-o", "OUT", "--engine", "sparc"], "local, ray"),
+        (["dedup", "PAIRS", "-o", "OUT", "--engine", "sparc"], "engine: must be one of 'local', 'ray'"),
     ],
 )
 def test_refusals(arguments: list[str], said: str, cli: Cli, pairs: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_profile_of_raw_files_keeps_the_account_of_reading(cli: Cli, pairs: Pa
         ("deduplicate", 9, 9),
     ]
     assert [(entry["reason"], entry["rows"]) for entry in told["removed"]] == [("broken_json", 1)]
-    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    ledger = json.loads((tmp_path / "out" / "profile" / "ledger.json").read_text())
     assert (ledger["rows_in"], ledger["rows_kept"], ledger["dropped"]) == (10, 9, {"broken_json": 1})
 
 
@@ -154,8 +154,7 @@ def test_no_usable_rows_says_why(command: tuple[str, str], cli: Cli, tmp_path: P
     assert f"{path}:1: empty_assistant_turn: " in said
     assert said.count(f"{path}:") >= 3
     assert said == cli(*command, path, "-o", tmp_path / "out").refused()  # and again
-    stage = tmp_path / "out" / ("" if command[1] == "profile" else command[1])
-    ledger = json.loads((stage / "ledger.json").read_text())
+    ledger = json.loads((tmp_path / "out" / command[1] / "ledger.json").read_text())
     assert (ledger["rows_in"], ledger["rows_kept"], len(ledger["rejects"])) == (5, 0, 5)
 
 

@@ -229,10 +229,10 @@ COMMANDS: list[str] = [
     "ablate recipes/data_chain.yaml --kind leave_one_out -o out/ablate",
     "ablate recipes/quickstart.yaml --kind sub_samples -o out/shares",
     "judge pairs judged.jsonl -o out/pairs JUDGE",
-    "judge pairs judged.jsonl -o out/pairs_five --kind five --emphasis both JUDGE",
+    "judge pairs judged.jsonl -o out/pairs_five --prompt five --emphasis both JUDGE",
     "judge single single.jsonl -o out/single JUDGE",
     "judge calibrate judged.jsonl -o out/calibrate JUDGE",
-    "judge calibrate single.jsonl -o out/calibrate_single --kind single JUDGE",
+    "judge calibrate single.jsonl -o out/calibrate_single --prompt single JUDGE",
     "train recipes/data_chain.yaml model=model prepare.sources.0.path=rows.jsonl prepare.sources.1.path=gsm8k.jsonl prepare.mix=null "
     "sft.max_steps=2 sft.batch_size=2 sft.dtype=fp32 prepare.steps.2.test=2 prepare.steps.2.validation=2",
     "report runs/data_chain",

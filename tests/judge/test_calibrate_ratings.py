@@ -147,7 +147,7 @@ def test_from_a_file_to_a_decision(cli, tmp_path, monkeypatch):
     records[0]["reply"] = "!!"
     path.write_text("".join(json.dumps(record) + "\n" for record in [*records, {"id": "x"}]))
     server = ("--endpoint", "http://127.0.0.1:9/v1", "--model", "j")
-    arguments = ("judge", "calibrate", path, "-o", tmp_path / "out", *server, "--kind", "rubric")
+    arguments = ("judge", "calibrate", path, "-o", tmp_path / "out", *server, "--prompt", "rubric")
     done = cli(*arguments, "--criteria", "As many marks as points: yes")
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "out" / "calibrate" / "summary.json").read_text())

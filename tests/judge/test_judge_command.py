@@ -14,7 +14,7 @@ from posttrain.judge import pool as judge_pool
 from posttrain.judge.config import JudgeConfig
 from posttrain.judge.parsers import PARSERS
 from posttrain.judge.prompts import load_prompt
-from posttrain.lab import judging
+from posttrain.lab.one_stage import JUDGE_OPTIONS, judge_value
 
 
 def read(out: Path):
@@ -154,7 +154,7 @@ def test_single_with_a_rubric_and_criteria_from_a_file(cli, scripted, tmp_path):
     replies.write_text("".join(json.dumps(r) + "\n" for r in records))
     criteria = tmp_path / "criteria.txt"
     criteria.write_text("Names the source.")
-    arguments = ("judge", "single", replies, "-o", tmp_path / "out", *SERVER, "--kind", "rubric")
+    arguments = ("judge", "single", replies, "-o", tmp_path / "out", *SERVER, "--prompt", "rubric")
     assert "needs criteria" in cli(*arguments).refused()
     done = cli(*arguments, "--criteria", criteria)
     assert done.code == 0, done.err
@@ -191,7 +191,7 @@ def test_a_panel_votes_and_shares_the_cache_and_the_folder(cli, monkeypatch, jud
 def test_a_judge_of_a_file_is_tried_first(cli, scripted, judges, pairs_file, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("task: pair\nparser: pair_five\nprompt: '<answer_a>\n\n {{reply_a}}\n\n </answer_a> {{reply_b}}'\n")
-    arguments = ("judge", "pairs", pairs_file, "-o", tmp_path / "out", *SERVER, "--kind", mine)
+    arguments = ("judge", "pairs", pairs_file, "-o", tmp_path / "out", *SERVER, "--prompt", mine)
     engine = scripted(judges["prose"])
     error = cli(*arguments).refused()
     assert "none of 3 trial replies can be read by parser pair_five" in error
@@ -240,7 +240,7 @@ def test_a_refused_field_is_told_with_its_option_and_can_be_left_away(cli, serve
 @pytest.mark.parametrize("kind", ["pair", "five", "binary"])
 def test_every_prompt_is_tried_on_three_calls(cli, scripted, judges, pairs_file, tmp_path, kind):
     engine = scripted(judges["prose"])
-    arguments = ("judge", "pairs", pairs_file, "-o", tmp_path / "out", *SERVER, "--kind", kind)
+    arguments = ("judge", "pairs", pairs_file, "-o", tmp_path / "out", *SERVER, "--prompt", kind)
     assert "none of 3 trial replies can be read" in cli(*arguments).refused()
     assert len(engine.requests) == 3
     assert cli(*arguments, "--no-check").code == 0
@@ -285,7 +285,7 @@ def test_the_weighted_verdict_on_a_server(cli, serve, pairs_file, tmp_path):
         return {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
 
     server = serve(bodies=weighted)
-    arguments = ("--endpoint", server.url, "--model", "w", "--kind", "binary", "--orders", "original")
+    arguments = ("--endpoint", server.url, "--model", "w", "--prompt", "binary", "--orders", "original")
     done = cli("judge", "pairs", pairs_file, "-o", tmp_path / "out", *arguments)
     assert done.code == 0, done.err
     summary, lines = read(tmp_path / "out")
@@ -319,11 +319,11 @@ def test_the_weighted_verdict_on_a_server(cli, serve, pairs_file, tmp_path):
         (("pairs", *SERVER, "--smaples", "3"), "unknown option --smaples (did you mean 'samples'?)"),
         (("pairs", *SERVER, "--samples", "0"), "samples: must be a whole number of at least 1, got 0"),
         (("pairs", *SERVER, "--retry-cut", "0"), "retry_cut: must be a whole number of at least 1, got 0"),
-        (("pairs", *SERVER, "other.jsonl"), "one file of items is needed, not 2"),
+        (("pairs", *SERVER, "other.jsonl"), "one file is needed, not 2"),
         (("pairs", "--local", "x", "--max-calls", "3"), "caps and prices are for servers"),
         (("pairs", *SERVER, "--base", "x"), "base is for a local or a reward model"),
         (("pairs", "--panel", "panel.yaml", "--model", "x"), "a panel's file names all judges"),
-        (("pairs", *SERVER, "--kind", "single"), "unknown judge 'single'"),
+        (("pairs", *SERVER, "--prompt", "single"), "unknown judge 'single'"),
         (("pairs", *SERVER, "--samples", "3", "--temperature", "0"), "3 samples at temperature 0"),
         (("pairs", *SERVER, "--criteria", "be brief"), "no place for criteria"),
         (("pairs", *SERVER, "--max-money", "1"), "a cap on money needs prices"),
@@ -333,8 +333,8 @@ def test_the_weighted_verdict_on_a_server(cli, serve, pairs_file, tmp_path):
         (("single", *SERVER, "--orders", "original"), "single replies have no order"),
         (("calibrate", *SERVER, "--orders", "original"), "labels are compared with both orders"),
         (("calibrate", *SERVER, "--turns", "last"), "labels are about the last turn"),
-        (("calibrate", *SERVER, "--kind", "single", "--orders", "original"), "single replies have no order"),
-        (("calibrate", "--reward", "x", "--kind", "single"), "a reward model judges pairs"),
+        (("calibrate", *SERVER, "--prompt", "single", "--orders", "original"), "single replies have no order"),
+        (("calibrate", "--reward", "x", "--prompt", "single"), "a reward model judges pairs"),
     ],
 )
 def test_refusals(cli, pairs_file, tmp_path, arguments, told):
@@ -367,7 +367,7 @@ def test_what_the_guide_shows_works(pairs_file, tmp_path, monkeypatch, capsys):
     (tmp_path / "own.yaml").write_text(own, encoding="utf-8")
     (tmp_path / "panel.yaml").write_text(panel, encoding="utf-8")
     assert load_prompt(str(tmp_path / "own.yaml"), "pair").emphasis == "Which patch stands first means nothing."
-    assert len(judging.judge_config([], tmp_path / "panel.yaml").judges) == 3
+    assert len(judge_value([f"panel={tmp_path / 'panel.yaml'}"], "judge")["judges"]) == 3
     in_recipe = build(JudgeConfig, parse_yaml(recipe, "recipe.yaml"), ("judge",))
     assert [source.kind for source in in_recipe.judges] == ["endpoint", "gguf"]
     for name in PARSERS:
@@ -444,7 +444,7 @@ def test_a_gguf_file_judges(cli, pairs_file, tmp_path, monkeypatch):
     gguf = fetch(MODELS["smollm2-135m-instruct"])
     short = tmp_path / "short.yaml"  # few tokens to read: the engine is what is tried here
     short.write_text("task: pair\nparser: pair_letter\nprompt: 'Which is better, {{reply_a}} or {{reply_b}}?'\n")
-    options = ("--kind", short, "--no-check", "--orders", "original", "--max-tokens", "2", "--retry-cut", "2")
+    options = ("--prompt", short, "--no-check", "--orders", "original", "--max-tokens", "2", "--retry-cut", "2")
     judge = ("--gguf", gguf, "--context", "128", "--concurrency", "2")
     done = cli("judge", "pairs", pairs_file, "-o", tmp_path / "out", *judge, *options)
     assert done.code == 0, done.err
@@ -469,8 +469,8 @@ def test_a_gguf_judge_without_llama_cpp_is_told(cli, pairs_file, tmp_path, monke
 def test_help_lists_the_options_of_judges(cli):
     told = cli("judge", "calibrate", "--help")
     assert told.code == 0
-    for option in (*judging.OPTIONS, "kind", "panel"):
-        assert f"--{option} " in told.out
+    for option in (*(name for keys in JUDGE_OPTIONS for name in keys.listed()), "prompt", "cache"):
+        assert f"--{option.replace('_', '-')} " in told.out
     assert "--concurrency  [a whole number of at least 1 or null; default null]" in told.out
 
 

@@ -47,7 +47,7 @@ def load_prompt(kind: str, task: JudgeTask, language: Language = "en") -> JudgeP
     else:
         raise ConfigError(
             f"unknown judge {kind!r} for this task{did_you_mean(kind, KINDS[task])}",
-            where="--kind",
+            where="--prompt",
             fix=f"known: {', '.join(KINDS[task])}, or a YAML file",
         )
     _check(prompt, document, task)
@@ -116,7 +116,7 @@ def check_fits(prompt: JudgePrompt, *, later_turns: bool, emphasis: bool, criter
         raise ConfigError("this judge has no emphasised variant", where="emphasis", fix="use --emphasis no")
     if bool(criteria.strip()) != _shows(text, ("criteria",)):
         problem = "this judge's prompt has no place for criteria" if criteria.strip() else "this judge needs criteria"
-        raise ConfigError(problem, where="--criteria", fix="use --kind rubric --criteria TEXT (or a text file)")
+        raise ConfigError(problem, where="--criteria", fix="use --prompt rubric --criteria TEXT (or a text file)")
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 
-from posttrain.artifacts import plain
 from posttrain.config import override, parse_yaml, read_yaml
 from posttrain.errors import ConfigError
-from posttrain.lab.judging import judge_config
+from posttrain.lab.one_stage import judge_value
 from posttrain.lab.recipe import Recipe, recipe_of
 from posttrain.model.targets import resolve_target
 from posttrain.stages.base import BASE
@@ -119,10 +118,10 @@ def _judge(text: str) -> Any:
             fix="give a YAML file, endpoint=URL,model=NAME, local=TARGET, reward=TARGET or gguf=FILE",
         )
     options = [
-        (key.strip().replace("-", "_"), value.strip()) for key, _, value in (part.partition("=") for part in parts)
+        f"{key.strip().replace('-', '_')}={value.strip()}" for key, _, value in (p.partition("=") for p in parts)
     ]
     try:
-        return plain(judge_config([f"{key}={value}" for key, value in options]))
+        return judge_value(options, f"{WHERE} --judge")
     except ConfigError as error:
         raise ConfigError(error.problem, where=f"{WHERE} --judge", fix=error.fix) from None
 

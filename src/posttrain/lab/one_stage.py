@@ -1,32 +1,41 @@
-"""``posttrain data STEP`` and ``posttrain score`` as recipes: one stage of work on files, run like any other."""
+"""Commands as recipes: one stage of work on files, run like any other, its keys the options of the command."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
-from posttrain.artifacts import Ledger, read_json
-from posttrain.config import Document, Section, build, override, parse_yaml, read_yaml, sections
+from posttrain.artifacts import Ledger, RunDir, plain, read_json
+from posttrain.config import build, read_yaml
 from posttrain.data.config import ChainStep, Source
 from posttrain.data.mix import MixStep
 from posttrain.data.rows import row_kind_of
-from posttrain.data.split import SplitStep
-from posttrain.data.steps import Step
 from posttrain.errors import ConfigError
-from posttrain.lab.options import option_line
-from posttrain.lab.recipe import Recipe
+from posttrain.judge.config import JUDGES, JudgeConfig, JudgeSource, PanelFile, Plan
+from posttrain.lab.options import Keys, configured, options_help, split_arguments
+from posttrain.lab.recipe import Recipe, recipe_of
+from posttrain.references import NamesFile
 from posttrain.report import values as report
-from posttrain.stages.base import StageKind
+from posttrain.stages.arena import ArenaStage
 from posttrain.stages.data import DataStage
+from posttrain.stages.judge import JudgeStage
+from posttrain.stages.profile import ProfileStage
 from posttrain.stages.score import ScoreStage
-from posttrain.table import Table
 from posttrain.types import RowKind
 
-ENGINES: Table[Literal["local", "ray"]] = Table("engine", {"local": "local", "ray": "ray"})
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Several judges."""
+
+    panel: Annotated[str, NamesFile()] | None = None
+    """YAML file with several judges; the majority decides."""
+
 
 STEPS: dict[str, type] = {
     get_args(get_type_hints(variant)["kind"])[0]: variant for variant in (*get_args(get_args(ChainStep)[0]), MixStep)
@@ -34,93 +43,202 @@ STEPS: dict[str, type] = {
 """Name of every step -> its configuration."""
 READ = "read"
 """The stage that reads files for another one."""
+SOURCE_KEYS = ("format", "columns", "split", "config")
+JUDGE_OPTIONS = (
+    Keys(Panel, ()),
+    Keys(JudgeSource, ("judges.0.",)),
+    Keys(Plan, ("plan.",)),
+    Keys(JudgeConfig, ("",), without=("judges", "plan")),
+)
+"""Options of a judge: the keys of a recipe's ``judge``, without a level."""
 SHOWN_COUNTS = 12
 
 
-def data_recipe(
-    kind: str, options: Sequence[str], sources: tuple[Source, ...], out: Path, seed: int, workers: int, engine: str
-) -> Recipe:
-    """One step of the data chain on these sources, as the stage ``kind``. Raises ConfigError as for a recipe."""
-    step: Any = step_of(kind, options)
-    if not sources:
-        raise ConfigError("no files", where=f"posttrain data {kind}", fix=f"posttrain data {kind} rows.jsonl -o out")
-    data = DataStage(kind="data", sources=sources, workers=workers, engine=ENGINES[engine], profile=False)
-    if isinstance(step, MixStep):
-        stage = replace(data, mix=step, held_out=0)
-    else:
-        stage = replace(data, steps=(step,), held_out=None if isinstance(step, SplitStep) else 0)
-    return recipe_of_stages(out, {kind: stage}, seed)
+@dataclass(frozen=True, kw_only=True)
+class OneStage:
+    """A command of one stage."""
 
+    name: str
+    """As it is typed: ``data filter``."""
+    stage: str
+    """The stage in the run folder."""
+    stages: Mapping[str, Any]
+    """The stages of its recipe, as in YAML."""
+    keys: Sequence[Keys]
+    """Its options."""
+    options: Sequence[str]
+    """``key=value``, as typed."""
+    record: str = ""
+    """The file with its numbers; empty = ledger and facts of a data step."""
+    files: tuple[str, ...] = ()
+    """The files to look at besides."""
 
-def score_recipe(sources: Sequence[Source], score: Mapping[str, Any], out: Path) -> Recipe:
-    """The rows of files, scored. ``score``: keys of a score stage."""
-    stages: dict[str, StageKind] = {
-        READ: DataStage(kind="data", sources=tuple(sources), held_out=0, profile=False),
-        "score": ScoreStage(kind="score", data=READ, **score),
-    }
-    return recipe_of_stages(out, stages, 0)
-
-
-def recipe_of_stages(out: Path, stages: Mapping[str, StageKind], seed: int) -> Recipe:
-    """The recipe of a command. Raises ConfigError where the folder holds the run of another one: its stages would be left behind."""
-    if (out / "recipe.yaml").is_file():
-        fix = "give each command a folder of its own with -o"
-        try:
-            former = list(read_yaml(out / "recipe.yaml").value["stages"])
-        except (ConfigError, TypeError, KeyError) as error:
-            raise ConfigError(f"recipe.yaml of this folder is damaged ({error})", where=str(out), fix=fix) from error
-        if former != list(stages):
-            names = ", ".join(map(str, former))
-            raise ConfigError(f"this folder holds the run of other stages ({names})", where=str(out), fix=fix)
-    name = re.sub(r"[^\w.-]+", "-", out.resolve().name).strip("-.")
-    return Recipe(name=name or "run", seed=seed, stages=dict(stages))
-
-
-def sources_of(
-    files: Sequence[str], row_format: str, columns: dict[str, str] | None, split: str | None, config: str | None
-) -> tuple[Source, ...]:
-    """The sources that a command line names, each a path, or ``NAME=PATH`` where its rows should carry another name than that of the file."""
-    found: list[Source] = []
-    for file in files:
-        name, equals, path = file.partition("=")
-        if not equals or Path(file).exists() or "/" in name:
-            name, path = "", file
-        found.append(
-            Source(path=path, format=row_format, columns=columns, name=name or None, split=split, config=config)
+    def recipe(self, out: Path) -> Recipe:
+        """Its recipe. Raises ConfigError as for a recipe, and where the folder holds the run of another one: its stages would be left behind."""
+        name = re.sub(r"[^\w.-]+", "-", out.resolve().name).strip("-.") or "run"
+        recipe = configured(
+            Recipe, recipe_of, f"posttrain {self.name}", {"name": name, "stages": self.stages}, self.keys, self.options
         )
-    return tuple(found)
+        if (out / "recipe.yaml").is_file():
+            fix = "give each command a folder of its own with -o"
+            try:
+                former = list(read_yaml(out / "recipe.yaml").value["stages"])
+            except (ConfigError, TypeError, KeyError) as error:
+                raise ConfigError(
+                    f"recipe.yaml of this folder is damaged ({error})", where=str(out), fix=fix
+                ) from error
+            if former != list(recipe.stages):
+                names = ", ".join(map(str, former))
+                raise ConfigError(f"this folder holds the run of other stages ({names})", where=str(out), fix=fix)
+        return recipe
+
+    def json(self, out: Path) -> str:
+        """The numbers of what was done, as JSON."""
+        if not self.record:
+            return json.dumps(step_record(self.stage, out), ensure_ascii=False)
+        return (out / self.stage / self.record).read_text(encoding="utf-8").rstrip("\n")
+
+    def section(self, out: Path, recipe: Recipe) -> report.Section:
+        """What was done, for the terminal."""
+        if not self.record:
+            return step_section(self.stage, out)
+        found = recipe.stages[self.stage].section(RunDir(out).stage(self.stage))
+        assert found is not None, "such a stage says something"
+        written = ", ".join(str(out / self.stage / name) for name in (*self.files, self.record))
+        return replace(found, blocks=(*found.blocks, report.Text(f"Written: {written}")))
 
 
-def step_of(kind: str, options: Sequence[str]) -> Step:
-    """The configuration of a step from ``key=value`` options. Raises ConfigError as for a recipe."""
-    where = f"posttrain data {kind}"
-    document = Document(where, {"kind": kind}, {(): where})
-    given = [_quoted(option) for option in options]
-    step: Step = build(STEPS[kind], override(document, given, STEPS[kind], called="option"))
-    return step
+def options_of(name: str) -> str:
+    """Every option of a command, for ``--help``."""
+    judge = ["--local=-"] if name.startswith("judge ") else []
+    return options_help(one_stage(name, ["-", *judge]).keys)
 
 
-def _quoted(option: str) -> str:
-    """An option whose value is no YAML (a path with a colon, say) is a text."""
-    key, _, value = option.partition("=")
+def one_stage(name: str, words: Sequence[str]) -> OneStage:
+    """A command with the words that stand behind its name. Raises ConfigError where there is no file, or no judge."""
+    group, _, verb = name.rpartition(" ")
+    files, options = split_arguments(words)
+    at = f"stages.{verb}."
+    if group == "judge":
+        return _judge(name, verb, files, options)
+    if verb == "arena":
+        stages: dict[str, Any] = {
+            verb: {"kind": "arena", "file": _only_file(name, files)},
+            "report": {"kind": "report"},
+        }
+        keys = [Keys(ArenaStage, (at,), without=("file",))]
+        return OneStage(name=name, stage=verb, stages=stages, keys=keys, options=options, record="ratings.json")
+    if not files:
+        raise ConfigError("no files", where=f"posttrain {name}", fix=f"posttrain {name} rows.jsonl -o out")
+    read = READ if verb == "score" else verb
+    sources = [_source(file) for file in files]
+    keys = [Keys(Source, tuple(f"stages.{read}.sources.{k}." for k in range(len(sources))), only=SOURCE_KEYS)]
+    data = {"kind": "data", "sources": sources, "held_out": 0, "profile": False}
+    if verb == "score":
+        keys.append(Keys(ScoreStage, (at,), without=("data",)))
+        stages = {READ: data, verb: {"kind": "score", "data": READ}}
+        found = OneStage(
+            name=name,
+            stage=verb,
+            stages=stages,
+            keys=keys,
+            options=options,
+            record="facts.json",
+            files=("rows/train.parquet",),
+        )
+    elif verb == "profile":
+        keys.append(Keys(ProfileStage, (at,), without=("sources",)))
+        stages = {verb: {"kind": "profile", "sources": sources}}
+        found = OneStage(
+            name=name,
+            stage=verb,
+            stages=stages,
+            keys=keys,
+            options=options,
+            record="profile.json",
+            files=("profile.html",),
+        )
+    else:
+        mix = verb == "mix"
+        keys += [
+            Keys(DataStage, (at,), only=("workers", "engine")),
+            Keys(Recipe, ("",), only=("seed",)),
+            Keys(STEPS[verb], (f"{at}mix." if mix else f"{at}steps.0.",)),
+        ]
+        stage = data | ({"mix": {"kind": verb}} if mix else {"steps": [{"kind": verb}]})
+        if verb == "split":
+            del stage["held_out"]
+        found = OneStage(name=name, stage=verb, stages={verb: stage}, keys=keys, options=options)
+    return found
+
+
+def _source(file: str) -> dict[str, str]:
+    """A path, or ``NAME=PATH`` where its rows should carry another name than that of the file."""
+    name, equals, path = file.partition("=")
+    return (
+        {"path": path, "name": name}
+        if equals and name and not Path(file).exists() and "/" not in name
+        else {"path": file}
+    )
+
+
+def _only_file(name: str, files: Sequence[str]) -> str:
+    if len(files) == 1:
+        return files[0]
+    where = f"posttrain {name}"
+    raise ConfigError(f"one file is needed, not {len(files)}", where=where, fix=f"{where} pairs.jsonl -o out")
+
+
+# ---- judges --------------------------------------------------------------------------------------------------------
+
+
+def _judge(name: str, verb: str, files: Sequence[str], options: Sequence[str]) -> OneStage:
+    """``posttrain judge pairs | single | calibrate``."""
+    own = Keys(JudgeStage, (f"stages.{verb}.",), without=("items", "task", "judge"))
+    of_judge = [option for option in options if not own.has(option.partition("=")[0])]
+    stage = {"kind": "judge", "task": verb, "items": _only_file(name, files)}
+    stage |= {"judge": judge_value(of_judge, f"posttrain {name}")} | ({"prompt": "single"} if verb == "single" else {})
+    return OneStage(
+        name=name,
+        stage=verb,
+        stages={verb: stage},
+        keys=[own, *JUDGE_OPTIONS],
+        options=[option for option in options if option not in of_judge],
+        record="summary.json",
+        files=("verdicts.jsonl",),
+    )
+
+
+def judge_value(options: Sequence[str], where: str) -> Any:
+    """A recipe's ``judge`` from the options of a judge: a panel's file names several, criteria may be those of a text file.
+
+    Raises ConfigError where nobody judges, or an option is unknown or wrong.
+    """
+    panel = [option.partition("=")[2] for option in options if option.startswith("panel=")]
+    given = [_with_criteria(option) for option in options if not option.startswith("panel=")]
+    named = [option for option in given if JUDGE_OPTIONS[1].has(option.partition("=")[0])]
+    if panel and named:
+        raise ConfigError("a panel's file names all judges", where="--panel", fix="leave --endpoint, --local ... away")
+    if not panel and not any(option.partition("=")[0] in JUDGES for option in named):
+        raise ConfigError(
+            "who judges?",
+            where=where,
+            fix="give --endpoint URL --model NAME, --local TARGET, --gguf FILE, --reward TARGET or --panel FILE",
+        )
+    judges = plain(build(PanelFile, read_yaml(panel[-1])).judges) if panel else [{}]
+    value: dict[str, Any] = {"judges": judges, "plan": {}}
+    return plain(configured(JudgeConfig, partial(build, JudgeConfig), where, value, JUDGE_OPTIONS, given))
+
+
+def _with_criteria(option: str) -> str:
+    """Criteria as written on the command line, or the content of the text file they name."""
+    key, _, given = option.partition("=")
+    if key != "criteria" or len(given) > 255 or "\n" in given or not Path(given).is_file():
+        return option
     try:
-        parse_yaml(f"value: {value}", "option")
-    except ConfigError:
-        return f"{key}={json.dumps(value)}"
-    return option
-
-
-def options_help(kind: str) -> str:
-    """Every option of a step, for ``--help``: name, allowed values, default, meaning."""
-    found: tuple[Section, ...] = sections(STEPS[kind])
-    lines = ["Options of the step (the keys of a recipe; --a.b for a key b inside of a):", ""]
-    for section in found:
-        path = section.path.lstrip(".").replace("[]", ".0")
-        for key in section.keys:
-            name = ".".join(part for part in (path, key.name) if part)
-            if name != "kind":
-                lines.append(option_line(name, key, section.choice))
-    return "\n".join(lines)
+        return f"{key}={Path(given).read_text(encoding='utf-8')}"
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read the criteria: {error}", where=given, fix="give a text file in UTF-8") from error
 
 
 # ---- what a command ends with --------------------------------------------------------------------------------------

@@ -6,15 +6,26 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Discriminator
 
+from posttrain.stages.arena import ArenaStage
 from posttrain.stages.base import StageKind
 from posttrain.stages.data import DataStage
 from posttrain.stages.eval import EvalStage
 from posttrain.stages.judge import JudgeStage
+from posttrain.stages.profile import ProfileStage
 from posttrain.stages.report import ReportStage
 from posttrain.stages.score import ScoreStage
 from posttrain.stages.train import TrainStage
 
-KINDS: tuple[type[StageKind], ...] = (DataStage, ScoreStage, TrainStage, EvalStage, JudgeStage, ReportStage)
+KINDS: tuple[type[StageKind], ...] = (
+    DataStage,
+    ProfileStage,
+    ScoreStage,
+    TrainStage,
+    EvalStage,
+    JudgeStage,
+    ArenaStage,
+    ReportStage,
+)
 
 if TYPE_CHECKING:
     AnyStage = StageKind

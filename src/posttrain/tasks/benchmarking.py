@@ -199,7 +199,7 @@ def check_benchmarks(
         raise ConfigError(
             "the prompts of these benchmarks have no place for criteria",
             where=f"{where}.judge.plan.criteria",
-            fix="leave them away, or use posttrain judge single --kind rubric",
+            fix="leave them away, or use posttrain judge single --prompt rubric",
         )
     if rated and any(source.reward is not None for source in judge.judges):
         raise ConfigError(

@@ -13,9 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from posttrain.errors import ConfigError, DataError
-from posttrain.lab.arena import ArenaCommand, parse_anchor, run_arena
+from conftest import Outcome
+from posttrain.artifacts import RunDir
+from posttrain.errors import DataError
+from posttrain.judge.arena import ArenaRatings, read_ratings
+from posttrain.lab.display import Display
+from posttrain.lab.engine import Experiment
+from posttrain.lab.recipe import Recipe
+from posttrain.stages.arena import ArenaStage, parse_anchor
 from posttrain.stats.ratings import Anchor
 
 STRENGTHS = {"A": 0.640, "B": 1.043, "C": 0.660, "D": 2.270}
@@ -36,6 +43,12 @@ def games(wins: Mapping[str, int]) -> list[dict[str, Any]]:
     ]
 
 
+def rated(file: Path, out: Path, **keys: Any) -> ArenaRatings:
+    recipe = Recipe(name="votes", stages={"arena": ArenaStage(kind="arena", file=str(file), **keys)})
+    Experiment(recipe, RunDir(out), Display(Console(quiet=True))).execute()
+    return read_ratings(out / "arena" / "ratings.json")
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return write(tmp_path / "games.jsonl", games(WINS))
@@ -45,12 +58,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_ratings_of_the_worked_example(file: Path, tmp_path: Path) -> None:
-    facts = run_arena(ArenaCommand(file=file, out=tmp_path / "out"))
+    facts = rated(file, tmp_path / "out")
     assert [one.model for one in facts.models] == ["D", "B", "C", "A"]
     for one in facts.models:
         assert one.rating == pytest.approx(1000 + 400 * math.log10(STRENGTHS[one.model]), abs=0.2)
         assert one.low < one.rating < one.high
-    assert (tmp_path / "out" / "arena.html").is_file()
 
 
 def test_counts_and_the_matrix_are_those_of_the_file(tmp_path: Path) -> None:
@@ -61,7 +73,7 @@ def test_counts_and_the_matrix_are_those_of_the_file(tmp_path: Path) -> None:
         {"model_a": "y", "model_b": "x", "winner": "tie"},
         {"model_a": "y", "model_b": "x", "winner": None},
     ]
-    facts = run_arena(ArenaCommand(file=write(tmp_path / "f.jsonl", rows), out=tmp_path / "out"))
+    facts = rated(write(tmp_path / "f.jsonl", rows), tmp_path / "out")
     x, y = facts.models
     assert (x.model, x.wins, x.ties, x.losses, x.comparisons) == ("x", 2, 1, 1, 4)
     assert (y.model, y.wins, y.ties, y.losses, y.comparisons) == ("y", 1, 1, 2, 4)
@@ -76,8 +88,8 @@ def test_counts_and_the_matrix_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_an_anchor_shifts_ratings_and_nothing_else(file: Path, tmp_path: Path) -> None:
-    free = run_arena(ArenaCommand(file=file, out=tmp_path / "a"))
-    anchored = run_arena(ArenaCommand(file=file, out=tmp_path / "b", anchor=Anchor("C", 1200)))
+    free = rated(file, tmp_path / "a")
+    anchored = rated(file, tmp_path / "b", anchor="C=1200")
     shift = {b.rating - a.rating for a, b in zip(free.models, anchored.models, strict=True)}
     assert max(shift) - min(shift) < 1e-9
     [c] = [one for one in anchored.models if one.model == "C"]
@@ -86,19 +98,18 @@ def test_an_anchor_shifts_ratings_and_nothing_else(file: Path, tmp_path: Path) -
 
 
 def test_bootstrap_clusters_and_confidence_change_intervals_not_ratings(file: Path, tmp_path: Path) -> None:
-    plain = run_arena(ArenaCommand(file=file, out=tmp_path / "out"))
+    plain = rated(file, tmp_path / "out")
     found = {
-        "bootstrap": run_arena(ArenaCommand(file=file, out=tmp_path / "out", interval="bootstrap")),
-        "cluster": run_arena(ArenaCommand(file=file, out=tmp_path / "out", cluster="prompt")),
-        "confidence": run_arena(ArenaCommand(file=file, out=tmp_path / "out", confidence=0.5)),
+        "bootstrap": rated(file, tmp_path / "out", interval="bootstrap"),
+        "cluster": rated(file, tmp_path / "out", cluster="prompt"),
+        "confidence": rated(file, tmp_path / "out", confidence=0.5),
     }
     for name, facts in found.items():
         for one, other in zip(plain.models, facts.models, strict=True):
             assert one.rating == pytest.approx(other.rating, abs=1e-9), name
             assert one.high - one.low != pytest.approx(other.high - other.low, rel=1e-3), name
     assert found["bootstrap"].interval == "bootstrap"
-    assert found["cluster"].cluster is not None
-    assert found["cluster"].cluster.clusters == 3
+    assert (found["cluster"].cluster, found["cluster"].clusters) == ("prompt", 3)
     half = found["confidence"].models[0]
     assert (half.high - half.low) / (plain.models[0].high - plain.models[0].low) == pytest.approx(
         0.67449 / 1.95996, rel=1e-4
@@ -106,7 +117,7 @@ def test_bootstrap_clusters_and_confidence_change_intervals_not_ratings(file: Pa
 
 
 def test_elo_follows_the_order_of_who_wins(file: Path, tmp_path: Path) -> None:
-    facts = run_arena(ArenaCommand(file=file, out=tmp_path / "out", method="elo"))
+    facts = rated(file, tmp_path / "out", method="elo")
     assert (facts.method, facts.interval) == ("elo", "bootstrap")
     assert facts.models[0].model == "D"
     assert any("still near the start: " in warning for warning in facts.warnings)
@@ -118,7 +129,7 @@ def test_weights_count(tmp_path: Path) -> None:
         {"model_a": "x", "model_b": "y", "winner": "model_a", "w": 3},
         {"model_a": "x", "model_b": "y", "winner": "model_b", "w": 1},
     ]
-    facts = run_arena(ArenaCommand(file=write(tmp_path / "f.jsonl", rows), out=tmp_path / "out", weight="w"))
+    facts = rated(write(tmp_path / "f.jsonl", rows), tmp_path / "out", weight="w")
     assert facts.models[0].rating - facts.models[1].rating == pytest.approx(400 * math.log10(3))
 
 
@@ -141,8 +152,8 @@ def test_style_is_told_apart_from_strength(tmp_path: Path) -> None:
             }
         )
     path = write(tmp_path / "f.jsonl", rows)
-    raw = run_arena(ArenaCommand(file=path, out=tmp_path / "out"))
-    equal = run_arena(ArenaCommand(file=path, out=tmp_path / "out", style=("tokens",)))
+    raw = rated(path, tmp_path / "out")
+    equal = rated(path, tmp_path / "out", style_columns=("tokens",))
     assert raw.models[0].model == "x"
     assert raw.models[0].rating - raw.models[1].rating > 100
     assert abs(equal.models[0].rating - equal.models[1].rating) < 40
@@ -153,19 +164,22 @@ def test_style_is_told_apart_from_strength(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "refusal"),
     [
-        ({"method": "elo", "interval": "sandwich"}, "--interval sandwich: Elo has no use"),
-        ({"method": "elo", "anchor": Anchor("A")}, "--anchor: Elo"),
-        ({"method": "elo", "style": ("tokens",)}, "--style: Elo"),
-        ({"method": "elo", "cluster": "prompt"}, "--cluster: Elo"),
-        ({"style": ("tokens",), "interval": "bootstrap"}, "sandwich intervals only"),
-        ({"confidence": 1.0}, "--confidence"),
+        (("--method", "elo", "--interval", "sandwich"), "--interval: Elo has no use"),
+        (("--method", "elo", "--anchor", "A"), "--anchor: Elo"),
+        (("--method", "elo", "--style-columns", "tokens"), "--style: Elo"),
+        (("--method", "elo", "--cluster", "prompt"), "--cluster: Elo"),
+        (("--style", "--interval", "bootstrap"), "sandwich intervals only"),
+        (("--confidence", "1.0"), "--confidence"),
+        (("--anchor", "gpt-4=high"), "--anchor: 'gpt-4=high' can't be read"),
+        (("--methd", "elo"), "unknown option --methd (did you mean 'method'?)"),
     ],
 )
-def test_options_without_effect_are_refused(file: Path, tmp_path: Path, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        run_arena(ArenaCommand(file=file, out=tmp_path / "out", **options))
+def test_options_without_effect_are_refused(
+    file: Path, tmp_path: Path, cli: Callable[..., Outcome], options: tuple[str, ...], refusal: str
+) -> None:
+    assert refusal in cli("arena", file, "-o", tmp_path / "out", *options).refused()
     assert not (tmp_path / "out").exists()
 
 
@@ -181,24 +195,22 @@ def test_ratings_that_do_not_exist_are_one_error_that_names_the_file(
 ) -> None:
     path = write(tmp_path / "f.jsonl", games(wins))
     code, out, err = cli("arena", path, "-o", tmp_path / "out")
-    assert (code, out) == (2, "")
+    assert code == 2
     assert err.startswith(f"error: {path}: ")
     assert told in err
     assert "fix: " in err
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_style_that_never_differs_is_named(tmp_path: Path) -> None:
     rows = [game | {"tokens_a": 5, "tokens_b": 5, "bold_a": n, "bold_b": 1} for n, game in enumerate(games(WINS))]
     path = write(tmp_path / "f.jsonl", rows)
     with pytest.raises(DataError, match="columns tokens_a and tokens_b"):
-        run_arena(ArenaCommand(file=path, out=tmp_path / "out", style=("bold", "tokens")))
+        rated(path, tmp_path / "out", style_columns=("bold", "tokens"))
 
 
 @pytest.mark.parametrize("text", ["=1000", "gpt-4=", "gpt-4=high", "gpt-4=nan"])
 def test_an_anchor_that_can_not_be_read_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--anchor"):
-        parse_anchor(text)
+    assert parse_anchor(text) is None
 
 
 def test_anchors() -> None:
@@ -211,17 +223,13 @@ def test_the_command_prints_the_table_or_the_facts(
 ) -> None:
     code, out, err = cli("arena", file, "-o", tmp_path / "out", "--anchor", "A=900")
     assert (code, err) == (0, "")
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
     lines = [line.split() for line in out.splitlines()]
     assert ["Model", "Rank", "Rating", "Games"] in lines
-    assert [line[0] for line in lines if len(line) > 3 and line[0] in "ABCD" and line[1].isdigit()] == [
-        "D",
-        "B",
-        "C",
-        "A",
-    ]
+    assert [line[0] for line in lines if len(line) == 6 and line[0] in "ABCD" and line[1].isdigit()] == list("DBCA")
     code, out, _ = cli("arena", file, "-o", tmp_path / "out", "--json")
     assert code == 0
-    assert out == (tmp_path / "out" / "ratings.json").read_text(encoding="utf-8")
+    assert out == (tmp_path / "out" / "arena" / "ratings.json").read_text(encoding="utf-8")
     assert [one["model"] for one in json.loads(out)["models"]] == ["D", "B", "C", "A"]
 
 
@@ -238,15 +246,15 @@ def test_both_commands_load_no_torch(file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none.jsonl", "."])
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="there is no such file") as caught:
-        run_arena(ArenaCommand(file=tmp_path / name, out=tmp_path / "out"))
+    with pytest.raises(DataError, match="no such file") as caught:
+        rated(tmp_path / name, tmp_path / "out")
     assert str(tmp_path / name) in str(caught.value)
 
 
 @pytest.mark.shared
 def test_arena_gives_the_ratings_of_arena_rank(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "evaluation"
-    facts = run_arena(ArenaCommand(file=folder / "mt_bench" / "human_votes.jsonl", out=tmp_path))
+    facts = rated(folder / "mt_bench" / "human_votes.jsonl", tmp_path)
     ours = {one.model: one for one in facts.models}
     with (folder / "bradley_terry" / "arena_rank_oracle_mtbench_human.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

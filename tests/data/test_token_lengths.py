@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.data.profile import Counts
+from posttrain.data.token_lengths import model_counter
 from posttrain.encode.template import ChatTemplate, load_template, load_tokenizer
-from posttrain.lab.lengths import model_counter
 from posttrain.types import Message, ToolCall
 
 pytestmark = pytest.mark.demo_model
