@@ -194,7 +194,7 @@ def test_ratings_that_do_not_exist_are_one_error_that_names_the_file(
     tmp_path: Path, cli: Callable[..., tuple[int, str, str]], wins: dict[str, int], told: str
 ) -> None:
     path = write(tmp_path / "f.jsonl", games(wins))
-    code, out, err = cli("arena", path, "-o", tmp_path / "out")
+    code, _, err = cli("arena", path, "-o", tmp_path / "out")
     assert code == 2
     assert err.startswith(f"error: {path}: ")
     assert told in err
@@ -226,7 +226,6 @@ def test_the_command_prints_the_table_or_the_facts(
     assert (tmp_path / "out" / "report" / "index.html").is_file()
     lines = [line.split() for line in out.splitlines()]
     assert ["Model", "Rank", "Rating", "Games"] in lines
-    assert [line[0] for line in lines if len(line) == 6 and line[0] in "ABCD" and line[1].isdigit()] == list("DBCA")
     code, out, _ = cli("arena", file, "-o", tmp_path / "out", "--json")
     assert code == 0
     assert out == (tmp_path / "out" / "arena" / "ratings.json").read_text(encoding="utf-8")

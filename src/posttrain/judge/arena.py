@@ -166,7 +166,7 @@ def arena_section(found: ArenaRatings, anchor: str) -> Section:
         f"(half a win each); {pairs - found.never_met:,} of {pairs:,} pairs compared; {found.missing:,} without a verdict are in none "
         "of the numbers."
     )
-    blocks: list[Block] = [Text(paragraph(found)), Text(counts, "aside")]
+    blocks: list[Block] = [Text(counts, "aside")]
     if found.warnings:
         blocks.append(Notice("warning", "Read with care", found.warnings))
     blocks += [*_ratings(found), *_matrix(found), *_counts(found), *(_style(found) if found.style else ()), _how(found)]
@@ -229,7 +229,9 @@ def _ratings(found: ArenaRatings) -> tuple[Block, ...]:
 
 def _matrix(found: ArenaRatings) -> tuple[Block, ...]:
     names = tuple(one.model for one in found.models)
-    title = "Who beats whom: share of wins of the model on the left against the one above, by its place, and comparisons"
+    title = (
+        "Who beats whom: share of wins of the model on the left against the one above, by its place, and comparisons"
+    )
     blocks: tuple[Block, ...] = (Matrix(title, names, found.win_rates_MM, found.counts_MM),)
     if found.never_met:
         were = f"{plural(found.never_met, 'pair')} {'was' if found.never_met == 1 else 'were'} never compared"

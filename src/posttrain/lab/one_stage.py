@@ -105,7 +105,8 @@ class OneStage:
         found = recipe.stages[self.stage].section(RunDir(out).stage(self.stage))
         assert found is not None, "such a stage says something"
         written = ", ".join(str(out / self.stage / name) for name in (*self.files, self.record))
-        return replace(found, blocks=(*found.blocks, report.Text(f"Written: {written}")))
+        opening = (report.Text(found.summary, "lead"),) if found.summary else ()
+        return replace(found, blocks=(*opening, *found.blocks, report.Text(f"Written: {written}")))
 
 
 def options_of(name: str) -> str:

@@ -108,7 +108,9 @@ def options_help(keys: Sequence[Keys]) -> str:
         for name, (key, choice) in one.listed().items():
             default = "required" if key.default is None else f"default {key.default}"
             needed = f" (with {choice})" if choice else ""
-            lines.setdefault(name, f"--{name.replace('_', '-')}{needed}  [{key.allowed}; {default}]\n    {key.meaning}\n")
+            lines.setdefault(
+                name, f"--{name.replace('_', '-')}{needed}  [{key.allowed}; {default}]\n    {key.meaning}\n"
+            )
     return "\n".join(["Options (the keys of a recipe; --a.b for a key b inside of a):", "", *lines.values()])
 
 

@@ -145,7 +145,8 @@ def read_run(run: RunDir, kinds: Sequence[type[StageKind]], title: str | None = 
     for name, kind in table.items():
         begun = [stage for stage in stages if stage.kind == name and stage.manifest]
         by_kind.append(kind.sections(begun, gaps) if begun else ())
-    if not any(kind.compares_models for stage in stages if (kind := table.get(stage.kind))):
+    trained = any(stage.folder.file(kept).is_dir() for stage in stages for kept in ("adapter", "model"))
+    if trained and not any(kind.compares_models for stage in stages if (kind := table.get(stage.kind))):
         gaps.append(Gap("", "missing", "The recipe has no stage that compares models, so nothing here does."))
     name, seed = str(recipe.get("name") or run.path.resolve().name), recipe.get("seed")
     titles = (config.get("title") for config in declared.values())
@@ -262,7 +263,7 @@ def _answer(run: Run) -> str:
         if one.verdict:
             by_verdict.setdefault(one.verdict, []).append(one.label)
     if not by_verdict:
-        return "No two models are compared here."
+        return run.summary or "No two models are compared here."
     claims = [f"{word} in {join(by_verdict[verdict])}" for verdict, word in CLAIMS.items() if verdict in by_verdict]
     if none := by_verdict.get("not shown"):
         claims.append(f"no difference is shown in {join(none)}, which is not the same as no difference")
@@ -285,8 +286,10 @@ def _advice(run: Run) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))[:MOST_ADVICE]
 
 
-def _shown(run: Run) -> values.Section:
-    """Return what was done, and what each part shows."""
+def _shown(run: Run) -> values.Section | None:
+    """Return what was done, and what each part shows; None where the opening has said it all."""
+    if not run.findings and not any(one.verdict for one in run.headlines):
+        return None
     rows = tuple((one.topic, values.Mark(one.verdict) if one.verdict else "", one.text) for one in run.findings)
     table = values.Table("What each part shows", ("Part", "Verdict", "What the numbers say"), rows)
     return values.Section(

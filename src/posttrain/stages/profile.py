@@ -71,7 +71,7 @@ class ProfileStage(StageKind):
     def section(out: StageDir) -> Section:
         """The rows in a few sentences, and every table and chart of the profile."""
         from posttrain.data.section import paragraph, read_profile, sections
-        from posttrain.report.values import Section, Text
+        from posttrain.report.values import Section
 
         found, name = read_profile(out.path), out.path.name
-        return Section(f"Profile: {name}", name, (Text(paragraph(found)), *sections(found, f"{name}-")))
+        return Section(f"Profile: {name}", name, sections(found, f"{name}-"), summary=paragraph(found))
