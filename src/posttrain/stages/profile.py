@@ -39,6 +39,7 @@ class ProfileStage(StageKind):
         from posttrain.data.places import SIDES, written_rows
         from posttrain.data.profile import COMPARISON, profile
         from posttrain.data.section import write_profile_page
+        from posttrain.data.steps import StepRun
         from posttrain.data.streams import printable
 
         out, sources, counter = context.out, context.located(self).sources, COMPARISON
@@ -52,7 +53,7 @@ class ProfileStage(StageKind):
         chain = out.file(READ) if written is None else written.parents[1]
         if written is None:
             shutil.rmtree(chain, ignore_errors=True)
-            rows_file, ledger = gather(sources, chain, context.resolve_data, context.display.tick)
+            rows_file, ledger = gather(sources, chain, StepRun(context.resolve_data, progress=context.display.tick))
             ledger.write(chain / "ledger.json")
             ledger.write(out.file("ledger.json"))
             if not ledger.steps[-1].rows_out:
