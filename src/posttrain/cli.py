@@ -201,21 +201,25 @@ def show(
     from posttrain.assets import resolve_data
     from posttrain.data.config import Source
     from posttrain.data.pipeline import row_at
-    from posttrain.encode import show as row_view
+    from posttrain.encode.show import as_json as row_json
+    from posttrain.encode.show import show_row
     from posttrain.lab.options import parse_columns
+    from posttrain.lab.row_page import row_page
     from posttrain.model.targets import resolve_target
+    from posttrain.report import terminal
+    from posttrain.report.html import page
 
     source = Source(path=conversations, format=row_format, columns=parse_columns(columns), split=split, config=config)
     found = row_at(source, row, resolve_data)
-    value = row_view.show_row(found, resolve_target(model).spoken(template).template, number=row)
+    value = show_row(found, resolve_target(model).spoken(template).template, number=row)
     if html is not None:
-        write_text(html, row_view.as_html(value))
+        write_text(html, page(row_page(value)))
         typer.echo(f"Open {html}", err=True)
     if as_json:
-        typer.echo(json.dumps(row_view.as_json(value), ensure_ascii=False))
+        typer.echo(json.dumps(row_json(value), ensure_ascii=False))
     else:
-        console = _console()
-        console.print(row_view.as_terminal(value, colours=console.color_system is not None), soft_wrap=False)
+        shown = row_page(value)
+        _console().print(terminal.page(shown), *map(terminal.section, shown.sections), sep="\n", soft_wrap=False)
     if value.rejected is not None:
         raise typer.Exit(2)
 

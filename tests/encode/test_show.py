@@ -6,7 +6,10 @@ import pytest
 from rich.console import Console
 
 from encoding import encode_row
-from posttrain.encode.show import RowView, as_html, as_json, as_terminal, show_row
+from posttrain.encode.show import RowView, as_json, show_row
+from posttrain.lab.row_page import row_page
+from posttrain.report import html
+from posttrain.report import terminal as in_terminal
 from posttrain.types import Message, Origin, SftRow, ToolCall
 
 
@@ -18,7 +21,7 @@ def chat(*contents: str) -> SftRow:
 def terminal(shown: RowView, **options) -> str:
     console = Console(width=100, record=True, file=None, force_terminal=True, **options)
     with console.capture() as capture:
-        console.print(as_terminal(shown))
+        console.print(*map(in_terminal.section, row_page(shown).sections), sep="\n")
     return capture.get()
 
 
@@ -71,7 +74,7 @@ def test_a_rejected_row_says_why_everywhere(golden):
         assert as_json(shown)["rejected"]["reason"] == reason
         assert as_json(shown)["tokens"] == []
         assert reason in terminal(shown)
-        assert f"Row rejected: {reason}" in as_html(shown)
+        assert f"{reason}: " in html.page(row_page(shown))
 
 
 def test_over_length_examples_are_cut_or_marked(golden):
@@ -90,7 +93,7 @@ def test_over_length_examples_are_cut_or_marked(golden):
 def test_the_terminal_colours_supervised_tokens_only(golden):
     printed = terminal(show_row(chat("question", "answer"), golden("chatml")), color_system="standard")
     coloured = [part.split("\x1b[0m")[0] for part in printed.split("\x1b[30;")[1:]]
-    assert "".join(part.split("m", 1)[1] for part in coloured) == "answer<|im_end|>like this"
+    assert "".join(part.split("m", 1)[1] for part in coloured) == "answer<|im_end|>"
 
 
 def test_data_can_not_steer_the_terminal_or_the_page(golden):
@@ -99,14 +102,13 @@ def test_data_can_not_steer_the_terminal_or_the_page(golden):
     assert "\x1b" not in printed
     assert "\x07" not in printed
     assert "␛[31mred␇ [bold]x[/bold]" in printed
-    assert "<script>" not in as_html(shown)
+    assert "<script>alert" not in html.page(row_page(shown))
 
 
 def test_the_page_is_self_contained_and_marks_supervised_tokens(golden):
     shown = show_row(chat("q", "a & b"), golden("chatml"))
-    page = as_html(shown)
+    page = html.page(row_page(shown))
     assert page.startswith("<!doctype html>")
-    assert "http" not in page
     assert "prefers-color-scheme: dark" in page
     assert page.count('<span class="supervised" title="id ') == shown.examples[0].supervised
     assert 'weight 1">&lt;|im_end|&gt;</span>' in page
@@ -118,5 +120,5 @@ def test_every_message_shows_its_parts(golden):
         (Message("user", "q"), Message("assistant", "", "hm", (call,), weight=0.5)), Origin("rows.jsonl", 3), "test"
     )
     printed = terminal(show_row(row, golden("qwen3")), color_system=None)
-    assert "assistant (weight 0.5): reasoning  hm" in printed
-    assert 'assistant (weight 0.5): call       weather {"city": "Bern"}' in printed
+    assert "assistant (weight 0.5): reasoning\nhm" in printed
+    assert 'assistant (weight 0.5): call\nweather {"city": "Bern"}' in printed

@@ -192,7 +192,12 @@ def _block(one: values.Block, level: int) -> Markup:
             said = tag("p", one.texts[0]) if len(one.texts) == 1 else several
             return tag("div", tag(f"h{min(level, 6)}", one.title), said, class_=f"notice {one.kind}", role="note")
         case values.Code():
-            return tag("details", tag("summary", one.title), tag("pre", one.text, tabindex="0"))
+            text = tag("pre", one.text, tabindex="0")
+            title = tag("p", one.title, class_="aside")
+            return tag("details", tag("summary", one.title), text) if one.folded else title + text
+        case values.Tokens():
+            spans = [tag("span", token.visible, class_=_role(token), title=token.note) for token in one.tokens]
+            return tag("p", one.title, class_="aside") + tag("pre", *spans, class_="tokens", tabindex="0")
         case values.Replies():
             return _replies(one, level)
         case values.Beside():
@@ -203,6 +208,10 @@ def _block(one: values.Block, level: int) -> Markup:
             return Markup("")
         case _:
             raise TypeError(f"{type(one).__name__} is no block")
+
+
+def _role(token: values.Token) -> str:
+    return "supervised" if token.weight > 0 else "negative" if token.weight < 0 else "context"
 
 
 def _figure(figure: Figure, level: int) -> Markup:

@@ -56,6 +56,9 @@ def _block(one: values.Block, level: int) -> Iterator[str]:
         case values.Code():
             yield f"{'#' * min(level, 6)} {inline(one.title)}"
             yield fenced(one.text, one.language)
+        case values.Tokens():
+            yield f"{'#' * min(level, 6)} {inline(one.title)}"
+            yield fenced(one.marked, "")
         case values.Replies():
             yield from _replies(one, level)
         case values.Beside():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text as Words
@@ -20,7 +21,9 @@ STYLES = {
     "not shown": "dim",
     "failed": "bold yellow",
 }
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+SHADES = ("black on green", "black on bright_green")
+_CONTROL = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)} | {0x7F: 0x2421}
+_CONTROL |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def page(one: values.Page) -> RenderableType:
@@ -66,12 +69,31 @@ def blocks(several: Sequence[values.Block]) -> Iterator[RenderableType]:
                 yield table(block)
             case values.Facts():
                 yield table(values.Table("", ("", ""), block.known))
+            case values.Code() if not block.folded:
+                yield from (Words(clean(block.title), "bold"), Words(clean(block.text)))
+            case values.Tokens():
+                yield from (Words(clean(block.title), "bold"), _Coloured(block))
             case values.Beside():
                 yield from blocks(block.blocks)
             case values.Section():
                 yield section(block)
             case _:
                 continue
+
+
+@dataclass(frozen=True)
+class _Coloured:
+    """Tokens that are trained on stand on a colour, neighbours in different shades; where there are no colours, in brackets."""
+
+    one: values.Tokens
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Words]:
+        if console.color_system is None:
+            yield Words(clean(self.one.marked))
+            return
+        shades = cycle(SHADES)
+        styled = [(one, next(shades) if one.weight else "dim") for one in self.one.tokens]
+        yield Words.assemble(*((clean(t.visible), "black on red" if t.weight < 0 else style) for t, style in styled))
 
 
 def table(one: values.Table) -> Grid:
@@ -109,5 +131,5 @@ def words(one: values.Cell) -> Words:
 
 
 def clean(text: str) -> str:
-    """Return text without control characters, which could move the cursor or change colours."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Return text with a visible sign for every control character: they could move the cursor or change colours."""
+    return text.translate(_CONTROL)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 
 from posttrain.report import numbers
@@ -162,6 +163,36 @@ class Code:
     title: str
     text: str
     language: str = ""
+    folded: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as the text it shows; ``weight``: of predicting it, 0 = it is context."""
+
+    text: str
+    weight: float
+    note: str = ""
+
+    @property
+    def visible(self) -> str:
+        """Its text with signs for line ends and tabs, and one where it shows nothing (the rest of a character before it)."""
+        return self.text.replace("\t", "\u2192").replace("\n", "\u21b5\n") or "\u00b7"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A sequence of tokens, those that are trained on in colour."""
+
+    title: str
+    tokens: tuple[Token, ...]
+
+    @property
+    def marked(self) -> str:
+        """All of them as text, with what is trained on in brackets."""
+        runs = groupby(self.tokens, key=lambda token: token.weight != 0)
+        texts = (("".join(token.visible for token in run), trained) for trained, run in runs)
+        return "".join(f"\u27e6{text}\u27e7" if trained else text for text, trained in texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +314,7 @@ class Section:
     """What a reader could do next, the most useful first."""
 
 
-Block = Text | Table | Facts | Matrix | Notice | Chart | Code | Replies | Records | Beside | Section
+Block = Text | Table | Facts | Matrix | Notice | Chart | Code | Tokens | Replies | Records | Beside | Section
 
 
 @dataclass(frozen=True, slots=True)

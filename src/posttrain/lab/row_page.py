@@ -1,0 +1,56 @@
+"""``posttrain show``: a row at every stage of encoding, as a page and in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from posttrain.encode.show import ExampleView, RowView
+from posttrain.report.values import Block, Code, Notice, Page, Section, Text, Token, Tokens
+
+
+def row_page(view: RowView) -> Page:
+    """The messages of a row, and for each example made of it the rendered text and the tokens."""
+    messages = tuple(Code(role, text, folded=False) for role, text in _messages(view))
+    sections = [Section("Messages", "messages", messages)]
+    if view.rejected is not None:
+        said = Notice("warning", "It is not trained on", (f"{view.rejected.reason}: {view.rejected.detail}",))
+        sections.append(Section("Row rejected", "rejected", (said,)))
+    if view.notes:
+        sections.append(Section("Notes", "notes", (Text(", ".join(view.notes)),)))
+    for number, example in enumerate(view.examples, start=1):
+        blocks: tuple[Block, ...] = (
+            Text(_facts(example)),
+            Code("Rendered text", example.rendered, folded=False),
+            Tokens(
+                "Tokens; what is trained on stands out",
+                tuple(Token(t.text, t.weight, f"id {t.id}, weight {t.weight:g}") for t in example.tokens),
+            ),
+        )
+        sections.append(Section(f"Example {number} of {len(view.examples)}", f"example-{number}", blocks))
+    return Page(kind="posttrain show", title=view.place, sections=tuple(sections))
+
+
+def _facts(example: ExampleView) -> str:
+    parts = [f"{len(example.tokens)} tokens", f"{example.supervised} supervised"]
+    if example.truncated:
+        parts.append("truncated")
+    if example.place is not None:
+        parts.append(f"micro-batch {example.place.micro_batch}, tokens from {example.place.start}")
+    if example.rejected is not None:
+        parts.append(f"dropped: {example.rejected.reason} ({example.rejected.detail})")
+    return ", ".join(parts)
+
+
+def _messages(view: RowView) -> Iterator[tuple[str, str]]:
+    """(role with weight, text) of the tools and every message, reasoning and tool calls included."""
+    yield from (("tool", json.dumps(tool, ensure_ascii=False)) for tool in view.row.tools)
+    for message in view.row.messages:
+        role = message.role if message.weight is None else f"{message.role} (weight {message.weight:g})"
+        named = [part for part in (message.name, message.tool_call_id) if part is not None]
+        role += f" ({', '.join(named)})" if named else ""
+        if message.reasoning:
+            yield f"{role}: reasoning", message.reasoning
+        if message.content or not message.tool_calls:
+            yield role, message.content
+        yield from ((f"{role}: call", f"{call.name} {call.arguments}") for call in message.tool_calls)
