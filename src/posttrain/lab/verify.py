@@ -18,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -44,14 +42,15 @@ from posttrain.model.load import load_model
 from posttrain.model.score import batch_logps, lay_out, sequence_logps
 from posttrain.model.targets import resolve_target
 from posttrain.objectives import default_objective
+from posttrain.report import terminal
+from posttrain.report import values as report
+from posttrain.report.values import Block, Notice, Number, Section
 from posttrain.train.config import TrainSettings
 from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, step_context, train
 from posttrain.train.reference import NO_REFERENCE, ReferenceLogps, sequence_key
 from posttrain.train.tasks import Task, Unit, make_task
 from posttrain.types import Message, RowKind, SftRow, Tokens
 
-FIRST_LOSS: Mapping[RowKind, float] = {"pairs": math.log(2), "feedback": 0.5}
-"""The loss where the policy is the reference, whatever the rows: log-ratios of 0 make it a constant."""
 ROWS_READ = 4
 """Rows read for each one asked for, because some may be too long."""
 VALUE_TOLERANCE = 1e-5
@@ -114,11 +113,8 @@ def verify_model(
         record = {"model": model, "rows": computed, "tokens": tokens, "holds": holds, "checks": listed}
         console.out(json.dumps(record), highlight=False)
         return holds
-    console.print(_table(checks), soft_wrap=False)
-    failed = [check.name for check in checks if not check.holds]
-    verdict = f"NOT true: {', '.join(failed)}" if failed else "every invariant holds"
-    where = f"masks of {usable.rows} rows, the rest on {computed} rows ({tokens:,} tokens) in fp32"
-    console.print(f"{verdict} ({where})", style="bold red" if failed else "green", highlight=False)
+    basis = f"masks of {usable.rows} rows, the rest on {computed} rows ({tokens:,} tokens) in fp32"
+    console.print(terminal.section(_section(checks, basis)), soft_wrap=False, highlight=False)
     return holds
 
 
@@ -217,8 +213,7 @@ def model_checks(lineage: Lineage, usable: Usable) -> Iterator[Check]:
         before,
         _logps(model, [sequences]),
     )
-    if objective.needs_reference:
-        expected = FIRST_LOSS[usable.kind]
+    if (expected := objective.untrained_loss) is not None:
         yield _values(
             "first loss",
             f"before the first step the policy is its reference: the loss of {objective.name.upper()} is {expected:.4f}",
@@ -509,20 +504,21 @@ def _gradients(
     return Check(name, meaning, float(np.max(differences)), GRADIENT_TOLERANCE, detail)
 
 
-def _table(checks: Sequence[Check]) -> Table:
-    table = Table(show_lines=True)
-    table.add_column("check and what it means")
-    table.add_column("largest\ndifference", justify="right", no_wrap=True)
-    table.add_column("tolerance", justify="right", no_wrap=True)
-    table.add_column("holds", no_wrap=True)
-    for check in checks:
-        name = Text.assemble(
-            (check.name, "bold"), f"\n{check.meaning}", (f"\n{check.detail}" if check.detail else "", "dim")
+def _section(checks: Sequence[Check], basis: str) -> Section:
+    """What was measured, and the verdict."""
+    rows = tuple(
+        (
+            check.name,
+            Number(check.difference, "scientific"),
+            Number(check.tolerance, "scientific"),
+            "yes" if check.holds else "NO",
+            "; ".join(part for part in (check.meaning, check.detail) if part),
         )
-        verdict = Text("yes", "green") if check.holds else Text("NO", "bold red")
-        table.add_row(name, _number(check.difference), _number(check.tolerance), verdict)
-    return table
-
-
-def _number(value: float) -> str:
-    return f"{value:.1e}" if value else "0"
+        for check in checks
+    )
+    table = report.Table("", ("check", "difference", "tolerance", "holds", "what it means"), rows)
+    failed = [check.name for check in checks if not check.holds]
+    verdict: Block = report.Text(f"every invariant holds ({basis})", "lead")
+    if failed:
+        verdict = Notice("warning", "not every invariant holds", (f"NOT true: {', '.join(failed)} ({basis})",))
+    return Section("Invariants of training", "verify", (table, verdict))

@@ -93,6 +93,11 @@ class KtoObjective(BaseObjective):
     reference: Annotated[str, NamesStage("model")] | None = None
     """Weights to compare with: null = those the stage starts from; otherwise ``base`` or a train stage."""
 
+    @property
+    def untrained_loss(self) -> float | None:
+        """Half a reply's weight while policy and reference are one model."""
+        return 0.5 if self.desirable_weight == self.undesirable_weight == 1 else None
+
     def settings_problem(self, batch_size: int) -> str | None:
         """A batch of one row has no other row to compare with."""
         if batch_size < 2:
