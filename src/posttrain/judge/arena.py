@@ -98,7 +98,13 @@ def read_ratings(path: Path) -> ArenaRatings:
 
 
 def arena_ratings(
-    file: str, cluster: str | None, comparisons: Comparisons, table: RatingTable, style: Sequence[StyleCoefficient]
+    file: str,
+    cluster: str | None,
+    confidence: float,
+    anchor: Anchor | None,
+    comparisons: Comparisons,
+    table: RatingTable,
+    style: Sequence[StyleCoefficient],
 ) -> ArenaRatings:
     """What stands in ratings.json, from comparisons and the ratings made of them."""
     matrix = win_matrix(comparisons)
@@ -112,13 +118,13 @@ def arena_ratings(
         file=file,
         method=table.method,
         interval=table.interval,
-        confidence=table.confidence,
-        anchor=table.anchor,
+        confidence=confidence,
+        anchor=anchor,
         cluster=cluster,
         clusters=None if clusters is None else len(np.unique(clusters)),
-        comparisons=table.comparisons,
+        comparisons=len(comparisons),
         ties=int(np.count_nonzero(comparisons.outcomes_N == 0.5)),
-        missing=table.missing,
+        missing=comparisons.missing,
         models=tuple(
             RatedModel(
                 **rating._asdict(),

@@ -72,6 +72,10 @@ class ArenaStage(StageKind):
             yield Problem(("interval",), "ratings at equal style have sandwich intervals only; leave it out")
 
     @property
+    def _anchor(self) -> Anchor | None:
+        return None if self.anchor is None else parse_anchor(self.anchor)
+
+    @property
     def _style(self) -> tuple[str, ...]:
         return self.style_columns or (ARENA_STYLE if self.style else ())
 
@@ -87,7 +91,7 @@ class ArenaStage(StageKind):
             table, style = here._rated(comparisons, context.seed)
         except DataError as error:
             raise DataError(error.problem, where=error.where or here.file, fix=error.fix) from error
-        found = arena_ratings(self.file, self.cluster, comparisons, table, style)
+        found = arena_ratings(self.file, self.cluster, self.confidence, self._anchor, comparisons, table, style)
         write_json(context.out.file("ratings.json"), plain(found))
         return {"models": len(found.models), "comparisons": found.comparisons, "missing": found.missing}
 
@@ -99,7 +103,7 @@ class ArenaStage(StageKind):
         from posttrain.stats.ratings import bradley_terry
         from posttrain.stats.style_control import style_controlled, style_features
 
-        anchor = None if self.anchor is None else parse_anchor(self.anchor)
+        anchor = self._anchor
         if self.method == "elo":
             return elo_table(comparisons, seed=seed, confidence=self.confidence), ()
         if not self._style:
