@@ -257,6 +257,13 @@ def test_every_configuration_field_is_read_by_some_code() -> None:
 
 
 WORDS = {
+    "ArenaStage.anchor",
+    "ArenaStage.style_columns",
+    "ArenaStage.cluster",
+    "ArenaStage.model_a",
+    "ArenaStage.model_b",
+    "ArenaStage.winner",
+    "ArenaStage.weight",
     *(
         "Recipe.name",
         "ReportStage.title",
