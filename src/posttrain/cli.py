@@ -242,12 +242,17 @@ judge_app = typer.Typer(
 app.add_typer(judge_app)
 
 
+_OPTIONS_ARE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Of a command whose options are keys of a configuration."""
+
+
 def _one_stage(group: typer.Typer, name: str, words: str, about: str) -> None:
     """Add a command that is a recipe of one stage; its options are keys of the recipe."""
     verb = name.rpartition(" ")[2]
-    context = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
-    @group.command(verb, help=f"{about}\n\nposttrain {name} {words} -o DIR [--KEY VALUE]...", context_settings=context)
+    @group.command(
+        verb, help=f"{about}\n\nposttrain {name} {words} -o DIR [--KEY VALUE]...", context_settings=_OPTIONS_ARE_KEYS
+    )
     def command(
         ctx: typer.Context,
         out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write into, a run folder.")] = None,
@@ -412,58 +417,31 @@ def evaluate(
     _show_end(experiment.run)
 
 
-@app.command()
+@app.command(
+    help="Compare two models on the same prompts. Difference with interval, permutation test, and what could have been found.\n\n"
+    "posttrain compare A B FILE [--KEY VALUE]...: one row a model and prompt with scores, or one row a judged pair. Differences are B - A.",
+    context_settings=_OPTIONS_ARE_KEYS,
+)
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A model named in the file.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one; differences are B - A.")],
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="One row a model and prompt with scores, or one row a judged pair.")
-    ],
-    measures: Annotated[
-        list[str] | None,
-        typer.Option("--measure", help="Column with numbers or booleans; may be repeated.  [default: score]"),
-    ] = None,
-    item: Annotated[
-        str | None, typer.Option("--item", help="Column of the prompt.  [default: prompt_id, question_id, item or id]")
-    ] = None,
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", help="Column whose equal values mark prompts that are not independent.")
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Column of the model.  [default: model]")] = None,
-    model_a: Annotated[str | None, typer.Option("--model-a", help="Of judged pairs.  [default: model_a]")] = None,
-    model_b: Annotated[str | None, typer.Option("--model-b", help="Of judged pairs.  [default: model_b]")] = None,
-    winner: Annotated[str | None, typer.Option("--winner", help="Of judged pairs.  [default: winner]")] = None,
-    confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
-    resamples: Annotated[int, typer.Option("--resamples", help="Bootstrap resamples and drawn permutations.")] = 10_000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is drawn.")] = 0,
+    ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
 ) -> None:
-    """Compare two models on the same prompts. Difference with interval, permutation test, and what could have been found."""
+    """See the help above."""
     import json
 
-    from posttrain.lab import comparison as comparing
+    from posttrain.lab import comparison
     from posttrain.report import terminal
 
-    command = comparing.CompareCommand(
-        a=a,
-        b=b,
-        file=file,
-        measures=tuple(measures or ()),
-        item=item,
-        cluster=cluster,
-        model=model,
-        model_a=model_a,
-        model_b=model_b,
-        winner=winner,
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-    )
-    found = comparing.compare(command)
+    if help_wanted:
+        typer.echo(ctx.get_help() + "\n\n" + comparison.options())
+        raise typer.Exit
+    settings = comparison.settings_of(ctx.args)
+    found = comparison.compare(settings)
     if as_json:
-        typer.echo(json.dumps(comparing.compare_json(command, found), ensure_ascii=False))
+        typer.echo(json.dumps(comparison.compare_json(settings, found), ensure_ascii=False))
     else:
-        _console().print(terminal.section(comparing.compare_section(command, found)), highlight=False)
+        _console().print(terminal.section(comparison.compare_section(settings, found)), highlight=False)
 
 
 @app.command()

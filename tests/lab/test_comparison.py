@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.errors import ConfigError, DataError
-from posttrain.lab.comparison import CompareCommand, MeasureComparison, compare, sentence
+from posttrain.lab.comparison import CompareSettings, MeasureComparison, compare, sentence, settings_of
 from posttrain.stats import intervals as stats
 from posttrain.stats.intervals import IntervalSettings
 
@@ -37,7 +37,7 @@ def scores(values: Mapping[str, Iterable[Any]], measure: str = "score") -> list[
 
 
 def compared(path: Path, rows: Iterable[Mapping[str, Any]], **options: Any) -> tuple[MeasureComparison, ...]:
-    return compare(CompareCommand(**{"a": "a", "b": "b", "file": write(path / "f.jsonl", rows), **options}))
+    return compare(CompareSettings(**{"a": "a", "b": "b", "file": str(write(path / "f.jsonl", rows)), **options}))
 
 
 def test_scores_by_hand(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_scores_by_hand(tmp_path: Path) -> None:
 
 def test_booleans_by_hand(tmp_path: Path) -> None:
     rows = scores({"a": [True, *[False] * 7], "b": [True] * 7 + [False]}, "passed")
-    [one] = compared(tmp_path, rows, measures=("passed",))
+    [one] = compared(tmp_path, rows, measure=("passed",))
     assert one.kind == "booleans"
     assert one.mcnemar is not None
     # six prompts that only b passes: 2 / 2^6, for the exact test and for the permutations
@@ -110,12 +110,12 @@ def test_clusters_are_swapped_as_a_whole(tmp_path: Path) -> None:
 def test_several_measures_are_adjusted_by_holm(tmp_path: Path) -> None:
     rows = scores({"a": [0] * 7, "b": [1] * 7}, "one")
     rows = [row | {"two": row["one"], "three": 5} for row in rows]
-    one, two, three = compared(tmp_path, rows, measures=("one", "two", "three"))
+    one, two, three = compared(tmp_path, rows, measure=("one", "two", "three"))
     assert (one.p_value, three.p_value) == (2 / 128, 1.0)
     assert (one.p_holm, two.p_holm, three.p_holm) == (3 * 2 / 128, 3 * 2 / 128, 1.0)
     assert one.different
     assert "after Holm for 3 measures" in one.sentence
-    [single] = compared(tmp_path, rows, measures=("one",))
+    [single] = compared(tmp_path, rows, measure=("one",))
     assert single.p_holm == single.p_value
 
 
@@ -125,7 +125,7 @@ def test_columns_and_csv(tmp_path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["who", "question", "ok"])
         writer.writerows([["a", 1, "True"], ["a", 2, "false"], ["b", 1, "true"], ["b", 2, "TRUE"], ["b", 3, ""]])
-    [one] = compare(CompareCommand(a="a", b="b", file=path, model="who", item="question", measures=("ok",)))
+    [one] = compare(CompareSettings(a="a", b="b", file=str(path), model="who", item="question", measure=("ok",)))
     assert (one.kind, one.mean_a, one.mean_b, one.missing) == ("booleans", 0.5, 1.0, 1)
 
 
@@ -190,11 +190,9 @@ VERDICTS = [verdict("a", "b", "model_a", 1)]
         (SCORES, {"b": "a"}, "compared with itself"),
         (SCORES, {"winner": "w"}, "--winner"),
         (SCORES, {"model_a": "x"}, "--model-a"),
-        (VERDICTS, {"measures": ("score",)}, "--measure"),
+        (VERDICTS, {"measure": ("score",)}, "--measure"),
         (VERDICTS, {"model": "m"}, "--model"),
         (VERDICTS, {"item": "question_id", "cluster": "question_id"}, "--item: verdicts are joined by --cluster"),
-        (SCORES, {"confidence": 0.0}, "--confidence"),
-        (SCORES, {"resamples": 0}, "--resamples"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -204,11 +202,17 @@ def test_options_that_do_not_fit_are_refused(
         compared(tmp_path, rows, **options)
 
 
+@pytest.mark.parametrize("option", [["--confidence", "1"], ["--resamples", "0"], ["--seed", "-1"], ["--mesure", "x"]])
+def test_wrong_options_are_named(option: list[str]) -> None:
+    with pytest.raises(ConfigError, match=option[0]):
+        settings_of(["a", "b", "f.jsonl", *option])
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "told"),
     [
         (SCORES, {"b": "bb"}, r"no model 'bb' \(did you mean 'b'\?\)"),
-        (SCORES, {"measures": ("scor",)}, r"f\.jsonl:1: no field 'scor' \(did you mean 'score'\?\)"),
+        (SCORES, {"measure": ("scor",)}, r"f\.jsonl:1: no field 'scor' \(did you mean 'score'\?\)"),
         (SCORES, {"item": "prompt"}, "no field 'prompt'"),
         (scores({"a": [1], "b": ["good"]}), {}, r"f\.jsonl:2: score is 'good'"),
         (scores({"a": [1, None], "b": [None, 1]}), {}, "no prompt has score of both a and b"),
@@ -229,7 +233,7 @@ def test_bad_files_are_one_error_with_its_place(
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(DataError, match="there is no such file") as caught:
-            compare(CompareCommand(a="a", b="b", file=path))
+            compare(CompareSettings(a="a", b="b", file=str(path)))
         assert str(path) in str(caught.value)
 
 
@@ -259,7 +263,7 @@ def test_the_sentence_names_the_better_one_whichever_it_is(tmp_path: Path) -> No
 @pytest.mark.shared
 def test_votes_of_one_question_are_not_independent(shared_data: Path) -> None:
     path = shared_data / "evaluation" / "mt_bench" / "human_votes.jsonl"
-    [grouped] = compare(CompareCommand(a="gpt-3.5-turbo", b="claude-v1", file=path, resamples=2000))
+    [grouped] = compare(CompareSettings(a="gpt-3.5-turbo", b="claude-v1", file=str(path), resamples=2000))
     share = stats.compare(
         [0.0] * grouped.pairs,
         [1.0] * grouped.b_better + [0.0] * grouped.ties + [-1.0] * grouped.a_better,
@@ -268,6 +272,6 @@ def test_votes_of_one_question_are_not_independent(shared_data: Path) -> None:
     assert grouped.difference.estimate == pytest.approx(share.estimate)
     assert grouped.difference.high - grouped.difference.low > 1.2 * (share.high - share.low)
     assert not grouped.different
-    [clear] = compare(CompareCommand(a="gpt-4", b="llama-13b", file=path, resamples=2000))
+    [clear] = compare(CompareSettings(a="gpt-4", b="llama-13b", file=str(path), resamples=2000))
     assert clear.different
     assert clear.mean_a > 0.8

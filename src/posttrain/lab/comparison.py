@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 
 from posttrain.artifacts import plain
+from posttrain.config import build
 from posttrain.data.sources import Record
 from posttrain.errors import ConfigError, DataError
 from posttrain.judge.votes import cell, no_verdict, records
+from posttrain.lab.options import Keys, configured, options_help, split_arguments
 from posttrain.report import numbers
 from posttrain.report.values import Block, Number, Section, Table, Text, Unit
 from posttrain.stats import intervals as stats
@@ -32,24 +35,50 @@ ITEM_COLUMNS = ("prompt_id", "question_id", "item", "id")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCommand:
-    """What the command line says. A column that is None has its usual name."""
+class CompareSettings:
+    """What is compared. A column that is null has its usual name."""
 
     a: str
     b: str
-    file: Path
-    measures: tuple[str, ...] = ()
-    """Columns with scores or booleans; ``score`` where none is named."""
+    file: str
+    measure: tuple[str, ...] = ()
+    """Columns with numbers or booleans; none = score. May be repeated."""
     item: str | None = None
-    """Column of the prompt; the first of :data:`ITEM_COLUMNS` that the file has."""
+    """Column of the prompt; null = the first of prompt_id, question_id, item and id."""
     cluster: str | None = None
+    """Column whose equal values mark prompts that are not independent."""
     model: str | None = None
+    """Column of the model; null = model."""
     model_a: str | None = None
+    """Of judged pairs; null = model_a."""
     model_b: str | None = None
+    """Of judged pairs; null = model_b."""
     winner: str | None = None
-    confidence: float = 0.95
-    resamples: int = 10_000
-    seed: int = 0
+    """Of judged pairs; null = winner."""
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    """Of the intervals."""
+    resamples: Annotated[int, Ge(1)] = 10_000
+    """Bootstrap resamples and drawn permutations."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of what is drawn."""
+
+
+_KEYS = (Keys(CompareSettings, ("",), without=("a", "b", "file")),)
+
+
+def options() -> str:
+    """Every option, for ``--help``."""
+    return options_help(_KEYS)
+
+
+def settings_of(words: Sequence[str]) -> CompareSettings:
+    """What a command line says: two models, a file, and options. Raises ConfigError."""
+    named, given = split_arguments(words)
+    where = "posttrain compare"
+    if len(named) != 3:
+        raise ConfigError("two models and one file are needed", where=where, fix="posttrain compare A B FILE")
+    value = dict(zip(("a", "b", "file"), named, strict=True))
+    return configured(CompareSettings, partial(build, CompareSettings), where, value, _KEYS, given)
 
 
 class McNemar(NamedTuple):
@@ -106,7 +135,7 @@ class _Pairs:
     mcnemar: bool
 
 
-def compare(command: CompareCommand) -> tuple[MeasureComparison, ...]:
+def compare(settings: CompareSettings) -> tuple[MeasureComparison, ...]:
     """Compare two models on every measure of a file.
 
     Two kinds of file: one row for each model and prompt with scores or booleans, or one row for each judged pair with a
@@ -118,47 +147,43 @@ def compare(command: CompareCommand) -> tuple[MeasureComparison, ...]:
         DataError: the file can't be used, or the two have nothing in common.
 
     """
-    if command.a == command.b:
-        raise ConfigError(f"{command.a!r} is compared with itself", fix="name two models")
-    if not 0 < command.confidence < 1:
-        raise ConfigError(f"confidence is {command.confidence}", where="--confidence", fix="between 0 and 1, like 0.95")
-    if command.resamples < 1:
-        raise ConfigError(f"resamples is {command.resamples}", where="--resamples", fix="at least 1")
-    rows = list(records(command.file))
+    if settings.a == settings.b:
+        raise ConfigError(f"{settings.a!r} is compared with itself", fix="name two models")
+    rows = list(records(settings.file))
     if not rows:
-        raise DataError("no rows", where=str(command.file), fix="give a file of scores or judged pairs")
-    winner = command.winner or "winner"
+        raise DataError("no rows", where=settings.file, fix="give a file of scores or judged pairs")
+    winner = settings.winner or "winner"
     judged = winner in rows[0][1].value
-    _refuse_unused(command, judged=judged)
+    _refuse_unused(settings, judged=judged)
     if judged:
-        found = [_verdict_pairs(command, rows, winner)]
+        found = [_verdict_pairs(settings, rows, winner)]
     else:
-        found = [_score_pairs(command, rows, measure) for measure in command.measures or ("score",)]
-    compared = [_compared(command, pairs) for pairs in found]
+        found = [_score_pairs(settings, rows, measure) for measure in settings.measure or ("score",)]
+    compared = [_compared(settings, pairs) for pairs in found]
     adjusted = stats.holm([one.p_value for one in compared])
-    return tuple(_told(command, one, p, len(compared)) for one, p in zip(compared, adjusted, strict=True))
+    return tuple(_with_holm(settings, one, p, len(compared)) for one, p in zip(compared, adjusted, strict=True))
 
 
-def _refuse_unused(command: CompareCommand, *, judged: bool) -> None:
-    if judged and command.item and command.cluster:
+def _refuse_unused(settings: CompareSettings, *, judged: bool) -> None:
+    if judged and settings.item and settings.cluster:
         raise ConfigError("verdicts are joined by --cluster already", where="--item", fix="name one of the two")
     if judged:
-        unused = {"--measure": command.measures, "--model": command.model}
+        unused = {"--measure": settings.measure, "--model": settings.model}
     else:
-        unused = {"--model-a": command.model_a, "--model-b": command.model_b, "--winner": command.winner}
+        unused = {"--model-a": settings.model_a, "--model-b": settings.model_b, "--winner": settings.winner}
     for option, given in unused.items():
         if given:
             what = "judged pairs (it has a winner)" if judged else "scores (it has no winner)"
-            raise ConfigError(f"{command.file} holds {what}: it has no use for this", where=option, fix="leave it out")
+            raise ConfigError(f"{settings.file} holds {what}: it has no use for this", where=option, fix="leave it out")
 
 
 # ---- read -------------------------------------------------------------------------------------------------
 
 
-def _verdict_pairs(command: CompareCommand, rows: Sequence[tuple[str, Record]], winner: str) -> _Pairs:
+def _verdict_pairs(settings: CompareSettings, rows: Sequence[tuple[str, Record]], winner: str) -> _Pairs:
     """Verdicts between the two models, whichever of them stands first."""
-    columns = (command.model_a or "model_a", command.model_b or "model_b")
-    group = command.cluster or command.item or _usual_item(rows[0][1])
+    columns = (settings.model_a or "model_a", settings.model_b or "model_b")
+    group = settings.cluster or settings.item or _usual_item(rows[0][1])
     shares_b: list[float] = []
     clusters: list[Hashable] = []
     known: set[str] = set()
@@ -166,7 +191,7 @@ def _verdict_pairs(command: CompareCommand, rows: Sequence[tuple[str, Record]], 
     for where, record in rows:
         names = [str(cell(record, column, where)) for column in columns]
         known.update(names)
-        if {*names} != {command.a, command.b}:
+        if {*names} != {settings.a, settings.b}:
             continue
         verdict = cell(record, winner, where)
         if no_verdict(verdict):
@@ -179,27 +204,27 @@ def _verdict_pairs(command: CompareCommand, rows: Sequence[tuple[str, Record]], 
                 where=where,
                 fix=f"use one of {', '.join(OUTCOMES)}",
             )
-        shares_b.append(share if names[0] == command.b else 1 - share)
+        shares_b.append(share if names[0] == settings.b else 1 - share)
         clusters.append(len(clusters) if group is None else str(cell(record, group, where)))
-    _models_known(command, known)
+    _models_known(settings, known)
     if not shares_b:
         raise DataError(
-            f"no verdict between {command.a} and {command.b}", where=str(command.file), fix="judge them on some prompts"
+            f"no verdict between {settings.a} and {settings.b}", where=settings.file, fix="judge them on some prompts"
         )
     b_R = np.array(shares_b)
     return _Pairs(winner, "verdicts", 1 - b_R, b_R, clusters, missing, mcnemar=False)
 
 
-def _score_pairs(command: CompareCommand, rows: Sequence[tuple[str, Record]], measure: str) -> _Pairs:
+def _score_pairs(settings: CompareSettings, rows: Sequence[tuple[str, Record]], measure: str) -> _Pairs:
     """One value for each model and prompt, of the prompts that both have."""
-    model, item = command.model or "model", command.item or _usual_item(rows[0][1])
+    model, item = settings.model or "model", settings.item or _usual_item(rows[0][1])
     if item is None:
         raise DataError(
             f"no column says which prompt a row is about (looked for {', '.join(ITEM_COLUMNS)})",
             where=rows[0][0],
             fix="name it with --item",
         )
-    values: dict[str, dict[str, list[float]]] = {command.a: {}, command.b: {}}
+    values: dict[str, dict[str, list[float]]] = {settings.a: {}, settings.b: {}}
     clusters: dict[str, str] = {}
     known: set[str] = set()
     asked: set[str] = set()
@@ -211,10 +236,10 @@ def _score_pairs(command: CompareCommand, rows: Sequence[tuple[str, Record]], me
             continue
         key = str(cell(record, item, where))
         asked.add(key)
-        group = key if command.cluster is None else str(cell(record, command.cluster, where))
+        group = key if settings.cluster is None else str(cell(record, settings.cluster, where))
         if clusters.setdefault(key, group) != group:
             raise DataError(
-                f"prompt {key!r} is in {command.cluster} {clusters[key]!r} and {group!r}",
+                f"prompt {key!r} is in {settings.cluster} {clusters[key]!r} and {group!r}",
                 where=where,
                 fix="a prompt belongs to one cluster",
             )
@@ -222,13 +247,13 @@ def _score_pairs(command: CompareCommand, rows: Sequence[tuple[str, Record]], me
         if value is not None:
             boolean = boolean and isinstance(value, bool)
             values[name].setdefault(key, []).append(float(value))
-    _models_known(command, known)
-    of_a, of_b = values[command.a], values[command.b]
+    _models_known(settings, known)
+    of_a, of_b = values[settings.a], values[settings.b]
     paired = [key for key in of_a if key in of_b]
     if not paired:
         raise DataError(
-            f"no prompt has {measure} of both {command.a} and {command.b}",
-            where=str(command.file),
+            f"no prompt has {measure} of both {settings.a} and {settings.b}",
+            where=settings.file,
             fix="score both on the same prompts",
         )
     single = all(len(found[key]) == 1 for found in (of_a, of_b) for key in paired)
@@ -239,7 +264,7 @@ def _score_pairs(command: CompareCommand, rows: Sequence[tuple[str, Record]], me
         np.array([np.mean(of_b[key]) for key in paired]),
         [clusters[key] for key in paired],
         len(asked) - len(paired),
-        mcnemar=boolean and single and command.cluster is None,
+        mcnemar=boolean and single and settings.cluster is None,
     )
 
 
@@ -268,13 +293,13 @@ def _value(record: Record, measure: str, where: str) -> bool | float | None:
     return number
 
 
-def _models_known(command: CompareCommand, known: set[str]) -> None:
-    for name in (command.a, command.b):
+def _models_known(settings: CompareSettings, known: set[str]) -> None:
+    for name in (settings.a, settings.b):
         if name not in known:
             shown = sorted(known)
             raise DataError(
                 f"no model {name!r}{did_you_mean(name, shown)}",
-                where=str(command.file),
+                where=settings.file,
                 fix=f"the file has {', '.join(shown[:8])}{' ...' if len(shown) > 8 else ''}",
             )
 
@@ -282,9 +307,9 @@ def _models_known(command: CompareCommand, known: set[str]) -> None:
 # ---- compute ----------------------------------------------------------------------------------------------
 
 
-def _compared(command: CompareCommand, pairs: _Pairs) -> MeasureComparison:
-    settings = IntervalSettings(command.confidence, command.resamples, command.seed)
-    found = stats.compare(pairs.a_R, pairs.b_R, pairs.clusters_R, test="permutation", settings=settings)
+def _compared(settings: CompareSettings, pairs: _Pairs) -> MeasureComparison:
+    drawn = IntervalSettings(settings.confidence, settings.resamples, settings.seed)
+    found = stats.compare(pairs.a_R, pairs.b_R, pairs.clusters_R, test="permutation", settings=drawn)
     only = McNemar(found.lower, found.higher, stats.mcnemar(found.lower, found.higher)) if pairs.mcnemar else None
     assert found.p_value is not None, "a test was asked for"
     return MeasureComparison(
@@ -309,11 +334,11 @@ def _compared(command: CompareCommand, pairs: _Pairs) -> MeasureComparison:
     )
 
 
-def _told(command: CompareCommand, one: MeasureComparison, p_holm: float, measures: int) -> MeasureComparison:
+def _with_holm(settings: CompareSettings, one: MeasureComparison, p_holm: float, measures: int) -> MeasureComparison:
     """The same comparison with its p-value among all measures, whether that shows a difference, and the sentence."""
-    different = p_holm < 1 - command.confidence
+    different = p_holm < 1 - settings.confidence
     judged = replace(one, p_holm=p_holm, different=different)
-    return replace(judged, sentence=sentence(command.a, command.b, judged, measures))
+    return replace(judged, sentence=sentence(settings.a, settings.b, judged, measures))
 
 
 def sentence(a: str, b: str, one: MeasureComparison, measures: int = 1) -> str:
@@ -351,18 +376,18 @@ def _span(one: MeasureComparison) -> str:
     return numbers.signed_interval_in_unit(low, high, unit, digits)
 
 
-def compare_json(command: CompareCommand, found: Sequence[MeasureComparison]) -> dict[str, Any]:
+def compare_json(settings: CompareSettings, found: Sequence[MeasureComparison]) -> dict[str, Any]:
     """The result as JSON."""
     return {
-        "a": command.a,
-        "b": command.b,
-        "file": str(command.file),
+        "a": settings.a,
+        "b": settings.b,
+        "file": settings.file,
         "difference": "b - a",
         "measures": [plain(one) for one in found],
     }
 
 
-def compare_section(command: CompareCommand, found: Sequence[MeasureComparison]) -> Section:
+def compare_section(settings: CompareSettings, found: Sequence[MeasureComparison]) -> Section:
     """The result for the terminal: a table, and a sentence for each measure."""
     unit: dict[str, Unit] = {"scores": "number", "booleans": "share", "verdicts": "share"}
     rows = tuple(
@@ -385,11 +410,11 @@ def compare_section(command: CompareCommand, found: Sequence[MeasureComparison])
         if one.mcnemar:
             blocks.append(
                 Text(
-                    f"Only {command.a} right: {one.mcnemar.only_a:,}; only {command.b} right: {one.mcnemar.only_b:,}; "
+                    f"Only {settings.a} right: {one.mcnemar.only_a:,}; only {settings.b} right: {one.mcnemar.only_b:,}; "
                     f"McNemar {numbers.p_value(one.mcnemar.p_value)}."
                 )
             )
         if one.missing:
             left = "rows without a verdict" if one.kind == "verdicts" else "prompts without a value of both"
             blocks.append(Text(f"{one.missing:,} {left} are in none of these numbers."))
-    return Section(f"A = {command.a}, B = {command.b}, paired by prompt", "compared", tuple(blocks))
+    return Section(f"A = {settings.a}, B = {settings.b}, paired by prompt", "compared", tuple(blocks))

@@ -65,6 +65,7 @@ def configured(
 
 
 def _assignments(where: str, keys: Sequence[Keys], options: Sequence[str]) -> Iterator[str]:
+    lists: dict[str, list[str]] = {}
     for option in options:
         name, _, text = option.partition("=")
         one = next((one for one in keys if one.has(name)), None)
@@ -75,7 +76,8 @@ def _assignments(where: str, keys: Sequence[Keys], options: Sequence[str]) -> It
                 where=where,
                 fix=f"{where} --help lists them",
             )
-        yield from (f"{at}{name}={_as_yaml(one.owner, name, text)}" for at in one.at)
+        value = _as_yaml(one.owner, name, text, lists.setdefault(name, []))
+        yield from (f"{at}{name}={value}" for at in one.at)
 
 
 def _as_typed(text: str | None, keys: Sequence[Keys]) -> str:
@@ -85,13 +87,14 @@ def _as_typed(text: str | None, keys: Sequence[Keys]) -> str:
     return text or ""
 
 
-def _as_yaml(owner: type, name: str, text: str) -> str:
-    """What was typed as the YAML of its type: texts need no quotes, lists of texts no brackets."""
+def _as_yaml(owner: type, name: str, text: str, before: list[str]) -> str:
+    """What was typed as the YAML of its type: texts need no quotes, lists of texts no brackets, and grow where they are repeated."""
     wanted = get_type_hints(owner).get(name)
     if wanted in (str, str | None):
         return json.dumps(text)
     if wanted == tuple[str, ...] and not text.startswith("["):
-        return json.dumps([part.strip() for part in text.split(",") if part.strip()])
+        before += [part.strip() for part in text.split(",") if part.strip()]
+        return json.dumps(before)
     if wanted == dict[str, str] | None:
         return json.dumps(parse_columns(text))
     try:
