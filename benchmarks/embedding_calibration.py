@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.data.decontaminate.benchmarks import Benchmark, load
-from posttrain.data.decontaminate.segments import segments
+from posttrain.data.decontaminate.proposals import segments
 from posttrain.data.encoders import loaded_encoder
 from posttrain.data.marks import marks
 

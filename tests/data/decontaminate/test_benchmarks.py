@@ -184,7 +184,7 @@ def test_the_size_of_a_known_benchmark_is_remarked() -> None:
 
 
 def test_known_benchmarks_name_known_layouts() -> None:
-    assert all(layout in LAYOUTS for known in KNOWN.values() for layout in known.layouts)
+    assert all(layout in LAYOUTS for layouts, _ in KNOWN.values() for layout in layouts)
 
 
 def test_prompts_without_words_are_counted(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.data.decontaminate.segments import segments
+from posttrain.data.decontaminate.proposals import segments
 
 PASSAGE = "The town lies on a river. " * 15
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from annotated_types import MinLen
 
 from posttrain.artifacts import Reject
 from posttrain.data.formats import RowError
-from posttrain.data.formats.base import items, kind_of, objects, optional_text
+from posttrain.data.formats.base import Foreign, items, kind_of, objects, optional_text
 from posttrain.data.formats.turns import talk
 from posttrain.data.places import DataFile, HubSet, Resolve, locate
 from posttrain.data.sources import read
@@ -23,7 +23,6 @@ from posttrain.data.streams import Stream, uncompressed
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.references import NamesRows
-from posttrain.table import Table
 from posttrain.types import Origin
 
 Turns = tuple[str, ...]
@@ -46,11 +45,21 @@ class Benchmark:
 
     def parts(self, resolve: Resolve) -> Sequence[DataFile | HubSet]:
         """What it is read from. Raises DataError where it is missing."""
-        return _parts(self, resolve)
+        folder = Path(self.path).expanduser()
+        texts = sorted(path for path in folder.rglob("*") if _is_text(path)) if folder.is_dir() else []
+        if not texts:
+            return locate(self.path, resolve, self.split, hub_split="test", config=self.config).parts
+        others = [path.name for path in folder.rglob("*") if path.is_file() and not _is_text(path)]
+        if others:
+            raise DataError(
+                f"the folder holds .txt files and others ({others[0]})",
+                where=self.path,
+                fix="give the benchmark's own file, or a folder of files of one kind",
+            )
+        return [DataFile(f"{self.path.rstrip('/')}/{p.relative_to(folder).as_posix()}", p) for p in texts]
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(NamedTuple):
     """One evaluation prompt: its benchmark, its id there, and the turns of the user."""
 
     benchmark: str
@@ -58,52 +67,21 @@ class Prompt:
     turns: Turns
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How the records of a benchmark are read: the user's turns of one, or None where it is of another layout."""
-
-    name: str
-    turns: Callable[[Mapping[str, Any]], Turns | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A benchmark by name: its layouts, and the sizes its published editions have (a file may be a part of one)."""
-
-    layouts: tuple[str, ...]
-    sizes: tuple[int, ...]
-
-
 # ---- layouts -------------------------------------------------------------------------------------------------------
 
 
-def _messages(record: Mapping[str, Any]) -> Turns | None:
+def _messages(record: Foreign) -> Turns | None:
     """OpenAI messages or ShareGPT conversations: the turns of the user."""
     key = next((key for key in ("messages", "conversations", "conversation") if record.get(key)), None)
-    if key is None:
-        return None
-    return tuple(turn.content for turn in talk(items(record, key)) if turn.role == "user")
+    return None if key is None else _of_user(items(record, key))
 
 
-def _turns(record: Mapping[str, Any]) -> Turns | None:
+def _turns(record: Foreign) -> Turns | None:
     """MT-Bench, Vicuna, Arena-Hard v0.1: a list of turns, each text or ``{content}``."""
-    if "turns" not in record:
-        return None
-    return tuple(_turn(turn, "turns") for turn in items(record, "turns"))
+    return tuple(_turn(turn, "turns") for turn in items(record, "turns")) if "turns" in record else None
 
 
-def _prompt(record: Mapping[str, Any]) -> Turns | None:
-    """IFEval, Arena-Hard, hub copies of MT-Bench: text, a list of turns, or messages under ``prompt``."""
-    given = record.get("prompt")
-    if given is None or isinstance(given, str):
-        return None if given is None else (given,)
-    found = items(record, "prompt")
-    if found and all(isinstance(turn, Mapping) and "role" in turn for turn in found):
-        return tuple(turn.content for turn in talk(found) if turn.role == "user")
-    return tuple(_turn(turn, "prompt") for turn in found)
-
-
-def _instruction(record: Mapping[str, Any]) -> Turns | None:
+def _instruction(record: Foreign) -> Turns | None:
     """AlpacaEval, Alpaca, Self-Instruct: instruction and input, joined as in training rows."""
     if "instruction" not in record:
         return None
@@ -112,19 +90,38 @@ def _instruction(record: Mapping[str, Any]) -> Turns | None:
     return ("\n".join([optional_text(record, "instruction"), *filter(None, given)]),)
 
 
-def _question(record: Mapping[str, Any]) -> Turns | None:
+def _prompt(record: Foreign) -> Turns | None:
+    """IFEval, Arena-Hard, hub copies of MT-Bench: text, a list of turns, or messages under ``prompt``."""
+    given = record.get("prompt")
+    if given is None or isinstance(given, str):
+        return None if given is None else (given,)
+    found = items(record, "prompt")
+    if found and all(isinstance(turn, Mapping) and "role" in turn for turn in found):
+        return _of_user(found)
+    return tuple(_turn(turn, "prompt") for turn in found)
+
+
+def _question(record: Foreign) -> Turns | None:
     """GSM8K and most question sets; a passage or context stands before the question, as the model sees it."""
-    key = next((key for key in ("question", "problem", "Question") if record.get(key) is not None), None)
+    key = _first(record, "question", "problem", "Question")
     if key is None:
         return None
     before = [optional_text(record, name) for name in ("passage", "context")]
     return ("\n".join([*filter(None, before), optional_text(record, key)]),)
 
 
-def _single(record: Mapping[str, Any]) -> Turns | None:
+def _single(record: Foreign) -> Turns | None:
     """Anything else with one text under a usual name."""
-    key = next((key for key in ("query", "input", "text", "goal", "user") if record.get(key) is not None), None)
+    key = _first(record, "query", "input", "text", "goal", "user")
     return None if key is None else (optional_text(record, key),)
+
+
+def _first(record: Foreign, *names: str) -> str | None:
+    return next((name for name in names if record.get(name) is not None), None)
+
+
+def _of_user(turns: Sequence[Any]) -> Turns:
+    return tuple(turn.content for turn in talk(turns) if turn.role == "user")
 
 
 def _turn(turn: Any, key: str) -> str:
@@ -135,31 +132,24 @@ def _turn(turn: Any, key: str) -> str:
     return turn
 
 
-LAYOUTS: Table[Layout] = Table(
-    "prompt layout",
-    {
-        layout.name: layout
-        for layout in (
-            Layout("messages", _messages),
-            Layout("turns", _turns),
-            Layout("instruction", _instruction),
-            Layout("prompt", _prompt),
-            Layout("question", _question),
-            Layout("single", _single),
-        )
-    },
-)
-"""Layouts by name, the more telling ones first: a record is read by the first one that fits it."""
-
-KNOWN: Mapping[str, Known] = {
-    "mt_bench": Known(("turns", "prompt"), (80,)),
-    "vicuna": Known(("turns",), (80,)),
-    "alpaca_eval": Known(("instruction",), (805,)),
-    "arena_hard": Known(("turns", "prompt"), (500, 750)),
-    "ifeval": Known(("prompt",), (541,)),
-    "gsm8k": Known(("question",), (1319,)),
+LAYOUTS: Mapping[str, Callable[[Foreign], Turns | None]] = {
+    "messages": _messages,
+    "turns": _turns,
+    "instruction": _instruction,
+    "prompt": _prompt,
+    "question": _question,
+    "single": _single,
 }
-"""The benchmarks that are read by their own layout only."""
+"""The user's turns of a record, or None where it is of another layout; the more telling layouts first: the first one that fits reads it."""
+KNOWN: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "mt_bench": (("turns", "prompt"), (80,)),
+    "vicuna": (("turns",), (80,)),
+    "alpaca_eval": (("instruction",), (805,)),
+    "arena_hard": (("turns", "prompt"), (500, 750)),
+    "ifeval": (("prompt",), (541,)),
+    "gsm8k": (("question",), (1319,)),
+}
+"""The benchmarks that are read by their own layouts only, and the sizes their published editions have (a file may be a part of one)."""
 
 _IDS = ("question_id", "uid", "prompt_id", "task_id", "doc_id", "key", "id")
 
@@ -173,7 +163,7 @@ def load(benchmark: Benchmark, resolve: Resolve) -> list[Prompt]:
     The id is the record's own where it has one, otherwise its number (``#1`` is the first). Raises DataError where a record can't be read
     or no layout fits it, and where there is no prompt at all.
     """
-    records = (record for part in _parts(benchmark, resolve) for record in _records(part))
+    records = (record for part in benchmark.parts(resolve) for record in _records(part))
     prompts = []
     for number, (origin, value) in enumerate(records, 1):
         try:
@@ -185,8 +175,8 @@ def load(benchmark: Benchmark, resolve: Resolve) -> list[Prompt]:
                 fix="name the columns of the prompt (columns: [...]); see docs/data-decontamination.md",
             ) from error
         if turns:
-            given = next((value[key] for key in _IDS if value.get(key) is not None), None)
-            prompts.append(Prompt(benchmark.name, f"#{number}" if given is None else _writable(str(given)), turns))
+            key = _first(value, *_IDS)
+            prompts.append(Prompt(benchmark.name, f"#{number}" if key is None else _writable(str(value[key])), turns))
     if not prompts:
         raise DataError("no prompts in it", where=benchmark.path, fix="give the benchmark's file of prompts")
     return prompts
@@ -199,32 +189,16 @@ def _writable(text: str) -> str:
 
 def size_note(benchmark: str, prompts: int) -> str | None:
     """What to say where a known benchmark has another number of prompts than any of its published editions."""
-    known = KNOWN.get(benchmark)
-    if known is None or prompts in known.sizes:
-        return None
-    return f"{prompts} prompts; the published {benchmark} has {' or '.join(map(str, known.sizes))}"
-
-
-def _parts(benchmark: Benchmark, resolve: Resolve) -> tuple[DataFile | HubSet, ...]:
-    folder = Path(benchmark.path).expanduser()
-    texts = sorted(path for path in folder.rglob("*") if _is_text(path)) if folder.is_dir() else []
-    if texts:
-        others = [path.name for path in folder.rglob("*") if path.is_file() and not _is_text(path)]
-        if others:
-            raise DataError(
-                f"the folder holds .txt files and others ({others[0]})",
-                where=benchmark.path,
-                fix="give the benchmark's own file, or a folder of files of one kind",
-            )
-        return tuple(DataFile(f"{benchmark.path.rstrip('/')}/{p.relative_to(folder).as_posix()}", p) for p in texts)
-    return locate(benchmark.path, resolve, benchmark.split, hub_split="test", config=benchmark.config).parts
+    _, sizes = KNOWN.get(benchmark, ((), (prompts,)))
+    published = " or ".join(map(str, sizes))
+    return None if prompts in sizes else f"{prompts} prompts; the published {benchmark} has {published}"
 
 
 def _is_text(path: Path) -> bool:
     return uncompressed(path.name.lower()).endswith(".txt")
 
 
-def _records(part: DataFile | HubSet) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
+def _records(part: DataFile | HubSet) -> Iterator[tuple[Origin, Foreign]]:
     if isinstance(part, DataFile) and _is_text(part.path):
         yield from _text_lines(part)
         return
@@ -238,7 +212,7 @@ def _records(part: DataFile | HubSet) -> Iterator[tuple[Origin, Mapping[str, Any
         yield record.origin, record.value
 
 
-def _text_lines(file: DataFile) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
+def _text_lines(file: DataFile) -> Iterator[tuple[Origin, Foreign]]:
     """A prompt a line, without the blank ones."""
     stream = Stream(file.path)
     for number, line in enumerate(stream.lines(), 1):
@@ -253,19 +227,18 @@ def _text_lines(file: DataFile) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
         raise DataError(stream.damage, where=file.label, fix="fetch the file again")
 
 
-def _record_turns(benchmark: Benchmark, value: Mapping[str, Any]) -> Turns:
+def _record_turns(benchmark: Benchmark, value: Foreign) -> Turns:
     if benchmark.columns:
         missing = [name for name in benchmark.columns if name not in value]
         if missing:
             raise RowError("wrong_shape", f"no column {missing[0]!r}; columns: {', '.join(value)}")
         return ("\n".join(filter(None, (optional_text(value, name) for name in benchmark.columns))),)
-    known = KNOWN.get(benchmark.name)
-    names = known.layouts if known is not None else tuple(LAYOUTS)
+    known = benchmark.name in KNOWN
+    names = KNOWN[benchmark.name][0] if known else tuple(LAYOUTS)
     for name in names:
-        turns = LAYOUTS[name].turns(value)
-        if turns is not None:
+        if (turns := LAYOUTS[name](value)) is not None:
             return turns
-    wanted = f"the layout of {benchmark.name}" if known is not None else "a known layout"
+    wanted = f"the layout of {benchmark.name}" if known else "a known layout"
     raise RowError("wrong_shape", f"not {wanted} ({', '.join(names)}); keys: {', '.join(value)}")
 
 

@@ -14,21 +14,34 @@ from annotated_types import Ge, Lt, MinLen
 from posttrain.data.decontaminate.benchmarks import Benchmark, Prompt, load, size_note, wordless
 from posttrain.data.decontaminate.matching import HITS, ShortPrompts, matcher
 from posttrain.data.decontaminate.proposals import EmbeddingTier, proposer, threshold_of
-from posttrain.data.decontaminate.tables import (
-    MATCHES,
-    PROPOSALS,
-    benchmark_table,
-    found_prompts,
-    text_table,
-    verdict_table,
-    with_removed,
-)
 from posttrain.data.engine import map_rows
 from posttrain.data.places import Resolve
 from posttrain.data.sources import content_of
-from posttrain.data.steps import REJECTS, Decisions, StepRun, rejects_of
+from posttrain.data.steps import REJECTS, Decisions, StepRun, rejects_of, verdicts_of
 from posttrain.data.text import Fields, tokens
 from posttrain.errors import ConfigError
+
+MATCHES = ("row", "id", "source", "benchmark", "prompt", "turn", "overlap", "limit", "found_by", "text")
+"""One prompt in one row: the row's place, id and source; the prompt's benchmark, id, turn (from 1) and beginning; the share
+of that turn's tokens that stand in the row; how it was found (``8-gram``, ``exact``)."""
+PROPOSALS = tuple("cosine" if name == "overlap" else name for name in MATCHES)
+"""The same for the nearest prompt of a proposed row, by the cosine of their vectors; ``found_by`` names the encoder."""
+BENCHMARKS: dict[str, Any] = {
+    "source": pl.String,
+    "benchmark": pl.String,
+    "prompts": pl.UInt32,
+    "contaminated_prompts": pl.UInt32,
+    "share": pl.Float64,
+    "limit": pl.Float64,
+    "contaminated": pl.Boolean,
+    "rows": pl.UInt32,
+    "matching_rows": pl.UInt32,
+    "removed_rows": pl.UInt32,
+}
+"""One benchmark against one source: its prompts, those that a row of the source overlaps, their share and the verdict; the
+rows of the source, those that match this benchmark, and those of them that were removed."""
+
+_SHOWN = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,31 +73,31 @@ class DecontaminateStep:
         find, owners = matcher(
             prompts, n=self.ngram, limit=self.limit, fields=self.fields, short_prompts=self.short_prompts
         )
-        texts = text_table(prompts, owners, self.ngram)
+        texts = _text_table(prompts, owners, self.ngram)
         table = pl.read_parquet(rows_file, columns=["id", "source"]).with_row_index("row")
 
         hits = _over_rows(find, rows_file, run, "decontaminate")
-        matches = found_prompts(hits.filter(pl.col("overlap") > self.limit), texts, table, self.limit)
-        nearest = found_prompts(hits.filter(pl.col("overlap") <= self.limit), texts, table, self.limit)
-        verdicts = [verdict_table("overlap", hits, len(table), pl.col("value") <= self.limit, f"<= {self.limit:g}")]
-        tables = {"matches": matches.select(list(MATCHES)), "nearest": nearest.select(list(MATCHES))}
+        matches = _found_prompts(hits.filter(pl.col("overlap") > self.limit), texts, table, self.limit)
+        nearest = _found_prompts(hits.filter(pl.col("overlap") <= self.limit), texts, table, self.limit)
+        verdicts = [_verdict_table("overlap", hits, len(table), pl.col("value") <= self.limit, f"<= {self.limit:g}")]
+        tables = {"matches": matches.select(MATCHES), "nearest": nearest.select(MATCHES)}
 
         proposals = matches.clear()
         if self.embedding is not None:
             threshold = threshold_of(self.embedding)
             propose = proposer(self.embedding, self.fields, [prompts[x].turns[turn] for x, turn in owners])
             cosines = _over_rows(propose, rows_file, run, "decontaminate by meaning")
-            near = found_prompts(cosines.filter(pl.col("overlap") >= threshold), texts, table, threshold)
+            near = _found_prompts(cosines.filter(pl.col("overlap") >= threshold), texts, table, threshold)
             proposals = near.join(matches, on="row", how="anti", maintain_order="left")
             named = proposals.with_columns(found_by=pl.lit(self.embedding.encoder)).rename({"overlap": "cosine"})
-            tables["proposals"] = named.select(list(PROPOSALS))
+            tables["proposals"] = named.select(PROPOSALS)
             if self.embedding.drop:
                 passed = pl.col("value") < threshold
-                verdicts.append(verdict_table("cosine", cosines, len(table), passed, f"< {threshold:g}"))
+                verdicts.append(_verdict_table("cosine", cosines, len(table), passed, f"< {threshold:g}"))
 
-        benchmarks = benchmark_table(matches, prompts, table, self.source_limit)
+        benchmarks = _benchmark_table(matches, prompts, table, self.source_limit)
         rejects = _rejects(self, matches, proposals, benchmarks, table)
-        tables["benchmarks"] = with_removed(benchmarks, matches, rejects)
+        tables["benchmarks"] = _with_removed(benchmarks, matches, rejects)
         return Decisions(
             rejects=rejects,
             verdicts=pl.concat(verdicts),
@@ -122,6 +135,68 @@ def _over_rows(find: Callable[[pl.DataFrame], pl.DataFrame], rows_file: Path, ru
     for begin, hits in map_rows(find, rows_file, ("messages",), run, what):
         found.append(hits.with_columns(pl.col("row") + pl.lit(begin, pl.UInt32)))
     return pl.concat(found)
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _text_table(prompts: Sequence[Prompt], owners: Sequence[tuple[int, int]], ngram: int) -> pl.DataFrame:
+    """What the tables say of every evaluation text; ``owners``: its prompt and turn, by number."""
+    turns = [prompts[number].turns[turn] for number, turn in owners]
+    return pl.DataFrame(
+        {
+            "number": [number for number, _ in owners],
+            "benchmark": [prompts[number].benchmark for number, _ in owners],
+            "prompt": [prompts[number].id for number, _ in owners],
+            "turn": pl.Series([turn + 1 for _, turn in owners], dtype=pl.UInt32),
+            "found_by": ["exact" if len(tokens(turn)) < ngram else f"{ngram}-gram" for turn in turns],
+            "text": [turn[:_SHOWN] for turn in turns],
+        }
+    )
+
+
+def _found_prompts(hits: pl.DataFrame, texts: pl.DataFrame, table: pl.DataFrame, limit: float) -> pl.DataFrame:
+    """[MATCHES] and the number of the prompt: for every row and prompt, the turn that overlaps most (the first of equals)."""
+    named = hits.rename({"text": "which"}).join(texts.with_row_index("which"), on="which", how="left")
+    best = named.sort("row", "number", -pl.col("overlap"), "turn").unique(["row", "number"], keep="first")
+    known = best.join(table, on="row", how="left").with_columns(limit=pl.lit(limit, pl.Float64))
+    return known.sort("row", -pl.col("overlap"), "number").select("number", *MATCHES)
+
+
+def _benchmark_table(
+    matches: pl.DataFrame, prompts: Sequence[Prompt], table: pl.DataFrame, limit: float
+) -> pl.DataFrame:
+    """[BENCHMARKS] without the removed rows: every source, by name, against every benchmark, in their order."""
+    sizes = Counter(prompt.benchmark for prompt in prompts)
+    sources = table.group_by("source").agg(pl.len().alias("rows")).sort("source")
+    pairs = sources.join(pl.DataFrame({"benchmark": list(sizes), "prompts": list(sizes.values())}), how="cross")
+    found = matches.group_by("source", "benchmark").agg(
+        pl.col("number").n_unique().alias("contaminated_prompts"), pl.col("row").n_unique().alias("matching_rows")
+    )
+    joined = pairs.join(found, on=["source", "benchmark"], how="left", maintain_order="left")
+    counted = joined.with_columns(pl.col("contaminated_prompts", "matching_rows").fill_null(0))
+    shared = counted.with_columns(share=pl.col("contaminated_prompts") / pl.col("prompts"), limit=pl.lit(limit))
+    return shared.with_columns(contaminated=pl.col("share") > limit)
+
+
+def _with_removed(benchmarks: pl.DataFrame, matches: pl.DataFrame, rejects: pl.DataFrame) -> pl.DataFrame:
+    """[BENCHMARKS] with the matching rows that were removed."""
+    gone = matches.join(rejects, on="row", how="semi").group_by("source", "benchmark")
+    counts = gone.agg(pl.col("row").n_unique().alias("removed_rows"))
+    joined = benchmarks.join(counts, on=["source", "benchmark"], how="left", maintain_order="left")
+    return joined.with_columns(pl.col("removed_rows").fill_null(0)).select(
+        [pl.col(name).cast(kind) for name, kind in BENCHMARKS.items()]
+    )
+
+
+def _verdict_table(check: str, hits: pl.DataFrame, total: int, passed: pl.Expr, limit: str) -> pl.DataFrame:
+    """[VERDICTS]: the highest value of every row; 0 where it has none."""
+    highest = hits.group_by("row").agg(value=pl.col("overlap").max())
+    rows = pl.DataFrame({"row": pl.Series(range(total), dtype=pl.UInt32)})
+    valued = rows.join(highest, on="row", how="left", maintain_order="left").with_columns(
+        pl.col("value").fill_null(0.0)
+    )
+    return verdicts_of(valued, check, pl.col("value"), pl.lit(limit), passed)
 
 
 # ---- what goes -----------------------------------------------------------------------------------------------------

@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, items, kind_of, objects
 from posttrain.data.formats.choices import COLUMNS, Option, offered
 from posttrain.data.formats.turns import (
     ROLE_NAMES,
+    Turns,
     are_turns,
     media_reason,
     messages_in,
@@ -62,39 +63,24 @@ _FAULT = re.compile(
 """What a text says that finds fault with a reply, or speaks of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A conversation with what stood beside it."""
+class Whole(NamedTuple):
+    """A conversation with what stood beside it, and the keys that were used for it."""
 
-    turns: tuple[Message, ...]
+    turns: Turns
     tools: tuple[Mapping[str, Any], ...]
     used: frozenset[str]
-    """The keys that were used for it."""
-    before: int
-    """How many turns now stand before those that were given."""
 
 
 _PLAIN = ("input", "instruction")
 QUESTIONS = ("prompt", "question", "query", "problem")
 _NOTHING = frozenset(("none", "null", "nan", "n/a"))
 """Texts by which a table says that there is nothing (as Python prints None into a CSV)."""
-_MAY_BE_NOTHING = frozenset(
-    (
-        *(*keys.SYSTEMS, *keys.TOOLS, *keys.HISTORIES, *keys.CONTEXTS, *keys.OPTIONS, *keys.REASONINGS),
-        *(key for names in keys.MEDIA.values() for key in names),
-    )
-)
-MEANING = frozenset(
-    (
-        *(*keys.SYSTEMS, *keys.TOOLS, *keys.HISTORIES, *keys.CONTEXTS, *keys.OPTIONS, *keys.REASONINGS, *keys.MARKS),
-        *(*keys.CRITIQUES, *(key for names in keys.MEDIA.values() for key in names), *_PLAIN, *QUESTIONS),
-        *(column for columns in COLUMNS for column in columns),
-    )
-)
+_MAY_BE_NOTHING = frozenset((*keys.BESIDE, *keys.ALL_MEDIA))
+MEANING = _MAY_BE_NOTHING.union(keys.MARKS, keys.CRITIQUES, _PLAIN, QUESTIONS, *COLUMNS)
 """Every key that is looked at beside a conversation."""
 
 
-def beside(record: Foreign, taken: frozenset[str], turns: tuple[Message, ...]) -> Whole:
+def beside(record: Foreign, taken: frozenset[str], turns: Turns) -> Whole:
     """The conversation with everything that changes its meaning. ``taken``: the keys that the turns were made from."""
     free = {
         key: value
@@ -106,14 +92,13 @@ def beside(record: Foreign, taken: frozenset[str], turns: tuple[Message, ...]) -
     _refuse_one_side(record, taken)
     tools, tool_keys = _tools(record, free, taken)
     used = {*tool_keys, *(key for key in record if key in MEANING and key not in taken and key not in free)}
-    if any(key in free for key in keys.MARKS) and _has_marks(free):
+    if not free.keys().isdisjoint(keys.MARKS):
         turns = _marked(record, free, taken, turns, used)
-    given = len(turns)
     turns = _with_passages(free, turns, used, taken)
     turns = _thought(free, turns, used)
     for key in (*keys.HISTORIES, *keys.CONTEXTS):
         if key in free and (key in keys.HISTORIES or _is_talk(free[key])):
-            earlier = history(free, key)
+            earlier = _history(free, key)
             used.add(key)
             if turns[: len(earlier)] != earlier:
                 at = 1 if turns and turns[0].role == "system" else 0
@@ -123,7 +108,7 @@ def beside(record: Foreign, taken: frozenset[str], turns: tuple[Message, ...]) -
         if key in free:
             used.add(key)
             turns = _with_system(turns, free[key], key)
-    return Whole(turns, tools, frozenset(used), len(turns) - given)
+    return Whole(turns, tools, frozenset(used))
 
 
 def refuse_media(record: Foreign, turns: Sequence[Message]) -> None:
@@ -169,7 +154,7 @@ def _refuse_critique(free: Foreign) -> None:
             raise RowError("criticised", f"{key!r} finds fault with the reply: it is not there to be imitated")
 
 
-def _with_system(turns: tuple[Message, ...], system: Any, key: str) -> tuple[Message, ...]:
+def _with_system(turns: Turns, system: Any, key: str) -> Turns:
     """The turns with a system prompt; two that differ are refused, for one of them would be ignored."""
     if not isinstance(system, str | list | Mapping):
         raise RowError("wrong_shape", f"{key!r} is {kind_of(system)}, expected text")
@@ -198,19 +183,12 @@ def _tools(record: Foreign, free: Foreign, taken: frozenset[str]) -> tuple[tuple
     """The definitions of tools, of the record and of its turns, each once; and their keys."""
     found: list[Mapping[str, Any]] = []
     used = {key for key in keys.TOOLS if key in record}
-    holders: list[Foreign] = [free, *_turn_objects(record, taken)]
-    for holder in holders:
+    for holder in (free, *_turn_objects(record, taken)):
         for key in keys.TOOLS:
-            if keys.is_present(holder.get(key)):
-                found += [tool for tool in definitions(holder, key) if tool not in found]
+            if keys.is_present(one := holder.get(key)):  # one tool, a list, or its JSON text
+                given = [one] if isinstance(one, Mapping) else map(dict, objects(holder, key))
+                found += [tool for tool in given if tool not in found]
     return tuple(found), used
-
-
-def definitions(holder: Foreign, key: str) -> list[Mapping[str, Any]]:
-    """The tools under a key: a list, its JSON text, or one tool."""
-    if isinstance(holder[key], Mapping):
-        return [holder[key]]
-    return [dict(tool) for tool in objects(holder, key)]
 
 
 def _turn_objects(record: Foreign, taken: frozenset[str]) -> Iterator[Foreign]:
@@ -227,23 +205,19 @@ def _turn_objects(record: Foreign, taken: frozenset[str]) -> Iterator[Foreign]:
 # ---- turns ---------------------------------------------------------------------------------------------------------
 
 
-def history(record: Foreign, key: str) -> tuple[Message, ...]:
+def _history(record: Foreign, key: str) -> Turns:
     """The turns under a key: pairs of question and answer, exchanges, or messages."""
     if isinstance(text := record[key], str) and text.lstrip()[:1] not in ("[", "{"):
-        raise RowError(
-            "wrong_shape", f"{key!r} is text, expected turns (a passage is named so: columns: {{context: {key}}})"
-        )
+        detail = f"{key!r} is text, expected turns (a passage is named so: columns: {{context: {key}}})"
+        raise RowError("wrong_shape", detail)
     found = items(record, key)
-    if all(isinstance(turn, Mapping | list | tuple) for turn in found):
-        return talk(found)
-    if len(found) % 2 == 0 and all(isinstance(turn, str) for turn in found):
+    texts = all(isinstance(turn, str) for turn in found) and len(found) % 2 == 0
+    if texts or all(isinstance(turn, Mapping | list | tuple) for turn in found):
         return talk(found)
     raise RowError("wrong_shape", f"{key!r} holds {kind_of(found[0])}, expected [question, answer] pairs or messages")
 
 
-def _with_passages(
-    free: Foreign, turns: tuple[Message, ...], used: set[str], taken: frozenset[str]
-) -> tuple[Message, ...]:
+def _with_passages(free: Foreign, turns: Turns, used: set[str], taken: frozenset[str]) -> Turns:
     """The turns with passages before, other prompts around, input and options after the first question."""
     place = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
     if place is None:
@@ -262,9 +236,7 @@ def _with_passages(
         for key, join in _joins(taken):
             if isinstance(text := free.get(key), str):
                 used.add(key)
-                again = _says(said, text) if key not in QUESTIONS else _repeats(said, text)
-                again = again or (key == "prompt" and (_is_word(text) or _renders(text, turns[place].content)))
-                if not again:
+                if not _says_again(key, text, said, turns[place].content):
                     question = join.format(text, question)
     columns, listed = offered(free)
     used.update(columns)
@@ -285,18 +257,16 @@ def _joins(taken: frozenset[str]) -> Iterator[tuple[str, str]]:
     yield "input", "{1}\n{0}"
 
 
+def _says_again(key: str, text: str, said: str, question: str) -> bool:
+    """Whether another prompt is said already, is the name of a template, or the question with more around it and between its lines."""
+    if _repeats(said, text) if key in QUESTIONS else _says(said, text):
+        return True
+    word = text.isascii() and len(text.split()) == 1
+    return key == "prompt" and (word or all(_repeats(text, line) for line in question.splitlines()))
+
+
 def _repeats(said: str, text: str) -> bool:
     return " ".join(text.split()) in " ".join(said.split())
-
-
-def _renders(text: str, question: str) -> bool:
-    """Whether a text is a question with more around it, and between its lines."""
-    return all(_repeats(text, line) for line in question.splitlines())
-
-
-def _is_word(text: str) -> bool:
-    """Whether a text is one word: the name of a template, or the like."""
-    return text.isascii() and len(text.split()) == 1
 
 
 def _says(said: str, text: str) -> bool:
@@ -304,15 +274,11 @@ def _says(said: str, text: str) -> bool:
     wanted = " ".join(text.split())
     if not _repeats(said, text):
         return False
-    if "\n" in text.strip() or len(wanted) + sum(map(_is_wide, wanted)) >= _SHORT:
+    if "\n" in text.strip() or len(wanted) + sum(character >= "\u2e80" for character in wanted) >= _SHORT:
         return True
     lines = "\n".join(" ".join(line.split()) for line in said.splitlines())
     alone = r"(?:^|[:\uff1a>\"“‘「'(\[`]) ?" + re.escape(wanted) + r"(?:$|[<\"”’」')\]`])"
     return re.search(alone, lines, re.MULTILINE) is not None
-
-
-def _is_wide(character: str) -> bool:
-    return character >= "\u2e80"
 
 
 def _lists(said: str, options: Sequence[Option]) -> bool:
@@ -367,7 +333,7 @@ def _document(part: Any, key: str) -> str:
     raise RowError("wrong_shape", f"{key!r} holds {kind_of(part)}, expected text or passages with a text")
 
 
-def _thought(free: Foreign, turns: tuple[Message, ...], used: set[str]) -> tuple[Message, ...]:
+def _thought(free: Foreign, turns: Turns, used: set[str]) -> Turns:
     """The turns, the last reply with the reasoning that stood beside it."""
     found = thoughts_of(free)
     if found is None:
@@ -382,31 +348,18 @@ def _thought(free: Foreign, turns: tuple[Message, ...], used: set[str]) -> tuple
     return (*turns[:place], replace(reply, reasoning=found[1]), *turns[place + 1 :])
 
 
-def _has_marks(free: Foreign) -> bool:
-    return any(isinstance(free.get(key), list) or _is_switch(key, free.get(key)) for key in keys.MARKS) or isinstance(
-        free.get("mask"), str
-    )
-
-
 def _is_switch(key: str, value: Any) -> bool:
     """Whether one value says of all replies whether they are trained on; a number beside a row may be anything."""
     switch = isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
     return switch and key not in (*keys.WEIGHTS, "mask", "train_detail")
 
 
-def _is_marked_by(turns: Any, marks: Sequence[Any]) -> TypeGuard[list[Foreign]]:
-    """Whether turns are a list of objects, with a mark for each."""
-    return isinstance(turns, list) and len(turns) == len(marks) and all(isinstance(turn, Mapping) for turn in turns)
-
-
-def _marked(
-    record: Foreign, free: Foreign, taken: frozenset[str], turns: tuple[Message, ...], used: set[str]
-) -> tuple[Message, ...]:
+def _marked(record: Foreign, free: Foreign, taken: frozenset[str], turns: Turns, used: set[str]) -> Turns:
     """The turns with the weights of a list that has one mark for every turn, or for every reply, or of one mark for all.
 
     A ``mask`` in a word names the role that is not trained on (NeMo); only that of the user can be followed.
     """
-    written = next((record[key] for key in keys.TALKS if key in taken and key in record), None)
+    written: Any = next((record[key] for key in keys.TALKS if key in taken and key in record), None)
     for key in keys.MARKS:
         marks = free.get(key)
         if key == "mask" and isinstance(marks, str) and (role := ROLE_NAMES.get(marks.strip().lower())) is not None:
@@ -419,7 +372,8 @@ def _marked(
         if not isinstance(marks, list):
             continue
         used.add(key)
-        if _is_marked_by(written, marks) and talk(written) == turns:
+        objects_too = isinstance(written, list) and all(isinstance(turn, Mapping) for turn in written)
+        if objects_too and len(written) == len(marks) and talk(written) == turns:
             # before the text and the calls of a turn are joined, so that each keeps the weight that it was given
             written = [{**turn, key: mark} for turn, mark in zip(written, marks, strict=True)]
             turns = talk(written)
@@ -430,9 +384,8 @@ def _marked(
         elif len(marks) == len(replies):
             weights = dict(zip(replies, marks, strict=True))
         else:
-            raise RowError(
-                "wrong_shape", f"{key!r} has {len(marks)} marks for {len(turns)} turns with {len(replies)} replies"
-            )
+            detail = f"{key!r} has {len(marks)} marks for {len(turns)} turns with {len(replies)} replies"
+            raise RowError("wrong_shape", detail)
         turns = tuple(
             _marked_too(turn, key, weights[number]) if number in weights else turn for number, turn in enumerate(turns)
         )

@@ -37,9 +37,8 @@ _REPLACED = {
 }
 """What is named -> what is no longer read of the record's own columns."""
 _BESIDE = (
-    *(*keys.SYSTEMS, *keys.TOOLS, *keys.HISTORIES, *keys.CONTEXTS, *keys.OPTIONS, *keys.REASONINGS, *keys.LABELS),
-    *(*(key for media in keys.MEDIA.values() for key in media), "input", "score_chosen", "score_rejected", "winner"),
-    *("response_0", "response_1", "better", "scores"),
+    *(*keys.BESIDE, *keys.LABELS, *keys.ALL_MEDIA),
+    *keys.names_of("input score_chosen score_rejected winner response_0 response_1 better scores"),
 )
 KNOWN = tuple(dict.fromkeys((*_ALIASES, *(key for group in _MAIN.values() for key in group), *_BESIDE, *_OF_TURNS)))
 """Every name a column can be given."""
@@ -136,40 +135,16 @@ def rows_of_columns(record: Foreign) -> list[Foreign] | None:
 
 # ---- what the columns of an unknown record could be ----------------------------------------------------------------
 
-_ASKS = (
-    "question",
-    "prompt",
-    "instruct",
-    "query",
-    "input",
-    "user",
-    "human",
-    "request",
-    "ask",
-    "task",
-    "problem",
-    "title",
-    "q",
-    *("问题", "提问", "指令", "输入", "题目", "用户", "问"),
+_ASKS = keys.names_of(
+    "question prompt instruct query input user human request ask task problem title q 问题 提问 指令 输入 题目 用户 问"
 )
-_ANSWERS = (
-    "answer",
-    "reply",
-    "response",
-    "output",
-    "completion",
-    "assistant",
-    "gpt",
-    "bot",
-    "solution",
-    "target",
-    "body",
-    "a",
-    *("答案", "回答", "回复", "输出", "答复", "解答", "助手", "答"),
+_ANSWERS = keys.names_of(
+    "answer reply response output completion assistant gpt bot solution target body a 答案 回答 回复 输出 答复 解答 助手 答"
 )
 _REFERENCE = re.compile("expected|reference|gold|ground|truth|grade", re.IGNORECASE)
 _END = re.compile(r"[_ ]?(?:\d|[a-dA-D])$")
 _ROLES = ("role", "from", "speaker", "sender", "author", "type", "name", "who")
+_NO_TEXTS = ("id", "uuid", "source", "category", "domain", "lang", "language")
 
 
 def proposed(records: Sequence[Foreign]) -> Columns:
@@ -190,10 +165,11 @@ def proposed(records: Sequence[Foreign]) -> Columns:
     if assistant is not None and sum(_END.sub("", path) == _END.sub("", assistant) for path in answers) > 1:
         return {}  # response_a and response_b: two replies to compare, or alternatives
     left = [path for path in texts if path not in (user, assistant)]
-    if user is None and assistant is not None and left:
-        user = max(left, key=lambda path: len(str(at(record, path))))
-    if user is not None and assistant is None and left:
-        assistant = max(left, key=lambda path: len(str(at(record, path))))
+    longest = max(left, key=lambda path: len(str(at(record, path))), default=None)
+    if user is None:
+        user = longest if assistant is not None else None
+    elif assistant is None:
+        assistant = longest
     if user is None:
         return {}
     if assistant is None:
@@ -205,12 +181,8 @@ def _may_be_said(path: str, value: str) -> bool:
     """Whether a text may be the question or the answer: not a name, id, number, passage or system prompt."""
     last = path.rpartition(".")[2]
     beside = last in _BESIDE and last not in keys.PROMPTS
-    return (
-        keys.is_present(value)
-        and not beside
-        and not last.lower().endswith("_id")
-        and last.lower() not in ("id", "uuid", "source", "category", "domain", "lang", "language")
-    )
+    named = last.lower().endswith("_id") or last.lower() in _NO_TEXTS
+    return keys.is_present(value) and not beside and not named
 
 
 def _fields(record: Any, before: str = "") -> Iterable[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, items, kind_of, lacking, objects, optional_text
 from posttrain.data.formats.choices import counted, offered, right_ones
-from posttrain.data.formats.drafts import Format, Prompt, Talk, Turns, having
+from posttrain.data.formats.drafts import Format, Prompt, Talk, having
 from posttrain.data.formats.prompts import (
     has_reply,
     instruction_of,
@@ -21,7 +21,7 @@ from posttrain.data.formats.prompts import (
     reply_under,
     waiting_turns,
 )
-from posttrain.data.formats.turns import are_turns, calls_of, messages_in, role_of, talk, text_of, turns_under
+from posttrain.data.formats.turns import Turns, are_turns, calls_of, messages_in, role_of, talk, text_of, turns_under
 from posttrain.types import Message, ToolCall
 
 

@@ -18,10 +18,8 @@ from annotated_types import Ge
 from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, is_unicode, meta_of
 from posttrain.data.formats.beside import MEANING, QUESTIONS, beside, placeholder
-from posttrain.data.formats.turns import plain_turn, thoughts_of
+from posttrain.data.formats.turns import Turns, plain_turn, thoughts_of
 from posttrain.types import Message, Origin, PairRow, PromptRow, Row, RowKind, SftRow, UnpairedRow
-
-Turns = tuple[Message, ...]
 
 _TOOLS = frozenset(keys.TOOLS)
 _LOOKED_AT = MEANING | {"chosen", "rejected"}

@@ -12,92 +12,78 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-TALKS = (
-    *("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat", "chat_messages", "turns"),
-    *("contents",),
-)
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The names in a text, in their order."""
+    return tuple(text.split())
+
+
+TALKS = names_of("messages conversations conversation dialogue dialog dialogs chat chat_messages turns contents")
 """A list of turns; the first that is present is the conversation."""
-PROMPTS = (
-    *("prompt", "instruction", "question", "query", "problem", "input", "source", "user_prompt", "user_input"),
-    *("inputs", "question_stem"),
-)
+PROMPTS = names_of("prompt instruction question query problem input source user_prompt user_input inputs question_stem")
 """What is question; the first that is present is the prompt."""
 REPLIES = (
-    *("completion", "response", "output", "answer", "solution", "target", "std_answer"),
-    *("assistant_response", "model_response", "generation", "targets", "generated_solution"),
+    *names_of("completion response output answer solution target std_answer"),
+    *names_of("assistant_response model_response generation targets generated_solution"),
 )
 """What is answered, as text."""
 SIDES = (
-    *("chosen", "rejected", "chosen_messages", "rejected_messages", "preferred_output", "non_preferred_output"),
-    *("completions", "responses", "answers", "conversation_a", "conversation_b"),
+    *names_of("chosen rejected chosen_messages rejected_messages preferred_output non_preferred_output"),
+    *names_of("completions responses answers conversation_a conversation_b"),
 )
 """Replies that are compared."""
-SYSTEMS = (
-    *("system", "system_prompt", "system_message", "system_instruction", "meta_instruction", "custom_instructions"),
-)
-TOOLS = (
-    *("tools", "functions", "available_tools", "function_definitions", "tool_definitions", "xml_tools", "python_tools"),
-)
-HISTORIES = ("history", "chat_history", "conversation_history", "dialog_history", "dialogue_history")
+SYSTEMS = names_of("system system_prompt system_message system_instruction meta_instruction custom_instructions")
+TOOLS = names_of("tools functions available_tools function_definitions tool_definitions xml_tools python_tools")
+HISTORIES = names_of("history chat_history conversation_history dialog_history dialogue_history")
 """Turns before the prompt."""
 CONTEXTS = (
-    *("context", "contexts", "passage", "passages", "document", "documents", "article", "paragraph", "paragraphs"),
-    *("retrieved_documents", "story", "premise"),
+    *names_of("context contexts passage passages document documents article paragraph paragraphs"),
+    *names_of("retrieved_documents story premise"),
 )
 """Passages that a prompt is about."""
 OPTIONS = ("options", "choices")
 """The answers that a multiple-choice question offers."""
 REASONINGS = (
-    *("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "think", "rationale"),
-    *("chain_of_thought", "cot", "reasoning_text", "thinking_content"),
+    *names_of("reasoning_content reasoning thinking thought thoughts think rationale"),
+    *names_of("chain_of_thought cot reasoning_text thinking_content"),
 )
 """What was thought before the reply."""
 LABELS = ("label", "kto_tag")
 WEIGHTS = ("weight", "loss_weight", "loss_scale")
 """How much a turn is trained on: any number of at least 0."""
-MARKS = (
-    *(*WEIGHTS, "loss", "loss_mask", "train", "training", "trainable", "train_detail"),
-    *("train_on_turn", "mask", "masked"),
-)
+MARKS = (*WEIGHTS, *names_of("loss loss_mask train training trainable train_detail train_on_turn mask masked"))
 """Whether, and how much, a turn is trained on."""
 MEDIA: Mapping[str, tuple[str, ...]] = {
-    "needs_image": ("image", "images", "image_path", "image_paths", "image_url", "image_urls", "image_file", "img"),
-    "needs_audio": ("audio", "audios", "audio_path", "audio_url", "speech"),
-    "needs_video": ("video", "videos", "video_path", "video_url"),
+    "needs_image": names_of("image images image_path image_paths image_url image_urls image_file img"),
+    "needs_audio": names_of("audio audios audio_path audio_url speech"),
+    "needs_video": names_of("video videos video_path video_url"),
 }
 """What a text model can't be given, by the reason of the drop."""
-ALL_MEDIA = frozenset(key for names in MEDIA.values() for key in names)
-CRITIQUES = ("critique", "critiques", "criticism", "feedback")
+ALL_MEDIA = tuple(key for found in MEDIA.values() for key in found)
+CRITIQUES = names_of("critique critiques criticism feedback")
 """Texts that find fault with the reply beside them."""
 CORRECT = (
-    *("answer_key", "answer_idx", "answer_index", "answer_id", "correct_answer", "correct_option", "correct"),
-    *("correct_index", "correct_idx", "gold", "cop"),
+    *names_of("answer_key answer_idx answer_index answer_id correct_answer correct_option correct"),
+    *names_of("correct_index correct_idx gold cop"),
 )
 """Which option of a question is right, besides the names of replies and labels."""
-_SIDES_TOO = dict.fromkeys(
-    ("pos_resp", "chosen_response", "response_chosen", "better_response", "preferred_response"), "chosen"
-) | dict.fromkeys(
-    ("neg_resp", "rejected_response", "response_rejected", "worse_response", "dispreferred_response"), "rejected"
-)
-"""CValues and its relatives."""
-_CHINESE = {
-    **dict.fromkeys(("问题", "提问", "问", "题目"), "question"),
-    **dict.fromkeys(("答案", "回答", "答", "回复"), "answer"),
-    **{
-        "指令": "instruction",
-        "输入": "input",
-        "输出": "output",
-        "系统": "system",
-        "历史": "history",
-        "对话": "conversations",
-    },
+BESIDE = (*SYSTEMS, *TOOLS, *HISTORIES, *CONTEXTS, *OPTIONS, *REASONINGS)
+"""What stands beside a prompt and its reply, as text or lists."""
+_MEANT = {
+    "chosen": "pos_resp chosen_response response_chosen better_response preferred_response",
+    "rejected": "neg_resp rejected_response response_rejected worse_response dispreferred_response",
+    "question": "问题 提问 问 题目",
+    "answer": "答案 回答 答 回复",
+    "instruction": "指令",
+    "input": "输入",
+    "output": "输出",
+    "system": "系统",
+    "history": "历史",
+    "conversations": "对话",
 }
-_NAMES = frozenset(
-    (
-        *(*TALKS, *PROMPTS, *REPLIES, *SIDES, *SYSTEMS, *TOOLS, *HISTORIES, *CONTEXTS, *OPTIONS, *REASONINGS, *LABELS),
-        *(*CRITIQUES, *CORRECT, *(key for names in MEDIA.values() for key in names)),
-    )
-)
+_OTHER_WORDS = {word: name for name, words in _MEANT.items() for word in words.split()}
+"""The names in Chinese, and those of the sides in CValues and its relatives."""
+_NAMES = frozenset((*TALKS, *PROMPTS, *REPLIES, *SIDES, *BESIDE, *LABELS, *CRITIQUES, *CORRECT, *ALL_MEDIA))
 _CAPITAL = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
@@ -106,8 +92,7 @@ def name_of(key: str) -> str:
     if key in _NAMES:
         return key
     words = _CAPITAL.sub("_", key.strip()).lower().replace(" ", "_").replace("-", "_")
-    words = _CHINESE.get(words, words)
-    return _SIDES_TOO.get(words) or (words if words in _NAMES else key)
+    return _OTHER_WORDS.get(words) or (words if words in _NAMES else key)
 
 
 @lru_cache(4096)

@@ -20,9 +20,9 @@ from posttrain.data.formats.base import (
     value_in,
 )
 from posttrain.data.formats.conversations import ALPACA, MESSAGES, MOSS, PROMPT_COMPLETION, SHAREGPT, TEXT_PAIR
-from posttrain.data.formats.drafts import Format, Judgement, Pair, Ranked, Talk, Turns, having, is_whole, parted
+from posttrain.data.formats.drafts import Format, Judgement, Pair, Ranked, Talk, having, is_whole, parted
 from posttrain.data.formats.prompts import is_transcript, prompt_key_of, prompt_of, reply_under, transcript
-from posttrain.data.formats.turns import talk, turns_under
+from posttrain.data.formats.turns import Turns, talk, turns_under
 from posttrain.types import Message
 
 _SIDES = ("chosen", "rejected")

@@ -13,7 +13,7 @@ from typing import Any
 
 from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, optional_text
-from posttrain.data.formats.turns import messages_in, role_of, text_of, turns_under
+from posttrain.data.formats.turns import Turns, messages_in, role_of, text_of, turns_under
 from posttrain.types import Message, Role
 
 _SPEAKERS: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
@@ -34,7 +34,7 @@ def prompt_key_of(record: Foreign) -> str | None:
     return keys.first(record, PROMPT_KEYS)
 
 
-def prompt_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
+def prompt_of(record: Foreign) -> tuple[Turns, Set[str]]:
     """The turns of a record's prompt and the keys they were made from; none where there is no such key.
 
     Text is a turn of the user, or a transcript that waits for the reply; an instruction comes with its input.
@@ -51,7 +51,7 @@ def prompt_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
     return turns_under(record, key, "user"), frozenset((key,))
 
 
-def instruction_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
+def instruction_of(record: Foreign) -> tuple[Turns, Set[str]]:
     """(what the user asks, the keys it was made from): the instruction of a record with its input."""
     key = keys.first(record, _INPUTS) or "input"
     instruction, given = optional_text(record, "instruction"), optional_text(record, key)
@@ -61,14 +61,14 @@ def instruction_of(record: Foreign) -> tuple[tuple[Message, ...], Set[str]]:
     return (*turns[:-1], Message("user", (last + "\n" + given).strip())), {"instruction", key}
 
 
-def not_blank(prompt: tuple[Message, ...], name: str = "prompt") -> tuple[Message, ...]:
+def not_blank(prompt: Turns, name: str = "prompt") -> Turns:
     """The turns of a prompt. Raises RowError (``empty_prompt``) where none says anything."""
     if not any(turn.content.strip() for turn in prompt):
         raise RowError("empty_prompt", f"the {name} is blank")
     return prompt
 
 
-def reply_under(record: Foreign, key: str) -> tuple[Message, ...]:
+def reply_under(record: Foreign, key: str) -> Turns:
     """The turns of a reply; one blank turn where there is none.
 
     A list of several texts is refused as ``several_replies``: they may be alternatives, a ranking, or one answer.
@@ -108,7 +108,7 @@ def is_transcript(text: str) -> bool:
     return _TURN.match(text) is not None and _OPEN in text
 
 
-def transcript(text: str) -> tuple[Message, ...]:
+def transcript(text: str) -> Turns:
     """The turns of a transcript. Raises RowError (``wrong_shape``) for another text."""
     before, *parts = _TURN.split(text)
     if before or not parts:
@@ -116,7 +116,7 @@ def transcript(text: str) -> tuple[Message, ...]:
     return _spoken(parts)
 
 
-def waiting_turns(text: str) -> tuple[Message, ...] | None:
+def waiting_turns(text: str) -> Turns | None:
     """The turns of a transcript whose turns begin on a line of their own, as in BELLE; None for any other text.
 
     The human speaks first, then both in turn; it ends with the human, or with an assistant who has not said anything yet.
@@ -132,7 +132,7 @@ def waiting_turns(text: str) -> tuple[Message, ...] | None:
     return turns if not before.strip() and waits and all(turn.content for turn in turns) else None
 
 
-def _spoken(parts: list[str]) -> tuple[Message, ...]:
+def _spoken(parts: list[str]) -> Turns:
     """Turns of speaker and text, one after the other."""
     spoken = zip(parts[::2], parts[1::2], strict=True)
     return tuple(Message(_SPEAKERS[speaker], text.strip()) for speaker, text in spoken)

@@ -13,11 +13,14 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 from posttrain.data.formats import keys
 from posttrain.data.formats.base import Foreign, RowError, finite, json_value, kind_of, objects, value_in
 from posttrain.types import Message, Role, ToolCall
+
+Turns = tuple[Message, ...]
 
 _ROLE_WORDS: Mapping[Role, str] = {
     "system": "system developer systemmessage",
@@ -48,7 +51,7 @@ _MEDIUM = re.compile(r"^\w+:|\.\w{2,4}$|[/\\]\w+$|^\S{200,}$")
 """A URL, the name of a file, a path, or the bytes of one in base64."""
 
 
-def talk(turns: Sequence[Any]) -> tuple[Message, ...]:
+def talk(turns: Sequence[Any]) -> Turns:
     """The messages of a list of turns. Raises RowError: ``unknown_role``, ``wrong_shape``, ``unsupported_content``, ``needs_image``,
     ``partial_training``, ``unclear_mark``, ...
     """
@@ -56,45 +59,35 @@ def talk(turns: Sequence[Any]) -> tuple[Message, ...]:
         if len(turns) < 2:
             raise RowError("wrong_shape", "the conversation is one text, expected turns")
         sides: tuple[Role, Role] = ("user", "assistant")
-        return tuple(Message(sides[number % 2], text) for number, text in enumerate(turns))
+        return tuple(map(Message, cycle(sides), turns))
     found: list[Message] = []
     for turn in turns:
-        plain = plain_turn(turn)
-        if plain is not None:
+        if (plain := plain_turn(turn)) is not None:
             found.append(plain)
         else:
             found += _messages(turn)
-    return joined(found)
+    return _joined(found)
 
 
-def joined(messages: Sequence[Message]) -> tuple[Message, ...]:
+def _joined(messages: Iterable[Message]) -> Turns:
     """The messages, where calls that follow upon a text or other calls of the assistant are part of that turn."""
     found: list[Message] = []
     for message in messages:
-        before = found[-1] if found and message.tool_calls else None
-        if (
-            before is not None
-            and before.role == message.role == "assistant"
-            and not message.content.strip()
-            and before.weight == message.weight
-        ):
-            thoughts = [part for part in (before.reasoning, message.reasoning) if part]
-            calls = before.tool_calls + message.tool_calls
-            found[-1] = replace(
-                before, tool_calls=calls, reasoning="\n".join(thoughts) if thoughts else before.reasoning
-            )
-        else:
+        before = found[-1] if found and message.tool_calls and not message.content.strip() else None
+        if before is None or not before.role == message.role == "assistant" or before.weight != message.weight:
             found.append(message)
+            continue
+        thoughts = "\n".join(part for part in (before.reasoning, message.reasoning) if part)
+        calls = before.tool_calls + message.tool_calls
+        found[-1] = replace(before, tool_calls=calls, reasoning=thoughts or before.reasoning)
     return tuple(found)
 
 
-def turns_under(record: Foreign, key: str, role: Role) -> tuple[Message, ...]:
+def turns_under(record: Foreign, key: str, role: Role) -> Turns:
     """The turns under a key that holds text (one turn of ``role``), a message, messages, or messages as JSON text."""
     value = record.get(key)
     if isinstance(value, str):
-        value = messages_in(value) or value
-    if isinstance(value, str):
-        return (Message(role, value),)
+        return (Message(role, value),) if messages_in(value) is None else talk(objects(record, key))
     if (plain := plain_turn(value)) is not None:
         return (plain,)
     if isinstance(value, Mapping):
@@ -102,7 +95,7 @@ def turns_under(record: Foreign, key: str, role: Role) -> tuple[Message, ...]:
             return talk(talked)
         if _named(value, _ROLES) is None and isinstance(text := value.get(_named(value, _TEXTS) or ""), str):
             return (Message(role, text),)
-        return joined(list(_messages(value)))
+        return _joined(_messages(value))
     if not isinstance(value, list):
         raise RowError("wrong_shape", f"{key!r} is {kind_of(value)}, expected text or messages")
     return talk(objects(record, key))
@@ -207,10 +200,8 @@ def weight_of(turn: Foreign) -> float | None:
             value = _trained(value, turn)
         elif key in ("mask", "masked"):
             if key == "mask" and value not in (0, False):
-                raise RowError(
-                    "unclear_mark",
-                    f"'mask' is {value!r}: whether that turn is trained on can't be told; say loss or weight",
-                )
+                detail = f"'mask' is {value!r}: whether that turn is trained on can't be told; say loss or weight"
+                raise RowError("unclear_mark", detail)
             value = not value
         elif key in keys.WEIGHTS and isinstance(value, bool):
             raise RowError("wrong_shape", f"the {key} of a turn is {value!r}, expected a number of at least 0")
@@ -219,9 +210,8 @@ def weight_of(turn: Foreign) -> float | None:
             continue
         weight = None if isinstance(value, str) else finite(value)
         if weight is None or weight < 0:
-            raise RowError(
-                "wrong_shape", f"the {key} of a turn is {str(value)[:80]!r}, expected a number of at least 0"
-            )
+            detail = f"the {key} of a turn is {str(value)[:80]!r}, expected a number of at least 0"
+            raise RowError("wrong_shape", detail)
         if key not in keys.WEIGHTS and value not in (0, 1):  # a loss may have been measured
             raise RowError("unclear_mark", f"{key!r} is {value}, neither on nor off: say weight where it is one")
         weights += [weight]
@@ -230,19 +220,16 @@ def weight_of(turn: Foreign) -> float | None:
 
 def _trained(spans: Any, turn: Foreign) -> bool:
     """Whether spans of a text (Axolotl's ``train_detail``) train on all of it; RowError where on a part."""
-    marks = [bool(span.get("train")) for span in spans if isinstance(span, Mapping)] if isinstance(spans, list) else []
-    covered = sum(_length(span) for span in spans) if isinstance(spans, list) else 0
+    marked = [span for span in spans if isinstance(span, Mapping)] if isinstance(spans, list) else []
+    trained = [bool(span.get("train")) for span in marked]
+    ends = [(span.get("begin_offset"), span.get("end_offset")) for span in marked]
+    covered = sum(end - begin + 1 for begin, end in ends if isinstance(begin, int) and isinstance(end, int))
     text = str(turn.get(_named(turn, _TEXTS) or "", ""))
-    if marks and not any(marks):
+    if marked and not any(trained):
         return False
-    if marks and all(marks) and covered >= len(text):
+    if marked and all(trained) and covered >= len(text):
         return True
     raise RowError("partial_training", "train_detail trains on a part of a turn; whole turns can be trained on or not")
-
-
-def _length(span: Any) -> int:
-    begin, end = (span.get("begin_offset"), span.get("end_offset")) if isinstance(span, Mapping) else (None, None)
-    return end - begin + 1 if isinstance(begin, int) and isinstance(end, int) else 0
 
 
 # ---- one turn ------------------------------------------------------------------------------------------------------
@@ -263,11 +250,8 @@ def _messages(turn: Any) -> Iterable[Message]:
     """The messages of one entry of a list of turns."""
     if isinstance(turn, Mapping):
         turn = _unwrapped(turn)
-        if _named(turn, _ROLES) is None or (
-            role_of(turn) is None and _named_small(turn, _QUESTIONS) and "role" not in turn
-        ):
-            return _exchange(turn)
-        return _spoken(turn)
+        unknown = role_of(turn) is None and _named_small(turn, _QUESTIONS) and "role" not in turn
+        return _exchange(turn) if unknown or _named(turn, _ROLES) is None else _spoken(turn)
     if isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn):
         return Message("user", turn[0]), Message("assistant", turn[1])
     raise RowError("wrong_shape", f"a turn is {kind_of(turn)}, expected an object with role and content")
@@ -294,6 +278,7 @@ def _spoken(turn: Foreign) -> Iterator[Message]:
     text_key = _named(turn, _TEXTS)
     content = turn.get(text_key) if text_key is not None else None
     name = turn.get("name") if isinstance(turn.get("name"), str) else None
+    call_id = _id(turn.get("tool_call_id"))
     if role == "tool" and "observation" in turn and text_key is None:
         # ChatGLM3 writes a call and its result as one turn
         call = _call({"name": name, "arguments": turn.get("parameters", turn.get("arguments"))})
@@ -306,17 +291,13 @@ def _spoken(turn: Foreign) -> Iterator[Message]:
         yield Message(role, "", tool_calls=calls_of(content if content is not None else turn), weight=weight_of(turn))
         return
     if role == "tool" and not isinstance(content, list):
-        call_id = turn.get("tool_call_id")
-        yield Message(role, text_of(content, "a tool result"), name=name, tool_call_id=_id(call_id))
+        yield Message(role, text_of(content, "a tool result"), name=name, tool_call_id=call_id)
         return
     text, reasoning, calls, results = _content(content)
     if role != "assistant":
         yield from results
         if text or not results:
-            named = role == "tool"
-            yield Message(
-                role, text, name=name if named else None, tool_call_id=_id(turn.get("tool_call_id")) if named else None
-            )
+            yield Message(role, text, name=name, tool_call_id=call_id) if role == "tool" else Message(role, text)
         return
     if (thoughts := thoughts_of(turn)) is not None:
         reasoning = (reasoning or "") + thoughts[1]
@@ -337,7 +318,9 @@ def _exchange(turn: Foreign) -> Iterator[Message]:
     """What was asked and what was answered, in one entry of a conversation."""
     question_key, answer_key = _named_small(turn, _QUESTIONS), _named_small(turn, _ANSWERS)
     short = "q" in (question_key, answer_key) or "a" in (question_key, answer_key)
-    if question_key is None or (short and not (answer_key and keys.is_present(turn[question_key]))) or _is_text(turn):
+    text_key = _named(turn, _TEXTS)
+    has_text = text_key is not None and keys.is_present(turn[text_key])  # of its own, which someone must have said
+    if question_key is None or has_text or (short and not (answer_key and keys.is_present(turn[question_key]))):
         found = ", ".join(map(str, turn))
         raise RowError("unknown_role", f"a turn without a role; its keys: {found}"[:200])
     if (media := media_reason(turn)) is not None:
@@ -354,15 +337,8 @@ def _exchange(turn: Foreign) -> Iterator[Message]:
     if question:
         yield Message("user", question)
     if answer_key is not None and keys.is_present(turn[answer_key]):
-        thoughts = thoughts_of(turn)
-        reasoning = None if thoughts is None else thoughts[1]
+        reasoning = (thoughts_of(turn) or ("", None))[1]
         yield Message("assistant", text_of(turn[answer_key], "what is answered"), reasoning, weight=weight_of(turn))
-
-
-def _is_text(turn: Foreign) -> bool:
-    """Whether a turn has a text of its own, which someone must have said."""
-    key = _named(turn, _TEXTS)
-    return key is not None and keys.is_present(turn[key])
 
 
 def _named_small(turn: Foreign, names: Sequence[str]) -> str | None:
@@ -410,13 +386,13 @@ def _content(content: Any) -> tuple[str, str | None, tuple[ToolCall, ...], list[
             calls += calls_of(value if value is not None else part)
         elif kind == "tool_result":
             inner = _content(value)[0] if isinstance(value, list) else text_of(value, "a tool result")
-            results.append(
-                Message("tool", inner, tool_call_id=_id(part.get("tool_use_id") or part.get("tool_call_id")))
-            )
-        elif (reason := _medium(kind)) is not None:
-            raise RowError(reason, f"a part of type {kind!r}; only text can be trained on"[:200])
+            call_id = _id(part.get("tool_use_id") or part.get("tool_call_id"))
+            results.append(Message("tool", inner, tool_call_id=call_id))
         elif kind not in _TEXT_PARTS + _REASONING_PARTS:
-            raise RowError("unsupported_content", f"a part of type {kind!r}; only text can be trained on"[:200])
+            reason = next(
+                (f"needs_{name}" for name in ("image", "audio", "video") if name in kind), "unsupported_content"
+            )
+            raise RowError(reason, f"a part of type {kind!r}; only text can be trained on"[:200])
         elif not isinstance(value, str):
             raise RowError("wrong_shape", f"a part of type {kind!r} holds {kind_of(value)}, expected text")
         elif kind in _REASONING_PARTS:
@@ -424,11 +400,6 @@ def _content(content: Any) -> tuple[str, str | None, tuple[ToolCall, ...], list[
         else:
             text += value
     return text, reasoning, calls, results
-
-
-def _medium(kind: Any) -> str | None:
-    """The reason why a part of this type can't be used, where it is an image, audio or video."""
-    return next((f"needs_{name}" for name in ("image", "audio", "video") if name in str(kind)), None)
 
 
 # ---- calls ---------------------------------------------------------------------------------------------------------
@@ -448,11 +419,7 @@ def _calls_in(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return _calls_in_lines(text)
-
-
-def _calls_in_lines(text: str) -> Any:
-    lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and all(line.lstrip().startswith("{") for line in lines):
         return [json_value(line, "tool call") for line in lines]
     found = _python_calls(text)
@@ -491,9 +458,8 @@ def _call(item: Any) -> ToolCall:
     name = inner.get("name", inner.get("tool_name")) if isinstance(inner, Mapping) else None
     if not isinstance(inner, Mapping) or not isinstance(name, str) or not name.strip():
         raise RowError("wrong_shape", f"a tool call without a function name: {str(item)[:80]}")
-    arguments = next(
-        (inner[key] for key in ("arguments", "parameters", "args", "input") if inner.get(key) is not None), None
-    )
+    names = ("arguments", "parameters", "args", "input")
+    arguments = next((inner[key] for key in names if inner.get(key) is not None), None)
     if isinstance(arguments, str) and arguments.strip():
         parsed = json_value(arguments, f"arguments of {name}")
     else:
