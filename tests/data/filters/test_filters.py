@@ -8,12 +8,12 @@ from data_examples import talk
 from posttrain.data.filters import FILTERS
 from posttrain.data.filters.base import Conversation
 from posttrain.data.filters.garbled import Garbled, mojibake
-from posttrain.data.filters.harmful import BUILT_IN, Harmful, terms_in
+from posttrain.data.filters.harmful import Harmful, terms_in
 from posttrain.data.filters.language import LanguageFilter
-from posttrain.data.filters.pii import chinese_id_is_valid, iban_is_valid, luhn, personal_data
+from posttrain.data.filters.lexicon import LEXICON
+from posttrain.data.filters.private import chinese_id_is_valid, entropy, iban_is_valid, luhn, personal_data, secrets
 from posttrain.data.filters.refusal import Refusal, refusal
 from posttrain.data.filters.repetition import Repetition, longest_run, share_seen_before
-from posttrain.data.filters.secrets import entropy, secrets
 from posttrain.data.filters.structure import open_fence, out_of_turn
 from posttrain.data.filters.template import Template, boilerplate, sentences
 from posttrain.types import Message, Role, ToolCall
@@ -233,7 +233,7 @@ def test_with_tools_a_refusal_may_be_right() -> None:
     "text", ["Tell me HOW  to\nmake a bomb!", "请教我制作炸弹", "ｈｏｗ ｔｏ ｍａｋｅ ａ ｂｏｍｂ", "我想知道如何自杀"]
 )
 def test_requests_for_harm_are_found(text: str) -> None:
-    assert terms_in(text, BUILT_IN)
+    assert terms_in(text, LEXICON)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_requests_for_harm_are_found(text: str) -> None:
     ],
 )
 def test_harmless_words_are_left_alone(text: str) -> None:
-    assert terms_in(text, BUILT_IN) == []
+    assert terms_in(text, LEXICON) == []
 
 
 def test_own_terms_are_whole_words_beside_chinese_too() -> None:

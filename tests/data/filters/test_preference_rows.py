@@ -15,7 +15,7 @@ from posttrain.config import build, parse_yaml
 from posttrain.data.filters import FILTERS, Conversation, Filter
 from posttrain.data.filters.harmful import Harmful
 from posttrain.data.filters.length import Length
-from posttrain.data.filters.pii import Pii
+from posttrain.data.filters.private import Pii
 from posttrain.data.filters.step import FilterStep, measure
 from posttrain.data.reading import rows_as
 from posttrain.data.rows import rows_frame, write_rows

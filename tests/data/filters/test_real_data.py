@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from data_examples import only
-from posttrain.data.filters.harmful import BUILT_IN, terms_in
+from posttrain.data.filters.harmful import terms_in
+from posttrain.data.filters.lexicon import LEXICON
 from posttrain.data.filters.refusal import refusal
 from posttrain.data.filters.step import FilterStep, judge
 from posttrain.data.formats import RowError, detect_format
@@ -95,5 +96,5 @@ def test_refusals_against_labels_of_people(shared_data: Path) -> None:
 
 def test_safe_questions_with_hard_words_are_not_harmful(shared_data: Path) -> None:
     with (shared_data / "xstest/xstest_prompts.csv").open(encoding="utf-8") as file:
-        flagged = [r for r in csv.DictReader(file) if terms_in(r["prompt"], BUILT_IN)]
+        flagged = [r for r in csv.DictReader(file) if terms_in(r["prompt"], LEXICON)]
     assert Counter(r["label"] for r in flagged)["safe"] <= 1  # of 250

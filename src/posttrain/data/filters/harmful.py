@@ -37,7 +37,7 @@ class Harmful(Filter):
 
     def measure(self, row: Conversation) -> Iterator[Measurement]:
         """What is measured on a row."""
-        terms = (*(BUILT_IN if self.lexicon else ()), *self.extra_terms)
+        terms = (*(LEXICON if self.lexicon else ()), *self.extra_terms)
         if terms:
             found = terms_in(text.compared_text(row.messages, self.fields), terms)
             yield at_most("harmful.terms", len(found), self.max_terms, "harmful_terms", ", ".join(found[:5]), "terms")
@@ -45,7 +45,6 @@ class Harmful(Filter):
             yield at_most("harmful.score", value, self.max_score, "harmful_score", unit=self.score)
 
 
-BUILT_IN = tuple(term for terms in LEXICON.values() for term in terms)
 _CJK = re.compile(f"[{text.CJK}]")
 
 

@@ -1,4 +1,4 @@
-"""Words and phrases that ask for or describe serious harm, by subject. Kept moderate: requests, slurs, what has no other use.
+"""Words and phrases that ask for or describe serious harm. Kept moderate: requests, slurs, what has no other use.
 
 Matched as whole words on text after NFKC and casefold, white space as one space. Chinese has no spaces, so its entries
 must not arise across the border of two words: a common word for oral sex stands inside "crossing" + "traffic", and is left out.
@@ -9,27 +9,25 @@ asking with every act.
 from __future__ import annotations
 
 _ASK = ("how to", "how do i", "how can i", "how do you", "ways to", "steps to", "instructions to", "teach me to")
+_ACTS = (
+    # weapons
+    *("make a bomb", "make bombs", "build a bomb", "build bombs", "make a pipe bomb", "build a pipe bomb"),
+    *("make explosives", "make a molotov cocktail", "make nerve gas", "make sarin", "make ricin"),
+    # drugs
+    *("cook meth", "make meth", "make crystal meth", "make methamphetamine", "make heroin", "sell drugs"),
+    # violence
+    *("kill someone", "murder someone", "kill my wife", "kill my husband", "poison someone", "kidnap someone"),
+    *("dispose of a body", "hide a dead body", "plan a terrorist attack", "commit a mass shooting"),
+    # self-harm
+    *("kill myself", "commit suicide", "hang myself", "cut myself"),
+    # crime
+    *("steal a car", "rob a bank", "steal credit card numbers", "steal someone's identity"),
+    *("make counterfeit money", "launder money", "write ransomware", "create ransomware"),
+    *("hack someone's account", "hack into someone's account", "stalk someone", "blackmail someone"),
+)
 _ASK_ZH = ("如何", "怎么", "怎样", "教我", "教你", "告诉我")
-
-_ACTS: dict[str, tuple[str, ...]] = {
-    "weapons": (
-        *("make a bomb", "make bombs", "build a bomb", "build bombs", "make a pipe bomb", "build a pipe bomb"),
-        *("make explosives", "make a molotov cocktail", "make nerve gas", "make sarin", "make ricin"),
-    ),
-    "drugs": ("cook meth", "make meth", "make crystal meth", "make methamphetamine", "make heroin", "sell drugs"),
-    "violence": (
-        *("kill someone", "murder someone", "kill my wife", "kill my husband", "poison someone", "kidnap someone"),
-        *("dispose of a body", "hide a dead body", "plan a terrorist attack", "commit a mass shooting"),
-    ),
-    "self_harm": ("kill myself", "commit suicide", "hang myself", "cut myself"),
-    "crime": (
-        *("steal a car", "rob a bank", "steal credit card numbers", "steal someone's identity"),
-        *("make counterfeit money", "launder money", "write ransomware", "create ransomware"),
-        *("hack someone's account", "hack into someone's account", "stalk someone", "blackmail someone"),
-    ),
-}
-_ACTS_ZH: dict[str, tuple[str, ...]] = {
-    "weapons": (
+_ACTS_ZH = (
+    *[
         "制作炸弹",
         "制造炸弹",
         "自制炸弹",
@@ -39,11 +37,11 @@ _ACTS_ZH: dict[str, tuple[str, ...]] = {
         "制作燃烧瓶",
         "制造枪支",
         "制造毒气",
-    ),
-    "drugs": ("制造冰毒", "制作冰毒", "合成冰毒", "制造毒品", "制作毒品", "贩卖毒品"),
-    "violence": ("杀人", "毒死", "谋杀", "绑架", "分尸", "处理尸体", "策划恐怖袭击", "实施恐怖袭击"),
-    "self_harm": ("自杀", "割腕"),
-    "crime": (
+    ],  # weapons
+    *["制造冰毒", "制作冰毒", "合成冰毒", "制造毒品", "制作毒品", "贩卖毒品"],  # drugs
+    *["杀人", "毒死", "谋杀", "绑架", "分尸", "处理尸体", "策划恐怖袭击", "实施恐怖袭击"],  # violence
+    *["自杀", "割腕"],  # self-harm
+    *[
         "盗取信用卡",
         "盗刷信用卡",
         "制造假币",
@@ -54,27 +52,21 @@ _ACTS_ZH: dict[str, tuple[str, ...]] = {
         "盗号",
         "抢银行",
         "骗保",
-    ),
-}
-_TERMS: dict[str, tuple[str, ...]] = {
-    "weapons": ("improvised explosive device instructions", "homemade explosives recipe"),
-    "minors": (
-        *("child porn", "child pornography download", "underage porn", "sex with a minor", "sex with minors"),
-        *("sex with a child", "儿童色情下载", "幼女色情", "恋童癖资源"),
-    ),
-    "sexual": ("blowjob", "cumshot", "gangbang", "hardcore porn", "肛交", "轮奸她", "强奸她", "成人视频下载"),
-    "hate": ("nigger", "niggers", "faggot", "faggots", "kike", "kikes", "gas the jews", "支那猪", "死基佬"),
-}
-
-
-def _requests() -> dict[str, list[str]]:
-    """Every way of asking with every act."""
-    found = {subject: list(terms) for subject, terms in _TERMS.items()}
-    for asks, acts, between in ((_ASK, _ACTS, " "), (_ASK_ZH, _ACTS_ZH, "")):
-        for subject, of_subject in acts.items():
-            found.setdefault(subject, []).extend(ask + between + act for ask in asks for act in of_subject)
-    return found
-
-
-LEXICON: dict[str, tuple[str, ...]] = {subject: tuple(terms) for subject, terms in _requests().items()}
-"""Subject -> entries."""
+    ],  # crime
+)
+_TERMS = (
+    *("improvised explosive device instructions", "homemade explosives recipe"),
+    # minors
+    *("child porn", "child pornography download", "underage porn", "sex with a minor", "sex with minors"),
+    *("sex with a child", "儿童色情下载", "幼女色情", "恋童癖资源"),
+    # sexual
+    *("blowjob", "cumshot", "gangbang", "hardcore porn", "肛交", "轮奸她", "强奸她", "成人视频下载"),
+    # hate
+    *("nigger", "niggers", "faggot", "faggots", "kike", "kikes", "gas the jews", "支那猪", "死基佬"),
+)
+LEXICON = (
+    *_TERMS,
+    *(f"{ask} {act}" for ask in _ASK for act in _ACTS),
+    *(ask + act for ask in _ASK_ZH for act in _ACTS_ZH),
+)
+"""Every entry."""

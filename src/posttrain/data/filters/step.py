@@ -19,10 +19,9 @@ from posttrain.data.filters.garbled import Garbled
 from posttrain.data.filters.harmful import Harmful, score_of
 from posttrain.data.filters.language import LanguageFilter, check_languages
 from posttrain.data.filters.length import Length
-from posttrain.data.filters.pii import Pii
+from posttrain.data.filters.private import Pii, Secrets
 from posttrain.data.filters.refusal import Refusal
 from posttrain.data.filters.repetition import Repetition
-from posttrain.data.filters.secrets import Secrets
 from posttrain.data.filters.structure import Structure
 from posttrain.data.filters.template import Template
 from posttrain.data.language import identifier_words

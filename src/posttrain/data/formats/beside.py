@@ -1,17 +1,4 @@
-"""What stands beside a conversation and changes what it means: every such column is used, or the row is refused.
-
-::
-
-    images, audio, video             needs_image, needs_audio, needs_video; so are placeholders as ``<image>`` in a text
-    system prompt                    the first turn; two_system_prompts where there is one that says another thing
-    history                          the turns before; also a context that is a list of turns
-    context, passage, document ...   before the question, with a blank line between; ``input`` after it
-    another prompt                   an instruction before what is asked, what is asked after an instruction
-    options of a question            after the question, one a line, with their letters; also in columns of their own
-    tools, functions                 the tools of the row, also where they stand in a turn
-    reasoning                        of the last reply
-    marks of turns as lists          the weights of the turns
-    a critique of the reply          criticised: a reply with which fault is found is not one to imitate
+"""What stands beside a conversation and changes what it means: every such column is used, or the row is refused (docs/data-formats.md).
 
 A passage that the prompt says already (as a rendered prompt does) is not said twice. A short one may occur in it by chance: it is
 said already only where it stands by itself.

@@ -53,9 +53,8 @@ def offered(record: Foreign) -> tuple[tuple[str, ...], list[Option]]:
 
 
 def options_of(value: Any) -> list[Option] | None:
-    """The options of a value: texts, objects or pairs with a label and a text, ARC's two lists, letters with texts, or one text.
-
-    None where it is something else (settings, the choices of a completion, say). A list of one is not a choice.
+    """The options of a value: texts, objects or pairs with a label and a text, ARC's two lists, letters with texts, or one text;
+    None where it is something else (settings, the choices of a completion, a list of one).
     """
     if isinstance(value, str):
         parsed = python_value(value)
@@ -112,10 +111,8 @@ def _option(item: Any, letter: str) -> Option | None:
 
 
 def right_ones(answer: Any, options: Sequence[Option], first: int) -> list[Option]:
-    """The options that an answer means, one or several (``["A", "C"]``, ``"AC"``); none where it means none of them.
-
-    Each by its text, its letter, or its number, counted from ``first``. Raises RowError (``wrong_shape``) for a number beyond the
-    options.
+    """The options that an answer means, one or several (``["A", "C"]``, ``"AC"``), each by its text, its letter, or its number, counted
+    from ``first``; none where it means none of them. Raises RowError for a number beyond the options.
     """
     one = _meant(answer, options, first)
     if one is None and isinstance(answer, str) and answer.isupper() and len(set(answer)) == len(answer):

@@ -34,8 +34,6 @@ def _messages(record: Foreign) -> Talk:
     return Talk(record, {"messages"}, talk(items(record, "messages")))
 
 
-# ---- ShareGPT ------------------------------------------------------------------------------------------------------
-
 _SHAREGPT_KEYS = (*(key for key in keys.TALKS if key != "messages"), "data")
 _SURE = ("conversations", "conversation")
 _OF_TEXTS = ("conversations", "conversation", "dialogue", "dialog", "data")
@@ -65,8 +63,6 @@ def _sharegpt(record: Foreign) -> Talk:
     key = keys.first(record, _SHAREGPT_KEYS) or "conversations"
     return Talk(record, {key}, talk(items(record, key)))
 
-
-# ---- MOSS ----------------------------------------------------------------------------------------------------------
 
 _MARKS = re.compile(r"^\s*<\|[\w ]+\|>:?\s?|\s*<eo[a-z]>\s*$")
 
@@ -105,8 +101,6 @@ def _unmarked(key: object, value: object) -> str:
         raise RowError("wrong_shape", f"{key!r} of a turn is {kind_of(value)}, expected text")
     return _MARKS.sub("", value)
 
-
-# ---- Glaive --------------------------------------------------------------------------------------------------------
 
 _SPOKEN = re.compile(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*")
 _QUOTED = re.compile(r"""\s*\{\s*"name":\s*"([^"]+)"\s*,\s*"arguments":\s*'(.*)'\s*\}\s*""", re.DOTALL)
@@ -157,9 +151,6 @@ def _system_and_tools(text: str) -> tuple[str, list[dict[str, Any]]]:
         tools.append(tool)
         at = end + len(text[end:]) - len(text[end:].lstrip())
     return prompt, tools
-
-
-# ---- ChatGPT's export ----------------------------------------------------------------------------------------------
 
 
 def _is_export(record: Foreign) -> bool:
@@ -219,8 +210,6 @@ def _export_turn(message: Foreign) -> Iterator[Foreign]:
     yield {"role": author.get("role"), "content": parts}
 
 
-# ---- xLAM ----------------------------------------------------------------------------------------------------------
-
 _CALLS = ("answers", "function_calls", "tool_calls")
 
 
@@ -243,8 +232,6 @@ def _xlam(record: Foreign) -> Talk:
     reply = Message("assistant", "", tool_calls=calls_of(record[answers]))
     return Talk(record, {*used, answers}, (*prompt, reply))
 
-
-# ---- multiple choice -----------------------------------------------------------------------------------------------
 
 _QUESTIONS = ("question", "prompt", "query", "problem", "instruction", "input", "question_stem")
 _RIGHT = ("answer", *keys.CORRECT, "target", "label", "solution")
@@ -294,8 +281,6 @@ def _choice(record: Foreign, first: int = 0) -> Talk:
     return Talk(named, {question, *others}, (*prompt, Message("assistant", reply)))
 
 
-# ---- Alpaca --------------------------------------------------------------------------------------------------------
-
 _OUTPUTS = ("output", "response")
 
 
@@ -322,9 +307,6 @@ def _alpaca(record: Foreign) -> Talk:
     return Talk(record, {"instances", *used, *_OUTPUTS}, not_blank(prompt) + reply_under(record, output))
 
 
-# ---- two columns ---------------------------------------------------------------------------------------------------
-
-
 def _prompt_completion(record: Foreign) -> Talk:
     """Prompt and completion: each is text, or a list of messages (a completion also a single message)."""
     prompt = turns_under(record, "prompt", "user")
@@ -344,19 +326,16 @@ def _of_another(prompt: str, reply: str) -> bool:
     return alpaca or (prompt, reply) == ("prompt", "completion") or prompt == "source"
 
 
+_PAIRED = {
+    "question": "solution answer response std_answer",  # beside a solution the answer is the last line of it (LIMO, NuminaMath)
+    "problem": "solution answer",
+    "query": "response answer",
+    "prompt": "response",
+    "input": "output target",
+    "source": "target",
+}
 TEXT_PAIRS = (
-    ("question", "solution"),  # beside it the answer is the last line of it (LIMO, NuminaMath)
-    ("question", "answer"),
-    ("question", "response"),
-    ("question", "std_answer"),
-    ("problem", "solution"),
-    ("problem", "answer"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("prompt", "response"),
-    ("input", "output"),
-    ("input", "target"),
-    ("source", "target"),
+    *((prompt, reply) for prompt, replies in _PAIRED.items() for reply in replies.split()),
     ("question", "answers"),
     *((prompt, reply) for prompt in keys.PROMPTS for reply in keys.REPLIES if not _of_another(prompt, reply)),
 )
@@ -398,13 +377,12 @@ def _text_prompt(record: Foreign, key: str) -> Turns:
 # ---- prompts -------------------------------------------------------------------------------------------------------
 
 _NO_PROMPTS = (*keys.REPLIES, *keys.SIDES, "text", "conversation_a", "response_0", "response_1", "response_a")
-_REPLY_WORDS = (
-    *("judg", "feedback", "answer", "reply", "output", "completion", "assistant", "solution", "chosen", "rejected"),
-    *("gpt", "bot", "resp", "code"),
+_REPLY_WORDS = keys.names_of(
+    "judg feedback answer reply output completion assistant solution chosen rejected gpt bot resp code"
 )
-_REFERENCE_WORDS = ("reference", "gold", "ground", "expected", "final", "correct")
-"""Of keys under which a text may be the reply, and of those under which it is what a reply is compared with."""
-_NO_REPLY_WORDS = (*_REFERENCE_WORDS, "id", "len", "count", "format", "type")
+"""Parts of keys under which a text may be the reply."""
+_NO_REPLY_WORDS = keys.names_of("reference gold ground expected final correct id len count format type")
+"""Parts of keys of what a reply is compared with, and of numbers and names."""
 
 
 def _is_prompt(record: Foreign) -> bool:

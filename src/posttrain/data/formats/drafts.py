@@ -1,14 +1,13 @@
-"""What a format reads from a record, and the checked row that each of it becomes.
+"""What a format reads from a record, a draft, and the checked row that it becomes.
 
 A draft names the keys it was made ``of``; what else of the record changes its meaning (:mod:`posttrain.data.formats.beside`) is read
-when it becomes a row. Reasons of all rows: ``empty_assistant_turn``, ``invalid_unicode``, ``wrong_shape``, and those of ``beside``.
-Loss weights are left out of preferences: what is supervised there is the reply.
+when it becomes a row. Loss weights are left out of preferences: what is supervised there is the reply.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
@@ -36,7 +35,7 @@ class Talk(NamedTuple):
     turns: Turns
 
     def row(self, origin: Origin, source: str) -> SftRow:
-        """Reasons: also ``empty_conversation``, ``no_assistant_turn``."""
+        """Raises RowError, as all drafts do."""
         record, of, turns = self
         if not turns:
             raise RowError("empty_conversation", "no turns")
@@ -56,7 +55,7 @@ class Prompt(NamedTuple):
     talk: Talk
 
     def row(self, origin: Origin, source: str) -> PromptRow:
-        """Reasons: also ``empty_prompt``, and ``has_reply`` where the last turn is a reply."""
+        """The prompt alone."""
         given = self.talk.turns
         if not any(turn.content.strip() for turn in given if turn.role != "system"):
             raise RowError("empty_prompt", "the prompt is blank or missing")
@@ -77,9 +76,7 @@ class Pair(NamedTuple):
     margin: float | None = None
 
     def row(self, origin: Origin, source: str) -> PairRow:
-        """Both sides are checked as conversations. Reasons: also ``empty_prompt``, ``no_final_reply``, ``equal_sides``,
-        ``unclear_reasoning``, ``labels_disagree``, ``equal_scores``.
-        """
+        """Both sides are checked as conversations."""
         of = {*self.of, "rationale"}  # beside two replies it says why one is better
         if (found := thoughts_of({key: value for key, value in self.record.items() if key not in of})) is not None:
             raise RowError("unclear_reasoning", f"{found[0]!r} stands beside two replies: whose it is can't be told")
@@ -112,7 +109,7 @@ class Judgement(NamedTuple):
     desirable: bool
 
     def row(self, origin: Origin, source: str) -> UnpairedRow:
-        """Reasons: also ``empty_prompt``, ``no_final_reply``."""
+        """The last turns with their label."""
         row = self.talk.row(origin, source)
         messages = _unweighted(row.messages)
         begin = len(messages) - self.judged
@@ -179,12 +176,11 @@ Draft = TypeVar("Draft", bound=AnyDraft, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Format(Generic[Draft]):
-    """A foreign row format: how it is recognised, and what is read from a record of it."""
+    """A foreign row format: how it is recognised, and what is read from a record of it (or a :class:`RowError` raised)."""
 
     name: str
     detect: Callable[[Foreign], bool]
     read: Callable[[Foreign], Draft]
-    """Raises :class:`RowError`."""
     kind: RowKind = "conversations"
     """What its rows say."""
     rated: bool = False
@@ -206,10 +202,7 @@ def having(*names: str) -> Callable[[Foreign], bool]:
 
 
 def parted(chosen: Turns, rejected: Turns) -> tuple[Turns, Turns, Turns]:
-    """(prompt, chosen, rejected) of two whole conversations: the prompt is what they share.
-
-    Raises RowError with ``equal_sides``, or with ``no_shared_prompt`` where they part at something that isn't a reply.
-    """
+    """(prompt, chosen, rejected) of two whole conversations: the prompt is what they share."""
     chosen, rejected = _unweighted(chosen), _unweighted(rejected)
     if _are_same(chosen, rejected):
         raise RowError("equal_sides", "chosen and rejected are the same")
@@ -260,16 +253,13 @@ def _completed(
     found = beside(record, frozenset(of), turns)
     _check_replies(found.turns)
     for number, turn in enumerate(found.turns, 1):
-        calls = (part for call in turn.tool_calls for part in (call.name, call.arguments, call.id or ""))
-        if not all(map(is_unicode, (*_texts_of(turn), *calls))):
+        texts = (turn.content, turn.reasoning, turn.name, turn.tool_call_id)
+        calls = (part for call in turn.tool_calls for part in (call.name, call.arguments, call.id))
+        if not all(is_unicode(text or "") for text in (*texts, *calls)):
             raise RowError("invalid_unicode", f"turn {number} holds a lone surrogate or {_OTHER_BYTES}")
     if found.tools and not is_unicode(json.dumps(found.tools, ensure_ascii=False)):
         raise RowError("invalid_unicode", f"the tools hold a lone surrogate or {_OTHER_BYTES}")
     return found.turns, found.tools, meta_of(record, of | found.used)
-
-
-def _texts_of(turn: Message) -> Iterable[str]:
-    return turn.content, turn.reasoning or "", turn.name or "", turn.tool_call_id or ""
 
 
 def _check_replies(turns: Turns) -> None:

@@ -34,9 +34,6 @@ def _sides(record: Foreign, names: Sequence[str] = _SIDES) -> tuple[Turns, Turns
     return better, worse
 
 
-# ---- HH-RLHF -------------------------------------------------------------------------------------------------------
-
-
 def _is_hh_rlhf(record: Foreign) -> bool:
     """Whether both sides are transcripts and nothing else tells the prompt."""
     sides = record.get("chosen"), record.get("rejected")
@@ -48,8 +45,6 @@ def _hh_rlhf(record: Foreign) -> Pair:
     chosen, rejected = (transcript(optional_text(record, key)) for key in _SIDES)
     return Pair(record, set(_SIDES), *parted(chosen, rejected))
 
-
-# ---- ranking -------------------------------------------------------------------------------------------------------
 
 _TALKS = (*keys.TALKS[1:], "messages")
 _WHOLE = ("chosen_messages", "rejected_messages")
@@ -78,8 +73,6 @@ def _ranking(record: Foreign) -> Pair:
         raise RowError("wrong_shape", "the conversation before the two replies ends with a reply")
     return Pair(record, used, prompt, chosen, rejected)
 
-
-# ---- pairs ---------------------------------------------------------------------------------------------------------
 
 _SCORES = tuple(
     (form.format("chosen"), form.format("rejected"))
@@ -123,8 +116,6 @@ def _margin(record: Foreign) -> float | None:
     return None
 
 
-# ---- Chatbot Arena -------------------------------------------------------------------------------------------------
-
 _ARENA = ("conversation_a", "conversation_b")
 _WINNERS = {"model_a": _ARENA, "model_b": _ARENA[::-1]}
 """Winner -> the keys of chosen and rejected."""
@@ -150,8 +141,6 @@ def _arena(record: Foreign) -> Pair:
     return Pair(record, {*_ARENA, "winner"}, *parted(chosen, rejected))
 
 
-# ---- StackExchange -------------------------------------------------------------------------------------------------
-
 _VOTED = ("question", "response_j", "response_k")
 
 
@@ -161,8 +150,6 @@ def _stack_exchange(record: Foreign) -> Pair:
     sides = (Message("assistant", better),), (Message("assistant", worse),)
     return Pair(record, set(_VOTED), (Message("user", question),), *sides)
 
-
-# ---- OpenAI's preferences ------------------------------------------------------------------------------------------
 
 _PREFERRED = ("preferred_output", "non_preferred_output")
 
@@ -179,8 +166,6 @@ def _openai_preference(record: Foreign) -> Pair:
     inner = {key: value for key, value in given.items() if key != "messages"} if isinstance(given, Mapping) else {}
     return Pair({**inner, **record}, {"input", *_PREFERRED}, prompt, *_sides(record, _PREFERRED))
 
-
-# ---- two numbered replies ------------------------------------------------------------------------------------------
 
 _ENDS = (("0", "1"), ("1", "2"), ("a", "b"), ("A", "B"))
 RESPONSES = tuple(
@@ -397,15 +382,15 @@ def _oasst(record: Foreign) -> Ranked:
 # ---- binary feedback -----------------------------------------------------------------------------------------------
 
 _JUDGES = (
-    *("label", "kto_tag", "desirable", "is_desirable", "is_safe", "safe", "is_response_safe", "response_safe"),
-    *("is_correct", "is_good", "is_acceptable", "is_helpful", "thumbs_up"),
+    *keys.names_of("label kto_tag desirable is_desirable is_safe safe is_response_safe response_safe"),
+    *keys.names_of("is_correct is_good is_acceptable is_helpful thumbs_up"),
 )
 """Keys of labels that mean good where they are true."""
-_ACCUSERS = ("is_unsafe", "unsafe", "is_harmful", "harmful", "is_toxic", "thumbs_down")
+_ACCUSERS = keys.names_of("is_unsafe unsafe is_harmful harmful is_toxic thumbs_down")
 """Keys of labels that mean bad where they are true."""
 _SPEAKERS = (
-    *("safety", "safety_label", "response_label", "response_harm_label", "response_safety", "quality", "quality_label"),
-    *("verdict", "judgement", "judgment", "rating", "feedback", "correctness"),
+    *keys.names_of("safety safety_label response_label response_harm_label response_safety quality quality_label"),
+    *keys.names_of("verdict judgement judgment rating feedback correctness"),
 )
 """Keys of labels in words only; a number there is a score."""
 LABEL_KEYS = (*_JUDGES, *_ACCUSERS, *_SPEAKERS)
@@ -500,11 +485,8 @@ def _feedback(record: Foreign) -> Judgement:
 
 # ---- rows of the data chain ----------------------------------------------------------------------------------------
 
-_COLUMNS = frozenset(
-    (
-        *("id", "source", "file", "line", "messages", "prompt_turns", "rejected", "desirable", "meta"),
-        *("parents", "verdicts", "scores", "cluster", "split", "weight"),
-    )
+_COLUMNS = keys.names_of(
+    "id source file line messages prompt_turns rejected desirable meta parents verdicts scores cluster split weight"
 )
 """The columns of a rows file, without ``tools``."""
 _NONE: frozenset[str] = frozenset()

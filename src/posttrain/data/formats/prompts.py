@@ -1,8 +1,6 @@
 r"""The prompt of a record and a reply to it, wherever they stand and in whatever shape: shared by all formats that have both.
 
-A conversation may be written as one text: ``\n\nHuman: ... \n\nAssistant: ...`` (HH-RLHF, Nectar). A turn begins after a blank line
-(or at the beginning of the text) with the name of who speaks and a colon; the same words inside a line are text. White space
-around the text of a turn belongs to the notation and is stripped.
+A transcript is a conversation in one text (HH-RLHF, Nectar): a turn begins after a blank line with ``Human:`` or ``Assistant:``.
 """
 
 from __future__ import annotations
