@@ -1,8 +1,4 @@
-"""How far signals agree about which rows are more and which are less, pair by pair.
-
-``spearman`` is the rank correlation; ``middle_shared`` is the share of the rows in the middle half by one signal that are
-in the middle half by the other (0.5 by chance): whether a band of difficulty means the same by both.
-"""
+"""How far signals agree about which rows are more and which are less, pair by pair."""
 
 from __future__ import annotations
 
@@ -15,10 +11,7 @@ import polars as pl
 
 
 def spearman(first: pl.Series, second: pl.Series) -> float | None:
-    """Spearman's rank correlation of two columns without nulls; equal values share their mean rank.
-
-    None where it is not defined: fewer than two rows, or a column of one value.
-    """
+    """Spearman's rank correlation of two columns without nulls; None for fewer than two rows, or a column of one value."""
     ranks = [column.rank("average").to_numpy() for column in (first, second)]
     centred = [rank - rank.mean() if len(rank) else rank for rank in ranks]
     norms = [float(np.sqrt(np.dot(rank, rank))) for rank in centred]
@@ -28,7 +21,7 @@ def spearman(first: pl.Series, second: pl.Series) -> float | None:
 
 
 def middle_shared(first: pl.Series, second: pl.Series) -> float | None:
-    """The share of the middle half (quartiles included) of one column that is in the middle half of the other.
+    """The share of the middle half (quartiles included) of one column that is in the middle half of the other: 0.5 by chance.
 
     The larger of the two halves counts, so the order of the columns plays no part. None where nothing lies there.
     """
@@ -39,10 +32,8 @@ def middle_shared(first: pl.Series, second: pl.Series) -> float | None:
 
 
 def agreement(table: pl.DataFrame, signals: Sequence[str]) -> list[dict[str, Any]]:
-    """For every two signals and the rows that have both, over all rows (``source`` null) and source by source.
-
-    ``table``: column ``source`` and one column for each signal. Each entry has ``source``, ``a``, ``b``, ``rows``,
-    ``spearman``, ``middle_shared``.
+    """``source``, ``a``, ``b``, ``rows``, ``spearman``, ``middle_shared`` for every two signals and the rows that have both, over all rows
+    (``source`` null) and source by source. ``table``: column ``source`` and one for each signal.
     """
     groups: list[tuple[str | None, pl.DataFrame]] = [(None, table)]
     parts = table.sort("source", maintain_order=True).partition_by("source", maintain_order=True)

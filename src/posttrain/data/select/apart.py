@@ -168,16 +168,11 @@ def _take_apart(
     else:
         check, limit, reason = "cosine", f"<= {distance.max_cosine:g}", "too_near"
         detail = pl.format("cosine {} to a kept row ({})", short(value), pl.lit(limit))
-    outcome.judge(looked_at, check, value, pl.lit(limit), pl.col("taken"))
-    outcome.drop(looked_at.filter(~pl.col("taken")), reason, detail, pl.col("near"))
+    outcome.check(looked_at, check, value, limit, pl.col("taken"), reason, detail, pl.col("near"))
     if budget is not None:
         full = f"<= {walk.seen} (where {budget} rows are taken)" if walk.seen < len(walked) else "any"
-        outcome.judge(walked, "order", pl.col("order"), pl.lit(full), pl.col("looked_at"))
-        outcome.drop(
-            walked.filter(~pl.col("looked_at")),
-            "over_budget",
-            pl.format("place {} in the order, {}", "order", pl.lit(full)),
-        )
+        detail = pl.format("place {} in the order, {}", "order", pl.lit(full))
+        outcome.check(walked, "order", pl.col("order"), full, pl.col("looked_at"), "over_budget", detail)
     outcome.facts["walk"] = {
         "rows": len(walked),
         "looked_at": walk.seen,

@@ -41,13 +41,11 @@ class Medium:
             low=value.quantile(self.low, "linear").over("source"),
             high=value.quantile(self.high, "linear").over("source"),
         )
-        inside = value.is_between("low", "high")
         ends = pl.format("{} to {}", short(pl.col("low")), short(pl.col("high")))
-        outcome.judge(scored, name, value, ends, inside)
         band = f"{self.low:.4g} to {self.high:.4g} of the source's rows"
         detail = pl.format("{} {} is outside {} ({})", pl.lit(name), short(value), ends, pl.lit(band))
-        outcome.drop(scored.filter(value < pl.col("low")), "below_band", detail)
-        outcome.drop(scored.filter(value > pl.col("high")), "above_band", detail)
+        side = pl.when(value < pl.col("low")).then(pl.lit("below_band")).otherwise(pl.lit("above_band"))
+        outcome.check(scored, name, value, ends, value.is_between("low", "high"), side, detail)
         edges = scored.group_by("source").agg(pl.len().alias("rows"), pl.col("low").first(), pl.col("high").first())
         outcome.facts["edges"] = {
             source: {"rows": rows, "low": low, "high": high}
@@ -72,25 +70,17 @@ class Ifd:
         table = row_table(context, [context.signal("ifd")])
         outcome = Outcome(table, ["ifd"])
         scored = scored_rows(table, "ifd", context, outcome)
-        value = pl.col("ifd")
-        outcome.judge(scored, "ifd", value, pl.lit(f"<= {self.limit:g}"), value <= self.limit)
-        outcome.drop(
-            scored.filter(value > self.limit),
-            "prompt_does_not_help",
-            pl.format("IFD {} is above {}", short(value), pl.lit(f"{self.limit:g}")),
-        )
+        value, helps = pl.col("ifd"), pl.col("ifd") <= self.limit
+        detail = pl.format("IFD {} is above {}", short(value), pl.lit(f"{self.limit:g}"))
+        outcome.check(scored, "ifd", value, f"<= {self.limit:g}", helps, "prompt_does_not_help", detail)
         tops: dict[str, Any] = {}
         for part in scored.partition_by("source", maintain_order=True):
-            source, helped = str(part["source"][0]), part.filter(value <= self.limit).sort(-value, "place")
+            source, helped = str(part["source"][0]), part.filter(helps).sort(-value, "place")
             wanted = len(helped) if self.top is None else num_wanted(self.top, len(part), "select.rule.top")
             ranked = helped.with_columns(rank=pl.int_range(1, pl.len() + 1))
             limit = f"<= {wanted} (of {len(part)} rows of {source})"
-            outcome.judge(ranked, "ifd_rank", pl.col("rank"), pl.lit(limit), pl.col("rank") <= wanted)
-            outcome.drop(
-                ranked.filter(pl.col("rank") > wanted),
-                "not_among_the_highest",
-                pl.format("rank {} by IFD, {}", "rank", pl.lit(limit)),
-            )
+            rank, detail = pl.col("rank"), pl.format("rank {} by IFD, {}", "rank", pl.lit(limit))
+            outcome.check(ranked, "ifd_rank", rank, limit, rank <= wanted, "not_among_the_highest", detail)
             chosen = helped["ifd"].head(wanted)
             tops[source] = {
                 "rows": len(part),

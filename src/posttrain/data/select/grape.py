@@ -30,56 +30,30 @@ class Grape:
 
     def choose(self, context: Context) -> Outcome:
         """What the rule keeps of the rows."""
-        keys = [
-            key
-            for _, found in map_rows(
-                instruction_keys, context.rows_file, ["messages", "tools"], context.run, "instructions"
-            )
-            for key in found
-        ]
-        table = row_table(context, [context.signal("mean_logp"), pl.Series("instruction", keys, dtype=pl.String)])
+        found = map_rows(instruction_keys, context.rows_file, ["messages", "tools"], context.run, "instructions")
+        keys = pl.Series("instruction", [key for _, part in found for key in part], dtype=pl.String)
+        table = row_table(context, [context.signal("mean_logp"), keys])
         outcome = Outcome(table, ["mean_logp"])
-        value = pl.col("mean_logp")
-        passed = passing(self.gates, table, context, outcome)
-        candidates = (
-            scored_rows(passed, "mean_logp", context, outcome)
-            .sort(-value, "place")
-            .with_columns(
-                candidates=pl.len().over("instruction"),
-                best=value.first().over("instruction"),
-                winner=pl.col("id").first().over("instruction"),
-                rank=pl.int_range(1, pl.len() + 1).over("instruction"),
-            )
+        value, count = pl.col("mean_logp"), pl.col("candidates")
+        scored = scored_rows(passing(self.gates, table, context, outcome), "mean_logp", context, outcome)
+        candidates = scored.sort(-value, "place").with_columns(
+            candidates=pl.len().over("instruction"),
+            best=value.first().over("instruction"),
+            winner=pl.col("id").first().over("instruction"),
+            rank=pl.int_range(1, pl.len() + 1).over("instruction"),
         )
-        enough = pl.col("candidates") >= self.min_candidates
+        enough, first = count >= self.min_candidates, pl.col("rank") == 1
         few, many = candidates.filter(~enough), candidates.filter(enough)
         must = f">= {self.min_candidates}" if self.alone == "drop" else "any"
-        outcome.judge(
-            candidates, "candidates", pl.col("candidates"), pl.lit(must), enough | pl.lit(self.alone == "keep")
-        )
-        if self.alone == "drop":
-            outcome.drop(
-                few,
-                "alone",
-                pl.format(
-                    "{} candidates for this instruction, at least {} are needed",
-                    "candidates",
-                    pl.lit(self.min_candidates),
-                ),
-            )
-        first = pl.col("rank") == 1
-        outcome.judge(
-            many, "mean_logp", value, pl.format("highest of {} ({})", "candidates", short(pl.col("best"))), first
-        )
-        outcome.drop(
-            many.filter(~first),
-            "less_likely",
-            pl.format(
-                "mean log-prob {}, the likeliest of {} has {}", short(value), "candidates", short(pl.col("best"))
-            ),
-            pl.col("winner"),
-        )
-        sizes = candidates.filter(pl.col("rank") == 1)["candidates"].value_counts().sort("candidates")
+        needed = pl.lit(self.min_candidates)
+        detail = pl.format("{} candidates for this instruction, at least {} are needed", count, needed)
+        stays = enough | pl.lit(self.alone == "keep")
+        outcome.check(candidates, "candidates", count, must, stays, "alone", detail)
+        best = short(pl.col("best"))
+        detail = pl.format("mean log-prob {}, the likeliest of {} has {}", short(value), count, best)
+        limit = pl.format("highest of {} ({})", count, best)
+        outcome.check(many, "mean_logp", value, limit, first, "less_likely", detail, pl.col("winner"))
+        sizes = candidates.filter(first)["candidates"].value_counts().sort("candidates")
         outcome.facts["groups"] = {
             "instructions": int(table["instruction"].n_unique()),
             "with_a_choice": int(many["instruction"].n_unique()),

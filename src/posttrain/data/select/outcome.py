@@ -31,13 +31,21 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
 
-    def judge(self, rows: pl.DataFrame, check: str, value: pl.Expr, limit: pl.Expr, passed: pl.Expr) -> None:
-        """Add a verdict for some rows."""
-        self.verdicts.append(verdicts_of(rows, check, value, limit, passed))
-
-    def drop(self, rows: pl.DataFrame, reason: str, detail: pl.Expr, twin: pl.Expr | None = None) -> None:
-        """Drop some rows."""
-        self.rejects.append(rejects_of(rows, pl.lit(reason), detail, twin))
+    def check(
+        self,
+        rows: pl.DataFrame,
+        name: str,
+        value: pl.Expr,
+        limit: pl.Expr | str,
+        passed: pl.Expr,
+        reason: pl.Expr | str,
+        detail: pl.Expr,
+        twin: pl.Expr | None = None,
+    ) -> None:
+        """Add a verdict for some rows, and drop those that do not pass."""
+        limit, reason = (pl.lit(each) if isinstance(each, str) else each for each in (limit, reason))
+        self.verdicts.append(verdicts_of(rows, name, value, limit, passed))
+        self.rejects.append(rejects_of(rows.filter(~passed), reason, detail, twin))
 
 
 def row_table(context: Context, columns: Sequence[pl.Series]) -> pl.DataFrame:
@@ -62,8 +70,8 @@ def scored_rows(table: pl.DataFrame, name: str, context: Context, outcome: Outco
     """The rows that have a signal; the others are dropped or stay, as the step says."""
     without = table.filter(pl.col(name).is_null())
     if len(without) and context.unscored == "drop":
-        outcome.judge(without, name, pl.lit(None), pl.lit("a value"), pl.lit(False))
-        outcome.drop(without, NO_SCORE, pl.lit(f"the row has no {name}"))
+        detail = pl.lit(f"the row has no {name}")
+        outcome.check(without, name, pl.lit(None), "a value", pl.lit(False), NO_SCORE, detail)
     elif len(without):
         outcome.notes[NO_SCORE] = len(without)
     return table.filter(pl.col(name).is_not_null())
