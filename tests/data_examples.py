@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain.data.filters import FILTERS, Conversation, Filter
+from posttrain.data.filters.form import Length, Structure
 from posttrain.data.filters.garbled import Garbled
 from posttrain.data.filters.harmful import Harmful
 from posttrain.data.filters.language import LanguageFilter
-from posttrain.data.filters.length import Length
 from posttrain.data.filters.private import Pii, Secrets
-from posttrain.data.filters.refusal import Refusal
 from posttrain.data.filters.repetition import Repetition
+from posttrain.data.filters.replies import Refusal, Template
 from posttrain.data.filters.step import FilterStep
-from posttrain.data.filters.structure import Structure
-from posttrain.data.filters.template import Template
 from posttrain.types import Message, Role
 
 

@@ -14,7 +14,7 @@ from posttrain.artifacts import StageDir, read_json
 from posttrain.data import steps
 from posttrain.data.config import ChainStep, DataSettings, Source
 from posttrain.data.dedup.step import DedupStep
-from posttrain.data.filters.length import Length
+from posttrain.data.filters.form import Length
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.mix import MixStep
 from posttrain.data.pipeline import prepare

@@ -20,7 +20,7 @@ def cover(index: Index, *turns: tuple[int, str]) -> dict[tuple[int, int], int]:
     row_of = np.array([row for row, _ in turns], np.int64)
     for hits in find(index, hash_tokens([text for _, text in turns])):
         got = covers(hits.postings, row_of[hits.text], hits.gram)
-        found |= {(int(r), int(t)): int(c) for r, t, c in zip(*got, strict=True)}
+        found |= {(int(r), int(t)): int(c) for r, t, c in got.iter_rows()}
     return found
 
 

@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.dedup.buckets import Buckets
-from posttrain.data.dedup.greedy import settle
+from posttrain.data.dedup.greedy import Buckets, settle
 
 
 def one_by_one(buckets: list[list[int]], similarity: np.ndarray, threshold: float) -> list[bool]:

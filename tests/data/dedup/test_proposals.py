@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.data.dedup import proposals, simhash
-from posttrain.data.dedup.buckets import Buckets, group
+from posttrain.data.dedup.greedy import Buckets, group
 from posttrain.data.dedup.jaccard import distinct, jaccards
 from posttrain.data.shingles import Shingles, mix
 

@@ -7,15 +7,14 @@ import pytest
 from data_examples import talk
 from posttrain.data.filters import FILTERS
 from posttrain.data.filters.base import Conversation
+from posttrain.data.filters.form import open_fence, out_of_turn
 from posttrain.data.filters.garbled import Garbled, mojibake
 from posttrain.data.filters.harmful import Harmful, terms_in
 from posttrain.data.filters.language import LanguageFilter
 from posttrain.data.filters.lexicon import LEXICON
 from posttrain.data.filters.private import chinese_id_is_valid, entropy, iban_is_valid, luhn, personal_data, secrets
-from posttrain.data.filters.refusal import Refusal, refusal
 from posttrain.data.filters.repetition import Repetition, longest_run, share_seen_before
-from posttrain.data.filters.structure import open_fence, out_of_turn
-from posttrain.data.filters.template import Template, boilerplate, sentences
+from posttrain.data.filters.replies import Refusal, Template, boilerplate, refusal, sentences
 from posttrain.types import Message, Role, ToolCall
 
 KINDS = ("email", "phone", "id_card", "iban", "credit_card")

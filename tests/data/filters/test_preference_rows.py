@@ -13,8 +13,8 @@ import pytest
 from data_examples import FILTER_EXAMPLES, only
 from posttrain.config import build, parse_yaml
 from posttrain.data.filters import FILTERS, Conversation, Filter
+from posttrain.data.filters.form import Length
 from posttrain.data.filters.harmful import Harmful
-from posttrain.data.filters.length import Length
 from posttrain.data.filters.private import Pii
 from posttrain.data.filters.step import FilterStep, measure
 from posttrain.data.reading import rows_as

@@ -12,7 +12,7 @@ import pytest
 from data_examples import only
 from posttrain.data.filters.harmful import terms_in
 from posttrain.data.filters.lexicon import LEXICON
-from posttrain.data.filters.refusal import refusal
+from posttrain.data.filters.replies import refusal
 from posttrain.data.filters.step import FilterStep, judge
 from posttrain.data.formats import RowError, detect_format
 from posttrain.data.places import locate

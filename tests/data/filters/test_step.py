@@ -16,7 +16,7 @@ from data_examples import only
 from posttrain.config import build, load, parse_yaml, resolved_yaml
 from posttrain.data import steps
 from posttrain.data.filters import FILTERS, Conversation
-from posttrain.data.filters.length import Length
+from posttrain.data.filters.form import Length
 from posttrain.data.filters.step import FilterStep
 from posttrain.data.rows import LINEAGE, rows_frame, write_rows
 from posttrain.data.steps import Decisions, StepRun, apply

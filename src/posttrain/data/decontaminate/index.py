@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from posttrain.data.shingles import U64, TokenHashes, hash_tokens, spans
+from posttrain.data.shingles import U64, TokenHashes, hash_tokens
 
-_CHUNK = 1 << 22
-"""Postings expanded at once."""
+_CHUNK, _ROWS = 1 << 22, 256
+"""From so many places on, n-grams are looked up for so many rows at once."""
 _MOST_BITS = 21
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -38,10 +39,10 @@ class Postings:
     keys_U: U64
     begins: NDArray[np.bool_]
     """Which leading bits the keys have: few enough bits that most strange keys begin otherwise."""
-    offsets_U1: NDArray[np.int64]
-    """The places of n-gram ``u`` are ``offsets[u]:offsets[u + 1]``."""
-    text_P: Ids
-    place_P: Ids
+    places: pl.DataFrame
+    """[gram, text, place]: where every n-gram stands."""
+    most: int
+    """The most places of one n-gram."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,6 @@ class Hits(NamedTuple):
     gram: NDArray[np.int64]
 
 
-class Cover(NamedTuple):
-    """How much of an evaluation text stands in a row, for every pair that shares an n-gram; sorted by row, then text."""
-
-    row: Ids
-    text: Ids
-    covered: Ids
-    """Matched tokens of the text."""
-
-
 def build(texts: Sequence[str], n: int) -> Index:
     """The index of evaluation texts (a turn of a prompt each) by their n-grams."""
     words = hash_tokens(texts)
@@ -83,11 +75,10 @@ def build(texts: Sequence[str], n: int) -> Index:
     postings = []
     for size, keys_T in _run_keys(words.hashes_T, np.unique(size_X[size_X > 0]).tolist()):
         begin = np.flatnonzero((size_X[text_T] == size) & (place_T + size <= length_X[text_T]))
-        begin = begin[np.argsort(keys_T[begin], kind="stable")]
-        keys_P = keys_T[begin]
-        heads = np.flatnonzero(np.diff(keys_P, prepend=~keys_P[:1]))
-        places = np.append(heads, len(keys_P)), text_T[begin].astype(np.int32), place_T[begin].astype(np.int32)
-        postings.append(Postings(size, keys_P[heads], _beginnings(keys_P[heads]), *places))
+        keys_U, gram_P, count_U = np.unique(keys_T[begin], return_inverse=True, return_counts=True)
+        columns = {"gram": gram_P.astype(np.int64), "text": text_T[begin].astype(np.uint32), "place": place_T[begin]}
+        most = int(count_U.max(initial=0))
+        postings.append(Postings(size, keys_U, _beginnings(keys_U), pl.DataFrame(columns), most))
     return Index(length_X.astype(np.int32), tuple(postings), n)
 
 
@@ -103,12 +94,13 @@ def find(index: Index, words: TokenHashes) -> Iterator[Hits]:
         yield Hits(postings, at[same], text[same], gram[same])
 
 
-def covers(postings: Postings, row: NDArray[np.integer], gram: NDArray[np.int64]) -> Cover:
-    """The matched tokens of every (row, evaluation text), given the n-grams that stand in each row."""
-    pairs = np.unique(np.stack([row.astype(np.int64), gram], axis=1), axis=0)
-    found = [_covered(postings, rows, grams) for rows, grams in _chunks(postings, pairs)]
-    empty = np.empty(0, np.int32)
-    return Cover(*(np.concatenate(column) for column in zip((empty, empty, empty), *found, strict=True)))
+def covers(postings: Postings, row: NDArray[np.integer], gram: NDArray[np.int64]) -> pl.DataFrame:
+    """[row, text, covered]: the matched tokens of every (row, evaluation text), given the n-grams that stand in each row."""
+    pairs = pl.DataFrame({"row": row.astype(np.uint32), "gram": gram}).unique()
+    parts = [pairs]
+    if len(pairs) * postings.most > _CHUNK:
+        parts = pairs.with_columns(part=pl.col("row") // _ROWS).partition_by("part", include_key=False)
+    return pl.concat([_covered(postings, part) for part in parts]).sort("row", "text")
 
 
 # ---- how it is done ------------------------------------------------------------------------------------------------
@@ -136,34 +128,9 @@ def _leading(keys: U64, table: NDArray[np.bool_]) -> U64:
     return keys >> np.uint64(65 - len(table).bit_length())
 
 
-def _chunks(postings: Postings, pairs: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """(row, n-gram) pairs in groups of whole rows with a bounded number of postings each (one row at least)."""
-    if not len(pairs):
-        return
-    counts = np.diff(postings.offsets_U1)[pairs[:, 1]]
-    before = np.concatenate([[0], np.cumsum(counts)])
-    starts = np.concatenate([np.flatnonzero(np.diff(pairs[:, 0], prepend=-1)), [len(pairs)]])
-    begin = 0
-    while begin < len(starts) - 1:
-        limit = before[starts[begin]] + _CHUNK
-        end = max(begin + 1, int(np.searchsorted(before[starts], limit, side="right")) - 1)
-        group = pairs[starts[begin] : starts[end]]
-        yield group[:, 0], group[:, 1]
-        begin = end
-
-
-def _covered(postings: Postings, rows: NDArray[np.int64], grams: NDArray[np.int64]) -> Cover:
-    """The union of the n-grams' spans in each text."""
-    begins = postings.offsets_U1[grams]
-    counts = postings.offsets_U1[grams + 1] - begins
-    at = spans(begins, counts)
-    row, text, place = np.repeat(rows, counts), postings.text_P[at], postings.place_P[at]
-    order = np.lexsort((place, text, row))
-    row, text, place = row[order], text[order], place[order]
-    first = np.ones(len(row), bool)
-    first[1:] = (row[1:] != row[:-1]) | (text[1:] != text[:-1])
-    # each span adds its tokens that lie before the next span of the same text; the last one adds all n
-    added = np.full(len(row), postings.n, np.int64)
-    added[:-1] = np.where(first[1:], postings.n, np.minimum(place[1:] - place[:-1], postings.n))
-    heads = np.flatnonzero(first)
-    return Cover(row[heads].astype(np.int32), text[heads], np.add.reduceat(added, heads).astype(np.int32))
+def _covered(postings: Postings, pairs: pl.DataFrame) -> pl.DataFrame:
+    """The union of the n-grams' spans in each text: every span adds what lies before the next one, the last one all of itself."""
+    n = pl.lit(postings.n)
+    to_next = (pl.col("place").sort().diff(null_behavior="drop")).clip(upper_bound=n)
+    places = pairs.join(postings.places, on="gram")
+    return places.group_by("row", "text").agg(covered=to_next.sum() + n)

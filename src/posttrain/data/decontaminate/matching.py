@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from posttrain.data.decontaminate.benchmarks import Prompt
 from posttrain.data.decontaminate.index import Hits, Index, build, covers, find
@@ -50,29 +51,29 @@ class Matcher:
         found = [pl.DataFrame(schema=HITS)]
         for hits in find(self.index, words):
             if hits.postings.n == self.index.n:
-                row, text, covered = covers(hits.postings, row_T[hits.text], hits.gram)
-                overlap = covered / self.index.length_X[text]
-                found.append(pl.DataFrame({"row": row, "text": text, "overlap": overlap}, schema=HITS))
+                cover = covers(hits.postings, row_T[hits.text], hits.gram)
+                overlap = cover["covered"] / self.index.length_X[cover["text"]]
+                found.append(cover.select("row", "text", overlap.alias("overlap")))
             else:
                 first = hits.at - words.offsets_N[hits.text]
-                records = [(row, text, 1.0) for row, text in sorted(self._short(hits, first.tolist(), turns))]
+                records = [(row, text, 1.0) for row, text in sorted(self._short(hits, first, turns))]
                 found.append(pl.DataFrame(records, schema=HITS, orient="row"))
         every = pl.concat(found).sort("row", "text")
         best = pl.col("overlap") == pl.col("overlap").max().over("row")
         return every.filter((pl.col("overlap") > self.limit) | best)
 
-    def _short(self, hits: Hits, first: Sequence[int], turns: Sequence[tuple[int, str]]) -> set[tuple[int, int]]:
+    def _short(self, hits: Hits, first: NDArray[np.int64], turns: Sequence[tuple[int, str]]) -> set[tuple[int, int]]:
         """(row, text) of the short texts that stand in a row, with their numbers and operators; ``first``: token of the turn."""
-        postings, pairs = hits.postings, set[tuple[int, int]]()
-        for turn, gram, begin in zip(hits.text.tolist(), hits.gram.tolist(), first, strict=True):
-            texts = postings.text_P[postings.offsets_U1[gram] : postings.offsets_U1[gram + 1]].tolist()
+        stand = pl.DataFrame({"turn": hits.text, "first": first, "gram": hits.gram}).join(
+            hits.postings.places, on="gram"
+        )
+        pairs = set()
+        for turn, begin, text in stand.select("turn", "first", "text").iter_rows():
             row, content = turns[turn]
-            written = _amounts(content, begin, postings.n)
-            pairs.update(
-                (row, text)
-                for text in texts
-                if written == self.amounts[text] and (text not in self.alone or stands_alone(content, self.alone[text]))
-            )
+            if _amounts(content, begin, hits.postings.n) != self.amounts[text]:
+                continue
+            if text not in self.alone or stands_alone(content, self.alone[text]):
+                pairs.add((row, text))
         return pairs
 
 

@@ -16,8 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from posttrain.data.dedup import minhash, simhash
-from posttrain.data.dedup.buckets import Buckets, group
-from posttrain.data.dedup.greedy import Order
+from posttrain.data.dedup.greedy import Buckets, Order, group
 from posttrain.data.dedup.jaccard import distinct
 from posttrain.data.dedup.passages import Compared
 from posttrain.data.engine import map_rows

@@ -14,7 +14,7 @@ from itertools import combinations, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.data.dedup.buckets import Buckets, group
+from posttrain.data.dedup.greedy import Buckets, group
 from posttrain.data.shingles import U64, Shingles, offsets_of, spans
 
 BITS = 64

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from posttrain.data.filters.base import Conversation, Filter, Measurement
+from posttrain.data.filters.form import Length, Structure
 from posttrain.data.filters.garbled import Garbled
 from posttrain.data.filters.harmful import Harmful
 from posttrain.data.filters.language import LanguageFilter
-from posttrain.data.filters.length import Length
 from posttrain.data.filters.private import Pii, Secrets
-from posttrain.data.filters.refusal import Refusal
 from posttrain.data.filters.repetition import Repetition
-from posttrain.data.filters.structure import Structure
-from posttrain.data.filters.template import Template
+from posttrain.data.filters.replies import Refusal, Template
 
 __all__ = ["FILTERS", "Conversation", "Filter", "Measurement"]
 

@@ -15,15 +15,13 @@ import polars as pl
 
 from posttrain.data.engine import map_rows
 from posttrain.data.filters import FILTERS, Conversation, Filter, Measurement
+from posttrain.data.filters.form import Length, Structure
 from posttrain.data.filters.garbled import Garbled
 from posttrain.data.filters.harmful import Harmful, score_of
 from posttrain.data.filters.language import LanguageFilter, check_languages
-from posttrain.data.filters.length import Length
 from posttrain.data.filters.private import Pii, Secrets
-from posttrain.data.filters.refusal import Refusal
 from posttrain.data.filters.repetition import Repetition
-from posttrain.data.filters.structure import Structure
-from posttrain.data.filters.template import Template
+from posttrain.data.filters.replies import Refusal, Template
 from posttrain.data.language import identifier_words
 from posttrain.data.rows import conversations, rejected_sides
 from posttrain.data.steps import REJECTS, VERDICTS, Decisions, StepRun, count_rows, score_names

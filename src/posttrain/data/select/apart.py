@@ -77,8 +77,7 @@ class Diversity:
             outcome = Outcome(table, [self.order_by])
             scored = scored_rows(table, self.order_by, context, outcome)
             ordered = _ordered(scored, self.order_by, self.prefer == "high", self.within_source)
-        budget = None if self.budget is None else num_wanted(self.budget, len(table), "select.rule.budget")
-        _take_apart(ordered, self.distance, budget, context, outcome)
+        _take_apart(ordered, self.distance, self.budget, context, outcome)
         return outcome
 
 
@@ -101,7 +100,7 @@ class Deita:
         table = row_table(context, [turn_products(self.complexity, self.quality, context)])
         outcome = Outcome(table, [PRODUCT])
         ordered = _ordered(scored_rows(table, PRODUCT, context, outcome), PRODUCT, True, False)
-        _take_apart(ordered, self.distance, num_wanted(self.budget, len(table), "select.rule.budget"), context, outcome)
+        _take_apart(ordered, self.distance, self.budget, context, outcome)
         return outcome
 
 
@@ -127,10 +126,9 @@ class FewButGood:
         table = row_table(context, [context.signal(self.order_by)])
         outcome = Outcome(table, [self.order_by])
         passed = passing(self.gates, table, context, outcome)
-        ordered = _ordered(
-            scored_rows(passed, self.order_by, context, outcome), self.order_by, True, self.within_source
-        )
-        _take_apart(ordered, self.distance, num_wanted(self.budget, len(table), "select.rule.budget"), context, outcome)
+        scored = scored_rows(passed, self.order_by, context, outcome)
+        ordered = _ordered(scored, self.order_by, True, self.within_source)
+        _take_apart(ordered, self.distance, self.budget, context, outcome)
         return outcome
 
 
@@ -145,10 +143,11 @@ def _ordered(table: pl.DataFrame, name: str, highest_first: bool, within_source:
 
 
 def _take_apart(
-    ordered: pl.DataFrame, distance: Distance, budget: int | None, context: Context, outcome: Outcome
+    ordered: pl.DataFrame, distance: Distance, wanted: float | None, context: Context, outcome: Outcome
 ) -> None:
     """Walk the rows in their order and keep those that are far enough from all kept before, up to the budget."""
-    rows = ordered["row"].to_list()
+    rows, total = ordered["row"].to_list(), len(outcome.table)
+    budget = None if wanted is None else num_wanted(wanted, total, "select.rule.budget")
     with stored_texts(context.rows_file, distance.fields) as texts:
         walk = _walk(texts, rows, distance, budget, context.run)
     ids = ordered["id"]
@@ -173,12 +172,8 @@ def _take_apart(
         full = f"<= {walk.seen} (where {budget} rows are taken)" if walk.seen < len(walked) else "any"
         detail = pl.format("place {} in the order, {}", "order", pl.lit(full))
         outcome.check(walked, "order", pl.col("order"), full, pl.col("looked_at"), "over_budget", detail)
-    outcome.facts["walk"] = {
-        "rows": len(walked),
-        "looked_at": walk.seen,
-        "taken": int(walk.kept.sum()),
-        "budget": budget,
-    }
+    counts = {"rows": len(walked), "looked_at": walk.seen, "taken": int(walk.kept.sum())}
+    outcome.facts["walk"] = {**counts, "budget": budget}
 
 
 def _walk(texts: Texts, rows: Sequence[int], distance: Distance, budget: int | None, run: StepRun) -> Walk:

@@ -8,13 +8,11 @@ from typing import Annotated, Literal
 import polars as pl
 from annotated_types import Ge, Le
 
+from posttrain.data.filters.form import Length, Structure
 from posttrain.data.filters.garbled import Garbled
-from posttrain.data.filters.length import Length
-from posttrain.data.filters.refusal import Refusal
 from posttrain.data.filters.repetition import Repetition
+from posttrain.data.filters.replies import Refusal, Template
 from posttrain.data.filters.step import FilterStep, measure
-from posttrain.data.filters.structure import Structure
-from posttrain.data.filters.template import Template
 from posttrain.data.select.outcome import Outcome
 from posttrain.data.select.signals import Context
 
