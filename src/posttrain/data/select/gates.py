@@ -50,9 +50,11 @@ class StrictGates(Gates):
 
     min_user_tokens: Annotated[int, Ge(0)] = 3
     min_assistant_tokens: Annotated[int, Ge(0)] = 150
+    """Fewest comparison tokens of the assistant."""
     max_assistant_tokens: Annotated[int, Ge(1)] | None = 1000
     max_line_share: Share = 0.2
     max_ngram_share: Share = 0.15
+    """Largest share of 5-grams that stood before."""
     max_boilerplate_share: Share = 0.1
     min_sentences: Annotated[int, Ge(0)] = 3
 
