@@ -6,7 +6,7 @@ batches by rank, so the vectors do not depend on the order of the file or on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from posttrain.data.dedup.greedy import Ranks, Settled
 from posttrain.data.dedup.passages import Common
 from posttrain.data.encoders import Vectors, loaded_encoder
 from posttrain.data.engine import map_blocks
-from posttrain.data.steps import StepRun, Texts, stored_texts
+from posttrain.data.steps import StepRun, stored_texts
 from posttrain.data.text import Fields
 
 _BATCH = 256
@@ -26,6 +26,8 @@ _KEPT_BLOCK = 8192
 _ROUNDING = 1e-6
 """Equal texts encoded in different batches have a cosine of 1 but for this."""
 
+TellApart = Callable[[Ranks, Ranks, NDArray[np.float64]], NDArray[np.float64]]
+"""(left, right, cosines) -> the cosines that count."""
 THRESHOLDS = {"use-multilingual": 0.9}
 """Cosines for deletion, calibrated in docs/data-dedup.md: higher than those from which a pair is worth a look."""
 
@@ -43,20 +45,22 @@ def settle_by_cosine(
     name: str,
     threshold: float,
     common: Common,
-    tell_apart: Callable[[Ranks, Ranks, NDArray[np.float64]], NDArray[np.float64]],
+    tell_apart: TellApart,
     run: StepRun,
 ) -> Settled:
-    """Walk the ranks whose text is not blank. ``tell_apart(left, right, cosines)`` gives the cosines that count."""
+    """Walk the ranks whose text is not blank."""
     best_N, representative_N = np.zeros(len(blank_N)), np.full(len(blank_N), -1, np.int64)
     ranks = np.flatnonzero(~blank_N)
     batches = [ranks[begin : begin + _BATCH] for begin in range(0, len(ranks), _BATCH)]
     limit = threshold - _ROUNDING
-    kept, compared = _Kept(), 0
+    kept: list[tuple[Ranks, Vectors]] = []
+    compared = 0
     with stored_texts(rows_file, fields) as texts:
-        found = map_blocks(partial(_encode, name, common), _batch_texts(texts, batches, row_of_rank), run)
+        batch_texts = ([texts[row] for row in row_of_rank[batch].tolist()] for batch in batches)
+        found = map_blocks(partial(_encode, name, common), batch_texts, run)
         for number, (batch, vectors_B) in enumerate(zip(batches, found, strict=True), 1):
             best_B, nearest_B = np.zeros(len(batch)), np.full(len(batch), -1, np.int64)
-            for others, vectors in kept.blocks():
+            for others, vectors in kept:
                 cosines = _that_count(vectors_B @ vectors.T, batch, others, limit, tell_apart)
                 _improve(best_B, nearest_B, cosines, others)
                 compared += cosines.size
@@ -69,7 +73,7 @@ def settle_by_cosine(
                     )
             stays_B = best_B < limit
             best_N[batch], representative_N[batch] = np.minimum(best_B, 1.0), np.where(stays_B, -1, nearest_B)
-            kept.add(batch[stays_B], vectors_B[stays_B])
+            _add(kept, batch[stays_B], vectors_B[stays_B])
             compared += len(batch) * (len(batch) - 1) // 2
             run.progress("encoding", min(number * _BATCH, len(ranks)), len(ranks))
     return Settled(representative_N, best_N, compared)
@@ -79,17 +83,12 @@ def _encode(name: str, common: Common, texts: Sequence[str]) -> Vectors:
     return loaded_encoder(name).encode(common.cut(texts))
 
 
-def _batch_texts(texts: Texts, batches: list[Ranks], row_of_rank: NDArray[np.int64]) -> Iterator[list[str]]:
-    for batch in batches:
-        yield [texts[row] for row in row_of_rank[batch].tolist()]
-
-
 def _that_count(
     cosines_BK: NDArray[np.float32],
     batch: Ranks,
     others: Ranks,
     limit: float,
-    tell_apart: Callable[[Ranks, Ranks, NDArray[np.float64]], NDArray[np.float64]],
+    tell_apart: TellApart,
 ) -> NDArray[np.float64]:
     """The cosines, with those above the limit as ``tell_apart`` has them (only where the other row comes first)."""
     cosines = cosines_BK.astype(np.float64)
@@ -110,23 +109,9 @@ def _improve(best_B: NDArray[np.float64], nearest_B: Ranks, cosines_BK: NDArray[
     best_B[better], nearest_B[better] = values[better], others[places[better]]
 
 
-class _Kept:
-    """The vectors of the rows that stay, in blocks of one size."""
-
-    def __init__(self) -> None:
-        self._full: list[tuple[Ranks, Vectors]] = []
-        self._ranks: list[Ranks] = []
-        self._vectors: list[Vectors] = []
-
-    def add(self, ranks: Ranks, vectors: Vectors) -> None:
-        """Add rows."""
-        self._ranks.append(ranks)
-        self._vectors.append(vectors)
-        if sum(map(len, self._ranks)) >= _KEPT_BLOCK:
-            self._full.append((np.concatenate(self._ranks), np.concatenate(self._vectors)))
-            self._ranks, self._vectors = [], []
-
-    def blocks(self) -> Iterator[tuple[Ranks, Vectors]]:
-        """All of them, the earlier ranks first."""
-        yield from self._full
-        yield from zip(self._ranks, self._vectors, strict=True)
+def _add(kept: list[tuple[Ranks, Vectors]], ranks: Ranks, vectors: Vectors) -> None:
+    """Add rows that stay to the blocks of those before them; small blocks are joined as soon as they are enough for a large one."""
+    kept.append((ranks, vectors))
+    small = [block for block in kept if len(block[0]) < _KEPT_BLOCK]
+    if sum(len(each) for each, _ in small) >= _KEPT_BLOCK:
+        kept[-len(small) :] = [(np.concatenate([r for r, _ in small]), np.concatenate([v for _, v in small]))]

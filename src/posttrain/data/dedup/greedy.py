@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -76,7 +77,7 @@ def settle(buckets: Buckets, count: int, threshold: float, similarity: Similarit
     bucket = np.repeat(np.arange(len(buckets.offsets) - 1), np.diff(buckets.offsets))
     compared = 0
     while len(ranks):
-        starts = np.flatnonzero(np.concatenate([[True], bucket[1:] != bucket[:-1]]))
+        starts = np.flatnonzero(firsts(bucket))
         heads = np.repeat(ranks[starts], np.diff(np.append(starts, len(ranks))))
         waiting_N = np.zeros(count, np.bool_)
         waiting_N[ranks[ranks != heads]] = True
@@ -103,7 +104,7 @@ def _note(
 ) -> None:
     """Remember the most similar kept row of each right one (the earlier of equals)."""
     order = np.lexsort((left, -values, right))
-    order = order[np.concatenate([np.ones(min(1, len(order)), np.bool_), np.diff(right[order]) != 0])]
+    order = order[firsts(right[order])]
     left, right, values = left[order], right[order], values[order]
     better = values > best_N[right]
     best_N[right[better]] = values[better]
@@ -115,11 +116,22 @@ def _undecided(ranks: Ranks, bucket: Ranks, decided_N: NDArray[np.bool_]) -> tup
     """What is left of the buckets: undecided rows, where at least two share one."""
     open_ = ~decided_N[ranks]
     ranks, bucket = ranks[open_], bucket[open_]
-    same = bucket[1:] == bucket[:-1]
-    several = np.zeros(len(ranks), np.bool_)
-    several[1:] |= same
-    several[:-1] |= same
+    several = _repeated(bucket)
     return ranks[several], bucket[several]
+
+
+def firsts(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values differ from the one before."""
+    first = np.ones(len(values), np.bool_)
+    first[1:] = values[1:] != values[:-1]
+    return first
+
+
+def _repeated(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values have an equal one beside them."""
+    first = firsts(values)
+    alone: NDArray[np.bool_] = first & np.append(first[1:], True)[: len(first)]
+    return ~alone
 
 
 @dataclass(frozen=True)
@@ -155,13 +167,7 @@ def _shared_keys(keys: U64, ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64]
     bits = np.uint64(max(1, int(ranks.max()).bit_length()))
     packed = (keys >> bits << bits) | ranks.astype(np.uint64)
     packed.sort()
-    packed = packed[np.concatenate([[True], packed[1:] != packed[:-1]])]
-    names = packed >> bits
-    same = names[1:] == names[:-1]
-    inside = np.zeros(len(packed), np.bool_)
-    inside[1:] |= same
-    inside[:-1] |= same
-    names, packed = names[inside], packed[inside]
-    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(names)), np.bool_), names[1:] != names[:-1]]))
-    sizes = np.diff(np.append(starts, len(names)))
+    packed = packed[firsts(packed)]
+    packed = packed[_repeated(packed >> bits)]
+    sizes = np.diff(np.append(np.flatnonzero(firsts(packed >> bits)), len(packed)))
     return (packed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64), sizes

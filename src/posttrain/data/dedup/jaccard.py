@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain.data.dedup.greedy import firsts
 from posttrain.data.shingles import U64, Offsets, Shingles, offsets_of, spans
 
 _BITS = 52
@@ -37,9 +38,7 @@ def distinct(shingles: Shingles) -> Sets:
         values = shingles.hashes_S[bounds[0] : bounds[-1]] >> np.uint64(64 - _BITS)
         values |= numbers << np.uint64(_BITS)
         values.sort()
-        fresh = np.ones(len(values), np.bool_)
-        fresh[1:] = values[1:] != values[:-1]
-        values = values[fresh]
+        values = values[firsts(values)]
         counts.append(np.bincount((values >> np.uint64(_BITS)).astype(np.int64), minlength=len(bounds) - 1))
         parts.append(values & _MASK)
     return Sets(

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from posttrain.data.dedup.greedy import firsts
 from posttrain.data.marks import plain
 from posttrain.data.rows import compared_texts, scan_rows
 from posttrain.data.shingles import U64, Shingles, TokenHashes, hash_shingles, hash_tokens, offsets_of
@@ -144,9 +145,7 @@ def _texts_with(hashes_S: U64, text_S: NDArray[np.int64], least: float) -> tuple
     near = Common(grams[times >= least]).among(hashes_S)  # few, of which a text may have one several times
     order = np.lexsort((text_S[near], hashes_S[near]))
     hashes, text = hashes_S[near][order], text_S[near][order]
-    once = np.ones(len(hashes), np.bool_)
-    once[1:] = (hashes[1:] != hashes[:-1]) | (text[1:] != text[:-1])
-    grams, counts = np.unique(hashes[once], return_counts=True)
+    grams, counts = np.unique(hashes[firsts(hashes) | firsts(text)], return_counts=True)
     return grams[counts >= least], counts[counts >= least]
 
 

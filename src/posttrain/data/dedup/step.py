@@ -84,13 +84,8 @@ class DedupStep:
         """Which rows stay. Raises ConfigError for an option that the method does not read."""
         _check(self)
         order = total_order(rows_file, self.prefer)
-        if self.method == "exact":
-            found = _exact(self, rows_file, order, run)
-        elif self.method == "embedding":
-            found = _by_cosine(self, rows_file, order, run)
-        else:
-            found = _by_jaccard(self, rows_file, order, seed, run)
-        return _decisions(self, rows_file, order, found)
+        find = {"exact": _exact, "embedding": _by_cosine}.get(self.method, _by_jaccard)
+        return _decisions(self, rows_file, order, find(self, rows_file, order, seed, run))
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,7 @@ def _check(step: DedupStep) -> None:
 # ---- the methods ---------------------------------------------------------------------------------------------------
 
 
-def _exact(step: DedupStep, rows_file: Path, order: Order, run: StepRun) -> _Found:
+def _exact(step: DedupStep, rows_file: Path, order: Order, seed: int, run: StepRun) -> _Found:
     """Rows of equal text: the first of each group stays."""
     found = map_rows(partial(_text_keys, step.fields), rows_file, ["messages", "tools"], run, "hashing")
     keys_R = np.concatenate([np.empty((0, 3), np.uint64), *(part for _, part in found)])
@@ -182,14 +177,10 @@ def _by_jaccard(step: DedupStep, rows_file: Path, order: Order, seed: int, run: 
 def _propose(
     step: DedupStep, threshold: float, passes: proposals.Passes, order: Order, seed: int
 ) -> proposals.Proposed:
-    if step.method == "minhash":
-        return proposals.by_minhash(_bands(step, threshold), passes, order, seed)
+    if step.method == "ngram":
+        return proposals.by_prefix(threshold, passes, order)
     if step.method == "simhash":
         return proposals.by_simhash(_DISTANCE if step.distance is None else step.distance, passes, order)
-    return proposals.by_prefix(threshold, passes, order)
-
-
-def _bands(step: DedupStep, threshold: float) -> minhash.Bands:
     recall, num_perm = step.recall or _RECALL, step.num_perm or _NUM_PERM
     shape = minhash.choose_bands(threshold, recall, num_perm)
     if shape is None:
@@ -198,10 +189,10 @@ def _bands(step: DedupStep, threshold: float) -> minhash.Bands:
             where="dedup.num_perm",
             fix="raise num_perm or threshold, lower recall, or use the method ngram, which misses none",
         )
-    return shape
+    return proposals.by_minhash(shape, passes, order, seed)
 
 
-def _by_cosine(step: DedupStep, rows_file: Path, order: Order, run: StepRun) -> _Found:
+def _by_cosine(step: DedupStep, rows_file: Path, order: Order, seed: int, run: StepRun) -> _Found:
     from posttrain.data.dedup.embedding import default_threshold, settle_by_cosine  # other workers do without it
 
     name = step.encoder or _ENCODER

@@ -1,4 +1,4 @@
-"""Formats of conversations, and of prompts that wait for their reply."""
+"""Formats of conversations, and of prompts that wait for their reply (docs/data-formats.md)."""
 
 from __future__ import annotations
 
@@ -55,11 +55,7 @@ def _is_sharegpt(record: Foreign) -> bool:
 
 
 def _sharegpt(record: Foreign) -> Talk:
-    """ShareGPT: ``conversations`` with from and value (or role and content), optionally ``system`` and ``tools``.
-
-    Also ``conversation``, ``dialogue`` and their like; an entry may be an exchange (``human`` and ``assistant``, ``input`` and
-    ``output``), or the entries texts in turn, as in UltraChat's ``data``.
-    """
+    """ShareGPT: ``conversations`` with from and value (or role and content), optionally ``system`` and ``tools``."""
     key = keys.first(record, _SHAREGPT_KEYS) or "conversations"
     return Talk(record, {key}, talk(items(record, key)))
 
@@ -112,11 +108,7 @@ def _is_glaive(record: Foreign) -> bool:
 
 
 def _glaive(record: Foreign) -> Talk:
-    """Glaive's function calling: under ``chat`` a text with ``USER:``, ``ASSISTANT:`` and ``FUNCTION RESPONSE:``, under ``system`` the tools.
-
-    A call stands behind ``<functioncall>``, its arguments as JSON in single quotes. The definitions of the tools follow upon the system
-    prompt, one after the other.
-    """
+    """Glaive's function calling: under ``chat`` a text with ``USER:``, ``ASSISTANT:`` and ``FUNCTION RESPONSE:``, under ``system`` the tools."""
     before, *parts = _SPOKEN.split(optional_text(record, "chat"))
     if before.strip() or not parts:
         raise RowError("wrong_shape", f"not a chat of USER and ASSISTANT: {before[:80]!r}")
@@ -162,11 +154,7 @@ def _is_export(record: Foreign) -> bool:
 
 
 def _export(record: Foreign) -> Talk:
-    """ChatGPT's export (conversations.json): under ``mapping`` a tree of messages, each with its parent.
-
-    The conversation is the way from ``current_node``, what was last to be seen, up to the root; without it that of the last child each
-    time. Messages that are hidden are passed over; calls of ChatGPT's own tools, and what they answered, are refused.
-    """
+    """ChatGPT's export (conversations.json): under ``mapping`` a tree of messages, each with its parent."""
     if not _is_export(record):
         raise RowError("wrong_shape", f"'mapping' is {kind_of(record.get('mapping'))}, expected a tree of messages")
     turns = [turn for message in _way(record["mapping"], record.get("current_node")) for turn in _export_turn(message)]
@@ -255,12 +243,7 @@ def _is_choice(record: Foreign) -> bool:
 
 
 def _choice(record: Foreign, first: int = 0) -> Talk:
-    """Multiple choice: a question, its options (a list, letters with texts, or columns A, B, C, D) and which one is right.
-
-    The options stand below the question, each with its letter; the reply is letter and text of the right one, or of each where there
-    are several. An answer that names none of the options is the reply as it is. Where answers are numbers, they count from 0, or from 1
-    in a file that has no 0 and names the last option by the number of options.
-    """
+    """Multiple choice: a question, its options (a list, letters with texts, or columns A, B, C, D) and which one is right."""
     question, answer_key = keys.first(record, _QUESTIONS), keys.first(record, _RIGHT)
     columns, options = offered(record)
     if question is None or answer_key is None or not options:
@@ -289,12 +272,7 @@ def _is_alpaca(record: Foreign) -> bool:
 
 
 def _alpaca(record: Foreign) -> Talk:
-    """Alpaca: ``instruction``, optional ``input`` and ``output``; also the spellings of its relatives.
-
-    GPTeacher writes ``response`` for ``output``; Dolly writes ``context`` for ``input``; LLaMA-Factory adds ``system`` and
-    ``history``; Self-Instruct keeps input and output in a list ``instances`` of one; BELLE writes the turns before the reply as a
-    transcript into the instruction.
-    """
+    """Alpaca: ``instruction``, optional ``input`` and ``output``; also the spellings of its relatives."""
     if not any(keys.is_present(record.get(key)) for key in _OUTPUTS) and "instances" in record:
         instances = objects(record, "instances")
         if len(instances) != 1:
@@ -408,9 +386,7 @@ def _may_be_reply(key: str, value: Any) -> bool:
 
 
 def _prompt(record: Foreign) -> Prompt:
-    """Prompts that wait for their reply: under one of the usual keys, as text, a message or messages, or as a conversation without a turn of
-    the assistant.
-    """
+    """Prompts under one of the usual keys, as text, a message or messages, or as a conversation without a turn of the assistant."""
     key = keys.first(record, keys.TALKS)
     if key is not None and keys.is_present(record[key]):
         return Prompt(Talk(record, {key}, talk(items(record, key))))

@@ -1,4 +1,6 @@
-"""Formats of preferences: two replies of which one is better, rated or ranked answers, and replies that are judged good or bad."""
+"""Formats of preferences: two replies of which one is better, rated or ranked answers, and replies that are judged good or bad
+(docs/data-preferences.md).
+"""
 
 from __future__ import annotations
 
@@ -57,10 +59,7 @@ def _is_ranking(record: Foreign) -> bool:
 
 
 def _ranking(record: Foreign) -> Pair:
-    """LLaMA-Factory's ranking: a conversation that waits for a reply, and the replies under ``chosen`` and ``rejected``.
-
-    Its newer form has two whole conversations instead, ``chosen_messages`` and ``rejected_messages``.
-    """
+    """LLaMA-Factory's ranking: a conversation that waits for a reply, and the replies under ``chosen`` and ``rejected``."""
     if record.keys() >= set(_WHOLE):
         chosen, rejected = (talk(items(record, key)) for key in _WHOLE)
         return Pair(record, set(_WHOLE), *parted(chosen, rejected))
@@ -85,12 +84,7 @@ def _is_pair(record: Foreign) -> bool:
 
 
 def _pair(record: Foreign) -> Pair:
-    """Pairs: ``chosen`` and ``rejected``, each text, a message or messages, with a prompt or as whole conversations.
-
-    Where the sides are whole conversations, the turns they share are the prompt, and a ``prompt`` beside them only repeats it
-    (as in ultrafeedback_binarized). Rated pairs (``score_chosen`` and ``score_rejected``, or the words the other way round) have
-    the difference as their margin.
-    """
+    """Pairs: ``chosen`` and ``rejected``, each text, a message or messages, with a prompt or as whole conversations."""
     prompt, used = prompt_of(record)
     chosen, rejected = _sides(record)
     if not prompt or is_whole(chosen) or is_whole(rejected):
@@ -123,11 +117,7 @@ _ARENA_TIES = ("tie", "tie (bothbad)")
 
 
 def _arena(record: Foreign) -> Pair:
-    """Chatbot Arena: two conversations with the same user, and which model won.
-
-    The first turns that both share are the prompt. Where the models differ from their first reply on, a side is a
-    continuation of several turns: assistant, user, assistant.
-    """
+    """Chatbot Arena: two conversations with the same user, and which model won."""
     winner = record.get("winner")
     if winner in _ARENA_TIES:
         raise RowError("tie", f"winner: {winner}")
@@ -195,13 +185,7 @@ def _is_two_responses(record: Foreign) -> bool:
 
 
 def _two_responses(record: Foreign) -> Pair:
-    """Two numbered replies and which is better: PKU-SafeRLHF (``response_0``, ``response_1``, ``better_response_id``) and its relatives.
-
-    The verdict names the end of a reply's key: 0 or 1 of response_0 and response_1, 1 or 2 of output_1 and output_2, a or b (also as
-    ``A>B``); or it is a number below 0 where the first is better, and above 0 where the second (HelpSteer). Where
-    ``safer_response_id`` names the other reply, the row says two things and is refused (``labels_disagree``), unless columns name
-    which is meant: ``columns: {better: safer_response_id}``.
-    """
+    """Two numbered replies and which is better: PKU-SafeRLHF (``response_0``, ``response_1``, ``better_response_id``) and its relatives."""
     sides, key = _numbered(record), keys.first(record, _VERDICTS)
     if sides is None or key is None:
         raise lacking(record, "no two replies with a verdict")
@@ -267,11 +251,7 @@ def _negative_rank(answer: Foreign) -> float | None:
 
 
 def _ultrafeedback(record: Foreign) -> Ranked:
-    """UltraFeedback: an ``instruction`` with ``completions``, each a response that was rated.
-
-    The score is ``overall_score``; where an answer has none, all answers of the record are compared by the mean of their
-    fine-grained ratings (``fine-grained_score``, or the ``Rating`` of every aspect of ``annotations``), for the two scales differ.
-    """
+    """UltraFeedback: an ``instruction`` with ``completions``, each a response that was rated."""
     prompt, used = prompt_of(record)
     completions = objects(record, "completions")
     scores = [finite(completion.get("overall_score")) for completion in completions]
@@ -336,12 +316,7 @@ def _is_scored_responses(record: Foreign) -> bool:
 
 
 def _scored_responses(record: Foreign) -> Ranked:
-    """Scored responses: a prompt, a list of ``responses``, and a list of their scores beside it.
-
-    The scores stand under ``scores``, ``ratings``, ``rewards`` or, as in Magpie, ``rewards_`` with the name of the reward model:
-    numbers, or objects with a ``score``. A response may also be an object that has both, its text and its score (or its ``rank``, 1 the
-    best).
-    """
+    """Scored responses: a prompt, a list of ``responses``, and a list of their scores beside it."""
     prompt, used = prompt_of(record)
     rated = _scored_key(record)
     if rated is not None:
@@ -366,10 +341,7 @@ def _root(record: Foreign) -> Foreign | None:
 
 
 def _oasst(record: Foreign) -> Ranked:
-    """OpenAssistant's trees: a message of the prompter, and its ``replies``, each with a ``rank`` (0 is the best).
-
-    The tree stands under ``prompt``, or the record is the first message itself. Only the first replies are compared.
-    """
+    """OpenAssistant's trees: a message of the prompter, and its ``replies``, each with a ``rank`` (0 is the best)."""
     root = _root(record) or {}
     answers = [
         (_negative_rank(reply), "" if reply.get("deleted") is True else optional_text(reply, "text"))
@@ -464,11 +436,7 @@ def numbers_are_classes(records: Sequence[Foreign]) -> bool:
 
 
 def _feedback(record: Foreign) -> Judgement:
-    """Binary feedback: any conversation format with a label that says whether the last reply is good.
-
-    A label is true or false, 0 or 1, or a word (``safe``, ``unsafe``, ``good``, ``bad``, ...) under one of the usual keys. Beside
-    ``prompt`` and ``completion`` it judges the completion, otherwise the last turn.
-    """
+    """Binary feedback: any conversation format with a label that says whether the last reply is good."""
     found = _verdicts(record)
     known = _conversation(record)
     if not found:

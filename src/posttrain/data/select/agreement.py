@@ -21,10 +21,7 @@ def spearman(first: pl.Series, second: pl.Series) -> float | None:
 
 
 def middle_shared(first: pl.Series, second: pl.Series) -> float | None:
-    """The share of the middle half (quartiles included) of one column that is in the middle half of the other: 0.5 by chance.
-
-    The larger of the two halves counts, so the order of the columns plays no part. None where nothing lies there.
-    """
+    """The share of the middle half (quartiles included) of one column that is in the middle half of the other: 0.5 by chance."""
     quartiles = [np.quantile(column, [0.25, 0.75]) if len(column) else (0.0, 0.0) for column in (first, second)]
     middles = [column.is_between(*ends) for column, ends in zip((first, second), quartiles, strict=True)]
     larger = max(int(middle.sum()) for middle in middles)

@@ -68,10 +68,7 @@ def ngram_hashes(texts: Sequence[str], n: int) -> list[Hashes]:
 
 
 def walk_ngrams(texts: Iterable[Hashes], count: int, min_novelty: float, budget: int | None) -> Walk:
-    """Take rows whose share of new n-grams is at least ``min_novelty``, until ``budget`` rows are taken.
-
-    ``texts`` gives the n-grams of ``count`` rows in their order; it is read no further than needed.
-    """
+    """Take rows whose share of new n-grams is at least ``min_novelty``, until ``budget`` rows are taken."""
     kept, values = np.zeros(count, bool), np.full(count, np.nan)
     seen, taken, looked = SeenHashes(), 0, 0
     for place, hashes in enumerate(texts):
