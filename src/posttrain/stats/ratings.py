@@ -173,13 +173,10 @@ def win_groups(wins_MM: Floats) -> list[list[int]]:
     """
     count, labels = csgraph.connected_components(sparse.csr_array(wins_MM > 0), connection="strong")
     groups = [np.flatnonzero(labels == label).tolist() for label in range(count)]
-    return sorted(groups, key=lambda group: -_reached(wins_MM, group[0]))
-
-
-def _reached(wins_MM: Floats, start: int) -> int:
-    """How many models a chain of wins from ``start`` leads to."""
-    order = csgraph.breadth_first_order(sparse.csr_array(wins_MM > 0), start, return_predecessors=False)
-    return len(order)
+    beats = sparse.csr_array(wins_MM > 0)
+    # those that a chain of wins leads to
+    reached = [len(csgraph.breadth_first_order(beats, group[0], return_predecessors=False)) for group in groups]
+    return [group for _, group in sorted(zip(reached, groups, strict=True), key=lambda pair: -pair[0])]
 
 
 def check_ratings_exist(matrix: WinMatrix) -> None:
@@ -347,11 +344,9 @@ def bradley_terry(
         covariance_MM = sandwich(comparisons, strengths_M)
 
         def ends(shift_MM: Floats) -> tuple[Floats, Floats]:
+            middle_M = shift_MM @ strengths_M * _POINTS_PER_LOGIT
             half_M = quantile * deviations(shift_MM, covariance_MM) * _POINTS_PER_LOGIT
-            return (
-                shift_MM @ strengths_M * _POINTS_PER_LOGIT - half_M,
-                shift_MM @ strengths_M * _POINTS_PER_LOGIT + half_M,
-            )
+            return middle_M - half_M, middle_M + half_M
 
     else:
         draws_BM, separated = bootstrap_strengths(comparisons, rounds, seed)
@@ -437,7 +432,7 @@ def bootstrap_strengths(comparisons: Comparisons, rounds: int, seed: int) -> tup
         wins_BMM = (drawn_BU[start : start + at_once] @ cells_UC).reshape(-1, size, size)
         # a round in which the same models beat each other as in all rows is joined as they are
         infinite = np.any((wins_BMM > 0) != beats_MM, axis=(1, 2))
-        infinite[infinite] = [_separated(wins) for wins in wins_BMM[infinite]]
+        infinite[infinite] = [len(win_groups(wins)) > 1 for wins in wins_BMM[infinite]]
         separated += int(infinite.sum())
         part = found[start : start + at_once]
         for chosen, ridge in ((~infinite, 0.0), (infinite, _SEPARATED_RIDGE)):
@@ -465,7 +460,3 @@ def _draw_units(comparisons: Comparisons) -> tuple[Any, Integers]:
     values = np.concatenate([share * weight, (1 - share) * weight])
     places = (np.concatenate([unit, unit]), np.concatenate([a * size + b, b * size + a]))
     return sparse.csr_array((values, places), shape=(len(counts_U), size * size)), counts_U
-
-
-def _separated(wins_MM: Floats) -> bool:
-    return bool(csgraph.connected_components(sparse.csr_array(wins_MM > 0), connection="strong")[0] > 1)

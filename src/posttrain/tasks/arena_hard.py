@@ -258,38 +258,37 @@ class _Question(NamedTuple):
 
 
 def _questions(path: str) -> list[_Question]:
-    found: dict[str, _Question] = {}
-    for origin, row in file_rows(path):
-        name = _id(row, origin)
-        if name in found:
-            raise DataError(f"prompt {name!r} comes a second time", where=str(origin), fix="give each its own id")
+    found = []
+    for name, row, origin in _rows(path, "prompt {name!r} comes a second time"):
         place, key = (row, "prompt") if "prompt" in row else _only_turn(row, origin)
         labels = (label_of(row, label, origin) for label in ("category", "cluster", "language"))
-        found[name] = _Question(name, text_of(place, key, origin), *labels)
+        found.append(_Question(name, text_of(place, key, origin), *labels))
     if not found:
         raise DataError("there are no prompts in this file", where=path, fix="give Arena-Hard's question.jsonl")
-    return list(found.values())
+    return found
 
 
 def _replies(path: str) -> dict[str, BaselineReply]:
     found: dict[str, BaselineReply] = {}
-    for origin, row in file_rows(path):
-        name = _id(row, origin)
-        if name in found:
-            raise DataError(f"a second reply to prompt {name!r}", where=str(origin), fix="give one a prompt")
+    for name, row, origin in _rows(path, "a second reply to prompt {name!r}"):
         model = next((label for key in ("model", "model_id") if (label := label_of(row, key, origin))), "baseline")
-        place, key = _reply_place(row, origin)
-        reply = BaselineReply(model, baseline_text(place, key, origin))
+        reply = BaselineReply(model, baseline_text(*_reply_place(row, origin), origin))
         one_model(reply, next(iter(found.values()), reply), origin)
         found[name] = reply
     return found
 
 
-def _id(row: Mapping[str, Any], origin: Origin) -> str:
-    name = next((label for key in ("uid", "question_id", "id") if (label := label_of(row, key, origin))), None)
-    if name is None:
-        raise DataError("a row without an id", where=str(origin), fix="write uid, question_id or id")
-    return name
+def _rows(path: str, twice: str) -> Iterator[tuple[str, Mapping[str, Any], Origin]]:
+    """Every row with its id; ``twice``: what is wrong where another one has it."""
+    names = set()
+    for origin, row in file_rows(path):
+        name = next((label for key in ("uid", "question_id", "id") if (label := label_of(row, key, origin))), None)
+        if name is None:
+            raise DataError("a row without an id", where=str(origin), fix="write uid, question_id or id")
+        if name in names:
+            raise DataError(twice.format(name=name), where=str(origin), fix="give each prompt one row")
+        names.add(name)
+        yield name, row, origin
 
 
 def _only_turn(row: Mapping[str, Any], origin: Origin) -> tuple[Mapping[str, Any], str]:

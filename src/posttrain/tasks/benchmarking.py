@@ -48,19 +48,9 @@ def prepare(benchmarks: Mapping[str, Benchmark], prompts: FixedPrompts | None) -
 
 def tasks_digest(benchmark: Benchmark) -> str:
     """Identity of what a benchmark asks. What is expected of a reply counts where it is a plain value; files have digests of their own."""
-    return digest(
-        [
-            [
-                t.id,
-                t.turns,
-                t.sampling,
-                t.samples,
-                t.system,
-                t.expected if isinstance(t.expected, str | float) else None,
-            ]
-            for t in benchmark.tasks()
-        ]
-    )
+    tasks = benchmark.tasks()
+    plain_values = {task.id: task.expected for task in tasks if isinstance(task.expected, str | float)}
+    return digest([[t.id, t.turns, t.sampling, t.samples, t.system, plain_values.get(t.id)] for t in tasks])
 
 
 def answer(
@@ -151,8 +141,8 @@ def tell(record: TaskRecord, display: Display) -> None:
     """Tell the headline numbers of a record."""
     for measure, values in headlines(record).items():
         label = next(one.label for one in record.measures if one.key == measure)
-        told = ", ".join(f"{model} {value:.4g}" for model, value in values.items())
-        display.note(f"{record.key}: {label}: {told or 'no values'}")
+        of_models = ", ".join(f"{model} {value:.4g}" for model, value in values.items())
+        display.note(f"{record.key}: {label}: {of_models or 'no values'}")
 
 
 def headlines(record: TaskRecord) -> dict[str, dict[str, float | None]]:

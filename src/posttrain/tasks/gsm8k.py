@@ -53,12 +53,8 @@ class _Problem(NamedTuple):
 
     question: str
     steps: str
-    written: str
+    number: str
     """The answer as the file writes it."""
-
-    @property
-    def number(self) -> float:
-        return numbers_in(self.written)[0].value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +100,9 @@ class Gsm8kBenchmark:
         shown = self._examples({problem.question for problem in problems})
         sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
         return tuple(
-            Task(name, (_prompt(problem, shown),), sampling, language="en", expected=problem.number)
+            Task(
+                name, (_prompt(problem, shown),), sampling, language="en", expected=numbers_in(problem.number)[0].value
+            )
             for name, problem in zip(row_ids(rows), problems, strict=True)
         )
 
@@ -128,7 +126,7 @@ class Gsm8kBenchmark:
 
     def score(self, task: Task, reply: str) -> Score:
         """Compare numbers."""
-        number, right = stated_number(reply), _right(task, reply)
+        number, right = stated_number(reply), number_equals(reply, task.expected)
         points = (Point("accuracy", float(right)), Point("answered", float(number is not None)))
         read = f"expected {task.expected:.15g}" + ("" if number is None else f", read {number:.15g}")
         return Score(points, Remark("no number" if number is None else "right" if right else "wrong", right, read))
@@ -141,24 +139,16 @@ class Gsm8kBenchmark:
         shots = f"{self.shots} solved examples" if self.shots else "No examples"
         notes = [f"{shots} and posttrain's own wording: not to be put beside numbers from other prompts."]
         notes += [size] if size else []
-        return notes + [note for model, own in answers.items() for note in _cut_note(model, own)]
-
-
-def _right(task: Task, reply: str) -> bool:
-    return number_equals(reply, task.expected)
-
-
-def _cut_note(model: str, answers: Sequence[Answer]) -> list[str]:
-    """A cut reply ends with whatever number it had come to: it is right by chance more often than a finished one."""
-    complete = [answer for answer in answers if answer.complete]
-    cut = [answer for answer in complete if "length" in answer.finishes]
-    if not cut:
-        return []
-    right = [answer for answer in complete if _right(answer.task, answer.replies[0])]
-    return [
-        f"{model}: {len(cut)} of {len(complete)} replies were cut at the limit of tokens and are read as they stand; {sum(answer in right for answer in cut)} of "
-        f"its {len(right)} right answers are among them, and may be right by chance."
-    ]
+        for model, own in answers.items():
+            complete = [answer for answer in own if answer.complete]
+            right = [answer for answer in complete if number_equals(answer.replies[0], answer.task.expected)]
+            cut, right_and_cut = (sum("length" in answer.finishes for answer in some) for some in (complete, right))
+            if cut:  # a cut reply ends with whatever number it had come to: it is right by chance more often
+                notes.append(
+                    f"{model}: {cut} of {len(complete)} replies were cut at the limit of tokens and are read as they stand; {right_and_cut} of "
+                    f"its {len(right)} right answers are among them, and may be right by chance."
+                )
+        return notes
 
 
 def _problem(row: Mapping[str, Any], origin: Origin) -> _Problem:
@@ -177,5 +167,5 @@ def _prompt(problem: _Problem, examples: Sequence[_Problem]) -> str:
     ask = _ASK.format(question=problem.question)
     if not examples:
         return ask
-    written = [_EXAMPLE.format(question=e.question, steps=e.steps, number=e.written) for e in examples]
+    written = [_EXAMPLE.format(question=e.question, steps=e.steps, number=e.number) for e in examples]
     return _WITH_EXAMPLES.format(examples="\n\n".join(written), ask=ask)
