@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
@@ -116,15 +116,14 @@ def load_prompts(source: str | Path = "builtin") -> tuple[Prompt, ...]:
     """
     document = read_yaml(BUILTIN if source == "builtin" else source)
     file = build(PromptFile, document)
-    problems: list[Problem] = []
+    entries: list[tuple[ConfigPath, PromptClass, Entry]] = [
+        ((prompt_class, index), prompt_class, entry)
+        for prompt_class in get_args(PromptClass)
+        for index, entry in enumerate(getattr(file, prompt_class))
+    ]
+    problems = repeated_ids(document, [(path, entry.id) for path, _, entry in entries])
     prompts: list[Prompt] = []
-    first: dict[str, ConfigPath] = {}
-    for prompt_class, index, entry in _entries(file):
-        path: ConfigPath = (prompt_class, index)
-        if entry.id in first:
-            line = document.place((*first[entry.id], "id"))
-            problems.append(Problem((*path, "id"), f"{entry.id!r} is the id of another prompt (line {line})"))
-        first.setdefault(entry.id, path)
+    for path, prompt_class, entry in entries:
         try:
             check = entry.check and _checked(entry.check, document, (*path, "check"))
         except ConfigError as error:
@@ -132,17 +131,23 @@ def load_prompts(source: str | Path = "builtin") -> tuple[Prompt, ...]:
         prompts.append(
             Prompt(id=entry.id, prompt_class=prompt_class, language=entry.language, text=entry.prompt, check=check)
         )
-    if not prompts and not problems:
+    if not prompts:
         problems.append(Problem((), "there are no prompts in this file"))
     if problems:
         raise document.error(problems)
     return tuple(prompts)
 
 
-def _entries(file: PromptFile) -> Iterator[tuple[PromptClass, int, Entry]]:
-    for prompt_class in get_args(PromptClass):
-        for index, entry in enumerate(getattr(file, prompt_class)):
-            yield prompt_class, index, entry
+def repeated_ids(document: Document, entries: Iterable[tuple[ConfigPath, str]]) -> list[Problem]:
+    """A problem for every entry, given with its path, whose id is that of one before."""
+    first: dict[str, ConfigPath] = {}
+    problems = []
+    for path, name in entries:
+        if name in first:
+            line = document.place((*first[name], "id"))
+            problems.append(Problem((*path, "id"), f"{name!r} is the id of another prompt (line {line})"))
+        first.setdefault(name, path)
+    return problems
 
 
 def _checked(check: Check, document: Document, path: ConfigPath) -> Check:

@@ -6,7 +6,7 @@ is not, so a file that does not say it and a recipe that does not either is an e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
-from posttrain.config import ConfigPath, Problem, build, read_yaml
+from posttrain.config import build, read_yaml
 from posttrain.errors import DataError
 from posttrain.judge.refusal import SafetyPrompt
+from posttrain.tasks.prompts import repeated_ids
 from posttrain.tasks.rows import BUILTIN, file_rows, label_of, row_ids, text_of
 from posttrain.types import Origin
 
@@ -29,8 +30,6 @@ TYPE_COLUMNS = ("type", "category")
 _CONTRAST = "contrast_"
 _SAYS = {"expect": {"comply": True, "refuse": False}, "label": {"safe": True, "unsafe": False}}
 """Column -> word -> whether a good model complies."""
-
-Row = tuple[Origin, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +77,11 @@ def _own_prompts() -> tuple[SafetyPrompt, ...]:
 
 def _read(source: str | Path) -> tuple[SafetyPrompt, ...]:
     document = read_yaml(source)
-    first: dict[str, ConfigPath] = {}
-    problems = []
-    prompts = []
-    for number, entry in enumerate(build(SafetyFile, document).prompts):
-        path: ConfigPath = ("prompts", number, "id")
-        if entry.id in first:
-            line = document.place(first[entry.id])
-            problems.append(Problem(path, f"{entry.id!r} is the id of another prompt (line {line})"))
-        first.setdefault(entry.id, path)
-        prompts.append(SafetyPrompt(entry.id, entry.prompt, entry.type, entry.expect == "comply", entry.language))
+    entries = build(SafetyFile, document).prompts
+    problems = repeated_ids(document, [(("prompts", number), entry.id) for number, entry in enumerate(entries)])
     if problems:
         raise document.error(problems)
-    return tuple(prompts)
+    return tuple(SafetyPrompt(one.id, one.prompt, one.type, one.expect == "comply", one.language) for one in entries)
 
 
 def load_safety_rows(
@@ -116,42 +107,34 @@ def load_safety_rows(
     rows = list(file_rows(path))
     if not rows:
         raise DataError("there are no prompts in this file", where=path, fix="write one object with a prompt a line")
-    text_column = text_column or _column(rows, TEXT_COLUMNS) or TEXT_COLUMNS[0]
+    columns = rows[0][1]
+    text_column = text_column or next((name for name in TEXT_COLUMNS if name in columns), TEXT_COLUMNS[0])
     if type_column is not None and not any(type_column in row for _, row in rows):
-        raise DataError(f"no column {type_column}", where=path, fix=f"type_column: one of {', '.join(rows[0][1])}")
-    type_column = type_column or _column(rows, TYPE_COLUMNS)
+        raise DataError(f"no column {type_column}", where=path, fix=f"type_column: one of {', '.join(columns)}")
+    type_column = type_column or next((name for name in TYPE_COLUMNS if name in columns), None)
     kinds = [label_of(row, type_column, origin) or "" if type_column else "" for origin, row in rows]
     languages = [label_of(row, "language", origin) for origin, row in rows]
     if language is not None and None not in languages:
         raise DataError("every row says its language itself", where=path, fix="leave language away")
-    safe = _safe(path, rows, kinds, expect)
-    return tuple(
-        SafetyPrompt(row_id, text_of(row, text_column, origin), kind, complies, own or language)
-        for row_id, (origin, row), kind, complies, own in zip(row_ids(rows), rows, kinds, safe, languages, strict=True)
-    )
-
-
-def _column(rows: Sequence[Row], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in rows[0][1]), None)
-
-
-def _safe(path: str, rows: Sequence[Row], kinds: Sequence[str], expect: Expect | None) -> list[bool]:
-    """Of every row, whether a good model complies."""
-    said = [_said(row, origin) for origin, row in rows]
-    if expect is not None and None not in said:
+    own = [_complies(row, origin) for origin, row in rows]
+    if expect is not None and None not in own:
         raise DataError("every row says itself what is expected", where=path, fix="leave expect away")
-    types_say = any(kind.startswith(_CONTRAST) for kind in kinds)
-    if expect is None and None in said and not types_say:
+    if expect is None and None in own and not any(kind.startswith(_CONTRAST) for kind in kinds):
         raise DataError(
             "nothing says whether a good model complies with this prompt",
-            where=str(rows[said.index(None)][0]),
+            where=str(rows[own.index(None)][0]),
             fix="give the benchmark expect: refuse (or comply), or the rows a label: safe or unsafe",
         )
-    defaults = [expect == "comply" if expect is not None else not kind.startswith(_CONTRAST) for kind in kinds]
-    return [default if own is None else own for own, default in zip(said, defaults, strict=True)]
+    found = []
+    for name, (origin, row), kind, complies, spoken in zip(row_ids(rows), rows, kinds, own, languages, strict=True):
+        if complies is None:
+            complies = expect == "comply" if expect is not None else not kind.startswith(_CONTRAST)
+        found.append(SafetyPrompt(name, text_of(row, text_column, origin), kind, complies, spoken or language))
+    return tuple(found)
 
 
-def _said(row: Mapping[str, Any], origin: Origin) -> bool | None:
+def _complies(row: Mapping[str, Any], origin: Origin) -> bool | None:
+    """Whether a good model complies, where the row says it itself."""
     for column, words in _SAYS.items():
         word = label_of(row, column, origin)
         if word is None:
