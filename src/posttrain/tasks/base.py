@@ -109,7 +109,7 @@ class Point(NamedTuple):
     category: str | None = None
 
 
-def means(points: Iterable[Point]) -> dict[str, float]:
+def means(points: Iterable[Point | Value]) -> dict[str, float]:
     """The mean of every measure."""
     by_measure: dict[str, list[float]] = {}
     for point in points:

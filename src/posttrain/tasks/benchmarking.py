@@ -20,7 +20,7 @@ from posttrain.judge.pool import JudgePool
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks import Benchmark
 from posttrain.tasks.answers import answer_all, answer_of, answer_record
-from posttrain.tasks.base import Task
+from posttrain.tasks.base import Needs, Task
 from posttrain.tasks.measuring import cost_of, findings_of, reply_rows, task_record
 from posttrain.tasks.prompts import FixedPrompts
 from posttrain.tasks.records import Source, TaskRecord, read_record, write_record
@@ -166,9 +166,9 @@ def check_benchmarks(
     benchmarks: Mapping[str, Benchmark], models: Sequence[str], judge: JudgeConfig | None, where: str
 ) -> None:
     """Models and judges are what the benchmarks need; told before a reply is made. Raises ConfigError."""
-    judged = [key for key, benchmark in benchmarks.items() if benchmark.needs.judge]
-    rated = [key for key, benchmark in benchmarks.items() if benchmark.needs.ratings]
-    compared = [key for key, benchmark in benchmarks.items() if benchmark.needs.two_models]
+    judged, rated, compared = (
+        [key for key, benchmark in benchmarks.items() if getattr(benchmark.needs, need)] for need in Needs._fields
+    )
     if compared and len(models) < 2:
         raise ConfigError(
             f"{', '.join(compared)}: models are compared with each other, but there is one model only",

@@ -36,10 +36,10 @@ def replies_section(
     shares = fair_shares([sum(map(_size, deck)) for _, deck in decks], room)
     kept = [(one, deck, chosen(deck, share)) for (one, deck), share in zip(decks, shares, strict=True)]
     models = dict.fromkeys(model for one in several for model in one.record.models)
-    asked = sum(len(deck) for _, deck in decks)
+    prompts = sum(len(deck) for _, deck in decks)
     blocks: list[Block] = [
         Text(
-            f"{plural(asked, 'prompt')}, answered by {join(list(models))}. Checks are simple programs: a right reply may be worded so that its "
+            f"{plural(prompts, 'prompt')}, answered by {join(list(models))}. Checks are simple programs: a right reply may be worded so that its "
             "check fails, and a passed check says nothing about style. Other verdicts are those of the benchmark: rules, or a judge in its own words."
         )
     ]

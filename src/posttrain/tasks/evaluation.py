@@ -55,10 +55,6 @@ class HeldOut:
     units: Mapping[str, Units]
     """Manner -> the rows. The same rows in the same order for all."""
 
-    def under(self, name: str) -> Units:
-        """The rows as one model reads them; none for a model that is not scored."""
-        return self.units[self.manners[name]] if name in self.manners else ()
-
 
 def evaluate(
     stage: EvalSettings,
@@ -240,7 +236,9 @@ def _measure(
         return [np.array(part, np.float32) for part in logps[name][manner]]
 
     own = {name: arrays(name, manner) for name, manner in held_out.manners.items()}
-    units: Any = {name: held_out.under(name) for name in own}  # all of the kind of the rows
+    units: Any = {
+        name: held_out.units[manner] for name, manner in held_out.manners.items()
+    }  # all of the kind of the rows
     first = units[next(iter(units))]
     if reference is None:
         scores = {name: weigh(units[name], found) for name, found in own.items()}

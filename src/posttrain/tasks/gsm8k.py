@@ -97,16 +97,20 @@ class Gsm8kBenchmark:
         problems = [_problem(row, origin) for origin, row in rows]
         if not problems:
             raise DataError("there are no problems in this file", where=self.path, fix="give GSM8K's test.jsonl")
-        shown = self._examples({problem.question for problem in problems})
+        examples = self._examples({problem.question for problem in problems})
         sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
         return tuple(
             Task(
-                name, (_prompt(problem, shown),), sampling, language="en", expected=numbers_in(problem.number)[0].value
+                name,
+                (_prompt(problem, examples),),
+                sampling,
+                language="en",
+                expected=numbers_in(problem.number)[0].value,
             )
             for name, problem in zip(row_ids(rows), problems, strict=True)
         )
 
-    def _examples(self, asked: set[str]) -> list[_Problem]:
+    def _examples(self, problems: set[str]) -> list[_Problem]:
         if self.examples is None:
             return []
         rows = list(file_rows(self.examples))[: self.shots]
@@ -116,7 +120,7 @@ class Gsm8kBenchmark:
             )
         found = [_problem(row, origin) for origin, row in rows]
         for problem, (origin, _) in zip(found, rows, strict=True):
-            if problem.question in asked:
+            if problem.question in problems:
                 raise DataError(
                     "this example is one of the problems asked: its answer would be given away",
                     where=str(origin),

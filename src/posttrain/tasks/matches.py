@@ -354,8 +354,8 @@ def repeated_notes(answers: Mapping[str, Sequence[Answer]]) -> list[str]:
         replies = [tuple(reply.strip() for reply in answer.replies) for answer in found if answer.complete]
         text, times = Counter(replies).most_common(1)[0] if replies else ((), 0)
         if times >= max(REPEATED_TIMES, REPEATED_SHARE * len(replies)):
-            shown = " / ".join(text).strip(" /")
-            quoted = f"{shown[:80]!r}{'...' if len(shown) > 80 else ''}" if shown else "an empty text"
+            repeated = " / ".join(text).strip(" /")
+            quoted = f"{repeated[:80]!r}{'...' if len(repeated) > 80 else ''}" if repeated else "an empty text"
             notes.append(
                 f"{model} gives the same reply to {times} of {len(replies)} prompts ({quoted}): "
                 "look at its replies before its numbers."

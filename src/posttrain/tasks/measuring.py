@@ -48,7 +48,18 @@ def findings_of(benchmark: Benchmark, answers: Answers, judges: Judges | None, s
     elif isinstance(benchmark, ScoresReplies):
         found = score_each(lambda model, answer: benchmark.score(answer.task, answer.replies[0]), answers)
     if isinstance(benchmark, MeasuresCorpus):
-        found = _together(found, benchmark.corpus(_counting(answers), settings))
+        lost = {model: without_a_value(own) for model, own in answers.items()}
+        more = benchmark.corpus(
+            {model: [a for a in own if (a.task.id, a.sample) not in lost[model]] for model, own in answers.items()},
+            settings,
+        )
+        found = replace(
+            found,
+            values=[*found.values, *more.values],
+            remarks={**found.remarks, **more.remarks},
+            notes=[*found.notes, *more.notes],
+            results=[*found.results, *more.results],
+        )
     if isinstance(benchmark, HasNotes):
         found = replace(found, notes=[*found.notes, *benchmark.notes(answers)])
     return found
@@ -68,7 +79,9 @@ def score_each(score: Callable[[str, Answer], Score | Unscored], answers: Answer
             found, key = score(model, answer), (model, *place)
             remarks[key] = found.remark
             if isinstance(found, Unscored):
-                lost[place] = _reason(answer, found)
+                # an empty reply that was cut off, or stopped by a filter, has no value for that reason
+                finish, empty = answer.finishes[-1], not answer.replies[-1].strip()
+                lost[place] = finish if empty and finish in ("length", "content_filter") else found.reason
                 continue
             values += [Value(model, answer.task.id, p.measure, p.value, p.category) for p in found.points]
             reply_values[key] = found.values
@@ -95,30 +108,6 @@ def counted(answers: Sequence[Answer], dropped: Sequence[str]) -> Account:
 def why_missing(answer: Answer) -> str:
     """Why an answer is not complete: the reason of its failed call."""
     return "no_reply" if answer.failure is None else answer.failure.reason
-
-
-def _reason(answer: Answer, found: Unscored) -> str:
-    """An empty reply that was cut off, or stopped by a filter, has no value for that reason."""
-    finish = answer.finishes[-1]
-    return finish if finish in ("length", "content_filter") and not answer.replies[-1].strip() else found.reason
-
-
-def _counting(answers: Answers) -> dict[str, list[Answer]]:
-    found = {}
-    for model, own in answers.items():
-        lost = without_a_value(own)
-        found[model] = [answer for answer in own if (answer.task.id, answer.sample) not in lost]
-    return found
-
-
-def _together(one: Findings, more: Findings) -> Findings:
-    return replace(
-        one,
-        values=[*one.values, *more.values],
-        remarks={**one.remarks, **more.remarks},
-        notes=[*one.notes, *more.notes],
-        results=[*one.results, *more.results],
-    )
 
 
 # ---- the record ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from posttrain.judge.scores import panel_ratings
 from posttrain.judge.verdicts import Missing
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.tasks.base import Answer, Findings, Needs, Point, Task, Value, means
+from posttrain.tasks.base import Answer, Findings, Needs, Task, Value, means
 from posttrain.tasks.matches import (
     OWN_PROMPT,
     WIN_RATE,
@@ -132,7 +132,7 @@ class MtBenchBenchmark:
         for one in rated:
             key = one.model, one.task.id, 0
             remarks[key] = one.remark(found.remarks.get(key))
-            numbers[key] = one.numbers() | dict(found.reply_values.get(key, {}))
+            numbers[key] = means(one.values()) | dict(found.reply_values.get(key, {}))
         return replace(found, remarks=remarks, reply_values=numbers)
 
 
@@ -156,10 +156,6 @@ class _Rated(NamedTuple):
                 keys = ["rating"] + ([f"rating_turn_{turn}"] if turn <= 2 else [])
                 found += [Value(self.model, self.task.id, key, rating, self.task.category) for key in keys]
         return found
-
-    def numbers(self) -> dict[str, float]:
-        """Means by measure, for the rows file."""
-        return means(Point(value.measure, value.value) for value in self.values())
 
     @property
     def reason(self) -> str:

@@ -164,22 +164,22 @@ def _exchange(row: Mapping[str, Any], origin: Origin, form: Format[Any] | None) 
     """The question of a row with its references; ``form`` None = they are given as such."""
     try:
         if form is None:
-            asked, references = PROMPTS.read(row).row(origin, "").messages, _references(row)
+            prompt, references = PROMPTS.read(row).row(origin, "").messages, _references(row)
         else:
             parsed: Row = form.read(row).row(origin, "")
             assert isinstance(parsed, SftRow), "the format is one of conversations"
-            asked, references = parsed.messages[:-1], _last_reply(parsed.messages[-1])
+            prompt, references = parsed.messages[:-1], _last_reply(parsed.messages[-1])
     except RowError as error:
         raise DataError(f"{error.reason}: {error.detail}", where=str(origin), fix=_FIX) from None
-    roles = [message.role for message in asked]
-    if roles not in (["user"], ["system", "user"]) or not asked[-1].content.strip():
+    roles = [message.role for message in prompt]
+    if roles not in (["user"], ["system", "user"]) or not prompt[-1].content.strip():
         turns = ", ".join(roles) or "no prompt"
         raise DataError(f"one question with its answer is needed, not {turns}", where=str(origin), fix=_FIX)
     if not references or not all(tokens(reference) for reference in references):
         raise DataError("a reference has no words in it", where=str(origin), fix="write it, or leave the row away")
-    for text in (*(message.content for message in asked), *references):
+    for text in (*(message.content for message in prompt), *references):
         unbroken(text, "the row", origin)
-    return _Exchange("" if len(asked) == 1 else asked[0].content, asked[-1].content, references)
+    return _Exchange("" if len(prompt) == 1 else prompt[0].content, prompt[-1].content, references)
 
 
 def _references(row: Mapping[str, Any]) -> tuple[str, ...]:

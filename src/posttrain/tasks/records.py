@@ -263,12 +263,12 @@ class TaskRow:
 
 def write_record(folder: Path, record: TaskRecord, rows: Iterable[TaskRow]) -> None:
     """Write both files; the record last: where it is, all is."""
-    lines = (json.dumps(_told(row), ensure_ascii=False) + "\n" for row in rows)
+    lines = (json.dumps(_written(row), ensure_ascii=False) + "\n" for row in rows)
     write_text(folder / f"{record.key}.rows.jsonl", "".join(lines))
     write_json(folder / f"{record.key}.json", plain(record))
 
 
-def _told(row: TaskRow) -> dict[str, Any]:
+def _written(row: TaskRow) -> dict[str, Any]:
     own = {one.name: getattr(row, one.name) for one in dataclasses.fields(row)}
     return {name: plain(value) for name, value in own.items() if value not in (None, 0, (), {}) or name == "sample"}
 

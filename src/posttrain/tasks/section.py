@@ -696,12 +696,12 @@ def _benchmarks_sentence(found: Sequence[TaskFacts]) -> str:
     if not found:
         return ""
     models = list(dict.fromkeys(model for one in found for model in one.record.models))
-    asked = (
+    opening = (
         f"{plural(len(found), 'benchmark')} with {plural(sum(one.record.source.prompts for one in found), 'prompt')} "
         f"{'was' if len(found) == 1 else 'were'} answered by {join(models)}."
     )
     if len(models) < 2:
-        return asked
+        return opening
     clauses: dict[Verdict, list[str]] = {}
     for facts in found:
         for measure in facts.headlines:
@@ -710,9 +710,9 @@ def _benchmarks_sentence(found: Sequence[TaskFacts]) -> str:
                 clauses.setdefault(one.verdict, []).append(f"{measure.label} of {facts.name} ({_evidence(one, facts)})")
     baseline = found[0].record.baseline
     if not clauses:
-        return f"{asked} No headline measure shows a difference of {models[-1]} from {baseline}."
+        return f"{opening} No headline measure shows a difference of {models[-1]} from {baseline}."
     parts = [f"{CLAIMS[verdict]} in {join(texts)}" for verdict, texts in clauses.items()]
-    return f"{asked} Compared with {baseline}, {models[-1]} is {join(parts)}."
+    return f"{opening} Compared with {baseline}, {models[-1]} is {join(parts)}."
 
 
 def _findings(facts: TaskFacts) -> list[Finding]:
