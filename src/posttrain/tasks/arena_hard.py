@@ -13,7 +13,7 @@ not independent, and the confidence is the stage's. The judge's prompt is our ow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge
@@ -240,7 +240,7 @@ def score_differences(tallies: Tallies, settings: IntervalSettings) -> list[Diff
                 test="permutation",
                 settings=settings,
             )
-            found.append(difference_between(first, model, SCORE, seen))
+            found.append(replace(difference_between(first, model, SCORE, seen), higher=None, lower=None))
     return adjusted(found)
 
 
