@@ -384,8 +384,9 @@ def test_minimum_detectable_difference_as_published():
     # z(0.975) = 1.959964, z(0.8) = 0.841621; sd 10, n 100 (any table of sample sizes: n = 7.849 sd^2 / d^2).
     assert stats.minimum_detectable_difference(10, 100) == pytest.approx(2.801585, abs=1e-6)
     assert stats.minimum_detectable_difference(10, 100) ** 2 == pytest.approx(7.849 * 100 / 100, abs=1e-3)
-    assert stats.minimum_detectable_difference(1, 400, power=0.9, significance=0.01) == pytest.approx(
-        (2.575829 + 1.281552) / 20, abs=1e-6
+    # z(0.995) = 2.575829
+    assert stats.minimum_detectable_difference(1, 400, significance=0.01) == pytest.approx(
+        (2.575829 + 0.841621) / 20, abs=1e-6
     )
 
 
@@ -427,7 +428,7 @@ def test_holm_lies_between_no_correction_and_bonferroni(values):
         (lambda: stats.permutation_test([1.0], [2.0], draws=0), "draw"),
         (lambda: stats.minimum_detectable_difference(1.0, 0), "rows"),
         (lambda: stats.minimum_detectable_difference(-1.0, 5), "deviation"),
-        (lambda: stats.minimum_detectable_difference(1.0, 5, power=1.0), "power"),
+        (lambda: stats.minimum_detectable_difference(1.0, 5, significance=1.0), "significance"),
         (lambda: stats.holm([0.5, 1.5]), "0 to 1"),
         (lambda: stats.holm([math.nan]), "0 to 1"),
     ],

@@ -52,7 +52,6 @@ def test_the_order_is_drawn_once_per_instruction():
     drawn = [alpaca_eval.shown_swapped(f"instruction {number}") for number in range(2000)]
     assert drawn == [alpaca_eval.shown_swapped(f"instruction {number}") for number in range(2000)]
     assert 900 < sum(drawn) < 1100  # 4.5 sigma of a fair coin
-    assert drawn != [alpaca_eval.shown_swapped(f"instruction {number}", seed=1) for number in range(2000)]
 
 
 # ---- raw win rates -------------------------------------------------------------------------------------------------

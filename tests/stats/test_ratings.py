@@ -507,13 +507,10 @@ def test_elo_depends_on_the_order_and_weights_scale_its_steps():
     assert elo_ratings(replace(rows, weights_N=np.full(7, 2.0))) == elo_ratings(rows, k=8.0)
 
 
-def test_elo_over_shuffles():
+def test_elo_over_many_orders():
     comparisons = simulated(2, [0.8, 0.0, -0.8], 600)
-    order_only = by_model(elo.elo_table(comparisons, resample=False, rounds=60))
-    sampled = by_model(elo.elo_table(comparisons, rounds=60))
-    for model, rating in order_only.items():
+    for rating in elo.elo_table(comparisons, rounds=60).ratings:
         assert rating.low < rating.rating < rating.high
-        assert rating.high - rating.low < sampled[model].high - sampled[model].low
     assert elo.elo_table(comparisons, rounds=60) == elo.elo_table(comparisons, rounds=60)
     assert elo.elo_table(comparisons, rounds=60, seed=1) != elo.elo_table(comparisons, rounds=60)
     # one comparison has one order: nothing to shuffle

@@ -119,10 +119,8 @@ class ArenaStage(StageKind):
                 raise DataError(
                     f"columns {name}_a and {name}_b: {error.problem}", where=self.file, fix=error.fix
                 ) from error
-        found = style_controlled(
-            comparisons, np.hstack(features), self._style, confidence=self.confidence, anchor=anchor
-        )
-        return found.table, found.coefficients
+        features_NF = np.hstack(features)
+        return style_controlled(comparisons, features_NF, self._style, confidence=self.confidence, anchor=anchor)
 
     @staticmethod
     def section(out: StageDir) -> Section:

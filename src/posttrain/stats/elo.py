@@ -20,27 +20,15 @@ from posttrain.stats.ratings import BASE, CENTRE, WIDTH, Comparisons, RatingTabl
 Floats = NDArray[np.float64]
 
 
-def elo_table(
-    comparisons: Comparisons,
-    *,
-    k: float = 4.0,
-    rounds: int = 100,
-    seed: int = 0,
-    resample: bool = True,
-    confidence: float = 0.95,
-) -> RatingTable:
+def elo_table(comparisons: Comparisons, *, rounds: int = 100, seed: int = 0, confidence: float = 0.95) -> RatingTable:
     """Elo over many orders: the median rating of each model, with percentile intervals.
 
-    ``resample`` draws every round's comparisons with replacement (FastChat's bootstrap): the interval holds both the chance
-    of these comparisons and that of their order. False only shuffles them: the interval is what the order alone does.
-    Rows are drawn one by one, also where they have clusters.
+    Every round's comparisons are drawn with replacement (FastChat's bootstrap), one by one also where they have clusters: the interval
+    holds both the chance of these comparisons and that of their order.
     """
-    rng, count = np.random.default_rng(seed), len(comparisons)
-    if resample:
-        order_NB = rng.integers(count, size=(count, rounds))
-    else:
-        order_NB = np.column_stack([rng.permutation(count) for _ in range(rounds)])
-    played_BM = play(comparisons, order_NB, k)
+    count = len(comparisons)
+    order_NB = np.random.default_rng(seed).integers(count, size=(count, rounds))
+    played_BM = play(comparisons, order_NB)
     low_M, middle_M, high_M = np.quantile(played_BM, ((1 - confidence) / 2, 0.5, (1 + confidence) / 2), axis=0)
     return rating_table(
         comparisons,

@@ -245,26 +245,24 @@ def permutation_test(
     return PermutationTest(float(difference_R.mean()), p_value, exact, patterns)
 
 
-def minimum_detectable_difference(
-    standard_deviation: float, rows: int, *, power: float = 0.8, significance: float = 0.05
-) -> float:
-    """The smallest true mean difference that a two-sided paired test over ``rows`` rows finds with probability ``power``.
+def minimum_detectable_difference(standard_deviation: float, rows: int, *, significance: float = 0.05) -> float:
+    """The smallest true mean difference that a two-sided paired test over ``rows`` rows finds four times of five.
 
-    ``(z[1 - significance / 2] + z[power]) * sd / sqrt(rows)``: the normal approximation, good from some 30 rows on.
+    ``(z[1 - significance / 2] + z[0.8]) * sd / sqrt(rows)``: the normal approximation, good from some 30 rows on.
     ``standard_deviation`` is that of the paired differences (where rows come in clusters: that of the clusters' mean differences, with
     ``rows`` the number of clusters). The chance of finding it in the wrong direction is left out, as usual.
 
     Raises:
-        ValueError: no rows, a negative deviation, or shares outside 0 and 1.
+        ValueError: no rows, a negative deviation, or a significance outside 0 and 1.
 
     """
     if rows < 1 or not 0 <= standard_deviation < np.inf:
         raise ValueError(f"needs rows and a standard deviation of at least 0, not {rows} and {standard_deviation}")
-    if not 0 < significance < 1 or not 0 < power < 1:
-        raise ValueError(f"power and significance must be between 0 and 1, not {power} and {significance}")
+    if not 0 < significance < 1:
+        raise ValueError(f"significance must be between 0 and 1, not {significance}")
     from scipy import special
 
-    z = float(special.ndtri(1 - significance / 2) + special.ndtri(power))
+    z = float(special.ndtri(1 - significance / 2) + special.ndtri(0.8))
     return z * standard_deviation / float(np.sqrt(rows))
 
 

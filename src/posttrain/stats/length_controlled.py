@@ -52,12 +52,12 @@ _GAMED_WEIGHT = 0.2
 # ---- the judge's token ---------------------------------------------------------------------------------------------
 
 
-def shown_swapped(instruction: str, seed: int = 0) -> bool:
+def shown_swapped(instruction: str) -> bool:
     """Whether AlpacaEval shows the model's reply first: drawn once per instruction, the same for every model.
 
     The draw of the published annotations (its seed is 0), so they can be parsed again from the stored tokens.
     """
-    return random.Random(f"is_switched_outputs{instruction}{seed}").choices([False, True], k=1)[0]
+    return random.Random(f"is_switched_outputs{instruction}0").choices([False, True], k=1)[0]
 
 
 def preference_from_logprobs(top_logprobs: Sequence[tuple[str, float]], *, swapped: bool) -> float:

@@ -202,8 +202,8 @@ def check_ratings_exist(matrix: WinMatrix) -> None:
     )
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 # ---- results -------------------------------------------------------------------------------------------------------

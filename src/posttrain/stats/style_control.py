@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,13 +74,6 @@ class StyleCoefficient:
     high: float
 
 
-class StyleControlled(NamedTuple):
-    """Ratings at equal style, and what style was worth."""
-
-    table: RatingTable
-    coefficients: tuple[StyleCoefficient, ...]
-
-
 def style_controlled(
     comparisons: Comparisons,
     features_NF: Floats,
@@ -89,8 +82,8 @@ def style_controlled(
     penalty: float = 0.5,
     confidence: float = 0.95,
     anchor: Anchor | None = None,
-) -> StyleControlled:
-    """Bradley-Terry ratings at equal style: logit = ln(base) (r_a - r_b) + features . c, fitted jointly.
+) -> tuple[RatingTable, tuple[StyleCoefficient, ...]]:
+    """Bradley-Terry ratings at equal style, and what style was worth: logit = ln(base) (r_a - r_b) + features . c, fitted jointly.
 
     FastChat's compute_style_control: ``penalty / 2`` times the squares of all parameters (r in units of ``width`` points) is
     added to the log-loss, and ratings are read with the features at 0. ``features_NF`` come from :func:`style_features`, row
@@ -124,7 +117,7 @@ def style_controlled(
         interval="sandwich",
     )
     found = zip(names, parameters_P[size:], half_F, strict=True)
-    return StyleControlled(table, tuple(StyleCoefficient(n, float(c), float(c - h), float(c + h)) for n, c, h in found))
+    return table, tuple(StyleCoefficient(n, float(c), float(c - h), float(c + h)) for n, c, h in found)
 
 
 def _style_design(comparisons: Comparisons, features_NF: Floats) -> Any:
