@@ -30,9 +30,10 @@ from typing import Any
 
 import polars as pl
 import psutil
+from plain_ngrams import ngrams
 from process_tree import usage
 
-from posttrain.data.text import ngrams, tokens
+from posttrain.data.text import tokens
 
 
 def measured(command: list[str]) -> tuple[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Hashed tokens are the tokens of ``text.tokens``; hashed n-grams are those of ``text.ngrams``."""
+"""Hashed tokens are the tokens of ``text.tokens``; hashed n-grams are those of ``plain_ngrams``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_ngrams import ngrams
 
 from posttrain.data import shingles as module
 from posttrain.data.shingles import hash_shingles, hash_tokens, skeletons
-from posttrain.data.text import ngrams, normalised, tokens
+from posttrain.data.text import normalised, tokens
 
 TRICKY = "aZ_0９é\u0301\u0327ßﬁİǅ①½…™一二五〇龜丽豈가각ᄀ\u1161\u11a8ㄱｶ゛\u3099ア\u09c7\u09be\u0b47\u0b3eก\u0e38\u200d😀🄀𝐀\U0002f800\U00020000\U000e0100\u00a0\u2028\n -+Ω\u0345ΐᾳ"
 texts = st.lists(st.one_of(st.text(), st.text(st.sampled_from(TRICKY))), max_size=6)

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_ngrams import ngrams
 
 from posttrain.artifacts import read_json
 from posttrain.config import Document, build
@@ -19,7 +20,7 @@ from posttrain.data.held_out_overlap import distinct_ngrams
 from posttrain.data.rows import read_rows, rows_frame, write_rows
 from posttrain.data.split import SplitStep, held_out_prompts, prompt_key
 from posttrain.data.steps import Decisions, StepRun, apply
-from posttrain.data.text import ngrams, tokens
+from posttrain.data.text import tokens
 from posttrain.errors import DataError
 from posttrain.types import Message, Origin, SftRow, ToolCall
 

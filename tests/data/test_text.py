@@ -7,8 +7,9 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_ngrams import ngrams
 
-from posttrain.data.text import CJK, compared_text, compared_turns, ngrams, normalised, tokens
+from posttrain.data.text import CJK, compared_text, normalised, tokens
 from posttrain.types import Message
 
 CASES = [
@@ -61,6 +62,6 @@ def test_ngrams_of_short_texts_are_one_shingle() -> None:
 
 def test_the_compared_turns() -> None:
     turns = [Message("system", "s"), Message("user", "u"), Message("assistant", "a"), Message("tool", "t")]
-    assert compared_turns(turns, "user") == ["u"]
+    assert compared_text(turns, "user") == "u"
     assert compared_text(turns, "assistant") == "a"
     assert compared_text(turns, "conversation") == "u\na\nt"

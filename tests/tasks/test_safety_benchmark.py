@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_ngrams import ngrams
 from refusal_labels import refusal_table
 
 from posttrain.artifacts import plain
 from posttrain.config import build, parse_yaml
-from posttrain.data.text import ngrams, tokens
+from posttrain.data.text import tokens
 from posttrain.errors import ConfigError, DataError
 from posttrain.generate.engine import Failure, Sampling
 from posttrain.generate.fake import FakeEngine

@@ -64,7 +64,7 @@ def _row_grams(rows_file: Path, places: pl.Series, fields: Fields, n: int) -> It
 def distinct_ngrams(texts: Sequence[str], n: int) -> pl.DataFrame:
     """The hashes of the distinct n-grams of each text, and the number of the text [gram, text].
 
-    The sets of ``text.ngrams``: a text of fewer than n tokens is one n-gram, one without tokens has none.
+    A text of fewer than n tokens is one n-gram, one without tokens has none.
     """
     words = hash_tokens(texts)
     shingles = hash_shingles(words, texts, n)

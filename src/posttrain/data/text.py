@@ -52,18 +52,6 @@ def token_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
     return (text if len(normal) == len(text) else normal), spans
 
 
-def ngrams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
-    """All runs of n tokens; fewer than n tokens are one shingle, no tokens are none."""
-    if len(words) < n:
-        return {tuple(words)} if words else set()
-    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
-
-
-def compared_turns(messages: Sequence[Message], fields: Fields) -> list[str]:
-    """The turns of a conversation that are compared, in order."""
-    return [message.content for message in messages if message.role in COMPARED_ROLES[fields]]
-
-
 def compared_text(messages: Sequence[Message], fields: Fields) -> str:
     """The turns of a conversation that are compared, a line each."""
-    return "\n".join(compared_turns(messages, fields))
+    return "\n".join([message.content for message in messages if message.role in COMPARED_ROLES[fields]])

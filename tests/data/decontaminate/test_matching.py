@@ -8,7 +8,7 @@ import pytest
 from posttrain.data.decontaminate.benchmarks import Prompt
 from posttrain.data.decontaminate.matching import ShortPrompts, matcher, stands_alone, turns_of, words
 from posttrain.data.rows import rows_frame
-from posttrain.data.text import Fields, compared_turns, tokens
+from posttrain.data.text import COMPARED_ROLES, Fields, tokens
 from posttrain.types import Message, Origin, SftRow
 
 
@@ -110,6 +110,11 @@ def test_the_turns_of_a_block_are_those_of_the_conversations() -> None:
     frame = rows_frame(rows)
     fields: Fields
     for fields in ("user", "assistant", "conversation"):
-        expected = [(n, text) for n, row in enumerate(rows) for text in compared_turns(row.messages, fields)]
+        expected = [
+            (n, turn.content)
+            for n, row in enumerate(rows)
+            for turn in row.messages
+            if turn.role in COMPARED_ROLES[fields]
+        ]
         assert turns_of(frame, fields) == expected
     assert turns_of(frame.clear(), "user") == []

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from plain_ngrams import ngrams
 
 from posttrain.data.dedup.step import DedupStep
 from posttrain.data.rows import read_rows, rows_frame, write_rows
 from posttrain.data.steps import Decisions, StepRun, apply
-from posttrain.data.text import ngrams, tokens
+from posttrain.data.text import tokens
 from posttrain.errors import ConfigError
 from posttrain.types import Message, Origin, SftRow
 
