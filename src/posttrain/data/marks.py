@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -141,25 +141,28 @@ def letters(form: str) -> str:
 
 def marks(text: str) -> Marks:
     """See :class:`Marks`."""
-    read = _read(unicode_form(text))
-    form, gaps, found_words = read.form, read.gaps, read.words
+    form = _expanded(unicode_form(text))
+    parts = _pattern(form).split(form)
+    gaps, words = parts[::2], parts[1::2]
+    folded = "\0".join(words).casefold().split("\0") if words else []
+    left_out = _left_out(form, gaps, words, folded)
     code = "```" in form
     codelike = code or any(sign in form for sign in _CODE)
-    shouted = not code and form.isupper() and sum(len(word) > 1 for word in found_words) > 1
-    edges = ["", *found_words, ""]
+    shouted = not code and form.isupper() and sum(len(word) > 1 for word in words) > 1
+    edges = ["", *words, ""]
     found = [
         _signs(gap, _kind(edges[place]), _kind(edges[place + 1]), code) if gap not in _PLAIN_GAPS else ()
         for place, gap in enumerate(gaps)
     ]
     signs, case, amounts = list[str](), list[str](), list[str]()
     negations, place = 0, 0
-    for number, (word, common) in enumerate(zip([*found_words, ""], [*read.folded, ""], strict=True)):
+    for number, (word, common) in enumerate(zip([*words, ""], [*folded, ""], strict=True)):
         if found[number]:
             signs.append(f"{place} {' '.join(found[number])}")
             amounts += filter(_is_amount, found[number])
         if common in _FILLERS:
             continue
-        if number in read.left_out:
+        if number in left_out:
             exact = gaps[number][-1:] == "\\" or (common in _UNITS and len(word) < 3)
             signs.append(f"{place} {word if exact else common}")
             negations += common in _NEGATIONS
@@ -172,23 +175,10 @@ def marks(text: str) -> Marks:
                 case.append(f"{place} {word}")
         place += 1
     counted = f"{' '.join(sorted(amounts))} {negations}"
-    return Marks(_spelled(read), "\n".join(signs), "\n".join(case), counted, shouted)
+    return Marks(_spelled(form, folded, left_out), "\n".join(signs), "\n".join(case), counted, shouted)
 
 
 # ---- how it is done ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A text cut into words and what stands between them."""
-
-    form: str
-    gaps: list[str]
-    """One more than words."""
-    words: list[str]
-    folded: list[str]
-    left_out: frozenset[int]
-    """The words, by number, that are marks (negations, numerals, units behind a number) or fillers."""
 
 
 def _expanded(form: str) -> str:
@@ -199,11 +189,8 @@ def _expanded(form: str) -> str:
     return form
 
 
-def _read(form: str) -> _Read:
-    form = _expanded(form)
-    parts = _pattern(form).split(form)
-    gaps, found = parts[::2], parts[1::2]
-    folded = "\0".join(found).casefold().split("\0") if found else []
+def _left_out(form: str, gaps: Sequence[str], words: Sequence[str], folded: Sequence[str]) -> set[int]:
+    """The words, by number, that are marks (negations, numerals, units behind a number) or fillers."""
     telling = [] if _TELLING.isdisjoint(folded) else [n for n, word in enumerate(folded) if word in _TELLING]
     left_out = set[int]()
     for n in telling:  # of m/s, both
@@ -213,8 +200,8 @@ def _read(form: str) -> _Read:
         units = [n for n, word in enumerate(folded) if word in _UNITS_ZH]
         left_out.update(n for n in units if _counted_zh(gaps[n], folded[n - 1] if n else ""))
     if "\\" in form:
-        left_out.update(n for n, gap in enumerate(gaps[:-1]) if gap[-1:] == "\\" and _kind(found[n]) != _IDEOGRAPH)
-    return _Read(form, gaps, found, folded, frozenset(left_out))
+        left_out.update(n for n, gap in enumerate(gaps[:-1]) if gap[-1:] == "\\" and _kind(words[n]) != _IDEOGRAPH)
+    return left_out
 
 
 @cache
@@ -303,10 +290,10 @@ def _kind(word: str) -> int:
     return _IDEOGRAPH if re.match(f"[{CJK}]", word) else _WORD if len(word) > 1 else _LETTER
 
 
-def _spelled(read: _Read) -> str:
+def _spelled(form: str, folded: Sequence[str], left_out: Set[int]) -> str:
     """The words in a line: a blank behind each, none behind ideographs, wherever a run of them was cut."""
-    left = [word for n, word in enumerate(read.folded) if n not in read.left_out] if read.left_out else read.folded
-    if read.form.isascii():
+    left = [word for n, word in enumerate(folded) if n not in left_out] if left_out else folded
+    if form.isascii():
         return " ".join(left)
     return "".join([word if _kind(word) == _IDEOGRAPH else f"{word} " for word in left]).rstrip()
 
