@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from posttrain.data.formats.columns import rows_of_columns
 from posttrain.data.json_array import COMMENT, wrapped_array
 from posttrain.data.streams import BLOCK_BYTES, Stream, uncompressed
 from posttrain.errors import DataError
@@ -89,30 +90,13 @@ def is_about_rows(path: Path, is_row: Callable[[Mapping[str, Any]], bool]) -> bo
     except (OSError, ValueError, RecursionError):
         return False
     if isinstance(value, dict):
-        return bool(value) and not is_row(value) and wrapped_array(text) is None and columns_of(value) is None
+        return (
+            bool(value)
+            and not is_row(value)
+            and wrapped_array(text) is None
+            and rows_of_columns(value, alone=True) is None
+        )
     return not isinstance(value, list)
-
-
-def columns_of(value: Any) -> list[dict[str, Any]] | None:
-    """The rows of an object that holds columns (lists of equal length, or objects with the keys "0", "1", ...), else None."""
-    columns = list(value.values()) if isinstance(value, dict) else []
-    if len(columns) < 2:
-        return None
-    if all(isinstance(column, dict) for column in columns):
-        numbers = list(columns[0])
-        if numbers != [str(number) for number in range(len(numbers))] or any(list(c) != numbers for c in columns):
-            return None
-        columns = [list(column.values()) for column in columns]
-    elif not all(isinstance(column, list) and all(map(_is_plain, column)) for column in columns):
-        return None
-    lengths = {len(column) for column in columns}
-    if len(lengths) > 1 or lengths == {0}:
-        return None
-    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _is_plain(cell: Any) -> bool:
-    return cell is None or isinstance(cell, str | int | float)
 
 
 def _after_comments(head: bytes) -> bytes:
@@ -156,7 +140,7 @@ def _object_kind(text: bytes) -> Kind:
     if wrapped_array(text.decode("utf-8", "replace")) is not None:
         return "array"
     if len(lines) == 1:
-        return "values" if columns_of(first) is not None else "lines"
+        return "values" if rows_of_columns(first, alone=True) is not None else "lines"
     # broken lines of objects, or objects over several lines
     alone = [line for line in lines if line.startswith(b"{")]
     return "lines" if len(alone) == len(lines) or any(line.rstrip().endswith(b"}") for line in alone) else "values"

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.artifacts import Reject, digest, file_digest
+from posttrain.data.formats.columns import rows_of_columns
 from posttrain.data.json_array import DECODER, Element, describe, iterate_array, iterate_values
 from posttrain.data.places import DataFile, HubSet
-from posttrain.data.sniff import Kind, columns_of, sniff
+from posttrain.data.sniff import Kind, sniff
 from posttrain.data.streams import Stream, Tick
 from posttrain.data.tabular import Row, read_arrow, read_cells, read_parquet
 from posttrain.errors import DataError
@@ -132,7 +133,7 @@ def _values(stream: Stream, label: str) -> Iterator[Record | Reject]:
     """Objects one after the other; one alone that holds columns gives a record for each of their rows."""
     found = iterate_values(stream.blocks())
     first, second = next(found, None), next(found, None)
-    if first is not None and second is None and (rows := columns_of(first.value)) is not None:
+    if first is not None and second is None and (rows := rows_of_columns(first.value, alone=True)) is not None:
         yield from (Record(Origin(label, number), row) for number, row in enumerate(rows, 1))
         return
     for element in itertools.chain(filter(None, (first, second)), found):

@@ -116,21 +116,23 @@ def _turns_renamed(value: Any, of_turns: Columns) -> Any:
     ]
 
 
-def rows_of_columns(record: Foreign) -> list[Foreign] | None:
-    """The rows of a table that is written column by column in one object; None for any other record.
+def rows_of_columns(record: Any, *, alone: bool = False) -> list[Foreign] | None:
+    """The rows of a table that is written column by column in one object; None for anything else.
 
     Either every value is an object with the same numbers as keys (as pandas writes it), or lists of one length under the keys of
-    a prompt and a reply (as ``datasets`` does).
+    a prompt and a reply (as ``datasets`` does), of texts and numbers under any keys where the object is ``alone`` in its file.
     """
-    values = list(record.values())
+    values = list(record.values()) if isinstance(record, Mapping) else []
     if len(values) > 1 and all(isinstance(value, Mapping) and value.keys() == values[0].keys() for value in values):
         numbers = [str(key) for key in values[0]]
         if numbers and all(number.isdecimal() for number in numbers):
             return [{key: column[number] for key, column in record.items()} for number in sorted(numbers, key=int)]
     listed = len(values) > 1 and all(isinstance(value, list) and len(value) == len(values[0]) for value in values)
-    if listed and values[0] and all(not record.keys().isdisjoint(names) for names in (keys.PROMPTS, keys.REPLIES)):
-        return [dict(zip(record, row, strict=True)) for row in zip(*values, strict=True)]
-    return None
+    if not listed or not values[0]:
+        return None
+    named = all(not record.keys().isdisjoint(names) for names in (keys.PROMPTS, keys.REPLIES))
+    plain = alone and all(cell is None or isinstance(cell, str | int | float) for value in values for cell in value)
+    return [dict(zip(record, row, strict=True)) for row in zip(*values, strict=True)] if named or plain else None
 
 
 # ---- what the columns of an unknown record could be ----------------------------------------------------------------
