@@ -124,7 +124,7 @@ def profile(
         columns=tuple(records.Column(name, _kind(kind), nulls[name]) for name, kind in columns.items()),
         distinct_ids=table["id"].n_unique(),
         rows_counted=float(table["weight"].sum()),
-        features={name: int(table[name].sum()) for name in FEATURES},
+        features={name: int(table[name].sum()) for name in records.FEATURES},
         meta_keys=_meta_keys(meta),
         turns=_turns(table["turns"].to_numpy()),
         lengths={name: length_summary(table[name].to_numpy(), limits) for name in Counts._fields},
@@ -141,17 +141,6 @@ def profile(
 
 
 # ---- the rows ------------------------------------------------------------------------------------------------------
-
-FEATURES: Mapping[str, Callable[[Sequence[Message], Sequence[Any]], bool]] = {
-    "system": lambda messages, tools: any(message.role == "system" for message in messages),
-    "several_exchanges": lambda messages, tools: sum(message.role == "user" for message in messages) > 1,
-    "tools": lambda messages, tools: bool(tools),
-    "tool_calls": lambda messages, tools: any(message.tool_calls for message in messages),
-    "reasoning": lambda messages, tools: any(message.reasoning for message in messages),
-    "last_turn_not_assistant": lambda messages, tools: not messages or messages[-1].role != "assistant",
-    "weighted_turns": lambda messages, tools: any(message.weight is not None for message in messages),
-}
-"""Counted properties of a conversation: its messages and tools."""
 
 
 class _Seen(NamedTuple):
@@ -196,7 +185,10 @@ def _look(block: pl.DataFrame, counter: TokenCounter) -> _Seen:
         pl.col("weight").fill_null(1.0),
         pl.Series("language", [_language(messages) for messages, _ in talks], dtype=pl.String),
         pl.Series("turns", [sum(m.role != "system" for m in messages) for messages, _ in talks], dtype=pl.UInt32),
-        *(pl.Series(name, [has(*talk) for talk in talks], dtype=pl.Boolean) for name, has in FEATURES.items()),
+        *(
+            pl.Series(name, [has(*talk) for talk in talks], dtype=pl.Boolean)
+            for name, (_, has) in records.FEATURES.items()
+        ),
         *_columns(Counts._fields, counter.count(talks)),
         "desirable",
         *_reply_columns(block, counter),

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.artifacts import LedgerStep
-from posttrain.types import RowKind
+from posttrain.types import Message, RowKind
+
+Feature = Callable[[Sequence[Message], Sequence[Any]], bool]
+
+FEATURES: Mapping[str, tuple[str, Feature]] = {
+    "system": ("With a system turn", lambda turns, tools: any(turn.role == "system" for turn in turns)),
+    "several_exchanges": (
+        "With several user turns",
+        lambda turns, tools: sum(turn.role == "user" for turn in turns) > 1,
+    ),
+    "tools": ("With tools", lambda turns, tools: bool(tools)),
+    "tool_calls": ("With tool calls", lambda turns, tools: any(turn.tool_calls for turn in turns)),
+    "reasoning": ("With reasoning", lambda turns, tools: any(turn.reasoning for turn in turns)),
+    "last_turn_not_assistant": ("Not ending with the assistant", lambda turns, tools: turns[-1].role != "assistant"),
+    "weighted_turns": ("With weighted turns", lambda turns, tools: any(turn.weight is not None for turn in turns)),
+}
+"""Counted properties of a conversation: what they are called, and whether its turns and tools have them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

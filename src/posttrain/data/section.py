@@ -29,7 +29,6 @@ from posttrain.report.values import (
     Section,
     Table,
     Text,
-    Unit,
 )
 from posttrain.report.words import LANGUAGES, join, plural
 
@@ -40,27 +39,14 @@ QUANTILES = {"p50": "P50", "p90": "P90", "p95": "P95", "max": "Longest"}
 MOST_COLUMNS = 20
 """Bars of a chart of counts; the last one takes all beyond."""
 MOST_SOURCES = 16
-FEATURES = {
-    "system": "With a system turn",
-    "several_exchanges": "With several user turns",
-    "tools": "With tools",
-    "tool_calls": "With tool calls",
-    "reasoning": "With reasoning",
-    "last_turn_not_assistant": "Not ending with the assistant",
-    "weighted_turns": "With weighted turns",
+CONTAMINATION = {
+    "contaminated_prompts": "Prompts found",
+    "matching_rows": "Rows that match",
+    "removed_rows": "Rows removed",
 }
-CONTAMINATION: dict[str, tuple[str, Unit]] = {
-    "benchmark": ("Benchmark", "count"),
-    "source": ("Source", "count"),
-    "prompts": ("Prompts", "count"),
-    "contaminated_prompts": ("Prompts found", "count"),
-    "matching_rows": ("Rows that match", "count"),
-    "removed_rows": ("Rows removed", "count"),
-    "share": ("Share", "share"),
-    "limit": ("Limit", "share"),
-    "contaminated": ("Contaminated", "count"),
-}
-"""Column of the table of benchmarks -> its heading, and how its numbers are written."""
+"""Headings of the table of benchmarks where the name of a column would not do."""
+SHARES = ("share", "limit")
+"""Its columns that are shares."""
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 _KANA = re.compile("[\u3041-\u30ff]")
 
@@ -318,7 +304,7 @@ def _conversations(profile: records.Profile, prefix: str) -> Section:
     alike = f"All rows: {_language(shown[0].language)}. " if len(shown) == 1 else ""
     features = tuple(
         (
-            FEATURES.get(name, name),
+            records.FEATURES[name][0] if name in records.FEATURES else name,
             Number(number, "count", note=numbers.percent(number / profile.rows)) if number else "none",
         )
         for name, number in profile.features.items()
@@ -411,18 +397,18 @@ def _contamination(profile: records.Profile, prefix: str) -> Section | None:
     found = profile.contamination
     if found is None:
         return None
-    known = {name: CONTAMINATION.get(name, (name, "count")) for name in found.columns}
-    rows = tuple(tuple(_contaminated(row.get(name), unit) for name, (_, unit) in known.items()) for row in found.rows)
+    headings = tuple(CONTAMINATION.get(name, name.capitalize()) for name in found.columns)
+    rows = tuple(tuple(_contaminated(name, row.get(name)) for name in found.columns) for row in found.rows)
     text = "Evaluation prompts that were looked for among the rows, and what was found."
-    table = Table("Contamination by benchmark", tuple(heading for heading, _ in known.values()), rows)
+    table = Table("Contamination by benchmark", headings, rows)
     return Section("Contamination", f"{prefix}contamination", (Text(text), table))
 
 
-def _contaminated(value: Any, unit: Unit) -> Cell:
+def _contaminated(column: str, value: Any) -> Cell:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return Number(value, unit)
+        return Number(value, "share" if column in SHARES else "count")
     return None if value is None else str(value)
 
 
