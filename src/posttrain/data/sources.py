@@ -147,9 +147,9 @@ def _element(element: Element, origin: Origin) -> Record | Reject:
 
 
 def _table(rows: Iterator[Row], label: str, reason: str) -> Iterator[Record | Reject]:
-    for number, cells, broken in rows:
+    for number, row in enumerate(rows, 1):
         origin = Origin(label, number)
-        yield Record(origin, cells) if broken is None else Reject(origin, "read", reason, broken)
+        yield Reject(origin, "read", reason, row) if isinstance(row, str) else Record(origin, row)
 
 
 _READERS: Mapping[Kind, Callable[[Stream, str], Iterator[Raw]]] = {

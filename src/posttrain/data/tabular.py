@@ -1,4 +1,4 @@
-"""Rows of tables: cells between separators, Parquet, Arrow. Each row with its 1-based number, block by block."""
+"""Rows of tables, in order: cells between separators, Parquet, Arrow, block by block."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -24,79 +25,62 @@ _BROKEN = (pl.exceptions.PolarsError, pl.exceptions.PanicException, ValueError, 
 """What broken bytes raise: polars takes some for impossible and panics."""
 
 
-class Row(NamedTuple):
-    """A row: its number and its cells by column; or, where ``broken`` says why, no row."""
-
-    number: int
-    cells: dict[str, Any]
-    broken: str | None = None
+Row = dict[str, Any] | str
+"""The cells of a row by column, or why there is none."""
 
 
 # ---- cells between separators --------------------------------------------------------------------------------------
 
 
-class Dialect(NamedTuple):
-    """How lines are cut into cells."""
-
-    separator: str
-    quoted: bool
-    """Whether a cell may stand in double quotes; otherwise they are text."""
-
-
 def read_cells(stream: Stream, label: str) -> Iterator[Row]:
     """The rows of a CSV or TSV file, whose first line names the columns; the separator is found in the first rows."""
     csv.field_size_limit(sys.maxsize)  # the default, 128 KiB a cell, is too small for long replies
-    dialect = _dialect(stream.head, tabs_first=".tsv" in stream.path.name.lower())
-    rows = _reader((f"{_text(line)}\n" for line in stream.lines()), dialect)
+    reader = _reader(stream.head, tabs_first=".tsv" in stream.path.name.lower())
+    rows = reader(f"{_text(line)}\n" for line in stream.lines())
     try:
         header = [name.strip("\ufeff") for name in next(rows, [])]
     except csv.Error as error:
         raise DataError(f"broken CSV header: {error}", where=label, fix="name the columns in the first line") from error
     if len(set(header)) < len(header):
         raise DataError(f"a CSV column stands twice in the header: {header}", where=label, fix="give each its own name")
-    number = 0
     while True:
-        number += 1
         first_line = rows.line_num + 1
         try:
             row = next(rows, None)
         except csv.Error as error:
             # no second try within these lines: text of a broken cell must not turn into rows
-            yield Row(number, {}, f"lines {first_line}-{rows.line_num}: {error}")
+            yield f"lines {first_line}-{rows.line_num}: {error}"
             continue
         if row is None:
             return
         if not row:
-            number -= 1  # a blank line
-        elif len(row) != len(header):
-            yield Row(number, {}, f"line {first_line}: {len(row)} cells where the header has {len(header)}")
+            continue  # a blank line
+        if len(row) == len(header):
+            yield dict(zip(header, row, strict=True))
         else:
-            yield Row(number, dict(zip(header, row, strict=True)))
+            yield f"line {first_line}: {len(row)} cells where the header has {len(header)}"
 
 
 def _text(line: bytes) -> str:
     return line.decode("utf-8", "surrogateescape")
 
 
-def _reader(lines: Iterable[str], dialect: Dialect) -> Any:
-    if dialect.quoted:
-        return csv.reader(lines, delimiter=dialect.separator, strict=True)
-    return csv.reader(lines, delimiter=dialect.separator, quoting=csv.QUOTE_NONE, strict=True)
+def _reader(head: bytes, *, tabs_first: bool) -> Callable[[Iterable[str]], Any]:
+    """The reader that finds as many cells as in the header in most of the first rows, two at least; of equal ones the first.
 
-
-def _dialect(head: bytes, *, tabs_first: bool) -> Dialect:
-    """The dialect in which most of the first rows have as many cells as the header, two at least; of equal ones the first."""
+    A cell may stand in double quotes, or, between tabs, these are text.
+    """
     lines = [f"{_text(line)}\n" for line in head.split(b"\n")]
     lines = lines[:-1] or lines  # the last line may be cut off
     separators = "\t,;" if tabs_first else ",\t;"
-    dialects = [Dialect(one, True) for one in separators] + [Dialect("\t", False)]
-    fits = [_fit(lines, dialect) for dialect in dialects]
-    return dialects[fits.index(max(fits))]
+    readers = [partial(csv.reader, delimiter=separator, strict=True) for separator in separators]
+    readers.append(partial(csv.reader, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True))
+    return max(readers, key=lambda reader: _fit(reader(lines)))
 
 
-def _fit(lines: Sequence[str], dialect: Dialect) -> float:
+def _fit(rows: Any) -> float:
     """Share of the first rows with as many cells as the header; 0 where there is one column, or the header is broken."""
-    rows, good, total = _reader(lines, dialect), 0, 0
+    good = total = 0
     try:
         columns = len(next(rows, []))
     except csv.Error:
@@ -124,18 +108,18 @@ def read_parquet(path: Path, label: str, tick: Tick | None) -> Iterator[Row]:
 
 def _tolerant(read: Callable[[], Iterator[Row]], label: str, what: str) -> Iterator[Row]:
     """The rows that can be read, and why there are no more of them."""
-    number = 0
+    any_read = False
     try:
         for row in read():
+            any_read = True
             yield row
-            number = row.number
     except _BROKEN as error:
         reason = str(error).split("\n", 1)[0][:300]
-        if not number:
+        if not any_read:
             raise DataError(
                 f"can't read this {what} file: {reason}", where=label, fix="write or fetch it again"
             ) from error
-        yield Row(number + 1, {}, f"from here on the file is cut off or broken: {reason}")
+        yield f"from here on the file is cut off or broken: {reason}"
 
 
 def _readable(path: Path) -> Path | io.BytesIO:
@@ -146,14 +130,13 @@ def _readable(path: Path) -> Path | io.BytesIO:
 def _scanned(frame: pl.LazyFrame, tick: Tick | None) -> Iterator[Row]:
     total = frame.select(pl.len()).collect().item()
     for start in range(0, total, _TABLE_ROWS):
-        yield from _rows(frame.slice(start, _TABLE_ROWS).collect(), start)
+        yield from _rows(frame.slice(start, _TABLE_ROWS).collect())
         if tick is not None:
             tick(min(start + _TABLE_ROWS, total), total)
 
 
-def _rows(frame: pl.DataFrame, before: int) -> Iterator[Row]:
-    for number, row in enumerate(frame.iter_rows(named=True), before + 1):
-        yield Row(number, {key: _without_nulls(cell) for key, cell in row.items()})
+def _rows(frame: pl.DataFrame) -> Iterator[Row]:
+    return ({key: _without_nulls(cell) for key, cell in row.items()} for row in frame.iter_rows(named=True))
 
 
 def _without_nulls(cell: Any) -> Any:
@@ -172,12 +155,9 @@ def read_arrow(stream: Stream, label: str) -> Iterator[Row]:
 
 
 def _batch_rows(stream: Stream) -> Iterator[Row]:
-    before = 0
     for batch in _batches(stream):
         for start in range(0, batch.num_rows, _TABLE_ROWS):
-            frame = pl.DataFrame(batch.slice(start, _TABLE_ROWS))
-            yield from _rows(frame, before)
-            before += len(frame)
+            yield from _rows(pl.DataFrame(batch.slice(start, _TABLE_ROWS)))
 
 
 def _batches(stream: Stream) -> Iterator[Any]:
