@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -26,38 +25,37 @@ _PATTERN = re.compile(r"\*\*/|\*\*|\*|\?|[^*?]+")
 _GLOB = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """One configuration: which files are its rows, and of which split."""
+class Configuration(NamedTuple):
+    """One configuration."""
 
     name: str
     default: bool
-    files: tuple[tuple[str, re.Pattern[str]], ...]
-    """(split, names below the folder)"""
-
-    def split_of(self, name: str) -> str | None:
-        """The split of a file; None where it is not of this configuration."""
-        return next((split for split, names in self.files if names.fullmatch(name)), None)
+    splits: dict[str, str]
+    """Its files, by name below the folder, and the split of each."""
 
 
-def configurations(folder: Path) -> tuple[Configuration, ...]:
-    """The configurations of a folder's card; none where there is no card, or it names no files."""
+def configurations(folder: Path, files: Sequence[str]) -> list[Configuration]:
+    """The configurations of a folder's card that hold any of these files; none where there is no card."""
     try:
         front = _FRONT.match((folder / "README.md").read_text(encoding="utf-8"))
         card = yaml.safe_load(front[1]) if front is not None else None
     except (OSError, ValueError, yaml.YAMLError):
-        return ()
+        return []
     declared = card.get("configs") if isinstance(card, Mapping) else None
-    found = [_configuration(entry) for entry in declared] if isinstance(declared, list) else []
-    return tuple(entry for entry in found if entry is not None)
-
-
-def _configuration(entry: Any) -> Configuration | None:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("config_name", "default"), str):
-        return None
-    files = tuple((split, _names(pattern)) for split, pattern in _patterns(entry.get("data_files"), "train"))
-    name = str(entry.get("config_name", "default"))
-    return Configuration(name, entry.get("default") is True or name == "default", files) if files else None
+    found = []
+    for entry in declared if isinstance(declared, list) else ():
+        name = entry.get("config_name", "default") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str):
+            continue
+        patterns = [(split, _names(pattern)) for split, pattern in _patterns(entry.get("data_files"), "train")]
+        splits = {
+            file: split
+            for file in files
+            if (split := next((split for split, names in patterns if names.fullmatch(file)), None)) is not None
+        }
+        if splits:
+            found.append(Configuration(name, entry.get("default") is True or name == "default", splits))
+    return found
 
 
 def _patterns(declared: Any, split: str) -> Iterator[tuple[str, str]]:

@@ -240,12 +240,9 @@ def _of_config(label: str, folder: Path, data: Sequence[str], config: str | None
     The card says which they are; without one a configuration is a folder. Raises DataError where there is no such configuration,
     or none is named of several.
     """
-    declared = {
-        found.name: of
-        for found in configurations(folder)
-        if (of := {name: _canonical(split) for name in data if (split := found.split_of(name)) is not None})
-    }
-    default = [found.name for found in configurations(folder) if found.default and found.name in declared]
+    known = configurations(folder, data)
+    declared = {one.name: {name: _canonical(split) for name, split in one.splits.items()} for one in known}
+    default = [one.name for one in known if one.default]
     if config is None:
         if not declared:
             return {name: _split_of(name, folder) for name in data}
@@ -259,8 +256,8 @@ def _of_config(label: str, folder: Path, data: Sequence[str], config: str | None
         inside = {name: _split_of(name, folder) for name in data if name.split("/")[0] == config and "/" in name}
         if inside:
             return inside
-        known = [*declared, *dict.fromkeys(name.split("/")[0] for name in data if "/" in name and not declared)]
-        problem = f"no configuration {config!r} here{did_you_mean(config, known)}; configurations: {', '.join(known) or 'none'}"
+        names = [*declared, *dict.fromkeys(name.split("/")[0] for name in data if "/" in name and not declared)]
+        problem = f"no configuration {config!r} here{did_you_mean(config, names)}; configurations: {', '.join(names) or 'none'}"
     example = next(iter(declared), "NAME")
     raise DataError(
         printable(problem),
