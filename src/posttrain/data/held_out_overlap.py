@@ -6,6 +6,7 @@ An n-gram that many held-out rows have is a template and no match.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import polars as pl
 
 from posttrain.data.rows import compared_texts
 from posttrain.data.shingles import hash_shingles, hash_tokens
-from posttrain.data.steps import StepRun, blocks, count_rows
+from posttrain.data.steps import StepRun, blocks
+from posttrain.data.streams import Tick
 from posttrain.data.text import Fields
 
 TEMPLATE_LEAST, TEMPLATE_SHARE = 20, 0.001
@@ -32,33 +34,33 @@ def overlaps(
     ordered = held_out.sort("id", "row").with_row_index(
         "order"
     )  # of equal overlaps the first, in any order of the rows
-    grams = pl.concat([grams for _, grams in _row_grams(rows_file, held_out["row"].sort(), fields, n)])
+    grams = pl.concat(list(_row_grams(rows_file, held_out["row"].sort(), fields, n)))
     most = max(TEMPLATE_LEAST, TEMPLATE_SHARE * held_out["group"].n_unique())
     index = (
         grams.join(ordered.select("row", "order", "group"), on="row")
         .filter(pl.col("group").n_unique().over("gram") <= most)
         .select("gram", "order", held_out="row", size=pl.len().over("row"))
     )
-    found, total = [pl.DataFrame(schema=OVERLAPS)], count_rows(rows_file)
-    for begin, grams in _row_grams(rows_file, places, fields, n):
-        run.progress(what, begin, total)
+    found = [pl.DataFrame(schema=OVERLAPS)]
+    for grams in _row_grams(rows_file, places, fields, n, partial(run.progress, what)):
         shared = grams.join(index, on="gram").group_by("row", "order", "held_out", "size").len()
         shares = shared.with_columns(overlap=pl.col("len") / pl.col("size"))
         highest = shares.sort(["overlap", "order"], descending=[True, False]).unique("row", keep="first")
         found.append(highest.select(*OVERLAPS).cast(OVERLAPS))
-    run.progress(what, total, total)
     rows = places.cast(pl.UInt32).to_frame("row")
     joined = rows.join(pl.concat(found), on="row", how="left", maintain_order="left")
     return joined.with_columns(pl.col("overlap").fill_null(0.0))
 
 
-def _row_grams(rows_file: Path, places: pl.Series, fields: Fields, n: int) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Block by block: place of its first row, and the distinct n-grams of the rows at ``places`` [row, gram]."""
-    for begin, block in blocks(rows_file, ["messages"]):
+def _row_grams(
+    rows_file: Path, places: pl.Series, fields: Fields, n: int, tick: Tick = lambda done, total: None
+) -> Iterator[pl.DataFrame]:
+    """Block by block the distinct n-grams of the rows at ``places`` [row, gram]."""
+    for begin, block in blocks(rows_file, ["messages"], tick):
         wanted = places.filter(places.is_between(begin, begin + len(block) - 1))
         if len(wanted):
             grams = distinct_ngrams(compared_texts(block[(wanted - begin).to_list()], fields), n)
-            yield begin, grams.select("gram", row=wanted[grams["text"]].cast(pl.UInt32))
+            yield grams.select("gram", row=wanted[grams["text"]].cast(pl.UInt32))
 
 
 def distinct_ngrams(texts: Sequence[str], n: int) -> pl.DataFrame:

@@ -17,6 +17,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ import polars as pl
 from annotated_types import Ge, Gt, Le
 
 from posttrain.data.rows import LINEAGE, conversations, rejected_sides
-from posttrain.data.steps import Decisions, StepRun, blocks, count_rows, rejects_of, verdicts_of
+from posttrain.data.steps import Decisions, StepRun, blocks, rejects_of, verdicts_of
 from posttrain.data.text import compared_text, tokens
 from posttrain.errors import DataError
 from posttrain.table import did_you_mean
@@ -212,9 +213,8 @@ def row_repeats(rows_file: Path) -> dict[str, int]:
 def _measured(rows_file: Path, by: Literal["rows", "tokens"], seed: int, run: StepRun) -> pl.DataFrame:
     """One line a row: place, source, whether it is held out, hash, weight so far, and how much it counts."""
     columns = ["id", "source", "file", "line", "split", "weight", *(["messages", "rejected"] if by == "tokens" else [])]
-    total, parts = count_rows(rows_file), []
-    for begin, block in blocks(rows_file, columns):
-        run.progress("mix", begin, total)
+    parts = []
+    for begin, block in blocks(rows_file, columns, partial(run.progress, "mix")):
         lengths = _lengths(block) if by == "tokens" else [1] * len(block)
         hashes = [hashlib.sha256(f"mix:{seed}:{row_id}".encode()).digest() for row_id in block["id"]]
         weight = pl.col("weight").fill_null(1.0)
@@ -230,7 +230,6 @@ def _measured(rows_file: Path, by: Literal["rows", "tokens"], seed: int, run: St
                 (weight * pl.Series("length", lengths, dtype=pl.Float64)).alias("amount"),
             )
         )
-    run.progress("mix", total, total)
     return pl.concat(parts)
 
 

@@ -51,13 +51,8 @@ SCHEMA: dict[str, Any] = {
 feedback the prompt with the completion. ``tool_calls``, ``tools`` and ``meta`` are JSON text: ``[]``, ``[]`` and ``{}`` where
 there is none."""
 
-_VERDICT: dict[str, Any] = {
-    "step": pl.String,
-    "check": pl.String,
-    "value": pl.Float64,
-    "limit": pl.String,
-    "passed": pl.Boolean,
-}
+MEASUREMENT: dict[str, Any] = {"check": pl.String, "value": pl.Float64, "limit": pl.String, "passed": pl.Boolean}
+_VERDICT: dict[str, Any] = {"step": pl.String, **MEASUREMENT}
 _SCORE: dict[str, Any] = {"name": pl.String, "value": pl.Float64, "by": pl.String}
 LINEAGE: dict[str, Any] = {
     "parents": pl.List(pl.String),

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +24,7 @@ from annotated_types import Ge, Gt, Le
 
 from posttrain.data.held_out_overlap import OVERLAPS, overlaps
 from posttrain.data.rows import conversations
-from posttrain.data.steps import Decisions, StepRun, blocks, count_rows, rejects_of, verdicts_of
+from posttrain.data.steps import Decisions, StepRun, blocks, rejects_of, verdicts_of
 from posttrain.data.text import Fields, compared_text, tokens
 from posttrain.errors import DataError
 from posttrain.types import Message, content_id
@@ -154,10 +155,8 @@ def wanted_rows(num_rows: int, amount: float, where: str) -> int:
 def _grouped(rows_file: Path, step: SplitStep, run: StepRun) -> pl.DataFrame:
     """One line a row: place, id, prompt, hash of the compared text, cluster, group and stratum."""
     columns = ["id", "source", "cluster", "messages", *(["meta"] if _in_meta(step) else [])]
-    total = count_rows(rows_file)
     parts = []
-    for begin, block in blocks(rows_file, columns):
-        run.progress("split: groups", begin, total)
+    for begin, block in blocks(rows_file, columns, partial(run.progress, "split: groups")):
         turns = list(conversations(block))
         parts.append(
             block.select(
@@ -169,9 +168,8 @@ def _grouped(rows_file: Path, step: SplitStep, run: StepRun) -> pl.DataFrame:
                 pl.Series("stratum", _strata(block, step), dtype=pl.String),
             )
         )
-    run.progress("split: groups", total, total)
     table = pl.concat(parts)
-    if step.stratify == "topic" and total and table["stratum"].null_count() == total:
+    if step.stratify == "topic" and len(table) and table["stratum"].null_count() == len(table):
         where = f"the key {step.topic!r} in its meta" if _in_meta(step) else "a cluster"
         raise DataError(f"no row has {where}", where="split.topic", fix="name a key of meta, or stratify: none")
     together = ["prompt", "text", *(["cluster"] if _clusters_together(step) else [])]

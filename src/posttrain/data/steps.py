@@ -29,7 +29,8 @@ import polars as pl
 from posttrain.artifacts import Ledger, LedgerStep, read_json, write_error, write_json
 from posttrain.data.places import Resolve
 from posttrain.data.rows import BLOCK_ROWS as BLOCK_ROWS
-from posttrain.data.rows import LINEAGE, SCHEMA, compared_texts, scan_rows, write_rows
+from posttrain.data.rows import LINEAGE, MEASUREMENT, SCHEMA, compared_texts, scan_rows, write_rows
+from posttrain.data.streams import Tick
 from posttrain.data.text import Fields
 from posttrain.errors import DataError
 from posttrain.types import Origin
@@ -37,13 +38,7 @@ from posttrain.types import Origin
 Progress = Callable[[str, int, int], None]
 """Called now and then as ``progress(what, done, total)``."""
 
-VERDICTS: dict[str, Any] = {
-    "row": pl.UInt32,
-    "check": pl.String,
-    "value": pl.Float64,
-    "limit": pl.String,
-    "passed": pl.Boolean,
-}
+VERDICTS: dict[str, Any] = {"row": pl.UInt32, **MEASUREMENT}
 """One measurement of one row: its place in the file, what was measured, the value, the limit as text (``>= 3``)."""
 
 REJECTS: dict[str, Any] = {"row": pl.UInt32, "reason": pl.String, "detail": pl.String, "twin": pl.String}
@@ -107,11 +102,18 @@ def count_rows(rows_file: Path) -> int:
     return int(pl.scan_parquet(rows_file).select(pl.len()).collect().item())
 
 
-def blocks(rows_file: Path, columns: Sequence[str]) -> Iterator[tuple[int, pl.DataFrame]]:
-    """(place of the first row, block of some columns) over a file of rows; one empty block where it has no rows."""
-    frame = scan_rows(rows_file).select(columns)
-    for begin in range(0, max(1, count_rows(rows_file)), BLOCK_ROWS):
+def blocks(
+    rows_file: Path, columns: Sequence[str], tick: Tick = lambda done, total: None
+) -> Iterator[tuple[int, pl.DataFrame]]:
+    """(place of the first row, block of some columns) over a file of rows; one empty block where it has no rows.
+
+    ``tick(done, total)`` is called before every block and at the end.
+    """
+    frame, total = scan_rows(rows_file).select(columns), count_rows(rows_file)
+    for begin in range(0, max(1, total), BLOCK_ROWS):
+        tick(begin, total)
         yield begin, frame.slice(begin, BLOCK_ROWS).collect()
+    tick(total, total)
 
 
 def score_names(rows_file: Path) -> set[str]:
