@@ -94,14 +94,8 @@ def _work_on_rows(
 
 def _in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     pool = _pool(workers)
-    waiting: deque[Future[Result]] = deque()
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > _AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from _in_order(lambda item: pool.submit(function, item), items, _AHEAD * workers)
     except BrokenProcessPool as error:
         _pool.cache_clear()
         raise RunError(
@@ -109,6 +103,18 @@ def _in_processes(function: Callable[[Item], Result], items: Iterable[Item], wor
             where="workers",
             fix="run again with fewer workers; what was finished is kept",
         ) from error
+
+
+def _in_order(send: Callable[[Item], Future[Result]], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """The results in the order of their items, of which so many are sent ahead."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(send(item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         for future in waiting:
             future.cancel()
@@ -134,13 +140,7 @@ def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], workers: 
     ray = _ray(workers)
     task, shared = ray.remote(num_cpus=1)(_apply), ray.put(function)
     ahead = _AHEAD * int(ray.cluster_resources().get("CPU", workers))
-    waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(task.remote(shared, item))
-        if len(waiting) > ahead:
-            yield ray.get(waiting.popleft())
-    while waiting:
-        yield ray.get(waiting.popleft())
+    return _in_order(lambda item: task.remote(shared, item).future(), items, ahead)
 
 
 def _ray(workers: int) -> Any:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -24,7 +24,6 @@ from posttrain.data.formats.drafts import PairRule
 from posttrain.data.mix import MixStep
 from posttrain.data.places import SIDES, DataFile, HubSet, Resolve, locate, stem
 from posttrain.data.profile import profile
-from posttrain.data.profile_records import DataResult
 from posttrain.data.reading import Outcome, RawBlock, Reading, known_format, parse, part_path, read_block
 from posttrain.data.rows import (
     BLOCK_ROWS,
@@ -78,7 +77,7 @@ def prepare(
     elif not stage.splits:
         ledger.steps.append(_hold_out(rows_file, stage.held_out_amount, seed, out))
     else:
-        _write_sides(rows_file, out)
+        _write_sides(scan_rows(rows_file), out)
     if stage.mix is not None:
         ledger.steps.append(_mix(stage.mix, out, seed, run))
     result = _result(out, [source.name or stem(source.path) for source in stage.sources])
@@ -206,11 +205,10 @@ def _hold_out(rows_file: Path, held_out: float, seed: int, out: StageDir) -> Led
     """Write the two sides of a simple split and return its line of the ledger."""
     prompts = list(_prompt_keys(rows_file))
     chosen = held_out_prompts(prompts, held_out, seed)
-    held = pl.Series([prompt in chosen for prompt in prompts], dtype=pl.Boolean)
-    for side, wanted in (("train", ~held), ("held_out", held)):
-        rows = _only(scan_rows(rows_file), wanted).with_columns(split=pl.lit(SIDES[side]))
-        write_rows(out.file("rows", f"{side}.parquet"), rows)
-    notes = {"train": int((~held).sum()), "held_out": int(held.sum())}
+    split = pl.Series("split", [SIDES["held_out" if prompt in chosen else "train"] for prompt in prompts], pl.String)
+    frame = scan_rows(rows_file)
+    _write_sides(pl.concat([frame.drop("split"), split.to_frame().lazy()], how="horizontal"), out)
+    notes = {side: int((split == SIDES[side]).sum()) for side in ("train", "held_out")}
     return LedgerStep("split", rows_in=len(prompts), rows_out=len(prompts), notes=notes)
 
 
@@ -245,13 +243,12 @@ def _mix(step: MixStep, out: StageDir, seed: int, run: StepRun) -> LedgerStep:
     return replace(line, rows_in=line.rows_in + others, rows_out=line.rows_out + others)
 
 
-def _write_sides(rows_file: Path, out: StageDir) -> None:
+def _write_sides(rows: pl.LazyFrame, out: StageDir) -> None:
     """The files of a stage whose rows carry their split; test rows have a file where there are any."""
-    frame = scan_rows(rows_file)
-    for name, split in SIDES.items():
-        part = frame.filter(pl.col("split") == split)
-        if name != "test" or part.select(pl.len()).collect().item():
-            write_rows(out.file("rows", f"{name}.parquet"), part)
+    for side, split in SIDES.items():
+        part = rows.filter(pl.col("split") == split)
+        if side != "test" or len(part.select("id").head(1).collect()):
+            write_rows(out.file("rows", f"{side}.parquet"), part)
 
 
 def _sides(out: StageDir) -> dict[str, Path]:
@@ -261,12 +258,12 @@ def _sides(out: StageDir) -> dict[str, Path]:
 
 
 def _result(out: StageDir, names: Sequence[str]) -> dict[str, Any]:
-    sides = pl.concat([pl.scan_parquet(path, glob=False).select("source") for path in _sides(out).values()])
-    sources = Counter(dict(sides.group_by("source").len().collect().iter_rows()))
-    counts = {f"{side}_rows": count_rows(path) for side, path in _sides(out).items()}
-    by_name = {name: sources[name] for name in [*names, *sorted(sources.keys() - set(names))]}
-    found = asdict(DataResult(sources=by_name, **counts))
-    return {key: value for key, value in found.items() if value is not None}
+    """The fields of :class:`posttrain.data.profile_records.DataResult` that there are."""
+    sides = _sides(out)
+    sources = pl.concat([pl.scan_parquet(path, glob=False).select("source") for path in sides.values()])
+    rows = Counter(dict(sources.group_by("source").len().collect().iter_rows()))
+    counts = {f"{side}_rows": count_rows(path) for side, path in sides.items()}
+    return {**counts, "sources": {name: rows[name] for name in [*names, *sorted(rows.keys() - set(names))]}}
 
 
 def row_at(source: Source, index: int, resolve: Resolve) -> SftRow:

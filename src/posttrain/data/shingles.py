@@ -226,19 +226,17 @@ def _runs(kinds_C: U8, hashes_C: U64, ends_N: Offsets) -> TokenHashes:
     return TokenHashes(hashes_T, numeric_C[starts_T], np.concatenate([np.zeros(1, np.int64), counts]))
 
 
-@cache
-def _power_tables(size: int) -> tuple[U64, U64]:
-    def powers(base: int) -> U64:
-        factors = np.full(size, base, np.uint64)
-        factors[0] = 1
-        return np.cumprod(factors, dtype=np.uint64)
-
-    return powers(_BASE), powers(_BASE_INVERSE)
-
-
 def _powers(length: int) -> tuple[U64, U64]:
     """Powers of the base and of its inverse modulo 2**64, at least ``length`` of them."""
-    return _power_tables(max(CHUNK_CHARACTERS * 2, 1 << (length - 1).bit_length()))
+    size = max(CHUNK_CHARACTERS * 2, 1 << (length - 1).bit_length())
+    return _powers_of(_BASE, size), _powers_of(_BASE_INVERSE, size)
+
+
+@cache
+def _powers_of(base: int, size: int) -> U64:
+    factors = np.full(size, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
 
 
 # ---- shingles ------------------------------------------------------------------------------------------------------

@@ -163,15 +163,14 @@ _READERS: Mapping[Kind, Callable[[Stream, str], Iterator[Raw]]] = {
 
 
 def content_of(parts: Iterable[DataFile | HubSet]) -> str:
-    """Digest of the content of all parts of a source. Raises DataError where one can't be read."""
-    return digest([content_digest(part) for part in parts])
+    """Digest of the content of all parts of a source: the sha256 of a file's bytes, the commit of a hub data set.
 
-
-def content_digest(part: DataFile | HubSet) -> str:
-    """The identity of a part's content: the sha256 of a file's bytes, the commit of a hub data set.
-
-    Raises DataError where it can't be read.
+    Raises DataError where one can't be read.
     """
+    return digest([_content_digest(part) for part in parts])
+
+
+def _content_digest(part: DataFile | HubSet) -> str:
     if isinstance(part, HubSet):
         return hub_revision(part)
     try:
