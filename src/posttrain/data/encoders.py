@@ -25,10 +25,6 @@ class Encoder(Protocol):
     """Turns texts into vectors. The vector of a text may differ in its last bits with the texts it is encoded with."""
 
     @property
-    def name(self) -> str:
-        """The name in :data:`ENCODERS`."""
-
-    @property
     def threshold(self) -> float:
         """Cosine from which two texts are taken to say the same."""
 
@@ -43,7 +39,6 @@ class UseMultilingual:
     ``embed``; Apache-2.0). It averages over the tokens of a text, so a long text hides what a part of it says.
     """
 
-    name = "use-multilingual"
     threshold = 0.65
 
     def __init__(self) -> None:
@@ -69,7 +64,7 @@ def unit_rows(vectors: NDArray[Any]) -> Vectors:
     return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
-ENCODERS: Table[Callable[[], Encoder]] = Table("encoder", {UseMultilingual.name: UseMultilingual})
+ENCODERS: Table[Callable[[], Encoder]] = Table("encoder", {"use-multilingual": UseMultilingual})
 """Encoders by name. Making one loads its weights."""
 
 
@@ -85,13 +80,11 @@ class StaticEncoder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name = str(folder)
-        try:
-            from safetensors import SafetensorError
-            from safetensors.numpy import load_file
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise ConfigError("static embeddings need the package tokenizers", fix="pip install tokenizers") from error
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
+        self.folder = folder
         try:
             arrays = load_file(folder / "model.safetensors")
             self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -118,7 +111,7 @@ class StaticEncoder:
         """Raises ConfigError: it depends on the model, and none is known."""
         raise ConfigError(
             "no threshold is known for this model",
-            where=self.name,
+            where=str(self.folder),
             fix="give a cosine: 0.9 is a cautious start; look at the pairs that are found",
         )
 
