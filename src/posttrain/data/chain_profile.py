@@ -142,16 +142,20 @@ def _clusters(folder: Path) -> records.Clusters:
     )
     members = members.group_by("cluster", maintain_order=True).head(CLUSTER_MEMBERS)
     texts = _texts(folder, members["id"].to_list())
-    by_cluster: dict[Any, list[records.ClusterMember]] = {}
-    for cluster, row_id, similarity, kept in members.select("cluster", "id", "similarity", "kept").iter_rows():
-        member = records.ClusterMember(row_id, similarity, kept, *texts.get(row_id, (None, None)))
-        by_cluster.setdefault(cluster, []).append(member)
+    examples = []
+    for name, size in chosen.iter_rows():
+        alike = members.filter(pl.col("cluster") == name).select("id", "similarity", "kept")
+        shown = [
+            records.ClusterMember(row_id, similarity, kept, *texts.get(row_id, (None, None)))
+            for row_id, similarity, kept in alike.iter_rows()
+        ]
+        examples.append(records.Cluster(name, size, tuple(shown)))
     return records.Clusters(
         clusters=len(clusters),
         rows=int(clusters["size"].sum()),
         dropped=int((~table["kept"]).sum()),
         sizes=tuple(records.ClusterSize(size, count) for size, count in sizes.iter_rows()),
-        examples=tuple(records.Cluster(name, size, tuple(by_cluster[name])) for name, size in chosen.iter_rows()),
+        examples=tuple(examples),
     )
 
 

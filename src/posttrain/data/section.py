@@ -286,21 +286,16 @@ def _conversations(profile: records.Profile, prefix: str) -> Section:
     ]
     shown = profile.languages[:MOST_SOURCES]
     if len(shown) > 1:
-        charts.append(
-            Bars(
-                name=f"{prefix}languages",
-                title="Languages",
-                lanes=tuple(
-                    (
-                        _language(one.language),
-                        f"{one.rows:,} ({numbers.percent(one.share)})",
-                        ((Piece(one.share, "s1", f"{one.rows:,} rows"),),),
-                    )
-                    for one in shown
-                ),
-                caption=_first(len(shown), len(profile.languages), "languages"),
+        shares = [
+            (
+                _language(one.language),
+                f"{one.rows:,} ({numbers.percent(one.share)})",
+                ((Piece(one.share, "s1", f"{one.rows:,} rows"),),),
             )
-        )
+            for one in shown
+        ]
+        caption = _first(len(shown), len(profile.languages), "languages")
+        charts.append(Bars(name=f"{prefix}languages", title="Languages", lanes=tuple(shares), caption=caption))
     alike = f"All rows: {_language(shown[0].language)}. " if len(shown) == 1 else ""
     features = tuple(
         (

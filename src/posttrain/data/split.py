@@ -135,11 +135,7 @@ def smallest(sizes: Mapping[str, int], seed: int) -> str:
 
 def wanted_rows(num_rows: int, amount: float, where: str) -> int:
     """The number of rows of a share (below 1) or number; DataError where it is neither, or leaves nothing."""
-    if amount >= 1 and amount != int(amount):
-        raise DataError(
-            f"{amount} is neither a share below 1 nor a number of rows", where=where, fix="give 0.05 or 200"
-        )
-    wanted = int(amount) if amount >= 1 else max(1, round(num_rows * amount)) if amount > 0 else 0
+    wanted = _rows_of(amount, num_rows, where, "0.05 or 200") if amount else 0
     if wanted and wanted >= num_rows:
         raise DataError(
             f"can't hold out {wanted} of {num_rows} row{'s' if num_rows != 1 else ''}: nothing is left to train on",
@@ -147,6 +143,12 @@ def wanted_rows(num_rows: int, amount: float, where: str) -> int:
             fix=f"hold out less, or set {where}: 0",
         )
     return wanted
+
+
+def _rows_of(amount: float, total: int, where: str, example: str) -> int:
+    if amount >= 1 and amount != int(amount):
+        raise DataError(f"{amount} is neither a share below 1 nor a number of rows", where=where, fix=f"give {example}")
+    return int(amount) if amount >= 1 else max(1, round(total * amount))
 
 
 # ---- groups --------------------------------------------------------------------------------------------------------
@@ -280,11 +282,7 @@ def _rooms(
 
 def _train_rows(train: float, total: int, left: int) -> int:
     """The number of training rows of a share of all rows, or a number."""
-    wanted = int(train) if train >= 1 else max(1, round(total * train))
-    if wanted != train and train >= 1:
-        raise DataError(
-            f"{train} is neither a share below 1 nor a number of rows", where="split.train", fix="give 0.8 or 5000"
-        )
+    wanted = _rows_of(train, total, "split.train", "0.8 or 5000")
     if wanted > left:
         raise DataError(
             f"{wanted:,} training rows are wanted, but only {left:,} are left", where="split.train", fix="ask for less"
