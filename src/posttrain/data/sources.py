@@ -73,19 +73,14 @@ def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Raw]
         yield from _hub(part, tick)
         return
     try:
-        yield from _file(part, tick)
+        stream, last = Stream(part.path, tick), 0
+        for raw in _READERS[sniff(stream, part.label)](stream, part.label):
+            last = raw[0] if isinstance(raw, tuple) else raw.origin.line
+            yield raw
+        if stream.damage is not None:
+            yield Reject(Origin(part.label, last + 1), "read", "damaged_file", stream.damage)
     except OSError as error:
         raise _unreadable(part, error) from error
-
-
-def _file(file: DataFile, tick: Tick | None) -> Iterator[Raw]:
-    stream = Stream(file.path, tick)
-    last = 0
-    for raw in _READERS[sniff(stream, file.label)](stream, file.label):
-        last = raw[0] if isinstance(raw, tuple) else raw.origin.line
-        yield raw
-    if stream.damage is not None:
-        yield Reject(Origin(file.label, last + 1), "read", "damaged_file", stream.damage)
 
 
 def _record(origin: Origin, value: Any) -> Record | Reject:

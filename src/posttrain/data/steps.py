@@ -118,10 +118,8 @@ def blocks(
 
 def score_names(rows_file: Path) -> set[str]:
     """The names of all scores that the rows of a file carry."""
-    names = pl.col("scores").explode().struct.field("name")
-    return {
-        name for _, block in blocks(rows_file, ["scores"]) for name in block.select(names.drop_nulls().unique())["name"]
-    }
+    names = pl.col("scores").explode().struct.field("name").drop_nulls().unique()
+    return set(scan_rows(rows_file).select(names).collect()["name"])
 
 
 class Texts:
