@@ -24,7 +24,8 @@ class PosttrainError(Exception):
 
     def __init__(self, problem: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.problem, self.where, self.fix = problem, where, fix
-        super().__init__((f"{where}: " if where else "") + problem + (f"\n  fix: {fix}" if fix else ""))
+        message = (f"{where}: " if where else "") + problem + (f"\n  fix: {fix}" if fix else "")
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())  # names of files may be broken text
 
 
 class ConfigError(PosttrainError):

@@ -438,7 +438,7 @@ class _Reading:
 
 def nothing_usable(ledger: Ledger, paths: Sequence[str], told_in: Path) -> DataError:
     """The error of a reading that left no row: the main reasons with their counts, and the first examples."""
-    where = printable(", ".join(paths))
+    where = ", ".join(paths)
     rows_in = ledger.steps[0].rows_in
     if not rows_in:
         return DataError("no rows in it", where=where, fix="give a file with rows")

@@ -110,19 +110,17 @@ def locate(
         raise _broken_link(label, local)
     if _HUB_NAME.fullmatch(path) and not local.parent.is_dir() and data_suffix(local) is None:
         return Located((HubSet(path, split or hub_split, config),))
-    siblings = [printable(p.name) for p in local.parent.iterdir()] if local.parent.is_dir() else []
+    siblings = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
     raise DataError(
-        f"no such file, folder or demo asset{did_you_mean(printable(local.name), siblings)}",
+        f"no such file, folder or demo asset{did_you_mean(local.name, siblings)}",
         where=label,
         fix="give the path of a file or folder, the name of a demo asset, or a hub data set as org/name",
     )
 
 
 def _broken_link(label: str, link: Path) -> DataError:
-    target = printable(os.readlink(link))
-    return DataError(
-        f"a symbolic link to {target}, which is not there", where=label, fix="restore its target, or remove the link"
-    )
+    problem = f"a symbolic link to {os.readlink(link)}, which is not there"
+    return DataError(problem, where=label, fix="restore its target, or remove the link")
 
 
 SIDES = {"train": "train", "held_out": "validation", "test": "test"}
@@ -137,7 +135,7 @@ def written_rows(folder: Path, split: str | None) -> Path | None:
         for name in declared if isinstance(declared, dict) else ():
             if (run.stage(name).manifest() or {}).get("status") != "complete":
                 fix = "run its recipe again, or name a finished stage of it"
-                raise DataError(f"stage {name} of this run is not finished", where=printable(str(folder)), fix=fix)
+                raise DataError(f"stage {name} of this run is not finished", where=str(folder), fix=fix)
         stages = [name for name in run.stages() if (folder / name / "rows" / "train.parquet").is_file()]
         return written_rows(folder / stages[-1], split) if stages else None
     if not (folder / "manifest.json").is_file():
@@ -148,7 +146,7 @@ def written_rows(folder: Path, split: str | None) -> Path | None:
         return None
     if (status := StageDir(folder).manifest()["status"]) != "complete":  # type: ignore[index]  # it is there
         fix = "run its recipe again, or name another source"
-        raise DataError(f"this stage is not finished (it is {status})", where=printable(str(folder)), fix=fix)
+        raise DataError(f"this stage is not finished (it is {status})", where=str(folder), fix=fix)
     return found
 
 
@@ -161,14 +159,14 @@ def _folder(label: str, folder: Path, split: str | None, config: str | None) -> 
     data = [name for name in found if data_suffix(folder / name) is not None and _name(name) not in _METADATA]
     for name in data:
         if not (folder / name).exists():
-            raise _broken_link(printable(f"{label}/{name}"), folder / name)
+            raise _broken_link(f"{label}/{name}", folder / name)
     beside = _beside_rows(found, data)
     about = {name for name in data if name not in beside and is_about_rows(folder / name, _is_row)}
     if len(about) < len(data) - len(beside):  # where nothing else is there, the formats say what is wrong with it
         beside |= dict.fromkeys(about, "one value that is no row")
     data = [name for name in data if name not in beside]
     if not data:
-        names = ", ".join(map(printable, found[:5])) + (", ..." if len(found) > 5 else "")
+        names = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
         raise DataError(
             f"the folder holds no data file{f' (found {names})' if found else ''}",
             where=label,
@@ -260,9 +258,9 @@ def _of_config(label: str, folder: Path, data: Sequence[str], config: str | None
         problem = f"no configuration {config!r} here{did_you_mean(config, names)}; configurations: {', '.join(names) or 'none'}"
     example = next(iter(declared), "NAME")
     raise DataError(
-        printable(problem),
+        problem,
         where=label,
-        fix=printable(f"name one (config: {example}, on the command line --config {example}), or give the files"),
+        fix=f"name one (config: {example}, on the command line --config {example}), or give the files",
     )
 
 
@@ -275,11 +273,9 @@ def _of_split(label: str, splits: Mapping[str, str | None], split: str | None) -
             beside = f"; {unnamed} is of none" if unnamed is not None else ""
             named = ", ".join(f"{one}: {next(name for name in splits if splits[name] == one)}" for one in known)
             raise DataError(
-                printable(f"the folder holds splits ({named}{beside}), and splits are never merged"),
+                f"the folder holds splits ({named}{beside}), and splits are never merged",
                 where=label,
-                fix=printable(
-                    f"name one (split: {known[0]}, on the command line --split {known[0]}), or give the files"
-                ),
+                fix=f"name one (split: {known[0]}, on the command line --split {known[0]}), or give the files",
             )
         return frozenset(splits)
     if not known and split == "train":
@@ -290,7 +286,7 @@ def _of_split(label: str, splits: Mapping[str, str | None], split: str | None) -
     if len(fitting) == 1:
         return frozenset(name for name in splits if splits[name] == fitting[0])
     raise DataError(
-        printable(f"no split {split!r} here{did_you_mean(split, known)}; splits: {', '.join(known) or 'none'}"),
+        f"no split {split!r} here{did_you_mean(split, known)}; splits: {', '.join(known) or 'none'}",
         where=label,
         fix="name one of these, leave split out where there is none, or give the files",
     )
