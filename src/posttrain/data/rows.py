@@ -295,19 +295,10 @@ def _turns_column(talks: Sequence[tuple[Message, ...]]) -> pl.Series:
     four times the memory.
     """
     turns = [turn for talk in talks for turn in talk]
-    flat = pl.DataFrame(
-        {
-            "row": np.repeat(np.arange(len(talks)), [len(talk) for talk in talks]),
-            "role": [turn.role for turn in turns],
-            "content": [turn.content for turn in turns],
-            "reasoning": [turn.reasoning for turn in turns],
-            "tool_calls": [_calls_json(turn.tool_calls) if turn.tool_calls else "[]" for turn in turns],
-            "weight": [turn.weight for turn in turns],
-            "name": [turn.name for turn in turns],
-            "tool_call_id": [turn.tool_call_id for turn in turns],
-        },
-        schema={"row": pl.Int64, **_MESSAGE},
-    )
+    columns: dict[str, Any] = {name: [getattr(turn, name) for turn in turns] for name in _MESSAGE}
+    columns["tool_calls"] = [_calls_json(calls) if calls else "[]" for calls in columns["tool_calls"]]
+    columns["row"] = np.repeat(np.arange(len(talks)), [len(talk) for talk in talks])
+    flat = pl.DataFrame(columns, schema={**_MESSAGE, "row": pl.Int64})
     grouped = flat.group_by("row", maintain_order=True).agg(pl.struct(list(_MESSAGE)).alias("messages"))
     return grouped["messages"]
 
