@@ -38,7 +38,6 @@ from posttrain.tasks.matches import (
     WIN_RATE,
     BaselineReply,
     Match,
-    Pairing,
     against_baseline,
     baseline_text,
     judge_pairings,
@@ -157,11 +156,9 @@ class AlpacaEvalBenchmark:
         models = [model for model in answers if model != baseline]
         matches, notes = self._judged(pairs, judges)
         shares = {
-            (match.pairing.model_a, match.pairing.task.id, 0): share
-            for match in matches
-            if (share := share_of_a(match)) is not None
+            (match.model_a, match.task.id, 0): share for match in matches if (share := share_of_a(match)) is not None
         }
-        categories = {match.pairing.task.id: match.pairing.task.category for match in matches}
+        categories = {match.task.id: match.task.category for match in matches}
         controlled, results, lc_notes = self._length_control(matches, models, baseline, settings)
         found = match_findings(
             answers,
@@ -182,7 +179,7 @@ class AlpacaEvalBenchmark:
             remarks[key] = replace(remarks[key], detail=f"Better with probability {share:.1%}. {remarks[key].detail}")
         return replace(found, remarks=remarks)
 
-    def _judged(self, pairs: Sequence[Pairing], judges: Judges) -> tuple[list[Match], list[str]]:
+    def _judged(self, pairs: Sequence[Match], judges: Judges) -> tuple[list[Match], list[str]]:
         """Matches, and what must be told of the way the judges were asked."""
         prompt, plan, notes = load_prompt("binary", "pair", judges.language), judges.plan, []
         if plan.samples > 1:
@@ -216,7 +213,7 @@ class AlpacaEvalBenchmark:
         notes: list[str] = []
         reasons: dict[str, None] = {}
         for model in models:
-            own = [match for match in matches if match.pairing.model_a == model]
+            own = [match for match in matches if match.model_a == model]
             preferences = [math.nan if share is None else 1 + share for share in map(share_of_a, own)]
             outcomes = [outcome for match in own for outcome in match.outcomes.values()]
             try:
@@ -234,11 +231,11 @@ class AlpacaEvalBenchmark:
             try:
                 found = length_controlled_win_rate(
                     preferences,
-                    [len(match.pairing.replies_a[0]) for match in own],
-                    [len(match.pairing.replies_b[0]) for match in own],
+                    [len(match.replies_a[0]) for match in own],
+                    [len(match.replies_b[0]) for match in own],
                     judge=f"{judge} with posttrain's own prompt",
                     published=published,
-                    instructions_I=[int(match.pairing.task.id) for match in own],
+                    instructions_I=[int(match.task.id) for match in own],
                     settings=replace(settings, resamples=min(settings.resamples, MOST_REFITS)),
                 )
             except DataError as error:
@@ -272,7 +269,7 @@ def share_of_a(match: Match) -> float | None:
     A judge that left one of its judgments without a verdict has none: with both orders one alone would carry the order's effect.
     None where no judge has one; 1/2 where the replies are the same.
     """
-    if match.pairing.same:
+    if match.same:
         return 0.5
     by_judge = []
     for judgments in match.judgments.values():

@@ -176,11 +176,10 @@ def tally(matches: Sequence[Match]) -> dict[str, dict[str, Tally]]:
     found: dict[str, dict[str, Tally]] = {}
     judges = max((len(match.judgments) for match in matches), default=0) or 1
     for match in matches:
-        pair = match.pairing
-        own = [(0.5, 1.0)] * (2 * judges) if pair.same else list(_points(match))
+        own = [(0.5, 1.0)] * (2 * judges) if match.same else list(_points(match))
         if own:
-            total = Tally(sum(p * w for p, w in own), sum(w for _, w in own), pair.task.category)
-            found.setdefault(pair.model_a, {})[pair.task.id] = total
+            total = Tally(sum(p * w for p, w in own), sum(w for _, w in own), match.task.category)
+            found.setdefault(match.model_a, {})[match.task.id] = total
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -65,8 +65,8 @@ def one_model(reply: BaselineReply, first: BaselineReply, origin: Origin) -> Non
 
 
 @dataclass(frozen=True, slots=True)
-class Pairing:
-    """Two models' replies to one task."""
+class Match:
+    """Two models' replies to one task, and what the judges said of them."""
 
     task: Task
     model_a: str
@@ -76,6 +76,10 @@ class Pairing:
     replies_b: tuple[str, ...]
     references: tuple[str, ...] = ()
     """A reference answer a turn, or none."""
+    outcomes: Mapping[int, Verdict | Missing] = field(default_factory=dict)
+    """Of every turn asked (from 1): ``first`` is model a. A panel's is its majority."""
+    judgments: Mapping[str, Sequence[Judgment]] = field(default_factory=dict)
+    """By judge; none where the replies are the same."""
 
     @property
     def same(self) -> bool:
@@ -87,20 +91,20 @@ def pairings(
     answers: Mapping[str, Sequence[Answer]],
     pairs: Iterable[tuple[str, str]],
     references: Callable[[Task], tuple[str, ...]] = lambda task: (),
-) -> list[Pairing]:
+) -> list[Match]:
     """Every pair of models (a, b) on every task (asked once) that both answered completely, in the order of a's answers."""
     found = []
     for model_a, model_b in pairs:
         others = {answer.task.id: answer.replies for answer in answers[model_b] if answer.complete}
         found += [
-            Pairing(answer.task, model_a, model_b, answer.replies, others[answer.task.id], references(answer.task))
+            Match(answer.task, model_a, model_b, answer.replies, others[answer.task.id], references(answer.task))
             for answer in answers[model_a]
             if answer.complete and answer.task.id in others
         ]
     return found
 
 
-def against_baseline(answers: Mapping[str, Sequence[Answer]], *, from_file: bool) -> tuple[str, list[Pairing]]:
+def against_baseline(answers: Mapping[str, Sequence[Answer]], *, from_file: bool) -> tuple[str, list[Match]]:
     """The baseline's name, and every other model against it: the first model, or the replies that the tasks expect (`BaselineReply`)."""
     name, everyone = next(iter(answers)), dict(answers)
     if from_file:
@@ -112,21 +116,11 @@ def against_baseline(answers: Mapping[str, Sequence[Answer]], *, from_file: bool
     return name, pairings(everyone, [(model, name) for model in answers if model != name])
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """A pairing and what the judges said."""
-
-    pairing: Pairing
-    outcomes: Mapping[int, Verdict | Missing]
-    """Of every turn asked (from 1): ``first`` is model a. A panel's is its majority."""
-    judgments: Mapping[str, Sequence[Judgment]] = field(default_factory=dict)
-    """By judge; none where the replies are the same."""
-
-
-def judge_pairings(pairings: Sequence[Pairing], judges: Judges, prompt: JudgePrompt, plan: Plan) -> list[Match]:
+def judge_pairings(pairings: Sequence[Match], judges: Judges, prompt: JudgePrompt, plan: Plan) -> list[Match]:
     """Ask all judges about all pairings, in one batch; those with equal replies are ties."""
-    items = {
-        place: Item(
+    places = [place for place, pair in enumerate(pairings) if not pair.same]
+    items = [
+        Item(
             id=pair.task.id,
             turns=pair.task.turns,
             replies_a=pair.replies_a,
@@ -136,27 +130,25 @@ def judge_pairings(pairings: Sequence[Pairing], judges: Judges, prompt: JudgePro
             model_b=pair.model_b,
             references=pair.references,
         )
-        for place, pair in enumerate(pairings)
+        for pair in pairings
         if not pair.same
-    }
-    judged = judges.ask(list(items.values()), prompt, plan) if items else []
+    ]
+    judged = judges.ask(items, prompt, plan) if items else []
     by_judge = {one.name: main_judgments(one.judgments) for one in judged}
     finals = [outcomes(judgments) for judgments in by_judge.values()]
-    final = panel_outcomes(finals) if finals else {}
-    places = list(items)
     outcomes_I: list[dict[int, Verdict | Missing]] = [{} for _ in pairings]
-    judgments_I: list[dict[str, list[Judgment]]] = [{name: [] for name in by_judge} for _ in pairings]
-    for (item, turn), outcome in final.items():
+    judgments_I: list[dict[str, list[Judgment]]] = [{} for _ in pairings]
+    for (item, turn), outcome in panel_outcomes(finals).items() if finals else ():
         outcomes_I[places[item]][turn] = outcome
     for name, judgments in by_judge.items():
         for judgment in judgments:
-            judgments_I[places[judgment.ask.item]][name].append(judgment)
+            judgments_I[places[judgment.ask.item]].setdefault(name, []).append(judgment)
     for place, pair in enumerate(pairings):
         if pair.same:
             first = 1 if plan.turns == "each" else len(pair.task.turns)
             outcomes_I[place] = dict.fromkeys(range(first, len(pair.task.turns) + 1), "tie")
-            judgments_I[place] = {}
-    return [Match(*parts) for parts in zip(pairings, outcomes_I, judgments_I, strict=True)]
+    found = zip(pairings, outcomes_I, judgments_I, strict=True)
+    return [replace(pair, outcomes=own, judgments=of_judges) for pair, own, of_judges in found]
 
 
 # ---- what they say of each reply -----------------------------------------------------------------------------------
@@ -182,13 +174,12 @@ def sides(matches: Sequence[Match], *, both: bool = False) -> dict[tuple[str, st
     """Matches from the side of model a; with ``both`` also from that of model b."""
     found: dict[tuple[str, str], list[Side]] = {}
     for match in matches:
-        pair = match.pairing
         for turn, outcome in match.outcomes.items():
             other = outcome if isinstance(outcome, Missing) else mirrored(outcome)
-            seen = [(pair.model_a, pair.model_b, outcome, True), (pair.model_b, pair.model_a, other, False)]
+            seen = [(match.model_a, match.model_b, outcome, True), (match.model_b, match.model_a, other, False)]
             for model, opponent, verdict, of_a in seen if both else seen[:1]:
-                side = Side(pair.task, opponent, turn, verdict, _words(match, turn, of_a=of_a))
-                found.setdefault((model, pair.task.id), []).append(side)
+                side = Side(match.task, opponent, turn, verdict, _words(match, turn, of_a=of_a))
+                found.setdefault((model, match.task.id), []).append(side)
     return found
 
 
@@ -212,7 +203,7 @@ def _remark(found: Sequence[Side]) -> Remark:
 
 
 def _words(match: Match, turn: int, *, of_a: bool) -> str:
-    if match.pairing.same:
+    if match.same:
         return "the same reply, a tie without asking"
     places = {"original": "first" if of_a else "second", "swapped": "second" if of_a else "first"}
     texts = []
@@ -279,7 +270,7 @@ def match_findings(
     why others are not, beside what the judges gave no verdict on.
     """
     outcomes = [
-        PairOutcome(match.pairing.model_a, match.pairing.model_b, outcome, match.pairing.task.id)
+        PairOutcome(match.model_a, match.model_b, outcome, match.task.id)
         for match in matches
         for outcome in match.outcomes.values()
     ]
@@ -319,9 +310,8 @@ def match_notes(matches: Sequence[Match], opponents: int) -> list[str]:
     """Equal replies and questions without a verdict, where there are any; without opponents that there is nothing to compare."""
     if not opponents:
         return ["There is one model and nothing to compare it with."]
-    pairs = [match.pairing for match in matches]
-    total = Counter((pair.model_a, pair.model_b) for pair in pairs)
-    same = Counter((pair.model_a, pair.model_b) for pair in pairs if pair.same)
+    total = Counter((match.model_a, match.model_b) for match in matches)
+    same = Counter((match.model_a, match.model_b) for match in matches if match.same)
     notes = [
         f"{a} and {b} gave the same reply to {same[a, b]} of {number} prompts: ties, not asked."
         for (a, b), number in total.items()

@@ -118,7 +118,7 @@ def ratings_of(
     Where ratings do not exist (a model that won or lost everything, or nothing but ties) there are no rows, and a note says why.
     """
     rows = [
-        Comparison(match.pairing.model_a, match.pairing.model_b, _WINNERS[outcome], cluster=match.pairing.task.id)
+        Comparison(match.model_a, match.model_b, _WINNERS[outcome], cluster=match.task.id)
         for match in matches
         for outcome in match.outcomes.values()
         if not isinstance(outcome, Missing)
