@@ -17,7 +17,7 @@ from posttrain.tasks import rows
 from posttrain.tasks.base import Answer, Task
 from posttrain.tasks.measuring import counted, why_missing
 from posttrain.tasks.records import Account
-from posttrain.tasks.rows import file_rows, keep_shares, plain_prompts
+from posttrain.tasks.rows import file_rows, keep_shares, plain_tasks
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
@@ -47,22 +47,26 @@ def test_remainders_go_to_the_largest_then_to_the_first() -> None:
 def test_rows_of_csv_and_of_compressed_lines(tmp_path: Path) -> None:
     table = tmp_path / "prompts.csv"
     table.write_text('id,prompt,category\n1,"One, two",\n2,Three,x\n')
-    assert plain_prompts(str(table)) == (("1", "One, two", None, None), ("2", "Three", "x", None))
+    tasks = plain_tasks(str(table), None, Sampling())
+    assert [(task.id, task.turns, task.category, task.language) for task in tasks] == [
+        ("1", ("One, two",), None, None),
+        ("2", ("Three",), "x", None),
+    ]
     lines = tmp_path / "prompts.jsonl.gz"
     lines.write_bytes(gzip.compress(b'{"prompt": "One"}\n\n{"prompt": 2}\n'))
     assert [(origin.line, row) for origin, row in file_rows(str(lines))] == [(1, {"prompt": "One"}), (3, {"prompt": 2})]
     with pytest.raises(DataError, match=r"prompts\.jsonl\.gz:3: prompt must be a text"):
-        plain_prompts(str(lines))
+        plain_tasks(str(lines), None, Sampling())
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_text('{"prompt": "One"}\n{"prompt": \n')
     with pytest.raises(DataError, match=r"broken\.jsonl:2: .*this is no row: broken_json"):
-        plain_prompts(str(path))
+        plain_tasks(str(path), None, Sampling())
     path.write_text("[]")
     with pytest.raises(DataError, match="no prompts in this file"):
-        plain_prompts(str(path))
+        plain_tasks(str(path), None, Sampling())
 
 
 def test_nothing_is_lost_without_a_reason() -> None:

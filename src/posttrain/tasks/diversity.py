@@ -24,7 +24,7 @@ from posttrain.stats.intervals import Interval, IntervalSettings
 from posttrain.tasks.base import Answer, Findings, Key, Needs, Point, Score, Task, Value
 from posttrain.tasks.ngrams import distinct_n, ngram_counts, repetition, self_bleu
 from posttrain.tasks.records import Area, Measure, Remark, Result
-from posttrain.tasks.rows import keep_shares, plain_prompts
+from posttrain.tasks.rows import plain_tasks
 
 _MEASURES = (
     Measure(
@@ -121,12 +121,8 @@ class DiversityBenchmark:
         """
         if self.encoder is not None:
             loaded_encoder(self.encoder)
-        prompts = plain_prompts(self.path)
         sampling = Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
-        return tuple(
-            Task(p.id, (p.text,), sampling, samples=self.samples, category=p.category, language=p.language)
-            for p in keep_shares(prompts, [p.category for p in prompts], self.max_prompts)
-        )
+        return plain_tasks(self.path, self.max_prompts, sampling, self.samples)
 
     def score(self, task: Task, reply: str) -> Score:
         """Length and repetition of one reply."""

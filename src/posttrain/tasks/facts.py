@@ -114,6 +114,10 @@ class TaskFacts:
         """Measures for the overview of all models: those marked so, else the first."""
         return tuple(measure for measure in self.measures if measure.headline) or self.measures[:1]
 
+    def result(self, model: str, measure: Measure, category: str | None = None) -> Result | None:
+        """A measure of a model, over all prompts or those of a category."""
+        return self.results.get((model, measure.key, category))
+
     def categories(self, measure: str) -> tuple[str, ...]:
         """Categories with a result of a measure, in order of appearance."""
         return tuple(dict.fromkeys(c for _, key, c in self.results if key == measure and c is not None))

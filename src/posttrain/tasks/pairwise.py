@@ -24,7 +24,7 @@ from posttrain.stats.ratings import Comparison, Rating, bradley_terry, gather, w
 from posttrain.tasks.base import Answer, Findings, Needs, Task
 from posttrain.tasks.matches import WIN_RATE, Match, judge_pairings, match_findings, match_notes, pairings
 from posttrain.tasks.records import Area, Measure, Ratings
-from posttrain.tasks.rows import keep_shares, plain_prompts
+from posttrain.tasks.rows import plain_tasks
 
 _ABOUT = {
     "first": ("Win rate against the first model", "Wins plus half of the ties against the first model's replies"),
@@ -74,12 +74,8 @@ class PairwiseBenchmark:
             DataError: any other file of prompts that can't be used.
 
         """
-        prompts = plain_prompts(self.path)
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
-        return tuple(
-            Task(prompt.id, (prompt.text,), sampling, category=prompt.category, language=prompt.language)
-            for prompt in keep_shares(prompts, [prompt.category for prompt in prompts], self.max_prompts)
-        )
+        return plain_tasks(self.path, self.max_prompts, sampling)
 
     def judge(self, answers: Mapping[str, Sequence[Answer]], judges: Judges, settings: IntervalSettings) -> Findings:
         """Judge every pair of models; the later model of the recipe is model a."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from posttrain.artifacts import Reject
 from posttrain.errors import DataError
+from posttrain.generate.engine import Sampling
+from posttrain.tasks.base import Task
 from posttrain.tasks.prompts import load_prompts
 from posttrain.types import Origin
 
@@ -16,15 +18,6 @@ T = TypeVar("T")
 
 BUILTIN = "builtin"
 """The ``path`` that stands for posttrain's own prompts."""
-
-
-class PlainPrompt(NamedTuple):
-    """A prompt without anything to compare the reply with."""
-
-    id: str
-    text: str
-    category: str | None
-    language: str | None
 
 
 def file_rows(path: str) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
@@ -47,10 +40,11 @@ def file_rows(path: str) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
         yield record.origin, record.value
 
 
-def plain_prompts(path: str) -> tuple[PlainPrompt, ...]:
-    """The prompts of ``builtin`` or a YAML file (see ``posttrain.tasks.prompts``), or of rows with ``prompt``.
+def plain_tasks(path: str, most: int | None, sampling: Sampling, samples: int = 1) -> tuple[Task, ...]:
+    """A task for each prompt of ``builtin`` or a YAML file (see ``posttrain.tasks.prompts``), or of rows with ``prompt``.
 
-    Rows may also have ``id`` (default: their number, as ``#1``), ``category`` and ``language``.
+    Rows may also have ``id`` (default: their number, as ``#1``), ``category`` and ``language``. ``most``: ask only so many, the first of
+    every category, which keeps its share.
 
     Raises:
         ConfigError: a YAML file that is wrong.
@@ -58,16 +52,19 @@ def plain_prompts(path: str) -> tuple[PlainPrompt, ...]:
 
     """
     if path == BUILTIN or Path(path).suffix in (".yaml", ".yml"):
-        return tuple(PlainPrompt(p.id, p.text, p.prompt_class, p.language) for p in load_prompts(path))
-    rows = list(file_rows(path))
-    if not rows:
-        raise DataError("there are no prompts in this file", where=path, fix="write one object with a prompt a line")
-    return tuple(
-        PlainPrompt(
-            name, text_of(row, "prompt", origin), label_of(row, "category", origin), label_of(row, "language", origin)
-        )
-        for name, (origin, row) in zip(row_ids(rows), rows, strict=True)
-    )
+        tasks = [
+            Task(one.id, (one.text,), sampling, samples, one.prompt_class, one.language) for one in load_prompts(path)
+        ]
+    else:
+        rows = list(file_rows(path))
+        if not rows:
+            fix = "write one object with a prompt a line"
+            raise DataError("there are no prompts in this file", where=path, fix=fix)
+        tasks = []
+        for name, (origin, row) in zip(row_ids(rows), rows, strict=True):
+            category, language = (label_of(row, key, origin) for key in ("category", "language"))
+            tasks.append(Task(name, (text_of(row, "prompt", origin),), sampling, samples, category, language))
+    return tuple(keep_shares(tasks, [task.category for task in tasks], most))
 
 
 def row_ids(rows: Sequence[tuple[Origin, Mapping[str, Any]]]) -> list[str]:

@@ -230,7 +230,7 @@ def _values(
     cells = tuple(
         (
             name,
-            *(_value(facts.results.get((model, measure.key, category)), measure) for model in models),
+            *(_value(facts.result(model, measure, category), measure) for model in models),
             counted(facts.prompts(measure.key, category), facts.unit),
         )
         for measure, category, name in rows
@@ -418,7 +418,7 @@ def _forest(lanes: Sequence[Lane], name: str, title: str, unit: str, caption: st
 
 def _measured(facts: TaskFacts, measure: Measure, prefix: str) -> Forest | None:
     """One measure of every model with its interval."""
-    found = {model: _value(facts.results.get((model, measure.key, None)), measure) for model in facts.record.models}
+    found = {model: _value(facts.result(model, measure), measure) for model in facts.record.models}
     lanes = [_lane(model, one, _color(facts, model)) for model, one in found.items() if one and one.interval]
     better = {"higher": "; higher is better", "lower": "; lower is better", "neither": ""}[measure.better]
     unit = ("percent" if measure.unit == "share" else measure.unit) + better
@@ -485,7 +485,7 @@ def _both_ways(facts: TaskFacts, prefix: str) -> Plane | None:
         return None
     spots = []
     for model in facts.record.models:
-        x, y = (_ends(facts.results.get((model, measure.key, None))) for measure in (down, up))
+        x, y = (_ends(facts.result(model, measure)) for measure in (down, up))
         if x is not None and y is not None:
             spots.append(Spot(model, _color(facts, model), x, y))
     if not spots:
@@ -515,7 +515,7 @@ def _radar(facts: TaskFacts, measure: Measure, prefix: str) -> Radar | None:
         return None
     outlines = []
     for model in facts.record.models:
-        found = [facts.results.get((model, measure.key, spoke)) for spoke in spokes]
+        found = [facts.result(model, measure, spoke) for spoke in spokes]
         if any(one is not None and not one.by_definition for one in found):
             outlines.append((model, _color(facts, model), tuple(one.estimate if one else None for one in found)))
     known = [value for _, _, line in outlines for value in line if value is not None]
@@ -594,7 +594,7 @@ def lines(found: Sequence[TaskFacts], *, named: bool = False) -> Iterable[Line]:
 def _line(facts: TaskFacts, measure: Measure, group: str, *, named: bool) -> Line:
     cells = {}
     for model in facts.record.models:
-        number = _value(facts.results.get((model, measure.key, None)), measure)
+        number = _value(facts.result(model, measure), measure)
         if number is not None:
             one = facts.against_baseline(model, measure.key)
             cells[model] = replace(number, verdict=one.verdict if one else None)
@@ -650,7 +650,7 @@ def _headlines(facts: TaskFacts) -> list[Headline]:
     # shares without decimals, so that two stand in a line
     ends = [
         numbers.in_unit(found.estimate if found else None, unit, 0 if unit == "share" else None)
-        for found in (facts.results.get((model, record.measure, None)) for model in (record.a, record.b))
+        for found in (facts.result(model, one.measure) for model in (record.a, record.b))
     ]
     note = f"{one.measure.label}, {record.a} to {record.b}, {plural(record.prompts, facts.unit)}"
     change = _change_of(one, facts)
@@ -662,7 +662,7 @@ def _headlines(facts: TaskFacts) -> list[Headline]:
 def _of_models(facts: TaskFacts) -> list[str]:
     """The first headline measure of every model that has it: ``sft 62.5%``."""
     measure = facts.headlines[0]
-    found = [(model, facts.results.get((model, measure.key, None))) for model in facts.record.models]
+    found = [(model, facts.result(model, measure)) for model in facts.record.models]
     return [f"{model} {numbers.in_unit(one.estimate, measure.unit)}" for model, one in found if one is not None]
 
 
@@ -676,7 +676,7 @@ def _sentence(facts: TaskFacts) -> str:
     if one is None:
         shares = _of_models(facts)
         return f"{text}{join(shares)}." if shares else ""
-    ends = [facts.results.get((model, measure.key, None)) for model in (one.record.b, one.record.a)]
+    ends = [facts.result(model, measure) for model in (one.record.b, one.record.a)]
     after, before = (numbers.in_unit(end.estimate if end else None, measure.unit) for end in ends)
     verdict = {**CLAIMS, "not shown": "no difference shown"}[one.verdict]
     return f"{text}{one.record.b} {after}, {one.record.a} {before}: {verdict} ({_evidence(one, facts)})."
