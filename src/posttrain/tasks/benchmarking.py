@@ -7,23 +7,24 @@ Answers are kept the moment they are there (the run's request cache), and per mo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from posttrain.artifacts import StageDir, digest, file_digest, plain, read_json, write_json
 from posttrain.errors import ConfigError, RunError
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.engine import Engine
 from posttrain.judge.config import JudgeConfig
-from posttrain.judge.pool import JudgePool
+from posttrain.judge.pool import JudgePool, JudgeSession
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks import Benchmark
 from posttrain.tasks.answers import answer_all, answer_of, answer_record
 from posttrain.tasks.base import Needs, Task
 from posttrain.tasks.measuring import cost_of, findings_of, reply_rows, task_record
 from posttrain.tasks.prompts import FixedPrompts
-from posttrain.tasks.records import Source, TaskRecord, read_record, write_record
+from posttrain.tasks.records import Source, TaskRecord, TaskRow, read_record, write_record
 from posttrain.tasks.rows import BUILTIN
 from posttrain.types import Display
 
@@ -97,24 +98,20 @@ def measure(
         for one in prepared:
             file = out.file(one.folder, f"{one.key}.json")
             if not file.exists():
-                _measure(one, models, pool, parts, out, settings, display)
+                read = {model: read_json(_part(parts, model, one)) for model in models}
+                judges = pool.session(one.key) if one.benchmark.needs.judge else None
+                record, rows = _measured(one, read, judges, out, settings)
+                write_record(out.file(one.folder), record, rows)
+                tell(record, display)
             found.append((one, read_record(file)))
     return found
 
 
-def _measure(
-    one: Prepared,
-    models: Sequence[str],
-    pool: JudgePool,
-    parts: Path,
-    out: StageDir,
-    settings: IntervalSettings,
-    display: Display,
-) -> None:
+def _measured(
+    one: Prepared, read: Mapping[str, Any], judges: JudgeSession | None, out: StageDir, settings: IntervalSettings
+) -> tuple[TaskRecord, Iterable[TaskRow]]:
     benchmark, tasks = one.benchmark, {task.id: task for task in one.tasks}
-    read = {model: read_json(_part(parts, model, one)) for model in models}
     answers = {model: [answer_of(record, tasks) for record in found["answers"]] for model, found in read.items()}
-    judges = pool.session(one.key) if benchmark.needs.judge else None
     findings = findings_of(benchmark, answers, judges, settings)
     if judges is not None and (failed := judges.failed()) is not None:
         raise RunError(
@@ -122,19 +119,20 @@ def _measure(
             where=str(out.path),
             fix="mend the server, and run the same command again: replies are kept",
         )
+    path = getattr(benchmark, "path", BUILTIN)
+    identity = tasks_digest(benchmark) if path == BUILTIN else file_digest(Path(path))
     record = task_record(
         benchmark,
         one.key,
-        _source(benchmark, len(one.tasks)),
+        Source(path, identity, len(one.tasks)),
         findings,
         answers,
         settings,
         config=plain(benchmark),
-        cost={model: cost_of(answers[model], read[model]["seconds"]) for model in models},
+        cost={model: cost_of(answers[model], read[model]["seconds"]) for model in read},
         judge=None if judges is None else judges.record(settings),
     )
-    write_record(out.file(one.folder), record, reply_rows(answers, findings))
-    tell(record, display)
+    return record, reply_rows(answers, findings)
 
 
 def tell(record: TaskRecord, display: Display) -> None:
@@ -154,12 +152,6 @@ def headlines(record: TaskRecord) -> dict[str, dict[str, float | None]]:
         for measure in record.measures
         if measure.headline
     }
-
-
-def _source(benchmark: Benchmark, prompts: int) -> Source:
-    path = getattr(benchmark, "path", BUILTIN)
-    own = path == BUILTIN
-    return Source(path, tasks_digest(benchmark) if own else file_digest(Path(path)), prompts)
 
 
 def check_benchmarks(

@@ -89,7 +89,7 @@ def evaluate(
     logps: dict[str, Mapping[str, Logps]] = {}
     with RequestCache(cache) as answers:
         for name in stage.models:
-            opened = EvaluatedModel(contenders[name], dtype, device, stage.slots, display)
+            opened = EvaluatedModel(contenders[name], dtype, device, stage.slots, answers, display)
             if name in scored:
                 part = parts / name / "held_out.json"
                 if not part.exists():
@@ -99,7 +99,7 @@ def evaluate(
                     # Python writes floats so that they are read back to the bit
                     write_json(part, _held_out_logps(name, stage, own, opened, display))
                 logps[name] = read_json(part)
-            engine = partial(_cached, opened, answers)
+            engine = partial(getattr, opened, "engine")
             answer(name, prepared, engine, parts, seed, display)
             del opened, engine  # the next model needs the room
         result: dict[str, Any] = {
@@ -131,6 +131,7 @@ class EvaluatedModel:
     dtype: torch.dtype
     device: torch.device
     slots: int
+    answers: RequestCache
     display: Display
 
     @cached_property
@@ -147,18 +148,16 @@ class EvaluatedModel:
 
     @cached_property
     def engine(self) -> Engine:
-        """It as an engine for benchmarks; where it generates slowly, that is said once."""
+        """It as an engine for benchmarks; where it generates slowly, that is said."""
         from posttrain.generate.local import LocalEngine
         from posttrain.generate.ways import speed_note
 
         if (note := speed_note(self.model)) is not None:
             self.display.note(note)
         known = self.known
-        return LocalEngine(self.model, known.template, known.stops, known.identity, self.slots)
-
-
-def _cached(opened: EvaluatedModel, answers: RequestCache) -> Engine:
-    return CachedEngine(opened.engine, answers)
+        return CachedEngine(
+            LocalEngine(self.model, known.template, known.stops, known.identity, self.slots), self.answers
+        )
 
 
 def _held_out(rows: Path, lineages: Mapping[str, Lineage], stage: EvalSettings, ledger: Ledger) -> HeldOut:

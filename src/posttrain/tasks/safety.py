@@ -134,17 +134,11 @@ class SafetyBenchmark:
         )
 
     def _prompts(self) -> tuple[SafetyPrompt, ...]:
-        if is_safety_file(self.path):
-            prompts = load_safety_file(self.path)
-        else:
-            prompts = load_safety_rows(
-                self.path,
-                expect=self.expect,
-                language=self.language,
-                text_column=self.text_column,
-                type_column=self.type_column,
-            )
-        return _spread(prompts, self.max_prompts)
+        path, most = self.path, self.max_prompts
+        if is_safety_file(path):
+            return _spread(load_safety_file(path), most)
+        rows = load_safety_rows(path, self.expect, self.language, self.text_column, self.type_column)
+        return _spread(rows, most)
 
     def score(self, task: Task, reply: str) -> Score | Unscored:
         """Label a reply by rules; one without text has no label."""

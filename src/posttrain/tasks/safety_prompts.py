@@ -86,7 +86,6 @@ def _read(source: str | Path) -> tuple[SafetyPrompt, ...]:
 
 def load_safety_rows(
     path: str,
-    *,
     expect: Expect | None = None,
     language: str | None = None,
     text_column: str | None = None,
