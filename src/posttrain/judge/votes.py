@@ -16,7 +16,7 @@ from posttrain.artifacts import Reject
 from posttrain.data.places import DataFile
 from posttrain.data.sources import Record, read
 from posttrain.errors import DataError
-from posttrain.stats.ratings import Comparison, Comparisons, gather_placed, winner_of
+from posttrain.stats.ratings import Comparison, Comparisons, gather, winner_of
 from posttrain.table import did_you_mean
 
 Floats = NDArray[np.float64]
@@ -43,7 +43,8 @@ def read_comparisons(
         DataError: the file or a row can't be used; names the file and the line.
 
     """
-    rows: list[tuple[str, Comparison]] = []
+    rows: list[Comparison] = []
+    places = []
     missing = 0
     for where, record in records(path):
         verdict = cell(record, winner, where)
@@ -53,10 +54,11 @@ def read_comparisons(
             continue
         mass = 1.0 if weight is None else number(record, weight, where)
         group = None if cluster is None else str(cell(record, cluster, where))
-        rows.append((where, Comparison(names[0], names[1], winner_of(str(verdict), where), mass, group)))
+        rows.append(Comparison(names[0], names[1], winner_of(str(verdict), where), mass, group))
+        places.append(where)
     if not rows:
         raise DataError("no comparison with a verdict", where=str(path), fix="give a file of judged pairs")
-    return gather_placed(rows, missing)
+    return gather(rows, places, missing)
 
 
 def records(path: str | Path) -> Iterator[tuple[str, Record]]:

@@ -410,7 +410,17 @@ def length_controlled_win_rate(
         # the baseline against itself: one half by definition, and nothing to fit
         half = Interval(50.0, 50.0, 50.0, settings.confidence)
         return LengthControlled(half, GlmWeights(0.0, 0.0, 0.0), raw, reason, ())
-    _check_fittable(rows)
+    if raw.judged < _FOLDS:
+        raise DataError(
+            f"{raw.judged} verdicts are too few for length control (cross-validation splits them in {_FOLDS})",
+            fix="judge more instructions, or read the raw win rate",
+        )
+    longer_I = lengths_I - baseline_I
+    if np.all(longer_I == longer_I[0]):
+        raise DataError(
+            f"every reply is {longer_I[0]:g} characters longer than the baseline's: length can't be told from quality",
+            fix="check that the lengths belong to these replies, or read the raw win rate",
+        )
     regression = _regression(rows, given)
     strength = _chosen_strength(*regression)
     start_K = l1_logistic(*regression, strength)
@@ -465,21 +475,6 @@ def _not_comparable(size: int, published: PublishedGlm | None, judge: str, *, kn
     if judge != LEADERBOARD_JUDGE:
         return f"judged by {judge}; the leaderboard's judge is {LEADERBOARD_JUDGE}, and win rates move with the judge"
     return ""
-
-
-def _check_fittable(rows: _Rows) -> None:
-    judged = int(np.count_nonzero(~np.isnan(rows.shares_I)))
-    if judged < _FOLDS:
-        raise DataError(
-            f"{judged} verdicts are too few for length control (cross-validation splits them in {_FOLDS})",
-            fix="judge more instructions, or read the raw win rate",
-        )
-    difference = rows.baseline_lengths_I - rows.lengths_I
-    if np.all(difference == difference[0]):
-        raise DataError(
-            f"every reply is {-difference[0]:g} characters longer than the baseline's: length can't be told from quality",
-            fix="check that the lengths belong to these replies, or read the raw win rate",
-        )
 
 
 def _length_feature(baseline_lengths_I: Floats, lengths_I: Floats) -> Floats:

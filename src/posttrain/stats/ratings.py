@@ -13,7 +13,7 @@ or cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -79,35 +79,30 @@ class Comparisons:
         return len(self.outcomes_N)
 
 
-def gather(rows: Iterable[Comparison]) -> Comparisons:
-    """Comparisons from memory.
+def gather(rows: Sequence[Comparison], places: Sequence[str] | None = None, missing: int = 0) -> Comparisons:
+    """Comparisons in columns. ``places``: of each, for errors; ``missing``: rows that had no verdict.
 
     Raises:
         DataError: no rows, a model compared with itself, or a weight that is not positive.
 
     """
-    return gather_placed([(f"row {place}", row) for place, row in enumerate(rows, 1)], 0)
-
-
-def gather_placed(rows: Sequence[tuple[str, Comparison]], missing: int) -> Comparisons:
-    """Comparisons with the place of each, for errors; ``missing``: rows that had no verdict."""
     if not rows:
         raise DataError("no comparisons", fix="give at least one judged pair")
-    clustered = any(row.cluster is not None for _, row in rows)
-    for where, row in rows:
+    clustered = any(row.cluster is not None for row in rows)
+    for where, row in zip(places or [f"row {number + 1}" for number in range(len(rows))], rows, strict=True):
         if row.model_a == row.model_b:
             raise DataError(f"{row.model_a!r} is compared with itself", where=where, fix="remove the row")
         if not (math.isfinite(row.weight) and row.weight > 0):
             raise DataError(f"weight {row.weight} is not above 0", where=where, fix="give a positive weight")
         if clustered and row.cluster is None:
             raise DataError("no cluster, while other rows have one", where=where, fix="give it to all rows or to none")
-    models, pairs_N2 = np.unique([(row.model_a, row.model_b) for _, row in rows], return_inverse=True)
+    models, pairs_N2 = np.unique([(row.model_a, row.model_b) for row in rows], return_inverse=True)
     return Comparisons(
         tuple(models.tolist()),
         pairs_N2.reshape(-1, 2),
-        np.array([OUTCOMES[row.winner] for _, row in rows]),
-        np.array([row.weight for _, row in rows], dtype=np.float64),
-        np.unique([row.cluster for _, row in rows], return_inverse=True)[1] if clustered else None,
+        np.array([OUTCOMES[row.winner] for row in rows]),
+        np.array([row.weight for row in rows], dtype=np.float64),
+        np.unique([row.cluster for row in rows], return_inverse=True)[1] if clustered else None,
         missing,
     )
 
