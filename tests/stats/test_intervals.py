@@ -313,14 +313,14 @@ def test_means_by_hand_and_in_clusters():
 
 def test_exact_permutation_by_hand():
     # Differences 1, 2, 3: of 8 sums of +-1 +-2 +-3 only 6 and -6 are as far out.
-    assert stats.permutation_test([0, 0, 0], [1, 2, 3]) == (2.0, 2 / 8, True, 8)
+    assert stats.permutation_test([0, 0, 0], [1, 2, 3]) == (2 / 8, True)
     # 1, -2, 3: the sum is 2; |sum| >= 2 for 6, -6, 4, -4, 2, -2 but not for 0 (twice).
     assert stats.permutation_test([0, 2, 0], [1, 0, 3]).p_value == 6 / 8
     # A zero has no sign; without any difference nothing is surprising.
-    assert stats.permutation_test([0, 0, 0, 7], [1, 2, 3, 7])[1:] == (2 / 8, True, 8)
-    assert stats.permutation_test([4.0, 5.0], [4.0, 5.0])[1:] == (1.0, True, 1)
+    assert stats.permutation_test([0, 0, 0, 7], [1, 2, 3, 7]) == (2 / 8, True)
+    assert stats.permutation_test([4.0, 5.0], [4.0, 5.0]) == (1.0, True)
     # Both rows of question x flip together: sums 3 and 3.
-    assert stats.permutation_test([0, 0, 0], [1, 2, 3], clusters_R=["x", "x", "y"])[1:] == (2 / 4, True, 4)
+    assert stats.permutation_test([0, 0, 0], [1, 2, 3], clusters_R=["x", "x", "y"]) == (2 / 4, True)
 
 
 def test_equal_sums_in_another_order_of_addition_count_as_equal():
@@ -355,7 +355,7 @@ def test_drawn_permutations_agree_with_the_exact_ones_and_with_scipy():
 def test_drawn_p_values_are_never_zero_and_seeded(monkeypatch):
     a, b = np.zeros(60), np.ones(60)
     found = stats.permutation_test(a, b, draws=999)
-    assert found == (1.0, 1 / 1000, False, 999)
+    assert found == (1 / 1000, False)
     noisy = np.random.default_rng(1).normal(0.2, 1, 61)
     whole = stats.permutation_test(np.zeros(61), noisy, draws=500, seed=7)
     monkeypatch.setattr(stats, "_DRAWS_AT_ONCE", 200)
@@ -375,9 +375,7 @@ def test_permutation_is_two_sided_and_a_probability(pairs):
     a, b = [p[0] for p in pairs], [p[1] for p in pairs]
     one, two = stats.permutation_test(a, b), stats.permutation_test(b, a)
     assert one.p_value == two.p_value
-    assert one.difference == -two.difference
     assert 0 < one.p_value <= 1
-    assert one.p_value >= 1 / one.patterns
 
 
 def test_minimum_detectable_difference_as_published():

@@ -222,11 +222,6 @@ class TaskRecord:
         if self.baseline not in self.models:
             raise ValueError(f"the baseline {self.baseline} is not one of the models")
 
-    def overall(self, model: str, measure: str) -> Result | None:
-        """A measure of a model over all prompts."""
-        wanted = (model, measure, None)
-        return next((one for one in self.results if (one.model, one.measure, one.category) == wanted), None)
-
 
 @dataclass(frozen=True, slots=True)
 class Remark:
