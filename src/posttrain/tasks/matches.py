@@ -242,8 +242,8 @@ def accounts(
     found = {}
     for model, own in answers.items():
         lost = [answer for answer in own if (model, answer.task.id) not in valued]
-        of_judges = [reasons.get((model, answer.task.id), NOTHING_TO_COMPARE) for answer in lost]
-        why = [said if answer.complete else why_missing(answer) for answer, said in zip(lost, of_judges, strict=True)]
+        judged = {answer.task.id: reasons.get((model, answer.task.id), NOTHING_TO_COMPARE) for answer in lost}
+        why = [judged[answer.task.id] if answer.complete else why_missing(answer) for answer in lost]
         found[model] = counted(own, why)
     return found
 
