@@ -379,7 +379,7 @@ def _weigh(
     weights = np.zeros(len(ids), np.float32)
     counts = []
     for span in rendering.spans:
-        first, last = _token_range(span, piece)
+        first, last = (_tokens_before(at, piece) for at in (span.start, span.end))
         weights[first:last] = span.weight
         counts.append(last - first)
     weights[:1] = 0.0  # nothing predicts the first token
@@ -457,8 +457,3 @@ def _decode(ids: NDArray[np.int32], template: ChatTemplate) -> str:
     decoded = template.tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert isinstance(decoded, str), "one list of ids decodes to one text"
     return decoded
-
-
-def _token_range(span: Span, piece: Piece) -> tuple[int, int]:
-    """Token indices [first, last) of a span whose boundaries are clean."""
-    return _tokens_before(span.start, piece), _tokens_before(span.end, piece)

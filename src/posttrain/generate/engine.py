@@ -13,9 +13,8 @@ import contextlib
 import hashlib
 import json
 import math
-import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -247,30 +246,13 @@ LOOK_INTERVAL = 0.2
 
 def _run_in_thread(collect: Callable[[], Coroutine[Any, Any, list[Outcome]]]) -> list[Outcome]:
     """Run beside a loop that can't be entered a second time (a notebook's). Ctrl-C stops the work there too."""
-    stops: list[Callable[[], object]] = []
-    interrupted = threading.Event()
+    from anyio.from_thread import start_blocking_portal
 
-    async def stoppable() -> list[Outcome]:
-        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(collect())
-        stops.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        if interrupted.is_set():
-            task.cancel()
-        return await task
-
-    with ThreadPoolExecutor(1) as thread:
-        # The thread is up before the work begins: an interrupted start would leave it running.
-        thread.submit(int).result()
-        try:
-            work = thread.submit(lambda: asyncio.run(stoppable()))
-            # A signal that comes just before a wait without end would be lost in it.
-            while not wait([work], LOOK_INTERVAL).done:
-                pass
-            return work.result()
-        except KeyboardInterrupt:
-            interrupted.set()
-            for stop in stops:
-                stop()
-            raise
+    with start_blocking_portal() as portal:
+        work = portal.start_task_soon(collect)
+        while not wait([work], LOOK_INTERVAL).done:  # a signal just before a wait without end would be lost in it
+            pass
+        return work.result()
 
 
 # ---- keys and think blocks -----------------------------------------------------------------------------------------

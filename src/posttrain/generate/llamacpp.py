@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from posttrain.artifacts import file_digest
 from posttrain.errors import ConfigError, ModelError
 from posttrain.generate.engine import Failure, Fingerprint, Outcome, Request, as_they_come
 from posttrain.generate.wire import body_of, read_answer, read_error
@@ -125,8 +125,7 @@ def _load(model: GgufModel) -> Any:
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError as error:
         raise ModelError(f"can't read this file: {error.strerror}", where=str(path), fix="give a GGUF file") from error
 
