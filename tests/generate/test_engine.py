@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
-import signal
-import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,6 +18,7 @@ from posttrain.generate.engine import (
     Failure,
     Fingerprint,
     Outcome,
+    Outcomes,
     Request,
     Sampling,
     canonical_request,
@@ -159,11 +157,9 @@ class Scripted:
         self.yields = yields
         self.closed = False
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+    def generate(self, requests: Sequence[Request]) -> Outcomes:
         try:
-            for pair in self.yields:
-                await asyncio.sleep(0)
-                yield pair
+            yield from self.yields
         finally:
             self.closed = True
 
@@ -197,38 +193,4 @@ def test_an_error_in_the_progress_call_closes_the_engine() -> None:
 
     with pytest.raises(KeyError):
         complete(engine, TWO, fail)
-    assert engine.closed
-
-
-def test_it_works_where_an_event_loop_runs() -> None:
-    async def notebook() -> list[Outcome]:
-        return complete(Scripted([(1, B), (0, A)]), TWO)
-
-    assert asyncio.run(notebook()) == [A, B]
-
-
-def test_ctrl_c_stops_the_work_beside_a_running_loop() -> None:
-    class Endless(Scripted):
-        async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
-            try:
-                yield 0, A
-                await asyncio.sleep(3600)
-            finally:
-                self.closed = True
-
-    engine = Endless([])
-    main = threading.main_thread().ident  # where a terminal's Ctrl-C arrives; os.kill may choose another thread
-    assert main is not None
-
-    async def notebook() -> None:
-        complete(engine, TWO, lambda done, all_: signal.pthread_kill(main, signal.SIGINT))
-
-    loop = asyncio.new_event_loop()  # asyncio.run would take the signal for itself, which a notebook does not
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(notebook())
-    finally:
-        signal.signal(signal.SIGINT, before)
-        loop.close()
     assert engine.closed

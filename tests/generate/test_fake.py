@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from posttrain.errors import ConfigError
@@ -56,11 +54,7 @@ def test_think_blocks_are_parted_as_for_real_engines() -> None:
 
 def test_outcomes_come_by_their_delay_and_in_their_place() -> None:
     engine = FakeEngine(lambda r: r.prompt[-1].content, delay=lambda r: 0.03 if r.prompt[-1].content == "slow" else 0.0)
-
-    async def order() -> list[int]:
-        return [index async for index, _ in engine.generate([ask("slow"), ask("a"), ask("b")])]
-
-    assert asyncio.run(order()) == [1, 2, 0]
+    assert [index for index, _ in engine.generate([ask("slow"), ask("a"), ask("b")])] == [1, 2, 0]
     found = complete(engine, [ask("slow"), ask("a")])
     assert [o.text for o in found if isinstance(o, Completion)] == ["slow", "a"]
 

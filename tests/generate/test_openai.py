@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,11 +112,8 @@ def test_one_engine_serves_batch_after_batch(serve: Serve) -> None:
 
 def test_outcomes_come_as_they_are_there(serve: Serve) -> None:
     server = serve(does=lambda name, attempt: "late 0.3" if name == "slow" else "answer")
-
-    async def order() -> list[int]:
-        return [i async for i, _ in OpenAIEngine(endpoint(server)).generate([ask("slow"), ask("a"), ask("b")])]
-
-    assert asyncio.run(order())[-1] == 0
+    order = [i for i, _ in OpenAIEngine(endpoint(server)).generate([ask("slow"), ask("a"), ask("b")])]
+    assert order[-1] == 0
 
 
 @pytest.mark.parametrize("most", [1, 5])
@@ -122,6 +121,33 @@ def test_never_more_at_once_than_allowed(serve: Serve, most: int) -> None:
     server = serve(think_time=0.01)
     complete(OpenAIEngine(endpoint(server, concurrency=most)), [ask(str(n)) for n in range(20)])
     assert server.most_at_once == most
+
+
+def test_it_works_where_an_event_loop_runs(serve: Serve) -> None:
+    server = serve()
+
+    async def notebook() -> list[Outcome]:
+        return complete(OpenAIEngine(endpoint(server)), [ask("x")])
+
+    [found] = asyncio.run(notebook())
+    assert isinstance(found, Completion)
+
+
+def test_ctrl_c_stops_the_work(serve: Serve, tmp_path: Path) -> None:
+    server = serve(does=lambda name, attempt: "answer" if name == "0" else "hang")
+    engine = OpenAIEngine(endpoint(server, concurrency=2), ledger=tmp_path / "ledger.jsonl")
+    main = threading.main_thread().ident  # where a terminal's Ctrl-C arrives; os.kill may choose another thread
+    assert main is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            complete(
+                engine, [ask(str(n)) for n in range(9)], lambda done, all_: signal.pthread_kill(main, signal.SIGINT)
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert {c.outcome for c in read_calls(tmp_path / "ledger.jsonl")} <= {"answer", "cancelled"}
+    assert engine.budget.reserved.calls == 0
 
 
 # ---- what is asked again -------------------------------------------------------------------------------------------
@@ -185,14 +211,10 @@ def test_a_server_that_goes_away_is_a_failure_of_what_is_left(serve: Serve) -> N
     gone = serve(think_time=0.05)  # so that it is stopped before the second request arrives, or while that one waits
     engine = OpenAIEngine(endpoint(gone, attempts=6, concurrency=1))
 
-    async def run() -> list[Outcome]:
-        found = []
-        async for _, outcome in engine.generate([ask("a"), ask("b")]):
-            found.append(outcome)
-            gone.__exit__()
-        return found
-
-    found = asyncio.run(run())
+    found = []
+    for _, outcome in engine.generate([ask("a"), ask("b")]):
+        found.append(outcome)
+        gone.__exit__()
     assert isinstance(found[0], Completion)
     assert isinstance(found[1], Failure)
     assert (found[1].reason, found[1].attempts) == ("connection", 6)
@@ -477,15 +499,12 @@ def test_closing_early_stops_asking_and_says_so_in_the_ledger(serve: Serve, tmp_
     server = serve(does=lambda name, attempt: "answer" if name == "0" else "hang")
     engine = OpenAIEngine(endpoint(server, concurrency=4), ledger=tmp_path / "ledger.jsonl", caps=Caps(tokens=10**6))
 
-    async def run() -> tuple[int, Outcome]:
-        outcomes = engine.generate([ask(str(n)) for n in range(50)])
-        first = await anext(outcomes)
-        while len(server.asked) < 5:
-            await asyncio.sleep(0.01)
-        await outcomes.aclose()
-        return first
-
-    assert asyncio.run(run())[0] == 0
+    outcomes = engine.generate([ask(str(n)) for n in range(50)])
+    index, _ = next(outcomes)
+    while len(server.asked) < 5:
+        time.sleep(0.01)
+    outcomes.close()
+    assert index == 0
     calls = read_calls(tmp_path / "ledger.jsonl")
     assert sorted(c.outcome for c in calls) == ["answer", *["cancelled"] * 4]
     assert all(c.counted_tokens > 1_000 for c in calls if c.outcome == "cancelled")

@@ -13,7 +13,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,9 +24,8 @@ from posttrain.generate.engine import (
     Completion,
     Engine,
     Fingerprint,
-    Outcome,
+    Outcomes,
     Request,
-    as_they_come,
     canonical_request,
     request_key,
 )
@@ -166,7 +165,7 @@ class CachedEngine:
         """Of the engine that answers."""
         return self.engine.fingerprint
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+    def generate(self, requests: Sequence[Request]) -> Outcomes:
         """Answers from the cache first, then the others as the engine gives them, each stored the moment it is there."""
         fingerprint = self.fingerprint
         places: dict[str, list[int]] = {}  # key -> where it is asked
@@ -182,20 +181,13 @@ class CachedEngine:
                 yield index, answer
         if not missing:
             return
-
-        async def ask(put: Callable[[tuple[str, Outcome]], None]) -> None:
-            wanted = [requests[places[key][0]] for key in missing]
-            async with contextlib.aclosing(self.engine.generate(wanted)) as outcomes:
-                async for index, outcome in outcomes:
-                    if isinstance(outcome, Completion):
-                        self.cache.put(missing[index], canonical_request(fingerprint, wanted[index]), outcome)
-                    put((missing[index], outcome))
-
-        # Work of its own: a slow reader must not leave paid answers where a kill loses them.
-        async with contextlib.aclosing(as_they_come([ask])) as answers:
-            async for key, outcome in answers:
-                first, *others = places[key]
+        wanted = [requests[places[key][0]] for key in missing]
+        with contextlib.closing(self.engine.generate(wanted)) as outcomes:
+            for index, outcome in outcomes:
+                first, *others = places[missing[index]]
+                same = outcome
+                if isinstance(outcome, Completion):
+                    self.cache.put(missing[index], canonical_request(fingerprint, wanted[index]), outcome)
+                    same = replace(outcome, cached=True)
                 yield first, outcome
-                same = replace(outcome, cached=True) if isinstance(outcome, Completion) else outcome
-                for index in others:
-                    yield index, same
+                yield from ((other, same) for other in others)

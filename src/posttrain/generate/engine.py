@@ -8,15 +8,13 @@ exactly one outcome. No torch here, so judges and reports can use these values a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
 import math
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from concurrent.futures import wait
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol
 
 from posttrain.errors import ConfigError
 from posttrain.types import Message, spoken
@@ -161,6 +159,9 @@ class Fingerprint(NamedTuple):
     """Anything else that changes answers (precision, extra fields of the request body), as canonical JSON."""
 
 
+Outcomes = Generator[tuple[int, Outcome], None, None]
+
+
 class Engine(Protocol):
     """Answers batches of requests.
 
@@ -174,7 +175,7 @@ class Engine(Protocol):
         """What identifies the model and where it runs."""
         ...
 
-    def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+    def generate(self, requests: Sequence[Request]) -> Outcomes:
         """Answer all requests."""
         ...
 
@@ -184,75 +185,19 @@ Progress = Callable[[int, int], None]
 
 
 def complete(engine: Engine, requests: Sequence[Request], progress: Progress | None = None) -> list[Outcome]:
-    """The outcomes of all requests, in their order. Plain and synchronous; may also be called where an event loop runs."""
-
-    async def collect() -> list[Outcome]:
-        found: dict[int, Outcome] = {}
-        async with contextlib.aclosing(engine.generate(requests)) as outcomes:
-            async for index, outcome in outcomes:
-                if index in found or not 0 <= index < len(requests):
-                    raise RuntimeError(f"{engine.fingerprint.engine}: request {index} of {len(requests)} came twice")
-                found[index] = outcome
-                if progress is not None:
-                    progress(len(found), len(requests))
-        missing = [index for index in range(len(requests)) if index not in found]
-        if missing:
-            raise RuntimeError(f"{engine.fingerprint.engine}: no outcome for requests {missing[:5]}")
-        return [found[index] for index in range(len(requests))]
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:  # the usual case: no loop runs in this thread
-        return asyncio.run(collect())
-    return _run_in_thread(collect)
-
-
-Found = TypeVar("Found")
-Worker = Callable[[Callable[[Found], None]], Coroutine[Any, Any, None]]
-"""Work that hands over what it has found by the function it is given."""
-
-
-async def as_they_come(workers: Sequence[Worker[Found]]) -> AsyncGenerator[Found, None]:
-    """What workers find. They go on however slowly it is read; the first error ends all, closing the generator cancels them."""
-    arrived: asyncio.Queue[tuple[Found] | Exception | None] = asyncio.Queue()
-
-    async def run(worker: Worker[Found]) -> None:
-        try:
-            await worker(lambda found: arrived.put_nowait((found,)))
-            arrived.put_nowait(None)
-        except Exception as error:
-            arrived.put_nowait(error)
-
-    tasks = [asyncio.create_task(run(worker)) for worker in workers]
-    running = len(tasks)
-    try:
-        while running:
-            match await arrived.get():
-                case None:
-                    running -= 1
-                case Exception() as error:
-                    raise error
-                case (found,):
-                    yield found
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-LOOK_INTERVAL = 0.2
-"""Seconds between looks for a Ctrl-C."""
-
-
-def _run_in_thread(collect: Callable[[], Coroutine[Any, Any, list[Outcome]]]) -> list[Outcome]:
-    """Run beside a loop that can't be entered a second time (a notebook's). Ctrl-C stops the work there too."""
-    from anyio.from_thread import start_blocking_portal
-
-    with start_blocking_portal() as portal:
-        work = portal.start_task_soon(collect)
-        while not wait([work], LOOK_INTERVAL).done:  # a signal just before a wait without end would be lost in it
-            pass
-        return work.result()
+    """The outcomes of all requests, in their order."""
+    found: dict[int, Outcome] = {}
+    with contextlib.closing(engine.generate(requests)) as outcomes:
+        for index, outcome in outcomes:
+            if index in found or not 0 <= index < len(requests):
+                raise RuntimeError(f"{engine.fingerprint.engine}: request {index} of {len(requests)} came twice")
+            found[index] = outcome
+            if progress is not None:
+                progress(len(found), len(requests))
+    missing = [index for index in range(len(requests)) if index not in found]
+    if missing:
+        raise RuntimeError(f"{engine.fingerprint.engine}: no outcome for requests {missing[:5]}")
+    return [found[index] for index in range(len(requests))]
 
 
 # ---- keys and think blocks -----------------------------------------------------------------------------------------

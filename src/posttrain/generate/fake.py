@@ -9,12 +9,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from posttrain.errors import ConfigError
-from posttrain.generate.engine import Completion, Fingerprint, Outcome, Request, Usage, split_think
+from posttrain.generate.engine import Completion, Fingerprint, Outcome, Outcomes, Request, Usage, split_think
 
 Scripted = str | Outcome
 """A reply's text (think blocks are parted from it as for a real engine), or the outcome itself."""
@@ -48,7 +48,7 @@ class FakeEngine:
         """``fake`` and the name it was given."""
         return Fingerprint(engine="fake", model=self._model)
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+    def generate(self, requests: Sequence[Request]) -> Outcomes:
         """The script's outcomes, ordered by their delay.
 
         Raises:
@@ -59,7 +59,7 @@ class FakeEngine:
         delays = [self._delay if isinstance(self._delay, int | float) else self._delay(request) for request in requests]
         passed = 0.0
         for index in sorted(range(len(requests)), key=lambda i: delays[i]):
-            await asyncio.sleep(max(0.0, delays[index] - passed))
+            time.sleep(max(0.0, delays[index] - passed))
             passed = max(passed, delays[index])
             yield index, outcomes[index]
 

@@ -6,12 +6,11 @@ renders the chat template of the file, batches continuously over its slots, and 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,7 @@ from annotated_types import Ge
 
 from posttrain.artifacts import file_digest
 from posttrain.errors import ConfigError, ModelError
-from posttrain.generate.engine import Failure, Fingerprint, Outcome, Request, as_they_come
+from posttrain.generate.engine import Failure, Fingerprint, Outcome, Outcomes, Request
 from posttrain.generate.wire import body_of, read_answer, read_error
 
 
@@ -67,20 +66,18 @@ class LlamaCppEngine:
             options=json.dumps({"context": self._model.context}),
         )
 
-    def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+    def generate(self, requests: Sequence[Request]) -> Outcomes:
         """Answer all requests, as many at once as there are slots. What llama.cpp has begun when this is closed is finished unseen."""
         server = self._server
         if server is None:
             raise ConfigError("this engine is closed", where="LlamaCppEngine", fix="make a new one")
-        waiting = iter(enumerate(requests))
-
-        async def work(put: Callable[[tuple[int, Outcome]], None]) -> None:
-            with ThreadPoolExecutor(1) as thread:
-                for index, request in waiting:
-                    answer = asyncio.get_running_loop().run_in_executor(thread, self._answer, server, request)
-                    put((index, await answer))
-
-        return as_they_come([work] * min(self._model.slots, len(requests)))
+        with ThreadPoolExecutor(self._model.slots) as threads:
+            places = {threads.submit(self._answer, server, request): index for index, request in enumerate(requests)}
+            try:
+                for answer in as_completed(places):
+                    yield places[answer], answer.result()
+            finally:
+                threads.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, server: Any, request: Request) -> Outcome:
         body = body_of(request, self._model.path.name, "max_tokens", {})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xxhash
@@ -22,6 +20,7 @@ from posttrain.generate.engine import (
     Failure,
     Fingerprint,
     Outcome,
+    Outcomes,
     Request,
     TokenLogprob,
     Usage,
@@ -50,7 +49,6 @@ class LocalEngine:
     stops: Sequence[tuple[int, ...]]
     name: str
     slots: int = SLOTS
-    _busy: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -70,27 +68,8 @@ class LocalEngine:
         """What to tell of a model whose replies are slow; None for others. The first use proves how the model is continued."""
         return speed_note(self.model)
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
-        """Answer all requests; outcomes come as replies end. The work runs in a thread, so other engines go on meanwhile."""
-        running = True
-
-        def outcomes() -> Iterator[tuple[int, Outcome]]:
-            with self._busy:  # one decoding at a time: two would only halve the cache for each other
-                for found in self._outcomes(requests):
-                    if not running:
-                        return
-                    if found is not None:
-                        yield found
-
-        iterator = outcomes()
-        try:
-            while (found := await asyncio.to_thread(next, iterator, None)) is not None:
-                yield found
-        finally:
-            running = False
-
-    def _outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome] | None]:
-        """Outcomes as they are there, and None after every token that ends nothing."""
+    def generate(self, requests: Sequence[Request]) -> Outcomes:
+        """Answer all requests; outcomes come as replies end."""
         prompts: list[NDArray[np.int32]] = []
         indices: list[int] = []
         for index, request in enumerate(requests):
@@ -109,11 +88,9 @@ class LocalEngine:
         replies: list[list[NewToken]] = [[] for _ in prompts]
         for new in decode(self.model, prompts, self.stops, samplings, self.slots):
             replies[new.prompt].append(new)
-            if new.finish is None:
-                yield None
-                continue
-            index = indices[new.prompt]
-            yield index, self._outcome(requests[index], prompts[new.prompt], replies[new.prompt])
+            if new.finish is not None:
+                index = indices[new.prompt]
+                yield index, self._outcome(requests[index], prompts[new.prompt], replies[new.prompt])
 
     def _prompt(self, request: Request) -> NDArray[np.int32] | Failure:
         try:

@@ -15,17 +15,20 @@ leaves the calls under way out of the ledger: at most ``concurrency`` of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import json
 import logging
 import os
+import queue
 import random
 import ssl
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -38,14 +41,15 @@ from posttrain.generate.engine import (
     FailureReason,
     Fingerprint,
     Outcome,
+    Outcomes,
     Request,
     Usage,
-    as_they_come,
     request_key,
 )
 from posttrain.generate.limiter import Limiter, Sign, backoff, retry_after
 from posttrain.generate.wire import LIMITS, OURS, Answer, body_of, most_tokens, read_answer, read_error
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -178,7 +182,7 @@ class OpenAIEngine:
         options = json.dumps(dict(endpoint.extra_body), sort_keys=True) if endpoint.extra_body else ""
         return Fingerprint(engine="openai", model=endpoint.model, endpoint=endpoint.base, options=options)
 
-    def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+    def generate(self, requests: Sequence[Request]) -> Outcomes:
         """Outcomes as they are there; see :class:`posttrain.generate.engine.Engine`.
 
         Raises:
@@ -186,19 +190,30 @@ class OpenAIEngine:
             RunError: the ledger can't be written.
 
         """
+        if not requests:
+            return
         endpoint = self.endpoint
         job = _Job(Limiter(endpoint.concurrency), _secret(endpoint.api_key_env))
         waiting = iter(enumerate(requests))
+        arrived: queue.SimpleQueue[tuple[int, Outcome] | Exception] = queue.SimpleQueue()
         tls = httpx.create_ssl_context()  # reading the certificates takes longer than a request
 
-        async def work(put: Callable[[tuple[int, Outcome]], None]) -> None:
+        async def work() -> None:
             # WHY a client each: the pool of a shared one looks at every connection at every request. At 32 connections
             # that took 5.2 ms of processor time a request; with one connection each it is 1.8 ms.
-            async with _client(endpoint, job.secret, tls) as client:
-                for index, request in waiting:
-                    put((index, await self._answer(request, client, job)))
+            try:
+                async with _client(endpoint, job.secret, tls) as client:
+                    for index, request in waiting:
+                        arrived.put((index, await self._answer(request, client, job)))
+            except Exception as error:
+                arrived.put(error)
 
-        return as_they_come([work] * min(endpoint.concurrency, len(requests)))
+        with _in_background([work] * min(endpoint.concurrency, len(requests))):
+            for _ in requests:
+                found = _next_of(arrived)
+                if isinstance(found, Exception):
+                    raise found
+                yield found
 
     async def _answer(self, request: Request, client: httpx.AsyncClient, job: _Job) -> Outcome:
         """Ask until there is an outcome."""
@@ -340,6 +355,31 @@ class OpenAIEngine:
         else:
             return
         raise ConfigError(problem, where=endpoint.base, fix=fix)
+
+
+@contextlib.contextmanager
+def _in_background(work: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> Iterator[None]:
+    """Work in the event loop of another thread, so that it also goes on beside a notebook's. What is left at the end is cancelled."""
+    loop = asyncio.new_event_loop()
+    tasks = [loop.create_task(one()) for one in work]
+    with contextlib.closing(loop), ThreadPoolExecutor(1) as thread:
+        thread.submit(int).result()  # it is up before the work begins: an interrupted start would leave it running
+        try:
+            thread.submit(loop.run_until_complete, asyncio.gather(*tasks, return_exceptions=True))
+            yield
+        finally:
+            for task in tasks:
+                loop.call_soon_threadsafe(task.cancel)
+
+
+LOOK_INTERVAL = 0.2
+"""Seconds between looks for a Ctrl-C: a signal just before a wait without end would be lost in it."""
+
+
+def _next_of(arrived: queue.SimpleQueue[T]) -> T:
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return arrived.get(timeout=LOOK_INTERVAL)
 
 
 def _other_request(name: str, endpoint: Endpoint) -> str:

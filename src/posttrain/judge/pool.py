@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, Protocol
 from posttrain.errors import ConfigError
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.cost import Budget, Caps, Prices, Totals, read_calls, totals
-from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Request, request_key
+from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Outcomes, Request, request_key
 from posttrain.generate.openai import Endpoint, OpenAIEngine
 from posttrain.judge.bias import BiasReport, bias_report, failures_of
 from posttrain.judge.config import JudgeConfig, JudgePrompt, JudgeSource, Plan
@@ -224,11 +224,11 @@ class _Noting:
     def fingerprint(self) -> Fingerprint:
         return self._engine.fingerprint
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
+    def generate(self, requests: Sequence[Request]) -> Outcomes:
         keys = [request_key(self.fingerprint, request) for request in requests]
         self._keys.update(keys)
-        async with contextlib.aclosing(self._engine.generate(requests)) as outcomes:
-            async for index, outcome in outcomes:
+        with contextlib.closing(self._engine.generate(requests)) as outcomes:
+            for index, outcome in outcomes:
                 yield index, self._noted(keys[index], outcome)
 
     def _noted(self, key: str, outcome: Outcome) -> Outcome:
