@@ -52,13 +52,6 @@ def test_think_blocks_are_parted_as_for_real_engines() -> None:
     assert found == Completion("Paris", reasoning="hm", usage=Usage(4, 1))
 
 
-def test_outcomes_come_by_their_delay_and_in_their_place() -> None:
-    engine = FakeEngine(lambda r: r.prompt[-1].content, delay=lambda r: 0.03 if r.prompt[-1].content == "slow" else 0.0)
-    assert [index for index, _ in engine.generate([ask("slow"), ask("a"), ask("b")])] == [1, 2, 0]
-    found = complete(engine, [ask("slow"), ask("a")])
-    assert [o.text for o in found if isinstance(o, Completion)] == ["slow", "a"]
-
-
 def test_it_remembers_what_was_asked() -> None:
     engine = FakeEngine({".*": "x"})
     requests = [ask("a"), ask("b")]
@@ -68,7 +61,7 @@ def test_it_remembers_what_was_asked() -> None:
 
 @pytest.mark.parametrize("script", [["x"] * 7, {".*": "x"}, lambda request: "x"])
 def test_every_request_has_one_outcome(script: Script) -> None:
-    assert len(complete(FakeEngine(script, delay=0.001), [ask(str(n)) for n in range(7)])) == 7
+    assert len(complete(FakeEngine(script), [ask(str(n)) for n in range(7)])) == 7
 
 
 def test_a_text_is_no_script() -> None:

@@ -11,7 +11,7 @@ import pytest
 from posttrain.errors import ConfigError, ModelError
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.engine import Completion, Failure, Outcome, Request, Sampling, complete
-from posttrain.generate.llamacpp import GgufModel, LlamaCppEngine
+from posttrain.generate.llamacpp import LlamaCppEngine
 from posttrain.types import Message
 
 pytestmark = pytest.mark.demo_model
@@ -27,7 +27,7 @@ def gguf() -> Path:
 @pytest.fixture(scope="module")
 def engine(gguf: Path) -> Iterator[LlamaCppEngine]:
     pytest.importorskip("xllamacpp")
-    with LlamaCppEngine(GgufModel(path=gguf, context=256, slots=2, threads=1)) as engine:
+    with LlamaCppEngine(gguf, context=256, slots=2, threads=1) as engine:
         yield engine
 
 
@@ -93,13 +93,13 @@ def test_the_cache_knows_the_file(engine: LlamaCppEngine, tmp_path: Path) -> Non
 def test_bad_files_and_closed_engines(tmp_path: Path, gguf: Path) -> None:
     pytest.importorskip("xllamacpp")
     with pytest.raises(ModelError, match="can't read this file"):
-        LlamaCppEngine(GgufModel(path=tmp_path / "none.gguf"))
+        LlamaCppEngine(tmp_path / "none.gguf", 64, 1)
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF but no more")
     with pytest.raises(ModelError, match="can't load this file") as caught:
-        LlamaCppEngine(GgufModel(path=broken))
+        LlamaCppEngine(broken, 64, 1)
     assert str(broken) in str(caught.value)
-    engine = LlamaCppEngine(GgufModel(path=gguf, context=64, slots=1, threads=1))
+    engine = LlamaCppEngine(gguf, context=64, slots=1, threads=1)
     engine.close()
     with pytest.raises(ConfigError, match="closed"):
         complete(engine, [ask("Hi")])
@@ -108,4 +108,4 @@ def test_bad_files_and_closed_engines(tmp_path: Path, gguf: Path) -> None:
 def test_without_the_package_the_error_names_the_extra(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(ConfigError, match=r"posttrain\[llamacpp\]"):
-        LlamaCppEngine(GgufModel(path=gguf))
+        LlamaCppEngine(gguf, 64, 1)

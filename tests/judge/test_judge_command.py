@@ -439,8 +439,10 @@ def test_a_gguf_file_judges(cli, pairs_file, tmp_path, monkeypatch):
     from posttrain.assets import MODELS, fetch
     from posttrain.generate import llamacpp
 
-    one_thread = functools.partial(llamacpp.GgufModel, threads=1)  # its threads spin where others want the processor
-    monkeypatch.setattr(llamacpp, "GgufModel", one_thread)
+    one_thread = functools.partial(
+        llamacpp.LlamaCppEngine, threads=1
+    )  # its threads spin where others want the processor
+    monkeypatch.setattr(llamacpp, "LlamaCppEngine", one_thread)
     gguf = fetch(MODELS["smollm2-135m-instruct"])
     short = tmp_path / "short.yaml"  # few tokens to read: the engine is what is tried here
     short.write_text("task: pair\nparser: pair_letter\nprompt: 'Which is better, {{reply_a}} or {{reply_b}}?'\n")

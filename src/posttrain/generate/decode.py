@@ -124,8 +124,8 @@ def _waiting(prompt: int, ids: NDArray[np.int32], sampling: Sampling, limits: Li
         raise ModelError(
             problem, where=f"prompt {prompt + 1}", fix="give a shorter prompt, or the tokenizer of this model"
         )
-    room = limits.room(len(ids))
-    sampling = sampling if room is None else replace(sampling, max_tokens=min(sampling.max_tokens, room))
+    if limits.positions is not None:
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, limits.positions - len(ids)))
     return _Live(prompt, sampling, torch.Generator().manual_seed(sampling.seed or 0), ids.tolist(), [])
 
 

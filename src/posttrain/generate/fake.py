@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from posttrain.errors import ConfigError
@@ -25,22 +24,19 @@ class FakeEngine:
     """Answers from a script.
 
     ``script``: a function; patterns (``re.search`` in the last message, in the order given); or a list, used up in
-    the order of the requests over all calls. ``delay``: seconds until an outcome arrives, one number or a function of the
-    request, all requests side by side. ``model``: the name in the fingerprint.
+    the order of the requests over all calls. ``model``: the name in the fingerprint.
 
     ``requests`` holds everything that was asked. Usage counts words, in the place of tokens.
     """
 
-    def __init__(
-        self, script: Script, *, delay: float | Callable[[Request], float] = 0.0, model: str = "scripted"
-    ) -> None:
+    def __init__(self, script: Script, *, model: str = "scripted") -> None:
         if isinstance(script, str):
             raise ConfigError(
                 "a single text is not a script",
                 where="FakeEngine",
                 fix='give a list, patterns ({".*": text}) or a function',
             )
-        self._script, self._delay, self._model = script, delay, model
+        self._script, self._model = script, model
         self.requests: list[Request] = []
 
     @property
@@ -49,19 +45,13 @@ class FakeEngine:
         return Fingerprint(engine="fake", model=self._model)
 
     def generate(self, requests: Sequence[Request]) -> Outcomes:
-        """The script's outcomes, ordered by their delay.
+        """The script's outcomes.
 
         Raises:
             ConfigError: the list is used up, or no pattern fits; names the request.
 
         """
-        outcomes = [self._outcome(request) for request in requests]
-        delays = [self._delay if isinstance(self._delay, int | float) else self._delay(request) for request in requests]
-        passed = 0.0
-        for index in sorted(range(len(requests)), key=lambda i: delays[i]):
-            time.sleep(max(0.0, delays[index] - passed))
-            passed = max(passed, delays[index])
-            yield index, outcomes[index]
+        yield from enumerate(map(self._outcome, requests))
 
     def _outcome(self, request: Request) -> Outcome:
         self.requests.append(request)

@@ -11,11 +11,9 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from annotated_types import Ge
+from typing import Any
 
 from posttrain.artifacts import file_digest
 from posttrain.errors import ConfigError, ModelError
@@ -23,29 +21,18 @@ from posttrain.generate.engine import Failure, Fingerprint, Outcome, Outcomes, R
 from posttrain.generate.wire import body_of, read_answer, read_error
 
 
-@dataclass(frozen=True, kw_only=True)
-class GgufModel:
-    """A GGUF file and the room it gets."""
-
-    path: Path
-    context: Annotated[int, Ge(64)] = 4096
-    """Tokens of prompt and reply that one sequence may have."""
-    slots: Annotated[int, Ge(1)] = 4
-    """Replies made at once."""
-    threads: Annotated[int, Ge(0)] = 0
-    """Threads of the processor; 0 = llama.cpp's own choice."""
-
-
 class LlamaCppEngine:
-    """Answers with a GGUF model in this process.
+    """Answers with a GGUF file in this process.
 
+    context: tokens of prompt and reply that one sequence may have. slots: replies made at once. threads: of the processor; 0 =
+    llama.cpp's own choice.
     Raises ConfigError where xllamacpp is not installed, ModelError where the file is missing or can't be loaded. A prompt that does
     not fit the context is a Failure ``invalid_request``. Close it, or use it in a ``with`` block, to free the model.
     """
 
-    def __init__(self, model: GgufModel) -> None:
-        self._model, self._digest = model, _digest(model.path)
-        self._server = _load(model)
+    def __init__(self, path: Path, context: int, slots: int, threads: int = 0) -> None:
+        self._path, self._digest, self._context, self._slots = path, _digest(path), context, slots
+        self._server = _load(path, context, slots, threads)
 
     def __enter__(self) -> LlamaCppEngine:
         return self
@@ -62,8 +49,8 @@ class LlamaCppEngine:
         """Digest of the file, and the context, which decides what is cut."""
         return Fingerprint(
             engine="llamacpp",
-            model=f"{self._model.path.name}:{self._digest[:16]}",
-            options=json.dumps({"context": self._model.context}),
+            model=f"{self._path.name}:{self._digest[:16]}",
+            options=json.dumps({"context": self._context}),
         )
 
     def generate(self, requests: Sequence[Request]) -> Outcomes:
@@ -71,7 +58,7 @@ class LlamaCppEngine:
         server = self._server
         if server is None:
             raise ConfigError("this engine is closed", where="LlamaCppEngine", fix="make a new one")
-        with ThreadPoolExecutor(self._model.slots) as threads:
+        with ThreadPoolExecutor(self._slots) as threads:
             places = {threads.submit(self._answer, server, request): index for index, request in enumerate(requests)}
             try:
                 for answer in as_completed(places):
@@ -80,7 +67,7 @@ class LlamaCppEngine:
                 threads.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, server: Any, request: Request) -> Outcome:
-        body = body_of(request, self._model.path.name, "max_tokens", {})
+        body = body_of(request, self._path.name, "max_tokens", {})
         try:
             found = server.handle_chat_completions(body)
         except ValueError as error:  # a body it can't read, a template that refuses
@@ -93,7 +80,7 @@ class LlamaCppEngine:
         return replace(outcome, attempts=1) if isinstance(outcome, Failure) else outcome
 
 
-def _load(model: GgufModel) -> Any:
+def _load(path: Path, context: int, slots: int, threads: int) -> Any:
     try:
         import xllamacpp
     except ImportError as error:
@@ -101,13 +88,13 @@ def _load(model: GgufModel) -> Any:
             "the llama.cpp engine needs the package xllamacpp", fix="pip install 'posttrain[llamacpp]'"
         ) from error
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(model.path)
-    parameters.n_parallel = model.slots
-    parameters.n_ctx = model.context * model.slots  # llama.cpp divides it among the slots
+    parameters.model.path = str(path)
+    parameters.n_parallel = slots
+    parameters.n_ctx = context * slots  # llama.cpp divides it among the slots
     parameters.n_gpu_layers = 0
     parameters.verbosity = 0
-    if model.threads:
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = model.threads
+    if threads:
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     try:
         with _quiet():
             server = xllamacpp.Server(parameters)
@@ -116,7 +103,7 @@ def _load(model: GgufModel) -> Any:
             return server
     except RuntimeError as error:
         raise ModelError(
-            "llama.cpp can't load this file", where=str(model.path), fix="give a GGUF model that this llama.cpp knows"
+            "llama.cpp can't load this file", where=str(path), fix="give a GGUF model that this llama.cpp knows"
         ) from error
 
 

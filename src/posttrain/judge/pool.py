@@ -125,10 +125,10 @@ def open_engine(source: JudgeSource, config: JudgeConfig, ledger: Path) -> Engin
         caps = Caps(money=config.max_money, calls=config.max_calls)
         return OpenAIEngine(endpoint, prices=prices, caps=caps, ledger=ledger)
     if source.gguf is not None:
-        from posttrain.generate.llamacpp import GgufModel, LlamaCppEngine
+        from posttrain.generate.llamacpp import LlamaCppEngine
 
         context, slots = source.context or GGUF_CONTEXT, source.concurrency or GGUF_SLOTS
-        return LlamaCppEngine(GgufModel(path=Path(source.gguf), context=context, slots=slots))
+        return LlamaCppEngine(Path(source.gguf), context, slots)
     return _local_engine(source)
 
 

@@ -309,11 +309,11 @@ def _mlp_forward(module: nn.Module) -> Forward | None:
     if len(layers) != 3 or not is_silu or any(s.base().bias is not None for s in layers):
         return None
 
-    def bare() -> bool:
-        return not torch.is_grad_enabled() and all(s.off() for s in layers)
+    def applies() -> bool:
+        return all(s.ready() for s in layers) or (not torch.is_grad_enabled() and all(s.off() for s in layers))
 
     def fused(x: Tensor) -> Tensor:
-        if bare():
+        if layers[0].off():
             gate, up, down = (s.base() for s in layers)
             return down(F.silu(gate(x)).mul_(up(x)))  # type: ignore[no-any-return]
         pairs = [s.pair() for s in layers]
@@ -323,7 +323,7 @@ def _mlp_forward(module: nn.Module) -> Forward | None:
         y: Tensor = _GatedMlp.apply(flat, scales, *weights, *(t for a, b, _ in pairs for t in (a, b)))
         return y.view(*x.shape[:-1], -1)
 
-    forward = _unless(module, fused, lambda: bare() or all(s.ready() for s in layers))
+    forward = _unless(module, fused, applies)
     return forward if _agrees(module, forward) else None
 
 

@@ -112,10 +112,6 @@ class Limits:
     positions: int | None
     """Tokens of a sequence, where positions are learned or tabulated; None = positions are computed, so there is no last one."""
 
-    def room(self, length: int) -> int | None:
-        """New tokens that have a position behind so many; None = as many as wanted."""
-        return None if self.positions is None else self.positions - length
-
     def problem(self, ids: NDArray[np.integer[Any]]) -> str | None:
         """Why these ids [T] can't be continued by a token; None where they can."""
         if not len(ids):

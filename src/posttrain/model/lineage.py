@@ -125,7 +125,9 @@ def write_record(out: StageDir, lineage: Lineage, base: Path, template_from: str
     base: the folder of the recipe's model, which is told apart from folders of the run. template_from: what decided the template.
     """
     adapted = out.file("adapter").is_dir()
-    on: dict[str, Any] = {"recipe": True} if lineage.folder == base else {"folder": _relative(lineage.folder, out.path)}
+    # relative, so that it stays right when the run folder is moved as a whole
+    folder = os.path.relpath(lineage.folder.resolve(), out.path.resolve())
+    on: dict[str, Any] = {"recipe": True} if lineage.folder == base else {"folder": folder}
     record = {
         "schema": SCHEMA,
         "weights": "adapter" if adapted else "model",
@@ -171,8 +173,3 @@ def _recorded(path: Path) -> tuple[dict[str, Any], datetime | None]:
         return dict(on or {}), None if clock is None else datetime.fromisoformat(clock)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path.name} is damaged: {error}", where=str(path), fix="run the stage again") from error
-
-
-def _relative(folder: Path, start: Path) -> str:
-    """A path that stays right when the run folder is moved as a whole."""
-    return os.path.relpath(folder.resolve(), start.resolve())
