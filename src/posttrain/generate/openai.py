@@ -362,14 +362,20 @@ def _in_background(work: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> I
     """Work in the event loop of another thread, so that it also goes on beside a notebook's. What is left at the end is cancelled."""
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(one()) for one in work]
-    with contextlib.closing(loop), ThreadPoolExecutor(1) as thread:
+
+    def run() -> None:
+        with contextlib.closing(loop):
+            loop.run_until_complete(asyncio.wait(tasks))
+
+    with ThreadPoolExecutor(1) as thread:
         thread.submit(int).result()  # it is up before the work begins: an interrupted start would leave it running
         try:
-            thread.submit(loop.run_until_complete, asyncio.gather(*tasks, return_exceptions=True))
+            thread.submit(run)
             yield
         finally:
             for task in tasks:
-                loop.call_soon_threadsafe(task.cancel)
+                with contextlib.suppress(RuntimeError):  # the loop is closed: all work is done
+                    loop.call_soon_threadsafe(task.cancel)
 
 
 LOOK_INTERVAL = 0.2

@@ -52,7 +52,7 @@ class Way(Protocol):
         """End a live sequence; the last one moves to its place."""
 
 
-class Batched:
+class _Batched:
     """Many sequences at once, keys and values in a cache of our own."""
 
     def __init__(self, model: nn.Module, room: int) -> None:
@@ -60,17 +60,14 @@ class Batched:
         self._device = causal_lm(model).get_input_embeddings().weight.device
 
     def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """See `Way`."""
         ids = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
         places = np.concatenate([np.arange(len(sequence)) for sequence in sequences])
         return self._logits(ids, places, Prefill(self._cache, [len(sequence) for sequence in sequences]))
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """See `Way`."""
         return self._logits(np.array(tokens, np.int64), np.array(self._cache.lengths), Step(self._cache))
 
     def remove(self, place: int) -> None:
-        """See `Way`."""
         self._cache.remove(place)
 
     def _logits(self, ids: NDArray[np.int64], places: NDArray[np.int64], cache: Prefill | Step) -> Tensor:
@@ -78,25 +75,22 @@ class Batched:
         return next_logits(self._model, ids_T, places_T, cache)
 
 
-class OneAtATime:
+class _OneAtATime:
     """The model's own code. ``more``: logits [1, V] after further tokens, and the memory of all, from the memory of those before."""
 
     def __init__(self, model: nn.Module, more: Callable[[nn.Module, Sequence[int], Any], tuple[Tensor, Any]]) -> None:
         self._model, self._more, self._memory = model, more, None
 
     def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """See `Way`."""
         (ids,) = sequences
         self._memory = None
         return self.step(ids)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """See `Way`."""
         logits_1V, self._memory = self._more(self._model, tokens, self._memory)
         return logits_1V
 
     def remove(self, place: int) -> None:
-        """See `Way`."""
         self._memory = None
 
 
@@ -116,14 +110,14 @@ class Kind(NamedTuple):
     """What to tell of it, where it is slow."""
 
 
-BATCHED = Kind(Batched)
+BATCHED = Kind(_Batched)
 OWN_CACHE = Kind(
-    lambda model, room: OneAtATime(model, own_cached_logits),
+    lambda model, room: _OneAtATime(model, own_cached_logits),
     1,
     "its replies are made one at a time, by its own code and cache, which is slow",
 )
 RECOMPUTED = Kind(
-    lambda model, room: OneAtATime(model, _recomputed),
+    lambda model, room: _OneAtATime(model, _recomputed),
     1,
     "its replies are made one at a time and every token is computed from all before it, which is very slow",
 )
