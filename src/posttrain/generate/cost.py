@@ -103,7 +103,7 @@ class Budget:
         self.reserved = NOTHING
         money = None if caps.money is None else round(caps.money * TRILLION)
         self._caps = (caps.calls, caps.tokens, money)
-        self._settled: list[asyncio.Future[None]] = []
+        self._settled = asyncio.Event()
 
     def _fits(self, amount: Spending, beside: Spending) -> bool:
         total = self.spent.plus(beside).plus(amount)
@@ -115,9 +115,7 @@ class Budget:
         while not self._fits(amount, self.reserved):
             if not self._fits(amount, NOTHING):
                 return None
-            settled = asyncio.get_running_loop().create_future()
-            self._settled.append(settled)
-            await settled
+            await self._settled.wait()
         self.reserved = self.reserved.plus(amount)
         return amount
 
@@ -125,10 +123,8 @@ class Budget:
         """Replace a reservation by what the call is counted with."""
         self.reserved = self.reserved.minus(reservation)
         self.spent = self.spent.plus(counted)
-        waiting, self._settled = self._settled, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        self._settled.set()
+        self._settled = asyncio.Event()
 
 
 # ---- the ledger ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import asyncio
 import email.utils
 import random
 import time
-from collections import deque
 from collections.abc import Mapping
 from typing import Literal
 
@@ -32,7 +31,7 @@ class Limiter:
         self.under_way = 0
         self._sent = self._last_of_round = 0
         self._silent_until = 0.0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._left = asyncio.Event()
 
     @property
     def silence(self) -> float:
@@ -41,21 +40,15 @@ class Limiter:
 
     async def enter(self) -> int:
         """Wait for a place; gives the number of the request, to be handed to `leave`."""
-        try:
-            while True:
-                if self.silence > 0:
-                    await asyncio.sleep(self.silence)
-                elif self.under_way < int(self.limit):
-                    self.under_way += 1
-                    self._sent += 1
-                    return self._sent
-                else:
-                    place = asyncio.get_running_loop().create_future()
-                    self._waiting.append(place)
-                    await place
-        except asyncio.CancelledError:
-            self._call_in()  # if it had been called in, the next one may come instead
-            raise
+        while True:
+            if self.silence > 0:
+                await asyncio.sleep(self.silence)
+            elif self.under_way < int(self.limit):
+                self.under_way += 1
+                self._sent += 1
+                return self._sent
+            else:
+                await self._left.wait()
 
     def leave(self, number: int, sign: Sign) -> None:
         """Give the place back, and learn from how the request ended."""
@@ -65,19 +58,12 @@ class Limiter:
         elif sign == "overloaded" and number > self._last_of_round:
             self.limit = max(1.0, self.limit * DECREASE)
             self._last_of_round = self._sent
-        self._call_in()
+        self._left.set()
+        self._left = asyncio.Event()
 
     def pause(self, seconds: float) -> None:
         """Let no one pass for this long; a pause that is on is never cut short."""
         self._silent_until = max(self._silent_until, time.monotonic() + seconds)
-
-    def _call_in(self) -> None:
-        free = int(self.limit) - self.under_way
-        while self._waiting and free > 0:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(None)
-                free -= 1
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
