@@ -8,6 +8,7 @@ others, which do not see each other. Values and gradients are those of the separ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -19,26 +20,21 @@ SHORTEST_SHARED = 16
 """Tokens from which a common prefix is worth a segment of its own: each costs a few small matrix products a layer."""
 
 
+@dataclass(frozen=True, init=False)
 class Segments:
     """The layout of T packed tokens: segment i has ``lengths[i]`` tokens and continues segment ``parents[i]``.
 
-    ``parents[i]`` is -1 where a sequence starts and smaller than i elsewhere. Immutable and hashable.
+    ``parents[i]`` is -1 where a sequence starts and smaller than i elsewhere.
     """
 
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...]
+
     def __init__(self, lengths: Sequence[int], parents: Sequence[int] | None = None) -> None:
-        self.lengths = tuple(int(length) for length in lengths)
-        self.parents = tuple(int(p) for p in parents) if parents is not None else (-1,) * len(self.lengths)
+        object.__setattr__(self, "lengths", tuple(map(int, lengths)))
+        object.__setattr__(self, "parents", (-1,) * len(lengths) if parents is None else tuple(map(int, parents)))
         if len(self.parents) != len(self.lengths) or any(not -1 <= p < i for i, p in enumerate(self.parents)):
             raise ValueError(f"segments of lengths {self.lengths} can't continue {self.parents}")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Segments) and (self.lengths, self.parents) == (other.lengths, other.parents)
-
-    def __hash__(self) -> int:
-        return hash((self.lengths, self.parents))
-
-    def __repr__(self) -> str:
-        return f"Segments({self.lengths}, {self.parents})"
 
     @cached_property
     def starts(self) -> tuple[int, ...]:

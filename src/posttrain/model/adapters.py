@@ -67,15 +67,11 @@ def not_reached(model: nn.Module) -> tuple[str, ...]:
     for name, module in causal_lm(model).named_modules():
         if re.search(r"lora_|base_layer|^score(\.|$)", name):
             continue
-        if (
-            isinstance(module, nn.Linear)
-            and module is not head
-            and (name not in alone or name.rpartition(".")[2] in _READ_PAST)
-        ):
+        own_name = name.rpartition(".")[2]
+        wanted = name not in alone or own_name in _READ_PAST
+        if isinstance(module, nn.Linear) and module is not head and wanted:
             found.add(name)
-        if _holds_experts(name.rpartition(".")[2], module) and not any(
-            isinstance(m, nn.Linear) for m in module.modules()
-        ):
+        if _holds_experts(own_name, module) and not any(isinstance(m, nn.Linear) for m in module.modules()):
             found |= {f"{name}.{n}" for n, p in module.named_parameters() if p.dim() > 1 and "bias" not in n}
     return tuple(sorted({re.sub(r"\.\d+\.", ".*.", name) for name in found}))
 
@@ -145,13 +141,10 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Pe
         raise ModelError("no adapter_config.json here: this is not a PEFT adapter", where=str(folder))
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError("no adapter_model.safetensors here (pickled weights are never loaded)", where=str(folder))
+    read = _reward_adapter if hasattr(model, "score") else _plain_adapter
     try:
         with _quiet_peft():
-            wrapped, odd = (
-                _reward_adapter(model, folder, trainable)
-                if hasattr(model, "score")
-                else _plain_adapter(model, folder, trainable)
-            )
+            wrapped, odd = read(model, folder, trainable)
     except Exception as error:  # PEFT, safetensors and torch each raise their own types here
         raise ModelError(f"the adapter does not fit this model: {in_a_line(error)}", where=str(folder)) from error
     if "base_model.model.score.weight" in odd:
