@@ -239,10 +239,9 @@ def test_a_gguf_judge_gets_its_room_and_is_closed(judge_pool, monkeypatch):
     made = []
 
     class Engine(FakeEngine):
-        def __init__(self, model):
-            super().__init__(lambda request: "[[A]]", model=model.path.name)
-            made.append(model)
-            self.closed = False
+        def __init__(self, path, context, slots):
+            super().__init__(lambda request: "[[A]]", model=path.name)
+            made.append((path, context, slots))
 
         def __enter__(self):
             return self
@@ -256,9 +255,4 @@ def test_a_gguf_judge_gets_its_room_and_is_closed(judge_pool, monkeypatch):
     ) as judging:
         judged = judging.session().ask(pairs("x"), PAIR, Plan())
         assert [one.name for one in judged] == ["some/judge.gguf", "b.gguf"]
-    models = [one for one in made if one != "closed"]
-    assert [(one.path, one.context, one.slots) for one in models] == [
-        (Path("some/judge.gguf"), 8192, 4),
-        (Path("b.gguf"), 512, 1),
-    ]
-    assert made[2:] == ["closed", "closed"]
+    assert made == [(Path("some/judge.gguf"), 8192, 4), (Path("b.gguf"), 512, 1), "closed", "closed"]
