@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
@@ -84,7 +85,7 @@ def _as_typed(text: str | None, keys: Sequence[Keys]) -> str:
     """An error's text with options in place of the paths of the recipe."""
     for at in sorted((at for one in keys for at in one.at if at), key=len, reverse=True):
         text = (text or "").replace(f"{at.removesuffix('.')}: ", "").replace(at, "--")
-    return text or ""
+    return re.sub(r"^option '(?!--)", "option '--", text or "")
 
 
 def _as_yaml(owner: type, name: str, text: str, before: list[str]) -> str:
