@@ -89,10 +89,10 @@ class Document:
     def error(self, problems: Sequence[Problem]) -> ConfigError:
         """One ConfigError that tells all problems (the first ten), in the order of the file."""
         found = [(self.place(p.path), f"{dotted(p.path)}: {p.message}") for p in problems]
-        return _told(self.file, found)
+        return _error_of(self.file, found)
 
 
-def _told(file: str, found: Sequence[tuple[Place, str]]) -> ConfigError:
+def _error_of(file: str, found: Sequence[tuple[Place, str]]) -> ConfigError:
     ordered = sorted(dict.fromkeys(found), key=lambda item: (isinstance(item[0], str), item[0]))
     if len(ordered) == 1:
         place, message = ordered[0]
@@ -335,7 +335,7 @@ def _document(root: yaml.Node, file: str) -> Document:
 
     value = walk(root, ())
     if found:
-        raise _told(file, found)
+        raise _error_of(file, found)
     return Document(file, value, places)
 
 
@@ -477,7 +477,7 @@ def build(annotation: type[T], document: Document, path: ConfigPath = ()) -> T:
         return checker.validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
         raw = [_problem(annotation, value, found) for found in error.errors(include_url=False)]
-    problems = [Problem((*path, *problem.path), problem.message) for problem in _told_once(raw)]
+    problems = [Problem((*path, *problem.path), problem.message) for problem in _without_echoes(raw)]
     raise document.error(problems) from None
 
 
@@ -533,7 +533,8 @@ def _spelling_hint(annotation: Any, value: Any) -> str:
     if not isinstance(value, str):
         return ""
     bases = {shape_of(member).base for member in (shape.members or (annotation,))}
-    plain = re.sub(r"[_, ]", "", value)
+    thousands = re.fullmatch(r"[-+]?\d{1,3}([_, ]\d{3})+(\.\d+)?", value)
+    plain = re.sub(r"[_, ]", "", value) if thousands else value.replace(",", ".")
     if {int, float} & bases and _FLOAT.fullmatch(plain) and math.isfinite(float(plain)):
         return f" (write {plain}, without quotes)"
     if bool in bases and value.lower() in _YAML_1_1_BOOL:
@@ -562,7 +563,7 @@ def _configs(annotation: Any) -> tuple[type, ...]:
     return tuple(config for part in inner if part is not Ellipsis for config in _configs(part))
 
 
-def _told_once(problems: Sequence[Problem]) -> list[Problem]:
+def _without_echoes(problems: Sequence[Problem]) -> list[Problem]:
     """Without echoes: a list called too short because its entry is wrong, a key called missing because it is misspelt."""
     paths = {problem.path for problem in problems}
     suggested = {

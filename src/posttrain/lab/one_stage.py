@@ -111,8 +111,8 @@ class OneStage:
 
 def options_of(name: str) -> str:
     """Every option of a command, for ``--help``."""
-    judge = ["--local=-"] if name.startswith("judge ") else []
-    return options_help(one_stage(name, ["-", *judge]).keys)
+    needed = {"judge": ["--local=-"], "score": ["--model=-"]}.get(name.partition(" ")[0], [])
+    return options_help(one_stage(name, ["-", *needed]).keys)
 
 
 def one_stage(name: str, words: Sequence[str]) -> OneStage:
@@ -136,6 +136,8 @@ def one_stage(name: str, words: Sequence[str]) -> OneStage:
     keys = [Keys(Source, tuple(f"stages.{read}.sources.{k}." for k in range(len(sources))), only=SOURCE_KEYS)]
     data = {"kind": "data", "sources": sources, "held_out": 0, "profile": False}
     if verb == "score":
+        if not any(option.startswith("model=") for option in options):
+            raise ConfigError("whose scores?", where=f"posttrain {name}", fix="give --model MODEL")
         keys.append(Keys(ScoreStage, (at,), without=("data",)))
         stages = {READ: data, verb: {"kind": "score", "data": READ}}
         found = OneStage(
