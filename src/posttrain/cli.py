@@ -218,8 +218,8 @@ def show(
     if as_json:
         typer.echo(json.dumps(row_json(value), ensure_ascii=False))
     else:
-        shown = row_page(value)
-        _console().print(terminal.page(shown), *map(terminal.section, shown.sections), sep="\n", soft_wrap=False)
+        drawn = row_page(value)
+        _console().print(terminal.page(drawn), *map(terminal.section, drawn.sections), sep="\n", soft_wrap=False)
     if value.rejected is not None:
         raise typer.Exit(2)
 

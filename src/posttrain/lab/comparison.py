@@ -227,7 +227,7 @@ def _score_pairs(settings: CompareSettings, rows: Sequence[tuple[str, Record]], 
     values: dict[str, dict[str, list[float]]] = {settings.a: {}, settings.b: {}}
     clusters: dict[str, str] = {}
     known: set[str] = set()
-    asked: set[str] = set()
+    prompts: set[str] = set()
     boolean = True
     for where, record in rows:
         name = str(cell(record, model, where))
@@ -235,7 +235,7 @@ def _score_pairs(settings: CompareSettings, rows: Sequence[tuple[str, Record]], 
         if name not in values:
             continue
         key = str(cell(record, item, where))
-        asked.add(key)
+        prompts.add(key)
         group = key if settings.cluster is None else str(cell(record, settings.cluster, where))
         if clusters.setdefault(key, group) != group:
             raise DataError(
@@ -263,7 +263,7 @@ def _score_pairs(settings: CompareSettings, rows: Sequence[tuple[str, Record]], 
         np.array([np.mean(of_a[key]) for key in paired]),
         np.array([np.mean(of_b[key]) for key in paired]),
         [clusters[key] for key in paired],
-        len(asked) - len(paired),
+        len(prompts) - len(paired),
         mcnemar=boolean and single and settings.cluster is None,
     )
 
@@ -296,11 +296,11 @@ def _value(record: Record, measure: str, where: str) -> bool | float | None:
 def _models_known(settings: CompareSettings, known: set[str]) -> None:
     for name in (settings.a, settings.b):
         if name not in known:
-            shown = sorted(known)
+            models = sorted(known)
             raise DataError(
-                f"no model {name!r}{did_you_mean(name, shown)}",
+                f"no model {name!r}{did_you_mean(name, models)}",
                 where=settings.file,
-                fix=f"the file has {', '.join(shown[:8])}{' ...' if len(shown) > 8 else ''}",
+                fix=f"the file has {', '.join(models[:8])}{' ...' if len(models) > 8 else ''}",
             )
 
 

@@ -71,7 +71,7 @@ def _assignments(where: str, keys: Sequence[Keys], options: Sequence[str]) -> It
         name, _, text = option.partition("=")
         one = next((one for one in keys if one.has(name)), None)
         if one is None:
-            known = [shown for one in keys for shown in one.listed()]
+            known = [listed for one in keys for listed in one.listed()]
             raise ConfigError(
                 f"unknown option --{name.replace('_', '-')}{did_you_mean(name, known)}",
                 where=where,

@@ -309,8 +309,8 @@ def _glance(run: Run) -> values.Section | None:
             (line.label, *(line.cells.get(model) for model in models)) for line in run.lines if line.group == group
         ]
     verdicts = [cell.verdict for line in run.lines for cell in line.cells.values() if cell.verdict]
-    shown = sum(verdict != "not shown" for verdict in verdicts)
-    text = f"{shown} of {plural(len(verdicts), 'difference')} from the baseline {'is' if shown == 1 else 'are'} shown and marked."
+    marked = sum(verdict != "not shown" for verdict in verdicts)
+    text = f"{marked} of {plural(len(verdicts), 'difference')} from the baseline {'is' if marked == 1 else 'are'} shown and marked."
     text = f"{text} Where there is no mark, no difference is shown." if verdicts else "No two models are compared here."
     table = values.Table("Measures by model", ("Measure", *models), tuple(rows), glance=True)
     return values.Section("All models at a glance", "glance", (values.Text(text), table))
