@@ -127,13 +127,14 @@ def _experiment(recipe: Recipe, folder: Path, *, stderr: bool = False) -> Iterat
         ) from None
 
 
-def _show_end(run_dir: RunDir, *, page: bool = True) -> None:
+def _show_end(run_dir: RunDir, *, page: bool = True, summary: bool = True) -> None:
     """The headline numbers of a run, and where to look."""
     from posttrain.stages import KINDS
     from posttrain.stages.page import terminal_summary
 
     console = _console()
-    console.print(terminal_summary(run_dir, KINDS))
+    if summary:
+        console.print(terminal_summary(run_dir, KINDS))
     written = run_dir.path / "report" / "index.html"
     found = page and written.exists()
     console.print(f"\nOpen {written}" if found else f"\nResults are in {run_dir.path}", highlight=False)
@@ -246,13 +247,13 @@ _OPTIONS_ARE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True, "
 """Of a command whose options are keys of a configuration."""
 
 
-def _one_stage(group: typer.Typer, name: str, words: str, about: str) -> None:
+def _one_stage(group: typer.Typer, name: str, words: str, about: str, more: str | None = None) -> None:
     """Add a command that is a recipe of one stage; its options are keys of the recipe."""
     verb = name.rpartition(" ")[2]
 
-    @group.command(
-        verb, help=f"{about}\n\nposttrain {name} {words} -o DIR [--KEY VALUE]...", context_settings=_OPTIONS_ARE_KEYS
-    )
+    usage = f"posttrain {name} {words} -o DIR [--KEY VALUE]..."
+
+    @group.command(verb, help=f"{about}\n\n{usage}", epilog=more, context_settings=_OPTIONS_ARE_KEYS)
     def command(
         ctx: typer.Context,
         out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write into, a run folder.")] = None,
@@ -274,8 +275,11 @@ def _one_stage(group: typer.Typer, name: str, words: str, about: str) -> None:
             experiment.execute()
         if as_json:
             typer.echo(found.json(out))
-        else:
+            return
+        if name != "eval":
             _console().print(terminal.section(found.section(out, recipe)), highlight=False)
+        if "report" in recipe.stages:
+            _show_end(experiment.run, summary=name == "eval")
 
 
 for _name, _about in {
@@ -296,6 +300,15 @@ _one_stage(
 )
 _one_stage(
     app, "arena", "FILE", "Rate models from judged pairs: ratings with intervals, win matrix, style control, one page."
+)
+_one_stage(
+    app,
+    "eval",
+    "MODELS...",
+    "Run benchmarks on models, with judges where they need one, and write one report. A model is runs/NAME/STAGE, a model or adapter folder, "
+    "an asset or a hub name; NAME=TARGET names it. The first is the baseline. Killed? Run it again: it goes on.",
+    "Benchmarks with prompts of their own: pairwise, safety, diversity. With your file: mt_bench, alpaca_eval, arena_hard, ifeval, "
+    "gsm8k, overlap. What each measures and its keys: docs/benchmarks.md. Without --prompts only benchmarks are measured.",
 )
 for _name, _about in {
     "pairs": "Which of two replies is better: both orders, win rates with intervals, and the judge's bias.",
@@ -357,64 +370,6 @@ def verify(
     source = Source(path=conversations, format=row_format, columns=parse_columns(columns))
     if not verify_model(source, model, rows, template, max_length, as_json, _console()):
         raise typer.Exit(1)
-
-
-@app.command(
-    "eval",
-    epilog="Benchmarks with prompts of their own: pairwise, safety, diversity. With your file: mt_bench, alpaca_eval, arena_hard, ifeval, "
-    "gsm8k, overlap. What each measures and its keys: docs/benchmarks.md",
-)
-def evaluate(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODELS...",
-            help="runs/NAME/STAGE, a model or adapter folder, an asset or a hub name; NAME=TARGET names it. The first is the baseline.",
-        ),
-    ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder; its report is written to report/index.html.")],
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--benchmark",
-            help="BENCHMARK=PATH, as gsm8k=test.jsonl, or BENCHMARK alone where it has prompts of its own; may be repeated.",
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            "--judge", help="endpoint=URL,model=NAME, local=TARGET, reward=TARGET, gguf=FILE, or a YAML file (a panel)."
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option("--prompts", help="Show and check replies to builtin prompts, or to those of a YAML file."),
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A key of an eval stage, or BENCHMARK.KEY=VALUE, as gsm8k.max_prompts=50.",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of draws and resamples.")] = 0,
-) -> None:
-    """Run benchmarks on models, with judges where they need one, and write one report. Killed? Run it again: it goes on."""
-    from posttrain.lab.eval_command import EvalCommand, eval_recipe
-
-    command = EvalCommand(
-        models=tuple(models),
-        out=out,
-        benchmarks=tuple(benchmark or ()),
-        judge=judge,
-        prompts=prompts,
-        settings=tuple(setting or ()),
-        seed=seed,
-    )
-    with _experiment(eval_recipe(command), out) as experiment:
-        experiment.execute()
-    _show_end(experiment.run)
 
 
 @app.command(

@@ -124,11 +124,11 @@ def judged(place: Path, cli: Cli) -> Judged:
     arguments: list[str] = []
     for benchmark, setting in BENCHMARKS.items():
         key = benchmark.split(":")[0].split("=")[0]
-        arguments += ["--benchmark", benchmark, "--set", f"{key}.max_tokens=6", "--set", f"{key}.max_prompts=6"]
-        arguments += ["--set", setting] if setting else []
+        arguments += ["--benchmark", benchmark, f"--{key}.max-tokens=6", f"--{key}.max-prompts=6"]
+        arguments += [f"--{setting}"] if setting else []
     with Server(bodies=verdict) as server:
         judge = f"endpoint={server.url},model=scripted"
-        settings = ("--set", "resamples=200", "--set", "max_new_tokens=6", "--set", "device=cpu")
+        settings = ("--resamples=200", "--max-new-tokens=6", "--device=cpu")
         done = cli(
             "eval",
             "base=model",

@@ -6,20 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.config import Document, build
 from posttrain.errors import ConfigError
 from posttrain.judge.config import JudgeConfig
-from posttrain.lab.eval_command import EvalCommand, eval_recipe
+from posttrain.lab.one_stage import one_stage
 
 
 def judge_of(text: str, model: Path) -> JudgeConfig:
-    models = (f"a={model}", f"b={model}")
-    command = EvalCommand(models=models, out=Path("runs/e"), benchmarks=("mt_bench_like:diversity",), judge=text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("posttrain.lab.eval_command.recipe_of", lambda document: document)
-        stage = eval_recipe(command).value["stages"]["evaluate"]
-    from posttrain.config import Document, build
-
-    return build(JudgeConfig, Document("judge", stage["judge"], {(): 1}))
+    command = one_stage("eval", [f"a={model}", f"b={model}", "--benchmark", "some:diversity", "--judge", text])
+    return build(JudgeConfig, Document("judge", command.stages["evaluate"]["judge"], {(): 1}))
 
 
 def test_every_option_of_a_judge_can_be_given(tiny_model: Path) -> None:

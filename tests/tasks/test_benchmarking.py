@@ -208,7 +208,7 @@ def test_the_command_runs_benchmarks_and_writes_a_report(cli: Any, tmp_path: Pat
     out = tmp_path / "runs" / "compared"
     other = other_model(tiny_model, tmp_path)
     arguments = ["eval", f"base={tiny_model}", f"new={other}", "-o", out, "--benchmark", "safety"]
-    arguments += ["--set", "safety.max_prompts=4", "--set", "safety.max_tokens=3", "--set", "resamples=200"]
+    arguments += ["--safety.max-prompts", "4", "--safety.max-tokens", "3", "--resamples", "200"]
     done = cli(*arguments)
     assert done.code == 0, done.err
     assert f"Open {out / 'report' / 'index.html'}" in done.out
@@ -243,14 +243,14 @@ def test_the_help_names_every_benchmark(cli: Any) -> None:
                 "OUT",
                 "--benchmark",
                 "safety",
-                "--set",
-                "safety.labels_by=judge",
+                "--safety.labels-by",
+                "judge",
                 "--judge",
                 "reward=x",
             ],
             "a reward model judges pairs",
         ),
-        (["eval", "MODEL", "-o", "OUT", "--benchmark", "safety", "--set", "safety.max_promts=3"], "max_prompts"),
+        (["eval", "MODEL", "-o", "OUT", "--benchmark", "safety", "--safety.max-promts", "3"], "max_prompts"),
     ],
 )
 def test_wrong_commands_are_told(cli: Any, tmp_path: Path, tiny_model: Path, arguments: list[str], told: str) -> None:

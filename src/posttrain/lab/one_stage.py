@@ -5,28 +5,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from posttrain.artifacts import Ledger, RunDir, plain, read_json
+from posttrain.artifacts import RunDir, plain
 from posttrain.config import build, read_yaml
 from posttrain.data.config import ChainStep, Source
 from posttrain.data.mix import MixStep
-from posttrain.data.rows import row_kind_of
 from posttrain.errors import ConfigError
 from posttrain.judge.config import JUDGES, JudgeConfig, JudgeSource, PanelFile, Plan
 from posttrain.lab.options import Keys, configured, options_help, split_arguments
 from posttrain.lab.recipe import Recipe, recipe_of
+from posttrain.lab.step_account import step_record, step_section
+from posttrain.model.targets import resolve_target
 from posttrain.references import NamesFile
 from posttrain.report import values as report
 from posttrain.stages.arena import ArenaStage
+from posttrain.stages.base import BASE
 from posttrain.stages.data import DataStage
+from posttrain.stages.eval import EvalStage
 from posttrain.stages.judge import JudgeStage
 from posttrain.stages.profile import ProfileStage
 from posttrain.stages.score import ScoreStage
-from posttrain.types import RowKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ STEPS: dict[str, type] = {
     get_args(get_type_hints(variant)["kind"])[0]: variant for variant in (*get_args(get_args(ChainStep)[0]), MixStep)
 }
 """Name of every step -> its configuration."""
+EVAL = "posttrain eval"
 READ = "read"
 """The stage that reads files for another one."""
 SOURCE_KEYS = ("format", "columns", "split", "config")
@@ -51,7 +54,6 @@ JUDGE_OPTIONS = (
     Keys(JudgeConfig, ("",), without=("judges", "plan")),
 )
 """Options of a judge: the keys of a recipe's ``judge``, without a level."""
-SHOWN_COUNTS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,8 @@ class OneStage:
     """Its options."""
     options: Sequence[str]
     """``key=value``, as typed."""
+    top: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of its recipe beside the stages."""
     record: str = ""
     """The file with its numbers; empty = ledger and facts of a data step."""
     files: tuple[str, ...] = ()
@@ -77,7 +81,12 @@ class OneStage:
         """Its recipe. Raises ConfigError as for a recipe, and where the folder holds the run of another one: its stages would be left behind."""
         name = re.sub(r"[^\w.-]+", "-", out.resolve().name).strip("-.") or "run"
         recipe = configured(
-            Recipe, recipe_of, f"posttrain {self.name}", {"name": name, "stages": self.stages}, self.keys, self.options
+            Recipe,
+            recipe_of,
+            f"posttrain {self.name}",
+            {"name": name, **self.top, "stages": self.stages},
+            self.keys,
+            self.options,
         )
         if (out / "recipe.yaml").is_file():
             fix = "give each command a folder of its own with -o"
@@ -111,8 +120,8 @@ class OneStage:
 
 def options_of(name: str) -> str:
     """Every option of a command, for ``--help``."""
-    needed = {"judge": ["--local=-"], "score": ["--model=-"]}.get(name.partition(" ")[0], [])
-    return options_help(one_stage(name, ["-", *needed]).keys)
+    needed = {"judge": ["-", "--local=-"], "score": ["-", "--model=-"], "eval": []}
+    return options_help(one_stage(name, needed.get(name.partition(" ")[0], ["-"])).keys)
 
 
 def one_stage(name: str, words: Sequence[str]) -> OneStage:
@@ -122,6 +131,8 @@ def one_stage(name: str, words: Sequence[str]) -> OneStage:
     at = f"stages.{verb}."
     if group == "judge":
         return _judge(name, verb, files, options)
+    if verb == "eval":
+        return _eval(files, options)
     if verb == "arena":
         stages: dict[str, Any] = {
             verb: {"kind": "arena", "file": _only_file(name, files)},
@@ -244,86 +255,100 @@ def _with_criteria(option: str) -> str:
         raise ConfigError(f"can't read the criteria: {error}", where=given, fix="give a text file in UTF-8") from error
 
 
-# ---- what a command ends with --------------------------------------------------------------------------------------
+# ---- evaluation ----------------------------------------------------------------------------------------------------
 
 
-def step_folder(kind: str, out: Path) -> Path:
-    """The folder of a step in the run of its command."""
-    return out / kind / ("mix" if kind == "mix" else f"steps/01-{kind}")
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is measured, and by whom."""
+
+    benchmark: tuple[str, ...] = ()
+    """BENCHMARK=PATH, as gsm8k=test.jsonl, BENCHMARK alone where it has prompts of its own, or NAME:BENCHMARK=PATH; may be repeated. Its keys are ``--NAME.KEY``, as ``--gsm8k.max-prompts 50``."""
+    judge: str | None = None
+    """endpoint=URL,model=NAME, local=TARGET, reward=TARGET, gguf=FILE, or a YAML file (a panel)."""
 
 
-def step_record(kind: str, out: Path) -> dict[str, Any]:
-    """Ledger and facts of a command's step."""
-    return {
-        "ledger": Ledger.read(out / kind / "ledger.json").as_dict(),
-        "facts": read_json(step_folder(kind, out) / "facts.json"),
-    }
+def _eval(models: Sequence[str], options: Sequence[str]) -> OneStage:
+    """``posttrain eval MODEL...``: an evaluation of models from anywhere, and a report. The first is the baseline."""
+    given = [tuple(option.split("=", 1)) for option in options]
+    benchmarks = dict(_benchmark(part) for key, text in given if key == "benchmark" for part in text.split(","))
+    judge = [text for key, text in given if key == "judge"]
+    known = {name.replace("-", "_"): name for name in benchmarks}
+    rest = []
+    for key, text in given:
+        name, dot, inner = key.partition(".")
+        if key not in ("benchmark", "judge"):
+            rest.append(f"benchmarks.{known[name]}.{inner}={text}" if dot and name in known else f"{key}={text}")
+    targets = _named(models)
+    base = targets.get(BASE) or next(iter(targets.values()), None)
+    top: dict[str, Any] = {}
+    if base is not None:
+        lineage = resolve_target(base)
+        if BASE in targets and lineage.adapter is not None:
+            fix = "give the model another name"
+            raise ConfigError("'base' is a model without an adapter", where=f"{EVAL} base={base}", fix=fix)
+        top = {"model": base if lineage.adapter is None else str(lineage.folder)}
+    stage = {
+        "kind": "eval",
+        "models": list(targets),
+        "others": {name: target for name, target in targets.items() if name != BASE},
+        "prompts": None,
+        "benchmarks": benchmarks,
+    } | ({"judge": _judge_of(judge[-1])} if judge else {})
+    return OneStage(
+        name="eval",
+        stage="evaluate",
+        stages={"evaluate": stage, "report": {"kind": "report", "title": f"Evaluation of {', '.join(targets)}"}},
+        keys=[
+            Keys(Measured, ()),
+            Keys(EvalStage, ("stages.evaluate.",), without=("models", "others", "data", "reference", "judge")),
+            Keys(Recipe, ("",), only=("seed",)),
+        ],
+        options=rest,
+        top=top,
+        record="../summary.json",
+    )
 
 
-def step_section(kind: str, out: Path) -> report.Section:
-    """The account of a command: every step with what came in, was dropped and why, and is left; then what the step found."""
-    record = step_record(kind, out)
-    account: list[tuple[report.Cell, ...]] = [
-        (
-            line["name"],
-            report.Number(line["rows_in"], "count"),
-            ", ".join(f"{reason} {count:,}" for reason, count in sorted(line["dropped"].items(), key=lambda i: -i[1]))
-            or "-",
-            report.Number(line["rows_out"], "count"),
+def _named(texts: Sequence[str]) -> dict[str, str]:
+    """Targets by name: the name given, or the last part of the target."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, target = text.partition("=")
+        if not equals:
+            target = text
+            name = re.sub(r"[^\w.-]+", "-", Path(text.rstrip("/")).name).strip("-.")
+        if not name or not target:
+            raise ConfigError(f"{text!r} does not name a model", where=EVAL, fix="give TARGET or NAME=TARGET")
+        if name in found:
+            problem = f"two models are called {name!r}: {found[name]} and {target}"
+            raise ConfigError(problem, where=EVAL, fix=f"name one: other-{name}={target}")
+        found[name] = target
+    return found
+
+
+def _benchmark(text: str) -> tuple[str, dict[str, str]]:
+    left, _, path = text.partition("=")
+    key, colon, name = left.partition(":")
+    if not left or (colon and not name):
+        raise ConfigError(
+            f"{text!r} does not name a benchmark",
+            where=f"{EVAL} --benchmark",
+            fix="give BENCHMARK=PATH, as gsm8k=test.jsonl, or NAME:BENCHMARK=PATH",
         )
-        for line in record["ledger"]["steps"]
-        if line["name"] != "split" or kind == "split"  # nothing is held out
-    ]
-    facts = record["facts"]
-    plain = tuple((key, _number(value)) for key, value in facts.items() if isinstance(value, str | int | float))
-    counts = tuple(
-        (f"{key}: {name}", _number(value))
-        for key, inner in facts.items()
-        if isinstance(inner, Mapping) and len(inner) <= SHOWN_COUNTS
-        for name, value in inner.items()
-        if isinstance(value, str | int | float)
-    )
-    named = [
-        _named_table(key, things)
-        for key, things in facts.items()
-        if isinstance(things, list) and things and all(isinstance(t, Mapping) and "name" in t for t in things)
-    ]
-    warnings = tuple(map(str, facts.get("warnings", ())))
-    rows_file = out / kind / "rows" / "train.parquet"
-    where = (
-        f"Rows ({_KINDS[row_kind_of(rows_file)]}) are in {rows_file}; {step_folder(kind, out) / 'rejects.parquet'} lists"
-        " what was dropped, facts.json beside it says how it was decided"
-    )
-    blocks: list[report.Block] = [
-        report.Table("", ("step", "rows in", "dropped", "rows out"), tuple(account)),
-        report.Facts((*plain, *counts)),
-        *named,
-        *([report.Notice("warning", "warning", warnings)] if warnings else []),
-        report.Text(where),
-    ]
-    return report.Section(f"posttrain data {kind}", kind, tuple(blocks))
+    return key, {"name": name or key} | ({"path": path} if path else {})
 
 
-def _number(value: str | int | float) -> report.Cell:
-    """A fact as YAML writes it, floats with the digits that say something: facts.json has them all."""
-    if isinstance(value, bool | str):
-        return str(value).lower() if isinstance(value, bool) else value
-    return report.Number(value, "count") if isinstance(value, int) else f"{value:.4g}"
-
-
-def _named_table(key: str, things: Sequence[Mapping[str, Any]]) -> report.Table:
-    """A table of named things with counts, such as benchmarks and their prompts."""
-    names = [name for name, value in things[0].items() if isinstance(value, int)]
-    rows: tuple[tuple[report.Cell, ...], ...] = tuple(
-        (str(t["name"]), *(report.Number(t[name], "count") for name in names)) for t in things
-    )
-    return report.Table(key, ("", *(name.replace("_", " ") for name in names)), rows)
-
-
-_KINDS: dict[RowKind | None, str] = {
-    "conversations": "conversations",
-    "pairs": "pairs of replies",
-    "feedback": "judged replies",
-    "prompts": "prompts without replies",
-    None: "none",
-}
+def _judge_of(text: str) -> Any:
+    """A judge's YAML file, or its options with commas between them."""
+    if text.endswith((".yaml", ".yml")):
+        return read_yaml(text).value
+    where = f"{EVAL} --judge"
+    parts = [part.partition("=") for part in re.split(r",(?=\s*[a-z_-]+=)", text)]  # a value may hold commas of its own
+    if not all(equals for _, equals, _ in parts):
+        fix = "give a YAML file, endpoint=URL,model=NAME, local=TARGET, reward=TARGET or gguf=FILE"
+        raise ConfigError(f"{text!r} does not name a judge", where=where, fix=fix)
+    try:
+        return judge_value([f"{key.strip().replace('-', '_')}={value.strip()}" for key, _, value in parts], where)
+    except ConfigError as error:
+        raise ConfigError(error.problem, where=where, fix=error.fix) from None

@@ -31,7 +31,7 @@ class Keys(NamedTuple):
         found = {}
         for section in sections(self.owner):
             path = section.path.replace("<number>", "0")
-            for key in section.keys:
+            for key in section.keys if "<name>" not in path else ():
                 name = f"{path}.{key.name}" if path else key.name
                 if self.has(name):
                     found[name] = (key, section.choice)
