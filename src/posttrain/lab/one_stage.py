@@ -19,7 +19,6 @@ from posttrain.judge.config import JUDGES, JudgeConfig, JudgeSource, PanelFile, 
 from posttrain.lab.options import Keys, configured, options_help, split_arguments
 from posttrain.lab.recipe import Recipe, recipe_of
 from posttrain.lab.step_account import step_record, step_section
-from posttrain.model.targets import resolve_target
 from posttrain.references import NamesFile
 from posttrain.report import values as report
 from posttrain.stages.arena import ArenaStage
@@ -283,6 +282,8 @@ def _eval(models: Sequence[str], options: Sequence[str]) -> OneStage:
     base = targets.get(BASE) or next(iter(targets.values()), None)
     top: dict[str, Any] = {}
     if base is not None:
+        from posttrain.model.targets import resolve_target  # torch: seconds that other commands need not wait
+
         lineage = resolve_target(base)
         if BASE in targets and lineage.adapter is not None:
             fix = "give the model another name"
