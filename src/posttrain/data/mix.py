@@ -1,8 +1,6 @@
 """How much of each source goes into the training set (Tulu 3, arXiv 2411.15124, section 4.1.2).
 
-Every source gets a target: all it has, a number or share (``counts``), or its part of the whole (``weights``). Very large sets are
-capped, ``share`` sub-samples every source alike, ``leave_out`` takes sources away for an ablation. Rows of the splits
-``validation`` and ``test`` are never touched, so mixes made after the split are judged on the same held-out rows.
+Rows of the splits ``validation`` and ``test`` are never touched, so mixes made after the split are judged on the same held-out rows.
 
 The rows of a source are laid end to end in the order of a seeded hash of their content id, each as long as it counts (its
 weight, times its tokens where the mix is by tokens). A row stays where its middle lies inside the target: a smaller

@@ -442,8 +442,7 @@ def nothing_usable(ledger: Ledger, paths: Sequence[str], told_in: Path) -> DataE
     rows_in = ledger.steps[0].rows_in
     if not rows_in:
         return DataError("no rows in it", where=where, fix="give a file with rows")
-    reasons = Counter({reason: count for step in ledger.steps for reason, count in step.dropped.items()})
-    counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(3))
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in Counter(ledger.dropped).most_common(3))
     examples = "".join(f"\n  {r.origin}: {r.reason}: {r.detail}" for r in ledger.rejects[:SHOWN_REJECTS])
     return DataError(
         f"no usable rows: {'the only row was' if rows_in == 1 else f'all {rows_in:,} rows were'} dropped ({counts}){examples}",

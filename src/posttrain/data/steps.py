@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -255,14 +256,11 @@ def _finished_line(out: Path) -> LedgerStep | None:
 
 def nothing_left(line: LedgerStep, out: Path) -> DataError:
     """The error of a step that dropped every row."""
-    counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(line.dropped.items(), key=lambda i: -i[1]))
-    first = (
-        pl.scan_parquet(out / "rejects.parquet", glob=False)
-        .select("file", "line", "reason", "detail")
-        .head(SHOWN_REJECTS)
-    )
+    counts = ", ".join(f"{reason} {count:,}" for reason, count in Counter(line.dropped).most_common())
+    columns = ["file", "line", "reason", "detail"]
+    first = pl.read_parquet(out / "rejects.parquet", columns=columns, n_rows=SHOWN_REJECTS, glob=False)
     examples = "".join(
-        f"\n  {Origin(file, place)}: {reason}: {detail}" for file, place, reason, detail in first.collect().iter_rows()
+        f"\n  {Origin(file, place)}: {reason}: {detail}" for file, place, reason, detail in first.iter_rows()
     )
     return DataError(
         f"step {line.name} dropped all {line.rows_in:,} rows ({counts}){examples}",
