@@ -42,7 +42,7 @@ from posttrain.data.steps import StepRun
 from posttrain.errors import DataError
 from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
-from posttrain.lab.one_stage import score_recipe
+from posttrain.lab.one_stage import one_stage
 from posttrain.types import Message, Origin, PairRow, SftRow, UnpairedRow
 
 TALK = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
@@ -397,9 +397,9 @@ def test_scores_are_those_of_the_conversation(tmp_path: Path, tiny_model: Path, 
     found = []
     for path in (read, talks):
         out = tmp_path / f"scored {path.stem}"
-        keys = {"model": str(tiny_model), "dtype": "fp32", "max_length": 96}
+        words = [str(path), "--model", str(tiny_model), "--dtype", "fp32", "--max_length", "96"]
         with Display(Console(quiet=True)) as display:
-            Experiment(score_recipe([Source(path=str(path))], keys, out), RunDir(out), display).execute()
+            Experiment(one_stage("score", words).recipe(out), RunDir(out), display).execute()
         found.append(pl.read_parquet(out / "score" / "rows" / "train.parquet"))
     values = [[{s["name"]: s["value"] for s in scores} for scores in frame["scores"].to_list()] for frame in found]
     assert [value for n, value in enumerate(values[0]) if value not in values[0][:n]] == values[1]

@@ -23,7 +23,7 @@ from posttrain.encode.template import load_tokenizer
 from posttrain.errors import DataError
 from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
-from posttrain.lab.one_stage import score_recipe, sources_of
+from posttrain.lab.one_stage import one_stage
 from posttrain.lab.recipe import load_recipe
 from posttrain.report import terminal
 from posttrain.stages import score as scoring
@@ -57,8 +57,8 @@ def score(tiny_model: Path) -> Callable[..., dict[str, Any]]:
     """``score(files, out, **settings)`` with the tiny model in fp32."""
 
     def run(files: Sequence[str], out: Path, display: Display | None = None, **settings: Any) -> dict[str, Any]:
-        keys = {"model": str(tiny_model), "dtype": "fp32", **settings}
-        recipe = score_recipe(sources_of(files, "auto", None, None, None), keys, out)
+        keys = {"model": tiny_model, "dtype": "fp32", **settings}
+        recipe = one_stage("score", [*files, *(f"--{key}={value}" for key, value in keys.items())]).recipe(out)
         Experiment(recipe, RunDir(out), display or Display(Console(quiet=True))).execute()
         return read_json(out / "score" / "facts.json")
 
