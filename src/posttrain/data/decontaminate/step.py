@@ -41,6 +41,7 @@ BENCHMARKS: dict[str, Any] = {
 """One benchmark against one source: its prompts, those that a row of the source overlaps, their share and the verdict; the
 rows of the source, those that match this benchmark, and those of them that were removed."""
 
+_SETTINGS = ("ngram", "limit", "source_limit", "fields", "short_prompts", "action")
 _SHOWN = 200
 
 
@@ -239,22 +240,11 @@ def _notes(matches: pl.DataFrame, proposals: pl.DataFrame, rejects: pl.DataFrame
 
 def _settings(step: DecontaminateStep, proposals: pl.DataFrame) -> dict[str, Any]:
     tier = step.embedding
-    return {
-        "ngram": step.ngram,
-        "limit": step.limit,
-        "source_limit": step.source_limit,
-        "fields": step.fields,
-        "short_prompts": step.short_prompts,
-        "action": step.action,
-        "embedding": None
-        if tier is None
-        else {
-            "encoder": tier.encoder,
-            "threshold": threshold_of(tier),
-            "drop": tier.drop,
-            "proposed_rows": len(proposals),
-        },
-    }
+    own = {name: getattr(step, name) for name in _SETTINGS}
+    if tier is None:
+        return own | {"embedding": None}
+    settings = {"encoder": tier.encoder, "threshold": threshold_of(tier), "drop": tier.drop}
+    return own | {"embedding": settings | {"proposed_rows": len(proposals)}}
 
 
 def _benchmark_facts(

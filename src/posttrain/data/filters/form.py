@@ -30,25 +30,18 @@ class Structure(Filter):
         """What is measured on a row."""
         if self.alternation:
             yield _none("structure.out_of_turn", out_of_turn(row.messages), "roles_do_not_alternate")
+        turns = [(f"turn {number}", message) for number, message in enumerate(row.messages, 1)]
         if self.empty_turns:
-            empty = [
-                f"turn {number} ({message.role})"
-                for number, message in enumerate(row.messages, 1)
-                if message.role != "tool" and not message.tool_calls and not message.content.strip()
-            ]
+            blank = [(name, turn) for name, turn in turns if not turn.tool_calls and not turn.content.strip()]
+            empty = [f"{name} ({turn.role})" for name, turn in blank if turn.role != "tool"]
             yield _none("structure.empty_turns", empty, "empty_turn")
         if self.closed_fences:
-            unclosed = [
-                f"turn {number}"
-                for number, message in enumerate(row.messages, 1)
-                if message.role == "assistant" and open_fence(message.content)
-            ]
+            unclosed = [name for name, turn in turns if turn.role == "assistant" and open_fence(turn.content)]
             yield _none("structure.open_fences", unclosed, "unfinished_code_fence")
         if self.ends_with_assistant and not row.waits:
             last = row.messages[-1].role if row.messages else "nothing"
-            yield _none(
-                "structure.end", [] if last == "assistant" else [f"it ends with {last}"], "does_not_end_with_assistant"
-            )
+            other = [] if last == "assistant" else [f"it ends with {last}"]
+            yield _none("structure.end", other, "does_not_end_with_assistant")
 
 
 _FOLLOWS: dict[Role | None, tuple[Role, ...]] = {
@@ -114,19 +107,9 @@ class Length(Filter):
 
     def measure(self, row: Conversation) -> Iterator[Measurement]:
         """What is measured on a row."""
-        yield within(
-            "length.user_tokens",
-            len(row.user_tokens),
-            self.min_user_tokens,
-            self.max_user_tokens,
-            ("user_too_short", "user_too_long"),
-            "user tokens",
-        )
-        yield within(
-            "length.assistant_tokens",
-            len(row.assistant_tokens),
-            self.min_assistant_tokens,
-            self.max_assistant_tokens,
-            ("assistant_too_short", "assistant_too_long"),
-            "assistant tokens",
-        )
+        limits = (self.min_user_tokens, self.max_user_tokens), (self.min_assistant_tokens, self.max_assistant_tokens)
+        for who, tokens, both in zip(
+            ("user", "assistant"), (row.user_tokens, row.assistant_tokens), limits, strict=True
+        ):
+            reasons = f"{who}_too_short", f"{who}_too_long"
+            yield within(f"length.{who}_tokens", len(tokens), *both, reasons, f"{who} tokens")

@@ -28,19 +28,12 @@ class Garbled(Filter):
     def measure(self, row: Conversation) -> Iterator[Measurement]:
         """What is measured on a row."""
         found = mojibake(row.content)
-        yield at_most(
-            "garbled.mojibake", len(found), self.max_mojibake, "mojibake", ", ".join(map(excerpt, found[:3])), "places"
-        )
+        named = ", ".join(map(excerpt, found[:3]))
+        yield at_most("garbled.mojibake", len(found), self.max_mojibake, "mojibake", named, "places")
         broken = _BROKEN.findall(row.content) if _BROKEN.search(row.content) else []
         named = ", ".join(f"U+{ord(character):04X}" for character in sorted(set(broken))[:5])
-        yield at_most(
-            "garbled.broken_characters",
-            len(broken),
-            self.max_broken_characters,
-            "broken_characters",
-            named,
-            "characters",
-        )
+        check, most = "garbled.broken_characters", self.max_broken_characters
+        yield at_most(check, len(broken), most, "broken_characters", named, "characters")
         symbols, written = _symbols(row.prose)
         share = symbols / written if symbols > self.min_symbols else 0.0
         yield at_most("garbled.symbols", share, self.max_symbol_share, "mostly_symbols", unit="of the prose")

@@ -34,32 +34,20 @@ class Repetition(Filter):
         """What is measured on a row."""
         prose = row.assistant_parts.prose
         run = longest_run(prose)
-        yield at_most(
-            "repetition.punctuation",
-            len(run),
-            self.max_punctuation_run,
-            "repeated_punctuation",
-            excerpt(run, 20),
-            "signs in a row",
-        )
+        most, found = self.max_punctuation_run, excerpt(run, 20)
+        yield at_most("repetition.punctuation", len(run), most, "repeated_punctuation", found, "signs in a row")
         lines = [line.strip() for line in prose.split("\n") if _WORD.search(line)]
         many = len(lines) >= self.min_lines
         share = share_seen_before(lines) if many else 0.0
         over = self.max_line_share is not None and share > self.max_line_share
         often = excerpt(Counter(lines).most_common(1)[0][0]) if over else ""
-        yield at_most(
-            "repetition.lines", share, self.max_line_share, "repeated_lines", often, "of the lines stood before"
-        )
+        unit = "of the lines stood before"
+        yield at_most("repetition.lines", share, self.max_line_share, "repeated_lines", often, unit)
         words = row.assistant_tokens
         looping = len(words) >= self.min_tokens and not row.assistant_parts.code_characters
         grams = [*zip(*(words[start:] for start in range(self.ngram)), strict=False)] if looping else []
-        yield at_most(
-            "repetition.ngrams",
-            share_seen_before(grams),
-            self.max_ngram_share,
-            "repeated_ngrams",
-            unit=f"of the {self.ngram}-grams stood before",
-        )
+        share, unit = share_seen_before(grams), f"of the {self.ngram}-grams stood before"
+        yield at_most("repetition.ngrams", share, self.max_ngram_share, "repeated_ngrams", unit=unit)
 
 
 _RUN = re.compile(r"([!?,;~.。！？，；～…])\1+")

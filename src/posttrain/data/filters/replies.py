@@ -27,17 +27,10 @@ class Template(Filter):
     def measure(self, row: Conversation) -> Iterator[Measurement]:
         """What is measured on a row."""
         stock = [phrase for answer in row.assistant for phrase in boilerplate(answer)]
-        share = (
-            len(text.tokens("\n".join(stock))) / len(row.assistant_tokens) if stock and row.assistant_tokens else 0.0
-        )
-        yield at_most(
-            "template.boilerplate",
-            share,
-            self.max_boilerplate_share,
-            "boilerplate",
-            excerpt(" ".join(stock)),
-            "of the tokens",
-        )
+        tokens = len(row.assistant_tokens)
+        share = len(text.tokens("\n".join(stock))) / tokens if stock and tokens else 0.0
+        most, found = self.max_boilerplate_share, excerpt(" ".join(stock))
+        yield at_most("template.boilerplate", share, most, "boilerplate", found, "of the tokens")
         if self.min_sentences:
             count = sentences(row.assistant_parts.prose)
             yield within("template.sentences", count, self.min_sentences, None, ("few_sentences", ""), "sentences")
@@ -67,18 +60,8 @@ _CLOSING = re.compile(
     re.I | re.X,
 )
 _CLOSING_HINTS = (
-    "hope",
-    "let me know",
-    "feel free",
-    "anything else",
-    "if you",
-    "希望",
-    "但愿",
-    "如果",
-    "如有",
-    "如您",
-    "如你",
-    "如还有",
+    *("hope", "let me know", "feel free", "anything else", "if you"),
+    *("希望", "但愿", "如果", "如有", "如您", "如你", "如还有"),
 )
 """Every closing holds one of these."""
 _SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"')\]]|$)|[。！？；…]+|\n+")

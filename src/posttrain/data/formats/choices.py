@@ -14,9 +14,8 @@ COLUMNS: tuple[tuple[str, ...], ...] = tuple(
     tuple(
         form.format(letter=letter, small=letter.lower(), number=number) for number, letter in enumerate(LETTERS[:8], 1)
     )
-    for form in (
-        *("{letter}", "option_{small}", "option_{letter}", "option{letter}", "op{small}", "choice_{small}"),
-        *("option{number}", "choice{number}"),
+    for form in keys.names_of(
+        "{letter} option_{small} option_{letter} option{letter} op{small} choice_{small} option{number} choice{number}"
     )
 )
 """Options in columns of their own: A, B, C, D, ..."""

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import polars as pl
 from annotated_types import Ge, Le
 
-from posttrain.data.filters.form import Length, Structure
-from posttrain.data.filters.garbled import Garbled
+from posttrain.data.filters.form import Length
 from posttrain.data.filters.repetition import Repetition
 from posttrain.data.filters.replies import Refusal, Template
 from posttrain.data.filters.step import FilterStep, measure
@@ -61,28 +60,23 @@ class StrictGates(Gates):
 
 def passing(gates: Gates, table: pl.DataFrame, context: Context, outcome: Outcome) -> pl.DataFrame:
     """The rows that pass the gates; the others are dropped."""
-    decided = measure(gate_filters(gates), context.rows_file, context.run, rejected=False)
-    outcome.rejects.append(decided.rejects)
-    outcome.verdicts.append(decided.verdicts)
-    outcome.facts["gates"] = {key: decided.facts[key] for key in ("rows", "kept", "reasons", "checks")}
-    return table.join(decided.rejects.select("row"), on="row", how="anti", maintain_order="left")
-
-
-def gate_filters(gates: Gates) -> FilterStep:
-    """The filter step that measures the gates."""
-    return FilterStep(
+    length = Length(
+        min_user_tokens=gates.min_user_tokens,
+        max_user_tokens=None,
+        min_assistant_tokens=gates.min_assistant_tokens,
+        max_assistant_tokens=gates.max_assistant_tokens,
+    )
+    step = FilterStep(
         kind="filter",
-        structure=Structure(),
-        length=Length(
-            min_user_tokens=gates.min_user_tokens,
-            max_user_tokens=None,
-            min_assistant_tokens=gates.min_assistant_tokens,
-            max_assistant_tokens=gates.max_assistant_tokens,
-        ),
-        garbled=Garbled(),
+        length=length,
         language=None,
         repetition=Repetition(max_line_share=gates.max_line_share, max_ngram_share=gates.max_ngram_share),
         template=Template(max_boilerplate_share=gates.max_boilerplate_share, min_sentences=gates.min_sentences),
         refusal=Refusal() if gates.refusals == "drop" else None,
         harmful=None,
     )
+    decided = measure(step, context.rows_file, context.run, rejected=False)
+    outcome.rejects.append(decided.rejects)
+    outcome.verdicts.append(decided.verdicts)
+    outcome.facts["gates"] = {key: decided.facts[key] for key in ("rows", "kept", "reasons", "checks")}
+    return table.join(decided.rejects.select("row"), on="row", how="anti", maintain_order="left")
