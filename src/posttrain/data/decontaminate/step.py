@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import polars as pl
 from annotated_types import Ge, Lt, MinLen
+from polars import selectors
 
 from posttrain.data.decontaminate.benchmarks import Benchmark, Prompt, load, size_note, wordless
 from posttrain.data.decontaminate.matching import HITS, ShortPrompts, matcher
@@ -26,18 +27,10 @@ MATCHES = ("row", "id", "source", "benchmark", "prompt", "turn", "overlap", "lim
 of that turn's tokens that stand in the row; how it was found (``8-gram``, ``exact``)."""
 PROPOSALS = tuple("cosine" if name == "overlap" else name for name in MATCHES)
 """The same for the nearest prompt of a proposed row, by the cosine of their vectors; ``found_by`` names the encoder."""
-BENCHMARKS: dict[str, Any] = {
-    "source": pl.String,
-    "benchmark": pl.String,
-    "prompts": pl.UInt32,
-    "contaminated_prompts": pl.UInt32,
-    "share": pl.Float64,
-    "limit": pl.Float64,
-    "contaminated": pl.Boolean,
-    "rows": pl.UInt32,
-    "matching_rows": pl.UInt32,
-    "removed_rows": pl.UInt32,
-}
+BENCHMARKS = (
+    *("source", "benchmark", "prompts", "contaminated_prompts", "share", "limit", "contaminated"),
+    *("rows", "matching_rows", "removed_rows"),
+)
 """One benchmark against one source: its prompts, those that a row of the source overlaps, their share and the verdict; the
 rows of the source, those that match this benchmark, and those of them that were removed."""
 
@@ -176,7 +169,9 @@ def _benchmark_table(
     )
     joined = pairs.join(found, on=["source", "benchmark"], how="left", maintain_order="left")
     counted = joined.with_columns(pl.col("contaminated_prompts", "matching_rows").fill_null(0))
-    shared = counted.with_columns(share=pl.col("contaminated_prompts") / pl.col("prompts"), limit=pl.lit(limit))
+    shared = counted.with_columns(
+        share=pl.col("contaminated_prompts") / pl.col("prompts"), limit=pl.lit(limit, pl.Float64)
+    )
     return shared.with_columns(contaminated=pl.col("share") > limit)
 
 
@@ -185,9 +180,8 @@ def _with_removed(benchmarks: pl.DataFrame, matches: pl.DataFrame, rejects: pl.D
     gone = matches.join(rejects, on="row", how="semi").group_by("source", "benchmark")
     counts = gone.agg(pl.col("row").n_unique().alias("removed_rows"))
     joined = benchmarks.join(counts, on=["source", "benchmark"], how="left", maintain_order="left")
-    return joined.with_columns(pl.col("removed_rows").fill_null(0)).select(
-        [pl.col(name).cast(kind) for name, kind in BENCHMARKS.items()]
-    )
+    counted = joined.with_columns(pl.col("removed_rows").fill_null(0))
+    return counted.with_columns(selectors.integer().cast(pl.UInt32)).select(BENCHMARKS)
 
 
 def _verdict_table(check: str, hits: pl.DataFrame, total: int, passed: pl.Expr, limit: str) -> pl.DataFrame:

@@ -292,19 +292,13 @@ def _check_facts(verdicts: pl.DataFrame) -> dict[str, Any]:
         verdicts.lazy()
         .group_by("check")
         .agg(
-            pl.col("limit").unique().sort().str.join(" or ").alias("limit"),
-            pl.len().alias("rows"),
-            (~pl.col("passed")).sum().alias("failed"),
-            *quantiles,
+            limit=pl.col("limit").unique().sort().str.join(" or "),
+            rows=pl.len(),
+            failed=(~pl.col("passed")).sum(),
+            quantiles=pl.struct(quantiles),
         )
     )
-    return {
-        record["check"]: {
-            **{key: record[key] for key in ("limit", "rows", "failed")},
-            "quantiles": {name: record[name] for name in _QUANTILES},
-        }
-        for record in grouped.sort("check").collect().iter_rows(named=True)
-    }
+    return {record.pop("check"): record for record in grouped.sort("check").collect().iter_rows(named=True)}
 
 
 def _source_facts(sources: pl.DataFrame, rejects: pl.DataFrame) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 Foreign = Mapping[str, Any]
@@ -36,6 +36,11 @@ def optional_text(record: Foreign, key: str) -> str:
     if not isinstance(value, str):
         raise RowError("wrong_shape", f"{key!r} is {kind_of(value)}, expected text")
     return value
+
+
+def first_text(record: Foreign, names: Iterable[str]) -> str | None:
+    """The first of some keys' values that is text."""
+    return next((record[name] for name in names if isinstance(record.get(name), str)), None)
 
 
 def items(record: Foreign, key: str) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from posttrain.data.formats import keys
-from posttrain.data.formats.base import Foreign, RowError, finite, python_value
+from posttrain.data.formats.base import Foreign, RowError, finite, first_text, python_value
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 COLUMNS: tuple[tuple[str, ...], ...] = tuple(
@@ -94,13 +94,9 @@ def _option(item: Any, letter: str) -> Option | None:
     if isinstance(item, list | tuple) and len(item) == 2:
         item = {"label": item[0], "text": item[1]}
     if isinstance(item, Mapping):
-        label = next(
-            (item[key] for key in ("label", "key", "id", "letter", "option") if isinstance(item.get(key), str)), letter
-        )
-        text = next(
-            (item[key] for key in ("text", "value", "content", "answer") if isinstance(item.get(key), str)), None
-        )
-        return None if text is None else Option(label.strip(), text)
+        label = first_text(item, ("label", "key", "id", "letter", "option"))
+        text = first_text(item, ("text", "value", "content", "answer"))
+        return None if text is None else Option(letter if label is None else label.strip(), text)
     if isinstance(item, bool) or not isinstance(item, str | int | float):
         return None
     labelled = _LABELLED.match(item) if isinstance(item, str) else None

@@ -13,6 +13,7 @@ from posttrain.data.formats.base import (
     Foreign,
     RowError,
     finite,
+    first_text,
     items,
     json_value,
     kind_of,
@@ -291,13 +292,9 @@ def _scored_key(record: Foreign) -> str | None:
     """The key of responses that are objects with text and score."""
     for key in _RATED:
         first = _first(record, key)
-        if _text_of(first) and _score_of(first) is not None:
+        if first_text(first, _TEXTS) and _score_of(first) is not None:
             return key
     return None
-
-
-def _text_of(response: Foreign) -> str:
-    return next((response[key] for key in _TEXTS if isinstance(response.get(key), str)), "")
 
 
 def _score_of(response: Foreign) -> float | None:
@@ -320,8 +317,8 @@ def _scored_responses(record: Foreign) -> Ranked:
     prompt, used = prompt_of(record)
     rated = _scored_key(record)
     if rated is not None:
-        own = tuple((_score_of(response), _text_of(response)) for response in objects(record, rated))
-        return Ranked(record, used | {rated}, prompt, own)
+        own = [(_score_of(response), first_text(response, _TEXTS) or "") for response in objects(record, rated)]
+        return Ranked(record, used | {rated}, prompt, tuple(own))
     key = _scores_key(record) or "scores"
     texts, scores = items(record, "responses"), items(record, key)
     if len(texts) != len(scores):

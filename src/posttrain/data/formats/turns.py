@@ -175,6 +175,11 @@ def media_reason(record: Foreign) -> tuple[str, str] | None:
     return None
 
 
+def _refuse_media(turn: Foreign) -> None:
+    if (media := media_reason(turn)) is not None:
+        raise RowError(media[0], f"{media[1]!r} of a turn: a text model can't be given it")
+
+
 def _is_about(key: str, value: Any) -> bool:
     """Whether a text only speaks of an image or recording: it is a word of a setting, a sentence, or a ``speech`` that was held."""
     if not isinstance(value, str) or _MEDIUM.search(value.strip()):
@@ -203,15 +208,13 @@ def weight_of(turn: Foreign) -> float | None:
                 detail = f"'mask' is {value!r}: whether that turn is trained on can't be told; say loss or weight"
                 raise RowError("unclear_mark", detail)
             value = not value
-        elif key in keys.WEIGHTS and isinstance(value, bool):
-            raise RowError("wrong_shape", f"the {key} of a turn is {value!r}, expected a number of at least 0")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and key not in keys.WEIGHTS:
             weights += [] if value else [0.0]
             continue
         weight = None if isinstance(value, str) else finite(value)
         if weight is None or weight < 0:
-            detail = f"the {key} of a turn is {str(value)[:80]!r}, expected a number of at least 0"
-            raise RowError("wrong_shape", detail)
+            shown = value if isinstance(value, bool) else str(value)[:80]
+            raise RowError("wrong_shape", f"the {key} of a turn is {shown!r}, expected a number of at least 0")
         if key not in keys.WEIGHTS and value not in (0, 1):  # a loss may have been measured
             raise RowError("unclear_mark", f"{key!r} is {value}, neither on nor off: say weight where it is one")
         weights += [weight]
@@ -273,8 +276,7 @@ def _spoken(turn: Foreign) -> Iterator[Message]:
     key = _named(turn, _ROLES)
     if role is None or key is None:
         raise RowError("unknown_role", f"role {turn.get(key or 'role')!r}"[:120])
-    if (media := media_reason(turn)) is not None:
-        raise RowError(media[0], f"{media[1]!r} of a turn: a text model can't be given it")
+    _refuse_media(turn)
     text_key = _named(turn, _TEXTS)
     content = turn.get(text_key) if text_key is not None else None
     name = turn.get("name") if isinstance(turn.get("name"), str) else None
@@ -309,9 +311,8 @@ def _spoken(turn: Foreign) -> Iterator[Message]:
 def _other_texts(turn: Foreign) -> list[str]:
     """The keys of a turn under which its text may stand, where it does not stand under any usual one."""
     known = {*_ROLES, *_TEXTS, *keys.TOOLS, "name", "id", "tool_call_id"}
-    return [
-        str(key) for key, value in turn.items() if key not in known and isinstance(value, str | list | dict) and value
-    ]
+    others = ((key, value) for key, value in turn.items() if key not in known)
+    return [str(key) for key, value in others if isinstance(value, str | list | dict) and value]
 
 
 def _exchange(turn: Foreign) -> Iterator[Message]:
@@ -323,8 +324,7 @@ def _exchange(turn: Foreign) -> Iterator[Message]:
     if question_key is None or has_text or (short and not (answer_key and keys.is_present(turn[question_key]))):
         found = ", ".join(map(str, turn))
         raise RowError("unknown_role", f"a turn without a role; its keys: {found}"[:200])
-    if (media := media_reason(turn)) is not None:
-        raise RowError(media[0], f"{media[1]!r} of a turn: a text model can't be given it")
+    _refuse_media(turn)
     system = next((turn[key] for key in keys.SYSTEMS if keys.is_present(turn.get(key))), None)
     if system is not None:
         yield Message("system", text_of(system, "the system prompt"))
