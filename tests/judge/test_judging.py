@@ -27,7 +27,7 @@ from posttrain.judge.judge import (
     try_out,
 )
 from posttrain.judge.prompts import load_prompt
-from posttrain.judge.scores import model_ratings, panel_ratings
+from posttrain.judge.summary import model_ratings, panel_ratings
 from posttrain.judge.verdicts import Missing
 from posttrain.judge.win_rates import PairOutcome, win_rates
 from posttrain.stats.intervals import wilson

@@ -107,16 +107,9 @@ _HELPERS = (
 )
 
 
-class _Objection(NamedTuple):
-    """A way to turn a request down without saying no."""
-
-    sentences: int
-    """How many of the first sentences it is looked for in."""
-    phrases: re.Pattern[str]
-
-
-def _objection(sentences: int, *phrases: str) -> _Objection:
-    return _Objection(sentences, re.compile("|".join(phrases)))
+def _objection(sentences: int, *phrases: str) -> tuple[int, re.Pattern[str]]:
+    """How many of the first sentences it is looked for in, and the phrases: ways to turn a request down without saying no."""
+    return sentences, re.compile("|".join(phrases))
 
 
 _OBJECTIONS = (
@@ -195,7 +188,7 @@ def rule_label(reply: str) -> Label | None:
     if refuses(answer):
         return "partial_refusal" if _OFFERS.search(opening) else "full_refusal"
     if not _GOES_ALONG.search(opening) and any(
-        one.phrases.search(_opening(answer, one.sentences)) for one in _OBJECTIONS
+        phrases.search(_opening(answer, sentences)) for sentences, phrases in _OBJECTIONS
     ):
         return "partial_refusal" if _TURNS.search(_folded(answer)) or _LIST.search(answer) else "full_refusal"
     if _NOT_KNOWN.search(opening):

@@ -49,23 +49,23 @@ class RewardJudge:
         asks = asks_of(items, replace(plan, orders="original", samples=1, emphasis="no"), "pair")
         conversations = [_conversation(items[ask.item], ask.turn, second) for ask in asks for second in (False, True)]
         encoded = _scored(conversations, self.template, self.room, self.pad_id)
-        places = [place for place, tokens in enumerate(encoded) if not isinstance(tokens, Missing)]
-        sequences: list[Tokens] = [tokens for tokens in encoded if not isinstance(tokens, Missing)]
+        sequences = {place: tokens for place, tokens in enumerate(encoded) if not isinstance(tokens, Missing)}
+        places, lengths = list(sequences), [len(tokens) for tokens in sequences.values()]
         rewards_N = np.full(len(encoded), np.nan)
         done = 0
-        for indices in pack([len(sequence) for sequence in sequences], BATCH_TOKENS):
+        for indices in pack(lengths, BATCH_TOKENS):
+            chosen = [places[index] for index in indices]
             with torch.no_grad():
-                batch = lay_out(self.model, [sequences[index] for index in indices])
-                found_B = batch_rewards(self.model, batch, self.dtype).float().cpu().numpy()
-            rewards_N[[places[index] for index in indices]] = found_B
+                batch = lay_out(self.model, [sequences[place] for place in chosen])
+                rewards_N[chosen] = batch_rewards(self.model, batch, self.dtype).float().cpu().numpy()
             done += len(indices)
             if progress is not None:
                 progress(done, len(sequences))
         judgments = []
         for number, ask in enumerate(asks):
-            sides = encoded[2 * number : 2 * number + 2]
-            lost = next((side for side in sides if isinstance(side, Missing)), None)
-            a, b = rewards_N[2 * number], rewards_N[2 * number + 1]
+            place = 2 * number
+            lost = next((side for side in encoded[place : place + 2] if isinstance(side, Missing)), None)
+            a, b = rewards_N[place], rewards_N[place + 1]
             won: Verdict = "tie" if a == b else "first" if a > b else "second"
             judgments.append(Judgment(ask._replace(order="none"), won if lost is None else lost))
         return judgments

@@ -8,11 +8,11 @@ from posttrain.artifacts import plain
 from posttrain.judge.bias import BiasReport, BiasSummary
 from posttrain.judge.calibrate import JudgeCalibration, RatingCalibration
 from posttrain.judge.pool import Calls, JudgeEntry, JudgeRecord
-from posttrain.judge.summary import JudgeSummary
+from posttrain.judge.summary import JudgeSummary, MeanRating
 from posttrain.report import numbers
 from posttrain.report.charts import Forest, Lane
 from posttrain.report.figure import file_name
-from posttrain.report.values import Block, Cell, Number, Section, Table, Text, Unit
+from posttrain.report.values import Block, Cell, Number, Section, Table, Text, Unit, table_of
 from posttrain.report.words import LANGUAGES, plural
 from posttrain.stats.intervals import Interval
 
@@ -39,19 +39,16 @@ def _number(
 
 def judges_table(name: str, record: JudgeRecord) -> Table:
     """One row a judge: who it is, what it was asked with, what could be read, whether its bias is known."""
-    rows = [
-        (
-            name,
-            fingerprint(entry),
-            ", ".join(digest[:12] for digest in entry.prompts) or "none",
-            read_text(entry.calls),
-            unread_text(entry.calls),
-            bias_words(record.bias.get(entry.name)),
-        )
-        for entry in record.judges
-    ]
-    columns = ("Benchmark", "Judge", "Prompts", "Verdicts read", "Without a verdict", "Position bias")
-    return Table("Judges", columns, tuple(rows))
+    return table_of(
+        "Judges",
+        record.judges,
+        ("Benchmark", lambda _: name),
+        ("Judge", fingerprint),
+        ("Prompts", lambda entry: ", ".join(digest[:12] for digest in entry.prompts) or "none"),
+        ("Verdicts read", lambda entry: read_text(entry.calls)),
+        ("Without a verdict", lambda entry: unread_text(entry.calls)),
+        ("Position bias", lambda entry: bias_words(record.bias.get(entry.name))),
+    )
 
 
 def fingerprint(entry: JudgeEntry) -> str:
@@ -157,32 +154,39 @@ def interval_text(interval: Interval) -> str:
 def bias_section(bias: BiasReport, judge: str, anchor: str) -> Section:
     """The bias of a judge in numbers: all questions, every category, every way of asking."""
     named = [("all", bias.overall), *(bias.by_category.items() if len(bias.by_category) > 1 else ())]
-    columns = (
-        *("Questions", "Judged", "Orders agree", "To the first", "To the second", "Ties", "First shown wins"),
-        *("Longer wins", "p of an even split", "Slope on length", "Without an outcome"),
+    table = table_of(
+        f"Bias of {judge}",
+        named,
+        ("Questions", lambda one: one[0]),
+        ("Judged", lambda one: Number(one[1].judged, "count")),
+        ("Orders agree", lambda one: share(_order_shares(one[1])[0])),
+        ("To the first", lambda one: share(_order_shares(one[1])[1])),
+        ("To the second", lambda one: share(_order_shares(one[1])[2])),
+        ("Ties", lambda one: share(one[1].ties)),
+        ("First shown wins", lambda one: share(one[1].first_shown)),
+        ("Longer wins", lambda one: share(one[1].length.longer)),
+        ("p of an even split", lambda one: Number(one[1].length.p_value, "p") if one[1].length.decided else None),
+        ("Slope on length", lambda one: _number(one[1].length.slope, digits=2)),
+        ("Without an outcome", lambda one: Number(one[1].dropped, "count")),
     )
-    table = Table(f"Bias of {judge}", columns, tuple((name, *_bias_cells(one)) for name, one in named)).known()
-    blocks: list[Block] = [table]
+    blocks: list[Block] = [table.known()]
     if bias.mitigations:
-        ways = (
-            *("Asked", "Questions", "Model a wins", "Ties"),
-            *("First shown wins", "Orders agree", "Changed", "As labelled"),
+        ways = table_of(
+            f"Ways of asking {judge}",
+            bias.mitigations,
+            ("Asked", lambda one: one.name),
+            ("Questions", lambda one: Number(one.questions, "count")),
+            ("Model a wins", lambda one: share(one.win_rate_a)),
+            ("Ties", lambda one: share(one.ties)),
+            ("First shown wins", lambda one: share(one.first_shown)),
+            ("Orders agree", lambda one: share(one.consistent)),
+            ("Changed", lambda one: share(one.changed)),
+            ("As labelled", lambda one: share(one.accuracy)),
         )
-        rows = tuple(
-            (
-                one.name,
-                Number(one.questions, "count"),
-                *map(share, (one.win_rate_a, one.ties, one.first_shown, one.consistent, one.changed, one.accuracy)),
-            )
-            for one in bias.mitigations
+        what = (
+            "The same questions under every way of asking; changed: outcomes that differ from those of the first row."
         )
-        blocks += [
-            Table(f"Ways of asking {judge}", ways, rows).known(),
-            Text(
-                "The same questions under every way of asking; changed: outcomes that differ from those of the first row.",
-                "aside",
-            ),
-        ]
+        blocks += [ways.known(), Text(what, "aside")]
     title = f"Bias of {judge} in numbers" + (" (emphasised prompt)" if bias.emphasised else "")
     return Section(title, anchor, tuple(blocks), folded=True)
 
@@ -190,17 +194,6 @@ def bias_section(bias: BiasReport, judge: str, anchor: str) -> Section:
 def _order_shares(one: BiasSummary) -> tuple[Interval | None, ...]:
     orders = one.orders
     return (orders.consistent, orders.to_first, orders.to_second, orders.half_tie) if orders else (None,) * 4
-
-
-def _bias_cells(one: BiasSummary) -> tuple[Cell, ...]:
-    shares = (*_order_shares(one)[:3], one.ties, one.first_shown, one.length.longer)
-    return (
-        Number(one.judged, "count"),
-        *map(share, shares),
-        Number(one.length.p_value, "p") if one.length.decided else None,
-        _number(one.length.slope, digits=2),
-        Number(one.dropped, "count"),
-    )
 
 
 # ---- posttrain judge -----------------------------------------------------------------------------------------------
@@ -253,32 +246,34 @@ def _head(summary: JudgeSummary) -> Iterator[Block]:
 def _win_rates(summary: JudgeSummary, level: str) -> Table:
     named = [("", one) for one in summary.win_rates]
     named += [(f"{category}: ", one) for category, found in summary.win_rates_by_category.items() for one in found]
-    rows = tuple(
-        (
-            f"{prefix}{one.model_a} against {one.model_b}",
-            *(Number(value, "count") for value in (one.wins, one.losses, one.ties, one.missing)),
-            share(one.win_rate, bare=True),
-            share(one.adjusted),
-            Number(one.p_value, "p"),
-        )
-        for prefix, one in named
+    return table_of(
+        f"Win rates ({level} intervals)",
+        named,
+        ("", lambda pair: f"{pair[0]}{pair[1].model_a} against {pair[1].model_b}"),
+        ("Won", lambda pair: Number(pair[1].wins, "count")),
+        ("Lost", lambda pair: Number(pair[1].losses, "count")),
+        ("Tied", lambda pair: Number(pair[1].ties, "count")),
+        ("None", lambda pair: Number(pair[1].missing, "count")),
+        ("W/n", lambda pair: share(pair[1].win_rate, bare=True)),
+        ("(W+T/2)/n", lambda pair: share(pair[1].adjusted)),
+        ("Sign test", lambda pair: Number(pair[1].p_value, "p")),
     )
-    columns = ("", "Won", "Lost", "Tied", "None", "W/n", "(W+T/2)/n", "Sign test")
-    return Table(f"Win rates ({level} intervals)", columns, rows)
 
 
 def _ratings(summary: JudgeSummary, low: float, high: float, level: str) -> Table:
-    rows: list[tuple[Cell, ...]] = []
+    named: list[tuple[str, MeanRating]] = []
     for model, found in summary.ratings.items():
-        named = [(model, found.overall)]
+        named.append((model, found.overall))
         named += [(f"  turn {turn}", one) for turn, one in found.by_turn.items() if len(found.by_turn) > 1]
         named += [(f"  {category}", one) for category, one in found.by_category.items()]
-        rows += [
-            (name, _number(one.mean, "rating"), Number(one.calls.parsed, "count"), Number(one.calls.asked, "count"))
-            for name, one in named
-        ]
-    title = f"Mean ratings from {low:g} to {high:g} ({level} intervals)"
-    return Table(title, ("", "Mean", "Parsed", "Asked"), tuple(rows))
+    return table_of(
+        f"Mean ratings from {low:g} to {high:g} ({level} intervals)",
+        named,
+        ("", lambda one: one[0]),
+        ("Mean", lambda one: _number(one[1].mean, "rating")),
+        ("Parsed", lambda one: Number(one[1].calls.parsed, "count")),
+        ("Asked", lambda one: Number(one[1].calls.asked, "count")),
+    )
 
 
 def _calibration(name: str, found: JudgeCalibration | RatingCalibration) -> Iterator[Block]:

@@ -33,15 +33,11 @@ def read_comparisons(
     weight: str | None = None,
     cluster: str | None = None,
 ) -> Comparisons:
-    """Comparisons from a JSON Lines, JSON, CSV or Parquet file (compressed or not), by the names of its columns.
+    """Comparisons of a file, by the names of its columns. Raises DataError with file and line where the file or a row can't be used.
 
     The winner is one of ``OUTCOMES`` in any case; a row whose winner is empty, null or ``error`` has no verdict and is
     counted as missing. Without ``weight`` every row weighs 1. ``cluster`` names the column (a prompt's number, say) whose equal
     values mark rows that are not independent.
-
-    Raises:
-        DataError: the file or a row can't be used; names the file and the line.
-
     """
     rows: list[Comparison] = []
     places = []
@@ -105,11 +101,7 @@ def _name(record: Record, key: str, where: str) -> str:
 def read_style_counts(path: str | Path, names: Sequence[str], *, winner: str = "winner") -> tuple[Floats, Floats]:
     """Counts of both replies [N, F] each, from the columns ``<name>_a`` and ``<name>_b`` of a file of comparisons.
 
-    Rows are those of `read_comparisons`: without the ones that have no verdict.
-
-    Raises:
-        DataError: the file or a row can't be used; names the file and the line.
-
+    Rows are those of `read_comparisons`: without the ones that have no verdict. Raises DataError as it does.
     """
     rows = [
         [[number(record, f"{name}_{side}", where) for name in names] for side in "ab"]

@@ -80,11 +80,19 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lines:
-    """Curves over training steps, tokens or any other whole number."""
+class Titled:
+    """What every chart has."""
 
     name: str
+    """Of its file, without ending."""
     title: str
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lines(Titled):
+    """Curves over training steps, tokens or any other whole number."""
+
     series: tuple[Series, ...]
     y_label: str
     x_label: str = "step"
@@ -99,15 +107,12 @@ class Lines:
     log_when_wide: bool = False
     """Whether a few values ten times the median make the axis logarithmic."""
     smooth_only: bool = False
-    caption: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Histogram:
+class Histogram(Titled):
     """Bars between neighbouring edges (``H`` bars, ``H + 1`` edges)."""
 
-    name: str
-    title: str
     edges: tuple[float, ...]
     heights: tuple[int, ...]
     x_label: str
@@ -121,7 +126,6 @@ class Histogram:
     """Whether the values are differences around zero."""
     whole: bool = False
     """Whether every bar is one whole number, its middle."""
-    caption: str = ""
     said: str = ""
     """What the alternative text says of the values."""
 
@@ -140,18 +144,15 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Forest:
+class Forest(Titled):
     """Estimates with their intervals, one below the other: ratings, win rates, differences."""
 
-    name: str
-    title: str
     lanes: tuple[Lane, ...]
     unit: str
     line: float | None = None
     """What to compare with."""
     span: tuple[float, float] | None = None
     """Both ends of the axis; None = as wide as the intervals."""
-    caption: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,30 +165,24 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bars:
+class Bars(Titled):
     """Horizontal bars on tracks: (name, text, bars of that name), each bar made of pieces from left to right."""
 
-    name: str
-    title: str
     lanes: tuple[tuple[str, str, tuple[tuple[Piece, ...], ...]], ...]
     legend: tuple[tuple[str, str], ...] = ()
     """(text, colour) of the kinds of pieces."""
-    caption: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Radar:
+class Radar(Titled):
     """One outline a model over several categories, all on one scale."""
 
-    name: str
-    title: str
     spokes: tuple[str, ...]
     outlines: tuple[tuple[str, str, tuple[float | None, ...]], ...]
     """(model, colour, one value a spoke)."""
     unit: str
     low: float
     high: float
-    caption: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,17 +197,14 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plane:
+class Plane(Titled):
     """Two shares of every model against each other; upper left is best."""
 
-    name: str
-    title: str
     spots: tuple[Spot, ...]
     x_label: str
     y_label: str
     corners: tuple[str, str]
     """What stands at the upper right and at the lower left."""
-    caption: str = ""
 
 
 Chart = Lines | Histogram | Forest | Bars | Radar | Plane

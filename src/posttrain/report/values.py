@@ -8,16 +8,17 @@ a renderer writes them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from posttrain.report import numbers
 from posttrain.report.charts import Chart
 from posttrain.report.verdicts import Verdict
 from posttrain.report.words import MARKS
 
+T = TypeVar("T")
 Better = Literal["higher", "lower", "neither"]
 Unit = Literal[
     "number", "count", "compact", "share", "rating", "tokens", "points", "seconds", "bytes", "p", "scientific", "moment"
@@ -333,6 +334,12 @@ class Page:
     footer: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """What only the JSON says of the whole: name, seed, status."""
+
+
+def table_of(title: str, lines: Iterable[T], *columns: tuple[str, Callable[[T], Cell]], folded: bool = False) -> Table:
+    """Return a table with a row a line. ``columns``: what each is called, and what it says of a line."""
+    rows = tuple(tuple(cell(one) for _, cell in columns) for one in lines)
+    return Table(title, tuple(name for name, _ in columns), rows, folded)
 
 
 def row(*cells: Cell) -> tuple[Cell, ...]:

@@ -35,7 +35,6 @@ from posttrain.judge.judge import (
 from posttrain.judge.parsers import PARSERS
 from posttrain.judge.pool import Judged, JudgePool, JudgeRecord
 from posttrain.judge.prompts import KINDS, load_prompt
-from posttrain.judge.scores import model_ratings, panel_ratings
 from posttrain.judge.section import summary_section
 from posttrain.judge.summary import (
     BadLines,
@@ -43,8 +42,10 @@ from posttrain.judge.summary import (
     PromptMark,
     References,
     by_category,
+    model_ratings,
     pair_outcomes,
     panel_of,
+    panel_ratings,
     weighted,
 )
 from posttrain.references import NamesFile

@@ -326,10 +326,16 @@ def _rows(run: Run) -> values.Section | None:
         (reason, name, values.Number(n, "count")) for name, ledger in kept for reason, n in ledger.dropped.items()
     )
     dropped = sum(sum(ledger.dropped.values()) for _, ledger in kept)
-    every = values.Table(
+    every = values.table_of(
         "Every step with its counts",
-        ("Stage", "Step", "In", "Added", "Dropped", "Out", "Reasons and notes"),
-        tuple(_step_row(name, step) for name, step in steps),
+        steps,
+        ("Stage", lambda one: one[0]),
+        ("Step", lambda one: one[1].name),
+        ("In", lambda one: values.Number(one[1].rows_in, "count")),
+        ("Added", lambda one: values.Number(one[1].added or None, "count")),
+        ("Dropped", lambda one: values.Number(sum(one[1].dropped.values()) or None, "count")),
+        ("Out", lambda one: values.Number(one[1].rows_out, "count")),
+        ("Reasons and notes", lambda one: _reasons(one[1])),
     )
     text = (
         "Every row that was read is accounted for: it was kept, or dropped for a reason that the stage's ledger.json names with file and "
@@ -346,35 +352,38 @@ def _rows(run: Run) -> values.Section | None:
     return values.Section("Rows", "rows", tuple(blocks), folded=True, gist=f"{plural(dropped, 'row')} dropped")
 
 
-def _step_row(stage: str, step: LedgerStep) -> tuple[values.Cell, ...]:
+def _reasons(step: LedgerStep) -> str:
     reasons = [f"{reason} {number:,}" for reason, number in [*step.dropped.items(), *step.notes.items()]]
-    reasons += [f"truncated {step.truncated:,}"] if step.truncated else []
-    lost = sum(step.dropped.values())
-    return (
-        stage,
-        step.name,
-        values.Number(step.rows_in, "count"),
-        values.Number(step.added or None, "count"),
-        values.Number(lost or None, "count"),
-        values.Number(step.rows_out, "count"),
-        "; ".join(reasons),
-    )
+    return "; ".join([*reasons, *([f"truncated {step.truncated:,}"] if step.truncated else [])])
 
 
 def _rejects(stage: str, ledger: Ledger) -> values.Table:
-    rows = tuple((str(one.origin), one.step, one.reason, one.detail) for one in ledger.rejects[:REJECT_LIMIT])
     more = f", the first {REJECT_LIMIT} of {len(ledger.rejects):,}" if len(ledger.rejects) > REJECT_LIMIT else ""
-    return values.Table(f"Dropped rows of {stage}{more}", ("Row", "Step", "Reason", "Detail"), rows, folded=True)
+    return values.table_of(
+        f"Dropped rows of {stage}{more}",
+        ledger.rejects[:REJECT_LIMIT],
+        ("Row", lambda one: str(one.origin)),
+        ("Step", lambda one: one.step),
+        ("Reason", lambda one: one.reason),
+        ("Detail", lambda one: one.detail),
+        folded=True,
+    )
 
 
 # ---- provenance ----------------------------------------------------------------------------------------------------
 
 
 def _provenance(run: Run) -> values.Section:
-    table = values.Table(
+    table = values.table_of(
         "Stages",
-        ("Stage", "Kind", "Status", "Time", "Peak memory", "Device", "Digest"),
-        tuple(_stage_row(stage) for stage in run.stages),
+        run.stages,
+        ("Stage", lambda stage: stage.name),
+        ("Kind", lambda stage: stage.kind),
+        ("Status", lambda stage: values.Mark(stage.status)),
+        ("Time", lambda stage: values.Number(stage.seconds, "seconds") if stage.manifest else None),
+        ("Peak memory", lambda s: values.Number(s.manifest.peak_memory_bytes, "bytes") if s.manifest else None),
+        ("Device", lambda s: ", ".join(filter(None, (s.manifest.device, s.manifest.dtype))) if s.manifest else None),
+        ("Digest", lambda stage: (stage.manifest.digest or "")[:12] if stage.manifest else None),
     )
     blocks: list[values.Block] = [table, *(_stage_section(stage) for stage in run.stages if stage.manifest)]
     if run.recipe_text:
@@ -382,21 +391,6 @@ def _provenance(run: Run) -> values.Section:
     blocks.append(values.Records("stages", [_stage_record(stage) for stage in run.stages]))
     return values.Section(
         "Configuration and provenance", "provenance", tuple(blocks), folded=True, gist=plural(len(run.stages), "stage")
-    )
-
-
-def _stage_row(stage: Stage) -> tuple[values.Cell, ...]:
-    manifest = stage.manifest
-    if manifest is None:
-        return (stage.name, stage.kind, values.Mark(stage.status), None, None, None, None)
-    return (
-        stage.name,
-        stage.kind,
-        values.Mark(stage.status),
-        values.Number(stage.seconds, "seconds"),
-        values.Number(manifest.peak_memory_bytes, "bytes"),
-        ", ".join(text for text in (manifest.device, manifest.dtype) if text),
-        (manifest.digest or "")[:12],
     )
 
 

@@ -23,7 +23,7 @@ from posttrain.judge.items import Item, needs_reference
 from posttrain.judge.judge import Judgment, by_question
 from posttrain.judge.pool import Judges
 from posttrain.judge.prompts import load_prompt
-from posttrain.judge.scores import panel_ratings
+from posttrain.judge.summary import panel_ratings
 from posttrain.judge.verdicts import Missing
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import IntervalSettings

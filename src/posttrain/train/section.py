@@ -640,16 +640,17 @@ def _lengths_section(one: Training, lengths: Lengths) -> Section:
         ("All replies" if lengths.sides else "Assistant replies", lengths.assistant),
         *((f"{name.capitalize()} replies", found) for name, found in lengths.sides),
     ]
-    rows = tuple(
-        values.row(
-            name,
-            *(Number(value, "count") for value in (found.count, found.p50, found.p90, found.p95, found.max)),
-            Number(found.share_over_limit, "share"),
-        )
-        for name, found in kinds
+    table = values.table_of(
+        f"Token lengths of {one.name}",
+        kinds,
+        ("In tokens", lambda kind: kind[0]),
+        ("Count", lambda kind: Number(kind[1].count, "count")),
+        ("P50", lambda kind: Number(kind[1].p50, "count")),
+        ("P90", lambda kind: Number(kind[1].p90, "count")),
+        ("P95", lambda kind: Number(kind[1].p95, "count")),
+        ("Max", lambda kind: Number(kind[1].max, "count")),
+        (f"Over the limit of {lengths.limit:,}", lambda kind: Number(kind[1].share_over_limit, "share")),
     )
-    columns = ("In tokens", "Count", "P50", "P90", "P95", "Max", f"Over the limit of {lengths.limit:,}")
-    table = Table(f"Token lengths of {one.name}", columns, rows)
     known = [chart for chart in charts if chart is not None]
     return Section("Token lengths", file_name("lengths", one.name), (*known, table))
 
