@@ -41,14 +41,24 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Parser:
-    """How replies are read. ``logprobs``: it needs the log-probabilities of the first token."""
+    """How replies are read: the text by ``parse``; or, without it, the log-probabilities of the first token (`weighted`)."""
 
     task: JudgeTask
-    read: Callable[[Outcome, JudgePrompt], Read]
-    logprobs: bool = False
+    parse: Callable[[str, JudgePrompt], Verdict | float | Missing] | None = None
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether it needs log-probabilities."""
+        return self.parse is None
+
+    def read(self, outcome: Outcome, prompt: JudgePrompt) -> Read:
+        """What a call says."""
+        if (parse := self.parse) is None:
+            return weighted(outcome)
+        return Read(read(outcome, lambda text: parse(text, prompt)))
 
 
-def weighted(outcome: Outcome, prompt: JudgePrompt) -> Read:
+def weighted(outcome: Outcome) -> Read:
     """AlpacaEval's weighted verdict from the first token: ``m`` for the reply shown first, ``M`` for the second.
 
     The token limit is one, so a reply that was cut there is whole. Spaces around a token do not count. Exactly 1/2 is a tie.
@@ -80,17 +90,14 @@ def _five(text: str) -> Verdict | Missing:
 PARSERS: Table[Parser] = Table(
     "parser",
     {
-        "pair_letter": Parser("pair", lambda outcome, _: Read(read(outcome, pair_verdict))),
-        "pair_mt_bench": Parser("pair", lambda outcome, _: Read(read(outcome, mt_bench_pair))),
-        "pair_scores": Parser("pair", lambda outcome, _: Read(read(outcome, _scores))),
-        "pair_five": Parser("pair", lambda outcome, _: Read(read(outcome, _five))),
-        "pair_logprob": Parser("pair", weighted, logprobs=True),
-        "rating": Parser(
-            "single",
-            lambda outcome, prompt: Read(read(outcome, lambda text: rating(text, prompt.lowest, prompt.highest))),
-        ),
-        "rating_mt_bench": Parser("single", lambda outcome, _: Read(read(outcome, mt_bench_rating))),
-        "label": Parser("label", lambda outcome, prompt: Read(read(outcome, lambda text: label(text, prompt.labels)))),
+        "pair_letter": Parser("pair", lambda text, _: pair_verdict(text)),
+        "pair_mt_bench": Parser("pair", lambda text, _: mt_bench_pair(text)),
+        "pair_scores": Parser("pair", lambda text, _: _scores(text)),
+        "pair_five": Parser("pair", lambda text, _: _five(text)),
+        "pair_logprob": Parser("pair"),
+        "rating": Parser("single", lambda text, prompt: rating(text, prompt.lowest, prompt.highest)),
+        "rating_mt_bench": Parser("single", lambda text, _: mt_bench_rating(text)),
+        "label": Parser("label", lambda text, prompt: label(text, prompt.labels)),
     },
 )
 """``pair_letter``: the last line with ``[[A]]``, ``[[B]]`` or ``[[C]]``. ``pair_mt_bench``: MT-Bench's own rule. ``pair_scores``: two ratings

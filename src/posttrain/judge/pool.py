@@ -1,7 +1,7 @@
 """Judges ready to be asked, for ``posttrain judge`` and for the benchmarks of an evaluation stage.
 
-    JudgeConfig -> JudgePool (engines behind one request cache, opened at first use) -> JudgeSession.ask -> judgments
-                                                                                    -> JudgeSession.record -> JudgeRecord
+    JudgeConfig -> JudgePool (engines behind one request cache, opened at first use) -> Judges.ask -> judgments
+                                                                                    -> Judges.record -> JudgeRecord
 
 A session is one command or one benchmark: it keeps account of what it asked, nothing of what others did.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from posttrain.errors import ConfigError
 from posttrain.generate.cache import CachedEngine, RequestCache
@@ -82,19 +82,6 @@ class Judged(NamedTuple):
 
     name: str
     judgments: list[Judgment]
-
-
-class Judges(Protocol):
-    """Whoever judges: asks every judge of the stage (one, or a panel) and keeps account of calls and bias."""
-
-    language: Literal["en", "zh"]
-    """Of the judge's prompts."""
-    plan: Plan
-    """How often and in which form it is asked."""
-
-    def ask(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan) -> list[Judged]:
-        """All judges' judgments of all items, in the order of the judges. Calls and (of pairs) the bias report are recorded."""
-        ...
 
 
 # ---- who judges ----------------------------------------------------------------------------------------------------
@@ -166,11 +153,11 @@ class JudgePool:
         self._open.clear()
         self._closing.close()
 
-    def session(self, label: str = "") -> JudgeSession:
+    def session(self, label: str = "") -> Judges:
         """Begin to ask. ``label`` stands before the progress of its questions. Raises ConfigError where nobody judges."""
         if self.config is None:
             raise ConfigError("there is no judge", where="judge", fix="say who judges: judge: {judges: [...]}")
-        return JudgeSession(self, self.config, label)
+        return Judges(self, self.config, label)
 
     def judges(self) -> list[tuple[str, JudgeSource]]:
         """Name and source of every judge."""
@@ -203,7 +190,7 @@ class JudgePool:
 
 
 class _Batch(NamedTuple):
-    """One call of `JudgeSession.ask`."""
+    """One call of `Judges.ask`."""
 
     items: Sequence[Item]
     prompt: JudgePrompt
@@ -242,8 +229,8 @@ class _Noting:
         return outcome
 
 
-class JudgeSession:
-    """Questions to all judges of a pool, and the record of them (it is `Judges`)."""
+class Judges:
+    """Questions to all judges of a pool (one, or a panel) in one command or benchmark, and the account of their calls and bias."""
 
     def __init__(self, pool: JudgePool, config: JudgeConfig, label: str) -> None:
         self._pool, self._config = pool, config
@@ -251,7 +238,8 @@ class JudgeSession:
         self._batches: list[_Batch] = []
         self._keys: set[str] = set()
         self._tried: set[str] = set()
-        self.language, self.plan = config.language, config.plan
+        self.language: Literal["en", "zh"] = config.language
+        self.plan = config.plan
 
     def try_out(self, items: Sequence[Item], prompt: JudgePrompt, plan: Plan, where: str) -> None:
         """Three questions to every judge that writes, before the rest is asked. Raises ConfigError as `judge.try_out`."""

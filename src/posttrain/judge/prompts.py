@@ -72,11 +72,9 @@ def _check(prompt: JudgePrompt, document: Document, task: str) -> None:
                 problems.append(Problem((key,), f"unknown place {{{{{name}}}}}{hint}"))
     if strange := [name for name in _PLACE.findall(prompt.reference or "") if name != "reference"]:
         problems.append(Problem(("reference",), f"unknown place {{{{{strange[0]}}}}}; known: reference"))
-    shown = prompt.system + prompt.prompt
-    if not any(_shows(shown, wanted) for wanted in _replies(prompt.task)):
-        problems.append(
-            Problem(("prompt",), "the replies are not shown: " + " or ".join(map(str, _replies(prompt.task))))
-        )
+    wanted = _replies(prompt.task)
+    if not any(_shows(prompt.system + prompt.prompt, names) for names in wanted):
+        problems.append(Problem(("prompt",), f"the replies are not shown: {' or '.join(map(str, wanted))}"))
     if (parser.task == "label") != bool(prompt.labels):
         wrong = "this parser needs labels" if parser.task == "label" else f"{prompt.parser} reads no labels"
         problems.append(Problem(("labels",), wrong))
@@ -146,8 +144,8 @@ def messages_text(
     if prompt.task != "pair":
         values |= {"reply": item.replies_a[turn - 1], "conversation": _conversation(prompt, item, item.replies_a, turn)}
     else:
-        shown = (item.replies_b, item.replies_a) if swapped else (item.replies_a, item.replies_b)
-        for letter, replies in zip("ab", shown, strict=True):
+        sides = (item.replies_b, item.replies_a) if swapped else (item.replies_a, item.replies_b)
+        for letter, replies in zip("ab", sides, strict=True):
             values[f"reply_{letter}"] = replies[turn - 1]
             values[f"conversation_{letter}"] = _conversation(prompt, item, replies, turn)
     template = prompt.later_turn_prompt if turn > 1 and prompt.later_turn_prompt is not None else prompt.prompt

@@ -51,8 +51,8 @@ def win_rates(outcomes: Iterable[PairOutcome], settings: IntervalSettings = Inte
     groups: dict[tuple[str, str], list[tuple[Verdict | Missing, Hashable]]] = {}
     for a, b, outcome, cluster in outcomes:
         turned = (b, a) in groups
-        said = mirrored(outcome) if turned and not isinstance(outcome, Missing) else outcome
-        groups.setdefault((b, a) if turned else (a, b), []).append((said, cluster))
+        verdict = mirrored(outcome) if turned and not isinstance(outcome, Missing) else outcome
+        groups.setdefault((b, a) if turned else (a, b), []).append((verdict, cluster))
     return tuple(_of_pair(a, b, found, settings) for (a, b), found in groups.items())
 
 

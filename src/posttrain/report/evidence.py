@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from posttrain.report import numbers
-from posttrain.report.values import Number
+from posttrain.report.values import Number, Unit
 from posttrain.report.words import plural
 
 FEWEST_ROWS = 3
@@ -11,20 +11,14 @@ FEWEST_ROWS = 3
 
 
 def bounded(
-    value: float,
-    low: float | None,
-    high: float | None,
-    unit: str,
-    rows: int | None,
-    what: str = "row",
-    digits: int | None = None,
+    value: float, low: float | None, high: float | None, unit: Unit, rows: int | None, what: str = "row"
 ) -> Number:
     """Return a difference with its interval; of one or two rows one that includes zero, or has no width, gives way to a word."""
     if rows is None or rows >= FEWEST_ROWS:
-        return Number(value, unit, low, high, digits, signed=True)  # type: ignore[arg-type]
+        return Number(value, unit, low, high, signed=True)
     if low is not None and high is not None and low != high and (low > 0 or high < 0):
-        return Number(value, unit, low, high, digits, signed=True, note=f"of {plural(rows, what)} only")  # type: ignore[arg-type]
-    return Number(value, unit, digits=digits, signed=True, note=f"{plural(rows, what)}: too few for an interval")  # type: ignore[arg-type]
+        return Number(value, unit, low, high, signed=True, note=f"of {plural(rows, what)} only")
+    return Number(value, unit, signed=True, note=f"{plural(rows, what)}: too few for an interval")
 
 
 def evidence(number: Number, confidence: float) -> str:
