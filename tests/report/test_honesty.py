@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_is_not_called_unchanged(preference_run: RunDi
 def test_an_interval_of_one_or_two_rows_is_given_only_where_it_shows_something(
     rows: int, low: float, high: float, said: list[str]
 ) -> None:
-    assert bounds(bounded(-0.75, low, high, "number", rows, digits=3), 0.95) == said
+    assert bounds(bounded(-0.75, low, high, "number", rows), 0.95) == said
 
 
 # ---- an objective of one's own -------------------------------------------------------------------------------------
