@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from posttrain.report import numbers
-from posttrain.report.verdicts import Verdict
 
 FEW_ROWS = 30
 """Below this many rows a bootstrap interval tends to be too narrow, which the report says."""
 
-VERDICT_TEXT: dict[Verdict, str] = {
+VERDICT_TEXT: dict[str, str] = {
     "improved": "improved",
     "worse": "worse",
     "differs": "difference shown",
@@ -39,7 +38,7 @@ def counted(numbers_of_models: Iterable[int], one: str) -> str:
     return most if len(found) == 1 else f"{found[0]:,} to {most}"
 
 
-MARKS: dict[Verdict, str] = {**VERDICT_TEXT, "improved": "better", "differs": "differs"}
+MARKS = {**VERDICT_TEXT, "improved": "better", "differs": "differs"}
 """A verdict beside a number."""
 LANGUAGES = {
     "ar": "Arabic",
@@ -57,9 +56,6 @@ LANGUAGES = {
 }
 
 
-_WORDS = dict[str, str](VERDICT_TEXT.items())
-
-
 def word_of(kind: str) -> str:
     """Return what a mark says: the words of a verdict, otherwise its own."""
-    return _WORDS.get(kind, kind)
+    return VERDICT_TEXT.get(kind, kind)

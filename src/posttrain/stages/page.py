@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -201,8 +201,7 @@ def _stage(run: RunDir, name: str, declared: str, table: Mapping[str, type[Stage
     kind, path = table.get(manifest.kind), folder.file("ledger.json")
     if kind is None or not (kind.keeps_ledger(manifest.config) or path.exists()):
         return stage, gaps
-    ledger = optional(gaps, stage, path, "its rows can't be accounted for", read_ledger)
-    return Stage(name, manifest.kind, manifest.status, manifest, ledger, folder), gaps
+    return replace(stage, ledger=optional(gaps, stage, path, "its rows can't be accounted for", read_ledger)), gaps
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------

@@ -110,17 +110,16 @@ def _verify(
     compute: Compute,
     dtype: torch.dtype,
 ) -> None:
-    if not groups:
-        return
-    sequences = [s for group in groups for s in group]
-    for sequence, again in zip(sequences, compute(groups), strict=True):
+    sequences = [sequence for group in groups for sequence in group]
+    for sequence, again in zip(sequences, compute(groups) if groups else (), strict=True):
         apart = abs(float(np.mean(again - known[sequence_key(sequence)])))
         if not apart <= tolerance(dtype):
-            raise CheckpointError(
-                f"the kept reference log-probabilities are not those of this model (row {sequence.row_id}: {apart:.2g} nats a token apart)",
-                where=str(path),
-                fix="remove this file; it is computed again",
-            )
+            problem = f"are not those of this model (row {sequence.row_id}: {apart:.2g} nats a token apart)"
+            raise _refused(path, f"the kept reference log-probabilities {problem}")
+
+
+def _refused(path: Path, problem: str, fix: str = "remove this file; it is computed again") -> CheckpointError:
+    return CheckpointError(problem, where=str(path), fix=fix)
 
 
 def _write(path: Path, identity: str, logps: Mapping[str, NDArray[np.float32]]) -> None:
@@ -141,21 +140,14 @@ def _read(path: Path, identity: str) -> dict[str, NDArray[np.float32]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in ("keys", "counts", "logps")}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"the kept reference log-probabilities are damaged ({error})", where=str(path), fix="remove this file"
-        ) from error
+        problem = f"the kept reference log-probabilities are damaged ({error})"
+        raise _refused(path, problem, fix="remove this file") from error
     if metadata.get("content") != _content(tensors):
-        raise CheckpointError(
-            "the kept reference log-probabilities are damaged (their content does not match their checksum)",
-            where=str(path),
-            fix="remove this file; it is computed again",
-        )
+        problem = "are damaged (their content does not match their checksum)"
+        raise _refused(path, f"the kept reference log-probabilities {problem}")
     if metadata.get("reference") != identity:
-        raise CheckpointError(
-            "these reference log-probabilities are those of another model, adapter or compute type",
-            where=str(path),
-            fix="remove this file; it is computed again",
-        )
+        problem = "these reference log-probabilities are those of another model, adapter or compute type"
+        raise _refused(path, problem)
     parts = np.split(tensors["logps"], np.cumsum(tensors["counts"])[:-1])
     return {row.tobytes().hex(): part for row, part in zip(tensors["keys"], parts, strict=True)}
 
