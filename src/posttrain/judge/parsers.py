@@ -8,21 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from posttrain.generate.engine import Failure, Outcome
+from posttrain.judge import verdicts
 from posttrain.judge.config import JudgePrompt, JudgeTask
-from posttrain.judge.verdicts import (
-    Missing,
-    Verdict,
-    five_verdict,
-    label,
-    mt_bench_pair,
-    mt_bench_rating,
-    pair_verdict,
-    rating,
-    read,
-    side,
-    two_scores,
-    verdict_of_scores,
-)
+from posttrain.judge.verdicts import Missing, Verdict
 from posttrain.stats.length_controlled import preference_from_logprobs
 from posttrain.table import Table
 
@@ -55,7 +43,7 @@ class Parser:
         """What a call says."""
         if (parse := self.parse) is None:
             return weighted(outcome)
-        return Read(read(outcome, lambda text: parse(text, prompt)))
+        return Read(verdicts.read(outcome, lambda text: parse(text, prompt)))
 
 
 def weighted(outcome: Outcome) -> Read:
@@ -78,26 +66,26 @@ def weighted(outcome: Outcome) -> Read:
 
 
 def _scores(text: str) -> Verdict | Missing:
-    found = two_scores(text)
-    return found if isinstance(found, Missing) else verdict_of_scores(*found)
+    found = verdicts.two_scores(text)
+    return found if isinstance(found, Missing) else verdicts.verdict_of_scores(*found)
 
 
 def _five(text: str) -> Verdict | Missing:
-    found = five_verdict(text)
-    return found if isinstance(found, Missing) else side(found)
+    found = verdicts.five_verdict(text)
+    return found if isinstance(found, Missing) else verdicts.side(found)
 
 
 PARSERS: Table[Parser] = Table(
     "parser",
     {
-        "pair_letter": Parser("pair", lambda text, _: pair_verdict(text)),
-        "pair_mt_bench": Parser("pair", lambda text, _: mt_bench_pair(text)),
+        "pair_letter": Parser("pair", lambda text, _: verdicts.pair_verdict(text)),
+        "pair_mt_bench": Parser("pair", lambda text, _: verdicts.mt_bench_pair(text)),
         "pair_scores": Parser("pair", lambda text, _: _scores(text)),
         "pair_five": Parser("pair", lambda text, _: _five(text)),
         "pair_logprob": Parser("pair"),
-        "rating": Parser("single", lambda text, prompt: rating(text, prompt.lowest, prompt.highest)),
-        "rating_mt_bench": Parser("single", lambda text, _: mt_bench_rating(text)),
-        "label": Parser("label", lambda text, prompt: label(text, prompt.labels)),
+        "rating": Parser("single", lambda text, prompt: verdicts.rating(text, prompt.lowest, prompt.highest)),
+        "rating_mt_bench": Parser("single", lambda text, _: verdicts.mt_bench_rating(text)),
+        "label": Parser("label", lambda text, prompt: verdicts.label(text, prompt.labels)),
     },
 )
 """``pair_letter``: the last line with ``[[A]]``, ``[[B]]`` or ``[[C]]``. ``pair_mt_bench``: MT-Bench's own rule. ``pair_scores``: two ratings

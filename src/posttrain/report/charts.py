@@ -15,31 +15,9 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from posttrain.report import numbers
+from posttrain.report import numbers, svg
 from posttrain.report.figure import Figure
-from posttrain.report.svg import (
-    BOTTOM,
-    LEFT,
-    RIGHT,
-    SMALL,
-    TOP,
-    WIDE,
-    WIDTH,
-    Box,
-    Scale,
-    axes,
-    bar,
-    columns,
-    dot,
-    legend,
-    legend_widths,
-    line,
-    padded,
-    path,
-    tag,
-    whisker,
-    words,
-)
+from posttrain.report.svg import BOTTOM, LEFT, RIGHT, SMALL, TOP, WIDE, WIDTH, Scale, padded, path, tag
 
 COLORS = ("s0", "s1", "s2", "s3", "s4", "s5")
 MAX_POINTS = 400
@@ -252,11 +230,11 @@ def _lines(chart: Lines) -> Figure | None:
     first, last = min(steps), max(steps)
     x = Scale(first, last if last > first else first + 1, LEFT, box.width - RIGHT, whole=True)
     y = Scale(0.0 if chart.from_zero else low, high, floor, TOP + extra - 8, log)
-    parts = [axes(x, y, chart.x_label, chart.y_label + (", logarithmic" if log else ""))]
+    parts = [svg.axes(x, y, chart.x_label, chart.y_label + (", logarithmic" if log else ""))]
     for level in near:
         at = y(level.value)
-        parts.append(line(x.start, x.end, at, at, "mark limit" if level.limit else "reference"))
-        parts.append(words(level.text, x.end, at - 5, "halo end") if level.text else Markup(""))
+        parts.append(svg.line(x.start, x.end, at, at, "mark limit" if level.limit else "reference"))
+        parts.append(svg.words(level.text, x.end, at - 5, "halo end") if level.text else Markup(""))
     dotted = {one.label for one in drawn if one.style == "dots"}
     for one in sorted(drawn, key=lambda one: one.style == "dots"):
         parts += _series(chart, one, x, y, strong=one.label not in dotted)
@@ -283,8 +261,8 @@ def _series(chart: Lines, one: Series, x: Scale, y: Scale, *, strong: bool) -> l
 
     def point(at: float, value: float) -> Markup:
         if at == one.chosen:
-            return dot(x(at), y(value), f"dot {one.color} chosen", f"{tooltip(at, value)} (lowest)", 6)
-        return dot(x(at), y(value), f"dot {one.color}", tooltip(at, value), 3.4)
+            return svg.dot(x(at), y(value), f"dot {one.color} chosen", f"{tooltip(at, value)} (lowest)", 6)
+        return svg.dot(x(at), y(value), f"dot {one.color}", tooltip(at, value), 3.4)
 
     if one.style == "outline":
         return [curve(one.points)]
@@ -305,29 +283,29 @@ def _verticals(marks: Sequence[Level], x: Scale, floor: float, first: float, top
     for row, mark in enumerate(marks):
         at, beside = x(mark.value), first + 17 * row
         classes = f"median {mark.color}" if mark.color else "mark limit" if mark.limit else "mark"
-        parts.append(line(at, at, beside - 9 if top is None else top, floor, classes))
+        parts.append(svg.line(at, at, beside - 9 if top is None else top, floor, classes))
         right = at > x.start + (x.end - x.start) * 0.72
-        parts.append(words(mark.text, at + (-5 if right else 5), beside, "halo end" if right else "halo"))
+        parts.append(svg.words(mark.text, at + (-5 if right else 5), beside, "halo end" if right else "halo"))
     return parts
 
 
 def _hover(x: Scale, y: Scale, points: Sequence[tuple[float, float]], tooltip: Callable[[float, float], str]) -> Markup:
     """Return hover columns for at most 80 of the points."""
     chosen = points[:: math.ceil(len(points) / 80) or 1]
-    return columns([x(at) for at, _ in chosen], y.end, y.start, [tooltip(*point) for point in chosen])
+    return svg.columns([x(at) for at, _ in chosen], y.end, y.start, [tooltip(*point) for point in chosen])
 
 
-def _legend(unit: str, entries: Sequence[tuple[str, str]], box: Box) -> tuple[Markup, float]:
+def _legend(unit: str, entries: Sequence[tuple[str, str]], box: svg.Box) -> tuple[Markup, float]:
     """Return a legend, in one line beside the unit or in lines below it, and the height it takes beyond one line."""
     room = box.width - RIGHT - 7 * len(unit) - 12
-    if sum(legend_widths(entries)) <= room:
-        return legend(entries, width=box.width), 0.0
+    if sum(svg.legend_widths(entries)) <= room:
+        return svg.legend(entries, width=box.width), 0.0
     lines: list[list[tuple[str, str]]] = [[]]
     for entry in entries:
-        if lines[-1] and sum(legend_widths([*lines[-1], entry])) > room:
+        if lines[-1] and sum(svg.legend_widths([*lines[-1], entry])) > room:
             lines.append([])
         lines[-1].append(entry)
-    drawn = [legend(line, y=14.0 + 17 * place, width=box.width) for place, line in enumerate(lines)]
+    drawn = [svg.legend(line, y=14.0 + 17 * place, width=box.width) for place, line in enumerate(lines)]
     return Markup("").join(drawn), 17.0 * (len(lines) - 1)
 
 
@@ -380,16 +358,16 @@ def _histogram(chart: Histogram) -> Figure | None:
     floor, top = WIDE.height + extra - BOTTOM, TOP + extra - 8 + (10 if chart.marks else 0)
     x = Scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT, whole=not chart.zero)
     y = Scale(0, max(chart.heights) * 1.05, floor, top, whole=True)
-    parts = [axes(x, y, chart.x_label, chart.y_label)]
+    parts = [svg.axes(x, y, chart.x_label, chart.y_label)]
     for place, (height, (low, high)) in enumerate(zip(chart.heights, pairwise(edges), strict=True)):
         left, width = x(low) + 0.5, x(high) - x(low) - 1
         if chart.whole and width > 90:
             left, width = left + (width - 90) / 2, 90.0
         classes = f"fill {chart.colors[place] if chart.colors else 's1'}"
         tooltip = f"{_span(chart, low, high, last=place == many - 1)}: {height:,} {chart.y_label}"
-        parts.append(bar(left, y(height), max(width, 0.5), floor - y(height), classes, tooltip))
+        parts.append(svg.bar(left, y(height), max(width, 0.5), floor - y(height), classes, tooltip))
     if chart.zero:
-        parts.append(line(x(0), x(0), y.end, floor, "zero"))
+        parts.append(svg.line(x(0), x(0), y.end, floor, "zero"))
     parts += _verticals(chart.marks, x, floor, 30.0)
     alt = f"Histogram: {chart.title}. {chart.said}" if chart.said else f"Histogram: {chart.title}, {chart.caption}"
     return _figure(chart, alt, floor + BOTTOM, parts)
@@ -408,11 +386,11 @@ def _bars(chart: Bars) -> Figure | None:
         return None
     most = max(sum(piece.value for piece in pieces) for _, _, bars in chart.lanes for pieces in bars) or 1.0
     x = Scale(0, most, 2, WIDTH - RIGHT)
-    parts = [legend([(text, f"swatch {kind}") for text, kind in chart.legend])] if chart.legend else []
+    parts = [svg.legend([(text, f"swatch {kind}") for text, kind in chart.legend])] if chart.legend else []
     top = TOP if chart.legend else 14.0
     for name, text, bars in chart.lanes:
-        parts.append(words(short(name), 2, top + 12, "label strong"))
-        parts.append(words(text, WIDTH - RIGHT, top + 12, "tick end"))
+        parts.append(svg.words(short(name), 2, top + 12, "label strong"))
+        parts.append(svg.words(text, WIDTH - RIGHT, top + 12, "tick end"))
         thick = 12.0 if len(bars) == 1 else 7.0
         for place, pieces in enumerate(bars):
             at, done = top + 19 + (thick + 2) * place, 0.0
@@ -421,7 +399,7 @@ def _bars(chart: Bars) -> Figure | None:
                 if piece.value:
                     width = max(x(done + piece.value) - x(done), 2.5)
                     left = min(x(done), WIDTH - RIGHT - width)
-                    parts.append(bar(left, at, width, thick, f"fill {piece.color}", piece.text))
+                    parts.append(svg.bar(left, at, width, thick, f"fill {piece.color}", piece.text))
                 done += piece.value
         top += 30 + (thick + 2) * len(bars)
     alt = f"{chart.title}. " + ". ".join(f"{name}: {text}" for name, text, _ in chart.lanes) + "."
@@ -443,20 +421,20 @@ def _forest(chart: Forest) -> Figure | None:
     x = Scale(*(chart.span or padded([*ends, *([] if chart.line is None else [chart.line])])), 6, WIDTH - RIGHT)
     groups = len({lane.group for lane in lanes if lane.group})
     floor = 10.0 + _LANE * len(lanes) + _GROUP * groups
-    parts = [axes(x, None, chart.unit, bottom=floor)]
+    parts = [svg.axes(x, None, chart.unit, bottom=floor)]
     if chart.line is not None:
-        parts.append(line(x(chart.line), x(chart.line), 10, floor, "reference"))
+        parts.append(svg.line(x(chart.line), x(chart.line), 10, floor, "reference"))
     top, group = 10.0, ""
     for lane in lanes:
         if lane.group != group:
             group = lane.group
-            parts.append(words(group, 2, top + 12, "label halo"))
+            parts.append(svg.words(group, 2, top + 12, "label halo"))
             top += _GROUP
         parts += [
-            words(short(lane.name), 2, top + 8, "label strong halo"),
-            words(lane.text, WIDTH - RIGHT, top + 8, "tick end halo"),
-            whisker(x(lane.low), x(lane.high), top + 21, lane.color),
-            dot(x(lane.estimate), top + 21, f"dot {lane.color}", f"{lane.name}: {lane.text}", 5),
+            svg.words(short(lane.name), 2, top + 8, "label strong halo"),
+            svg.words(lane.text, WIDTH - RIGHT, top + 8, "tick end halo"),
+            svg.whisker(x(lane.low), x(lane.high), top + 21, lane.color),
+            svg.dot(x(lane.estimate), top + 21, f"dot {lane.color}", f"{lane.name}: {lane.text}", 5),
         ]
         top += _LANE
     said = "; ".join(f"{f'{lane.group}, ' if lane.group else ''}{lane.name} {lane.text}" for lane in lanes)
@@ -479,10 +457,10 @@ def _plane(chart: Plane) -> Figure | None:
     x, y = Scale(0, 100, LEFT, WIDTH - RIGHT), Scale(0, 100, top + 250, top)
     parts = [
         drawn,
-        axes(x, y, f"{chart.x_label}, percent"),
-        words(f"{chart.y_label}, percent", 2, top - 12, "label"),
-        words(chart.corners[0], x(99), y(100) + 14, "tick end"),
-        words(chart.corners[1], x(1), y(0) - 6, "tick"),
+        svg.axes(x, y, f"{chart.x_label}, percent"),
+        svg.words(f"{chart.y_label}, percent", 2, top - 12, "label"),
+        svg.words(chart.corners[0], x(99), y(100) + 14, "tick end"),
+        svg.words(chart.corners[1], x(1), y(0) - 6, "tick"),
     ]
     said = []
     for one in chart.spots:
@@ -493,9 +471,9 @@ def _plane(chart: Plane) -> Figure | None:
         ]
         said.append(f"{one.name}: {', '.join(shares)}")
         parts += [
-            whisker(left, right, at_y, one.color),
-            whisker(low, high, at_x, one.color, upright=True),
-            dot(at_x, at_y, f"dot {one.color}", said[-1], 6),
+            svg.whisker(left, right, at_y, one.color),
+            svg.whisker(low, high, at_x, one.color, upright=True),
+            svg.dot(at_x, at_y, f"dot {one.color}", said[-1], 6),
         ]
     return _figure(chart, f"{chart.title}. {'; '.join(said)}.", top + 250 + BOTTOM, parts)
 
@@ -525,16 +503,16 @@ def _radar(chart: Radar) -> Figure | None:
         parts.append(path([*around, around[0]], "grid ring"))
     for corner, spoke in zip(corners, chart.spokes, strict=True):
         end = point(corner, _RADIUS)
-        parts.append(line(WIDTH / 2, end[0], middle, end[1], "grid"))
+        parts.append(svg.line(WIDTH / 2, end[0], middle, end[1], "grid"))
         anchor = "middle" if abs(corner[0]) < 0.2 else "" if corner[0] > 0 else "end"
         lines = label_lines(spoke)
         at_x, at_y = point(corner, _RADIUS + 12)
         at_y += 4 + 5 * corner[1] - _LINE * (len(lines) - 1) * (1 - corner[1]) / 2  # grows away from the rim
-        parts += [words(text, at_x, at_y + _LINE * k, f"label {anchor}".strip()) for k, text in enumerate(lines)]
+        parts += [svg.words(text, at_x, at_y + _LINE * k, f"label {anchor}".strip()) for k, text in enumerate(lines)]
     for radius in rings:
         value = chart.low + (chart.high - chart.low) * radius / _RADIUS
         text = f"{100 * value:.3g}%" if chart.unit == "share" else f"{value:.3g}"
-        parts.append(words(text, WIDTH / 2 + 4, middle - radius + 12, "tick halo"))
+        parts.append(svg.words(text, WIDTH / 2 + 4, middle - radius + 12, "tick halo"))
     said = []
     for place, (model, kind, values) in enumerate(chart.outlines):
         at = [(math.nan, math.nan) if v is None else point(c, scale(v)) for v, c in zip(values, corners, strict=True)]
@@ -545,7 +523,7 @@ def _radar(chart: Radar) -> Figure | None:
             for value, spot, spoke in zip(values, at, chart.spokes, strict=True)
             if value is not None
         ]
-        parts += [dot(*spot, f"dot {kind}", f"{model}, {spoke}: {text}", 4) for spot, spoke, text in written]
+        parts += [svg.dot(*spot, f"dot {kind}", f"{model}, {spoke}: {text}", 4) for spot, spoke, text in written]
         said.append(f"{model}: {', '.join(f'{spoke} {text}' for _, spoke, text in written)}")
     height = middle + _RADIUS * max(y for _, y in corners) + 44
     return _figure(chart, f"{chart.title}. {'; '.join(said)}.", height, parts)
