@@ -40,15 +40,9 @@ class Plan:
 
     def step_examples(self, step: int) -> list[int]:
         """Indices of the examples of a step (0-based)."""
-        begin = step * self.batch_size
-        end = min(begin + self.batch_size, self.num_examples)
-        count = len(self.lengths)
-        epochs = range(begin // count, (end - 1) // count + 1)
-        parts = [
-            _epoch_order(count, self.seed, epoch)[max(0, begin - epoch * count) : end - epoch * count]
-            for epoch in epochs
-        ]
-        return [int(index) for part in parts for index in part]
+        begin, count = step * self.batch_size, len(self.lengths)
+        places = (divmod(place, count) for place in range(begin, min(begin + self.batch_size, self.num_examples)))
+        return [int(_epoch_order(count, self.seed, epoch)[place]) for epoch, place in places]
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """The examples of a step packed into micro-batches of at most ``micro_batch_tokens`` tokens."""
