@@ -80,7 +80,7 @@ def _chart(one: Chart) -> Iterator[str]:
 
 def table(one: values.Table) -> str:
     """Return a table below its title."""
-    rule = "|".join("---:" if right and place else "---" for place, right in enumerate(one.numeric))
+    rule = "|".join("---:" if place and right is not False else "---" for place, right in enumerate(one.numeric))
     lines = [_row(one.columns), f"|{rule}|"]
     for row in one.rows:
         lines.append(f"| **{inline(row)}** |{' |' * (len(one.columns) - 1)}" if isinstance(row, str) else _row(row))

@@ -111,10 +111,10 @@ class Table:
         return [row for row in self.rows if not isinstance(row, str)]
 
     @property
-    def numeric(self) -> list[bool]:
-        """Whether all that a column says are numbers, by column."""
+    def numeric(self) -> list[bool | None]:
+        """Whether all that a column says are numbers, by column; None where it says nothing."""
         known = [[row[c] for row in self.lines if is_known(row[c])] for c in range(len(self.columns))]
-        return [bool(cells) and all(isinstance(cell, Number) for cell in cells) for cells in known]
+        return [all(isinstance(cell, Number) for cell in cells) if cells else None for cells in known]
 
     def known(self) -> Table:
         """Return it without the columns, other than the first, that no row says anything in."""
