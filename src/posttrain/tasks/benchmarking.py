@@ -17,7 +17,7 @@ from posttrain.errors import ConfigError, RunError
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.engine import Engine
 from posttrain.judge.config import JudgeConfig
-from posttrain.judge.pool import JudgePool, JudgeSession
+from posttrain.judge.pool import JudgePool, Judges
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks import Benchmark
 from posttrain.tasks.answers import answer_all, answer_of, answer_record
@@ -108,7 +108,7 @@ def measure(
 
 
 def _measured(
-    one: Prepared, read: Mapping[str, Any], judges: JudgeSession | None, out: StageDir, settings: IntervalSettings
+    one: Prepared, read: Mapping[str, Any], judges: Judges | None, out: StageDir, settings: IntervalSettings
 ) -> tuple[TaskRecord, Iterable[TaskRow]]:
     benchmark, tasks = one.benchmark, {task.id: task for task in one.tasks}
     answers = {model: [answer_of(record, tasks) for record in found["answers"]] for model, found in read.items()}
