@@ -284,7 +284,7 @@ def _verticals(marks: Sequence[Level], x: Scale, floor: float, first: float, top
         at, beside = x(mark.value), first + 17 * row
         classes = f"median {mark.color}" if mark.color else "mark limit" if mark.limit else "mark"
         parts.append(svg.line(at, at, beside - 9 if top is None else top, floor, classes))
-        right = at > x.start + (x.end - x.start) * 0.72
+        right = at > (WIDTH * 0.72 if top is None else x.start + (x.end - x.start) * 0.72)
         parts.append(svg.words(mark.text, at + (-5 if right else 5), beside, "halo end" if right else "halo"))
     return parts
 
