@@ -276,7 +276,7 @@ def test_what_commands_write(commands: dict[str, Outcome], place: Path, golden: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "file"), [("data_profile", "profile/**/profile.html"), ("arena", "bt/**/arena.html")])
+@pytest.mark.parametrize(("name", "file"), [("data_profile", "profile/**/profile.html"), ("arena", "bt/**/index.html")])
 def test_page(name: str, file: str, commands: dict[str, Outcome], place: Path, golden: Golden) -> None:
     (page,) = (place / "out").glob(file)
     golden(f"page_{name}", visible(page, place))
