@@ -69,20 +69,24 @@ def profile_page(profile: records.Profile, title: str) -> Page:
     files: list[tuple[str, Cell]] = [(one.file, plural(one.rows, "row")) for one in profile.files[:6]]
     if len(profile.files) > 6:
         files.append(("", f"and {len(profile.files) - 6} more files"))
-    counted = f"Lengths are in tokens of the model {profile.tokenizer.name}."
-    if not profile.tokenizer.is_model:
-        counted = (
-            f"Lengths are in tokens of the {profile.tokenizer.name}; a model's tokenizer usually counts more, so profile with the model"
-            " before choosing a sequence length."
-        )
     return Page(
         kind="posttrain data profile",
         title=title,
         facts=tuple(files),
         headlines=_headlines(profile),
-        opening=(Text(paragraph(profile), "lead"), Text(counted, "aside")),
+        opening=(Text(paragraph(profile), "lead"), Text(counted(profile), "aside")),
         sections=sections(profile),
         footer="All numbers stand in profile.json beside this page.",
+    )
+
+
+def counted(profile: records.Profile) -> str:
+    """What lengths are counted in."""
+    if profile.tokenizer.is_model:
+        return f"Lengths are in tokens of the model {profile.tokenizer.name}."
+    return (
+        f"Lengths are in tokens of the {profile.tokenizer.name}; a model's tokenizer usually counts more, so profile with the model"
+        " before choosing a sequence length."
     )
 
 

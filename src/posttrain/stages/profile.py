@@ -71,8 +71,13 @@ class ProfileStage(StageKind):
     @staticmethod
     def section(out: StageDir) -> Section:
         """The rows in a few sentences, and every table and chart of the profile."""
-        from posttrain.data.section import paragraph, read_profile, sections
-        from posttrain.report.values import Section
+        from posttrain.data.section import counted, paragraph, read_profile, sections
+        from posttrain.report.values import Section, Text
 
         found, name = read_profile(out.path), out.path.name
-        return Section(f"Profile: {name}", name, sections(found, f"{name}-"), summary=paragraph(found))
+        return Section(
+            f"Profile: {name}",
+            name,
+            (Text(counted(found), "aside"), *sections(found, f"{name}-")),
+            summary=paragraph(found),
+        )

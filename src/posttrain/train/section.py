@@ -489,7 +489,7 @@ def _unchanged(one: Training, course: _Course) -> Notice | None:
     untrained = "a model that scores both replies alike" if scored else "an untrained policy"
     return _warning(
         f"The {course.where} loss of {one.name} stayed at {numbers.fixed(loss)}; {value} is that of "
-        f"{untrained}. It has hardly learned from the pairs: too low a learning rate and too few steps are the usual reasons."
+        f"{untrained}. It has hardly learned from these rows: too low a learning rate and too few steps are the usual reasons."
     )
 
 
