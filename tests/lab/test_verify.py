@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -145,18 +146,26 @@ def test_json(conversations: Path, tiny_model: Path, capsys: pytest.CaptureFixtu
     assert "2 mlp, 8 lora, 5 norm" in by_name["hot path = generic"]["detail"]
 
 
-def drop_the_stop(patch: pytest.MonkeyPatch) -> None:
+def weigh_otherwise(patch: pytest.MonkeyPatch, change: Callable[[Any, Any], Any]) -> None:
+    """Supervised is what ``change`` makes of being supervised and of the next token's."""
     from posttrain.encode import tokens
 
-    whole = tokens._token_range
-    patch.setattr(tokens, "_token_range", lambda span, piece: (whole(span, piece)[0], whole(span, piece)[1] - 1))
+    whole = tokens._weigh
+
+    def broken(*arguments: Any) -> Any:
+        text = whole(*arguments)
+        supervised = text.weights_T != 0
+        return replace(text, weights_T=change(supervised, np.append(supervised[1:], False)).astype(np.float32))
+
+    patch.setattr(tokens, "_weigh", broken)
+
+
+def drop_the_stop(patch: pytest.MonkeyPatch) -> None:
+    weigh_otherwise(patch, lambda now, following: now & following)
 
 
 def supervise_one_token_more(patch: pytest.MonkeyPatch) -> None:
-    from posttrain.encode import tokens
-
-    whole = tokens._token_range
-    patch.setattr(tokens, "_token_range", lambda span, piece: (whole(span, piece)[0] - 1, whole(span, piece)[1]))
+    weigh_otherwise(patch, lambda now, following: now | following)
 
 
 def forget_the_moments(patch: pytest.MonkeyPatch) -> None:
