@@ -92,7 +92,7 @@ def test_a_thousand_requests_at_twenty_percent_faults(serve: Serve, tmp_path: Pa
     assert all(times - 1 <= starved[name, "timeout"] for name, times in billed.items())
 
     # Its tokens and prices are those of the answers, no more and no less.
-    sums = totals(c for c in calls if c.outcome == "answer")
+    sums = totals([c for c in calls if c.outcome == "answer"])
     usages = [outcome.usage for outcome in outcomes if isinstance(outcome, Completion)]
     expected = [Usage(**server.usage_of(name)) for name in sorted(answers)]
     assert sorted(u for u in usages if u is not None) == sorted(expected)

@@ -237,7 +237,7 @@ COMMANDS: list[str] = [
     "sft.max_steps=2 sft.batch_size=2 sft.dtype=fp32 prepare.steps.2.test=2 prepare.steps.2.validation=2",
     "report runs/data_chain",
     "run recipes/data_chain.yaml model=model sft.max_step=2",
-    "run nowhere.yaml",
+    "run absent/recipe.yaml",
     "eval model -o out/eval --benchmark sefety",
     "data dedup rows.jsonl -o out/dedup --methd exact",
 ]
