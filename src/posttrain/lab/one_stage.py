@@ -127,7 +127,7 @@ def one_stage(name: str, words: Sequence[str]) -> OneStage:
     """A command with the words that stand behind its name. Raises ConfigError where there is no file, or no judge."""
     group, _, verb = name.rpartition(" ")
     files, options = split_arguments(words)
-    at = f"stages.{verb}."
+    at, command = f"stages.{verb}.", partial(OneStage, name=name, stage=verb, options=options)
     if group == "judge":
         return _judge(name, verb, files, options)
     if verb == "eval":
@@ -138,7 +138,7 @@ def one_stage(name: str, words: Sequence[str]) -> OneStage:
             "report": {"kind": "report"},
         }
         keys = [Keys(ArenaStage, (at,), without=("file",))]
-        return OneStage(name=name, stage=verb, stages=stages, keys=keys, options=options, record="ratings.json")
+        return command(stages=stages, keys=keys, record="ratings.json")
     if not files:
         raise ConfigError("no files", where=f"posttrain {name}", fix=f"posttrain {name} rows.jsonl -o out")
     read = READ if verb == "score" else verb
@@ -150,39 +150,21 @@ def one_stage(name: str, words: Sequence[str]) -> OneStage:
             raise ConfigError("whose scores?", where=f"posttrain {name}", fix="give --model MODEL")
         keys.append(Keys(ScoreStage, (at,), without=("data",)))
         stages = {READ: data, verb: {"kind": "score", "data": READ}}
-        found = OneStage(
-            name=name,
-            stage=verb,
-            stages=stages,
-            keys=keys,
-            options=options,
-            record="facts.json",
-            files=("rows/train.parquet",),
-        )
-    elif verb == "profile":
+        return command(stages=stages, keys=keys, record="facts.json", files=("rows/train.parquet",))
+    if verb == "profile":
         keys.append(Keys(ProfileStage, (at,), without=("sources",)))
         stages = {verb: {"kind": "profile", "sources": sources}}
-        found = OneStage(
-            name=name,
-            stage=verb,
-            stages=stages,
-            keys=keys,
-            options=options,
-            record="profile.json",
-            files=("profile.html",),
-        )
-    else:
-        mix = verb == "mix"
-        keys += [
-            Keys(DataStage, (at,), only=("workers", "engine")),
-            Keys(Recipe, ("",), only=("seed",)),
-            Keys(STEPS[verb], (f"{at}mix." if mix else f"{at}steps.0.",)),
-        ]
-        stage = data | ({"mix": {"kind": verb}} if mix else {"steps": [{"kind": verb}]})
-        if verb == "split":
-            del stage["held_out"]
-        found = OneStage(name=name, stage=verb, stages={verb: stage}, keys=keys, options=options)
-    return found
+        return command(stages=stages, keys=keys, record="profile.json", files=("profile.html",))
+    mix = verb == "mix"
+    keys += [
+        Keys(DataStage, (at,), only=("workers", "engine")),
+        Keys(Recipe, ("",), only=("seed",)),
+        Keys(STEPS[verb], (f"{at}mix." if mix else f"{at}steps.0.",)),
+    ]
+    stage = data | ({"mix": {"kind": verb}} if mix else {"steps": [{"kind": verb}]})
+    if verb == "split":
+        del stage["held_out"]
+    return command(stages={verb: stage}, keys=keys)
 
 
 def _source(file: str) -> dict[str, str]:
@@ -270,7 +252,7 @@ class Measured:
 def _eval(models: Sequence[str], options: Sequence[str]) -> OneStage:
     """``posttrain eval MODEL...``: an evaluation of models from anywhere, and a report. The first is the baseline."""
     given = [tuple(option.split("=", 1)) for option in options]
-    benchmarks = dict(_benchmark(part) for key, text in given if key == "benchmark" for part in text.split(","))
+    benchmarks = dict(_benchmark(text) for key, text in given if key == "benchmark")
     judge = [text for key, text in given if key == "judge"]
     known = {name.replace("-", "_"): name for name in benchmarks}
     rest = []
