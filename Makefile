@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SHARED ?= ../shared/data
+# Tests start many processes: without compiled files each would compile the whole package again.
+unexport PYTHONDONTWRITEBYTECODE
 # Files of tests side by side, one thread each: half the time on two cores. In the order of tests/conftest.py: the slow ones first.
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -401,6 +402,26 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "rwkv": Family("rwkv", {"context_length": 128, "attention_hidden_size": 32}),
 }
+
+QUICK = [
+    "llama",
+    "llama-dynamic",
+    "phi3-longrope",
+    "qwen3",
+    "qwen3-moe",
+    "qwen3-vl",
+    "gemma2",
+    "mistral",
+    "gpt-oss",
+    "deepseek-v3",
+    "lfm2",
+    "falcon-alibi",
+    "mamba2",
+    "bloom",
+    "gpt2",
+]
+"""One family for every way of computing: what `make fast` tries."""
+EVERY_FAMILY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 
 
 def micro_model(name: str, **more: Any) -> PreTrainedModel:

@@ -266,7 +266,9 @@ def test_a_read_only_run_folder(refused: Callable[..., str], monkeypatch: pytest
     assert "--runs DIR" in message
 
 
-@pytest.mark.parametrize("stage", ["prepare", "sft", "evaluate"])
+@pytest.mark.parametrize(
+    "stage", ["prepare", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sft", "evaluate"))]
+)
 def test_a_full_disk(stage: str, cli: Cli, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file of the stage but its manifest fails to be put in place."""
     import posttrain.artifacts
@@ -352,6 +354,7 @@ def test_one_damaged_checkpoint_falls_back_to_the_other(half_done: Path, recipe:
     assert (half_done / "sft" / "adapter" / "adapter_model.safetensors").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_configuration(
     half_done: Path, cli: Cli, recipe: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:

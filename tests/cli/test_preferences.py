@@ -105,6 +105,7 @@ def test_an_unbalanced_kto_set_is_a_warning(run: Callable[..., Any]) -> None:
     assert "KTO works best from 1 to 1.33" in " ".join((done.out + done.err).split())
 
 
+@pytest.mark.slow
 def test_a_reference_of_another_model_is_refused(run: Callable[..., Any], tmp_path: Path) -> None:
     assert run(pairs(8), "{name: dpo}").code == 0
     (kept,) = (tmp_path / "runs" / "align" / ".reference").iterdir()

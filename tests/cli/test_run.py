@@ -165,6 +165,7 @@ def test_a_change_reruns_that_stage_and_what_follows(
     assert "the old results are in" in done.out
 
 
+@pytest.mark.slow
 def test_changed_rows_rerun_everything(
     finished_run: Path, cli: Cli, tmp_path: Path, recipe: Path, rows_file: Path
 ) -> None:
@@ -196,6 +197,7 @@ def test_train_without_a_train_stage(cli: Cli, tmp_path: Path, rows_file: Path) 
     assert "no train stage" in cli("train", path, "--runs", tmp_path).refused()
 
 
+@pytest.mark.slow
 def test_a_second_stage_starts_from_the_first(cli: Cli, tmp_path: Path, recipe: Path) -> None:
     text = recipe.read_text()
     second = "  more: {kind: train, data: prepare, start_from: sft, adapter: {name: lora, rank: 4, alpha: 8}, max_steps: 1, batch_size: 4, dtype: fp32}\n"
@@ -298,6 +300,7 @@ def test_ctrl_c_outside_training(cli: Cli, tmp_path: Path, recipe: Path, monkeyp
     assert cli("train", recipe, "--runs", tmp_path).code == 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_on_with_the_models_it_had_not_finished(
     cli: Cli, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from decoding import replies
-from families import FAMILIES, micro_folder, micro_model, words_tokenizer
+from families import EVERY_FAMILY, FAMILIES, micro_folder, micro_model, words_tokenizer
 from posttrain.encode.template import ChatTemplate, load_template
 from posttrain.encode.tokens import encode_prompt
 from posttrain.generate import ways
@@ -60,7 +60,7 @@ def likeliest(model: nn.Module, prompt: Sequence[int], reply: Sequence[int], by_
 
 
 @pytest.mark.filterwarnings("ignore")  # these models' own
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_family_generates_and_chats_as_plain_transformers_does(
     family: str, prompts: list[NDArray[np.int32]], template: ChatTemplate, tmp_path: Path
 ) -> None:
@@ -81,6 +81,7 @@ def test_a_family_generates_and_chats_as_plain_transformers_does(
     assert text == template.tokenizer.decode(until_stop, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", ["llama-dynamic", "phi3-longrope", "mistral", "gpt-oss", "deepseek-v3"])
 def test_the_slow_ways_say_the_same(

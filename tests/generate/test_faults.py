@@ -136,6 +136,7 @@ def test_a_storm_passes_without_loss(serve: Serve, fault: str) -> None:
         assert len(server.asked) < 400  # a limiter that learns nothing was seen to need 700
 
 
+@pytest.mark.slow
 def test_a_job_killed_five_times_ends_as_one_that_was_not(serve: Serve, tmp_path: Path) -> None:
     number = 175
     names = [f"question {n}" for n in range(number)]

@@ -433,6 +433,7 @@ def test_a_reward_model_judges_as_transformers_scores(cli, monkeypatch, tiny_mod
     )
 
 
+@pytest.mark.slow
 @pytest.mark.demo_model
 def test_a_gguf_file_judges(cli, pairs_file, tmp_path, monkeypatch):
     pytest.importorskip("xllamacpp")

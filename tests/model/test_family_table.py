@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from families import FAMILIES, micro_folder
+from families import EVERY_FAMILY, FAMILIES, micro_folder
 from posttrain.encode.collate import collate, collate_shared
 from posttrain.model.adapters import not_reached, save_adapter, trainable_parameters
 from posttrain.model.config import FullWeights, LoraAdapter
@@ -111,7 +111,7 @@ def documented(path: Passes) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")  # notes on the speed, and these models' own
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_family_is_what_plain_hugging_face_computes(family: str, tmp_path: Path) -> None:
     folder = micro_folder(family, tmp_path / "model")
     examples = rows(FAMILIES[family].lengths)

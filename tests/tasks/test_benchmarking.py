@@ -98,6 +98,7 @@ def test_a_stage_writes_records_and_rows(recipe: Path, tmp_path: Path, monkeypat
     assert (folder.path / "report" / "index.html").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_judge_that_fails_is_counted_and_asked_again_by_the_next_run(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
 ) -> None:
@@ -143,6 +144,7 @@ def other_model(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_stopped_goes_on(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between two models: the first one's answers are not made again."""
     whole = run(recipe, tmp_path / "whole")

@@ -186,7 +186,7 @@ def crash_after(step: int) -> Callable[[Any], None]:
         {"adapter": LoraAdapter(rank=4, dora=True, rslora=True)},
         {"adapter": FullWeights(), "dtype": "bf16", "weight_decay": 0.1},
         {"gradient_checkpointing": True, "micro_batch_tokens": 20, "dtype": "bf16"},
-        {"checkpoint_every": 3},
+        pytest.param({"checkpoint_every": 3}, marks=pytest.mark.slow),
     ],
     ids=["lora", "dropout", "dora", "full bf16", "checkpointing and accumulation", "every third step"],
 )

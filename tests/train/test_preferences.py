@@ -294,7 +294,11 @@ class _KilledError(Exception):
 
 
 @pytest.mark.parametrize("objective", [DpoObjective(), KtoObjective(), RewardObjective()], ids=lambda o: o.name)
-@pytest.mark.parametrize("adapter", [LoraAdapter(rank=4), FullWeights()], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "adapter",
+    [LoraAdapter(rank=4), pytest.param(FullWeights(), marks=pytest.mark.slow)],
+    ids=["lora", "full"],
+)
 def test_resumed_is_uninterrupted_bitwise(
     objective: Objective, adapter: Any, make_stage: MakeStage, small_model: Path, tmp_path: Path
 ) -> None:
@@ -318,6 +322,7 @@ def test_resumed_is_uninterrupted_bitwise(
     assert (cut.path / name).read_bytes() == (whole.path / name).read_bytes()
 
 
+@pytest.mark.slow
 @by_name
 def test_every_objective_learns_its_pairs(
     objective: Objective, make_stage: MakeStage, small_model: Path, tmp_path: Path

@@ -195,6 +195,7 @@ UNRELATED = (
 )
 
 
+@pytest.mark.slow
 def test_what_is_found_in_unrelated_sets_has_been_read(
     shared_data: Path, rows_file: Rows, benchmark: Callable[[str], Benchmark]
 ) -> None:

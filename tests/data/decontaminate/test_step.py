@@ -135,6 +135,7 @@ def test_rows_with_the_same_text_go_together(rows_file: Rows, benchmark_file: Be
     assert decide(rows, benchmark_file([TEN])).rejects["row"].to_list() == [0, 1]
 
 
+@pytest.mark.slow
 def test_order_workers_and_blocks_change_nothing(
     rows_file: Rows, benchmark_file: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
