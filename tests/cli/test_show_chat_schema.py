@@ -116,6 +116,7 @@ def test_a_conversation_from_a_pipe(cli: Cli, tiny_model: Path, monkeypatch: pyt
     assert done.out[:half] == cli("chat", tiny_model, "--max-new-tokens", 3, "--prompt", "Hello").out
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_the_seed(cli: Cli, tiny_model: Path) -> None:
     ask = ["chat", tiny_model, "--prompt", "Hi", "--max-new-tokens", 6, "--temperature", 1.0]
     one, same, other = (cli(*ask, "--seed", seed).out for seed in (1, 1, 2))
@@ -152,6 +153,7 @@ def test_what_can_not_be_talked_to(target: str, words: list[str], cli: Cli, fini
         assert word in message
 
 
+@pytest.mark.slow
 def test_an_adapter_without_a_base(cli: Cli, finished_run: Path, tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     shutil.copytree(finished_run / "sft" / "adapter", folder)

@@ -91,6 +91,7 @@ def test_rows_keep_the_order_they_were_read_in(tmp_path: Path) -> None:
     assert [row.origin.line for row in held_out] == sorted(row.origin.line for row in held_out)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(prompts=st.lists(st.integers(0, 9), min_size=6, max_size=25), seed=st.integers(0, 3), order=st.randoms())
 def test_the_split_depends_on_content_and_seed_only(

@@ -92,6 +92,7 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert (found["funnel"], found["removed"], found["clusters"], found["contamination"]) == ([], [], None, None)
 
 
+@pytest.mark.slow
 def test_order_files_and_workers_do_not_matter(tmp_path: Path) -> None:
     rows = [
         talk(n, f"question {n} " * (n % 7 + 1), f"答案{n}" * (n % 5 + 1), "ab"[n % 2], {"k": n % 3})

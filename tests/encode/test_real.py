@@ -53,6 +53,7 @@ def test_every_real_row_is_encoded(shared_data, golden, language, name, before, 
         assert supervised(tokens, template) == before + (reply.strip() if name == "llama3" else reply) + stop
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.demo_model
 def test_smollm_on_all_english_rows(shared_data, smollm):

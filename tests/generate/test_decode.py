@@ -170,6 +170,7 @@ def test_a_pass_that_does_not_say_where_sequences_begin_is_refused(model: nn.Mod
 # ---- continuous batching -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2, 3, 17, 64])
 def test_replies_do_not_depend_on_the_number_of_slots(slots: int, small_model: Path) -> None:
     """Long and short prompts and limits, so that slots grow, move and are taken again; each reply is that of generate."""

@@ -34,7 +34,10 @@ from posttrain.tasks.evaluation import evaluate
 from posttrain.tasks.records import read_record
 from posttrain.types import Message
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own affair
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # PEFT's own affair
+]
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '|\\n' + m.content + '<|endoftext|>' }}{% endfor %}"
@@ -159,7 +162,6 @@ def test_a_stage_goes_on_where_the_last_one_ended(run: Path) -> None:
         assert first["loss"] == pytest.approx(reported[before, "loss"], rel=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.demo_model
 def test_rewards_are_measured_on_the_tokens_of_the_model(run: Path, tiny_model: Path) -> None:
     """The reference is asked in each model's template: the margins are log-ratios of the same tokens."""
@@ -179,7 +181,6 @@ def test_rewards_are_measured_on_the_tokens_of_the_model(run: Path, tiny_model: 
     assert reported["base", "kl"] > 0.1
 
 
-@pytest.mark.slow
 @pytest.mark.demo_model
 def test_rounding_of_products_is_not_part_of_a_comparison(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -205,7 +206,6 @@ def test_rounding_of_products_is_not_part_of_a_comparison(
     assert found == pytest.approx(sum(margins) / len(margins), rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.demo_model
 def test_folders_work_elsewhere(run: Path, tiny_model: Path) -> None:
     """Template, tokenizer and the trained stop stand beside the weights of every stage, also of those that were not given the template."""
@@ -248,7 +248,6 @@ def test_targets_are_what_the_recipe_means(run: Path, tmp_path: Path, cli: Comma
     assert read_json(run / "full" / "model.json")["template"]["from"].startswith("template: ")
 
 
-@pytest.mark.slow
 @pytest.mark.demo_model
 def test_every_command_takes_a_stage_for_a_model(run: Path, tmp_path: Path, cli: Command) -> None:
     """Template and tokenizer of what was trained, and for `verify` its weights; a stage that trained nothing is refused by all."""
@@ -282,7 +281,6 @@ def test_the_time_a_template_was_told_travels_with_the_model(tiny_model: Path, t
     assert found.manner != Lineage(stage.file("model")).manner
 
 
-@pytest.mark.slow
 @pytest.mark.demo_model
 def test_a_template_of_its_own_wins_and_is_told(run: Path, tmp_path: Path, cli: Command) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "runs" / "chain"))

@@ -215,6 +215,7 @@ class Impatient(Display):
                 raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_scoring_goes_on(
     score: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +235,7 @@ def test_an_interrupted_scoring_goes_on(
     assert finished.told == []
 
 
+@pytest.mark.slow
 def test_auto_goes_on_with_the_numbers_it_began_with(
     score: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

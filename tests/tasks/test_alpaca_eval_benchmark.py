@@ -262,6 +262,7 @@ def test_published_annotations_replayed_give_the_leaderboard(judged, published, 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCD"
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_length_control_with_the_published_files_is_the_leaderboards(judged, published, shared_data):
     """Published preferences and reply lengths of one model with all 805: the regression's own fit, as a stage would make it."""

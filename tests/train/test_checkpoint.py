@@ -123,6 +123,7 @@ def test_full_disk_and_read_only_folder(number: int, tmp_path: Path, monkeypatch
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(SLOTS)
 
 
+@pytest.mark.slow
 def test_safetensors_own_error_on_a_full_disk(tmp_path: Path) -> None:
     """The real thing: a file that may not grow (RLIMIT_FSIZE) makes safetensors raise an error of its own type."""
     import subprocess

@@ -149,6 +149,7 @@ QUESTIONS = {
 """Questions, and the same with options, with an answer, or behind a passage."""
 
 
+@pytest.mark.slow
 def test_a_question_is_found_beside_options_and_behind_a_passage(
     rows_file: Rows, benchmark_file: Bench, encoder: Any
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_question_that_prompts_share_names_none_of_them(rows_file: Rows, bench
     assert decide(rows, two, embedding=tier).tables["proposals"].is_empty()
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_translations_of_mt_bench_are_told_from_its_other_questions(shared_data: Path, encoder: Any) -> None:
     """First turns, 80 translations among 6,400 pairs: recall 0.96, no false pair."""

@@ -423,6 +423,7 @@ def edited_copies(shared_data: Path) -> tuple[list[str], dict[tuple[int, int], f
     return texts, {pair: len(grams[pair[0]] & grams[pair[1]]) / len(grams[pair[0]] | grams[pair[1]]) for pair in near}
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8])
 @pytest.mark.parametrize("method", ["ngram", "minhash"])
