@@ -75,6 +75,9 @@ TIMED = re.compile(
 def steady_text(text: str, place: Path) -> str:
     """A text without what differs from run to run; runs of blanks and rules (the widths of columns) are one blank."""
     text = re.sub(r"[ \t\u2500-\u257f]+", " ", text.replace(f"{place}/", "").replace(str(place), "."))
+    text = re.sub(
+        r"-?\b\d+\.\d{10,}(e-?\d+)?", lambda found: f"{float(found[0]):.9g}", text
+    )  # the last digits are a processor's own
     for pattern, instead in IN_TEXT:
         text = re.sub(pattern, instead, text)
     return text

@@ -46,7 +46,7 @@ NARROW = {
     "report": {"types", "errors", "table", "artifacts", "config", "stats.intervals"},
 }
 """Rooms that may know less than their floor allows."""
-FOREIGN = {"transformers": {"model", "encode"}, "peft": {"model"}}
+FOREIGN = {"transformers": {"model", "encode"}, "peft": {"model"}, "bitsandbytes": {"model"}}
 
 
 def room_of(module: str) -> str:
@@ -130,8 +130,8 @@ LOADS_TORCH = {
     *("lab.chat", "lab.verify"),
     *("model.adapters", "model.attention", "model.export", "model.forward"),
     *("model.fused", "model.hardware", "model.kv_cache", "model.lengths", "model.load"),
-    *("model.logprobs", "model.own", "model.prepacked_weights", "model.proof", "model.score"),
-    *("train.checkpoint", "train.loop", "train.optimizer", "train.reference", "train.tasks"),
+    *("model.logprobs", "model.own", "model.prepacked_weights", "model.proof", "model.quantise", "model.score"),
+    *("train.checkpoint", "train.loop", "train.optimizer", "train.quantisation", "train.reference", "train.tasks"),
 }
 """The modules that compute with tensors. Everything else is there for a machine without torch."""
 HEAVY = ["torch", "transformers", "peft", "datasets", "huggingface_hub", "matplotlib", "sklearn"]

@@ -184,11 +184,15 @@ def crash_after(step: int) -> Callable[[Any], None]:
         {},
         {"adapter": LoraAdapter(rank=4, dropout=0.3)},
         {"adapter": LoraAdapter(rank=4, dora=True, rslora=True)},
+        pytest.param(
+            {"adapter": LoraAdapter(rank=4, quantize="nf4")},
+            marks=pytest.mark.filterwarnings("ignore:weights in 4 bits"),
+        ),
         {"adapter": FullWeights(), "dtype": "bf16", "weight_decay": 0.1},
         {"gradient_checkpointing": True, "micro_batch_tokens": 20, "dtype": "bf16"},
         pytest.param({"checkpoint_every": 3}, marks=pytest.mark.slow),
     ],
-    ids=["lora", "dropout", "dora", "full bf16", "checkpointing and accumulation", "every third step"],
+    ids=["lora", "dropout", "dora", "4 bits", "full bf16", "checkpointing and accumulation", "every third step"],
 )
 def test_resumed_is_uninterrupted_to_the_bit(
     changes: dict[str, Any], make_stage: MakeStage, small_model: Path, examples: list[Tokens], tmp_path: Path

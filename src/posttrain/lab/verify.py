@@ -33,12 +33,18 @@ from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt, encode_rows, stop_sequences
 from posttrain.errors import ConfigError, DataError
 from posttrain.model import fused, hardware, logprobs
-from posttrain.model.adapters import attach_lora, load_adapter, saved_settings, trainable_parameters
+from posttrain.model.adapters import (
+    attach_lora,
+    load_adapter,
+    load_base,
+    quantised_base,
+    saved_settings,
+    trainable_parameters,
+)
 from posttrain.model.config import LoraAdapter
 from posttrain.model.export import merge_adapter
 from posttrain.model.forward import final_hidden, output_head
 from posttrain.model.lineage import Lineage
-from posttrain.model.load import load_model
 from posttrain.model.score import batch_logps, lay_out, sequence_logps
 from posttrain.model.targets import resolve_target
 from posttrain.objectives import default_objective
@@ -196,7 +202,7 @@ def model_checks(lineage: Lineage, usable: Usable) -> Iterator[Check]:
     """
     device = hardware.resolve_device("auto")
     objective, units, sequences = default_objective(usable.kind), usable.units, usable.sequences
-    base = load_model(lineage.folder, torch.float32, device)
+    base = load_base(lineage.folder, torch.float32, device, quantised_base(lineage.adapter))
     if lineage.adapter is not None:
         base = merge_adapter(load_adapter(base, lineage.adapter, trainable=False))
     base.requires_grad_(False)

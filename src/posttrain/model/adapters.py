@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -23,13 +24,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.artifacts import write_json
+from posttrain.encode.segments import Segments
 from posttrain.errors import ConfigError, ModelError
-from posttrain.model import fused
+from posttrain.model import fused, quantise
+from posttrain.model.companions import read_object
 from posttrain.model.config import LoraAdapter
 from posttrain.model.folder import in_a_line, scores_only
-from posttrain.model.forward import beside_text, causal_lm
+from posttrain.model.forward import beside_text, causal_lm, final_hidden
 from posttrain.model.load import check_read_back, load_model, quiet_transformers
 
+BASE_RECORD = "base_weights.json"
+"""The file of an adapter that says how the weights under it were kept, where that was not as they are."""
 _ROUTERS = {"router", "gate", "shared_expert_gate"}
 """What transformers calls the layers beside experts that decide which of them a token goes to."""
 _READ_PAST = {"dt_proj", "out_proj"}
@@ -93,6 +98,53 @@ def _computes_otherwise(layer: nn.Linear) -> bool:
 
 def _holds_experts(name: str, module: nn.Module) -> bool:
     return name == "experts" or "Experts" in type(module).__name__
+
+
+def load_base(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: Literal["nf4"] | None,
+    *,
+    head: Literal["tokens", "score"] = "tokens",
+    seed: int = 0,
+    keep_originals: bool = False,
+) -> PreTrainedModel:
+    """The model that an adapter lies on. In 4 bits, if so: every linear layer that ``all-linear`` names; the others as ``dtype``.
+
+    ``keep_originals``: see `posttrain.model.quantise.originals`. The 4 bits are made from the weights as the file holds them, so they are the same whatever is computed in.
+    """
+    if quantize is None:
+        return load_model(folder, dtype, device, head=head, seed=seed)
+    quantise.check_installed()
+    model = load_model(folder, "auto", torch.device("cpu"), head=head, seed=seed)
+    alone, output = set(attached_nowhere(model)), model.get_output_embeddings()
+    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output]
+    quantise.quantise(model, [name for name in layers if name not in alone and name != "score"], dtype, device)
+    if not keep_originals:
+        quantise.forget_originals(model)
+    problem = "" if quantise.layers(model) else "it has no linear layers of the usual kind"
+    with torch.no_grad():
+        try:
+            final_hidden(model, torch.arange(4, device=device), Segments([4]))
+        except Exception as error:  # foreign code that reads weights past the layers they belong to
+            problem = in_a_line(error)
+    if problem:
+        fix = "leave out adapter.quantize"
+        raise ModelError(f"{type(model).__name__} can't be kept in 4 bits: {problem}", where=str(folder), fix=fix)
+    return model
+
+
+def quantised_base(adapter: Path | None) -> Literal["nf4"] | None:
+    """How the weights under a saved adapter were kept when it was trained: PEFT's own files do not say."""
+    if adapter is None or not (adapter / BASE_RECORD).is_file():
+        return None
+    found = read_object(adapter / BASE_RECORD).get("quantize")
+    if found != "nf4":
+        raise ModelError(
+            f"quantize {found!r} is not known", where=str(adapter / BASE_RECORD), fix="nf4, or remove the file"
+        )
+    return "nf4"
 
 
 def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> PeftModel:
@@ -190,6 +242,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
         if isinstance(config.get(name), list):
             config[name].sort()
     write_json(folder / "adapter_config.json", config)
+    if quantise.layers(model):
+        write_json(folder / BASE_RECORD, {"quantize": "nf4"})
     check_written_adapter(model, folder)
 
 
@@ -211,7 +265,7 @@ def check_written_adapter(model: PeftModel, folder: Path) -> None:
 def adapter_mismatch(folder: Path, adapter: LoraAdapter) -> str | None:
     """Why a saved adapter can't be continued with this configuration, or None where it can."""
     saved = saved_settings(folder)
-    for name in ("rank", "alpha", "rslora", "dora"):
+    for name in ("rank", "alpha", "rslora", "dora", "quantize"):
         if (old := getattr(saved, name)) != (new := getattr(adapter, name)):
             return f"adapter.{name} is {new}, but the adapter to continue has {old}"
     listed = not isinstance(adapter.targets, str) and not isinstance(saved.targets, str)
@@ -229,7 +283,14 @@ def saved_settings(folder: Path) -> LoraAdapter:
         rank, alpha = operator.index(saved.r), float(saved.lora_alpha)
     except Exception as error:  # PEFT and json each raise their own types here
         raise ModelError(f"these LoRA settings can't be read: {in_a_line(error)}", where=str(folder)) from error
-    return LoraAdapter(rank=rank, alpha=alpha, targets=targets, rslora=saved.use_rslora, dora=saved.use_dora)
+    return LoraAdapter(
+        rank=rank,
+        alpha=alpha,
+        targets=targets,
+        rslora=saved.use_rslora,
+        dora=saved.use_dora,
+        quantize=quantised_base(folder),
+    )
 
 
 def frozen_model(folder: Path, adapter: Path | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -237,7 +298,7 @@ def frozen_model(folder: Path, adapter: Path | None, dtype: torch.dtype, device:
 
     All take the hot path, so that a comparison shows their weights and not two ways of rounding.
     """
-    model: nn.Module = load_model(folder, dtype, device).requires_grad_(False)
+    model: nn.Module = load_base(folder, dtype, device, quantised_base(adapter)).requires_grad_(False)
     if adapter is not None:
         model = load_adapter(model, adapter, trainable=False)
     fused.fuse(model)
@@ -256,6 +317,12 @@ def fresh_adapter_off(model: nn.Module) -> Iterator[None]:
         if isinstance(model, PeftModel) and zero and all(zero) and not scaled:
             off.enter_context(model.disable_adapter())
         yield
+
+
+def adapter_off(model: nn.Module) -> contextlib.AbstractContextManager[object]:
+    """Inside, an adapted model is what its adapter lies on."""
+    assert isinstance(model, PeftModel), "asked for where an adapter is trained only"
+    return model.disable_adapter()  # type: ignore[no-any-return]
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -32,3 +32,11 @@ class LoraAdapter:
     """Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732)."""
     dora: bool = False
     """Weight-decomposed update (Liu et al. 2024, arXiv:2402.09353)."""
+    quantize: Literal["nf4"] | None = None
+    """``nf4`` keeps the frozen weights under the adapter in 4 bits (QLoRA, Dettmers et al. 2023, arXiv:2305.14314; extra ``qlora``)."""
+
+    def __post_init__(self) -> None:
+        if self.quantize is not None and self.dora:
+            raise ValueError(
+                "dora needs the norms of the weights at every step, which 4 bits do not give: leave out dora or quantize"
+            )

@@ -17,6 +17,7 @@ from posttrain.model.companions import read_object
 from posttrain.model.folder import predictors
 from posttrain.model.forward import causal_lm
 from posttrain.model.load import check_read_back, quiet_transformers
+from posttrain.model.quantise import dequantise
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
@@ -32,6 +33,9 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
             "the output head is adapted and tied to the input embedding: merging would change both",
             fix="leave lm_head out of adapter.targets",
         )
+    dequantise(
+        model, torch.float32
+    )  # PEFT's own merge into 4 bits quantises the sum, and the update is lost in the rounding
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return merged
 

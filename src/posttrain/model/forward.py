@@ -179,7 +179,7 @@ def step_flops(model: nn.Module, batch: Batch) -> float:
     per_token = 0.0
     for module in trunk.modules():
         if isinstance(module, nn.Linear):
-            per_token += module.weight.numel() * (6 if module.weight.requires_grad else 4)
+            per_token += module.in_features * module.out_features * (6 if module.weight.requires_grad else 4)
     config = causal_lm(model).config.get_text_config()
     heads, layers = _number(config, "num_attention_heads"), _number(config, "num_hidden_layers")
     width = heads * (_number(config, "head_dim") or _number(config, "hidden_size") / max(heads, 1))

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from posttrain.encode.segments import Segments
 from posttrain.model.attention import IMPLEMENTATION, rotary_attention
 from posttrain.model.prepacked_weights import product
+from posttrain.model.quantise import KINDS, compute_dtype, dense_weight
 
 _PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
@@ -38,17 +39,15 @@ class Lora(NamedTuple):
 # ---- the arithmetic, shared by the functions below -----------------------------------------------------------------
 
 
-def _project(
-    x_TD: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], loras: Sequence[Lora]
-) -> tuple[list[Tensor], Tensor]:
+def _project(x_TD: Tensor, bases: Sequence[nn.Linear], loras: Sequence[Lora]) -> tuple[list[Tensor], Tensor]:
     """y = x W^T + bias + scale (x A^T) B^T for layers with the same input, and all inner activations x A^T [T, sum of R].
 
     The skinny products of all layers are one: together they are wide enough for the processor.
     """
     inner_TR = x_TD @ _stacked(loras).T
     outputs = []
-    for weight_OD, bias_O, lora, own_TR in zip(weights, biases, loras, _inner_parts(inner_TR, loras), strict=True):
-        y_TO = product(x_TD, weight_OD, bias_O)
+    for base, lora, own_TR in zip(bases, loras, _inner_parts(inner_TR, loras), strict=True):
+        y_TO = product(x_TD, base)
         y_TO.addmm_(own_TR, lora.b_OR.T, alpha=lora.scale)
         outputs.append(y_TO)
     return outputs, inner_TR
@@ -58,7 +57,7 @@ def _project_backward(
     dys: Sequence[Tensor],
     x_TD: Tensor,
     inner_TR: Tensor,
-    weights: Sequence[Tensor],
+    bases: Sequence[nn.Linear],
     loras: Sequence[Lora],
     want_dx: bool = True,
 ) -> tuple[Tensor | None, list[Tensor]]:
@@ -66,12 +65,13 @@ def _project_backward(
     dx_TD = None
     d_inner_TR = torch.empty_like(inner_TR)
     pairs: list[Tensor] = []
-    for dy_TO, weight_OD, lora, own_TR, d_own_TR in zip(
-        dys, weights, loras, _inner_parts(inner_TR, loras), _inner_parts(d_inner_TR, loras), strict=True
+    for dy_TO, base, lora, own_TR, d_own_TR in zip(
+        dys, bases, loras, _inner_parts(inner_TR, loras), _inner_parts(d_inner_TR, loras), strict=True
     ):
         db_OR = (own_TR.T @ dy_TO).mul_(lora.scale).T  # a third faster than dy^T inner, whose long axis comes first
         d_own_TR.copy_(dy_TO @ lora.b_OR).mul_(lora.scale)
         if want_dx:
+            weight_OD = dense_weight(base, dy_TO.dtype)
             dx_TD = dy_TO @ weight_OD if dx_TD is None else dx_TD.addmm_(dy_TO, weight_OD)
         pairs += [d_own_TR, db_OR]
     stacked_RD = _stacked(loras)
@@ -98,54 +98,51 @@ def _cast(tensors: Sequence[Tensor], scales: Sequence[float], dtype: torch.dtype
 
 
 class _LoraLinears(torch.autograd.Function):
-    """x [T, D] -> one [T, O] for each of n layers with frozen W and bias: ``tensors`` are n W, n biases, n times A and B."""
+    """x [T, D] -> one [T, O] for each of n frozen layers; ``adapters`` are n times A and B."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        n = len(scales)
-        weights, biases, adapters = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
-        outputs, inner = _project(x, weights, biases, _cast(adapters, scales, x.dtype))  # type: ignore[arg-type]
-        ctx.save_for_backward(x, inner, *weights, *adapters)
-        ctx.scales = scales
+    def forward(
+        ctx: Any, x: Tensor, bases: Sequence[nn.Linear], scales: tuple[float, ...], *adapters: Tensor
+    ) -> tuple[Tensor, ...]:
+        outputs, inner = _project(x, bases, _cast(adapters, scales, x.dtype))
+        ctx.save_for_backward(x, inner, *adapters)
+        ctx.bases, ctx.scales = bases, scales
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, *tensors = ctx.saved_tensors
-        n = len(ctx.scales)
-        weights, adapters = tensors[:n], tensors[n:]
+        x, inner, *adapters = ctx.saved_tensors
         loras = _cast(adapters, ctx.scales, x.dtype)
-        dx, pairs = _project_backward(grads, x, inner, weights, loras, want_dx=ctx.needs_input_grad[0])
-        return dx, None, *[None] * (2 * n), *(g.to(t.dtype) for g, t in zip(pairs, adapters, strict=True))
+        dx, pairs = _project_backward(grads, x, inner, ctx.bases, loras, want_dx=ctx.needs_input_grad[0])
+        return dx, None, None, *(g.to(t.dtype) for g, t in zip(pairs, adapters, strict=True))
 
 
 class _GatedMlp(torch.autograd.Function):
     """down(silu(gate(x)) * up(x)) with adapters on all three; keeps x, gate(x) and up(x) only."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, float, float], *tensors: Tensor) -> Tensor:
-        w_gate, w_up, w_down = tensors[:3]
-        *in_loras, out_lora = _cast(tensors[3:], scales, x.dtype)
-        (gate, up), inner = _project(x, (w_gate, w_up), (None, None), in_loras)
+    def forward(
+        ctx: Any, x: Tensor, bases: Sequence[nn.Linear], scales: tuple[float, ...], *adapters: Tensor
+    ) -> Tensor:
+        *in_loras, out_lora = _cast(adapters, scales, x.dtype)
+        (gate, up), inner = _project(x, bases[:2], in_loras)
         product = F.silu(gate).mul_(up)
-        (y,), inner_down = _project(product, (w_down,), (None,), (out_lora,))
-        ctx.save_for_backward(x, gate, up, inner, inner_down, *tensors)
-        ctx.scales = scales
+        (y,), inner_down = _project(product, bases[2:], (out_lora,))
+        ctx.save_for_backward(x, gate, up, inner, inner_down, *adapters)
+        ctx.bases, ctx.scales = bases, scales
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, gate, up, inner, inner_down, *tensors = ctx.saved_tensors
-        w_gate, w_up, w_down = tensors[:3]
-        *in_loras, out_lora = _cast(tensors[3:], ctx.scales, x.dtype)
+        x, gate, up, inner, inner_down, *adapters = ctx.saved_tensors
+        *in_loras, out_lora = _cast(adapters, ctx.scales, x.dtype)
         activated = F.silu(gate)
-        d_product, out_pair = _project_backward(grads, activated * up, inner_down, (w_down,), (out_lora,))
+        d_product, out_pair = _project_backward(grads, activated * up, inner_down, ctx.bases[2:], (out_lora,))
         assert d_product is not None
         d_up = activated.mul_(d_product)
         d_gate = torch.ops.aten.silu_backward(d_product.mul_(up), gate)
-        dx, in_pairs = _project_backward((d_gate, d_up), x, inner, (w_gate, w_up), in_loras)
-        adapters = (g.to(t.dtype) for g, t in zip((*in_pairs, *out_pair), tensors[3:], strict=True))
-        return dx, None, None, None, None, *adapters
+        dx, in_pairs = _project_backward((d_gate, d_up), x, inner, ctx.bases[:2], in_loras)
+        return dx, None, None, *(g.to(t.dtype) for g, t in zip((*in_pairs, *out_pair), adapters, strict=True))
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -198,7 +195,7 @@ class _PlainLora(NamedTuple):
 def _plain_lora(module: nn.Module) -> _PlainLora | None:
     """The parts of a LoRA layer with one plain adapter (no dropout, no DoRA) on a frozen ``nn.Linear``, else None."""
     layer: Any = module  # PEFT's layers are typed as a union of everything a module can hold
-    if type(layer) is not LoraLinear or len(layer.active_adapters) != 1 or type(layer.base_layer) is not nn.Linear:
+    if type(layer) is not LoraLinear or len(layer.active_adapters) != 1 or type(layer.base_layer) not in KINDS:
         return None
     name: str = layer.active_adapters[0]
     plain = (
@@ -214,12 +211,11 @@ def _plain_lora(module: nn.Module) -> _PlainLora | None:
 
 def _lora_outputs(layers: Sequence[_PlainLora], x: Tensor) -> tuple[Tensor, ...]:
     """The outputs [..., O] of LoRA layers that share their input x [..., D]."""
-    bases, pairs = [s.base() for s in layers], [s.pair() for s in layers]
+    pairs = [s.pair() for s in layers]
     outputs = _LoraLinears.apply(
         x.reshape(-1, x.shape[-1]),
+        [s.base() for s in layers],
         tuple(scale for _, _, scale in pairs),
-        *(base.weight for base in bases),
-        *(base.bias for base in bases),
         *(t for a, b, _ in pairs for t in (a, b)),
     )
     return tuple(y.view(*x.shape[:-1], -1) for y in outputs)
@@ -291,11 +287,11 @@ def _attention_forward(module: nn.Module) -> Forward | None:
 
 def _attention_probe(module: nn.Module, size: int) -> tuple[Tensor, dict[str, Any]]:
     """Random hidden states [1, T, D] of packed segments that share a prefix, and what an attention module takes beside them."""
-    weight = next(p for p in module.parameters() if p.dim() == 2)
+    width, dtype, _ = _takes(module)
     generator = torch.Generator().manual_seed(0)
-    hidden_1TD = torch.randn(1, 9, weight.shape[1], generator=generator).to(weight.dtype)
+    hidden_1TD = torch.randn(1, 9, width, generator=generator).to(dtype)
     angles = torch.randn(1, 9, size // 2, generator=generator).repeat(1, 1, 2)
-    rotation = angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
+    rotation = angles.cos().to(dtype), angles.sin().to(dtype)
     return hidden_1TD, {"position_embeddings": rotation, "segments": Segments([3, 4, 2], [-1, -1, 1])}
 
 
@@ -317,10 +313,10 @@ def _mlp_forward(module: nn.Module) -> Forward | None:
             gate, up, down = (s.base() for s in layers)
             return down(F.silu(gate(x)).mul_(up(x)))  # type: ignore[no-any-return]
         pairs = [s.pair() for s in layers]
-        weights = [s.base().weight for s in layers]
+        bases = [s.base() for s in layers]
         scales = tuple(scale for _, _, scale in pairs)
         flat = x.reshape(-1, x.shape[-1])
-        y: Tensor = _GatedMlp.apply(flat, scales, *weights, *(t for a, b, _ in pairs for t in (a, b)))
+        y: Tensor = _GatedMlp.apply(flat, bases, scales, *(t for a, b, _ in pairs for t in (a, b)))
         return y.view(*x.shape[:-1], -1)
 
     forward = _unless(module, fused, applies)
@@ -341,11 +337,19 @@ def _norm_forward(module: nn.Module) -> Forward | None:
 
 def _agrees(module: nn.Module, fused: Forward) -> bool:
     """Whether a fused forward gives what the module itself gives on a probe."""
-    frozen = next(p for p in module.parameters() if not p.requires_grad)
-    width = frozen.shape[-1]  # of the first matrix or of the norm: both take the hidden size
-    probe = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(0)).to(frozen.device, frozen.dtype)
+    width, dtype, device = _takes(module)
+    probe = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     own = _tried(module, module.forward, probe)
-    return own is not None and _close(own, _tried(module, fused, probe), frozen.dtype)
+    return own is not None and _close(own, _tried(module, fused, probe), dtype)
+
+
+def _takes(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:
+    """What goes into a module: width (of its first linear layer, or of the norm), type and device."""
+    linear: Any = next((layer for layer in module.modules() if type(layer) in KINDS), None)
+    if linear is None:
+        weight = next(module.parameters())
+        return weight.shape[-1], weight.dtype, weight.device
+    return linear.in_features, compute_dtype(linear), linear.weight.device
 
 
 @torch.no_grad()

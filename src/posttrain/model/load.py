@@ -45,13 +45,13 @@ OLD_HEADS = ("lm_head.", "embed_out.")
 
 def load_model(
     folder: Path,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Literal["auto"],
     device: torch.device,
     *,
     head: Literal["tokens", "score"] = "tokens",
     seed: int = 0,
 ) -> PreTrainedModel:
-    """The model of a HF folder in ``dtype`` on ``device``, in eval mode; `posttrain.model.forward.path_of` says how it computes.
+    """The model of a HF folder in ``dtype`` (``auto``: that of its file) on ``device``, in eval mode; `posttrain.model.forward.path_of` says how it computes.
 
     ``head``: ``score`` gives a reward model, with one score in place of the output head (HF's sequence classification), in fp32;
     where the folder has no score head yet, it is drawn from ``seed``. Raises ModelError where the folder has no
@@ -108,7 +108,9 @@ def _kind(config: PretrainedConfig, head: Literal["tokens", "score"], folder: Pa
     raise ModelError(kind, where=str(folder), fix="choose a model that continues text")
 
 
-def _read(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _read(
+    kind: Any, folder: Path, config: Any, dtype: torch.dtype | Literal["auto"]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model and transformers' report on its weights: with our attention, or its own where it takes no other."""
     options = {
         "config": config,

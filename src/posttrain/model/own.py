@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.errors import ModelError
-from posttrain.model import attention
+from posttrain.model import attention, quantise
 from posttrain.model.forward import causal_lm
 
 CACHES = ("past_key_values", "cache_params", "state")
@@ -78,7 +78,8 @@ NARROW = (torch.bfloat16, torch.float16)
 @contextlib.contextmanager
 def in_fp32(model: nn.Module) -> Iterator[bool]:
     """Inside, forward passes of a model compute in fp32; yields whether that is so: quantised weights stay as they are."""
-    kinds = {tensor.dtype for tensor in model.parameters()}
+    packed = {id(layer.weight) for layer in quantise.layers(model)}  # they are unpacked into whatever is computed in
+    kinds = {parameter.dtype for parameter in model.parameters() if id(parameter) not in packed}
     if not kinds <= {torch.float32, torch.float64, *NARROW}:
         yield False
         return

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from posttrain.model.quantise import KINDS, Nf4Linear, dense_weight
+
 FEW_ROWS = 256
 """Up to so many rows the prepacked product is used; beyond, the general one is as fast."""
 MEMORY_SHARE = 0.5
@@ -28,34 +30,37 @@ def prepack(model: nn.Module) -> int:
 
     The copies need as much memory as the weights. Where this oneDNN can't do it, or computes something else, all stays as it is.
     """
-    layers: list[Any] = [m for m in model.modules() if type(m) is nn.Linear and _fits(m.weight)]
-    fresh = {id(m.weight): m.weight for m in layers if not hasattr(m.weight, _PREPACKED)}
-    needed = sum(weight.nbytes for weight in fresh.values())
+    layers: list[Any] = [m for m in model.modules() if type(m) in KINDS and _fits(m)]
+    fresh = {id(m.weight): m for m in layers if not hasattr(m.weight, _PREPACKED)}
+    needed = sum(4 * m.in_features * m.out_features for m in fresh.values())
     if fresh and (needed > MEMORY_SHARE * psutil.virtual_memory().available or not _works()):
         return 0
-    for weight in fresh.values():
-        setattr(weight, _PREPACKED, torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
+    for layer in fresh.values():
+        weight_OD = dense_weight(layer, torch.float32).detach()
+        setattr(layer.weight, _PREPACKED, torch.ops.mkldnn._reorder_linear_weight(weight_OD))
     for layer in layers:
         if "forward" not in vars(layer):
             layer.forward = _forward(layer)
     return len(layers)
 
 
-def product(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> Tensor:
+def product(x: Tensor, layer: nn.Linear) -> Tensor:
     """x [..., D] times W^T, plus the bias: by the prepacked weight where there is one, few rows, and no gradient."""
-    packed = getattr(weight_OD, _PREPACKED, None)
+    packed = getattr(layer.weight, _PREPACKED, None)
     if packed is None or torch.is_grad_enabled() or x.numel() > FEW_ROWS * x.shape[-1]:
-        return F.linear(x, weight_OD, bias_O)
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias_O, "none", [], "")
+        return F.linear(x, dense_weight(layer, x.dtype), layer.bias)
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, layer.bias, "none", [], "")
     return y
 
 
 def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    return lambda x: product(x, layer.weight, layer.bias)
+    return lambda x: product(x, layer)
 
 
-def _fits(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.requires_grad
+def _fits(layer: Any) -> bool:
+    weight = layer.weight
+    kept = torch.uint8 if isinstance(layer, Nf4Linear) else torch.float32
+    return bool(weight.device.type == "cpu" and weight.dtype == kept and not weight.requires_grad)
 
 
 @torch.no_grad()

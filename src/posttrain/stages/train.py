@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from posttrain import assets
-from posttrain.artifacts import Ledger, StageDir, write_json
+from posttrain.artifacts import Ledger, StageDir, digest, write_json
 from posttrain.errors import DataError
+from posttrain.model.config import LoraAdapter
 from posttrain.references import Gives, NamesStage
 from posttrain.stages.base import BASE, Context, StageKind
 from posttrain.train.config import TrainSettings
@@ -148,10 +149,15 @@ class TrainStage(TrainSettings, _Inputs):
 
         name = getattr(self.objective, "reference", None) or self.start_from
         lineage = context.lineage(name)
-        identity = lineage.identity
+        start = context.lineage(self.start_from)
+        quantised = self.adapter.quantize if isinstance(self.adapter, LoraAdapter) else None
+        same_weights = (
+            isinstance(self.adapter, LoraAdapter) and lineage.adapter is None and lineage.folder == start.folder
+        )
+        identity = digest([lineage.identity, quantised]) if quantised and same_weights else lineage.identity
         cache = context.run.path / ".reference" / f"{identity[:16]}.safetensors"
-        if name == self.start_from:
-            return Reference(cache, identity)
+        if name == self.start_from or same_weights:
+            return Reference(cache, identity, adapter_off=name != self.start_from)
         return Reference(cache, identity, lineage.folder, lineage.adapter)
 
 

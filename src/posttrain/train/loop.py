@@ -27,21 +27,22 @@ from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, wr
 from posttrain.encode.collate import Batch
 from posttrain.encode.preferences import sequences_of
 from posttrain.errors import ConfigError, InterruptedRunError, ModelError, TrainingError
-from posttrain.model import adapters, export, fused, hardware
+from posttrain.model import adapters, export, fused, hardware, quantise
 from posttrain.model.adapters import frozen_model
 from posttrain.model.companions import Companions, read_object
 from posttrain.model.config import LoraAdapter
 from posttrain.model.forward import beside_text, causal_lm, path_of, step_flops
 from posttrain.model.lengths import check_fits
-from posttrain.model.load import load_model
 from posttrain.model.proof import prove_products
 from posttrain.model.score import lay_out, sequence_logps
 from posttrain.objectives.base import Loss, Metric
+from posttrain.report.reading import parse
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
 from posttrain.train.config import TrainSettings
 from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_rate
 from posttrain.train.plan import Plan, micro_batches
-from posttrain.train.records import HeldOutRecord, Record, StepRecord, TrainResult, line_of
+from posttrain.train.quantisation import GAP_FILE, quantisation_gap
+from posttrain.train.records import HeldOutRecord, QuantisationGap, Record, StepRecord, TrainResult, line_of
 from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
 from posttrain.train.tasks import LossInputs, StepContext, Task, Unit, make_task
 from posttrain.train.track import Tracker, open_trackers
@@ -67,6 +68,8 @@ class Reference:
     model_folder: Path | None = None
     """None: the weights the stage starts from."""
     adapter_folder: Path | None = None
+    adapter_off: bool = False
+    """The weights under the adapter that the stage goes on with: no second model."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ def prepare_model(settings: TrainSettings, model_folder: Path, adapter_folder: P
         lora = replace(settings.adapter, dropout=0.0) if preferences else settings.adapter
         if lora != settings.adapter:
             warnings.warn(f"adapter.dropout is off: {settings.objective.name} is trained without it", stacklevel=2)
-        base = load_model(model_folder, compute_dtype, device, head=head, seed=seed)
+        base = adapters.load_base(
+            model_folder, compute_dtype, device, lora.quantize, head=head, seed=seed, keep_originals=head == "tokens"
+        )
         if adapter_folder is None:
             model: nn.Module = adapters.attach_lora(base, lora, seed)
         else:
@@ -128,7 +133,8 @@ def prepare_model(settings: TrainSettings, model_folder: Path, adapter_folder: P
                 where=str(model_folder),
                 fix="train an adapter (adapter: {name: lora}), or give the model in full precision",
             )
-        model = load_model(model_folder, torch.float32, device, head=head, seed=seed)
+        quantised = adapters.quantised_base(adapter_folder)
+        model = adapters.load_base(model_folder, torch.float32, device, quantised, head=head, seed=seed)
         if adapter_folder is not None:
             model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
         towers = tuple(f"{name}." for name in beside_text(model))
@@ -367,9 +373,16 @@ def _begin(
         source = inputs.reference or Reference(out.file("reference.safetensors"), digest)
         steps = [[inputs.examples[i] for i in plan.step_examples(step)] for step in range(plan.total_steps)]
         reference = _reference(settings, source, trainee, task, [*steps, inputs.held_out], on_progress)
-        if source.model_folder is None and not checkpoints.exist():
+        if source.model_folder is None and not source.adapter_off and not checkpoints.exist():
             _starts_at_reference(trainee, task, steps[0], reference, settings.micro_batch_tokens)
         task = make_task(objective, reference, pad_id, inputs.examples)
+    if quantise.layers(trainee.model):
+        if objective.head == "tokens" and not checkpoints.exist():
+            rows = [sequences_of(unit) for unit in (*inputs.held_out, *inputs.examples)]
+            gap = quantisation_gap(trainee.model, rows, settings.micro_batch_tokens, trainee.compute_dtype)
+            write_json(out.file(GAP_FILE), asdict(gap))
+            warnings.warn(gap.sentence, stacklevel=2)
+        quantise.forget_originals(trainee.model)
     progress = _restore(checkpoints, trainee, optimizer, names)
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
     trackers = open_trackers(settings.track, out.path)
@@ -499,7 +512,9 @@ class _Run:
         steps = [r for r in records if r["split"] == "train"]
         rates, flops = [r["tokens_per_second"] for r in steps], [r["flops_per_second"] for r in steps]
         peak = hardware.matmul_flops(self.trainee.compute_dtype, self.trainee.device)
+        gap = self.out.file(GAP_FILE)
         result = TrainResult(
+            quantisation=parse(QuantisationGap, read_json(gap), gap) if gap.exists() else None,
             steps=progress.step,
             planned_steps=self.plan.total_steps,
             epochs=self.plan.epoch_after(progress.step - 1),
@@ -514,7 +529,7 @@ class _Run:
             kept="best" if keep_best else "last",
             stopped_early=progress.stopped_early,
             trainable_parameters=sum(p.numel() for p in self.trainee.trained.values()),
-            total_parameters=sum(p.numel() for p in model.parameters()),
+            total_parameters=quantise.number_of_parameters(model),
             peak_memory_bytes=hardware.peak_memory(self.trainee.device),
             # A peak measured while others used the machine may lie below what the training itself reached.
             matmul_share=median(flops) / peak if median(flops) <= peak else None,
@@ -582,7 +597,7 @@ def _reference(
         model = frozen_model(source.model_folder, source.adapter_folder, dtype, trainee.device)
     units = {id(unit): task.sequences(unit) for step in steps for unit in step}  # epochs repeat them
     beside = [(sequence,) for step in steps if step for sequence in task.beside(step)]
-    with adapters.fresh_adapter_off(model):
+    with adapters.adapter_off(model) if source.adapter_off else adapters.fresh_adapter_off(model):
         return reference_logps(
             source.cache,
             f"{source.identity} {dtype}",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from posttrain.stats.intervals import Interval
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
@@ -61,6 +63,38 @@ def fields_of(line: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in line.items() if key in own}, "metrics": metrics}
 
 
+@dataclass(frozen=True, slots=True)
+class QuantisationGap:
+    """The same rows by the weights of the file and by their 4 bits; losses in nats a supervised token."""
+
+    rows: int
+    tokens: int
+    """Supervised ones."""
+    loss: float
+    """Of the weights as the file has them."""
+    quantised_loss: float
+    difference: Interval
+    """Quantised minus file; 95%, resampled by row."""
+    weight_bytes: int
+    """Of the quantised layers, constants included."""
+    parameters: int
+    """Of the quantised layers."""
+
+    @property
+    def against(self) -> str:
+        """What the quantised loss is held against."""
+        d = self.difference
+        return f"{d.estimate:+.3f} against the weights of the file, {d.confidence:.0%} interval {d.low:+.3f} to {d.high:+.3f}"
+
+    @property
+    def sentence(self) -> str:
+        """The gap in a line."""
+        return (
+            f"weights in 4 bits ({self.weight_bytes / self.parameters:.3f} bytes a parameter): before training the loss of {self.rows} rows "
+            f"is {self.quantised_loss:.3f} ({self.against}); the adapter starts from there"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
     """``result`` of a train stage. A stage that is not finished has none of it."""
@@ -80,6 +114,8 @@ class TrainResult:
     kept: str | None = None
     """``best`` or ``last``: which weights were handed on."""
     stopped_early: bool | None = None
+    quantisation: QuantisationGap | None = None
+    """Where the frozen weights are kept in 4 bits."""
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     peak_memory_bytes: int | None = None

@@ -239,7 +239,7 @@ def _facts(one: Training) -> Facts:
     result, seconds = one.result, one.stage.seconds
     share = numbers.percent((result.supervised_tokens or 0) / result.tokens, 0) if result.tokens else ""
     ends = (result.first_loss, result.last_loss)
-    best, speed = result.best_held_out_loss, result.tokens_per_second
+    best, speed, gap = result.best_held_out_loss, result.tokens_per_second, result.quantisation
     items: tuple[tuple[str, Cell], ...] = (
         ("Steps", Number(one.step_count, "count")),
         ("Epochs", None if result.epochs is None else f"{result.epochs:.3g}"),
@@ -262,6 +262,10 @@ def _facts(one: Training) -> Facts:
         ("Speed, median over steps", None if speed is None else Number(speed, "count", note="tokens per second")),
         ("Share of the measured matmul peak", Number(result.matmul_share, "share", digits=0)),
         ("Peak memory", Number(one.peak_memory_bytes, "bytes")),
+        (
+            "Loss on the 4-bit weights before training",
+            None if gap is None else Number(gap.quantised_loss, note=gap.against),
+        ),
     )
     return Facts(items)
 
