@@ -36,6 +36,7 @@ import annotated_types as bounds
 import yaml
 from pydantic import Discriminator, TypeAdapter, ValidationError
 
+from posttrain.artifacts import plain
 from posttrain.errors import ConfigError
 from posttrain.table import did_you_mean
 
@@ -415,21 +416,14 @@ def _words(shape: Shape, limits: str) -> str:
     return plain[base] + limits
 
 
+_LIMITS = {"ge": "of at least", "gt": "greater than", "le": "at most", "lt": "below"}
+
+
 def _limit_words(limit: Any, base: Any) -> Iterator[str]:
-    match limit:
-        case bounds.Ge(ge=bound):
-            yield f"of at least {bound}"
-        case bounds.Gt(gt=bound):
-            yield f"greater than {bound}"
-        case bounds.Le(le=bound):
-            yield f"at most {bound}"
-        case bounds.Lt(lt=bound):
-            yield f"below {bound}"
-        case bounds.MinLen(min_length=bound):
-            singular, plural = ("character", "characters") if base is str else ("entry", "entries")
-            yield f"with at least {bound} {singular if bound == 1 else plural}"
-        case _:
-            return
+    yield from (f"{said} {getattr(limit, name)}" for name, said in _LIMITS.items() if hasattr(limit, name))
+    if isinstance(limit, bounds.MinLen):
+        singular, plural = ("character", "characters") if base is str else ("entry", "entries")
+        yield f"with at least {limit.min_length} {singular if limit.min_length == 1 else plural}"
 
 
 def _shown(value: Any) -> str:
@@ -579,11 +573,6 @@ def _without_echoes(problems: Sequence[Problem]) -> list[Problem]:
     ]
 
 
-def load(annotation: type[T], path: str | Path, overrides: Sequence[str] = (), *, shorthand: str | None = None) -> T:
-    """Read a file, apply ``key=value`` overrides (see ``override``) and check it against a dataclass."""
-    return build(annotation, override(read_yaml(path), overrides, annotation, shorthand=shorthand))
-
-
 # ---- overrides -----------------------------------------------------------------------------------------------------
 
 
@@ -723,20 +712,11 @@ for _name, _pattern in (("int", _INT), ("float", _FLOAT)):
     _Dumper.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern.pattern})$", re.ASCII), None)
 
 
-def _jsonlike(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, all the way down."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _jsonlike(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _jsonlike(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return [_jsonlike(entry) for entry in value]
-    return value
-
-
-def resolved_yaml(value: Any) -> str:
-    """A configuration as YAML with every default written out; parses back to an equal value."""
-    return yaml.dump(_jsonlike(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000)
+def resolved_yaml(value: Any, *, inline: bool = False) -> str:
+    """A configuration as YAML with every default written out; parses back to an equal value. ``inline``: in one line."""
+    return yaml.dump(
+        plain(value), Dumper=_Dumper, default_flow_style=inline, sort_keys=False, allow_unicode=True, width=1_000_000
+    )
 
 
 # ---- descriptions --------------------------------------------------------------------------------------------------
@@ -807,8 +787,9 @@ def _keys(owner: type) -> tuple[Key, ...]:
     docs, annotations = field_docs(owner), fields_of(owner)
     found = []
     for one in dataclasses.fields(owner):
-        default = _default(one)
-        written = None if default is dataclasses.MISSING else _inline(default)
+        default, written = _default(one), None
+        if default is not dataclasses.MISSING:
+            written = resolved_yaml(default, inline=True).removesuffix("...\n").strip()
         found.append(Key(one.name, words(annotations[one.name]), written, docs.get(one.name, "")))
     return tuple(found)
 
@@ -839,13 +820,6 @@ def configurations(annotation: Any) -> dict[type, tuple[str, str | None]]:
     return found
 
 
-def _inline(value: Any) -> str:
-    text = yaml.dump(
-        _jsonlike(value), Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000
-    )
-    return str(text).removesuffix("...\n").strip()
-
-
 def json_schema(annotation: type) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a dataclass, with field docstrings and defaults, for editors."""
     schema = _adapter(annotation).json_schema()
@@ -860,5 +834,5 @@ def json_schema(annotation: type) -> dict[str, Any]:
                 entry["description"] = docs[one.name]
             default = _default(one)
             if default is not dataclasses.MISSING:
-                entry["default"] = _jsonlike(default)
+                entry["default"] = plain(default)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import Discriminator
 
 from posttrain import config
-from posttrain.config import build, json_schema, load, override, parse_yaml, read_yaml, resolved_yaml, sections, words
+from posttrain.config import build, json_schema, override, parse_yaml, read_yaml, resolved_yaml, sections, words
 from posttrain.errors import ConfigError
 
 
@@ -251,7 +251,7 @@ def test_a_file_without_permission(tmp_path):
 def test_bom_and_crlf_are_fine(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_bytes(b"\xef\xbb\xbftitle: x\r\ncount: 3\r\n")
-    assert load(Picture, path) == Picture(title="x", count=3)
+    assert build(Picture, read_yaml(path)) == Picture(title="x", count=3)
 
 
 # ---- strict types --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from data_examples import only
-from posttrain.config import build, load, parse_yaml, resolved_yaml
+from posttrain.config import build, override, parse_yaml, read_yaml, resolved_yaml
 from posttrain.data import steps
 from posttrain.data.filters import FILTERS, Conversation
 from posttrain.data.filters.form import Length
@@ -214,6 +214,6 @@ def test_unusable_settings_are_told_before_rows_are_read(tmp_path: Path) -> None
 
 def test_a_step_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "filter.yaml").write_text("kind: filter\nlength:\n  min_user_tokens: 3\n", encoding="utf-8")
-    step = load(FilterStep, tmp_path / "filter.yaml", ["length.max_user_tokens=5"])
+    step = build(FilterStep, override(read_yaml(tmp_path / "filter.yaml"), ["length.max_user_tokens=5"], FilterStep))
     assert step.length is not None
     assert (step.length.min_user_tokens, step.length.max_user_tokens) == (3, 5)
