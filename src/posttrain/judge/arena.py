@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from posttrain.report.charts import MOST_LANES, Forest, Lane
 from posttrain.report.reading import parse
 from posttrain.report.values import Block, Cell, Facts, Matrix, Notice, Number, Section, Table, Text
 from posttrain.report.words import join, plural
-from posttrain.stats.ratings import Anchor, Comparisons, RatingTable, average_win_rates, win_matrix, win_rates
+from posttrain.stats.ratings import Anchor, Comparisons, Rating, RatingTable, average_win_rates, win_matrix, win_rates
 from posttrain.stats.style_control import StyleCoefficient
 
 SCHEMA = 1
@@ -33,16 +33,9 @@ INTERVAL_WORDS = {"sandwich": "robust (sandwich)", "bootstrap": "bootstrap"}
 
 
 @dataclass(frozen=True, slots=True)
-class RatedModel:
+class RatedModel(Rating):
     """One model's rating in points, and how its comparisons ended."""
 
-    model: str
-    rating: float
-    low: float
-    high: float
-    rank: int
-    """1 + the number of models that are surely better; models that can't be told apart share one."""
-    comparisons: int
     wins: int
     ties: int
     losses: int
@@ -126,14 +119,8 @@ def arena_ratings(
         ties=int(np.count_nonzero(comparisons.outcomes_N == 0.5)),
         missing=comparisons.missing,
         models=tuple(
-            RatedModel(
-                **rating._asdict(),
-                wins=int(ended_M3[place][0]),
-                ties=int(ended_M3[place][1]),
-                losses=int(ended_M3[place][2]),
-                average_win_rate=averages[rating.model],
-            )
-            for rating, place in zip(table.ratings, order, strict=True)
+            RatedModel(**asdict(rating), wins=wins, ties=ties, losses=losses, average_win_rate=averages[rating.model])
+            for rating, (wins, ties, losses) in zip(table.ratings, ended_M3[order].tolist(), strict=True)
         ),
         win_rates_MM=tuple(tuple(None if math.isnan(rate) else rate for rate in row) for row in rates_MM.tolist()),
         counts_MM=tuple(map(tuple, matrix.counts_MM[np.ix_(order, order)].tolist())),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -331,13 +331,9 @@ def _pairs_together(batches: Sequence[_Batch], place: int) -> tuple[list[Item], 
 
 def calls_of(judgments: Sequence[Judgment]) -> Calls:
     """Count what became of a judge's questions."""
-    counts = account([judgment.value for judgment in judgments])
     return Calls(
-        counts.asked,
-        counts.answered,
-        counts.parsed,
-        counts.missing,
-        failures_of(judgments),
+        **asdict(account([judgment.value for judgment in judgments])),
+        failures=failures_of(judgments),
         cached=sum(getattr(judgment.outcome, "cached", False) for judgment in judgments),
         asked_again=sum(judgment.asked_again for judgment in judgments),
     )

@@ -19,10 +19,10 @@ from posttrain.errors import ConfigError, DataError
 from posttrain.judge.votes import cell, no_verdict, records
 from posttrain.lab.options import Keys, configured, options_help, split_arguments
 from posttrain.report import numbers
-from posttrain.report.values import Block, Number, Section, Table, Text, Unit
+from posttrain.report.values import Block, Number, Section, Text, Unit, table_of
 from posttrain.stats import intervals as stats
 from posttrain.stats.intervals import IntervalSettings
-from posttrain.stats.ratings import OUTCOMES
+from posttrain.stats.ratings import share_of
 from posttrain.table import did_you_mean
 
 Floats = NDArray[np.float64]
@@ -159,9 +159,10 @@ def compare(settings: CompareSettings) -> tuple[MeasureComparison, ...]:
         found = [_verdict_pairs(settings, rows, winner)]
     else:
         found = [_score_pairs(settings, rows, measure) for measure in settings.measure or ("score",)]
-    compared = [_compared(settings, pairs) for pairs in found]
-    adjusted = stats.holm([one.p_value for one in compared])
-    return tuple(_with_holm(settings, one, p, len(compared)) for one, p in zip(compared, adjusted, strict=True))
+    drawn = IntervalSettings(settings.confidence, settings.resamples, settings.seed)
+    tested = [stats.compare(one.a_R, one.b_R, one.clusters_R, test="permutation", settings=drawn) for one in found]
+    adjusted = stats.holm([one.p_value for one in tested if one.p_value is not None])
+    return tuple(map(partial(_compared, settings, len(found)), found, tested, adjusted))
 
 
 def _refuse_unused(settings: CompareSettings, *, judged: bool) -> None:
@@ -197,13 +198,7 @@ def _verdict_pairs(settings: CompareSettings, rows: Sequence[tuple[str, Record]]
         if no_verdict(verdict):
             missing += 1
             continue
-        share = OUTCOMES.get(str(verdict).strip().lower())
-        if share is None:
-            raise DataError(
-                f"unknown winner {verdict!r}{did_you_mean(str(verdict), OUTCOMES)}",
-                where=where,
-                fix=f"use one of {', '.join(OUTCOMES)}",
-            )
+        share = share_of(verdict, where)
         shares_b.append(share if names[0] == settings.b else 1 - share)
         clusters.append(len(clusters) if group is None else str(cell(record, group, where)))
     _models_known(settings, known)
@@ -307,12 +302,13 @@ def _models_known(settings: CompareSettings, known: set[str]) -> None:
 # ---- compute ----------------------------------------------------------------------------------------------
 
 
-def _compared(settings: CompareSettings, pairs: _Pairs) -> MeasureComparison:
-    drawn = IntervalSettings(settings.confidence, settings.resamples, settings.seed)
-    found = stats.compare(pairs.a_R, pairs.b_R, pairs.clusters_R, test="permutation", settings=drawn)
+def _compared(
+    settings: CompareSettings, measures: int, pairs: _Pairs, found: stats.PairedDifference, p_holm: float
+) -> MeasureComparison:
+    """One of so many measures, with its p-value among all of them, whether that shows a difference, and the sentence."""
     only = McNemar(found.lower, found.higher, stats.mcnemar(found.lower, found.higher)) if pairs.mcnemar else None
     assert found.p_value is not None, "a test was asked for"
-    return MeasureComparison(
+    one = MeasureComparison(
         measure=pairs.measure,
         kind=pairs.kind,
         mean_a=float(pairs.a_R.mean()),
@@ -320,7 +316,7 @@ def _compared(settings: CompareSettings, pairs: _Pairs) -> MeasureComparison:
         difference=found.interval,
         p_value=found.p_value,
         p_exact=found.exact,
-        p_holm=found.p_value,
+        p_holm=p_holm,
         mcnemar=only,
         minimum_detectable=found.detectable,
         a_better=found.lower,
@@ -329,16 +325,10 @@ def _compared(settings: CompareSettings, pairs: _Pairs) -> MeasureComparison:
         pairs=found.rows,
         units=found.clusters,
         missing=pairs.missing,
-        different=False,
+        different=p_holm < 1 - settings.confidence,
         sentence="",
     )
-
-
-def _with_holm(settings: CompareSettings, one: MeasureComparison, p_holm: float, measures: int) -> MeasureComparison:
-    """The same comparison with its p-value among all measures, whether that shows a difference, and the sentence."""
-    different = p_holm < 1 - settings.confidence
-    judged = replace(one, p_holm=p_holm, different=different)
-    return replace(judged, sentence=sentence(settings.a, settings.b, judged, measures))
+    return replace(one, sentence=sentence(settings.a, settings.b, one, measures))
 
 
 def sentence(a: str, b: str, one: MeasureComparison, measures: int = 1) -> str:
@@ -390,21 +380,22 @@ def compare_json(settings: CompareSettings, found: Sequence[MeasureComparison]) 
 def compare_section(settings: CompareSettings, found: Sequence[MeasureComparison]) -> Section:
     """The result for the terminal: a table, and a sentence for each measure."""
     unit: dict[str, Unit] = {"scores": "number", "booleans": "share", "verdicts": "share"}
-    rows = tuple(
+    table = table_of(
+        "",
+        found,
+        ("Measure", lambda one: one.measure),
+        ("Pairs", lambda one: Number(one.pairs, "count")),
+        ("A", lambda one: Number(one.mean_a, unit[one.kind])),
+        ("B", lambda one: Number(one.mean_b, unit[one.kind])),
         (
-            one.measure,
-            Number(one.pairs, "count"),
-            Number(one.mean_a, unit[one.kind]),
-            Number(one.mean_b, unit[one.kind]),
-            Number(one.difference.estimate, unit[one.kind], one.difference.low, one.difference.high, signed=True),
-            Number(one.p_value, "p"),
-            Number(one.p_holm, "p") if len(found) > 1 else None,
-            f"{one.b_better:,}/{one.ties:,}/{one.a_better:,}",
-        )
-        for one in found
+            "B \N{MINUS SIGN} A",
+            lambda one: Number(one.difference.estimate, unit[one.kind], *one.difference[1:3], signed=True),
+        ),
+        ("Test", lambda one: Number(one.p_value, "p")),
+        ("Holm", lambda one: Number(one.p_holm, "p") if len(found) > 1 else None),
+        ("B wins/ties/A wins", lambda one: f"{one.b_better:,}/{one.ties:,}/{one.a_better:,}"),
     )
-    columns = ("Measure", "Pairs", "A", "B", "B \N{MINUS SIGN} A", "Test", "Holm", "B wins/ties/A wins")
-    blocks: list[Block] = [Table("", columns, rows).known()]
+    blocks: list[Block] = [table.known()]
     for one in found:
         blocks.append(Text(one.sentence))
         if one.mcnemar:

@@ -107,15 +107,18 @@ def gather(rows: Sequence[Comparison], places: Sequence[str] | None = None, miss
     )
 
 
+def share_of(winner: Any, where: str) -> float:
+    """Model a's share of the win, by any of the words of ``OUTCOMES``. Raises DataError where it is none of them."""
+    word = str(winner)
+    if (share := OUTCOMES.get(word.strip().lower())) is None:
+        problem = f"unknown winner {winner!r}{did_you_mean(word, OUTCOMES)}"
+        raise DataError(problem, where=where, fix=f"use one of {', '.join(OUTCOMES)}")
+    return share
+
+
 def winner_of(word: str, where: str) -> Literal["a", "b", "tie"]:
-    """Who won, by any of the words of ``OUTCOMES``. Raises DataError where it is none of them."""
-    share = OUTCOMES.get(word.strip().lower())
-    if share is None:
-        raise DataError(
-            f"unknown winner {word!r}{did_you_mean(word, OUTCOMES)}",
-            where=where,
-            fix=f"use one of {', '.join(OUTCOMES)}",
-        )
+    """Who won, as :func:`share_of` reads it."""
+    share = share_of(word, where)
     return "a" if share == 1 else "b" if share == 0 else "tie"
 
 
@@ -211,7 +214,8 @@ class Anchor(NamedTuple):
     rating: float = CENTRE
 
 
-class Rating(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rating:
     """One model's rating in points."""
 
     model: str
