@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -204,6 +204,12 @@ def read_feedback(rows_file: Path) -> list[UnpairedRow]:
     """The judged replies of a Parquet file, as :func:`read_rows`."""
     records = _frame(rows_file, "feedback").iter_rows(named=True)
     return [UnpairedRow(*_parts(record), record["desirable"], **_beside(record)) for record in records]
+
+
+def read_kind(rows_file: Path, kind: RowKind) -> Sequence[Any]:
+    """The conversations, pairs or judged replies of a Parquet file, as :func:`read_rows`."""
+    readers: dict[RowKind, Callable[[Path], Sequence[Any]]] = {"pairs": read_pairs, "feedback": read_feedback}
+    return readers.get(kind, read_rows)(rows_file)
 
 
 def frame_rows(frame: pl.DataFrame) -> list[SftRow]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from posttrain.artifacts import Ledger
 from posttrain.encode.template import ChatTemplate, RowRejected
-from posttrain.encode.tokens import Encoded, EncodedRows, encode_units
-from posttrain.types import Message, PairRow, SftRow, Tokens, UnpairedRow
+from posttrain.encode.tokens import ASSISTANT, Encoded, EncodedRows, OverLength, encode_rows, encode_units
+from posttrain.types import Message, PairRow, RowKind, SftRow, Tokens, UnpairedRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,10 @@ def encode_pairs(
     ``prompt_differs``, ``reply_rewritten`` (the template shows a reply of several turns in a form inference never sees).
     """
 
-    def sides(row: PairRow) -> dict[str, SftRow]:
-        return {"chosen": as_conversation(row, row.chosen), "rejected": as_conversation(row, row.rejected)}
-
     def made(row: PairRow, encoded: Sides) -> Encoded[PairTokens]:
         return _unit(row.id, encoded, lambda chosen, rejected: _pair(row, chosen, rejected))
 
-    return encode_units(rows, sides, made, ("chosen", "rejected"), template, max_length, "drop", ledger, progress)
+    return encode_units(rows, sides_of, made, ("chosen", "rejected"), template, max_length, "drop", ledger, progress)
 
 
 def _pair(row: PairRow, chosen: Tokens, rejected: Tokens) -> PairTokens | RowRejected:
@@ -101,14 +98,27 @@ def encode_feedback(
 ) -> EncodedRows[FeedbackTokens]:
     """Encode labelled replies in order; drops go to step ``encode`` of the ledger, with the reasons of `encode_pairs`."""
 
-    def sides(row: UnpairedRow) -> dict[str, SftRow]:
-        return {"desirable" if row.desirable else "undesirable": as_conversation(row, row.completion)}
-
     def made(row: UnpairedRow, encoded: Sides) -> Encoded[FeedbackTokens]:
         return _unit(row.id, encoded, lambda tokens: FeedbackTokens(tokens, row.desirable))
 
     kinds = ("desirable", "undesirable")
-    return encode_units(rows, sides, made, kinds, template, max_length, "drop", ledger, progress)
+    return encode_units(rows, sides_of, made, kinds, template, max_length, "drop", ledger, progress)
+
+
+def encode_kind(
+    kind: RowKind,
+    rows: Sequence[Any],
+    template: ChatTemplate,
+    max_length: int,
+    over_length: OverLength,
+    ledger: Ledger,
+    progress: Callable[[int], None] | None = None,
+) -> EncodedRows[Any]:
+    """Encode rows of a kind in order. ``over_length``: of conversations; replies that are compared or judged are never cut."""
+    if kind not in ("pairs", "feedback"):
+        return encode_rows(rows, template, max_length, over_length, ledger, progress)
+    encode: Callable[..., EncodedRows[Any]] = encode_pairs if kind == "pairs" else encode_feedback
+    return encode(rows, template, max_length, ledger, progress)
 
 
 def _unit(row_id: str, sides: Sides, unit: Callable[..., Unit | RowRejected]) -> Encoded[Unit]:
@@ -123,6 +133,17 @@ def _unit(row_id: str, sides: Sides, unit: Callable[..., Unit | RowRejected]) ->
     if isinstance(found, RowRejected):
         return Encoded((), (found,))
     return Encoded((found,), notes={note for side in sides.values() for note in side.notes})
+
+
+def sides_of(row: SftRow | PairRow | UnpairedRow) -> dict[str, SftRow]:
+    """The conversations of a row, each with its kind of reply."""
+    match row:
+        case PairRow():
+            return {"chosen": as_conversation(row, row.chosen), "rejected": as_conversation(row, row.rejected)}
+        case UnpairedRow():
+            return {"desirable" if row.desirable else "undesirable": as_conversation(row, row.completion)}
+        case SftRow():
+            return {ASSISTANT: row}
 
 
 def as_conversation(row: PairRow | UnpairedRow, reply: tuple[Message, ...]) -> SftRow:

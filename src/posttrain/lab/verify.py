@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,12 +25,12 @@ from posttrain import assets
 from posttrain.artifacts import Ledger, StageDir
 from posttrain.data.config import DataSettings, Source
 from posttrain.data.pipeline import prepare
-from posttrain.data.rows import read_feedback, read_pairs, read_rows, refuse_prompts, row_kind_of
+from posttrain.data.rows import read_kind, refuse_prompts, row_kind_of
 from posttrain.encode.collate import collate
-from posttrain.encode.preferences import as_conversation, encode_feedback, encode_pairs, sequences_of
+from posttrain.encode.preferences import encode_kind, sequences_of, sides_of
 from posttrain.encode.show import ExampleView, RowView, show_row
 from posttrain.encode.template import ChatTemplate
-from posttrain.encode.tokens import encode_prompt, encode_rows, stop_sequences
+from posttrain.encode.tokens import encode_prompt, stop_sequences
 from posttrain.errors import ConfigError, DataError
 from posttrain.model import fused, hardware, logprobs
 from posttrain.model.adapters import (
@@ -51,6 +51,7 @@ from posttrain.objectives import default_objective
 from posttrain.report import terminal
 from posttrain.report import values as report
 from posttrain.report.values import Block, Notice, Number, Section
+from posttrain.table import grouped
 from posttrain.train.config import TrainSettings
 from posttrain.train.loop import Trainee, TrainInputs, optimizer_step, step_context, train
 from posttrain.train.reference import NO_REFERENCE, ReferenceLogps, sequence_key
@@ -101,15 +102,13 @@ def verify_model(
     rows to compute with: the shortest of the first ``ROWS_READ * rows`` that fit ``max_length`` tokens. The masks of all of
     those are checked. Raises DataError where fewer than two rows are usable.
     """
-    progress: Callable[[str], None] = lambda name: None  # noqa: E731
     with console.status("reading") as status:
-        if not as_json:
-            progress = lambda name: status.update(name)  # noqa: E731
         lineage = resolve_target(model).spoken(template)
         usable = usable_rows(source, rows, lineage.template, max_length)
         checks = []
         for check in all_checks(lineage, usable):
-            progress(f"{check.name} done")
+            if not as_json:
+                status.update(f"{check.name} done")
             checks.append(check)
     holds = all(check.holds for check in checks)
     computed = len({unit.row_id for unit in usable.units})
@@ -154,25 +153,12 @@ def usable_rows(source: Source, rows: int, template: ChatTemplate, max_length: i
             raise DataError(error.problem, where=error.where, fix=fix) from None
         path = out.file("rows", "train.parquet")
         refuse_prompts(path)
-        kind = row_kind_of(path) or "conversations"
-        ledger = Ledger()
-        units: Sequence[Unit]
-        match kind:
-            case "pairs":
-                pairs = read_pairs(path)
-                talks = [as_conversation(pair, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
-                units = encode_pairs(pairs, template, max_length, ledger).examples
-            case "feedback":
-                judged = read_feedback(path)
-                talks = [as_conversation(row, row.completion) for row in judged]
-                units = encode_feedback(judged, template, max_length, ledger).examples
-            case "conversations":
-                talks = read_rows(path)
-                units = encode_rows(talks, template, max_length, "drop", ledger).examples
+        kind, ledger = row_kind_of(path) or "conversations", Ledger()
+        found = read_kind(path, kind)
+        talks = [talk for row in found for talk in sides_of(row).values()]
+        units: Sequence[Unit] = encode_kind(kind, found, template, max_length, "drop", ledger).examples
     step = ledger.steps[-1]
-    by_row: dict[str, list[Unit]] = {}
-    for unit in units:
-        by_row.setdefault(unit.row_id, []).append(unit)
+    by_row = grouped((unit.row_id, unit) for unit in units)
     if len(by_row) < 2:
         reasons = ", ".join(f"{count} {reason}" for reason, count in step.dropped.items()) or "none"
         raise DataError(
@@ -512,17 +498,15 @@ def _gradients(
 
 def _section(checks: Sequence[Check], basis: str) -> Section:
     """What was measured, and the verdict."""
-    rows = tuple(
-        (
-            check.name,
-            Number(check.difference, "scientific"),
-            Number(check.tolerance, "scientific"),
-            "yes" if check.holds else "NO",
-            "; ".join(part for part in (check.meaning, check.detail) if part),
-        )
-        for check in checks
+    table = report.table_of(
+        "",
+        checks,
+        ("check", lambda check: check.name),
+        ("difference", lambda check: Number(check.difference, "scientific")),
+        ("tolerance", lambda check: Number(check.tolerance, "scientific")),
+        ("holds", lambda check: "yes" if check.holds else "NO"),
+        ("what it means", lambda check: "; ".join(part for part in (check.meaning, check.detail) if part)),
     )
-    table = report.Table("", ("check", "difference", "tolerance", "holds", "what it means"), rows)
     failed = [check.name for check in checks if not check.holds]
     verdict: Block = report.Text(f"every invariant holds ({basis})", "lead")
     if failed:

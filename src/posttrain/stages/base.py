@@ -106,6 +106,9 @@ class StageKind:
     compares_models: ClassVar[bool] = False
     """Whether its section says how models differ."""
 
+    accounts_for_rows: ClassVar[bool] = False
+    """Whether it keeps a ledger, whatever its configuration."""
+
     @classmethod
     def kind_name(cls) -> str:
         """Return what ``kind`` is in a recipe."""
@@ -115,7 +118,7 @@ class StageKind:
     @classmethod
     def keeps_ledger(cls, config: Mapping[str, Any]) -> bool:
         """Whether a stage with this configuration has to account for rows."""
-        return False
+        return cls.accounts_for_rows
 
     @classmethod
     def sections(cls, stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from posttrain.data.config import DataSettings
 from posttrain.references import Gives
@@ -22,10 +22,7 @@ class DataStage(DataSettings, StageKind):
 
     kind: Literal["data"]
 
-    @classmethod
-    def keeps_ledger(cls, config: Mapping[str, Any]) -> bool:
-        """Always."""
-        return True
+    accounts_for_rows: ClassVar[bool] = True
 
     @classmethod
     def sections(cls, stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from posttrain import assets
 from posttrain.artifacts import Ledger, StageDir, digest, write_json
@@ -14,7 +14,6 @@ from posttrain.model.config import LoraAdapter
 from posttrain.references import Gives, NamesStage
 from posttrain.stages.base import BASE, Context, StageKind
 from posttrain.train.config import TrainSettings
-from posttrain.types import RowKind
 
 if TYPE_CHECKING:
     from posttrain.encode.template import ChatTemplate
@@ -43,10 +42,7 @@ class _Inputs(StageKind):
 class TrainStage(TrainSettings, _Inputs):
     """One training run. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
 
-    @classmethod
-    def keeps_ledger(cls, config: Mapping[str, Any]) -> bool:
-        """Always."""
-        return True
+    accounts_for_rows: ClassVar[bool] = True
 
     @classmethod
     def sections(cls, stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:
@@ -74,6 +70,7 @@ class TrainStage(TrainSettings, _Inputs):
     def run(self, context: Context) -> Mapping[str, Any]:
         """Encode the rows, and train or go on training."""
         from posttrain.data.mix import row_repeats
+        from posttrain.data.rows import read_kind
         from posttrain.model import hardware
         from posttrain.model.lineage import write_record
         from posttrain.train.loop import TrainInputs, train
@@ -86,7 +83,7 @@ class TrainStage(TrainSettings, _Inputs):
         if self.template is not None and start.has_template and start.manner != lineage.manner:
             display.note(f"{decided} takes the place of the template that {self.start_from} was made with")
         files = {side: context.run.stage(self.data).file("rows", f"{side}.parquet") for side in ("train", "held_out")}
-        rows = {side: _readers()[self.objective.row_kind](path) for side, path in files.items()}
+        rows = {side: read_kind(path, self.objective.row_kind) for side, path in files.items()}
         ledger = Ledger()
         encoded = self._encode(rows["train"], lineage.template, ledger, "encoding rows", context)
         examples = repeated_examples(encoded.examples, row_repeats(files["train"]), ledger)
@@ -129,19 +126,13 @@ class TrainStage(TrainSettings, _Inputs):
         self, rows: Sequence[Any], template: ChatTemplate, ledger: Ledger, label: str, context: Context
     ) -> EncodedRows[Any]:
         """The units of the objective's kind of rows."""
-        from posttrain.encode.preferences import encode_feedback, encode_pairs
-        from posttrain.encode.tokens import encode_rows
+        from posttrain.encode.preferences import encode_kind
 
         def progress(done: int) -> None:
             context.display.tick(label, done, len(rows))
 
-        match self.objective.row_kind:
-            case "conversations":
-                return encode_rows(rows, template, self.max_length, self.over_length, ledger, progress)
-            case "pairs":
-                return encode_pairs(rows, template, self.max_length, ledger, progress)
-            case "feedback":
-                return encode_feedback(rows, template, self.max_length, ledger, progress)
+        kind = self.objective.row_kind
+        return encode_kind(kind, rows, template, self.max_length, self.over_length, ledger, progress)
 
     def _reference(self, context: Context) -> Reference:
         """What the objective compares with; stages with the same reference share its file."""
@@ -159,13 +150,6 @@ class TrainStage(TrainSettings, _Inputs):
         if name == self.start_from or same_weights:
             return Reference(cache, identity, adapter_off=name != self.start_from)
         return Reference(cache, identity, lineage.folder, lineage.adapter)
-
-
-def _readers() -> Mapping[RowKind, Callable[[Path], Sequence[Any]]]:
-    """How the rows of each kind are read."""
-    from posttrain.data.rows import read_feedback, read_pairs, read_rows
-
-    return {"conversations": read_rows, "pairs": read_pairs, "feedback": read_feedback}
 
 
 def repeated_examples(examples: list[Any], repeats: Mapping[str, int], ledger: Ledger) -> list[Any]:

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.artifacts import Ledger, StageDir, read_json, write_json
-from posttrain.data.rows import read_feedback, read_pairs, read_rows, row_kind_of
-from posttrain.encode.preferences import FeedbackTokens, PairTokens, encode_feedback, encode_pairs, sequences_of
+from posttrain.data.rows import read_kind, row_kind_of
+from posttrain.encode.preferences import FeedbackTokens, PairTokens, encode_kind, sequences_of
 from posttrain.encode.template import ChatTemplate
-from posttrain.encode.tokens import encode_rows
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.benchmarking import answer, headlines, measure, prepare, tell
@@ -176,13 +175,8 @@ def _held_out(rows: Path, lineages: Mapping[str, Lineage], stage: EvalSettings, 
 
 
 def _encoded(rows: Path, template: ChatTemplate, stage: EvalSettings, ledger: Ledger) -> Units:
-    match row_kind_of(rows):
-        case "pairs":
-            return encode_pairs(read_pairs(rows), template, stage.max_length, ledger).examples
-        case "feedback":
-            return encode_feedback(read_feedback(rows), template, stage.max_length, ledger).examples
-        case _:
-            return encode_rows(read_rows(rows), template, stage.max_length, "drop", ledger).examples
+    kind = row_kind_of(rows) or "conversations"
+    return encode_kind(kind, read_kind(rows, kind), template, stage.max_length, "drop", ledger).examples
 
 
 def _part(unit: Tokens | PairTokens | FeedbackTokens) -> int:
