@@ -104,12 +104,12 @@ def test_classes_and_languages_are_balanced_and_most_prompts_are_checked():
         assert counts[name, "en"] == counts[name, "zh"] >= 7
         for language in ("en", "zh"):
             assert checked[name, language] * 2 >= counts[name, language]
-    assert len({p.id for p in PROMPTS}) == len({p.text for p in PROMPTS}) == len(PROMPTS)
+    assert len({p.id for p in PROMPTS}) == len({p.prompt for p in PROMPTS}) == len(PROMPTS)
 
 
 def test_prompts_are_written_in_their_language():
     for prompt in PROMPTS:
-        assert bool(re.search("[\u4e00-\u9fff]", prompt.text)) is (prompt.language == "zh"), prompt.id
+        assert bool(re.search("[\u4e00-\u9fff]", prompt.prompt)) is (prompt.language == "zh"), prompt.id
         assert prompt.id.startswith(f"{prompt.prompt_class}-{prompt.language}-")
 
 
@@ -117,12 +117,12 @@ def test_prompts_are_written_in_their_language():
 def test_saying_nothing_repeating_or_refusing_never_passes(prompt):
     assert prompt.check
     echoes = [
-        prompt.text,
-        f"{prompt.text}\n\n{prompt.text}",
-        f'"{prompt.text}"',
-        f"User: {prompt.text}\nAssistant:",
-        prompt.text.lower(),
-        prompt.text.upper(),
+        prompt.prompt,
+        f"{prompt.prompt}\n\n{prompt.prompt}",
+        f'"{prompt.prompt}"',
+        f"User: {prompt.prompt}\nAssistant:",
+        prompt.prompt.lower(),
+        prompt.prompt.upper(),
     ]
     if prompt.id == "rewriting-en-capitals":
         echoes.pop()  # the prompt in capitals does what the prompt asks for

@@ -13,6 +13,7 @@ import polars as pl
 
 from posttrain.artifacts import read_json
 from posttrain.data import profile_records as records
+from posttrain.table import grouped
 
 EXAMPLES = 3
 """Removed rows shown for each reason of each step."""
@@ -89,10 +90,10 @@ def funnel(chain: Path, steps: Sequence[tuple[str, Path]]) -> tuple[records.Funn
 def _unread(chain: Path) -> list[records.Removed]:
     """What the stage itself dropped (unreadable, of no format, exact duplicates): its ledger keeps place and detail, no text."""
     path = chain / "ledger.json"
-    found: dict[tuple[str, str], list[records.RemovedExample]] = {}
-    for reject in read_json(path)["rejects"] if path.exists() else ():
-        example = records.RemovedExample(reject["file"], reject["line"], reject["detail"])
-        found.setdefault((reject["step"], reject["reason"]), []).append(example)
+    found = grouped(
+        ((reject["step"], reject["reason"]), records.RemovedExample(reject["file"], reject["line"], reject["detail"]))
+        for reject in (read_json(path)["rejects"] if path.exists() else ())
+    )
     return [records.Removed(*key, len(examples), tuple(examples[:EXAMPLES])) for key, examples in found.items()]
 
 

@@ -60,6 +60,14 @@ def read(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Record |
     return (parsed(raw, part.label) for raw in read_raw(part, tick))
 
 
+def read_whole(part: DataFile | HubSet, problem: str, fix: str) -> Iterator[Record]:
+    """The records of one file or hub data set, in order. Raises DataError at the first that can't be read: ``problem``, and why."""
+    for record in read(part):
+        if isinstance(record, Reject):
+            raise DataError(f"{problem}{record.reason}: {record.detail}", where=str(record.origin), fix=fix)
+        yield record
+
+
 def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Raw]:
     """The records of one file or hub data set, in order; lines of JSON as they are.
 

@@ -29,6 +29,7 @@ from posttrain.generate.engine import (
     canonical_request,
     request_key,
 )
+from posttrain.table import grouped
 
 _ANSWER = TypeAdapter(Completion)
 _APPLICATION = 0x70747263
@@ -168,9 +169,8 @@ class CachedEngine:
     def generate(self, requests: Sequence[Request]) -> Outcomes:
         """Answers from the cache first, then the others as the engine gives them, each stored the moment it is there."""
         fingerprint = self.fingerprint
-        places: dict[str, list[int]] = {}  # key -> where it is asked
-        for index, request in enumerate(requests):
-            places.setdefault(request_key(fingerprint, request), []).append(index)
+        # key -> where it is asked
+        places = grouped((request_key(fingerprint, request), index) for index, request in enumerate(requests))
         missing: list[str] = []
         for key, indices in places.items():
             answer = self.cache.get(key)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from posttrain.judge.verdicts import BothOrders, Missing, MissingReason, Verdict, mirrored
-from posttrain.stats.intervals import Interval, IntervalSettings, mcnemar
+from posttrain.stats.intervals import Interval, IntervalSettings, cluster_sums, mcnemar
 
 Floats = NDArray[np.float64]
 
@@ -312,7 +312,7 @@ def _interval(
     Items with equal parts are interchangeable: their numbers in a resample are one multinomial draw.
     """
     resamples = settings.resamples
-    parts_KX = parts_IX if clusters_I is None else _cluster_sums(parts_IX, clusters_I)
+    parts_KX = cluster_sums(parts_IX, clusters_I)
     kinds_TX, counts_T = np.unique(parts_KX, axis=0, return_counts=True)
     rng, size = np.random.default_rng(settings.seed), len(parts_KX)
     at_once = max(1, _NUMBERS_AT_ONCE // max(kinds_TX.shape))
@@ -326,16 +326,6 @@ def _interval(
     defined = values[~np.isnan(values)]
     low, high = settings.ends(defined) if len(defined) else (math.nan, math.nan)
     return Interval(estimate, low, high, settings.confidence)
-
-
-def _cluster_sums(parts_IX: Floats, clusters_I: Sequence[Hashable]) -> Floats:
-    if len(clusters_I) != len(parts_IX):
-        raise ValueError(f"{len(parts_IX)} items, but {len(clusters_I)} clusters")
-    places: dict[Hashable, int] = {}
-    place_I = [places.setdefault(cluster, len(places)) for cluster in clusters_I]
-    sums_KX = np.zeros((len(places), parts_IX.shape[1]))
-    np.add.at(sums_KX, place_I, parts_IX)
-    return sums_KX
 
 
 def _ratio(top_D: Floats, bottom_D: Floats) -> Floats:

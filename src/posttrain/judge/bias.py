@@ -18,8 +18,9 @@ from posttrain.judge.items import Item
 from posttrain.judge.judge import Judgment, Order, Question, both_orders_of, by_question, outcome_of
 from posttrain.judge.verdicts import Accounting, Missing, Verdict, account
 from posttrain.judge.win_rates import POINTS
-from posttrain.stats.intervals import Interval, IntervalSettings, mcnemar
+from posttrain.stats.intervals import Interval, IntervalSettings, cluster_sums, mcnemar
 from posttrain.stats.ratings import normal_quantile
+from posttrain.table import grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +104,8 @@ def bias_report(
 ) -> BiasReport:
     """Everything the judgments, of which there is one at least, say about the judge."""
     main = main_judgments(judgments)
-    by_category: dict[str, list[Judgment]] = {}
-    for judgment in main:
-        if (category := items[judgment.ask.item].category) is not None:
-            by_category.setdefault(category, []).append(judgment)
+    categories = [items[judgment.ask.item].category for judgment in main]
+    by_category = grouped((own, one) for own, one in zip(categories, main, strict=True) if own is not None)
     return BiasReport(
         emphasised=main[0].ask.emphasis,
         overall=_summary(items, main, settings),
@@ -211,11 +210,9 @@ def length_slope(
         low, high = (middle, high) if gradient(middle) > 0 else (low, middle)
     slope = (low + high) / 2
     chances_Q = expit(slope * x_Q)
-    places = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    scores_K = np.zeros(len(places))
-    np.add.at(scores_K, [places[name] for name in names], x_Q * (won_Q - chances_Q))
+    scores_K = cluster_sums(x_Q * (won_Q - chances_Q), names)
     information = float((chances_Q * (1 - chances_Q) * x_Q**2).sum())
-    variance = len(places) / (len(places) - 1) * float((scores_K**2).sum()) / information**2
+    variance = len(scores_K) / (len(scores_K) - 1) * float((scores_K**2).sum()) / information**2
     half = normal_quantile(confidence) * math.sqrt(variance)
     return Interval(slope, slope - half, slope + half, confidence)
 

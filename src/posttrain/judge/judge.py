@@ -17,6 +17,7 @@ from posttrain.judge.items import Item, needs_reference
 from posttrain.judge.parsers import PARSERS, TOP_LOGPROBS
 from posttrain.judge.prompts import check_fits, messages_text
 from posttrain.judge.verdicts import BothOrders, Missing, Verdict, majority, mirrored
+from posttrain.table import grouped
 from posttrain.types import Message
 
 Order = Literal["original", "swapped", "none"]
@@ -234,10 +235,7 @@ def _end(reply: Completion) -> str:
 
 def by_question(judgments: Iterable[Judgment]) -> dict[Question, list[Judgment]]:
     """Judgments of every (item, turn), in order of appearance."""
-    found: dict[Question, list[Judgment]] = {}
-    for judgment in judgments:
-        found.setdefault((judgment.ask.item, judgment.ask.turn), []).append(judgment)
-    return found
+    return grouped(((judgment.ask.item, judgment.ask.turn), judgment) for judgment in judgments)
 
 
 def both_orders_of(judgments: Sequence[Judgment]) -> BothOrders | None:

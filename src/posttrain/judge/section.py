@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from posttrain.artifacts import plain
 from posttrain.judge.bias import BiasReport, BiasSummary
@@ -13,7 +13,7 @@ from posttrain.report import numbers
 from posttrain.report.charts import Forest, Lane
 from posttrain.report.figure import file_name
 from posttrain.report.values import Block, Cell, Number, Section, Table, Text, Unit, table_of
-from posttrain.report.words import LANGUAGES, plural
+from posttrain.report.words import LANGUAGES, plural, reasons
 from posttrain.stats.intervals import Interval
 
 WEAK = 0.1
@@ -74,12 +74,6 @@ def unread_text(calls: Calls) -> str:
     if calls.asked_again:
         parts.append(f"asked again {calls.asked_again:,}")
     return "; ".join(part for part in parts if part) or "none"
-
-
-def reasons(numbers_by_reason: Mapping[str, int]) -> str:
-    """``timeout 3, judge: parse 1``, the most frequent first."""
-    ordered = sorted(numbers_by_reason.items(), key=lambda item: -item[1])
-    return ", ".join(f"{reason} {number:,}" for reason, number in ordered if number)
 
 
 def bias_words(bias: BiasReport | None) -> str:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posttrain.artifacts import Reject
 from posttrain.data.places import DataFile
-from posttrain.data.sources import Record, read
+from posttrain.data.sources import Record, read_whole
 from posttrain.errors import DataError
 from posttrain.stats.ratings import Comparison, Comparisons, gather, winner_of
 from posttrain.table import did_you_mean
@@ -61,11 +60,8 @@ def records(path: str | Path) -> Iterator[tuple[str, Record]]:
     """(place, row) of every row of a file; DataError where there is no file, and at the first row that can't be read."""
     if not Path(path).is_file():
         raise DataError("there is no such file", where=str(path), fix="give a JSON Lines, JSON, CSV or Parquet file")
-    for record in read(DataFile(str(path), Path(path))):
-        where = f"{record.origin.file}:{record.origin.line}"
-        if isinstance(record, Reject):
-            raise DataError(f"{record.reason}: {record.detail}", where=where, fix="mend or remove the row")
-        yield where, record
+    for record in read_whole(DataFile(str(path), Path(path)), "", "mend or remove the row"):
+        yield str(record.origin), record
 
 
 def no_verdict(winner: Any) -> bool:

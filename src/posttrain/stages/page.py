@@ -22,16 +22,16 @@ from posttrain.report.charts import draw
 from posttrain.report.figure import file_name
 from posttrain.report.ledger import funnel
 from posttrain.report.reading import Gap, Stage, optional, parse, read_ledger
-from posttrain.report.verdicts import Verdict
+from posttrain.report.verdicts import CLAIMS
 from posttrain.report.words import join, plural
 from posttrain.stages.base import StageKind
+from posttrain.table import grouped
 
 REJECT_LIMIT = 50
 """Dropped rows shown in the page for each stage; ledger.json has all of them."""
 MOST_ADVICE = 4
 MOST_QUALITY = 6
 """Headline numbers of quality on the first screen; all are in the table of all models."""
-CLAIMS: dict[Verdict, str] = {"improved": "better", "worse": "worse", "differs": "different"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,10 +257,7 @@ def _opening(run: Run) -> tuple[values.Block, ...]:
 
 def _answer(run: Run) -> str:
     """Return whether it helped: which headline numbers are better, worse, or show no difference."""
-    by_verdict: dict[Verdict, list[str]] = {}
-    for one in run.headlines:
-        if one.verdict:
-            by_verdict.setdefault(one.verdict, []).append(one.label)
+    by_verdict = grouped((one.verdict, one.label) for one in run.headlines if one.verdict)
     if not by_verdict:
         return run.summary or "No two models are compared here."
     claims = [f"{word} in {join(by_verdict[verdict])}" for verdict, word in CLAIMS.items() if verdict in by_verdict]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from posttrain.encode.tokens import encode_rows
 from posttrain.references import Gives, NamesFile, NamesModel, NamesStage
 from posttrain.report.values import Number, Section, Table, Text
 from posttrain.stages.base import BASE, Context, StageKind
+from posttrain.table import grouped
 from posttrain.types import Display, Origin, SftRow, Tokens
 
 if TYPE_CHECKING:
@@ -141,7 +143,7 @@ class ScoreStage(StageKind):
         """Per source: rows scored and not, the middle of loss and IFD."""
         facts = read_json(out.file("facts.json"))
         rows = []
-        unscored: dict[str, int] = {}
+        unscored = Counter[str]()
         for source, found in facts["sources"].items():
             spread = [
                 Number(found[name]["p50"], "number", found[name]["p25"], found[name]["p75"], 3)
@@ -151,8 +153,7 @@ class ScoreStage(StageKind):
             ]
             counts = [Number(found[name], "count") for name in ("rows", "scored", "ifd_above_1")]
             rows.append((source, *counts[:2], *spread, counts[2]))
-            for reason, count in found["unscored"].items():
-                unscored[reason] = unscored.get(reason, 0) + count
+            unscored.update(found["unscored"])
         columns = ("source", "rows", "scored", "loss: median and quartiles", "IFD: median and quartiles", "IFD > 1")
         lost = ", ".join(f"{count:,} {reason}" for reason, count in unscored.items())
         texts = [Text(f"Without scores: {lost}.", "aside")] if lost else []
@@ -278,9 +279,7 @@ def _answers(rows: Sequence[SftRow], ids: Sequence[str], encoder: _Encoder) -> l
     ledger = Ledger()
     encoded = encode_rows(list(distinct.values()), encoder.template, encoder.max_length, "drop", ledger)
     reasons = {reject.origin.file: reject.reason for reject in ledger.rejects}
-    examples: dict[str, list[Tokens]] = {}
-    for example in encoded.examples:
-        examples.setdefault(example.row_id, []).append(_unweighted(example))
+    examples = grouped((example.row_id, _unweighted(example)) for example in encoded.examples)
     return [
         _Answer(row_id, (), (), reasons[content])
         if content in reasons

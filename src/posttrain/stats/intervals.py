@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from posttrain.table import grouped
+
 Floats = NDArray[np.float64]
 Test = Literal["mcnemar", "sign", "permutation"]
 
@@ -116,7 +118,7 @@ def compare(
     a_R, b_R = _pairs(values_a_R, values_b_R)
     p_value, exact = None, True
     if weights_a_R is None:
-        interval = _bootstrap_ratio(*_cluster_sums(b_R - a_R, clusters_R), settings)
+        interval = mean(b_R - a_R, clusters_R, settings)
         means_K = _cluster_means(b_R, clusters_R) - _cluster_means(a_R, clusters_R)
         if test == "permutation":
             found = permutation_test(a_R, b_R, clusters_R, draws=settings.resamples, seed=settings.seed)
@@ -154,7 +156,8 @@ def mean(
         ValueError: no rows, unequal lengths, or a value that is not finite.
 
     """
-    return _bootstrap_ratio(*_cluster_sums(_finite(values_R), clusters_R), settings)
+    values = _finite(values_R)
+    return _bootstrap_ratio(cluster_sums(values, clusters_R), cluster_sums(np.ones_like(values), clusters_R), settings)
 
 
 def ratio(values_R: ArrayLike, weights_R: ArrayLike, settings: IntervalSettings) -> Interval:
@@ -223,7 +226,7 @@ def permutation_test(
     if draws < 1:
         raise ValueError("at least one draw is needed")
     a_R, b_R = _pairs(values_a_R, values_b_R)
-    sums_K, _ = _cluster_sums(b_R - a_R, clusters_R)
+    sums_K = cluster_sums(b_R - a_R, clusters_R)
     sums_K = sums_K[sums_K != 0]
     seen = abs(float(sums_K.sum()))
     # Equal sums added up in another order differ in the last digits: they must still count as equal.
@@ -305,27 +308,24 @@ def _draws(below: int, rows: int, number: int, seed: int) -> Iterator[NDArray[np
         yield rng.integers(below, size=(min(at_once, number - start), rows))
 
 
-def _cluster_sums(values_R: Floats, clusters_R: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
-    """The sum of the values and the number of rows of every cluster, in order of appearance; None = every row is one."""
+def cluster_sums(values_RX: Floats, clusters_R: Sequence[Hashable] | None) -> Floats:
+    """The sums of the values of every cluster (X: of each row one value, or several), in order of appearance; None = every row is one."""
     if clusters_R is None:
-        return values_R, np.ones_like(values_R)
-    if len(values_R) != len(clusters_R):
-        raise ValueError(f"{len(values_R)} values, but {len(clusters_R)} clusters")
+        return values_RX
+    if len(values_RX) != len(clusters_R):
+        raise ValueError(f"{len(values_RX)} values, but {len(clusters_R)} clusters")
     places: dict[Hashable, int] = {}
     place_R = [places.setdefault(cluster, len(places)) for cluster in clusters_R]
-    top_K, rows_K = np.zeros(len(places)), np.zeros(len(places))
-    np.add.at(top_K, place_R, values_R)
-    np.add.at(rows_K, place_R, 1.0)
-    return top_K, rows_K
+    sums_KX = np.zeros((len(places), *values_RX.shape[1:]))
+    np.add.at(sums_KX, place_R, values_RX)
+    return sums_KX
 
 
 def _cluster_means(values_R: Floats, clusters_R: Sequence[Hashable] | None) -> Floats:
     if clusters_R is None:
         return values_R
-    grouped: dict[Hashable, list[float]] = {}
-    for value, cluster in zip(values_R.tolist(), clusters_R, strict=True):
-        grouped.setdefault(cluster, []).append(value)
-    return np.array([np.mean(group) for group in grouped.values()])
+    groups = grouped(zip(clusters_R, values_R.tolist(), strict=True))
+    return np.array([np.mean(group) for group in groups.values()])
 
 
 def _pairs(values_a_R: ArrayLike, values_b_R: ArrayLike) -> tuple[Floats, Floats]:

@@ -23,6 +23,7 @@ from posttrain.generate.engine import Failure, FinishReason, Sampling, Usage
 from posttrain.judge.pool import Judges
 from posttrain.judge.win_rates import WinRates
 from posttrain.stats.intervals import IntervalSettings
+from posttrain.table import grouped
 from posttrain.tasks.records import (
     Account,
     Area,
@@ -111,9 +112,7 @@ class Point(NamedTuple):
 
 def means(points: Iterable[Point | Value]) -> dict[str, float]:
     """The mean of every measure."""
-    by_measure: dict[str, list[float]] = {}
-    for point in points:
-        by_measure.setdefault(point.measure, []).append(point.value)
+    by_measure = grouped((point.measure, point.value) for point in points)
     return {measure: fmean(found) for measure, found in by_measure.items()}
 
 

@@ -12,6 +12,7 @@ from posttrain.report import numbers
 from posttrain.report.figure import file_name
 from posttrain.report.values import Answer, Block, Card, Replies, Section, Text
 from posttrain.report.words import join, plural
+from posttrain.table import grouped
 from posttrain.tasks.facts import TaskFacts, outcome_of
 from posttrain.tasks.records import TaskRow
 from posttrain.tasks.rows import turns_of
@@ -95,9 +96,7 @@ def _size(card: Card) -> int:
 
 def cards(facts: TaskFacts) -> list[Card]:
     """Every prompt with the replies of all models."""
-    by_prompt: dict[str, list[TaskRow]] = {}
-    for row in facts.rows:
-        by_prompt.setdefault(row.prompt_id, []).append(row)
+    by_prompt = grouped((row.prompt_id, row) for row in facts.rows)
     place = {model: number for number, model in enumerate(facts.record.models)}
     units = {measure.key: (measure.label, measure.unit) for measure in facts.record.measures}
     return [

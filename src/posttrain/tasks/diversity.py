@@ -21,6 +21,7 @@ from posttrain.data.text import tokens
 from posttrain.generate.engine import Sampling
 from posttrain.references import NamesFile
 from posttrain.stats.intervals import Interval, IntervalSettings
+from posttrain.table import grouped
 from posttrain.tasks.base import Answer, Findings, Key, Needs, Point, Score, Task, Value
 from posttrain.tasks.ngrams import distinct_n, ngram_counts, repetition, self_bleu
 from posttrain.tasks.records import Area, Measure, Remark, Result
@@ -137,9 +138,7 @@ class DiversityBenchmark:
         notes: list[str] = []
         encoder = None if self.encoder is None else loaded_encoder(self.encoder)
         for model, own in answers.items():
-            by_prompt: dict[str, list[Answer]] = {}
-            for answer in own:
-                by_prompt.setdefault(answer.task.id, []).append(answer)
+            by_prompt = grouped((answer.task.id, answer) for answer in own)
             without_spread = 0
             for samples in by_prompt.values():
                 task, of_prompt = samples[0].task, prompt_measures([one.replies[0] for one in samples], encoder)

@@ -166,10 +166,6 @@ class Side(NamedTuple):
     """The judges' own."""
 
 
-Sides = Mapping[tuple[str, str], Sequence[Side]]
-"""By model and task id."""
-
-
 def sides(matches: Sequence[Match], *, both: bool = False) -> dict[tuple[str, str], list[Side]]:
     """Matches from the side of model a; with ``both`` also from that of model b."""
     found: dict[tuple[str, str], list[Side]] = {}

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from posttrain.stats.intervals import Interval, IntervalSettings, PairedDifference, compare, holm, mean, wilson
+from posttrain.table import grouped
 from posttrain.tasks.base import Findings, Value
 from posttrain.tasks.records import Difference, Measure, Result
 
@@ -139,7 +140,4 @@ def adjusted(family: Sequence[Difference]) -> list[Difference]:
 
 
 def _by_task(values: Iterable[Value]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for value in values:
-        found.setdefault(value.task, []).append(float(value.value))
-    return found
+    return grouped((value.task, float(value.value)) for value in values)

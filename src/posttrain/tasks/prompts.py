@@ -56,14 +56,10 @@ class PromptFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """One evaluation prompt."""
+class Prompt(Entry):
+    """One evaluation prompt with its class."""
 
-    id: str
     prompt_class: PromptClass
-    language: Literal["en", "zh"]
-    text: str
-    check: Check | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +89,7 @@ class FixedPrompts:
         """One task a prompt. Raises ConfigError as `load_prompts`."""
         sampling = Sampling(max_tokens=self.max_tokens)
         return tuple(
-            Task(p.id, (p.text,), sampling, category=p.prompt_class, language=p.language, expected=p.check)
+            Task(p.id, (p.prompt,), sampling, category=p.prompt_class, language=p.language, expected=p.check)
             for p in load_prompts(self.path)
         )
 
@@ -128,9 +124,7 @@ def load_prompts(source: str | Path = "builtin") -> tuple[Prompt, ...]:
             check = entry.check and _checked(entry.check, document, (*path, "check"))
         except ConfigError as error:
             raise ConfigError(f"{error.problem} (prompt {entry.id!r})", where=error.where, fix=error.fix) from None
-        prompts.append(
-            Prompt(id=entry.id, prompt_class=prompt_class, language=entry.language, text=entry.prompt, check=check)
-        )
+        prompts.append(Prompt(**vars(entry) | {"check": check}, prompt_class=prompt_class))
     if not prompts:
         problems.append(Problem((), "there are no prompts in this file"))
     if problems:

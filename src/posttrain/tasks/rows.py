@@ -7,7 +7,6 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.artifacts import Reject
 from posttrain.errors import DataError
 from posttrain.generate.engine import Sampling
 from posttrain.tasks.base import Task
@@ -28,16 +27,10 @@ def file_rows(path: str) -> Iterator[tuple[Origin, Mapping[str, Any]]]:
 
     """
     from posttrain.data.places import DataFile
-    from posttrain.data.sources import read  # loads polars, which reading a recipe does without
+    from posttrain.data.sources import read_whole  # loads polars, which reading a recipe does without
 
-    for record in read(DataFile(path, Path(path))):
-        if isinstance(record, Reject):
-            raise DataError(
-                f"a benchmark is read whole, and this is no row: {record.reason}: {record.detail}",
-                where=str(record.origin),
-                fix="mend the row or fetch the file again",
-            )
-        yield record.origin, record.value
+    problem, fix = "a benchmark is read whole, and this is no row: ", "mend the row or fetch the file again"
+    yield from ((row.origin, row.value) for row in read_whole(DataFile(path, Path(path)), problem, fix))
 
 
 def plain_tasks(path: str, most: int | None, sampling: Sampling, samples: int = 1) -> tuple[Task, ...]:
@@ -53,7 +46,7 @@ def plain_tasks(path: str, most: int | None, sampling: Sampling, samples: int = 
     """
     if path == BUILTIN or Path(path).suffix in (".yaml", ".yml"):
         tasks = [
-            Task(one.id, (one.text,), sampling, samples, one.prompt_class, one.language) for one in load_prompts(path)
+            Task(one.id, (one.prompt,), sampling, samples, one.prompt_class, one.language) for one in load_prompts(path)
         ]
     else:
         rows = list(file_rows(path))

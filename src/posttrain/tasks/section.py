@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from posttrain.artifacts import plain
-from posttrain.judge.section import fingerprint, interval_text, judge_section, unread_text
+from posttrain.judge.section import fingerprint, interval_text, judge_section, share, unread_text
 from posttrain.report import charts, numbers
 from posttrain.report.charts import MOST_LANES, Forest, Histogram, Lane, Plane, Radar, Spot, color, radar_range
 from posttrain.report.evidence import bounded, evidence
@@ -31,13 +31,15 @@ from posttrain.report.values import (
     Table,
     Text,
     Unit,
+    table_of,
 )
-from posttrain.report.verdicts import Verdict
-from posttrain.report.words import FEW_ROWS, counted, join, plural
+from posttrain.report.verdicts import CLAIMS, Verdict
+from posttrain.report.words import FEW_ROWS, counted, join, plural, reasons
 from posttrain.stats.ratings import Rating
+from posttrain.table import grouped
 from posttrain.tasks.browser import PAGE_BYTES, replies_section
 from posttrain.tasks.facts import MANY_UNREAD, Compared, Contest, TaskFacts, read_stage
-from posttrain.tasks.records import Cost, LengthControlledRow, Measure, Result
+from posttrain.tasks.records import Measure, Result
 
 AREAS = {
     "helpfulness": "Helpfulness",
@@ -50,7 +52,6 @@ AREAS = {
 }
 """Groups of the table of all models, in their order."""
 LENGTHS, COSTS = "Length of replies", "Cost of the replies"
-CLAIMS: dict[Verdict, str] = {"improved": "better", "worse": "worse", "differs": "different"}
 COLORS: dict[Verdict, str] = {"improved": "s1", "worse": "s2", "differs": "s4", "not shown": "s0"}
 FEWEST_SPOKES, MOST_SPOKES = 3, 14
 """Categories that a radar can show; a table shows any number."""
@@ -65,10 +66,6 @@ PERPLEXITY = (
     "tokens. These rows come from the same sources as the training rows, so this says how well a model learned these sources, not "
     "how good it is elsewhere."
 )
-
-T = TypeVar("T")
-Columns = Mapping[str, Callable[[T], Cell]]
-"""Name of a column -> what a row says in it."""
 
 
 def evaluation_sections(
@@ -204,11 +201,6 @@ def _perplexity_change(facts: TaskFacts, one: Compared) -> dict[str, float | Non
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
-def _table(title: str, columns: Columns[T], rows: Iterable[T], *, folded: bool = False) -> Table:
-    cells = tuple(tuple(say(row) for say in columns.values()) for row in rows)
-    return Table(title, tuple(columns), cells, folded=folded)
-
-
 def _number(value: float | None, unit: Unit, **more: Any) -> Number | None:
     """A number; None where it is not known."""
     return None if value is None else Number(value, unit, **more)
@@ -259,39 +251,42 @@ def _change_of(one: Compared, facts: TaskFacts) -> Number:
 def _differences(facts: TaskFacts) -> list[Block]:
     if not facts.differences:
         return []
-    columns: Columns[Compared] = {
-        "Measure": lambda one: one.measure.label,
-        "Comparison": lambda one: one.names,
-        "Difference": lambda one: _change_of(one, facts),
-        "Test": lambda one: _number(one.record.p_value, "p"),
-        "Adjusted": lambda one: _number(one.record.adjusted_p, "p"),
-        "Detectable": lambda one: _number(
-            one.record.detectable, "points" if one.measure.unit == "share" else one.measure.unit
+    table = table_of(
+        f"Differences on {facts.name} ({_level(facts)} intervals)",
+        facts.differences,
+        ("Measure", lambda one: one.measure.label),
+        ("Comparison", lambda one: one.names),
+        ("Difference", lambda one: _change_of(one, facts)),
+        ("Test", lambda one: _number(one.record.p_value, "p")),
+        ("Adjusted", lambda one: _number(one.record.adjusted_p, "p")),
+        (
+            "Detectable",
+            lambda one: _number(one.record.detectable, "points" if one.measure.unit == "share" else one.measure.unit),
         ),
-        "Higher": lambda one: _number(one.record.higher, "count"),
-        "Lower": lambda one: _number(one.record.lower, "count"),
-        "n": lambda one: Number(one.record.prompts, "count"),
-        "Verdict": lambda one: Mark(one.verdict),
-    }
-    title = f"Differences on {facts.name} ({_level(facts)} intervals)"
-    return [_table(title, columns, facts.differences).known(), Text(DIFFERENCES, "aside")]
+        ("Higher", lambda one: _number(one.record.higher, "count")),
+        ("Lower", lambda one: _number(one.record.lower, "count")),
+        ("n", lambda one: Number(one.record.prompts, "count")),
+        ("Verdict", lambda one: Mark(one.verdict)),
+    )
+    return [table.known(), Text(DIFFERENCES, "aside")]
 
 
 def _contests(facts: TaskFacts) -> Table | None:
-    columns: Columns[Contest] = {
-        "Comparison": lambda one: f"{one.model} against {one.against}",
-        "Won": lambda one: Number(one.wins, "count"),
-        "Tied": lambda one: Number(one.ties, "count"),
-        "Lost": lambda one: Number(one.losses, "count"),
-        "No verdict": lambda one: Number(one.missing, "count"),
-        "Win rate, ties half": lambda one: (
-            Number(one.rate.estimate, "share", one.rate.low, one.rate.high) if one.rate else None
-        ),
-        "Sign test": lambda one: Number(one.p_value, "p"),
-        "Adjusted": lambda one: Number(one.adjusted_p, "p"),
-        "Verdict": lambda one: Mark(one.verdict),
-    }
-    return _table(f"Win rates on {facts.name}", columns, facts.contests) if facts.contests else None
+    if not facts.contests:
+        return None
+    return table_of(
+        f"Win rates on {facts.name}",
+        facts.contests,
+        ("Comparison", lambda one: f"{one.model} against {one.against}"),
+        ("Won", lambda one: Number(one.wins, "count")),
+        ("Tied", lambda one: Number(one.ties, "count")),
+        ("Lost", lambda one: Number(one.losses, "count")),
+        ("No verdict", lambda one: Number(one.missing, "count")),
+        ("Win rate, ties half", lambda one: share(one.rate)),
+        ("Sign test", lambda one: Number(one.p_value, "p")),
+        ("Adjusted", lambda one: Number(one.adjusted_p, "p")),
+        ("Verdict", lambda one: Mark(one.verdict)),
+    )
 
 
 def _ratings(facts: TaskFacts) -> list[Block]:
@@ -299,14 +294,10 @@ def _ratings(facts: TaskFacts) -> list[Block]:
     if ratings is None:
         return []
     blocks: list[Block] = []
-    columns: Columns[Rating] = {
-        "Model": lambda one: one.model,
-        "Rank": lambda one: Number(one.rank, "count"),
-        "Rating, points": lambda one: Number(one.rating, digits=0, low=one.low, high=one.high),
-    }
     best = sorted(ratings.rows, key=lambda one: -one.rating)
     if best:
-        blocks.append(_table(f"Ratings on {facts.name}", columns, best))
+        rows = tuple((one.model, Number(one.rank, "count"), _points(one)) for one in best)
+        blocks.append(Table(f"Ratings on {facts.name}", ("Model", "Rank", "Rating, points"), rows))
     if len(ratings.models) > 2:
         pairs = [
             list(zip(won, lost, strict=True))
@@ -324,27 +315,30 @@ def _ratings(facts: TaskFacts) -> list[Block]:
     return blocks
 
 
+def _points(one: Rating) -> Number:
+    return Number(one.rating, low=one.low, high=one.high, digits=0)
+
+
 def _length_controlled(facts: TaskFacts) -> list[Block]:
     found = facts.record.length_controlled
     if found is None:
         return []
-    columns: Columns[LengthControlledRow] = {
-        "Model": lambda one: one.model,
-        "Win rate": lambda one: Number(one.win_rate, digits=2),
-        "Standard error": lambda one: _number(one.standard_error, "number", digits=2),
-        "Discrete": lambda one: Number(one.discrete, digits=2),
-        "At equal length": lambda one: _number(one.length_controlled, "number", low=one.low, high=one.high, digits=1),
-        "Prompts": lambda one: Number(one.n, "count"),
-    }
+    table = table_of(
+        "Length-controlled win rates",
+        found.rows,
+        ("Model", lambda one: one.model),
+        ("Win rate", lambda one: Number(one.win_rate, digits=2)),
+        ("Standard error", lambda one: _number(one.standard_error, "number", digits=2)),
+        ("Discrete", lambda one: Number(one.discrete, digits=2)),
+        ("At equal length", lambda one: _number(one.length_controlled, "number", low=one.low, high=one.high, digits=1)),
+        ("Prompts", lambda one: Number(one.n, "count")),
+    )
     text = (
         "Prompts, order and regression are the published ones, so these may stand beside the leaderboard's."
         if found.comparable
         else f"Not comparable with the AlpacaEval leaderboard{f': {found.why_not}' if found.why_not else ''}."
     )
-    return [
-        _table("Length-controlled win rates", columns, found.rows),
-        Text(f"In percent against {found.baseline}, as AlpacaEval gives them. {text}", "aside"),
-    ]
+    return [table, Text(f"In percent against {found.baseline}, as AlpacaEval gives them. {text}", "aside")]
 
 
 def _accounts(facts: TaskFacts) -> Table | None:
@@ -352,31 +346,29 @@ def _accounts(facts: TaskFacts) -> Table | None:
     record = facts.record
     lengths, costs = record.replies, record.cost
 
-    def dropped(model: str) -> str:
-        ordered = sorted(record.accounting[model].dropped.items(), key=lambda item: -item[1])
-        return ", ".join(f"{reason} {number:,}" for reason, number in ordered if number)
-
     def number(records: Mapping[str, Any], key: str, unit: Unit) -> Callable[[str], Cell]:
         return lambda model: _number(getattr(records.get(model), key, None), unit)
 
-    columns: Columns[str] = {
-        "Model": lambda model: model,
-        "Asked": number(record.accounting, "asked", "count"),
-        "Answered": number(record.accounting, "answered", "count"),
-        "Measured": number(record.accounting, "measured", "count"),
-        "Without a value": dropped,
-        "Tokens a reply": number(lengths, "tokens_mean", "tokens"),
-        "P50": number(lengths, "tokens_p50", "tokens"),
-        "P95": number(lengths, "tokens_p95", "tokens"),
-        "Characters": number(lengths, "characters_mean", "tokens"),
-        "Cut at the limit": number(lengths, "cut", "count"),
-        "Tokens read": number(costs, "prompt_tokens", "count"),
-        "Tokens written": number(costs, "completion_tokens", "count"),
-        "Time": number(costs, "seconds", "seconds"),
-    }
     if not record.accounting:
         return None
-    return _table("What became of the answers", columns, record.accounting, folded=True).known()
+    return table_of(
+        "What became of the answers",
+        record.accounting,
+        ("Model", lambda model: model),
+        ("Asked", number(record.accounting, "asked", "count")),
+        ("Answered", number(record.accounting, "answered", "count")),
+        ("Measured", number(record.accounting, "measured", "count")),
+        ("Without a value", lambda model: reasons(record.accounting[model].dropped)),
+        ("Tokens a reply", number(lengths, "tokens_mean", "tokens")),
+        ("P50", number(lengths, "tokens_p50", "tokens")),
+        ("P95", number(lengths, "tokens_p95", "tokens")),
+        ("Characters", number(lengths, "characters_mean", "tokens")),
+        ("Cut at the limit", number(lengths, "cut", "count")),
+        ("Tokens read", number(costs, "prompt_tokens", "count")),
+        ("Tokens written", number(costs, "completion_tokens", "count")),
+        ("Time", number(costs, "seconds", "seconds")),
+        folded=True,
+    ).known()
 
 
 # ---- charts --------------------------------------------------------------------------------------------------------
@@ -448,13 +440,9 @@ def _change(facts: TaskFacts, prefix: str) -> Forest | None:
 
 def _won(facts: TaskFacts, prefix: str) -> Forest | None:
     lanes = [
-        _lane(
-            f"{one.model} against {one.against}",
-            Number(rate.estimate, "share", rate.low, rate.high),
-            COLORS[one.verdict],
-        )
+        _lane(f"{one.model} against {one.against}", rate, COLORS[one.verdict])
         for one in facts.contests
-        if (rate := one.rate) is not None
+        if (rate := share(one.rate)) is not None
     ]
     caption = f"Ties count one half. {_level(facts)} intervals over prompts; dashed: as good as the other. Grey: no difference shown."
     if len(lanes) > MOST_LANES:
@@ -467,10 +455,7 @@ def _rated(facts: TaskFacts, prefix: str) -> Forest | None:
     best = sorted(facts.record.ratings.rows if facts.record.ratings else (), key=lambda one: -one.rating)
     if not best:
         return None
-    lanes = [
-        _lane(one.model, Number(one.rating, low=one.low, high=one.high, digits=0), _color(facts, one.model))
-        for one in best
-    ]
+    lanes = [_lane(one.model, _points(one), _color(facts, one.model)) for one in best]
     caption = f"{_level(facts)} intervals. Dashed: the mean. 100 points more mean winning about 64 of 100 comparisons."
     mean = sum(one.rating for one in best) / len(best)
     return _forest(lanes, file_name(prefix, "ratings"), "Ratings", "points", caption, line=mean)
@@ -539,9 +524,7 @@ def _row_differences(facts: TaskFacts, prefix: str) -> list[Block]:
     """Of held-out losses: a histogram of the differences of single rows, for each comparison."""
     if facts.record.task != "likelihood":
         return []
-    losses: dict[str, list[float]] = {}
-    for row in facts.rows:
-        losses.setdefault(row.model, []).append(row.values["nll"] / row.values["tokens"])
+    losses = grouped((row.model, row.values["nll"] / row.values["tokens"]) for row in facts.rows)
     found: list[Block] = []
     for one in facts.differences:
         a, b = losses.get(one.record.a, []), losses.get(one.record.b, [])
@@ -621,10 +604,7 @@ def _length_line(facts: TaskFacts) -> Line | None:
 
 def _cost_lines(found: Sequence[TaskFacts]) -> Iterable[Line]:
     """Sums over all benchmarks; of a model for which one of them is not known there is no sum."""
-    costs: dict[str, list[Cost]] = {}
-    for facts in (one for one in found if one.is_benchmark):
-        for model, cost in facts.record.cost.items():
-            costs.setdefault(model, []).append(cost)
+    costs = grouped(of_model for facts in found if facts.is_benchmark for of_model in facts.record.cost.items())
     units: dict[str, tuple[str, Unit]] = {
         "Tokens read": ("prompt_tokens", "count"),
         "Tokens written": ("completion_tokens", "count"),

@@ -13,12 +13,11 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import MinLen
 
-from posttrain.artifacts import Reject
 from posttrain.data.formats import RowError
 from posttrain.data.formats.base import Foreign, items, kind_of, objects, optional_text
 from posttrain.data.formats.turns import talk
 from posttrain.data.places import DataFile, HubSet, Resolve, locate
-from posttrain.data.sources import read
+from posttrain.data.sources import read_whole
 from posttrain.data.streams import Stream, uncompressed
 from posttrain.data.text import tokens
 from posttrain.errors import DataError
@@ -202,14 +201,8 @@ def _records(part: DataFile | HubSet) -> Iterator[tuple[Origin, Foreign]]:
     if isinstance(part, DataFile) and _is_text(part.path):
         yield from _text_lines(part)
         return
-    for record in read(part):
-        if isinstance(record, Reject):
-            raise DataError(
-                f"a benchmark is read whole, and this is not a record: {record.reason}: {record.detail}",
-                where=str(record.origin),
-                fix="mend the file or fetch it again",
-            )
-        yield record.origin, record.value
+    problem, fix = "a benchmark is read whole, and this is not a record: ", "mend the file or fetch it again"
+    yield from ((record.origin, record.value) for record in read_whole(part, problem, fix))
 
 
 def _text_lines(file: DataFile) -> Iterator[tuple[Origin, Foreign]]:
