@@ -14,7 +14,7 @@ import pytest
 from posttrain import objectives
 from posttrain.artifacts import RunDir, write_text
 from posttrain.objectives.base import BaseObjective, Curve
-from posttrain.report.evidence import bounded, bounds
+from posttrain.report.evidence import bounded, evidence
 from posttrain.report.values import Finding, Notice, Section
 from posttrain.stages import KINDS
 from posttrain.stages.page import Run
@@ -231,7 +231,8 @@ def test_a_loss_that_is_not_finite_is_not_called_unchanged(preference_run: RunDi
 def test_an_interval_of_one_or_two_rows_is_given_only_where_it_shows_something(
     rows: int, low: float, high: float, said: list[str]
 ) -> None:
-    assert bounds(bounded(-0.75, low, high, "number", rows), 0.95) == said
+    number = bounded(-0.75, low, high, "number", rows)
+    assert evidence(number, 0.95) == ", ".join([number.text, *said])
 
 
 # ---- an objective of one's own -------------------------------------------------------------------------------------

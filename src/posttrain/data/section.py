@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from posttrain.artifacts import read_json, write_text
 from posttrain.data import profile_records as records
@@ -29,10 +29,9 @@ from posttrain.report.values import (
     Section,
     Table,
     Text,
+    table_of,
 )
 from posttrain.report.words import LANGUAGES, join, plural
-
-T = TypeVar("T")
 
 PARTS = {"whole": "Whole conversations", "user": "User turns", "assistant": "Assistant turns"}
 QUANTILES = {"p50": "P50", "p90": "P90", "p95": "P95", "max": "Longest"}
@@ -188,7 +187,7 @@ def _headlines(profile: records.Profile) -> tuple[Headline, ...]:
 def _funnel(profile: records.Profile, prefix: str) -> Section | None:
     if not profile.funnel:
         return None
-    lines = _table(
+    lines = table_of(
         "Rows before and after every step",
         profile.funnel,
         ("Step", lambda line: line.step),
@@ -350,7 +349,7 @@ def _share_bars(part: records.Part) -> tuple[str, tuple[tuple[Piece, ...], ...]]
 
 
 def _parts(title: str, first: str, parts: tuple[records.Part, ...], *, weighted: bool) -> Table:
-    return _table(
+    return table_of(
         title,
         parts,
         (first, lambda part: part.name),
@@ -490,12 +489,6 @@ def _schema(profile: records.Profile, prefix: str) -> Section:
 
 
 # ---- pieces --------------------------------------------------------------------------------------------------------
-
-
-def _table(title: str, lines: Iterable[T], *columns: tuple[str, Callable[[T], Cell]]) -> Table:
-    """Return a table with a row for each line, given the heading and the cell of each column."""
-    rows = tuple(tuple(cell(line) for _, cell in columns) for line in lines)
-    return Table(title, tuple(heading for heading, _ in columns), rows)
 
 
 def _columns(name: str, title: str, counts: Mapping[int, int], x_label: str, y_label: str, caption: str) -> Histogram:

@@ -9,6 +9,7 @@ from typing import Any
 from posttrain.artifacts import Ledger, read_json
 from posttrain.data.rows import row_kind_of
 from posttrain.report import values as report
+from posttrain.report.words import reasons
 from posttrain.types import RowKind
 
 SHOWN_COUNTS = 12
@@ -30,17 +31,16 @@ def step_record(kind: str, out: Path) -> dict[str, Any]:
 def step_section(kind: str, out: Path) -> report.Section:
     """The account of a command: every step with what came in, was dropped and why, and is left; then what the step found."""
     record = step_record(kind, out)
-    account: list[tuple[report.Cell, ...]] = [
-        (
-            line["name"],
-            report.Number(line["rows_in"], "count"),
-            ", ".join(f"{reason} {count:,}" for reason, count in sorted(line["dropped"].items(), key=lambda i: -i[1]))
-            or "-",
-            report.Number(line["rows_out"], "count"),
-        )
-        for line in record["ledger"]["steps"]
-        if line["name"] != "split" or kind == "split"  # nothing is held out
-    ]
+    # nothing is held out but by a split
+    lines = [line for line in record["ledger"]["steps"] if line["name"] != "split" or kind == "split"]
+    account = report.table_of(
+        "",
+        lines,
+        ("step", lambda line: line["name"]),
+        ("rows in", lambda line: report.Number(line["rows_in"], "count")),
+        ("dropped", lambda line: reasons(line["dropped"]) or "-"),
+        ("rows out", lambda line: report.Number(line["rows_out"], "count")),
+    )
     facts = record["facts"]
     plain = tuple((key, _number(value)) for key, value in facts.items() if isinstance(value, str | int | float))
     counts = tuple(
@@ -62,7 +62,7 @@ def step_section(kind: str, out: Path) -> report.Section:
         " what was dropped, facts.json beside it says how it was decided"
     )
     blocks: list[report.Block] = [
-        report.Table("", ("step", "rows in", "dropped", "rows out"), tuple(account)),
+        account,
         report.Facts((*plain, *counts)),
         *named,
         *([report.Notice("warning", "warning", warnings)] if warnings else []),

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 from markupsafe import Markup
 
@@ -190,19 +190,7 @@ Chart = Lines | Histogram | Forest | Bars | Radar | Plane
 
 def draw(chart: Chart) -> Figure | None:
     """Return the drawing; None where there is nothing to draw."""
-    match chart:
-        case Lines():
-            return _lines(chart)
-        case Histogram():
-            return _histogram(chart)
-        case Forest():
-            return _forest(chart)
-        case Bars():
-            return _bars(chart)
-        case Radar():
-            return _radar(chart)
-        case Plane():
-            return _plane(chart)
+    return _DRAWN[type(chart)](chart)
 
 
 def _figure(chart: Chart, alt: str, height: float, parts: Sequence[Markup], width: float = WIDTH) -> Figure:
@@ -546,3 +534,10 @@ def label_lines(category: str) -> list[str]:
     if len(lines) > 2:
         lines = [lines[0], " ".join(lines[1:])]
     return [short(line, _LABEL + 2) for line in lines]
+
+
+_DRAWN: Mapping[type[Titled], Callable[[Any], Figure | None]] = {
+    **{Lines: _lines, Histogram: _histogram, Forest: _forest},
+    **{Bars: _bars, Radar: _radar, Plane: _plane},
+}
+"""How each kind is drawn."""

@@ -22,11 +22,6 @@ def bounded(
 
 
 def evidence(number: Number, confidence: float) -> str:
-    """``+0.120, 95% interval +0.010 to +0.230``."""
-    return ", ".join([number.text, *bounds(number, confidence)])
-
-
-def bounds(number: Number, confidence: float) -> list[str]:
-    """Return what stands behind a difference: its interval, and how few rows it is of."""
+    """``+0.120, 95% interval +0.010 to +0.230``, and how few rows it is of."""
     interval = f"{numbers.confidence(confidence)} interval {number.interval}" if number.interval else ""
-    return [part for part in (interval, number.note) if part]
+    return ", ".join(part for part in (number.text, interval, number.note) if part)

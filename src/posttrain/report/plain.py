@@ -9,22 +9,20 @@ from typing import Any
 
 from posttrain.report.charts import Chart
 from posttrain.report.values import Beside, Block, Code, Number, Page, Records, Replies, Section, blocks_of
+from posttrain.table import grouped
 
 SCHEMA = 2
 
 
 def page(one: Page) -> dict[str, Any]:
     """Return the fields of the page, what the first screen says, the records by name, and every section."""
-    records: dict[str, list[Any]] = {}
-    for inner in blocks_of(one.sections):
-        if isinstance(inner, Records):
-            records.setdefault(inner.name, []).append(plain(inner.value))
+    records = [inner for inner in blocks_of(one.sections) if isinstance(inner, Records)]
     return {
         "schema": SCHEMA,
         "title": one.title,
         **plain(one.fields),
         "headlines": plain(one.headlines),
-        "records": records,
+        "records": grouped((inner.name, plain(inner.value)) for inner in records),
         "sections": [section(inner) for inner in one.sections],
     }
 

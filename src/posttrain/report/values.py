@@ -342,11 +342,6 @@ def table_of(title: str, lines: Iterable[T], *columns: tuple[str, Callable[[T], 
     return Table(title, tuple(name for name, _ in columns), rows, folded)
 
 
-def row(*cells: Cell) -> tuple[Cell, ...]:
-    """Return a row of a table."""
-    return cells
-
-
 def is_known(cell: Cell) -> bool:
     """Whether a cell says anything."""
     return cell is not None and cell != "" and not (isinstance(cell, Number) and cell.value is None and not cell.note)

@@ -6,6 +6,8 @@ from typing import Literal
 
 Verdict = Literal["improved", "worse", "differs", "not shown"]
 """``differs``: a difference is shown of something that is neither better nor worse when it is higher."""
+CLAIMS: dict[Verdict, str] = {"improved": "better", "worse": "worse", "differs": "different"}
+"""What a model is called in a sentence where a difference is shown."""
 
 
 def gain_verdict(low: float, high: float) -> Verdict:

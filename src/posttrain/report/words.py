@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from posttrain.report import numbers
 
@@ -36,6 +36,12 @@ def counted(numbers_of_models: Iterable[int], one: str) -> str:
         return ""
     most = plural(found[-1], one)
     return most if len(found) == 1 else f"{found[0]:,} to {most}"
+
+
+def reasons(numbers_by_reason: Mapping[str, int]) -> str:
+    """``timeout 3, judge: parse 1``, the most frequent first."""
+    ordered = sorted(numbers_by_reason.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason} {number:,}" for reason, number in ordered if number)
 
 
 MARKS = {**VERDICT_TEXT, "improved": "better", "differs": "differs"}

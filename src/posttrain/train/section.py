@@ -736,7 +736,7 @@ def _side_by_side(trainings: Sequence[Training]) -> Section:
         "good the models are stands in the table of all models at a glance."
     )
     title = "Training stages side by side"
-    rows = tuple(values.row(name, *cells) for name, cells in lines if any(map(values.is_known, cells)))
+    rows = tuple((name, *cells) for name, cells in lines if any(map(values.is_known, cells)))
     compared = [one for one in trainings if one.compares]
     charts = _overlays(compared) if len(compared) > 1 else []
     blocks: list[Block] = [Text(_comparison_note(compared)), *charts] if charts else []
