@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -228,11 +229,10 @@ class Ledger:
     @property
     def dropped(self) -> dict[str, int]:
         """Rows dropped by reason, over all steps."""
-        dropped: dict[str, int] = {}
+        dropped: Counter[str] = Counter()
         for s in self.steps:
-            for reason, count in s.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
-        return dropped
+            dropped.update(s.dropped)
+        return dict(dropped)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form: ``rows_in``, ``rows_kept``, ``dropped`` by reason, ``truncated``, ``steps``, ``rejects``."""

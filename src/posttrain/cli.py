@@ -44,6 +44,13 @@ SplitOption = Annotated[
 ConfigOption = Annotated[
     str | None, typer.Option("--config", help="Which configuration of a hub data set or its clone.", show_default=False)
 ]
+Conversations = Annotated[
+    str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")
+]
+RowFormat = Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")]
+Template = Annotated[
+    Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
 _A_MODEL = "A run's train stage (runs/NAME/STAGE), an adapter or model folder, a demo asset or a hub name."
 ColumnNames = Annotated[
@@ -180,15 +187,11 @@ def report(
 
 @app.command()
 def show(
-    conversations: Annotated[
-        str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")
-    ],
+    conversations: Conversations,
     model: Annotated[str, typer.Option("--model", help=f"Whose tokenizer and chat template are used. {_A_MODEL}")],
     row: Annotated[int, typer.Option("--row", min=0, help="Which row; 0 is the first.")] = 0,
-    template: Annotated[
-        Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
-    ] = None,
-    row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
+    template: Template = None,
+    row_format: RowFormat = "auto",
     columns: ColumnNames = None,
     split: SplitOption = None,
     config: ConfigOption = None,
@@ -225,22 +228,20 @@ def show(
         raise typer.Exit(2)
 
 
-data_app = typer.Typer(
-    name="data",
-    help="One step of data engineering on files of any known format; options of a step are its keys in a recipe.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
+def _group(name: str, about: str) -> typer.Typer:
+    """Add a group of commands."""
+    group = typer.Typer(name=name, help=about, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app.add_typer(group)
+    return group
+
+
+data_app = _group(
+    "data", "One step of data engineering on files of any known format; options of a step are its keys in a recipe."
 )
-app.add_typer(data_app)
-judge_app = typer.Typer(
-    name="judge",
-    help="Let a model judge replies: pairs or single ones, with its bias measured; or measure the judge against labels.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
+judge_app = _group(
+    "judge",
+    "Let a model judge replies: pairs or single ones, with its bias measured; or measure the judge against labels.",
 )
-app.add_typer(judge_app)
 
 
 _OPTIONS_ARE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -349,16 +350,12 @@ def chat(
 
 @app.command()
 def verify(
-    conversations: Annotated[
-        str, typer.Option("--conversations", help="A data file of any known format, or a demo asset.")
-    ],
+    conversations: Conversations,
     model: Annotated[str, typer.Option("--model", help=_A_MODEL)],
     rows: Annotated[int, typer.Option("--rows", min=2, help="How many rows to compute with.")] = 8,
-    template: Annotated[
-        Path | None, typer.Option("--template", help="A Jinja chat template instead of the tokenizer's own.")
-    ] = None,
+    template: Template = None,
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Longer rows are left out.")] = 512,
-    row_format: Annotated[str, typer.Option("--format", help="Row format, where it should not be detected.")] = "auto",
+    row_format: RowFormat = "auto",
     columns: ColumnNames = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:

@@ -142,21 +142,16 @@ def as_json(view: RowView) -> dict[str, Any]:
         ],
         "examples": [_example_json(example) for example in view.examples],
         "notes": list(view.notes),
-        "rejected": _rejected_json(view.rejected),
+        "rejected": view.rejected and asdict(view.rejected),
     }
 
 
 def _example_json(example: ExampleView) -> dict[str, Any]:
-    place = example.place
     return {
         "rendered": example.rendered,
         "tokens": len(example.tokens),
         "supervised": example.supervised,
         "truncated": example.truncated,
-        "rejected": _rejected_json(example.rejected),
-        "place": place and {"micro_batch": place.micro_batch, "start": place.start, "predicting": place.predicting},
+        "rejected": example.rejected and asdict(example.rejected),
+        "place": example.place and asdict(example.place),
     }
-
-
-def _rejected_json(rejected: RowRejected | None) -> dict[str, str] | None:
-    return None if rejected is None else {"reason": rejected.reason, "detail": rejected.detail}

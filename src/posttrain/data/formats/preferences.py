@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from posttrain.data.formats import keys
@@ -457,16 +458,9 @@ _COLUMNS = keys.names_of(
 _NONE: frozenset[str] = frozenset()
 
 
-def _is_written(record: Foreign) -> bool:
-    return "messages" in record and isinstance(record.get("prompt_turns"), int)
-
-
-def _is_written_pair(record: Foreign) -> bool:
-    return _is_written(record) and isinstance(record.get("rejected"), list)
-
-
-def _is_written_feedback(record: Foreign) -> bool:
-    return _is_written(record) and isinstance(record.get("desirable"), bool)
+def _is_written(record: Foreign, key: str, kind: type) -> bool:
+    written = "messages" in record and isinstance(record.get("prompt_turns"), int)
+    return written and isinstance(record.get(key), kind)
 
 
 def _written_pair(record: Foreign) -> Pair:
@@ -515,7 +509,7 @@ FORMATS: tuple[Format[Pair] | Format[Ranked] | Format[Judgement], ...] = (
     Format("openai_preference", having("input", *_PREFERRED), _openai_preference, "pairs"),
     Format("two_responses", _is_two_responses, _two_responses, "pairs"),
     Format("oasst", lambda record: _root(record) is not None, _oasst, "pairs", rated=True),
-    Format("posttrain_pairs", _is_written_pair, _written_pair, "pairs"),
-    Format("posttrain_feedback", _is_written_feedback, _written_feedback, "feedback"),
+    Format("posttrain_pairs", partial(_is_written, key="rejected", kind=list), _written_pair, "pairs"),
+    Format("posttrain_feedback", partial(_is_written, key="desirable", kind=bool), _written_feedback, "feedback"),
 )
 """In the order in which they are looked at."""
