@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 
 import pytest
 
@@ -101,7 +102,7 @@ def test_ratings_are_those_of_the_same_verdicts(judged):
     expected = bradley_terry(gather(rows))
     assert [row["model"] for row in record["ratings"]["rows"]] == [one.model for one in expected.ratings]
     for row, one in zip(record["ratings"]["rows"], expected.ratings, strict=True):
-        assert [row[key] for key in ("rating", "low", "high", "rank")] == pytest.approx(list(one[1:5]))
+        assert [row[key] for key in ("rating", "low", "high", "rank")] == pytest.approx(astuple(one)[1:5])
     assert record["ratings"]["models"] == ["base", "sft", "dpo"]
     assert record["ratings"]["wins"] == [[0, 1.5, 2], [2.5, 0, 1], [2, 3, 0]]
     # a model's win rate is over all its opponents: dpo has 2 of 4 and 3 of 4
