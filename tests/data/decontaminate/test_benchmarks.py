@@ -153,7 +153,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 
 def test_a_hub_name_is_read_by_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    from posttrain.data.decontaminate import benchmarks
+    from posttrain.data import sources
     from posttrain.data.sources import Record
     from posttrain.types import Origin
 
@@ -163,7 +163,7 @@ def test_a_hub_name_is_read_by_its_split(monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append(part)
         yield Record(Origin(part.label, 1), {"prompt": "One?"})
 
-    monkeypatch.setattr(benchmarks, "read", fake)
+    monkeypatch.setattr(sources, "read", fake)
     assert turns("org/bench", split="train") == [("One?",)]
     assert asked == [HubSet("org/bench", "train")]
 
