@@ -164,7 +164,7 @@ def test_resamples_with_one_value_are_left_out():
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
 def test_lists_of_ratings_must_be_whole(coefficient):
     for a, b in (([], []), ([1.0], [1.0, 2.0]), ([1.0], [math.nan]), ([[1.0]], [[1.0]])):
-        with pytest.raises(ValueError, match=r"two lists|finite"):
+        with pytest.raises(ValueError, match=r"two lists|a list of values|finite"):
             coefficient(a, b)
 
 

@@ -15,12 +15,12 @@ from posttrain.artifacts import RunDir, write_text
 from posttrain.report import numbers
 from posttrain.report.reading import Gap, Stage
 from posttrain.report.values import Answer as Shown
-from posttrain.report.values import Card, Number
+from posttrain.report.values import Better, Card, Number
 from posttrain.stages import KINDS
 from posttrain.stages.page import read_run, write_report
 from posttrain.tasks.browser import chosen, fair_shares
 from posttrain.tasks.facts import TaskFacts, difference_verdict, outcome_of, read_stage
-from posttrain.tasks.records import Better, Difference, Measure
+from posttrain.tasks.records import Difference, Measure
 from posttrain.tasks.section import lines, task_section
 
 Edit = Callable[[Path, Callable[[Any], None]], None]

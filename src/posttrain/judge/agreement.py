@@ -21,9 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from posttrain.judge.verdicts import BothOrders, Missing, MissingReason, Verdict, mirrored
-from posttrain.stats.intervals import Interval, IntervalSettings, cluster_sums, mcnemar
-
-Floats = NDArray[np.float64]
+from posttrain.stats.intervals import Floats, Interval, IntervalSettings, cluster_sums, mcnemar, pairs
 
 _NUMBERS_AT_ONCE = 1_000_000
 
@@ -136,7 +134,7 @@ def spearman_correlation(
     The ranks are made anew in every resample. Time grows with the square of the number of different pairs (a, b), which is small
     for ratings on a scale. Raises ValueError as `pearson_correlation`.
     """
-    pairs_I2 = np.column_stack(_two_lists(values_a_I, values_b_I))
+    pairs_I2 = np.column_stack(pairs(values_a_I, values_b_I))
     kinds_T2, kind_I = np.unique(pairs_I2, axis=0, return_inverse=True)
     levels_T2 = np.column_stack([np.unique(kinds_T, return_inverse=True)[1] for kinds_T in kinds_T2.T])
 
@@ -160,20 +158,11 @@ _NO_SPREAD = 1e-12
 
 def _moments(values_a_I: ArrayLike, values_b_I: ArrayLike) -> Floats:
     """Per item: 1, a, b, a^2, b^2 and ab, counted from the common mean in units of the largest distance from it (against rounding)."""
-    a_I, b_I = _two_lists(values_a_I, values_b_I)
+    a_I, b_I = pairs(values_a_I, values_b_I)
     both = np.concatenate((a_I, b_I))
     unit = float(np.abs(both - both.mean()).max()) or 1.0
     a_I, b_I = (a_I - both.mean()) / unit, (b_I - both.mean()) / unit
     return np.column_stack((np.ones_like(a_I), a_I, b_I, a_I**2, b_I**2, a_I * b_I))
-
-
-def _two_lists(values_a_I: ArrayLike, values_b_I: ArrayLike) -> tuple[Floats, Floats]:
-    a_I, b_I = np.asarray(values_a_I, dtype=np.float64), np.asarray(values_b_I, dtype=np.float64)
-    if a_I.shape != b_I.shape or a_I.ndim != 1 or a_I.size == 0:
-        raise ValueError(f"two lists of one length are needed, not {a_I.shape} and {b_I.shape}")
-    if not (np.isfinite(a_I).all() and np.isfinite(b_I).all()):
-        raise ValueError("ratings must be finite")
-    return a_I, b_I
 
 
 # ---- a judge in both orders ----------------------------------------------------------------------------------------

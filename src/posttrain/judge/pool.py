@@ -31,6 +31,8 @@ from posttrain.stats.intervals import IntervalSettings
 from posttrain.types import Display
 
 SERVER_CONCURRENCY, GGUF_SLOTS, GGUF_CONTEXT = 16, 4, 8192
+MANY_UNREAD = 0.1
+"""A judge that leaves more than this share of its calls without a verdict is named."""
 
 
 # ---- the record ----------------------------------------------------------------------------------------------------

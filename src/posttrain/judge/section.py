@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from posttrain.artifacts import plain
 from posttrain.judge.bias import BiasReport, BiasSummary
 from posttrain.judge.calibrate import JudgeCalibration, RatingCalibration
-from posttrain.judge.pool import Calls, JudgeEntry, JudgeRecord
+from posttrain.judge.pool import MANY_UNREAD, Calls, JudgeEntry, JudgeRecord
 from posttrain.judge.summary import JudgeSummary, MeanRating
 from posttrain.report import numbers
 from posttrain.report.charts import Forest, Lane
@@ -15,9 +15,6 @@ from posttrain.report.figure import file_name
 from posttrain.report.values import Block, Cell, Number, Section, Table, Text, Unit, table_of
 from posttrain.report.words import LANGUAGES, plural, reasons
 from posttrain.stats.intervals import Interval
-
-WEAK = 0.1
-"""Share of calls without a verdict from which on there is a warning."""
 
 
 def share(interval: Interval | None, *, bare: bool = False) -> Number | None:
@@ -229,7 +226,7 @@ def _head(summary: JudgeSummary) -> Iterator[Block]:
         yield Text(
             f"Judge {judge.name}: {read_text(calls)} calls have a verdict; without: {unread_text(calls)}{cached}"
         )
-        if calls.unread > WEAK:
+        if calls.unread > MANY_UNREAD:
             yield Text(f"! {calls.unread:.0%} of the calls have no verdict", "aside")
     if (spent := summary.spent) is not None:
         money = f", {spent.counted_price:.4g} counted" if spent.counted_price else ""

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from posttrain.data.places import DataFile
 from posttrain.data.sources import Record, read_whole
 from posttrain.errors import DataError
+from posttrain.stats.intervals import Floats
 from posttrain.stats.ratings import Comparison, Comparisons, gather, winner_of
 from posttrain.table import did_you_mean
-
-Floats = NDArray[np.float64]
 
 _NO_VERDICT = ("", "error", "null", "none")
 

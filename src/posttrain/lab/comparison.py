@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
-from numpy.typing import NDArray
 
 from posttrain.artifacts import plain
 from posttrain.config import build
@@ -21,11 +20,9 @@ from posttrain.lab.options import Keys, configured, options_help, split_argument
 from posttrain.report import numbers
 from posttrain.report.values import Block, Number, Section, Text, Unit, table_of
 from posttrain.stats import intervals as stats
-from posttrain.stats.intervals import IntervalSettings
+from posttrain.stats.intervals import Floats, IntervalSettings
 from posttrain.stats.ratings import share_of
 from posttrain.table import did_you_mean
-
-Floats = NDArray[np.float64]
 
 ITEM_COLUMNS = ("prompt_id", "question_id", "item", "id")
 """Where a file says which prompt a row is about, unless the user does; the first that is there."""

@@ -15,11 +15,7 @@ def gain_verdict(low: float, high: float) -> Verdict:
 
     An interval without width is a bootstrap over one row: it shows nothing.
     """
-    if low == high:
-        return "not shown"
-    if low > 0:
-        return "improved"
-    return "worse" if high < 0 else "not shown"
+    return "not shown" if low == high else _side_of_zero(low, high)
 
 
 def paired_gain_verdict(low: float, high: float, p_value: float, confidence: float) -> Verdict:
@@ -28,8 +24,8 @@ def paired_gain_verdict(low: float, high: float, p_value: float, confidence: flo
     The bootstrap interval is too narrow for a handful of rows, hence the test. With the test an interval without width
     may count: where every single row was gained, there is nothing to resample.
     """
-    if p_value >= 1 - confidence:
-        return "not shown"
-    if low > 0:
-        return "improved"
-    return "worse" if high < 0 else "not shown"
+    return "not shown" if p_value >= 1 - confidence else _side_of_zero(low, high)
+
+
+def _side_of_zero(low: float, high: float) -> Verdict:
+    return "improved" if low > 0 else "worse" if high < 0 else "not shown"

@@ -103,8 +103,10 @@ class JudgeStage(StageKind):
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Judge: writes verdicts.jsonl and summary.json."""
-        run = {"pairs": _pairs, "single": _single, "calibrate": _calibrate}[self.task]
-        summary = run(context.located(self), context)
+        found = _judged(context.located(self), context)
+        summarised = {"pairs": _win_rates, "single": _mean_ratings, "calibrate": _calibration}[self.task]
+        summary = replace(found.summary, **summarised(self.intervals, found))
+        _write(context.out, found.items, found.judged, summary)
         return {"items": summary.items, "questions": summary.questions, "spent": plain(summary.spent)}
 
     @staticmethod
@@ -122,51 +124,35 @@ class _Found(NamedTuple):
     summary: JudgeSummary
 
 
-def _pairs(stage: JudgeStage, context: Context) -> JudgeSummary:
-    """Judge pairs."""
-    items, prompt, judged, summary = _judged(stage, read_items(Path(stage.items), "pair"), "pair", context)
+def _win_rates(settings: IntervalSettings, found: _Found) -> dict[str, Any]:
+    """What judged pairs say of the models."""
+    items, prompt, judged, _ = found
     by_judge = [outcomes(main_judgments(one.judgments)) for one in judged]
-    final = panel_outcomes(by_judge)
-    settings, logprobs = stage.intervals, PARSERS[prompt.parser].logprobs
-    summary = replace(
-        summary,
-        win_rates=pair_outcomes(items, final, settings),
-        win_rates_by_category=by_category(items, final, settings),
-        weighted={one.name: weighted(items, one.judgments, settings) for one in judged} if logprobs else {},
-        panel=panel_of(by_judge, final, settings) if len(judged) > 1 else None,
-    )
-    return _written(context.out, items, judged, summary)
+    final, logprobs = panel_outcomes(by_judge), PARSERS[prompt.parser].logprobs
+    return {
+        "win_rates": pair_outcomes(items, final, settings),
+        "win_rates_by_category": by_category(items, final, settings),
+        "weighted": {one.name: weighted(items, one.judgments, settings) for one in judged} if logprobs else {},
+        "panel": panel_of(by_judge, final, settings) if len(judged) > 1 else None,
+    }
 
 
-def _single(stage: JudgeStage, context: Context) -> JudgeSummary:
-    """Rate single replies."""
-    items, prompt, judged, summary = _judged(stage, read_items(Path(stage.items), "single"), "single", context)
-    settings, several = stage.intervals, len(judged) > 1
+def _mean_ratings(settings: IntervalSettings, found: _Found) -> dict[str, Any]:
+    """What rated replies say of the models."""
+    items, prompt, judged, _ = found
+    own = {one.name: model_ratings(items, one.judgments, settings) for one in judged} if len(judged) > 1 else {}
     judgments = panel_ratings([one.judgments for one in judged])
-    summary = replace(
-        summary,
-        scale=(prompt.lowest, prompt.highest),
-        ratings=model_ratings(items, judgments, settings),
-        ratings_by_judge={one.name: model_ratings(items, one.judgments, settings) for one in judged} if several else {},
-    )
-    return _written(context.out, items, judged, summary)
+    scale = prompt.lowest, prompt.highest
+    return {"scale": scale, "ratings": model_ratings(items, judgments, settings), "ratings_by_judge": own}
 
 
-def _calibrate(stage: JudgeStage, context: Context) -> JudgeSummary:
-    """Judge labelled pairs in both orders, or labelled single replies, and compare."""
-    task = stage.asks
-    stage = replace(stage, judge=replace(stage.judge, plan=replace(stage.judge.plan, turns="last")))
-    read = read_items(Path(stage.items), task, labelled=True)
-    if task == "single":
-        _check_labels(read.items, load_prompt(stage.prompt, task, stage.judge.language))
-    items, prompt, judged, summary = _judged(stage, read, task, context)
-    compare = calibrate if task == "pair" else calibrate_ratings
-    summary = replace(
-        summary,
-        scale=(prompt.lowest, prompt.highest) if task == "single" else None,
-        calibration={one.name: compare(items, one.judgments, settings=stage.intervals) for one in judged},
-    )
-    return _written(context.out, items, judged, summary)
+def _calibration(settings: IntervalSettings, found: _Found) -> dict[str, Any]:
+    """How far the judges agree with the labels."""
+    items, prompt, judged, _ = found
+    compare = calibrate if prompt.task == "pair" else calibrate_ratings
+    calibration = {one.name: compare(items, one.judgments, settings=settings) for one in judged}
+    scale = (prompt.lowest, prompt.highest) if prompt.task == "single" else None
+    return {"scale": scale, "calibration": calibration}
 
 
 def _check_labels(items: Sequence[Item], prompt: JudgePrompt) -> None:
@@ -179,9 +165,14 @@ def _check_labels(items: Sequence[Item], prompt: JudgePrompt) -> None:
             )
 
 
-def _judged(stage: JudgeStage, read: ItemsRead, task: Task, context: Context) -> _Found:
-    """Ask all judges everything."""
+def _judged(stage: JudgeStage, context: Context) -> _Found:
+    """Ask all judges everything; of labelled items the last turns, which the labels are about."""
+    task, labelled = stage.asks, stage.task == "calibrate"
+    read = read_items(Path(stage.items), task, labelled=labelled)
     prompt = load_prompt(stage.prompt, task, stage.judge.language)
+    if labelled:
+        _check_labels(read.items, prompt)
+        stage = replace(stage, judge=replace(stage.judge, plan=replace(stage.judge.plan, turns="last")))
     plan, out = stage.judge.plan, context.out
     kept = Path(stage.cache) if stage.cache is not None else context.run.path / ".requests.sqlite"
     # what was paid for counts for the caps also when other settings begin the stage anew
@@ -195,7 +186,7 @@ def _judged(stage: JudgeStage, read: ItemsRead, task: Task, context: Context) ->
         record, failed = session.record(stage.intervals), session.failed()
     assert record is not None, "there are items"
     if failed is not None:
-        _written(context.out, read.items, judged, _summary(stage, read, prompt, record))
+        _write(out, read.items, judged, _summary(stage, read, prompt, record))
         raise RunError(failed, where=str(out.path), fix="mend the server, and run the same command again")
     return _Found(read.items, prompt, judged, _summary(stage, read, prompt, record))
 
@@ -249,10 +240,9 @@ def _summary(stage: JudgeStage, read: ItemsRead, prompt: JudgePrompt, record: Ju
     )
 
 
-def _written(out: StageDir, items: Sequence[Item], judged: Sequence[Judged], summary: JudgeSummary) -> JudgeSummary:
+def _write(out: StageDir, items: Sequence[Item], judged: Sequence[Judged], summary: JudgeSummary) -> None:
     with atomic_path(out.file("verdicts.jsonl")) as temporary, temporary.open("w", encoding="utf-8") as file:
         for one in judged:
             for judgment in one.judgments:
                 file.write(json.dumps(judgment_record(judgment, items, one.name), ensure_ascii=False) + "\n")
     write_json(out.file("summary.json"), plain(summary))
-    return summary

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from posttrain.stats.intervals import Floats
 from posttrain.stats.ratings import BASE, CENTRE, WIDTH, Comparisons, RatingTable, ranks, rating_table
-
-Floats = NDArray[np.float64]
 
 
 def elo_table(comparisons: Comparisons, *, rounds: int = 100, seed: int = 0, confidence: float = 0.95) -> RatingTable:

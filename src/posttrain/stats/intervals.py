@@ -115,7 +115,7 @@ def compare(
         ValueError: no rows, unequal lengths, a value that is not finite, or a weight that is not positive.
 
     """
-    a_R, b_R = _pairs(values_a_R, values_b_R)
+    a_R, b_R = pairs(values_a_R, values_b_R)
     p_value, exact = None, True
     if weights_a_R is None:
         interval = mean(b_R - a_R, clusters_R, settings)
@@ -124,7 +124,7 @@ def compare(
             found = permutation_test(a_R, b_R, clusters_R, draws=settings.resamples, seed=settings.seed)
             p_value, exact = found.p_value, found.exact
     else:
-        weights_R, others_R = _pairs(weights_a_R, weights_a_R if weights_b_R is None else weights_b_R)
+        weights_R, others_R = pairs(weights_a_R, weights_a_R if weights_b_R is None else weights_b_R)
         if len(weights_R) != len(a_R) or not ((weights_R > 0) & (others_R > 0)).all():
             raise ValueError("every row needs a positive weight")
         if clusters_R is not None or test not in (None, "permutation"):
@@ -225,7 +225,7 @@ def permutation_test(
     """
     if draws < 1:
         raise ValueError("at least one draw is needed")
-    a_R, b_R = _pairs(values_a_R, values_b_R)
+    a_R, b_R = pairs(values_a_R, values_b_R)
     sums_K = cluster_sums(b_R - a_R, clusters_R)
     sums_K = sums_K[sums_K != 0]
     seen = abs(float(sums_K.sum()))
@@ -328,7 +328,8 @@ def _cluster_means(values_R: Floats, clusters_R: Sequence[Hashable] | None) -> F
     return np.array([np.mean(group) for group in groups.values()])
 
 
-def _pairs(values_a_R: ArrayLike, values_b_R: ArrayLike) -> tuple[Floats, Floats]:
+def pairs(values_a_R: ArrayLike, values_b_R: ArrayLike) -> tuple[Floats, Floats]:
+    """Two lists of one length as arrays. Raises ValueError where they are not, or hold nothing, or a value that is not finite."""
     a_R, b_R = np.asarray(values_a_R, dtype=np.float64), np.asarray(values_b_R, dtype=np.float64)
     if a_R.shape != b_R.shape:
         raise ValueError(f"two lists of one length are needed, not {a_R.shape} and {b_R.shape}")

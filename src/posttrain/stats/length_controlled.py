@@ -32,9 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from posttrain.errors import DataError
-from posttrain.stats.intervals import Interval, IntervalSettings
-
-Floats = NDArray[np.float64]
+from posttrain.stats.intervals import Floats, Interval, IntervalSettings
 
 LEADERBOARD_JUDGE = "weighted_alpaca_eval_gpt4_turbo"
 """The judge of the published leaderboard: gpt-4-1106-preview, one token, weighted by its log-probabilities."""

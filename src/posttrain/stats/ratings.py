@@ -24,9 +24,9 @@ from scipy.sparse import csgraph
 from scipy.special import expit, ndtri
 
 from posttrain.errors import DataError
+from posttrain.stats.intervals import Floats
 from posttrain.table import did_you_mean
 
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 OUTCOMES: Mapping[str, float] = {

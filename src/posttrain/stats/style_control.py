@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import sparse
 from scipy.special import expit
 
 from posttrain.errors import DataError
+from posttrain.stats.intervals import Floats
 from posttrain.stats.ratings import (
     BASE,
     WIDTH,
@@ -33,8 +34,6 @@ from posttrain.stats.ratings import (
     shift_to,
     win_matrix,
 )
-
-Floats = NDArray[np.float64]
 
 # ---- what a reply looks like ---------------------------------------------------------------------------------------
 

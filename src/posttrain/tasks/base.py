@@ -168,21 +168,17 @@ class Benchmark(Protocol):
     @property
     def name(self) -> str:
         """The tag in recipes."""
-        ...
 
     @property
     def needs(self) -> Needs:
         """What must be there before a reply is made."""
-        ...
 
     @property
     def measures(self) -> tuple[Measure, ...]:
         """The numbers it reports, headline first."""
-        ...
 
     def tasks(self) -> tuple[Task, ...]:
         """Its prompts. Raises DataError that names file and row where they can't be read."""
-        ...
 
 
 @runtime_checkable
@@ -191,7 +187,6 @@ class ScoresReplies(Protocol):
 
     def score(self, task: Task, reply: str) -> Score | Unscored:
         """The values of one reply to a task of one turn."""
-        ...
 
 
 @runtime_checkable
@@ -200,7 +195,6 @@ class JudgesReplies(Protocol):
 
     def judge(self, answers: Mapping[str, Sequence[Answer]], judges: Judges, settings: IntervalSettings) -> Findings:
         """What the judges say of the answers of every model (in the recipe's order, the first is the baseline)."""
-        ...
 
 
 @runtime_checkable
@@ -209,7 +203,6 @@ class MeasuresCorpus(Protocol):
 
     def corpus(self, answers: Mapping[str, Sequence[Answer]], settings: IntervalSettings) -> Findings:
         """What all answers that count say together; it is added to what single replies say."""
-        ...
 
 
 @runtime_checkable
@@ -218,4 +211,3 @@ class HasNotes(Protocol):
 
     def notes(self, answers: Mapping[str, Sequence[Answer]]) -> list[str]:
         """Sentences for the report."""
-        ...

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from posttrain.judge.pool import JudgeEntry
+from posttrain.judge.pool import MANY_UNREAD, JudgeEntry
 from posttrain.report.reading import Gap, Stage, optional
 from posttrain.report.verdicts import Verdict, gain_verdict, paired_gain_verdict
 from posttrain.report.words import plural
@@ -18,8 +18,6 @@ BENCHMARKS = "benchmarks"
 """The folder of those that the recipe names."""
 OWN = ("preferences", "feedback", "likelihood", "prompts")
 """The records in the stage's own folder, in the order of the page."""
-MANY_UNREAD = 0.1
-"""A judge that leaves more than this share of its calls without a verdict is named."""
 Outcome = Literal["gained", "lost", "both right", "both wrong", "right", "wrong", "not checked"]
 
 

@@ -17,6 +17,7 @@ from posttrain.artifacts import plain, read_json, write_json, write_text
 from posttrain.judge.pool import JudgeRecord
 from posttrain.judge.win_rates import WinRates
 from posttrain.report.reading import json_lines, parse
+from posttrain.report.values import Better
 from posttrain.stats.intervals import Test
 from posttrain.stats.ratings import Rating
 
@@ -27,8 +28,6 @@ Area = Literal["helpfulness", "instructions", "reasoning", "safety", "diversity"
 
 Unit = Literal["share", "rating", "tokens", "number", "count"]
 """``share`` is shown as a percentage; ``rating`` has a scale."""
-
-Better = Literal["higher", "lower", "neither"]
 
 
 @dataclass(frozen=True, slots=True)

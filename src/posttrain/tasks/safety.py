@@ -27,11 +27,12 @@ from posttrain.judge.prompts import load_prompt
 from posttrain.judge.refusal import AGREEMENT, LABELS, Label, SafetyPrompt, rule_label, xstest_label
 from posttrain.judge.verdicts import Missing
 from posttrain.references import NamesFile
+from posttrain.report.values import Better
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.base import Answer, Findings, Needs, Point, Score, Task, Unscored
 from posttrain.tasks.matches import judge_words
 from posttrain.tasks.measuring import score_each
-from posttrain.tasks.records import Area, Better, Measure, Remark
+from posttrain.tasks.records import Area, Measure, Remark
 from posttrain.tasks.rows import BUILTIN, keep_shares, turns_of
 from posttrain.tasks.safety_prompts import Expect, is_safety_file, load_safety_file, load_safety_rows
 

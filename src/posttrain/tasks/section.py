@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from posttrain.artifacts import plain
+from posttrain.judge.pool import MANY_UNREAD
 from posttrain.judge.section import fingerprint, interval_text, judge_section, share, unread_text
 from posttrain.report import charts, numbers
 from posttrain.report.charts import MOST_LANES, Forest, Histogram, Lane, Plane, Radar, Spot, color, radar_range
@@ -38,7 +39,7 @@ from posttrain.report.words import FEW_ROWS, counted, join, plural, reasons
 from posttrain.stats.ratings import Rating
 from posttrain.table import grouped
 from posttrain.tasks.browser import PAGE_BYTES, replies_section
-from posttrain.tasks.facts import MANY_UNREAD, Compared, Contest, TaskFacts, read_stage
+from posttrain.tasks.facts import Compared, Contest, TaskFacts, read_stage
 from posttrain.tasks.records import Measure, Result
 
 AREAS = {

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.encode.preferences import FeedbackTokens
-from posttrain.stats.intervals import IntervalSettings
+from posttrain.stats.intervals import Floats, IntervalSettings
 from posttrain.tasks.held_out import held_out_record
 from posttrain.tasks.held_out.preferences import ReplyLogps, divergence, sums, token_counts
 from posttrain.tasks.records import Difference, Measure, Result, TaskRecord, TaskRow
@@ -57,8 +57,6 @@ COMPARED = ("roc_area", "reward_margin")
 
 _WEIGHTS_AT_ONCE = 1_000_000
 """Rows times resamples held at once: some arrays of 8 MB. What is drawn does not depend on it."""
-
-Floats = NDArray[np.float64]
 
 
 class Rewards(NamedTuple):
