@@ -256,12 +256,9 @@ class Display(Protocol):
 
     def note(self, text: str) -> None:
         """A sentence that stays."""
-        ...
 
     def tick(self, label: str, done: int, total: int) -> None:
         """How far a piece of work is; ``total`` 0 = not known."""
-        ...
 
     def record(self, record: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl."""
-        ...

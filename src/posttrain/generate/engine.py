@@ -173,11 +173,9 @@ class Engine(Protocol):
     @property
     def fingerprint(self) -> Fingerprint:
         """What identifies the model and where it runs."""
-        ...
 
     def generate(self, requests: Sequence[Request]) -> Outcomes:
         """Answer all requests."""
-        ...
 
 
 Progress = Callable[[int, int], None]

@@ -114,11 +114,8 @@ class ScoreStage(StageKind):
         if len(wanted) < len(ids):
             context.display.note(f"{len(ids) - len(wanted):,} rows were scored before")
         if wanted:
-            encoder = _Encoder(lineage.template, opening, self.max_length)
             parts = _parts(rows_file, wanted)
-            _compute(
-                parts, len(wanted), encoder, lineage, self.batch_tokens, dtype_name, device, cache, context.display
-            )
+            _compute(self, parts, len(wanted), opening, lineage, dtype_name, device, cache, context.display)
             known = _cached(cache)
         columns, counts = _with_scores(rows_file, known, by)
         facts = {
@@ -250,15 +247,6 @@ def _quantiles(values: pl.Series) -> dict[str, float]:
 # ---- computing -------------------------------------------------------------------------------------------------------
 
 
-class _Encoder(NamedTuple):
-    """How rows become examples."""
-
-    template: ChatTemplate
-    opening: NDArray[np.int32]
-    """What stands before an answer alone."""
-    max_length: int
-
-
 class _Answer(NamedTuple):
     """What is computed for one row: its examples, and its answers alone. ``reason``: why there are none."""
 
@@ -268,16 +256,18 @@ class _Answer(NamedTuple):
     reason: str | None
 
 
-def _answers(rows: Sequence[SftRow], ids: Sequence[str], encoder: _Encoder) -> list[_Answer]:
+def _answers(
+    rows: Sequence[SftRow], ids: Sequence[str], template: ChatTemplate, opening: NDArray[np.int32], max_length: int
+) -> list[_Answer]:
     """The rows encoded as for training; a row one of whose examples can't be encoded or is too long has none.
 
-    Pairs with the same prompt and chosen reply are one conversation, which is encoded once.
+    ``opening``: what stands before an answer alone. Pairs with the same prompt and chosen reply are one conversation, which is encoded once.
     """
     contents = [row.id for row in rows]
     # in this ledger a conversation stands at its content: pairs made of one record share their origin
     distinct = {content: replace(row, origin=Origin(content, 0)) for content, row in zip(contents, rows, strict=True)}
     ledger = Ledger()
-    encoded = encode_rows(list(distinct.values()), encoder.template, encoder.max_length, "drop", ledger)
+    encoded = encode_rows(list(distinct.values()), template, max_length, "drop", ledger)
     reasons = {reject.origin.file: reject.reason for reject in ledger.rejects}
     examples = grouped((example.row_id, _unweighted(example)) for example in encoded.examples)
     return [
@@ -286,7 +276,7 @@ def _answers(rows: Sequence[SftRow], ids: Sequence[str], encoder: _Encoder) -> l
         else _Answer(
             row_id,
             tuple(examples[content]),
-            tuple(alone for example in examples[content] for alone in answers_alone(example, encoder.opening)),
+            tuple(alone for example in examples[content] for alone in answers_alone(example, opening)),
             None,
         )
         for content, row_id in zip(contents, ids, strict=True)
@@ -299,11 +289,11 @@ def _unweighted(example: Tokens) -> Tokens:
 
 
 def _compute(
+    stage: ScoreStage,
     parts: Iterator[pl.DataFrame],
     total: int,
-    encoder: _Encoder,
+    opening: NDArray[np.int32],
     lineage: Lineage,
-    batch_tokens: int,
     dtype_name: str,
     device: torch.device,
     cache: Path,
@@ -321,10 +311,10 @@ def _compute(
     done = 0
     for part in parts:
         ids = part["id"].to_list()
-        answers = _answers(frame_rows(part), ids, encoder)
+        answers = _answers(frame_rows(part), ids, lineage.template, opening, stage.max_length)
         check_fits(model, [example for answer in answers for example in answer.examples], "max_length of this stage")
         advance = _part_progress(display, done, len(ids), total, answers)
-        frame = _likelihoods(model, answers, batch_tokens, dtype, advance)
+        frame = _likelihoods(model, answers, stage.batch_tokens, dtype, advance)
         with atomic_path(cache / f"{ids[0]}.parquet") as temporary:
             frame.write_parquet(temporary)
         done += len(ids)
