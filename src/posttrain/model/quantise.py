@@ -8,7 +8,6 @@ its own layer unpacks into another type than was trained with, and repacks its w
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -25,9 +24,6 @@ BLOCK = 64
 
 def _bitsandbytes() -> Any:
     """bitsandbytes' functions. Raises ConfigError where it is not installed."""
-    log = logging.getLogger("bitsandbytes")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns of kernels of its own layer, which is not used here
     try:
         from bitsandbytes import functional
     except ImportError as error:
@@ -36,8 +32,6 @@ def _bitsandbytes() -> Any:
             where="adapter.quantize",
             fix="pip install 'posttrain[qlora]'",
         ) from error
-    finally:
-        log.setLevel(level)
     return functional
 
 

