@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -263,3 +265,38 @@ def test_without_bitsandbytes_one_line_says_how_to_get_it(small_model: Path, mon
 def test_dora_has_no_4_bits() -> None:
     with pytest.raises(ValueError, match="dora"):
         LoraAdapter(dora=True, quantize="nf4")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_folder_of_bitsandbytes_is_written_out(
+    bits: int, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layout by the library's own layers, which transformers writes (names of tensors and constants)."""
+    import bitsandbytes
+    from safetensors.torch import load_file, save_file
+
+    from posttrain.model.targets import model_folder
+
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "packed"
+    shutil.copytree(small_model, folder)
+    tensors, expected = load_file(folder / "model.safetensors"), {}
+    for name, tensor in list(tensors.items()):
+        if "_proj" not in name:
+            expected[name] = tensor
+        elif bits == 4:
+            packed, state = bitsandbytes.functional.quantize_4bit(tensor, quant_type="nf4", compress_statistics=True)
+            tensors |= {name: packed} | {f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}
+            expected[name] = bitsandbytes.functional.dequantize_4bit(packed, state)
+        else:
+            scales = tensor.abs().amax(1)
+            tensors[name] = (tensor / scales[:, None] * 127).round().to(torch.int8)
+            tensors[f"{name.removesuffix('weight')}SCB"] = scales
+            expected[name] = tensors[name].float() * scales[:, None] / 127
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    found = load_model(model_folder(str(folder)), FP32, CPU).state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+    assert model_folder(str(folder)) == model_folder(str(folder))

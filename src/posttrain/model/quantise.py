@@ -8,16 +8,21 @@ its own layer unpacks into another type than was trained with, and repacks its w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from posttrain.errors import ConfigError
+from posttrain.artifacts import write_json
+from posttrain.errors import ConfigError, ModelError
+from posttrain.model.companions import copy_tokenizer, read_object
 from posttrain.model.forward import score_head
 
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCK = 64
 """Weights that share one magnitude."""
 
@@ -173,3 +178,42 @@ def number_of_parameters(model: nn.Module) -> int:
     """Parameters of a model; a packed weight counts as what it stands for."""
     packed = sum(layer.in_features * layer.out_features - layer.weight.numel() for layer in layers(model))
     return packed + sum(p.numel() for p in model.parameters())
+
+
+# ---- folders of bitsandbytes -----------------------------------------------------------------------------------------
+
+
+def unpack(source: Path, folder: Path) -> None:
+    """Write a folder of bitsandbytes' 4 or 8 bits out as plain weights, in the type they were made to compute in, into an existing folder.
+
+    transformers reads such a folder with another package only, and none of its weights could be trained or merged.
+    """
+    config = read_object(source / "config.json")
+    del config["quantization_config"]
+    dtype = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(source.glob("*.safetensors")):
+        tensors |= load_file(file)
+    try:
+        plain = dict(_unpacked(tensors, dtype))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"these packed weights can't be read: {error}", where=str(source), fix="give the model in 16 bits"
+        ) from error
+    save_file(plain, folder / "model.safetensors", {"format": "pt"})
+    write_json(folder / "config.json", config)
+    copy_tokenizer(source, folder)
+
+
+def _unpacked(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        scales = tensors.get(f"{name.removesuffix('weight')}SCB")
+        if own:  # 4 bits
+            state = _bitsandbytes().QuantState.from_dict(own, tensor.device)
+            state.dtype = torch.float32
+            yield name, _bitsandbytes().dequantize_4bit(tensor, state).to(dtype)
+        elif tensor.dtype == torch.int8 and scales is not None:  # 8 bits, one scale a row
+            yield name, (tensor.float() * (scales.float()[:, None] / 127)).to(dtype)
+        elif ".weight." not in name and not name.endswith((".SCB", ".weight_format")):
+            yield name, tensor

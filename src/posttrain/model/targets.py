@@ -12,7 +12,7 @@ from posttrain import assets
 from posttrain.artifacts import StageDir, atomic_path, file_digest, read_json
 from posttrain.errors import ModelError
 from posttrain.model.companions import read_object
-from posttrain.model.lineage import Lineage, stage_lineage
+from posttrain.model.lineage import Lineage, model_digest, stage_lineage
 from posttrain.table import did_you_mean
 
 
@@ -79,7 +79,7 @@ def model_folder(name: str, progress: assets.Progress | None = None) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return _unpacked(path)
     if name in assets.MODELS:
         return _asset_folder(name, progress)
     if path.suffix == ".gguf" and path.is_file():
@@ -102,16 +102,40 @@ def _asset_folder(name: str, progress: assets.Progress | None) -> Path:
 
 
 def _converted(name: str, gguf: Callable[[], Path]) -> Path:
-    """The folder in the cache that a GGUF file becomes, once."""
-    folder = assets.cache_folder() / "models" / name
-    if not (folder / "config.json").exists():
+    """The folder in the cache that a GGUF file becomes."""
+
+    def convert(folder: Path) -> None:
         from posttrain.model.export import convert_gguf  # loads torch; once is enough
 
-        file = gguf()
+        convert_gguf(gguf(), folder)
+
+    return _made_once(name, convert)
+
+
+def _made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """A model folder of the cache, made where it is not there yet."""
+    folder = assets.cache_folder() / "models" / name
+    if not (folder / "config.json").exists():
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            convert_gguf(file, temporary)
+            make(temporary)
     return folder
+
+
+def _unpacked(folder: Path) -> Path:
+    """A model folder as it is, or written out in the cache where bitsandbytes has packed its weights."""
+    settings = (
+        read_object(folder / "config.json").get("quantization_config") if (folder / "config.json").is_file() else None
+    )
+    if not (isinstance(settings, dict) and settings.get("quant_method") == "bitsandbytes"):
+        return folder
+
+    def make(into: Path) -> None:
+        from posttrain.model.quantise import unpack
+
+        unpack(folder, into)
+
+    return _made_once(f"{folder.resolve().name}-{model_digest(folder)[:12]}", make)
 
 
 def _hub_folder(name: str) -> Path:
