@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.encode.collate import collate
+from posttrain.errors import ConfigError
 from posttrain.model.adapters import attach_lora, fresh_adapter_off, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.fused import fuse
@@ -64,3 +65,8 @@ def test_dora_and_plain_models_stay_as_they_are(small_model: Path) -> None:
     model = attach_lora(base, LoraAdapter(rank=4, dora=True), seed=0)
     with fresh_adapter_off(model):
         assert not is_off(model)
+
+
+def test_a_rank_above_the_width_is_refused(small_model: Path) -> None:
+    with pytest.raises(ConfigError, match="32 wide"):
+        attach_lora(load_model(small_model, torch.float32, CPU), LoraAdapter(rank=33), seed=0)

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 
 from families import EVERY_FAMILY, micro_folder
 from posttrain.artifacts import StageDir
-from posttrain.encode.preferences import PairTokens
+from posttrain.encode.preferences import FeedbackTokens, PairTokens
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model import fused, quantise
 from posttrain.model.adapters import (
@@ -36,7 +37,15 @@ from posttrain.model.export import merge_adapter, save_model
 from posttrain.model.load import load_model
 from posttrain.model.quantise import Nf4Linear, dequantise
 from posttrain.model.score import batch_logps, lay_out
-from posttrain.objectives import DpoObjective, RewardObjective
+from posttrain.objectives import (
+    DpoObjective,
+    HingeObjective,
+    IpoObjective,
+    KtoObjective,
+    OrpoObjective,
+    RewardObjective,
+    SimpoObjective,
+)
 from posttrain.train.config import TrainSettings
 from posttrain.train.loop import TrainInputs, prepare_model, train
 from posttrain.train.quantisation import GAP_FILE
@@ -236,17 +245,42 @@ def test_what_was_trained_on_4_bits_is_read_on_4_bits(
         quantised_base(tmp_path)
 
 
-def test_dpo_compares_with_its_own_base(
-    small_model: Path, random_examples: Callable[..., list[Tokens]], tmp_path: Path
+@pytest.mark.filterwarnings("ignore:weights in 4 bits")
+@pytest.mark.parametrize(
+    "objective",
+    [
+        DpoObjective(),
+        IpoObjective(),
+        SimpoObjective(),
+        OrpoObjective(),
+        HingeObjective(),
+        KtoObjective(),
+        RewardObjective(),
+    ],
+    ids=lambda o: o.name,
+)
+def test_every_objective_goes_as_on_the_dense_weights(
+    objective: Any, small_model: Path, random_examples: Callable[..., list[Tokens]], tmp_path: Path
 ) -> None:
-    """Before the first step every log-ratio is 0: the loss is ln 2, though the weights of the file would say something else."""
-    chosen, rejected = random_examples([9, 30, 17]), random_examples([9, 30, 17], seed=1)
-    pairs = [PairTokens(c, r, c.row_id) for c, r in zip(chosen, rejected, strict=True)]
-    settings = TrainSettings(objective=DpoObjective(), adapter=NF4, dtype="fp32", device="cpu", batch_size=3)
-    out = StageDir(tmp_path / "dpo")
-    with pytest.warns(UserWarning, match="4 bits"):
-        train(settings, TrainInputs(small_model, pairs), out, seed=0, digest="d")
-    assert out.metrics()[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    """The reference too: before the first step every log-ratio is 0, though the weights of the file would say something else."""
+    chosen, rejected = random_examples([9, 30, 17, 12]), random_examples([9, 30, 17, 12], seed=1)
+    units: list[Any] = [PairTokens(c, r, c.row_id) for c, r in zip(chosen, rejected, strict=True)]
+    if objective.row_kind == "feedback":
+        units = [FeedbackTokens(c, bool(n % 2)) for n, c in enumerate(chosen)]
+    losses = []
+    for name, folder, adapter in (
+        ("nf4", small_model, NF4),
+        ("dense", dense_folder(small_model, tmp_path / "folder"), LoraAdapter(rank=4, alpha=8.0)),
+    ):
+        settings = TrainSettings(
+            objective=objective, adapter=adapter, dtype="fp32", device="cpu", batch_size=4, epochs=3, learning_rate=1e-3
+        )
+        out = StageDir(tmp_path / name)
+        train(settings, TrainInputs(folder, units), out, seed=0, digest="d")
+        losses.append([record["loss"] for record in out.metrics()])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5, atol=1e-7)
+    if objective.needs_reference:
+        assert losses[0][0] == pytest.approx(objective.untrained_loss, abs=1e-6)
 
 
 def test_a_score_head_stays_in_32_bits(small_model: Path) -> None:

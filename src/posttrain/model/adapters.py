@@ -150,8 +150,15 @@ def quantised_base(adapter: Path | None) -> Literal["nf4"] | None:
 def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> PeftModel:
     """The model with a fresh adapter; everything else frozen, but for the score head of a reward model, which trains in fp32.
 
-    Raises ConfigError where a target matches no layer.
+    Raises ConfigError where a target matches no layer, or the rank is above the width of the model.
     """
+    width = model.get_input_embeddings().weight.shape[-1]
+    if adapter.rank > width:
+        raise ConfigError(
+            f"the model is {width} wide: an update of rank {adapter.rank} is none of low rank, and larger than the weights",
+            where="adapter.rank",
+            fix="8 to 64 is usual; adapter: {name: full} trains all weights",
+        )
     scoring = hasattr(model, "score")
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     config = LoraConfig(
