@@ -169,6 +169,48 @@ def ablate(
 
 
 @app.command()
+def plan(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a model folder, a demo asset or a hub name."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Changes to the recipe; of a model, settings of a train stage, for example max_length=4096.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="A size of memory (24GB), a card (rtx4090, h100, ...), cpu, or auto (here).")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Say what fits on a device before anything is loaded: memory by part, full beside LoRA and QLoRA, what to change first."""
+    import json
+
+    from posttrain.artifacts import write_text
+    from posttrain.lab import planning
+    from posttrain.report import terminal
+
+    found = planning.plan(target, overrides or [], device, runs)
+    if html is not None:
+        from posttrain.report.html import page
+
+        write_text(html, page(found.page))
+        typer.echo(f"Open {html}", err=True)
+    if as_json:
+        typer.echo(json.dumps(found.record, ensure_ascii=False))
+    else:
+        _console().print(
+            terminal.page(found.page), *map(terminal.section, found.page.sections), sep="\n", highlight=False
+        )
+
+
+@app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/quickstart.")],
 ) -> None:

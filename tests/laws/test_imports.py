@@ -26,7 +26,7 @@ FLOORS = [
     {"references"},
     {"report", "stats", "encode"},
     {"data", "objectives", "model"},
-    {"generate"},
+    {"generate", "plan"},
     {"judge"},
     {"tasks"},
     {"synth", "train"},
@@ -168,6 +168,7 @@ HELP = "import sys; sys.argv = ['posttrain', *{}]\nfrom posttrain.cli import mai
         (["data", "--help"], ["torch", "transformers", "peft", "polars"]),
         (["schema"], ["torch", "transformers", "peft"]),
         (["data", "dedup", "--help"], ["torch", "transformers", "peft"]),
+        (["plan", "--help"], ["torch", "transformers", "peft", "polars"]),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -149,6 +149,8 @@ class Bars(Titled):
     lanes: tuple[tuple[str, str, tuple[tuple[Piece, ...], ...]], ...]
     legend: tuple[tuple[str, str], ...] = ()
     """(text, colour) of the kinds of pieces."""
+    in_terminal: bool = False
+    """Whether it is drawn in a terminal too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text as Words
 
 from posttrain.report import numbers, values
+from posttrain.report.charts import Bars
 from posttrain.report.words import word_of
 
 STYLES = {
@@ -77,6 +78,8 @@ def blocks(several: Sequence[values.Block]) -> Iterator[RenderableType]:
                 yield from blocks(block.blocks)
             case values.Section():
                 yield section(block)
+            case Bars() if block.in_terminal:
+                yield from _bars(block)
             case _:
                 continue
 
@@ -94,6 +97,36 @@ class _Coloured:
         shades = cycle(SHADES)
         styled = [(one, next(shades) if one.weight else "dim") for one in self.one.tokens]
         yield Words.assemble(*((clean(t.visible), "black on red" if t.weight < 0 else style) for t, style in styled))
+
+
+FILLS = "\u2588\u2593\u2592\u2591\u25a4\u25a5\u25a6\u25a7\u25a8\u25a9\u25a3"
+"""One a kind of pieces of a bar: they can be told apart without colours."""
+BAR_WIDTH = 28
+"""Signs of the longest bar."""
+_COLOURS = {"s0": "blue", "s1": "dark_orange", "s2": "green", "s3": "magenta", "s4": "yellow", "s5": "cyan"}
+
+
+def _bars(one: Bars) -> Iterator[RenderableType]:
+    """Yield stacked bars as signs, and what each sign stands for."""
+    most = max((sum(piece.value for piece in pieces) for _, _, several in one.lanes for pieces in several), default=0.0)
+    fills = {name: (FILLS[place % len(FILLS)], _COLOURS[kind]) for place, (name, kind) in enumerate(one.legend)}
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    for name, text, several in one.lanes:
+        for pieces in several:
+            bar, done, drawn = Words(), 0.0, 0
+            for piece in pieces:
+                done += piece.value
+                end = round(BAR_WIDTH * done / most) if most else 0
+                sign, colour = next((fills[kind] for kind in fills if piece.text.startswith(kind)), (FILLS[0], "blue"))
+                bar.append(sign * (end - drawn), colour)
+                drawn = max(drawn, end)
+            grid.add_row(Words(clean(name)), bar, Words(clean(text)))
+    yield Words(clean(one.title), "bold")
+    yield grid
+    legend = [part for name, (sign, colour) in fills.items() for part in ((sign, colour), f" {clean(name)}   ")]
+    yield Words.assemble(*legend)
+    if one.caption:
+        yield Words(clean(one.caption), "dim")
 
 
 def table(one: values.Table) -> Grid:

@@ -1,0 +1,161 @@
+"""``posttrain plan``: does a recipe, or a model, fit on a device, and with which settings. Reads ``config.json`` only; no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from posttrain import assets
+from posttrain.config import Document, build, override
+from posttrain.encode.lengths import Lengths
+from posttrain.errors import AssetError, ConfigError, ModelError, RunError
+from posttrain.lab.recipe import Recipe, load_recipe
+from posttrain.model.companions import read_object
+from posttrain.model.targets import model_folder
+from posttrain.plan.devices import Device, device_of
+from posttrain.plan.fit import Rows, ways
+from posttrain.plan.memory import generation_memory
+from posttrain.plan.section import PlannedStage, as_record, plan_page, speed_note
+from posttrain.plan.shape import ModelShape, model_shape
+from posttrain.report.reading import json_value, parse
+from posttrain.report.values import Number, Page
+from posttrain.train.config import TrainSettings
+from posttrain.train.planned import longest_rows, measured_rows, run_of, setup_of
+
+SLOTS = 64
+"""Replies that the local engine makes at once (``generate.decode``, which loads torch)."""
+PROMPT_TOKENS = 256
+"""Of a prompt that is continued, where it is not known."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The answer of ``posttrain plan``."""
+
+    page: Page
+    record: dict[str, Any]
+
+
+def plan(target: str, overrides: Sequence[str], device: str, runs: Path) -> Planned:
+    """The plan of a recipe's training stages, or of a model with the settings of a stage that sets nothing.
+
+    Raises ConfigError for an unknown device or a recipe that trains nothing, ModelError and AssetError for a model that can't be counted.
+    """
+    machine = device_of(device)
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        recipe = load_recipe(target, overrides)
+        return _recipe_plan(recipe, machine, runs / recipe.name, target)
+    settings = _settings(overrides)
+    shape = shape_of(target)
+    stage = _stage("train", settings, shape, machine, longest_rows(settings))
+    return _answer(Path(target).name or target, shape, machine, [stage])
+
+
+def _settings(overrides: Sequence[str]) -> TrainSettings:
+    """A stage's settings from ``key=value``."""
+    where = "posttrain plan"
+    return build(TrainSettings, override(Document(where, {}, {(): where}), overrides, TrainSettings))
+
+
+def _recipe_plan(recipe: Recipe, machine: Device, run: Path, where: str) -> Planned:
+    trained = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainSettings)}
+    if not trained or recipe.model is None:
+        raise ConfigError(
+            "this recipe trains no model", where=where, fix="give a recipe with a train stage, or a model"
+        )
+    shape = shape_of(recipe.model)
+    stages = []
+    for name, settings in trained.items():
+        rows, known = longest_rows(settings), run / name / "lengths.json"
+        if known.is_file():
+            rows = _measured(settings, known, rows)
+        stages.append(_stage(name, settings, shape, machine, rows))
+    if evaluations := [n for s in recipe.stages.values() if isinstance(n := getattr(s, "max_new_tokens", None), int)]:
+        length = PROMPT_TOKENS + max(evaluations)
+        memory = generation_memory(shape, _dtype("auto", machine), machine.kind, SLOTS, length)
+        note = f"Generating {SLOTS} replies at once, of {length:,} tokens with their prompts, takes"
+        stages[-1] = replace(stages[-1], generation=memory, generation_note=note)
+    return _answer(recipe.name, shape, machine, stages)
+
+
+def _measured(settings: TrainSettings, path: Path, otherwise: Rows) -> Rows:
+    try:
+        return measured_rows(settings, parse(Lengths, json_value(path), path))
+    except RunError:  # another version's, or damaged: the run itself will write it anew
+        return otherwise
+
+
+def _stage(name: str, settings: TrainSettings, shape: ModelShape, machine: Device, rows: Rows) -> PlannedStage:
+    dtype = _dtype(settings.dtype, machine)
+    tokens = settings.micro_batch_tokens
+    setup, run = setup_of(settings, shape, dtype, machine.kind), run_of(settings, rows, tokens)
+    notes = [_rows_note(rows, settings), f"Weights and products: {dtype}.", speed_note(machine)]
+    if machine.kind == "cuda" and not machine.multiplies_bf16:
+        notes.append(f"{machine.name} has no bf16: fp32 is planned.")
+    return PlannedStage(name, machine, ways(setup, run, machine), setup.method, tuple(notes))
+
+
+def _rows_note(rows: Rows, settings: TrainSettings) -> str:
+    if not rows.measured:
+        return (
+            f"Rows are not read: all are taken to be max_length = {settings.max_length:,} tokens long, the worst case."
+        )
+    return (
+        f"Rows as an earlier run of this recipe encoded them: {rows.count:,}, {rows.mean:,.0f} tokens on average, "
+        f"the longest {rows.longest:,}."
+    )
+
+
+def _dtype(name: str, machine: Device) -> Literal["bf16", "fp32"]:
+    """The compute type, as it is set or as ``auto`` will find it."""
+    if name != "auto":
+        return "bf16" if name == "bf16" else "fp32"
+    return "bf16" if machine.multiplies_bf16 else "fp32"
+
+
+def _answer(title: str, shape: ModelShape, machine: Device, stages: Sequence[PlannedStage]) -> Planned:
+    facts = (
+        ("", shape.model_type),
+        ("parameters", Number(shape.parameters, "compact")),
+        ("layers", Number(len(shape.layers), "count")),
+        ("device", machine.name),
+    )
+    record = {
+        "model_type": shape.model_type,
+        "parameters": shape.parameters,
+        "stages": [as_record(stage) for stage in stages],
+    }
+    return Planned(plan_page(title, facts, stages), record)
+
+
+# ---- the configuration of a model ----------------------------------------------------------------------------------
+
+
+def shape_of(model: str) -> ModelShape:
+    """The sizes of a model: a folder, a demo asset, or a hub name, of which ``config.json`` alone is fetched.
+
+    Raises ModelError and AssetError.
+    """
+    path = config_file(model)
+    if not path.is_file():
+        raise ModelError(
+            "no config.json here: this is not a HF model folder",
+            where=model,
+            fix="give a folder with config.json, a recipe, a demo asset or a hub name like org/name",
+        )
+    return model_shape(read_object(path), model)
+
+
+def config_file(model: str) -> Path:
+    """The ``config.json`` of a model, fetched where it is on the hub."""
+    path = Path(model).expanduser()
+    if path.is_dir() or model in assets.MODELS or not _HUB_NAME.fullmatch(model) or path.parent.is_dir():
+        return model_folder(model) / "config.json"
+    try:
+        return assets.hub_file(f"hf://{model}/config.json")
+    except AssetError as error:
+        raise AssetError(error.problem, where=model, fix="connect, or give a folder with its config.json") from error
