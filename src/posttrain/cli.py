@@ -185,6 +185,9 @@ def plan(
     device: Annotated[
         str, typer.Option("--device", help="A size of memory (24GB), a card (rtx4090, h100, ...), cpu, or auto (here).")
     ] = "auto",
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also run the step on tensors without values, and hold the formulas against it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page.")] = None,
     runs: Runs = Path("runs"),
@@ -196,7 +199,7 @@ def plan(
     from posttrain.lab import planning
     from posttrain.report import terminal
 
-    found = planning.plan(target, overrides or [], device, runs)
+    found = planning.plan(target, overrides or [], device, runs, trace=trace)
     if html is not None:
         from posttrain.report.html import page
 

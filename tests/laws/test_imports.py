@@ -129,9 +129,10 @@ LOADS_TORCH = {
     *("generate.decode", "generate.local", "generate.ways"),
     *("lab.chat", "lab.verify"),
     *("model.adapters", "model.attention", "model.export", "model.forward"),
-    *("model.fused", "model.hardware", "model.kv_cache", "model.lengths", "model.load"),
+    *("model.fused", "model.hardware", "model.kv_cache", "model.lengths", "model.load", "model.outline"),
     *("model.logprobs", "model.own", "model.prepacked_weights", "model.proof", "model.quantise", "model.score"),
-    *("train.checkpoint", "train.loop", "train.optimizer", "train.quantisation", "train.reference", "train.tasks"),
+    *("train.checkpoint", "train.loop", "train.measured", "train.optimizer", "train.quantisation"),
+    *("train.reference", "train.step_trace", "train.tasks"),
 }
 """The modules that compute with tensors. Everything else is there for a machine without torch."""
 HEAVY = ["torch", "transformers", "peft", "datasets", "huggingface_hub", "matplotlib", "sklearn"]

@@ -17,8 +17,8 @@ from posttrain.model.companions import read_object
 from posttrain.model.targets import model_folder
 from posttrain.plan.devices import Device, device_of
 from posttrain.plan.fit import Rows, ways
-from posttrain.plan.memory import generation_memory
-from posttrain.plan.section import PlannedStage, as_record, plan_page, speed_note
+from posttrain.plan.memory import generation_memory, kept_bytes, memory_plan
+from posttrain.plan.section import PlannedStage, Traced, as_record, plan_page, speed_note
 from posttrain.plan.shape import ModelShape, model_shape
 from posttrain.report.reading import json_value, parse
 from posttrain.report.values import Number, Page
@@ -40,7 +40,7 @@ class Planned:
     record: dict[str, Any]
 
 
-def plan(target: str, overrides: Sequence[str], device: str, runs: Path) -> Planned:
+def plan(target: str, overrides: Sequence[str], device: str, runs: Path, *, trace: bool = False) -> Planned:
     """The plan of a recipe's training stages, or of a model with the settings of a stage that sets nothing.
 
     Raises ConfigError for an unknown device or a recipe that trains nothing, ModelError and AssetError for a model that can't be counted.
@@ -48,10 +48,12 @@ def plan(target: str, overrides: Sequence[str], device: str, runs: Path) -> Plan
     machine = device_of(device)
     if target.endswith((".yaml", ".yml")) or Path(target).is_file():
         recipe = load_recipe(target, overrides)
-        return _recipe_plan(recipe, machine, runs / recipe.name, target)
+        return _recipe_plan(recipe, machine, runs / recipe.name, target, trace=trace)
     settings = _settings(overrides)
     shape = shape_of(target)
     stage = _stage("train", settings, shape, machine, longest_rows(settings))
+    if trace:
+        stage = traced(stage, target)
     return _answer(Path(target).name or target, shape, machine, [stage])
 
 
@@ -61,7 +63,7 @@ def _settings(overrides: Sequence[str]) -> TrainSettings:
     return build(TrainSettings, override(Document(where, {}, {(): where}), overrides, TrainSettings))
 
 
-def _recipe_plan(recipe: Recipe, machine: Device, run: Path, where: str) -> Planned:
+def _recipe_plan(recipe: Recipe, machine: Device, run: Path, where: str, *, trace: bool) -> Planned:
     trained = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainSettings)}
     if not trained or recipe.model is None:
         raise ConfigError(
@@ -73,7 +75,8 @@ def _recipe_plan(recipe: Recipe, machine: Device, run: Path, where: str) -> Plan
         rows, known = longest_rows(settings), run / name / "lengths.json"
         if known.is_file():
             rows = _measured(settings, known, rows)
-        stages.append(_stage(name, settings, shape, machine, rows))
+        stage = _stage(name, settings, shape, machine, rows)
+        stages.append(traced(stage, recipe.model) if trace else stage)
     if evaluations := [n for s in recipe.stages.values() if isinstance(n := getattr(s, "max_new_tokens", None), int)]:
         length = PROMPT_TOKENS + max(evaluations)
         memory = generation_memory(shape, _dtype("auto", machine), machine.kind, SLOTS, length)
@@ -91,7 +94,7 @@ def _measured(settings: TrainSettings, path: Path, otherwise: Rows) -> Rows:
 
 def _stage(name: str, settings: TrainSettings, shape: ModelShape, machine: Device, rows: Rows) -> PlannedStage:
     dtype = _dtype(settings.dtype, machine)
-    tokens = settings.micro_batch_tokens
+    tokens = settings.token_budget
     setup, run = setup_of(settings, shape, dtype, machine.kind), run_of(settings, rows, tokens)
     notes = [_rows_note(rows, settings), f"Weights and products: {dtype}.", speed_note(machine)]
     if machine.kind == "cuda" and not machine.multiplies_bf16:
@@ -130,6 +133,21 @@ def _answer(title: str, shape: ModelShape, machine: Device, stages: Sequence[Pla
         "stages": [as_record(stage) for stage in stages],
     }
     return Planned(plan_page(title, facts, stages), record)
+
+
+def traced(stage: PlannedStage, model: str) -> PlannedStage:
+    """The stage with what its step takes by a trace, beside the formulas; of weights in 4 bits there is none."""
+    from posttrain.train.step_trace import trace_step  # torch: seconds that the formulas need not wait
+
+    config, found = read_object(config_file(model)), []
+    for way in stage.ways:
+        if way.setup.quantized or way.setup.scores:
+            continue
+        layout = way.run.rows.layout(way.run.tokens_at_once)
+        setup = replace(way.setup, accumulates=True)
+        memory, step = memory_plan(setup, layout), trace_step(config, setup, layout, model)
+        found.append(Traced(way.setup.method, kept_bytes(setup, layout), step.kept, memory.step_bytes, step.peak))
+    return replace(stage, traced=tuple(found))
 
 
 # ---- the configuration of a model ----------------------------------------------------------------------------------

@@ -40,6 +40,11 @@ def _causal_bias(queries: int, keys: int, window: int | None, dtype: torch.dtype
     return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))
 
 
+def forget() -> None:
+    """Drop the masks that are kept from one pass to the next: they must not be used where tensors have no values."""
+    _causal_bias.cache_clear()
+
+
 def _even_lanes(kv_heads: int, threads: int) -> int:
     """Into how many lanes the queries of a block are split, so that the products of a batch keep all threads busy to the end.
 

@@ -87,6 +87,13 @@ def current_memory(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had: of a CUDA device, otherwise of the computer without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
 def return_freed_memory() -> None:
     """Give the freed blocks that `keep_freed_memory` holds back to the kernel (glibc's malloc_trim)."""
     with contextlib.suppress(OSError, AttributeError):

@@ -38,6 +38,8 @@ PARTS = (
     "runtime",
 )
 """What memory is for, in the order in which it is drawn."""
+STEP_PARTS = ("gradients", "activations", "output head", "working memory")
+"""Of these what comes and goes with a step."""
 RUNTIME = {"cpu": 160e6, "cuda": 0.6e9}
 """Bytes that a process takes besides tensors: lazily loaded code and buffers of the CPU's products; context and workspaces of a GPU."""
 FREED_SHARE = {"cpu": 0.0, "cuda": 0.0}
@@ -176,6 +178,15 @@ class MemoryPlan:
         """The phase that takes most."""
         return max(self.phases, key=lambda phase: phase.total)
 
+    @property
+    def step_bytes(self) -> float:
+        """The most that a forward and backward pass takes besides weights, optimizer and what else is always there."""
+        return max(
+            sum(size for part, size in phase.parts.items() if part in STEP_PARTS)
+            for phase in self.phases
+            if phase.name.startswith(("forward", "backward"))
+        )
+
 
 def memory_plan(setup: Setup, layout: Layout) -> MemoryPlan:
     """The memory of a training run whose largest micro-batch is ``layout``, by phase, in bytes."""
@@ -211,6 +222,11 @@ def memory_plan(setup: Setup, layout: Layout) -> MemoryPlan:
     if setup.saves and setup.lora is None and setup.device == "cpu":
         phases.append(Phase("writing", training | {"second copy": weights}))
     return MemoryPlan(tuple(phases))
+
+
+def kept_bytes(setup: Setup, layout: Layout) -> float:
+    """What the forward pass of a micro-batch leaves for its backward pass."""
+    return kept_activations(setup, layout) + _head(setup, layout).kept
 
 
 # ---- activations ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from posttrain.plan.devices import Device
@@ -30,6 +30,19 @@ COLORS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Traced:
+    """A step's bytes by the formulas and by a trace of the step itself."""
+
+    method: str
+    kept: float
+    """For the backward pass, of one micro-batch."""
+    kept_traced: float
+    peak: float
+    """Besides weights and optimizer, gradients included."""
+    peak_traced: float
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedStage:
     """A training stage with its three ways on a device; the one that is set is marked by ``chosen``."""
 
@@ -41,6 +54,7 @@ class PlannedStage:
     """What was assumed."""
     generation: Phase | None = None
     generation_note: str = ""
+    traced: tuple[Traced, ...] = ()
 
 
 def plan_page(title: str, facts: Sequence[tuple[str, Cell]], stages: Sequence[PlannedStage]) -> Page:
@@ -55,6 +69,8 @@ def stage_section(stage: PlannedStage) -> Section:
     if advice := _advice(stage, found):
         blocks.append(advice)
     blocks += [_bars(stage), _parts_table(stage)]
+    if stage.traced:
+        blocks.append(_traced_table(stage.traced))
     if stage.generation is not None:
         blocks.append(Text(f"{stage.generation_note}: {_gb(stage.generation.total)}.", "aside"))
     blocks += [Text(note, "aside") for note in stage.notes]
@@ -145,6 +161,16 @@ def _parts_table(stage: PlannedStage) -> Table:
     return Table("By part, at the peak", ("", *(TITLES[way.setup.method] for way in stage.ways)), tuple(rows))
 
 
+def _traced_table(several: Sequence[Traced]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for one in several:
+        lines = (("kept for the backward pass", one.kept, one.kept_traced), ("most at once", one.peak, one.peak_traced))
+        for name, formula, trace in lines:
+            apart = numbers.signed_percent(formula / trace - 1)
+            rows.append((f"{TITLES[one.method]}: {name}", Number(formula, "bytes"), Number(trace, "bytes"), apart))
+    return Table("A step by the formulas and traced", ("", "Formula", "Trace", "Difference"), tuple(rows))
+
+
 def _gb(size: float) -> str:
     return numbers.in_unit(size, "bytes")
 
@@ -180,6 +206,7 @@ def as_record(stage: PlannedStage) -> dict[str, Any]:
         "device_bytes": round(stage.device.memory),
         "set": stage.chosen,
         "notes": list(stage.notes),
+        "traced": [asdict(one) for one in stage.traced],
         "generation_bytes": None if stage.generation is None else round(stage.generation.total),
         "ways": {
             way.setup.method: {

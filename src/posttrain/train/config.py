@@ -12,6 +12,9 @@ from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.objectives import Objective, default_objective
 from posttrain.references import NamesFile
 
+USUAL_TOKENS = 2048
+"""``micro_batch_tokens`` where nothing is said, and where ``auto`` can't be planned."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
@@ -42,8 +45,8 @@ class TrainSettings:
     """Upper limit on optimizer steps."""
     batch_size: Annotated[int, Ge(1)] = 16
     """Examples per optimizer step (the effective batch): conversations, pairs or labelled replies."""
-    micro_batch_tokens: Annotated[int, Ge(1)] = 2048
-    """Tokens that are computed at once; longer single examples go alone."""
+    micro_batch_tokens: Annotated[int, Ge(1)] | Literal["auto"] = USUAL_TOKENS
+    """Tokens that are computed at once; longer single examples go alone. ``auto``: what the planner finds to fit, once a run."""
     learning_rate: Annotated[float, Gt(0)] | None = None
     """Highest rate; null = the objective's own (docs/objectives.md)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -86,3 +89,8 @@ class TrainSettings:
     def peak_learning_rate(self) -> float:
         """The highest rate, whether it is written here or the objective's own."""
         return self.objective.default_learning_rate if self.learning_rate is None else self.learning_rate
+
+    @property
+    def token_budget(self) -> int:
+        """``micro_batch_tokens`` as a number; `USUAL_TOKENS` while ``auto`` is not settled."""
+        return USUAL_TOKENS if self.micro_batch_tokens == "auto" else self.micro_batch_tokens

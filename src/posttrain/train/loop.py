@@ -39,8 +39,10 @@ from posttrain.objectives.base import Loss, Metric
 from posttrain.report.reading import parse
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
 from posttrain.train.config import TrainSettings
+from posttrain.train.measured import Planner, out_of_memory, record_measured, record_plan
 from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_rate
 from posttrain.train.plan import Plan, micro_batches
+from posttrain.train.planned import StagePlan
 from posttrain.train.quantisation import GAP_FILE, quantisation_gap
 from posttrain.train.records import HeldOutRecord, QuantisationGap, Record, StepRecord, TrainResult, line_of
 from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
@@ -49,6 +51,8 @@ from posttrain.train.track import Tracker, open_trackers
 
 EVALUATIONS_PER_RUN = 10
 CHECKPOINT_TIME_SHARE = 0.05
+LESS = 0.8
+"""Of the planned peak: what advice after running out of memory aims at."""
 FRAGMENTED = 1.25
 """Freed memory goes back to the system when a step leaves so many times more of it than the leanest one did."""
 
@@ -356,6 +360,7 @@ def _begin(
 ) -> tuple[_Run, Progress]:
     """The run, ready for its next step: model, reference, plan, and the newest checkpoint restored."""
     hardware.keep_freed_memory()
+    idle = hardware.current_memory(hardware.resolve_device(settings.device))
     settings = settled_dtype(settings, out)
     trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
     sequences = [s for unit in (*inputs.examples, *inputs.held_out) for s in sequences_of(unit)]
@@ -366,7 +371,13 @@ def _begin(
     objective = settings.objective
     task = make_task(objective, pad_id=pad_id, others=inputs.examples)  # lengths do not depend on the reference
     lengths = tuple(unit_length(trainee.model, task, unit) for unit in inputs.examples)
-    plan = Plan(lengths, settings.batch_size, settings.micro_batch_tokens, settings.epochs, seed, settings.max_steps)
+    device, dtype = trainee.device, trainee.compute_dtype
+    planner = Planner(settings, inputs.model_folder, trainee.model, task, inputs.examples, device, dtype, idle)
+    plan = Plan(lengths, settings.batch_size, settings.token_budget, settings.epochs, seed, settings.max_steps)
+    settings = planner.settled(out, plan)
+    plan = replace(plan, micro_batch_tokens=settings.token_budget)
+    largest = planner.largest(plan)
+    record_plan(out, stage_plan := planner.of(largest), largest)
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
     if objective.needs_reference:
         # before the checkpoint is restored: the policy is still where it started
@@ -374,19 +385,20 @@ def _begin(
         steps = [[inputs.examples[i] for i in plan.step_examples(step)] for step in range(plan.total_steps)]
         reference = _reference(settings, source, trainee, task, [*steps, inputs.held_out], on_progress)
         if source.model_folder is None and not source.adapter_off and not checkpoints.exist():
-            _starts_at_reference(trainee, task, steps[0], reference, settings.micro_batch_tokens)
+            _starts_at_reference(trainee, task, steps[0], reference, settings.token_budget)
         task = make_task(objective, reference, pad_id, inputs.examples)
     if quantise.layers(trainee.model):
         if objective.head == "tokens" and not checkpoints.exist():
             rows = [sequences_of(unit) for unit in (*inputs.held_out, *inputs.examples)]
-            gap = quantisation_gap(trainee.model, rows, settings.micro_batch_tokens, trainee.compute_dtype)
+            gap = quantisation_gap(trainee.model, rows, settings.token_budget, trainee.compute_dtype)
             write_json(out.file(GAP_FILE), asdict(gap))
             warnings.warn(gap.sentence, stacklevel=2)
         quantise.forget_originals(trainee.model)
     progress = _restore(checkpoints, trainee, optimizer, names)
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
     trackers = open_trackers(settings.track, out.path)
-    run = _Run(settings, inputs, task, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer)
+    parts = (settings, inputs, task, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer)
+    run = _Run(*parts, stage_plan, idle)
     return run, progress
 
 
@@ -406,6 +418,9 @@ class _Run:
     log: MetricsLog
     trackers: Sequence[Tracker]
     observer: Observer
+    stage_plan: StagePlan | None
+    idle: int
+    """Memory of the process in bytes before the model was loaded."""
 
     @property
     def best_weights(self) -> Path:
@@ -425,11 +440,14 @@ class _Run:
             yield
         except TrainingError as error:
             raise self._diagnosed(error, step, [unit for group in groups for unit in group]) from None
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            fix = "lower micro_batch_tokens (the result stays the same), or set gradient_checkpointing: true"
+            if self.stage_plan is not None:
+                fix = self.stage_plan.advice(self.stage_plan.memory.peak.total * LESS)
             raise TrainingError(
-                f"the device is out of memory at step {step + 1}",
-                where=str(self.out.path),
-                fix="lower micro_batch_tokens (the result stays the same), or set gradient_checkpointing: true",
+                f"the device is out of memory at step {step + 1}", where=str(self.out.path), fix=fix
             ) from error
 
     def record_step(self, progress: Progress, result: StepResult, rate: float, seconds: float) -> Progress:
@@ -467,7 +485,7 @@ class _Run:
         if not self.inputs.held_out:
             return progress
         trainee, stopping = self.trainee, self.settings.early_stopping
-        loss, metrics = evaluate(trainee, self.task, self.inputs.held_out, self.settings.micro_batch_tokens)
+        loss, metrics = evaluate(trainee, self.task, self.inputs.held_out, self.settings.token_budget)
         if not math.isfinite(loss):
             error = TrainingError(f"held-out loss {loss}")
             raise self._diagnosed(error, progress.step - 1, self.inputs.held_out)
@@ -513,6 +531,8 @@ class _Run:
         rates, flops = [r["tokens_per_second"] for r in steps], [r["flops_per_second"] for r in steps]
         peak = hardware.matmul_flops(self.trainee.compute_dtype, self.trainee.device)
         gap = self.out.file(GAP_FILE)
+        measured = hardware.peak_memory(self.trainee.device)
+        record_measured(self.out, self.settings, model, self.optimizer, measured - self.idle)
         result = TrainResult(
             quantisation=parse(QuantisationGap, read_json(gap), gap) if gap.exists() else None,
             steps=progress.step,
@@ -530,7 +550,7 @@ class _Run:
             stopped_early=progress.stopped_early,
             trainable_parameters=sum(p.numel() for p in self.trainee.trained.values()),
             total_parameters=quantise.number_of_parameters(model),
-            peak_memory_bytes=hardware.peak_memory(self.trainee.device),
+            peak_memory_bytes=measured,
             # A peak measured while others used the machine may lie below what the training itself reached.
             matmul_share=median(flops) / peak if median(flops) <= peak else None,
             matmul_peak_flops=peak,
@@ -591,7 +611,7 @@ def _reference(
     on_progress: Callable[[str, int, int], None],
 ) -> ReferenceLogps:
     """The reference's log-probabilities of everything the given steps will ask for, computed or read."""
-    dtype, budget = trainee.compute_dtype, settings.micro_batch_tokens
+    dtype, budget = trainee.compute_dtype, settings.token_budget
     model = trainee.model
     if source.model_folder is not None:
         model = frozen_model(source.model_folder, source.adapter_folder, dtype, trainee.device)

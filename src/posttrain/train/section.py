@@ -21,6 +21,7 @@ from posttrain.report.figure import file_name
 from posttrain.report.reading import Gap, Stage, json_value, optional, parse
 from posttrain.report.values import Block, Cell, Facts, Finding, Headline, Notice, Number, Section, Table, Text
 from posttrain.report.words import join, plural
+from posttrain.train.planned import MEMORY_FILE, MemoryRecord, memory_blocks
 from posttrain.train.records import HeldOutRecord, Record, StepRecord, TrainResult, fields_of
 
 CHOSEN_FALL = 1.0
@@ -60,6 +61,7 @@ class Training:
     steps: tuple[StepRecord, ...]
     held_out: tuple[HeldOutRecord, ...]
     lengths: Lengths | None
+    memory: MemoryRecord | None = None
 
     @property
     def name(self) -> str:
@@ -146,13 +148,18 @@ def read_training(stage: Stage, gaps: list[Gap]) -> Training:
     def read_lengths(path: Path) -> Lengths:
         return parse(Lengths, json_value(path), path)
 
+    def read_memory(path: Path) -> MemoryRecord:
+        return parse(MemoryRecord, json_value(path), path)
+
     metrics, lengths = stage.folder.file("metrics.jsonl"), stage.folder.file("lengths.json")
+    memory = stage.folder.file(MEMORY_FILE)
     return Training(
         stage,
         _objective(stage.config.get("objective")),
         stage.result(TrainResult, gaps),
         *(optional(gaps, stage, metrics, "there are no training curves", read_metrics) or ((), ())),
         optional(gaps, stage, lengths, "there is no distribution of token lengths", read_lengths),
+        optional(gaps, stage, memory, "there is no plan of memory", read_memory) if memory.is_file() else None,
     )
 
 
@@ -183,6 +190,8 @@ def _section(one: Training, before: Training | None, *, several: bool) -> Sectio
     blocks: list[Block] = [Text(_how(one)), *remarks, _facts(one), *_curves(one)]
     if one.held_out:
         blocks.append(_course_table(one))
+    if one.memory is not None:
+        blocks += memory_blocks(one.memory)
     if one.lengths:
         blocks.append(_lengths_section(one, one.lengths))
     blocks.append(values.Records("training", _record(one)))
@@ -210,6 +219,7 @@ def _record(one: Training) -> dict[str, Any]:
         "result": one.result,
         "seconds": one.stage.seconds,
         "peak_memory_bytes": one.peak_memory_bytes,
+        "memory": one.memory,
         "first_step": one.steps[0] if one.steps else None,
         "last_step": one.steps[-1] if one.steps else None,
         "held_out": one.held_out,

@@ -105,13 +105,11 @@ def measured_step(
     batch, dtype = batch_of(layout, setup.shape.vocabulary), DTYPES[setup.dtype]
     with Storages(model) as storages:
         for _ in range(2):
-            before = storages.live
+            before = storages.peak = storages.live
             share = loss(batch_logps(model, batch, dtype).logps_S)
             kept = storages.live - before
-            storages.peak = storages.live
             torch.autograd.backward(share)
             del share
-        # the forward pass of the second micro-batch has the same peak as its end and the head's work on top
     return StepTrace(float(kept), float(storages.peak))
 
 
@@ -120,9 +118,7 @@ def batch_of(layout: Layout, vocabulary: int) -> Batch:
     parents, ends = [], {0: -1}
     for index, (length, depth) in enumerate(zip(layout.lengths, layout.depths, strict=True)):
         parents.append(ends[depth])
-        if depth == 0:
-            ends = {0: -1}
-            ends[length] = index
+        ends = ({0: -1} if depth == 0 else ends) | {depth + length: index}
     tokens, supervised = layout.tokens, min(layout.supervised, layout.tokens)
     ids_T = np.arange(tokens, dtype=np.int64) % vocabulary
     return Batch(
