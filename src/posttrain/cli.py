@@ -186,7 +186,8 @@ def plan(
         str, typer.Option("--device", help="A size of memory (24GB), a card (rtx4090, h100, ...), cpu, or auto (here).")
     ] = "auto",
     trace: Annotated[
-        bool, typer.Option("--trace", help="Also run the step on tensors without values, and hold the formulas against it.")
+        bool,
+        typer.Option("--trace", help="Also run the step on tensors without values, and hold the formulas against it."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page.")] = None,

@@ -110,7 +110,7 @@ def test_full_lora_and_qlora_stand_side_by_side() -> None:
 
 
 def test_changes_come_in_the_order_of_what_they_cost_until_it_fits() -> None:
-    setup, room = Setup(shape=shape(QWEN3_8B), adapter=FullWeights()), 24e9
+    setup, room = Setup(shape=shape(QWEN3_8B), adapter=FullWeights()), 12e9
     found = list(changes(setup, run_at(tokens=8192), room))
     assert [one.setting.partition(":")[0] for one in found] == [
         "micro_batch_tokens",

@@ -144,7 +144,7 @@ def traced(stage: PlannedStage, model: str) -> PlannedStage:
         if way.setup.quantized or way.setup.scores:
             continue
         layout = way.run.rows.layout(way.run.tokens_at_once)
-        setup = replace(way.setup, accumulates=True)
+        setup = replace(way.setup, accumulates=True, device="cpu")  # a trace is of the code that runs on a CPU
         memory, step = memory_plan(setup, layout), trace_step(config, setup, layout, model)
         found.append(Traced(way.setup.method, kept_bytes(setup, layout), step.kept, memory.step_bytes, step.peak))
     return replace(stage, traced=tuple(found))

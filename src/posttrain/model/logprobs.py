@@ -116,6 +116,7 @@ class _TokenLogps(torch.autograd.Function):
             logps_S[chunk] = _logps_and_residual(residual_CV, targets_S[chunk], cap)
             if unit_gradient_SD is not None:
                 torch.mm(residual_CV, head_VD, out=unit_gradient_SD[chunk])
+            del residual_CV  # before the next chunk is made
         if unit_gradient_SD is not None:
             ctx.save_for_backward(unit_gradient_SD)
         else:
@@ -143,6 +144,7 @@ class _TokenLogps(torch.autograd.Function):
             d_head_VD += residual_CV.T @ hidden_SD[chunk]
             if bias_V is not None:
                 d_bias_V += residual_CV.sum(dim=0, dtype=d_bias_V.dtype)
+            del residual_CV
         return (
             d_hidden_SD,
             d_head_VD.to(head_VD.dtype),

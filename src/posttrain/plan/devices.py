@@ -77,7 +77,7 @@ def device_of(name: str) -> Device:
 
     Raises ConfigError, with the nearest name, for anything else.
     """
-    plain = re.sub(r"[\s_]", "", name.lower()).removeprefix("nvidia-")
+    plain = re.sub(r"^nvidia-?|[\s_]", "", name.lower().strip())
     if plain in ("auto", "cpu"):
         return (None if plain == "cpu" else _installed_gpu()) or this_cpu()
     if found := DEVICES.get(plain) or DEVICES.get(plain.replace("-", "")):

@@ -11,7 +11,7 @@ S supervised ones, V vocabulary, e bytes of the compute type.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -200,13 +200,15 @@ def memory_plan(setup: Setup, layout: Layout) -> MemoryPlan:
         base["reference"] = 4.0 * setup.reference_tokens
     training = base | {"optimizer": 2 * trained}
     standing = training | ({"gradients": trained} if setup.accumulates else {})
+    casts = 0.0
     if setup.checkpointing:
-        one_layer = kept_activations(replace(setup, checkpointing=False, shape=setup.shape.first_layers(1)), layout)
-        working += one_layer
-    forward = standing | {"activations": kept, "output head": head.kept + head.forward}
+        residual = 4 if setup.mixed else setup.width
+        working += layout.tokens * (layer_bytes(setup, 0) - setup.shape.hidden * residual) + _pair_bytes(setup, layout)
+        casts = _casts(setup)  # they are made for the forward pass, and gone with it
+    forward = standing | {"activations": kept + casts, "output head": head.kept + head.forward}
     backward = standing | {"activations": kept, "output head": head.kept + head.backward}
-    deep = standing | {"activations": kept, "output head": head.kept, "working memory": working}
-    end = training | {"gradients": trained, "working memory": working}
+    deep = standing | {"activations": kept, "output head": head.kept + head.waiting, "working memory": working}
+    end = training | {"gradients": trained, "output head": head.end, "working memory": 0.0 if head.end else working}
     phases = [
         Phase("load", base | {"second copy": _load_copy(setup)}),
         Phase("forward", forward),
@@ -243,8 +245,12 @@ def kept_activations(setup: Setup, layout: Layout) -> float:
     kept = sum(tokens * layer_bytes(setup, number) + _pair_bytes(setup, layout) for number in range(len(shape.layers)))
     # nothing before the first adapter needs a gradient
     first = tokens * shape.hidden * residual if setup.lora is not None and shape.layers else 0
-    casts = 2.0 * sum(layer.active for layer in shape.layers) if setup.mixed else 0.0
-    return ends + kept - first + casts
+    return ends + kept - first + _casts(setup)
+
+
+def _casts(setup: Setup) -> float:
+    """Weights in the compute type that autocast keeps."""
+    return 2.0 * sum(layer.active for layer in setup.shape.layers) if setup.mixed else 0.0
 
 
 def layer_bytes(setup: Setup, number: int) -> float:
@@ -343,9 +349,9 @@ def _pair_bytes(setup: Setup, layout: Layout) -> float:
 
 
 def _working(setup: Setup) -> float:
-    """Numbers a token that the backward pass of a layer needs at once: three of the MLP's inner width, three of the residual's."""
+    """Numbers a token that the backward pass of a layer needs at once; the MLP's products are widest."""
     widest = max((layer.inner for layer in setup.shape.layers), default=0)
-    return 3.0 * widest + 3.0 * setup.shape.hidden
+    return (1.0 if setup.lora is None else 3.0) * widest + setup.shape.hidden
 
 
 # ---- the ends ------------------------------------------------------------------------------------------------------
@@ -358,6 +364,10 @@ class _HeadBytes:
     kept: float = 0.0
     forward: float = 0.0
     backward: float = 0.0
+    waiting: float = 0.0
+    """A trained tied head's gradient, until the embedding has its own."""
+    end: float = 0.0
+    """Gradients of a trained embedding before they are added up."""
     alone: float = 0.0
 
 
@@ -366,12 +376,20 @@ def _head(setup: Setup, layout: Layout) -> _HeadBytes:
     if setup.scores:
         return _HeadBytes()
     hidden = float(e * shape.hidden * s)
-    chunk = min(CHUNK, s) * e * shape.vocabulary + 3 * STRIP * 4 * shape.vocabulary
+    chunk = float(min(CHUNK, s) * e * shape.vocabulary)
+    strips = 2.0 * STRIP * 4 * shape.vocabulary if e < 4 else 0.0
     tiles = 3 * 1024 * 2048 * 4.0
     if setup.lora is not None:
-        return _HeadBytes(hidden, chunk + hidden, 2 * hidden, tiles)
-    copy = 2.0 * shape.embedding if setup.mixed else 0.0  # the head in the compute type
-    return _HeadBytes(hidden + copy, chunk + 0.0, chunk + hidden + 2 * 4.0 * shape.embedding, tiles)
+        return _HeadBytes(hidden, chunk + strips + hidden, 2 * hidden, alone=tiles)
+    matrix = float(shape.embedding)
+    return _HeadBytes(
+        hidden + (2 * matrix if setup.mixed else 0.0),  # the head in the compute type
+        chunk + strips,
+        chunk + hidden + (4 + e) * matrix,
+        4 * matrix if shape.tied else 0.0,
+        (12 if shape.tied else 4) * matrix,
+        tiles,
+    )
 
 
 def _load_copy(setup: Setup) -> float:

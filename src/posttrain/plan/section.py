@@ -156,7 +156,9 @@ def _bars(stage: PlannedStage) -> Bars:
 
 def _parts_table(stage: PlannedStage) -> Table:
     used = [part for part in PARTS if any(way.memory.peak.parts.get(part) for way in stage.ways)]
-    rows = [(part, *(Number(way.memory.peak.parts.get(part) or None, "bytes") for way in stage.ways)) for part in used]
+    rows: list[tuple[Cell, ...]] = [
+        (part, *(Number(way.memory.peak.parts.get(part) or None, "bytes") for way in stage.ways)) for part in used
+    ]
     rows.append(("together", *(Number(way.memory.peak.total, "bytes") for way in stage.ways)))
     return Table("By part, at the peak", ("", *(TITLES[way.setup.method] for way in stage.ways)), tuple(rows))
 

@@ -27,8 +27,10 @@ class Family:
     """Whether input and output embedding are one where the configuration does not say."""
     qkv_bias: bool = False
     """Whether query, key and value have a bias whatever the configuration says."""
-    biased_output: bool = True
-    """Whether ``attention_bias`` gives the output projection one too."""
+    attention_bias: bool = False
+    """Whether ``attention_bias`` of the configuration counts: all four projections have a bias then."""
+    mlp_bias: bool = False
+    """Whether ``mlp_bias`` does."""
     head_norms: bool = False
     """Whether queries and keys are normed in every head."""
     wide_norms: bool = False
@@ -50,26 +52,29 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(),
+    "llama": Family(attention_bias=True, mlp_bias=True),
     "mistral": Family(),
-    "granite": Family(),
-    "qwen2": Family(qkv_bias=True, biased_output=False),
-    "qwen3": Family(head_dim=128, head_norms=True),
-    "gemma": Family(head_dim=256, tied=True, own_norm=True, activation="gelu"),
-    "gemma2": Family(head_dim=256, tied=True, norms=4, own_norm=True, activation="gelu"),
-    "gemma3_text": Family(head_dim=256, tied=True, head_norms=True, norms=4, own_norm=True, activation="gelu"),
+    "granite": Family(attention_bias=True, mlp_bias=True),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(attention_bias=True, head_dim=128, head_norms=True),
+    "gemma": Family(attention_bias=True, head_dim=256, tied=True, own_norm=True, activation="gelu"),
+    "gemma2": Family(attention_bias=True, head_dim=256, tied=True, norms=4, own_norm=True, activation="gelu"),
+    "gemma3_text": Family(
+        attention_bias=True, head_dim=256, tied=True, head_norms=True, norms=4, own_norm=True, activation="gelu"
+    ),
     "phi3": Family(joined=True),
-    "olmo2": Family(wide_norms=True),
+    "olmo2": Family(attention_bias=True, wide_norms=True),
     "mixtral": Family(experts="num_local_experts"),
-    "olmoe": Family(wide_norms=True, experts="num_experts"),
+    "olmoe": Family(attention_bias=True, wide_norms=True, experts="num_experts"),
     "qwen2_moe": Family(
         qkv_bias=True,
-        biased_output=False,
         experts="num_experts",
         expert_width="moe_intermediate_size",
         shared_gate=True,
     ),
-    "qwen3_moe": Family(head_norms=True, experts="num_experts", expert_width="moe_intermediate_size"),
+    "qwen3_moe": Family(
+        attention_bias=True, head_norms=True, experts="num_experts", expert_width="moe_intermediate_size"
+    ),
 }
 """Model types whose parameters are counted; tests hold every one against the real model."""
 
@@ -220,7 +225,7 @@ def model_shape(config: Mapping[str, Any], where: str) -> ModelShape:
         raise ModelError(problem, where=where, fix=f"it knows {', '.join(FAMILIES)}")
 
     def number(name: str, default: int | None = None) -> int:
-        value = text.get(name)
+        value = text.get(name, text.get("num_local_experts") if name == "num_experts" else None)
         if value is None and default is not None:
             return default
         if value is None:
@@ -233,11 +238,17 @@ def model_shape(config: Mapping[str, Any], where: str) -> ModelShape:
     hidden, heads, depth = number("hidden_size"), number("num_attention_heads"), number("num_hidden_layers")
     kv_heads = number("num_key_value_heads", family.kv_heads or heads)
     head_dim = number("head_dim", family.head_dim or max(1, hidden // heads))
-    attention = _attention(family, hidden, heads * head_dim, kv_heads * head_dim, bool(text.get("attention_bias")))
+    attention = _attention(
+        family,
+        hidden,
+        heads * head_dim,
+        kv_heads * head_dim,
+        family.attention_bias and bool(text.get("attention_bias")),
+    )
     norms = family.norms * hidden
     norms += 2 * head_dim if family.head_norms else 0
     norms += (heads + kv_heads) * head_dim if family.wide_norms else 0
-    dense = _dense(family, hidden, bool(text.get("mlp_bias")))
+    dense = _dense(family, hidden, family.mlp_bias and bool(text.get("mlp_bias")))
     layers = tuple(
         _expert_layer(family, attention, norms, hidden, number)
         if family.experts and _has_experts(text, index)
@@ -274,7 +285,7 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _attention(family: Family, hidden: int, query: int, key: int, bias: bool) -> tuple[Linear, ...]:
     inward = bias or family.qkv_bias
-    output = Linear("self_attn.o_proj", query, hidden, bias and family.biased_output and not family.joined)
+    output = Linear("self_attn.o_proj", query, hidden, bias)
     if family.joined:
         return Linear("self_attn.qkv_proj", hidden, query + 2 * key), output
     sizes = {"q": query, "k": key, "v": key}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,8 @@ class Planner:
         """The plan with this largest micro-batch; None where the model's type is unknown."""
         units = [layout_of(lay_out(self.model, self.task.sequences(unit))) for unit in self.examples]
         kept = sum(one.supervised for one in units) if self.settings.objective.needs_reference else 0
-        dtype = "bf16" if self.dtype == torch.bfloat16 else "fp32"
-        kind = "cuda" if self.device.type == "cuda" else "cpu"
+        dtype: Literal["bf16", "fp32"] = "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        kind: Literal["cpu", "cuda"] = "cuda" if self.device.type == "cuda" else "cpu"
         return stage_plan(self.settings, self.folder, dtype, kind, rows_of(units), layout, kept)
 
     def largest(self, plan: Plan) -> Layout:
