@@ -175,7 +175,7 @@ def _largest(plan: Callable[[int], MemoryPlan], room: float, least: int, most: i
 def changes(setup: Setup, run: Run, room: float) -> Iterator[Change]:
     """Yield the settings to change, the cheapest first, until the run fits; each with those before it."""
     steps: list[tuple[str, str, Setup, Run]] = []
-    least = max(run.rows.longest, GRANULE)
+    least = run.rows.longest
 
     def try_tokens(setup: Setup, run: Run, reason: str) -> tuple[Setup, Run]:
         found = largest_tokens(setup, run, room) or least

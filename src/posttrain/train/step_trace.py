@@ -114,7 +114,8 @@ def _adapted(config: Mapping[str, Any], setup: Setup, layers: int, where: str) -
     """The model with its adapter, on the meta device."""
     dtype = torch.float32 if setup.lora is None else DTYPES[setup.dtype]
     model = outline_model(config, layers, dtype, where)
-    return adapters.attach_lora(model, setup.lora, seed=0) if setup.lora is not None else model
+    adapted: nn.Module = model if setup.lora is None else adapters.attach_lora(model, setup.lora, seed=0)
+    return adapted
 
 
 def _ready(model: nn.Module, setup: Setup) -> nn.Module:
