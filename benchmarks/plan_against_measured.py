@@ -167,7 +167,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--only", str(number), "--wide", str(wide)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             record = json.loads(done.stdout.splitlines()[-1])
-            planned, measured = record["planned"]["peak_bytes"], record["measured"]["peak_bytes"]
+            planned, measured = record["planned"]["peak_bytes"], record["measured"]["peak_memory_bytes"]
             apart = planned / measured - 1
             lines.append(
                 f"| {shown(setting)} | {record['planned']['peak_phase']} | {planned / 1e9:.2f} | {measured / 1e9:.2f} | {apart:+.0%} |"

@@ -60,6 +60,7 @@ IN_TEXT = [
     (r"\b\d[\d.,]*\s+[kMG]?B\b", "# B"),
     (rf"(matmul peak{GAP})(–|\d+(\.\d+)?%)", r"\1#"),
     (r"\b\d+(\.\d+)?%\s+of\s+(the\s+)?(matmul|matrix)", r"#% of \2\3"),
+    (r"\S+% against the plan", "#% against the plan"),
     (r"\b\d+\s+cores", "# cores"),
     (r"\b\d+\.\d+\.\d+[\w.+]*", "#"),
     (r"Linux-\S+", "#"),

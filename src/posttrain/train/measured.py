@@ -83,7 +83,7 @@ class Planner:
         plan = self.of(self.largest(usual))
         if plan is None:
             return USUAL_TOKENS
-        found = tokens_that_fit(plan, self.room)
+        found = tokens_that_fit(plan, self.room, usual.lengths)
         if found is None:
             problem = "not even the longest example fits into the memory that is free"
             raise TrainingError(problem, where=str(out.path), fix=plan.advice(self.room))
@@ -108,8 +108,9 @@ def record_measured(
     lora = isinstance(settings.adapter, LoraAdapter)
     parts = {"weights": frozen if lora else frozen + trained, "adapter": trained if lora else 0}
     parts |= {"gradients": trained, "optimizer": states}
+    measured = MeasuredMemory(peak_bytes, peak_bytes - sum(parts.values()), parts)
     record = read_json(out.file(MEMORY_FILE))
-    write_json(out.file(MEMORY_FILE), {**record, "measured": asdict(MeasuredMemory(peak_bytes, parts))})
+    write_json(out.file(MEMORY_FILE), {**record, "measured": asdict(measured)})
 
 
 def out_of_memory(error: Exception) -> bool:

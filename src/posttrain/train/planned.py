@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,8 +150,10 @@ class StagePlan:
 class MeasuredMemory:
     """What a stage really took, in bytes. Tensors that are there all the time are counted; the rest is the peak less them."""
 
-    peak_bytes: int
+    peak_memory_bytes: int
     """On a CPU of the process, above what it had before the model was loaded; on CUDA allocated."""
+    other_memory_bytes: int
+    """The peak less ``parts``."""
     parts: Mapping[str, int]
 
 
@@ -211,11 +212,14 @@ def rows_of(layouts: Sequence[Layout]) -> Rows:
     )
 
 
-def tokens_that_fit(plan: StagePlan, room: float) -> int | None:
-    """What ``micro_batch_tokens: auto`` becomes in so many bytes; None where not even the longest unit fits."""
-    whole = math.ceil(plan.run.batch_size * plan.run.rows.longest)
+def tokens_that_fit(plan: StagePlan, room: float, lengths: Sequence[int]) -> int | None:
+    """What ``micro_batch_tokens: auto`` becomes in so many bytes; None where not even the longest unit fits.
+
+    lengths: of all units, as they are packed. More than the longest batch is never needed.
+    """
+    whole = sum(sorted(lengths)[-plan.run.batch_size :])
     found = largest_tokens(plan.setup, plan.run, USED_SHARE * room)
-    return None if found is None else max(plan.run.rows.longest, min(found, whole, MOST_AT_ONCE[plan.setup.device]))
+    return None if found is None else max(max(lengths), min(found, whole, MOST_AT_ONCE[plan.setup.device]))
 
 
 def memory_blocks(record: MemoryRecord) -> list[Block]:
@@ -229,16 +233,19 @@ def memory_blocks(record: MemoryRecord) -> list[Block]:
     rows: list[tuple[Cell, ...]] = [
         (part, Number(peak.get(part) or None, "bytes"), Number(known.get(part) or None, "bytes")) for part in named
     ]
-    held = {part: size for part, size in known.items() if peak.get(part)}
-    rest = None if measured is None else measured.peak_bytes - sum(held.values())
-    of_rest = sum(size for part, size in peak.items() if part not in held)
-    if planned is not None and rest is not None:
-        rows.append(("all but the parts measured for themselves", Number(of_rest, "bytes"), Number(rest, "bytes")))
+    if measured is not None:
+        rest = sum(size for part, size in peak.items() if part not in known) if peak else None
+        rows.append(("all the rest", Number(rest, "bytes"), Number(measured.other_memory_bytes, "bytes")))
     total = None if planned is None else planned["peak_bytes"]
-    rows.append(("peak", Number(total, "bytes"), Number(None if measured is None else measured.peak_bytes, "bytes")))
+    took = None if measured is None else measured.peak_memory_bytes
+    rows.append(("peak", Number(total, "bytes"), Number(took, "bytes")))
     text = f"The largest micro-batch has {record.tokens_at_once:,} tokens in {plural(record.segments, 'segment')}."
-    if total and measured is not None:
-        text += f" Measured is {numbers.signed_percent(measured.peak_bytes / total - 1)} against the plan"
-        text += f", whose peak is in the phase {planned['peak_phase']}." if planned else "."
+    if planned is not None:
+        text += f" The planned peak is in the phase {planned['peak_phase']}"
+        text += (
+            "."
+            if took is None
+            else f"; measured is {numbers.signed_percent(took / planned['peak_bytes'] - 1)} against the plan."
+        )
     table = Table("Memory, planned and measured", ("", "Planned", "Measured"), tuple(rows), folded=True)
     return [table, Text(text, "aside")]
