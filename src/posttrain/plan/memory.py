@@ -35,15 +35,19 @@ PARTS = (
     "second copy",
     "reference",
     "cache of keys and values",
+    "allocator",
     "runtime",
 )
 """What memory is for, in the order in which it is drawn."""
+BEFORE_STEPS = ("load", "reference")
+"""Phases before the first step."""
 STEP_PARTS = ("gradients", "activations", "output head", "working memory")
 """Of these what comes and goes with a step."""
-RUNTIME = {"cpu": 160e6, "cuda": 0.6e9}
-"""Bytes that a process takes besides tensors: lazily loaded code and buffers of the CPU's products; context and workspaces of a GPU."""
-FREED_SHARE = {"cpu": 0.0, "cuda": 0.0}
-"""Of what a step frees and takes again, how much the allocator holds on top."""
+RUNTIME = {"cpu": 30e6, "cuda": 0.6e9}
+"""Bytes that a process takes besides tensors: code that is loaded late; context and workspaces of a GPU."""
+HELD_SHARE, HELD_CHUNKS, HELD_AGAIN = 0.12, 2, 2
+"""What the C library holds in holes on a CPU, fitted to measurements (docs/planner.md): a share of what a step takes, and some of the largest
+blocks, which glibc before 2.38 does not reuse for a block of the same size; with checkpointing more of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +227,21 @@ def memory_plan(setup: Setup, layout: Layout) -> MemoryPlan:
         phases.append(Phase("reference", base | {"second copy": weights, "working memory": working}))
     if setup.saves and setup.lora is None and setup.device == "cpu":
         phases.append(Phase("writing", training | {"second copy": weights}))
-    return MemoryPlan(tuple(phases))
+    return MemoryPlan(tuple(_with_held(setup, layout, phases)))
+
+
+def _with_held(setup: Setup, layout: Layout, phases: Sequence[Phase]) -> list[Phase]:
+    """The phases with what the allocator of a CPU holds from the first step on. A GPU's is left out: what is allocated is counted there."""
+    step = MemoryPlan(tuple(phases)).step_bytes
+    blocks = min(CHUNK, layout.supervised) * setup.width * setup.shape.vocabulary
+    held = HELD_SHARE * step + blocks * (HELD_CHUNKS + (HELD_AGAIN if setup.checkpointing else 0))
+    held += 0.0 if setup.lora is not None else 8.0 * setup.shape.embedding
+    if setup.device == "cuda":
+        held = 0.0
+    return [
+        phase if phase.name in BEFORE_STEPS else Phase(phase.name, {**phase.parts, "allocator": held})
+        for phase in phases
+    ]
 
 
 def kept_bytes(setup: Setup, layout: Layout) -> float:
@@ -393,8 +411,8 @@ def _head(setup: Setup, layout: Layout) -> _HeadBytes:
 
 
 def _load_copy(setup: Setup) -> float:
-    """What is in memory besides the weights while they are read."""
-    return 0.0
+    """What is in memory besides the weights while they are read: those that 4 bits are made of, until the gap is measured."""
+    return float(setup.width * setup.shape.linear_weights) if setup.quantized and setup.device == "cpu" else 0.0
 
 
 # ---- generation ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ COLORS: Mapping[str, str] = {
     "second copy": "s2",
     "reference": "s3",
     "cache of keys and values": "s4",
+    "allocator": "s0",
     "runtime": "s5",
 }
 
