@@ -48,7 +48,7 @@ def both(kind: str, adapter: Any, layout: Layout, **more: Any) -> tuple[tuple[fl
     return (kept_bytes(setup, layout), trace.kept), (memory_plan(setup, layout).step_bytes, trace.peak)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["sft", pytest.param("pairs", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
@@ -60,6 +60,7 @@ def test_formulas_and_trace_agree_within_five_percent(
     assert peak[0] == pytest.approx(peak[1], rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3_text", "phi3"])
 def test_other_families_keep_what_the_formulas_say(kind: str, adapter: str) -> None:
