@@ -10,9 +10,11 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import psutil
 import torch
+from torch.nn import functional as F
 
 from posttrain.errors import ConfigError
 
@@ -60,6 +62,29 @@ def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - begin)
     return 2 * 1024**3 / best
+
+
+def thread_speeds(most: int) -> dict[int, float]:
+    """Seconds that a small stack of layers takes with 1, 2, 4, ... and ``most`` threads: the median of 3, a fraction of a second in all.
+
+    On an idle machine more threads are faster. Beside another busy process they wait for each other at the end of every operation, and
+    two may be an eighth as fast as one (docs/log.md).
+    """
+    generator = torch.Generator().manual_seed(0)
+    x_TD = torch.randn(256, 512, generator=generator)
+    up_DF, down_FD = (torch.randn(shape, generator=generator) / 32 for shape in ((512, 1024), (1024, 512)))
+    before, found = torch.get_num_threads(), {}
+    for threads in sorted({min(1 << power, most) for power in range(most.bit_length())} | {most}):
+        torch.set_num_threads(threads)
+        times = []
+        for _ in range(4):  # the first one starts the threads
+            begin, y_TD = time.perf_counter(), x_TD
+            for _ in range(4):
+                y_TD = F.rms_norm(y_TD + F.silu(y_TD @ up_DF) @ down_FD, (512,))
+            times.append(time.perf_counter() - begin)
+        found[threads] = median(times[1:])
+    torch.set_num_threads(before)
+    return found
 
 
 def peak_memory(device: torch.device) -> int:

@@ -6,13 +6,14 @@ name something carry a marker (`posttrain.references`); graph, checks, paths and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from posttrain import assets
-from posttrain.artifacts import RunDir, StageDir
+from posttrain.artifacts import RunDir, StageDir, read_json, write_json
 from posttrain.config import Problem
 from posttrain.errors import ConfigError, RunError
 from posttrain.references import Gives, NamesFile, NamesStage, Reference, with_references
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 
+THREADS_FILE = ".threads.json"
+"""In the run folder: how many threads it computes with."""
 BASE = "base"
 """The recipe's model, wherever a stage that hands on a model could be named."""
 
@@ -82,6 +85,28 @@ class Context:
             resolve_device(name)
         except ConfigError as error:
             raise ConfigError(error.problem, where=f"stages.{self.name}.device", fix=error.fix) from error
+
+    def settle_threads(self) -> None:
+        """Compute with as many threads as are fastest here now. Measured once a run and kept with it, because the last bits depend on them.
+
+        ``OMP_NUM_THREADS`` decides where it is set.
+        """
+        if "OMP_NUM_THREADS" in os.environ:
+            return
+        import torch
+
+        from posttrain.model.hardware import thread_speeds
+
+        kept = self.run.path / THREADS_FILE
+        if not kept.exists():
+            speeds = thread_speeds(torch.get_num_threads())
+            write_json(kept, {"threads": min(speeds, key=lambda threads: speeds[threads])})
+            if (threads := read_json(kept)["threads"]) < max(speeds):
+                faster = speeds[max(speeds)] / speeds[threads]
+                self.display.note(
+                    f"computing with {threads} of {max(speeds)} threads: {faster:.1f} times as fast here now, where others are at work too"
+                )
+        torch.set_num_threads(read_json(kept)["threads"])
 
     def check_template(self, folder: Path, template: str | None) -> None:
         """Raise ModelError or TemplateError where a model's tokenizer or chat template can't be used."""

@@ -82,6 +82,7 @@ class EvalStage(EvalSettings, StageKind):
         """Measure all models."""
         from posttrain.tasks.evaluation import evaluate
 
+        context.settle_threads()
         rows = None if self.data is None else context.run.stage(self.data).file("rows", "held_out.parquet")
         # read when their turn comes, and once: an identity is a hash over all weights
         contenders = {name: cache(partial(self._contender, context, name)) for name in self.models}

@@ -100,6 +100,7 @@ class ScoreStage(StageKind):
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Score the rows; what was computed for a row before, in this run, is not computed again."""
+        context.settle_threads()
         out, read = context.out, context.run.stage(self.data)
         rows_file = read.file("rows", "train.parquet")
         refuse_prompts(rows_file)

@@ -76,6 +76,7 @@ class TrainStage(TrainSettings, _Inputs):
         from posttrain.train.loop import TrainInputs, train
 
         out, display = context.out, context.display
+        context.settle_threads()
         hardware.reset_peak_memory(hardware.resolve_device(self.device))
         start = context.lineage(self.start_from)
         lineage = start.spoken(self.template)
