@@ -18,8 +18,7 @@ from hypothesis import settings
 from posttrain.types import Tokens
 from servers import Server
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded; inherited by every process that a test starts
-    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded; inherited by every process that a test starts
 
 # No test is about time: a busy machine must not fail one.
 settings.register_profile("posttrain", deadline=None)
