@@ -226,3 +226,13 @@ def test_adapter_folders_that_do_not_fit(small_model: Path, tmp_path: Path) -> N
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match="pickled weights are never loaded"):
         load_adapter(load_model(small_model, torch.float32, CPU), tmp_path, trainable=False)
+
+
+def test_a_gguf_file_that_is_none_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from posttrain.model.targets import model_folder
+
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "x.gguf").write_text("hello")
+    with pytest.raises(ModelError, match="this GGUF file can't be read"):
+        model_folder(str(tmp_path / "x.gguf"))
+    assert not list((tmp_path / "cache" / "models").glob("*"))

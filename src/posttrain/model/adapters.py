@@ -155,7 +155,7 @@ def attach_lora(model: PreTrainedModel, adapter: LoraAdapter, seed: int) -> Peft
     width = model.get_input_embeddings().weight.shape[-1]
     if adapter.rank > width:
         raise ConfigError(
-            f"the model is {width} wide: an update of rank {adapter.rank} is none of low rank, and larger than the weights",
+            f"the model is {width} wide: an update of rank {adapter.rank} is not of low rank, and is larger than the weights",
             where="adapter.rank",
             fix="8 to 64 is usual; adapter: {name: full} trains all weights",
         )

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from posttrain.artifacts import write_json
 from posttrain.errors import ModelError
 from posttrain.model.companions import read_object
-from posttrain.model.folder import predictors
+from posttrain.model.folder import in_a_line, predictors
 from posttrain.model.forward import causal_lm
 from posttrain.model.load import check_read_back, quiet_transformers
 from posttrain.model.quantise import dequantise
@@ -80,16 +80,23 @@ def check_written(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> N
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to fp32 safetensors with config and tokenizer in an existing folder.
+    """Dequantise a GGUF file to fp32 safetensors with config and tokenizer in an existing folder. Raises ModelError where that can't be.
 
     fp32, because Q4 blocks (scale * q + minimum, fp16 scales) are exact in fp32 and in nothing smaller.
     """
     # transformers' progress bar of the conversion can only be silenced at its stream
     with quiet_transformers(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
+        except Exception as error:  # transformers raises its own types here, for damage and for what it can't read
+            raise ModelError(
+                f"this GGUF file can't be read: {in_a_line(error)}",
+                where=str(gguf),
+                fix="give the model as a HF folder",
+            ) from error
         tokenizer.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
     config = model.config.to_dict()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from posttrain.artifacts import write_json
 from posttrain.errors import ConfigError, ModelError
 from posttrain.model.companions import copy_tokenizer, read_object
+from posttrain.model.folder import check_model_folder
 from posttrain.model.forward import score_head
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -188,6 +189,7 @@ def unpack(source: Path, folder: Path) -> None:
 
     transformers reads such a folder with another package only, and none of its weights could be trained or merged.
     """
+    check_model_folder(source)
     config = read_object(source / "config.json")
     del config["quantization_config"]
     dtype = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
