@@ -442,6 +442,40 @@ def compare(
         _console().print(terminal.section(comparison.compare_section(settings, found)), highlight=False)
 
 
+@app.command(
+    help="Take a model home: a merged HF folder, a PEFT adapter, a GGUF file for llama.cpp, or a folder for Ollama.\n\n"
+    "posttrain export TARGET --to hf|adapter|gguf|gguf-adapter|ollama -o DIR [--KEY VALUE]...: TARGET is a run's train stage (runs/NAME/STAGE), "
+    "an adapter or model folder, a demo asset or a hub name. DIR must be new.",
+    context_settings=_OPTIONS_ARE_KEYS,
+)
+def export(
+    ctx: typer.Context,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder to write into.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
+) -> None:
+    """See the help above."""
+    import json
+
+    from posttrain.errors import ConfigError
+    from posttrain.lab import exporting
+    from posttrain.lab.display import Display
+    from posttrain.report import terminal
+
+    if help_wanted:
+        typer.echo(ctx.get_help() + "\n\n" + exporting.options())
+        raise typer.Exit
+    settings = exporting.settings_of(ctx.args)
+    if out is None:
+        raise ConfigError("no output folder", where="posttrain export", fix="say where to write: -o DIR")
+    with Display(_console(stderr=as_json)) as display:
+        result = exporting.run_export(settings, out, display)
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        _console().print(terminal.section(exporting.export_section(result, str(out))), highlight=False)
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors (put it beside yaml-language-server's $schema)."""

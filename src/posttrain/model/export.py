@@ -40,18 +40,26 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     return merged
 
 
-def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+SHARD = "5GB"
+"""Largest file of weights: what the hub advises."""
+
+
+def save_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype, shard: str = SHARD) -> None:
     """Write a HF model (safetensors, config) into an existing folder, weights as ``dtype``, and read it back.
 
-    Raises ModelError where plain transformers reads something else than what is in memory (see `check_written`).
+    shard: largest file of weights. Raises ModelError where plain transformers reads something else than what is in memory
+    (see `check_written`), and where a weight is beyond the range of ``dtype``.
     """
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    for name, tensor in state.items():
+        if dtype == torch.float16 and not bool(tensor.isfinite().all()):
+            raise ModelError(f"{name} has weights beyond the range of fp16 (65,504)", fix="write it as bf16 or fp32")
     config = model.config
     kept, implementation = config.dtype, config._attn_implementation
     try:
         config._attn_implementation = None  # ours is not known to those who load this folder
         with quiet_transformers():
-            model.save_pretrained(folder, state_dict=state)
+            model.save_pretrained(folder, state_dict=state, max_shard_size=shard)
     finally:
         config.dtype, config._attn_implementation = kept, implementation
     # save_pretrained writes the type the model has in memory, not the one of the tensors it was given

@@ -10,6 +10,7 @@ from posttrain.stages.arena import ArenaStage
 from posttrain.stages.base import StageKind
 from posttrain.stages.data import DataStage
 from posttrain.stages.eval import EvalStage
+from posttrain.stages.export import ExportStage
 from posttrain.stages.judge import JudgeStage
 from posttrain.stages.profile import ProfileStage
 from posttrain.stages.report import ReportStage
@@ -24,6 +25,7 @@ KINDS: tuple[type[StageKind], ...] = (
     EvalStage,
     JudgeStage,
     ArenaStage,
+    ExportStage,
     ReportStage,
 )
 

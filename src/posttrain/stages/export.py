@@ -1,0 +1,330 @@
+"""``kind: export``: a model taken home, in the form another runtime reads, with a card and proof of what was written.
+
+hf             merged weights as a HF folder (safetensors, tokenizer, template, generation config)
+adapter        the PEFT folder, with the name of its base in place of a path
+gguf           one file for llama.cpp, with tokenizer and chat template
+gguf-adapter   the LoRA adapter alone, for the GGUF file of its base
+ollama         gguf with a Modelfile
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from posttrain.artifacts import RunDir, StageDir, atomic_path, read_json, write_json, write_text
+from posttrain.errors import ModelError, RunError
+from posttrain.references import NamesFile, NamesModel, NamesStage
+from posttrain.report import values
+from posttrain.stages.base import BASE, Context, StageKind
+from posttrain.stages.card import Told, told_of, told_of_stage, write_card
+from posttrain.types import Display, Message
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from posttrain.model.agreement import Agreement
+    from posttrain.model.lineage import Lineage
+
+FILES = "files"
+"""The folder of a stage with what is exported."""
+PROBES, PROBE_TOKENS = 4, 256
+"""Texts on which what was written is compared with what was trained, and the longest of them."""
+PROMPTS = (
+    "What is the capital of France?",
+    "\u8bf7\u7528\u4e00\u53e5\u8bdd\u4ecb\u7ecd\u5317\u4eac\u3002",
+    "Add 1234 and 5678, then explain each step.",
+    "Write a short poem about the sea.",
+)
+_MADE: Mapping[str, tuple[str, str]] = {
+    "hf": ("finetune", "transformers"),
+    "adapter": ("adapter", "peft"),
+    "gguf": ("quantized", "gguf"),
+    "gguf-adapter": ("adapter", "gguf"),
+    "ollama": ("quantized", "gguf"),
+}
+"""Form -> what its card says of its relation to the base, and which library reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportStage(StageKind):
+    """Write a model for another runtime; what is written is compared with what was trained."""
+
+    kind: Literal["export"]
+    model: Annotated[str, NamesStage("model", or_outside="model")] = BASE
+    """What is exported: a train stage, ``base``, or a model from outside (``runs/NAME/STAGE``, an adapter, a folder, an asset, a hub name)."""
+    base: Annotated[str, NamesModel()] | None = None
+    """Base model of an adapter folder, where it is not the one the adapter names."""
+    to: Literal["hf", "adapter", "gguf", "gguf-adapter", "ollama"]
+    """``hf``: merged folder. ``adapter``: PEFT folder. ``gguf``: one file for llama.cpp. ``gguf-adapter``: the LoRA adapter alone for it. ``ollama``: gguf with a Modelfile."""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Type of the weights of ``hf``. Merged in fp32 whatever it is; bf16 rounds six times as much away as fp16."""
+    type: Literal["f32", "f16", "bf16", "q8_0"] = "f16"
+    """Type of the matrices of a GGUF file. ``f32`` and ``f16`` give the same greedy text as the folder; ``bf16`` and ``q8_0`` need not."""
+    template: Annotated[str, NamesFile()] | None = None
+    """A Jinja chat template file in place of the model's own."""
+
+    def check(self, context: Context) -> None:
+        """The base is there."""
+        if self.model == BASE:
+            context.base_folder()
+
+    def run(self, context: Context) -> Mapping[str, Any]:
+        """Write the files, and what they say of what was trained."""
+        inside = self.model == BASE or self.model in context.stages
+        if inside:
+            lineage = context.lineage(self.model)
+            told = told_of_stage(context.run, self.model, context.model, lineage.folder)
+            rows = held_out_rows(context.run, self.model)
+        else:
+            lineage, told, rows = open_target(self.model, self.base)
+        return export(self, lineage.spoken(self.template), told, rows, context.out.file(FILES), context.display)
+
+    @staticmethod
+    def section(out: StageDir) -> values.Section:
+        """What was written, and how far it is from what was trained."""
+        result = (out.manifest() or {}).get("result") or {}
+        return export_section(result, out.path.name)
+
+
+def export_section(result: Mapping[str, Any], name: str) -> values.Section:
+    """What was written, for a page and the terminal."""
+    facts: list[tuple[str, values.Cell]] = [
+        ("Form", str(result.get("form"))),
+        ("Made from", result.get("model")),
+        ("Size", values.Number(result.get("bytes"), "bytes")),
+    ]
+    if (found := result.get("agreement")) is not None:
+        facts += [
+            ("Largest difference of logits from what was trained", values.Number(found["largest"], "scientific")),
+            ("Same likeliest token", values.Number(found["top1"], "share")),
+            ("Compared at", f"{found['tokens']:,} places of {found['texts']} texts"),
+        ]
+    files = values.Table(
+        "", ("file", "size"), tuple((f["name"], values.Number(f["bytes"], "bytes")) for f in result.get("files", ()))
+    )
+    notes = tuple(str(note) for note in result.get("notes", ()))
+    warned = (values.Notice("warning", "to know", notes),) if notes else ()
+    return values.Section(f"Export: {name}", name, (values.Facts(tuple(facts)), files, *warned))
+
+
+# ---- what is exported --------------------------------------------------------------------------------------------------
+
+
+def open_target(target: str, base: str | None) -> tuple[Lineage, Told, Path | None]:
+    """A model from outside a recipe: what it is, what is known of it, and rows to compare on. Raises ModelError for an unfinished stage."""
+    from posttrain.model.targets import resolve_target
+
+    path = Path(target)
+    if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
+        status = read_json(path / "manifest.json").get("status")
+        if status != "complete":
+            fix = "finish it first: posttrain run"
+            raise ModelError(
+                f"this stage is not complete (it is {status}), so its weights are not final", where=target, fix=fix
+            )
+        lineage, run = resolve_target(target, base), RunDir(path.parent)
+        model = base or _recipe_model(path.parent)
+        return lineage, told_of_stage(run, path.name, model, lineage.folder), held_out_rows(run, path.name)
+    lineage = resolve_target(target, base)
+    named = base or target
+    if lineage.adapter is not None and base is None:
+        named = str(read_json(lineage.adapter / "adapter_config.json").get("base_model_name_or_path"))
+    return lineage, told_of(named, lineage.folder, lineage.adapter is not None), None
+
+
+def _recipe_model(run: Path) -> str:
+    from posttrain.config import read_yaml
+
+    return str(read_yaml(run / "recipe.yaml").value["model"])
+
+
+def held_out_rows(run: RunDir, stage: str) -> Path | None:
+    """The held-out conversations of a train stage; None where it has none."""
+    config = (run.stage(stage).manifest() or {}).get("config") or {}
+    path = run.stage(str(config.get("data", ""))).file("rows", "held_out.parquet")
+    return path if path.is_file() else None
+
+
+def _probes(lineage: Lineage, rows: Path | None) -> list[NDArray[np.int32]]:
+    """A few texts as ids: held-out rows of the run, or prompts."""
+    import numpy as np
+
+    from posttrain.artifacts import Ledger
+    from posttrain.data.rows import read_rows, row_kind_of
+    from posttrain.encode.template import load_tokenizer
+    from posttrain.encode.tokens import encode_prompt, encode_rows
+
+    if not lineage.has_template:
+        tokenizer = load_tokenizer(lineage.home)
+        return [np.asarray(tokenizer(prompt)["input_ids"], np.int32) for prompt in PROMPTS]
+    if rows is not None and (row_kind_of(rows) or "conversations") == "conversations":
+        talks = read_rows(rows)[: 4 * PROBES]
+        examples = encode_rows(talks, lineage.template, PROBE_TOKENS, "truncate", Ledger()).examples
+        if examples:
+            return [example.ids_T for example in examples[:PROBES]]
+    return [encode_prompt([Message("user", prompt)], lineage.template) for prompt in PROMPTS]
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------------
+
+
+def export(
+    settings: ExportStage, lineage: Lineage, told: Told, rows: Path | None, folder: Path, display: Display
+) -> Mapping[str, Any]:
+    """Write a model into a new folder, all of it or nothing; returns the stage's ``result``.
+
+    Raises RunError where the folder holds something or the disk is full, ModelError where the form has no place for this model,
+    or a tokenizer is missing.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError("there is something at this place already", where=str(folder), fix="name a new folder: -o DIR")
+    if settings.to in ("adapter", "gguf-adapter") and lineage.adapter is None:
+        raise ModelError(
+            "this model has no adapter: all its weights were trained",
+            where=str(lineage.folder),
+            fix="--to hf or --to gguf",
+        )
+    if settings.to == "ollama":
+        _ = lineage.template  # a Modelfile needs one
+    written: _Written
+    with atomic_path(folder) as temporary:
+        temporary.mkdir(parents=True)
+        display.tick("exporting", 0, 0)
+        write: Mapping[str, Callable[[], _Written]] = {
+            "hf": lambda: _write_hf(settings, lineage, rows, temporary, display),
+            "adapter": lambda: _write_adapter(lineage, told, temporary),
+            "gguf": lambda: _write_gguf(settings, lineage, told, temporary),
+            "ollama": lambda: _write_ollama(settings, lineage, told, temporary),
+            "gguf-adapter": lambda: _write_gguf_adapter(settings, lineage, told, temporary),
+        }
+        written = write[settings.to]()
+        files = [{"name": p.name, "bytes": p.stat().st_size} for p in sorted(temporary.iterdir()) if p.is_file()]
+        result = {
+            "form": settings.to,
+            "model": told.title,
+            "base": told.base,
+            "type": settings.dtype if settings.to == "hf" else None if settings.to == "adapter" else settings.type,
+            "agreement": None if written.agreement is None else written.agreement.__dict__,
+            "notes": written.notes,
+            "files": files,
+            "bytes": sum(one["bytes"] for one in files),  # type: ignore[misc]
+        }
+        relation, library = _MADE[settings.to]
+        if settings.to == "hf" and not told.trained:
+            relation = "quantized" if settings.dtype != "fp32" else "finetune"
+        section = export_section(result, "")
+        write_text(temporary / "README.md", write_card(told, relation, library, section.blocks))
+    if written.agreement is not None:
+        display.note(f"written folder against what was trained: {written.agreement}")
+    for note in written.notes:
+        display.note(f"to know: {note}")
+    return result
+
+
+@dataclass(frozen=True)
+class _Written:
+    agreement: Agreement | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _merged(lineage: Lineage) -> nn.Module:
+    """The model without an adapter, in fp32 on the CPU."""
+    import torch
+
+    from posttrain.model.adapters import load_adapter
+    from posttrain.model.export import merge_adapter
+    from posttrain.model.load import load_model
+
+    model: nn.Module = load_model(lineage.folder, torch.float32, torch.device("cpu")).requires_grad_(False)
+    if lineage.adapter is not None:
+        model = merge_adapter(load_adapter(model, lineage.adapter, trainable=False))  # type: ignore[arg-type]
+    return model
+
+
+def _write_hf(settings: ExportStage, lineage: Lineage, rows: Path | None, folder: Path, display: Display) -> _Written:
+    """Merged weights, and their logits held against those of the adapter on its base."""
+    import torch
+
+    from posttrain.model.adapters import load_adapter
+    from posttrain.model.agreement import agreement, all_logits
+    from posttrain.model.export import merge_adapter, save_model
+    from posttrain.model.hardware import DTYPES
+    from posttrain.model.load import load_model
+
+    cpu = torch.device("cpu")
+    texts = _probes(lineage, rows)
+    model: Any = load_model(lineage.folder, torch.float32, cpu).requires_grad_(False)
+    if lineage.adapter is not None:
+        model = load_adapter(model, lineage.adapter, trainable=False)
+    trained = all_logits(model, texts)
+    if lineage.adapter is not None:
+        model = merge_adapter(model)
+    display.tick("writing", 0, 0)
+    save_model(model, folder, DTYPES[settings.dtype])
+    _companions(lineage).write(folder)
+    del model
+    again = all_logits(load_model(folder, torch.float32, cpu), texts)
+    return _Written(agreement(trained, again))
+
+
+def _companions(lineage: Lineage) -> Any:
+    """Tokenizer, template and end tokens; only the tokenizer of a base model without a template."""
+    from posttrain.model.companions import Companions
+
+    return lineage.companions() if lineage.has_template else Companions(lineage.home)
+
+
+def _write_adapter(lineage: Lineage, told: Told, folder: Path) -> _Written:
+    """The adapter's own files, with the name of its base."""
+    assert lineage.adapter is not None
+    config = read_json(lineage.adapter / "adapter_config.json")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(lineage.adapter / name, folder / name)
+    _companions(lineage).write(folder)
+    named = str(config.get("base_model_name_or_path") or "")
+    base = told.base if not named or Path(named).exists() or Path(named).is_absolute() else named
+    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base})
+    notes = [f"vLLM: --max-lora-rank {config['r']}"] if config.get("r", 0) > 16 else []
+    refused = [
+        n for n, odd in (("DoRA", config.get("use_dora")), ("modules_to_save", config.get("modules_to_save"))) if odd
+    ]
+    notes += [f"vLLM does not load adapters with {' and '.join(refused)}: export --to hf for it"] if refused else []
+    return _Written(notes=tuple(notes))
+
+
+def _write_gguf(settings: ExportStage, lineage: Lineage, told: Told, folder: Path) -> _Written:
+    from posttrain.model.gguf.file import write_gguf
+
+    path = folder / "model.gguf"
+    return _Written(notes=write_gguf(_merged(lineage), lineage, path, settings.type, told.title, told.licence))
+
+
+def _write_ollama(settings: ExportStage, lineage: Lineage, told: Told, folder: Path) -> _Written:
+    from posttrain.model.gguf.modelfile import modelfile
+
+    written = _write_gguf(settings, lineage, told, folder)
+    text, note = modelfile(lineage)
+    write_text(folder / "Modelfile", text)
+    return _Written(notes=(*written.notes, *((note,) if note else ())))
+
+
+def _write_gguf_adapter(settings: ExportStage, lineage: Lineage, told: Told, folder: Path) -> _Written:
+    from posttrain.model.gguf.file import write_gguf_adapter
+
+    write_gguf_adapter(lineage, folder / "adapter.gguf", settings.type, told.title)
+    return _Written(notes=("for the GGUF file of its base model: llama.cpp --lora adapter.gguf",))
+
+
+# ---- the command -------------------------------------------------------------------------------------------------------
+
+
+def run_export(settings: ExportStage, out: Path, display: Display) -> Mapping[str, Any]:
+    """``posttrain export``: the same without a recipe, into the folder itself."""
+    lineage, told, rows = open_target(settings.model, settings.base)
+    return export(settings, lineage.spoken(settings.template), told, rows, out, display)
