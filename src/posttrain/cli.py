@@ -53,6 +53,7 @@ Template = Annotated[
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
 _A_MODEL = "A run's train stage (runs/NAME/STAGE), an adapter or model folder, a demo asset or a hub name."
+_OR_GGUF = f"{_A_MODEL} Or a GGUF file."
 ColumnNames = Annotated[
     str | None,
     typer.Option(
@@ -369,7 +370,7 @@ for _name, _about in {
 def chat(
     target: Annotated[
         str,
-        typer.Argument(help=_A_MODEL),
+        typer.Argument(help=_OR_GGUF),
     ],
     base: Annotated[
         str | None, typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names.")
@@ -386,7 +387,7 @@ def chat(
         Path | None, typer.Option("--template", help="A Jinja chat template instead of the model's own.")
     ] = None,
 ) -> None:
-    """Talk to a model in the terminal; replies stream. /reset forgets the conversation, /quit ends."""
+    """Talk to a model in the terminal; replies stream (those of a GGUF file come whole). /reset forgets the conversation, /quit ends."""
     from posttrain.generate.engine import Sampling
     from posttrain.lab.chat import converse
 
@@ -396,8 +397,14 @@ def chat(
 
 @app.command()
 def verify(
-    conversations: Conversations,
-    model: Annotated[str, typer.Option("--model", help=_A_MODEL)],
+    target: Annotated[
+        str | None, typer.Argument(metavar="[TARGET]", help="Check the forms a model can be exported in. " + _A_MODEL)
+    ] = None,
+    conversations: Annotated[
+        str | None,
+        typer.Option("--conversations", help="Rows for the invariants of training: a data file, or a demo asset."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help=f"Whose invariants. {_A_MODEL}")] = None,
     rows: Annotated[int, typer.Option("--rows", min=2, help="How many rows to compute with.")] = 8,
     template: Template = None,
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Longer rows are left out.")] = 512,
@@ -405,7 +412,22 @@ def verify(
     columns: ColumnNames = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Prove the training invariants on your own model and rows; exit code 1 if one does not hold."""
+    """Prove the training invariants on your own model and rows, or (TARGET) that a model is the same in every form; exit code 1 if one does not hold."""
+    from posttrain.errors import ConfigError
+
+    if target is not None:
+        if conversations is not None or model is not None:
+            fix = "posttrain verify TARGET, or posttrain verify --conversations FILE --model MODEL"
+            raise ConfigError("these are two checks", where="posttrain verify", fix=fix)
+        from posttrain.lab.forms import verify_forms
+
+        if not verify_forms(target, template, as_json, _console()):
+            raise typer.Exit(1)
+        return
+    if conversations is None or model is None:
+        missing = "--conversations" if conversations is None else "--model"
+        fix = "posttrain verify --conversations FILE --model MODEL, or posttrain verify TARGET"
+        raise ConfigError(f"{missing} is missing", where="posttrain verify", fix=fix)
     from posttrain.data.config import Source
     from posttrain.lab.options import parse_columns
     from posttrain.lab.verify import verify_model

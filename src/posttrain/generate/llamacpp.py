@@ -25,14 +25,14 @@ class LlamaCppEngine:
     """Answers with a GGUF file in this process.
 
     context: tokens of prompt and reply that one sequence may have. slots: replies made at once. threads: of the processor; 0 =
-    llama.cpp's own choice.
+    llama.cpp's own choice. exact: keys and values in fp32, without flash attention; otherwise llama.cpp keeps them in 16 bit.
     Raises ConfigError where xllamacpp is not installed, ModelError where the file is missing or can't be loaded. A prompt that does
     not fit the context is a Failure ``invalid_request``. Close it, or use it in a ``with`` block, to free the model.
     """
 
-    def __init__(self, path: Path, context: int, slots: int, threads: int = 0) -> None:
+    def __init__(self, path: Path, context: int, slots: int, threads: int = 0, exact: bool = False) -> None:
         self._path, self._digest, self._context, self._slots = path, _digest(path), context, slots
-        self._server = _load(path, context, slots, threads)
+        self._server = _load(path, context, slots, threads, exact)
 
     def __enter__(self) -> LlamaCppEngine:
         return self
@@ -66,6 +66,17 @@ class LlamaCppEngine:
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)
 
+    def next_logprobs(self, ids: Sequence[int], most: int) -> dict[int, float] | None:
+        """Log-probabilities of the ``most`` likeliest tokens behind a prompt of ids.
+
+        None where the likeliest one ends inside a character: llama.cpp does not tell it then.
+        """
+        if self._server is None:
+            raise ConfigError("this engine is closed", where="LlamaCppEngine", fix="make a new one")
+        body = {"prompt": [int(i) for i in ids], "max_tokens": 1, "temperature": 0, "n_probs": most}
+        told = (self._server.handle_completions(body)["choices"][0]["logprobs"] or {}).get("content")
+        return {one["id"]: one["logprob"] for one in told[0]["top_logprobs"]} if told else None
+
     def _answer(self, server: Any, request: Request) -> Outcome:
         body = body_of(request, self._path.name, "max_tokens", {})
         try:
@@ -80,7 +91,7 @@ class LlamaCppEngine:
         return replace(outcome, attempts=1) if isinstance(outcome, Failure) else outcome
 
 
-def _load(path: Path, context: int, slots: int, threads: int) -> Any:
+def _load(path: Path, context: int, slots: int, threads: int, exact: bool) -> Any:
     try:
         import xllamacpp
     except ImportError as error:
@@ -93,6 +104,9 @@ def _load(path: Path, context: int, slots: int, threads: int) -> Any:
     parameters.n_ctx = context * slots  # llama.cpp divides it among the slots
     parameters.n_gpu_layers = 0
     parameters.verbosity = 0
+    if exact:
+        parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if threads:
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     try:

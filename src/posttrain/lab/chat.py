@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt
-from posttrain.errors import ModelError
+from posttrain.errors import ConfigError, ModelError
 from posttrain.generate.decode import decode, without_stop
-from posttrain.generate.engine import Sampling
+from posttrain.generate.engine import Failure, Request, Sampling, complete
+from posttrain.generate.llamacpp import LlamaCppEngine
 from posttrain.generate.ways import speed_note
 from posttrain.model import hardware
 from posttrain.model.adapters import frozen_model
-from posttrain.model.targets import resolve_target
+from posttrain.model.targets import gguf_file, resolve_target
 from posttrain.types import Message
+
+CONTEXT = 4096
+"""Tokens of a conversation with a GGUF file."""
+ReplyTo = Callable[[Sequence[Message]], Iterator[str]]
+"""A conversation -> the pieces of the reply."""
 
 
 def converse(
@@ -28,12 +34,13 @@ def converse(
     template_file: Path | None,
 ) -> None:
     """Answer one prompt, or talk until /quit or the end of input. Replies are streamed to stdout; Ctrl-C ends a reply."""
-    lineage = resolve_target(target, base).spoken(template_file)
-    template, stops = lineage.template, lineage.stops
-    device = hardware.resolve_device("auto")
-    model = frozen_model(lineage.folder, lineage.adapter, hardware.choose_dtype("auto", device), device)
-    if (note := speed_note(model)) is not None:
-        sys.stderr.write(f"note: {note}\n")
+    path = gguf_file(target)
+    if path is None:
+        reply_to = _local(target, base, sampling, template_file)
+    else:
+        if base is not None or template_file is not None:
+            raise ConfigError("a GGUF file has a base and a template of its own", where=target, fix="leave --base and --template away")
+        reply_to = _llamacpp(path, sampling)
     opening = [Message("system", system)] if system else []
     history = list(opening)
 
@@ -41,7 +48,7 @@ def converse(
         history.append(Message("user", text))
         reply = ""
         try:
-            for piece in stream(model, history, template, stops, sampling):
+            for piece in reply_to(history):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
                 reply += piece
@@ -69,6 +76,30 @@ def converse(
             sys.stderr.write("/quit ends, /reset begins anew; anything else is said to the model\n")
         elif text:
             answer(text)
+
+
+def _local(target: str, base: str | None, sampling: Sampling, template_file: Path | None) -> ReplyTo:
+    """Replies of a model folder, an adapter or a stage."""
+    lineage = resolve_target(target, base).spoken(template_file)
+    template, stops = lineage.template, lineage.stops
+    device = hardware.resolve_device("auto")
+    model = frozen_model(lineage.folder, lineage.adapter, hardware.choose_dtype("auto", device), device)
+    if (note := speed_note(model)) is not None:
+        sys.stderr.write(f"note: {note}\n")
+    return lambda history: stream(model, history, template, stops, sampling)
+
+
+def _llamacpp(path: Path, sampling: Sampling) -> ReplyTo:
+    """Replies of a GGUF file through llama.cpp, each of them whole."""
+    engine = LlamaCppEngine(path, context=CONTEXT, slots=1)
+
+    def reply(history: Sequence[Message]) -> Iterator[str]:
+        (outcome,) = complete(engine, [Request(tuple(history), sampling)])
+        if isinstance(outcome, Failure):
+            raise ModelError(f"llama.cpp gave no reply: {outcome.detail}", where=str(path), fix="/reset begins anew")
+        yield outcome.text
+
+    return reply
 
 
 def stream(

@@ -110,16 +110,23 @@ def verify_model(
             if not as_json:
                 status.update(f"{check.name} done")
             checks.append(check)
-    holds = all(check.holds for check in checks)
     computed = len({unit.row_id for unit in usable.units})
     tokens = sum(len(sequence) for sequence in usable.sequences)
+    basis = f"masks of {usable.rows} rows, the rest on {computed} rows ({tokens:,} tokens) in fp32"
+    record = {"model": model, "rows": computed, "tokens": tokens}
+    return tell(checks, "Invariants of training", basis, record, as_json, console)
+
+
+def tell(
+    checks: Sequence[Check], title: str, basis: str, record: Mapping[str, object], as_json: bool, console: Console
+) -> bool:
+    """Print what was measured as a table, or with ``record`` as JSON; returns whether all checks hold."""
+    holds = all(check.holds for check in checks)
     if as_json:
         listed = [asdict(check) | {"holds": check.holds} for check in checks]
-        record = {"model": model, "rows": computed, "tokens": tokens, "holds": holds, "checks": listed}
-        console.out(json.dumps(record), highlight=False)
-        return holds
-    basis = f"masks of {usable.rows} rows, the rest on {computed} rows ({tokens:,} tokens) in fp32"
-    console.print(terminal.section(_section(checks, basis)), soft_wrap=False, highlight=False)
+        console.out(json.dumps({**record, "holds": holds, "checks": listed}), highlight=False)
+    else:
+        console.print(terminal.section(_section(checks, title, basis)), soft_wrap=False, highlight=False)
     return holds
 
 
@@ -496,7 +503,7 @@ def _gradients(
     return Check(name, meaning, float(np.max(differences)), GRADIENT_TOLERANCE, detail)
 
 
-def _section(checks: Sequence[Check], basis: str) -> Section:
+def _section(checks: Sequence[Check], title: str, basis: str) -> Section:
     """What was measured, and the verdict."""
     table = report.table_of(
         "",
@@ -511,4 +518,4 @@ def _section(checks: Sequence[Check], basis: str) -> Section:
     verdict: Block = report.Text(f"every invariant holds ({basis})", "lead")
     if failed:
         verdict = Notice("warning", "not every invariant holds", (f"NOT true: {', '.join(failed)} ({basis})",))
-    return Section("Invariants of training", "verify", (table, verdict))
+    return Section(title, "verify", (table, verdict))

@@ -16,6 +16,20 @@ from posttrain.model.lineage import Lineage, model_digest, stage_lineage
 from posttrain.table import did_you_mean
 
 
+EXPORTED = "files"
+"""The folder of an export stage with what it has written."""
+
+
+def gguf_file(target: str) -> Path | None:
+    """The GGUF model that a target means: a file, a folder that was exported in this form, or the stage that did; None where it is none."""
+    path = Path(target)
+    if path.is_file() and path.suffix == ".gguf":
+        return path
+    inside = path / EXPORTED if (path / EXPORTED).is_dir() else path
+    found = inside / "model.gguf"
+    return found if found.is_file() and not (inside / "config.json").is_file() else None
+
+
 def resolve_target(target: str, base: str | None = None) -> Lineage:
     """What a target means.
 
@@ -23,8 +37,12 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
     lies on, where they are not those that the stage or the adapter's own configuration names.
     """
     path = Path(target)
+    if gguf_file(target) is not None:
+        raise ModelError("this is a GGUF file, not a model folder", where=target, fix="posttrain chat opens it; else export with --to hf")
     if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
         kind = _kind(path / "manifest.json")
+        if kind == "export":
+            return resolve_target(str(path / EXPORTED), base)
         if kind != "train":
             raise _name_a_train_stage(path.parent, f"a stage of kind {kind} has no weights", target)
         recipe, template = _recipe(path)

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from posttrain.model.agreement import Agreement
     from posttrain.model.lineage import Lineage
 
-FILES = "files"
-"""The folder of a stage with what is exported."""
 PROBES, PROBE_TOKENS = 4, 256
 """Texts on which what was written is compared with what was trained, and the longest of them."""
 PROMPTS = (
@@ -76,14 +74,15 @@ class ExportStage(StageKind):
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Write the files, and what they say of what was trained."""
-        inside = self.model == BASE or self.model in context.stages
-        if inside:
+        from posttrain.model.targets import EXPORTED
+
+        if self.model == BASE or self.model in context.stages:
             lineage = context.lineage(self.model)
             told = told_of_stage(context.run, self.model, context.model, lineage.folder)
             rows = held_out_rows(context.run, self.model)
         else:
             lineage, told, rows = open_target(self.model, self.base)
-        return export(self, lineage.spoken(self.template), told, rows, context.out.file(FILES), context.display)
+        return export(self, lineage.spoken(self.template), told, rows, context.out.file(EXPORTED), context.display)
 
     @staticmethod
     def section(out: StageDir) -> values.Section:
@@ -233,35 +232,36 @@ class _Written:
     notes: tuple[str, ...] = ()
 
 
-def _merged(lineage: Lineage) -> nn.Module:
-    """The model without an adapter, in fp32 on the CPU."""
+def _trained(lineage: Lineage) -> Any:
+    """The model as it was trained, in fp32 on the CPU: with its adapter, on weights in 4 bits where those were under it."""
     import torch
 
-    from posttrain.model.adapters import load_adapter
-    from posttrain.model.export import merge_adapter
-    from posttrain.model.load import load_model
+    from posttrain.model.adapters import load_adapter, load_base, quantised_base
 
-    model: nn.Module = load_model(lineage.folder, torch.float32, torch.device("cpu")).requires_grad_(False)
-    if lineage.adapter is not None:
-        model = merge_adapter(load_adapter(model, lineage.adapter, trainable=False))  # type: ignore[arg-type]
-    return model
+    cpu = torch.device("cpu")
+    model = load_base(lineage.folder, torch.float32, cpu, quantised_base(lineage.adapter)).requires_grad_(False)
+    return model if lineage.adapter is None else load_adapter(model, lineage.adapter, trainable=False)
+
+
+def _merged(lineage: Lineage) -> nn.Module:
+    """The model without an adapter, in fp32 on the CPU."""
+    from posttrain.model.export import merge_adapter
+
+    model = _trained(lineage)
+    return model if lineage.adapter is None else merge_adapter(model)
 
 
 def _write_hf(settings: ExportStage, lineage: Lineage, rows: Path | None, folder: Path, display: Display) -> _Written:
     """Merged weights, and their logits held against those of the adapter on its base."""
     import torch
 
-    from posttrain.model.adapters import load_adapter
     from posttrain.model.agreement import agreement, all_logits
     from posttrain.model.export import merge_adapter, save_model
     from posttrain.model.hardware import DTYPES
     from posttrain.model.load import load_model
 
-    cpu = torch.device("cpu")
     texts = _probes(lineage, rows)
-    model: Any = load_model(lineage.folder, torch.float32, cpu).requires_grad_(False)
-    if lineage.adapter is not None:
-        model = load_adapter(model, lineage.adapter, trainable=False)
+    model = _trained(lineage)
     trained = all_logits(model, texts)
     if lineage.adapter is not None:
         model = merge_adapter(model)
@@ -269,7 +269,7 @@ def _write_hf(settings: ExportStage, lineage: Lineage, rows: Path | None, folder
     save_model(model, folder, DTYPES[settings.dtype])
     _companions(lineage).write(folder)
     del model
-    again = all_logits(load_model(folder, torch.float32, cpu), texts)
+    again = all_logits(load_model(folder, torch.float32, torch.device("cpu")), texts)
     return _Written(agreement(trained, again))
 
 
@@ -283,14 +283,18 @@ def _companions(lineage: Lineage) -> Any:
 def _write_adapter(lineage: Lineage, told: Told, folder: Path) -> _Written:
     """The adapter's own files, with the name of its base."""
     assert lineage.adapter is not None
+    from posttrain.model.adapters import BASE_RECORD, quantised_base
+
     config = read_json(lineage.adapter / "adapter_config.json")
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    quantised = quantised_base(lineage.adapter)
+    for name in ("adapter_config.json", "adapter_model.safetensors", *((BASE_RECORD,) if quantised else ())):
         shutil.copyfile(lineage.adapter / name, folder / name)
     _companions(lineage).write(folder)
     named = str(config.get("base_model_name_or_path") or "")
     base = told.base if not named or Path(named).exists() or Path(named).is_absolute() else named
     write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base})
-    notes = [f"vLLM: --max-lora-rank {config['r']}"] if config.get("r", 0) > 16 else []
+    notes = [f"trained on its base in {quantised}: on other weights it is another model"] if quantised else []
+    notes += [f"vLLM: --max-lora-rank {config['r']}"] if config.get("r", 0) > 16 else []
     refused = [
         n for n, odd in (("DoRA", config.get("use_dora")), ("modules_to_save", config.get("modules_to_save"))) if odd
     ]
@@ -317,8 +321,13 @@ def _write_ollama(settings: ExportStage, lineage: Lineage, told: Told, folder: P
 def _write_gguf_adapter(settings: ExportStage, lineage: Lineage, told: Told, folder: Path) -> _Written:
     from posttrain.model.gguf.file import write_gguf_adapter
 
+    from posttrain.model.adapters import quantised_base
+
     write_gguf_adapter(lineage, folder / "adapter.gguf", settings.type, told.title)
-    return _Written(notes=("for the GGUF file of its base model: llama.cpp --lora adapter.gguf",))
+    notes = ["for the GGUF file of its base model: llama.cpp --lora adapter.gguf"]
+    quantised = quantised_base(lineage.adapter)
+    notes += [f"trained on its base in {quantised}: on other weights it is another model"] if quantised else []
+    return _Written(notes=tuple(notes))
 
 
 # ---- the command -------------------------------------------------------------------------------------------------------
