@@ -52,8 +52,8 @@ class Llama:
         ]
         return usage["prompt_tokens"] == len(ids) and usage["prompt_tokens_details"]["cached_tokens"] == len(ids) - 1
 
-    def chat(self, text: str, count: int) -> tuple[str, int]:
-        """Reply to a question in its own template, and the tokens of the prompt."""
+    def chat(self, text: str, count: int) -> tuple[int, int]:
+        """Of a question in its own template: tokens of the prompt, and how many of them it found again in its cache."""
         body = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": count}
-        answer = self.server.handle_chat_completions(body)
-        return answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens"]
+        usage = self.server.handle_chat_completions(body)["usage"]
+        return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]

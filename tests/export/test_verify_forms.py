@@ -1,0 +1,56 @@
+"""``posttrain verify TARGET``: every form is the same model, and a form that is not is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Outcome
+from export.micro import micro_chat_model
+from posttrain.lab import forms
+from posttrain.model.gguf import architectures
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+Cli = Callable[..., Outcome]
+
+
+def checks(done: Outcome) -> dict[str, dict[str, object]]:
+    return {check["name"]: check for check in json.loads(done.out)["checks"]}
+
+
+def test_forms_of_a_micro_model(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setattr(forms, "PROMPTS", forms.PROMPTS[:3])
+    folder = micro_chat_model("llama", tmp_path)
+    found = checks(done := cli("verify", folder, "--json"))
+    assert [*found] == [f"GGUF {kind} = folder" for kind in ("f32", "f16", "bf16", "q8_0")]
+    assert found["GGUF f32 = folder"]["holds"], done.out
+    assert "KL mean" in str(found["GGUF q8_0 = folder"]["detail"])
+    monkeypatch.setattr(architectures, "interleaved", lambda rows, heads: rows)
+    assert cli("verify", folder, "--json").code == 1
+
+
+def test_what_can_not_be_checked_is_said(cli: Cli, tmp_path: Path) -> None:
+    done = cli("verify", micro_chat_model("llama-dynamic", tmp_path), "--json")
+    assert done.code == 0
+    assert "dynamic" in str(checks(done)["GGUF"]["detail"])
+
+
+def test_two_checks_at_once_are_refused(cli: Cli, tmp_path: Path) -> None:
+    assert "two checks" in cli("verify", tmp_path, "--model", tmp_path).refused()
+    assert "--model is missing" in cli("verify", "--conversations", "rows.jsonl").refused()
+
+
+@pytest.mark.slow
+@pytest.mark.demo_model
+def test_the_demo_model_in_every_form(cli: Cli, demo_model: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    done = cli("verify", "smollm2-135m-instruct", "--json")
+    found = checks(done)
+    assert done.code == 0, done.out
+    assert all("20 of 20 greedy replies" in str(found[f"GGUF {kind} = folder"]["detail"]) for kind in ("f32", "f16"))
