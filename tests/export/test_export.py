@@ -36,7 +36,12 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli) ->
     shutil.copytree(tiny_model, folder / "tiny")
     (folder / "tiny" / "README.md").write_text(CARD)
     rows = [
-        {"messages": [{"role": "user", "content": f"What comes after {n}?"}, {"role": "assistant", "content": f"{n + 1}."}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"What comes after {n}?"},
+                {"role": "assistant", "content": f"{n + 1}."},
+            ]
+        }
         for n in range(40)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -110,11 +115,19 @@ def test_the_card_says_what_was_done(run: Path) -> None:
         "language": ["en"],
         "tags": ["posttrain"],
     }
-    for told in ("# taken/sft", "rows.jsonl", "rank: 4", "learning rate: 0.02", "Results: evaluate", "Largest difference"):
-        assert told in card.replace("learning_rate", "learning rate").replace("\\", ""), told
+    for told in (
+        "# taken/sft",
+        "rows.jsonl",
+        "rank: 4",
+        "learning rate: 0.02",
+        "Results: evaluate",
+        "Largest difference",
+    ):
+        assert told in card.replace("\\", ""), told
     record = json.loads((run / "evaluate" / "likelihood.json").read_text())
-    found = next(r for r in record["results"] if r["model"] == "sft" and r["category"] is None)
-    assert f"{found['low']:.3g}"[:4] in card  # the ends of the interval
+    found = next(r for r in record["differences"] if r["b"] == "sft" and r["measure"] == "loss")
+    ends = [f"{abs(found[end]):.3f}" for end in ("low", "high")]
+    assert all(end in card for end in ends), (ends, card)
     for path in (run / "home" / "files").iterdir():
         if path.suffix in (".md", ".json", ".jinja"):
             assert str(run.parents[1]) not in path.read_text(), path
@@ -142,7 +155,10 @@ def test_adapter(run: Path, cli: Cli, tmp_path: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(run.parents[1] / "tiny")
     assert torch.equal(ours, logits(PeftModel.from_pretrained(plain, run / "sft" / "adapter").eval()))
     again = exported(cli, folder, tmp_path / "merged", "hf", "--base", str(run.parents[1] / "tiny"))
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(again)), logits(AutoModelForCausalLM.from_pretrained(run / "home" / "files")))
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(again)),
+        logits(AutoModelForCausalLM.from_pretrained(run / "home" / "files")),
+    )
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -197,7 +213,7 @@ def test_gguf_adapter(run: Path, cli: Cli, tmp_path: Path) -> None:
     folder = exported(cli, run / "sft", tmp_path / "out", "gguf-adapter")
     fields = gguf.GGUFReader(folder / "adapter.gguf").fields
     assert fields["general.type"].contents() == "adapter"
-    assert fields["adapter.lora.alpha"].contents() == 8
+    assert fields["adapter.lora.alpha"].contents() == 32
     assert "has no adapter" in cli("export", run / "whole", "--to", "gguf-adapter", "-o", tmp_path / "b").refused()
 
 

@@ -40,7 +40,9 @@ def go(text: str, talk: list[Message]) -> str:
     """The few words of Go's templates that are used, as Go reads them."""
     system = next((turn.content for turn in talk if turn.role == "system"), "")
     head, body = text.split("{{ range $i, $turn := .Messages }}")
-    if (chosen := re.fullmatch(r"\{\{ if \.System \}\}(.*)\{\{ else \}\}(.*)\{\{ end \}\}", head, re.DOTALL)) is not None:
+    if (
+        chosen := re.fullmatch(r"\{\{ if \.System \}\}(.*)\{\{ else \}\}(.*)\{\{ end \}\}", head, re.DOTALL)
+    ) is not None:
         head = chosen[1].replace("{{ .System }}", system) if system else chosen[2]
     inside = re.fullmatch(
         r'\{\{ \$last := .*? \}\}\{\{ if eq \.Role "user" \}\}\{\{ \.Content \}\}\{\{ if \$last \}\}(.*?)\{\{ else \}\}(.*?)\{\{ end \}\}'

@@ -39,7 +39,9 @@ def converse(
         reply_to = _local(target, base, sampling, template_file)
     else:
         if base is not None or template_file is not None:
-            raise ConfigError("a GGUF file has a base and a template of its own", where=target, fix="leave --base and --template away")
+            raise ConfigError(
+                "a GGUF file has a base and a template of its own", where=target, fix="leave --base and --template away"
+            )
         reply_to = _llamacpp(path, sampling)
     opening = [Message("system", system)] if system else []
     history = list(opening)

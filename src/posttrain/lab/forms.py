@@ -118,7 +118,11 @@ def _no_gguf(model: nn.Module) -> str | None:
         architecture_of(model.config)
     except ModelError as error:
         return error.problem
-    return None if importlib.util.find_spec("xllamacpp") else "xllamacpp is not installed: pip install 'posttrain[llamacpp]'"
+    return (
+        None
+        if importlib.util.find_spec("xllamacpp")
+        else "xllamacpp is not installed: pip install 'posttrain[llamacpp]'"
+    )
 
 
 @torch.no_grad()

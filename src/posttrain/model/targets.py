@@ -15,7 +15,6 @@ from posttrain.model.companions import read_object
 from posttrain.model.lineage import Lineage, model_digest, stage_lineage
 from posttrain.table import did_you_mean
 
-
 EXPORTED = "files"
 """The folder of an export stage with what it has written."""
 
@@ -38,7 +37,11 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
     """
     path = Path(target)
     if gguf_file(target) is not None:
-        raise ModelError("this is a GGUF file, not a model folder", where=target, fix="posttrain chat opens it; else export with --to hf")
+        raise ModelError(
+            "this is a GGUF file, not a model folder",
+            where=target,
+            fix="posttrain chat opens it; else export with --to hf",
+        )
     if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
         kind = _kind(path / "manifest.json")
         if kind == "export":

@@ -104,9 +104,8 @@ def export_section(result: Mapping[str, Any], name: str) -> values.Section:
             ("Same likeliest token", values.Number(found["top1"], "share")),
             ("Compared at", f"{found['tokens']:,} places of {found['texts']} texts"),
         ]
-    files = values.Table(
-        "", ("file", "size"), tuple((f["name"], values.Number(f["bytes"], "bytes")) for f in result.get("files", ()))
-    )
+    sizes = tuple((one["name"], values.Number(one["bytes"] / 1000, "count")) for one in result.get("files", ()))
+    files = values.Table("", ("file", "kB"), sizes)
     notes = tuple(str(note) for note in result.get("notes", ()))
     warned = (values.Notice("warning", "to know", notes),) if notes else ()
     return values.Section(f"Export: {name}", name, (values.Facts(tuple(facts)), files, *warned))
@@ -257,7 +256,6 @@ def _write_hf(settings: ExportStage, lineage: Lineage, rows: Path | None, folder
 
     from posttrain.model.agreement import agreement, all_logits
     from posttrain.model.export import merge_adapter, save_model
-    from posttrain.model.hardware import DTYPES
     from posttrain.model.load import load_model
 
     texts = _probes(lineage, rows)
@@ -266,7 +264,8 @@ def _write_hf(settings: ExportStage, lineage: Lineage, rows: Path | None, folder
     if lineage.adapter is not None:
         model = merge_adapter(model)
     display.tick("writing", 0, 0)
-    save_model(model, folder, DTYPES[settings.dtype])
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    save_model(model, folder, dtypes[settings.dtype])
     _companions(lineage).write(folder)
     del model
     again = all_logits(load_model(folder, torch.float32, torch.device("cpu")), texts)
@@ -319,9 +318,8 @@ def _write_ollama(settings: ExportStage, lineage: Lineage, told: Told, folder: P
 
 
 def _write_gguf_adapter(settings: ExportStage, lineage: Lineage, told: Told, folder: Path) -> _Written:
-    from posttrain.model.gguf.file import write_gguf_adapter
-
     from posttrain.model.adapters import quantised_base
+    from posttrain.model.gguf.file import write_gguf_adapter
 
     write_gguf_adapter(lineage, folder / "adapter.gguf", settings.type, told.title)
     notes = ["for the GGUF file of its base model: llama.cpp --lora adapter.gguf"]
