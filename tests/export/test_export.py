@@ -119,7 +119,7 @@ def test_the_card_says_what_was_done(run: Path) -> None:
         "# taken/sft",
         "rows.jsonl",
         "rank: 4",
-        "learning rate: 0.02",
+        "learning_rate: 0.02",
         "Results: evaluate",
         "Largest difference",
     ):

@@ -127,7 +127,8 @@ def test_third_parties_are_touched_in_one_place(package: str, rooms: set[str]) -
 LOADS_TORCH = {
     "tasks.held_out.likelihood",
     *("generate.decode", "generate.local", "generate.ways"),
-    *("lab.chat", "lab.verify"),
+    *("lab.chat", "lab.forms", "lab.verify"),
+    *("model.agreement", "model.gguf.architectures", "model.gguf.file"),
     *("model.adapters", "model.attention", "model.export", "model.forward"),
     *("model.fused", "model.hardware", "model.kv_cache", "model.lengths", "model.load", "model.outline"),
     *("model.logprobs", "model.own", "model.prepacked_weights", "model.proof", "model.quantise", "model.score"),

@@ -93,9 +93,9 @@ def form_checks(lineage: Lineage) -> Iterator[Check]:
     model: nn.Module = load_base(lineage.folder, torch.float32, cpu, quantised_base(lineage.adapter))
     model.requires_grad_(False)
     if lineage.adapter is not None:
-        model = load_adapter(model, lineage.adapter, trainable=False)  # type: ignore[arg-type]
+        model = load_adapter(model, lineage.adapter, trainable=False)
         before = all_logits(model, prompts)
-        model = merge_adapter(model)  # type: ignore[arg-type]
+        model = merge_adapter(model)
         found = agreement(before, all_logits(model, prompts))
         meaning = "the adapter merged into the weights, in fp32, is the same model"
         yield Check("merged = adapter", meaning, found.relative, VALUE_TOLERANCE, str(found))

@@ -246,7 +246,7 @@ def _merged(lineage: Lineage) -> nn.Module:
     """The model without an adapter, in fp32 on the CPU."""
     from posttrain.model.export import merge_adapter
 
-    model = _trained(lineage)
+    model: nn.Module = _trained(lineage)
     return model if lineage.adapter is None else merge_adapter(model)
 
 

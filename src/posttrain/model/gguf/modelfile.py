@@ -81,11 +81,8 @@ def read_turns(template: ChatTemplate) -> Turns | None:
         assert between is not None
         opening, to_reply, to_question, ending = between
         whole = _between(template, [("system", system), ("user", user), ("assistant", reply), ("user", last)])
-        turns = Turns(
-            *(whole[:2] if whole else (None, "")), _without_bos(template, opening), to_reply, to_question, ending
-        )
-        if whole is not None:
-            turns = Turns(_without_bos(template, whole[0]), whole[1], *list(turns.__dict__.values())[2:])
+        before, behind = (_without_bos(template, whole[0]), whole[1]) if whole is not None else (None, "")
+        turns = Turns(before, behind, _without_bos(template, opening), to_reply, to_question, ending)
         talks = [
             [Message("user", "Hi")],
             [
