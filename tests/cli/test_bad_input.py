@@ -164,7 +164,7 @@ def test_no_such_model(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "did you mean 'smollm2-135m-instruct'" in refused("model=smollm2-135m-instuct")
     assert "no such model" in refused(f"model={tmp_path}/nothing")
     (tmp_path / "file").touch()
-    assert "not a model folder" in refused(f"model={tmp_path}/file")
+    assert "neither a model folder" in refused(f"model={tmp_path}/file")
 
 
 def test_a_model_folder_without_weights(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:

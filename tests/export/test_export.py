@@ -17,13 +17,16 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import Outcome
+from export.llama_cpp import Llama
 from posttrain.model import export
 from posttrain.model.companions import read_object
+from posttrain.model.load import load_model
 from posttrain.model.targets import resolve_target
 
 pytestmark = [
     pytest.mark.demo_model,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # PEFT's own affair
+    pytest.mark.filterwarnings("ignore:weights in 4 bits"),  # what they cost, which a run says
 ]
 Cli = Callable[..., Outcome]
 CARD = "---\nlicense: mit\nlanguage: en\n---\n# Tiny\n"
@@ -54,6 +57,7 @@ stages:
   prepare: {{kind: data, held_out: 8, sources: [{{path: rows.jsonl}}]}}
   sft: {{kind: train, data: prepare, adapter: {{name: lora, rank: 4}}, {fast}}}
   whole: {{kind: train, data: prepare, adapter: {{name: full}}, {fast}}}
+  four: {{kind: train, data: prepare, adapter: {{name: lora, rank: 4, quantize: nf4}}, {fast}}}
   evaluate: {{kind: eval, data: prepare, models: [base, sft], prompts: null, resamples: 100, device: cpu}}
   home: {{kind: export, model: sft, to: hf}}
   file: {{kind: export, model: sft, to: gguf, type: f32}}
@@ -161,6 +165,23 @@ def test_adapter(run: Path, cli: Cli, tmp_path: Path) -> None:
     )
 
 
+def test_an_adapter_on_weights_in_4_bits(run: Path, cli: Cli, tmp_path: Path) -> None:
+    """Merged, the weights under it are written out: the same logits, as a folder and in llama.cpp."""
+    done = cli("export", run / "four", "--to", "hf", "-o", tmp_path / "hf", "--json")
+    assert json.loads(done.out)["agreement"]["relative"] <= 1e-5, done.err
+    folder = exported(cli, run / "four", tmp_path / "adapter", "adapter")
+    assert read_object(folder / "base_weights.json") == {"quantize": "nf4"}
+    path = exported(cli, run / "four", tmp_path / "gguf", "gguf", "--type", "f32") / "model.gguf"
+    llama = Llama(path)
+    ids = [1, 4093, 198, 2683, 22, 18]
+    with torch.no_grad():
+        logps_V = (
+            AutoModelForCausalLM.from_pretrained(tmp_path / "hf")(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        )
+    _, likely = llama.greedy(ids, 1)
+    assert max(abs(float(logps_V[i]) - p) for i, p in likely.items()) < 1e-3
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_rounded_folders(dtype: str, run: Path, cli: Cli, tmp_path: Path) -> None:
     done = cli("export", run / "whole", "--to", "hf", "--dtype", dtype, "-o", tmp_path / "out", "--json")
@@ -187,7 +208,7 @@ def test_large_models_are_cut_into_files(run: Path, cli: Cli, tmp_path: Path, mo
     assert export.SHARD == "5GB"
 
 
-def test_gguf_and_chat(run: Path, cli: Cli, tmp_path: Path) -> None:
+def test_gguf_and_chat(run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xllamacpp")
     path = run / "file" / "files" / "model.gguf"
     assert gguf.GGUFReader(path).fields["general.name"].contents() == "taken/sft"
@@ -197,7 +218,12 @@ def test_gguf_and_chat(run: Path, cli: Cli, tmp_path: Path) -> None:
     }
     assert len({*said.values()}) == 1, said
     assert cli("chat", path, "--prompt", "x", "--template", "a.jinja").refused()
-    assert "GGUF file" in cli("eval", path.parent, "-o", tmp_path / "eval").refused()
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
+    again = load_model(
+        resolve_target(str(run / "file")).folder, torch.float32, torch.device("cpu")
+    )  # it is a model to start from
+    merged = load_model(run / "home" / "files", torch.float32, torch.device("cpu"))
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in merged.state_dict().items())
 
 
 def test_ollama(run: Path, cli: Cli, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def form_checks(lineage: Lineage) -> Iterator[Check]:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, "model.gguf")
             write_gguf(model, lineage, path, file_type, "verified")
-            with LlamaCppEngine(path, CONTEXT, slots=1, exact=True) as engine:
+            with LlamaCppEngine(path, CONTEXT, 1, torch.get_num_threads(), exact=True) as engine:
                 yield check_gguf(engine, file_type, expected)
 
 
@@ -140,32 +140,27 @@ def _replies(
 
 
 def check_gguf(engine: LlamaCppEngine, file_type: FileType, expected: Expected) -> Check:
-    """A GGUF file in llama.cpp against the merged weights: replies, first tokens, and how far their distributions are apart."""
-    requests = [Request((Message("user", prompt),), Sampling(max_tokens=REPLY_TOKENS)) for prompt in PROMPTS]
-    outcomes = complete(engine, requests)
-    texts = [one.text if isinstance(one, Completion) else None for one in outcomes]
-    other = [ours for ours, theirs in zip(expected.texts, texts, strict=True) if not _same(ours, theirs)]
+    """A GGUF file in llama.cpp against the merged weights: how far first tokens are apart, and replies where they must be the same."""
     first, divergence = [], []
     for ids_T, logps_V in zip(expected.prompts, expected.logps_V, strict=True):
         told = engine.next_logprobs(ids_T.tolist(), len(logps_V))
         if told is not None:
             first.append(max(told, key=told.__getitem__) == int(logps_V.argmax()))
-            kept = torch.tensor(list(told))
-            theirs = torch.tensor(list(told.values()))
+            kept, theirs = torch.tensor(list(told)), torch.tensor(list(told.values()))
             divergence.append(float((logps_V[kept].exp() * (logps_V[kept] - theirs)).sum()))
-    count = len(PROMPTS)
-    detail = (
-        f"{count - len(other)} of {count} greedy replies of {REPLY_TOKENS} tokens are the same; first token: {sum(first)} of {len(first)}, "
-        f"KL mean {np.mean(divergence):.1e}, largest {np.max(divergence):.1e}"
-        if first
-        else "no first token was told"
-    )
-    name = f"GGUF {file_type} = folder"
-    if file_type in SAME_TEXT:
-        meaning = "llama.cpp's greedy replies are those of the merged weights in fp32"
-        return Check(name, meaning, len(other) / count, 0.0, detail)
-    meaning = "rounded weights: how many first tokens differ (nothing is required)"
-    return Check(name, meaning, 1 - float(np.mean(first)) if first else math.nan, 1.0, detail)
+    apart = "no first token was told"
+    if first:
+        apart = f"first token: {sum(first)} of {len(first)} the same, KL mean {np.mean(divergence):.1e}, largest {np.max(divergence):.1e}"
+    name, count = f"GGUF {file_type} = folder", len(expected.prompts)
+    if file_type not in SAME_TEXT:
+        meaning = "rounded weights: the share of first tokens that differ (nothing is required)"
+        return Check(name, meaning, 1 - float(np.mean(first)) if first else math.nan, 1.0, apart)
+    requests = [Request((Message("user", prompt),), Sampling(max_tokens=REPLY_TOKENS)) for prompt in PROMPTS]
+    texts = [one.text if isinstance(one, Completion) else None for one in complete(engine, requests)]
+    other = [ours for ours, theirs in zip(expected.texts, texts, strict=True) if not _same(ours, theirs)]
+    meaning = "llama.cpp's greedy replies are those of the merged weights in fp32"
+    same = f"{count - len(other)} of {count} greedy replies of {REPLY_TOKENS} tokens are the same"
+    return Check(name, meaning, len(other) / count, 0.0, f"{same}; {apart}")
 
 
 def _same(ours: str, theirs: str | None) -> bool:

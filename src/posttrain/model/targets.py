@@ -36,12 +36,9 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
     lies on, where they are not those that the stage or the adapter's own configuration names.
     """
     path = Path(target)
-    if gguf_file(target) is not None:
-        raise ModelError(
-            "this is a GGUF file, not a model folder",
-            where=target,
-            fix="posttrain chat opens it; else export with --to hf",
-        )
+    found = gguf_file(target)
+    if found is not None and found != path:
+        return resolve_target(str(found), base)
     if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
         kind = _kind(path / "manifest.json")
         if kind == "export":
