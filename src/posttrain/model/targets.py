@@ -36,9 +36,9 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
     lies on, where they are not those that the stage or the adapter's own configuration names.
     """
     path = Path(target)
-    found = gguf_file(target)
-    if found is not None and found != path:
-        return resolve_target(str(found), base)
+    file = gguf_file(target)
+    if file is not None and file != path:
+        return resolve_target(str(file), base)
     if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
         kind = _kind(path / "manifest.json")
         if kind == "export":
