@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import html.parser
+import logging
 import os
 import re
 import shutil
@@ -178,6 +179,7 @@ def hub_file(address: str) -> Path:
         raise AssetError(
             "this is not the address of a file on the hub", where=address, fix="write hf://datasets/ORG/NAME/FILE"
         )
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # every try to reach the hub would be a warning
     repository, _, revision = name.partition("@")
     try:
         found = hf_hub_download(

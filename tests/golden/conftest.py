@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from conftest import tiny_llama
-from golden.goldens import RECIPES, differences, machine, numbers, same
+from golden.goldens import RECIPES, differences, machine
 from posttrain.model import hardware
 
 RECORDED = Path(__file__).with_name("recorded")
@@ -84,21 +84,3 @@ def same_machine() -> None:
     """Skips a test where last bits are other ones, and with them replies that are drawn."""
     if not RECORDING and read("machine") != machine():
         pytest.skip("recorded on another machine")
-
-
-@pytest.fixture(scope="session")
-def numbers_of_old() -> Callable[[str, Any], None]:
-    """``numbers_of_old(name, summary)``: every number and verdict in recorded/numbers_name.json is in the summary, in whatever shape.
-
-    They are recorded once, and again only where the file has been removed.
-    """
-
-    def check(name: str, summary: Any) -> None:
-        found = sorted(set(numbers(summary)), key=lambda value: (isinstance(value, str), value))
-        if RECORDING and not (RECORDED / f"numbers_{name}.json").exists():
-            write(f"numbers_{name}", found)
-        lost = [old for old in read(f"numbers_{name}") if not any(same(old, new, here=True) for new in found)]
-        if lost:
-            pytest.fail(f"not in summary.json, but in numbers_{name}.json: {', '.join(map(str, lost))}", pytrace=False)
-
-    return check

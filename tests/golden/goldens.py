@@ -278,20 +278,6 @@ def same(old: Any, new: Any, here: bool) -> bool:
     return isinstance(old, float) and math.isclose(old, new, rel_tol=1e-2, abs_tol=1e-3)
 
 
-def numbers(value: Any, key: str = "") -> Iterator[float | str]:
-    """Every number and every verdict of a summary, whatever its shape."""
-    if isinstance(value, dict):
-        for name, held in value.items():
-            yield from numbers(held, "verdict" if key == "verdicts" else name)
-    elif isinstance(value, list):
-        for held in value:
-            yield from numbers(held, key)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield float(value)
-    elif isinstance(value, str) and key == "verdict":
-        yield value
-
-
 def told(done: Outcome, place: Path) -> dict[str, Any]:
     """How a command ended and what it said: stdout, errors and warnings."""
     errors = [line for line in done.err.splitlines() if re.match(r"error: |warning: |  fix: ", line)]

@@ -148,9 +148,8 @@ def judged(place: Path, cli: Cli) -> Judged:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet_machine", "same_machine")
-def test_summary_with_a_judge(judged: Judged, place: Path, golden: Golden, numbers_of_old: Golden) -> None:
+def test_summary_with_a_judge(judged: Judged, place: Path, golden: Golden) -> None:
     summary = steady_summary(judged[0], place)
-    numbers_of_old("judged", summary)
     golden("summary_judged", summary)
 
 

@@ -45,14 +45,6 @@ def test_summary(name: str, runs: dict[str, tuple[Path, Outcome]], place: Path, 
     golden(f"summary_{name}", steady_summary(runs[name][0], place))
 
 
-@pytest.mark.usefixtures("quiet_machine", "same_machine")
-@pytest.mark.parametrize("name", ["quickstart", "kto", "one_report"])
-def test_numbers_are_found_again(
-    name: str, runs: dict[str, tuple[Path, Outcome]], place: Path, numbers_of_old: Golden
-) -> None:
-    numbers_of_old(name, steady_summary(runs[name][0], place))
-
-
 @pytest.mark.parametrize("name", ["sft_full", "dpo_vs_simpo"])
 def test_page(name: str, runs: dict[str, tuple[Path, Outcome]], place: Path, golden: Golden) -> None:
     golden(f"page_{name}", visible(runs[name][0] / "report" / "index.html", place))

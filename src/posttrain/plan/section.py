@@ -21,12 +21,12 @@ COLORS: Mapping[str, str] = {
     "optimizer": "s3",
     "activations": "s4",
     "output head": "s5",
-    "working memory": "s1",
-    "second copy": "s2",
-    "reference": "s3",
-    "cache of keys and values": "s4",
-    "allocator": "s0",
-    "runtime": "s5",
+    "working memory": "s6",
+    "second copy": "s6",
+    "reference": "s6",
+    "cache of keys and values": "s6",
+    "allocator": "s7",
+    "runtime": "s6",
 }
 
 

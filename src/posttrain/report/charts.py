@@ -376,8 +376,8 @@ def _bars(chart: Bars) -> Figure | None:
         return None
     most = max(sum(piece.value for piece in pieces) for _, _, bars in chart.lanes for pieces in bars) or 1.0
     x = Scale(0, most, 2, WIDTH - RIGHT)
-    parts = [svg.legend([(text, f"swatch {kind}") for text, kind in chart.legend])] if chart.legend else []
-    top = TOP if chart.legend else 14.0
+    drawn, extra = _legend("", [(text, f"swatch {kind}") for text, kind in chart.legend], WIDE)
+    parts, top = ([drawn], TOP + extra) if chart.legend else ([], 14.0)
     for name, text, bars in chart.lanes:
         parts.append(svg.words(short(name), 2, top + 12, "label strong"))
         parts.append(svg.words(text, WIDTH - RIGHT, top + 12, "tick end"))
