@@ -103,7 +103,10 @@ FILLS = "\u2588\u2593\u2592\u2591\u25a4\u25a5\u25a6\u25a7\u25a8\u25a9\u25a3"
 """One a kind of pieces of a bar: they can be told apart without colours."""
 BAR_WIDTH = 28
 """Signs of the longest bar."""
-_COLOURS = {"s0": "blue", "s1": "dark_orange", "s2": "green", "s3": "magenta", "s4": "yellow", "s5": "cyan"}
+_COLOURS = {
+    **{"s0": "blue", "s1": "dark_orange", "s2": "green", "s3": "magenta"},
+    **{"s4": "yellow", "s5": "cyan", "s6": "red", "s7": "grey62"},
+}
 
 
 def _bars(one: Bars) -> Iterator[RenderableType]:
