@@ -7,6 +7,7 @@ numbers are functions of the seed and the step. So a run that is killed and resu
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import re
 import signal
@@ -360,6 +361,8 @@ def _begin(
 ) -> tuple[_Run, Progress]:
     """The run, ready for its next step: model, reference, plan, and the newest checkpoint restored."""
     hardware.keep_freed_memory()
+    gc.collect()
+    hardware.return_freed_memory()  # of stages before this one
     idle = hardware.current_memory(hardware.resolve_device(settings.device))
     settings = settled_dtype(settings, out)
     trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
