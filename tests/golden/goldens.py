@@ -51,14 +51,13 @@ UNSTEADY = re.compile(
 """Keys that differ from run to run or from machine to machine."""
 GAP = r"[\s*|,]+"
 IN_TEXT = [
-    (r"\\(?=\d)", ""),
+    (r"\\(?=[-+]?\d)", ""),
     (r"127\.0\.0\.1:\d+", "127.0.0.1:#"),
     (r"\b([0-9a-f]{64}|[0-9a-f]{12}|(?<=@)[0-9a-f]{16})\b", "#"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?( UTC)?", "#"),
     (r"\b\d[\d.,]*\s+(seconds?|minutes?|min|hours?|h|s|ms)\b", r"# s"),
     (rf"\b\d[\d.,]*({GAP}(tok/s|tokens per second|tokens/s))\b", r"#\1"),
     (r"[-−+]?\b\d[\d.,]*\s+[kMG]?B\b", "# B"),
-    (r"measured is \S+ against", "measured is # against"),
     (rf"(matmul peak{GAP})(–|\d+(\.\d+)?%)", r"\1#"),
     (r"\b\d+(\.\d+)?%\s+of\s+(the\s+)?(matmul|matrix)", r"#% of \2\3"),
     (r"\S+% against the plan", "#% against the plan"),
