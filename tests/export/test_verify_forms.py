@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from conftest import Outcome
 from export.micro import micro_chat_model
@@ -27,7 +26,7 @@ def test_forms_of_a_micro_model(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(forms, "PROMPTS", forms.PROMPTS[:3])
     folder = micro_chat_model("llama", tmp_path)
     found = checks(done := cli("verify", folder, "--json"))
-    assert [*found] == [f"GGUF {kind} = folder" for kind in ("f32", "f16", "bf16", "q8_0")]
+    assert [*found] == [f"GGUF {kind} = folder" for kind in forms.ORDER]
     assert found["GGUF f32 = folder"]["holds"], done.out
     assert "KL mean" in str(found["GGUF q8_0 = folder"]["detail"])
     monkeypatch.setattr(architectures, "interleaved", lambda rows, heads: rows)
@@ -49,7 +48,6 @@ def test_two_checks_at_once_are_refused(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.demo_model
 def test_the_demo_model_in_every_form(cli: Cli, demo_model: Path) -> None:
     pytest.importorskip("xllamacpp")
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     done = cli("verify", "smollm2-135m-instruct", "--json")
     found = checks(done)
     assert done.code == 0, done.out
