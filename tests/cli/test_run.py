@@ -71,6 +71,7 @@ def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:weights in 4 bits")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_runs_two_steps(
     path: Path, cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path

@@ -46,9 +46,11 @@ def test_two_checks_at_once_are_refused(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.demo_model
-def test_the_demo_model_in_every_form(cli: Cli, demo_model: Path) -> None:
+def test_the_demo_model_in_every_form(cli: Cli, demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five of the prompts, English, German and Chinese; all twenty are minutes (docs/export.md has what they gave)."""
     pytest.importorskip("xllamacpp")
+    monkeypatch.setattr(forms, "PROMPTS", forms.PROMPTS[::4])
     done = cli("verify", "smollm2-135m-instruct", "--json")
     found = checks(done)
     assert done.code == 0, done.out
-    assert all("20 of 20 greedy replies" in str(found[f"GGUF {kind} = folder"]["detail"]) for kind in ("f32", "f16"))
+    assert all("5 of 5 greedy replies" in str(found[f"GGUF {kind} = folder"]["detail"]) for kind in ("f32", "f16"))

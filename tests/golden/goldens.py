@@ -280,7 +280,8 @@ def same(old: Any, new: Any, here: bool) -> bool:
 
 def told(done: Outcome, place: Path) -> dict[str, Any]:
     """How a command ended and what it said: stdout, errors and warnings."""
-    errors = [line for line in done.err.splitlines() if re.match(r"error: |warning: |  fix: ", line)]
+    lines = [line for line in done.err.splitlines() if "`torch.jit" not in line]  # said where a library is loaded first
+    errors = [line for line in lines if re.match(r"error: |warning: |  fix: ", line)]
     said = {"exit": done.code, "out": steady_lines(done.out, place)}
     return said | ({"err": steady_lines("\n".join(errors), place)} if errors else {})
 

@@ -92,7 +92,11 @@ def handed_on(run: Path) -> dict[str, Any]:
         name = path.relative_to(run).as_posix()
         if path.name == "metrics.jsonl":
             found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
-        elif path.is_dir() or path.parent.name in ("run", "checkpoints", ".reference") or path.name == "manifest.json":
+        elif (
+            path.is_dir()
+            or path.parent.name in ("run", "checkpoints", ".reference")
+            or path.name in ("manifest.json", "memory.json")
+        ):
             continue
         else:
             found[name] = timeless(read_json(path)) if path.suffix == ".json" else path.read_bytes()
