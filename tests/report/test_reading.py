@@ -149,8 +149,8 @@ def test_the_report_stage_itself_is_left_out(run: RunDir) -> None:
 
 def test_a_stage_of_another_kind_is_listed(run: RunDir) -> None:
     run.stage("merge").write_manifest(
-        {"kind": "export", "status": "complete", "started": 1.8e9, "result": {"files": 2}}
+        {"kind": "sweep_of_later", "status": "complete", "started": 1.8e9, "result": {"files": 2}}
     )
     facts = read_run(run)
-    assert [stage.kind for stage in facts.stages] == ["data", "train", "eval", "export"]
+    assert [stage.kind for stage in facts.stages] == ["data", "train", "eval", "sweep_of_later"]
     assert facts.status == "complete"
