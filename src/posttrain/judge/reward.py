@@ -79,7 +79,7 @@ def open_reward_judge(source: JudgeSource) -> RewardJudge:
 
     """
     from posttrain.model import hardware
-    from posttrain.model.adapters import load_adapter, load_base, quantised_base
+    from posttrain.model.adapters import saved_model
     from posttrain.model.forward import causal_lm
     from posttrain.model.targets import resolve_target
 
@@ -88,9 +88,7 @@ def open_reward_judge(source: JudgeSource) -> RewardJudge:
     _check_score_head(target.adapter or target.folder, source.reward)
     device = hardware.resolve_device("auto")
     dtype = hardware.choose_dtype("auto", device)
-    quantised = quantised_base(target.adapter)
-    base = load_base(target.folder, dtype, device, quantised, head="score").requires_grad_(False)
-    model = base if target.adapter is None else load_adapter(base, target.adapter, trainable=False)
+    model = saved_model(target.folder, target.adapter, dtype, device, head="score")
     text_config = causal_lm(model).config.get_text_config()
     return RewardJudge(
         model,

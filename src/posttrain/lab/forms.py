@@ -26,7 +26,7 @@ from posttrain.generate.decode import decode, without_stop
 from posttrain.generate.engine import Completion, Request, Sampling, complete
 from posttrain.generate.llamacpp import LlamaCppEngine
 from posttrain.lab.verify import VALUE_TOLERANCE, Check, tell
-from posttrain.model.adapters import load_adapter, load_base, quantised_base
+from posttrain.model.adapters import saved_model
 from posttrain.model.agreement import agreement, all_logits
 from posttrain.model.export import merge_adapter
 from posttrain.model.gguf.architectures import architecture_of
@@ -91,11 +91,8 @@ def form_checks(lineage: Lineage) -> Iterator[Check]:
     """All checks, one after the other; one model is in memory at a time, and one GGUF file on the disk."""
     template = lineage.template
     prompts = [encode_prompt([Message("user", prompt)], template) for prompt in PROMPTS]
-    cpu = torch.device("cpu")
-    model: nn.Module = load_base(lineage.folder, torch.float32, cpu, quantised_base(lineage.adapter))
-    model.requires_grad_(False)
+    model = saved_model(lineage.folder, lineage.adapter, torch.float32, torch.device("cpu"))
     if lineage.adapter is not None:
-        model = load_adapter(model, lineage.adapter, trainable=False)
         before = all_logits(model, prompts)
         model = merge_adapter(model)
         found = agreement(before, all_logits(model, prompts))

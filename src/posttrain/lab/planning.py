@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from posttrain.encode.lengths import Lengths
 from posttrain.errors import AssetError, ConfigError, ModelError, RunError
 from posttrain.lab.recipe import Recipe, load_recipe
 from posttrain.model.companions import read_object
-from posttrain.model.targets import model_folder
+from posttrain.model.targets import is_hub_name, model_folder
 from posttrain.plan.devices import Device, device_of
 from posttrain.plan.fit import Rows, ways
 from posttrain.plan.memory import generation_memory, kept_bytes, memory_plan
@@ -29,7 +28,6 @@ SLOTS = 64
 """Replies that the local engine makes at once (``generate.decode``, which loads torch)."""
 PROMPT_TOKENS = 256
 """Of a prompt that is continued, where it is not known."""
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +168,7 @@ def shape_of(model: str) -> ModelShape:
 
 def config_file(model: str) -> Path:
     """The ``config.json`` of a model, fetched where it is on the hub."""
-    path = Path(model).expanduser()
-    if path.is_dir() or model in assets.MODELS or not _HUB_NAME.fullmatch(model) or path.parent.is_dir():
+    if Path(model).expanduser().is_dir() or model in assets.MODELS or not is_hub_name(model):
         return model_folder(model) / "config.json"
     try:
         return assets.hub_file(f"hf://{model}/config.json")

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,14 +34,7 @@ from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt, stop_sequences
 from posttrain.errors import ConfigError, DataError
 from posttrain.model import fused, hardware, logprobs
-from posttrain.model.adapters import (
-    attach_lora,
-    load_adapter,
-    load_base,
-    quantised_base,
-    saved_settings,
-    trainable_parameters,
-)
+from posttrain.model.adapters import attach_lora, saved_model, saved_settings, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.export import merge_adapter
 from posttrain.model.forward import final_hidden, output_head
@@ -195,9 +189,9 @@ def model_checks(lineage: Lineage, usable: Usable) -> Iterator[Check]:
     """
     device = hardware.resolve_device("auto")
     objective, units, sequences = default_objective(usable.kind), usable.units, usable.sequences
-    base = load_base(lineage.folder, torch.float32, device, quantised_base(lineage.adapter))
+    base: Any = saved_model(lineage.folder, lineage.adapter, torch.float32, device)
     if lineage.adapter is not None:
-        base = merge_adapter(load_adapter(base, lineage.adapter, trainable=False))
+        base = merge_adapter(base)
     base.requires_grad_(False)
     yield check_chunked(base, sequences)
     before = _logps(base, [sequences])

@@ -300,14 +300,27 @@ def saved_settings(folder: Path) -> LoraAdapter:
     )
 
 
+def saved_model(
+    folder: Path,
+    adapter: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    head: Literal["tokens", "score"] = "tokens",
+    seed: int = 0,
+) -> nn.Module:
+    """A model as it was left: with its adapter where it has one, on weights kept as they were under it. Nothing of it trains; eval mode."""
+    base: nn.Module = load_base(folder, dtype, device, quantised_base(adapter), head=head, seed=seed)
+    base.requires_grad_(False)
+    return base if adapter is None else load_adapter(base, adapter, trainable=False)
+
+
 def frozen_model(folder: Path, adapter: Path | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A model that nothing trains, with its adapter where it has one; eval mode.
 
     All take the hot path, so that a comparison shows their weights and not two ways of rounding.
     """
-    model: nn.Module = load_base(folder, dtype, device, quantised_base(adapter)).requires_grad_(False)
-    if adapter is not None:
-        model = load_adapter(model, adapter, trainable=False)
+    model = saved_model(folder, adapter, dtype, device)
     fused.fuse(model)
     return model
 

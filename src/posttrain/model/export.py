@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from posttrain.artifacts import write_json
@@ -20,22 +21,23 @@ from posttrain.model.load import check_read_back, quiet_transformers
 from posttrain.model.quantise import dequantise
 
 
-def merge_adapter(model: PeftModel) -> PreTrainedModel:
-    """The plain model with W + scale B A in place of every adapted matrix.
+def merge_adapter(model: nn.Module) -> PreTrainedModel:
+    """The plain model with W + scale B A in place of every adapted matrix; a model without an adapter as it is.
 
     Merge in fp32: in bf16 an update smaller than 2^-8 of a weight would vanish. Raises ModelError for an adapted output
     head that is tied to the input embedding, because merging would change the embedding as well.
     """
     inner = causal_lm(model)
+    if not isinstance(model, PeftModel):
+        return inner
     head, tied = inner.get_output_embeddings(), inner.config.get_text_config().tie_word_embeddings
     if tied and hasattr(head, "lora_A"):
         raise ModelError(
             "the output head is adapted and tied to the input embedding: merging would change both",
             fix="leave lm_head out of adapter.targets",
         )
-    dequantise(
-        model, torch.float32
-    )  # PEFT's own merge into 4 bits quantises the sum, and the update is lost in the rounding
+    # PEFT's own merge into 4 bits quantises the sum, and the update is lost in the rounding
+    dequantise(model, torch.float32)
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return merged
 

@@ -90,6 +90,11 @@ def _name_a_train_stage(run: Path, problem: str, target: str) -> ModelError:
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no folder can be one on the hub: ``org/name``, and no folder ``org`` is here."""
+    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).expanduser().parent.is_dir()
+
+
 def model_folder(name: str, progress: assets.Progress | None = None) -> Path:
     """The local HF folder of a model: an existing path, a demo asset (made once in the cache), or ``org/name`` on the hub.
 
@@ -104,7 +109,7 @@ def model_folder(name: str, progress: assets.Progress | None = None) -> Path:
         return _converted(f"{path.stem}-{file_digest(path)[:12]}", lambda: path)
     if path.exists():
         raise ModelError("this is a file, neither a model folder nor GGUF", where=name)
-    if _HUB_NAME.fullmatch(name) and not path.parent.is_dir():
+    if is_hub_name(name):
         return _hub_folder(name)
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if "/" in name and path.parent.is_dir() else []
     raise ModelError(

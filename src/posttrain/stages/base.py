@@ -100,8 +100,9 @@ class Context:
         kept = self.run.path / THREADS_FILE
         if not kept.exists():
             speeds = thread_speeds(torch.get_num_threads())
-            write_json(kept, {"threads": min(speeds, key=lambda threads: speeds[threads])})
-            if (threads := read_json(kept)["threads"]) < max(speeds):
+            threads = min(speeds, key=lambda number: speeds[number])
+            write_json(kept, {"threads": threads})
+            if threads < max(speeds):
                 faster = speeds[max(speeds)] / speeds[threads]
                 self.display.note(
                     f"computing with {threads} of {max(speeds)} threads: {faster:.1f} times as fast here now, where others are at work too"

@@ -235,19 +235,17 @@ def _trained(lineage: Lineage) -> Any:
     """The model as it was trained, in fp32 on the CPU: with its adapter, on weights in 4 bits where those were under it."""
     import torch
 
-    from posttrain.model.adapters import load_adapter, load_base, quantised_base
+    from posttrain.model.adapters import saved_model
 
-    cpu = torch.device("cpu")
-    model = load_base(lineage.folder, torch.float32, cpu, quantised_base(lineage.adapter)).requires_grad_(False)
-    return model if lineage.adapter is None else load_adapter(model, lineage.adapter, trainable=False)
+    return saved_model(lineage.folder, lineage.adapter, torch.float32, torch.device("cpu"))
 
 
 def _merged(lineage: Lineage) -> nn.Module:
     """The model without an adapter, in fp32 on the CPU."""
     from posttrain.model.export import merge_adapter
 
-    model: nn.Module = _trained(lineage)
-    return model if lineage.adapter is None else merge_adapter(model)
+    merged: nn.Module = merge_adapter(_trained(lineage))
+    return merged
 
 
 def _write_hf(settings: ExportStage, lineage: Lineage, rows: Path | None, folder: Path, display: Display) -> _Written:
@@ -261,8 +259,7 @@ def _write_hf(settings: ExportStage, lineage: Lineage, rows: Path | None, folder
     texts = _probes(lineage, rows)
     model = _trained(lineage)
     trained = all_logits(model, texts)
-    if lineage.adapter is not None:
-        model = merge_adapter(model)
+    model = merge_adapter(model)
     display.tick("writing", 0, 0)
     dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     save_model(model, folder, dtypes[settings.dtype])

@@ -138,10 +138,9 @@ def prepare_model(settings: TrainSettings, model_folder: Path, adapter_folder: P
                 where=str(model_folder),
                 fix="train an adapter (adapter: {name: lora}), or give the model in full precision",
             )
-        quantised = adapters.quantised_base(adapter_folder)
-        model = adapters.load_base(model_folder, torch.float32, device, quantised, head=head, seed=seed)
-        if adapter_folder is not None:
-            model = export.merge_adapter(adapters.load_adapter(model, adapter_folder, trainable=False))
+        model = export.merge_adapter(
+            adapters.saved_model(model_folder, adapter_folder, torch.float32, device, head=head, seed=seed)
+        )
         towers = tuple(f"{name}." for name in beside_text(model))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not f"{name}.".startswith(towers))

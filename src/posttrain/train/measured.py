@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -48,13 +49,17 @@ class Planner:
     dtype: torch.dtype
     idle: int
 
+    @cached_property
+    def units(self) -> list[Layout]:
+        """All examples, each laid out for itself."""
+        return [layout_of(lay_out(self.model, self.task.sequences(unit))) for unit in self.examples]
+
     def of(self, layout: Layout) -> StagePlan | None:
         """The plan with this largest micro-batch; None where the model's type is unknown."""
-        units = [layout_of(lay_out(self.model, self.task.sequences(unit))) for unit in self.examples]
-        kept = sum(one.supervised for one in units) if self.settings.objective.needs_reference else 0
+        kept = sum(one.supervised for one in self.units) if self.settings.objective.needs_reference else 0
         dtype: Literal["bf16", "fp32"] = "bf16" if self.dtype == torch.bfloat16 else "fp32"
         kind: Literal["cpu", "cuda"] = "cuda" if self.device.type == "cuda" else "cpu"
-        return stage_plan(self.settings, self.folder, dtype, kind, rows_of(units), layout, kept)
+        return stage_plan(self.settings, self.folder, dtype, kind, rows_of(self.units), layout, kept)
 
     def largest(self, plan: Plan) -> Layout:
         """How the micro-batch with most tokens is laid out."""
