@@ -142,6 +142,7 @@ def test_what_can_t_be_planned_is_one_error(case: str, model: Path, tmp_path: Pa
 def test_a_hub_name_without_a_connection_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # it tries five times
     done = invoke("some-owner/some-model-that-is-not-here", "--device", "24GB")
     assert isinstance(done.exception, PosttrainError)
     assert "can't reach the hub" in str(done.exception)

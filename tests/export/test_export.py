@@ -86,6 +86,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return found
 
 
+@pytest.mark.slow
 def test_a_stage_writes_a_folder_that_works_by_itself(run: Path) -> None:
     folder = run / "home" / "files"
     plain = AutoModelForCausalLM.from_pretrained(run.parents[1] / "tiny")
@@ -165,6 +166,7 @@ def test_adapter(run: Path, cli: Cli, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_adapter_on_weights_in_4_bits(run: Path, cli: Cli, tmp_path: Path) -> None:
     """Merged, the weights under it are written out: the same logits, as a folder and in llama.cpp."""
     done = cli("export", run / "four", "--to", "hf", "-o", tmp_path / "hf", "--json")
@@ -208,6 +210,7 @@ def test_large_models_are_cut_into_files(run: Path, cli: Cli, tmp_path: Path, mo
     assert export.SHARD == "5GB"
 
 
+@pytest.mark.slow
 def test_gguf_and_chat(run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xllamacpp")
     path = run / "file" / "files" / "model.gguf"

@@ -250,12 +250,12 @@ def test_what_was_trained_on_4_bits_is_read_on_4_bits(
     "objective",
     [
         DpoObjective(),
-        IpoObjective(),
-        SimpoObjective(),
-        OrpoObjective(),
-        HingeObjective(),
-        KtoObjective(),
-        RewardObjective(),
+        pytest.param(IpoObjective(), marks=pytest.mark.slow),
+        pytest.param(SimpoObjective(), marks=pytest.mark.slow),
+        pytest.param(OrpoObjective(), marks=pytest.mark.slow),
+        pytest.param(HingeObjective(), marks=pytest.mark.slow),
+        pytest.param(KtoObjective(), marks=pytest.mark.slow),
+        pytest.param(RewardObjective(), marks=pytest.mark.slow),
     ],
     ids=lambda o: o.name,
 )

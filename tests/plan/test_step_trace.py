@@ -51,7 +51,7 @@ def both(kind: str, adapter: Any, layout: Layout, **more: Any) -> tuple[tuple[fl
 @pytest.mark.parametrize("layout", ["sft", pytest.param("pairs", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("adapter", ["full", "lora"])
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_formulas_and_trace_agree_within_five_percent(
     kind: str, adapter: str, checkpointing: bool, layout: str
 ) -> None:
@@ -69,6 +69,7 @@ def test_other_families_keep_what_the_formulas_say(kind: str, adapter: str) -> N
     assert peak[0] == pytest.approx(peak[1], rel=0.07)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["full", "lora", "attention only"])
 def test_narrow_products_are_counted_too(adapter: str) -> None:
     kept, peak = both("llama", ADAPTERS[adapter], LAYOUTS["sft"], dtype="bf16")

@@ -63,7 +63,9 @@ def examples(random_examples: MakeExamples) -> list[Tokens]:
 # ---- batch x accumulation ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapter", [LoraAdapter(rank=4), FullWeights()], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "adapter", [LoraAdapter(rank=4), pytest.param(FullWeights(), marks=pytest.mark.slow)], ids=["lora", "full"]
+)
 def test_the_micro_batch_only_moves_memory(
     adapter: LoraAdapter | FullWeights, make_stage: MakeStage, small_model: Path, examples: list[Tokens], tmp_path: Path
 ) -> None:
@@ -182,13 +184,13 @@ def crash_after(step: int) -> Callable[[Any], None]:
     "changes",
     [
         {},
-        {"adapter": LoraAdapter(rank=4, dropout=0.3)},
-        {"adapter": LoraAdapter(rank=4, dora=True, rslora=True)},
+        pytest.param({"adapter": LoraAdapter(rank=4, dropout=0.3)}, marks=pytest.mark.slow),
+        pytest.param({"adapter": LoraAdapter(rank=4, dora=True, rslora=True)}, marks=pytest.mark.slow),
         pytest.param(
             {"adapter": LoraAdapter(rank=4, quantize="nf4")},
             marks=pytest.mark.filterwarnings("ignore:weights in 4 bits"),
         ),
-        {"adapter": FullWeights(), "dtype": "bf16", "weight_decay": 0.1},
+        pytest.param({"adapter": FullWeights(), "dtype": "bf16", "weight_decay": 0.1}, marks=pytest.mark.slow),
         {"gradient_checkpointing": True, "micro_batch_tokens": 20, "dtype": "bf16"},
         pytest.param({"checkpoint_every": 3}, marks=pytest.mark.slow),
     ],

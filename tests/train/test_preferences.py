@@ -293,7 +293,15 @@ class _KilledError(Exception):
     """Stands in for kill -9."""
 
 
-@pytest.mark.parametrize("objective", [DpoObjective(), KtoObjective(), RewardObjective()], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        DpoObjective(),
+        pytest.param(KtoObjective(), marks=pytest.mark.slow),
+        pytest.param(RewardObjective(), marks=pytest.mark.slow),
+    ],
+    ids=lambda o: o.name,
+)
 @pytest.mark.parametrize(
     "adapter",
     [LoraAdapter(rank=4), pytest.param(FullWeights(), marks=pytest.mark.slow)],
