@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from posttrain.errors import ModelError, PosttrainError
 from posttrain.model.forward import causal_lm
+from posttrain.model.hardware import to_device
 from posttrain.model.kv_cache import KvCache, Prefill, Step
 from posttrain.model.lengths import Lengths, lengths_of, limits_of
 from posttrain.model.load import next_logits
@@ -71,7 +72,7 @@ class _Batched:
         self._cache.remove(place)
 
     def _logits(self, ids: NDArray[np.int64], places: NDArray[np.int64], cache: Prefill | Step) -> Tensor:
-        ids_T, places_T = (torch.from_numpy(x).to(self._device) for x in (ids, places))
+        ids_T, places_T = (to_device(x, self._device) for x in (ids, places))
         return next_logits(self._model, ids_T, places_T, cache)
 
 

@@ -222,7 +222,7 @@ def model_checks(lineage: Lineage, usable: Usable) -> Iterator[Check]:
             "kept reference = live",
             "what the reference was computed to say beforehand is what the model says with its adapter off",
             live,
-            reference.of(sequences),
+            hardware.to_device(reference.of(sequences), live.device),
         )
     generic = _gradient(trainee, task, [units])
     generic_logps = _logps(model, [sequences])

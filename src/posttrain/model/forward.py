@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from posttrain.encode.collate import Batch
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
+from posttrain.model.hardware import to_device
 
 _PATH = "posttrain_path"
 
@@ -126,7 +127,7 @@ def final_hidden(model: nn.Module, ids_T: Tensor, segments: Segments) -> Tensor:
     """Final hidden states [T, D] of packed sequences; logits are never formed here. ids_T: int64 on the model's device."""
     path, decoder = path_of(model), body(model)
     if path.kind == "packed" and (path.shares or not segments.shared):
-        positions_T = torch.from_numpy(segments.positions).to(ids_T.device)
+        positions_T = to_device(segments.positions, ids_T.device)
         output = decoder(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, segments=segments)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden

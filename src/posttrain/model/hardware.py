@@ -11,13 +11,19 @@ import time
 from functools import cache
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from posttrain.errors import ConfigError
 
+MATMUL_SIZES = (1024, 2048, 4096, 8192)
+"""Sides of the matrices whose product is timed on an accelerator, as long as a larger one is faster."""
+WORTH_DOUBLING = 1.05
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _STATUS = Path("/proc/self/status")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -50,18 +56,50 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     )
 
 
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array as a tensor: the same memory on a CPU; elsewhere copied from pinned memory, and nothing waits for the copy."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    return (tensor if device.type == "mps" else tensor.pin_memory()).to(device, non_blocking=True)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all it was given: a clock is read before and after."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 @cache
 def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Measured peak of a [1024 x 1024] @ [1024 x 1024] product in FLOP/s (best of a tenth of a second)."""
-    a = torch.randn(1024, 1024, device=device).to(dtype)
+    """Measured peak of a matrix product in FLOP/s: [1024 x 1024] by the same on a CPU, elsewhere the size that fills the device."""
+    sizes = (1024,) if device.type == "cpu" else MATMUL_SIZES
+    best = 0.0
+    for size in sizes:
+        found = _matmul_flops(size, dtype, device)
+        if found < WORTH_DOUBLING * best:
+            return max(found, best)
+        best = found
+    return best
+
+
+def _matmul_flops(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    """The best of a tenth of a second."""
+    a = torch.randn(size, size, device=device).to(dtype)
     best, start = float("inf"), time.perf_counter()
     while time.perf_counter() - start < 0.1 or best == float("inf"):
         begin = time.perf_counter()
         a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - begin)
-    return 2 * 1024**3 / best
+    return 2 * size**3 / best
+
+
+def precision(dtype: torch.dtype, device: torch.device) -> str:
+    """The compute type as a record names it, with what torch makes of fp32 products on CUDA: that is torch's setting, never ours."""
+    name = str(dtype).removeprefix("torch.")
+    rounds = dtype == torch.float32 and device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return f"{name} (products in TF32)" if rounds else name
 
 
 def thread_speeds(most: int) -> dict[int, float]:

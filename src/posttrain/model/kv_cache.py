@@ -13,8 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from posttrain.model.hardware import to_device
 
 ROOM = 64
 """Slots grow by so many tokens, and keys are read up to a multiple of it: odd lengths multiply slowly."""
@@ -85,7 +88,7 @@ class Step:
 
     def __init__(self, cache: KvCache) -> None:
         self.cache = cache
-        self._slots, self._places = torch.arange(len(cache.lengths)), torch.tensor(cache.lengths)
+        self._places: tuple[Tensor, Tensor] | None = None
         self._biases: dict[int | None, list[Tensor]] = {}
 
     def attend(
@@ -106,8 +109,9 @@ class Step:
         heads, live, size = q_HBD.shape
         kv_heads = k_KBD.shape[0]
         keys, values = self.cache.layer(layer, (k_KBD, v_KBD), max(self.cache.lengths) + 1)
-        keys[self._slots, :, self._places] = k_KBD.transpose(0, 1)
-        values[self._slots, :, self._places] = v_KBD.transpose(0, 1)
+        slots, places = self._place(keys.device)
+        keys[slots, :, places] = k_KBD.transpose(0, 1)
+        values[slots, :, places] = v_KBD.transpose(0, 1)
         q_NGD = (q_HBD * scale).view(kv_heads, -1, live, size).permute(2, 0, 1, 3).reshape(live * kv_heads, -1, size)
         flat_keys, flat_values = (x.view(-1, *x.shape[2:]) for x in (keys, values))
         out_NGE = q_NGD.new_empty(*q_NGD.shape[:2], values.shape[-1])
@@ -129,13 +133,21 @@ class Step:
         """Count the new tokens, after the pass."""
         self.cache.lengths = [length + 1 for length in self.cache.lengths]
 
+    def _place(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of every sequence its slot and where its new token stands there; the same in all layers of a pass."""
+        if self._places is None:
+            lengths = np.array(self.cache.lengths)
+            self._places = to_device(np.arange(len(lengths)), device), to_device(lengths, device)
+        return self._places
+
     def _bias(self, window: int | None, like: Tensor) -> list[Tensor]:
         """For every group of slots 0 at the keys a new token sees and -inf elsewhere; the same in all layers of a pass."""
         if window not in self._biases:
             found = []
             for first in range(0, len(self.cache.lengths), TOGETHER):
-                ends = torch.tensor(self.cache.lengths[first : first + TOGETHER], device=like.device)[:, None, None]
-                room = -(-(int(ends.max()) + 1) // ROOM) * ROOM
+                lengths = self.cache.lengths[first : first + TOGETHER]
+                ends = to_device(np.array(lengths), like.device)[:, None, None]
+                room = -(-(max(lengths) + 1) // ROOM) * ROOM
                 place = torch.arange(room, device=like.device)
                 seen = place <= ends
                 if window is not None:

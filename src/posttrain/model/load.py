@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -34,6 +35,7 @@ from posttrain.model.folder import (
     unused_names,
 )
 from posttrain.model.forward import causal_lm
+from posttrain.model.hardware import to_device
 from posttrain.model.kv_cache import Prefill, Step
 from posttrain.model.proof import prove
 
@@ -187,7 +189,7 @@ def next_logits(model: torch.nn.Module, ids_T: Tensor, positions_T: Tensor, kv_c
         use_cache=False,
         segments=Segments(lengths),
         kv_cache=kv_cache,
-        logits_to_keep=torch.tensor(lengths, device=ids_T.device).cumsum(0) - 1,
+        logits_to_keep=to_device(np.cumsum(lengths) - 1, ids_T.device),
     )
     kv_cache.finish()
     logits: Tensor = output.logits[0].float()

@@ -22,7 +22,9 @@ from torch import Tensor
 CHUNK = 512
 """Positions whose logits exist at once. Smaller chunks read the head's weights more often."""
 _TILE_ROWS, _TILE_COLUMNS = 1024, 2048
-"""Logits at once where only log-probabilities are wanted: 8 MB of fp32."""
+"""Logits at once where only log-probabilities are wanted: 8 MB of fp32, which stay in a processor's cache."""
+_WIDE_COLUMNS = 32768
+"""The same on accelerators, where small operations cost as much as large ones: 128 MB."""
 _STRIP = 64
 """Rows turned from logits into probabilities at once: their fp32 copy stays in the processor's cache."""
 
@@ -73,21 +75,24 @@ def _logps_alone(
     sum for the reason given above.
     """
     wide = _accurate(hidden_SD.dtype)
+    width = _TILE_COLUMNS if hidden_SD.device.type == "cpu" else _WIDE_COLUMNS
     logps_S = torch.empty(len(hidden_SD), dtype=wide, device=hidden_SD.device)
     for begin in range(0, len(hidden_SD), _TILE_ROWS):
         rows = slice(begin, begin + _TILE_ROWS)
         hidden_CD, targets_C = hidden_SD[rows], targets_S[rows]
         target_C = torch.empty(len(targets_C), dtype=wide, device=hidden_SD.device)
         top_C, rest_C = torch.full_like(target_C, -torch.inf), torch.zeros_like(target_C)
-        for first in range(0, len(head_VD), _TILE_COLUMNS):
-            columns = slice(first, first + _TILE_COLUMNS)
+        for first in range(0, len(head_VD), width):
+            columns = slice(first, first + width)
             z = _product(hidden_CD, head_VD[columns], None if bias_V is None else bias_V[columns]).to(wide)
             if cap is not None:
                 z = torch.tanh(z / cap).mul_(cap)
-            here = ((targets_C >= first) & (targets_C < first + z.shape[1])).nonzero()[:, 0]
-            places = targets_C[here] - first
-            target_C[here] = z[here, places]
-            z[here, places] = -torch.inf
+            # without asking which targets are in this tile: a GPU would wait for the answer
+            place_C1 = (targets_C[:, None] - first).clamp(0, z.shape[1] - 1)
+            here_C1 = place_C1 == targets_C[:, None] - first
+            own_C1 = z.gather(1, place_C1)
+            target_C = torch.where(here_C1, own_C1, target_C[:, None])[:, 0]
+            z.scatter_(1, place_C1, own_C1.masked_fill_(here_C1, -torch.inf))
             tile_top_C = torch.maximum(top_C, z.amax(dim=1))
             rest_C.mul_((top_C - tile_top_C).exp_())
             top_C = tile_top_C

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from posttrain.encode.collate import Batch, collate, collate_shared
 from posttrain.encode.packing import pack
 from posttrain.model.forward import causal_lm, computing_in, final_hidden, output_head, own_logps, path_of, score_head
+from posttrain.model.hardware import to_device
 from posttrain.model.logprobs import token_logps
 from posttrain.types import Tokens
 
@@ -35,16 +36,14 @@ def batch_logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> T
     ``compute_dtype``: the type of matrix products; where the weights are fp32 and this is bf16, autocast is used.
     """
     device, head = causal_lm(model).get_input_embeddings().weight.device, output_head(model)
-    ids_T, predict_S, targets_S = (
-        torch.from_numpy(a).to(device) for a in (batch.ids_T, batch.predict_S, batch.targets_S)
-    )
+    ids_T, predict_S, targets_S = (to_device(a, device) for a in (batch.ids_T, batch.predict_S, batch.targets_S))
     with computing_in(model, compute_dtype):
         if head is None:
             logps_S = own_logps(model, ids_T, batch.segments, predict_S, targets_S)
         else:
             hidden_SD = final_hidden(model, ids_T, batch.segments)[predict_S].to(compute_dtype)
             logps_S = token_logps(hidden_SD, head.weight_VD, targets_S, head.form.cap, head.bias_V, head.form.scale)
-    return TokenLogps(logps_S, torch.from_numpy(batch.target_weights_S).to(device))
+    return TokenLogps(logps_S, to_device(batch.target_weights_S, device))
 
 
 def batch_rewards(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> Tensor:
@@ -52,7 +51,7 @@ def batch_rewards(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) ->
     head = score_head(model)
     assert head is not None, "a reward objective trains a model with a score head"
     device = next(model.parameters()).device
-    ids_T, scored_B = (torch.from_numpy(a).to(device) for a in (batch.ids_T, batch.predict_S))
+    ids_T, scored_B = (to_device(a, device) for a in (batch.ids_T, batch.predict_S))
     with computing_in(model, compute_dtype):
         hidden_TD = final_hidden(model, ids_T, batch.segments)
     rewards: Tensor = head(hidden_TD[scored_B].float())

@@ -104,7 +104,7 @@ def evaluate(
         result: dict[str, Any] = {
             "models": list(stage.models),
             "device": str(device),
-            "dtype": dtype_name,
+            "dtype": hardware.precision(dtype, device),
         }
         if any(held_out.units.values()):
             record, written = _measure(held_out, logps, reference, settings)

@@ -531,9 +531,9 @@ class _Run:
         records = self.out.metrics()
         steps = [r for r in records if r["split"] == "train"]
         rates, flops = [r["tokens_per_second"] for r in steps], [r["flops_per_second"] for r in steps]
+        measured = hardware.peak_memory(self.trainee.device)
         peak = hardware.matmul_flops(self.trainee.compute_dtype, self.trainee.device)
         gap = self.out.file(GAP_FILE)
-        measured = hardware.peak_memory(self.trainee.device)
         record_measured(self.out, self.settings, model, self.optimizer, measured - self.idle)
         result = TrainResult(
             quantisation=parse(QuantisationGap, read_json(gap), gap) if gap.exists() else None,
@@ -557,7 +557,7 @@ class _Run:
             matmul_share=median(flops) / peak if median(flops) <= peak else None,
             matmul_peak_flops=peak,
             device=str(self.trainee.device),
-            dtype=str(self.trainee.compute_dtype).removeprefix("torch."),
+            dtype=hardware.precision(self.trainee.compute_dtype, self.trainee.device),
         )
         return asdict(result)
 

@@ -18,7 +18,6 @@ import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import Tensor
 
 from posttrain.artifacts import atomic_path
 from posttrain.errors import CheckpointError
@@ -48,9 +47,9 @@ class ReferenceLogps:
     def __getitem__(self, sequence: Tokens) -> NDArray[np.float32]:
         return self._logps[sequence_key(sequence)]
 
-    def of(self, sequences: Sequence[Tokens]) -> Tensor:
+    def of(self, sequences: Sequence[Tokens]) -> NDArray[np.float32]:
         """The values of several sequences, one after the other."""
-        return torch.from_numpy(np.concatenate([self[sequence] for sequence in sequences]))
+        return np.concatenate([self[sequence] for sequence in sequences])
 
 
 NO_REFERENCE = ReferenceLogps({})

@@ -26,6 +26,7 @@ from posttrain.encode.preferences import (
     sequences_of,
     with_prompt_supervised,
 )
+from posttrain.model.hardware import to_device
 from posttrain.model.score import batch_logps, batch_rewards
 from posttrain.objectives.base import BaseObjective, Metric, PairLogps, SequenceLogps
 from posttrain.train.reference import NO_REFERENCE, ReferenceLogps
@@ -104,7 +105,7 @@ def _conversations(objective: BaseObjective) -> Task:
         return StepContext(float(sum(unit.weights_T.sum(dtype=np.float64) for unit in units)))
 
     def loss_inputs(units: Sequence[Tokens], batch: Batch, logps_S: Tensor, context: StepContext) -> LossInputs:
-        weights_S = torch.from_numpy(batch.target_weights_S).to(logps_S.device)
+        weights_S = to_device(batch.target_weights_S, logps_S.device)
         return LossInputs((logps_S, weights_S, context.divisor))
 
     return Task(objective, sequences_of, loss_inputs, context)
@@ -121,7 +122,7 @@ def _pairs(objective: BaseObjective, reference: ReferenceLogps) -> Task:
         policy, lengths = _sides(_sums(batch, logps_S), len(units)), _pair_lengths(units)
         if not objective.needs_reference:
             return LossInputs((policy, None, int(context.divisor)), lengths)
-        reference_S = reference.of([s for unit in units for s in sequences(unit)]).to(logps_S.device)
+        reference_S = to_device(reference.of([s for unit in units for s in sequences(unit)]), logps_S.device)
         sides = _sides(_sums(batch, reference_S), len(units))
         return LossInputs((policy, sides, int(context.divisor)), lengths | _divergence(logps_S, reference_S))
 
@@ -146,9 +147,9 @@ def _feedback(objective: BaseObjective, reference: ReferenceLogps, others: Seque
         return StepContext(len(units), float(z))
 
     def loss_inputs(units: Sequence[FeedbackTokens], batch: Batch, logps_S: Tensor, context: StepContext) -> LossInputs:
-        reference_S = reference.of([unit.tokens for unit in units]).to(logps_S.device)
-        desirable_B = torch.tensor([unit.desirable for unit in units], device=logps_S.device)
-        z = logps_S.new_tensor(context.reference_point)
+        reference_S = to_device(reference.of([unit.tokens for unit in units]), logps_S.device)
+        desirable_B = to_device(np.array([unit.desirable for unit in units]), logps_S.device)
+        z = logps_S.new_full((), context.reference_point)
         arguments = (_sums(batch, logps_S), _sums(batch, reference_S), desirable_B, z, int(context.divisor))
         lengths = _reply_lengths([unit.tokens for unit in units if unit.desirable], "chosen")
         lengths |= _reply_lengths([unit.tokens for unit in units if not unit.desirable], "rejected")
@@ -164,7 +165,7 @@ def _rewards(objective: BaseObjective, pad_id: int | None) -> Task:
         return scored_at_end(unit.chosen, pad_id), scored_at_end(unit.rejected, pad_id)
 
     def loss_inputs(units: Sequence[PairTokens], batch: Batch, rewards_B: Tensor, context: StepContext) -> LossInputs:
-        margins_P = torch.tensor([unit.margin for unit in units], device=rewards_B.device, dtype=rewards_B.dtype)
+        margins_P = to_device(np.array([unit.margin for unit in units], np.float32), rewards_B.device)
         return LossInputs((rewards_B[0::2], rewards_B[1::2], margins_P, int(context.divisor)), _pair_lengths(units))
 
     return Task(objective, sequences, loss_inputs, forward=batch_rewards)
@@ -175,8 +176,8 @@ def _rewards(objective: BaseObjective, pad_id: int | None) -> Task:
 
 def _sums(batch: Batch, logps_S: Tensor) -> SequenceLogps:
     """Sums and counts of every sequence of a batch."""
-    counts_B = torch.from_numpy(batch.counts_B).to(logps_S.device)
-    owners_S = torch.repeat_interleave(counts_B)
+    counts_B = to_device(batch.counts_B, logps_S.device)
+    owners_S = torch.repeat_interleave(counts_B, output_size=len(logps_S))
     sums_B = logps_S.new_zeros(len(counts_B)).index_add(0, owners_S, logps_S)
     return SequenceLogps(sums_B, counts_B.to(logps_S.dtype))
 

@@ -1,0 +1,260 @@
+"""What `test_second_device.py` runs in a process of its own: the same work on the CPU and on a pretended second device.
+
+    PYTHONPATH=tests python tests/train/second_device_checks.py [NAME ...]        one JSON object: check -> "" or what went wrong
+
+Every check computes the same numbers twice and wants them equal to the bit, but where it says how near; what a GPU would wait for is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import second_device
+from families import micro_folder
+from posttrain.artifacts import StageDir
+from posttrain.encode.preferences import FeedbackTokens, PairTokens
+from posttrain.generate.decode import decode
+from posttrain.generate.engine import Sampling
+from posttrain.model import hardware
+from posttrain.model.adapters import frozen_model
+from posttrain.model.config import FullWeights, LoraAdapter
+from posttrain.model.score import score
+from posttrain.objectives import Objective, SftObjective
+from posttrain.train import loop
+from posttrain.train.config import TrainSettings
+from posttrain.train.loop import TrainInputs, optimizer_step, prepare_model, train
+from posttrain.train.optimizer import build_optimizer
+from posttrain.train.reference import ReferenceLogps, sequence_key
+from posttrain.train.tasks import Task, Unit, make_task
+from posttrain.types import Tokens
+
+SECOND = f"{second_device.NAME}:0"
+OBJECTIVES: tuple[type[Any], ...] = get_args(get_args(Objective)[0])
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt-oss", "phi3", "mistral", "olmo2", "smollm3")
+"""Grouped queries, windows, norms of heads, capped scores and logits, sinks: each with its own path through attention."""
+ONE_A_STEP = ["aten._to_copy.default to the host"]
+"""What an optimizer step waits for: loss and gradient norm, to see that they are finite."""
+NEAR, ROUGH = 1e-5, 0.03
+"""Of the largest number: what attention in another order rounds away, in fp32 and in bf16."""
+LENGTHS = (30, 7, 64, 21)
+
+
+def example(length: int, seed: int, prompt: int = 0) -> Tokens:
+    """Random tokens, supervised behind the prompt; what stands in the first 20 places is the same for all."""
+    ids_T = np.random.default_rng(seed).integers(3, 199, length).astype(np.int32)
+    ids_T[:20] = np.random.default_rng(0).integers(3, 199, 20)[:length]
+    weights_T = np.ones(length, np.float32)
+    weights_T[: max(prompt, 2)] = 0.0
+    return Tokens(ids_T, weights_T, f"row-{seed}")
+
+
+def units_of(objective: Any) -> list[Unit]:
+    """Four units of the kind that an objective learns from."""
+    if objective.row_kind == "conversations":
+        return [example(length, seed) for seed, length in enumerate(LENGTHS)]
+    pairs = [
+        PairTokens(example(n + 22, 2 * seed, 22), example(n + 25, 2 * seed + 1, 22), f"row-{seed}", seed / 4)
+        for seed, n in enumerate(LENGTHS)
+    ]
+    if objective.row_kind == "pairs":
+        return list(pairs)
+    return [FeedbackTokens(pair.chosen if n % 2 else pair.rejected, bool(n % 2)) for n, pair in enumerate(pairs)]
+
+
+def task_of(objective: Any, units: Sequence[Unit]) -> Task:
+    """The task of an objective with made-up log-probabilities for its reference."""
+    task = make_task(objective, pad_id=0, others=units)
+    sequences = [s for unit in units for s in task.sequences(unit)] + task.beside(units)
+    known = {sequence_key(s): np.full(s.supervised, -5.0, np.float32) for s in sequences}
+    return make_task(objective, ReferenceLogps(known), 0, units)
+
+
+def settings_for(device: str, **changes: Any) -> TrainSettings:
+    """A small stage."""
+    options: dict[str, Any] = {
+        "adapter": LoraAdapter(rank=4, alpha=8),
+        "batch_size": 4,
+        "micro_batch_tokens": 96,
+        "learning_rate": 5e-3,
+        "dtype": "fp32",
+        "device": device,
+    }
+    return TrainSettings(**options | changes)
+
+
+def on_both(work: Callable[[str], Any]) -> tuple[Any, Any]:
+    """What some work gives on the CPU and on the second device."""
+    return work("cpu"), work(SECOND)
+
+
+def equal(first: Any, second: Any, near: float = 0.0) -> None:
+    """Raise AssertionError where numbers or tensors differ by more than ``near`` of the largest."""
+    for a, b in zip(first, second, strict=True):
+        a, b = (torch.as_tensor(x.cpu() if isinstance(x, Tensor) else x).detach().double() for x in (a, b))
+        apart = float((a - b).abs().max()) if a.numel() else 0.0
+        assert apart <= near * float(a.abs().max()), f"{a.shape}: {apart:.3g} apart, of {float(a.abs().max()):.3g}"
+
+
+@contextlib.contextmanager
+def no_waits(allowed: Sequence[str] = ()) -> Iterator[None]:
+    """Inside, nothing may wait for the device but what is allowed, in this order."""
+    second_device.waits.clear()
+    yield
+    found = second_device.waits.found
+    assert [wait.partition(" (")[0] for wait in found] == list(allowed), found
+
+
+def check_step(folder: Path, objective: Any, name: str = "llama", near: float = NEAR, **changes: Any) -> None:
+    """A step of two micro-batches: loss, norm, gradients and the weights after it; the micro-batches wait for nothing."""
+    model = folder / name
+    if not model.exists():
+        micro_folder(name, model)
+
+    def work(device: str) -> tuple[list[Any], list[Tensor]]:
+        settings = settings_for(device, objective=objective, **changes)
+        trainee = prepare_model(settings, model, None, seed=0)
+        optimizer = build_optimizer(trainee.model, trainee.trained, settings)
+        units = units_of(objective)
+        task = task_of(objective, units)
+        context = loop.step_context(trainee, task, units, 96)
+        results: list[Any] = []
+        for once in (False, True):  # what is made once for a layout and kept is made the first time
+            trainee.model.zero_grad()
+            with no_waits() if once else contextlib.nullcontext():
+                for group in (units[:2], units[2:]):
+                    torch.manual_seed(0)
+                    _, given = loop._compute(trainee, task, group, context)
+                    torch.autograd.backward(objective.loss(*given.arguments).share)
+            results = [p.grad for p in trainee.trained.values()]
+            assert all(p.device == trainee.device for p in trainee.trained.values())
+        results = [p.clone() for p in results if p is not None]
+        trainee.model.zero_grad()
+        steps = ONE_A_STEP if not task.beside(units) else None
+        with no_waits(steps) if steps and device != "cpu" else contextlib.nullcontext():
+            torch.manual_seed(0)
+            found = optimizer_step(trainee, optimizer, task, [units[:2], units[2:]], 1e-3, 1.0)
+        assert {p.device.type for p in trainee.trained.values()} == {torch.device(device).type}
+        return [found.loss, found.grad_norm, *found.metrics.values(), *results], list(trainee.trained.values())
+
+    (found, weights), (found_second, weights_second) = on_both(work)
+    equal(found, found_second, near)
+    if near == NEAR:  # Adam divides small gradients by their own size, and so what rounding makes of them
+        equal(weights, weights_second, 1e-3)
+
+
+def check_stage(folder: Path) -> None:
+    """A whole DPO stage: reference, evaluation, checkpoints, written adapter, and a second one that resumes it."""
+    model = micro_folder("llama", folder / "model")
+    objective: Any = next(kind for kind in OBJECTIVES if kind.__name__ == "DpoObjective")()
+    units = units_of(objective)
+
+    def work(device: str) -> list[Any]:
+        settings = settings_for(device, objective=objective, epochs=2, batch_size=2)
+        losses: list[float] = []
+        for steps in (2, None):
+            out = folder / device.replace(":", "-")
+            out.mkdir(exist_ok=True)
+            stage = (
+                settings_for(device, objective=objective, epochs=2, batch_size=2, max_steps=steps)
+                if steps
+                else settings
+            )
+            train(
+                stage,
+                TrainInputs(model, units, held_out=units[:2]),
+                StageDir(out),
+                seed=0,
+                digest="check",
+                observer=lambda record: losses.append(record["loss"]),
+            )
+        return losses
+
+    equal(*on_both(work), near=NEAR)
+
+
+def check_generation(folder: Path, name: str) -> None:
+    """Greedy and sampled tokens; a step of decoding reads the chosen tokens and whether they are finite."""
+    model = micro_folder(name, folder / "model")
+    prompts = [np.arange(3, 3 + n, dtype=np.int32) for n in (5, 30, 12)]
+    samplings = [
+        Sampling(max_tokens=12),
+        Sampling(max_tokens=9, temperature=0.8, top_p=0.9, seed=1),
+        Sampling(max_tokens=5),
+    ]
+
+    def work(device: str) -> list[Any]:
+        loaded = frozen_model(model, None, torch.float32, hardware.resolve_device(device))
+        second_device.waits.clear()
+        return [(new.prompt, new.token) for new in decode(loaded, prompts, [(2,)], samplings)]
+
+    equal(*on_both(work), near=NEAR)
+
+
+def check_scoring(folder: Path) -> None:
+    """Likelihoods without gradient; a pass is waited for once, when it is read."""
+    model = micro_folder("llama", folder / "model", vocab_size=4500)  # three tiles of the vocabulary
+
+    def work(device: str) -> list[Any]:
+        loaded = frozen_model(model, None, torch.float32, hardware.resolve_device(device))
+        rows = [example(n, seed) for seed, n in enumerate(LENGTHS)]
+        with no_waits(ONE_A_STEP if device != "cpu" else ()):
+            return list(score(loaded, rows, 1000, torch.float32).nll_N)
+
+    equal(*on_both(work), near=NEAR)
+
+
+def checks(folder: Path) -> dict[str, Callable[[Path], None]]:
+    """All checks by name."""
+    sft = SftObjective()
+    found: dict[str, Callable[[Path], None]] = {
+        f"objective {kind().name}": partial(check_step, objective=kind()) for kind in OBJECTIVES
+    }
+    found |= {f"family {name}": partial(check_step, objective=sft, name=name) for name in FAMILIES}
+    found["all weights"] = partial(check_step, objective=sft, adapter=FullWeights())
+    found["all weights, bf16 products"] = partial(
+        check_step, objective=sft, adapter=FullWeights(), dtype="bf16", near=ROUGH
+    )
+    found["adapter, bf16"] = partial(check_step, objective=sft, dtype="bf16", near=ROUGH)
+    found["4 bits"] = partial(check_step, objective=sft, adapter=LoraAdapter(rank=4, quantize="nf4"))
+    found["DoRA"] = partial(check_step, objective=sft, adapter=LoraAdapter(rank=4, dora=True))
+    found["dropout"] = partial(check_step, objective=sft, adapter=LoraAdapter(rank=4, dropout=0.3))
+    found["checkpointing"] = partial(check_step, objective=sft, gradient_checkpointing=True)
+    found["stage"] = check_stage
+    found |= {f"generation {name}": partial(check_generation, name=name) for name in ("llama", "gemma2", "gpt-oss")}
+    found["scoring"] = check_scoring
+    return found
+
+
+def main() -> None:
+    """Run the named checks, or all."""
+    second_device.device()
+    torch.set_num_threads(1)
+    found = {}
+    for name, check in checks(Path()).items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        with tempfile.TemporaryDirectory() as folder, second_device.pretended(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                check(Path(folder))
+                found[name] = ""
+            except Exception:
+                found[name] = traceback.format_exc()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
