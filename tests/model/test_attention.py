@@ -17,6 +17,7 @@ from posttrain.model import attention
 from posttrain.model.attention import rotary_attention, segment_attention
 from posttrain.model.forward import final_hidden
 from posttrain.model.load import load_model
+from posttrain.model.packed_kernels import Request, by_segment
 from posttrain.types import Tokens
 
 CPU = torch.device("cpu")
@@ -129,7 +130,7 @@ def test_reference_path_agrees(heads: tuple[int, int], window: int | None) -> No
     qkv = inputs(*heads, sum(lengths))
 
     def reference(x: list[Tensor]) -> Tensor:
-        return attention._reference_attention(x[0][0], x[1][0], x[2][0], Segments(lengths), 8**-0.5, window, None, 0.0)
+        return by_segment(x[0][0], x[1][0], x[2][0], Request(Segments(lengths), 8**-0.5, window))
 
     exact = with_gradients(lambda x: eager(x, lengths, window=window), [x.double() for x in qkv])
     assert largest_relative(with_gradients(reference, qkv), exact) < 3e-6
@@ -228,7 +229,7 @@ def test_shared_prefixes_equal_separate_sequences_in_float64(segments: Segments,
     assert largest_relative(with_gradients(lambda x: attend(x, segments, sliding_window=window), qkv), exact) < 3e-6
 
     def reference(x: list[Tensor]) -> Tensor:
-        return attention._reference_attention(x[0][0], x[1][0], x[2][0], segments, 8**-0.5, window, None, 0.0)
+        return by_segment(x[0][0], x[1][0], x[2][0], Request(segments, 8**-0.5, window))
 
     assert largest_relative(with_gradients(reference, qkv), exact) < 3e-6
 

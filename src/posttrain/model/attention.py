@@ -3,7 +3,7 @@
 Sequences lie in one row of T tokens; `Segments` says where, and which prefixes they share. There is no [T x T] mask and
 no padding, so nothing can leak from one sequence to the next. On a CPU plain matrix products beat
 ``scaled_dot_product_attention`` in bf16 at a few hundred tokens (docs/log.md); the backward pass recomputes
-the probabilities of long segments instead of keeping them. On other devices torch's own attention is used, one segment at a time.
+the probabilities of long segments instead of keeping them. On other devices one of torch's kernels is used (`posttrain.model.packed_kernels`).
 
 Shapes: H query heads, K key/value heads (H = K * G), L = lanes * K products of a batch, T packed tokens, D head size.
 """
@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from posttrain.encode.segments import Segments
+from posttrain.model import packed_kernels
 from posttrain.model.kv_cache import Prefill, Step
+from posttrain.model.packed_kernels import Request, by_segment, causal_bias, gather
 
 IMPLEMENTATION = "posttrain_segments"
 QUERY_BLOCK = 128
@@ -29,20 +30,9 @@ KEPT_KEYS = 512
 """Probabilities of blocks with at most so many keys are kept for the backward pass: at most 2 H KEPT_KEYS bytes a token."""
 
 
-@lru_cache(maxsize=64)
-def _causal_bias(queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[queries, keys] of 0 and -inf for the last ``queries`` positions of ``keys`` positions."""
-    row = torch.arange(keys - queries, keys, device=device)[:, None]
-    column = torch.arange(keys, device=device)[None, :]
-    allowed = column <= row
-    if window is not None:
-        allowed &= column > row - window
-    return torch.zeros(queries, keys, dtype=dtype, device=device).masked_fill_(~allowed, float("-inf"))
-
-
 def forget() -> None:
     """Drop the masks that are kept from one pass to the next: they must not be used where tensors have no values."""
-    _causal_bias.cache_clear()
+    causal_bias.cache_clear()
 
 
 def _even_lanes(kv_heads: int, threads: int) -> int:
@@ -89,14 +79,8 @@ def _blocks(segments: Segments, lanes: int) -> tuple[_Block, ...]:
     return tuple(blocks)
 
 
-def _gather(x_KTD: Tensor, spans: tuple[tuple[int, int], ...]) -> Tensor:
-    """The places of all spans along T; a view where there is one span."""
-    parts = [x_KTD[:, start:end] for start, end in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
 def _scatter_add(into_KTD: Tensor, parts_KND: Tensor, spans: tuple[tuple[int, int], ...]) -> None:
-    """The adjoint of `_gather`, added up."""
+    """The adjoint of `packed_kernels.gather`, added up."""
     begin = 0
     for start, end in spans:
         into_KTD[:, start:end] += parts_KND[:, begin : begin + end - start]
@@ -108,7 +92,7 @@ def _probabilities(q_LND: Tensor, k_LTD: Tensor, block: _Block, window: int | No
     scores = torch.bmm(q_LND, k_LTD.transpose(1, 2))
     queries, keys = block.end - block.begin, k_LTD.shape[1]
     masked = queries if window is None else keys  # without a window every query sees all keys before the block
-    bias = _causal_bias(queries, masked, window, scores.dtype, scores.device)
+    bias = causal_bias(queries, masked, window, scores.dtype, scores.device)
     by_lane = scores.view(block.lanes, -1, queries // block.lanes, keys)
     by_lane[..., keys - masked :].add_(bias.view(block.lanes, 1, -1, masked))
     return torch.softmax(scores, dim=-1)
@@ -163,10 +147,10 @@ class _SegmentAttention(torch.autograd.Function):
         kept = []
         for block in _blocks(segments, lanes):
             batch = block.lanes * kv_heads
-            p = _probabilities(block.split(q_KGTD), _gather(k_LTD[:batch], block.key_spans), block, window)
+            p = _probabilities(block.split(q_KGTD), gather(k_LTD[:batch], block.key_spans), block, window)
             if block.keep:
                 kept.append(p)
-            block.join(torch.bmm(p, _gather(v_LTD[:batch], block.key_spans)), out_TKGD)
+            block.join(torch.bmm(p, gather(v_LTD[:batch], block.key_spans)), out_TKGD)
         ctx.save_for_backward(q_KGTD, k_KTD, v_KTD, cos_TD, sin_TD, *kept)  # type: ignore[arg-type]
         ctx.segments, ctx.lanes, ctx.scale, ctx.window = segments, lanes, scale, window  # type: ignore[attr-defined]
         return out_TKGD.view(tokens, heads, width)
@@ -185,7 +169,7 @@ class _SegmentAttention(torch.autograd.Function):
         for block in _blocks(ctx.segments, ctx.lanes):
             batch, spans = block.lanes * kv_heads, block.key_spans
             q, d_out = block.split(q_KGTD), block.split(d_out_KGTD)
-            k, v = _gather(k_LTD[:batch], spans), _gather(v_LTD[:batch], spans)
+            k, v = gather(k_LTD[:batch], spans), gather(v_LTD[:batch], spans)
             p = next(kept) if block.keep else _probabilities(q, k, block, ctx.window)
             _scatter_add(dv_LTD[:batch], torch.bmm(p.transpose(1, 2), d_out), spans)
             dp = torch.bmm(d_out, v.transpose(1, 2))
@@ -203,53 +187,6 @@ class _SegmentAttention(torch.autograd.Function):
         dq_THD = dq_TKGD.reshape(tokens, kv_heads * groups, size)
         d_keys, d_values = (d.to(k_KTD.dtype).transpose(0, 1) for d in (dk_KTD, dv_KTD))
         return dq_THD, d_keys, d_values, None, None, None, None, None
-
-
-def _reference_attention(
-    q_HTD: Tensor,
-    k_KTD: Tensor,
-    v_KTD: Tensor,
-    segments: Segments,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    dropout: float,
-    sinks_H: Tensor | None = None,
-) -> Tensor:
-    """The same by autograd, one segment at a time; also the path for score caps, sinks, dropout and accelerators.
-
-    sinks_H: a score that every head adds to its softmax and that has no value (gpt-oss; Xiao et al. 2023, arXiv:2309.17453).
-    """
-    groups = q_HTD.shape[0] // k_KTD.shape[0]
-    parts = []
-    for index, (start, length) in enumerate(zip(segments.starts, segments.lengths, strict=True)):
-        spans, keys = segments.spans(index), segments.depths[index] + length
-        q, k, v = q_HTD[:, start : start + length], _gather(k_KTD, spans), _gather(v_KTD, spans)
-        if softcap is None and sinks_H is None:
-            # torch's own causal mask is aligned at the first key, ours at the last
-            causal = keys == length and (window is None or keys <= window)
-            bias = None if causal else _causal_bias(length, keys, window, q.dtype, q.device)
-            out = F.scaled_dot_product_attention(
-                q[None],
-                k[None],
-                v[None],
-                attn_mask=bias,
-                is_causal=causal,
-                scale=scale,
-                dropout_p=dropout,
-                enable_gqa=groups > 1,
-            )[0]
-        else:
-            scores = (q @ k.repeat_interleave(groups, 0).transpose(1, 2) * scale).float()
-            if softcap is not None:
-                scores = torch.tanh(scores / softcap) * softcap
-            scores = scores + _causal_bias(length, keys, window, torch.float32, q.device)
-            if sinks_H is not None:
-                scores = torch.cat([scores, sinks_H.float()[:, None, None].expand(-1, length, 1)], dim=-1)
-            p = F.dropout(scores.softmax(-1)[..., :keys].to(v.dtype), dropout)
-            out = p @ v.repeat_interleave(groups, 0)
-        parts.append(out.transpose(0, 1))
-    return torch.cat(parts)
 
 
 def segment_attention(
@@ -288,11 +225,14 @@ def segment_attention(
     if kv_cache is not None:
         kv_cache.keep(module.layer_idx, k_KTD, v_KTD)  # type: ignore[arg-type]
     window = _effective_window(sliding_window, segments)
-    if query.device.type == "cpu" and softcap is None and s_aux is None and dropout == 0.0:
+    request = Request(segments, scale, window, softcap, dropout, s_aux)
+    if query.device.type != "cpu":
+        out = packed_kernels.attention(q_HTD, k_KTD, v_KTD, request)
+    elif request.plain:
         by_token = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))
         out = _SegmentAttention.apply(*by_token, None, None, segments, scale, window)
     else:
-        out = _reference_attention(q_HTD, k_KTD, v_KTD, segments, scale, window, softcap, dropout, s_aux)
+        out = by_segment(q_HTD, k_KTD, v_KTD, request)
     return out[None], None
 
 
