@@ -88,10 +88,10 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     """Train once in this process."""
     from posttrain.model import hardware
     from posttrain.model.adapters import fresh_adapter_off
-    from posttrain.model.score import sequence_logps
+    from posttrain.model.score import packed_length, sequence_logps
     from posttrain.objectives import DpoObjective, HingeObjective, IpoObjective, OrpoObjective, SimpoObjective
     from posttrain.train.config import TrainSettings
-    from posttrain.train.loop import optimizer_step, prepare_model, unit_length
+    from posttrain.train.loop import optimizer_step, prepare_model
     from posttrain.train.optimizer import build_optimizer
     from posttrain.train.plan import Plan
     from posttrain.train.reference import ReferenceLogps, sequence_key
@@ -115,7 +115,7 @@ def measure(options: argparse.Namespace, model: Path, data: str) -> dict[str, An
     trainee = prepare_model(stage, model, None, seed=0)
     optimizer = build_optimizer(trainee.model, trainee.trained, stage)
     task = make_task(objective)
-    lengths = tuple(unit_length(trainee.model, task, pair) for pair in pairs)
+    lengths = tuple(packed_length(trainee.model, task.sequences(pair)) for pair in pairs)
     plan = Plan(lengths, stage.batch_size, stage.micro_batch_tokens, options.epochs, seed=0)
     losses, flops, tokens, computed = [], 0.0, 0, 0
     start = time.perf_counter()

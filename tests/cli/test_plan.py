@@ -91,6 +91,39 @@ def test_what_to_change_is_said_where_it_does_not_fit(model: Path) -> None:
     assert "gradient_checkpointing: true" in done.output
 
 
+@pytest.mark.parametrize(
+    ("start", "adapter", "reference", "second"),
+    [
+        ("sft", "lora", "null", False),  # the start itself
+        ("sft", "lora", "base", False),  # its adapter off
+        ("sft", "full", "base", True),
+        ("other", "lora", "sft", True),
+        ("whole", "lora", "base", True),
+        ("over", "lora", "whole", False),
+    ],
+)
+def test_a_second_model_counts_only_where_one_is_loaded(
+    start: str, adapter: str, reference: str, second: bool, model: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"""
+name: planned
+model: {model}
+stages:
+  rows: {{kind: data, sources: [{{path: rows.jsonl}}]}}
+  pairs: {{kind: data, sources: [{{path: pairs.jsonl}}]}}
+  sft: {{kind: train, data: rows}}
+  other: {{kind: train, data: rows}}
+  whole: {{kind: train, data: rows, adapter: {{name: full}}}}
+  over: {{kind: train, data: rows, start_from: whole}}
+  dpo: {{kind: train, data: pairs, start_from: {start}, adapter: {{name: {adapter}}}, objective: {{name: dpo, reference: {reference}}}}}
+"""
+    )
+    dpo = record(recipe, "--device", "h100")["stages"][-1]
+    assert ("reference" in dpo["ways"][adapter]["memory"]["phases"]) == second
+
+
 def test_lengths_of_an_earlier_run_count(model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(model=model))

@@ -537,19 +537,3 @@ def test_a_non_finite_held_out_loss_names_the_row(
     inputs = TrainInputs(poisoned_model, good, held_out=held_out, origins={"bad-row": "rows.jsonl:7"})
     with pytest.raises(TrainingError, match=r"step 0: held-out loss nan.*rows.jsonl:7"):
         train(make_stage(epochs=1), inputs, StageDir(tmp_path / "run"), seed=0, digest="d")
-
-
-def test_memory_that_runs_out_is_told_with_the_way_out(
-    make_stage: MakeStage,
-    small_model: Path,
-    random_examples: MakeExamples,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def exhausted(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(loop, "optimizer_step", exhausted)
-    inputs = TrainInputs(small_model, random_examples([12] * 4, vocabulary=70))
-    with pytest.raises(TrainingError, match=r"(?s)out of memory at step 1.*micro_batch_tokens"):
-        train(make_stage(epochs=1), inputs, StageDir(tmp_path / "run"), seed=0, digest="d")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from posttrain.encode.lengths import Lengths
 from posttrain.errors import AssetError, ConfigError, ModelError, RunError
 from posttrain.lab.recipe import Recipe, load_recipe
 from posttrain.model.companions import read_object
+from posttrain.model.config import LoraAdapter
 from posttrain.model.targets import is_hub_name, model_folder
 from posttrain.plan.devices import Device, device_of
 from posttrain.plan.fit import Rows, ways
@@ -73,7 +74,7 @@ def _recipe_plan(recipe: Recipe, machine: Device, run: Path, where: str, *, trac
         rows, known = longest_rows(settings), run / name / "lengths.json"
         if known.is_file():
             rows = _measured(settings, known, rows)
-        stage = _stage(name, settings, shape, machine, rows)
+        stage = _stage(name, settings, shape, machine, rows, second_model=_second_model(trained, name))
         stages.append(traced(stage, recipe.model) if trace else stage)
     if evaluations := [n for s in recipe.stages.values() if isinstance(n := getattr(s, "max_new_tokens", None), int)]:
         length = PROMPT_TOKENS + max(evaluations)
@@ -90,10 +91,24 @@ def _measured(settings: TrainSettings, path: Path, otherwise: Rows) -> Rows:
         return otherwise
 
 
-def _stage(name: str, settings: TrainSettings, shape: ModelShape, machine: Device, rows: Rows) -> PlannedStage:
+def _second_model(trained: Mapping[str, TrainSettings], name: str) -> bool:
+    """Whether the reference of a stage is loaded as a model of its own: it is neither its start nor the weights under its adapter."""
+    starts = {one: str(getattr(stage, "start_from", None)) for one, stage in trained.items()}
+    stage, weights = trained[name], starts[name]
+    while weights in trained and isinstance(trained[weights].adapter, LoraAdapter):
+        weights = starts[weights]
+    named = getattr(stage.objective, "reference", None)
+    under = weights if isinstance(stage.adapter, LoraAdapter) else None
+    return stage.objective.needs_reference and named not in (None, starts[name], under)
+
+
+def _stage(
+    name: str, settings: TrainSettings, shape: ModelShape, machine: Device, rows: Rows, *, second_model: bool = False
+) -> PlannedStage:
     dtype = _dtype(settings.dtype, machine)
     tokens = settings.token_budget
-    setup, run = setup_of(settings, shape, dtype, machine.kind), run_of(settings, rows, tokens)
+    setup = setup_of(settings, shape, dtype, machine.kind, second_model=second_model)
+    run = run_of(settings, rows, tokens)
     notes = [_rows_note(rows, settings), f"Weights and products: {dtype}.", speed_note(machine)]
     if machine.kind == "cuda" and not machine.multiplies_bf16:
         notes.append(f"{machine.name} has no bf16: fp32 is planned.")

@@ -30,6 +30,16 @@ def lay_out(model: nn.Module, sequences: Sequence[Tokens]) -> Batch:
     return collate_shared(sequences) if path_of(model).shares else collate(sequences)
 
 
+def packed_length(model: nn.Module, sequences: Sequence[Tokens], computed: int | None = None) -> int:
+    """What sequences that stand together count where they are packed: one alone all its tokens, several those that are computed.
+
+    ``computed``: these, where they have been laid out already.
+    """
+    if len(sequences) == 1:
+        return len(sequences[0])
+    return len(lay_out(model, sequences).ids_T) if computed is None else computed
+
+
 def batch_logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> TokenLogps:
     """Log-probabilities of every supervised token of a packed batch, with gradient where the model trains.
 
@@ -105,7 +115,7 @@ def sequence_logps(
     called with the number of groups done.
     """
     found: list[list[NDArray[np.float32]]] = [[] for _ in groups]
-    lengths = [len(group[0]) if len(group) == 1 else len(lay_out(model, group).ids_T) for group in groups]
+    lengths = [packed_length(model, group) for group in groups]
     training = model.training
     model.eval()
     for indices in pack(lengths, micro_batch_tokens):

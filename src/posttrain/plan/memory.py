@@ -191,6 +191,11 @@ class MemoryPlan:
             if phase.name.startswith(("forward", "backward"))
         )
 
+    @property
+    def held_bytes(self) -> float:
+        """What the allocator of a CPU holds beside it."""
+        return max(phase.parts.get("allocator", 0.0) for phase in self.phases)
+
 
 def memory_plan(setup: Setup, layout: Layout) -> MemoryPlan:
     """The memory of a training run whose largest micro-batch is ``layout``, by phase, in bytes."""
@@ -224,7 +229,8 @@ def memory_plan(setup: Setup, layout: Layout) -> MemoryPlan:
     if setup.held_out or setup.reference_tokens:
         phases.append(Phase("evaluation", training | {"working memory": working, "output head": head.alone}))
     if setup.other_reference:
-        phases.append(Phase("reference", base | {"second copy": weights, "working memory": working}))
+        second = float(setup.width * setup.shape.parameters)  # the other model, in the compute type
+        phases.append(Phase("reference", base | {"second copy": second, "working memory": working}))
     if setup.saves and setup.lora is None and setup.device == "cpu":
         phases.append(Phase("writing", training | {"second copy": weights}))
     return MemoryPlan(tuple(_with_held(setup, layout, phases)))
@@ -418,25 +424,23 @@ def _load_copy(setup: Setup) -> float:
 # ---- generation ----------------------------------------------------------------------------------------------------
 
 
+def cache_bytes_a_token(shape: ModelShape, width: int) -> int:
+    """Keys and values of one token, all layers: 2 L k e."""
+    return 2 * len(shape.layers) * shape.key * width
+
+
 def generation_memory(
     shape: ModelShape, dtype: Literal["bf16", "fp32"], device: Literal["cpu", "cuda"], slots: int, length: int
 ) -> Phase:
     """The memory of a model that continues ``slots`` sequences of ``length`` tokens at once."""
     e = 2 if dtype == "bf16" else 4
-    weights = float(e * shape.parameters)
-    room = -(-length // 64) * 64
+    inner = max(layer.inner for layer in shape.layers)
     parts = {
-        "weights": weights,
-        "cache of keys and values": 2.0 * len(shape.layers) * shape.key * e * room * slots,
-        "working memory": 4.0 * slots * shape.vocabulary * 2
-        + 3 * e * 1024 * max(layer.inner for layer in shape.layers),
+        "weights": float(e * shape.parameters),
+        "cache of keys and values": float(cache_bytes_a_token(shape, e) * -(-length // 64) * 64 * slots),
+        "working memory": 8.0 * slots * shape.vocabulary + 3 * e * 1024 * inner,
         "runtime": RUNTIME[device],
     }
     if device == "cpu" and dtype == "fp32":  # weights in the order of a product of few rows (model.prepacked_weights)
         parts["second copy"] = 4.0 * (shape.linear_weights + shape.embedding)
     return Phase("generation", parts)
-
-
-def cache_bytes_a_token(shape: ModelShape, width: int) -> int:
-    """Keys and values of one token, all layers: 2 L k e."""
-    return 2 * len(shape.layers) * shape.key * width

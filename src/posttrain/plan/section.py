@@ -103,36 +103,37 @@ def _advice(stage: PlannedStage, way: Way) -> Table | Notice | None:
 
 
 def _ways_table(stage: PlannedStage) -> Table:
-    def line(name: str, *cells: Cell) -> tuple[Cell, ...]:
-        return (name, *cells)
+    def limit(value: int | None) -> Cell:
+        return "none fits" if value is None else Number(value, "count")
 
-    ways, run = stage.ways, stage.ways[0].run
-    asked = run.tokens_at_once
-    rows = (
-        line("Trained parameters", *(Number(way.setup.trained, "compact") for way in ways)),
-        line(f"Peak at {asked:,} tokens at once", *(Number(way.memory.peak.total, "bytes") for way in ways)),
-        line("Phase of the peak", *(way.memory.peak.name for way in ways)),
-        line("Fits", *("yes" if way.fits else "no" for way in ways)),
-        line("Largest micro_batch_tokens", *(_limit(way.largest_tokens) for way in ways)),
-        line("Longest sequence", *(_limit(way.largest_length) for way in ways)),
-        line(f"Micro-batches for batch_size {run.batch_size}", *(Number(way.accumulation, "count") for way in ways)),
-        line("Tokens a second (estimate)", *(_speed(way) for way in ways)),
-        line("Time (estimate)", *(_time(way) for way in ways)),
+    def column(way: Way) -> tuple[Cell, ...]:
+        speed, hours = way.tokens_per_second, way.hours
+        return (
+            TITLES[way.setup.method] + (" (as set)" if way.setup.method == stage.chosen else ""),
+            Number(way.setup.trained, "compact"),
+            Number(way.memory.peak.total, "bytes"),
+            "yes" if way.fits else "no",
+            limit(way.largest_tokens),
+            limit(way.largest_length),
+            Number(way.accumulation, "count"),
+            None if speed is None else Number(float(f"{speed:.2g}"), "count"),
+            None if hours is None else numbers.short_duration(3600 * hours),
+        )
+
+    run = stage.ways[0].run
+    names = (
+        "",
+        "Trained parameters",
+        f"Peak at {run.tokens_at_once:,} tokens at once",
+        "Fits",
+        "Largest micro_batch_tokens",
+        "Longest sequence",
+        f"Micro-batches for batch_size {run.batch_size}",
+        "Tokens a second (estimate)",
+        "Time (estimate)",
     )
-    titles = [TITLES[way.setup.method] + (" (as set)" if way.setup.method == stage.chosen else "") for way in ways]
-    return Table("", ("", *titles), rows)
-
-
-def _limit(value: int | None) -> Cell:
-    return "none fits" if value is None else Number(value, "count")
-
-
-def _speed(way: Way) -> Cell:
-    return None if way.tokens_per_second is None else Number(float(f"{way.tokens_per_second:.2g}"), "count")
-
-
-def _time(way: Way) -> Cell:
-    return None if way.hours is None else numbers.short_duration(3600 * way.hours)
+    titles, *rows = zip(names, *map(column, stage.ways), strict=True)
+    return Table("", tuple(map(str, titles)), tuple(rows))
 
 
 def _bars(stage: PlannedStage) -> Bars:
@@ -141,8 +142,7 @@ def _bars(stage: PlannedStage) -> Bars:
         peak = way.memory.peak
         known = [(part, peak.parts[part]) for part in PARTS if peak.parts.get(part)]
         pieces = tuple(Piece(size, COLORS[part], f"{part} {_gb(size)}") for part, size in known)
-        text = f"{_gb(peak.total)} in {peak.name}" + ("" if way.fits else ", too much")
-        lanes.append((TITLES[way.setup.method], text, (pieces,)))
+        lanes.append((TITLES[way.setup.method], f"{_gb(peak.total)} in {peak.name}", (pieces,)))
     used = {part for way in stage.ways for part, size in way.memory.peak.parts.items() if size}
     legend = tuple((part, COLORS[part]) for part in PARTS if part in used)
     return Bars(
@@ -160,7 +160,6 @@ def _parts_table(stage: PlannedStage) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (part, *(Number(way.memory.peak.parts.get(part) or None, "bytes") for way in stage.ways)) for part in used
     ]
-    rows.append(("together", *(Number(way.memory.peak.total, "bytes") for way in stage.ways)))
     return Table("By part, at the peak", ("", *(TITLES[way.setup.method] for way in stage.ways)), tuple(rows))
 
 
@@ -222,10 +221,7 @@ def as_record(stage: PlannedStage) -> dict[str, Any]:
                 "tokens_per_second_estimate": way.tokens_per_second,
                 "hours_estimate": way.hours,
                 "memory": memory_record(way.memory),
-                "changes": [
-                    {"setting": one.setting, "cost": one.cost, "bytes": round(one.bytes), "fits": one.fits}
-                    for one in way.changes
-                ],
+                "changes": [asdict(one) | {"bytes": round(one.bytes)} for one in way.changes],
             }
             for way in stage.ways
         },

@@ -35,15 +35,15 @@ from posttrain.model.config import LoraAdapter
 from posttrain.model.forward import beside_text, causal_lm, path_of, step_flops
 from posttrain.model.lengths import check_fits
 from posttrain.model.proof import prove_products
-from posttrain.model.score import lay_out, sequence_logps
+from posttrain.model.score import lay_out, packed_length, sequence_logps
 from posttrain.objectives.base import Loss, Metric
 from posttrain.report.reading import parse
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
 from posttrain.train.config import TrainSettings
-from posttrain.train.measured import Planner, out_of_memory, record_measured, record_plan
+from posttrain.train.measured import Gauge, Planner, advised, record_measured, record_plan
 from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_rate
 from posttrain.train.plan import Plan, micro_batches
-from posttrain.train.planned import StagePlan
+from posttrain.train.planned import StagePlan, layout_of
 from posttrain.train.quantisation import GAP_FILE, quantisation_gap
 from posttrain.train.records import HeldOutRecord, QuantisationGap, Record, StepRecord, TrainResult, line_of
 from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
@@ -52,8 +52,6 @@ from posttrain.train.track import Tracker, open_trackers
 
 EVALUATIONS_PER_RUN = 10
 CHECKPOINT_TIME_SHARE = 0.05
-LESS = 0.8
-"""Of the planned peak: what advice after running out of memory aims at."""
 FRAGMENTED = 1.25
 """Freed memory goes back to the system when a step leaves so many times more of it than the leanest one did."""
 
@@ -259,18 +257,13 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -
     sums = _Sums(trainee.device)
     training = trainee.model.training
     trainee.model.eval()
-    for indices in micro_batches(range(len(units)), [unit_length(trainee.model, task, unit) for unit in units], budget):
+    lengths = [packed_length(trainee.model, task.sequences(unit)) for unit in units]
+    for indices in micro_batches(range(len(units)), lengths, budget):
         _, given = _compute(trainee, task, [units[i] for i in indices], context)
         sums.add(task.objective.loss(*given.arguments), given.metrics)
     trainee.model.train(training)
     loss, metrics, _ = sums.host(torch.zeros((), device=trainee.device))
     return loss, metrics
-
-
-def unit_length(model: nn.Module, task: Task, unit: Unit) -> int:
-    """Tokens of a unit that go through the model."""
-    sequences = task.sequences(unit)
-    return len(sequences[0]) if len(sequences) == 1 else len(lay_out(model, sequences).ids_T)
 
 
 class _Sums:
@@ -362,9 +355,10 @@ def _begin(
     hardware.keep_freed_memory()
     gc.collect()
     hardware.return_freed_memory()  # of stages before this one
-    idle = hardware.current_memory(hardware.resolve_device(settings.device))
+    gauge = Gauge(hardware.resolve_device(settings.device))
     settings = settled_dtype(settings, out)
-    trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
+    with advised(out, "while the model is loaded"):
+        trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
     sequences = [s for unit in (*inputs.examples, *inputs.held_out) for s in sequences_of(unit)]
     check_fits(trainee.model, sequences, f"stages.{out.path.name}.max_length")
     names = {id(p): name for name, p in trainee.trained.items()}
@@ -372,36 +366,37 @@ def _begin(
     pad_id = causal_lm(trainee.model).config.get_text_config().pad_token_id
     objective = settings.objective
     task = make_task(objective, pad_id=pad_id, others=inputs.examples)  # lengths do not depend on the reference
-    lengths = tuple(unit_length(trainee.model, task, unit) for unit in inputs.examples)
+    second = inputs.reference is not None and inputs.reference.model_folder is not None
     device, dtype = trainee.device, trainee.compute_dtype
-    planner = Planner(settings, inputs.model_folder, trainee.model, task, inputs.examples, device, dtype, idle)
-    plan = Plan(lengths, settings.batch_size, settings.token_budget, settings.epochs, seed, settings.max_steps)
-    settings = planner.settled(out, plan)
+    planner = Planner(settings, inputs.model_folder, trainee.model, task, inputs.examples, device, dtype, gauge, second)
+    plan = Plan(planner.lengths, settings.batch_size, settings.token_budget, settings.epochs, seed, settings.max_steps)
+    settled = planner.settle(out, plan)
+    settings = replace(settings, micro_batch_tokens=settled.micro_batch_tokens)
     plan = replace(plan, micro_batch_tokens=settings.token_budget)
-    largest = planner.largest(plan)
-    record_plan(out, stage_plan := planner.of(largest), largest)
+    largest = layout_of(planner.largest(plan))
+    record_plan(out, stage_plan := planner.of(largest), largest, settled.probe)
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
-    if objective.needs_reference:
-        # before the checkpoint is restored: the policy is still where it started
-        source = inputs.reference or Reference(out.file("reference.safetensors"), digest)
-        steps = [[inputs.examples[i] for i in plan.step_examples(step)] for step in range(plan.total_steps)]
-        reference = _reference(settings, source, trainee, task, [*steps, inputs.held_out], on_progress)
-        if source.model_folder is None and not source.adapter_off and not checkpoints.exist():
-            _starts_at_reference(trainee, task, steps[0], reference, settings.token_budget)
-        task = make_task(objective, reference, pad_id, inputs.examples)
-    if quantise.layers(trainee.model):
-        if objective.head == "tokens" and not checkpoints.exist():
-            rows = [sequences_of(unit) for unit in (*inputs.held_out, *inputs.examples)]
-            gap = quantisation_gap(trainee.model, rows, settings.token_budget, trainee.compute_dtype)
-            write_json(out.file(GAP_FILE), asdict(gap))
-            warnings.warn(gap.sentence, stacklevel=2)
-        quantise.forget_originals(trainee.model)
+    # before the checkpoint is restored: the policy is still where it started
+    with advised(out, "before the first step", stage_plan):
+        if objective.needs_reference:
+            source = inputs.reference or Reference(out.file("reference.safetensors"), digest)
+            steps = [[inputs.examples[i] for i in plan.step_examples(step)] for step in range(plan.total_steps)]
+            reference = _reference(settings, source, trainee, task, [*steps, inputs.held_out], on_progress)
+            if source.model_folder is None and not source.adapter_off and not checkpoints.exist():
+                _starts_at_reference(trainee, task, steps[0], reference, settings.token_budget)
+            task = make_task(objective, reference, pad_id, inputs.examples)
+        if quantise.layers(trainee.model):
+            if objective.head == "tokens" and not checkpoints.exist():
+                rows = [sequences_of(unit) for unit in (*inputs.held_out, *inputs.examples)]
+                gap = quantisation_gap(trainee.model, rows, settings.token_budget, trainee.compute_dtype)
+                write_json(out.file(GAP_FILE), asdict(gap))
+                warnings.warn(gap.sentence, stacklevel=2)
+            quantise.forget_originals(trainee.model)
     progress = _restore(checkpoints, trainee, optimizer, names)
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
     trackers = open_trackers(settings.track, out.path)
     parts = (settings, inputs, task, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer)
-    run = _Run(*parts, stage_plan, idle)
-    return run, progress
+    return _Run(*parts, stage_plan, gauge), progress
 
 
 @dataclass(frozen=True)
@@ -421,8 +416,7 @@ class _Run:
     trackers: Sequence[Tracker]
     observer: Observer
     stage_plan: StagePlan | None
-    idle: int
-    """Memory of the process in bytes before the model was loaded."""
+    gauge: Gauge
 
     @property
     def best_weights(self) -> Path:
@@ -438,19 +432,11 @@ class _Run:
     @contextlib.contextmanager
     def explained(self, step: int, groups: Sequence[Sequence[Unit]]) -> Iterator[None]:
         """Inside, an error of a step says which step and rows it comes from, and what to do."""
-        try:
-            yield
-        except TrainingError as error:
-            raise self._diagnosed(error, step, [unit for group in groups for unit in group]) from None
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            fix = "lower micro_batch_tokens (the result stays the same), or set gradient_checkpointing: true"
-            if self.stage_plan is not None:
-                fix = self.stage_plan.advice(self.stage_plan.memory.peak.total * LESS)
-            raise TrainingError(
-                f"the device is out of memory at step {step + 1}", where=str(self.out.path), fix=fix
-            ) from error
+        with advised(self.out, f"at step {step + 1}", self.stage_plan):
+            try:
+                yield
+            except TrainingError as error:
+                raise self._diagnosed(error, step, [unit for group in groups for unit in group]) from None
 
     def record_step(self, progress: Progress, result: StepResult, rate: float, seconds: float) -> Progress:
         """Count a step and write its metrics record."""
@@ -487,7 +473,8 @@ class _Run:
         if not self.inputs.held_out:
             return progress
         trainee, stopping = self.trainee, self.settings.early_stopping
-        loss, metrics = evaluate(trainee, self.task, self.inputs.held_out, self.settings.token_budget)
+        with advised(self.out, f"in the evaluation after step {progress.step}", self.stage_plan):
+            loss, metrics = evaluate(trainee, self.task, self.inputs.held_out, self.settings.token_budget)
         if not math.isfinite(loss):
             error = TrainingError(f"held-out loss {loss}")
             raise self._diagnosed(error, progress.step - 1, self.inputs.held_out)
@@ -531,10 +518,10 @@ class _Run:
         records = self.out.metrics()
         steps = [r for r in records if r["split"] == "train"]
         rates, flops = [r["tokens_per_second"] for r in steps], [r["flops_per_second"] for r in steps]
-        measured = hardware.peak_memory(self.trainee.device)
+        measured = self.gauge.peak
         peak = hardware.matmul_flops(self.trainee.compute_dtype, self.trainee.device)
         gap = self.out.file(GAP_FILE)
-        record_measured(self.out, self.settings, model, self.optimizer, measured - self.idle)
+        record_measured(self.out, self.settings, model, self.optimizer, measured - self.gauge.idle)
         result = TrainResult(
             quantisation=parse(QuantisationGap, read_json(gap), gap) if gap.exists() else None,
             steps=progress.step,

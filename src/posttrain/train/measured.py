@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.artifacts import StageDir, read_json, write_json
+from posttrain.encode.collate import Batch
 from posttrain.errors import TrainingError
 from posttrain.model import hardware, quantise
 from posttrain.model.config import LoraAdapter
-from posttrain.model.score import lay_out
+from posttrain.model.score import lay_out, packed_length
 from posttrain.plan.memory import Layout
 from posttrain.plan.section import memory_record
+from posttrain.report.reading import parse
 from posttrain.train.config import USUAL_TOKENS, TrainSettings
 from posttrain.train.plan import Plan
 from posttrain.train.planned import (
     MEMORY_FILE,
+    USED_SHARE,
     MeasuredMemory,
     MemoryRecord,
+    Probe,
+    Settled,
     StagePlan,
     layout_of,
     rows_of,
@@ -34,11 +40,35 @@ from posttrain.train.tasks import Task, Unit
 
 STEPS_LOOKED_AT = 1000
 """Of a run, to find its largest micro-batch."""
+LESS = 0.8
+"""Of the planned peak: what advice after running out of memory aims at."""
+
+
+class Gauge:
+    """The peak of a stage's memory, in bytes above what the process had before its model was loaded."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.idle, self._before = device, hardware.current_memory(device), 0
+
+    @property
+    def peak(self) -> int:
+        """The highest of the stage so far, with what the process had before."""
+        return max(self._before, hardware.peak_memory(self.device))
+
+    def of(self, work: Callable[[], object]) -> int:
+        """The most that some work takes above what is there before it; 0 where it stays below a peak that can't be reset."""
+        hardware.return_freed_memory()
+        self._before, standing = self.peak, hardware.current_memory(self.device)
+        hardware.reset_peak_memory(self.device)
+        former = hardware.peak_memory(self.device)
+        work()
+        found = hardware.peak_memory(self.device)
+        return max(0, found - standing) if found > former else 0
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans a stage whose model is loaded. ``idle``: bytes of the process before it was."""
+    """Plans a stage whose model is loaded. ``second_model``: whether its reference is loaded as a model of its own."""
 
     settings: TrainSettings
     folder: Path
@@ -47,58 +77,91 @@ class Planner:
     examples: Sequence[Unit]
     device: torch.device
     dtype: torch.dtype
-    idle: int
+    gauge: Gauge
+    second_model: bool
 
     @cached_property
     def units(self) -> list[Layout]:
         """All examples, each laid out for itself."""
         return [layout_of(lay_out(self.model, self.task.sequences(unit))) for unit in self.examples]
 
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of all examples as they are packed."""
+        pairs = zip(self.examples, self.units, strict=True)
+        return tuple(packed_length(self.model, self.task.sequences(unit), layout.tokens) for unit, layout in pairs)
+
     def of(self, layout: Layout) -> StagePlan | None:
         """The plan with this largest micro-batch; None where the model's type is unknown."""
         kept = sum(one.supervised for one in self.units) if self.settings.objective.needs_reference else 0
         dtype: Literal["bf16", "fp32"] = "bf16" if self.dtype == torch.bfloat16 else "fp32"
         kind: Literal["cpu", "cuda"] = "cuda" if self.device.type == "cuda" else "cpu"
-        return stage_plan(self.settings, self.folder, dtype, kind, rows_of(self.units), layout, kept)
+        rows = rows_of(self.units)
+        return stage_plan(self.settings, self.folder, dtype, kind, rows, layout, kept, second_model=self.second_model)
 
-    def largest(self, plan: Plan) -> Layout:
-        """How the micro-batch with most tokens is laid out."""
+    def largest(self, plan: Plan) -> Batch:
+        """The micro-batch with most tokens."""
         groups = (group for step in range(min(plan.total_steps, STEPS_LOOKED_AT)) for group in plan.micro_batches(step))
         most = max(groups, key=lambda group: sum(plan.lengths[i] for i in group))
-        return layout_of(lay_out(self.model, [s for i in most for s in self.task.sequences(self.examples[i])]))
+        return lay_out(self.model, [s for i in most for s in self.task.sequences(self.examples[i])])
 
     @property
     def room(self) -> float:
-        """Bytes that the stage can have, those that it has already with them."""
-        return hardware.free_memory(self.device) + max(0, hardware.current_memory(self.device) - self.idle)
+        """Bytes that ``auto`` plans with: a share of what the stage can have, what it has already included."""
+        own = max(0, hardware.current_memory(self.device) - self.gauge.idle)
+        return USED_SHARE * (hardware.free_memory(self.device) + own)
 
-    def settled(self, out: StageDir, usual: Plan) -> TrainSettings:
-        """The settings with ``micro_batch_tokens: auto`` planned, once a run: a resumed run must go on with the same micro-batches.
+    def settle(self, out: StageDir, usual: Plan) -> Settled:
+        """``micro_batch_tokens`` as a number, ``auto`` planned and tried once a run: a resumed run must go on with the same micro-batches.
 
         Raises TrainingError where not even the longest unit fits.
         """
         if self.settings.micro_batch_tokens != "auto":
-            return self.settings
+            return Settled(self.settings.micro_batch_tokens)
         path = out.file("checkpoints", "micro_batch.json")
         if not path.exists():
-            write_json(path, {"micro_batch_tokens": self._tokens(out, usual)})
-        return replace(self.settings, micro_batch_tokens=int(read_json(path)["micro_batch_tokens"]))
+            write_json(path, asdict(self._settled(out, usual)))
+        return parse(Settled, read_json(path), path)
 
-    def _tokens(self, out: StageDir, usual: Plan) -> int:
-        plan = self.of(self.largest(usual))
+    def _settled(self, out: StageDir, usual: Plan) -> Settled:
+        plan, room, longest = self.of(layout_of(self.largest(usual))), self.room, max(usual.lengths)
         if plan is None:
-            return USUAL_TOKENS
-        found = tokens_that_fit(plan, self.room, usual.lengths)
-        if found is None:
-            problem = "not even the longest example fits into the memory that is free"
-            raise TrainingError(problem, where=str(out.path), fix=plan.advice(self.room))
-        return found
+            return Settled(USUAL_TOKENS)
+        planned = tried = tokens_that_fit(plan, room, usual.lengths)
+        while tried is not None:
+            batch = self.largest(replace(usual, micro_batch_tokens=tried))
+            took = self._take(batch)
+            if took is not None:
+                alone = replace(plan, layout=layout_of(batch)).alone_bytes
+                probe = Probe(planned or 0, len(batch.ids_T), round(alone), took)
+                fits = tokens_that_fit(plan, room - probe.excess, usual.lengths)
+                return Settled(min(tried, fits or longest), probe)
+            tried = max(longest, tried // 2) if tried > longest else None
+        problem = "not even the longest example fits into the memory that is free"
+        raise TrainingError(problem, where=str(out.path), fix=plan.advice(room))
+
+    def _take(self, batch: Batch) -> int | None:
+        """The bytes that one micro-batch takes, forward and backward; None where memory runs out. Gradients and random numbers stay as they were."""
+
+        def work() -> None:
+            torch.autograd.backward(self.task.forward(self.model, batch, self.dtype).sum())
+
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                return self.gauge.of(work)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return None
+        finally:
+            self.model.zero_grad(set_to_none=True)
 
 
-def record_plan(out: StageDir, plan: StagePlan | None, layout: Layout) -> None:
+def record_plan(out: StageDir, plan: StagePlan | None, layout: Layout, probe: Probe | None) -> None:
     """Write the plan, before the first step."""
     planned = None if plan is None else memory_record(plan.memory)
-    write_json(out.file(MEMORY_FILE), asdict(MemoryRecord(layout.tokens, len(layout.lengths), planned)))
+    record = MemoryRecord(layout.tokens, len(layout.lengths), planned, probe=probe)
+    write_json(out.file(MEMORY_FILE), asdict(record))
 
 
 def record_measured(
@@ -121,3 +184,17 @@ def record_measured(
 def out_of_memory(error: Exception) -> bool:
     """Whether an exception says that memory is at an end: CUDA's, Python's, or that of torch's allocator on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def advised(out: StageDir, when: str, plan: StagePlan | None = None) -> Iterator[None]:
+    """Inside, memory that runs out is one TrainingError, with what the plan says to change first."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        fix = "lower micro_batch_tokens (the result stays the same), or set gradient_checkpointing: true"
+        if plan is not None:
+            fix = plan.advice(LESS * plan.memory.peak.total)
+        raise TrainingError(f"the device is out of memory {when}", where=str(out.path), fix=fix) from error

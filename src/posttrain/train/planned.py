@@ -13,17 +13,15 @@ from posttrain.errors import ModelError
 from posttrain.model.companions import read_object
 from posttrain.model.config import LoraAdapter
 from posttrain.plan.fit import Rows, Run, changes, largest_tokens
-from posttrain.plan.memory import PARTS, Layout, MemoryPlan, Setup, memory_plan
+from posttrain.plan.memory import PARTS, Layout, MemoryPlan, Setup, filled, memory_plan
 from posttrain.plan.shape import ModelShape, model_shape
 from posttrain.report import numbers
 from posttrain.report.values import Block, Cell, Number, Table, Text
 from posttrain.report.words import plural
 from posttrain.train.config import TrainSettings
 
-SUPERVISED_SHARE = {"conversations": 0.6, "pairs": 0.7, "feedback": 0.6}
-"""Of the tokens that go through the model, those whose logits are formed; where rows are not there to be counted."""
-PROMPT_SHARE = 0.5
-"""Of a pair's longer side, the prompt that both sides share; where rows are not there to be counted."""
+SUPERVISED_SHARE, PROMPT_SHARE = 0.6, 0.5
+"""Of a sequence the part whose logits are formed, and of a pair's longer side the prompt that both share; where rows are not there to be counted."""
 
 
 def setup_of(
@@ -32,8 +30,10 @@ def setup_of(
     dtype: Literal["bf16", "fp32"],
     device: Literal["cpu", "cuda"],
     reference_tokens: int = 0,
+    *,
+    second_model: bool = False,
 ) -> Setup:
-    """What of a stage's settings decides its memory."""
+    """What of a stage's settings decides its memory. ``second_model``: whether its reference is loaded as a model of its own."""
     adapter, objective = settings.adapter, settings.objective
     if isinstance(adapter, LoraAdapter) and objective.row_kind != "conversations":
         adapter = replace(adapter, dropout=0.0)  # preferences are trained without
@@ -46,7 +46,7 @@ def setup_of(
         checkpointing=settings.gradient_checkpointing,
         scores=objective.head == "score",
         reference_tokens=reference_tokens,
-        other_reference=objective.needs_reference and getattr(objective, "reference", None) is not None,
+        other_reference=second_model,
     )
 
 
@@ -63,56 +63,50 @@ def run_of(settings: TrainSettings, rows: Rows, micro_batch_tokens: int) -> Run:
 
 def longest_rows(settings: TrainSettings) -> Rows:
     """The rows at their worst: all of ``max_length``."""
-    kind, longest = settings.objective.row_kind, settings.max_length
-    if kind != "pairs":
-        return Rows(mean=longest, longest=longest, usual=longest, supervised_share=SUPERVISED_SHARE[kind])
-    prompt = round(PROMPT_SHARE * longest)
-    unit = 2 * longest - prompt
-    share = SUPERVISED_SHARE[kind] if settings.objective.head == "tokens" else 2 / unit
-    return Rows(mean=unit, longest=unit, usual=longest, supervised_share=share, prompt_share=PROMPT_SHARE)
+    longest, pairs = settings.max_length, settings.objective.row_kind == "pairs"
+    prompt = round(PROMPT_SHARE * longest) if pairs else 0
+    layout = filled(2 * longest - prompt if pairs else longest, longest, SUPERVISED_SHARE, prompt)
+    if settings.objective.head == "score":
+        layout = replace(layout, supervised=2)
+    return replace(rows_of([layout]), count=None, measured=False)
 
 
 def measured_rows(settings: TrainSettings, lengths: Lengths) -> Rows:
-    """The rows that an earlier run of the stage has encoded, from their lengths.
-
-    A token stands in a sequence of the mean of squares by the mean: long rows have most tokens.
-    """
+    """The rows that an earlier run of the stage has encoded, from their lengths; of pairs the prompts are taken to be alike."""
     whole = [n for n in lengths.conversation.values if n <= settings.max_length]
     if not whole:
         return longest_rows(settings)
     replies = [kind.values for _, kind in lengths.sides]
-    if settings.objective.row_kind == "pairs" and len(replies) == 2:
-        return _pair_rows(whole, *replies)
-    supervised = sum(lengths.assistant.values) / max(1, sum(lengths.conversation.values))
-    return Rows(
-        count=len(whole),
-        mean=sum(whole) / len(whole),
-        longest=max(whole),
-        usual=_usual(whole),
-        supervised_share=supervised,
-        measured=True,
-    )
+    if settings.objective.row_kind != "pairs" or len(replies) != 2:
+        share = sum(lengths.assistant.values) / max(1, sum(lengths.conversation.values))
+        return rows_of([filled(n, n, share) for n in whole])
+    prompt = max(0, round((sum(whole) - sum(map(sum, replies))) / len(whole)))
+    pairs = zip(*replies, strict=False)
+    return rows_of([Layout((prompt, a, b), (0, prompt, prompt), a + b) for a, b in pairs])
 
 
-def _pair_rows(whole: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> Rows:
-    """Pairs: ``whole`` are the conversations of both sides, ``chosen`` and ``rejected`` the replies."""
-    pairs, replies = max(1, len(chosen)), sum(chosen) + sum(rejected)
-    prompt = max(0.0, (sum(whole) - replies) / max(1, len(whole)))
-    mean, usual = prompt + replies / pairs, _usual(whole)
-    longest = max(map(sum, zip(chosen, rejected, strict=False)), default=0) + round(prompt)
+def rows_of(layouts: Sequence[Layout]) -> Rows:
+    """What the planner wants to know of encoded units, each laid out for itself.
+
+    A token stands in a sequence of the mean of squares by the mean: long rows have most tokens.
+    """
+    lengths = [layout.tokens for layout in layouts]
+    ends = [
+        depth + length
+        for one in layouts
+        for length, depth in zip(one.lengths, one.depths, strict=True)
+        if depth == max(one.depths)
+    ]
+    total, usual = sum(lengths), round(sum(n * n for n in ends) / sum(ends))
     return Rows(
-        count=pairs,
-        mean=mean,
-        longest=max(longest, max(whole)),
+        count=len(layouts),
+        mean=total / len(layouts),
+        longest=max(lengths),
         usual=usual,
-        supervised_share=replies / pairs / mean,
-        prompt_share=min(0.95, prompt / usual),
+        supervised_share=sum(layout.supervised for layout in layouts) / total,
+        prompt_share=min(0.95, sum(max(one.depths) for one in layouts) / len(layouts) / usual),
         measured=True,
     )
-
-
-def _usual(lengths: Sequence[int]) -> int:
-    return round(sum(n * n for n in lengths) / sum(lengths))
 
 
 # ---- plan beside measurement ---------------------------------------------------------------------------------------
@@ -138,6 +132,12 @@ class StagePlan:
         """By phase."""
         return memory_plan(self.setup, self.layout)
 
+    @property
+    def alone_bytes(self) -> float:
+        """What one forward and backward pass takes above what stands before it, where no gradients are there yet."""
+        memory = memory_plan(replace(self.setup, accumulates=False), self.layout)
+        return memory.step_bytes + memory.held_bytes
+
     def advice(self, room: float) -> str:
         """What to change first so that the stage fits into so many bytes; a sentence for an error."""
         found = list(changes(self.setup, self.run, room))
@@ -158,6 +158,33 @@ class MeasuredMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """One micro-batch, forward and backward, tried before the first step."""
+
+    planned_tokens: int
+    """``micro_batch_tokens`` by the plan alone."""
+    tokens: int
+    """Of the micro-batch."""
+    planned_bytes: int
+    """What it takes above what stood before."""
+    memory_bytes: int
+
+    @property
+    def excess(self) -> int:
+        """Bytes that it took more than planned."""
+        return max(0, self.memory_bytes - self.planned_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What ``micro_batch_tokens: auto`` became (checkpoints/micro_batch.json): written once, so that a resumed run has the same micro-batches."""
+
+    micro_batch_tokens: int
+    probe: Probe | None = None
+    """None where a number was set, or the planner does not know the type of the model."""
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRecord:
     """memory.json of a train stage (docs/run-folder.md)."""
 
@@ -169,6 +196,8 @@ class MemoryRecord:
     """None: the planner does not know the type of the model. Its parts by phase, see `posttrain.plan.section.memory_record`."""
     measured: MeasuredMemory | None = None
     """None until the stage has finished."""
+    probe: Probe | None = None
+    """Of ``micro_batch_tokens: auto``."""
 
 
 def stage_plan(
@@ -179,13 +208,15 @@ def stage_plan(
     rows: Rows,
     layout: Layout,
     reference_tokens: int = 0,
+    *,
+    second_model: bool = False,
 ) -> StagePlan | None:
     """The plan of a stage whose rows are known; None where the planner does not know the model's type."""
     try:
         shape = model_shape(read_object(folder / "config.json"), str(folder))
     except ModelError:
         return None
-    setup = setup_of(settings, shape, dtype, device, reference_tokens)
+    setup = setup_of(settings, shape, dtype, device, reference_tokens, second_model=second_model)
     run = run_of(settings, rows, layout.tokens)
     return StagePlan(replace(setup, accumulates=run.micro_batches(layout.tokens) > 1), run, layout)
 
@@ -195,30 +226,13 @@ def layout_of(batch: Batch) -> Layout:
     return Layout(batch.segments.lengths, batch.segments.depths, len(batch.predict_S))
 
 
-def rows_of(layouts: Sequence[Layout]) -> Rows:
-    """What the planner wants to know of encoded units, each laid out for itself."""
-    lengths = [layout.tokens for layout in layouts]
-    sequences = [d + n for layout in layouts for n, d in zip(layout.lengths, layout.depths, strict=True)]
-    total, usual = sum(lengths), _usual(sequences)
-    shared = [max(layout.depths) for layout in layouts]
-    return Rows(
-        count=len(layouts),
-        mean=total / len(layouts),
-        longest=max(lengths),
-        usual=usual,
-        supervised_share=sum(layout.supervised for layout in layouts) / total,
-        prompt_share=min(0.95, sum(shared) / len(shared) / usual),
-        measured=True,
-    )
-
-
 def tokens_that_fit(plan: StagePlan, room: float, lengths: Sequence[int]) -> int | None:
     """What ``micro_batch_tokens: auto`` becomes in so many bytes; None where not even the longest unit fits.
 
     lengths: of all units, as they are packed. More than the longest batch is never needed.
     """
     whole = sum(sorted(lengths)[-plan.run.batch_size :])
-    found = largest_tokens(plan.setup, plan.run, USED_SHARE * room)
+    found = largest_tokens(plan.setup, plan.run, room)
     return None if found is None else max(max(lengths), min(found, whole, MOST_AT_ONCE[plan.setup.device]))
 
 
@@ -246,6 +260,11 @@ def memory_blocks(record: MemoryRecord) -> list[Block]:
             "."
             if took is None
             else f"; measured is {numbers.signed_percent(took / planned['peak_bytes'] - 1)} against the plan."
+        )
+    if (probe := record.probe) is not None:
+        text += (
+            f" micro_batch_tokens: auto was {probe.planned_tokens:,} by the plan; one micro-batch of {probe.tokens:,} tokens, tried before the "
+            f"first step, took {numbers.in_unit(probe.memory_bytes, 'bytes')} of {numbers.in_unit(probe.planned_bytes, 'bytes')} planned."
         )
     table = Table("Memory, planned and measured", ("", "Planned", "Measured"), tuple(rows), folded=True)
     return [table, Text(text, "aside")]
