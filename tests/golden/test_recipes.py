@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -38,6 +39,16 @@ def test_artefacts(runs: dict[str, tuple[Path, Outcome]], place: Path, golden: G
 
 def test_outputs(runs: dict[str, tuple[Path, Outcome]], place: Path, golden: Golden) -> None:
     golden("outputs_of_run", {name: told(done, place) for name, (_, done) in runs.items()})
+
+
+def test_the_whole_way_is_one_recipe(runs: dict[str, tuple[Path, Outcome]]) -> None:
+    """Quantised, trained, merged, a folder and a GGUF file: both are what was trained, llama.cpp says so of the file."""
+    run = runs["train_and_export"][0]
+    home, file = (json.loads((run / name / "manifest.json").read_text())["result"] for name in ("home", "file"))
+    assert (run / "sft" / "quantisation.json").is_file()
+    assert home["agreement"]["relative"] < 5e-3
+    assert file["llama_cpp"]["same"] + len(file["llama_cpp"]["ties"]) == file["llama_cpp"]["replies"] == 4
+    assert "llama.cpp: greedy replies" in (run / "report" / "report.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["quickstart", "kto"])

@@ -126,7 +126,7 @@ def test_third_parties_are_touched_in_one_place(package: str, rooms: set[str]) -
 
 LOADS_TORCH = {
     "tasks.held_out.likelihood",
-    *("generate.decode", "generate.local", "generate.ways"),
+    *("generate.decode", "generate.gguf_replies", "generate.local", "generate.ways"),
     *("lab.chat", "lab.forms", "lab.verify"),
     *("model.agreement", "model.gguf.architectures", "model.gguf.file"),
     *("model.adapters", "model.attention", "model.export", "model.forward"),

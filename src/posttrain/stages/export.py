@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,19 +26,13 @@ from posttrain.types import Display, Message
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
 
+    from posttrain.generate.gguf_replies import GgufReplies
     from posttrain.model.agreement import Agreement
     from posttrain.model.lineage import Lineage
 
 PROBES, PROBE_TOKENS = 4, 256
 """Texts on which what was written is compared with what was trained, and the longest of them."""
-PROMPTS = (
-    "What is the capital of France?",
-    "\u8bf7\u7528\u4e00\u53e5\u8bdd\u4ecb\u7ecd\u5317\u4eac\u3002",
-    "Add 1234 and 5678, then explain each step.",
-    "Write a short poem about the sea.",
-)
 _MADE: Mapping[str, tuple[str, str]] = {
     "hf": ("finetune", "transformers"),
     "adapter": ("adapter", "peft"),
@@ -104,6 +98,12 @@ def export_section(result: Mapping[str, Any], name: str) -> values.Section:
             ("Same likeliest token", values.Number(found["top1"], "share")),
             ("Compared at", f"{found['tokens']:,} places of {found['texts']} texts"),
         ]
+    if (heard := result.get("llama_cpp")) is not None:
+        facts += [
+            ("llama.cpp: greedy replies like those of the merged weights", f"{heard['same']} of {heard['replies']}"),
+            ("Same first token", f"{heard['same_first_tokens']} of {heard['first_tokens']}"),
+            ("KL divergence of the first token, nats", values.Number(heard["divergence"], "scientific")),
+        ]
     sizes = tuple((one["name"], values.Number(one["bytes"] / 1000, "count")) for one in result.get("files", ()))
     files = values.Table("", ("file", "kB"), sizes)
     notes = tuple(str(note) for note in result.get("notes", ()))
@@ -157,16 +157,18 @@ def _probes(lineage: Lineage, rows: Path | None) -> list[NDArray[np.int32]]:
     from posttrain.data.rows import read_rows, row_kind_of
     from posttrain.encode.template import load_tokenizer
     from posttrain.encode.tokens import encode_prompt, encode_rows
+    from posttrain.generate.gguf_replies import QUESTIONS
 
+    prompts = QUESTIONS[:: len(QUESTIONS) // PROBES]
     if not lineage.has_template:
         tokenizer = load_tokenizer(lineage.home)
-        return [np.asarray(tokenizer(prompt)["input_ids"], np.int32) for prompt in PROMPTS]
+        return [np.asarray(tokenizer(prompt)["input_ids"], np.int32) for prompt in prompts]
     if rows is not None and (row_kind_of(rows) or "conversations") == "conversations":
         talks = read_rows(rows)[: 4 * PROBES]
         examples = encode_rows(talks, lineage.template, PROBE_TOKENS, "truncate", Ledger()).examples
         if examples:
             return [example.ids_T for example in examples[:PROBES]]
-    return [encode_prompt([Message("user", prompt)], lineage.template) for prompt in PROMPTS]
+    return [encode_prompt([Message("user", prompt)], lineage.template) for prompt in prompts]
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------------
@@ -208,7 +210,8 @@ def export(
             "model": told.title,
             "base": told.base,
             "type": settings.dtype if settings.to == "hf" else None if settings.to == "adapter" else settings.type,
-            "agreement": None if written.agreement is None else written.agreement.__dict__,
+            "agreement": None if written.agreement is None else asdict(written.agreement),
+            "llama_cpp": None if written.replies is None else asdict(written.replies),
             "notes": written.notes,
             "files": files,
             "bytes": sum(one["bytes"] for one in files),  # type: ignore[misc]
@@ -220,6 +223,8 @@ def export(
         write_text(temporary / "README.md", write_card(told, relation, library, section.blocks))
     if written.agreement is not None:
         display.note(f"written folder against what was trained: {written.agreement}")
+    if written.replies is not None:
+        display.note(f"llama.cpp against what was trained: {written.replies}")
     for note in written.notes:
         display.note(f"to know: {note}")
     return result
@@ -228,6 +233,7 @@ def export(
 @dataclass(frozen=True)
 class _Written:
     agreement: Agreement | None = None
+    replies: GgufReplies | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -238,14 +244,6 @@ def _trained(lineage: Lineage) -> Any:
     from posttrain.model.adapters import saved_model
 
     return saved_model(lineage.folder, lineage.adapter, torch.float32, torch.device("cpu"))
-
-
-def _merged(lineage: Lineage) -> nn.Module:
-    """The model without an adapter, in fp32 on the CPU."""
-    from posttrain.model.export import merge_adapter
-
-    merged: nn.Module = merge_adapter(_trained(lineage))
-    return merged
 
 
 def _write_hf(settings: ExportStage, lineage: Lineage, rows: Path | None, folder: Path, display: Display) -> _Written:
@@ -299,10 +297,18 @@ def _write_adapter(lineage: Lineage, told: Told, folder: Path) -> _Written:
 
 
 def _write_gguf(settings: ExportStage, lineage: Lineage, told: Told, folder: Path) -> _Written:
+    from posttrain.generate import gguf_replies
+    from posttrain.model.export import merge_adapter
     from posttrain.model.gguf.file import write_gguf
 
-    path = folder / "model.gguf"
-    return _Written(notes=write_gguf(_merged(lineage), lineage, path, settings.type, told.title, told.licence))
+    path, model = folder / "model.gguf", merge_adapter(_trained(lineage))
+    notes = write_gguf(model, lineage, path, settings.type, told.title, told.licence)
+    if not lineage.has_template or gguf_replies.missing() is not None:
+        return _Written(notes=(*notes, "not compared with what was trained: posttrain verify does it"))
+    some = gguf_replies.QUESTIONS[:: len(gguf_replies.QUESTIONS) // PROBES]
+    expected = gguf_replies.spoken(model, lineage, some)
+    del model
+    return _Written(replies=gguf_replies.replies(path, expected), notes=notes)
 
 
 def _write_ollama(settings: ExportStage, lineage: Lineage, told: Told, folder: Path) -> _Written:
@@ -311,7 +317,7 @@ def _write_ollama(settings: ExportStage, lineage: Lineage, told: Told, folder: P
     written = _write_gguf(settings, lineage, told, folder)
     text, note = modelfile(lineage)
     write_text(folder / "Modelfile", text)
-    return _Written(notes=(*written.notes, *((note,) if note else ())))
+    return replace(written, notes=(*written.notes, *((note,) if note else ())))
 
 
 def _write_gguf_adapter(settings: ExportStage, lineage: Lineage, told: Told, folder: Path) -> _Written:
