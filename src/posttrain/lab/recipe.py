@@ -81,7 +81,7 @@ def named_stage(recipe: Recipe, one: Reference) -> str | None:
         return None
     if one.marker.unless_in is not None and one.text in getattr(one.owner, one.marker.unless_in):
         return None
-    if one.marker.or_outside is not None and not (one.marker.or_base and one.text == BASE):
+    if one.marker.may_be_outside(one.text) and not (one.marker.or_base and one.text == BASE):
         return one.text if one.text in recipe.stages and one.text != one.path[1] else None
     return one.text
 

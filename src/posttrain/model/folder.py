@@ -26,6 +26,12 @@ _TABLES = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 
 def check_model_folder(folder: Path) -> None:
     """Raise ModelError where a folder has no readable config.json, or no whole safetensors weights. Fast: nothing is loaded."""
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            "this is an adapter, which is no model without its base",
+            where=str(folder),
+            fix="name its base as model, and the adapter as start_from of a train stage; or merge it: posttrain export --to hf",
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(
             "no config.json here: this is not a HF model folder",

@@ -55,10 +55,13 @@ class Context:
         return self.run.stage(self.name)
 
     def lineage(self, name: str) -> Lineage:
-        """What a model name of the recipe means: the base, or what a stage has written."""
+        """What a model name of the recipe means: the base, what a stage has written, or a model from outside."""
         from posttrain.model.lineage import Lineage, stage_lineage
+        from posttrain.model.targets import resolve_target
 
-        return Lineage(self.base_folder()) if name == BASE else stage_lineage(self.run.stage(name), self.base_folder)
+        if name == BASE:
+            return Lineage(self.base_folder())
+        return stage_lineage(self.run.stage(name), self.base_folder) if name in self.stages else resolve_target(name)
 
     def located(self, stage: K) -> K:
         """A configuration whose texts all name things on this disk: files of the hub are fetched, stages are their folders."""

@@ -155,9 +155,9 @@ def _config(out: StageDir) -> Mapping[str, Any]:
 
 
 def _chain(run: RunDir, stage: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """The train stages behind a model, the last one first."""
+    """The train stages behind a model, the last one first; a model from outside ends them."""
     seen = set()
-    while stage != "base" and stage not in seen:
+    while stage not in seen and run.stage(stage).file("manifest.json").is_file():
         seen.add(stage)
         config = _config(run.stage(stage))
         yield stage, config
