@@ -71,31 +71,6 @@ def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:weights in 4 bits")
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_runs_two_steps(
-    path: Path, cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path
-) -> None:
-    small = made_small(path, rows_file, prompts_file)
-    done = cli("run", path, f"model={tiny_model}", *small, "--runs", tmp_path)
-    assert done.code == 0, done.err
-    recipe = load_recipe(path)
-    run = tmp_path / recipe.name
-    assert {name: manifest(run, name)["status"] for name in recipe.stages} == dict.fromkeys(recipe.stages, "complete")
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, TrainStage):
-            assert manifest(run, name)["result"]["steps"] == 2
-            assert (run / name / ("model" if stage.adapter.name == "full" else "adapter")).is_dir()
-        if isinstance(stage, EvalStage):
-            files = {"pairs": "preferences.json", "feedback": "feedback.json"}
-            measured = files.get(recipe.stages[stage.data].rows, "likelihood.json")  # type: ignore[union-attr]
-            kept = json.loads((run / name / "ledger.json").read_text())["steps"][-1]["rows_out"]
-            assert (run / name / measured).exists() == (kept > 0)
-    assert done.out.rstrip().endswith(f"Open {run / 'report' / 'index.html'}")
-    assert json.loads((run / "summary.json").read_text())["schema"] >= 1
-
-
-@pytest.mark.slow
 def test_stages_with_one_reference_share_its_file(
     cli: Cli, tiny_model: Path, rows_file: Path, prompts_file: Path, tmp_path: Path
 ) -> None:

@@ -65,7 +65,7 @@ IN_TEXT = [
     (r"\b\d+\.\d+\.\d+[\w.+]*", "#"),
     (r"Linux-\S+", "#"),
 ]
-PROGRESS = re.compile(r"^(\s*step \d+/\d+ |.*\beta \d|  .*\d+/\d+$|  .*working, \d)")
+PROGRESS = re.compile(r"^(\s*step \d+/\d+ |.*\beta \d|  .*\d+/\d+$|  .*working, \d|\s*[\w ]+ \d+:\d\d$)")
 TIMED = re.compile(
     r"^[|*!\[ ]*(Tokens per second|Peak memory|Time of the (stage|replies)|Of it training steps|Training time|Speed( of \S+)?$|"
     r"Speed, tokens per second by step|Speed, median over steps$|Time$|provenance\.|result\S*(second|seconds|bytes)\b)"
