@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import psutil
 from safetensors import SafetensorError
 
 from posttrain.errors import RunError
@@ -114,6 +115,14 @@ def remove_leftovers(folder: Path) -> None:
             _remove(path)
 
 
+def remove_killed(path: Path) -> None:
+    """Remove what processes that are gone left half-written of a path."""
+    for found in path.parent.glob(f".{path.name}.*.tmp"):
+        number = found.name.split(".")[-2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            _remove(found)
+
+
 _ELSEWHERE = "choose another place (--runs DIR, -o DIR)"
 _WRITE_ERRORS = (
     ((errno.ENOSPC, errno.EDQUOT), "the disk is full", "free some space and run the same command again: it resumes"),
@@ -129,10 +138,12 @@ _WRITE_ERRORS = (
 def write_error(error: Exception, path: Path) -> RunError:
     """The RunError of a failed write, with the reason in words.
 
-    ``error``: an OSError, or the error of a library that names the system's error number (``os error 28``).
+    ``error``: an OSError (numpy's have no number), or the error of a library that names the system's (``os error 28``).
     """
     named = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(named[1]) if named else None
+    if number is None and re.search(r"\d+ requested and \d+ written", str(error)):
+        number = errno.ENOSPC  # numpy does not say why fewer bytes were written
     for numbers, problem, fix in _WRITE_ERRORS:
         if number in numbers:
             return RunError(problem, where=str(path), fix=fix)

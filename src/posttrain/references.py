@@ -35,14 +35,15 @@ class NamesStage:
     gives: Gives
     or_outside: Literal["model", "rows"] | None = None
     """What a text means that names no stage; None = it must name one."""
-    by_slash: bool = False
-    """Whether only a text with a slash (``./adapter``) may come from outside, so that a mistyped stage is told as one."""
+    goes_on: bool = False
+    """Whether what is named is gone on with: only a text with a slash (``./adapter``) may come from outside then, so that a mistyped stage
+    is told as one, and an adapter folder lies on the recipe's model."""
     unless_in: str | None = None
     """A mapping beside this field whose keys are named here as well."""
 
     def may_be_outside(self, text: str) -> bool:
         """Whether a text that names no stage may mean something else."""
-        return self.or_outside is not None and ("/" in text or not self.by_slash)
+        return self.or_outside is not None and ("/" in text or not self.goes_on)
 
     @property
     def or_base(self) -> bool:

@@ -129,3 +129,33 @@ stages:
     assert far(logits(home, base), logits(peft, base)) < 1e-5
     done = cli("run", tmp_path / "recipe.yaml", "sft.adapter={name: lora, rank: 8}", "--runs", tmp_path / "runs")
     assert "the adapter to continue has 4" in done.refused()
+
+
+def test_an_adapter_of_another_base_is_refused_by_its_shapes(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own base's name nothing would be wrong; what counts is the model that is given."""
+    adapted(micro_chat_model("llama", tmp_path / "base"), tmp_path / "adapter")
+    wider = micro_chat_model("llama", tmp_path / "wider", hidden_size=96)
+    for form in ("hf", "gguf", "gguf-adapter"):
+        said = cli("export", tmp_path / "adapter", "--base", wider, "--to", form, "-o", tmp_path / form).refused()
+        assert "does not fit this model" in said
+        assert "64" in said
+        assert "96" in said
+        assert not (tmp_path / form).exists()
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "x"}]} for n in range(9)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(
+        """
+name: others
+model: wider
+stages:
+  prepare: {kind: data, held_out: 2, sources: [{path: rows.jsonl}]}
+  sft: {kind: train, data: prepare, start_from: ./adapter, adapter: {name: lora, rank: 4, alpha: 8}, dtype: fp32, device: cpu}
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "does not fit this model" in cli("run", "recipe.yaml").err
+    assert "this is an adapter" in cli("run", "recipe.yaml", "model=adapter").refused()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,7 +281,11 @@ def test_an_unfinished_stage(status: str, cli: Cli, run: Path, tmp_path: Path) -
     copied = tmp_path / "run"
     shutil.copytree(run, copied, ignore=shutil.ignore_patterns("home", "file", "report"))
     path = copied / "sft" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status}))
+    path.write_text("[]")
+    assert (
+        "must hold a JSON object" in cli("export", copied / "sft", "--to", "adapter", "-o", tmp_path / "out").refused()
+    )
+    path.write_text(json.dumps(json.loads((run / "sft" / "manifest.json").read_text()) | {"status": status}))
     said = cli("export", copied / "sft", "--to", "adapter", "-o", tmp_path / "out").refused()
     assert f"not complete (it is {status})" in said
     assert not (tmp_path / "out").exists()
@@ -303,3 +311,33 @@ def test_a_full_disk(form: str, cli: Cli, run: Path, tmp_path: Path, monkeypatch
     said = cli("export", run / "sft", "--to", form, "-o", tmp_path / "out").refused()
     assert "disk is full" in said
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one(cli: Cli, run: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of writing: the folder is not there, and nothing else is in the end."""
+    program = (
+        "import os, shutil; shutil.copyfile = lambda *_: os.kill(os.getpid(), 9); from posttrain import cli; cli.main()"
+    )
+    command = ["export", str(run / "sft"), "--to", "adapter", "-o", str(tmp_path / "out")]
+    killed = subprocess.run([sys.executable, "-c", program, *command], check=False, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    assert not (tmp_path / "out").exists()
+    assert len([*tmp_path.iterdir()]) == 1
+    exported(cli, run / "sft", tmp_path / "out", "adapter")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_disk_that_is_really_full(cli: Cli, run: Path, tmp_path: Path) -> None:
+    """Files of at most 3 MB: numpy, safetensors and Python each say it in their own way."""
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, limits[1]))
+    try:
+        said = [
+            cli("export", run / "sft", "--to", form, "-o", tmp_path / form).refused()
+            for form in ("hf", "gguf", "adapter")
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert all("can't write: File too large" in text or "the disk is full" in text for text in said), said
+    assert [*tmp_path.iterdir()] == []

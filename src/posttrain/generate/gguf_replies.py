@@ -46,6 +46,8 @@ QUESTIONS = (
 """Twenty, five of them in Chinese."""
 REPLY_TOKENS = 24
 CONTEXT = 1024
+LIKELIEST = 512
+"""First tokens whose probabilities are compared, as shares of theirs together: all of a vocabulary take llama.cpp a second to tell."""
 TIE = 2**-7
 """Nats between the two likeliest tokens below which neither is the right one: half the distance of 16-bit numbers from 16 to 32, where largest
 logits lie. llama.cpp rounds what goes into a 16-bit product, in another order on another processor."""
@@ -158,11 +160,12 @@ def replies(path: Path, expected: Sequence[Spoken]) -> GgufReplies:
     first, divergence = [], []
     with LlamaCppEngine(path, CONTEXT, 1, torch.get_num_threads(), exact=True) as engine:
         for one in expected:
-            told = engine.next_logprobs(one.prompt.tolist(), len(one.logps_V))
+            told = engine.next_logprobs(one.prompt.tolist(), min(LIKELIEST, len(one.logps_V)))
             if told is not None:
                 first.append(max(told, key=told.__getitem__) == int(one.logps_V.argmax()))
-                kept, theirs = torch.tensor(list(told)), torch.tensor(list(told.values())).log_softmax(-1)
-                divergence.append(float((one.logps_V[kept].exp() * (one.logps_V[kept] - theirs)).sum()))
+                ours, theirs = one.logps_V[list(told)].double(), torch.tensor(list(told.values())).double()
+                ours, theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
+                divergence.append(float((ours.exp() * (ours - theirs)).sum()))
         requests = [Request((Message("user", one.question),), Sampling(max_tokens=REPLY_TOKENS)) for one in expected]
         texts = [one.text if isinstance(one, Completion) else None for one in complete(engine, requests)]
     pairs = list(zip(expected, texts, strict=True))

@@ -36,6 +36,7 @@ from posttrain.encode.template import clock, stopped_at
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
 from posttrain.lab.display import Display
 from posttrain.lab.recipe import Recipe, execution_order, named_stage, on_disk, stage_inputs, stage_references
+from posttrain.model.lineage import Lineage
 from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
 from posttrain.stages.base import BASE, Context, StageKind
 from posttrain.table import did_you_mean
@@ -125,9 +126,7 @@ class Experiment:
                 case NamesRows() | NamesStage(or_outside="rows") if not models:
                     one.owner.parts(self._context(str(one.path[1])).resolve_data)
                 case NamesModel() | NamesStage(or_outside="model") if models:
-                    from posttrain.model.targets import resolve_target
-
-                    resolve_target(one.text, getattr(one.owner, "base", None))
+                    self._outside_model(one)
                 case _:
                     return
         except PosttrainError as error:
@@ -135,6 +134,14 @@ class Experiment:
             if near and isinstance(one.marker, NamesStage):
                 raise type(error)(f"{error.problem}{near}", where=dotted(one.path), fix=error.fix) from error
             raise
+
+    def _outside_model(self, one: Reference) -> Lineage:
+        """A model from outside the recipe."""
+        from posttrain.model.targets import continued, resolve_target
+
+        if isinstance(one.marker, NamesStage) and one.marker.goes_on:
+            return continued(one.text, self.recipe.model or "")
+        return resolve_target(one.text, getattr(one.owner, "base", None))
 
     def _is_own(self, name: str, path: Path) -> bool:
         """Whether a path is this run, or in the folder of this stage."""
@@ -190,9 +197,7 @@ class Experiment:
                     return file_digest(package_file(marker))
                 return file_digest(assets.hub_file(one.text) if assets.is_hub_file(one.text) else Path(one.text))
             case NamesModel() | NamesStage(or_outside="model"):
-                from posttrain.model.targets import resolve_target
-
-                return resolve_target(one.text, getattr(one.owner, "base", None)).identity
+                return self._outside_model(one).identity
             case NamesRows() | NamesStage(or_outside="rows"):
                 from posttrain.data.sources import content_of
 

@@ -234,7 +234,9 @@ def _with_paths(recipe: Recipe, document: Document) -> Recipe:
         if document.is_override(one.path) or os.path.isabs(expanded) or not expanded:
             return expanded
         beside = folder / expanded
-        return os.path.normpath(beside) if beside.exists() else expanded
+        found = os.path.normpath(beside) if beside.exists() else expanded
+        goes_on = isinstance(one.marker, NamesStage) and one.marker.goes_on
+        return f"./{found}" if goes_on and "/" not in found else found
 
     return with_references(recipe, resolved)
 

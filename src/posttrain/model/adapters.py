@@ -205,17 +205,22 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> Pe
         with _quiet_peft():
             wrapped, odd = read(model, folder, trainable)
     except Exception as error:  # PEFT, safetensors and torch each raise their own types here
-        raise ModelError(f"the adapter does not fit this model: {in_a_line(error)}", where=str(folder)) from error
+        raise misfit(folder, in_a_line(error)) from error
     if "base_model.model.score.weight" in odd:
         raise scores_only(folder)
     if odd:
-        raise ModelError(
-            f"the adapter does not fit this model: {len(odd)} of its tensors are missing, or belong to layers that the model does not "
-            f"have, the first: {min(odd)}",
-            where=str(folder),
-            fix="give the adapter the model it was trained on",
-        )
+        missing = f"{len(odd)} of its tensors are missing, or belong to layers that the model does not have"
+        raise misfit(folder, f"{missing}, the first: {min(odd)}")
     return wrapped.eval()
+
+
+def misfit(folder: Path, why: str) -> ModelError:
+    """What is said where an adapter lies on a model that it was not trained on."""
+    sizes = re.search(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", why)
+    if sizes is not None:
+        why = f"{sizes[1].replace('.default', '')} is {sizes[2]}, where this model needs {sizes[3]}"
+    fix = "give the adapter the model it was trained on"
+    return ModelError(f"the adapter does not fit this model: {why}", where=str(folder), fix=fix)
 
 
 def _plain_adapter(model: PreTrainedModel, folder: Path, trainable: bool) -> tuple[PeftModel, set[str]]:

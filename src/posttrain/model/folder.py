@@ -124,6 +124,15 @@ def left_out(folder: Path, unused: re.Pattern[str]) -> list[str]:
     return sorted(name for name in names if not _TABLES.search(name))
 
 
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors of a folder by name; their values are not read."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "np") as opened:
+            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+    return found
+
+
 def predictors(config: Mapping[str, Any]) -> dict[str, int]:
     """The numbers of layers for multi-token prediction that a configuration names."""
     return {key: value for key, value in config.items() if _PREDICTORS.search(key) and type(value) is int}
@@ -143,8 +152,11 @@ def check_loaded(
     """
     missing = sorted(key for key in report["missing_keys"] if key != may_lack)
     if missing:
-        problem = f"{len(missing)} weights are missing from this folder, the first: {missing[0]}"
-        raise ModelError(problem, where=str(folder), fix=AGAIN)
+        problem = (
+            f"{len(missing)} weights that config.json asks for are missing from this folder, the first: {missing[0]}"
+        )
+        fix = f"{AGAIN}, or put the config.json there that belongs to the weights"
+        raise ModelError(problem, where=str(folder), fix=fix)
     shapes = sorted(report["mismatched_keys"])
     if shapes:
         _, found, wanted = shapes[0]

@@ -59,6 +59,11 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
     return Lineage(model_folder(target))
 
 
+def continued(target: str, model: str) -> Lineage:
+    """What a recipe with this model goes on with: an adapter folder lies on the recipe's model, whatever it calls its own."""
+    return resolve_target(target, model if (Path(target) / "adapter_config.json").is_file() else None)
+
+
 def _recipe(stage: Path) -> tuple[str, str | None]:
     """(the model of the recipe that a stage was made from, the stage's own template file)."""
     from posttrain.config import read_yaml  # a second to import: only where a run is named

@@ -77,6 +77,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 """Model types whose parameters are counted; tests hold every one against the real model."""
+PUBLISHED = "put the config.json there that the model was published with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +220,8 @@ def model_shape(config: Mapping[str, Any], where: str) -> ModelShape:
     """The sizes that a ``config.json`` tells. Raises ModelError, with ``where`` it lies, for an unknown type or a missing field."""
     text = _text_config(config)
     kind = text.get("model_type", config.get("model_type"))
+    if kind is None:
+        raise ModelError("config.json has no model_type", where=where, fix=PUBLISHED)
     family = FAMILIES.get(str(kind))
     if family is None:
         problem = f"the planner can't count a model of the type {kind!r}{did_you_mean(str(kind), FAMILIES)}"
@@ -229,8 +232,7 @@ def model_shape(config: Mapping[str, Any], where: str) -> ModelShape:
         if value is None and default is not None:
             return default
         if value is None:
-            fix = "put the config.json there that the model was published with"
-            raise ModelError(f"config.json has no {name}", where=where, fix=fix)
+            raise ModelError(f"config.json has no {name}", where=where, fix=PUBLISHED)
         if type(value) is not int or value < 1:
             raise ModelError(f"{name} of config.json must be a positive whole number, not {value!r}", where=where)
         return value

@@ -57,11 +57,12 @@ class Context:
     def lineage(self, name: str) -> Lineage:
         """What a model name of the recipe means: the base, what a stage has written, or a model from outside."""
         from posttrain.model.lineage import Lineage, stage_lineage
-        from posttrain.model.targets import resolve_target
+        from posttrain.model.targets import continued
 
         if name == BASE:
             return Lineage(self.base_folder())
-        return stage_lineage(self.run.stage(name), self.base_folder) if name in self.stages else resolve_target(name)
+        inside = name in self.stages
+        return stage_lineage(self.run.stage(name), self.base_folder) if inside else continued(name, self.model)
 
     def located(self, stage: K) -> K:
         """A configuration whose texts all name things on this disk: files of the hub are fetched, stages are their folders."""

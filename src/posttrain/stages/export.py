@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from posttrain.artifacts import RunDir, StageDir, atomic_path, read_json, write_json, write_text
+from posttrain.artifacts import RunDir, StageDir, atomic_path, read_json, remove_killed, write_json, write_text
 from posttrain.errors import ModelError, RunError
 from posttrain.references import NamesFile, NamesModel, NamesStage
 from posttrain.report import values
@@ -116,11 +116,12 @@ def export_section(result: Mapping[str, Any], name: str) -> values.Section:
 
 def open_target(target: str, base: str | None) -> tuple[Lineage, Told, Path | None]:
     """A model from outside a recipe: what it is, what is known of it, and rows to compare on. Raises ModelError for an unfinished stage."""
+    from posttrain.model.companions import read_object
     from posttrain.model.targets import resolve_target
 
     path = Path(target)
     if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
-        status = read_json(path / "manifest.json").get("status")
+        status = read_object(path / "manifest.json").get("status")
         if status != "complete":
             fix = "finish it first: posttrain run"
             raise ModelError(
@@ -192,6 +193,7 @@ def export(
         )
     if settings.to == "ollama":
         _ = lineage.template  # a Modelfile needs one
+    remove_killed(folder)
     written: _Written
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)

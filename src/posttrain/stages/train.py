@@ -34,8 +34,8 @@ class _Inputs(StageKind):
     kind: Literal["train"]
     data: Annotated[str, NamesStage("rows")]
     """The stage whose rows are trained on."""
-    start_from: Annotated[str, NamesStage("model", or_outside="model", by_slash=True)] = BASE
-    """``base`` (the recipe's model), an earlier train stage, or a model from outside, with a slash in its name: ``./adapter`` (any PEFT folder), ``runs/NAME/STAGE``."""
+    start_from: Annotated[str, NamesStage("model", or_outside="model", goes_on=True)] = BASE
+    """``base`` (the recipe's model), an earlier train stage, or a model from outside, with a slash in its name: ``./adapter`` (any PEFT folder, on the recipe's model), ``runs/NAME/STAGE``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -357,10 +357,18 @@ def _begin(
     hardware.return_freed_memory()  # of stages before this one
     gauge = Gauge(hardware.resolve_device(settings.device))
     settings = settled_dtype(settings, out)
+    checkpoints = Checkpoints(out.file("checkpoints"), digest)
     with advised(out, "while the model is loaded"):
         trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
-    sequences = [s for unit in (*inputs.examples, *inputs.held_out) for s in sequences_of(unit)]
-    check_fits(trainee.model, sequences, f"stages.{out.path.name}.max_length")
+        sequences = [s for unit in (*inputs.examples, *inputs.held_out) for s in sequences_of(unit)]
+        check_fits(trainee.model, sequences, f"stages.{out.path.name}.max_length")
+        if quantise.layers(trainee.model):
+            if settings.objective.head == "tokens" and not checkpoints.exist():
+                rows = [sequences_of(unit) for unit in (*inputs.held_out, *inputs.examples)]
+                gap = quantisation_gap(trainee.model, rows, settings.token_budget, trainee.compute_dtype)
+                write_json(out.file(GAP_FILE), asdict(gap))
+                warnings.warn(gap.sentence, stacklevel=2)
+            quantise.forget_originals(trainee.model)
     names = {id(p): name for name, p in trainee.trained.items()}
     optimizer = build_optimizer(trainee.model, trainee.trained, settings)
     pad_id = causal_lm(trainee.model).config.get_text_config().pad_token_id
@@ -375,7 +383,6 @@ def _begin(
     plan = replace(plan, micro_batch_tokens=settings.token_budget)
     largest = layout_of(planner.largest(plan))
     record_plan(out, stage_plan := planner.of(largest), largest, settled.probe)
-    checkpoints = Checkpoints(out.file("checkpoints"), digest)
     # before the checkpoint is restored: the policy is still where it started
     with advised(out, "before the first step", stage_plan):
         if objective.needs_reference:
@@ -385,13 +392,6 @@ def _begin(
             if source.model_folder is None and not source.adapter_off and not checkpoints.exist():
                 _starts_at_reference(trainee, task, steps[0], reference, settings.token_budget)
             task = make_task(objective, reference, pad_id, inputs.examples)
-        if quantise.layers(trainee.model):
-            if objective.head == "tokens" and not checkpoints.exist():
-                rows = [sequences_of(unit) for unit in (*inputs.held_out, *inputs.examples)]
-                gap = quantisation_gap(trainee.model, rows, settings.token_budget, trainee.compute_dtype)
-                write_json(out.file(GAP_FILE), asdict(gap))
-                warnings.warn(gap.sentence, stacklevel=2)
-            quantise.forget_originals(trainee.model)
     progress = _restore(checkpoints, trainee, optimizer, names)
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
     trackers = open_trackers(settings.track, out.path)

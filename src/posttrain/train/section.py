@@ -347,7 +347,9 @@ def _sentence(one: Training, before: Training | None) -> str:
     result, stage, steps = one.result, one.stage, one.step_count
     if steps is None or stage.manifest is None:
         return ""
-    start = "the base model" if one.start == "base" else f"the weights of stage {one.start}"
+    start = (
+        "the base model" if one.start == "base" else f"the weights of {'' if '/' in one.start else 'stage '}{one.start}"
+    )
     how = _method(one)
     if before is not None and _adapter_text(before) == _adapter_text(one):
         how = one.title + (" in the same way" if _adapter_text(one) else "")

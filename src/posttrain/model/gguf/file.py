@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from posttrain.errors import ModelError
-from posttrain.model.folder import in_a_line
+from posttrain.model.adapters import misfit
+from posttrain.model.folder import in_a_line, weight_shapes
 from posttrain.model.forward import causal_lm
 from posttrain.model.gguf.architectures import (
     Names,
@@ -145,7 +146,7 @@ def write_gguf_adapter(lineage: Lineage, path: Path, file_type: FileType, name: 
         raise ModelError(
             f"a GGUF adapter can't hold {refused}", where=str(folder), fix="export the merged model: --to gguf"
         )
-    names = Names(config)
+    names, shapes = Names(config), weight_shapes(lineage.folder)
     alpha = lora.lora_alpha * (math.sqrt(lora.r) if lora.use_rslora else 1.0)
     found: dict[str, Tensor] = {}
     for key, a_RI in sorted(state.items()):
@@ -155,7 +156,9 @@ def write_gguf_adapter(lineage: Lineage, path: Path, file_type: FileType, name: 
         b_OR, rank = state[key.replace("lora_A", "lora_B")], a_RI.shape[0]
         own = _of_layer(lora.alpha_pattern, layer, lora.lora_alpha)
         scale = own / (math.sqrt(rank) if lora.use_rslora else rank)
-        target = names(f"{layer}.weight")
+        target, shape = names(f"{layer}.weight"), (b_OR.shape[0], a_RI.shape[1])
+        if (own_shape := shapes.get(f"{layer}.weight", shape)) != shape:
+            raise misfit(folder, f"it changes a {layer} of {[*shape]}, where this model has {[*own_shape]}")
         found[f"{target}.lora_a"] = a_RI
         found[f"{target}.lora_b"] = laid_out(target, b_OR, config) * (scale / (alpha / rank))
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[architecture_of(config).key])
