@@ -160,7 +160,7 @@ def _empty_strided(size: Any, stride: Any, dtype: Any = None, **options: Any) ->
 
 
 def _copy_from(source: Tensor, into: Held, non_blocking: bool = False) -> Tensor:
-    waits.found.append("torch.tensor of values on the host")
+    waits.found.append(f"torch.tensor of values on the host ({_caller()})")
     into.held.copy_(source)
     return into
 

@@ -216,6 +216,41 @@ def test_compute_type_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware.choose_dtype("fp32", CPU) == torch.float32
 
 
+def test_the_peak_of_a_product_is_that_of_the_size_that_fills_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def measured(size: int, dtype: torch.dtype, device: torch.device) -> float:
+        asked.append(size)
+        return {1024: 100.0, 2048: 300.0, 4096: 310.0, 8192: 900.0}[size]
+
+    monkeypatch.setattr(hardware, "_matmul_flops", measured)
+    assert hardware.matmul_flops(torch.float16, torch.device("cuda", 7)) == 310.0
+    assert asked == [1024, 2048, 4096]  # 3% more: it was full
+    asked.clear()
+    assert hardware.matmul_flops(torch.float16, CPU) == 100.0
+    assert asked == [1024]
+    hardware.matmul_flops.cache_clear()
+
+
+def test_a_record_says_where_fp32_products_are_rounded() -> None:
+    cuda, products = torch.device("cuda"), torch.backends.cuda.matmul
+    before = products.fp32_precision
+    assert hardware.precision(torch.float32, cuda) == "float32"
+    products.fp32_precision = "tf32"
+    try:
+        assert hardware.precision(torch.float32, cuda) == "float32 (products in TF32)"
+        assert hardware.precision(torch.bfloat16, cuda) == "bfloat16"
+        assert hardware.precision(torch.float32, CPU) == "float32"
+    finally:
+        products.fp32_precision = before
+
+
+def test_an_array_is_no_copy_on_a_cpu() -> None:
+    array = np.arange(3)
+    hardware.to_device(array, CPU)[0] = 7
+    assert array.tolist() == [7, 1, 2]
+
+
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "meta2"])
 def test_a_device_that_is_not_here(name: str) -> None:
     with pytest.raises(ConfigError, match=r"can't be used here(.|\n)*device: auto"):

@@ -1,21 +1,23 @@
 """Kernels of accelerators, without one: what they are called with, against one call a segment, and which of them is taken.
 
-torch's variable-length kernel runs on GPUs only. `documented` stands in its place: what torch's documentation says it computes.
+torch's variable-length kernel runs on GPUs only. `varlen.documented` stands in its place: what torch's documentation says it computes.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from posttrain.encode.segments import Segments
 from posttrain.model import packed_kernels
 from posttrain.model.packed_kernels import KERNELS, Kernel, Request, by_segment, chosen, difference, tried
+from varlen import documented
 
 CPU = torch.device("cpu")
 TREES = [
@@ -27,38 +29,6 @@ TREES = [
 ]
 
 
-def documented(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
-) -> Tensor:
-    """The query at place i of n sees the keys from i + m - n - left to i + m - n + right of m; -1: no limit."""
-    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-    assert enable_gqa == (query.shape[1] != key.shape[1])
-    left, right = (math.inf if side < 0 else side for side in window_size)
-    parts = []
-    for i in range(len(cu_seq_q) - 1):
-        q, k, v = query[cu_seq_q[i] : cu_seq_q[i + 1]], *(x[cu_seq_k[i] : cu_seq_k[i + 1]] for x in (key, value))
-        assert len(q) <= max_q
-        assert len(k) <= max_k
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        ahead = torch.arange(len(k))[None, :] - (torch.arange(len(q))[:, None] + len(k) - len(q))
-        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
-        scores = scores.masked_fill((ahead > right) | (ahead < -left), -math.inf)
-        parts.append(torch.einsum("hqk,khe->qhe", scores.softmax(-1), v))
-    assert cu_seq_q[-1] == len(query)
-    assert cu_seq_k[-1] == len(key)
-    return torch.cat(parts)
-
-
 def inputs(tokens: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(tokens)
     return tuple(torch.randn(n, tokens, 8, generator=generator).to(dtype) for n in (heads, kv_heads, kv_heads))
@@ -66,9 +36,9 @@ def inputs(tokens: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = 
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
-    packed_kernels._fastest.cache_clear()
+    packed_kernels.fastest.cache_clear()
     yield
-    packed_kernels._fastest.cache_clear()
+    packed_kernels.fastest.cache_clear()
 
 
 @pytest.mark.parametrize("window", [None, 1, 6, 145])
@@ -85,11 +55,23 @@ def test_all_segments_in_one_call_of_varlen(
 
 
 def test_the_gradient_of_a_shared_key_is_summed_in_fp32() -> None:
-    places = torch.tensor([0] * 1000 + [1])
+    """By the type it is summed in: a CPU rounds once whatever that is, a GPU after each."""
+
+    class Summed(TorchDispatchMode):
+        types: ClassVar[list[torch.dtype]] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "index_add" in str(func):
+                self.types.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
     x = torch.zeros(2, 1, 1, dtype=torch.bfloat16, requires_grad=True)
-    packed_kernels._Repeated.apply(x, places).backward(torch.full((1001, 1, 1), 1.0, dtype=torch.bfloat16))
+    out = packed_kernels._Repeated.apply(x, torch.tensor([0] * 1000 + [1]))
+    with Summed():
+        out.backward(torch.ones_like(out))
     assert x.grad is not None
-    assert x.grad.flatten().tolist() == [1000.0, 1.0]  # summed in bf16 it stays at 256
+    assert x.grad.flatten().tolist() == [1000.0, 1.0]
+    assert Summed.types == [torch.float32]
 
 
 @pytest.mark.parametrize("window", [None, 1, 6, 145])
@@ -152,7 +134,7 @@ def leaking(q: Tensor, k: Tensor, v: Tensor, request: Request) -> Tensor:
 @pytest.mark.parametrize(
     ("seconds", "kept"), [({"sdpa": 2.0, "other": 1.0}, "other"), ({"sdpa": 1.0, "other": 2.0}, "sdpa")]
 )
-def test_the_fastest_kernel_is_kept(seconds: dict[str, float], kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thefastest_kernel_is_kept(seconds: dict[str, float], kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_kernels, "tried", lambda name, *rest: ([torch.ones(1)], seconds[name]))
     assert asked(monkeypatch, other=by_segment) == kept
 
@@ -160,7 +142,7 @@ def test_the_fastest_kernel_is_kept(seconds: dict[str, float], kept: str, monkey
 def test_a_kernel_that_fails_or_differs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(UserWarning, match="broken is left out on cpu: RuntimeError: no compiler here$"):
         assert asked(monkeypatch, broken=broken) == "sdpa"
-    packed_kernels._fastest.cache_clear()
+    packed_kernels.fastest.cache_clear()
     with pytest.warns(UserWarning, match="leaking is left out on cpu: it is 0.* from sdpa"):
         assert asked(monkeypatch, leaking=leaking) == "sdpa"
 
@@ -192,7 +174,7 @@ def test_what_each_kernel_takes() -> None:
 
 
 def test_short_passes_and_cpus_ask_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_kernels, "_fastest", broken)
+    monkeypatch.setattr(packed_kernels, "fastest", broken)
     monkeypatch.setitem(packed_kernels.KERNELS, "flex", takes_all(broken))
     few = inputs(packed_kernels.SMALL - 1)
     assert chosen(few, Request(Segments((packed_kernels.SMALL - 1,)), 1.0)) == "sdpa"  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from posttrain.errors import ModelError
 from posttrain.generate.engine import Sampling
 from posttrain.generate.ways import Way, way_of
 from posttrain.model.forward import causal_lm
+from posttrain.model.hardware import to_device
 from posttrain.model.lengths import Limits, lengths_of, limits_of
 from posttrain.model.prepacked_weights import prepack
 
@@ -188,7 +189,8 @@ def _choose(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequen
     chosen_B = logits_BV.argmax(dim=-1)
     rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if rows:
-        chosen_B[rows] = _sample(logits_BV[rows], [samplings[r] for r in rows], [generators[r] for r in rows])
+        places = to_device(np.array(rows), logits_BV.device)
+        chosen_B[places] = _sample(logits_BV[places], [samplings[r] for r in rows], [generators[r] for r in rows])
     return [int(token) for token in chosen_B.tolist()]
 
 
@@ -197,11 +199,13 @@ def _sample(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequen
     device = logits_BV.device
     below_top_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)  # a tiny temperature makes no infinities of it
     temperature_B1, top_p_B1 = (
-        torch.tensor([[getattr(s, name)] for s in samplings], dtype=torch.float64, device=device)
+        to_device(np.array([[getattr(s, name)] for s in samplings], np.float64), device)
         for name in ("temperature", "top_p")
     )
     p_BV = (below_top_BV / temperature_B1).softmax(-1)
-    drawn_B1 = torch.tensor([[torch.rand((), generator=g, dtype=torch.float64)] for g in generators]).to(device)
+    drawn_B1 = to_device(
+        np.array([[float(torch.rand((), generator=g, dtype=torch.float64))] for g in generators]), device
+    )
     p_BN, order_BN = p_BV.topk(min(LIKELY, p_BV.shape[1]), dim=-1)
     if bool((p_BN.sum(-1, keepdim=True) < torch.where(top_p_B1 < 1, top_p_B1, drawn_B1)).any()):
         p_BN, order_BN = p_BV.sort(dim=-1, descending=True, stable=True)

@@ -270,7 +270,7 @@ KERNELS = {
 # ---- which one -------------------------------------------------------------------------------------------------------
 
 
-class _Setting(NamedTuple):
+class Setting(NamedTuple):
     """What decides which kernel is fastest, and whether it works."""
 
     names: tuple[str, ...]
@@ -289,11 +289,12 @@ def chosen(inputs: Inputs, request: Request) -> str:
     if len(names) == 1 or q.shape[1] < SMALL:
         return "sdpa"
     heads, sizes = (len(q), len(k)), (q.shape[-1], v.shape[-1])
-    return _fastest(_Setting(names, q.device, q.dtype, heads, sizes, request.window is not None, request.softcap))
+    return fastest(Setting(names, q.device, q.dtype, heads, sizes, request.window is not None, request.softcap))
 
 
 @cache
-def _fastest(setting: _Setting) -> str:
+def fastest(setting: Setting) -> str:
+    """The fastest of ``names`` that computes what ``sdpa`` does."""
     inputs, request = probe(setting)
     own, seconds = tried("sdpa", inputs, request)
     best, least = "sdpa", seconds
@@ -304,7 +305,7 @@ def _fastest(setting: _Setting) -> str:
         except Exception as error:  # whatever it raises here (no compiler, no such kernel), there is another
             warnings.warn(f"attention kernel {name} is left out on {setting.device}: {_line(error)}", stacklevel=2)
             continue
-        if not apart <= _TOLERANCE.get(setting.dtype, 2e-3):
+        if not apart <= tolerance(setting.dtype):
             warnings.warn(
                 f"attention kernel {name} is left out on {setting.device}: it is {apart:.2g} from sdpa", stacklevel=2
             )
@@ -313,7 +314,7 @@ def _fastest(setting: _Setting) -> str:
     return best
 
 
-def probe(setting: _Setting) -> tuple[Inputs, Request]:
+def probe(setting: Setting) -> tuple[Inputs, Request]:
     """Random inputs of a setting and what is asked of them."""
     generator, tokens = torch.Generator().manual_seed(0), sum(PROBE.lengths)
     shapes = zip((setting.heads[0], *2 * setting.heads[1:]), (setting.sizes[0], *setting.sizes), strict=True)
@@ -339,6 +340,11 @@ def tried(name: str, inputs: Inputs, request: Request, repeats: int = REPEATS) -
             if repeat:
                 least = min(least, time.perf_counter() - begin)
     return [out.detach(), *gradients], least
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far two kernels may be apart in this type: see `difference`."""
+    return _TOLERANCE.get(dtype, 2e-3)
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
