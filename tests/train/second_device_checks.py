@@ -138,31 +138,27 @@ def check_one_call(folder: Path) -> None:
             check_step(folder, dpo, name)
 
 
-def check_stage(folder: Path) -> None:
-    """A whole DPO stage: reference, evaluation, checkpoints, written adapter, and a second one that resumes it."""
+def check_stage(folder: Path, **changes: Any) -> None:
+    """A whole DPO stage: reference, evaluation, checkpoints, written adapter; killed after two steps and resumed."""
     model = micro_folder("llama", folder / "model")
     objective: Any = next(kind for kind in OBJECTIVES if kind.__name__ == "DpoObjective")()
     units = units_of(objective, LENGTHS, VOCABULARY)
 
     def work(device: str) -> list[Any]:
-        settings = settings_for(device, objective=objective, epochs=2, batch_size=2)
         losses: list[float] = []
+        out = folder / device.replace(":", "-")
+        out.mkdir()
         for steps in (2, None):
-            out = folder / device.replace(":", "-")
-            out.mkdir(exist_ok=True)
-            stage = (
-                settings_for(device, objective=objective, epochs=2, batch_size=2, max_steps=steps)
-                if steps
-                else settings
-            )
+            settings = settings_for(device, objective=objective, epochs=2, batch_size=2, max_steps=steps, **changes)
             train(
-                stage,
+                settings,
                 TrainInputs(model, units, held_out=units[:2]),
                 StageDir(out),
                 seed=0,
                 digest="check",
                 observer=lambda record: losses.append(record["loss"]),
             )
+        assert len(losses) == 4 + 5, losses  # steps; evaluations before the first, and after each
         return losses
 
     equal(*on_both(work), near=NEAR)
@@ -220,6 +216,7 @@ def checks(folder: Path) -> dict[str, Callable[[Path], None]]:
     found["dropout"] = partial(check_step, objective=sft, adapter=LoraAdapter(rank=4, dropout=0.3))
     found["checkpointing"] = partial(check_step, objective=sft, gradient_checkpointing=True)
     found["one call"], found["stage"] = check_one_call, check_stage
+    found["stage, planned"] = partial(check_stage, micro_batch_tokens="auto")
     found |= {f"generation {name}": partial(check_generation, name=name) for name in ("llama", "gemma2", "gpt-oss")}
     found["scoring"] = check_scoring
     return found
