@@ -75,7 +75,7 @@ def prepare(
     if held_out_files:
         _keep_held_out(rows_file, held_out_files, out, ledger)
     elif not stage.splits:
-        ledger.steps.append(_hold_out(rows_file, stage.held_out_amount, seed, out))
+        ledger.steps.append(hold_out(rows_file, stage.held_out_amount, seed, out))
     else:
         _write_sides(scan_rows(rows_file), out)
     if stage.mix is not None:
@@ -201,7 +201,7 @@ def _check_split(stage: DataSettings) -> None:
         )
 
 
-def _hold_out(rows_file: Path, held_out: float, seed: int, out: StageDir) -> LedgerStep:
+def hold_out(rows_file: Path, held_out: float, seed: int, out: StageDir) -> LedgerStep:
     """Write the two sides of a simple split and return its line of the ledger."""
     prompts = list(_prompt_keys(rows_file))
     chosen = held_out_prompts(prompts, held_out, seed)

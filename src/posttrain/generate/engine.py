@@ -87,9 +87,12 @@ class Request:
     sampling: Sampling = Sampling()
     sample: int = 0
     """Which of several draws this is. Never sent: it keeps equal requests apart in the cache."""
+    speaks: Literal["assistant", "user"] = "assistant"
+    """Whose turn comes next. ``user``: the model writes what a user would say (MAGPIE); the prompt may then be empty. Only a
+    `posttrain.generate.local.LocalEngine` can."""
 
     def __post_init__(self) -> None:
-        if not self.prompt:
+        if not self.prompt and self.speaks == "assistant":
             raise ConfigError("an empty prompt can't be answered", where="request", fix="give a message")
 
 
@@ -221,6 +224,7 @@ def canonical_request(fingerprint: Fingerprint, request: Request) -> bytes:
             "logprobs": sampling.logprobs,
         },
         "sample": request.sample,
+        **({"speaks": request.speaks} if request.speaks != "assistant" else {}),
     }
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 

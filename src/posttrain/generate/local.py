@@ -13,6 +13,7 @@ from torch import nn
 
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt
+from posttrain.encode.user_turn import user_stops, user_turn_ids
 from posttrain.errors import TemplateError
 from posttrain.generate.decode import SLOTS, Likely, NewToken, decode, without_stop
 from posttrain.generate.engine import (
@@ -72,6 +73,12 @@ class LocalEngine:
         """Answer all requests; outcomes come as replies end."""
         prompts: list[NDArray[np.int32]] = []
         indices: list[int] = []
+        of_user = [index for index, request in enumerate(requests) if request.speaks == "user"]
+        if of_user and len(of_user) < len(requests):  # the two have other stops
+            rest = [index for index, request in enumerate(requests) if request.speaks != "user"]
+            for places in (of_user, rest):
+                yield from ((places[at], outcome) for at, outcome in self.generate([requests[i] for i in places]))
+            return
         for index, request in enumerate(requests):
             prompt = self._prompt(request)
             if isinstance(prompt, Failure):
@@ -79,6 +86,7 @@ class LocalEngine:
             else:
                 prompts.append(prompt)
                 indices.append(index)
+        stops = user_stops(self.template) if of_user and prompts else self.stops
         room = self._room()
         samplings = []
         for index, prompt in zip(indices, prompts, strict=True):
@@ -86,15 +94,18 @@ class LocalEngine:
             limit = s.max_tokens if room is None else min(s.max_tokens, room - len(prompt))
             samplings.append(replace(s, max_tokens=limit, seed=(s.seed or 0) + requests[index].sample))
         replies: list[list[NewToken]] = [[] for _ in prompts]
-        for new in decode(self.model, prompts, self.stops, samplings, self.slots):
+        for new in decode(self.model, prompts, stops, samplings, self.slots):
             replies[new.prompt].append(new)
             if new.finish is not None:
                 index = indices[new.prompt]
-                yield index, self._outcome(requests[index], prompts[new.prompt], replies[new.prompt])
+                yield index, self._outcome(requests[index], prompts[new.prompt], replies[new.prompt], stops)
 
     def _prompt(self, request: Request) -> NDArray[np.int32] | Failure:
         try:
-            ids = encode_prompt(request.prompt, self.template)
+            if request.speaks == "user":
+                ids = user_turn_ids(self.template, request.prompt)
+            else:
+                ids = encode_prompt(request.prompt, self.template)
         except TemplateError as error:
             return Failure("invalid_request", error.problem)
         room = self._room()
@@ -110,13 +121,15 @@ class LocalEngine:
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.template.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _outcome(self, request: Request, prompt: NDArray[np.int32], tokens: Sequence[NewToken]) -> Outcome:
+    def _outcome(
+        self, request: Request, prompt: NDArray[np.int32], tokens: Sequence[NewToken], stops: Sequence[tuple[int, ...]]
+    ) -> Outcome:
         if tokens[-1].finish == "not_finite":
             return Failure(
                 "not_finite", f"the model computed NaN or infinity after {len(tokens) - 1} tokens of its reply"
             )
         ids = [new.token for new in tokens]
-        kept = without_stop(ids, self.stops) if tokens[-1].finish == "stop" else ids
+        kept = without_stop(ids, stops) if tokens[-1].finish == "stop" else ids
         opened = self._text(prompt[-LAST_TOKENS:].tolist()).rstrip().endswith("<think>")
         text, reasoning = split_think(self._text(kept), opened=opened)
         finish = tokens[-1].finish

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from posttrain.errors import ConfigError
 from posttrain.generate.engine import (
     THINK_CLOSE,
     Completion,
@@ -35,8 +36,13 @@ OURS = ("model", "messages", "prompt", "n", "best_of", "stream", *LIMITS)
 def body_of(request: Request, model: str, max_tokens_field: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON body that asks for a reply.
 
-    ``extra`` is laid over it; a value of None takes a field away (some models refuse ``temperature``).
+    ``extra`` is laid over it; a value of None takes a field away (some models refuse ``temperature``). Raises ConfigError where a user's turn
+    is asked for: a server that renders the template itself can't be stopped before the assistant's header.
     """
+    if request.speaks == "user":
+        raise ConfigError(
+            "a user's turn can't be asked for over chat messages", where=model, fix="give a local model: local: TARGET"
+        )
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": model,

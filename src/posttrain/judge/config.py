@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, MinLen
 
-from posttrain.generate.wire import OURS
-from posttrain.references import NamesFile, NamesModel, NamesStage
+from posttrain.generate.source import ModelSource
+from posttrain.references import NamesStage
 
 JudgeTask = Literal["pair", "single", "label"]
 """What a judge says: a verdict on two replies, a rating of one, or a label of one."""
 
 JUDGES = ("endpoint", "local", "gguf", "reward")
 """Keys of a `JudgeSource` that say who judges."""
-ONLY_FOR = (
-    ("api_key_env", ("endpoint",), "a key is for a server only: leave api_key_env away"),
-    ("max_tokens_field", ("endpoint",), "max_tokens_field is for servers only: leave it away"),
-    ("extra_body", ("endpoint",), "extra_body is for servers only: leave it away"),
-    ("request_timeout", ("endpoint",), "request_timeout is for servers only: leave it away"),
-    ("concurrency", ("endpoint", "gguf"), "concurrency is for servers and GGUF files only: leave it away"),
-    ("context", ("gguf",), "context is for GGUF files only: leave it away"),
-    ("base", ("local", "reward"), "base is for a local or a reward model only: leave it away"),
-)
-"""Key, for which judges it is, and what is said where another has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,59 +73,13 @@ class JudgePrompts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeSource:
+class JudgeSource(ModelSource):
     """Who judges: a server's model, a local model, a GGUF file, or a trained reward model. Exactly one of them is named."""
 
-    endpoint: str | None = None
-    """Base URL of an OpenAI-compatible server."""
-    model: str | None = None
-    """Name of the model as the server knows it."""
-    api_key_env: str | None = None
-    """Environment variable that holds the API key; null = none is sent."""
-    concurrency: Annotated[int, Ge(1)] | None = None
-    """At most this many requests at once; null = 16 for a server, 4 for a GGUF file."""
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """Name of the limit in a request; OpenAI's reasoning models want ``max_completion_tokens``."""
-    extra_body: dict[str, Any] = field(default_factory=dict)
-    """Further fields of a request, as ``{options: {num_ctx: 8192}}``; null takes one away: ``{temperature: null}`` (servers only)."""
-    request_timeout: Annotated[float, Gt(0)] | None = None
-    """Seconds from sending one request to its whole answer (servers only); null = 300."""
-    local: Annotated[str, NamesStage("model", or_outside="model")] | None = None
-    """A run's train stage, a model folder, an adapter, an asset or a hub name."""
-    gguf: Annotated[str, NamesFile()] | None = None
-    """A GGUF file, run in this process by llama.cpp (extra ``llamacpp``)."""
-    context: Annotated[int, Ge(64)] | None = None
-    """Tokens of prompt and reply together that a GGUF judge has room for; null = 8192."""
+    KINDS: ClassVar[tuple[str, ...]] = JUDGES
+
     reward: Annotated[str, NamesStage("reward_model", or_outside="model")] | None = None
     """A trained reward model: a run's train stage or a folder. It judges pairs."""
-    base: Annotated[str, NamesModel()] | None = None
-    """Base model of an adapter folder, where it is not the one it names (``local`` and ``reward``)."""
-
-    def __post_init__(self) -> None:
-        named = self._named()
-        if len(named) != 1:
-            known = f"{', '.join(JUDGES[:-1])} and {JUDGES[-1]}"
-            raise ValueError(f"one of {known} is needed, not {' and '.join(named) or 'none'}")
-        if (self.model is not None) != (named == ["endpoint"]):
-            raise ValueError("endpoint and model belong together: give both, or neither")
-        for key, kinds, problem in ONLY_FOR:
-            if getattr(self, key) and getattr(self, key) != "max_tokens" and named[0] not in kinds:
-                raise ValueError(problem)
-        if taken := [name for name in self.extra_body if name in OURS]:
-            raise ValueError(f"{taken[0]} can't be set in extra_body: the request and its plan say it")
-
-    def _named(self) -> list[str]:
-        return [name for name in JUDGES if getattr(self, name) is not None]
-
-    @property
-    def kind(self) -> str:
-        """What judges: ``endpoint``, ``local``, ``gguf`` or ``reward``."""
-        return self._named()[0]
-
-    @property
-    def name(self) -> str:
-        """The model or target, as tables show it."""
-        return str(self.model if self.endpoint is not None else getattr(self, self.kind))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,10 @@ from typing import Literal, NamedTuple
 
 from posttrain.errors import ConfigError
 from posttrain.generate.cache import CachedEngine, RequestCache
-from posttrain.generate.cost import Budget, Caps, Prices, Totals, read_calls, totals
+from posttrain.generate.cost import Budget, Caps, Totals, read_calls, totals
 from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Outcomes, Request, request_key
-from posttrain.generate.openai import Endpoint, OpenAIEngine
+from posttrain.generate.openai import OpenAIEngine
+from posttrain.generate.source import open_source, prices_of
 from posttrain.judge.bias import BiasReport, bias_report, failures_of
 from posttrain.judge.config import JudgeConfig, JudgePrompt, JudgeSource, Plan
 from posttrain.judge.items import Item
@@ -30,7 +31,6 @@ from posttrain.judge.verdicts import Accounting, Missing, account
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.types import Display
 
-SERVER_CONCURRENCY, GGUF_SLOTS, GGUF_CONTEXT = 16, 4, 8192
 MANY_UNREAD = 0.1
 """A judge that leaves more than this share of its calls without a verdict is named."""
 
@@ -96,42 +96,9 @@ def judge_names(sources: Sequence[JudgeSource]) -> list[str]:
 
 
 def open_engine(source: JudgeSource, config: JudgeConfig, ledger: Path) -> Engine:
-    """The engine of a judge that writes. Calls to servers are written to the ledger, and their budget goes on from it."""
-    if source.endpoint is not None and source.model is not None:
-        endpoint = Endpoint(
-            url=source.endpoint,
-            model=source.model,
-            api_key_env=source.api_key_env,
-            concurrency=source.concurrency or SERVER_CONCURRENCY,
-            max_tokens_field=source.max_tokens_field,
-            extra_body=source.extra_body,
-        )
-        if source.request_timeout is not None:
-            endpoint = replace(endpoint, request_timeout=source.request_timeout)
-        prices = None
-        if config.prompt_price is not None and config.completion_price is not None:
-            prices = Prices(prompt_per_million=config.prompt_price, completion_per_million=config.completion_price)
-        caps = Caps(money=config.max_money, calls=config.max_calls)
-        return OpenAIEngine(endpoint, prices=prices, caps=caps, ledger=ledger)
-    if source.gguf is not None:
-        from posttrain.generate.llamacpp import LlamaCppEngine
-
-        context, slots = source.context or GGUF_CONTEXT, source.concurrency or GGUF_SLOTS
-        return LlamaCppEngine(Path(source.gguf), context, slots)
-    return _local_engine(source)
-
-
-def _local_engine(source: JudgeSource) -> Engine:
-    from posttrain.generate.local import LocalEngine
-    from posttrain.model import hardware
-    from posttrain.model.adapters import frozen_model
-    from posttrain.model.targets import resolve_target
-
-    assert source.local is not None, "a reward model is no engine"
-    target = resolve_target(source.local, source.base)
-    device = hardware.resolve_device("auto")
-    model = frozen_model(target.folder, target.adapter, hardware.choose_dtype("auto", device), device)
-    return LocalEngine(model, target.template, target.stops, f"{source.local}@{target.identity[:16]}")
+    """The engine of a judge that writes."""
+    prices = prices_of(config.prompt_price, config.completion_price)
+    return open_source(source, Caps(money=config.max_money, calls=config.max_calls), prices, ledger)
 
 
 class JudgePool:

@@ -93,7 +93,7 @@ def _replies(task: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _shows(text: str, names: tuple[str, ...]) -> bool:
-    return set(names) <= set(_PLACE.findall(text))
+    return set(names) <= places_of(text)
 
 
 def check_fits(prompt: JudgePrompt, *, later_turns: bool, emphasis: bool, criteria: str) -> None:
@@ -125,6 +125,11 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     """
     whole = _LINE.sub(lambda found: "" if not values[found[1]] else found[0], template)
     return _PLACE.sub(lambda found: values[found[1]], whole).strip()
+
+
+def places_of(template: str) -> set[str]:
+    """The names of a template's places."""
+    return set(_PLACE.findall(template))
 
 
 def messages_text(

@@ -15,12 +15,14 @@ from posttrain.stages.judge import JudgeStage
 from posttrain.stages.profile import ProfileStage
 from posttrain.stages.report import ReportStage
 from posttrain.stages.score import ScoreStage
+from posttrain.stages.synth import SynthStage
 from posttrain.stages.train import TrainStage
 
 KINDS: tuple[type[StageKind], ...] = (
     DataStage,
     ProfileStage,
     ScoreStage,
+    SynthStage,
     TrainStage,
     EvalStage,
     JudgeStage,

@@ -1,0 +1,121 @@
+"""Alpaca's way: many tasks in one request, each with its input and output (Taori et al. 2023, stanford_alpaca).
+
+A strong teacher writes whole tasks at once; nothing is told apart beforehand, and every answer costs one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from posttrain.config import Problem
+from posttrain.generate.engine import Sampling
+from posttrain.generate.source import ModelSource
+from posttrain.references import NamesFile
+from posttrain.synth.base import Dropped, Made, Screen, Situation, Thread, asked
+from posttrain.synth.reading import Instance, WrittenTask, instance_fault, instruction_fault, written_tasks
+from posttrain.synth.seeds import Seed, read_seeds
+from posttrain.types import Message, RowKind
+
+_LABELS = {
+    "en": ("Instruction: ", "Input: ", "Output: "),
+    "zh": ("\u6307\u4ee4\uff1a", "\u8f93\u5165\uff1a", "\u8f93\u51fa\uff1a"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alpaca:
+    """Whole tasks, many a request, from a strong teacher (Alpaca)."""
+
+    name: Literal["alpaca"]
+    seeds_file: Annotated[str, NamesFile(builtin="synth/seeds.jsonl")] = "builtin"
+    """Seed tasks as of self_instruct, or ``builtin``."""
+    shots: Annotated[int, Ge(1)] = 3
+    """Seeds shown whole in a request."""
+    tasks_a_request: Annotated[int, Ge(1)] = 20
+    """Tasks in an answer, those shown included."""
+    temperature: Annotated[float, Ge(0)] = 1.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    max_tokens: Annotated[int, Ge(1)] = 3072
+    """Longest answer."""
+    min_words: Annotated[int, Ge(1)] = 4
+    """Shortest instruction in words; a CJK character counts as one."""
+    max_words: Annotated[int, Ge(1)] = 150
+    """Longest instruction in words."""
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """The teacher alone."""
+        return ("writer",)
+
+    @property
+    def row_kind(self) -> RowKind:
+        """Conversations of one turn."""
+        return "conversations"
+
+    def problems(self, writer: ModelSource) -> Iterable[Problem]:
+        """Any model can be asked."""
+        return ()
+
+    def seeds(self, language: str) -> Sequence[tuple[str, str]]:
+        """The seed tasks."""
+        return [(seed.id, seed.instruction) for seed in _cached_seeds(self.seeds_file, language)]
+
+    def threads(self, situation: Situation) -> list[Thread]:
+        """Requests, each with other examples; about as many as the rows wanted need."""
+        seeds = _cached_seeds(self.seeds_file, situation.language)
+        count = max(1, -(-situation.size // max(1, self.tasks_a_request - self.shots)))
+        return [
+            self._request(situation, situation.random.sample(seeds, min(self.shots, len(seeds)))) for _ in range(count)
+        ]
+
+    def _request(self, situation: Situation, shots: Sequence[Seed]) -> Thread:
+        instruction, given, output = _LABELS[situation.language]
+        examples = "\n###\n".join(
+            f"{number}. {instruction}{seed.instruction}\n{number}. {given}{seed.input or '<noinput>'}\n{number}. {output}{seed.output}"
+            for number, seed in enumerate(shots, 1)
+        )
+        text = situation.prompts.fill(
+            "alpaca.tasks", count=str(self.tasks_a_request), examples=examples, first=str(len(shots) + 1)
+        )
+        sampling = Sampling(self.temperature, self.top_p, self.max_tokens)
+        (answer,) = yield (asked(text, sampling, prompt="alpaca.tasks"),)
+        # the request ends with the first label, and a model may go on right behind it
+        found = written_tasks(answer.text)
+        if not answer.text.lstrip().startswith(("{", "[", "#")) and (not found or not _begins(answer.text, found[0])):
+            found = written_tasks(f"{instruction}{answer.text}")
+        results: list[Made | Dropped | Thread] = []
+        if answer.finish == "length" and found:
+            last = found.pop()
+            results.append(Dropped("cut", "the list reached the limit of tokens", last.instruction))
+        words = situation.prompts.words
+        for task in found:
+            fault = instruction_fault(
+                task.instruction,
+                least=self.min_words,
+                most=self.max_words,
+                blacklist=words["self_instruct.blacklist"],
+                openings=words["self_instruct.openings"],
+            ) or instance_fault(task.instruction, Instance(task.input, task.output))
+            results.append(fault or _one(task, tuple(seed.id for seed in shots)))
+        return results or [Dropped("unparsable", "no task in the answer", answer.text)]
+
+
+def _begins(text: str, first: WrittenTask) -> bool:
+    """Whether nothing but a label stands before the first task."""
+    return len(text[: text.find(first.instruction)].strip()) < len("20. Instruction: **")
+
+
+def _one(task: WrittenTask, parents: tuple[str, ...]) -> Thread:
+    similar = yield Screen(task.instruction)
+    question = f"{task.instruction}\n\n{task.input}" if task.input else task.instruction
+    return [Made((Message("user", question),), (Message("assistant", task.output),), parents=parents, similar=similar)]
+
+
+@cache
+def _cached_seeds(file: str, language: str) -> tuple[Seed, ...]:
+    return read_seeds(file, language)

@@ -1,0 +1,70 @@
+"""The configuration of a synthesis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Discriminator
+
+from posttrain.data.decontaminate.benchmarks import Benchmark
+from posttrain.data.decontaminate.step import DecontaminateStep
+from posttrain.data.filters.step import FilterStep
+from posttrain.generate.source import ModelSource
+from posttrain.references import NamesFile
+from posttrain.synth import AnyPipeline
+
+SynthStep = Annotated[FilterStep | DecontaminateStep, Discriminator("kind")]
+"""A step that looks at one row at a time, so that a round can be filtered before the next begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthSettings:
+    """Make rows with a model: instructions from seeds, topics or nothing, or preferences among replies."""
+
+    pipeline: AnyPipeline
+    """How rows are made."""
+    writer: ModelSource = field(default_factory=lambda: ModelSource(local="base"))
+    """Who writes; the recipe's model, where nobody is named."""
+    language: Literal["en", "zh"] = "en"
+    """Language of the prompts, seeds and topics that posttrain brings."""
+    prompts: Annotated[str, NamesFile()] | None = None
+    """A YAML file whose prompts replace posttrain's own (docs/synthesis.md)."""
+    rows_wanted: Annotated[int, Ge(1)] = 200
+    """The synthesis ends when so many rows have passed all filters."""
+    too_similar: Annotated[float, Gt(0), Le(1)] = 0.7
+    """Largest ROUGE-L of an instruction with any in the pool."""
+    steps: tuple[SynthStep, ...] = field(default_factory=lambda: (FilterStep(kind="filter"),))
+    """Filters of every round, as of a data stage."""
+    avoid: tuple[Benchmark, ...] = ()
+    """Benchmarks whose prompts must not come up, beside posttrain's own fixed prompts, which are always looked for."""
+    round_size: Annotated[int, Ge(1)] = 64
+    """Threads begun together; the pool grows from round to round."""
+    idle_rounds: Annotated[int, Ge(1)] = 5
+    """The synthesis ends after so many rounds in a row that keep nothing."""
+    max_requests: Annotated[int, Ge(0)] | None = None
+    """At most so many requests, answers from the cache included; null = no cap."""
+    max_tokens: Annotated[int, Ge(0)] | None = None
+    """No more is asked once so many tokens are read and written; null = no cap."""
+    max_money: Annotated[float, Ge(0)] | None = None
+    """No more is asked once this is spent, in the currency of the prices; null = no cap."""
+    prompt_price: Annotated[float, Ge(0)] | None = None
+    """Price of a million tokens read."""
+    completion_price: Annotated[float, Ge(0)] | None = None
+    """Price of a million tokens written."""
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """Share of the rows that is kept for evaluation."""
+
+    def __post_init__(self) -> None:
+        if (self.prompt_price is None) != (self.completion_price is None):
+            raise ValueError(
+                "prices of read and written tokens belong together: give prompt_price and completion_price"
+            )
+        if self.max_money is not None and self.prompt_price is None:
+            raise ValueError("a cap on money needs prices: give prompt_price and completion_price, or cap requests")
+
+    @property
+    def held_out_amount(self) -> float:
+        """The share of rows to hold out."""
+        return self.held_out

@@ -1,0 +1,212 @@
+"""A synthesis from its configuration to its files.
+
+rows/train.parquet, rows/held_out.parquet    what passed all filters, with lineage, as any data stage writes them
+dropped.jsonl                                every answer that gave no row: step, reason, detail, text
+ledger.json                                  threads in -> rows kept, dropped by reason
+facts.json                                   who wrote, what it cost, how it ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from posttrain.artifacts import LedgerStep, StageDir, write_json, write_text
+from posttrain.data.decontaminate.benchmarks import Benchmark
+from posttrain.data.decontaminate.step import DecontaminateStep
+from posttrain.data.pipeline import hold_out
+from posttrain.data.places import Resolve
+from posttrain.data.rows import LINEAGE, SCHEMA, scan_rows, write_rows
+from posttrain.data.steps import Step, StepRun, run_step
+from posttrain.errors import DataError
+from posttrain.generate.cache import CachedEngine, RequestCache
+from posttrain.generate.cost import Caps
+from posttrain.generate.engine import Engine
+from posttrain.generate.openai import OpenAIEngine
+from posttrain.generate.source import ModelSource, open_source, prices_of
+from posttrain.synth.config import SynthSettings
+from posttrain.synth.loop import Found, Limits, Loop, Loss, text_of
+from posttrain.synth.prompts import load_prompts
+from posttrain.tasks.prompts import load_prompts as load_fixed_prompts
+from posttrain.types import Display
+
+DROPPED = "dropped.jsonl"
+FACTS = "facts.json"
+OWN_PROMPTS = "own_prompts.jsonl"
+
+
+def synthesise(
+    settings: SynthSettings,
+    out: StageDir,
+    name: str,
+    cache: Path,
+    seed: int,
+    resolve: Resolve,
+    display: Display,
+) -> dict[str, Any]:
+    """Make the rows and write them; returns the stage's ``result``.
+
+    cache: the request cache of the run; what was answered before is not asked again. Raises DataError where no row is kept, with the
+    main reasons; ConfigError and ModelError where somebody who is asked can't be.
+    """
+    run = StepRun(resolve, progress=display.tick)
+    prompts = load_prompts(settings.language, settings.prompts)
+    with RequestCache(cache) as answers, _engines(settings, answers, out.file("calls.jsonl"), display) as engines:
+        found = Loop(
+            pipeline=settings.pipeline,
+            engines=engines,
+            prompts=prompts,
+            language=settings.language,
+            limits=_limits(settings),
+            seed=seed,
+            source=name,
+            filters=_Filters(settings, out.file("rounds"), seed, run),
+            display=display,
+        ).run()
+        facts = _facts(settings, engines, found)
+    shutil.rmtree(out.file("rounds"), ignore_errors=True)
+    write_text(
+        out.file(DROPPED), "".join(json.dumps(loss._asdict(), ensure_ascii=False) + "\n" for loss in found.losses)
+    )
+    write_json(out.file(FACTS), facts)
+    if not len(found.rows):
+        found.ledger.write(out.file("ledger.json"))
+        raise _nothing_made(found, out.file(DROPPED))
+    write_rows(out.file("made.parquet"), found.rows)
+    found.ledger.steps.append(hold_out(out.file("made.parquet"), settings.held_out, seed, out))
+    out.file("made.parquet").unlink()
+    found.ledger.write(out.file("ledger.json"))
+    sides = {
+        side: len(pl.read_parquet(path, columns=["id"]))
+        for side in ("train", "held_out")
+        if (path := out.file("rows", f"{side}.parquet")).exists()
+    }
+    if found.stopped != "wanted":
+        display.note(_why_it_ended(found))
+    return {f"{side}_rows": count for side, count in sides.items()} | {
+        key: facts[key] for key in ("stopped", "requests", "threads")
+    }
+
+
+def _limits(settings: SynthSettings) -> Limits:
+    return Limits(
+        rows_wanted=settings.rows_wanted,
+        round_size=settings.round_size,
+        requests=settings.max_requests,
+        tokens=settings.max_tokens,
+        money=settings.max_money,
+        prices=prices_of(settings.prompt_price, settings.completion_price),
+        idle_rounds=settings.idle_rounds,
+        too_similar=settings.too_similar,
+    )
+
+
+def sources_of(settings: SynthSettings) -> dict[str, ModelSource]:
+    """Who answers, by role."""
+    named = {role: getattr(settings.pipeline, role, None) for role in settings.pipeline.roles}
+    return {role: found if isinstance(found, ModelSource) else settings.writer for role, found in named.items()}
+
+
+@contextlib.contextmanager
+def _engines(
+    settings: SynthSettings, answers: RequestCache, ledger: Path, display: Display
+) -> Iterator[Mapping[str, Engine]]:
+    """The engines by role, each model opened once."""
+    caps = Caps(money=settings.max_money, tokens=settings.max_tokens)
+    prices = prices_of(settings.prompt_price, settings.completion_price)
+    opened: list[tuple[ModelSource, Engine]] = []
+    sources, budget = sources_of(settings), None
+    with contextlib.ExitStack() as closing:
+        for source in sources.values():
+            if any(known == source for known, _ in opened):
+                continue
+            display.tick(f"opening {source.name}", 0, 1)
+            engine = open_source(source, caps, prices, ledger)
+            display.tick(f"opening {source.name}", 1, 1)
+            if isinstance(engine, OpenAIEngine):
+                budget = engine.budget = budget or engine.budget  # one cap for all models together
+            if isinstance(engine, contextlib.AbstractContextManager):
+                closing.enter_context(engine)
+            if (note := getattr(engine, "speed_note", None)) is not None:
+                display.note(note)
+            opened.append((source, CachedEngine(engine, answers)))
+        yield {role: next(one for known, one in opened if known == source) for role, source in sources.items()}
+
+
+class _Filters:
+    """The steps of a stage on the rows of one round."""
+
+    def __init__(self, settings: SynthSettings, folder: Path, seed: int, run: StepRun) -> None:
+        texts = [prompt.prompt for prompt in load_fixed_prompts("builtin")]
+        write_text(folder / OWN_PROMPTS, "".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        own = Benchmark(name="posttrain_prompts", path=str(folder / OWN_PROMPTS))
+        self._steps: list[Step] = [*settings.steps]
+        self._steps.append(DecontaminateStep(kind="decontaminate", benchmarks=(own, *settings.avoid)))
+        self._folder, self._seed, self._run = folder / "round", seed, run
+
+    def __call__(self, rows: pl.DataFrame, number: int) -> tuple[pl.DataFrame, list[LedgerStep], list[Loss]]:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        file, lines, losses = self._folder / "rows.parquet", [], []
+        write_rows(file, rows)
+        for place, step in enumerate(self._steps):
+            out = self._folder / f"{place}-{step.kind}"
+            lines.append(run_step(step, file, out, self._seed, self._run))
+            rejects = pl.read_parquet(out / "rejects.parquet").iter_rows(named=True)
+            losses += [
+                Loss(step.kind, row["reason"], row["detail"] or "", text_of(row), row["line"]) for row in rejects
+            ]
+            file = out / "rows.parquet"
+            if not lines[-1].rows_out:
+                break
+        return scan_rows(file).select(*SCHEMA, *LINEAGE).collect(), lines, losses
+
+
+def _facts(settings: SynthSettings, engines: Mapping[str, Engine], found: Found) -> dict[str, Any]:
+    spent = asdict(found.spent)
+    money = spent.pop("money")
+    return {
+        "pipeline": settings.pipeline.name,
+        "language": settings.language,
+        "rows_wanted": settings.rows_wanted,
+        "kept": len(found.rows),
+        "stopped": found.stopped,
+        "rounds": len(found.history),
+        "history": found.history,
+        "threads": found.threads,
+        **spent,
+        "money": money / 10**12 if settings.prompt_price is not None else None,
+        "engines": {role: engine.fingerprint._asdict() for role, engine in engines.items()},
+    }
+
+
+_ENDS = {
+    "budget": "the budget was spent",
+    "exhausted": "there was nothing more to ask",
+    "idle": "several rounds in a row kept no row",
+}
+
+
+def _main_reasons(found: Found) -> str:
+    reasons = sorted(found.ledger.dropped.items(), key=lambda item: -item[1])[:4]
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons)
+
+
+def _why_it_ended(found: Found) -> str:
+    return f"ended with {len(found.rows):,} rows: {_ENDS[found.stopped]} ({_main_reasons(found)})"
+
+
+def _nothing_made(found: Found, told_in: Path) -> DataError:
+    why = _ENDS.get(found.stopped, found.stopped)
+    reasons = _main_reasons(found)
+    return DataError(
+        f"no row was made of {found.spent.requests:,} requests: {why}{f' ({reasons})' if reasons else ''}",
+        where=str(told_in),
+        fix="the file says why of every answer; loosen the filters, raise the budget, or ask a stronger model",
+    )
