@@ -212,6 +212,16 @@ def read_kind(rows_file: Path, kind: RowKind) -> Sequence[Any]:
     return readers.get(kind, read_rows)(rows_file)
 
 
+def read_any(rows_file: Path) -> Sequence[Row]:
+    """The rows of a Parquet file, of whatever kind they are."""
+    kind = row_kind_of(rows_file) or "conversations"
+    if kind != "prompts":
+        rows: Sequence[Row] = read_kind(rows_file, kind)
+        return rows
+    records = _frame(rows_file, "prompts").iter_rows(named=True)
+    return [PromptRow(_messages(record["messages"]), **_beside(record)) for record in records]
+
+
 def frame_rows(frame: pl.DataFrame) -> list[SftRow]:
     """The conversations of a frame with the columns of :data:`SCHEMA`, in order; of preferences what their ``messages`` hold."""
     return [SftRow(_messages(record["messages"]), **_beside(record)) for record in frame.iter_rows(named=True)]

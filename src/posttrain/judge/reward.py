@@ -40,14 +40,27 @@ class RewardJudge:
 
         A reply whose conversation the template refuses, or that is longer than the model's context, leaves its pair without a verdict.
         """
+        asks = asks_of(items, replace(plan, orders="original", samples=1, emphasis="no"), "pair")
+        conversations = [_conversation(items[ask.item], ask.turn, second) for ask in asks for second in (False, True)]
+        rewards = self.rewards(conversations, progress)
+        judgments = []
+        for ask, a, b in zip(asks, rewards[0::2], rewards[1::2], strict=True):
+            ask = ask._replace(order="none")
+            if isinstance(a, Missing) or isinstance(b, Missing):
+                judgments.append(Judgment(ask, a if isinstance(a, Missing) else b))
+                continue
+            won: Verdict = "tie" if a == b else "first" if a > b else "second"
+            judgments.append(Judgment(ask, won))
+        return judgments
+
+    def rewards(self, conversations: Sequence[SftRow], progress: Progress | None = None) -> list[float | Missing]:
+        """The score of the last reply of every conversation, or why there is none."""
         import numpy as np
         import torch
 
         from posttrain.encode.packing import pack
         from posttrain.model.score import batch_rewards, lay_out
 
-        asks = asks_of(items, replace(plan, orders="original", samples=1, emphasis="no"), "pair")
-        conversations = [_conversation(items[ask.item], ask.turn, second) for ask in asks for second in (False, True)]
         encoded = _scored(conversations, self.template, self.room, self.pad_id)
         sequences = {place: tokens for place, tokens in enumerate(encoded) if not isinstance(tokens, Missing)}
         places, lengths = list(sequences), [len(tokens) for tokens in sequences.values()]
@@ -61,14 +74,10 @@ class RewardJudge:
             done += len(indices)
             if progress is not None:
                 progress(done, len(sequences))
-        judgments = []
-        for number, ask in enumerate(asks):
-            place = 2 * number
-            lost = next((side for side in encoded[place : place + 2] if isinstance(side, Missing)), None)
-            a, b = rewards_N[place], rewards_N[place + 1]
-            won: Verdict = "tie" if a == b else "first" if a > b else "second"
-            judgments.append(Judgment(ask._replace(order="none"), won if lost is None else lost))
-        return judgments
+        return [
+            tokens if isinstance(tokens, Missing) else float(reward)
+            for tokens, reward in zip(encoded, rewards_N, strict=True)
+        ]
 
 
 def open_reward_judge(source: JudgeSource) -> RewardJudge:

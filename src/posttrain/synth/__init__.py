@@ -10,8 +10,11 @@ from typing import Annotated
 from pydantic import Discriminator
 
 from posttrain.synth.alpaca import Alpaca
+from posttrain.synth.evolve import Evolve
 from posttrain.synth.magpie import Magpie
+from posttrain.synth.preferences import Preferences
 from posttrain.synth.self_instruct import SelfInstruct
+from posttrain.synth.ultrachat import UltraChat
 
-AnyPipeline = Annotated[SelfInstruct | Alpaca | Magpie, Discriminator("name")]
+AnyPipeline = Annotated[SelfInstruct | Alpaca | UltraChat | Magpie | Evolve | Preferences, Discriminator("name")]
 """What a stage's ``pipeline`` may be, told apart by ``name``."""

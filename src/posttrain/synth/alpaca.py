@@ -5,7 +5,7 @@ A strong teacher writes whole tasks at once; nothing is told apart beforehand, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Literal
@@ -48,9 +48,9 @@ class Alpaca:
     """Longest instruction in words."""
 
     @property
-    def roles(self) -> Sequence[str]:
+    def roles(self) -> Mapping[str, ModelSource | None]:
         """The teacher alone."""
-        return ("writer",)
+        return {"writer": None}
 
     @property
     def row_kind(self) -> RowKind:

@@ -4,7 +4,7 @@ A thread is a generator. It yields what it needs, is sent what came of it, and r
 
     answers = yield (Ask(...), Ask(...))     completions, in their order; a request that fails ends the thread with its reason
     similar = yield Screen(text)             the texts of the pool most like it; one that is too similar ends the thread
-    values = yield Rate(prompt, replies)     what replies are worth, None where nobody could say
+    values = yield Rate(prompt, replies)     what a reward model says of replies, None where it can't
     return [Made(...), Dropped(...), thread] rows, answers that gave none with the reason, threads that go on from here
 
 `loop.py` drives many threads side by side; nothing here knows an engine, a cache or a file. So what a pipeline says depends on its seed, the
@@ -41,8 +41,8 @@ class Screen(NamedTuple):
     """A text that must not be like any in the pool; it stands in the pool from then on."""
 
     text: str
-    register: bool = True
-    """Whether it enters the pool."""
+    but: frozenset[str] = frozenset()
+    """Texts it may be like: those it was made of."""
 
 
 class Rate(NamedTuple):
@@ -112,8 +112,8 @@ class Pipeline(Protocol):
         """The tag in recipes."""
 
     @property
-    def roles(self) -> Sequence[str]:
-        """Who is asked: ``writer``, and others that the configuration names a model for."""
+    def roles(self) -> Mapping[str, ModelSource | None]:
+        """Who is asked, by role; None = the stage's writer."""
 
     @property
     def row_kind(self) -> RowKind:

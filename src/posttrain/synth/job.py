@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from typing import Any
 import polars as pl
 
 from posttrain.artifacts import LedgerStep, StageDir, write_json, write_text
+from posttrain.data.config import Source
 from posttrain.data.decontaminate.benchmarks import Benchmark
 from posttrain.data.decontaminate.step import DecontaminateStep
-from posttrain.data.pipeline import hold_out
+from posttrain.data.pipeline import gather, hold_out, nothing_usable
 from posttrain.data.places import Resolve
-from posttrain.data.rows import LINEAGE, SCHEMA, scan_rows, write_rows
+from posttrain.data.rows import LINEAGE, SCHEMA, read_any, scan_rows, write_rows
 from posttrain.data.steps import Step, StepRun, run_step
 from posttrain.errors import DataError
 from posttrain.generate.cache import CachedEngine, RequestCache
@@ -31,11 +32,16 @@ from posttrain.generate.cost import Caps
 from posttrain.generate.engine import Engine
 from posttrain.generate.openai import OpenAIEngine
 from posttrain.generate.source import ModelSource, open_source, prices_of
+from posttrain.judge.config import JudgeSource
+from posttrain.judge.reward import open_reward_judge
+from posttrain.judge.verdicts import Missing
+from posttrain.synth.base import Rate
 from posttrain.synth.config import SynthSettings
-from posttrain.synth.loop import Found, Limits, Loop, Loss, text_of
+from posttrain.synth.loop import Found, Limits, Loop, Loss, Rater, text_of
+from posttrain.synth.preferences import ScoredByReward
 from posttrain.synth.prompts import load_prompts
 from posttrain.tasks.prompts import load_prompts as load_fixed_prompts
-from posttrain.types import Display
+from posttrain.types import Display, Message, Origin, Row, SftRow
 
 DROPPED = "dropped.jsonl"
 FACTS = "facts.json"
@@ -69,6 +75,8 @@ def synthesise(
             source=name,
             filters=_Filters(settings, out.file("rounds"), seed, run),
             display=display,
+            rater=_rater(settings, display),
+            rows=_rows_of(settings, out.file("read"), run),
         ).run()
         facts = _facts(settings, engines, found)
     shutil.rmtree(out.file("rounds"), ignore_errors=True)
@@ -110,8 +118,7 @@ def _limits(settings: SynthSettings) -> Limits:
 
 def sources_of(settings: SynthSettings) -> dict[str, ModelSource]:
     """Who answers, by role."""
-    named = {role: getattr(settings.pipeline, role, None) for role in settings.pipeline.roles}
-    return {role: found if isinstance(found, ModelSource) else settings.writer for role, found in named.items()}
+    return {role: source or settings.writer for role, source in settings.pipeline.roles.items()}
 
 
 @contextlib.contextmanager
@@ -138,6 +145,38 @@ def _engines(
                 display.note(note)
             opened.append((source, CachedEngine(engine, answers)))
         yield {role: next(one for known, one in opened if known == source) for role, source in sources.items()}
+
+
+def _rows_of(settings: SynthSettings, out: Path, run: StepRun) -> Sequence[Row]:
+    """The rows that the pipeline begins with."""
+    named = getattr(settings.pipeline, "data", None)
+    if named is None:
+        return ()
+    file, ledger = gather([Source(path=named)], out, run)
+    if not ledger.steps[-1].rows_out:
+        ledger.write(out / "ledger.json")
+        raise nothing_usable(ledger, [named], out / "ledger.json")
+    return read_any(file)
+
+
+def _rater(settings: SynthSettings, display: Display) -> Rater | None:
+    """The reward model that rates replies, where one does."""
+    score = getattr(settings.pipeline, "score", None)
+    if not isinstance(score, ScoredByReward):
+        return None
+    judge = open_reward_judge(JudgeSource(reward=score.model, base=score.base))
+
+    def rate(questions: Sequence[Rate]) -> list[list[float | None]]:
+        rows = [
+            SftRow((*one.prompt, Message("assistant", reply)), Origin("reward", 1), "reward")
+            for one in questions
+            for reply in one.replies
+        ]
+        found = iter(judge.rewards(rows, lambda done, total: display.tick("scoring replies", done, total)))
+        values = [[next(found) for _ in one.replies] for one in questions]
+        return [[None if isinstance(value, Missing) else value for value in own] for own in values]
+
+    return rate
 
 
 class _Filters:

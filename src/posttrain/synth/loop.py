@@ -120,8 +120,8 @@ class Found:
 
 Filters = Callable[[pl.DataFrame, int], tuple[pl.DataFrame, list[LedgerStep], list[Loss]]]
 """The rows of a round and its number -> those that stay, the account, and the others."""
-Rater = Callable[[Sequence[Rate]], list[list[dict[str, float] | None]]]
-"""Of every question: the values of its replies by name, None where nobody could say."""
+Rater = Callable[[Sequence[Rate]], list[list[float | None]]]
+"""Of every question: what each of its replies is worth, None where nobody could say."""
 
 
 # ---- the loop ------------------------------------------------------------------------------------------------------
@@ -156,6 +156,8 @@ class Loop:
     filters: Filters
     display: Display
     rater: Rater | None = None
+    rows: Sequence[Row] = ()
+    """Those of the pipeline's ``data``."""
     pool: Pool = field(default_factory=Pool)
     spent: Spent = field(default_factory=Spent)
     losses: list[Loss] = field(default_factory=list)
@@ -206,7 +208,9 @@ class Loop:
         rate = max(LEAST_YIELD, min(1.0, kept / self.threads)) if self.threads else 1.0
         size = max(1, min(self.limits.round_size, math.ceil(needed / rate)))
         chance = random.Random(f"{self.seed}:{self.rounds}")
-        situation = Situation(self.pool, self.rounds, self.threads, size, chance, self.prompts, self.language)
+        situation = Situation(
+            self.pool, self.rounds, self.threads, size, chance, self.prompts, self.language, self.rows
+        )
         begun = self.pipeline.threads(situation)
         if not begun:
             return None
@@ -245,12 +249,11 @@ class Loop:
         try:
             need = one.thread.send(one.answer)
             while isinstance(need, Screen):
-                similar = self.pool.similar(need.text)
+                similar = self.pool.similar(need.text, need.but)
                 if similar and similar[0].score > self.limits.too_similar:
                     detail = f"ROUGE-L {similar[0].score:.2f} with {similar[0].id}, limit {self.limits.too_similar:g}"
                     return self._end(one, Dropped("too_similar", detail, need.text))
-                if need.register:
-                    self.pool.add(f"{self.pipeline.name}-{one.number}.{one.parts[0]}", need.text, made=True)
+                self.pool.add(f"{self.pipeline.name}-{one.number}.{one.parts[0]}", need.text, made=True)
                 need = one.thread.send(similar)
         except StopIteration as end:
             children: list[_Live] = []
@@ -369,7 +372,7 @@ class Loop:
         if not rows:
             return frame
         by = ", ".join(f"{engine.fingerprint.model}" for engine in self.engines.values())
-        lineage = {
+        lineage: dict[str, list[Any]] = {
             "parents": [list(made.parents) for _, made, _ in rows],
             "verdicts": [[{"step": STEP, **verdict} for verdict in made.verdicts] for _, made, _ in rows],
             "scores": [

@@ -7,7 +7,7 @@ What the model is given is its own template up to the user's words, with the sys
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,9 +66,9 @@ class Magpie:
     """Rows labelled below are dropped; a label that can't be read drops none."""
 
     @property
-    def roles(self) -> Sequence[str]:
+    def roles(self) -> Mapping[str, ModelSource | None]:
         """The model, and who labels."""
-        return ("writer",) if self.labeller is None else ("writer", "labeller")
+        return {"writer": None} if self.labeller is None else {"writer": None, "labeller": self.labeller}
 
     @property
     def row_kind(self) -> RowKind:
@@ -156,8 +156,8 @@ class Magpie:
 
 def read_labels(text: str) -> tuple[dict[str, float], str | None]:
     """(quality and difficulty as far as they can be read, category) of a labeller's answer: lines, or a JSON object with prose around it."""
-    for found in json_objects(text):
-        keys = {str(key).casefold(): value for key, value in found.items()}
+    for record in json_objects(text):
+        keys = {str(key).casefold(): value for key, value in record.items()}
         scores = {name: float(keys[name]) for name in LABELS if keys.get(name) in (1, 2, 3, 4, 5)}
         if scores:
             return scores, str(keys["category"]) if "category" in keys else None

@@ -54,9 +54,11 @@ class Pool:
         self._coded.append(coded)
         self._lengths.append(len(coded))
 
-    def similar(self, text: str, most: int = MOST_SIMILAR) -> list[Similar]:
-        """The texts of the pool most like this one, best first; of equal ones the older first."""
+    def similar(self, text: str, but: frozenset[str] = frozenset(), most: int = MOST_SIMILAR) -> list[Similar]:
+        """The texts of the pool most like this one, ``but`` some, best first; of equal ones the older first."""
         scores_P = self.scores(text)
+        if but:
+            scores_P[[entry.text in but for entry in self.entries]] = 0.0
         order = np.lexsort((np.arange(len(scores_P)), -scores_P))[:most]
         return [Similar(self.entries[place].id, float(scores_P[place])) for place in order.tolist()]
 
@@ -81,3 +83,14 @@ class Pool:
         if point >= _SURROGATES.start:
             point += len(_SURROGATES)
         return self._codes.setdefault(token, chr(point))
+
+
+def rouge_l(first: str, second: str) -> float:
+    """ROUGE-L of two texts.
+
+    >>> rouge_l("police kill the gunman", "Police killed the gunman.")
+    0.75
+    """
+    pool = Pool()
+    pool.add("", second, made=False)
+    return float(pool.scores(first)[0])

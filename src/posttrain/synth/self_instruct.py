@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Literal
@@ -52,9 +52,9 @@ class SelfInstruct:
     """Longest task in words."""
 
     @property
-    def roles(self) -> Sequence[str]:
+    def roles(self) -> Mapping[str, ModelSource | None]:
         """The writer alone."""
-        return ("writer",)
+        return {"writer": None}
 
     @property
     def row_kind(self) -> RowKind:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 
 from annotated_types import MinLen
 
-from posttrain.config import ConfigPath, Document, Problem, build, read_yaml
+from posttrain.artifacts import plain
+from posttrain.config import ConfigPath, Document, Problem, build, parse_yaml, read_yaml
 from posttrain.errors import ConfigError
 from posttrain.generate.engine import Sampling
 from posttrain.tasks.base import Needs, Point, Score, Task, Unscored
@@ -142,6 +144,11 @@ def repeated_ids(document: Document, entries: Iterable[tuple[ConfigPath, str]]) 
             problems.append(Problem((*path, "id"), f"{name!r} is the id of another prompt (line {line})"))
         first.setdefault(name, path)
     return problems
+
+
+def settled_check(check: Check, where: str) -> Check:
+    """A check whose ``expected`` has the form its function takes. Raises ConfigError that names ``where``."""
+    return _checked(check, parse_yaml(json.dumps(plain(check)), where), ())
 
 
 def _checked(check: Check, document: Document, path: ConfigPath) -> Check:
