@@ -165,6 +165,6 @@ def numbered(text: str) -> list[str]:
     ['Write a poem', 'Sing it']
     """
     starts = list(_NUMBERED.finditer(text))
-    ends = [found.start() for found in starts[1:]] + [len(text)]
+    ends = [*(found.start() for found in starts[1:]), len(text)][: len(starts)]
     parts = [text[found.end() : end].strip() for found, end in zip(starts, ends, strict=True)]
     return [part.strip().strip("*").strip() for part in parts if part.strip()]

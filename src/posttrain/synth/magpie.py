@@ -170,10 +170,10 @@ def read_labels(text: str) -> tuple[dict[str, float], str | None]:
 def _sanitised(text: str, prefixes: Sequence[str]) -> str:
     """A user's turn without quotes around it or a label before it."""
     kept = text.strip()
-    for prefix in prefixes:
-        if kept.casefold().startswith(prefix.casefold()):
-            kept = kept[len(prefix) :].strip()
-    return kept[1:-1].strip() if len(kept) > 2 and kept[0] == kept[-1] == '"' else kept
+    if len(kept) > 2 and kept[0] == kept[-1] == '"':
+        kept = kept[1:-1].strip()
+    label = next((prefix for prefix in prefixes if kept.casefold().startswith(prefix.casefold())), "")
+    return kept[len(label) :].strip()
 
 
 def _reply_fault(instruction: str, reply: str) -> Dropped | None:

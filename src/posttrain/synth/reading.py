@@ -59,7 +59,7 @@ def json_objects(text: str) -> Iterator[Mapping[str, Any]]:
 def labelled(text: str) -> list[tuple[str, str]]:
     """(field, text) of every part of a text that begins with a label such as ``Input:`` or ``\u8f93\u51fa\uff1a``, in order."""
     found = list(_LABEL.finditer(text))
-    ends = [one.start() for one in found[1:]] + [len(text)]
+    ends = [*(one.start() for one in found[1:]), len(text)][: len(found)]
     return [
         (_FIELDS[one["name"].lower()], text[one.end() : end].strip().removesuffix("###").strip())
         for one, end in zip(found, ends, strict=True)
