@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from posttrain.artifacts import RunDir
     from posttrain.lab.engine import Experiment
+    from posttrain.lab.one_stage import OneStage
     from posttrain.lab.recipe import Recipe
 
 app = typer.Typer(
@@ -308,26 +309,31 @@ def _one_stage(group: typer.Typer, name: str, words: str, about: str, more: str 
         as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
         help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
     ) -> None:
-        from posttrain.errors import ConfigError
         from posttrain.lab.one_stage import one_stage, options_of
-        from posttrain.report import terminal
 
         if help_wanted:
             typer.echo(ctx.get_help() + "\n\n" + options_of(name))
             raise typer.Exit
-        found = one_stage(name, ctx.args)
-        if out is None:
-            raise ConfigError("no output folder", where=f"posttrain {name}", fix="say where to write: -o DIR")
-        recipe = found.recipe(out)
-        with _experiment(recipe, out, stderr=as_json) as experiment:
-            experiment.execute()
-        if as_json:
-            typer.echo(found.json(out))
-            return
-        if name != "eval":
-            _console().print(terminal.section(found.section(out, recipe)), highlight=False)
-        if "report" in recipe.stages:
-            _show_end(experiment.run, summary=name == "eval")
+        _run_one(one_stage(name, ctx.args), out, as_json)
+
+
+def _run_one(found: OneStage, out: Path | None, as_json: bool) -> None:
+    """Run the recipe of a command, and show what came of it."""
+    from posttrain.errors import ConfigError
+    from posttrain.report import terminal
+
+    if out is None:
+        raise ConfigError("no output folder", where=f"posttrain {found.name}", fix="say where to write: -o DIR")
+    recipe = found.recipe(out)
+    with _experiment(recipe, out, stderr=as_json) as experiment:
+        experiment.execute()
+    if as_json:
+        typer.echo(found.json(out))
+        return
+    if found.name != "eval":
+        _console().print(terminal.section(found.section(out, recipe)), highlight=False)
+    if "report" in recipe.stages:
+        _show_end(experiment.run, summary=found.name == "eval")
 
 
 for _name, _about in {
@@ -364,6 +370,71 @@ for _name, _about in {
     "calibrate": "Judge labelled pairs or rated replies: how far the judge agrees with people, and whether it is good enough.",
 }.items():
     _one_stage(judge_app, f"judge {_name}", "FILE", _about)
+
+
+synth_app = _group(
+    "synth",
+    "Let a model make rows: instructions from seeds, topics, rows or nothing, and preferences among replies. Nothing that came back is lost.",
+)
+
+
+def _synth(name: str, words: str, about: str) -> None:
+    """Add a command that makes rows by one pipeline."""
+    usage = f"posttrain synth {name} {words}--local MODEL | --endpoint URL --model NAME -o DIR [--KEY VALUE]..."
+
+    @synth_app.command(name, help=f"{about}\n\n{usage}", context_settings=_OPTIONS_ARE_KEYS)
+    def command(
+        ctx: typer.Context,
+        out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write into, a run folder.")] = None,
+        dry_run: Annotated[
+            bool,
+            typer.Option("--dry-run", help="Say what will be asked, in requests, tokens and money, and ask nothing."),
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+        help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
+    ) -> None:
+        from posttrain.lab.one_stage import one_stage, options_of
+
+        if help_wanted:
+            typer.echo(ctx.get_help() + "\n\n" + options_of(f"synth {name}"))
+            raise typer.Exit
+        found = one_stage(f"synth {name}", ctx.args)
+        if not dry_run:
+            _run_one(found, out, as_json)
+            return
+        import json
+
+        from posttrain.report import plain, terminal
+        from posttrain.synth.estimate import estimate_section
+
+        section = estimate_section(found.recipe(out or Path("out")).stages[found.stage])  # type: ignore[arg-type]
+        if as_json:
+            typer.echo(json.dumps(plain.section(section), ensure_ascii=False))
+        else:
+            _console().print(terminal.section(section), highlight=False)
+
+
+for _name, (_words, _about) in {
+    "self-instruct": (
+        "",
+        "Grow a pool of tasks out of seeds, with inputs and outputs (Self-Instruct, arXiv:2212.10560).",
+    ),
+    "alpaca": ("", "Ask a strong teacher for many whole tasks a request (Alpaca)."),
+    "ultrachat": (
+        "",
+        "Let two models, or two roles of one, talk about a tree of topics (UltraChat, arXiv:2305.14233).",
+    ),
+    "magpie": ("", "Let a local chat model write the user's turn itself, then the reply (MAGPIE, arXiv:2406.08464)."),
+    "evolve": (
+        "ROWS ",
+        "Make the instructions of rows harder or wider, and answer them (Evol-Instruct, arXiv:2304.12244).",
+    ),
+    "preferences": (
+        "ROWS --score.by HOW ",
+        "Sample replies to the prompts of rows, score them, and write the pairs that the scores are sure of.",
+    ),
+}.items():
+    _synth(_name, _words, _about)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -15,6 +15,7 @@ from posttrain.config import build, read_yaml
 from posttrain.data.config import ChainStep, Source
 from posttrain.data.mix import MixStep
 from posttrain.errors import ConfigError
+from posttrain.generate.source import ModelSource
 from posttrain.judge.config import JUDGES, JudgeConfig, JudgeSource, PanelFile, Plan
 from posttrain.lab.options import Keys, configured, options_help, split_arguments
 from posttrain.lab.recipe import Recipe, recipe_of
@@ -28,6 +29,8 @@ from posttrain.stages.eval import EvalStage
 from posttrain.stages.judge import JudgeStage
 from posttrain.stages.profile import ProfileStage
 from posttrain.stages.score import ScoreStage
+from posttrain.stages.synth import SynthStage
+from posttrain.synth import AnyPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ class OneStage:
 
 def options_of(name: str) -> str:
     """Every option of a command, for ``--help``."""
-    needed = {"judge": ["-", "--local=-"], "score": ["-", "--model=-"], "eval": []}
+    needed = {"judge": ["-", "--local=-"], "score": ["-", "--model=-"], "synth": ["--local=-"], "eval": []}
     return options_help(one_stage(name, needed.get(name.partition(" ")[0], ["-"])).keys)
 
 
@@ -130,6 +133,8 @@ def one_stage(name: str, words: Sequence[str]) -> OneStage:
     at, command = f"stages.{verb}.", partial(OneStage, name=name, stage=verb, options=options)
     if group == "judge":
         return _judge(name, verb, files, options)
+    if group == "synth":
+        return _synth(name, verb.replace("-", "_"), files, options)
     if verb == "eval":
         return _eval(files, options)
     if verb == "arena":
@@ -182,6 +187,41 @@ def _only_file(name: str, files: Sequence[str]) -> str:
         return files[0]
     where = f"posttrain {name}"
     raise ConfigError(f"one file is needed, not {len(files)}", where=where, fix=f"{where} pairs.jsonl -o out")
+
+
+# ---- synthesis -----------------------------------------------------------------------------------------------------
+
+
+PIPELINES: dict[str, type] = {
+    get_args(get_type_hints(variant)["name"])[0]: variant for variant in get_args(get_args(AnyPipeline)[0])
+}
+"""Name of every pipeline -> its configuration."""
+
+
+def _synth(name: str, verb: str, files: Sequence[str], options: Sequence[str]) -> OneStage:
+    """``posttrain synth PIPELINE [ROWS]``."""
+    pipeline = {"name": verb} | ({"data": _only_file(name, files)} if files else {})
+    if files and "data" not in {one.name for one in fields(PIPELINES[verb])}:
+        raise ConfigError(f"{verb} reads no rows", where=f"posttrain {name}", fix="leave the file away")
+    at = f"stages.{verb}."
+    writer = Keys(ModelSource, (f"{at}writer.",))
+    if not any(writer.has(option.partition("=")[0]) for option in options) and "models" not in " ".join(options):
+        fix = "give --local MODEL, --endpoint URL --model NAME, or --gguf FILE"
+        raise ConfigError("who writes?", where=f"posttrain {name}", fix=fix)
+    return OneStage(
+        name=name,
+        stage=verb,
+        stages={verb: {"kind": "synth", "pipeline": pipeline, "writer": {}}},
+        keys=[
+            writer,
+            Keys(PIPELINES[verb], (f"{at}pipeline.",), without=("name", "data")),
+            Keys(SynthStage, (at,), without=("pipeline", "writer")),
+            Keys(Recipe, ("",), only=("seed",)),
+        ],
+        options=options,
+        record="facts.json",
+        files=("rows/train.parquet", "dropped.jsonl"),
+    )
 
 
 # ---- judges --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from posttrain.config import Problem
 from posttrain.generate.engine import Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Dropped, Made, Screen, Situation, Thread, asked
+from posttrain.synth.base import Cost, Dropped, Made, Screen, Situation, Thread, asked
+from posttrain.synth.prompts import Prompts
 from posttrain.synth.reading import Instance, WrittenTask, instance_fault, instruction_fault, written_tasks
 from posttrain.synth.seeds import Seed, read_seeds
 from posttrain.types import Message, RowKind
@@ -72,6 +73,15 @@ class Alpaca:
         return [
             self._request(situation, situation.random.sample(seeds, min(self.shots, len(seeds)))) for _ in range(count)
         ]
+
+    def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
+        """Whole tasks, many a request."""
+        shots = "".join(
+            f"{one.instruction}{one.input}{one.output}"
+            for one in _cached_seeds(self.seeds_file, language)[: self.shots]
+        )
+        rows = max(1, self.tasks_a_request - self.shots)
+        return (Cost("writer", "tasks", 1 / rows, prompts.texts["alpaca.tasks"] + shots, self.max_tokens),)
 
     def _request(self, situation: Situation, shots: Sequence[Seed]) -> Thread:
         instruction, given, output = _LABELS[situation.language]

@@ -104,6 +104,21 @@ class Situation(NamedTuple):
     """Those of the pipeline's ``data``, where it has one."""
 
 
+class Cost(NamedTuple):
+    """What one kind of request comes to, before anything is asked."""
+
+    role: str
+    what: str
+    a_row: float
+    """Requests of it for a row, where every answer gives all the rows it can."""
+    prompt: str
+    """A prompt of the usual length."""
+    completion_tokens: int
+    """At most."""
+    more_prompt_tokens: int = 0
+    """What stands in the prompt besides: earlier turns, replies that are rated."""
+
+
 class Pipeline(Protocol):
     """The configuration of a pipeline; see the files beside this one."""
 
@@ -127,6 +142,9 @@ class Pipeline(Protocol):
 
     def threads(self, situation: Situation) -> list[Thread]:
         """The threads of a round; none where there is nothing more to ask."""
+
+    def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
+        """What a row costs where nothing is dropped."""
 
 
 def asked(

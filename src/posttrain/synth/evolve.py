@@ -19,7 +19,8 @@ from posttrain.data.text import tokens
 from posttrain.generate.engine import Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesStage
-from posttrain.synth.base import Dropped, Made, Screen, Situation, Thread, asked, whole
+from posttrain.synth.base import Cost, Dropped, Made, Screen, Situation, Thread, asked, whole
+from posttrain.synth.prompts import Prompts
 from posttrain.types import Message, Row, RowKind
 
 Operation = Literal["constrain", "deepen", "concretise", "reason", "broaden"]
@@ -71,6 +72,16 @@ class Evolve:
         """The next rows, in their order."""
         rows = situation.rows[situation.begun : situation.begun + situation.size]
         return [self._evolve(situation, (instruction_of(row),), row.id, 1, self._drawn(situation)) for row in rows]
+
+    def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
+        """An evolution, a comparison and a reply for each row."""
+        found = [
+            Cost("writer", "new instructions", 1, prompts.texts["evolve.deepen"], self.instruction_tokens, 60),
+            Cost("writer", "replies", 1, "", self.reply_tokens, 60),
+        ]
+        if self.check_equal:
+            found.append(Cost("writer", "comparisons", 1, prompts.texts["evolve.equal"], 16, 120))
+        return found
 
     def _drawn(self, situation: Situation) -> tuple[Operation, ...]:
         return tuple(situation.random.choice(self.operations) for _ in range(self.generations))

@@ -40,6 +40,8 @@ from posttrain.synth.config import SynthSettings
 from posttrain.synth.loop import Found, Limits, Loop, Loss, Rater, text_of
 from posttrain.synth.preferences import ScoredByReward
 from posttrain.synth.prompts import load_prompts
+from posttrain.synth.section import ENDS
+from posttrain.synth.variety import LARGEST, drawn, topics, variety
 from posttrain.tasks.prompts import load_prompts as load_fixed_prompts
 from posttrain.types import Display, Message, Origin, Row, SftRow
 
@@ -78,7 +80,7 @@ def synthesise(
             rater=_rater(settings, display),
             rows=_rows_of(settings, out.file("read"), run),
         ).run()
-        facts = _facts(settings, engines, found)
+        facts = _facts(settings, engines, found) | _variety(settings, found, out.file("yardstick"), seed, run)
     shutil.rmtree(out.file("rounds"), ignore_errors=True)
     write_text(
         out.file(DROPPED), "".join(json.dumps(loss._asdict(), ensure_ascii=False) + "\n" for loss in found.losses)
@@ -225,11 +227,37 @@ def _facts(settings: SynthSettings, engines: Mapping[str, Engine], found: Found)
     }
 
 
-_ENDS = {
-    "budget": "the budget was spent",
-    "exhausted": "there was nothing more to ask",
-    "idle": "several rounds in a row kept no row",
-}
+def _variety(settings: SynthSettings, found: Found, out: Path, seed: int, run: StepRun) -> dict[str, Any]:
+    """Diversity of what was made, beside the real set."""
+    made = drawn(_talks(found.rows), LARGEST, seed)
+    if not made:
+        return {}
+    measured: dict[str, Any] = {"made": asdict(variety(*zip(*made, strict=True)))}
+    real: list[tuple[str, str]] = []
+    if settings.yardstick is not None:
+        file, _ = gather([Source(path=settings.yardstick)], out, run)
+        real = drawn(_talks(scan_rows(file).collect()), len(made), seed)
+        if len(real) < len(made):
+            measured["made"] = asdict(variety(*zip(*drawn(made, len(real), seed), strict=True)))
+        measured |= {
+            "yardstick": asdict(variety(*zip(*real, strict=True))),
+            "yardstick_name": Path(settings.yardstick).name,
+        }
+        shutil.rmtree(out, ignore_errors=True)
+    instructions = [text for text, _ in made], [text for text, _ in real]
+    measured["topics"] = [asdict(topic) for topic in topics(*instructions)]
+    return {"variety": measured}
+
+
+def _talks(rows: pl.DataFrame) -> list[tuple[str, str]]:
+    """(first turn of the user, first reply) of every row."""
+    return [
+        (
+            next((turn["content"] for turn in turns if turn["role"] == "user"), ""),
+            next((turn["content"] for turn in turns if turn["role"] == "assistant"), ""),
+        )
+        for turns in rows["messages"].to_list()
+    ]
 
 
 def _main_reasons(found: Found) -> str:
@@ -238,11 +266,11 @@ def _main_reasons(found: Found) -> str:
 
 
 def _why_it_ended(found: Found) -> str:
-    return f"ended with {len(found.rows):,} rows: {_ENDS[found.stopped]} ({_main_reasons(found)})"
+    return f"ended with {len(found.rows):,} rows: {ENDS[found.stopped]} ({_main_reasons(found)})"
 
 
 def _nothing_made(found: Found, told_in: Path) -> DataError:
-    why = _ENDS.get(found.stopped, found.stopped)
+    why = ENDS[found.stopped]
     reasons = _main_reasons(found)
     return DataError(
         f"no row was made of {found.spent.requests:,} requests: {why}{f' ({reasons})' if reasons else ''}",

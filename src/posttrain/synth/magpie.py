@@ -21,12 +21,14 @@ from posttrain.errors import DataError
 from posttrain.generate.engine import Completion, Request, Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Ask, Dropped, Made, Screen, Situation, Thread, asked, whole
+from posttrain.synth.base import Ask, Cost, Dropped, Made, Screen, Situation, Thread, asked, whole
+from posttrain.synth.prompts import Prompts
 from posttrain.synth.reading import instruction_fault, json_objects
 from posttrain.types import Message, RowKind
 
 HERE = Path(__file__).parent
 LABELS = ("quality", "difficulty")
+LABEL_TOKENS = 256
 _LABEL = {
     "quality": re.compile(r"(?:quality|\u8d28\u91cf)\W{0,6}([1-5])\b", re.IGNORECASE),
     "difficulty": re.compile(r"(?:difficulty|\u96be\u5ea6)\W{0,6}([1-5])\b", re.IGNORECASE),
@@ -98,6 +100,18 @@ class Magpie:
             found.append(self._talk(situation, system, temperature))
         return found
 
+    def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
+        """A turn of the user and a reply, and a label where somebody labels."""
+        before = (self.turns - 1) // 2 * (self.instruction_tokens + self.reply_tokens)
+        found = [
+            Cost("writer", "turns of the user", self.turns, "", self.instruction_tokens, before + 30),
+            Cost("writer", "replies", self.turns, "", self.reply_tokens, before + self.instruction_tokens),
+        ]
+        if self.labeller is not None:
+            said = self.instruction_tokens + self.reply_tokens
+            found.append(Cost("labeller", "labels", 1, prompts.texts["magpie.label"], LABEL_TOKENS, said))
+        return found
+
     def _talk(self, situation: Situation, system: str | None, temperature: float) -> Thread:
         talk: list[Message] = [] if system is None else [Message("system", system)]
         opened = len(talk)
@@ -128,7 +142,7 @@ class Magpie:
             text = situation.prompts.fill(
                 "magpie.label", instruction=talk[opened].content, reply=talk[opened + 1].content
             )
-            (told,) = yield (asked(text, Sampling(max_tokens=256), role="labeller", prompt="magpie.label"),)
+            (told,) = yield (asked(text, Sampling(max_tokens=LABEL_TOKENS), role="labeller", prompt="magpie.label"),)
             scores, category = read_labels(told.text)
             meta |= {"category": category, "labels_read": len(scores)}
             quality = scores.get("quality")

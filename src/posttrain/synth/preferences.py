@@ -21,7 +21,8 @@ from posttrain.data.text import tokens
 from posttrain.generate.engine import Completion, Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesModel, NamesStage
-from posttrain.synth.base import Ask, Dropped, Made, Rate, Situation, Thread, asked
+from posttrain.synth.base import Ask, Cost, Dropped, Made, Rate, Situation, Thread, asked
+from posttrain.synth.prompts import Prompts
 from posttrain.tasks import AnyBenchmark
 from posttrain.tasks.base import ScoresReplies, Task
 from posttrain.tasks.checks import Check, passes
@@ -189,6 +190,18 @@ class Preferences:
         else:
             rows = situation.rows[places]
         return [self._compare(situation, row, situation.random.random()) for row in rows]
+
+    def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
+        """All replies to a prompt, and what a judge is asked of them."""
+        writers = [role for role in self.roles if role != "judge"]
+        replies = self.samples * len(writers)
+        rows = {"pairs": 1, "feedback": 2, "candidates": replies}[self.rows]
+        found = [Cost(role, "replies", self.samples / rows, self.suffix, self.max_tokens, 60) for role in writers]
+        if isinstance(self.score, ScoredByJudge):
+            text, aspects = prompts.texts["preferences.aspect"], len(self.score.aspects)
+            said = 60 + replies * self.max_tokens
+            found.append(Cost("judge", "ratings", aspects / rows, text, 16 * replies + 64, said))
+        return found
 
     def _compare(self, situation: Situation, row: Row, chance: float) -> Thread:
         import random

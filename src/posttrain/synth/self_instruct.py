@@ -17,7 +17,8 @@ from posttrain.config import Problem
 from posttrain.generate.engine import Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Dropped, Made, Screen, Situation, Thread, asked, numbered, whole
+from posttrain.synth.base import Cost, Dropped, Made, Screen, Situation, Thread, asked, numbered, whole
+from posttrain.synth.prompts import Prompts
 from posttrain.synth.reading import Instance, instance_fault, instances, instruction_fault
 from posttrain.synth.seeds import Seed, read_seeds
 from posttrain.types import Message, RowKind
@@ -72,6 +73,25 @@ class SelfInstruct:
     def threads(self, situation: Situation) -> list[Thread]:
         """Requests for new tasks, each with other examples."""
         return [self._propose(situation, place) for place in range(situation.size)]
+
+    def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
+        """A list of tasks, then for each task whether it asks for a label, and its instances."""
+        shots = "\n".join(seed.instruction for seed in self._seeds(language)[: self.human_shots + self.made_shots])
+        propose = Cost(
+            "writer",
+            "new tasks",
+            1 / self.tasks_a_request,
+            prompts.texts["self_instruct.propose"] + shots,
+            self.max_tokens,
+        )
+        if self.outputs == "answered":
+            return propose, Cost("writer", "answers", 1, "", self.output_tokens, 30)
+        classify, instance = (prompts.texts[f"self_instruct.{name}"] for name in ("classify", "input_first"))
+        return (
+            propose,
+            Cost("writer", "label or not", 1, classify, 8, 30),
+            Cost("writer", "input and output", 1, instance, self.output_tokens, 30),
+        )
 
     def _seeds(self, language: str) -> Sequence[Seed]:
         return _cached_seeds(self.seeds_file, language)

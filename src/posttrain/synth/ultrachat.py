@@ -20,7 +20,7 @@ from posttrain.errors import ConfigError
 from posttrain.generate.engine import Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Dropped, Made, Screen, Situation, Thread, asked, whole
+from posttrain.synth.base import Cost, Dropped, Made, Screen, Situation, Thread, asked, whole
 from posttrain.synth.pool import rouge_l
 from posttrain.synth.prompts import Prompts
 from posttrain.types import Message, RowKind
@@ -110,6 +110,15 @@ class UltraChat:
                 self._talk(situation, leaves[order[at]], situation.random.randint(self.min_rounds, self.max_rounds))
             )
         return found
+
+    def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
+        """A turn of each side a round; both read what was said before."""
+        rounds = (self.min_rounds + self.max_rounds) / 2
+        before = round((rounds - 1) / 2 * (self.user_tokens + self.reply_tokens))
+        return (
+            Cost("user", "turns of the user", rounds, prompts.texts["ultrachat.user"], self.user_tokens, before),
+            Cost("writer", "replies", rounds, "", self.reply_tokens, before + self.user_tokens),
+        )
 
     def _talk(self, situation: Situation, leaf: Topic, rounds: int) -> Thread:
         prompts = situation.prompts
