@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 
 from posttrain.cli import main
+from posttrain.generate import openai
 from posttrain.generate.openai import Endpoint
-from posttrain.judge import pool as judges
 
 if __name__ == "__main__":
     quick = functools.partial(Endpoint, request_timeout=5.0, first_backoff=0.002, longest_backoff=0.02)
-    judges.Endpoint = quick  # type: ignore[assignment, misc]
+    openai.Endpoint = quick  # type: ignore[assignment, misc]
     main()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from posttrain.data.config import Source
 from posttrain.data.rows import frame_rows, read_any
 from posttrain.errors import DataError
 from posttrain.generate.engine import Completion, Failure, Request
@@ -58,7 +59,8 @@ def test_self_instruct_tells_labels_apart_and_keeps_what_it_was_shown(synthesise
     first = frame_rows(found.rows)[0]
     assert len(found.rows["parents"][0]) == 6
     similar = first.meta["synth"]["similar"]
-    assert len(similar) == 10 and similar == sorted(similar, key=lambda one: -one[1])
+    assert len(similar) == 10
+    assert similar == sorted(similar, key=lambda one: -one[1])
     assert [asked["prompt"].partition("@")[0] for asked in first.meta["synth"]["requests"]] == [
         "self_instruct.propose",
         "self_instruct.classify",
@@ -67,7 +69,13 @@ def test_self_instruct_tells_labels_apart_and_keeps_what_it_was_shown(synthesise
 
 
 def test_a_task_that_can_not_stay_has_its_reason(synthesise: Synthesise) -> None:
-    tasks = ["Sing", "Draw a map of the city for me", "Write a program that sorts", "- begin with a dash here", *NEW[:1]]
+    tasks = [
+        "Sing",
+        "Draw a map of the city for me",
+        "Write a program that sorts",
+        "- begin with a dash here",
+        *NEW[:1],
+    ]
 
     def script(request: Request) -> Any:
         text = request.prompt[-1].content
@@ -84,7 +92,8 @@ def test_a_task_that_can_not_stay_has_its_reason(synthesise: Synthesise) -> None
         "too_similar": 1,
         "unparsable": 1,
     }
-    assert found.stopped == "idle" and not len(found.rows)
+    assert found.stopped == "idle"
+    assert not len(found.rows)
     assert "ROUGE-L 1.00 with self_instruct-1." in next(x.detail for x in found.losses if x.reason == "too_similar")
 
 
@@ -95,10 +104,14 @@ def test_contradictions_and_empty_outputs_are_no_rows(synthesise: Synthesise) ->
             return numbered(NEW[:1])
         if "Yes or No" in text:
             return "No"
-        return "Input: a\nOutput: 1\nInput: a\nOutput: 2\nInput: b\nOutput: b\nInput: c\nOutput:\nInput: d\nOutput: see:"
+        return (
+            "Input: a\nOutput: 1\nInput: a\nOutput: 2\nInput: b\nOutput: b\nInput: c\nOutput:\nInput: d\nOutput: see:"
+        )
 
     found = synthesise(SelfInstruct(name="self_instruct"), FakeEngine(script), round_size=1, idle_rounds=1)
-    assert {name: reasons(found)[name] for name in ("contradiction", "output_is_input", "empty_output", "ends_with_colon")} == {
+    assert {
+        name: reasons(found)[name] for name in ("contradiction", "output_is_input", "empty_output", "ends_with_colon")
+    } == {
         "contradiction": 2,
         "output_is_input": 1,
         "empty_output": 1,
@@ -115,7 +128,9 @@ def test_chinese_tasks_are_read_counted_and_compared(synthesise: Synthesise) -> 
             return "\n".join(f"{place}、{task}" for place, task in enumerate(tasks, 7))
         return "否" if "是”或“否" in text else "输入：无\n输出：中秋节起源于古代的祭月。"
 
-    found = synthesise(SelfInstruct(name="self_instruct"), FakeEngine(script), language="zh", round_size=1, idle_rounds=1)
+    found = synthesise(
+        SelfInstruct(name="self_instruct"), FakeEngine(script), language="zh", round_size=1, idle_rounds=1
+    )
     assert texts(found) == [[tasks[0], "中秋节起源于古代的祭月。"]]
     assert reasons(found)["too_short"] == reasons(found)["blacklisted"]
     assert any(loss.reason == "too_similar" and loss.text == tasks[1] for loss in found.losses)
@@ -195,7 +210,8 @@ def test_a_user_out_of_character_ends_the_conversation(turn: str, reason: str, s
     writer = FakeEngine(lambda r: "It was built long ago of stone and has three arches.")
     pipeline = UltraChat(name="ultrachat", user=ModelSource(local="u"), sectors=("world",), max_rounds=2)
     found = synthesise(pipeline, {"writer": writer, "user": user}, round_size=1, idle_rounds=1)
-    assert reasons(found)[reason] == 1 and not len(found.rows)
+    assert reasons(found)[reason] == 1
+    assert not len(found.rows)
     kept = synthesise(
         UltraChat(name="ultrachat", user=ModelSource(local="u"), sectors=("world",), min_rounds=1, max_rounds=2),
         {"writer": writer, "user": user},
@@ -219,10 +235,16 @@ def test_magpie_asks_for_the_user_first_and_drops_what_is_cut(synthesise: Synthe
     engine = FakeEngine(script)
     found = synthesise(Magpie(name="magpie", turns=2, system_share=1.0), engine, too_similar=0.99, round_size=8)
     rows = frame_rows(found.rows)
-    assert rows and reasons(found)["cut"] > 0
+    assert rows
+    assert reasons(found)["cut"] > 0
     assert all(one.messages[0].content.startswith("How many legs") for one in rows), "label and quotes are gone"
     assert all(one.messages[0].role == "user" for one in rows), "the steering system prompt is not kept"
-    assert {request.sampling.temperature for request in engine.requests if request.speaks == "user"} == {0.7, 0.8, 0.9, 1.0}
+    assert {request.sampling.temperature for request in engine.requests if request.speaks == "user"} == {
+        0.7,
+        0.8,
+        0.9,
+        1.0,
+    }
 
 
 def test_labels_are_read_with_prose_around_them_or_not_at_all(synthesise: Synthesise) -> None:
@@ -232,12 +254,17 @@ def test_labels_are_read_with_prose_around_them_or_not_at_all(synthesise: Synthe
     )
     assert read_labels("**Quality**: 5\n难度：3\n类别：数学") == ({"quality": 5.0, "difficulty": 3.0}, "数学")
     assert read_labels("quality: 10") == ({}, None), "a 1 is not read out of a 10"
-    engine = FakeEngine(lambda r: f"How far is star {r.sampling.seed}?" if r.speaks == "user" else "Far away from here.")
+    engine = FakeEngine(
+        lambda r: f"How far is star {r.sampling.seed}?" if r.speaks == "user" else "Far away from here."
+    )
     labeller = Magpie(name="magpie", labeller=ModelSource(local="x"))
     never = synthesise(labeller, {"writer": engine, "labeller": FakeEngine(lambda r: "no idea")}, too_similar=0.99)
     assert len(never.rows) == 4, "labels that can't be read drop nothing"
-    bad = synthesise(labeller, {"writer": engine, "labeller": FakeEngine(lambda r: "Quality: 2")}, too_similar=0.99, idle_rounds=1)
-    assert not len(bad.rows) and set(reasons(bad)) == {"low_quality"}
+    bad = synthesise(
+        labeller, {"writer": engine, "labeller": FakeEngine(lambda r: "Quality: 2")}, too_similar=0.99, idle_rounds=1
+    )
+    assert not len(bad.rows)
+    assert set(reasons(bad)) == {"low_quality"}
 
 
 # ---- Evol-Instruct -------------------------------------------------------------------------------------------------------
@@ -254,10 +281,11 @@ def test_evolution_keeps_the_line_and_eliminates(synthesise: Synthesise) -> None
             return f"{text.splitlines()[-1]} and add one more detail about it"
         return "A reply of some words."
 
-    pipeline = Evolve(name="evolve", data="rows", generations=3, operations=("constrain",))
+    pipeline = Evolve(name="evolve", data=Source(path="rows.jsonl"), generations=3, operations=("constrain",))
     found = synthesise(pipeline, FakeEngine(script), [row("Describe a lake in spring")], rows_wanted=9)
     assert texts(found) == [["Describe a lake in spring and add one more detail about it", "A reply of some words."]]
-    assert reasons(found) == {"no_information_gained": 1} and found.stopped == "exhausted"
+    assert reasons(found) == {"no_information_gained": 1}
+    assert found.stopped == "exhausted"
     assert found.rows["parents"][0].to_list() == [row("Describe a lake in spring").id]
 
 
@@ -271,7 +299,7 @@ def test_evolution_keeps_the_line_and_eliminates(synthesise: Synthesise) -> None
     ],
 )
 def test_what_gained_nothing_is_eliminated(evolved: str, reply: str, reason: str, synthesise: Synthesise) -> None:
-    pipeline = Evolve(name="evolve", data="rows", check_equal=False)
+    pipeline = Evolve(name="evolve", data=Source(path="rows.jsonl"), check_equal=False)
     engine = FakeEngine({"Write (the|one) new request": evolved, ".*": reply})
     found = synthesise(pipeline, engine, [row("Describe a lake in spring")])
     assert reasons(found) == {reason: 1}
@@ -294,7 +322,7 @@ def test_pairs_are_best_against_worst_with_ties_and_small_margins_dropped(synthe
         return replies[name][taken[name]]
 
     pipeline = Preferences(
-        name="preferences", data="rows", samples=3, score=ScoredByLength(by="length"), min_margin=2.0
+        name="preferences", data=Source(path="rows.jsonl"), samples=3, score=ScoredByLength(by="length"), min_margin=2.0
     )
     found = synthesise(pipeline, FakeEngine(script), [row(name) for name in replies], rows_wanted=3)
     assert reasons(found) == {"same_reply": 2, "tie": 1, "small_margin": 1}
@@ -309,7 +337,7 @@ def test_the_rule_of_mean_minus_two_deviations(synthesise: Synthesise) -> None:
     count = iter(lengths)
     pipeline = Preferences(
         name="preferences",
-        data="rows",
+        data=Source(path="rows.jsonl"),
         samples=10,
         score=ScoredByLength(by="length"),
         rejected="mean_minus_two_deviations",
@@ -332,11 +360,15 @@ def test_a_judge_rates_all_replies_together_and_what_it_does_not_say_is_missing(
 
     words = iter(["fair", "good", "bad"])
     pipeline = Preferences(
-        name="preferences", data="rows", samples=3, score=ScoredByJudge(by="judge", judge=ModelSource(local="j"))
+        name="preferences",
+        data=Source(path="rows.jsonl"),
+        samples=3,
+        score=ScoredByJudge(by="judge", judge=ModelSource(local="j")),
     )
     engines = {"writer": FakeEngine(lambda r: next(words)), "judge": FakeEngine(judge)}
     found = synthesise(pipeline, engines, [row("x")], rows_wanted=1)
-    assert texts(found) == [["x", "good"]] and found.rows["rejected"][0][0]["content"] == "bad"
+    assert texts(found) == [["x", "good"]]
+    assert found.rows["rejected"][0][0]["content"] == "bad"
     silent = {"writer": FakeEngine(lambda r: f"reply {r.sample}"), "judge": FakeEngine(lambda r: "hm")}
     none = synthesise(pipeline, silent, [row("x")], rows_wanted=1)
     assert reasons(none) == {"not_scored": 3, "one_reply": 1}
@@ -347,8 +379,12 @@ def test_judged_replies_and_candidates(kind: Any, synthesise: Synthesise, tmp_pa
     from posttrain.data.rows import write_rows
 
     replies = iter(["one two three four", "one two", "one two three"])
-    checks = ScoredByChecks(by="checks", checks=(Check(kind="max_words", expected=2), Check(kind="min_words", expected=1)))
-    pipeline = Preferences(name="preferences", data="rows", samples=3, score=checks, rows=kind, suffix="Be brief.")
+    checks = ScoredByChecks(
+        by="checks", checks=(Check(kind="max_words", expected=2), Check(kind="min_words", expected=1))
+    )
+    pipeline = Preferences(
+        name="preferences", data=Source(path="rows.jsonl"), samples=3, score=checks, rows=kind, suffix="Be brief."
+    )
     found = synthesise(pipeline, FakeEngine(lambda r: next(replies)), [row("x")], rows_wanted=9)
     write_rows(tmp_path / "rows.parquet", found.rows)
     rows = read_any(tmp_path / "rows.parquet")
@@ -364,4 +400,5 @@ def test_judged_replies_and_candidates(kind: Any, synthesise: Synthesise, tmp_pa
 def test_failed_requests_have_their_reason(synthesise: Synthesise) -> None:
     engine = FakeEngine(lambda r: Failure("timeout", "no answer in time"))
     found = synthesise(Alpaca(name="alpaca"), engine, idle_rounds=2, round_size=1)
-    assert reasons(found) == {"failed_timeout": 2} and found.spent.requests == 2
+    assert reasons(found) == {"failed_timeout": 2}
+    assert found.spent.requests == 2

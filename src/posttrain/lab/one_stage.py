@@ -200,7 +200,7 @@ PIPELINES: dict[str, type] = {
 
 def _synth(name: str, verb: str, files: Sequence[str], options: Sequence[str]) -> OneStage:
     """``posttrain synth PIPELINE [ROWS]``."""
-    pipeline = {"name": verb} | ({"data": _only_file(name, files)} if files else {})
+    pipeline = {"name": verb} | ({"data": _source(_only_file(name, files))} if files else {})
     if files and "data" not in {one.name for one in fields(PIPELINES[verb])}:
         raise ConfigError(f"{verb} reads no rows", where=f"posttrain {name}", fix="leave the file away")
     at = f"stages.{verb}."
@@ -215,6 +215,7 @@ def _synth(name: str, verb: str, files: Sequence[str], options: Sequence[str]) -
         keys=[
             writer,
             Keys(PIPELINES[verb], (f"{at}pipeline.",), without=("name", "data")),
+            *([Keys(Source, (f"{at}pipeline.data.",), only=SOURCE_KEYS)] if files else []),
             Keys(SynthStage, (at,), without=("pipeline", "writer")),
             Keys(Recipe, ("",), only=("seed",)),
         ],

@@ -172,7 +172,7 @@ def whole(answer: Completion) -> Dropped | None:
 
 
 _NUMBERED = re.compile(
-    r"^\s*(?:#+\s*|\*+\s*)?(?:\d+|[一二三四五六七八九十]+)\s*[.:\uff0e\uff1a\u3001)\uff09]\s*", re.MULTILINE
+    r"^\s*(?:#+\s*|\*+\s*)?(?:\d+|[一二三四五六七八九十]+)\s*[.:\uff0e\uff1a\u3001)\uff09](?!\d)\s*", re.MULTILINE
 )
 
 

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Discriminator
 
+from posttrain.data.config import Source
 from posttrain.data.decontaminate.benchmarks import Benchmark
 from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.filters.step import FilterStep
 from posttrain.generate.source import ModelSource
-from posttrain.references import NamesFile, NamesStage
+from posttrain.references import NamesFile
 from posttrain.synth import AnyPipeline
 
 SynthStep = Annotated[FilterStep | DecontaminateStep, Discriminator("kind")]
@@ -39,8 +40,8 @@ class SynthSettings:
     """Filters of every round, as of a data stage."""
     avoid: tuple[Benchmark, ...] = ()
     """Benchmarks whose prompts must not come up, beside posttrain's own fixed prompts, which are always looked for."""
-    yardstick: Annotated[str, NamesStage("rows", or_outside="rows")] | None = None
-    """A real set whose diversity stands beside that of the rows in the report, at equal size: a stage, a file, a demo asset."""
+    yardstick: Source | None = None
+    """A real set whose diversity stands beside that of the rows in the report, at equal size."""
     round_size: Annotated[int, Ge(1)] = 64
     """Threads begun together; the pool grows from round to round."""
     idle_rounds: Annotated[int, Ge(1)] = 5

@@ -15,10 +15,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 
 from posttrain.config import Problem
+from posttrain.data.config import Source
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Sampling
 from posttrain.generate.source import ModelSource
-from posttrain.references import NamesStage
 from posttrain.synth.base import Cost, Dropped, Made, Screen, Situation, Thread, asked, whole
 from posttrain.synth.prompts import Prompts
 from posttrain.types import Message, Row, RowKind
@@ -34,8 +34,8 @@ class Evolve:
     """Harder or wider instructions out of rows, with replies (Evol-Instruct)."""
 
     name: Literal["evolve"]
-    data: Annotated[str, NamesStage("rows", or_outside="rows")]
-    """Rows whose first instructions are evolved: a stage, a file, a folder, a demo asset or a hub data set."""
+    data: Source
+    """Rows whose first instructions are evolved."""
     operations: Annotated[tuple[Operation, ...], MinLen(1)] = ("constrain", "deepen", "concretise", "reason", "broaden")
     """What is done, one drawn for each generation."""
     generations: Annotated[int, Ge(1)] = 4

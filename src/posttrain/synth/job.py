@@ -22,7 +22,7 @@ from posttrain.artifacts import LedgerStep, StageDir, write_json, write_text
 from posttrain.data.config import Source
 from posttrain.data.decontaminate.benchmarks import Benchmark
 from posttrain.data.decontaminate.step import DecontaminateStep
-from posttrain.data.pipeline import gather, hold_out, nothing_usable
+from posttrain.data.pipeline import gather, hold_out, nothing_usable, source_names
 from posttrain.data.places import Resolve
 from posttrain.data.rows import LINEAGE, SCHEMA, read_any, scan_rows, write_rows
 from posttrain.data.steps import Step, StepRun, run_step
@@ -151,13 +151,13 @@ def _engines(
 
 def _rows_of(settings: SynthSettings, out: Path, run: StepRun) -> Sequence[Row]:
     """The rows that the pipeline begins with."""
-    named = getattr(settings.pipeline, "data", None)
+    named: Source | None = getattr(settings.pipeline, "data", None)
     if named is None:
         return ()
-    file, ledger = gather([Source(path=named)], out, run)
+    file, ledger = gather([named], out, run)
     if not ledger.steps[-1].rows_out:
         ledger.write(out / "ledger.json")
-        raise nothing_usable(ledger, [named], out / "ledger.json")
+        raise nothing_usable(ledger, [named.path], out / "ledger.json")
     return read_any(file)
 
 
@@ -235,13 +235,13 @@ def _variety(settings: SynthSettings, found: Found, out: Path, seed: int, run: S
     measured: dict[str, Any] = {"made": asdict(variety(*zip(*made, strict=True)))}
     real: list[tuple[str, str]] = []
     if settings.yardstick is not None:
-        file, _ = gather([Source(path=settings.yardstick)], out, run)
+        file, _ = gather([settings.yardstick], out, run)
         real = drawn(_talks(scan_rows(file).collect()), len(made), seed)
         if len(real) < len(made):
             measured["made"] = asdict(variety(*zip(*drawn(made, len(real), seed), strict=True)))
         measured |= {
             "yardstick": asdict(variety(*zip(*real, strict=True))),
-            "yardstick_name": Path(settings.yardstick).name,
+            "yardstick_name": source_names([settings.yardstick])[0],
         }
         shutil.rmtree(out, ignore_errors=True)
     instructions = [text for text, _ in made], [text for text, _ in real]

@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import Discriminator
 
 from posttrain.config import Problem
+from posttrain.data.config import Source
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Completion, Sampling
 from posttrain.generate.source import ModelSource
@@ -115,8 +116,8 @@ class Preferences:
     name: Literal["preferences"]
     score: AnyScore
     """What a reply is worth."""
-    data: Annotated[str, NamesStage("rows", or_outside="rows")] | None = None
-    """Rows whose prompts are answered: a stage, a file, a folder, a demo asset or a hub data set; null where a task has prompts."""
+    data: Source | None = None
+    """Rows whose prompts are answered; null where a task has prompts."""
     suffix: str = ""
     """Stands behind every prompt, on a line of its own: the demand that a check looks for."""
     models: tuple[ModelSource, ...] = ()

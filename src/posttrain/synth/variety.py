@@ -131,7 +131,7 @@ def verb_and_object(instruction: str) -> str | None:
         return _verb_and_object_zh(line)
     clause = _BREAK.split(_POLITE.sub("", line), maxsplit=1)[0]
     words = re.findall(r"[A-Za-z][A-Za-z'-]*", clause.lower())
-    if len(words) < 2 or words[0] in _STOP:
+    if len(words) < 2 or words[0] in _STOP or "'" in words[0]:
         return None
     phrase: list[str] = []
     for word in words[1:]:
@@ -167,7 +167,7 @@ def topics(made: Sequence[str], yardstick: Sequence[str], seed: int = 0) -> list
         return []
     words = [_terms(text) for text in texts]
     frequency = Counter(word for own in words for word in set(own))
-    known = [word for word, count in frequency.most_common(FEATURES) if 2 <= count <= 0.3 * len(texts)]
+    known = [word for word, count in frequency.most_common(FEATURES) if 2 <= count <= 0.5 * len(texts)]
     if len(known) < TOPICS:
         return []
     place = {word: index for index, word in enumerate(known)}
@@ -179,14 +179,18 @@ def topics(made: Sequence[str], yardstick: Sequence[str], seed: int = 0) -> list
     norms_N = np.linalg.norm(weights_NW, axis=1, keepdims=True)
     weights_NW /= np.where(norms_N == 0, 1, norms_N)
     group_N, centre_KW = _spherical_k_means(weights_NW, TOPICS, seed)
-    found = []
+    alone_N = norms_N[:, 0] == 0
+    group_N[alone_N] = -1
+    found = [Topic(("no words in common",), int(alone_N[: len(made)].sum()), int(alone_N[len(made) :].sum()))]
     for index in range(len(centre_KW)):
         inside = group_N == index
         if inside.any():
             best = np.argsort(-(centre_KW[index] - centre_KW.mean(0)), kind="stable")[:TERMS]
             counts = int(inside[: len(made)].sum()), int(inside[len(made) :].sum())
             found.append(Topic(tuple(known[i] for i in best.tolist()), *counts))
-    return sorted(found, key=lambda one: (-one.made, -one.yardstick, one.terms))
+    return sorted(
+        (one for one in found if one.made + one.yardstick), key=lambda one: (-one.made, -one.yardstick, one.terms)
+    )
 
 
 def _terms(text: str) -> list[str]:
