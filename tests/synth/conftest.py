@@ -40,6 +40,7 @@ def synthesise(
     *,
     language: str = "en",
     seed: int = 0,
+    rater: Any = None,
     **limits: Any,
 ) -> Found:
     engines = engine if isinstance(engine, Mapping) else dict.fromkeys(pipeline.roles, engine)
@@ -54,6 +55,7 @@ def synthesise(
         filters=lambda frame, number: (frame, [], []),
         display=Silent(),
         rows=rows,
+        rater=rater,
     ).run()
 
 

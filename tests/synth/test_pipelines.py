@@ -16,6 +16,7 @@ from posttrain.generate.engine import Completion, Failure, Request
 from posttrain.generate.fake import FakeEngine
 from posttrain.generate.source import ModelSource
 from posttrain.synth.alpaca import Alpaca
+from posttrain.synth.base import RewardModel
 from posttrain.synth.evolve import Evolve
 from posttrain.synth.magpie import Magpie, read_labels
 from posttrain.synth.preferences import Preferences, ScoredByChecks, ScoredByJudge, ScoredByLength
@@ -265,6 +266,25 @@ def test_labels_are_read_with_prose_around_them_or_not_at_all(synthesise: Synthe
     )
     assert not len(bad.rows)
     assert set(reasons(bad)) == {"low_quality"}
+
+
+def test_the_reward_margin_over_a_rival(synthesise: Synthesise) -> None:
+    engine = FakeEngine(
+        lambda r: f"How far is star {r.sampling.seed}?" if r.speaks == "user" else "Far away from here."
+    )
+    rival = FakeEngine(lambda r: "Near." if int(r.prompt[-1].content[-2]) % 2 else "I do not know it at all.")
+    pipeline = Magpie(
+        name="magpie", reward=RewardModel(model="rm"), rival=ModelSource(local="r"), min_reward_margin=0.0
+    )
+
+    def rater(questions: Any) -> Any:
+        return [[float(len(reply)) for reply in one.replies] for one in questions]
+
+    found = synthesise(pipeline, {"writer": engine, "rival": rival}, too_similar=0.99, rater=rater)
+    assert [{one["name"]: one["value"] for one in row} for row in found.rows["scores"].to_list()] == [
+        {"reward": 19.0, "reward_margin": 14.0}
+    ] * 4
+    assert "low_reward_margin" in reasons(found)
 
 
 # ---- Evol-Instruct -------------------------------------------------------------------------------------------------------

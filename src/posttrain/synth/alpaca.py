@@ -54,6 +54,11 @@ class Alpaca:
         return {"writer": None}
 
     @property
+    def reward_model(self) -> None:
+        """Nothing is rated."""
+        return None
+
+    @property
     def row_kind(self) -> RowKind:
         """Conversations of one turn."""
         return "conversations"

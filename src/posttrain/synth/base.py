@@ -17,11 +17,12 @@ import random
 import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 from posttrain.config import Problem
 from posttrain.generate.engine import Completion, Request, Sampling
 from posttrain.generate.source import ModelSource
+from posttrain.references import NamesModel, NamesStage
 from posttrain.synth.pool import Pool, Similar
 from posttrain.synth.prompts import Prompts
 from posttrain.types import Message, Row, RowKind
@@ -119,6 +120,16 @@ class Cost(NamedTuple):
     """What stands in the prompt besides: earlier turns, replies that are rated."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RewardModel:
+    """A trained reward model."""
+
+    model: Annotated[str, NamesStage("reward_model", or_outside="model")]
+    """A train stage with the objective reward, or a folder."""
+    base: Annotated[str, NamesModel()] | None = None
+    """Base model of an adapter folder, where it is not the one it names."""
+
+
 class Pipeline(Protocol):
     """The configuration of a pipeline; see the files beside this one."""
 
@@ -129,6 +140,10 @@ class Pipeline(Protocol):
     @property
     def roles(self) -> Mapping[str, ModelSource | None]:
         """Who is asked, by role; None = the stage's writer."""
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """Who answers `Rate`; None where nothing is rated."""
 
     @property
     def row_kind(self) -> RowKind:

@@ -11,6 +11,7 @@ from pydantic import Discriminator
 from posttrain.data.config import Source
 from posttrain.data.decontaminate.benchmarks import Benchmark
 from posttrain.data.decontaminate.step import DecontaminateStep
+from posttrain.data.filters.language import LanguageFilter
 from posttrain.data.filters.step import FilterStep
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
@@ -36,8 +37,8 @@ class SynthSettings:
     """The synthesis ends when so many rows have passed all filters."""
     too_similar: Annotated[float, Gt(0), Le(1)] = 0.7
     """Largest ROUGE-L of an instruction with any in the pool."""
-    steps: tuple[SynthStep, ...] = field(default_factory=lambda: (FilterStep(kind="filter"),))
-    """Filters of every round, as of a data stage."""
+    steps: tuple[SynthStep, ...] | None = None
+    """Filters of every round, as of a data stage; null = ``filter`` with its defaults and, of instructions that the pipeline writes itself, the stage's language."""
     avoid: tuple[Benchmark, ...] = ()
     """Benchmarks whose prompts must not come up, beside posttrain's own fixed prompts, which are always looked for."""
     yardstick: Source | None = None
@@ -66,6 +67,14 @@ class SynthSettings:
             )
         if self.max_money is not None and self.prompt_price is None:
             raise ValueError("a cap on money needs prices: give prompt_price and completion_price, or cap requests")
+
+    @property
+    def filters(self) -> tuple[SynthStep, ...]:
+        """The steps, or the default ones."""
+        if self.steps is not None:
+            return self.steps
+        own = getattr(self.pipeline, "data", None) is None
+        return (FilterStep(kind="filter", language=LanguageFilter(keep=(self.language,) if own else ())),)
 
     @property
     def held_out_amount(self) -> float:

@@ -38,7 +38,6 @@ from posttrain.judge.verdicts import Missing
 from posttrain.synth.base import Rate
 from posttrain.synth.config import SynthSettings
 from posttrain.synth.loop import Found, Limits, Loop, Loss, Rater, text_of
-from posttrain.synth.preferences import ScoredByReward
 from posttrain.synth.prompts import load_prompts
 from posttrain.synth.section import ENDS
 from posttrain.synth.variety import LARGEST, drawn, topics, variety
@@ -163,10 +162,10 @@ def _rows_of(settings: SynthSettings, out: Path, run: StepRun) -> Sequence[Row]:
 
 def _rater(settings: SynthSettings, display: Display) -> Rater | None:
     """The reward model that rates replies, where one does."""
-    score = getattr(settings.pipeline, "score", None)
-    if not isinstance(score, ScoredByReward):
+    named = settings.pipeline.reward_model
+    if named is None:
         return None
-    judge = open_reward_judge(JudgeSource(reward=score.model, base=score.base))
+    judge = open_reward_judge(JudgeSource(reward=named.model, base=named.base))
 
     def rate(questions: Sequence[Rate]) -> list[list[float | None]]:
         rows = [
@@ -188,7 +187,7 @@ class _Filters:
         texts = [prompt.prompt for prompt in load_fixed_prompts("builtin")]
         write_text(folder / OWN_PROMPTS, "".join(json.dumps({"prompt": text}) + "\n" for text in texts))
         own = Benchmark(name="posttrain_prompts", path=str(folder / OWN_PROMPTS))
-        self._steps: list[Step] = [*settings.steps]
+        self._steps: list[Step] = [*settings.filters]
         self._steps.append(DecontaminateStep(kind="decontaminate", benchmarks=(own, *settings.avoid)))
         self._folder, self._seed, self._run = folder / "round", seed, run
 

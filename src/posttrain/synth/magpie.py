@@ -7,11 +7,11 @@ What the model is given is its own template up to the user's words, with the sys
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -21,7 +21,7 @@ from posttrain.errors import DataError
 from posttrain.generate.engine import Completion, Request, Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Ask, Cost, Dropped, Made, Screen, Situation, Thread, asked, whole
+from posttrain.synth.base import Ask, Cost, Dropped, Made, Rate, RewardModel, Screen, Situation, Thread, asked, whole
 from posttrain.synth.prompts import Prompts
 from posttrain.synth.reading import instruction_fault, json_objects
 from posttrain.types import Message, RowKind
@@ -64,13 +64,31 @@ class Magpie:
     """Whether rows keep the system prompt that steered them."""
     labeller: ModelSource | None = None
     """Who labels quality, difficulty and category of every row; null = nobody."""
+    reward: RewardModel | None = None
+    """A reward model that scores every first reply; null = none."""
+    rival: ModelSource | None = None
+    """Who answers as well, so that the reward of a reply stands beside that of another model's (the reward margin); null = nobody."""
+    min_reward_margin: float | None = None
+    """Rows whose reply scores less than the rival's by so much are dropped; null = none is."""
     min_quality: Annotated[int, Ge(1), Le(5)] = 3
     """Rows labelled below are dropped; a label that can't be read drops none."""
 
     @property
     def roles(self) -> Mapping[str, ModelSource | None]:
         """The model, and who labels."""
-        return {"writer": None} if self.labeller is None else {"writer": None, "labeller": self.labeller}
+        others = {"labeller": self.labeller, "rival": self.rival}
+        return {"writer": None} | {role: source for role, source in others.items() if source is not None}
+
+    def __post_init__(self) -> None:
+        if self.reward is None and (self.rival is not None or self.min_reward_margin is not None):
+            raise ValueError("a rival and a margin need a reward model: give reward")
+        if self.min_reward_margin is not None and self.rival is None:
+            raise ValueError("a margin is one over somebody: give rival")
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The one that scores replies."""
+        return self.reward
 
     @property
     def row_kind(self) -> RowKind:
@@ -155,6 +173,17 @@ class Magpie:
                     return [
                         Dropped("low_quality", f"{quality:g} of 5, at least {self.min_quality}", talk[opened].content)
                     ]
+        if self.reward is not None:
+            rewards = yield from self._rewards(talk[: opened + 1], talk[opened + 1].content)
+            scores = {**scores, **rewards}
+            margin = rewards.get("reward_margin")
+            if margin is not None and self.min_reward_margin is not None:
+                limit = self.min_reward_margin
+                verdicts += (
+                    {"check": "reward_margin", "value": margin, "limit": f">= {limit:g}", "passed": margin >= limit},
+                )
+                if margin < limit:
+                    return [Dropped("low_reward_margin", f"{margin:.2f}, at least {limit:g}", talk[opened].content)]
         return [
             Made(
                 tuple(kept[:-1]),
@@ -166,6 +195,18 @@ class Magpie:
                 meta=meta,
             )
         ]
+
+    def _rewards(self, prompt: Sequence[Message], reply: str) -> Generator[Any, Any, dict[str, float]]:
+        """Reward of the reply and, where there is a rival, by how much it is above that of the rival's."""
+        replies = [reply]
+        if self.rival is not None:
+            (other,) = yield (Ask(Request(tuple(prompt), Sampling(max_tokens=self.reply_tokens)), "rival"),)
+            replies.append(other.text.strip())
+        values = yield Rate(tuple(prompt), tuple(replies), "")
+        found = {} if values[0] is None else {"reward": values[0]}
+        if len(values) > 1 and None not in values:
+            found["reward_margin"] = values[0] - values[1]
+        return found
 
 
 def read_labels(text: str) -> tuple[dict[str, float], str | None]:

@@ -21,8 +21,7 @@ from posttrain.data.config import Source
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Completion, Sampling
 from posttrain.generate.source import ModelSource
-from posttrain.references import NamesModel, NamesStage
-from posttrain.synth.base import Ask, Cost, Dropped, Made, Rate, Situation, Thread, asked
+from posttrain.synth.base import Ask, Cost, Dropped, Made, Rate, RewardModel, Situation, Thread, asked
 from posttrain.synth.prompts import Prompts
 from posttrain.tasks import AnyBenchmark
 from posttrain.tasks.base import ScoresReplies, Task
@@ -52,14 +51,10 @@ class ScoredByJudge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredByReward:
+class ScoredByReward(RewardModel):
     """A trained reward model scores every reply."""
 
     by: Literal["reward"]
-    model: Annotated[str, NamesStage("reward_model", or_outside="model")]
-    """A train stage with the objective reward, or a folder."""
-    base: Annotated[str, NamesModel()] | None = None
-    """Base model of an adapter folder, where it is not the one it names."""
 
     least_margin: ClassVar[float] = 0.0
 
@@ -145,6 +140,11 @@ class Preferences:
         answering: dict[str, ModelSource | None] = {f"writer_{place}": one for place, one in enumerate(self.models, 1)}
         judging = {"judge": self.score.judge} if isinstance(self.score, ScoredByJudge) else {}
         return (answering or {"writer": None}) | judging
+
+    @property
+    def reward_model(self) -> RewardModel | None:
+        """The one that scores."""
+        return self.score if isinstance(self.score, ScoredByReward) else None
 
     @property
     def row_kind(self) -> RowKind:

@@ -22,6 +22,7 @@ from posttrain.report.values import (
     Cell,
     Facts,
     Headline,
+    Notice,
     Number,
     Replies,
     Section,
@@ -32,6 +33,8 @@ from posttrain.report.words import plural
 
 SHOWN = 10
 """Rows and dropped answers that are shown."""
+ALIKE = 0.3
+"""Share of instructions with one first word from which that is said."""
 ENDS = {
     "wanted": "as many rows as were wanted",
     "budget": "the budget was spent",
@@ -43,6 +46,7 @@ _MEASURES: tuple[tuple[str, str, Unit], ...] = (
     ("distinct_1", "Distinct words of instructions", "share"),
     ("distinct_2", "Distinct pairs of words", "share"),
     ("first_words", "Distinct first words", "share"),
+    ("first_word_share", "Instructions that begin with the most frequent word", "share"),
     ("nearest", "ROUGE-L with the nearest instruction, mean", "number"),
     ("instruction_words", "Words of an instruction, median", "count"),
     ("reply_words", "Words of a reply, median", "count"),
@@ -55,7 +59,7 @@ def synth_section(out: StageDir) -> Section:
     ledger = Ledger.read(out.file("ledger.json"))
     kept = [row for side in ("train", "held_out") for row in _rows(out.file("rows", f"{side}.parquet"))]
     blocks: list[Block] = [
-        Facts(tuple(_facts(facts))),
+        Facts((*_facts(facts), ("Overlap with benchmarks", _overlap(ledger)))),
         funnel(f"{out.path.name}-funnel", [(step.name, step) for step in ledger.steps], shares=True),
         _losses(ledger),
         *_varied(facts, out.path.name),
@@ -93,6 +97,14 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
     yield "It ended with", ENDS[facts["stopped"]]
 
 
+def _overlap(ledger: Ledger) -> Number | None:
+    """Rows that held prompts of benchmarks."""
+    step = next((step for step in ledger.steps if step.name == "decontaminate"), None)
+    return (
+        None if step is None else Number(sum(step.dropped.values()), "count", note=f"of {step.rows_in:,} rows, dropped")
+    )
+
+
 def _losses(ledger: Ledger) -> Table:
     """What was dropped, by step and reason."""
     rows: list[tuple[Cell, ...]] = [
@@ -113,6 +125,15 @@ def _varied(facts: Mapping[str, Any], name: str) -> Iterator[Block]:
     rows: list[tuple[Cell, ...]] = [
         (title, *(Number(one[key], unit) for one in (made, real) if one)) for key, title, unit in _MEASURES
     ]
+    if made["first_word_share"] > ALIKE:
+        yield Notice(
+            "warning",
+            "many instructions begin alike",
+            (
+                f"{numbers.percent(made['first_word_share'])} begin with {made['first_word']!r}. More temperatures, system prompts, seeds or topics make them differ; "
+                "a near-duplicate filter behind this stage takes the rest.",
+            ),
+        )
     yield Table("Diversity and length" + (", at equal size beside a real set" if real else ""), columns, tuple(rows))
     pairs = Bars(
         name=f"{name}-verbs",

@@ -58,6 +58,11 @@ class SelfInstruct:
         return {"writer": None}
 
     @property
+    def reward_model(self) -> None:
+        """Nothing is rated."""
+        return None
+
+    @property
     def row_kind(self) -> RowKind:
         """Conversations of one turn."""
         return "conversations"

@@ -86,6 +86,11 @@ class UltraChat:
         return {"writer": None, "user": self.user}
 
     @property
+    def reward_model(self) -> None:
+        """Nothing is rated."""
+        return None
+
+    @property
     def row_kind(self) -> RowKind:
         """Conversations."""
         return "conversations"

@@ -56,6 +56,10 @@ class Variety:
     distinct_2: float | None
     first_words: float
     """Distinct first words as a share of the instructions."""
+    first_word: str
+    """The most frequent first word."""
+    first_word_share: float
+    """Share of the instructions that begin with it."""
     nearest: float
     """Mean ROUGE-L of an instruction with the one most like it."""
     instruction_words: float
@@ -79,13 +83,16 @@ def variety(instructions: Sequence[str], replies: Sequence[str]) -> Variety:
     """Measure a set. Raises ValueError where it is empty."""
     if not instructions:
         raise ValueError("no instructions")
-    firsts = {words[0] for text in instructions if (words := tokens(text))}
+    firsts = Counter(words[0] for text in instructions if (words := tokens(text)))
+    (first, often), *_ = firsts.most_common(1) or [("", 0)]
     pairs = Counter(pair for text in instructions if (pair := verb_and_object(text)) is not None)
     return Variety(
         rows=len(instructions),
         distinct_1=distinct_n(instructions, 1),
         distinct_2=distinct_n(instructions, 2),
         first_words=len(firsts) / len(instructions),
+        first_word=first,
+        first_word_share=often / len(instructions),
         nearest=_nearest(instructions),
         instruction_words=median(len(tokens(text)) for text in instructions),
         reply_words=median(len(tokens(text)) for text in replies) if replies else 0.0,
