@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -200,14 +200,19 @@ PIPELINES: dict[str, type] = {
 
 def _synth(name: str, verb: str, files: Sequence[str], options: Sequence[str]) -> OneStage:
     """``posttrain synth PIPELINE [ROWS]``."""
+    where, reads = f"posttrain {name}", {one.name: one.default is MISSING for one in fields(PIPELINES[verb])}
     pipeline = {"name": verb} | ({"data": _source(_only_file(name, files))} if files else {})
-    if files and "data" not in {one.name for one in fields(PIPELINES[verb])}:
-        raise ConfigError(f"{verb} reads no rows", where=f"posttrain {name}", fix="leave the file away")
+    if files and "data" not in reads:
+        raise ConfigError(f"{verb} reads no rows", where=where, fix="leave the file away")
+    if not files and reads.get("data"):
+        raise ConfigError("no rows", where=where, fix=f"{where} rows.jsonl ... -o out")
     at = f"stages.{verb}."
     writer = Keys(ModelSource, (f"{at}writer.",))
-    if not any(writer.has(option.partition("=")[0]) for option in options) and "models" not in " ".join(options):
+    if not any(writer.has(option.partition("=")[0]) for option in options) and not any(
+        option.startswith("models") for option in options
+    ):
         fix = "give --local MODEL, --endpoint URL --model NAME, or --gguf FILE"
-        raise ConfigError("who writes?", where=f"posttrain {name}", fix=fix)
+        raise ConfigError("who writes?", where=where, fix=fix)
     return OneStage(
         name=name,
         stage=verb,

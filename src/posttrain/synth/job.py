@@ -38,6 +38,7 @@ from posttrain.judge.verdicts import Missing
 from posttrain.synth.base import Rate
 from posttrain.synth.config import SynthSettings
 from posttrain.synth.loop import Found, Limits, Loop, Loss, Rater, text_of
+from posttrain.synth.preferences import Preferences
 from posttrain.synth.prompts import load_prompts
 from posttrain.synth.section import ENDS
 from posttrain.synth.variety import LARGEST, drawn, topics, variety
@@ -229,7 +230,7 @@ def _facts(settings: SynthSettings, engines: Mapping[str, Engine], found: Found)
 def _variety(settings: SynthSettings, found: Found, out: Path, seed: int, run: StepRun) -> dict[str, Any]:
     """Diversity of what was made, beside the real set."""
     made = drawn(_talks(found.rows), LARGEST, seed)
-    if not made:
+    if not made or isinstance(settings.pipeline, Preferences):  # whose prompts are the user's
         return {}
     measured: dict[str, Any] = {"made": asdict(variety(*zip(*made, strict=True)))}
     real: list[tuple[str, str]] = []
@@ -265,7 +266,8 @@ def _main_reasons(found: Found) -> str:
 
 
 def _why_it_ended(found: Found) -> str:
-    return f"ended with {len(found.rows):,} rows: {ENDS[found.stopped]} ({_main_reasons(found)})"
+    reasons = _main_reasons(found)
+    return f"ended with {len(found.rows):,} rows: {ENDS[found.stopped]}" + (f" ({reasons})" if reasons else "")
 
 
 def _nothing_made(found: Found, told_in: Path) -> DataError:

@@ -61,7 +61,7 @@ def synth_section(out: StageDir) -> Section:
     blocks: list[Block] = [
         Facts((*_facts(facts), ("Overlap with benchmarks", _overlap(ledger)))),
         funnel(f"{out.path.name}-funnel", [(step.name, step) for step in ledger.steps], shares=True),
-        _losses(ledger),
+        *([_losses(ledger)] if ledger.dropped else []),
         *_varied(facts, out.path.name),
         _lengths(kept, out.path.name),
         _cards("Rows kept, drawn by chance", [_kept_card(row) for row in _drawn(kept)]),
