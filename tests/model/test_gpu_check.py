@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gpu_check
 import pytest
 import torch
 from gpu_check import Check, Row, group_rows, in_its_own_process
 
+from posttrain.encode.collate import collate_shared
 from posttrain.model import packed_kernels
 
 CPU = torch.device("cpu")
@@ -46,6 +48,15 @@ def test_a_kernel_that_is_wrong_shows(tmp_path: Path, monkeypatch: pytest.Monkey
     assert rows["shifted, float32"].ok is False
     assert rows["sdpa, float32"].ok is True
     assert rows["taken, float32"].note == "sdpa"
+
+
+@pytest.mark.parametrize("objective", [kind() for kind in gpu_check.OBJECTIVES], ids=lambda objective: objective.name)
+def test_steps_are_long_enough_for_the_kernels_of_long_passes(objective: Any) -> None:
+    units = gpu_check.units_of(objective, gpu_check.LENGTHS, 997)
+    task = gpu_check.task_of(objective, units)
+    for group in (units[:2], units[2:]):
+        batch = collate_shared([s for unit in group for s in task.sequences(unit)])
+        assert len(batch.ids_T) >= packed_kernels.SMALL
 
 
 def test_a_gradient_that_is_wrong_is_apart() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -107,6 +108,27 @@ def test_flex_computes_the_same(request_of: Callable[[Segments], Request], monke
         found, _ = tried("flex", qkv, request, repeats=0)  # type: ignore[arg-type]
     own, _ = tried("sdpa", qkv, request, repeats=0)  # type: ignore[arg-type]
     assert difference(found, own) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_flex_is_not_compiled_anew_for_every_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without code for a device: what is compiled, and how often, is decided before."""
+    from torch._dynamo.utils import counters
+    from torch.nn.attention import flex_attention
+
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *qkv: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    packed_kernels._flex_attention.cache_clear()
+    layouts = [Segments((n, 40 + n, 2 * n), (-1, 0, -1)) for n in (70, 90, 130, 150, 180)]
+    for changes in ({}, {"window": 30}, {"softcap": 5.0}):
+        before = counters["stats"]["unique_graphs"]
+        for segments in layouts:
+            qkv, request = inputs(sum(segments.lengths), dtype=torch.float32), Request(segments, 0.3, **changes)  # type: ignore[arg-type]
+            found, own = (tried(name, qkv, request, repeats=0)[0] for name in ("flex", "sdpa"))  # type: ignore[arg-type]
+            assert difference(found, own) < 1e-5
+        assert counters["stats"]["unique_graphs"] - before <= 2
+    packed_kernels._flex_attention.cache_clear()
 
 
 def takes_all(attend: Callable[..., Tensor]) -> Kernel:

@@ -35,6 +35,7 @@ BLOCK = 128
 PROBE = Segments((256, 300, 77, 512, 400, 503), (-1, 0, 0, -1, -1, 3))
 PROBE_WINDOW = 100
 REPEATS = 3
+RECOMPILES = 64
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.01, torch.bfloat16: 0.03}
 """Of the 2-norm. Two ways to compute in bf16 are 0.005 apart; fp32 products may be in TF32. A key too many or too few moves it by 0.05 and more."""
 _FLASH_SIZE = 256
@@ -232,10 +233,22 @@ def _block_mask(segments: Segments, window: int | None, device: torch.device) ->
 
 
 @cache
-def _flex_attention() -> Any:
+def _flex_attention() -> Callable[..., Tensor]:
+    """flex attention compiled: once for the first layout of a setting, once more for all others.
+
+    Not ``dynamic=True``: then a cap is no constant, and torch 2.13 has no gradient for it. Beyond the limit of compilations it would run uncompiled,
+    with all scores in memory, so the limit is more than a run needs.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    compiled = torch.compile(flex_attention)
+
+    def attend(*arguments: Any, **options: Any) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILES):
+            out: Tensor = compiled(*arguments, **options)
+        return out
+
+    return attend
 
 
 def _flex(q_HTD: Tensor, k_KTD: Tensor, v_KTE: Tensor, request: Request) -> Tensor:
@@ -244,7 +257,7 @@ def _flex(q_HTD: Tensor, k_KTD: Tensor, v_KTE: Tensor, request: Request) -> Tens
     def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score if cap is None else torch.tanh(score / cap) * cap
 
-    out: Tensor = _flex_attention()(
+    out = _flex_attention()(
         q_HTD[None],
         k_KTD[None],
         v_KTE[None],
