@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.plan.shape import ModelShape, adapted, adapter_parameters
@@ -24,21 +24,6 @@ QUERY_BLOCK, KEPT_KEYS = 128, 512
 """Of ``model.attention``: queries at once, and the most keys whose probabilities are kept."""
 CHUNK, STRIP = 512, 64
 """Of ``model.logprobs``: rows of logits at once, and of these in fp32."""
-PARTS = (
-    "weights",
-    "adapter",
-    "gradients",
-    "optimizer",
-    "activations",
-    "output head",
-    "working memory",
-    "second copy",
-    "reference",
-    "cache of keys and values",
-    "allocator",
-    "runtime",
-)
-"""What memory is for, in the order in which it is drawn."""
 BEFORE_STEPS = ("load", "reference")
 """Phases before the first step."""
 STEP_PARTS = ("gradients", "activations", "output head", "working memory")
@@ -381,17 +366,17 @@ def _working(setup: Setup) -> float:
 # ---- the ends ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _HeadBytes:
-    """Of the output head: what is kept, and what is there besides while it is computed forwards, backwards, and without gradient."""
+class _HeadBytes(NamedTuple):
+    """Of the output head: what is kept, and what is there besides while it is computed forwards, backwards, and without gradient (``alone``).
+
+    ``waiting``: a trained tied head's gradient, until the embedding has its own. ``end``: gradients of a trained embedding before they are added up.
+    """
 
     kept: float = 0.0
     forward: float = 0.0
     backward: float = 0.0
     waiting: float = 0.0
-    """A trained tied head's gradient, until the embedding has its own."""
     end: float = 0.0
-    """Gradients of a trained embedding before they are added up."""
     alone: float = 0.0
 
 

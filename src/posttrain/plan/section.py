@@ -8,13 +8,13 @@ from typing import Any
 
 from posttrain.plan.devices import Device
 from posttrain.plan.fit import PEAK_SHARE, Way
-from posttrain.plan.memory import PARTS, MemoryPlan, Phase
+from posttrain.plan.memory import MemoryPlan, Phase
 from posttrain.report import numbers
 from posttrain.report.charts import Bars, Piece
 from posttrain.report.values import Block, Cell, Label, Notice, Number, Page, Records, Section, Table, Text
 
 TITLES = {"full": "All weights", "lora": "LoRA", "qlora": "QLoRA (4 bit)"}
-COLORS: Mapping[str, str] = {
+PARTS: Mapping[str, str] = {
     "weights": "s0",
     "adapter": "s1",
     "gradients": "s2",
@@ -28,6 +28,7 @@ COLORS: Mapping[str, str] = {
     "allocator": "s7",
     "runtime": "s6",
 }
+"""What memory is for, in the order in which it is drawn -> its colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def _ways_table(stage: PlannedStage) -> Table:
         speed, hours = way.tokens_per_second, way.hours
         return (
             TITLES[way.setup.method] + (" (as set)" if way.setup.method == stage.chosen else ""),
-            Number(way.setup.trained, "compact"),
+            Number(way.setup.trained / 1e6, "count"),
             Number(way.memory.peak.total, "bytes"),
             "yes" if way.fits else "no",
             limit(way.largest_tokens),
@@ -123,7 +124,7 @@ def _ways_table(stage: PlannedStage) -> Table:
     run = stage.ways[0].run
     names = (
         "",
-        "Trained parameters",
+        "Trained parameters, million",
         f"Peak at {run.tokens_at_once:,} tokens at once",
         "Fits",
         "Largest micro_batch_tokens",
@@ -133,7 +134,8 @@ def _ways_table(stage: PlannedStage) -> Table:
         "Time (estimate)",
     )
     titles, *rows = zip(names, *map(column, stage.ways), strict=True)
-    return Table("", tuple(map(str, titles)), tuple(rows))
+    known = (row for row in rows if any(cell is not None for cell in row[1:]))
+    return Table("", tuple(map(str, titles)), tuple(known))
 
 
 def _bars(stage: PlannedStage) -> Bars:
@@ -141,10 +143,10 @@ def _bars(stage: PlannedStage) -> Bars:
     for way in stage.ways:
         peak = way.memory.peak
         known = [(part, peak.parts[part]) for part in PARTS if peak.parts.get(part)]
-        pieces = tuple(Piece(size, COLORS[part], f"{part} {_gb(size)}") for part, size in known)
+        pieces = tuple(Piece(size, PARTS[part], f"{part} {_gb(size)}") for part, size in known)
         lanes.append((TITLES[way.setup.method], f"{_gb(peak.total)} in {peak.name}", (pieces,)))
     used = {part for way in stage.ways for part, size in way.memory.peak.parts.items() if size}
-    legend = tuple((part, COLORS[part]) for part in PARTS if part in used)
+    legend = tuple((part, PARTS[part]) for part in PARTS if part in used)
     return Bars(
         name=f"memory-{stage.name}",
         title="What memory is for at the peak",

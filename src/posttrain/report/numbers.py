@@ -82,6 +82,8 @@ def memory(value: float | None) -> str:
     """Bytes as ``3.12 GB`` (1 GB = 10^9 bytes)."""
     if value is None:
         return NOTHING
+    if value < 1e6:
+        return f"{value / 1e3:,.0f} kB"
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"
 
 

@@ -104,8 +104,8 @@ def export_section(result: Mapping[str, Any], name: str) -> values.Section:
             ("Same first token", f"{heard['same_first_tokens']} of {heard['first_tokens']}"),
             ("KL divergence of the first token, nats", values.Number(heard["divergence"], "scientific")),
         ]
-    sizes = tuple((one["name"], values.Number(one["bytes"] / 1000, "count")) for one in result.get("files", ()))
-    files = values.Table("", ("file", "kB"), sizes)
+    sizes = tuple((one["name"], values.Number(one["bytes"], "bytes")) for one in result.get("files", ()))
+    files = values.Table("", ("File", "Size"), sizes)
     notes = tuple(str(note) for note in result.get("notes", ()))
     warned = (values.Notice("warning", "to know", notes),) if notes else ()
     return values.Section(f"Export: {name}", name, (values.Facts(tuple(facts)), files, *warned))

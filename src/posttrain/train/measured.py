@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from posttrain.artifacts import StageDir, read_json, write_json
 from posttrain.encode.collate import Batch
-from posttrain.errors import TrainingError
+from posttrain.errors import ModelError, TrainingError
 from posttrain.model import hardware, quantise
+from posttrain.model.companions import read_object
 from posttrain.model.config import LoraAdapter
 from posttrain.model.score import lay_out, packed_length
-from posttrain.plan.memory import Layout
+from posttrain.plan.memory import Layout, Setup
 from posttrain.plan.section import memory_record
+from posttrain.plan.shape import model_shape
 from posttrain.report.reading import parse
 from posttrain.train.config import USUAL_TOKENS, TrainSettings
 from posttrain.train.plan import Plan
@@ -33,7 +35,8 @@ from posttrain.train.planned import (
     StagePlan,
     layout_of,
     rows_of,
-    stage_plan,
+    run_of,
+    setup_of,
     tokens_that_fit,
 )
 from posttrain.train.tasks import Task, Unit
@@ -91,13 +94,24 @@ class Planner:
         pairs = zip(self.examples, self.units, strict=True)
         return tuple(packed_length(self.model, self.task.sequences(unit), layout.tokens) for unit, layout in pairs)
 
-    def of(self, layout: Layout) -> StagePlan | None:
-        """The plan with this largest micro-batch; None where the model's type is unknown."""
+    @cached_property
+    def setup(self) -> Setup | None:
+        """What of the stage decides its memory; None where the model's type is unknown."""
+        try:
+            shape = model_shape(read_object(self.folder / "config.json"), str(self.folder))
+        except ModelError:
+            return None
         kept = sum(one.supervised for one in self.units) if self.settings.objective.needs_reference else 0
         dtype: Literal["bf16", "fp32"] = "bf16" if self.dtype == torch.bfloat16 else "fp32"
         kind: Literal["cpu", "cuda"] = "cuda" if self.device.type == "cuda" else "cpu"
-        rows = rows_of(self.units)
-        return stage_plan(self.settings, self.folder, dtype, kind, rows, layout, kept, second_model=self.second_model)
+        return setup_of(self.settings, shape, dtype, kind, kept, second_model=self.second_model)
+
+    def of(self, layout: Layout) -> StagePlan | None:
+        """The plan with this largest micro-batch; None where the model's type is unknown."""
+        if self.setup is None:
+            return None
+        run = run_of(self.settings, rows_of(self.units), layout.tokens)
+        return StagePlan(replace(self.setup, accumulates=run.micro_batches(layout.tokens) > 1), run, layout)
 
     def largest(self, plan: Plan) -> Batch:
         """The micro-batch with most tokens."""

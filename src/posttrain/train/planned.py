@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.encode.collate import Batch
 from posttrain.encode.lengths import Lengths
-from posttrain.errors import ModelError
-from posttrain.model.companions import read_object
 from posttrain.model.config import LoraAdapter
 from posttrain.plan.fit import Rows, Run, changes, largest_tokens
-from posttrain.plan.memory import PARTS, Layout, MemoryPlan, Setup, filled, memory_plan
-from posttrain.plan.shape import ModelShape, model_shape
+from posttrain.plan.memory import Layout, MemoryPlan, Setup, filled, memory_plan
+from posttrain.plan.section import PARTS
+from posttrain.plan.shape import ModelShape
 from posttrain.report import numbers
 from posttrain.report.values import Block, Cell, Number, Table, Text
 from posttrain.report.words import plural
@@ -198,27 +196,6 @@ class MemoryRecord:
     """None until the stage has finished."""
     probe: Probe | None = None
     """Of ``micro_batch_tokens: auto``."""
-
-
-def stage_plan(
-    settings: TrainSettings,
-    folder: Path,
-    dtype: Literal["bf16", "fp32"],
-    device: Literal["cpu", "cuda"],
-    rows: Rows,
-    layout: Layout,
-    reference_tokens: int = 0,
-    *,
-    second_model: bool = False,
-) -> StagePlan | None:
-    """The plan of a stage whose rows are known; None where the planner does not know the model's type."""
-    try:
-        shape = model_shape(read_object(folder / "config.json"), str(folder))
-    except ModelError:
-        return None
-    setup = setup_of(settings, shape, dtype, device, reference_tokens, second_model=second_model)
-    run = run_of(settings, rows, layout.tokens)
-    return StagePlan(replace(setup, accumulates=run.micro_batches(layout.tokens) > 1), run, layout)
 
 
 def layout_of(batch: Batch) -> Layout:
