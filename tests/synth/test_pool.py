@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -58,6 +59,20 @@ def test_it_is_the_plain_recurrence_against_every_text(text: list[str], pool_tex
         assert score == pytest.approx(expected, abs=1e-12)
     best = pool.similar(" ".join(text), most=3)
     assert [one.score for one in best] == sorted(found.tolist(), reverse=True)[:3]
+
+
+def test_the_index_finds_what_comparing_with_all_finds() -> None:
+    chance = random.Random(0)
+    texts = [" ".join(chance.choices("abcdefgh写诗", k=chance.randint(1, 12))) for _ in range(2_000)]
+    pool = Pool()
+    for place, text in enumerate(texts):
+        pool.add(str(place), text, made=False)
+    for text in texts[:40]:
+        scores = pool.scores(text)
+        for but in (frozenset[str](), frozenset({text})):
+            known = [0.0 if texts[place] in but else float(score) for place, score in enumerate(scores)]
+            order = sorted(range(len(texts)), key=lambda place: (-known[place], place))[:10]
+            assert pool.similar(text, but) == [(str(place), known[place]) for place in order]
 
 
 @given(st.text(max_size=300))
