@@ -67,12 +67,14 @@ class Pool:
         A common subsequence is at most as long as what two texts have in common as bags of tokens, which the index knows of all of them: only
         texts whose bound reaches the score of the last of the best are compared.
         """
+        if not self.entries:
+            return []
         coded = self._code(text)
         bounds_P = self._bounds(coded)
         if but:
             bounds_P[[place for place, entry in enumerate(self.entries) if entry.text in but]] = 0.0
         scores_P = np.zeros(len(bounds_P))
-        first: NDArray[np.int64] = np.argsort(-bounds_P)[:FIRST_LOOK]
+        first = np.argpartition(-bounds_P, min(FIRST_LOOK, len(bounds_P)) - 1)[:FIRST_LOOK]
         self._compare(coded, first, bounds_P, scores_P)
         least = np.sort(scores_P[first])[-most] if len(first) >= most else 0.0
         rest_P = bounds_P >= max(least, np.finfo(np.float64).tiny)
