@@ -1,0 +1,104 @@
+"""``posttrain synth``: what it writes is trained on, and what can't work is one error."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Outcome
+from servers import Server, chat_body, name_of
+
+Cli = Callable[..., Outcome]
+
+
+def drawn(body: dict[str, Any]) -> dict[str, Any]:
+    draw = random.Random(f"{name_of(body)}{body.get('seed')}")
+    return chat_body(name_of(body), " ".join(f"word{draw.randint(0, 999)}" for _ in range(draw.randint(3, 30))))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Tell me about thing {k}"}) + "\n" for k in range(12)))
+    return path
+
+
+def test_pairs_of_a_server_are_trained_on(cli: Cli, prompts: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with Server(bodies=drawn) as server:
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text(
+            f"""
+name: made
+model: {tiny_model}
+stages:
+  pairs:
+    kind: synth
+    writer: {{endpoint: "{server.url}", model: m}}
+    pipeline: {{name: preferences, data: {{path: {prompts}}}, score: {{by: length}}}}
+    rows_wanted: 8
+    held_out: 0.25
+  dpo:
+    kind: train
+    data: pairs
+    objective: {{name: dpo}}
+    adapter: {{name: lora, rank: 2}}
+    max_steps: 2
+    batch_size: 2
+  report: {{kind: report}}
+"""
+        )
+        done = cli("run", recipe, "--runs", tmp_path / "runs")
+        assert done.code == 0, done.err
+        asked = len(server.asked)
+        again = cli("run", recipe, "pairs.pipeline.rejected=random", "--runs", tmp_path / "runs")
+        assert again.code == 0, again.err
+        assert len(server.asked) == asked, "another rule for pairs asks nothing again"
+    page = (tmp_path / "runs" / "made" / "report" / "report.md").read_text(encoding="utf-8")
+    assert "Synthesis: pairs" in page
+
+
+def test_a_dry_run_asks_nothing(cli: Cli) -> None:
+    done = cli(
+        *("synth", "alpaca", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--dry-run", "--json"),
+        *("--rows-wanted", 170, "--prompt-price", 1, "--completion-price", 2, "--max-money", 1),
+    )
+    assert done.code == 0, done.err
+    tables = [block for block in json.loads(done.out)["blocks"] if "rows" in block]
+    assert tables[0]["rows"][0][2] == 10, "17 new tasks a request"
+    assert tables[1]["rows"][1][1] == 20, "twice as many where half is kept"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("magpie", "--endpoint", "http://x/v1", "--model", "m"), "needs a local model"),
+        (("magpie",), "who writes?"),
+        (("evolve", "--local", "m"), "no rows"),
+        (("magpie", "rows.jsonl", "--local", "m"), "reads no rows"),
+        (("alpaca", "--local", "m", "--max-money", "1"), "needs prices"),
+        (("preferences", "r.jsonl", "--local", "m", "--score.by", "length", "--samples", "1"), "two replies"),
+        (("preferences", "--local", "m", "--score.by", "length"), "give data"),
+    ],
+)
+def test_what_can_not_work_is_one_error(arguments: tuple[str, ...], problem: str, cli: Cli, tmp_path: Path) -> None:
+    done = cli("synth", *arguments, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert problem in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_of_nothing_makes_nothing_and_says_so(cli: Cli, prompts: Path, tmp_path: Path) -> None:
+    with Server(bodies=drawn) as server:
+        where = ("--endpoint", server.url, "--model", "m", "-o", tmp_path / "out", "--score.by", "length")
+        done = cli("synth", "preferences", prompts, *where, "--max-requests", 0)
+        assert done.code == 2
+        assert "the budget was spent" in done.err
+        assert not server.asked
+        done = cli("synth", "preferences", prompts, *where, "--max-requests", 10)
+        assert done.code == 0, done.err
+        assert len(server.asked) == 8, "two prompts with four samples each; a third would go over the budget"
