@@ -109,7 +109,7 @@ def unknown_type(folder: Path) -> None:
         (without_weights, "no weights"),
         (pickled, "convert pytorch_model.bin to safetensors first"),
         (truncated, "damaged weights|can't be loaded"),
-        (weight_missing, "1 weights are missing .* model.layers.1.mlp.up_proj.weight"),
+        (weight_missing, "1 weights .* are missing .* model.layers.1.mlp.up_proj.weight"),
         (wrong_shape, r"6 tensors .* of another shape than config.json says: \(32, 56\), not \(32, 64\)"),
         (broken_config, "can't be loaded|can't be read as JSON"),
         (unknown_type, "can't be loaded"),
