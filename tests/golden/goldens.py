@@ -286,12 +286,6 @@ def told(done: Outcome, place: Path) -> dict[str, Any]:
     return said | ({"err": steady_lines("\n".join(errors), place)} if errors else {})
 
 
-TINY_SYNTH = {
-    "magpie": ("instruction_tokens=8", "reply_tokens=8"),
-    "preferences": ("max_tokens=60",),
-}
-
-
 def tiny(recipe: Path) -> list[str]:
     """Overrides that make a recipe of the project run in seconds; rows and models from elsewhere become ones that are here."""
     changes = ["model=model"]
@@ -310,7 +304,10 @@ def tiny(recipe: Path) -> list[str]:
                     changes.append(f"{name}.held_out=8")
             case "synth":
                 changes += [f"{name}.rows_wanted=8", f"{name}.round_size=8", f"{name}.held_out=0.4"]
-                changes += [f"{name}.pipeline.{key}" for key in TINY_SYNTH[stage["pipeline"]["name"]]]
+                if stage["pipeline"]["name"] == "magpie":  # weights drawn by chance never end a turn
+                    own = "{name: preferences, data: {path: rows.jsonl}, score: {by: length}, rows: candidates, keep_cut: true}"
+                    changes += [f"{name}.pipeline={own}", f"{name}.steps=[]"]
+                changes.append(f"{name}.pipeline.max_tokens=60")
             case "train":
                 limit = (
                     1024 if stage.get("objective", {}).get("name") == "kto" else 400
