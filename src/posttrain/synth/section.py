@@ -87,7 +87,7 @@ def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
     for role, engine in facts["engines"].items():
         yield (
             f"Who: {role}",
-            f"{engine['model']} ({engine['engine']}{' ' + engine['endpoint'] if engine['endpoint'] else ''})",
+            f"{engine['model'].rpartition('@')[0] or engine['model']} ({engine['engine']}{' ' + engine['endpoint'] if engine['endpoint'] else ''})",
         )
     yield "Rows kept", Number(facts["kept"], "count", note=f"of {facts['rows_wanted']:,} wanted")
     yield "Requests", Number(facts["requests"], "count", note=f"{facts['cached']:,} answered from the cache")
