@@ -5,22 +5,19 @@ A strong teacher writes whole tasks at once; nothing is told apart beforehand, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from posttrain.config import Problem
 from posttrain.generate.engine import Sampling
-from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Cost, Dropped, Made, Screen, Situation, Thread, asked
+from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, asked
 from posttrain.synth.prompts import Prompts
 from posttrain.synth.reading import Instance, WrittenTask, instance_fault, instruction_fault, written_tasks
 from posttrain.synth.seeds import Seed, read_seeds
-from posttrain.types import Message, RowKind
+from posttrain.types import Message
 
 _LABELS = {
     "en": ("Instruction: ", "Input: ", "Output: "),
@@ -29,7 +26,7 @@ _LABELS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alpaca:
+class Alpaca(Pipeline):
     """Whole tasks, many a request, from a strong teacher (Alpaca)."""
 
     name: Literal["alpaca"]
@@ -48,32 +45,13 @@ class Alpaca:
     max_words: Annotated[int, Ge(1)] = 150
     """Longest instruction in words."""
 
-    @property
-    def roles(self) -> Mapping[str, ModelSource | None]:
-        """The teacher alone."""
-        return {"writer": None}
-
-    @property
-    def reward_model(self) -> None:
-        """Nothing is rated."""
-        return None
-
-    @property
-    def row_kind(self) -> RowKind:
-        """Conversations of one turn."""
-        return "conversations"
-
-    def problems(self, writer: ModelSource) -> Iterable[Problem]:
-        """Any model can be asked."""
-        return ()
-
     def seeds(self, language: str) -> Sequence[tuple[str, str]]:
         """The seed tasks."""
-        return [(seed.id, seed.instruction) for seed in _cached_seeds(self.seeds_file, language)]
+        return [(seed.id, seed.instruction) for seed in read_seeds(self.seeds_file, language)]
 
     def threads(self, situation: Situation) -> list[Thread]:
         """Requests, each with other examples; about as many as the rows wanted need."""
-        seeds = _cached_seeds(self.seeds_file, situation.language)
+        seeds = read_seeds(self.seeds_file, situation.language)
         count = max(1, -(-situation.size // max(1, self.tasks_a_request - self.shots)))
         return [
             self._request(situation, situation.random.sample(seeds, min(self.shots, len(seeds)))) for _ in range(count)
@@ -82,8 +60,7 @@ class Alpaca:
     def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
         """Whole tasks, many a request."""
         shots = "".join(
-            f"{one.instruction}{one.input}{one.output}"
-            for one in _cached_seeds(self.seeds_file, language)[: self.shots]
+            f"{one.instruction}{one.input}{one.output}" for one in read_seeds(self.seeds_file, language)[: self.shots]
         )
         rows = max(1, self.tasks_a_request - self.shots)
         return (Cost("writer", "tasks", 1 / rows, prompts.texts["alpaca.tasks"] + shots, self.max_tokens),)
@@ -129,8 +106,3 @@ def _one(task: WrittenTask, parents: tuple[str, ...]) -> Thread:
     similar = yield Screen(task.instruction)
     question = f"{task.instruction}\n\n{task.input}" if task.input else task.instruction
     return [Made((Message("user", question),), (Message("assistant", task.output),), parents=parents, similar=similar)]
-
-
-@cache
-def _cached_seeds(file: str, language: str) -> tuple[Seed, ...]:
-    return read_seeds(file, language)

@@ -17,7 +17,7 @@ import random
 import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from posttrain.config import Problem
 from posttrain.generate.engine import Completion, Request, Sampling
@@ -25,7 +25,7 @@ from posttrain.generate.source import ModelSource
 from posttrain.references import NamesModel, NamesStage
 from posttrain.synth.pool import Pool, Similar
 from posttrain.synth.prompts import Prompts
-from posttrain.types import Message, Row, RowKind
+from posttrain.types import Message, Row
 
 
 class Ask(NamedTuple):
@@ -130,36 +130,41 @@ class RewardModel:
     """Base model of an adapter folder, where it is not the one it names."""
 
 
-class Pipeline(Protocol):
-    """The configuration of a pipeline; see the files beside this one."""
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The configuration of a pipeline; every one says what concerns it."""
 
-    @property
-    def name(self) -> str:
-        """The tag in recipes."""
+    plays_user: ClassVar[bool] = False
+    """Whether the writer writes turns of the user itself, for which its template must have a place."""
+
+    name: str
+    """The tag in recipes."""
 
     @property
     def roles(self) -> Mapping[str, ModelSource | None]:
         """Who is asked, by role; None = the stage's writer."""
+        return {"writer": None}
 
     @property
     def reward_model(self) -> RewardModel | None:
         """Who answers `Rate`; None where nothing is rated."""
-
-    @property
-    def row_kind(self) -> RowKind:
-        """What its rows say."""
+        return None
 
     def problems(self, writer: ModelSource) -> Iterable[Problem]:
         """Who is asked can't do what is asked; paths begin at the stage."""
+        return ()
 
     def seeds(self, language: str) -> Sequence[tuple[str, str]]:
-        """(id, text) of what stands in the pool before anything is made."""
+        """(id, text) of what stands in the pool before anything is made; files that it needs are read, so that what is wrong is told at once."""
+        return ()
 
     def threads(self, situation: Situation) -> list[Thread]:
         """The threads of a round; none where there is nothing more to ask."""
+        raise NotImplementedError
 
     def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
         """What a row costs where nothing is dropped."""
+        raise NotImplementedError
 
 
 def asked(

@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 
 from posttrain.data.text import tokens
-from posttrain.generate.cost import Prices
+from posttrain.generate.cost import TRILLION, Prices
 from posttrain.generate.engine import Usage
 from posttrain.generate.source import prices_of
 from posttrain.report.values import Cell, Number, Section, Table, Text
 from posttrain.synth.config import SynthSettings
-from posttrain.synth.loop import TRILLION
 from posttrain.synth.prompts import load_prompts
 
 YIELDS = (1.0, 0.5, 0.25)

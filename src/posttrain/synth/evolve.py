@@ -8,20 +8,18 @@ but punctuation and stop words, or words of the prompt stand in the new instruct
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from posttrain.config import Problem
 from posttrain.data.config import Source
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Sampling
-from posttrain.generate.source import ModelSource
-from posttrain.synth.base import Cost, Dropped, Made, Screen, Situation, Thread, asked, whole
+from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, asked, whole
 from posttrain.synth.prompts import Prompts
-from posttrain.types import Message, Row, RowKind
+from posttrain.types import Message, Row
 
 Operation = Literal["constrain", "deepen", "concretise", "reason", "broaden"]
 SHORT_APOLOGY = 80
@@ -30,7 +28,7 @@ FEWEST_WORDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolve:
+class Evolve(Pipeline):
     """Harder or wider instructions out of rows, with replies (Evol-Instruct)."""
 
     name: Literal["evolve"]
@@ -49,29 +47,6 @@ class Evolve:
     reply_temperature: Annotated[float, Ge(0)] = 0.7
     reply_tokens: Annotated[int, Ge(1)] = 2048
     """Longest reply."""
-
-    @property
-    def roles(self) -> Mapping[str, ModelSource | None]:
-        """The writer alone."""
-        return {"writer": None}
-
-    @property
-    def reward_model(self) -> None:
-        """Nothing is rated."""
-        return None
-
-    @property
-    def row_kind(self) -> RowKind:
-        """Conversations of one turn."""
-        return "conversations"
-
-    def problems(self, writer: ModelSource) -> Iterable[Problem]:
-        """Any model can be asked."""
-        return ()
-
-    def seeds(self, language: str) -> Sequence[tuple[str, str]]:
-        """Nothing: an evolved instruction may be like its own parent."""
-        return ()
 
     def threads(self, situation: Situation) -> list[Thread]:
         """The next rows, in their order."""

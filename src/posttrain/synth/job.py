@@ -26,9 +26,11 @@ from posttrain.data.pipeline import gather, hold_out, nothing_usable, source_nam
 from posttrain.data.places import Resolve
 from posttrain.data.rows import LINEAGE, SCHEMA, read_any, scan_rows, write_rows
 from posttrain.data.steps import Step, StepRun, run_step
+from posttrain.encode.template import ChatTemplate
+from posttrain.encode.user_turn import user_turn
 from posttrain.errors import DataError
 from posttrain.generate.cache import CachedEngine, RequestCache
-from posttrain.generate.cost import Caps
+from posttrain.generate.cost import TRILLION, Caps
 from posttrain.generate.engine import Engine
 from posttrain.generate.openai import OpenAIEngine
 from posttrain.generate.source import ModelSource, open_source, prices_of
@@ -139,6 +141,8 @@ def _engines(
             display.tick(f"opening {source.name}", 0, 1)
             engine = open_source(source, caps, prices, ledger)
             display.tick(f"opening {source.name}", 1, 1)
+            if settings.pipeline.plays_user and isinstance(template := getattr(engine, "template", None), ChatTemplate):
+                user_turn(template)  # refused here, before anything is asked
             if isinstance(engine, OpenAIEngine):
                 budget = engine.budget = budget or engine.budget  # one cap for all models together
             if isinstance(engine, contextlib.AbstractContextManager):
@@ -222,7 +226,7 @@ def _facts(settings: SynthSettings, engines: Mapping[str, Engine], found: Found)
         "history": found.history,
         "threads": found.threads,
         **spent,
-        "money": money / 10**12 if settings.prompt_price is not None else None,
+        "money": money / TRILLION if settings.prompt_price is not None else None,
         "engines": {role: engine.fingerprint._asdict() for role, engine in engines.items()},
     }
 

@@ -22,7 +22,7 @@ import polars as pl
 from posttrain.artifacts import Ledger, LedgerStep, Reject
 from posttrain.data.rows import LINEAGE, rows_frame
 from posttrain.errors import ConfigError
-from posttrain.generate.cost import Prices
+from posttrain.generate.cost import TRILLION, Prices
 from posttrain.generate.engine import Engine, Failure, Outcome, complete, request_key
 from posttrain.synth.base import Ask, Dropped, Made, Need, Pipeline, Rate, Screen, Situation, Thread
 from posttrain.synth.pool import Pool
@@ -30,7 +30,6 @@ from posttrain.synth.prompts import Prompts
 from posttrain.table import grouped
 from posttrain.types import Display, Origin, PairRow, Row, SftRow, UnpairedRow
 
-TRILLION = 10**12
 STEP = "synth"
 LEAST_YIELD = 0.05
 """Share of threads that is taken to keep a row where fewer did, when the size of the next round is settled."""

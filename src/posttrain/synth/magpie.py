@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -21,10 +21,23 @@ from posttrain.errors import DataError
 from posttrain.generate.engine import Completion, Request, Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Ask, Cost, Dropped, Made, Rate, RewardModel, Screen, Situation, Thread, asked, whole
+from posttrain.synth.base import (
+    Ask,
+    Cost,
+    Dropped,
+    Made,
+    Pipeline,
+    Rate,
+    RewardModel,
+    Screen,
+    Situation,
+    Thread,
+    asked,
+    whole,
+)
 from posttrain.synth.prompts import Prompts
 from posttrain.synth.reading import instruction_fault, json_objects
-from posttrain.types import Message, RowKind
+from posttrain.types import Message
 
 HERE = Path(__file__).parent
 LABELS = ("quality", "difficulty")
@@ -37,8 +50,10 @@ _LABEL = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Magpie:
+class Magpie(Pipeline):
     """Instructions out of nothing: a local chat model writes the user's turn, then the reply (MAGPIE)."""
+
+    plays_user: ClassVar[bool] = True
 
     name: Literal["magpie"]
     systems: Annotated[str, NamesFile(builtin="synth/system_prompts.en.txt", words=("builtin",))] | None = "builtin"
@@ -90,11 +105,6 @@ class Magpie:
         """The one that scores replies."""
         return self.reward
 
-    @property
-    def row_kind(self) -> RowKind:
-        """Conversations."""
-        return "conversations"
-
     def problems(self, writer: ModelSource) -> Iterable[Problem]:
         """Only a local model can be given the user's turn to write."""
         if writer.kind != "local":
@@ -104,7 +114,8 @@ class Magpie:
             )
 
     def seeds(self, language: str) -> Sequence[tuple[str, str]]:
-        """Nothing."""
+        """Nothing; the system prompts are read."""
+        _ = self.systems is not None and _systems(self.systems, language)
         return ()
 
     def threads(self, situation: Situation) -> list[Thread]:

@@ -21,13 +21,13 @@ from posttrain.data.config import Source
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Completion, Sampling
 from posttrain.generate.source import ModelSource
-from posttrain.synth.base import Ask, Cost, Dropped, Made, Rate, RewardModel, Situation, Thread, asked
+from posttrain.synth.base import Ask, Cost, Dropped, Made, Pipeline, Rate, RewardModel, Situation, Thread, asked
 from posttrain.synth.prompts import Prompts
 from posttrain.tasks import AnyBenchmark
 from posttrain.tasks.base import ScoresReplies, Task
 from posttrain.tasks.checks import Check, passes
 from posttrain.tasks.prompts import settled_check
-from posttrain.types import Message, Origin, PromptRow, Row, RowKind
+from posttrain.types import Message, Origin, PromptRow, Row
 
 Aspect = Literal["instruction_following", "honesty", "truthfulness", "helpfulness"]
 ASPECTS: tuple[Aspect, ...] = ("instruction_following", "honesty", "truthfulness", "helpfulness")
@@ -105,7 +105,7 @@ AnyScore = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preferences:
+class Preferences(Pipeline):
     """Preferences among replies that models write themselves: pairs, judged replies, or all candidates with their scores."""
 
     name: Literal["preferences"]
@@ -145,11 +145,6 @@ class Preferences:
     def reward_model(self) -> RewardModel | None:
         """The one that scores."""
         return self.score if isinstance(self.score, ScoredByReward) else None
-
-    @property
-    def row_kind(self) -> RowKind:
-        """Pairs, judged replies, or conversations."""
-        return "conversations" if self.rows == "candidates" else self.rows
 
     def problems(self, writer: ModelSource) -> Iterable[Problem]:
         """No prompts, or too few replies to compare."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ class Seed(NamedTuple):
     is_classification: bool
 
 
+@cache
 def read_seeds(file: str, language: str) -> tuple[Seed, ...]:
     """The seeds of a file; of ``builtin`` those in the language.
 

@@ -6,26 +6,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from posttrain.config import Problem
 from posttrain.generate.engine import Sampling
-from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Cost, Dropped, Made, Screen, Situation, Thread, asked, numbered, whole
+from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, asked, numbered, whole
 from posttrain.synth.prompts import Prompts
 from posttrain.synth.reading import Instance, instance_fault, instances, instruction_fault
 from posttrain.synth.seeds import Seed, read_seeds
-from posttrain.types import Message, RowKind
+from posttrain.types import Message
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfInstruct:
+class SelfInstruct(Pipeline):
     """New tasks out of seeds, each with one or more inputs and outputs (Self-Instruct)."""
 
     name: Literal["self_instruct"]
@@ -51,25 +48,6 @@ class SelfInstruct:
     """Shortest task in words; a CJK character counts as one."""
     max_words: Annotated[int, Ge(1)] = 150
     """Longest task in words."""
-
-    @property
-    def roles(self) -> Mapping[str, ModelSource | None]:
-        """The writer alone."""
-        return {"writer": None}
-
-    @property
-    def reward_model(self) -> None:
-        """Nothing is rated."""
-        return None
-
-    @property
-    def row_kind(self) -> RowKind:
-        """Conversations of one turn."""
-        return "conversations"
-
-    def problems(self, writer: ModelSource) -> Iterable[Problem]:
-        """Any model can be asked."""
-        return ()
 
     def seeds(self, language: str) -> Sequence[tuple[str, str]]:
         """The seed tasks."""
@@ -99,7 +77,7 @@ class SelfInstruct:
         )
 
     def _seeds(self, language: str) -> Sequence[Seed]:
-        return _cached_seeds(self.seeds_file, language)
+        return read_seeds(self.seeds_file, language)
 
     def _propose(self, situation: Situation, place: int) -> Thread:
         chance, seeds = situation.random, self._seeds(situation.language)
@@ -182,8 +160,3 @@ class SelfInstruct:
             similar=similar,  # type: ignore[arg-type]
             meta=meta,
         )
-
-
-@cache
-def _cached_seeds(file: str, language: str) -> tuple[Seed, ...]:
-    return read_seeds(file, language)

@@ -6,7 +6,7 @@ must stay in character: over-polite closings, roles that flip and repetitions en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,10 +20,10 @@ from posttrain.errors import ConfigError
 from posttrain.generate.engine import Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Cost, Dropped, Made, Screen, Situation, Thread, asked, whole
+from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, asked, whole
 from posttrain.synth.pool import rouge_l
 from posttrain.synth.prompts import Prompts
-from posttrain.types import Message, RowKind
+from posttrain.types import Message
 
 HERE = Path(__file__).parent
 Sector = Literal["world", "writing", "material"]
@@ -46,7 +46,7 @@ class Topic(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UltraChat:
+class UltraChat(Pipeline):
     """Conversations of several rounds between a user and an assistant over a tree of topics (UltraChat)."""
 
     name: Literal["ultrachat"]
@@ -84,20 +84,6 @@ class UltraChat:
     def roles(self) -> Mapping[str, ModelSource | None]:
         """The assistant writes, somebody plays the user."""
         return {"writer": None, "user": self.user}
-
-    @property
-    def reward_model(self) -> None:
-        """Nothing is rated."""
-        return None
-
-    @property
-    def row_kind(self) -> RowKind:
-        """Conversations."""
-        return "conversations"
-
-    def problems(self, writer: ModelSource) -> Iterable[Problem]:
-        """Any model can be asked."""
-        return ()
 
     def seeds(self, language: str) -> Sequence[tuple[str, str]]:
         """Nothing; the tree is read, so that what is wrong with it is told at once."""
