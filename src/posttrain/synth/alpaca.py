@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 
 from posttrain.generate.engine import Sampling
 from posttrain.references import NamesFile
-from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, asked
+from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, ask
 from posttrain.synth.prompts import Prompts
 from posttrain.synth.reading import Instance, WrittenTask, instance_fault, instruction_fault, written_tasks
 from posttrain.synth.seeds import Seed, read_seeds
@@ -75,7 +75,7 @@ class Alpaca(Pipeline):
             "alpaca.tasks", count=str(self.tasks_a_request), examples=examples, first=str(len(shots) + 1)
         )
         sampling = Sampling(self.temperature, self.top_p, self.max_tokens)
-        (answer,) = yield (asked(text, sampling, prompt="alpaca.tasks"),)
+        (answer,) = yield (ask(text, sampling, prompt="alpaca.tasks"),)
         # the request ends with the first label, and a model may go on right behind it
         found = written_tasks(answer.text)
         if not answer.text.lstrip().startswith(("{", "[", "#")) and (not found or not _begins(answer.text, found[0])):

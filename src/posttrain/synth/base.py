@@ -167,7 +167,7 @@ class Pipeline:
         raise NotImplementedError
 
 
-def asked(
+def ask(
     text: str,
     sampling: Sampling,
     *,

@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from posttrain.data.config import Source
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Sampling
-from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, asked, whole
+from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, ask, whole
 from posttrain.synth.prompts import Prompts
 from posttrain.types import Message, Row
 
@@ -79,7 +79,7 @@ class Evolve(Pipeline):
         prompts, operation = situation.prompts, drawn[generation - 1]
         name = f"evolve.{operation}"
         sampling = Sampling(self.temperature, self.top_p, self.instruction_tokens)
-        (answer,) = yield (asked(prompts.fill(name, instruction=instruction), sampling, prompt=name),)
+        (answer,) = yield (ask(prompts.fill(name, instruction=instruction), sampling, prompt=name),)
         evolved = answer.text.strip().strip('"')
         fault = whole(answer) or self._instruction_fault(instruction, evolved, prompts.words["evolve.leaks"])
         if fault is not None:
@@ -87,11 +87,11 @@ class Evolve(Pipeline):
         similar = yield Screen(evolved, frozenset(line))
         if self.check_equal:
             text = prompts.fill("evolve.equal", first=instruction, second=evolved)
-            (told,) = yield (asked(text, Sampling(max_tokens=16), prompt="evolve.equal"),)
-            if told.text.strip().strip("*. ").casefold().startswith(prompts.words["evolve.equals"]):
+            (verdict,) = yield (ask(text, Sampling(max_tokens=16), prompt="evolve.equal"),)
+            if verdict.text.strip().strip("*. ").casefold().startswith(prompts.words["evolve.equals"]):
                 return [Dropped("no_information_gained", "found equal to its parent", evolved)]
         replying = Sampling(self.reply_temperature, self.top_p, self.reply_tokens)
-        (reply,) = yield (asked(evolved, replying),)
+        (reply,) = yield (ask(evolved, replying),)
         fault = whole(reply) or _reply_fault(evolved, reply.text, prompts.words["evolve.sorry"])
         if fault is not None:
             return [fault]

@@ -274,11 +274,11 @@ def _why_it_ended(found: Found) -> str:
     return f"ended with {len(found.rows):,} rows: {ENDS[found.stopped]}" + (f" ({reasons})" if reasons else "")
 
 
-def _nothing_made(found: Found, told_in: Path) -> DataError:
+def _nothing_made(found: Found, file: Path) -> DataError:
     why = ENDS[found.stopped]
     reasons = _main_reasons(found)
     return DataError(
         f"no row was made of {found.spent.requests:,} requests: {why}{f' ({reasons})' if reasons else ''}",
-        where=str(told_in),
+        where=str(file),
         fix="the file says why of every answer; loosen the filters, raise the budget, or ask a stronger model",
     )

@@ -298,7 +298,7 @@ class Loop:
         for place, (one, _, ask) in enumerate(questions):
             outcome = found[place]
             self.spent.add(outcome, self.limits.prices)
-            one.trail.append(self._told(ask, outcome))
+            one.trail.append(self._lineage(ask, outcome))
             if isinstance(one.answer, Dropped):
                 continue  # another of its requests has failed
             if isinstance(outcome, Failure):
@@ -315,7 +315,7 @@ class Loop:
         seed = int.from_bytes(number[:4], "big") >> 1
         return ask._replace(request=replace(ask.request, sampling=replace(sampling, seed=seed)))
 
-    def _told(self, ask: Ask, outcome: Outcome) -> Mapping[str, Any]:
+    def _lineage(self, ask: Ask, outcome: Outcome) -> Mapping[str, Any]:
         """What the lineage of a row says of one request."""
         request, engine = ask.request, self.engines[ask.role]
         sampling = request.sampling

@@ -32,7 +32,7 @@ from posttrain.synth.base import (
     Screen,
     Situation,
     Thread,
-    asked,
+    ask,
     whole,
 )
 from posttrain.synth.prompts import Prompts
@@ -171,8 +171,8 @@ class Magpie(Pipeline):
             text = situation.prompts.fill(
                 "magpie.label", instruction=talk[opened].content, reply=talk[opened + 1].content
             )
-            (told,) = yield (asked(text, Sampling(max_tokens=LABEL_TOKENS), role="labeller", prompt="magpie.label"),)
-            scores, category = read_labels(told.text)
+            (verdict,) = yield (ask(text, Sampling(max_tokens=LABEL_TOKENS), role="labeller", prompt="magpie.label"),)
+            scores, category = read_labels(verdict.text)
             meta |= {"category": category, "labels_read": len(scores)}
             quality = scores.get("quality")
             if quality is not None:

@@ -21,7 +21,7 @@ from posttrain.data.config import Source
 from posttrain.data.text import tokens
 from posttrain.generate.engine import Completion, Sampling
 from posttrain.generate.source import ModelSource
-from posttrain.synth.base import Ask, Cost, Dropped, Made, Pipeline, Rate, RewardModel, Situation, Thread, asked
+from posttrain.synth.base import Ask, Cost, Dropped, Made, Pipeline, Rate, RewardModel, Situation, Thread, ask
 from posttrain.synth.prompts import Prompts
 from posttrain.tasks import AnyBenchmark
 from posttrain.tasks.base import ScoresReplies, Task
@@ -244,7 +244,7 @@ class Preferences(Pipeline):
             for sample in range(self.samples):
                 system = drawing.choice(principles) if self.principles and prompt[0].role != "system" else ""
                 asks.append(
-                    asked(prompt[-1].content, sampling, system=system, role=role, before=prompt[:-1], sample=sample)
+                    ask(prompt[-1].content, sampling, system=system, role=role, before=prompt[:-1], sample=sample)
                 )
         return tuple(asks)
 
@@ -287,7 +287,7 @@ class Preferences(Pipeline):
             order = list(range(len(replies)))
             drawing.shuffle(order)
             orders.append(order)
-            shown = [
+            listed = [
                 prompts.fill("preferences.answer", number=str(number), reply=replies[place])
                 for number, place in enumerate(order, 1)
             ]
@@ -297,10 +297,10 @@ class Preferences(Pipeline):
                 aspect=aspect.replace("_", " "),
                 meaning=prompts.texts[f"preferences.{aspect}"],
                 instruction=question,
-                answers="\n\n".join(shown),
+                answers="\n\n".join(listed),
             )
             asks.append(
-                asked(text, Sampling(max_tokens=16 * len(replies) + 64), role="judge", prompt="preferences.aspect")
+                ask(text, Sampling(max_tokens=16 * len(replies) + 64), role="judge", prompt="preferences.aspect")
             )
         answers = yield tuple(asks)
         ratings: list[list[float]] = [[] for _ in replies]

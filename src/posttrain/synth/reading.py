@@ -76,16 +76,16 @@ def instances(text: str, *, output_first: bool) -> list[Instance]:
     found: list[Instance] = []
     held = ""
     for name, value in parts:
-        shown = "" if name == "input" and _NO_INPUT.match(value) else value
+        content = "" if name == "input" and _NO_INPUT.match(value) else value
         if output_first:
             if name == "input" and held:
-                found.append(Instance(shown, held))
-            held = shown if name == "output" else ""
+                found.append(Instance(content, held))
+            held = content if name == "output" else ""
         elif name == "output":
-            found.append(Instance(held, shown))
+            found.append(Instance(held, content))
             held = ""
         else:
-            held = shown
+            held = content
     if output_first and held:
         found.append(Instance("", held))
     return found

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le
 
 from posttrain.generate.engine import Sampling
 from posttrain.references import NamesFile
-from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, asked, numbered, whole
+from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, ask, numbered, whole
 from posttrain.synth.prompts import Prompts
 from posttrain.synth.reading import Instance, instance_fault, instances, instruction_fault
 from posttrain.synth.seeds import Seed, read_seeds
@@ -97,7 +97,7 @@ class SelfInstruct(Pipeline):
             tasks="\n".join(f"{number}. {' '.join(shot.split())}" for number, (_, shot) in enumerate(shots, 1)),
         )
         sampling = Sampling(self.temperature, self.top_p, self.max_tokens)
-        (answer,) = yield (asked(text, sampling, prompt="self_instruct.propose"),)
+        (answer,) = yield (ask(text, sampling, prompt="self_instruct.propose"),)
         found = numbered(answer.text)
         results: list[Made | Dropped | Thread] = []
         if answer.finish == "length" and found:
@@ -119,19 +119,19 @@ class SelfInstruct(Pipeline):
         prompts = situation.prompts
         similar = yield Screen(task)
         if self.outputs == "answered":
-            (answer,) = yield (asked(task, Sampling(max_tokens=self.output_tokens)),)
+            (answer,) = yield (ask(task, Sampling(max_tokens=self.output_tokens)),)
             fault = whole(answer) or instance_fault(task, Instance("", answer.text.strip()))
             return [fault or self._made(task, Instance("", answer.text.strip()), parents, similar, None)]
-        (told,) = yield (
-            asked(
+        (verdict,) = yield (
+            ask(
                 prompts.fill("self_instruct.classify", task=task),
                 Sampling(max_tokens=8),
                 prompt="self_instruct.classify",
             ),
         )
-        labels = told.text.strip().casefold().startswith(prompts.words["self_instruct.positive"])
+        labels = verdict.text.strip().casefold().startswith(prompts.words["self_instruct.positive"])
         name = f"self_instruct.{'output' if labels else 'input'}_first"
-        (answer,) = yield (asked(prompts.fill(name, task=task), Sampling(max_tokens=self.output_tokens), prompt=name),)
+        (answer,) = yield (ask(prompts.fill(name, task=task), Sampling(max_tokens=self.output_tokens), prompt=name),)
         if answer.finish != "stop":
             return [whole(answer) or Dropped("not_finished", answer.finish, answer.text)]
         found = instances(answer.text, output_first=labels)

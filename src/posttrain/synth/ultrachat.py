@@ -20,7 +20,7 @@ from posttrain.errors import ConfigError
 from posttrain.generate.engine import Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.references import NamesFile
-from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, asked, whole
+from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, ask, whole
 from posttrain.synth.pool import rouge_l
 from posttrain.synth.prompts import Prompts
 from posttrain.types import Message
@@ -117,7 +117,7 @@ class UltraChat(Pipeline):
         replying = Sampling(self.reply_temperature, self.top_p, self.reply_tokens)
         name = f"ultrachat.opener_{leaf.sector}"
         text = prompts.fill(name, topic=leaf.topic.strip(), theme=leaf.theme)
-        (said,) = yield (asked(text, saying, role="user", prompt=name),)
+        (said,) = yield (ask(text, saying, role="user", prompt=name),)
         talk: list[Message] = []
         similar: Sequence[Any] = ()
         ended = "rounds"
@@ -127,11 +127,11 @@ class UltraChat(Pipeline):
             if fault is None and not talk:
                 similar = yield Screen(turn)
             if fault is None:
-                shown = turn
+                content = turn
                 if leaf.sector == "material" and not talk:
-                    shown = prompts.fill("ultrachat.material", request=turn, passage=leaf.topic.strip())
-                before = (*talk, Message("user", shown))
-                (reply,) = yield (asked(shown, replying, before=talk),)
+                    content = prompts.fill("ultrachat.material", request=turn, passage=leaf.topic.strip())
+                before = (*talk, Message("user", content))
+                (reply,) = yield (ask(content, replying, before=talk),)
                 fault = whole(reply) or self._reply_fault(reply.text.strip(), talk)
                 if fault is None:
                     talk = [*before, Message("assistant", reply.text.strip())]
@@ -146,7 +146,7 @@ class UltraChat(Pipeline):
             task = prompts.fill("ultrachat.user", topic=leaf.topic if leaf.sector != "material" else leaf.theme)
             opening = [Message("user", task), *flipped] if flipped[0].role == "assistant" else flipped
             text = prompts.fill("ultrachat.next", reply=talk[-1].content)
-            (said,) = yield (asked(text, saying, role="user", prompt="ultrachat.user", before=opening),)
+            (said,) = yield (ask(text, saying, role="user", prompt="ultrachat.user", before=opening),)
         return [
             Made(
                 tuple(talk[:-1]),
