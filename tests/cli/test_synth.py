@@ -65,7 +65,7 @@ stages:
 def test_a_dry_run_asks_nothing(cli: Cli) -> None:
     done = cli(
         *("synth", "alpaca", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--dry-run", "--json"),
-        *("--rows-wanted", 170, "--prompt-price", 1, "--completion-price", 2, "--max-money", 1),
+        *("--rows-wanted", 170, "--budget.prompt-price", 1, "--budget.completion-price", 2, "--budget.money", 1),
     )
     assert done.code == 0, done.err
     tables = [block for block in json.loads(done.out)["blocks"] if "rows" in block]
@@ -80,9 +80,9 @@ def test_a_dry_run_asks_nothing(cli: Cli) -> None:
         (("magpie",), "who writes?"),
         (("evolve", "--local", "m"), "no rows"),
         (("magpie", "rows.jsonl", "--local", "m"), "reads no rows"),
-        (("alpaca", "--local", "m", "--max-money", "1"), "needs prices"),
+        (("alpaca", "--local", "m", "--budget.money", "1"), "needs prices"),
         (("preferences", "r.jsonl", "--local", "m", "--score.by", "length", "--samples", "1"), "two replies"),
-        (("preferences", "--local", "m", "--score.by", "length"), "give data"),
+        (("preferences", "--local", "m", "--score.by", "length"), "give rows"),
     ],
 )
 def test_what_can_not_work_is_one_error(arguments: tuple[str, ...], problem: str, cli: Cli, tmp_path: Path) -> None:
@@ -95,10 +95,10 @@ def test_what_can_not_work_is_one_error(arguments: tuple[str, ...], problem: str
 def test_a_budget_of_nothing_makes_nothing_and_says_so(cli: Cli, prompts: Path, tmp_path: Path) -> None:
     with Server(bodies=drawn) as server:
         where = ("--endpoint", server.url, "--model", "m", "-o", tmp_path / "out", "--score.by", "length")
-        done = cli("synth", "preferences", prompts, *where, "--max-requests", 0)
+        done = cli("synth", "preferences", prompts, *where, "--budget.requests", 0)
         assert done.code == 2
         assert "the budget was spent" in done.err
         assert not server.asked
-        done = cli("synth", "preferences", prompts, *where, "--max-requests", 10)
+        done = cli("synth", "preferences", prompts, *where, "--budget.requests", 10)
         assert done.code == 0, done.err
         assert len(server.asked) == 8, "two prompts with four samples each; a third would go over the budget"

@@ -123,7 +123,8 @@ class OneStage:
 def options_of(name: str) -> str:
     """Every option of a command, for ``--help``."""
     needed = {"judge": ["-", "--local=-"], "score": ["-", "--model=-"], "synth": ["--local=-"], "eval": []}
-    return options_help(one_stage(name, needed.get(name.partition(" ")[0], ["-"])).keys)
+    needed |= {"synth evolve": ["-", "--local=-"]}
+    return options_help(one_stage(name, needed.get(name, needed.get(name.partition(" ")[0], ["-"]))).keys)
 
 
 def one_stage(name: str, words: Sequence[str]) -> OneStage:

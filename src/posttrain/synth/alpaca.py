@@ -15,7 +15,7 @@ from posttrain.generate.engine import Sampling
 from posttrain.references import NamesFile
 from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, ask
 from posttrain.synth.prompts import Prompts
-from posttrain.synth.reading import Instance, WrittenTask, instance_fault, instruction_fault, written_tasks
+from posttrain.synth.reading import Instance, WrittenTask, check_words, instance_fault, instruction_fault, written_tasks
 from posttrain.synth.seeds import Seed, read_seeds
 from posttrain.types import Message
 
@@ -45,16 +45,26 @@ class Alpaca(Pipeline):
     max_words: Annotated[int, Ge(1)] = 150
     """Longest instruction in words."""
 
+    def __post_init__(self) -> None:
+        if self.tasks_a_request <= self.shots:
+            raise ValueError(f"tasks_a_request {self.tasks_a_request} leaves no new task: {self.shots} are shown")
+        check_words(self.min_words, self.max_words)
+
     def seeds(self, language: str) -> Sequence[tuple[str, str]]:
         """The seed tasks."""
         return [(seed.id, seed.instruction) for seed in read_seeds(self.seeds_file, language)]
 
+    @property
+    def rows_a_thread(self) -> float:
+        """Every task of the answer that was not shown."""
+        return float(max(1, self.tasks_a_request - self.shots))
+
     def threads(self, situation: Situation) -> list[Thread]:
-        """Requests, each with other examples; about as many as the rows wanted need."""
+        """Requests, each with other examples."""
         seeds = read_seeds(self.seeds_file, situation.language)
-        count = max(1, -(-situation.size // max(1, self.tasks_a_request - self.shots)))
         return [
-            self._request(situation, situation.random.sample(seeds, min(self.shots, len(seeds)))) for _ in range(count)
+            self._request(situation, situation.random.sample(seeds, min(self.shots, len(seeds))))
+            for _ in range(situation.size)
         ]
 
     def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
@@ -62,8 +72,9 @@ class Alpaca(Pipeline):
         shots = "".join(
             f"{one.instruction}{one.input}{one.output}" for one in read_seeds(self.seeds_file, language)[: self.shots]
         )
-        rows = max(1, self.tasks_a_request - self.shots)
-        return (Cost("writer", "tasks", 1 / rows, prompts.texts["alpaca.tasks"] + shots, self.max_tokens),)
+        return (
+            Cost("writer", "tasks", 1 / self.rows_a_thread, prompts.texts["alpaca.tasks"] + shots, self.max_tokens),
+        )
 
     def _request(self, situation: Situation, shots: Sequence[Seed]) -> Thread:
         instruction, given, output = _LABELS[situation.language]

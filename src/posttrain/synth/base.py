@@ -2,7 +2,7 @@
 
 A thread is a generator. It yields what it needs, is sent what came of it, and returns what it made:
 
-    answers = yield (Ask(...), Ask(...))     completions, in their order; a request that fails ends the thread with its reason
+    answers = yield (Ask(...), Ask(...))     completions, in their order; a request that fails ends the thread with its reason, unless it is optional
     similar = yield Screen(text)             the texts of the pool most like it; one that is too similar ends the thread
     values = yield Rate(prompt, replies)     what a reward model says of replies, None where it can't
     return [Made(...), Dropped(...), thread] rows, answers that gave none with the reason, threads that go on from here
@@ -36,6 +36,8 @@ class Ask(NamedTuple):
     """A key of the pipeline's `Pipeline.roles`."""
     prompt: str = ""
     """Name of the prompt file's entry it was made of, for the lineage."""
+    optional: bool = False
+    """Whether the thread can do without an answer: it is then sent a `Dropped` in its place."""
 
 
 class Screen(NamedTuple):
@@ -146,6 +148,11 @@ class Pipeline:
         return {"writer": None}
 
     @property
+    def rows_a_thread(self) -> float:
+        """Rows that a thread gives where nothing is dropped."""
+        return 1.0
+
+    @property
     def reward_model(self) -> RewardModel | None:
         """Who answers `Rate`; None where nothing is rated."""
         return None
@@ -176,10 +183,11 @@ def ask(
     prompt: str = "",
     before: Sequence[Message] = (),
     sample: int = 0,
+    optional: bool = False,
 ) -> Ask:
     """A request of one user turn behind ``before``."""
     first = (Message("system", system),) if system else ()
-    return Ask(Request((*first, *before, Message("user", text)), sampling, sample), role, prompt)
+    return Ask(Request((*first, *before, Message("user", text)), sampling, sample), role, prompt, optional)
 
 
 def whole(answer: Completion) -> Dropped | None:

@@ -13,12 +13,42 @@ from posttrain.data.decontaminate.benchmarks import Benchmark
 from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.filters.language import LanguageFilter
 from posttrain.data.filters.step import FilterStep
-from posttrain.generate.source import ModelSource
+from posttrain.generate.cost import Prices
+from posttrain.generate.source import ModelSource, prices_of
 from posttrain.references import NamesFile
 from posttrain.synth import AnyPipeline
 
 SynthStep = Annotated[FilterStep | DecontaminateStep, Discriminator("kind")]
 """A step that looks at one row at a time, so that a round can be filtered before the next begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What may be spent; null = no cap. Answers from the cache count as well."""
+
+    requests: Annotated[int, Ge(0)] | None = None
+    """At most so many requests."""
+    tokens: Annotated[int, Ge(0)] | None = None
+    """No more is asked once so many tokens are read and written."""
+    money: Annotated[float, Ge(0)] | None = None
+    """No more is asked once this is spent, in the currency of the prices."""
+    prompt_price: Annotated[float, Ge(0)] | None = None
+    """Price of a million tokens read."""
+    completion_price: Annotated[float, Ge(0)] | None = None
+    """Price of a million tokens written."""
+
+    def __post_init__(self) -> None:
+        if (self.prompt_price is None) != (self.completion_price is None):
+            raise ValueError(
+                "prices of read and written tokens belong together: give prompt_price and completion_price"
+            )
+        if self.money is not None and self.prompt_price is None:
+            raise ValueError("a cap on money needs prices: give prompt_price and completion_price, or cap requests")
+
+    @property
+    def prices(self) -> Prices | None:
+        """The prices; None where there are none."""
+        return prices_of(self.prompt_price, self.completion_price)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +77,10 @@ class SynthSettings:
     """Threads begun together; the pool grows from round to round."""
     idle_rounds: Annotated[int, Ge(1)] = 5
     """The synthesis ends after so many rounds in a row that keep nothing."""
-    max_requests: Annotated[int, Ge(0)] | None = None
-    """At most so many requests, answers from the cache included; null = no cap."""
-    max_tokens: Annotated[int, Ge(0)] | None = None
-    """No more is asked once so many tokens are read and written; null = no cap."""
-    max_money: Annotated[float, Ge(0)] | None = None
-    """No more is asked once this is spent, in the currency of the prices; null = no cap."""
-    prompt_price: Annotated[float, Ge(0)] | None = None
-    """Price of a million tokens read."""
-    completion_price: Annotated[float, Ge(0)] | None = None
-    """Price of a million tokens written."""
+    budget: Budget = Budget()
+    """What may be spent."""
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.05
     """Share of the rows that is kept for evaluation."""
-
-    def __post_init__(self) -> None:
-        if (self.prompt_price is None) != (self.completion_price is None):
-            raise ValueError(
-                "prices of read and written tokens belong together: give prompt_price and completion_price"
-            )
-        if self.max_money is not None and self.prompt_price is None:
-            raise ValueError("a cap on money needs prices: give prompt_price and completion_price, or cap requests")
 
     @property
     def filters(self) -> tuple[SynthStep, ...]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from posttrain.data.text import tokens
 from posttrain.generate.cost import TRILLION, Prices
 from posttrain.generate.engine import Usage
-from posttrain.generate.source import prices_of
 from posttrain.report.values import Cell, Number, Section, Table, Text
 from posttrain.synth.config import SynthSettings
 from posttrain.synth.prompts import load_prompts
@@ -50,7 +49,7 @@ def money(lines: list[Line], prices: Prices) -> float:
 def estimate_section(settings: SynthSettings) -> Section:
     """The estimate for the terminal."""
     lines = estimate(settings)
-    prices = prices_of(settings.prompt_price, settings.completion_price)
+    prices = settings.budget.prices
     columns = ["role", "what", "requests", "tokens read", "tokens written, at most"]
     rows: list[tuple[Cell, ...]] = [
         (one.role, one.what, *(_count(value) for value in (one.requests, one.prompt_tokens, one.completion_tokens)))
@@ -66,7 +65,7 @@ def estimate_section(settings: SynthSettings) -> Section:
         cost: tuple[Cell, ...] = (Number(money(scaled, prices), digits=2),) if prices is not None else ()
         totals.append((Number(share, "share"), *(_count(value) for value in total), *cost))
     heads = ("kept of what is made", "requests", "tokens", *(("money",) if prices is not None else ()))
-    caps = {"requests": settings.max_requests, "tokens": settings.max_tokens, "money": settings.max_money}
+    caps = {"requests": settings.budget.requests, "tokens": settings.budget.tokens, "money": settings.budget.money}
     said = ", ".join(f"{value:,g} {name}" for name, value in caps.items() if value is not None)
     return Section(
         f"{settings.pipeline.name}: {settings.rows_wanted:,} rows",

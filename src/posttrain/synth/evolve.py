@@ -48,6 +48,11 @@ class Evolve(Pipeline):
     reply_tokens: Annotated[int, Ge(1)] = 2048
     """Longest reply."""
 
+    @property
+    def rows_a_thread(self) -> float:
+        """One a generation."""
+        return float(self.generations)
+
     def threads(self, situation: Situation) -> list[Thread]:
         """The next rows, in their order."""
         rows = situation.rows[situation.begun : situation.begun + situation.size]

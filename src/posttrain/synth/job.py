@@ -18,9 +18,9 @@ from typing import Any
 
 import polars as pl
 
-from posttrain.artifacts import LedgerStep, StageDir, write_json, write_text
+from posttrain.artifacts import Ledger, LedgerStep, StageDir, write_json, write_text
 from posttrain.data.config import Source
-from posttrain.data.decontaminate.benchmarks import Benchmark
+from posttrain.data.decontaminate.benchmarks import Benchmark, load
 from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.pipeline import gather, hold_out, nothing_usable, source_names
 from posttrain.data.places import Resolve
@@ -33,22 +33,20 @@ from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.cost import TRILLION, Caps
 from posttrain.generate.engine import Engine
 from posttrain.generate.openai import OpenAIEngine
-from posttrain.generate.source import ModelSource, open_source, prices_of
+from posttrain.generate.source import ModelSource, open_source
 from posttrain.judge.config import JudgeSource
 from posttrain.judge.reward import open_reward_judge
 from posttrain.judge.verdicts import Missing
 from posttrain.synth.base import Rate
 from posttrain.synth.config import SynthSettings
-from posttrain.synth.loop import Found, Limits, Loop, Loss, Rater, text_of
+from posttrain.synth.loop import Found, Limits, Loop, Rater, text_of
 from posttrain.synth.preferences import Preferences
 from posttrain.synth.prompts import load_prompts
-from posttrain.synth.section import ENDS
+from posttrain.synth.records import DROPPED, ENDS, FACTS, Compared, Loss, SynthFacts
 from posttrain.synth.variety import LARGEST, drawn, topics, variety
 from posttrain.tasks.prompts import load_prompts as load_fixed_prompts
 from posttrain.types import Display, Message, Origin, Row, SftRow
 
-DROPPED = "dropped.jsonl"
-FACTS = "facts.json"
 OWN_PROMPTS = "own_prompts.jsonl"
 
 
@@ -68,6 +66,9 @@ def synthesise(
     """
     run = StepRun(resolve, progress=display.tick)
     prompts = load_prompts(settings.language, settings.prompts)
+    read, rows = _rows_of(settings, out.file("read"), run)
+    real = _yardstick(settings, out.file("yardstick"), run)
+    filters = _Filters(settings, out.file("rounds"), seed, run)
     with RequestCache(cache) as answers, _engines(settings, answers, out.file("calls.jsonl"), display) as engines:
         found = Loop(
             pipeline=settings.pipeline,
@@ -77,44 +78,43 @@ def synthesise(
             limits=_limits(settings),
             seed=seed,
             source=name,
-            filters=_Filters(settings, out.file("rounds"), seed, run),
+            filters=filters,
             display=display,
             rater=_rater(settings, display),
-            rows=_rows_of(settings, out.file("read"), run),
+            rows=rows,
         ).run()
-        facts = _facts(settings, engines, found) | _variety(settings, found, out.file("yardstick"), seed, run)
+        facts = _facts(settings, engines, found, _compared(settings, found, real, seed))
     shutil.rmtree(out.file("rounds"), ignore_errors=True)
+    found.ledger.steps[:0], found.ledger.rejects[:0] = read.steps, read.rejects
     write_text(
         out.file(DROPPED), "".join(json.dumps(loss._asdict(), ensure_ascii=False) + "\n" for loss in found.losses)
     )
-    write_json(out.file(FACTS), facts)
+    write_json(out.file(FACTS), asdict(facts))
     if not len(found.rows):
         found.ledger.write(out.file("ledger.json"))
         raise _nothing_made(found, out.file(DROPPED))
     write_rows(out.file("made.parquet"), found.rows)
-    found.ledger.steps.append(hold_out(out.file("made.parquet"), settings.held_out, seed, out))
+    one_prompt = found.rows["messages"].list.first().n_unique() < 2
+    share = 0.0 if one_prompt else settings.held_out  # a single prompt has no other side
+    found.ledger.steps.append(hold_out(out.file("made.parquet"), share, seed, out))
     out.file("made.parquet").unlink()
     found.ledger.write(out.file("ledger.json"))
-    sides = {
-        side: len(pl.read_parquet(path, columns=["id"]))
-        for side in ("train", "held_out")
-        if (path := out.file("rows", f"{side}.parquet")).exists()
-    }
     if found.stopped != "wanted":
         display.note(_why_it_ended(found))
-    return {f"{side}_rows": count for side, count in sides.items()} | {
-        key: facts[key] for key in ("stopped", "requests", "threads")
-    }
+    split = found.ledger.steps[-1].notes
+    result: dict[str, Any] = {f"{side}_rows": count for side, count in split.items()}
+    return result | {"stopped": facts.stopped, "requests": facts.requests, "threads": facts.threads}
 
 
 def _limits(settings: SynthSettings) -> Limits:
+    budget = settings.budget
     return Limits(
         rows_wanted=settings.rows_wanted,
         round_size=settings.round_size,
-        requests=settings.max_requests,
-        tokens=settings.max_tokens,
-        money=settings.max_money,
-        prices=prices_of(settings.prompt_price, settings.completion_price),
+        requests=budget.requests,
+        tokens=budget.tokens,
+        money=budget.money,
+        prices=budget.prices,
         idle_rounds=settings.idle_rounds,
         too_similar=settings.too_similar,
     )
@@ -130,8 +130,7 @@ def _engines(
     settings: SynthSettings, answers: RequestCache, ledger: Path, display: Display
 ) -> Iterator[Mapping[str, Engine]]:
     """The engines by role, each model opened once."""
-    caps = Caps(money=settings.max_money, tokens=settings.max_tokens)
-    prices = prices_of(settings.prompt_price, settings.completion_price)
+    caps, prices = Caps(money=settings.budget.money, tokens=settings.budget.tokens), settings.budget.prices
     opened: list[tuple[ModelSource, Engine]] = []
     sources, budget = sources_of(settings), None
     with contextlib.ExitStack() as closing:
@@ -153,16 +152,22 @@ def _engines(
         yield {role: next(one for known, one in opened if known == source) for role, source in sources.items()}
 
 
-def _rows_of(settings: SynthSettings, out: Path, run: StepRun) -> Sequence[Row]:
-    """The rows that the pipeline begins with."""
+def _rows_of(settings: SynthSettings, out: Path, run: StepRun) -> tuple[Ledger, Sequence[Row]]:
+    """The rows that the pipeline begins with, and the account of their reading."""
     named: Source | None = getattr(settings.pipeline, "data", None)
     if named is None:
-        return ()
-    file, ledger = gather([named], out, run)
+        return Ledger(), ()
+    file, ledger = _gathered(named, out, run)
+    return ledger, read_any(file)
+
+
+def _gathered(source: Source, out: Path, run: StepRun) -> tuple[Path, Ledger]:
+    """The rows of a source. Raises DataError where none can be used."""
+    file, ledger = gather([source], out, run)
     if not ledger.steps[-1].rows_out:
         ledger.write(out / "ledger.json")
-        raise nothing_usable(ledger, [named.path], out / "ledger.json")
-    return read_any(file)
+        raise nothing_usable(ledger, [source.path], out / "ledger.json")
+    return file, ledger
 
 
 def _rater(settings: SynthSettings, display: Display) -> Rater | None:
@@ -195,6 +200,8 @@ class _Filters:
         self._steps: list[Step] = [*settings.filters]
         self._steps.append(DecontaminateStep(kind="decontaminate", benchmarks=(own, *settings.avoid)))
         self._folder, self._seed, self._run = folder / "round", seed, run
+        for benchmark in settings.avoid:
+            load(benchmark, run.resolve)  # what can't be read is told before anything is asked
 
     def __call__(self, rows: pl.DataFrame, number: int) -> tuple[pl.DataFrame, list[LedgerStep], list[Loss]]:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -213,44 +220,52 @@ class _Filters:
         return scan_rows(file).select(*SCHEMA, *LINEAGE).collect(), lines, losses
 
 
-def _facts(settings: SynthSettings, engines: Mapping[str, Engine], found: Found) -> dict[str, Any]:
-    spent = asdict(found.spent)
-    money = spent.pop("money")
-    return {
-        "pipeline": settings.pipeline.name,
-        "language": settings.language,
-        "rows_wanted": settings.rows_wanted,
-        "kept": len(found.rows),
-        "stopped": found.stopped,
-        "rounds": len(found.history),
-        "history": found.history,
-        "threads": found.threads,
-        **spent,
-        "money": money / TRILLION if settings.prompt_price is not None else None,
-        "engines": {role: engine.fingerprint._asdict() for role, engine in engines.items()},
-    }
+def _facts(
+    settings: SynthSettings, engines: Mapping[str, Engine], found: Found, compared: Compared | None
+) -> SynthFacts:
+    spent = found.spent
+    return SynthFacts(
+        pipeline=settings.pipeline.name,
+        language=settings.language,
+        rows_wanted=settings.rows_wanted,
+        kept=len(found.rows),
+        stopped=found.stopped,
+        threads=found.threads,
+        requests=spent.requests,
+        cached=spent.cached,
+        prompt_tokens=spent.prompt_tokens,
+        completion_tokens=spent.completion_tokens,
+        unknown_usage=spent.unknown_usage,
+        engines={role: engine.fingerprint for role, engine in engines.items()},
+        money=spent.money / TRILLION if settings.budget.prices is not None else None,
+        history=tuple(found.history),
+        variety=compared,
+    )
 
 
-def _variety(settings: SynthSettings, found: Found, out: Path, seed: int, run: StepRun) -> dict[str, Any]:
-    """Diversity of what was made, beside the real set."""
+def _yardstick(settings: SynthSettings, out: Path, run: StepRun) -> list[tuple[str, str]]:
+    """The instructions and replies of the real set."""
+    if settings.yardstick is None:
+        return []
+    file, _ = _gathered(settings.yardstick, out, run)
+    real = _talks(scan_rows(file).collect())
+    shutil.rmtree(out, ignore_errors=True)
+    return real
+
+
+def _compared(settings: SynthSettings, found: Found, real: Sequence[tuple[str, str]], seed: int) -> Compared | None:
+    """Diversity of what was made, beside the real set at equal size."""
     made = drawn(_talks(found.rows), LARGEST, seed)
     if not made or isinstance(settings.pipeline, Preferences):  # whose prompts are the user's
-        return {}
-    measured: dict[str, Any] = {"made": asdict(variety(*zip(*made, strict=True)))}
-    real: list[tuple[str, str]] = []
-    if settings.yardstick is not None:
-        file, _ = gather([settings.yardstick], out, run)
-        real = drawn(_talks(scan_rows(file).collect()), len(made), seed)
-        if len(real) < len(made):
-            measured["made"] = asdict(variety(*zip(*drawn(made, len(real), seed), strict=True)))
-        measured |= {
-            "yardstick": asdict(variety(*zip(*real, strict=True))),
-            "yardstick_name": source_names([settings.yardstick])[0],
-        }
-        shutil.rmtree(out, ignore_errors=True)
-    instructions = [text for text, _ in made], [text for text, _ in real]
-    measured["topics"] = [asdict(topic) for topic in topics(*instructions)]
-    return {"variety": measured}
+        return None
+    size = min(len(made), len(real)) if real else len(made)
+    beside = drawn(real, size, seed)
+    return Compared(
+        made=variety(*zip(*drawn(made, size, seed), strict=True)),
+        topics=tuple(topics([text for text, _ in made], [text for text, _ in beside])),
+        yardstick=variety(*zip(*beside, strict=True)) if beside else None,
+        yardstick_name=source_names([settings.yardstick])[0] if settings.yardstick is not None else "",
+    )
 
 
 def _talks(rows: pl.DataFrame) -> list[tuple[str, str]]:
@@ -274,11 +289,22 @@ def _why_it_ended(found: Found) -> str:
     return f"ended with {len(found.rows):,} rows: {ENDS[found.stopped]}" + (f" ({reasons})" if reasons else "")
 
 
+_FIXES = {
+    "budget": "raise the budget: what is begun must be paid to its end",
+    "cut": "raise the longest answer (max_tokens, reply_tokens, ...)",
+    "unparsable": "ask a stronger model, or another prompt (prompts: my.yaml)",
+    "too_similar": "raise temperature or too_similar, or give more seeds or topics",
+    "tie": "take more samples or a higher temperature, or a finer score",
+    "same_reply": "raise the temperature",
+    "other_language": "set language, or give steps of your own",
+}
+
+
 def _nothing_made(found: Found, file: Path) -> DataError:
-    why = ENDS[found.stopped]
     reasons = _main_reasons(found)
+    main = max(found.ledger.dropped, key=lambda reason: found.ledger.dropped[reason], default="")
     return DataError(
-        f"no row was made of {found.spent.requests:,} requests: {why}{f' ({reasons})' if reasons else ''}",
+        f"no row was made of {found.spent.requests:,} requests: {ENDS[found.stopped]}{f' ({reasons})' if reasons else ''}",
         where=str(file),
-        fix="the file says why of every answer; loosen the filters, raise the budget, or ask a stronger model",
+        fix=f"{_FIXES.get(main, 'loosen the filters, raise the budget, or ask a stronger model')}; the file says why of every answer",
     )

@@ -15,7 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import polars as pl
 
@@ -23,10 +23,11 @@ from posttrain.artifacts import Ledger, LedgerStep, Reject
 from posttrain.data.rows import LINEAGE, rows_frame
 from posttrain.errors import ConfigError
 from posttrain.generate.cost import TRILLION, Prices
-from posttrain.generate.engine import Engine, Failure, Outcome, complete, request_key
+from posttrain.generate.engine import Completion, Engine, Failure, Outcome, complete, request_key
 from posttrain.synth.base import Ask, Dropped, Made, Need, Pipeline, Rate, Screen, Situation, Thread
 from posttrain.synth.pool import Pool
 from posttrain.synth.prompts import Prompts
+from posttrain.synth.records import Ending, Loss, Round
 from posttrain.table import grouped
 from posttrain.types import Display, Origin, PairRow, Row, SftRow, UnpairedRow
 
@@ -67,9 +68,14 @@ class Spent:
     """Answers without a count of tokens."""
     money: int = 0
     """In trillionths of the currency."""
+    refused: bool = False
+    """Whether an engine found that the next call could go over the cap."""
 
     def add(self, outcome: Outcome, prices: Prices | None) -> None:
-        """Count one outcome."""
+        """Count one outcome; what was not sent because of the cap costs nothing."""
+        if isinstance(outcome, Failure) and outcome.reason == "budget":
+            self.refused = True
+            return
         self.requests += 1
         if isinstance(outcome, Failure):
             return
@@ -84,22 +90,14 @@ class Spent:
     def room(self, limits: Limits) -> int:
         """How many more requests the limits allow; of tokens and money it is known only once they are spent."""
         tokens = self.prompt_tokens + self.completion_tokens
-        over = (limits.tokens is not None and tokens >= limits.tokens) or (
-            limits.money is not None and self.money >= round(limits.money * TRILLION)
+        over = (
+            self.refused
+            or (limits.tokens is not None and tokens >= limits.tokens)
+            or (limits.money is not None and self.money >= round(limits.money * TRILLION))
         )
         if over:
             return 0
         return 2**62 if limits.requests is None else limits.requests - self.requests
-
-
-class Loss(NamedTuple):
-    """What gave no row: at which step, why, the detail of this case, the text, and the number of its thread."""
-
-    step: str
-    reason: str
-    detail: str
-    text: str
-    thread: int
 
 
 @dataclass(frozen=True)
@@ -111,10 +109,9 @@ class Found:
     ledger: Ledger
     losses: Sequence[Loss]
     spent: Spent
-    history: Sequence[Mapping[str, Any]]
+    history: Sequence[Round]
     threads: int
-    stopped: str
-    """``wanted``, ``budget``, ``exhausted`` (nothing more to ask) or ``idle`` (no row in many rounds)."""
+    stopped: Ending
 
 
 Filters = Callable[[pl.DataFrame, int], tuple[pl.DataFrame, list[LedgerStep], list[Loss]]]
@@ -137,6 +134,8 @@ class _Live:
     trail: list[Mapping[str, Any]]
     need: Need | None = None
     answer: Any = None
+    said: list[str] = field(default_factory=list)
+    """Texts that came in it so far, for the account of what was dropped."""
 
 
 @dataclass
@@ -164,8 +163,7 @@ class Loop:
     filtered: dict[str, LedgerStep] = field(default_factory=dict)
     threads: int = 0
     rounds: int = 0
-    history: list[Mapping[str, Any]] = field(default_factory=list)
-    """After each round: threads, requests, rows kept, drops by reason so far."""
+    history: list[Round] = field(default_factory=list)
 
     def run(self) -> Found:
         """Make rows until a limit is reached."""
@@ -173,7 +171,8 @@ class Loop:
             self.pool.add(entry_id, text, made=False)
         kept: list[pl.DataFrame] = []
         ids: set[str] = set()
-        idle, stopped = 0, "wanted"
+        stopped: Ending = "wanted"
+        idle = 0
         while len(ids) < self.limits.rows_wanted:
             fresh = self._round(len(ids))
             if fresh is None:
@@ -190,10 +189,11 @@ class Loop:
             if idle >= self.limits.idle_rounds:
                 stopped = "idle"
                 break
-        rows = pl.concat([rows_frame([]), *kept], how="vertical_relaxed")
+        made = pl.concat([rows_frame([]), *kept], how="vertical_relaxed")
+        rows = self._within(made)
         return Found(
-            self._within(rows),
-            self._ledger(len(rows)),
+            rows,
+            self._ledger(len(made), len(rows)),
             self.losses,
             self.spent,
             self.history,
@@ -203,9 +203,7 @@ class Loop:
 
     def _round(self, kept: int) -> pl.DataFrame | None:
         """The rows of one round that passed the filters; None where there is nothing more to ask."""
-        needed = self.limits.rows_wanted - kept
-        rate = max(LEAST_YIELD, min(1.0, kept / self.threads)) if self.threads else 1.0
-        size = max(1, min(self.limits.round_size, math.ceil(needed / rate)))
+        size = self._size(self.limits.rows_wanted - kept, kept)
         chance = random.Random(f"{self.seed}:{self.rounds}")
         situation = Situation(
             self.pool, self.rounds, self.threads, size, chance, self.prompts, self.language, self.rows
@@ -231,6 +229,15 @@ class Loop:
         self.losses += losses
         return stay
 
+    def _size(self, needed: int, kept: int) -> int:
+        """Threads of the next round: as many as the rows need at the yield so far, and no more than the requests left can finish."""
+        most = self.pipeline.rows_a_thread
+        rate = max(LEAST_YIELD * most, kept / self.threads) if self.threads else most
+        costs = self.pipeline.costs(self.prompts, self.language)
+        requests = max(1.0, most * sum(cost.a_row for cost in costs))
+        room = int(self.spent.room(self.limits) / requests)
+        return max(1, min(self.limits.round_size, math.ceil(needed / rate), room))
+
     def _play(self, begun: Sequence[_Live]) -> list[tuple[Row, Made, _Live]]:
         """Drive threads to their ends."""
         rows: list[tuple[Row, Made, _Live]] = []
@@ -253,6 +260,7 @@ class Loop:
                     detail = f"ROUGE-L {similar[0].score:.2f} with {similar[0].id}, limit {self.limits.too_similar:g}"
                     return self._end(one, Dropped("too_similar", detail, need.text))
                 self.pool.add(f"{self.pipeline.name}-{one.number}.{one.parts[0]}", need.text, made=True)
+                one.said.append(need.text)
                 need = one.thread.send(similar)
         except StopIteration as end:
             children: list[_Live] = []
@@ -269,7 +277,7 @@ class Loop:
 
     def _end(self, one: _Live, why: Dropped) -> list[_Live]:
         one.thread.close()
-        self._lose(why, one)
+        self._lose(why if why.text else why._replace(text="\n\n".join(one.said)), one)
         return []
 
     def _answer(self, asking: Sequence[_Live]) -> None:
@@ -299,12 +307,21 @@ class Loop:
             outcome = found[place]
             self.spent.add(outcome, self.limits.prices)
             one.trail.append(self._lineage(ask, outcome))
-            if isinstance(one.answer, Dropped):
-                continue  # another of its requests has failed
             if isinstance(outcome, Failure):
-                one.answer = Dropped(f"failed_{outcome.reason}", outcome.detail)
+                reason = "budget" if outcome.reason == "budget" else f"failed_{outcome.reason}"
+                found_instead: Completion | Dropped = Dropped(reason, outcome.detail)
+            elif not _encodable(outcome.text):
+                text = outcome.text.encode("utf-8", "replace").decode()
+                found_instead = Dropped("invalid_unicode", "the answer has half a character", text)
             else:
-                one.answer.append(outcome)
+                one.said.append(outcome.text)
+                found_instead = outcome
+            if isinstance(one.answer, Dropped):
+                continue  # another of its requests has ended it; what this one said stands in its account
+            if isinstance(found_instead, Dropped) and not ask.optional:
+                one.answer = found_instead
+            else:
+                one.answer.append(found_instead)
 
     def _seeded(self, ask: Ask, thread: int, part: int) -> Ask:
         """The request with a seed of its own, which depends on nothing but the job's seed and its place."""
@@ -394,7 +411,11 @@ class Loop:
 
     def _within(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The first rows, as many as wanted."""
-        wanted = self.limits.rows_wanted
+        wanted = min(self.limits.rows_wanted, len(rows))
+        if 0 < wanted < len(rows) and rows["desirable"][wanted] is not None:
+            while wanted and rows["line"][wanted - 1] == rows["line"][wanted]:
+                wanted -= 1  # a good reply and the bad one to the same prompt stay together
+            wanted = wanted or len(rows.filter(pl.col("line") == rows["line"][0]))
         for row in rows[wanted:].iter_rows(named=True):
             self.losses.append(Loss("wanted", "not_wanted", f"{wanted:,} rows were there", text_of(row), row["line"]))
         return rows[:wanted]
@@ -408,9 +429,9 @@ class Loop:
             for name, count in more.items():
                 mine[name] = mine.get(name, 0) + count
 
-    def _ledger(self, kept: int) -> Ledger:
-        surplus = max(0, kept - self.limits.rows_wanted)
-        last = LedgerStep("wanted", kept, kept - surplus, dropped={"not_wanted": surplus} if surplus else {})
+    def _ledger(self, made: int, kept: int) -> Ledger:
+        surplus = {"not_wanted": made - kept} if made > kept else {}
+        last = LedgerStep("wanted", made, kept, dropped=surplus)
         ledger = Ledger([self.made, *self.filtered.values(), last])
         for loss in self.losses:
             ledger.rejects.append(Reject(Origin(self.source, loss.thread), loss.step, loss.reason, loss.detail[:500]))
@@ -421,21 +442,22 @@ class Loop:
         lost = Counter[str]()
         for line in (self.made, *self.filtered.values()):
             lost.update(line.dropped)
-        self.history.append(
-            {
-                "round": self.rounds,
-                "threads": self.threads,
-                "requests": self.spent.requests,
-                "kept": kept,
-                "dropped": dict(lost),
-            }
-        )
+        self.history.append(Round(self.rounds, self.threads, self.spent.requests, kept, dict(lost)))
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in lost.most_common(4))
         self.display.tick("rows kept", min(kept, self.limits.rows_wanted), self.limits.rows_wanted)
         self.display.note(
             f"round {self.rounds}: {fresh:,} rows kept, {min(kept, self.limits.rows_wanted):,} of {self.limits.rows_wanted:,}; "
             f"{self.spent.requests:,} requests" + (f"; so far dropped: {reasons}" if reasons else "")
         )
+
+
+def _encodable(text: str) -> bool:
+    """Whether a text can be written; half of a surrogate pair can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_of(row: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ from posttrain.synth.base import (
     whole,
 )
 from posttrain.synth.prompts import Prompts
-from posttrain.synth.reading import instruction_fault, json_objects
+from posttrain.synth.reading import check_words, instruction_fault, json_objects
 from posttrain.types import Message
 
 HERE = Path(__file__).parent
@@ -95,6 +95,7 @@ class Magpie(Pipeline):
         return {"writer": None} | {role: source for role, source in others.items() if source is not None}
 
     def __post_init__(self) -> None:
+        check_words(self.min_words, self.max_words)
         if self.reward is None and (self.rival is not None or self.min_reward_margin is not None):
             raise ValueError("a rival and a margin need a reward model: give reward")
         if self.min_reward_margin is not None and self.rival is None:
@@ -110,7 +111,7 @@ class Magpie(Pipeline):
         if writer.kind != "local":
             yield Problem(
                 ("writer",),
-                f"magpie needs a local model, which it gives its own template to; this is {writer.kind}: give local",
+                f"magpie needs a local model, which it gives its own template to; this is {writer.kind}: give a local one (local: MODEL)",
             )
 
     def seeds(self, language: str) -> Sequence[tuple[str, str]]:

@@ -150,7 +150,11 @@ class Preferences(Pipeline):
         """No prompts, or too few replies to compare."""
         of_task = isinstance(self.score, ScoredByTask)
         if of_task == (self.data is not None):
-            text = "the task has prompts of its own: leave data away" if of_task else "whose prompts? give data"
+            text = (
+                "the task has prompts of its own: leave the rows (data) away"
+                if of_task
+                else "whose prompts are answered? give rows (data: {path: ...})"
+            )
             yield Problem(("pipeline", "data"), text)
         if isinstance(self.score, ScoredByTask) and not isinstance(self.score.task, ScoresReplies):
             yield Problem(("pipeline", "score", "task"), f"{self.score.task.name} can't score one reply by itself")
@@ -167,6 +171,12 @@ class Preferences(Pipeline):
         """The tasks by id; none where prompts come from rows."""
         score = self.score
         return {task.id: task for task in score.task.tasks()} if isinstance(score, ScoredByTask) else {}
+
+    @property
+    def rows_a_thread(self) -> float:
+        """A pair, two judged replies, or all candidates."""
+        replies = self.samples * max(1, len(self.models))
+        return float({"pairs": 1, "feedback": 2, "candidates": replies}[self.rows])
 
     def threads(self, situation: Situation) -> list[Thread]:
         """The next prompts, in their order."""
@@ -190,8 +200,7 @@ class Preferences(Pipeline):
     def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
         """All replies to a prompt, and what a judge is asked of them."""
         writers = [role for role in self.roles if role != "judge"]
-        replies = self.samples * len(writers)
-        rows = {"pairs": 1, "feedback": 2, "candidates": replies}[self.rows]
+        replies, rows = self.samples * len(writers), self.rows_a_thread
         found = [Cost(role, "replies", self.samples / rows, self.suffix, self.max_tokens, 60) for role in writers]
         if isinstance(self.score, ScoredByJudge):
             text, aspects = prompts.texts["preferences.aspect"], len(self.score.aspects)
@@ -210,6 +219,9 @@ class Preferences(Pipeline):
         by: list[str] = []
         names = [role for role in self.roles if role != "judge"]
         for place, answer in enumerate(answers):
+            if isinstance(answer, Dropped):
+                results.append(answer)
+                continue
             text, fault = answer.text.strip(), self._fault(answer)
             if fault is not None:
                 results.append(fault)
@@ -244,7 +256,15 @@ class Preferences(Pipeline):
             for sample in range(self.samples):
                 system = drawing.choice(principles) if self.principles and prompt[0].role != "system" else ""
                 asks.append(
-                    ask(prompt[-1].content, sampling, system=system, role=role, before=prompt[:-1], sample=sample)
+                    ask(
+                        prompt[-1].content,
+                        sampling,
+                        system=system,
+                        role=role,
+                        before=prompt[:-1],
+                        sample=sample,
+                        optional=True,
+                    )
                 )
         return tuple(asks)
 
@@ -300,11 +320,19 @@ class Preferences(Pipeline):
                 answers="\n\n".join(listed),
             )
             asks.append(
-                ask(text, Sampling(max_tokens=16 * len(replies) + 64), role="judge", prompt="preferences.aspect")
+                ask(
+                    text,
+                    Sampling(max_tokens=16 * len(replies) + 64),
+                    role="judge",
+                    prompt="preferences.aspect",
+                    optional=True,
+                )
             )
         answers = yield tuple(asks)
         ratings: list[list[float]] = [[] for _ in replies]
         for order, answer in zip(orders, answers, strict=True):
+            if isinstance(answer, Dropped):
+                continue  # what a judge did not say is missing
             for number, rating in read_ratings(answer.text, len(replies)).items():
                 ratings[order[number - 1]].append(rating)
         return [fmean(found) if found else None for found in ratings]

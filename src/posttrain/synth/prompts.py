@@ -14,6 +14,8 @@ from posttrain.table import did_you_mean
 
 Language = Literal["en", "zh"]
 HERE = Path(__file__).parent
+MAY_LACK = frozenset({"count", "first", "last", "theme", "aspect", "meaning"})
+"""Places that a prompt of the user's may do without."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,42 @@ def load_prompts(language: Language, replaced: str | None) -> Prompts:
     if replaced is None:
         return Prompts(texts, words)
     document = read_yaml(replaced)
+    problems: list[Problem] = []
+    own_texts: dict[str, str] = {}
+    own_words: dict[str, tuple[str, ...]] = {}
+    sections = {name.partition(".")[0] for name in (*texts, *words)}
     value = document.value if isinstance(document.value, Mapping) else {}
-    problems = [] if value else [Problem((), "prompts by name are wanted, as self_instruct: {propose: ...}")]
-    own_texts, own_words = _flat(value)
-    known = [*texts, *words]
-    for name, new in {**own_texts, **own_words}.items():
-        at = tuple(name.split("."))
-        if name not in known:
-            problems.append(Problem(at, f"unknown prompt {name}{did_you_mean(name, known)}"))
-        elif isinstance(new, str) != (name in texts):
-            problems.append(Problem(at, "a text is wanted" if name in texts else "a list of texts is wanted"))
-        elif name in texts and (strange := sorted(places_of(str(new)) - places_of(texts[name]))):
-            allowed = ", ".join(sorted(places_of(texts[name]))) or "none"
-            problems.append(Problem(at, f"unknown place {{{{{strange[0]}}}}}; known: {allowed}"))
+    if not value:
+        problems.append(Problem((), "prompts by name are wanted, as self_instruct: {propose: ...}"))
+    for section, entries in value.items():
+        if section not in sections:
+            problems.append(Problem((section,), f"unknown pipeline{did_you_mean(str(section), sections)}"))
+        elif not isinstance(entries, Mapping):
+            problems.append(Problem((section,), "prompts by name are wanted"))
+        else:
+            for key, entry in entries.items():
+                name, at = f"{section}.{key}", (section, key)
+                if name in texts and isinstance(entry, str) and entry.strip():
+                    own_texts[name] = entry
+                    problems += [Problem(at, text) for text in _places_wrong(entry, texts[name])]
+                elif name in words and isinstance(entry, list) and all(isinstance(one, str) for one in entry):
+                    own_words[name] = tuple(entry)
+                elif name in texts or name in words:
+                    problems.append(Problem(at, "a text is wanted" if name in texts else "a list of texts is wanted"))
+                else:
+                    problems.append(Problem(at, f"unknown prompt {name}{did_you_mean(name, [*texts, *words])}"))
     if problems:
         raise document.error(problems)
     return Prompts(texts | own_texts, words | own_words)
+
+
+def _places_wrong(text: str, own: str) -> list[str]:
+    """What is wrong with the places of a prompt that stands for posttrain's own."""
+    places, known = places_of(text), places_of(own)
+    strange = [
+        f"unknown place {{{{{name}}}}}; known: {', '.join(sorted(known)) or 'none'}" for name in sorted(places - known)
+    ]
+    return strange + [f"has no place {{{{{name}}}}}" for name in sorted(known - places - MAY_LACK)]
 
 
 def _flat(value: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:

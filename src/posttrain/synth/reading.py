@@ -123,6 +123,12 @@ def _text(record: Mapping[str, Any], name: str) -> str:
 # ---- rules -----------------------------------------------------------------------------------------------------------
 
 
+def check_words(least: int, most: int) -> None:
+    """Raise ValueError where no length is allowed."""
+    if least > most:
+        raise ValueError(f"min_words {least} is above max_words {most}")
+
+
 def instruction_fault(
     text: str, *, least: int, most: int, blacklist: Sequence[str] = (), openings: Sequence[str] = ()
 ) -> Dropped | None:

@@ -14,6 +14,7 @@ from posttrain.artifacts import Ledger, StageDir, read_json
 from posttrain.report import numbers
 from posttrain.report.charts import Bars, Histogram, Piece
 from posttrain.report.ledger import funnel
+from posttrain.report.reading import json_lines, parse
 from posttrain.report.values import (
     Answer,
     Beside,
@@ -30,17 +31,13 @@ from posttrain.report.values import (
     Unit,
 )
 from posttrain.report.words import plural
+from posttrain.synth.records import DROPPED, ENDS, FACTS, Loss, SynthFacts
+from posttrain.synth.variety import Topic
 
 SHOWN = 10
 """Rows and dropped answers that are shown."""
 ALIKE = 0.3
 """Share of instructions with one first word from which that is said."""
-ENDS = {
-    "wanted": "as many rows as were wanted",
-    "budget": "the budget was spent",
-    "exhausted": "there was nothing more to ask",
-    "idle": "several rounds in a row kept no row",
-}
 _MEASURES: tuple[tuple[str, str, Unit], ...] = (
     ("rows", "Rows compared", "count"),
     ("distinct_1", "Distinct words of instructions", "share"),
@@ -55,7 +52,7 @@ _MEASURES: tuple[tuple[str, str, Unit], ...] = (
 
 def synth_section(out: StageDir) -> Section:
     """What was made, by whom, at what cost, and what became of every answer."""
-    facts = read_json(out.file("facts.json"))
+    facts = parse(SynthFacts, read_json(out.file(FACTS)), out.file(FACTS))
     ledger = Ledger.read(out.file("ledger.json"))
     kept = [row for side in ("train", "held_out") for row in _rows(out.file("rows", f"{side}.parquet"))]
     blocks: list[Block] = [
@@ -65,36 +62,34 @@ def synth_section(out: StageDir) -> Section:
         *_varied(facts, out.path.name),
         _lengths(kept, out.path.name),
         _cards("Rows kept, drawn by chance", [_kept_card(row) for row in _drawn(kept)]),
-        _cards("Dropped answers, drawn by chance", [_dropped_card(one) for one in _drawn(list(_dropped(out)))]),
+        _cards("Dropped answers, drawn by chance", [_dropped_card(one) for one in _drawn(_dropped(out))]),
     ]
-    made, threads = int(facts["kept"]), int(facts["threads"])
+    made, threads = facts.kept, facts.threads
     headline = Headline(
         "Rows made",
         Number(made, "count"),
-        f"of {plural(threads, 'thread')} by {facts['pipeline']}; it ended with {ENDS[facts['stopped']]}",
+        f"of {plural(threads, 'thread')} by {facts.pipeline}; it ended with {ENDS[facts.stopped]}",
     )
     return Section(
         f"Synthesis: {out.path.name}",
         out.path.name,
         tuple(blocks),
-        summary=f"{facts['pipeline']} made {plural(made, 'row')} out of {plural(int(facts['requests']), 'request')}.",
+        summary=f"{facts.pipeline} made {plural(made, 'row')} out of {plural(facts.requests, 'request')}.",
         headlines=(headline,),
     )
 
 
-def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
-    yield "Pipeline", f"{facts['pipeline']} ({facts['language']})"
-    for role, engine in facts["engines"].items():
-        yield (
-            f"Who: {role}",
-            f"{engine['model'].rpartition('@')[0] or engine['model']} ({engine['engine']}{' ' + engine['endpoint'] if engine['endpoint'] else ''})",
-        )
-    yield "Rows kept", Number(facts["kept"], "count", note=f"of {facts['rows_wanted']:,} wanted")
-    yield "Requests", Number(facts["requests"], "count", note=f"{facts['cached']:,} answered from the cache")
-    yield "Tokens read", Number(facts["prompt_tokens"], "count")
-    yield "Tokens written", Number(facts["completion_tokens"], "count")
-    yield "Money", None if facts["money"] is None else Number(facts["money"], digits=4)
-    yield "It ended with", ENDS[facts["stopped"]]
+def _facts(facts: SynthFacts) -> Iterator[tuple[str, Cell]]:
+    yield "Pipeline", f"{facts.pipeline} ({facts.language})"
+    for role, engine in facts.engines.items():
+        where = f"{engine.engine} {engine.endpoint}".strip()
+        yield f"Who: {role}", f"{engine.model.rpartition('@')[0] or engine.model} ({where})"
+    yield "Rows kept", Number(facts.kept, "count", note=f"of {facts.rows_wanted:,} wanted")
+    yield "Requests", Number(facts.requests, "count", note=f"{facts.cached:,} answered from the cache")
+    yield "Tokens read", Number(facts.prompt_tokens, "count")
+    yield "Tokens written", Number(facts.completion_tokens, "count")
+    yield "Money", None if facts.money is None else Number(facts.money, digits=4)
+    yield "It ended with", ENDS[facts.stopped]
 
 
 def _overlap(ledger: Ledger) -> Number | None:
@@ -115,51 +110,47 @@ def _losses(ledger: Ledger) -> Table:
     return Table("Dropped, by reason", ("step", "reason", "answers", "of what came in"), tuple(rows))
 
 
-def _varied(facts: Mapping[str, Any], name: str) -> Iterator[Block]:
+def _varied(facts: SynthFacts, name: str) -> Iterator[Block]:
     """Diversity beside the real set, verbs with objects, topics."""
-    varied = facts.get("variety") or {}
-    if not varied:
+    if facts.variety is None:
         return
-    made, real = varied["made"], varied.get("yardstick")
-    columns = ("measure", "these rows", *((str(varied["yardstick_name"]),) if real else ()))
+    made, real = facts.variety.made, facts.variety.yardstick
+    columns = ("measure", "these rows", *((facts.variety.yardstick_name,) if real else ()))
     rows: list[tuple[Cell, ...]] = [
-        (title, *(Number(one[key], unit) for one in (made, real) if one)) for key, title, unit in _MEASURES
+        (title, *(Number(getattr(one, key), unit) for one in (made, real) if one)) for key, title, unit in _MEASURES
     ]
-    if made["first_word_share"] > ALIKE:
+    if made.first_word_share > ALIKE:
         yield Notice(
             "warning",
             "many instructions begin alike",
             (
-                f"{numbers.percent(made['first_word_share'])} begin with {made['first_word']!r}. More temperatures, system prompts, seeds or topics make them differ; "
+                f"{numbers.percent(made.first_word_share)} begin with {made.first_word!r}. More temperatures, system prompts, seeds or topics make them differ; "
                 "a near-duplicate filter behind this stage takes the rest.",
             ),
         )
     yield Table("Diversity and length" + (", at equal size beside a real set" if real else ""), columns, tuple(rows))
-    pairs = Bars(
-        name=f"{name}-verbs",
-        title="Verbs with their objects",
-        lanes=tuple(
+    charts: list[Block] = []
+    if made.pairs:
+        lanes = tuple(
             (pair, numbers.count(count), ((Piece(count, "s1", f"{count:,} instructions"),),))
-            for pair, count in made["pairs"].items()
-        ),
-        caption="The most frequent ones, told by rules of thumb (docs/synthesis.md).",
-    )
-    groups = varied.get("topics") or ()
-    found: list[Block] = [pairs] if made["pairs"] else []
-    if groups:
-        found.append(_topics(groups, name, bool(real)))
-    if found:
-        yield Beside(tuple(found)) if len(found) > 1 else found[0]
+            for pair, count in made.pairs.items()
+        )
+        caption = "The most frequent ones, by rules of thumb (docs/synthesis.md)."
+        charts.append(Bars(name=f"{name}-verbs", title="Verbs with their objects", lanes=lanes, caption=caption))
+    if facts.variety.topics:
+        charts.append(_topics(facts.variety.topics, name, real is not None))
+    if charts:
+        yield Beside(tuple(charts)) if len(charts) > 1 else charts[0]
 
 
-def _topics(groups: Sequence[Mapping[str, Any]], name: str, real: bool) -> Bars:
+def _topics(groups: Sequence[Topic], name: str, real: bool) -> Bars:
     lanes = []
     for one in groups:
-        bars = [(Piece(one["made"], "s1", f"{one['made']:,} of these rows"),)]
+        bars = [(Piece(one.made, "s1", f"{one.made:,} of these rows"),)]
         if real:
-            bars.append((Piece(one["yardstick"], "s2", f"{one['yardstick']:,} of the real set"),))
-        text = f"{one['made']:,}" + (f" / {one['yardstick']:,}" if real else "")
-        lanes.append((", ".join(one["terms"]), text, tuple(bars)))
+            bars.append((Piece(one.yardstick, "s2", f"{one.yardstick:,} of the real set"),))
+        text = f"{one.made:,}" + (f" / {one.yardstick:,}" if real else "")
+        lanes.append((", ".join(one.terms), text, tuple(bars)))
     return Bars(
         name=f"{name}-topics",
         title="Topics",
@@ -228,9 +219,8 @@ def _kept_card(row: Mapping[str, Any]) -> Card:
     return Card(row["id"], turns, tuple(answers), category=str(said.get("topic") or ""), note=note)
 
 
-def _dropped_card(loss: Mapping[str, Any]) -> Card:
-    text = str(loss["text"])[:1200]
-    return Card(f"thread {loss['thread']}", (loss["reason"],), (Answer("said", (text,), detail=loss["detail"]),))
+def _dropped_card(loss: Loss) -> Card:
+    return Card(f"thread {loss.thread}", (loss.reason,), (Answer("said", (loss.text[:1200],), detail=loss.detail),))
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -239,7 +229,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         yield from pl.read_parquet(path, columns=columns).iter_rows(named=True)
 
 
-def _dropped(out: StageDir) -> Iterator[Mapping[str, Any]]:
-    path = out.file("dropped.jsonl")
-    if path.exists():
-        yield from (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+def _dropped(out: StageDir) -> list[Loss]:
+    """Every answer that gave no row. Raises RunError where the file is missing or damaged."""
+    path = out.file(DROPPED)
+    return [parse(Loss, value, path) for value in json_lines(path)]

@@ -33,7 +33,7 @@ def read_seeds(file: str, language: str) -> tuple[Seed, ...]:
     """
     path = BUILTIN if file == "builtin" else Path(file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"can't read these seeds: {error}", where=file, fix="give a JSON Lines file in UTF-8") from None
     found = [_seed(line, f"{file}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -62,8 +62,16 @@ def _seed(line: str, where: str) -> tuple[Seed, str | None]:
             where=where,
             fix="the format is that of Self-Instruct's seed_tasks.jsonl: instruction, instances: [{input, output}]",
         )
-    first: Any = (record.get("instances") or [record])[0]
-    texts = [first.get(key) if isinstance(first, Mapping) else None for key in ("input", "output")]
-    given, output = (text if isinstance(text, str) else "" for text in texts)
+    instances = record.get("instances") or [record]
+    first: Any = instances[0] if isinstance(instances, list) else None
+    texts = [first.get(key, "") for key in ("input", "output")] if isinstance(first, Mapping) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        fix = "the format is that of Self-Instruct's seed_tasks.jsonl: instruction, instances: [{input, output}]"
+        raise DataError("instances must be a list of {input, output} with texts", where=where, fix=fix)
+    given, output = (str(text) for text in texts)
+    try:
+        f"{instruction}{given}{output}".encode()
+    except UnicodeEncodeError:
+        raise DataError("half of a character (a lone surrogate)", where=where, fix="mend the text") from None
     seed_id = str(record.get("id") or f"seed_{where.rpartition(':')[2]}")
     return Seed(seed_id, instruction, given, output, bool(record.get("is_classification"))), record.get("language")

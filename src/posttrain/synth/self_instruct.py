@@ -16,7 +16,7 @@ from posttrain.generate.engine import Sampling
 from posttrain.references import NamesFile
 from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, ask, numbered, whole
 from posttrain.synth.prompts import Prompts
-from posttrain.synth.reading import Instance, instance_fault, instances, instruction_fault
+from posttrain.synth.reading import Instance, check_words, instance_fault, instances, instruction_fault
 from posttrain.synth.seeds import Seed, read_seeds
 from posttrain.types import Message
 
@@ -49,9 +49,17 @@ class SelfInstruct(Pipeline):
     max_words: Annotated[int, Ge(1)] = 150
     """Longest task in words."""
 
+    def __post_init__(self) -> None:
+        check_words(self.min_words, self.max_words)
+
     def seeds(self, language: str) -> Sequence[tuple[str, str]]:
         """The seed tasks."""
         return [(seed.id, seed.instruction) for seed in self._seeds(language)]
+
+    @property
+    def rows_a_thread(self) -> float:
+        """Every task of the list."""
+        return float(self.tasks_a_request)
 
     def threads(self, situation: Situation) -> list[Thread]:
         """Requests for new tasks, each with other examples."""

@@ -174,7 +174,8 @@ def topics(made: Sequence[str], yardstick: Sequence[str], seed: int = 0) -> list
         return []
     words = [_terms(text) for text in texts]
     frequency = Counter(word for own in words for word in set(own))
-    known = [word for word, count in frequency.most_common(FEATURES) if 2 <= count <= 0.5 * len(texts)]
+    ranked = sorted(frequency.items(), key=lambda item: (-item[1], item[0]))[:FEATURES]
+    known = [word for word, count in ranked if 2 <= count <= 0.5 * len(texts)]
     if len(known) < TOPICS:
         return []
     place = {word: index for index, word in enumerate(known)}
