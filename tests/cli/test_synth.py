@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from conftest import Outcome
@@ -102,3 +103,67 @@ def test_a_budget_of_nothing_makes_nothing_and_says_so(cli: Cli, prompts: Path, 
         done = cli("synth", "preferences", prompts, *where, "--budget.requests", 10)
         assert done.code == 0, done.err
         assert len(server.asked) == 8, "two prompts with four samples each; a third would go over the budget"
+
+
+def test_replies_are_scored_by_a_benchmark(cli: Cli, tmp_path: Path) -> None:
+    problems = tmp_path / "problems.jsonl"
+    lines = [{"question": f"What is {k} + 1?", "answer": f"Add.\n#### {k + 1}"} for k in range(4)]
+    problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def solve(body: dict[str, Any]) -> dict[str, Any]:
+        draw = random.Random(body["seed"]).randint(0, 3)
+        return chat_body(name_of(body), f"After some thought the answer is {draw}.")
+
+    with Server(bodies=solve) as server:
+        task = f"{{name: gsm8k, path: {problems}}}"
+        done = cli(
+            *("synth", "preferences", "--endpoint", server.url, "--model", "m", "-o", tmp_path / "out"),
+            *("--score", f"{{by: task, task: {task}}}", "--samples", 8, "--held-out", 0, "--rows-wanted", 4),
+        )
+    assert done.code == 0, done.err
+    rows = pl.read_parquet(tmp_path / "out" / "preferences" / "rows" / "train.parquet").to_dicts()
+    assert rows
+    for row in rows:
+        asked, chosen = (turn["content"] for turn in row["messages"])
+        right = int(asked.split("What is ")[1].split(" ")[0]) + 1
+        assert chosen.endswith(f"is {right}.")
+        assert not row["rejected"][0]["content"].endswith(f"is {right}.")
+
+
+@pytest.mark.slow
+def test_a_reward_model_of_the_recipe_scores_and_the_trained_model_writes_on(
+    cli: Cli, tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    writer = "samples: 3, max_tokens: 12, keep_cut: true"
+    adapter = "adapter: {name: lora, rank: 2}, max_steps: 2, batch_size: 2"
+    recipe.write_text(
+        f"""
+name: rounds
+model: {tiny_model}
+stages:
+  human: {{kind: data, sources: [{{path: dpo_en_demo, max_rows: 12}}], rows: pairs, held_out: 2}}
+  reward: {{kind: train, data: human, objective: {{name: reward}}, max_length: 400, {adapter}}}
+  first:
+    kind: synth
+    pipeline: {{name: preferences, data: {{path: {prompts}}}, score: {{by: reward, model: reward}}, {writer}}}
+    rows_wanted: 8
+    steps: []
+  dpo: {{kind: train, data: first, objective: {{name: dpo}}, {adapter}}}
+  second:
+    kind: synth
+    writer: {{local: dpo}}
+    pipeline: {{name: preferences, data: {{path: {prompts}}}, score: {{by: reward, model: reward}}, {writer}}}
+    rows_wanted: 8
+    steps: []
+"""
+    )
+    done = cli("run", recipe, "--runs", tmp_path / "runs")
+    assert done.code == 0, done.err
+    for stage in ("first", "second"):
+        facts = json.loads((tmp_path / "runs" / "rounds" / stage / "facts.json").read_text())
+        assert facts["kept"] == 8
+    rows = pl.read_parquet(tmp_path / "runs" / "rounds" / "first" / "rows" / "train.parquet").to_dicts()
+    for row in rows:
+        scores = {score["name"]: score["value"] for score in row["scores"]}
+        assert scores["chosen"] > scores["rejected"]
