@@ -331,6 +331,7 @@ def half_done(finished_run: Path, recipe: Path, tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_checkpoints_truncated_by_half(half_done: Path, refused: Callable[..., str]) -> None:
     checkpoints = [half_done / "sft" / "checkpoints" / name for name in ("a.safetensors", "b.safetensors")]
     for path in checkpoints:

@@ -76,6 +76,7 @@ def test_a_group_that_fails_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (first.what, last.ok, last.note) == ("first", False, "RuntimeError: no such kernel")
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_is_a_row_and_the_exit_code_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -181,6 +181,7 @@ def test_the_4_bits_do_not_depend_on_the_compute_type(small_model: Path) -> None
     assert all(torch.equal(a.dense(FP32), b.dense(FP32)) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 def test_thirty_steps_are_those_of_lora_on_the_dense_weights(
     small_model: Path, random_examples: Callable[..., list[Tokens]], tmp_path: Path
 ) -> None:

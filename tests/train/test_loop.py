@@ -188,10 +188,12 @@ def crash_after(step: int) -> Callable[[Any], None]:
         pytest.param({"adapter": LoraAdapter(rank=4, dora=True, rslora=True)}, marks=pytest.mark.slow),
         pytest.param(
             {"adapter": LoraAdapter(rank=4, quantize="nf4")},
-            marks=pytest.mark.filterwarnings("ignore:weights in 4 bits"),
+            marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore:weights in 4 bits")],
         ),
         pytest.param({"adapter": FullWeights(), "dtype": "bf16", "weight_decay": 0.1}, marks=pytest.mark.slow),
-        {"gradient_checkpointing": True, "micro_batch_tokens": 20, "dtype": "bf16"},
+        pytest.param(
+            {"gradient_checkpointing": True, "micro_batch_tokens": 20, "dtype": "bf16"}, marks=pytest.mark.slow
+        ),
         pytest.param({"checkpoint_every": 3}, marks=pytest.mark.slow),
     ],
     ids=["lora", "dropout", "dora", "4 bits", "full bf16", "checkpointing and accumulation", "every third step"],
@@ -286,6 +288,7 @@ def held_out_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float
     return use
 
 
+@pytest.mark.slow
 def test_best_weights_are_kept_and_last_ones_beside_them(
     make_stage: MakeStage,
     small_model: Path,

@@ -66,6 +66,7 @@ def test_plan_and_measurement_stand_beside_each_other(
     assert measured["peak_memory_bytes"] == measured["other_memory_bytes"] + sum(measured["parts"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [LoraAdapter(rank=4, dropout=0.2), FullWeights()])
 def test_auto_is_tried_once_and_gives_the_same_as_its_number(
     adapter: Any,
