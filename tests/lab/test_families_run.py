@@ -103,7 +103,7 @@ def handed_on(run: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("family", "reward"), [("granite-hybrid", True)])
+@pytest.mark.parametrize(("family", "reward"), [("granite-hybrid", False), ("bloom", True)])
 def test_a_killed_run_of_a_family_computed_alone_ends_as_an_unbroken_one(
     family: str, reward: bool, tmp_path: Path, cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
