@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from encoding import encode_row
@@ -71,6 +71,7 @@ def supervised_text(tokens, tokenizer) -> str:
 @pytest.mark.parametrize("tokenizer", ["markers known", "markers unknown"])
 @pytest.mark.parametrize("name", LAYOUTS)
 @given(turns=conversations)
+@example(turns=[("", "\U000ffffd"), ("", "")])  # a sign that renderings are marked with
 @relaxed
 def test_any_conversation(golden, name, tokenizer, turns):
     layout, template, row = LAYOUTS[name], golden(name, tokenizer), row_of(turns)

@@ -130,11 +130,13 @@ def _last_anchor(rendering: str, anchors: Sequence[str]) -> Anchor:
 
 def _followed(fitted: Fitted, before: tuple[Message, ...], probe: Message, anchor: Anchor) -> str | None:
     """What stands behind the words of the turn when another turn follows, up to its content; None where none can."""
-    results = tuple(Message("tool", LAST_MARK, name=call.name, tool_call_id=call.id) for call in probe.tool_calls)
-    for turns in (results, (Message("user", LAST_MARK),)):
+    taken = {c for turn in (*before, probe) for c in turn.content + (turn.reasoning or "") if c > FIRST_MARK}
+    mark = next(c for c in map(chr, range(ord(LAST_MARK), ord(FIRST_MARK), -1)) if c not in taken)
+    results = tuple(Message("tool", mark, name=call.name, tool_call_id=call.id) for call in probe.tool_calls)
+    for turns in (results, (Message("user", mark),)):
         rendering = fitted.tried((*before, probe, *turns)) if turns else None
         if rendering is not None:
-            return anchor.behind(rendering.partition(LAST_MARK)[0])
+            return anchor.behind(rendering.partition(mark)[0])
     return None
 
 
