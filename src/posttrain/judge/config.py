@@ -13,7 +13,7 @@ from posttrain.references import NamesStage
 JudgeTask = Literal["pair", "single", "label"]
 """What a judge says: a verdict on two replies, a rating of one, or a label of one."""
 
-JUDGES = ("endpoint", "local", "gguf", "reward")
+JUDGES = (*ModelSource.KINDS, "reward")
 """Keys of a `JudgeSource` that say who judges."""
 
 

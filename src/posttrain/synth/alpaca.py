@@ -15,9 +15,16 @@ from posttrain.generate.engine import Sampling
 from posttrain.references import NamesFile
 from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, ask
 from posttrain.synth.prompts import Prompts
-from posttrain.synth.reading import Instance, WrittenTask, check_words, instance_fault, instruction_fault, written_tasks
+from posttrain.synth.reading import (
+    Instance,
+    WrittenTask,
+    check_words,
+    instance_fault,
+    instruction_fault,
+    task_row,
+    written_tasks,
+)
 from posttrain.synth.seeds import Seed, read_seeds
-from posttrain.types import Message
 
 _LABELS = {
     "en": ("Instruction: ", "Input: ", "Output: "),
@@ -57,7 +64,7 @@ class Alpaca(Pipeline):
     @property
     def rows_a_thread(self) -> float:
         """Every task of the answer that was not shown."""
-        return float(max(1, self.tasks_a_request - self.shots))
+        return float(self.tasks_a_request - self.shots)
 
     def threads(self, situation: Situation) -> list[Thread]:
         """Requests, each with other examples."""
@@ -115,5 +122,4 @@ def _begins(text: str, first: WrittenTask) -> bool:
 
 def _one(task: WrittenTask, parents: tuple[str, ...]) -> Thread:
     similar = yield Screen(task.instruction)
-    question = f"{task.instruction}\n\n{task.input}" if task.input else task.instruction
-    return [Made((Message("user", question),), (Message("assistant", task.output),), parents=parents, similar=similar)]
+    return [task_row(task.instruction, Instance(task.input, task.output), parents, similar)]

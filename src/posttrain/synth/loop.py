@@ -402,11 +402,12 @@ class Loop:
         """The rows that are not there yet."""
         fresh = frame["id"].is_first_distinct() & ~frame["id"].is_in(list(ids))
         for row in frame.filter(~fresh).iter_rows(named=True):
-            self._count(LedgerStep("deduplicate", 1, 0, dropped={"exact_duplicate": 1}))
             self.losses.append(
                 Loss("deduplicate", "exact_duplicate", f"same as {row['id']}", text_of(row), row["line"])
             )
-        self._count(LedgerStep("deduplicate", int(fresh.sum()), int(fresh.sum())))
+        twice = len(frame) - int(fresh.sum())
+        dropped = {"exact_duplicate": twice} if twice else {}
+        self._count(LedgerStep("deduplicate", len(frame), len(frame) - twice, dropped=dropped))
         return frame.filter(fresh)
 
     def _within(self, rows: pl.DataFrame) -> pl.DataFrame:

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from posttrain.data.text import tokens
-from posttrain.synth.base import Dropped
+from posttrain.synth.base import Dropped, Made
+from posttrain.synth.pool import Similar
+from posttrain.types import Message
 
 _LABEL = re.compile(
     r"^[\s*#]*(?:\d+\s*[.:\uff0e\u3001)]\s*)?\**(?P<name>instruction|task|input|output|answer|\u6307\u4ee4|\u4efb\u52a1|\u8f93\u5165|\u8f93\u51fa|\u56de\u7b54)"
@@ -154,6 +156,24 @@ def instruction_fault(
     if not (first.isalnum() or first in "\"'(\u201c\u2018\u300a\u300c\uff08\u300e`"):
         return Dropped("bad_opening", f"begins with {first!r}", text)
     return None
+
+
+def task_row(
+    task: str,
+    one: Instance,
+    parents: tuple[str, ...],
+    similar: Sequence[Similar],
+    meta: Mapping[str, Any] | None = None,
+) -> Made:
+    """A task with one input and output as a conversation of one turn."""
+    question = f"{task}\n\n{one.input}" if one.input else task
+    return Made(
+        (Message("user", question),),
+        (Message("assistant", one.output),),
+        parents=parents,
+        similar=similar,
+        meta=meta or {},
+    )
 
 
 def instance_fault(instruction: str, found: Instance) -> Dropped | None:

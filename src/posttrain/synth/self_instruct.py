@@ -16,9 +16,8 @@ from posttrain.generate.engine import Sampling
 from posttrain.references import NamesFile
 from posttrain.synth.base import Cost, Dropped, Made, Pipeline, Screen, Situation, Thread, ask, numbered, whole
 from posttrain.synth.prompts import Prompts
-from posttrain.synth.reading import Instance, check_words, instance_fault, instances, instruction_fault
+from posttrain.synth.reading import Instance, check_words, instance_fault, instances, instruction_fault, task_row
 from posttrain.synth.seeds import Seed, read_seeds
-from posttrain.types import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class SelfInstruct(Pipeline):
 
     def threads(self, situation: Situation) -> list[Thread]:
         """Requests for new tasks, each with other examples."""
-        return [self._propose(situation, place) for place in range(situation.size)]
+        return [self._propose(situation) for _ in range(situation.size)]
 
     def costs(self, prompts: Prompts, language: str) -> Sequence[Cost]:
         """A list of tasks, then for each task whether it asks for a label, and its instances."""
@@ -87,7 +86,7 @@ class SelfInstruct(Pipeline):
     def _seeds(self, language: str) -> Sequence[Seed]:
         return read_seeds(self.seeds_file, language)
 
-    def _propose(self, situation: Situation, place: int) -> Thread:
+    def _propose(self, situation: Situation) -> Thread:
         chance, seeds = situation.random, self._seeds(situation.language)
         made = list(situation.pool.made())
         shots = [(seed.id, seed.instruction) for seed in chance.sample(seeds, min(self.human_shots, len(seeds)))]
@@ -129,7 +128,7 @@ class SelfInstruct(Pipeline):
         if self.outputs == "answered":
             (answer,) = yield (ask(task, Sampling(max_tokens=self.output_tokens)),)
             fault = whole(answer) or instance_fault(task, Instance("", answer.text.strip()))
-            return [fault or self._made(task, Instance("", answer.text.strip()), parents, similar, None)]
+            return [fault or task_row(task, Instance("", answer.text.strip()), parents, similar)]
         (verdict,) = yield (
             ask(
                 prompts.fill("self_instruct.classify", task=task),
@@ -153,18 +152,5 @@ class SelfInstruct(Pipeline):
             fault = instance_fault(task, one)
             if fault is None and len(outputs[one.input]) > 1:
                 fault = Dropped("contradiction", "one input has two outputs", f"{task}\n{one.input}\n{one.output}")
-            results.append(fault or self._made(task, one, parents, similar, labels))
+            results.append(fault or task_row(task, one, parents, similar, {"is_classification": labels}))
         return results
-
-    def _made(
-        self, task: str, one: Instance, parents: tuple[str, ...], similar: Sequence[object], labels: bool | None
-    ) -> Made:
-        question = f"{task}\n\n{one.input}" if one.input else task
-        meta = {} if labels is None else {"is_classification": labels}
-        return Made(
-            (Message("user", question),),
-            (Message("assistant", one.output),),
-            parents=parents,
-            similar=similar,  # type: ignore[arg-type]
-            meta=meta,
-        )
