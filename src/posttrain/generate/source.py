@@ -83,6 +83,14 @@ class ModelSource:
         return str(self.model if self.endpoint is not None else getattr(self, self.kind))
 
 
+def check_prices(prompt_price: float | None, completion_price: float | None, money: float | None, or_cap: str) -> None:
+    """Raise ValueError where one price lacks the other, or a cap on money has none. ``or_cap``: what can be capped without prices."""
+    if (prompt_price is None) != (completion_price is None):
+        raise ValueError("prices of read and written tokens belong together: give prompt_price and completion_price")
+    if money is not None and prompt_price is None:
+        raise ValueError(f"a cap on money needs prices: give prompt_price and completion_price, or cap {or_cap}")
+
+
 def prices_of(prompt_price: float | None, completion_price: float | None) -> Prices | None:
     """Prices of a million tokens read and written; None where they are not given."""
     if prompt_price is None or completion_price is None:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, MinLen
 
-from posttrain.generate.source import ModelSource
+from posttrain.generate.source import ModelSource, check_prices
 from posttrain.references import NamesStage
 
 JudgeTask = Literal["pair", "single", "label"]
@@ -140,9 +140,4 @@ class JudgeConfig:
         spending = (*prices, self.max_calls, self.max_money)
         if any(value is not None for value in spending) and all(one.endpoint is None for one in self.judges):
             raise ValueError("caps and prices are for servers: leave max_calls, max_money and the prices away")
-        if (prices[0] is None) != (prices[1] is None):
-            raise ValueError(
-                "prices of read and written tokens belong together: give prompt_price and completion_price"
-            )
-        if self.max_money is not None and prices[0] is None:
-            raise ValueError("a cap on money needs prices: give prompt_price and completion_price, or cap calls")
+        check_prices(*prices, self.max_money, "calls")

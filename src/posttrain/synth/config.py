@@ -14,7 +14,7 @@ from posttrain.data.decontaminate.step import DecontaminateStep
 from posttrain.data.filters.language import LanguageFilter
 from posttrain.data.filters.step import FilterStep
 from posttrain.generate.cost import Prices
-from posttrain.generate.source import ModelSource, prices_of
+from posttrain.generate.source import ModelSource, check_prices, prices_of
 from posttrain.references import NamesFile
 from posttrain.synth import AnyPipeline
 
@@ -38,12 +38,7 @@ class Budget:
     """Price of a million tokens written."""
 
     def __post_init__(self) -> None:
-        if (self.prompt_price is None) != (self.completion_price is None):
-            raise ValueError(
-                "prices of read and written tokens belong together: give prompt_price and completion_price"
-            )
-        if self.money is not None and self.prompt_price is None:
-            raise ValueError("a cap on money needs prices: give prompt_price and completion_price, or cap requests")
+        check_prices(self.prompt_price, self.completion_price, self.money, "requests")
 
     @property
     def prices(self) -> Prices | None:

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from rapidfuzz.distance import LCSseq
 
 from posttrain.data.text import tokens
 
@@ -129,18 +130,8 @@ def _rouge_l(words: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, by the bit-parallel recurrence of Hyyro (2004): one addition per token of ``b``.
-
-    Bit i of ``row`` is 0 where the row of the usual table steps up at column i.
-    """
-    places: dict[str, int] = {}
-    for position, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << position
-    row = every = (1 << len(a)) - 1
-    for word in b:
-        found = row & places.get(word, 0)
-        row = ((row + found) | (row - found)) & every
-    return len(a) - row.bit_count()
+    """Length of the longest common subsequence, by the bit-parallel recurrence of Hyyro (2004)."""
+    return int(LCSseq.similarity(a, b))
 
 
 # ---- variety -------------------------------------------------------------------------------------------------------
