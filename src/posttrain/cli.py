@@ -221,16 +221,53 @@ def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for example runs/quickstart.")],
 ) -> None:
     """Write report/index.html, report/report.md and summary.json anew from what a run folder holds."""
-    from posttrain.artifacts import RunDir
-    from posttrain.errors import RunError
     from posttrain.stages import KINDS
     from posttrain.stages.page import write_report
 
-    if not (run_folder / "recipe.yaml").is_file():
-        raise RunError(
-            "no recipe.yaml here: this is not a run folder", where=str(run_folder), fix="give a folder below runs/"
-        )
-    typer.echo(f"Open {write_report(RunDir(run_folder), KINDS)}")
+    typer.echo(f"Open {write_report(_run_folder(run_folder), KINDS)}")
+
+
+def _run_folder(path: Path) -> RunDir:
+    """The run folder of a path. Raises RunError where there is none."""
+    from posttrain.artifacts import RunDir
+    from posttrain.errors import RunError
+
+    if (path / "recipe.yaml").is_file():
+        return RunDir(path)
+    of_stage = (path / "manifest.json").is_file() and (path.resolve().parent / "recipe.yaml").is_file()
+    problem = "this is one stage of a run" if of_stage else "no recipe.yaml here: this is not a run folder"
+    fix = f"give the run: {path.parent}" if of_stage else "give a folder below runs/"
+    raise RunError(problem if path.is_dir() else "there is no folder of this name", where=str(path), fix=fix)
+
+
+@app.command()
+def doctor(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or while it trains.")],
+    language: Annotated[str, typer.Option("--lang", help="en or zh.")] = "en",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Say what went wrong in a run, why, and what to change. Exit code 0: no alarm; 1: an alarm; 2: the folder can't be read.
+
+    What can't be told from the run is listed with what would tell; it is never counted as healthy.
+    """
+    import json
+    from dataclasses import replace
+
+    from posttrain.doctor.diagnosis import diagnose, diagnosis_json, diagnosis_section
+    from posttrain.doctor.words import Words
+    from posttrain.report import terminal
+    from posttrain.stages import KINDS
+    from posttrain.stages.page import read_stages
+
+    words, stages = Words(language), read_stages(_run_folder(run_folder), KINDS)
+    found = diagnose(stages.stages, stages.gaps)
+    if as_json:
+        typer.echo(json.dumps(diagnosis_json(found, words), ensure_ascii=False))
+    else:
+        shown = replace(diagnosis_section(found, words), folded=False)
+        _console().print(terminal.section(shown), highlight=False)
+    if found.alarms:
+        raise typer.Exit(1)
 
 
 @app.command()

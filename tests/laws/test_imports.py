@@ -30,6 +30,7 @@ FLOORS = [
     {"judge"},
     {"tasks"},
     {"synth", "train"},
+    {"doctor"},
     {"stages"},
     {"lab"},
     {"board"},

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from rich.console import RenderableType
@@ -122,8 +122,17 @@ def terminal_summary(run: RunDir, kinds: Sequence[type[StageKind]]) -> Renderabl
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_run(run: RunDir, kinds: Sequence[type[StageKind]], title: str | None = None) -> Run:
-    """Return what a run folder holds.
+class Declared(NamedTuple):
+    """The stages of a run folder, what is missing of them, and the recipe: as it stands there, and as a mapping."""
+
+    stages: list[Stage]
+    gaps: list[Gap]
+    text: str | None
+    recipe: Mapping[str, Any]
+
+
+def read_stages(run: RunDir, kinds: Sequence[type[StageKind]]) -> Declared:
+    """Return the stages of a run folder, as its recipe and its manifests tell of them.
 
     Raises RunError where the folder does not exist, no stage has started in it, or a manifest can't be read; anything less is a Gap.
     """
@@ -135,21 +144,28 @@ def read_run(run: RunDir, kinds: Sequence[type[StageKind]], title: str | None = 
     stages = []
     for name in dict.fromkeys([*declared, *run.stages()]):
         stage, own = _stage(run, name, str(declared.get(name, {}).get("kind", "unknown")), table)
-        kind = table.get(stage.kind)
-        if kind is None or not kind.reads_all:  # that one is being written
+        known = table.get(stage.kind)
+        if known is None or not known.reads_all:  # that one is being written
             stages.append(stage)
             gaps += own
     if not any(stage.manifest for stage in stages):
         raise RunError("no stage has started in this run folder", where=str(run.path), fix="run its recipe first")
+    return Declared(stages, gaps, text, recipe)
+
+
+def read_run(run: RunDir, kinds: Sequence[type[StageKind]], title: str | None = None) -> Run:
+    """Return what a run folder holds. Raises RunError as `read_stages`."""
+    stages, gaps, text, recipe = read_stages(run, kinds)
+    table = {kind.kind_name(): kind for kind in kinds}
     by_kind = []
     for name, kind in table.items():
         begun = [stage for stage in stages if stage.kind == name and stage.manifest]
         by_kind.append(kind.sections(begun, gaps) if begun else ())
     trained = any(stage.folder.file(kept).is_dir() for stage in stages for kept in ("adapter", "model"))
-    if trained and not any(kind.compares_models for stage in stages if (kind := table.get(stage.kind))):
+    if trained and not any(table[stage.kind].compares_models for stage in stages if stage.kind in table):
         gaps.append(Gap("", "missing", "The recipe has no stage that compares models, so nothing here does."))
     name, seed = str(recipe.get("name") or run.path.resolve().name), recipe.get("seed")
-    titles = (config.get("title") for config in declared.values())
+    titles = (_mapping(config).get("title") for config in _mapping(recipe.get("stages")).values())
     return Run(
         name=name,
         title=title or next((str(own) for own in titles if own), name),

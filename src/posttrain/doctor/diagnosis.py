@@ -1,0 +1,147 @@
+"""A whole run looked at: what every rule says of every stage, as values for a page, a terminal and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.artifacts import plain
+from posttrain.doctor.evidence import TrainEvidence, read_evidence
+from posttrain.doctor.findings import Finding, Outcome, Rule, Severity, Unknown
+from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_TRAINING
+from posttrain.doctor.words import ENGLISH, Words
+from posttrain.report.reading import Gap, Stage
+from posttrain.report.values import Block, Notice, Section, Table, Text
+
+SCHEMA = 1
+SEVERITIES: tuple[Severity, ...] = ("alarm", "remark")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one rule says of one stage."""
+
+    rule: str
+    about: str
+    """The stage."""
+    law: Rule[Any]
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What all rules say of a run."""
+
+    told: tuple[Told, ...]
+    gaps: tuple[Gap, ...] = field(default=())
+    """What is absent, damaged or not finished."""
+
+    @property
+    def findings(self) -> list[tuple[Told, Finding]]:
+        """Alarms first, otherwise in the order of the rules."""
+        found = [(one, one.outcome) for one in self.told if isinstance(one.outcome, Finding)]
+        return sorted(found, key=lambda pair: SEVERITIES.index(pair[1].severity))
+
+    @property
+    def unknown(self) -> list[tuple[Told, Unknown]]:
+        """What can't be told."""
+        return [(one, one.outcome) for one in self.told if isinstance(one.outcome, Unknown)]
+
+    @property
+    def clear(self) -> list[Told]:
+        """Where a rule has looked and found nothing."""
+        return [one for one in self.told if one.outcome is None]
+
+    @property
+    def alarms(self) -> list[tuple[Told, Finding]]:
+        """The findings that are alarms."""
+        return [pair for pair in self.findings if pair[1].severity == "alarm"]
+
+
+def diagnose(stages: Sequence[Stage], known: Sequence[Gap] = ()) -> Diagnosis:
+    """Ask every rule about everything a run folder holds.
+
+    ``stages``: those of the run, as its manifests tell of them. ``known``: what is already known to be missing. What can't be read becomes
+    a gap, and the rules say what they lack.
+    """
+    gaps = list(known)
+    told: list[Told] = []
+    for seen in read_evidence(stages, gaps):
+        rules: dict[str, Rule[Any]] = OF_TRAINING if isinstance(seen, TrainEvidence) else OF_EVALUATION
+        told += [Told(name, seen.name, rule, rule.examine(seen)) for name, rule in rules.items() if rule.applies(seen)]
+    order = [*OF_TRAINING, *OF_EVALUATION, *OF_JUDGES]
+    return Diagnosis(tuple(sorted(told, key=lambda one: order.index(one.rule))), tuple(gaps))
+
+
+# ---- as values -----------------------------------------------------------------------------------------------------
+
+
+def diagnosis_section(found: Diagnosis, words: Words = ENGLISH) -> Section:
+    """What was found, what can't be told, and where nothing was found; folded where nothing was."""
+    blocks: list[Block] = [_finding(one, finding, words) for one, finding in found.findings]
+    if found.gaps:
+        blocks.insert(0, Notice("warning", words.page("gaps"), tuple(gap.text for gap in found.gaps)))
+    if not found.findings:
+        blocks.append(Text(words.page("nothing", rules=len({one.rule for one in found.clear}))))
+    if found.unknown:
+        blocks.append(_unknown(found, words))
+    if found.findings and found.clear:
+        blocks.append(
+            Text(words.page("clear", rules=", ".join(dict.fromkeys(one.rule for one in found.clear))), "aside")
+        )
+    gist = words.page(
+        "gist", alarms=len(found.alarms), remarks=len(found.findings) - len(found.alarms), unknown=len(found.unknown)
+    )
+    return Section(words.page("title"), "doctor", tuple(blocks), folded=not found.findings, gist=gist)
+
+
+def _finding(one: Told, found: Finding, words: Words) -> Section:
+    causes = tuple((words.cause(cause.name), " ".join(cause.change)) for cause in found.causes)
+    return Section(
+        f"{words.page(found.severity)}: {words.symptom(one.rule)} ({one.about})",
+        f"doctor-{one.about}-{one.rule}".replace(" ", "-").replace(":", ""),
+        (
+            Text(words.evidence(one.rule, found)),
+            Table("", (words.page("causes"), words.page("change")), causes).known(),
+            Text(words.page("rule", rule=one.rule, threshold=one.law.threshold, source=one.law.source), "aside"),
+        ),
+    )
+
+
+def _unknown(found: Diagnosis, words: Words) -> Table:
+    rows = tuple((one.about, words.symptom(one.rule), words.lacks(lacking)) for one, lacking in found.unknown)
+    return Table(words.page("unknown"), (words.page("stage"), words.page("symptom"), words.page("lacks")), rows)
+
+
+def diagnosis_json(found: Diagnosis, words: Words = ENGLISH) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "schema": SCHEMA,
+        "status": next((finding.severity for _, finding in found.findings), "nothing found"),
+        "findings": list(_findings_json(found, words)),
+        "unknown": [
+            {"rule": one.rule, "about": one.about, "symptom": words.symptom(one.rule), "lacks": words.lacks(lacking)}
+            for one, lacking in found.unknown
+        ],
+        "nothing_found": [{"rule": one.rule, "about": one.about} for one in found.clear],
+        "gaps": [gap.text for gap in found.gaps],
+    }
+
+
+def _findings_json(found: Diagnosis, words: Words) -> Iterator[dict[str, Any]]:
+    for one, finding in found.findings:
+        yield {
+            "rule": one.rule,
+            "about": one.about,
+            "severity": finding.severity,
+            "symptom": words.symptom(one.rule),
+            "evidence": words.evidence(one.rule, finding),
+            "numbers": plain(finding.numbers),
+            "causes": [
+                {"name": cause.name, "text": words.cause(cause.name), "change": list(cause.change)}
+                for cause in finding.causes
+            ],
+            "threshold": one.law.threshold,
+            "source": one.law.source,
+        }
