@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from posttrain.encode.segments import Segments
 from posttrain.model.attention import IMPLEMENTATION, rotary_attention
+from posttrain.model.own import in_fp32
 from posttrain.model.prepacked_weights import product
 from posttrain.model.quantise import KINDS, compute_dtype, dense_weight
 
@@ -337,11 +338,15 @@ def _norm_forward(module: nn.Module) -> Forward | None:
 
 
 def _agrees(module: nn.Module, fused: Forward) -> bool:
-    """Whether a fused forward gives what the module itself gives on a probe."""
-    width, dtype, device = _takes(module)
-    probe = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    own = _tried(module, module.forward, probe)
-    return own is not None and _close(own, _tried(module, fused, probe), dtype)
+    """Whether a fused forward gives what the module itself gives on a probe.
+
+    In fp32: in bf16 a norm by w where the module's is by 1 + w lies within rounding where w is 50, as in Gemma 3.
+    """
+    with in_fp32(module):
+        width, dtype, device = _takes(module)
+        probe = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        own = _tried(module, module.forward, probe)
+        return own is not None and _close(own, _tried(module, fused, probe), dtype)
 
 
 def _takes(module: nn.Module) -> tuple[int, torch.dtype, torch.device]:
