@@ -352,11 +352,11 @@ class StageDir:
     def metrics(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl; a half-written last line (a kill) is left out."""
         path = self.file("metrics.jsonl")
-        return list(_records(path)) if path.exists() else []
+        return list(json_records(path)) if path.exists() else []
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The record of every whole line."""
+def json_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The record of every whole line of a log; a half-written last one (a kill) is left out. Raises RunError where another is damaged."""
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             yield json.loads(line)
@@ -377,7 +377,7 @@ class MetricsLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                kept = [record for record in _records(path) if record.get("step", 0) <= resume_after]
+                kept = [record for record in json_records(path) if record.get("step", 0) <= resume_after]
                 write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
             self._file: TextIO = path.open("a", encoding="utf-8")
         except OSError as error:
@@ -402,10 +402,12 @@ class RunDir:
     """The folder of one run: ``runs/<name>``."""
 
     path: Path
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    """Stages that stand in another folder than the one of their name: those of a variation of the recipe."""
 
     def stage(self, name: str) -> StageDir:
         """The folder of a stage (not created)."""
-        return StageDir(self.path / name)
+        return StageDir(self.elsewhere.get(name, self.path / name))
 
     def stages(self) -> list[str]:
         """Names of the stages that have a manifest, in order of their start."""

@@ -10,6 +10,7 @@
     |- AssetError       a named asset is unknown, can't be fetched, or has the wrong sha256
     |- RunError         the run folder is locked, read-only, full, or holds something unexpected
     |   `- InterruptedRunError   Ctrl-C or SIGTERM; what was finished is kept (exit code 130, not 2)
+    |       `- EndedEarlyError  a run that a search has seen enough of; only the search sees it
     |- CheckpointError  a checkpoint is damaged or belongs to another configuration
     `- TrainingError    training can't go on (non-finite loss, nothing to train on)
 
@@ -54,6 +55,10 @@ class RunError(PosttrainError):
 
 class InterruptedRunError(RunError):
     """The user stopped the run; the same command goes on from where it was."""
+
+
+class EndedEarlyError(InterruptedRunError):
+    """A search has seen enough of this run; it could be gone on with."""
 
 
 class CheckpointError(PosttrainError):

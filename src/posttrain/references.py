@@ -32,7 +32,8 @@ PACKAGE = Path(__file__).parent
 class NamesStage:
     """A stage of the recipe that hands on what is needed here."""
 
-    gives: Gives
+    gives: Gives | None
+    """None = any stage will do, whatever it hands on."""
     or_outside: Literal["model", "rows"] | None = None
     """What a text means that names no stage; None = it must name one."""
     goes_on: bool = False

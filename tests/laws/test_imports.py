@@ -30,7 +30,7 @@ FLOORS = [
     {"judge"},
     {"tasks"},
     {"synth", "train"},
-    {"doctor"},
+    {"doctor", "sweep"},
     {"stages"},
     {"lab"},
     {"board"},

@@ -21,7 +21,7 @@ class Notes(list[str]):
 
 def context(run: Path, notes: Notes) -> Context:
     display: Any = notes
-    return Context("sft", RunDir(run), 0, "", "", {}, display, lambda: run)
+    return Context("sft", RunDir(run), 0, "", "", {}, display, lambda: run, display)
 
 
 def test_threads_are_measured_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

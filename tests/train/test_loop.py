@@ -283,7 +283,11 @@ def held_out_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float
 
     def use(losses: Sequence[float]) -> None:
         left: Iterator[float] = iter(losses)
-        monkeypatch.setattr(loop, "evaluate", lambda *_: (next(left), {}))
+        monkeypatch.setattr(
+            loop,
+            "evaluate",
+            lambda trainee, task, units, budget: loop.Evaluation(v := next(left), {}, [v] * len(units)),
+        )
 
     return use
 

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from posttrain import assets
 from posttrain.artifacts import (
@@ -36,13 +43,16 @@ from posttrain.encode.template import clock, stopped_at
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
 from posttrain.lab.display import Display
 from posttrain.lab.recipe import Recipe, execution_order, named_stage, on_disk, stage_inputs, stage_references
+from posttrain.lab.variations import after_training, changed, stage_keys
 from posttrain.model.lineage import Lineage
 from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
-from posttrain.stages.base import BASE, Context, StageKind
+from posttrain.stages.base import BASE, Context, GoOn, StageKind, always
 from posttrain.table import did_you_mean
 
 CLOCK_FILE = "clock.json"
 """The file of a run that says what time its chat templates are told."""
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks of a process at whether the one that started it is still there."""
 RESULTS_VERSION = 4
 """Raised when a stage's results would differ for the same configuration, so that old runs are computed again."""
 
@@ -54,6 +64,10 @@ class Experiment:
     recipe: Recipe
     run: RunDir
     display: Display
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    """Stages with another seed than the recipe's."""
+    varies: bool = False
+    """Whether it is a variation of another recipe, of which stages that are unchanged are not told."""
 
     def execute(self, only: Sequence[str] | None = None) -> None:
         """Run all stages, or the named ones with everything they read. Holds the run's lock."""
@@ -61,10 +75,14 @@ class Experiment:
         with self.run.lock():
             write_text(self.run.path / "recipe.yaml", resolved_yaml(self.recipe))
             remove_leftovers(self.run.path)
-            self._check(order)
-            with stopped_at(self._clock()):
-                for name in order:
-                    self._stage(name, self.recipe.stages[name])
+            self.check(order)
+            with stopped_at(self.clock()):
+                self.go_through(order)
+
+    def go_through(self, order: Sequence[str], go_on: GoOn = always) -> None:
+        """Run these stages, in this order, without a lock: whoever calls holds the run."""
+        for name in order:
+            self._stage(name, self.recipe.stages[name], go_on)
 
     @cached_property
     def _base_folder(self) -> Path:
@@ -78,26 +96,28 @@ class Experiment:
         check_model_folder(folder)
         return folder
 
-    def _context(self, name: str, identity: str = "") -> Context:
+    def _context(self, name: str, identity: str = "", go_on: GoOn = always) -> Context:
         return Context(
             name=name,
             run=self.run,
-            seed=self.recipe.seed,
+            seed=self.seeds.get(name, self.recipe.seed),
             identity=identity,
             model=self.recipe.model or "",
             stages=self.recipe.stages,
             display=self.display,
             base_folder=lambda: self._base_folder,
+            variations=RecipeVariations(self, name),
+            go_on=go_on,
         )
 
-    def _clock(self) -> datetime:
+    def clock(self) -> datetime:
         """The time chat templates are told in this run, however often it is resumed: that of its first start."""
         path = self.run.path / CLOCK_FILE
         if not path.is_file():
             write_json(path, {"now": clock().isoformat(timespec="seconds")})
         return datetime.fromisoformat(read_json(path)["now"])
 
-    def _check(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str]) -> None:
         """Find out before anything runs that the model, a file or a device is missing, or that a template is broken."""
         for name in names:
             for one in stage_references(self.recipe, name):
@@ -148,17 +168,18 @@ class Experiment:
         path, own = path.resolve(), self.run.stage(name).path.resolve()
         return path == self.run.path.resolve() or own in (path, *path.parents)
 
-    def _stage(self, name: str, stage: StageKind) -> None:
+    def _stage(self, name: str, stage: StageKind, go_on: GoOn) -> None:
         out = self.run.stage(name)
         inputs = self._inputs(name, stage)
-        identity = digest({"stage": stage, "seed": self.recipe.seed, "inputs": inputs, "code": RESULTS_VERSION})
-        manifest = (
-            None if stage.reads_all else out.manifest()
-        )  # reading artefacts is cheap, and it shows what is there now
+        seed = self.seeds.get(name, self.recipe.seed)
+        identity = digest({"stage": stage, "seed": seed, "inputs": inputs, "code": RESULTS_VERSION})
+        # reading artefacts is cheap, and it shows what is there now
+        manifest = None if stage.reads_all or stage.goes_through else out.manifest()
         same = manifest is not None and manifest["digest"] == identity
         if manifest is not None and same and manifest["status"] == "complete":
             if _is_whole(stage, out):
-                self.display.stage(name, stage.kind, "unchanged")
+                if not self.varies:
+                    self.display.stage(name, stage.kind, "unchanged")
                 return
             same = False
         self.display.stage(name, stage.kind, "resuming" if same else "running")
@@ -167,7 +188,7 @@ class Experiment:
         before = (manifest or {}).get("seconds") or 0.0 if same else 0.0  # of the sessions before
         account = _Manifest(out, stage, identity, inputs, before)
         try:
-            result = stage.run(self._context(name, identity))
+            result = stage.run(self._context(name, identity, go_on))
         except Exception as error:
             account.fail(error)
             raise
@@ -225,6 +246,97 @@ class Experiment:
         except OSError as error:
             raise write_error(error, target) from error
         self.display.note(f"its configuration, inputs or files changed; the old results are in {target}")
+
+
+# ---- the recipe with other settings --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecipeVariation:
+    """One variation: the stages of it that are needed, and where each stands."""
+
+    experiment: Experiment
+    order: tuple[str, ...]
+    """The stages, each after what it reads."""
+
+    @property
+    def run(self) -> RunDir:
+        """Where each of its stages stands."""
+        return self.experiment.run
+
+    def check(self) -> None:
+        """Find out before anything runs what can't work. Raises a PosttrainError."""
+        self.experiment.check(self.order)
+
+    def execute(self, go_on: GoOn = always) -> None:
+        """Run what is not finished, inside a run whose lock and clock are held."""
+        self.experiment.go_through(self.order, go_on)
+
+
+@dataclass(frozen=True)
+class RecipeVariations:
+    """The variations that a stage makes of the recipe it is in (`posttrain.stages.base.Variations`).
+
+    What a variation has in common with the recipe is used where it stands; what differs stands below the stage that made it, as
+    ``<stage>-<key>``, where ``key`` is a digest of its settings and all they rest on. So variations share what is the same, however they
+    were made, and one that was run before is found again.
+    """
+
+    experiment: Experiment
+    own: str
+    """The stage that makes them."""
+
+    def of(self, stage: str, changes: Mapping[str, Any], seed: int | None) -> RecipeVariation:
+        """The recipe as far as ``stage`` needs, with other settings."""
+        recipe, run = self.experiment.recipe, self.experiment.run
+        varied = changed(recipe, changes, where=f"stages.{self.own}")
+        seeds = {} if seed is None else dict.fromkeys(after_training(varied), seed)
+        order = execution_order(varied, [stage])
+        as_written, keys, out = stage_keys(recipe, {}), stage_keys(varied, seeds), run.stage(self.own).path
+        elsewhere = {one: out / f"{one}-{keys[one][:10]}" for one in order if keys[one] != as_written[one]}
+        varied = replace(varied, stages={one: varied.stages[one] for one in varied.stages if one in order})
+        run = RunDir(run.path, elsewhere)
+        return RecipeVariation(replace(self.experiment, recipe=varied, run=run, seeds=seeds, varies=True), order)
+
+    def side_by_side(
+        self, stage: str, wanted: Sequence[tuple[Mapping[str, Any], int | None]], processes: int
+    ) -> Iterator[tuple[int, PosttrainError | None]]:
+        """Run several at once; yield each that ended, with its error.
+
+        What two of them need is run before, here, so that no two processes work on one folder. A process ends with this one.
+        """
+        several = [self.of(stage, changes, seed) for changes, seed in wanted]
+        shared = Counter(path for one in several for path in {one.run.stage(read).path for read in one.order})
+        for one in several:
+            one.experiment.go_through([read for read in one.order if shared[one.run.stage(read).path] > 1])
+        start, now = (os.getpid(), max(1, (os.cpu_count() or 1) // processes)), self.experiment.clock()
+        with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process, start) as pool:
+            parts = ((one.experiment.recipe, one.run, one.experiment.seeds, one.order, now) for one in several)
+            waiting = {pool.submit(_run_silently, *part): place for place, part in enumerate(parts)}
+            for done in as_completed(waiting):
+                error = done.exception()
+                if error is not None and not isinstance(error, PosttrainError):
+                    raise error
+                yield waiting[done], error
+
+
+def _begin_process(parent: int, threads: int) -> None:
+    """Prepare a process that runs variations: its share of the threads, and an end when its parent ends."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the parent decides
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_INTERVAL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_silently(recipe: Recipe, run: RunDir, seeds: Mapping[str, int], order: Sequence[str], now: datetime) -> None:
+    """Run stages in a process of their own."""
+    with stopped_at(now):
+        Experiment(recipe, run, Display(Console(quiet=True)), seeds).go_through(order)
 
 
 def _is_whole(stage: StageKind, out: StageDir) -> bool:

@@ -180,7 +180,11 @@ GIVEN = {"rows": "rows", "model": "a model", "reward_model": "a reward model"}
 def _wrong_stage(recipe: Recipe, name: str, marker: object) -> str | None:
     """What is wrong with naming this stage."""
     assert isinstance(marker, NamesStage)
-    fitting = [other for other, stage in recipe.stages.items() if stage.gives == marker.gives]
+    fitting = [
+        other
+        for other, stage in recipe.stages.items()
+        if (not stage.reads_all if marker.gives is None else stage.gives == marker.gives)
+    ]
     fitting = [BASE, *fitting] if marker.or_base else fitting
     if name in fitting:
         return None
@@ -190,7 +194,7 @@ def _wrong_stage(recipe: Recipe, name: str, marker: object) -> str | None:
     if marker.gives == "model" and given == "reward_model":
         return f"{name!r} is a reward model: it scores replies and can't write or weigh them"
     known = f"; possible here: {', '.join(fitting) or 'none'}"
-    due = f"but a stage that gives {GIVEN[marker.gives]} is needed"
+    due = f"but a stage that gives {GIVEN[marker.gives]} is needed" if marker.gives else "but a stage is needed"
     if name == BASE:
         return f"'base' is the recipe's model, {due}{known}"
     if name in recipe.stages:

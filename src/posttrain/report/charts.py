@@ -187,7 +187,32 @@ class Plane(Titled):
     """What stands at the upper right and at the lower left."""
 
 
-Chart = Lines | Histogram | Forest | Bars | Radar | Plane
+@dataclass(frozen=True, slots=True)
+class Strand:
+    """One setting through all axes of a parallel plot: the place of its value on each."""
+
+    name: str
+    places: tuple[float, ...]
+    """One an axis: the number of its level, from 0; of the last axis the value itself."""
+    color: str = "s0"
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel(Titled):
+    """Settings as lines through upright axes, one for each thing that is varied, and what they gave on the last."""
+
+    axes: tuple[tuple[str, tuple[str, ...]], ...]
+    """(name, its levels from the bottom up) of everything that is varied."""
+    y_label: str
+    """Of the last axis."""
+    strands: tuple[Strand, ...]
+    """The strongest last: it lies on top."""
+    legend: tuple[tuple[str, str], ...] = ()
+    """(text, colour) of the kinds of strands."""
+
+
+Chart = Lines | Histogram | Forest | Bars | Radar | Plane | Parallel
 
 
 def draw(chart: Chart) -> Figure | None:
@@ -538,8 +563,41 @@ def label_lines(category: str) -> list[str]:
     return [short(line, _LABEL + 2) for line in lines]
 
 
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+def _parallel(chart: Parallel) -> Figure | None:
+    if not chart.strands:
+        return None
+    drawn, extra = _legend("", [(text, f"swatch {kind}") for text, kind in chart.legend], WIDE)
+    top, height = TOP + extra + 24, 230.0
+    floor = top + height
+    values = [one.places[-1] for one in chart.strands]
+    last = Scale(*padded(values), floor, top)
+    left, right = 70.0, WIDTH - 90.0
+    across = [left + (right - left) * place / len(chart.axes) for place in range(len(chart.axes) + 1)]
+    heights = [Scale(-0.5, len(levels) - 0.5, floor, top) for _, levels in chart.axes]
+    parts = [drawn]
+    for at, (name, levels), y in zip(across, chart.axes, heights, strict=False):
+        parts += [svg.line(at, at, top, floor, "grid"), svg.words(short(name, 22), at, top - 12, "label middle")]
+        parts += [svg.words(short(text, 12), at - 7, y(k) + 4, "tick end halo") for k, text in enumerate(levels)]
+    parts += [
+        svg.line(right, right, top, floor, "grid"),
+        svg.words(short(chart.y_label, 22), right, top - 12, "label middle"),
+    ]
+    ticks = last.ticks()
+    text_of = svg.tick_text(ticks)
+    parts += [svg.words(text_of(tick), right + 8, last(tick) + 4, "tick halo") for tick in ticks]
+    for one in chart.strands:
+        ys = [*(y(place) for y, place in zip(heights, one.places, strict=False)), last(one.places[-1])]
+        parts.append(path(list(zip(across, ys, strict=True)), f"line {one.color}"))
+        parts.append(svg.dot(right, ys[-1], f"dot {one.color}", f"{one.name}: {one.text}", 4))
+    said = "; ".join(f"{one.name}: {one.text}" for one in chart.strands)
+    return _figure(chart, f"{chart.title}. {said}.", floor + 14, parts)
+
+
 _DRAWN: Mapping[type[Titled], Callable[[Any], Figure | None]] = {
     **{Lines: _lines, Histogram: _histogram, Forest: _forest},
-    **{Bars: _bars, Radar: _radar, Plane: _plane},
+    **{Bars: _bars, Radar: _radar, Plane: _plane, Parallel: _parallel},
 }
 """How each kind is drawn."""

@@ -15,6 +15,7 @@ from posttrain.stages.judge import JudgeStage
 from posttrain.stages.profile import ProfileStage
 from posttrain.stages.report import ReportStage
 from posttrain.stages.score import ScoreStage
+from posttrain.stages.sweep import SweepStage
 from posttrain.stages.synth import SynthStage
 from posttrain.stages.train import TrainStage
 
@@ -28,6 +29,7 @@ KINDS: tuple[type[StageKind], ...] = (
     JudgeStage,
     ArenaStage,
     ExportStage,
+    SweepStage,
     ReportStage,
 )
 

@@ -7,15 +7,15 @@ name something carry a marker (`posttrain.references`); graph, checks, paths and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, get_args, get_type_hints
 
 from posttrain import assets
 from posttrain.artifacts import RunDir, StageDir, read_json, write_json
 from posttrain.config import Problem
-from posttrain.errors import ConfigError, RunError
+from posttrain.errors import ConfigError, PosttrainError, RunError
 from posttrain.references import Gives, NamesFile, NamesStage, Reference, with_references
 from posttrain.types import Display
 
@@ -28,8 +28,44 @@ K = TypeVar("K")
 
 THREADS_FILE = ".threads.json"
 """In the run folder: how many threads it computes with."""
+GoOn = Callable[[StageDir, int], bool]
+"""(folder of a train stage, step) -> whether to go on."""
 BASE = "base"
 """The recipe's model, wherever a stage that hands on a model could be named."""
+
+
+def always(out: StageDir, step: int) -> bool:
+    """Go on, whatever was measured."""
+    return True
+
+
+class Variation(Protocol):
+    """The recipe with other settings, as far as one stage of it needs: its stages that differ stand in folders of their own."""
+
+    @property
+    def run(self) -> RunDir:
+        """Where each of its stages stands."""
+
+    def check(self) -> None:
+        """Find out before anything runs what can't work. Raises a PosttrainError."""
+
+    def execute(self, go_on: GoOn = always) -> None:
+        """Run what is not finished. Raises a PosttrainError; EndedEarlyError where ``go_on`` says no."""
+
+
+class Variations(Protocol):
+    """Makes and runs variations of a recipe."""
+
+    def of(self, stage: str, changes: Mapping[str, Any], seed: int | None) -> Variation:
+        """The recipe as far as ``stage`` needs, with these changes (``sft.learning_rate``: 1e-4).
+
+        seed: of the stages that train, and of those after them; None = the recipe's. Raises ConfigError.
+        """
+
+    def side_by_side(
+        self, stage: str, wanted: Sequence[tuple[Mapping[str, Any], int | None]], processes: int
+    ) -> Iterator[tuple[int, PosttrainError | None]]:
+        """Run several (changes, seed) at once, what they share before that; yield the place of each that ended, with its error."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +84,10 @@ class Context:
     display: Display
     base_folder: Callable[[], Path]
     """The local folder of the recipe's model, fetched and checked at its first use."""
+    variations: Variations
+    """The recipe with other settings, for stages that search."""
+    go_on: GoOn = always
+    """Asked after every measurement of held-out rows whether the training is worth going on with."""
 
     @property
     def out(self) -> StageDir:
@@ -132,6 +172,9 @@ class StageKind:
 
     reads_all: ClassVar[bool] = False
     """Whether it reads what all other stages have written, is never unchanged, and stands alone in its recipe."""
+
+    goes_through: ClassVar[bool] = False
+    """Whether what it runs is finished or not by itself, so that it is always gone through, and what is there is kept."""
 
     compares_models: ClassVar[bool] = False
     """Whether its section says how models differ."""

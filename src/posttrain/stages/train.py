@@ -115,6 +115,7 @@ class TrainStage(TrainSettings, _Inputs):
             observer=display.record,
             on_interrupt=lambda: display.note("stopping after this step; Ctrl-C again stops at once"),
             on_progress=display.tick,
+            go_on=context.go_on,
         )
         write_record(out, lineage, context.base_folder(), decided)
         display.note(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, write_json
-from posttrain.encode.collate import Batch
+from posttrain.encode.collate import Batch, collate
 from posttrain.encode.preferences import sequences_of
-from posttrain.errors import ConfigError, InterruptedRunError, ModelError, TrainingError
+from posttrain.errors import ConfigError, EndedEarlyError, InterruptedRunError, ModelError, TrainingError
 from posttrain.model import adapters, export, fused, hardware, quantise
 from posttrain.model.adapters import frozen_model
 from posttrain.model.companions import Companions, read_object
@@ -45,7 +45,17 @@ from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_
 from posttrain.train.plan import Plan, micro_batches
 from posttrain.train.planned import StagePlan, layout_of
 from posttrain.train.quantisation import GAP_FILE, quantisation_gap
-from posttrain.train.records import HeldOutRecord, QuantisationGap, Record, StepRecord, TrainResult, line_of
+from posttrain.train.records import (
+    HELD_OUT_FILE,
+    HeldOutLosses,
+    HeldOutRecord,
+    QuantisationGap,
+    Record,
+    StepRecord,
+    TrainResult,
+    line_of,
+    losses_by_row,
+)
 from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
 from posttrain.train.tasks import LossInputs, StepContext, Task, Unit, make_task
 from posttrain.train.track import Tracker, open_trackers
@@ -217,7 +227,7 @@ def optimizer_step(
     sums = _Sums(trainee.device)
     flops, computed, supervised = 0.0, 0, 0
     for group in micro_batches:
-        batch, given = _compute(trainee, task, group, context)
+        batch, _, given = _compute(trainee, task, group, context)
         found = task.objective.loss(*given.arguments)
         torch.autograd.backward(found.share)
         sums.add(found, given.metrics)
@@ -237,11 +247,19 @@ def optimizer_step(
     return StepResult(loss_value, norm_value, sum(sizes), computed, supervised, flops, metrics)
 
 
-def _compute(trainee: Trainee, task: Task, units: Sequence[Unit], context: StepContext) -> tuple[Batch, LossInputs]:
+class _Computed(NamedTuple):
+    """A micro-batch, what the model says of its S supervised tokens, and what the loss receives."""
+
+    batch: Batch
+    outputs_S: Tensor
+    given: LossInputs
+
+
+def _compute(trainee: Trainee, task: Task, units: Sequence[Unit], context: StepContext) -> _Computed:
     """One forward pass over some units; the loss is left to the caller, so that it is as near to `train` as it can be."""
     batch = lay_out(trainee.model, [sequence for unit in units for sequence in task.sequences(unit)])
     outputs_S = task.forward(trainee.model, batch, trainee.compute_dtype)
-    return batch, task.loss_inputs(units, batch, outputs_S, context)
+    return _Computed(batch, outputs_S, task.loss_inputs(units, batch, outputs_S, context))
 
 
 def step_context(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -> StepContext:
@@ -250,20 +268,45 @@ def step_context(trainee: Trainee, task: Task, units: Sequence[Unit], budget: in
     return task.context(units, sequence_logps(trainee.model, beside, budget, trainee.compute_dtype) if beside else [])
 
 
+class Evaluation(NamedTuple):
+    """What some units give without training on them."""
+
+    loss: float
+    metrics: dict[str, float]
+    losses: list[float]
+    """By unit, in their order; ``loss`` is their mean. A conversation counts by its tokens, as it does in the loss."""
+
+
 @torch.no_grad()
-def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -> tuple[float, dict[str, float]]:
+def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -> Evaluation:
     """Loss and metrics over some units, as one step would give them."""
     context = step_context(trainee, task, units, budget)
     sums = _Sums(trainee.device)
+    order: list[int] = []
+    shares: list[Tensor] = []
     training = trainee.model.training
     trainee.model.eval()
     lengths = [packed_length(trainee.model, task.sequences(unit)) for unit in units]
     for indices in micro_batches(range(len(units)), lengths, budget):
-        _, given = _compute(trainee, task, [units[i] for i in indices], context)
+        some = [units[i] for i in indices]
+        _, outputs_S, given = _compute(trainee, task, some, context)
         sums.add(task.objective.loss(*given.arguments), given.metrics)
+        order += indices
+        shares += _shares(task, some, outputs_S, context)
     trainee.model.train(training)
     loss, metrics, _ = sums.host(torch.zeros((), device=trainee.device))
-    return loss, metrics
+    by_unit = dict(zip(order, torch.stack(shares).tolist(), strict=True))
+    return Evaluation(loss, metrics, [len(units) * by_unit[i] for i in range(len(units))])
+
+
+def _shares(task: Task, units: Sequence[Unit], outputs_S: Tensor, context: StepContext) -> Iterator[Tensor]:
+    """What each unit of a micro-batch adds to the loss, from the outputs that stand in the order of the units."""
+    start = 0
+    for unit in units:
+        batch = collate(task.sequences(unit))
+        end = start + int(batch.counts_B.sum())
+        yield task.objective.loss(*task.loss_inputs([unit], batch, outputs_S[start:end], context).arguments).share
+        start = end
 
 
 class _Sums:
@@ -302,17 +345,19 @@ def train(
     observer: Observer = lambda record: None,
     on_interrupt: Callable[[], None] = lambda: None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    go_on: Callable[[StageDir, int], bool] = lambda out, step: True,
 ) -> dict[str, Any]:
     """Run or resume a training stage and return its ``result`` (docs/run-folder.md).
 
-    Writes metrics.jsonl, checkpoints/, and adapter/ or model/ (and last/ where the best weights are not the last).
+    ``go_on`` is asked after every measurement of the held-out rows whether the run is worth going on with; where it is not, the run ends
+    with a checkpoint and an EndedEarlyError. Writes metrics.jsonl, held_out.jsonl, checkpoints/, and adapter/ or model/ (and last/ where the best weights are not the last).
     ``observer`` gets every metrics record. Ctrl-C and SIGTERM end the run after the current step with a checkpoint
     and an InterruptedRunError; ``on_interrupt`` is called at once, because a step may take a while.
     """
     run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress)
     since_checkpoint, write_seconds, leanest = 0.0, 0.0, math.inf
     with contextlib.ExitStack() as open_logs, _interruptible(on_interrupt) as interrupted:
-        for close in (*(tracker.close for tracker in run.trackers), run.log.close):
+        for close in (*(tracker.close for tracker in run.trackers), run.log.close, run.row_log.close):
             open_logs.callback(close)
         if progress.step == 0:
             run.evaluate(progress)
@@ -329,12 +374,16 @@ def train(
             leanest = min(leanest, memory)
             if memory > FRAGMENTED * leanest:  # micro-batches of many sizes leave holes behind
                 hardware.return_freed_memory()
+            ended = False
             if run.evaluation_due(progress.step):
                 progress = run.evaluate(progress)
+                ended = not run.finished(progress) and not go_on(out, progress.step)
             since_checkpoint += time.perf_counter() - begin
-            if interrupted() or run.checkpoint_due(progress, since_checkpoint, write_seconds):
+            if ended or interrupted() or run.checkpoint_due(progress, since_checkpoint, write_seconds):
                 write_seconds = run.save(progress)
                 since_checkpoint = 0.0
+            if ended:
+                raise EndedEarlyError(f"ended after step {progress.step}", where=str(out.path))
             if interrupted():
                 raise InterruptedRunError(
                     f"interrupted after step {progress.step}", fix="run the same command again to go on from here"
@@ -393,9 +442,25 @@ def _begin(
                 _starts_at_reference(trainee, task, steps[0], reference, settings.token_budget)
             task = make_task(objective, reference, pad_id, inputs.examples)
     progress = _restore(checkpoints, trainee, optimizer, names)
-    log = MetricsLog(out.file("metrics.jsonl"), resume_after=progress.step if progress.step else -1)
+    kept = progress.step if progress.step else -1
+    log = MetricsLog(out.file("metrics.jsonl"), resume_after=kept)
+    row_log = MetricsLog(out.file(HELD_OUT_FILE), resume_after=kept)
     trackers = open_trackers(settings.track, out.path)
-    parts = (settings, inputs, task, plan, trainee, optimizer, names, checkpoints, out, log, trackers, observer)
+    parts = (
+        settings,
+        inputs,
+        task,
+        plan,
+        trainee,
+        optimizer,
+        names,
+        checkpoints,
+        out,
+        log,
+        row_log,
+        trackers,
+        observer,
+    )
     return _Run(*parts, stage_plan, gauge), progress
 
 
@@ -413,6 +478,7 @@ class _Run:
     checkpoints: Checkpoints
     out: StageDir
     log: MetricsLog
+    row_log: MetricsLog
     trackers: Sequence[Tracker]
     observer: Observer
     stage_plan: StagePlan | None
@@ -474,7 +540,7 @@ class _Run:
             return progress
         trainee, stopping = self.trainee, self.settings.early_stopping
         with advised(self.out, f"in the evaluation after step {progress.step}", self.stage_plan):
-            loss, metrics = evaluate(trainee, self.task, self.inputs.held_out, self.settings.token_budget)
+            loss, metrics, losses = evaluate(trainee, self.task, self.inputs.held_out, self.settings.token_budget)
         if not math.isfinite(loss):
             error = TrainingError(f"held-out loss {loss}")
             raise self._diagnosed(error, progress.step - 1, self.inputs.held_out)
@@ -488,6 +554,8 @@ class _Run:
                 metrics=metrics,
             )
         )
+        rows = losses_by_row([unit.row_id for unit in self.inputs.held_out], losses)
+        self.row_log.write(**asdict(HeldOutLosses(progress.step, rows)))
         if progress.step == 0:
             return progress
         if loss < progress.best_loss:
@@ -577,7 +645,7 @@ class _Run:
 
     def _diagnosed(self, error: TrainingError, step: int, examples: Sequence[Unit]) -> TrainingError:
         """The error with the step and the rows whose own loss is not finite."""
-        bad = [unit for unit in examples if not math.isfinite(evaluate(self.trainee, self.task, [unit], 1)[0])]
+        bad = [unit for unit in examples if not math.isfinite(evaluate(self.trainee, self.task, [unit], 1).loss)]
         rows = ", ".join(self.inputs.origins.get(e.row_id, e.row_id) for e in (bad or examples))
         what = (
             f"rows with a non-finite loss of their own: {rows}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from posttrain.artifacts import StageDir, json_records
+from posttrain.report.reading import parse
 from posttrain.stats.intervals import Interval
 
 
@@ -46,6 +48,33 @@ class HeldOutRecord:
 
 
 Record = StepRecord | HeldOutRecord
+
+HELD_OUT_FILE = "held_out.jsonl"
+"""Of a train stage: a line of `HeldOutLosses` for every measurement of the held-out rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutLosses:
+    """What every held-out row gave at a step: two models measured on the same rows can be compared row by row."""
+
+    step: int
+    losses: Mapping[str, float]
+    """By row; their mean is the loss of all. A row of several examples has the sum of theirs, a conversation counts by its tokens."""
+
+
+def losses_by_row(row_ids: Sequence[str], losses: Sequence[float]) -> dict[str, float]:
+    """The losses of examples, whose mean is the loss of all, as losses of rows with the same mean."""
+    found: dict[str, float] = {}
+    for row, loss in zip(row_ids, losses, strict=True):
+        found[row] = found.get(row, 0.0) + loss
+    return {row: total * len(found) / len(losses) for row, total in found.items()}
+
+
+def read_losses(out: StageDir) -> dict[int, dict[str, float]]:
+    """Step -> row -> loss, of a train stage that may still be running; empty where no rows are held out."""
+    path = out.file(HELD_OUT_FILE)
+    found = (parse(HeldOutLosses, line, path) for line in json_records(path)) if path.exists() else ()
+    return {one.step: dict(one.losses) for one in found}
 
 
 def line_of(record: Record) -> dict[str, Any]:
