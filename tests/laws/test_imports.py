@@ -10,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -402,3 +403,9 @@ def test_sources_are_ascii_but_for_content() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             comment = line.partition("  # ")[2] if not line.lstrip().startswith("#") else line
             assert comment.isascii(), f"{module}:{number}"
+
+
+def test_every_file_that_is_no_module_is_installed_too() -> None:
+    declared = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = {path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert found == {path for pattern in declared["posttrain"] for path in SOURCE.glob(pattern)}

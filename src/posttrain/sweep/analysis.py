@@ -80,7 +80,7 @@ def expected(values_KSR: Floats, *, lower: bool) -> float:
     for fold in range(min(FOLDS, rows)):
         chosen = differences(values_KSR[:, :, folds != fold], lower=lower).chosen
         total += float(values_KSR[chosen][:, folds == fold].mean(axis=0).sum())
-    return total / rows
+    return float(total / rows)
 
 
 def effects(settings: Sequence[Mapping[str, Any]], values_KS: Floats, confidence: float) -> tuple[Effect, ...]:
