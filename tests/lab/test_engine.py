@@ -33,8 +33,8 @@ def test_model_digest_sees_names_and_bytes(tmp_path: Path) -> None:
 def test_the_clock_of_a_run_is_that_of_its_first_start(tmp_path: Path) -> None:
     run = Experiment(Recipe(name="x", model="m", stages={}), RunDir(tmp_path), Display(Console()))
     with stopped_at(datetime(2024, 7, 6, 5, 4, 3)):
-        first = run._clock()
-    assert first == run._clock() == datetime(2024, 7, 6, 5, 4, 3)
+        first = run.clock()
+    assert first == run.clock() == datetime(2024, 7, 6, 5, 4, 3)
     assert read_json(tmp_path / CLOCK_FILE) == {"now": "2024-07-06T05:04:03"}
 
 

@@ -306,7 +306,7 @@ WORDS = {
     *("SafetyBenchmark.language", "SafetyBenchmark.text_column", "SafetyBenchmark.type_column"),
     *("JudgeStage.cache", "JudgeSource.endpoint", "JudgeSource.model", "JudgeSource.api_key_env", "Plan.criteria"),
     *("ModelSource.endpoint", "ModelSource.model", "ModelSource.api_key_env"),
-    *("ScoredByTask.measure", "Check.kind", "Preferences.suffix"),
+    *("ScoredByTask.measure", "Check.kind", "Preferences.suffix", "SweepStage.metric", "SweepStage.model"),
 }
 """Texts of a configuration that name no file, model, rows or stage."""
 
