@@ -333,16 +333,23 @@ _OPTIONS_ARE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True, "
 """Of a command whose options are keys of a configuration."""
 
 
-def _one_stage(group: typer.Typer, name: str, words: str, about: str, more: str | None = None) -> None:
+def _one_stage(
+    group: typer.Typer,
+    name: str,
+    words: str,
+    about: str,
+    more: str | None = None,
+    folder: str = "Folder to write into, a run folder.",
+) -> None:
     """Add a command that is a recipe of one stage; its options are keys of the recipe."""
     verb = name.rpartition(" ")[2]
-
     usage = f"posttrain {name} {words} -o DIR [--KEY VALUE]..."
+    place = typer.Option(None, "-o", "--out", help=folder)
 
     @group.command(verb, help=f"{about}\n\n{usage}", epilog=more, context_settings=_OPTIONS_ARE_KEYS)
     def command(
         ctx: typer.Context,
-        out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write into, a run folder.")] = None,
+        out: Path | None = place,
         as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
         help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
     ) -> None:
@@ -362,13 +369,14 @@ def _run_one(found: OneStage, out: Path | None, as_json: bool) -> None:
     if out is None:
         raise ConfigError("no output folder", where=f"posttrain {found.name}", fix="say where to write: -o DIR")
     recipe = found.recipe(out)
-    with _experiment(recipe, out, stderr=as_json) as experiment:
-        experiment.execute()
-    if as_json:
-        typer.echo(found.json(out))
-        return
-    if found.name != "eval":
-        _console().print(terminal.section(found.section(out, recipe)), highlight=False)
+    with found.run_folder(out) as folder:
+        with _experiment(recipe, folder, stderr=as_json) as experiment:
+            experiment.execute()
+        if as_json:
+            typer.echo(found.json(folder))
+            return
+        if found.name != "eval":
+            _console().print(terminal.section(found.section(folder, recipe, out)), highlight=False)
     if "report" in recipe.stages:
         _show_end(experiment.run, summary=found.name == "eval")
 
@@ -572,38 +580,14 @@ def compare(
         _console().print(terminal.section(comparison.compare_section(settings, found)), highlight=False)
 
 
-@app.command(
-    help="Take a model home: a merged HF folder, a PEFT adapter, a GGUF file for llama.cpp, or a folder for Ollama.\n\n"
-    "posttrain export TARGET --to hf|adapter|gguf|gguf-adapter|ollama -o DIR [--KEY VALUE]...: TARGET is a run's train stage (runs/NAME/STAGE), "
-    "an adapter or model folder, a demo asset or a hub name. DIR must be new.",
-    context_settings=_OPTIONS_ARE_KEYS,
+_one_stage(
+    app,
+    "export",
+    "TARGET --to hf|adapter|gguf|gguf-adapter|ollama",
+    "Take a model home: a merged HF folder, a PEFT adapter, a GGUF file for llama.cpp, or a folder for Ollama. "
+    "TARGET is a run's train stage (runs/NAME/STAGE), an adapter or model folder, a demo asset or a hub name. DIR must be new.",
+    folder="New folder to write into.",
 )
-def export(
-    ctx: typer.Context,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="New folder to write into.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
-    help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
-) -> None:
-    """See the help above."""
-    import json
-
-    from posttrain.errors import ConfigError
-    from posttrain.lab import exporting
-    from posttrain.lab.display import Display
-    from posttrain.report import terminal
-
-    if help_wanted:
-        typer.echo(ctx.get_help() + "\n\n" + exporting.options())
-        raise typer.Exit
-    settings = exporting.settings_of(ctx.args)
-    if out is None:
-        raise ConfigError("no output folder", where="posttrain export", fix="say where to write: -o DIR")
-    with Display(_console(stderr=as_json)) as display:
-        result = exporting.run_export(settings, out, display)
-    if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False))
-    else:
-        _console().print(terminal.section(exporting.export_section(result, str(out))), highlight=False)
 
 
 @app.command()

@@ -250,8 +250,11 @@ def test_gguf_adapter(run: Path, cli: Cli, tmp_path: Path) -> None:
     assert "has no adapter" in cli("export", run / "whole", "--to", "gguf-adapter", "-o", tmp_path / "b").refused()
 
 
-def test_from_an_asset_or_a_folder(run: Path, cli: Cli, tmp_path: Path) -> None:
-    folder = exported(cli, run.parents[1] / "tiny", tmp_path / "out", "hf")
+def test_from_a_folder(run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from one whose name means something in a recipe."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.parents[1] / "tiny", "base")
+    folder = exported(cli, "base", tmp_path / "out", "hf")
     assert front((folder / "README.md").read_text())["license"] == "mit"
     assert resolve_target(str(folder)).has_template
 
@@ -310,6 +313,7 @@ def test_a_full_disk(form: str, cli: Cli, run: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(shutil, "copyfile", full)
     said = cli("export", run / "sft", "--to", form, "-o", tmp_path / "out").refused()
     assert "disk is full" in said
+    assert f"error: {tmp_path / 'out'}" in said  # the place that was asked for, not where it is made
     assert [path.name for path in tmp_path.iterdir()] == []
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from posttrain.artifacts import RunDir, plain
+from posttrain.artifacts import RunDir, atomic_path, plain, read_json, remove_killed
 from posttrain.config import build, read_yaml
 from posttrain.data.config import ChainStep, Source
 from posttrain.data.mix import MixStep
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, PosttrainError, RunError
 from posttrain.generate.source import ModelSource
 from posttrain.judge.config import JUDGES, JudgeConfig, JudgeSource, PanelFile, Plan
 from posttrain.lab.options import Keys, configured, options_help, split_arguments
@@ -26,6 +29,7 @@ from posttrain.stages.arena import ArenaStage
 from posttrain.stages.base import BASE
 from posttrain.stages.data import DataStage
 from posttrain.stages.eval import EvalStage
+from posttrain.stages.export import ExportStage
 from posttrain.stages.judge import JudgeStage
 from posttrain.stages.profile import ProfileStage
 from posttrain.stages.score import ScoreStage
@@ -78,6 +82,27 @@ class OneStage:
     """The file with its numbers; empty = ledger and facts of a data step."""
     files: tuple[str, ...] = ()
     """The files to look at besides."""
+    hands_over: str = ""
+    """The folder of the stage that is all ``-o DIR`` is to hold, which must be new; empty = DIR is the run folder."""
+
+    @contextlib.contextmanager
+    def run_folder(self, out: Path) -> Iterator[Path]:
+        """The folder to run in: ``out`` itself, or one beside it that is gone when what was made has become ``out``."""
+        if not self.hands_over:
+            yield out
+            return
+        remove_killed(out)
+        with (
+            atomic_path(out) as whole,
+            tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=f".{os.getpid()}.tmp") as folder,
+        ):
+            made = Path(folder, self.stage, self.hands_over)
+            try:
+                yield Path(folder)
+            except PosttrainError as error:  # who reads it knows the folder that was asked for
+                where = error.where and error.where.replace(str(made), str(out)).replace(folder, str(out))
+                raise type(error)(error.problem, where=where, fix=error.fix) from error
+            os.replace(made, whole)
 
     def recipe(self, out: Path) -> Recipe:
         """Its recipe. Raises ConfigError as for a recipe, and where the folder holds the run of another one: its stages would be left behind."""
@@ -90,7 +115,11 @@ class OneStage:
             self.keys,
             self.options,
         )
-        if (out / "recipe.yaml").is_file():
+        if self.hands_over:
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                fix = "name a new folder: -o DIR"
+                raise RunError("there is something at this place already", where=str(out), fix=fix)
+        elif (out / "recipe.yaml").is_file():
             fix = "give each command a folder of its own with -o"
             try:
                 former = list(read_yaml(out / "recipe.yaml").value["stages"])
@@ -103,19 +132,22 @@ class OneStage:
                 raise ConfigError(f"this folder holds the run of other stages ({names})", where=str(out), fix=fix)
         return recipe
 
-    def json(self, out: Path) -> str:
-        """The numbers of what was done, as JSON."""
+    def json(self, folder: Path) -> str:
+        """The numbers of what was done in a run folder, as JSON."""
+        if self.hands_over:
+            return json.dumps(read_json(folder / self.stage / "manifest.json")["result"], ensure_ascii=False)
         if not self.record:
-            return json.dumps(step_record(self.stage, out), ensure_ascii=False)
-        return (out / self.stage / self.record).read_text(encoding="utf-8").rstrip("\n")
+            return json.dumps(step_record(self.stage, folder), ensure_ascii=False)
+        return (folder / self.stage / self.record).read_text(encoding="utf-8").rstrip("\n")
 
-    def section(self, out: Path, recipe: Recipe) -> report.Section:
-        """What was done, for the terminal."""
-        if not self.record:
-            return step_section(self.stage, out)
-        found = recipe.stages[self.stage].section(RunDir(out).stage(self.stage))
+    def section(self, folder: Path, recipe: Recipe, out: Path) -> report.Section:
+        """What was done in a run folder, for the terminal."""
+        if not self.record and not self.hands_over:
+            return step_section(self.stage, folder)
+        found = recipe.stages[self.stage].section(RunDir(folder).stage(self.stage))
         assert found is not None, "such a stage says something"
-        written = ", ".join(str(out / self.stage / name) for name in (*self.files, self.record))
+        several = [str(out / self.stage / name) for name in (*self.files, self.record)]
+        written = str(out) if self.hands_over else ", ".join(several)
         opening = (report.Text(found.summary, "lead"),) if found.summary else ()
         return replace(found, blocks=(*opening, *found.blocks, report.Text(f"Written: {written}")))
 
@@ -123,7 +155,7 @@ class OneStage:
 def options_of(name: str) -> str:
     """Every option of a command, for ``--help``."""
     needed = {"judge": ["-", "--local=-"], "score": ["-", "--model=-"], "synth": ["--local=-"], "eval": []}
-    needed |= {"synth evolve": ["-", "--local=-"]}
+    needed |= {"export": ["-", "--to=hf"], "synth evolve": ["-", "--local=-"]}
     return options_help(one_stage(name, needed.get(name, needed.get(name.partition(" ")[0], ["-"]))).keys)
 
 
@@ -138,6 +170,8 @@ def one_stage(name: str, words: Sequence[str]) -> OneStage:
         return _synth(name, verb.replace("-", "_"), files, options)
     if verb == "eval":
         return _eval(files, options)
+    if verb == "export":
+        return _export(name, files, options)
     if verb == "arena":
         stages: dict[str, Any] = {
             verb: {"kind": "arena", "file": _only_file(name, files)},
@@ -188,6 +222,26 @@ def _only_file(name: str, files: Sequence[str]) -> str:
         return files[0]
     where = f"posttrain {name}"
     raise ConfigError(f"one file is needed, not {len(files)}", where=where, fix=f"{where} pairs.jsonl -o out")
+
+
+def _export(name: str, models: Sequence[str], options: Sequence[str]) -> OneStage:
+    """``posttrain export TARGET``."""
+    from posttrain.model.targets import EXPORTED
+
+    where = f"posttrain {name}"
+    if len(models) != 1:
+        raise ConfigError("one model is needed", where=where, fix=f"{where} runs/NAME/STAGE --to hf -o DIR")
+    if not any(option.startswith("to=") for option in options):
+        raise ConfigError("in which form?", where=where, fix="give --to hf, adapter, gguf, gguf-adapter or ollama")
+    model = f"./{models[0]}" if models[0] in (BASE, name) else models[0]  # a folder, whatever the recipe calls so
+    return OneStage(
+        name=name,
+        stage=name,
+        stages={name: {"kind": "export", "model": model}},
+        keys=[Keys(ExportStage, (f"stages.{name}.",), without=("model",))],
+        options=options,
+        hands_over=EXPORTED,
+    )
 
 
 # ---- synthesis -----------------------------------------------------------------------------------------------------

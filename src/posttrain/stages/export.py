@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from posttrain.artifacts import RunDir, StageDir, atomic_path, read_json, remove_killed, write_json, write_text
-from posttrain.errors import ModelError, RunError
+from posttrain.artifacts import RunDir, StageDir, atomic_path, read_json, write_json, write_text
+from posttrain.errors import ModelError
 from posttrain.references import NamesFile, NamesModel, NamesStage
 from posttrain.report import values
 from posttrain.stages.base import BASE, Context, StageKind
@@ -62,9 +62,11 @@ class ExportStage(StageKind):
     """A Jinja chat template file in place of the model's own."""
 
     def check(self, context: Context) -> None:
-        """The base is there."""
+        """The base is there, and what is named outside of the recipe is finished."""
         if self.model == BASE:
             context.base_folder()
+        elif self.model not in context.stages:
+            _refuse_unfinished(Path(self.model))
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Write the files, and what they say of what was trained."""
@@ -115,26 +117,31 @@ def export_section(result: Mapping[str, Any], name: str) -> values.Section:
 
 
 def open_target(target: str, base: str | None) -> tuple[Lineage, Told, Path | None]:
-    """A model from outside a recipe: what it is, what is known of it, and rows to compare on. Raises ModelError for an unfinished stage."""
-    from posttrain.model.companions import read_object
+    """A model from outside a recipe: what it is, what is known of it, and rows to compare on."""
     from posttrain.model.targets import resolve_target
 
-    path = Path(target)
-    if (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file():
-        status = read_object(path / "manifest.json").get("status")
-        if status != "complete":
-            fix = "finish it first: posttrain run"
-            raise ModelError(
-                f"this stage is not complete (it is {status}), so its weights are not final", where=target, fix=fix
-            )
-        lineage, run = resolve_target(target, base), RunDir(path.parent)
-        model = base or _recipe_model(path.parent)
+    path, lineage = Path(target), resolve_target(target, base)
+    if _is_stage(path):
+        run, model = RunDir(path.parent), base or _recipe_model(path.parent)
         return lineage, told_of_stage(run, path.name, model, lineage.folder), held_out_rows(run, path.name)
-    lineage = resolve_target(target, base)
     named = base or target
     if lineage.adapter is not None and base is None:
         named = str(read_json(lineage.adapter / "adapter_config.json").get("base_model_name_or_path"))
     return lineage, told_of(named, lineage.folder, lineage.adapter is not None), None
+
+
+def _is_stage(path: Path) -> bool:
+    return (path / "manifest.json").is_file() and (path.parent / "recipe.yaml").is_file()
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Raise ModelError for a stage whose weights are not final."""
+    from posttrain.model.companions import read_object
+
+    status = read_object(path / "manifest.json").get("status") if _is_stage(path) else "complete"
+    if status != "complete":
+        problem = f"this stage is not complete (it is {status}), so its weights are not final"
+        raise ModelError(problem, where=str(path), fix="finish it first: posttrain run")
 
 
 def _recipe_model(run: Path) -> str:
@@ -178,13 +185,10 @@ def _probes(lineage: Lineage, rows: Path | None) -> list[NDArray[np.int32]]:
 def export(
     settings: ExportStage, lineage: Lineage, told: Told, rows: Path | None, folder: Path, display: Display
 ) -> Mapping[str, Any]:
-    """Write a model into a new folder, all of it or nothing; returns the stage's ``result``.
+    """Write a model into a folder, all of it or nothing; returns the stage's ``result``.
 
-    Raises RunError where the folder holds something or the disk is full, ModelError where the form has no place for this model,
-    or a tokenizer is missing.
+    Raises RunError where the disk is full, ModelError where the form has no place for this model, or a tokenizer is missing.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError("there is something at this place already", where=str(folder), fix="name a new folder: -o DIR")
     if settings.to in ("adapter", "gguf-adapter") and lineage.adapter is None:
         raise ModelError(
             "this model has no adapter: all its weights were trained",
@@ -193,7 +197,6 @@ def export(
         )
     if settings.to == "ollama":
         _ = lineage.template  # a Modelfile needs one
-    remove_killed(folder)
     written: _Written
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
@@ -331,12 +334,3 @@ def _write_gguf_adapter(settings: ExportStage, lineage: Lineage, told: Told, fol
     quantised = quantised_base(lineage.adapter)
     notes += [f"trained on its base in {quantised}: on other weights it is another model"] if quantised else []
     return _Written(notes=tuple(notes))
-
-
-# ---- the command -------------------------------------------------------------------------------------------------------
-
-
-def run_export(settings: ExportStage, out: Path, display: Display) -> Mapping[str, Any]:
-    """``posttrain export``: the same without a recipe, into the folder itself."""
-    lineage, told, rows = open_target(settings.model, settings.base)
-    return export(settings, lineage.spoken(settings.template), told, rows, out, display)
