@@ -206,9 +206,17 @@ def _sample(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequen
     drawn_B1 = to_device(
         np.array([[float(torch.rand((), generator=g, dtype=torch.float64))] for g in generators]), device
     )
-    p_BN, order_BN = p_BV.topk(min(LIKELY, p_BV.shape[1]), dim=-1)
-    if bool((p_BN.sum(-1, keepdim=True) < torch.where(top_p_B1 < 1, top_p_B1, drawn_B1)).any()):
-        p_BN, order_BN = p_BV.sort(dim=-1, descending=True, stable=True)
+    likely_BK = p_BV.topk(min(LIKELY, p_BV.shape[1]), dim=-1)
+    tokens_B = _drawn(likely_BK.values, likely_BK.indices, drawn_B1, top_p_B1)
+    beyond_B = (likely_BK.values.sum(-1, keepdim=True) < torch.where(top_p_B1 < 1, top_p_B1, drawn_B1))[:, 0]
+    if bool(beyond_B.any()):  # only these rows: to sort all of a large vocabulary takes longer than to compute its logits
+        p_BV, order_BV = p_BV[beyond_B].sort(dim=-1, descending=True, stable=True)
+        tokens_B[beyond_B] = _drawn(p_BV, order_BV, drawn_B1[beyond_B], top_p_B1[beyond_B])
+    return tokens_B
+
+
+def _drawn(p_BN: Tensor, order_BN: Tensor, drawn_B1: Tensor, top_p_B1: Tensor) -> Tensor:
+    """The token [B] that a uniform number picks among the likeliest tokens of every row, the likeliest first."""
     up_to_BN = p_BN.cumsum(-1)
     last = p_BN.shape[1] - 1
     kept_B1 = (
