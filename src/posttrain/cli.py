@@ -171,6 +171,49 @@ def ablate(
 
 
 @app.command()
+def new(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The recipe to write, a new YAML file.")],
+    model: Annotated[str, typer.Option("--model", help="A Hugging Face folder, a hub name or a demo asset.")],
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Rows to imitate; may be given several times.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option("--pairs", help="Preferences (or judged replies); may be given several times.")
+    ] = None,
+    goal: Annotated[
+        str | None, typer.Option("--goal", help="An objective: sft, dpo, simpo, kto, reward, ...", show_default=False)
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights.")] = False,
+    lora: Annotated[bool, typer.Option("--lora", help="Train an adapter.")] = False,
+    qlora: Annotated[bool, typer.Option("--qlora", help="Train an adapter over 4-bit weights.")] = False,
+    device: Annotated[
+        str, typer.Option("--device", help="What it should fit: 24GB, rtx4090, cpu, or auto (this machine).")
+    ] = "auto",
+    template: Template = None,
+) -> None:
+    """Write a complete recipe for your model and rows from published guidance, with the reason beside each choice."""
+    from posttrain.errors import ConfigError
+    from posttrain.lab.first_recipe import Wish, write_first_recipe
+    from posttrain.plan.guidance import Method
+
+    chosen: list[Method] = [name for name, asked in zip(get_args(Method), (full, lora, qlora), strict=True) if asked]
+    if len(chosen) > 1:
+        raise ConfigError("one method only", where="posttrain new", fix=" or ".join(f"--{name}" for name in chosen))
+    wish = Wish(
+        model=model,
+        data=tuple(data or ()),
+        pairs=tuple(pairs or ()),
+        goal=goal,
+        method=chosen[0] if chosen else None,
+        device=device,
+        template=template,
+    )
+    for warning in write_first_recipe(wish, out).warnings:
+        warnings.warn(warning, stacklevel=1)
+    typer.echo(f"{out} is written. What fits: posttrain plan {out}. Run it: posttrain run {out}")
+
+
+@app.command()
 def plan(
     target: Annotated[
         str,

@@ -9,7 +9,7 @@ import pytest
 from posttrain.errors import ConfigError
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.objectives import Objective, default_objective
-from posttrain.plan.guidance import Advice, Method, covering_length, guidance, method_of, steps
+from posttrain.plan.guidance import Advice, Method, guidance, method_of, start, steps
 
 OBJECTIVES = [kind() for kind in get_args(get_args(Objective)[0])]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -73,8 +73,23 @@ def test_steps_by_hand(rows: int, epochs: float, batch: int, count: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("lengths", "covering"),
-    [([1], 64), ([64], 64), ([65], 128), ([10] * 95 + [900] * 5, 64), ([10] * 94 + [900] * 6, 960)],
+    ("kind", "rows", "expected"),
+    [
+        ("conversations", 528, (2e-4, 3, 16, 99, True)),
+        ("conversations", 529, (2e-4, 3, 16, 100, False)),
+        ("pairs", 1_600, (1e-5, 1, 16, 100, False)),
+    ],
 )
-def test_the_covering_length_keeps_95_rows_of_100(lengths: list[int], covering: int) -> None:
-    assert covering_length(lengths) == covering
+def test_a_run_of_few_steps_starts_elsewhere(
+    kind: str, rows: int, expected: tuple[float, float, int, int, bool]
+) -> None:
+    *values, few = expected
+    found = start(guidance(default_objective(kind), "lora", rows), rows)  # type: ignore[arg-type]
+    assert found.few == few
+    if not few:
+        assert [found.learning_rate, found.epochs, found.batch_size, found.steps] == pytest.approx(values)
+
+
+def test_few_pairs_are_taken_in_small_batches_at_the_highest_rate() -> None:
+    found = start(guidance(default_objective("pairs"), "lora", 100), 100)
+    assert (found.learning_rate, found.epochs, found.batch_size, found.steps) == pytest.approx((5e-5, 1, 8, 13))

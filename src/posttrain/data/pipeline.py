@@ -436,7 +436,7 @@ class _Reading:
         return fresh
 
 
-def nothing_usable(ledger: Ledger, paths: Sequence[str], told_in: Path) -> DataError:
+def nothing_usable(ledger: Ledger, paths: Sequence[str], told_in: Path | None = None) -> DataError:
     """The error of a reading that left no row: the main reasons with their counts, and the first examples."""
     where = ", ".join(paths)
     rows_in = ledger.steps[0].rows_in
@@ -447,5 +447,6 @@ def nothing_usable(ledger: Ledger, paths: Sequence[str], told_in: Path) -> DataE
     return DataError(
         f"no usable rows: {'the only row was' if rows_in == 1 else f'all {rows_in:,} rows were'} dropped ({counts}){examples}",
         where=where,
-        fix=f"mend the rows, or name their format; see docs/data-formats.md, and {told_in} for every row",
+        fix="mend the rows, or name their format; see docs/data-formats.md"
+        + ("" if told_in is None else f", and {told_in} for every row"),
     )

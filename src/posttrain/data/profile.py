@@ -128,7 +128,7 @@ def profile(
         meta_keys=_meta_keys(meta),
         turns=_turns(table["turns"].to_numpy()),
         lengths={name: length_summary(table[name].to_numpy(), limits) for name in Counts._fields},
-        covering=_covering(table["whole"].to_numpy()),
+        covering=covering(table["whole"].to_numpy()),
         preferences=_preferences(table, row_kind),
         languages=_languages(table),
         language_rule=identifier_words("auto"),
@@ -183,7 +183,7 @@ def _look(block: pl.DataFrame, counter: TokenCounter) -> _Seen:
         "source",
         "split",
         pl.col("weight").fill_null(1.0),
-        pl.Series("language", [_language(messages) for messages, _ in talks], dtype=pl.String),
+        pl.Series("language", [main_language(messages) for messages, _ in talks], dtype=pl.String),
         pl.Series("turns", [sum(m.role != "system" for m in messages) for messages, _ in talks], dtype=pl.UInt32),
         *(
             pl.Series(name, [has(*talk) for talk in talks], dtype=pl.Boolean)
@@ -200,7 +200,8 @@ def _columns(names: Sequence[str], rows: Sequence[Sequence[int | None]]) -> list
     return [pl.Series(name, [row[n] for row in rows], dtype=pl.UInt32) for n, name in enumerate(names)]
 
 
-def _language(messages: Sequence[Message]) -> str:
+def main_language(messages: Sequence[Message]) -> str:
+    """The language of a conversation's prose."""
     parts = parts_of("\n".join(m.content for m in messages if m.role in ("user", "assistant")))
     return language_of(parts.prose, parts.code_characters, identifier("auto"), LANGUAGE_FLOOR).name
 
@@ -277,7 +278,7 @@ def _quantiles(values: NDArray[Any], *shares: float) -> list[int]:
     return found
 
 
-def _covering(values: NDArray[Any]) -> records.Covering:
+def covering(values: NDArray[Any]) -> records.Covering:
     """The sequence length that covers 95% of the conversations, and the same rounded up to a multiple of 64."""
     (length,) = _quantiles(values, COVER)
     rounded = max(64, -(-length // 64) * 64)

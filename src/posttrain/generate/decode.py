@@ -209,7 +209,7 @@ def _sample(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequen
     likely_BK = p_BV.topk(min(LIKELY, p_BV.shape[1]), dim=-1)
     tokens_B = _drawn(likely_BK.values, likely_BK.indices, drawn_B1, top_p_B1)
     beyond_B = (likely_BK.values.sum(-1, keepdim=True) < torch.where(top_p_B1 < 1, top_p_B1, drawn_B1))[:, 0]
-    if bool(beyond_B.any()):  # only these rows: to sort all of a large vocabulary takes longer than to compute its logits
+    if bool(beyond_B.any()):  # only these rows: sorting a large vocabulary takes longer than computing its logits
         p_BV, order_BV = p_BV[beyond_B].sort(dim=-1, descending=True, stable=True)
         tokens_B[beyond_B] = _drawn(p_BV, order_BV, drawn_B1[beyond_B], top_p_B1[beyond_B])
     return tokens_B

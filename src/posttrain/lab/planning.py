@@ -63,25 +63,35 @@ def _settings(overrides: Sequence[str]) -> TrainSettings:
 
 
 def _recipe_plan(recipe: Recipe, machine: Device, run: Path, where: str, *, trace: bool) -> Planned:
-    trained = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainSettings)}
-    if not trained or recipe.model is None:
+    if recipe.model is None or not _trained(recipe):
         raise ConfigError(
             "this recipe trains no model", where=where, fix="give a recipe with a train stage, or a model"
         )
     shape = shape_of(recipe.model)
-    stages = []
+    stages = planned_stages(recipe, shape, machine, run)
+    if trace:
+        stages = [traced(stage, recipe.model) for stage in stages]
+    return _answer(recipe.name, shape, machine, stages)
+
+
+def _trained(recipe: Recipe) -> dict[str, TrainSettings]:
+    return {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainSettings)}
+
+
+def planned_stages(recipe: Recipe, shape: ModelShape, machine: Device, run: Path | None = None) -> list[PlannedStage]:
+    """The plans of a recipe's training stages; rows are as long as ``max_length`` where a run has not encoded them yet."""
+    trained, stages = _trained(recipe), []
     for name, settings in trained.items():
-        rows, known = longest_rows(settings), run / name / "lengths.json"
-        if known.is_file():
+        rows = longest_rows(settings)
+        if run is not None and (known := run / name / "lengths.json").is_file():
             rows = _measured(settings, known, rows)
-        stage = _stage(name, settings, shape, machine, rows, second_model=_second_model(trained, name))
-        stages.append(traced(stage, recipe.model) if trace else stage)
+        stages.append(_stage(name, settings, shape, machine, rows, second_model=_second_model(trained, name)))
     if evaluations := [n for s in recipe.stages.values() if isinstance(n := getattr(s, "max_new_tokens", None), int)]:
         length = PROMPT_TOKENS + max(evaluations)
         memory = generation_memory(shape, _dtype("auto", machine), machine.kind, SLOTS, length)
         note = f"Generating {SLOTS} replies at once, of {length:,} tokens with their prompts, takes"
         stages[-1] = replace(stages[-1], generation=memory, generation_note=note)
-    return _answer(recipe.name, shape, machine, stages)
+    return stages
 
 
 def _measured(settings: TrainSettings, path: Path, otherwise: Rows) -> Rows:

@@ -6,11 +6,8 @@ Nothing here is measured on the user's model: a value is a place to start, a ran
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
 
 from posttrain.errors import ConfigError
 from posttrain.model.config import FullWeights, LoraAdapter
@@ -23,9 +20,8 @@ LORA_GAIN = 10.0
 """An adapter's best learning rate over that of all weights: 9.8 fitted over 14 models (LoRA Without Regret, Schulman et al. 2025)."""
 FEW_STEPS = 100
 """Below so many optimizer steps a run is short: an adapter's best rate is higher still (about 15 times that of all weights, same source)."""
-COVERED = 0.95
-"""Share of the rows that a length limit should keep whole."""
-_LENGTH_STEP = 64
+SMALL_BATCH = 8
+"""What is left of the batch where more would leave too few steps."""
 
 _FULL_SFT = "a tenth of LoRA's (LoRA Without Regret, 2025); Tulu 3 (arXiv:2411.15124) 5e-6, Pareja et al. (arXiv:2412.13337) 2e-5"
 _LORA_SFT = "Biderman et al. (arXiv:2405.09673): the highest stable rate within 1e-5 to 5e-4; LoRA Without Regret (2025) 2e-4 to 5e-4"
@@ -115,11 +111,23 @@ def steps(rows: int, epochs: float, batch_size: int) -> int:
     return math.ceil(rows * epochs / batch_size)
 
 
-def covering_length(lengths: Sequence[int], share: float = COVERED) -> int:
-    """The smallest multiple of 64 tokens that keeps at least this share of the rows whole.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where one run begins: the advice, bent where so few rows would give too few optimizer steps to learn anything."""
 
-    lengths: tokens of every row, at least one.
-    """
-    shortest_first = np.sort(np.asarray(lengths))
-    needed = int(shortest_first[max(0, math.ceil(share * len(shortest_first) - 1e-9) - 1)])
-    return max(1, math.ceil(needed / _LENGTH_STEP)) * _LENGTH_STEP
+    learning_rate: float
+    epochs: float
+    batch_size: int
+    steps: int
+    few: bool
+    """Whether it was bent: the batch may be smaller than advised, epochs and rate are the highest of their ranges."""
+
+
+def start(advice: Guidance, rows: int) -> Start:
+    """Where a run with so many rows begins."""
+    rate, epochs, batch = advice.learning_rate.value, advice.epochs.value, int(advice.batch_size.value)
+    found = steps(rows, epochs, batch)
+    if found >= FEW_STEPS:
+        return Start(rate, epochs, batch, found, few=False)
+    epochs, batch = advice.epochs.high, SMALL_BATCH
+    return Start(advice.learning_rate.high, epochs, batch, steps(rows, epochs, batch), few=True)
