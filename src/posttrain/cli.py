@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -63,6 +63,10 @@ ColumnNames = Annotated[
         help="Which column is what: '{user: question, assistant: meta.reply}'; also system, messages, chosen, ...",
     ),
 ]
+
+
+_OPTIONS_ARE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Of a command whose options are keys of a configuration."""
 
 
 def main() -> None:
@@ -168,6 +172,54 @@ def ablate(
         raise ConfigError(f"unknown plan {kind!r}{did_you_mean(kind, known)}", fix=f"known: {', '.join(known)}")
     for planned in ablation_recipes(recipe, out, chosen):
         typer.echo(f"posttrain run {planned.path}    # {planned.changed}")
+
+
+def _search(kind: Literal["sweep", "tune"], words: str, about: str) -> None:
+    """Add a command that runs a recipe under many settings."""
+    usage = f"posttrain {kind} RECIPE {words} [--KEY VALUE]..."
+
+    @app.command(kind, help=f"{about}\n\n{usage}", context_settings=_OPTIONS_ARE_KEYS)
+    def command(
+        ctx: typer.Context,
+        recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe.")] = "",
+        runs: Runs = Path("runs"),
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Say what would be tried and how long it takes; run nothing.")
+        ] = False,
+        help_wanted: Annotated[bool, typer.Option("--help", help="Show this message with all options.")] = False,
+    ) -> None:
+        from posttrain.errors import ConfigError
+        from posttrain.lab.searches import cost_section, options, search_recipe
+        from posttrain.report import terminal
+        from posttrain.stages import KINDS
+        from posttrain.stages.page import write_report
+
+        if help_wanted:
+            typer.echo(ctx.get_help() + "\n\n" + options(kind))
+            raise typer.Exit
+        if not recipe:
+            raise ConfigError("no recipe", where=f"posttrain {kind}", fix=usage)
+        loaded = search_recipe(kind, recipe, ctx.args, runs)
+        if dry_run:
+            _console().print(terminal.section(cost_section(kind, loaded, recipe, runs)), highlight=False)
+            return
+        with _experiment(loaded, runs / loaded.name) as experiment:
+            experiment.execute()
+        write_report(experiment.run, KINDS)
+        _show_end(experiment.run)
+
+
+_search(
+    "sweep",
+    "sft.learning_rate=1e-4,2e-4",
+    "Run a stage of a recipe, and all it reads, under many settings: a grid, or --search.name random or asha over {low: .., high: ..}. "
+    "What settings share is run once. Killed? Run it again: it goes on.",
+)
+_search(
+    "tune",
+    "[KEY=VALUE]...",
+    "Find learning rate, epochs, rank and effective batch of a training, one after the other, by its held-out loss.",
+)
 
 
 @app.command()
@@ -384,6 +436,7 @@ def _one_stage(
     more: str | None = None,
     folder: str = "Folder to write into, a run folder.",
 ) -> None:
+def _one_stage(group: typer.Typer, name: str, words: str, about: str, more: str | None = None) -> None:
     """Add a command that is a recipe of one stage; its options are keys of the recipe."""
     verb = name.rpartition(" ")[2]
     usage = f"posttrain {name} {words} -o DIR [--KEY VALUE]..."

@@ -56,6 +56,12 @@ def plan(target: str, overrides: Sequence[str], device: str, runs: Path, *, trac
     return _answer(Path(target).name or target, shape, machine, [stage])
 
 
+def planned_hours(model: str, settings: TrainSettings, rows: Rows) -> float | None:
+    """About how long a training takes on this machine; None where its speed is not known. Raises ModelError and AssetError."""
+    stage = _stage("", settings, shape_of(model), device_of("auto"), rows)
+    return next(way.hours for way in stage.ways if way.setup.method == stage.chosen)
+
+
 def _settings(overrides: Sequence[str]) -> TrainSettings:
     """A stage's settings from ``key=value``."""
     where = "posttrain plan"

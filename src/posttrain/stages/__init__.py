@@ -18,6 +18,7 @@ from posttrain.stages.score import ScoreStage
 from posttrain.stages.sweep import SweepStage
 from posttrain.stages.synth import SynthStage
 from posttrain.stages.train import TrainStage
+from posttrain.stages.tune import TuneStage
 
 KINDS: tuple[type[StageKind], ...] = (
     DataStage,
@@ -30,6 +31,7 @@ KINDS: tuple[type[StageKind], ...] = (
     ArenaStage,
     ExportStage,
     SweepStage,
+    TuneStage,
     ReportStage,
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -56,7 +56,9 @@ class SweepStage(SweepSettings, StageKind):
     def check(self, context: Context) -> None:
         """Every setting of a list makes a recipe that can run, and no two of them are the same work."""
         if not isinstance(self.search, Grid):
-            next(self._trials(context.seed, minimize=True))
+            from posttrain.sweep.search import trials
+
+            next(trials(self.search, self.over, context.seed, minimize=True))
             return
         places: dict[Any, Changes] = {}
         for changes in self.listed():
@@ -73,9 +75,9 @@ class SweepStage(SweepSettings, StageKind):
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Run what is not finished, setting by setting, and say what came of it."""
-        begun = _Sweep(self, context)
+        begun = Search(self, context)
         if isinstance(self.search, Grid):
-            begun.listed()
+            begun.listed(self.listed())
         else:
             begun.searched()
         record = begun.record()
@@ -96,18 +98,12 @@ class SweepStage(SweepSettings, StageKind):
 
         return sweep_section(read_record(out.file("sweep.json")), out.path.name)
 
-    def _trials(self, seed: int, *, minimize: bool) -> Iterator[Any]:
-        from posttrain.sweep.search import trials
-
-        assert not isinstance(self.search, Grid)
-        return trials(self.search, self.over, seed, minimize=minimize)
-
 
 @dataclass
-class _Sweep:
-    """A sweep while it goes: the settings so far, and what their runs gave."""
+class Search:
+    """Runs under many settings while they go: the settings so far, and what their runs gave."""
 
-    stage: SweepStage
+    stage: SweepSettings
     context: Context
     settings: list[Changes] = field(default_factory=list)
     runs: dict[tuple[int, int], SweepRun] = field(default_factory=dict)
@@ -117,13 +113,13 @@ class _Sweep:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """Of every setting."""
         return self.stage.seeds or (self.context.seed,)
 
-    def listed(self) -> None:
-        """Run a grid or a list, the recipe as it is written first."""
-        listed = self.stage.listed()
-        among = any(self._is_written(changes) for changes in listed)
-        self.settings = listed if among else [self._written(listed), *listed]
+    def listed(self, listed: Sequence[Changes], *, beside_written: bool = True) -> None:
+        """Run these settings in their order; ``beside_written``: the recipe as it is written before, where it is not among them."""
+        among = not beside_written or any(self._is_written(changes) for changes in listed)
+        self.settings = [*([] if among else [self._written(listed)]), *listed]
         errors = self._side_by_side() if self.stage.side_by_side > 1 else {}
         judge = self._not_dominated if self.stage.end_dominated else always
         for place in range(len(self.settings)):
@@ -132,11 +128,14 @@ class _Sweep:
 
     def searched(self) -> None:
         """Run what a search asks for, the recipe as it is written before."""
+        from posttrain.sweep.search import trials
+
         self.settings.append(self._written([dict.fromkeys(self.stage.over)]))
         for seed in self.seeds:
             self._run(0, seed, always)
         lower = next(iter(self.outcomes.values())).metric.better == "lower" if self.outcomes else True
-        for trial in self.stage._trials(self.context.seed, minimize=lower):
+        assert not isinstance(self.stage.search, Grid)
+        for trial in trials(self.stage.search, self.stage.over, self.context.seed, minimize=lower):
             place = len(self.settings)
             self.settings.append(trial.changes)
             first, *others = self.seeds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from posttrain.artifacts import canonical_json, plain
@@ -10,6 +11,7 @@ from posttrain.report.charts import Chart, Lines, Parallel, Series, Strand, colo
 from posttrain.report.values import (
     Block,
     Cell,
+    Code,
     Facts,
     Finding,
     Headline,
@@ -24,7 +26,8 @@ from posttrain.report.values import (
 )
 from posttrain.report.words import FEW_ROWS, plural
 from posttrain.stats.intervals import Interval
-from posttrain.sweep.records import Effect, SweepRecord, SweepSetting, short_names, written
+from posttrain.sweep.records import Effect, SweepRecord, SweepSetting, label_of, short_names, written
+from posttrain.sweep.steps import TuneRecord, TuneStep
 
 MOST_CURVES = 6
 """Curves over one another that can be told apart by colour."""
@@ -276,3 +279,83 @@ def _advice(record: SweepRecord) -> tuple[str, ...]:
     if 0 < record.rows < FEW_ROWS:
         advice.append(f"{record.rows} held-out rows are few to choose by: hold out more.")
     return tuple(advice)
+
+
+# ---- the four-step search --------------------------------------------------------------------------------------------
+
+
+def tune_section(record: TuneRecord, name: str) -> Section:
+    """The section of a search: what was found beside what was written, and each step with what it kept and why."""
+    final = record.final
+    written_one = next((one for one in final.settings if one.as_written), None)
+    found = next((one for one in final.settings if not one.as_written), None)
+    lines = tuple((step.name.replace("_", " "), _kept(step), step.why) for step in record.steps)
+    command = "posttrain run RECIPE " + " ".join(f"{path}={written(value)}" for path, value in record.kept.items())
+    blocks: list[Block] = [Text(_tune_sentence(record), "lead"), Table("The steps", ("Step", "Kept", "Why"), lines)]
+    blocks.append(Code("The recipe with what was found", command, "sh", folded=False))
+    blocks.append(Notice("fact", "", (CHOSEN_HERE,)))
+    for step in record.steps:
+        inside = sweep_section(step.record, f"{name}-{step.name}")
+        more: tuple[Block, ...] = ()
+        if step.beside is not None:
+            more = (
+                Text(ALPHA_WORDS, "aside"),
+                replace(_settings_table(step.beside), title="The same ranks at alpha = 2 rank"),
+            )
+        blocks.append(
+            Section(
+                f"Step: {step.name.replace('_', ' ')}",
+                inside.anchor,
+                (*inside.blocks[1:], *more),
+                folded=True,
+                gist=step.why,
+            )
+        )
+    headlines: tuple[Headline, ...] = ()
+    if found is not None and found.value is not None:
+        note = (
+            f"as written {numbers.in_unit(written_one.value.estimate, final.unit, 4)}"
+            if written_one and written_one.value
+            else ""
+        )
+        headlines = (
+            Headline(
+                f"{name}: {final.metric} found", _number(final, found.value), note, quality=True, better=final.better
+            ),
+        )
+    return Section(
+        f"Search: {name}",
+        f"tune-{name}",
+        tuple(blocks),
+        headlines=headlines,
+        summary=_tune_sentence(record),
+        findings=(Finding(name, "settings", None, _tune_sentence(record)),),
+    )
+
+
+CHOSEN_HERE = "Settings were chosen on these very rows, so what was found looks a little better than it is: an evaluation on rows that were not used here says how much is left."
+ALPHA_WORDS = (
+    "At one alpha the first steps change the weights by as much at every rank; at alpha = 2 rank by an amount that grows with the rank, so that table partly "
+    "measures the learning rate (LoRA Without Regret, 2025). Nothing was chosen by it."
+)
+
+
+def _kept(step: TuneStep) -> str:
+    value = next((value for path, value in step.kept.items() if path.endswith(f".{step.name}")), None)
+    return written(value)
+
+
+def _tune_sentence(record: TuneRecord) -> str:
+    final = record.final
+    best = _at(final, final.best)
+    kept = label_of(record.kept)
+    if best is None or best.value is None:
+        return f"The search kept {kept}."
+    value = numbers.in_unit(best.value.estimate, final.unit, 4)
+    other = next((one for one in final.settings if one is not best and one.difference is not None), None)
+    if other is None or other.difference is None:
+        return f"The search kept {kept}: {final.metric} {value}."
+    shown = "not shown to differ" if other.difference.low <= 0 <= other.difference.high else "shown to differ"
+    whose = "the recipe as written" if other.as_written else "what was found"
+    ends = numbers.signed_interval_in_unit(other.difference.low, other.difference.high, final.unit, 4)
+    return f"The search kept {kept}: {final.metric} {value}; {whose} has {numbers.difference_in_unit(other.difference.estimate, final.unit, 4)} more ({final.confidence:.0%} interval {ends}), {shown}."
