@@ -424,10 +424,6 @@ judge_app = _group(
 )
 
 
-_OPTIONS_ARE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-"""Of a command whose options are keys of a configuration."""
-
-
 def _one_stage(
     group: typer.Typer,
     name: str,
@@ -436,7 +432,6 @@ def _one_stage(
     more: str | None = None,
     folder: str = "Folder to write into, a run folder.",
 ) -> None:
-def _one_stage(group: typer.Typer, name: str, words: str, about: str, more: str | None = None) -> None:
     """Add a command that is a recipe of one stage; its options are keys of the recipe."""
     verb = name.rpartition(" ")[2]
     usage = f"posttrain {name} {words} -o DIR [--KEY VALUE]..."
