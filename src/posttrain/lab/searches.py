@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from posttrain.artifacts import plain
 from posttrain.config import parse_yaml, read_yaml
@@ -21,9 +21,7 @@ from posttrain.report.values import Section, Table, Text
 from posttrain.report.words import plural
 from posttrain.stages.base import StageKind
 from posttrain.stages.sweep import SweepStage
-from posttrain.stages.tune import TuneStage, number_of_runs, planned_steps
-from posttrain.sweep.config import Grid
-from posttrain.sweep.records import label_of, written
+from posttrain.stages.tune import TuneStage
 from posttrain.train.config import TrainSettings
 from posttrain.train.planned import measured_rows
 
@@ -110,22 +108,10 @@ def _refuse_another(recipe: Recipe, kind: Kind, folder: Path) -> None:
 
 def cost_section(kind: Kind, recipe: Recipe, path: str, runs: Path) -> Section:
     """What a search tries and about how long it takes, before anything runs."""
-    stage = recipe.stages[kind]
-    assert isinstance(stage, SweepStage | TuneStage)
+    stage = cast("SweepStage | TuneStage", recipe.stages[kind])
     known = _lengths(stage.stage, (runs / recipe.name, runs / recipe.name.removesuffix(f"-{kind}")))
     settings = recipe.stages[stage.stage]
-    lines: list[tuple[str, str]]
-    if isinstance(stage, TuneStage):
-        assert isinstance(settings, TrainSettings), "checked with the recipe"
-        tried = planned_steps(stage, settings, len(known.conversation.values) if known else UNKNOWN_ROWS)
-        number = number_of_runs(stage, tried)
-        lines = [(name.replace("_", " "), ", ".join(map(written, values))) for name, values in tried.items()]
-    elif isinstance(stage.search, Grid):
-        lines = [(str(place), label_of(changes)) for place, changes in enumerate(stage.listed(), 1)]
-        number = len(lines) * max(1, len(stage.seeds))
-    else:
-        lines = [(key, written(plain(values))) for key, values in stage.over.items()]
-        number = stage.search.trials * max(1, len(stage.seeds))
+    lines, number = stage.tries(settings, len(known.conversation.values) if known else UNKNOWN_ROWS)
     hours = _hours(recipe, settings, known)
     time = (
         "how long a run takes is not known before the rows were encoded once"
@@ -137,7 +123,7 @@ def cost_section(kind: Kind, recipe: Recipe, path: str, runs: Path) -> Section:
     text = (
         f"About {plural(number, 'run')} of {stage.stage}, beside the recipe as it is written; {time}. Nothing was run."
     )
-    return Section(f"posttrain {kind} {path}", kind, (Text(text), Table("What is tried", ("", "Values"), tuple(lines))))
+    return Section(f"posttrain {kind} {path}", kind, (Text(text), Table("What is tried", ("", "Values"), lines)))
 
 
 def _lengths(stage: str, runs: Sequence[Path]) -> Lengths | None:

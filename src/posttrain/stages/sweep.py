@@ -10,8 +10,8 @@ from posttrain.artifacts import StageDir, plain
 from posttrain.config import Problem
 from posttrain.errors import ConfigError, EndedEarlyError, InterruptedRunError, PosttrainError, RunError
 from posttrain.stages.base import Context, GoOn, StageKind, Variation, always
-from posttrain.sweep.config import AshaSearch, Changes, Grid, SweepSettings
-from posttrain.sweep.records import SweepRecord, SweepRun, SweepSetting, label_of, read_record, write_record
+from posttrain.sweep.config import AshaSearch, Changes, Grid, SweepSettings, Tries
+from posttrain.sweep.records import SweepRecord, SweepRun, SweepSetting, label_of, read_record, write_record, written
 
 if TYPE_CHECKING:
     from posttrain.report.values import Section
@@ -52,6 +52,14 @@ class SweepStage(SweepSettings, StageKind):
                 ("stage",),
                 f"losses of different objectives can't be compared ({', '.join(losses)}); measure with an eval stage",
             )
+
+    def tries(self, settings: StageKind, rows: int) -> Tries:
+        """What will be run."""
+        if isinstance(self.search, Grid):
+            lines = [(str(place), label_of(changes)) for place, changes in enumerate(self.listed(), 1)]
+            return Tries(tuple(lines), len(lines) * max(1, len(self.seeds)))
+        ranges = tuple((path, written(plain(values))) for path, values in self.over.items())
+        return Tries(ranges, self.search.trials * max(1, len(self.seeds)))
 
     def check(self, context: Context) -> None:
         """Every setting of a list makes a recipe that can run, and no two of them are the same work."""

@@ -21,8 +21,8 @@ from posttrain.report.reading import parse
 from posttrain.report.words import plural
 from posttrain.stages.base import Context, StageKind
 from posttrain.stages.sweep import Search
-from posttrain.sweep.config import Changes, SweepSettings
-from posttrain.sweep.records import SweepRecord, SweepSetting
+from posttrain.sweep.config import Changes, SweepSettings, Tries
+from posttrain.sweep.records import SweepRecord, SweepSetting, written
 from posttrain.sweep.steps import (
     STEPS,
     TUNE_FILE,
@@ -77,6 +77,13 @@ class TuneStage(StageKind):
             yield Problem(("stage",), f"{self.stage!r} is a stage of kind {stage.kind}; name a train stage")
         if not self.steps or len(set(self.steps)) < len(self.steps):
             yield Problem(("steps",), f"name each step once, of {', '.join(STEPS)}")
+
+    def tries(self, settings: StageKind, rows: int) -> Tries:
+        """What the steps try at first, of a training on so many rows."""
+        assert isinstance(settings, TrainSettings), "checked by problems()"
+        tried = planned_steps(self, settings, rows)
+        lines = tuple((name.replace("_", " "), ", ".join(map(written, values))) for name, values in tried.items())
+        return Tries(lines, number_of_runs(self, tried))
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Go through the steps."""
