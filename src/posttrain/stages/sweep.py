@@ -10,8 +10,17 @@ from posttrain.artifacts import StageDir, plain
 from posttrain.config import Problem
 from posttrain.errors import ConfigError, EndedEarlyError, InterruptedRunError, PosttrainError, RunError
 from posttrain.stages.base import Context, GoOn, StageKind, Variation, always
-from posttrain.sweep.config import AshaSearch, Changes, Grid, SweepSettings, Tries
-from posttrain.sweep.records import SweepRecord, SweepRun, SweepSetting, label_of, read_record, write_record, written
+from posttrain.sweep.config import AshaSearch, Changes, Grid, SweepSettings
+from posttrain.sweep.records import (
+    SweepRecord,
+    SweepRun,
+    SweepSetting,
+    Tries,
+    label_of,
+    read_record,
+    write_record,
+    written,
+)
 
 if TYPE_CHECKING:
     from posttrain.report.values import Section

@@ -21,8 +21,8 @@ from posttrain.report.reading import parse
 from posttrain.report.words import plural
 from posttrain.stages.base import Context, StageKind
 from posttrain.stages.sweep import Search
-from posttrain.sweep.config import Changes, SweepSettings, Tries
-from posttrain.sweep.records import SweepRecord, SweepSetting, written
+from posttrain.sweep.config import Changes, SweepSettings
+from posttrain.sweep.records import SweepRecord, SweepSetting, Tries, written
 from posttrain.sweep.steps import (
     STEPS,
     TUNE_FILE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import Discriminator
@@ -16,15 +16,6 @@ from posttrain.references import NamesStage
 
 Changes = Mapping[str, Any]
 """Path of a setting (``sft.learning_rate``) -> its value."""
-
-
-class Tries(NamedTuple):
-    """What a search will run, before anything has run."""
-
-    lines: tuple[tuple[str, str], ...]
-    """(what, its values) in words."""
-    runs: int
-    """About how many, beside the recipe as it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from posttrain.artifacts import plain, read_json, write_json
 from posttrain.report.reading import parse
@@ -15,6 +15,15 @@ from posttrain.stats.intervals import Interval
 RECORD = "sweep.json"
 SCHEMA = 1
 Status = Literal["complete", "ended", "failed"]
+
+
+class Tries(NamedTuple):
+    """What a search will run, before anything has run."""
+
+    lines: tuple[tuple[str, str], ...]
+    """(what, its values) in words."""
+    runs: int
+    """About how many, beside the recipe as it is written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
