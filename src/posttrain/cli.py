@@ -543,7 +543,11 @@ def _synth(name: str, words: str, about: str) -> None:
         from posttrain.report import plain, terminal
         from posttrain.synth.estimate import estimate_section
 
-        section = estimate_section(found.recipe(out or Path("out")).stages[found.stage])  # type: ignore[arg-type]
+        place = out or Path("out")
+        recipe = found.recipe(place)
+        with _experiment(recipe, place, stderr=True) as experiment:
+            experiment.check_files([found.stage])
+        section = estimate_section(recipe.stages[found.stage])  # type: ignore[arg-type]
         if as_json:
             typer.echo(json.dumps(plain.section(section), ensure_ascii=False))
         else:

@@ -84,6 +84,8 @@ def test_a_dry_run_asks_nothing(cli: Cli) -> None:
         (("alpaca", "--local", "m", "--budget.money", "1"), "needs prices"),
         (("preferences", "r.jsonl", "--local", "m", "--score.by", "length", "--samples", "1"), "two replies"),
         (("preferences", "--local", "m", "--score.by", "length"), "give rows"),
+        (("evolve", "no_rows.jsonl", "--local", "m", "--dry-run"), "no_rows.jsonl"),
+        (("alpaca", "--local", "m", "--yardstick", "no_rows.jsonl", "--dry-run"), "no_rows.jsonl"),
     ],
 )
 def test_what_can_not_work_is_one_error(arguments: tuple[str, ...], problem: str, cli: Cli, tmp_path: Path) -> None:

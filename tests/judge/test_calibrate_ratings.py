@@ -138,10 +138,10 @@ def test_what_can_not_be_calibrated_is_refused():
 
 
 def test_from_a_file_to_a_decision(cli, tmp_path, monkeypatch):
-    from posttrain.judge import pool
+    from posttrain.generate import engines
 
     engine = FakeEngine(lambda request: f"[[{request.prompt[-1].content.count('!')}]]")
-    monkeypatch.setattr(pool, "open_engine", lambda source, config, ledger: engine)
+    monkeypatch.setattr(engines, "open_source", lambda *_: engine)
     path = tmp_path / "rated.jsonl"
     records = [{"id": k, "prompt": "Q", "reply": "!" * (1 + k % 5), "label": 1 + k % 5} for k in range(30)]
     records[0]["reply"] = "!!"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.config import build, parse_yaml
+from posttrain.generate import engines
 from posttrain.generate.fake import FakeEngine
-from posttrain.judge import pool as judge_pool
 from posttrain.judge.config import JudgeConfig
 from posttrain.judge.parsers import PARSERS
 from posttrain.judge.prompts import load_prompt
@@ -41,7 +41,7 @@ def scripted(monkeypatch):
 
     def use(script, model="scripted"):
         engine = FakeEngine(script, model=model)
-        monkeypatch.setattr(judge_pool, "open_engine", lambda source, config, ledger: engine)
+        monkeypatch.setattr(engines, "open_source", lambda *_: engine)
         return engine
 
     return use
@@ -169,9 +169,9 @@ def test_single_with_a_rubric_and_criteria_from_a_file(cli, scripted, tmp_path):
 def test_a_panel_votes_and_shares_the_cache_and_the_folder(cli, monkeypatch, judges, pairs_file, tmp_path):
     scripts = {"p": judges["perfect"], "q": judges["perfect"], "r": judges["longer"]}
     monkeypatch.setattr(
-        judge_pool,
-        "open_engine",
-        lambda source, config, ledger: FakeEngine(scripts[source.model], model=source.model),
+        engines,
+        "open_source",
+        lambda source, *_: FakeEngine(scripts[source.model], model=source.model),
     )
     panel = tmp_path / "panel.yaml"
     judges_yaml = "".join(f"  - {{endpoint: 'http://127.0.0.1:9/v1', model: {name}}}\n" for name in "pqr")

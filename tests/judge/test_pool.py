@@ -8,10 +8,10 @@ import pytest
 
 from posttrain.config import build, parse_yaml
 from posttrain.errors import ConfigError
+from posttrain.generate import engines
 from posttrain.generate.cache import RequestCache
 from posttrain.generate.engine import Fingerprint
 from posttrain.generate.fake import FakeEngine
-from posttrain.judge import pool
 from posttrain.judge.bias import bias_report
 from posttrain.judge.config import JudgeConfig, JudgeSource, Plan
 from posttrain.judge.items import Item
@@ -65,15 +65,15 @@ def judge_pool(tmp_path):
 def scripted(monkeypatch):
     """Engines by the server's model, and the names in the order they were opened."""
     scripts = {"a": lambda request: "[[A]]", "b": lambda request: "[[B]]", "seven": lambda request: "[[7]]"}
-    engines = {name: FakeEngine(script, model=name) for name, script in scripts.items()}
+    scripted_engines = {name: FakeEngine(script, model=name) for name, script in scripts.items()}
     opened = []
 
-    def open_engine(source, config, ledger):
+    def open_source(source, *_):
         opened.append(source.model)
-        return engines[source.model]
+        return scripted_engines[source.model]
 
-    monkeypatch.setattr(pool, "open_engine", open_engine)
-    return engines, opened
+    monkeypatch.setattr(engines, "open_source", open_source)
+    return scripted_engines, opened
 
 
 def server_judge(model, url="http://127.0.0.1:9/v1"):
@@ -81,7 +81,7 @@ def server_judge(model, url="http://127.0.0.1:9/v1"):
 
 
 def test_judges_are_opened_at_their_first_question_and_once(judge_pool, scripted):
-    engines, opened = scripted
+    asked, opened = scripted
     with judge_pool(server_judge("a"), server_judge("b")) as judging:
         session = judging.session("chat")
         assert opened == []
@@ -92,7 +92,7 @@ def test_judges_are_opened_at_their_first_question_and_once(judge_pool, scripted
             assert {judgment.value for judgment in second.judgments} == {"second"}
         judging.session().ask(pairs("z"), PAIR, Plan())
     assert opened == ["a", "b"]
-    assert len(engines["a"].requests) == 3 * 2
+    assert len(asked["a"].requests) == 3 * 2
 
 
 def test_a_record_is_of_its_session_alone(judge_pool, scripted):

@@ -11,10 +11,10 @@ import pytest
 
 from posttrain.artifacts import RunDir
 from posttrain.errors import ConfigError, PosttrainError, RunError
+from posttrain.generate import engines
 from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Scripted
-from posttrain.judge import pool
-from posttrain.judge.config import JudgeConfig, JudgeSource
+from posttrain.judge.config import JudgeSource
 from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
 from posttrain.lab.recipe import load_recipe
@@ -54,11 +54,11 @@ def judged_by(monkeypatch: pytest.MonkeyPatch, script: Callable[[Request], Scrip
     """Judges are scripted engines from here on; the list holds those that were opened."""
     opened: list[FakeEngine] = []
 
-    def open_fake(source: JudgeSource, config: JudgeConfig, ledger: Path) -> FakeEngine:
+    def open_fake(source: JudgeSource, *_: object) -> FakeEngine:
         opened.append(FakeEngine(script, model=source.name))
         return opened[-1]
 
-    monkeypatch.setattr(pool, "open_engine", open_fake)
+    monkeypatch.setattr(engines, "open_source", open_fake)
     return opened
 
 

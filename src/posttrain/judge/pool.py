@@ -18,10 +18,10 @@ from typing import Literal, NamedTuple
 
 from posttrain.errors import ConfigError
 from posttrain.generate.cache import CachedEngine, RequestCache
-from posttrain.generate.cost import Budget, Caps, Totals, read_calls, totals
+from posttrain.generate.cost import Caps, Totals, read_calls, totals
 from posttrain.generate.engine import Completion, Engine, Fingerprint, Outcome, Outcomes, Request, request_key
-from posttrain.generate.openai import OpenAIEngine
-from posttrain.generate.source import open_source, prices_of
+from posttrain.generate.engines import Engines
+from posttrain.generate.source import prices_of
 from posttrain.judge.bias import BiasReport, bias_report, failures_of
 from posttrain.judge.config import JudgeConfig, JudgePrompt, JudgeSource, Plan
 from posttrain.judge.items import Item
@@ -95,12 +95,6 @@ def judge_names(sources: Sequence[JudgeSource]) -> list[str]:
     return [f"{name} #{names[: k + 1].count(name)}" if names.count(name) > 1 else name for k, name in enumerate(names)]
 
 
-def open_engine(source: JudgeSource, config: JudgeConfig, ledger: Path) -> Engine:
-    """The engine of a judge that writes."""
-    prices = prices_of(config.prompt_price, config.completion_price)
-    return open_source(source, Caps(money=config.max_money, calls=config.max_calls), prices, ledger)
-
-
 class JudgePool:
     """The judges of a configuration. Use it in a ``with`` block: what was opened is closed at its end.
 
@@ -110,17 +104,17 @@ class JudgePool:
 
     def __init__(self, config: JudgeConfig | None, cache: RequestCache, ledger: Path, display: Display) -> None:
         self.config, self.ledger, self.display = config, ledger, display
-        self._cache = cache
-        self._open: dict[str, CachedEngine | RewardJudge] = {}
-        self._budget: Budget | None = None
-        self._closing = contextlib.ExitStack()
+        caps = Caps() if config is None else Caps(money=config.max_money, calls=config.max_calls)
+        prices = None if config is None else prices_of(config.prompt_price, config.completion_price)
+        self._engines = Engines(caps, prices, cache, ledger, display)
+        self._rewards: dict[str, RewardJudge] = {}
 
     def __enter__(self) -> JudgePool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.clear()
-        self._closing.close()
+        self._rewards.clear()
+        self._engines.__exit__()
 
     def session(self, label: str = "") -> Judges:
         """Begin to ask. ``label`` stands before the progress of its questions. Raises ConfigError where nobody judges."""
@@ -135,24 +129,13 @@ class JudgePool:
 
     def opened(self, name: str, source: JudgeSource) -> CachedEngine | RewardJudge:
         """The judge of this name, loaded or connected the first time it is wanted."""
-        if name not in self._open:
+        if source.reward is None:
+            return self._engines.opened(source)
+        if name not in self._rewards:
             self.display.tick(f"opening {name}", 0, 1)
-            reward = source.reward is not None
-            self._open[name] = open_reward_judge(source) if reward else self._engine(source)
+            self._rewards[name] = open_reward_judge(source)
             self.display.tick(f"opening {name}", 1, 1)
-        return self._open[name]
-
-    def _engine(self, source: JudgeSource) -> CachedEngine:
-        assert self.config is not None, "a source is part of a configuration"
-        engine = open_engine(source, self.config, self.ledger)
-        if (note := getattr(engine, "speed_note", None)) is not None:  # only a model of this process has one
-            self.display.note(note)
-        if isinstance(engine, OpenAIEngine):
-            # WHY one budget: an engine counts what it spends itself, and the cap is for all judges together
-            self._budget = engine.budget = self._budget or engine.budget
-        if isinstance(engine, contextlib.AbstractContextManager):
-            self._closing.enter_context(engine)
-        return CachedEngine(engine, self._cache)
+        return self._rewards[name]
 
 
 # ---- asking --------------------------------------------------------------------------------------------------------

@@ -117,8 +117,8 @@ class Experiment:
             write_json(path, {"now": clock().isoformat(timespec="seconds")})
         return datetime.fromisoformat(read_json(path)["now"])
 
-    def check(self, names: Sequence[str]) -> None:
-        """Find out before anything runs that the model, a file or a device is missing, or that a template is broken."""
+    def check_files(self, names: Sequence[str]) -> None:
+        """Raise DataError or ConfigError where a file or rows that stages name are missing, or stand where they would be replaced."""
         for name in names:
             for one in stage_references(self.recipe, name):
                 local = isinstance(one.marker, NamesFile) and not is_builtin(one) and not assets.is_hub_file(one.text)
@@ -131,6 +131,10 @@ class Experiment:
                         fix="write into another folder, or name another source",
                     )
                 self._check_outside(one, models=False)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Find out before anything runs that the model, a file or a device is missing, or that a template is broken."""
+        self.check_files(names)
         for name in names:
             self.recipe.stages[name].check(self._context(name))
         for name in names:

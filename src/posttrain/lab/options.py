@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from posttrain.config import Document, Key, fields_of, override, parse_yaml, sections
+from posttrain.data.config import Source
 from posttrain.errors import ConfigError
 from posttrain.table import did_you_mean
 
@@ -89,13 +90,15 @@ def _as_typed(text: str | None, keys: Sequence[Keys]) -> str:
 
 
 def _as_yaml(owner: type, name: str, text: str, before: list[str]) -> str:
-    """What was typed as the YAML of its type: texts need no quotes, lists of texts no brackets, and grow where they are repeated."""
+    """What was typed as the YAML of its type: texts need no quotes, lists of texts no brackets, and grow where they are repeated; rows may be their path alone."""
     wanted = get_type_hints(owner).get(name)
     if wanted in (str, str | None):
         return json.dumps(text)
     if wanted == tuple[str, ...] and not text.startswith("["):
         before += [part.strip() for part in text.split(",") if part.strip()]
         return json.dumps(before)
+    if wanted == Source | None and text != "null" and not text.startswith("{"):
+        return json.dumps({"path": text})
     if wanted == dict[str, str] | None:
         return json.dumps(parse_columns(text))
     try:

@@ -8,10 +8,9 @@ facts.json                                   who wrote, what it cost, how it end
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,11 @@ from posttrain.data.steps import Step, StepRun, run_step
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.user_turn import user_turn
 from posttrain.errors import DataError
-from posttrain.generate.cache import CachedEngine, RequestCache
+from posttrain.generate.cache import RequestCache
 from posttrain.generate.cost import TRILLION, Caps
 from posttrain.generate.engine import Engine
-from posttrain.generate.openai import OpenAIEngine
-from posttrain.generate.source import ModelSource, open_source
+from posttrain.generate.engines import Engines
+from posttrain.generate.source import ModelSource
 from posttrain.judge.config import JudgeSource
 from posttrain.judge.reward import open_reward_judge
 from posttrain.judge.verdicts import Missing
@@ -69,7 +68,11 @@ def synthesise(
     read, rows = _rows_of(settings, out.file("read"), run)
     real = _yardstick(settings, out.file("yardstick"), run)
     filters = _Filters(settings, out.file("rounds"), seed, run)
-    with RequestCache(cache) as answers, _engines(settings, answers, out.file("calls.jsonl"), display) as engines:
+    caps, prices = Caps(money=settings.budget.money, tokens=settings.budget.tokens), settings.budget.prices
+    with RequestCache(cache) as answers, Engines(caps, prices, answers, out.file("calls.jsonl"), display) as opened:
+        engines = {role: opened.opened(source) for role, source in sources_of(settings).items()}
+        if settings.pipeline.plays_user:
+            _check_user_turns(engine.engine for engine in engines.values())
         found = Loop(
             pipeline=settings.pipeline,
             engines=engines,
@@ -125,31 +128,11 @@ def sources_of(settings: SynthSettings) -> dict[str, ModelSource]:
     return {role: source or settings.writer for role, source in settings.pipeline.roles.items()}
 
 
-@contextlib.contextmanager
-def _engines(
-    settings: SynthSettings, answers: RequestCache, ledger: Path, display: Display
-) -> Iterator[Mapping[str, Engine]]:
-    """The engines by role, each model opened once."""
-    caps, prices = Caps(money=settings.budget.money, tokens=settings.budget.tokens), settings.budget.prices
-    opened: list[tuple[ModelSource, Engine]] = []
-    sources, budget = sources_of(settings), None
-    with contextlib.ExitStack() as closing:
-        for source in sources.values():
-            if any(known == source for known, _ in opened):
-                continue
-            display.tick(f"opening {source.name}", 0, 1)
-            engine = open_source(source, caps, prices, ledger)
-            display.tick(f"opening {source.name}", 1, 1)
-            if settings.pipeline.plays_user and isinstance(template := getattr(engine, "template", None), ChatTemplate):
-                user_turn(template)  # refused here, before anything is asked
-            if isinstance(engine, OpenAIEngine):
-                budget = engine.budget = budget or engine.budget  # one cap for all models together
-            if isinstance(engine, contextlib.AbstractContextManager):
-                closing.enter_context(engine)
-            if (note := getattr(engine, "speed_note", None)) is not None:
-                display.note(note)
-            opened.append((source, CachedEngine(engine, answers)))
-        yield {role: next(one for known, one in opened if known == source) for role, source in sources.items()}
+def _check_user_turns(engines: Iterable[Engine]) -> None:
+    """Refuse, before anything is asked, a template under which a model can't write the user's turn."""
+    for engine in engines:
+        if isinstance(template := getattr(engine, "template", None), ChatTemplate):
+            user_turn(template)
 
 
 def _rows_of(settings: SynthSettings, out: Path, run: StepRun) -> tuple[Ledger, Sequence[Row]]:

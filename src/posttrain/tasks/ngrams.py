@@ -118,15 +118,12 @@ def rouge_l(text: str, references: Sequence[str]) -> float:
     0.75
     """
     words = tokens(text)
-    return max(_rouge_l(words, tokens(reference)) for reference in references)
+    return max(rouge_l_of(words, tokens(reference)) for reference in references)
 
 
-def _rouge_l(words: Sequence[str], reference: Sequence[str]) -> float:
-    common = longest_common_subsequence(words, reference)
-    if common == 0:
-        return 0.0
-    precision, recall = common / len(words), common / len(reference)
-    return 2 * recall * precision / (recall + precision)
+def rouge_l_of(words: Sequence[str], reference: Sequence[str]) -> float:
+    """ROUGE-L of two texts as tokens; 2 R P / (R + P) is twice the common tokens as a share of all. 0 where one has none."""
+    return 2 * longest_common_subsequence(words, reference) / (len(words) + len(reference) or 1)
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
