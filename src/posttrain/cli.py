@@ -128,8 +128,8 @@ def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("ru
 def _experiment(recipe: Recipe, folder: Path, *, stderr: bool = False) -> Iterator[Experiment]:
     """A recipe ready to be run, with progress on the terminal; Ctrl-C is one clear message."""
     from posttrain.artifacts import RunDir
-    from posttrain.lab.display import Display
     from posttrain.lab.engine import Experiment
+    from posttrain.report.live import Display
 
     try:
         with Display(_console(stderr=stderr)) as display:

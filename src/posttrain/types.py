@@ -252,7 +252,7 @@ def _digest(*parts: str) -> str:
 
 
 class Display(Protocol):
-    """Where a running job says what it does; `posttrain.lab.display` is that of a terminal."""
+    """Where a running job says what it does; `posttrain.report.live` is that of a terminal."""
 
     def note(self, text: str) -> None:
         """A sentence that stays."""

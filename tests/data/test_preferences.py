@@ -40,9 +40,9 @@ from posttrain.data.select.step import SelectStep
 from posttrain.data.split import SplitStep, prompt_key
 from posttrain.data.steps import StepRun
 from posttrain.errors import DataError
-from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
 from posttrain.lab.one_stage import one_stage
+from posttrain.report.live import Display
 from posttrain.types import Message, Origin, PairRow, SftRow, UnpairedRow
 
 TALK = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}

@@ -150,7 +150,7 @@ def test_one_source_can_not_be_left_out(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [("leave_one_out", 2), ("sub_samples", 1)])
 def test_a_planned_recipe_runs_two_steps(recipe: Path, tmp_path: Path, kind: Kind, number: int) -> None:
-    from posttrain.lab.display import Display
+    from posttrain.report.live import Display
 
     one = ablation_recipes(recipe, tmp_path / "plan", kind)[number]
     run = RunDir(tmp_path / "runs" / one.name)
@@ -163,7 +163,7 @@ def test_a_planned_recipe_runs_two_steps(recipe: Path, tmp_path: Path, kind: Kin
 @pytest.mark.demo_model
 @pytest.mark.slow
 def test_repeated_rows_are_trained_on_as_often_as_they_count(recipe: Path, tmp_path: Path) -> None:
-    from posttrain.lab.display import Display
+    from posttrain.report.live import Display
 
     mix = "held_out: 0.2\n    mix: {kind: mix, counts: {zh: 40}, upsample: true}"
     recipe.write_text(recipe.read_text().replace("held_out: 0.2", mix).replace("    max_steps: 2\n", ""))

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from posttrain.artifacts import RunDir, read_json
 from posttrain.encode.template import stopped_at
-from posttrain.lab.display import Display
 from posttrain.lab.engine import CLOCK_FILE, Experiment
 from posttrain.lab.recipe import Recipe, load_recipe
 from posttrain.model.lineage import model_digest
 from posttrain.references import references
+from posttrain.report.live import Display
 
 
 def test_model_digest_sees_names_and_bytes(tmp_path: Path) -> None:

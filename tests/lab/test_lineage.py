@@ -24,11 +24,11 @@ from conftest import Outcome
 from posttrain.artifacts import StageDir, read_json, write_json
 from posttrain.encode.template import stopped_at
 from posttrain.errors import ModelError
-from posttrain.lab.display import Display
 from posttrain.model import hardware
 from posttrain.model.companions import Companions, end_ids
 from posttrain.model.lineage import Lineage, stage_lineage, write_record
 from posttrain.model.targets import resolve_target
+from posttrain.report.live import Display
 from posttrain.stages.eval import EvalStage
 from posttrain.tasks.evaluation import evaluate
 from posttrain.tasks.records import read_record

@@ -126,6 +126,13 @@ def test_third_parties_are_touched_in_one_place(package: str, rooms: set[str]) -
     assert users == rooms
 
 
+def test_only_the_report_kernel_formats_for_a_terminal() -> None:
+    """The others know the console that they print its values on."""
+    others = {module: tree for module, tree in TREES.items() if room_of(module) != "report"}
+    known = {name for tree in others.values() for name in imported(tree) if name.split(".")[0] == "rich"}
+    assert known == {"rich.console"}
+
+
 LOADS_TORCH = {
     "tasks.held_out.likelihood",
     *("generate.decode", "generate.gguf_replies", "generate.local", "generate.ways"),

@@ -19,9 +19,9 @@ from conftest import Outcome
 from posttrain.artifacts import RunDir
 from posttrain.errors import DataError
 from posttrain.judge.arena import ArenaRatings, read_ratings
-from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
 from posttrain.lab.recipe import Recipe
+from posttrain.report.live import Display
 from posttrain.stages.arena import ArenaStage, parse_anchor
 from posttrain.stats.ratings import Anchor
 

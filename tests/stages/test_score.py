@@ -21,11 +21,11 @@ from rich.console import Console
 from posttrain.artifacts import RunDir, read_json
 from posttrain.encode.template import load_tokenizer
 from posttrain.errors import DataError
-from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
 from posttrain.lab.one_stage import one_stage
 from posttrain.lab.recipe import load_recipe
 from posttrain.report import terminal
+from posttrain.report.live import Display
 from posttrain.stages import score as scoring
 from posttrain.stages.score import SCORES, ScoreStage
 

@@ -15,9 +15,9 @@ from posttrain.generate import engines
 from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Scripted
 from posttrain.judge.config import JudgeSource
-from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
 from posttrain.lab.recipe import load_recipe
+from posttrain.report.live import Display
 from posttrain.tasks import AnyBenchmark, benchmarking
 
 pytestmark = pytest.mark.demo_model

@@ -41,11 +41,11 @@ from posttrain.artifacts import (
 from posttrain.config import dotted, resolved_yaml
 from posttrain.encode.template import clock, stopped_at
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
-from posttrain.lab.display import Display
 from posttrain.lab.recipe import Recipe, execution_order, named_stage, on_disk, stage_inputs, stage_references
 from posttrain.lab.variations import after_training, changed, stage_keys
 from posttrain.model.lineage import Lineage
 from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
+from posttrain.report.live import Display
 from posttrain.stages.base import BASE, Context, GoOn, StageKind, always
 from posttrain.table import did_you_mean
 

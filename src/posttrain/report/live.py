@@ -1,4 +1,4 @@
-"""What a person sees while a recipe runs: one line a stage, live progress with loss, speed, ETA and memory."""
+"""The live part of the terminal, what a person sees while a recipe runs: one line a stage, progress with loss, speed, ETA and memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Column, Table
 from rich.text import Text
+
+from posttrain.report.terminal import clean
 
 PLAIN_INTERVAL = 10.0
 """Seconds of silence before a line of progress where the output is no terminal."""
@@ -105,7 +107,7 @@ class Display:
     def note(self, text: str) -> None:
         """One line about what was done."""
         self._spoke = time.monotonic()
-        self.console.print(f"  {text}", highlight=False, markup=False)
+        self.console.print(f"  {clean(text)}", highlight=False, markup=False)
 
     def tick(self, label: str, done: int, total: int) -> None:
         """Progress of one piece of work; it disappears when done. ``total`` 0 = not known."""
@@ -163,7 +165,7 @@ class Display:
         lines: list[RenderableType] = []
         for work in tuple(self._work.values()):
             line = Table.grid(*(Column(no_wrap=True) for _ in range(6)), padding=(0, 1))
-            label = Text(work.label)
+            label = Text(clean(work.label))
             label.truncate(max(10, self.console.width - bar_width - NUMBERS_WIDTH), overflow="ellipsis")
             bar = ProgressBar(total=work.total or None, completed=work.done, width=bar_width, pulse=not work.total)
             elapsed = _clock(time.monotonic() - work.begun)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from posttrain.lab import display
-from posttrain.lab.display import Display
+from posttrain.report import live
+from posttrain.report.live import Display
 
 
 def train_record(step: int, total: int = 40, **changes: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def live_text(shown: Display, width: int) -> list[str]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -115,7 +115,7 @@ def test_finished_work_disappears() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03")])
 def test_clock(seconds: float, text: str) -> None:
-    assert display._clock(seconds) == text
+    assert live._clock(seconds) == text
 
 
 def test_foreign_text_is_not_markup() -> None:
@@ -126,8 +126,8 @@ def test_foreign_text_is_not_markup() -> None:
 
 
 def test_work_that_tells_nothing_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "PLAIN_INTERVAL", 0.2)
-    monkeypatch.setattr(display, "LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(live, "PLAIN_INTERVAL", 0.2)
+    monkeypatch.setattr(live, "LOOK_INTERVAL", 0.02)
     shown, out = plain()
     with shown:
         shown.stage("evaluate", "eval", "running")
