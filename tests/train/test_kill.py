@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import pytest
 
-STEPS_PER_LIFE = 18
+STEPS_PER_LIFE = 10
 TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
 
 
@@ -86,7 +86,7 @@ def lines_of(path: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "kills"), [("sft", 20), ("dpo", 8)])
+@pytest.mark.parametrize(("objective", "kills"), [("sft", 8), ("dpo", 4)])
 def test_kills_at_random_moments(objective: str, kills: int, server: Server, tmp_path: Path) -> None:
     """Every life ends after a random number of records and a random moment more: in a step, a write, an evaluation."""
     steps = kills * STEPS_PER_LIFE + 20

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +15,6 @@ from posttrain.artifacts import Ledger
 from posttrain.encode.collate import collate
 from posttrain.encode.template import load_template, load_tokenizer
 from posttrain.encode.tokens import encode_rows
-from posttrain.model import hardware
 from posttrain.model.adapters import attach_lora, load_adapter, save_adapter, trainable_parameters
 from posttrain.model.config import LoraAdapter
 from posttrain.model.export import merge_adapter
@@ -183,73 +175,3 @@ def test_merged_and_plain_peft_are_the_adapter(demo_model: Path, examples: list[
     assert largest_relative(our_logits(merged, examples), logits) < 1e-5
     base = our_logits(load_model(demo_model, torch.float32, CPU), examples)
     assert largest_relative(base, logits) > 1e-2
-
-
-RECIPE = """
-name: cut
-seed: 3
-model: {model}
-stages:
-  rows:
-    kind: data
-    sources: [{{path: {rows}}}]
-    held_out: 2
-  sft:
-    kind: train
-    data: rows
-    max_steps: 5
-    epochs: 5
-    batch_size: 2
-    evaluate_every: 2
-    checkpoint_every: 1
-    dtype: {dtype}
-"""
-
-
-def test_command_line_resumes_to_the_bit_after_a_kill(demo_model: Path, tmp_path: Path) -> None:
-    rows = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in TALKS]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    recipe = tmp_path / "recipe.yaml"
-    chosen = hardware.choose_dtype("auto", CPU)  # bf16 only where it isn't emulated: that takes minutes a step
-    dtype = next(name for name, known in hardware.DTYPES.items() if known == chosen)
-    recipe.write_text(RECIPE.format(model=demo_model, rows=data, dtype=dtype), encoding="utf-8")
-
-    def command(runs: str) -> subprocess.Popen[str]:
-        main = [sys.executable, "-c", "from posttrain.cli import main; main()"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [*main, "train", str(recipe), "--runs", str(tmp_path / runs)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-
-    def metrics(runs: str) -> list[dict[str, Any]]:
-        times = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
-        path = tmp_path / runs / "cut" / "sft" / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
-
-    whole = command("whole")
-    output, _ = whole.communicate(timeout=600)
-    assert whole.returncode == 0, output
-    for records in (2, 5):  # of nine: steps 1 to 5, and evaluations before step 1 and after 2, 4, 5
-        cut = command("cut")
-        deadline = time.monotonic() + 300
-        while len(metrics("cut")) < records and time.monotonic() < deadline and cut.poll() is None:
-            time.sleep(0.01)
-        cut.send_signal(signal.SIGKILL)
-        cut.communicate()
-        assert cut.returncode == -signal.SIGKILL
-    last = command("cut")
-    output, _ = last.communicate(timeout=600)
-    assert last.returncode == 0, output
-    assert metrics("cut") == metrics("whole")
-    assert len(metrics("cut")) == 9
-    for folder in ("adapter", "last"):
-        for file in (tmp_path / "whole" / "cut" / "sft" / folder).glob("*"):
-            assert file.read_bytes() == (tmp_path / "cut" / "cut" / "sft" / folder / file.name).read_bytes(), file.name
