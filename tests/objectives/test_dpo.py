@@ -51,9 +51,21 @@ def test_metrics_by_hand() -> None:
             "logps/chosen": math.log(3 / 8),
             "logps/rejected": math.log(1 / 6),
             "nll": math.log(8 / 3) / 3,
+            "rewards/saturated": 0.0,
         }
     )
     assert "nll" not in DpoObjective().loss(POLICY, REFERENCE, 4).metrics
+
+
+def test_a_pair_is_saturated_when_its_weight_is_below_a_twentieth() -> None:
+    reached = SequenceLogps(
+        torch.tensor([2.94, 2.95]), torch.tensor([1.0, 1.0])
+    )  # ln 19 = 2.944: sigmoid(-ln 19) = 1/20
+    zero = SequenceLogps(torch.zeros(2), torch.ones(2))
+    policy, reference = PairLogps(reached, zero), PairLogps(zero, zero)
+    assert DpoObjective(beta=1.0).loss(policy, reference, 2).metrics["rewards/saturated"].total.item() == 1.0
+    smoothed = DpoObjective(beta=1.0, label_smoothing=0.1).loss(policy, reference, 2)
+    assert "rewards/saturated" not in smoothed.metrics, "wide margins are pulled back there"
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])

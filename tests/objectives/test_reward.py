@@ -33,6 +33,7 @@ def test_by_hand(objective: RewardObjective, value: float) -> None:
             "rewards/rejected": -1.0,
             "rewards/margins": LN_3,
             "rewards/accuracies": 1.5,
+            "rewards/saturated": 0.0,
         }
     )
 

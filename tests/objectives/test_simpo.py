@@ -57,5 +57,6 @@ def test_metrics_by_hand() -> None:
             "logps/chosen": -4.0,
             "logps/rejected": -15.0,
             "nll": 1.0,
+            "rewards/saturated": 0.0,
         }
     )

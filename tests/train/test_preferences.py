@@ -144,9 +144,14 @@ def test_a_step_does_not_depend_on_its_split(objective: Objective, make_stage: M
         assert result.loss == pytest.approx(whole.loss, rel=1e-5)
         assert result.metrics == pytest.approx(whole.metrics, rel=1e-4, abs=1e-5)
         close(gradients, expected)
-    loss, metrics = evaluate(trainee, task, units, 64)
-    assert loss == pytest.approx(whole.loss, rel=1e-5)
-    assert metrics == pytest.approx(whole.metrics, rel=1e-4, abs=1e-5)
+    found = evaluate(trainee, task, units, 64)
+    assert found.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert found.metrics == pytest.approx(whole.metrics, rel=1e-4, abs=1e-5)
+    assert sum(found.losses) / len(units) == pytest.approx(whole.loss, rel=1e-5)
+    if found.margins:
+        assert sum(found.margins) / len(units) == pytest.approx(whole.metrics["rewards/margins"], rel=1e-4, abs=1e-5)
+        alone = [evaluate(trainee, task, [unit], 1).margins[0] for unit in units]
+        assert found.margins == pytest.approx(alone, rel=1e-4, abs=1e-5)
 
 
 @by_name
@@ -271,10 +276,10 @@ def test_kto_margin_is_the_difference_of_the_mean_rewards(make_stage: MakeStage,
     stage, units = make_stage(objective=KtoObjective()), make_feedback()
     task = make_task(stage.objective, start_reference(stage, small_model, units))
     trainee = stirred(prepare_model(stage, small_model, None, seed=0))
-    _, metrics = loop.evaluate(trainee, task, units, 64)
+    _, metrics, *_ = loop.evaluate(trainee, task, units, 64)
     assert metrics["rewards/margins"] == metrics["rewards/chosen"] - metrics["rewards/rejected"] != 0
     good = [unit for unit in units if unit.desirable]
-    _, one_kind = loop.evaluate(
+    _, one_kind, *_ = loop.evaluate(
         trainee, make_task(stage.objective, start_reference(stage, small_model, good)), good, 64
     )
     assert "rewards/chosen" in one_kind

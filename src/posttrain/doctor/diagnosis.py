@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.artifacts import plain
-from posttrain.doctor.evidence import TrainEvidence, read_evidence
+from posttrain.doctor.evidence import read_evidence
 from posttrain.doctor.findings import Finding, Outcome, Rule, Severity, Unknown
 from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_TRAINING
 from posttrain.doctor.words import ENGLISH, Words
+from posttrain.report import values
 from posttrain.report.reading import Gap, Stage
-from posttrain.report.values import Block, Notice, Section, Table, Text
+from posttrain.report.values import Block, Notice, Section, Text
+from posttrain.table import Table
 
 SCHEMA = 1
 SEVERITIES: tuple[Severity, ...] = ("alarm", "remark")
@@ -67,11 +69,16 @@ def diagnose(stages: Sequence[Stage], known: Sequence[Gap] = ()) -> Diagnosis:
     """
     gaps = list(known)
     told: list[Told] = []
-    for seen in read_evidence(stages, gaps):
-        rules: dict[str, Rule[Any]] = OF_TRAINING if isinstance(seen, TrainEvidence) else OF_EVALUATION
-        told += [Told(name, seen.name, rule, rule.examine(seen)) for name, rule in rules.items() if rule.applies(seen)]
-    order = [*OF_TRAINING, *OF_EVALUATION, *OF_JUDGES]
-    return Diagnosis(tuple(sorted(told, key=lambda one: order.index(one.rule))), tuple(gaps))
+    evidence = read_evidence(stages, gaps)
+    asked: list[tuple[Table[Rule[Any]], Sequence[Any]]] = [
+        (OF_TRAINING, evidence.trainings),
+        (OF_EVALUATION, evidence.evaluations),
+        (OF_JUDGES, evidence.judges),
+    ]
+    for rules, several in asked:
+        for name, rule in rules.items():
+            told += [Told(name, seen.name, rule, rule.examine(seen)) for seen in several if rule.applies(seen)]
+    return Diagnosis(tuple(told), tuple(gaps))
 
 
 # ---- as values -----------------------------------------------------------------------------------------------------
@@ -103,15 +110,15 @@ def _finding(one: Told, found: Finding, words: Words) -> Section:
         f"doctor-{one.about}-{one.rule}".replace(" ", "-").replace(":", ""),
         (
             Text(words.evidence(one.rule, found)),
-            Table("", (words.page("causes"), words.page("change")), causes).known(),
+            values.Table("", (words.page("causes"), words.page("change")), causes).known(),
             Text(words.page("rule", rule=one.rule, threshold=one.law.threshold, source=one.law.source), "aside"),
         ),
     )
 
 
-def _unknown(found: Diagnosis, words: Words) -> Table:
+def _unknown(found: Diagnosis, words: Words) -> values.Table:
     rows = tuple((one.about, words.symptom(one.rule), words.lacks(lacking)) for one, lacking in found.unknown)
-    return Table(words.page("unknown"), (words.page("stage"), words.page("symptom"), words.page("lacks")), rows)
+    return values.Table(words.page("unknown"), (words.page("stage"), words.page("symptom"), words.page("lacks")), rows)
 
 
 def diagnosis_json(found: Diagnosis, words: Words = ENGLISH) -> dict[str, Any]:

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
-from posttrain.artifacts import Ledger, LedgerStep
-from posttrain.report.reading import Gap, Stage
+from posttrain.artifacts import LedgerStep
+from posttrain.encode.facts import EXAMPLES_FILE, ExampleFacts
+from posttrain.errors import RunError
+from posttrain.judge.bias import BiasReport
+from posttrain.judge.calibrate import JudgeCalibration, RatingCalibration
+from posttrain.judge.summary import JudgeSummary
+from posttrain.model.config import FullWeights, LoraAdapter
+from posttrain.plan.guidance import Advice, guidance, method_of
+from posttrain.report.reading import Gap, Stage, json_value, optional, parse
+from posttrain.stats.intervals import Interval, wilson
 from posttrain.tasks.facts import TaskFacts, read_stage
-from posttrain.train.section import Training, read_training
+from posttrain.train.records import HELD_OUT_FILE, HeldOutLosses, read_held_out
+from posttrain.train.section import Training, UnknownObjective, read_training
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A measurement of an eval stage, and the stage whose held-out rows it looked at."""
+
+    facts: TaskFacts
+    data: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +37,11 @@ class TrainEvidence:
     """One train stage, the rows it was given, and what was measured of its model."""
 
     training: Training
-    data: Ledger | None
-    """The account of the data stage."""
-    measured: tuple[TaskFacts, ...]
-    """Records of the run that hold this model."""
+    examples: ExampleFacts | None = None
+    by_row: tuple[HeldOutLosses, ...] = ()
+    """The evaluations of the held-out rows, row by row."""
+    measured: tuple[Measured, ...] = ()
+    """Measurements of the run that hold this model."""
 
     @property
     def name(self) -> str:
@@ -33,15 +54,29 @@ class TrainEvidence:
         return self.training.stage.config
 
     @property
-    def over(self) -> bool:
-        """Whether the stage has ended, well or not."""
-        return self.training.stage.status != "running"
-
-    @property
     def encoded(self) -> LedgerStep | None:
         """What became of the rows when they were turned into tokens."""
         ledger = self.training.stage.ledger
         return next((step for step in ledger.steps if step.name == "encode"), None) if ledger else None
+
+    @property
+    def rate(self) -> float | None:
+        """The highest learning rate."""
+        return self.training.learning_rate
+
+    @property
+    def advice(self) -> Advice | None:
+        """What published work advises for the rate; None where the method is not known here."""
+        objective, adapter = self.training.objective, self.config.get("adapter")
+        if isinstance(objective, UnknownObjective) or not isinstance(adapter, Mapping):
+            return None
+        try:
+            known = parse(LoraAdapter | FullWeights, dict(adapter), Path(self.name))  # type: ignore[arg-type]
+        except RunError:
+            return None
+        ledger = self.training.stage.ledger
+        rows = ledger.rows_kept if ledger else 1
+        return guidance(objective, method_of(known), max(1, rows)).learning_rate  # type: ignore[arg-type]
 
     def setting(self, key: str, value: Any) -> str:
         """A change of this stage: ``sft.learning_rate=0.0002``."""
@@ -57,22 +92,89 @@ class EvalEvidence:
     @property
     def name(self) -> str:
         """Of the stage, and which of its measurements it is."""
-        return f"{self.facts.stage}: {self.facts.record.key}"
+        return f"{self.facts.stage} {self.facts.record.key}"
 
 
-Evidence = TrainEvidence | EvalEvidence
+@dataclass(frozen=True, slots=True)
+class JudgeEvidence:
+    """One judge of a judge or eval stage."""
+
+    name: str
+    bias: BiasReport | None = None
+    calibration: JudgeCalibration | RatingCalibration | None = None
+    held_out: Interval | None = None
+    """Of a reward model of this run: its accuracy on the pairs it was not trained on."""
+    pairs: int = 0
+    """... and how many those were."""
 
 
-def read_evidence(stages: Sequence[Stage], gaps: list[Gap]) -> list[Evidence]:
-    """Everything the rules are asked about, in the order of the run; what is absent or damaged becomes a gap."""
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything the rules are asked about, in the order of the run."""
+
+    trainings: list[TrainEvidence] = field(default_factory=list)
+    evaluations: list[EvalEvidence] = field(default_factory=list)
+    judges: list[JudgeEvidence] = field(default_factory=list)
+
+
+def read_evidence(stages: Sequence[Stage], gaps: list[Gap]) -> Evidence:
+    """Read the artefacts of stages; what is absent or damaged becomes a gap, and the rules say what they lack."""
     begun = [stage for stage in stages if stage.manifest is not None]
-    by_name = {stage.name: stage for stage in begun}
-    facts = [one for stage in begun if stage.kind == "eval" for one in read_stage(stage, gaps)]
-    found: list[Evidence] = []
+    measured = [
+        Measured(facts, stage.config.get("data"))
+        for stage in begun
+        if stage.kind == "eval"
+        for facts in read_stage(stage, gaps)
+    ]
+    trainings = [_training(stage, measured, gaps) for stage in begun if stage.kind == "train"]
+    judges = [one for each in measured for one in _judges_of(each.facts, trainings)]
     for stage in begun:
-        if stage.kind == "train":
-            data = by_name.get(str(stage.config.get("data")))
-            own = tuple(one for one in facts if stage.name in one.record.models)
-            found.append(TrainEvidence(read_training(stage, gaps), data.ledger if data else None, own))
-        found += [EvalEvidence(one) for one in facts if one.stage == stage.name]
-    return found
+        if stage.kind == "judge" and (summary := _read(JudgeSummary, stage, "summary.json", gaps)) is not None:
+            judges += [
+                JudgeEvidence(
+                    f"{stage.name} {entry.name}", summary.bias.get(entry.name), summary.calibration.get(entry.name)
+                )
+                for entry in summary.judges
+            ]
+    return Evidence(trainings, [EvalEvidence(one.facts) for one in measured], judges)
+
+
+def _training(stage: Stage, measured: Sequence[Measured], gaps: list[Gap]) -> TrainEvidence:
+    return TrainEvidence(
+        read_training(stage, gaps),
+        _read(ExampleFacts, stage, EXAMPLES_FILE, gaps),
+        _by_row(stage, gaps),
+        tuple(one for one in measured if stage.name in one.facts.record.models),
+    )
+
+
+def _read(kind: type[T], stage: Stage, name: str, gaps: list[Gap]) -> T | None:
+    """A record that older runs lack; a damaged one is a gap."""
+    path = stage.folder.file(name)
+    if not path.exists():
+        return None
+    return optional(gaps, stage, path, "some rules can't be asked", lambda found: parse(kind, json_value(found), found))
+
+
+def _by_row(stage: Stage, gaps: list[Gap]) -> tuple[HeldOutLosses, ...]:
+    path = stage.folder.file(HELD_OUT_FILE)
+    return (optional(gaps, stage, path, "some rules can't be asked", read_held_out) or ()) if path.exists() else ()
+
+
+def _judges_of(facts: TaskFacts, trainings: Sequence[TrainEvidence]) -> Iterator[JudgeEvidence]:
+    """The judges of a measurement; of a reward model of this run with what its own training says of it."""
+    record = facts.record.judge
+    for entry in record.judges if record else ():
+        assert record is not None
+        own = entry.fingerprint.engine == "reward"
+        held_out, pairs = _accuracy(Path(entry.name.replace("\\", "/")).name, trainings) if own else (None, 0)
+        yield JudgeEvidence(f"{facts.stage} {entry.name}", record.bias.get(entry.name), None, held_out, pairs)
+
+
+def _accuracy(name: str, trainings: Sequence[TrainEvidence]) -> tuple[Interval | None, int]:
+    last = next((one.training.held_out[-1:] for one in trainings if one.name == name), ())
+    for record in last:
+        accuracy = record.metrics.get("rewards/accuracies")
+        if accuracy is not None and record.rows:
+            return wilson(accuracy * record.rows, record.rows), record.rows
+    return None, 0

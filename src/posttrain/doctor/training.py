@@ -1,19 +1,99 @@
-"""Rules about how the loss and the gradients of a training went."""
+"""Rules about how the loss, the gradients and the learning rate of a training went."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from posttrain.doctor.course import FEWEST_STEPS, finite, noise, smoothed
+from posttrain.doctor.course import FEWEST_STEPS, course_of, finite, noise, smoothed
 from posttrain.doctor.evidence import TrainEvidence
 from posttrain.doctor.findings import Cause, Finding, Outcome, Unknown
+from posttrain.train.records import HeldOutLosses
 
+FLAT = 0.01
+"""A loss that fell by less than this share has not fallen. Ours."""
+FLAT_STEPS = 0.05
+"""... or by less than this share where only the steps, with their noise, tell of it. Ours."""
 RISE = 0.2
 """The training loss rises when it climbs by this share of where it began. Ours."""
 RISE_NOISE = 4.0
 """... and by this many standard errors of the two means that are compared. Ours."""
+NEAR_GUESSING = 0.6
+"""A first loss above this share of ln(vocabulary) is nearer to guessing than to a language model. Ours."""
+ERRORS = 2.0
+"""Standard errors, paired over the held-out rows, by which an evaluation must lie above the lowest."""
+PASSED = 2
+"""Evaluations that must lie above it."""
+SIGMAS, WINDOW, FEWEST_BEFORE = 6.0, 128, 64
+"""A spike: so many standard deviations above the mean of so many steps before it, of which there must be so many (OLMo-core)."""
+MANY_SPIKES = 3
+"""From so many on they are an alarm. Ours."""
+FAR = 5.0
+"""Times the highest published rate; beyond it runs fall apart. Ours."""
+SHORT = 50
+"""Steps below which a run is short. Ours."""
+
+
+# ---- causes ----------------------------------------------------------------------------------------------------------
+
+
+def too_fast(seen: TrainEvidence) -> Cause:
+    """The rate is too high: the published one, or a third where it is no higher than that."""
+    rate, advice = seen.rate, seen.advice
+    if rate is None:
+        return Cause("rate_high")
+    lower = advice.value if advice is not None and rate > advice.high else rate / 3
+    return Cause("rate_high", (seen.setting("learning_rate", lower),))
+
+
+def too_slow(seen: TrainEvidence) -> Cause:
+    """The rate is too low: the published one, or three times as much where it is no lower than that."""
+    rate, advice = seen.rate, seen.advice
+    if rate is None:
+        return Cause("rate_low")
+    higher = advice.value if advice is not None and rate < advice.low else rate * 3
+    return Cause("rate_low", (seen.setting("learning_rate", higher),))
+
+
+def still(seen: TrainEvidence) -> list[Cause]:
+    """Why nothing was learned, the likeliest first."""
+    norms = finite(record.grad_norm for record in seen.training.steps)
+    if len(norms) and float(np.median(norms)) < 1e-7:
+        return [Cause("no_gradient"), too_slow(seen)]
+    slow, advice = too_slow(seen), seen.advice
+    short = len(seen.training.steps) < SHORT and (seen.rate is None or advice is None or seen.rate >= advice.low)
+    steps = Cause("few_steps", (seen.setting("epochs", float(seen.config.get("epochs", 1)) * 3),))
+    return [steps, slow] if short else [slow, steps]
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+
+
+def loss_flat(seen: TrainEvidence) -> Outcome:
+    """The loss does not fall."""
+    values, course = finite(record.loss for record in seen.training.steps), course_of(seen.training)
+    if len(values) < FEWEST_STEPS or course is None or (ends := course.ends("loss")) is None:
+        return Unknown("steps")
+    fall, limit, error = (ends[0] - ends[1]) / abs(ends[0]), FLAT, 0.0
+    if not course.held_out:
+        fifth = max(3, len(values) // 5)
+        ends = float(values[:fifth].mean()), float(values[-fifth:].mean())
+        error = noise(values) * math.sqrt(2 / fifth) / abs(ends[0])
+        fall, limit = (ends[0] - ends[1]) / abs(ends[0]), FLAT_STEPS
+        if fall - ERRORS * error < limit <= fall + ERRORS * error:
+            return Unknown("held_out")
+    if fall >= limit or fall < -limit:  # one that rises is another rule's
+        return None
+    numbers = {
+        "first": ends[0],
+        "last": ends[1],
+        "steps": len(values),
+        "where": "held-out" if course.held_out else "training",
+    }
+    return Finding("alarm", (*still(seen), Cause("template_or_mask")), numbers)
 
 
 def loss_rises(seen: TrainEvidence) -> Outcome:
@@ -29,23 +109,132 @@ def loss_rises(seen: TrainEvidence) -> Outcome:
     error = noise(values) * math.sqrt(2 / window)
     if climbs[top] <= max(RISE * abs(means[0]), RISE_NOISE * error):
         return None
-    numbers = {
-        "low": means[low],
-        "low_step": low + window,
-        "high": means[top],
-        "high_step": top + window,
-        "error": error,
-    }
-    return Finding("alarm", too_fast(seen), numbers)
-
-
-def too_fast(seen: TrainEvidence) -> tuple[Cause, ...]:
-    """What lets a loss rise, the likeliest first."""
-    rate, found = seen.training.learning_rate, []
-    if rate is not None:
-        found.append(Cause("rate_high", (seen.setting("learning_rate", rate / 10),)))
+    causes = [too_fast(seen)]
     if seen.config.get("max_grad_norm", 1.0) is None:
-        found.append(Cause("no_clipping", (seen.setting("max_grad_norm", 1.0),)))
+        causes.append(Cause("no_clipping", (seen.setting("max_grad_norm", 1.0),)))
     if not seen.config.get("warmup", 0.05):
-        found.append(Cause("no_warmup", (seen.setting("warmup", 0.05),)))
-    return (*found, Cause("bad_rows"))
+        causes.append(Cause("no_warmup", (seen.setting("warmup", 0.05),)))
+    ends = {"low": means[low], "low_step": low + window, "high": means[top], "high_step": top + window}
+    return Finding("alarm", (*causes, Cause("bad_rows")), {**ends, "error": error})
+
+
+def loss_high_at_start(seen: TrainEvidence) -> Outcome:
+    """Before training the loss is near that of guessing."""
+    facts, training = seen.examples, seen.training
+    records = training.held_out[:1] if training.held_out and training.held_out[0].step == 0 else training.steps[:3]
+    values = finite(record.loss for record in records)
+    if facts is None or facts.vocabulary < 2 or not len(values):
+        return Unknown("examples")
+    guessing = math.log(facts.vocabulary)
+    if values.mean() <= NEAR_GUESSING * guessing:
+        return None
+    numbers = {"loss": float(values.mean()), "guessing": guessing, "vocabulary": facts.vocabulary}
+    return Finding("alarm", (Cause("wrong_tokenizer"), Cause("template_or_mask"), Cause("no_weights")), numbers)
+
+
+class Rise(NamedTuple):
+    """How far an evaluation lies above the lowest one, and the standard error of that, paired over the rows."""
+
+    step: int
+    difference: float
+    error: float
+
+
+def rises(evaluations: Sequence[HeldOutLosses]) -> tuple[int, list[Rise]]:
+    """The step of the lowest evaluation, and how far each later one lies above it; rows that all have are compared."""
+    rows = sorted(set.intersection(*(set(one.losses) for one in evaluations)))
+    losses_ER = np.array([[one.losses[row] for row in rows] for one in evaluations])
+    low = int(np.argmin(losses_ER.mean(axis=1)))
+    later_ER = losses_ER[low + 1 :] - losses_ER[low]
+    errors_E = later_ER.std(axis=1, ddof=1) / math.sqrt(len(rows))
+    found = zip(evaluations[low + 1 :], later_ER.mean(axis=1), errors_E, strict=True)
+    return evaluations[low].step, [Rise(one.step, float(mean), float(error)) for one, mean, error in found]
+
+
+def held_out_rises(seen: TrainEvidence) -> Outcome:
+    """The held-out loss has passed its minimum."""
+    evaluations = seen.by_row
+    if not seen.training.held_out:
+        return Unknown("held_out")
+    if not seen.training.steps or len(evaluations) < PASSED + 1 or len(evaluations[0].losses) < 2:
+        return Unknown("evaluations")
+    step, later = rises(evaluations)
+    above = [one for one in later if one.difference > ERRORS * one.error]
+    if len(above) < PASSED or later[-1] is not above[-1]:
+        return None
+    last, rows = later[-1], len(evaluations[0].losses)
+    kept_best = seen.config.get("keep", "best") == "best" and step > 0
+    numbers = {"low_step": step, "last_step": last.step, "difference": last.difference, "error": last.error}
+    return Finding("remark" if kept_best else "alarm", _overfit(seen, step), {**numbers, "rows": rows})
+
+
+def _overfit(seen: TrainEvidence, step: int) -> tuple[Cause, ...]:
+    """Why the held-out loss rises: the training loss went on falling, or it did not."""
+    steps = seen.training.steps
+    before, after = finite(r.loss for r in steps if r.step <= step), finite(r.loss for r in steps if r.step > step)
+    advice, rate = seen.advice, seen.rate
+    fast = rate is not None and advice is not None and rate > advice.high
+    if step == 0:
+        order = [too_fast(seen), Cause("other_distribution")] if fast else [Cause("other_distribution"), too_fast(seen)]
+        return tuple(order)
+    epoch = next((record.epoch for record in steps if record.step == step and record.epoch), None)
+    shorter = [] if epoch is None else [seen.setting("epochs", float(epoch))]
+    overfitting = Cause("overfitting", (*shorter, seen.setting("keep", "best")))
+    falls = len(before) and len(after) and after[-max(1, len(after) // 3) :].mean() < before[-3:].mean()
+    return (overfitting, too_fast(seen), Cause("other_distribution")) if falls else (too_fast(seen), overfitting)
+
+
+def spikes(values: Sequence[float | None]) -> list[int]:
+    """Places of the values that stand out from those before them."""
+    found, known = [], np.array([math.nan if value is None else value for value in values])
+    for place in range(FEWEST_BEFORE, len(known)):
+        before = known[max(0, place - WINDOW) : place]
+        before = before[np.isfinite(before)]
+        if len(before) >= FEWEST_BEFORE and known[place] > before.mean() + SIGMAS * before.std():
+            found.append(place)
+    return found
+
+
+def gradient_spikes(seen: TrainEvidence) -> Outcome:
+    """Loss or gradient norm jump far out of what the steps before had."""
+    steps = seen.training.steps
+    if len(steps) <= FEWEST_BEFORE:
+        return Unknown("many_steps")
+    norms = spikes([record.grad_norm for record in steps])
+    places = sorted({*norms, *spikes([record.loss for record in steps])})
+    if not places:
+        return None
+    worst = max(places, key=lambda place: steps[place].grad_norm or 0.0)
+    numbers: dict[str, float] = {"spikes": len(places), "steps": len(steps) - FEWEST_BEFORE, "at": steps[worst].step}
+    numbers |= {"norm": steps[worst].grad_norm or math.nan, "loss": steps[worst].loss}
+    unclipped = seen.config.get("max_grad_norm", 1.0) is None
+    clip = (Cause("no_clipping", (seen.setting("max_grad_norm", 1.0),)),) if unclipped else ()
+    return Finding(
+        "alarm" if len(places) >= MANY_SPIKES or unclipped else "remark",
+        (Cause("bad_rows"), *clip, too_fast(seen)),
+        numbers,
+    )
+
+
+def rate_range(seen: TrainEvidence) -> Outcome:
+    """The learning rate lies outside what published work has used for the method."""
+    rate, advice = seen.rate, seen.advice
+    if rate is None or advice is None:
+        return Unknown("rate")
+    if advice.holds(rate):
+        return None
+    numbers = {"rate": rate, "low": advice.low, "high": advice.high, "published": advice.source}
+    far = rate > FAR * advice.high
+    return Finding("alarm" if far else "remark", (too_fast(seen) if rate > advice.high else too_slow(seen),), numbers)
+
+
+def no_held_out(seen: TrainEvidence) -> Outcome:
+    """Nothing was held out, so nothing says whether it got better."""
+    if seen.training.held_out:
+        return None
+    if not seen.training.steps:
+        return Unknown("steps")
+    data = seen.config.get("data")
+    return Finding(
+        "remark", (Cause("nothing_held_out", (f"{data}.held_out=0.1",)),), {"steps": len(seen.training.steps)}
+    )

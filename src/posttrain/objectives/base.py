@@ -203,6 +203,15 @@ def metric(values_B: Tensor) -> Metric:
     return Metric(values_B.detach().sum(), float(len(values_B)))
 
 
+SATURATED = 0.05
+"""A pair teaches nothing any more where its weight in the gradient, sigmoid(-x), is below this."""
+
+
+def saturation(logits_P: Tensor) -> dict[str, Metric]:
+    """``rewards/saturated``: share of pairs that teach nothing any more. logits_P: x of a loss -log sigmoid(x) [P]."""
+    return {"rewards/saturated": metric(((-logits_P).sigmoid() < SATURATED).to(logits_P.dtype))}
+
+
 def log_ratio_rounding(ratios: PairLogps) -> Tensor:
     """How far rounding may move the difference of the two log-ratios of a pair, in nats [P]."""
     return LOGP_ROUNDING * (ratios.chosen.counts_B + ratios.rejected.counts_B)

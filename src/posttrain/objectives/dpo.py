@@ -91,4 +91,6 @@ class DpoObjective(BaseObjective):
             nll_P = -policy.chosen.means_B
             losses_P = losses_P + self.sft_weight * nll_P
             metrics["nll"] = base.metric(nll_P)
+        if not self.label_smoothing:  # with it wide margins are pulled back
+            metrics |= base.saturation(self.beta * (chosen_P - rejected_P))
         return Loss(losses_P.sum() / step_pairs, metrics)

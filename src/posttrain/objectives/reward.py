@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from posttrain.objectives.base import PAIR_WORDS, BaseObjective, Loss, log_sigmoid, reward_metrics
+from posttrain.objectives import base
+from posttrain.objectives.base import PAIR_WORDS, BaseObjective, Loss, log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,5 +60,7 @@ class RewardObjective(BaseObjective):
 
         chosen_P, rejected_P: rewards of both sides [P]. margins_P: the rows' margins, 0 where a row has none [P].
         """
-        losses_P = reward_losses(chosen_P, rejected_P, margins_P if self.use_margin else 0.0, self.centering)
-        return Loss(losses_P.sum() / step_pairs, reward_metrics(chosen_P, rejected_P))
+        asked_P = margins_P if self.use_margin else 0.0
+        losses_P = reward_losses(chosen_P, rejected_P, asked_P, self.centering)
+        metrics = base.reward_metrics(chosen_P, rejected_P) | base.saturation(chosen_P - rejected_P - asked_P)
+        return Loss(losses_P.sum() / step_pairs, metrics)

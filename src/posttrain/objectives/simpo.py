@@ -57,4 +57,5 @@ class SimpoObjective(BaseObjective):
         if self.sft_weight:
             losses_P = losses_P - self.sft_weight * chosen_P
             metrics["nll"] = base.metric(-chosen_P)
+        metrics |= base.saturation(self.beta * (chosen_P - rejected_P - self.gamma_beta_ratio))
         return Loss(losses_P.sum() / step_pairs, metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -71,6 +71,7 @@ class TrainStage(TrainSettings, _Inputs):
         """Encode the rows, and train or go on training."""
         from posttrain.data.mix import row_repeats
         from posttrain.data.rows import read_kind
+        from posttrain.encode.facts import EXAMPLES_FILE, example_facts
         from posttrain.model import hardware
         from posttrain.model.lineage import write_record
         from posttrain.train.loop import TrainInputs, train
@@ -93,6 +94,8 @@ class TrainStage(TrainSettings, _Inputs):
         if not encoded.examples:
             raise _nothing_left(ledger, encoded, self.max_length, out)
         held_out = self._encode(rows["held_out"], lineage.template, Ledger(), "encoding held-out rows", context)
+        facts = example_facts(examples, lineage.stops, len(lineage.template.tokenizer))
+        write_json(out.file(EXAMPLES_FILE), asdict(facts))
         display.note(_encoding_note(ledger, examples))
         if (warning := self.objective.units_warning(examples, str(context.run.stage(self.data).path))) is not None:
             display.note(f"warning: {warning}")

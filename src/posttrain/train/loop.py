@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, write_json
 from posttrain.encode.collate import Batch, collate
-from posttrain.encode.preferences import sequences_of
+from posttrain.encode.preferences import PairTokens, sequences_of
 from posttrain.errors import ConfigError, EndedEarlyError, InterruptedRunError, ModelError, TrainingError
 from posttrain.model import adapters, export, fused, hardware, quantise
 from posttrain.model.adapters import frozen_model
@@ -275,6 +275,8 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
     losses: list[float]
     """By unit, in their order; ``loss`` is their mean. A conversation counts by its tokens, as it does in the loss."""
+    margins: list[float]
+    """By pair its reward margin; nothing where the units are no pairs."""
 
 
 @torch.no_grad()
@@ -284,6 +286,7 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -
     sums = _Sums(trainee.device)
     order: list[int] = []
     shares: list[Tensor] = []
+    margins: list[Tensor] = []
     training = trainee.model.training
     trainee.model.eval()
     lengths = [packed_length(trainee.model, task.sequences(unit)) for unit in units]
@@ -292,20 +295,27 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -
         _, outputs_S, given = _compute(trainee, task, some, context)
         sums.add(task.objective.loss(*given.arguments), given.metrics)
         order += indices
-        shares += _shares(task, some, outputs_S, context)
+        for found in _by_unit(task, some, outputs_S, context):
+            shares.append(found.share)
+            margins += [found.metrics[key].total for key in ("rewards/margins",) if key in found.metrics]
     trainee.model.train(training)
     loss, metrics, _ = sums.host(torch.zeros((), device=trainee.device))
-    by_unit = dict(zip(order, torch.stack(shares).tolist(), strict=True))
-    return Evaluation(loss, metrics, [len(units) * by_unit[i] for i in range(len(units))])
+    losses = [len(units) * share for share in _in_order(shares, order)]
+    return Evaluation(loss, metrics, losses, _in_order(margins, order) if margins else [])
 
 
-def _shares(task: Task, units: Sequence[Unit], outputs_S: Tensor, context: StepContext) -> Iterator[Tensor]:
+def _in_order(values: Sequence[Tensor], order: Sequence[int]) -> list[float]:
+    """The values in the order of the units, in one transfer."""
+    return [value for _, value in sorted(zip(order, torch.stack(list(values)).tolist(), strict=True))]
+
+
+def _by_unit(task: Task, units: Sequence[Unit], outputs_S: Tensor, context: StepContext) -> Iterator[Loss]:
     """What each unit of a micro-batch adds to the loss, from the outputs that stand in the order of the units."""
     start = 0
     for unit in units:
         batch = collate(task.sequences(unit))
         end = start + int(batch.counts_B.sum())
-        yield task.objective.loss(*task.loss_inputs([unit], batch, outputs_S[start:end], context).arguments).share
+        yield task.objective.loss(*task.loss_inputs([unit], batch, outputs_S[start:end], context).arguments)
         start = end
 
 
@@ -540,7 +550,9 @@ class _Run:
             return progress
         trainee, stopping = self.trainee, self.settings.early_stopping
         with advised(self.out, f"in the evaluation after step {progress.step}", self.stage_plan):
-            loss, metrics, losses = evaluate(trainee, self.task, self.inputs.held_out, self.settings.token_budget)
+            loss, metrics, losses, margins = evaluate(
+                trainee, self.task, self.inputs.held_out, self.settings.token_budget
+            )
         if not math.isfinite(loss):
             error = TrainingError(f"held-out loss {loss}")
             raise self._diagnosed(error, progress.step - 1, self.inputs.held_out)
@@ -554,8 +566,11 @@ class _Run:
                 metrics=metrics,
             )
         )
-        rows = losses_by_row([unit.row_id for unit in self.inputs.held_out], losses)
-        self.row_log.write(**asdict(HeldOutLosses(progress.step, rows)))
+        names = [unit.row_id for unit in self.inputs.held_out]
+        pairs = [unit for unit in self.inputs.held_out if isinstance(unit, PairTokens)]
+        longer = {pair.row_id: pair.chosen.supervised - pair.rejected.supervised for pair in pairs}
+        by_pair = dict(zip(names, margins, strict=True)) if margins else {}
+        self.row_log.write(**asdict(HeldOutLosses(progress.step, losses_by_row(names, losses), by_pair, longer)))
         if progress.step == 0:
             return progress
         if loss < progress.best_loss:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from posttrain.artifacts import StageDir, json_records
@@ -60,6 +61,10 @@ class HeldOutLosses:
     step: int
     losses: Mapping[str, float]
     """By row; their mean is the loss of all. A row of several examples has the sum of theirs, a conversation counts by its tokens."""
+    margins: Mapping[str, float] = field(default_factory=dict)
+    """By pair, its reward margin."""
+    longer: Mapping[str, int] = field(default_factory=dict)
+    """By pair, by how many tokens its chosen reply is the longer one."""
 
 
 def losses_by_row(row_ids: Sequence[str], losses: Sequence[float]) -> dict[str, float]:
@@ -70,11 +75,14 @@ def losses_by_row(row_ids: Sequence[str], losses: Sequence[float]) -> dict[str, 
     return {row: total * len(found) / len(losses) for row, total in found.items()}
 
 
+def read_held_out(path: Path) -> tuple[HeldOutLosses, ...]:
+    """The evaluations of a train stage that may still be running, row by row; none where no rows are held out."""
+    return tuple(parse(HeldOutLosses, line, path) for line in json_records(path)) if path.exists() else ()
+
+
 def read_losses(out: StageDir) -> dict[int, dict[str, float]]:
-    """Step -> row -> loss, of a train stage that may still be running; empty where no rows are held out."""
-    path = out.file(HELD_OUT_FILE)
-    found = (parse(HeldOutLosses, line, path) for line in json_records(path)) if path.exists() else ()
-    return {one.step: dict(one.losses) for one in found}
+    """Step -> row -> loss, as `read_held_out`."""
+    return {one.step: dict(one.losses) for one in read_held_out(out.file(HELD_OUT_FILE))}
 
 
 def line_of(record: Record) -> dict[str, Any]:
