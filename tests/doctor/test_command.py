@@ -19,7 +19,13 @@ def run_folder(path: Path, losses: list[float], status: str = "complete") -> Run
     """A run whose train stage has logged these losses."""
     run = RunDir(path)
     write_text(path / "recipe.yaml", RECIPE)
-    config = {"kind": "train", "data": "prepare", "objective": {"name": "sft"}, "learning_rate": 0.1}
+    config = {
+        "kind": "train",
+        "data": "prepare",
+        "objective": {"name": "sft"},
+        "learning_rate": 2e-4,
+        "adapter": {"name": "lora"},
+    }
     run.stage("sft").write_manifest({"kind": "train", "status": status, "config": config})
     log = MetricsLog(run.stage("sft").file("metrics.jsonl"))
     for step, loss in enumerate(losses, 1):
@@ -43,7 +49,7 @@ def test_an_alarm_is_exit_code_one_in_words_and_as_json(tmp_path: Path, language
     run = run_folder(tmp_path / "r", RISING)
     code, text = doctor(run.path, "--lang", language)
     assert code == 1
-    assert "sft.learning_rate=0.01" in text
+    assert "sft.learning_rate=6.7e-05" in text
     code, text = doctor(run.path, "--lang", language, "--json")
     found = json.loads(text)
     assert (code, found["status"]) == (1, "alarm")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from posttrain import objectives
 from posttrain.artifacts import RunDir, write_text
 from posttrain.objectives.base import BaseObjective, Curve
 from posttrain.report.evidence import bounded, evidence
-from posttrain.report.values import Finding, Notice, Section
+from posttrain.report.values import Finding, Section
 from posttrain.stages import KINDS
 from posttrain.stages.page import Run
 from posttrain.stages.page import read_run as read_kinds
@@ -39,10 +38,6 @@ def finding(run: RunDir, topic: str) -> Finding:
 
 def section(run: RunDir, title: str) -> Section:
     return next(one for one in read_run(run).sections if one.title == title)
-
-
-def remarks_of(run: RunDir, stage: str) -> list[Notice]:
-    return [one for one in section(run, f"Training: {stage}").blocks if isinstance(one, Notice)]
 
 
 def test_training_that_never_helped_is_said(run: RunDir) -> None:
@@ -145,77 +140,6 @@ def test_other_adapters_and_references_are_named(run: RunDir, preference_stage: 
 # ---- honesty at the edges ------------------------------------------------------------------------------------------
 
 
-# ---- remarks -------------------------------------------------------------------------------------------------------
-
-
-def test_a_falling_chosen_reply_is_a_fact_and_no_warning(preference_run: RunDir) -> None:
-    (remark,) = remarks_of(preference_run, "dpo")
-    assert remark.kind == "fact"
-    logged = [json.loads(line) for line in (preference_run.path / "dpo/metrics.jsonl").read_text().splitlines()]
-    held_out = [r for r in logged if r["split"] == "held_out"]
-    first, last = (f"{abs(held_out[i]['logps/chosen']):.1f}" for i in (0, -1))
-    assert f"from −{first} to −{last} nats" in remark.texts[0]
-    assert "known effect, not an error" in remark.texts[0]
-    assert all(f.topic != "Warning" for f in read_run(preference_run).findings)
-    rewrite(preference_run, "dpo", lambda r: {**r, "logps/chosen": -214.2 + (r["step"] > 0) * -0.9})
-    assert remarks_of(preference_run, "dpo") == []
-
-
-def test_nothing_learned_is_warned_of(preference_run: RunDir) -> None:
-    rewrite(
-        preference_run,
-        "dpo",
-        lambda r: {**r, "loss": 0.69, "rewards/accuracies": 0.533, "rewards/margins": 0.001, "logps/chosen": -214.0},
-    )
-    loss, accuracy = remarks_of(preference_run, "dpo")
-    assert loss.kind == accuracy.kind == "warning"
-    assert "held-out loss of dpo stayed at 0.690" in loss.texts[0]
-    assert "ln 2 = 0.693 is that of an untrained policy" in loss.texts[0]
-    assert "ended at 53.3% of 30 pairs" in accuracy.texts[0]
-    assert [f.text for f in read_run(preference_run).findings if f.topic == "Warning"] == [
-        loss.texts[0],
-        accuracy.texts[0],
-    ]
-
-
-def test_an_accuracy_that_rose_to_one_half_is_not_stuck(preference_run: RunDir) -> None:
-    rewrite(preference_run, "dpo", lambda r: {**r, "rewards/accuracies": 0.4 if r["step"] == 0 else 0.5})
-    assert not any("coin" in remark.texts[0] for remark in remarks_of(preference_run, "dpo"))
-    rewrite(preference_run, "dpo", lambda r: {**r, "rewards/accuracies": 0.6 if r["step"] == 0 else 0.5})
-    assert any("coin" in remark.texts[0] for remark in remarks_of(preference_run, "dpo"))
-
-
-def test_many_dropped_pairs_are_warned_of(preference_run: RunDir, edit_json: Edit) -> None:
-    def drop(ledger: dict[str, Any]) -> None:
-        for part in (ledger, ledger["steps"][0]):
-            part["dropped"] = {"too_long": 60, "equal_tokens": 8}
-        ledger["steps"][0]["rows_out"] = ledger["rows_kept"] = 202
-
-    edit_json(preference_run.path / "dpo/ledger.json", drop)
-    first = remarks_of(preference_run, "dpo")[0]
-    assert first.kind == "warning"
-    assert "25% of the 270 pairs were dropped before training dpo (too_long 60 and equal_tokens 8)" in first.texts[0]
-    assert "max_length" in first.texts[0]
-
-
-def test_without_held_out_rows_the_steps_speak(preference_run: RunDir) -> None:
-    rewrite(
-        preference_run,
-        "dpo",
-        lambda r: {**r, "loss": math.log(2), "rewards/accuracies": 0.5} if r["split"] == "train" else None,
-    )
-    texts = [remark.texts[0] for remark in remarks_of(preference_run, "dpo")]
-    assert any("The training loss of dpo stayed at 0.693" in text for text in texts)
-    assert any("The training reward accuracy of dpo ended at 50.0%, about" in text for text in texts)
-
-
-def test_a_loss_that_is_not_finite_is_not_called_unchanged(preference_run: RunDir) -> None:
-    rewrite(preference_run, "dpo", lambda r: {**r, "loss": math.nan, "rewards/accuracies": math.nan})
-    assert not any(
-        "stayed" in remark.texts[0] or "coin" in remark.texts[0] for remark in remarks_of(preference_run, "dpo")
-    )
-
-
 # ---- too few rows --------------------------------------------------------------------------------------------------
 
 
@@ -266,4 +190,4 @@ def test_an_objective_shows_its_name_explanation_and_curves(
     for words in ("Distance learning (strength 0.25)", "how far apart the replies are not", "far-apart", "metres"):
         assert words in said
     assert "by Distance learning (strength 0.25)" in paragraph(run)
-    assert any("3 is that of an untrained policy" in notice.texts[0] for notice in remarks_of(run, "far"))
+    assert "loss_at_start" in {one.rule for one, _ in read_run(run).diagnosis.findings}

@@ -12,6 +12,7 @@ from posttrain.doctor.findings import Finding, Outcome, Rule, Severity, Unknown
 from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_TRAINING
 from posttrain.doctor.words import ENGLISH, Words
 from posttrain.report import values
+from posttrain.report.figure import file_name
 from posttrain.report.reading import Gap, Stage
 from posttrain.report.values import Block, Notice, Section, Text
 from posttrain.table import Table
@@ -27,7 +28,7 @@ class Told:
     rule: str
     about: str
     """The stage."""
-    law: Rule[Any]
+    spec: Rule[Any]
     outcome: Outcome
 
 
@@ -93,25 +94,33 @@ def diagnosis_section(found: Diagnosis, words: Words = ENGLISH) -> Section:
         blocks.append(Text(words.page("nothing", rules=len({one.rule for one in found.clear}))))
     if found.unknown:
         blocks.append(_unknown(found, words))
-    if found.findings and found.clear:
-        blocks.append(
-            Text(words.page("clear", rules=", ".join(dict.fromkeys(one.rule for one in found.clear))), "aside")
-        )
+    elsewhere = {one.rule for one in found.told if one.outcome is not None}
+    if found.findings and (clear := dict.fromkeys(one.rule for one in found.clear if one.rule not in elsewhere)):
+        blocks.append(Text(words.page("clear", rules=", ".join(clear)), "aside"))
+    blocks.append(values.Records("doctor", diagnosis_json(found, words)))
     gist = words.page(
         "gist", alarms=len(found.alarms), remarks=len(found.findings) - len(found.alarms), unknown=len(found.unknown)
     )
     return Section(words.page("title"), "doctor", tuple(blocks), folded=not found.findings, gist=gist)
 
 
+def alarm_texts(found: Diagnosis, words: Words = ENGLISH) -> tuple[str, ...]:
+    """Each alarm in a sentence."""
+    return tuple(
+        f"{one.about}: {words.symptom(one.rule)} ({words.evidence(one.rule, finding)})."
+        for one, finding in found.alarms
+    )
+
+
 def _finding(one: Told, found: Finding, words: Words) -> Section:
     causes = tuple((words.cause(cause.name), " ".join(cause.change)) for cause in found.causes)
     return Section(
         f"{words.page(found.severity)}: {words.symptom(one.rule)} ({one.about})",
-        f"doctor-{one.about}-{one.rule}".replace(" ", "-").replace(":", ""),
+        file_name("doctor", one.about, one.rule),
         (
             Text(words.evidence(one.rule, found)),
             values.Table("", (words.page("causes"), words.page("change")), causes).known(),
-            Text(words.page("rule", rule=one.rule, threshold=one.law.threshold, source=one.law.source), "aside"),
+            Text(words.page("rule", rule=one.rule, threshold=one.spec.threshold, source=one.spec.source), "aside"),
         ),
     )
 
@@ -149,6 +158,6 @@ def _findings_json(found: Diagnosis, words: Words) -> Iterator[dict[str, Any]]:
                 {"name": cause.name, "text": words.cause(cause.name), "change": list(cause.change)}
                 for cause in finding.causes
             ],
-            "threshold": one.law.threshold,
-            "source": one.law.source,
+            "threshold": one.spec.threshold,
+            "source": one.spec.source,
         }

@@ -27,6 +27,8 @@ ERRORS = 2.0
 """Standard errors, paired over the held-out rows, by which an evaluation must lie above the lowest."""
 PASSED = 2
 """Evaluations that must lie above it."""
+BY_HEART = 0.5
+"""Rows whose loss has fallen below this share over several epochs are learned by heart. Ours."""
 SIGMAS, WINDOW, FEWEST_BEFORE = 6.0, 128, 64
 """A spike: so many standard deviations above the mean of so many steps before it, of which there must be so many (OLMo-core)."""
 MANY_SPIKES = 3
@@ -169,19 +171,18 @@ def held_out_rises(seen: TrainEvidence) -> Outcome:
 
 
 def _overfit(seen: TrainEvidence, step: int) -> tuple[Cause, ...]:
-    """Why the held-out loss rises: the training loss went on falling, or it did not."""
-    steps = seen.training.steps
-    before, after = finite(r.loss for r in steps if r.step <= step), finite(r.loss for r in steps if r.step > step)
-    advice, rate = seen.advice, seen.rate
-    fast = rate is not None and advice is not None and rate > advice.high
-    if step == 0:
-        order = [too_fast(seen), Cause("other_distribution")] if fast else [Cause("other_distribution"), too_fast(seen)]
-        return tuple(order)
-    epoch = next((record.epoch for record in steps if record.step == step and record.epoch), None)
-    shorter = [] if epoch is None else [seen.setting("epochs", float(epoch))]
-    overfitting = Cause("overfitting", (*shorter, seen.setting("keep", "best")))
-    falls = len(before) and len(after) and after[-max(1, len(after) // 3) :].mean() < before[-3:].mean()
-    return (overfitting, too_fast(seen), Cause("other_distribution")) if falls else (too_fast(seen), overfitting)
+    """Why the held-out loss rises, the likeliest first: what was trained on is learned by heart, goes on falling, or does not fall."""
+    steps, advice, rate = seen.training.steps, seen.advice, seen.rate
+    losses = finite(record.loss for record in steps)
+    first, last = (float(part.mean()) for part in (losses[:3], losses[-max(1, len(losses) // 5) :]))
+    epoch = next((record.epoch for record in steps if record.step == step and record.epoch), 1.0)
+    overfitting = Cause("overfitting", (seen.setting("epochs", float(epoch)), seen.setting("keep", "best")))
+    by_heart = last < BY_HEART * first and (steps[-1].epoch or 0.0) > 1
+    if by_heart or (step and last < first):
+        return overfitting, too_fast(seen), Cause("other_distribution")
+    if rate is not None and advice is not None and rate > advice.high:
+        return too_fast(seen), Cause("other_distribution"), overfitting
+    return Cause("other_distribution"), too_fast(seen), overfitting
 
 
 def spikes(values: Sequence[float | None]) -> list[int]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from posttrain.artifacts import Manifest, StageDir
 from posttrain.config import Problem
-from posttrain.report import numbers
 from posttrain.report.reading import Gap, Stage, parse
-from posttrain.report.values import Finding, Section
-from posttrain.report.words import plural
+from posttrain.report.values import Section
 from posttrain.stages.base import BASE, Context, StageKind
-from posttrain.stats.intervals import wilson
 from posttrain.tasks.config import EvalSettings
 
 if TYPE_CHECKING:
@@ -41,9 +38,7 @@ class EvalStage(EvalSettings, StageKind):
         """How models differ on held-out rows, on prompts and on benchmarks."""
         from posttrain.tasks.section import evaluation_sections
 
-        found = evaluation_sections(stages, gaps, {stage.name: _selection_notes(stage) for stage in stages})
-        weak = tuple(warning for stage in stages for warning in weak_judges(stage))
-        return (replace(found[0], findings=(*found[0].findings, *weak)), *found[1:]) if found else ()
+        return evaluation_sections(stages, gaps, {stage.name: _selection_notes(stage) for stage in stages})
 
     def problems(self, stages: Mapping[str, StageKind]) -> Iterable[Problem]:
         """Nothing to measure, a model named twice, a name that means two models or can't be used."""
@@ -126,35 +121,3 @@ def _selection_notes(stage: Stage) -> list[str]:
         and one.config.get("data") == stage.config.get("data")
         and len(read_training(one, []).held_out) > 2
     ]
-
-
-def weak_judges(stage: Stage) -> list[Finding]:
-    """Return a warning for every reward model of this run that judges here and is not shown to know better than a coin."""
-    from posttrain.tasks.facts import read_stage
-    from posttrain.train.section import read_training
-
-    run = stage.folder.path.parent
-    names = {
-        Path(entry.name.replace("\\", "/")).name
-        for facts in read_stage(stage, [])
-        for entry in (facts.record.judge.judges if facts.record.judge else ())
-        if entry.fingerprint.engine == "reward"
-        and entry.name.replace("\\", "/").split("/")[-2:-1] == [run.resolve().name]
-    }
-    found = []
-    for name in sorted(names):
-        trained = _trained(stage, name)
-        last = read_training(trained, []).held_out[-1:] if trained else ()
-        for record in last:
-            accuracy = record.metrics.get("rewards/accuracies")
-            if accuracy is None or not record.rows:
-                continue
-            share = wilson(accuracy * record.rows, record.rows)
-            if share.low <= 0.5:
-                text = (
-                    f"The judge {name} prefers the chosen reply in {numbers.percent(accuracy)} of {plural(record.rows, 'held-out pair')} (95% "
-                    f"interval {numbers.interval_in_unit(share.low, share.high, 'share', 0)}): not shown to know better than a coin. Its win rates say what "
-                    "it likes, no more."
-                )
-                found.append(Finding(name, "Warning", None, text))
-    return found

@@ -16,6 +16,7 @@ import yaml
 from rich.console import RenderableType
 
 from posttrain.artifacts import Ledger, LedgerStep, Manifest, RunDir, write_json, write_text
+from posttrain.doctor.diagnosis import Diagnosis, alarm_texts, diagnose, diagnosis_section
 from posttrain.errors import RunError
 from posttrain.report import html, markdown, numbers, plain, terminal, values
 from posttrain.report.charts import draw
@@ -47,6 +48,7 @@ class Run:
     by_kind: tuple[tuple[values.Section, ...], ...]
     """The sections of each kind of stages, in the order of a recipe."""
     gaps: tuple[Gap, ...]
+    diagnosis: Diagnosis
 
     @property
     def sections(self) -> tuple[values.Section, ...]:
@@ -175,6 +177,7 @@ def read_run(run: RunDir, kinds: Sequence[type[StageKind]], title: str | None = 
         stages=tuple(stages),
         by_kind=tuple(by_kind),
         gaps=tuple(gaps),
+        diagnosis=diagnose(stages),
     )
 
 
@@ -232,7 +235,7 @@ def run_page(run: Run) -> values.Page:
         ("Started", numbers.moment(run.started) if run.started else None),
         ("Seed", None if run.seed is None else str(run.seed)),
     )
-    own = [_glance(run), _shown(run), *run.sections, _rows(run), _provenance(run)]
+    own = [_glance(run), _shown(run), diagnosis_section(run.diagnosis), *run.sections, _rows(run), _provenance(run)]
     return values.Page(
         kind="posttrain report",
         title=run.title,
@@ -262,7 +265,7 @@ def run_page(run: Run) -> values.Page:
 def _opening(run: Run) -> tuple[values.Block, ...]:
     """Return the answers of the first screen: did it help, can it be trusted, what next."""
     gaps = tuple(gap.text for gap in run.gaps)
-    warnings = tuple(dict.fromkeys(one.text for one in run.findings if one.topic == "Warning"))
+    warnings = (*alarm_texts(run.diagnosis), *dict.fromkeys(one.text for one in run.findings if one.topic == "Warning"))
     notices = (
         values.Notice("warning", "What this report can't show", gaps),
         values.Notice("warning", "Read with care", warnings),

@@ -19,19 +19,11 @@ from posttrain.report import numbers, values
 from posttrain.report.charts import Chart, Histogram, Level, Lines, Points, Series, bins, color, counted, spaced
 from posttrain.report.figure import file_name
 from posttrain.report.reading import Gap, Stage, json_value, optional, parse
-from posttrain.report.values import Block, Cell, Facts, Finding, Headline, Notice, Number, Section, Table, Text
+from posttrain.report.values import Block, Cell, Facts, Finding, Headline, Number, Section, Table, Text
 from posttrain.report.words import join, plural
 from posttrain.train.planned import MEMORY_FILE, MemoryRecord, memory_blocks
 from posttrain.train.records import HeldOutRecord, Record, StepRecord, TrainResult, fields_of
 
-CHOSEN_FALL = 1.0
-"""A fall of the chosen replies' mean log-probability is named from here on, in nats a reply."""
-NEAR_CHANCE = 0.05
-"""A final accuracy this near to one half is called stuck."""
-NEAR_START = 0.01
-"""A final loss this near to that of an untrained model, as a share of it, is called unchanged."""
-MANY_DROPPED = 0.2
-"""A share of dropped rows above this is named."""
 UNITS = {
     "conversations": ("example", "examples"),
     "pairs": ("pair", "pairs"),
@@ -186,8 +178,7 @@ def training_sections(stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section
 
 
 def _section(one: Training, before: Training | None, *, several: bool) -> Section:
-    remarks = _remarks(one) if one.compares else []
-    blocks: list[Block] = [Text(_how(one)), *remarks, _facts(one), *_curves(one)]
+    blocks: list[Block] = [Text(_how(one)), _facts(one), *_curves(one)]
     if one.held_out:
         blocks.append(_course_table(one))
     if one.memory is not None:
@@ -195,7 +186,6 @@ def _section(one: Training, before: Training | None, *, several: bool) -> Sectio
     if one.lengths:
         blocks.append(_lengths_section(one, one.lengths))
     blocks.append(values.Records("training", _record(one)))
-    warnings = [Finding(one.name, "Warning", None, *notice.texts) for notice in remarks if notice.kind == "warning"]
     return Section(
         f"Training: {one.name}" if several else "Training",
         file_name("train", one.name),
@@ -203,7 +193,7 @@ def _section(one: Training, before: Training | None, *, several: bool) -> Sectio
         folded=True,
         gist=_gist(one),
         summary=_sentence(one, before),
-        findings=(*_findings(one), *warnings),
+        findings=tuple(_findings(one)),
         advice=_advice(one),
     )
 
@@ -439,106 +429,6 @@ def _advice(one: Training) -> tuple[str, ...]:
     else:
         return ()
     return (text,)
-
-
-# ---- what a reader should look at ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Course:
-    """Where the course of a training is read off: held-out measurements where there are two, else the steps."""
-
-    where: str
-    records: Sequence[Record]
-    first: Mapping[str, float]
-    """Means of loss and metrics: of one measurement, or of a tenth of the steps."""
-    last: Mapping[str, float]
-
-
-def _course(one: Training) -> _Course | None:
-    if not (records := one.held_out if len(one.held_out) > 1 else one.steps):
-        return None
-    held_out = records is one.held_out
-    window = 1 if held_out else max(1, len(records) // 10)
-    return _Course("held-out" if held_out else "training", records, _mean(records[:window]), _mean(records[-window:]))
-
-
-def _mean(records: Sequence[Record]) -> Mapping[str, float]:
-    each = [{"loss": record.loss, **record.metrics} for record in records]
-    known = set(each[0]).intersection(*each)
-    return {key: sum(one[key] for one in each) / len(each) for key in known}
-
-
-def _remarks(one: Training) -> list[Notice]:
-    """Return a ``fact`` for a known effect, a ``warning`` for what looks wrong."""
-    found = [_dropped(one)]
-    if course := _course(one):
-        checks = (_unchanged, _chance) if course.records[-1].step else ()
-        found += [check(one, course) for check in (*checks, _falling)]
-    return [notice for notice in found if notice is not None]
-
-
-def _warning(text: str) -> Notice:
-    return Notice("warning", "This looks wrong", (text,))
-
-
-def _dropped(one: Training) -> Notice | None:
-    ledger = one.stage.ledger
-    step = next((s for s in ledger.steps if s.name == "encode"), None) if ledger else None
-    lost = sum(step.dropped.values()) if step else 0
-    if step is None or not step.rows_in or lost <= MANY_DROPPED * step.rows_in:
-        return None
-    reasons = join([f"{reason} {number:,}" for reason, number in step.dropped.items()])
-    advice = " A higher max_length keeps more." if step.dropped.get("too_long", 0) > lost / 2 else ""
-    return _warning(
-        f"{numbers.percent(lost / step.rows_in, 0)} of the {one.units(step.rows_in)} were dropped before training "
-        f"{one.name} ({reasons}), so it learned from a selection.{advice}"
-    )
-
-
-def _unchanged(one: Training, course: _Course) -> Notice | None:
-    start, loss = one.objective.untrained_loss, course.last["loss"]
-    if start is None or not abs(loss - start) <= NEAR_START * start:
-        return None
-    value = "ln 2 = 0.693" if math.isclose(start, math.log(2)) else f"{start:.3g}"
-    scored = one.objective.head == "score"
-    untrained = "a model that scores both replies alike" if scored else "an untrained policy"
-    return _warning(
-        f"The {course.where} loss of {one.name} stayed at {numbers.fixed(loss)}; {value} is that of "
-        f"{untrained}. It has hardly learned from these rows: too low a learning rate and too few steps are the usual reasons."
-    )
-
-
-def _chance(one: Training, course: _Course) -> Notice | None:
-    before, accuracy = (ends.get("rewards/accuracies") for ends in (course.first, course.last))
-    if accuracy is None or not abs(accuracy - 0.5) <= NEAR_CHANCE:
-        return None
-    if before is not None and accuracy - before > NEAR_CHANCE:
-        return None  # without a reference the start may lie well below one half
-    rows = getattr(course.records[-1], "rows", None)
-    return _warning(
-        f"The {course.where} reward accuracy of {one.name} ended at {numbers.percent(accuracy)}"
-        f"{f' of {one.units(rows)}' if rows else ''}, about what tossing a coin gives."
-    )
-
-
-def _falling(one: Training, course: _Course) -> Notice | None:
-    if one.objective.row_kind != "pairs" or len(course.records) < 2:
-        return None
-    before, after = (ends.get("logps/chosen") for ends in (course.first, course.last))
-    first, last = (ends.get("rewards/margins") for ends in (course.first, course.last))
-    if before is None or after is None or before - after < CHOSEN_FALL:
-        return None
-    if first is None or last is None or last <= first:
-        return None
-    hold = " A positive sft_weight holds them." if hasattr(one.objective, "sft_weight") else ""
-    text = (
-        f"While the {course.where} margin of {one.name} grew from {numbers.fixed(first)} to "
-        f"{numbers.fixed(last)}, the chosen replies became less likely themselves: their mean log-probability went "
-        f"from {numbers.fixed(before, 1)} to {numbers.fixed(after, 1)} nats. That is a known effect, not an error: the "
-        f"objective asks for distance between both replies, and the rejected ones fell further.{hold}"
-    )
-    return Notice("fact", "Worth knowing", (text,))
 
 
 # ---- charts --------------------------------------------------------------------------------------------------------
