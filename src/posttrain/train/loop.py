@@ -275,7 +275,7 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
     losses: list[float]
     """By unit, in their order; ``loss`` is their mean. A conversation counts by its tokens, as it does in the loss."""
-    margins: list[float]
+    margins: Sequence[float] = ()
     """By pair its reward margin; nothing where the units are no pairs."""
 
 
