@@ -29,10 +29,10 @@ from posttrain import assets
 from posttrain.artifacts import RunDir, write_json, write_text
 from posttrain.doctor.diagnosis import Diagnosis, diagnose
 from posttrain.encode.packing import shuffled_order
-from posttrain.lab.display import Display
 from posttrain.lab.engine import Experiment
 from posttrain.lab.recipe import load_recipe
 from posttrain.model.targets import model_folder
+from posttrain.report.live import Display
 from posttrain.stages import KINDS
 from posttrain.stages.page import read_stages
 
