@@ -16,7 +16,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,9 @@ def stopped_at(now: datetime) -> Iterator[None]:
     finally:
         _stopped.pop()
 
+
+_TOKENIZER_SUFFIXES = (".json", ".jinja", ".model", ".txt")
+"""Of the files that a tokenizer is made of."""
 
 # ---- templates ------------------------------------------------------------------------------------------------------
 
@@ -279,13 +282,23 @@ def _model_kind(folder: Path) -> types.SimpleNamespace | None:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a Hugging Face model folder. Nothing is fetched and no code of the folder is run.
 
+    One that was loaded in this process is given again while its files stay as they are: nobody may change it. (That of a vocabulary of 262,000
+    takes three seconds, and a stage asks for it several times.)
+
     Raises ModelError where the folder or its tokenizer is missing, unreadable, or can't tell where its tokens stand.
     """
+    if not folder.is_dir():
+        raise ModelError("no such model folder", where=str(folder), fix="give the folder of a Hugging Face model")
+    files = sorted(path for path in folder.iterdir() if path.suffix in _TOKENIZER_SUFFIXES)
+    return _loaded(folder, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=8)
+def _loaded(folder: Path, files: tuple[tuple[str, int, int], ...]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder with these files."""
     _defer_torch()
     from transformers import AutoTokenizer  # a second to import: only where a tokenizer is needed
 
-    if not folder.is_dir():
-        raise ModelError("no such model folder", where=str(folder), fix="give the folder of a Hugging Face model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, config=_model_kind(folder), local_files_only=True, trust_remote_code=False
