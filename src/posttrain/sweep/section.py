@@ -36,7 +36,7 @@ MOST_CURVES = 6
 def sweep_section(record: SweepRecord, name: str) -> Section:
     """The section of a sweep."""
     chosen = _at(record, record.chosen)
-    blocks: list[Block] = [Text(_sentence(record), "lead"), *(Notice("fact", "", (note,)) for note in record.notes)]
+    blocks: list[Block] = [Text(_sentence(record), "lead"), *(Notice("fact", "What was compared", (note,)) for note in record.notes)]
     blocks += [_facts(record), _settings_table(record)]
     blocks += [chart for chart in (_parallel(record, name), _curves(record, name)) if chart is not None]
     if record.effects:
@@ -293,7 +293,7 @@ def tune_section(record: TuneRecord, name: str) -> Section:
     command = "posttrain run RECIPE " + " ".join(f"{path}={written(value)}" for path, value in record.kept.items())
     blocks: list[Block] = [Text(_tune_sentence(record), "lead"), Table("The steps", ("Step", "Kept", "Why"), lines)]
     blocks.append(Code("The recipe with what was found", command, "sh", folded=False))
-    blocks.append(Notice("fact", "", (CHOSEN_HERE,)))
+    blocks.append(Notice("fact", "Chosen on these rows", (CHOSEN_HERE,)))
     for step in record.steps:
         inside = sweep_section(step.record, f"{name}-{step.name}")
         more: tuple[Block, ...] = ()
