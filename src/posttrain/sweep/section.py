@@ -36,7 +36,10 @@ MOST_CURVES = 6
 def sweep_section(record: SweepRecord, name: str) -> Section:
     """The section of a sweep."""
     chosen = _at(record, record.chosen)
-    blocks: list[Block] = [Text(_sentence(record), "lead"), *(Notice("fact", "What was compared", (note,)) for note in record.notes)]
+    blocks: list[Block] = [
+        Text(_sentence(record), "lead"),
+        *(Notice("fact", "What was compared", (note,)) for note in record.notes),
+    ]
     blocks += [_facts(record), _settings_table(record)]
     blocks += [chart for chart in (_parallel(record, name), _curves(record, name)) if chart is not None]
     if record.effects:
