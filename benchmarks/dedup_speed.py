@@ -61,13 +61,13 @@ def own(corpus: Path, threshold: float, workers: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "posttrain", "data", "dedup", str(corpus / "rows.jsonl"), "-o", str(out)]
         command += ["--method", "minhash", "--threshold", str(threshold), "--workers", str(workers), "--json"]
         _, cost = measured(command)
-        rows = json.loads((out / "ledger.json").read_text())["rows_in"]
+        rows = json.loads((out / "dedup" / "ledger.json").read_text())["rows_in"]
         return {
             "peer": "posttrain",
             "rows": rows,
             "workers": workers,
             **_rounded(cost, rows),
-            **exactness(corpus, out, threshold),
+            **exactness(corpus, out / "dedup", threshold),
         }
 
 
@@ -87,7 +87,7 @@ def exactness(corpus: Path, out: Path, threshold: float) -> dict[str, Any]:
     # rows whose whole conversation stood before go while the file is read; the others in the step
     ledger = json.loads((out / "ledger.json").read_text())
     pairs = [(r["line"] - 1, int(r["detail"].rsplit(":", 1)[1]) - 1) for r in ledger["rejects"]]
-    rejects = pl.read_parquet(out / "rejects.parquet", columns=["line", "detail"])
+    rejects = pl.read_parquet(out / "steps" / "01-dedup" / "rejects.parquet", columns=["line", "detail"])
     pairs += [(line - 1, int(detail.rsplit(":", 1)[1]) - 1) for line, detail in rejects.iter_rows()]
     dropped = {row for row, _ in pairs}
     planted = {row: pair for pair in truth for row in (pair["id"], pair["source"])}

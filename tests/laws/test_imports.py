@@ -186,7 +186,7 @@ HELP = "import sys; sys.argv = ['posttrain', *{}]\nfrom posttrain.cli import mai
         (["run", "--help"], ["torch", "transformers", "peft", "polars"]),
         (["data", "--help"], ["torch", "transformers", "peft", "polars"]),
         (["schema"], ["torch", "transformers", "peft"]),
-        (["data", "dedup", "--help"], ["torch", "transformers", "peft"]),
+        (["data", "dedup", "--help"], ["torch", "transformers", "peft", "scipy.special", "scipy.sparse"]),
         (["plan", "--help"], ["torch", "transformers", "peft", "polars"]),
     ],
     ids=lambda value: " ".join(value),

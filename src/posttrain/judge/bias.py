@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from posttrain.judge.agreement import OrderEffects, order_effects
 from posttrain.judge.items import Item
@@ -197,7 +197,7 @@ def length_slope(
         return None
 
     def gradient(slope: float) -> float:
-        return float(x_Q @ (won_Q - expit(slope * x_Q)))
+        return float(x_Q @ (won_Q - scipy.special.expit(slope * x_Q)))
 
     # The gradient falls with the slope: its zero is found by halving, whatever the lengths are.
     low, high = -1.0, 1.0
@@ -209,7 +209,7 @@ def length_slope(
         middle = (low + high) / 2
         low, high = (middle, high) if gradient(middle) > 0 else (low, middle)
     slope = (low + high) / 2
-    chances_Q = expit(slope * x_Q)
+    chances_Q = scipy.special.expit(slope * x_Q)
     scores_K = cluster_sums(x_Q * (won_Q - chances_Q), names)
     information = float((chances_Q * (1 - chances_Q) * x_Q**2).sum())
     variance = len(scores_K) / (len(scores_K) - 1) * float((scores_K**2).sum()) / information**2

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from posttrain.stats.intervals import Floats
 from posttrain.stats.ratings import BASE, CENTRE, WIDTH, Comparisons, RatingTable, ranks, rating_table
@@ -48,7 +48,7 @@ def play(comparisons: Comparisons, order_NB: NDArray[np.int64], k: float = 4.0) 
     ratings = np.full((len(rounds_B), len(comparisons.models)), CENTRE)
     for row_B in order_NB:
         a_B, b_B = a_N[row_B], b_N[row_B]
-        chances_B = expit(pace * (ratings[rounds_B, a_B] - ratings[rounds_B, b_B]))
+        chances_B = scipy.special.expit(pace * (ratings[rounds_B, a_B] - ratings[rounds_B, b_B]))
         moves_B = k * comparisons.weights_N[row_B] * (comparisons.outcomes_N[row_B] - chances_B)
         ratings[rounds_B, a_B] += moves_B
         ratings[rounds_B, b_B] -= moves_B

@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from posttrain.errors import DataError
 from posttrain.stats.intervals import Floats, Interval, IntervalSettings
@@ -70,7 +70,7 @@ def preference_from_logprobs(top_logprobs: Sequence[tuple[str, float]], *, swapp
     if max(first, second) == -math.inf:
         return math.nan
     # sigmoid of the difference: exp of both would underflow where the two are unlikely
-    preference = 2 - float(expit(first - second))
+    preference = 2 - float(scipy.special.expit(first - second))
     return 3 - preference if swapped else preference
 
 
@@ -145,7 +145,7 @@ def l1_logistic(
 
     value, gained, last = objective(coefficients), math.inf, math.inf
     for _ in range(200):
-        chances_N = expit(features_NK @ coefficients)
+        chances_N = scipy.special.expit(features_NK @ coefficients)
         gradient = features_NK.T @ (scaled_N * (chances_N - labels_N))
         moving = coefficients != 0
         violations = np.where(moving, np.abs(gradient + np.sign(coefficients)), np.maximum(np.abs(gradient) - 1, 0))
@@ -284,7 +284,7 @@ def published_glm(
     wanted_K = np.array([sum_label_tanh, sum_label_difficulty])
 
     def excess(w_K: Floats) -> Floats:
-        return np.asarray(features_GK.T @ expit(features_GK @ w_K) - wanted_K, dtype=np.float64)
+        return np.asarray(features_GK.T @ scipy.special.expit(features_GK @ w_K) - wanted_K, dtype=np.float64)
 
     found = optimize.root(excess, np.zeros(2), tol=1e-12)
     if np.abs(excess(found.x)).max() > 1e-6 * (1 + np.abs(wanted_K).max()):
@@ -292,7 +292,9 @@ def published_glm(
             f"no verdicts in [0, 1] have the sums {wanted_K.tolist()}",
             fix="give sums of label times feature over both gamed baselines, labels between 0 and 1",
         )
-    return PublishedGlm(difficulty, baseline, features_GK[:, 0], features_GK[:, 1], expit(features_GK @ found.x))
+    return PublishedGlm(
+        difficulty, baseline, features_GK[:, 0], features_GK[:, 1], scipy.special.expit(features_GK @ found.x)
+    )
 
 
 def read_published_glm(*, difficulty: Path, instructions: Path, lengths: Path, gamed: Path) -> PublishedGlm:
@@ -345,7 +347,7 @@ def _columns(path: Path, *names: str) -> list[Floats]:
 def predicted_wins(weights: GlmWeights, difficulty_I: ArrayLike) -> Floats:
     """The chance [I] in [0, 1] that a model is preferred at equal length; its mean times 100 is the length-controlled win rate."""
     logits = weights.quality + weights.difficulty * np.asarray(difficulty_I, dtype=np.float64)
-    return np.asarray(expit(logits), dtype=np.float64)
+    return np.asarray(scipy.special.expit(logits), dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse import csgraph
-from scipy.special import expit, ndtri
 
 from posttrain.errors import DataError
 from posttrain.stats.intervals import Floats
@@ -169,11 +167,13 @@ def win_groups(wins_MM: Floats) -> list[list[int]]:
     One group means that the Bradley-Terry maximum exists and is unique up to a shift (Ford 1957). Otherwise nobody of a later
     group ever won against an earlier one, as far as they met.
     """
-    count, labels = csgraph.connected_components(sparse.csr_array(wins_MM > 0), connection="strong")
+    count, labels = scipy.sparse.csgraph.connected_components(scipy.sparse.csr_array(wins_MM > 0), connection="strong")
     groups = [np.flatnonzero(labels == label).tolist() for label in range(count)]
-    beats = sparse.csr_array(wins_MM > 0)
+    beats = scipy.sparse.csr_array(wins_MM > 0)
     # those that a chain of wins leads to
-    reached = [len(csgraph.breadth_first_order(beats, group[0], return_predecessors=False)) for group in groups]
+    reached = [
+        len(scipy.sparse.csgraph.breadth_first_order(beats, group[0], return_predecessors=False)) for group in groups
+    ]
     return [group for _, group in sorted(zip(reached, groups, strict=True), key=lambda pair: -pair[0])]
 
 
@@ -183,7 +183,7 @@ def check_ratings_exist(matrix: WinMatrix) -> None:
     if len(groups) == 1:
         return
     met = matrix.wins_MM + matrix.wins_MM.T > 0
-    islands, labels = csgraph.connected_components(sparse.csr_array(met), directed=False)
+    islands, labels = scipy.sparse.csgraph.connected_components(scipy.sparse.csr_array(met), directed=False)
     if islands > 1:
         parts = [
             _listed([m for m, label in zip(matrix.models, labels, strict=True) if label == i]) for i in range(islands)
@@ -274,7 +274,7 @@ def normal_quantile(confidence: float) -> float:
     """Standard deviations on either side of a normal interval. ValueError where confidence is no share."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    return float(ndtri((1 + confidence) / 2))
+    return float(scipy.special.ndtri((1 + confidence) / 2))
 
 
 # ---- Bradley-Terry -------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def fit_bradley_terry(wins_BMM: Floats, ridge: float = 0.0) -> Floats:
     eye, ones = np.eye(size), np.full((size, size), 1 / size)
     strengths = np.zeros(batch.shape[:2])
     for _ in range(500):
-        chances = expit(strengths[:, :, None] - strengths[:, None, :])
+        chances = scipy.special.expit(strengths[:, :, None] - strengths[:, None, :])
         gradient = (batch - games * chances).sum(axis=2) - ridge * strengths
         weights = games * chances * (1 - chances)
         # the likelihood knows differences only: the mean's direction gets a curvature of its own, and no gradient
@@ -387,7 +387,7 @@ def sandwich(comparisons: Comparisons, strengths_M: Floats) -> Floats:
     (Liang and Zeger 1986).
     """
     a_N, b_N = comparisons.pairs_N2.T
-    chances_N = expit(strengths_M[a_N] - strengths_M[b_N])
+    chances_N = scipy.special.expit(strengths_M[a_N] - strengths_M[b_N])
     residuals_N = comparisons.weights_N * (comparisons.outcomes_N - chances_N)
     bread = _laplacian(comparisons, comparisons.weights_N * chances_N * (1 - chances_N))
     if comparisons.clusters_N is None:
@@ -458,4 +458,4 @@ def _draw_units(comparisons: Comparisons) -> tuple[Any, Integers]:
     a, b = a_N[chosen], b_N[chosen]
     values = np.concatenate([share * weight, (1 - share) * weight])
     places = (np.concatenate([unit, unit]), np.concatenate([a * size + b, b * size + a]))
-    return sparse.csr_array((values, places), shape=(len(counts_U), size * size)), counts_U
+    return scipy.sparse.csr_array((values, places), shape=(len(counts_U), size * size)), counts_U

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import sparse
-from scipy.special import expit
 
 from posttrain.errors import DataError
 from posttrain.stats.intervals import Floats
@@ -124,8 +123,8 @@ def _style_design(comparisons: Comparisons, features_NF: Floats) -> Any:
     count, size = len(comparisons), len(comparisons.models)
     rows = np.repeat(np.arange(count), 2)
     signs = np.tile([math.log(BASE), -math.log(BASE)], count)
-    models = sparse.csr_array((signs, (rows, comparisons.pairs_N2.ravel())), shape=(count, size))
-    return sparse.csr_array(sparse.hstack([models, sparse.csr_array(features_NF)]))
+    models = scipy.sparse.csr_array((signs, (rows, comparisons.pairs_N2.ravel())), shape=(count, size))
+    return scipy.sparse.csr_array(scipy.sparse.hstack([models, scipy.sparse.csr_array(features_NF)]))
 
 
 def _fit_style(design_NP: Any, comparisons: Comparisons, penalty: float) -> Floats:
@@ -139,7 +138,7 @@ def _fit_style(design_NP: Any, comparisons: Comparisons, penalty: float) -> Floa
     parameters = np.zeros(design_NP.shape[1])
     value = objective(parameters)
     for _ in range(200):
-        chances = expit(design_NP @ parameters)
+        chances = scipy.special.expit(design_NP @ parameters)
         gradient = design_NP.T @ (weights * (chances - outcomes)) + penalty * parameters
         curvature = _style_bread(design_NP, weights * chances * (1 - chances), penalty)
         step = -np.linalg.pinv(curvature, hermitian=True) @ gradient
@@ -153,7 +152,7 @@ def _fit_style(design_NP: Any, comparisons: Comparisons, penalty: float) -> Floa
 
 
 def _style_bread(design_NP: Any, values_N: Floats, penalty: float) -> Floats:
-    weighted = sparse.diags_array(values_N) @ design_NP
+    weighted = scipy.sparse.diags_array(values_N) @ design_NP
     return np.asarray((design_NP.T @ weighted).toarray() + penalty * np.eye(design_NP.shape[1]), dtype=np.float64)
 
 
@@ -162,12 +161,12 @@ def _style_covariance(design_NP: Any, comparisons: Comparisons, parameters_P: Fl
 
     Their mean, which the penalty holds in balance and which says nothing of their spread, is taken off.
     """
-    chances = expit(design_NP @ parameters_P)
+    chances = scipy.special.expit(design_NP @ parameters_P)
     residual = comparisons.weights_N * (comparisons.outcomes_N - chances)
-    scores_NP = sparse.csr_array(sparse.diags_array(residual) @ design_NP)
+    scores_NP = scipy.sparse.csr_array(scipy.sparse.diags_array(residual) @ design_NP)
     if comparisons.clusters_N is not None:
         rows = np.arange(len(comparisons))
-        scores_NP = sparse.csr_array((np.ones(len(rows)), (comparisons.clusters_N, rows))) @ scores_NP
+        scores_NP = scipy.sparse.csr_array((np.ones(len(rows)), (comparisons.clusters_N, rows))) @ scores_NP
     total = np.asarray(scores_NP.sum(axis=0)).ravel()
     meat = (scores_NP.T @ scores_NP).toarray() - np.outer(total, total) / scores_NP.shape[0]
     bread = _style_bread(design_NP, comparisons.weights_N * chances * (1 - chances), penalty)

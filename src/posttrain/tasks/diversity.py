@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import scipy
 from annotated_types import Ge, Gt, Le
 from numpy.typing import ArrayLike
-from scipy import special
 
 from posttrain.data.encoders import Encoder, loaded_encoder
 from posttrain.data.text import tokens
@@ -235,5 +235,5 @@ def corpus_distinct(prompts: Sequence[Sequence[str]], n: int, confidence: float 
     estimate = len(holders) / total_P.sum()
     without_P = (len(holders) - alone_P) / (total_P.sum() - total_P)
     variance = (len(own_P) - 1) / len(own_P) * np.square(without_P - without_P.mean()).sum()
-    half = special.stdtrit(len(own_P) - 1, 0.5 + confidence / 2) * np.sqrt(variance)
+    half = scipy.special.stdtrit(len(own_P) - 1, 0.5 + confidence / 2) * np.sqrt(variance)
     return Interval(float(estimate), float(max(0.0, estimate - half)), float(min(1.0, estimate + half)), confidence)
