@@ -203,8 +203,9 @@ def _check_split(stage: DataSettings) -> None:
 
 def hold_out(rows_file: Path, held_out: float, seed: int, out: StageDir) -> LedgerStep:
     """Write the two sides of a simple split and return its line of the ledger."""
-    prompts = list(_prompt_keys(rows_file))
-    chosen = held_out_prompts(prompts, held_out, seed)
+    # nothing is drawn where nothing is held out: a second for every 60,000 rows
+    prompts = list(_prompt_keys(rows_file)) if held_out else [""] * count_rows(rows_file)
+    chosen = held_out_prompts(prompts, held_out, seed) if held_out else frozenset()
     split = pl.Series("split", [SIDES["held_out" if prompt in chosen else "train"] for prompt in prompts], pl.String)
     frame = scan_rows(rows_file)
     _write_sides(pl.concat([frame.drop("split"), split.to_frame().lazy()], how="horizontal"), out)
