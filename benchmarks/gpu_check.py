@@ -187,7 +187,7 @@ def gradients(
     trainee.model.zero_grad()
     for group in groups:
         torch.manual_seed(0)
-        _, given = loop._compute(trainee, task, group, context)
+        given = loop._compute(trainee, task, group, context).given
         share = task.objective.loss(*given.arguments).share
         share.backward()
         loss = loss + share.detach()

@@ -21,7 +21,7 @@ from servers import Server
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded; inherited by every process that a test starts
 
 # No test is about time: a busy machine must not fail one.
-settings.register_profile("posttrain", deadline=None)
+settings.register_profile("posttrain", deadline=None, max_examples=60)
 settings.load_profile("posttrain")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -32,7 +32,7 @@ SETTINGS = {"rslora": ", rslora: true", "dora": ", dora: true"}
 NO_GGUF = {"dora": "can't hold DoRA", "whole norm": "trained whole (norm)", "whole head": "trained whole (lm_head)"}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[one if one == "lora" else pytest.param(one, marks=pytest.mark.slow) for one in KINDS])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,11 +15,12 @@ SCRIPT = Path(__file__).resolve().parents[2] / "recipes" / "minimal.py"
 
 @pytest.mark.slow
 @pytest.mark.demo_model
-def test_the_flat_script_trains(tiny_model: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--model", str(tiny_model), "--rows", "6", "--batch", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = re.findall(r"^(sft|dpo) +(\d+)  loss ([\d.]+)", done.stdout, re.MULTILINE)
+def test_the_flat_script_trains(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--model", str(tiny_model), "--rows", "6", "--batch", "3"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    found = re.findall(r"^(sft|dpo) +(\d+)  loss ([\d.]+)", capsys.readouterr().out, re.MULTILINE)
     assert [(name, int(step)) for name, step, _ in found] == [("sft", 1), ("sft", 2), ("dpo", 1), ("dpo", 2)]
     assert float(found[0][2]) == pytest.approx(10.8, abs=0.5)  # a random model: ln of the 49,152 tokens
     assert float(found[2][2]) == pytest.approx(

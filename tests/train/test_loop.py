@@ -202,11 +202,11 @@ def test_resumed_is_uninterrupted_to_the_bit(
     changes: dict[str, Any], make_stage: MakeStage, small_model: Path, examples: list[Tokens], tmp_path: Path
 ) -> None:
     """Crashes in the middle of epochs (3 steps each) and between checkpoints."""
-    stage = make_stage(**{"epochs": 3, "evaluate_every": 2, "checkpoint_every": 1} | changes)
+    stage = make_stage(**{"epochs": 2, "evaluate_every": 2, "checkpoint_every": 1} | changes)
     inputs = TrainInputs(small_model, examples[:10], held_out=examples[10:])
     whole, cut = StageDir(tmp_path / "whole"), StageDir(tmp_path / "cut")
     expected = train(stage, inputs, whole, seed=5, digest="d")
-    for step in (1, 4, 5):
+    for step in (1, 4):
         with pytest.raises(Stop):
             train(stage, inputs, cut, seed=5, digest="d", observer=crash_after(step))
     got = train(stage, inputs, cut, seed=5, digest="d")

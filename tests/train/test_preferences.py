@@ -299,18 +299,14 @@ class _KilledError(Exception):
 
 
 @pytest.mark.parametrize(
-    "objective",
+    ("objective", "adapter"),
     [
-        DpoObjective(),
-        pytest.param(KtoObjective(), marks=pytest.mark.slow),
-        pytest.param(RewardObjective(), marks=pytest.mark.slow),
+        (DpoObjective(), LoraAdapter(rank=4)),
+        pytest.param(DpoObjective(), FullWeights(), marks=pytest.mark.slow),
+        pytest.param(KtoObjective(), LoraAdapter(rank=4), marks=pytest.mark.slow),
+        pytest.param(RewardObjective(), FullWeights(), marks=pytest.mark.slow),
     ],
-    ids=lambda o: o.name,
-)
-@pytest.mark.parametrize(
-    "adapter",
-    [LoraAdapter(rank=4), pytest.param(FullWeights(), marks=pytest.mark.slow)],
-    ids=["lora", "full"],
+    ids=lambda one: one.name,
 )
 def test_resumed_is_uninterrupted_bitwise(
     objective: Objective, adapter: Any, make_stage: MakeStage, small_model: Path, tmp_path: Path

@@ -120,7 +120,7 @@ def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, examples:
 
     def computed(dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
         model.zero_grad(set_to_none=True)
-        logps_S, weights_S = batch_logps(model, collate(examples), dtype)
+        logps_S, weights_S = batch_logps(model, collate(examples[:4]), dtype)
         loss = sft_loss(logps_S, weights_S, float(weights_S.sum()))
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = {n: p.grad.double() for n, p in trainable_parameters(model).items() if p.grad is not None}
@@ -167,6 +167,7 @@ def test_merged_and_plain_peft_are_the_adapter(demo_model: Path, examples: list[
     model = adapted(demo_model, trained=True)
     save_adapter(model, tmp_path)  # type: ignore[arg-type]
     fuse(model)
+    examples = examples[:4]
     logits = our_logits(model, examples)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(demo_model), tmp_path).eval()
     assert largest_relative(their_logits(plain, examples), logits) < 1e-5
