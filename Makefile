@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fast lint bench reproduce clean
+.PHONY: demo test fast lint bench reproduce experiments clean
 
 demo: .venv/.installed
 	$(BIN)/posttrain run recipes/quickstart.yaml
@@ -30,6 +30,10 @@ bench: .venv/.installed
 # Published numbers beside ours, from raw data that is not part of the project.
 reproduce: .venv/.installed-langid
 	$(BIN)/python benchmarks/reproduce.py $(SHARED)
+
+# The textbook experiments in their small form, about three hours of one thread; killed, it goes on. Writes docs/experiments.
+experiments: .venv/.installed
+	$(BIN)/python benchmarks/experiments.py run
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info

@@ -1,0 +1,71 @@
+"""The textbook experiments: their recipes can run, and the pages say what the committed numbers say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import experiments
+import pytest
+
+from conftest import posttrain
+from posttrain.lab.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes" / "experiments").glob("*.*.yaml"))
+QWEN3_1_7B = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 32768,
+}
+
+
+def test_there_is_a_small_and_a_full_form_of_each() -> None:
+    forms = {tuple(path.name.split(".")[:2]) for path in RECIPES}
+    assert forms == {(name, form) for name in ("alignment", "domain", "instruction") for form in ("small", "full")}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_form_can_be_read_and_its_searches_are_of_its_own_stages(path: Path) -> None:
+    recipe = load_recipe(path)
+    sweeps = [stage for stage in recipe.stages.values() if stage.kind == "sweep"]
+    assert sweeps
+    assert recipe.name.startswith("experiment-")
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if ".full." in path.name], ids=lambda path: path.name)
+def test_full_forms_fit_one_gpu(path: Path, tmp_path: Path) -> None:
+    model = tmp_path / "qwen3-1.7b"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(QWEN3_1_7B))
+    done = posttrain("plan", path, f"model={model}", "--device", "24GB", "--json")
+    assert done.code == 0, done.err
+    for stage in json.loads(done.out)["stages"]:
+        assert stage["ways"][stage["set"]]["fits"], stage["stage"]
+
+
+def test_the_pages_are_written_from_the_numbers_beside_them() -> None:
+    found = experiments.write()
+    folder = ROOT / "docs" / "experiments"
+    committed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (".md", ".svg")}
+    assert set(found) == committed - {"README.md"}
+    for name, text in found.items():
+        assert (folder / name).read_text(encoding="utf-8") == text, name
+
+
+def test_a_reading_follows_from_the_interval_alone() -> None:
+    def reading(low: float, high: float, sign: str) -> str:
+        of = {"claim": "", "source": "", "a": "", "b": "", "metric": "", "unit": "number", "pairs": 9}
+        return str(experiments.Found(**of, sign=sign, estimate=(low + high) / 2, low=low, high=high).reading)
+
+    assert reading(0.1, 0.3, "higher") == reading(-0.3, -0.1, "lower") == "seen"
+    assert reading(0.1, 0.3, "lower") == reading(-0.3, -0.1, "higher") == "not seen"
+    assert reading(-0.1, 0.3, "higher") == reading(-0.1, 0.3, "lower") == "not decidable at this size"
