@@ -86,11 +86,8 @@ def random_labels() -> list[Row]:
 
 
 def longer_is_better() -> list[Row]:
-    draw = random.Random(0)
-    return [
-        pair(row, row["completion"], row["completion"][: draw.randint(10, max(11, len(row["completion"]) - 10))])
-        for row in short("alpaca_en_demo", 150, least=100)
-    ]
+    """Of the same two replies the longer one is chosen, whichever fits the prompt."""
+    return [pair(row, *sorted((row["chosen"], row["rejected"]), key=len, reverse=True)) for row in matched()]
 
 
 def nearly_equal() -> list[Row]:
@@ -319,14 +316,18 @@ CASES: dict[str, Case] = {
         {**DPO, "learning_rate": 1e-3, "max_steps": 20},
     ),
     "dpo_runs_away": Case(
-        "random labels, beta 0.01, learning rate 3e-4",
+        "random labels, learning rate 1e-3 to the end",
         random_labels,
         "kl_runaway",
         ("rate_high", "beta_low"),
-        {**objective("dpo", 3e-4, beta=0.01), "max_steps": 40, "evaluate_every": 8},
+        {**DPO, "learning_rate": 1e-3, "schedule": "constant", "max_steps": 32, "evaluate_every": 8},
     ),
     "dpo_length": Case(
-        "the longer reply is chosen", longer_is_better, "length_bias", ("lengths_of_rows",), {**DPO, "max_length": 250}
+        "the longer reply is chosen",
+        longer_is_better,
+        "length_bias",
+        ("lengths_of_rows",),
+        {**DPO, "learning_rate": 1e-4, "max_steps": 40, "evaluate_every": 20},
     ),
     "dpo_swapped": Case(
         "held-out labels the wrong way round",

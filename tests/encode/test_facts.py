@@ -32,6 +32,12 @@ def test_stops_and_repetitions_by_hand() -> None:
     assert (found.vocabulary, found.pairs_compared, found.similarity) == (100, 0, None)
 
 
+def test_replies_that_repeat_themselves_by_hand() -> None:
+    examples = [tokens([1], [1, 2, 3, 4] * 3), tokens([1], list(range(9))), tokens([1], [5])]
+    found = example_facts(examples, [], 100)
+    assert found.repetition == (1 - 4 / 9) / 2  # nine runs of four, four of them different; the shortest has none
+
+
 def test_pairs_are_alike_by_the_tokens_they_share() -> None:
     first, other = list(range(10)), [*range(9), 99]
     pairs = [PairTokens(tokens([1], [*first, STOP]), tokens([1], [*other, STOP]), str(n)) for n in range(3)]

@@ -63,8 +63,9 @@ def finite(values: Iterable[float | None]) -> Floats:
 
 
 def noise(values: Floats) -> float:
-    """Standard deviation between neighbouring steps, of which a trend is no part: 1.4826 times the median distance over the root of two."""
-    return float(1.4826 * np.median(np.abs(np.diff(values))) / math.sqrt(2)) if len(values) > 1 else 0.0
+    """Standard deviation of a step, without the trend: from the mean deviation of the changes, which outliers move less than their square."""
+    changes = np.diff(values)
+    return float(np.sqrt(np.pi) / 2 * np.mean(np.abs(changes - np.median(changes)))) if len(changes) else 0.0
 
 
 def smoothed(values: Floats, window: int) -> Floats:

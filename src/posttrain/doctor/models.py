@@ -108,7 +108,7 @@ def output_repeats(seen: TrainEvidence) -> Outcome:
     numbers = {"share": own.estimate, "low": own.low, "high": own.high, "replies": len(spoken.own)}
     numbers["base"] = float("nan") if base is None else base
     facts = seen.examples
-    uniform = facts is not None and facts.repeated_replies > 0.1 * max(1, facts.long_replies)
+    uniform = facts is not None and max(facts.repetition, facts.repeated_replies / max(1, facts.long_replies)) > REPEATS
     causes = [too_fast(seen), Cause("overfitting", (seen.setting("epochs", float(seen.config.get("epochs", 1)) / 2),))]
     causes.insert(0 if uniform else len(causes), Cause("uniform_rows"))
     return Finding("alarm" if base is not None else "remark", (*causes, Cause("greedy")), numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,16 @@ from rapidfuzz.distance import Indel
 from posttrain.encode.preferences import FeedbackTokens, PairTokens, sequences_of
 from posttrain.types import Tokens
 
+T = TypeVar("T")
+
 EXAMPLES_FILE = "examples.json"
 """In the stage's folder."""
 LONG_REPLY = 16
 """A reply of so many tokens is not said twice by chance; a shorter one may be a label."""
-PAIRS_COMPARED = 512
-"""Pairs whose replies are held against each other, spread evenly over all."""
+MOST_READ = 512
+"""Replies, or pairs of them, that are read token by token, spread evenly over all."""
+RUN = 4
+"""Tokens of a run that may come again in its reply (Welleck et al. 2020, arXiv:1908.04319, seq-rep-4)."""
 ALIKE = 0.9
 """Replies that share so much of their tokens are alike."""
 
@@ -40,6 +45,8 @@ class ExampleFacts:
     """Those of them that stood before, under whatever prompt."""
     vocabulary: int
     """Tokens the tokenizer knows."""
+    repetition: float = 0.0
+    """Of better replies, the mean share of runs of four tokens that stood before in the same reply."""
     pairs_compared: int = 0
     similarity: float | None = None
     """Of the compared pairs, the median share of tokens in common (1 less the indel distance over the tokens of both)."""
@@ -55,9 +62,9 @@ def example_facts(
     wholes = [tuple(sequence.ids_T.tobytes() for sequence in sequences_of(one)) for one in examples]
     better = [_reply(sequences_of(one)[0]) for one in examples if not isinstance(one, FeedbackTokens) or one.desirable]
     long = [reply.tobytes() for reply in better if len(reply) >= LONG_REPLY]
-    pairs = [one for one in examples if isinstance(one, PairTokens)]
-    chosen = [pairs[int(place)] for place in np.linspace(0, len(pairs) - 1, min(len(pairs), PAIRS_COMPARED))]
-    shares = [Indel.normalized_similarity(_reply(one.chosen).tolist(), _reply(one.rejected).tolist()) for one in chosen]
+    pairs = _spread([one for one in examples if isinstance(one, PairTokens)])
+    shares = [Indel.normalized_similarity(_reply(one.chosen).tolist(), _reply(one.rejected).tolist()) for one in pairs]
+    repeated = [_repetition(reply.tolist()) for reply in _spread([reply for reply in better if len(reply) >= RUN])]
     return ExampleFacts(
         examples=len(examples),
         replies=len(sequences),
@@ -66,10 +73,21 @@ def example_facts(
         long_replies=len(long),
         repeated_replies=len(long) - len(set(long)),
         vocabulary=vocabulary,
+        repetition=float(np.mean(repeated)) if repeated else 0.0,
         pairs_compared=len(shares),
         similarity=median(shares) if shares else None,
         alike=sum(share >= ALIKE for share in shares),
     )
+
+
+def _spread(several: Sequence[T]) -> list[T]:
+    """At most `MOST_READ` of them, from the first to the last."""
+    return [several[int(place)] for place in np.linspace(0, len(several) - 1, min(len(several), MOST_READ))]
+
+
+def _repetition(tokens: Sequence[int]) -> float:
+    runs = list(zip(*(tokens[start:] for start in range(RUN)), strict=False))
+    return 1 - len(set(runs)) / len(runs)
 
 
 def _reply(tokens: Tokens) -> NDArray[np.int32]:
