@@ -133,6 +133,7 @@ OF_TRAINING: Table[Rule[TrainEvidence]] = Table(
         ),
         "wasted_tokens": Rule(
             examine=rows.wasted_tokens,
+            applies=models.writes,
             threshold=f"fewer than {rows.FEW_SUPERVISED:.0%} of the tokens are supervised",
             source=OURS,
         ),
