@@ -341,9 +341,14 @@ class StageDir:
         return self.path.joinpath(*parts)
 
     def manifest(self) -> dict[str, Any] | None:
-        """The stage's manifest, or None where the stage never started."""
+        """The stage's manifest, or None where the stage never started. Raises RunError where it is damaged."""
         path = self.file("manifest.json")
-        return read_json(path) if path.exists() else None
+        found = read_json(path) if path.exists() else None
+        if found is not None and not isinstance(found, dict):
+            raise RunError(
+                "this is no manifest: a JSON object is needed", where=str(path), fix="remove the stage's folder"
+            )
+        return found
 
     def write_manifest(self, fields: Mapping[str, Any]) -> None:
         """Write manifest.json with the schema number in front."""
@@ -411,8 +416,8 @@ class RunDir:
 
     def stages(self) -> list[str]:
         """Names of the stages that have a manifest, in order of their start."""
-        found = [(p.parent.name, read_json(p).get("started", 0.0)) for p in self.path.glob("*/manifest.json")]
-        return [name for name, _ in sorted(found, key=lambda item: item[1])]
+        found = {p.parent.name: self.stage(p.parent.name).manifest() or {} for p in self.path.glob("*/manifest.json")}
+        return sorted(found, key=lambda name: found[name].get("started") or 0.0)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -330,9 +330,11 @@ def _run_folder(path: Path) -> RunDir:
     if (path / "recipe.yaml").is_file():
         return RunDir(path)
     of_stage = (path / "manifest.json").is_file() and (path.resolve().parent / "recipe.yaml").is_file()
-    problem = "this is one stage of a run" if of_stage else "no recipe.yaml here: this is not a run folder"
-    fix = f"give the run: {path.parent}" if of_stage else "give a folder below runs/"
-    raise RunError(problem if path.is_dir() else "there is no folder of this name", where=str(path), fix=fix)
+    if of_stage or path.is_file():
+        problem = "this is one stage of a run" if of_stage else "this is a file"
+        raise RunError(problem, where=str(path), fix=f"give the run: {path.parent}")
+    problem = "no recipe.yaml here: this is not a run folder" if path.is_dir() else "there is no folder of this name"
+    raise RunError(problem, where=str(path), fix="give a folder below runs/")
 
 
 @app.command()

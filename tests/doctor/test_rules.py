@@ -234,6 +234,15 @@ def test_the_range_of_rates_is_the_methods(rate: float, adapter: Any, outcome: A
     assert (told if told is None else found(told)) == outcome
 
 
+def test_a_failed_stage_and_losses_that_are_no_numbers() -> None:
+    assert found(ask("failed", seen([*FALLING, math.nan]))) == ("alarm", "rate_high")
+    ended = seen()
+    stage = dataclasses.replace(ended.training.stage, manifest=Manifest("train", "failed", error="no space left"))
+    ended = dataclasses.replace(ended, training=dataclasses.replace(ended.training, stage=stage))
+    assert found(ask("failed", ended)) == ("alarm", "error_says")
+    assert ask("failed", seen()) is None
+
+
 # ---- preferences -----------------------------------------------------------------------------------------------------
 
 

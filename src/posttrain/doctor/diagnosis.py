@@ -91,7 +91,8 @@ def diagnosis_section(found: Diagnosis, words: Words = ENGLISH) -> Section:
     if found.gaps:
         blocks.insert(0, Notice("warning", words.page("gaps"), tuple(gap.text for gap in found.gaps)))
     if not found.findings:
-        blocks.append(Text(words.page("nothing", rules=len({one.rule for one in found.clear}))))
+        asked = len({one.rule for one in found.clear})
+        blocks.append(Text(words.page("nothing", rules=asked) if asked else words.page("nobody")))
     if found.unknown:
         blocks.append(_unknown(found, words))
     elsewhere = {one.rule for one in found.told if one.outcome is not None}
@@ -134,7 +135,9 @@ def diagnosis_json(found: Diagnosis, words: Words = ENGLISH) -> dict[str, Any]:
     """The same for programs."""
     return {
         "schema": SCHEMA,
-        "status": next((finding.severity for _, finding in found.findings), "nothing found"),
+        "status": next(
+            (finding.severity for _, finding in found.findings), "nothing found" if found.clear else "unknown"
+        ),
         "findings": list(_findings_json(found, words)),
         "unknown": [
             {"rule": one.rule, "about": one.about, "symptom": words.symptom(one.rule), "lacks": words.lacks(lacking)}

@@ -65,6 +65,12 @@ class TrainEvidence:
         return self.training.learning_rate
 
     @property
+    def epochs(self) -> float:
+        """Passes over the rows."""
+        found = self.config.get("epochs")
+        return float(found) if isinstance(found, int | float) else 1.0
+
+    @property
     def advice(self) -> Advice | None:
         """What published work advises for the rate; None where the method is not known here."""
         objective, adapter = self.training.objective, self.config.get("adapter")

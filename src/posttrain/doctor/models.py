@@ -109,7 +109,7 @@ def output_repeats(seen: TrainEvidence) -> Outcome:
     numbers["base"] = float("nan") if base is None else base
     facts = seen.examples
     uniform = facts is not None and max(facts.repetition, facts.repeated_replies / max(1, facts.long_replies)) > REPEATS
-    causes = [too_fast(seen), Cause("overfitting", (seen.setting("epochs", float(seen.config.get("epochs", 1)) / 2),))]
+    causes = [too_fast(seen), Cause("overfitting", (seen.setting("epochs", seen.epochs / 2),))]
     causes.insert(0 if uniform else len(causes), Cause("uniform_rows"))
     return Finding("alarm" if base is not None else "remark", (*causes, Cause("greedy")), numbers)
 

@@ -108,7 +108,7 @@ def margin_saturated(seen: TrainEvidence) -> Outcome:
         return None
     course = course_of(seen.training)
     held_out = course.last.get("rewards/accuracies") if course is not None and course.held_out else None
-    shorter = Cause("overfitting", (seen.setting("epochs", float(seen.config.get("epochs", 1)) / 2),))
+    shorter = Cause("overfitting", (seen.setting("epochs", seen.epochs / 2),))
     easy = (
         [Cause("easy_pairs"), shorter] if held_out is not None and held_out >= RIGHT else [shorter, Cause("easy_pairs")]
     )

@@ -15,6 +15,11 @@ OURS = "ours"
 OF_TRAINING: Table[Rule[TrainEvidence]] = Table(
     "rule",
     {
+        "failed": Rule(
+            examine=training.failed,
+            threshold="the stage failed, or a loss is not finite",
+            source="the run's own error",
+        ),
         "loss_high_at_start": Rule(
             examine=training.loss_high_at_start,
             applies=rows.of_conversations,

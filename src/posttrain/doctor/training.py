@@ -11,7 +11,7 @@ import numpy as np
 from posttrain.doctor.course import FEWEST_STEPS, course_of, finite, noise, smoothed
 from posttrain.doctor.evidence import TrainEvidence
 from posttrain.doctor.findings import Cause, Finding, Outcome, Unknown
-from posttrain.train.records import HeldOutLosses
+from posttrain.train.records import HeldOutLosses, Record
 
 FLAT = 0.01
 """A loss that fell by less than this share has not fallen. Ours."""
@@ -67,11 +67,29 @@ def still(seen: TrainEvidence) -> list[Cause]:
         return [Cause("no_gradient"), too_slow(seen)]
     slow, advice = too_slow(seen), seen.advice
     short = len(seen.training.steps) < SHORT and (seen.rate is None or advice is None or seen.rate >= advice.low)
-    steps = Cause("few_steps", (seen.setting("epochs", float(seen.config.get("epochs", 1)) * 3),))
+    steps = Cause("few_steps", (seen.setting("epochs", seen.epochs * 3),))
     return [steps, slow] if short else [slow, steps]
 
 
 # ---- rules -----------------------------------------------------------------------------------------------------------
+
+
+def failed(seen: TrainEvidence) -> Outcome:
+    """The stage ended with an error, or numbers that are none."""
+    manifest = seen.training.stage.manifest
+    records: tuple[Record, ...] = (*seen.training.steps, *seen.training.held_out)
+    lost = next((record.step for record in records if not math.isfinite(record.loss)), None)
+    error = manifest.error if manifest is not None and manifest.status == "failed" else None
+    if lost is None and error is None:
+        return None
+    text = (error or f"the loss of step {lost} is not finite").partition("\n")[0]
+    if lost is None and "non-finite" not in text:
+        return Finding("alarm", (Cause("error_says"),), {"error": text})
+    return Finding(
+        "alarm",
+        (too_fast(seen), Cause("half_precision", (seen.setting("dtype", "fp32"),)), Cause("bad_rows")),
+        {"error": text},
+    )
 
 
 def loss_flat(seen: TrainEvidence) -> Outcome:
