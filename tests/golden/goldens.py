@@ -307,7 +307,9 @@ def tiny(recipe: Path) -> list[str]:
                 if stage["pipeline"]["name"] == "magpie":  # weights drawn by chance never end a turn
                     own = "{name: preferences, data: {path: rows.jsonl}, score: {by: length}, rows: candidates, keep_cut: true}"
                     changes += [f"{name}.pipeline={own}", f"{name}.steps=[]"]
-                changes.append(f"{name}.pipeline.max_tokens=60")
+                else:
+                    changes.append(f"{name}.pipeline.score.checks=[{{kind: max_words, expected: 10}}]")
+                changes.append(f"{name}.pipeline.max_tokens=16")
             case "train":
                 limit = (
                     1024 if stage.get("objective", {}).get("name") == "kto" else 400
