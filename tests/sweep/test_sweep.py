@@ -204,6 +204,8 @@ def _metrics(folder: Path) -> int:
         ({"over": {"sft.objective.name": ["sft"]}}, "different objectives"),
         ({}, "nothing is varied"),
         ({"seeds": [1, 1]}, "twice"),
+        ({"over": {"seed": [1, 2]}}, "give seeds"),
+        ({"seeds": [0, 1], "metric": "accuracy"}, "a train stage gives its held-out loss, not 'accuracy'"),
         ({"over": {"sft.learning_rate": {"low": 1, "high": 2}}}, "a grid needs a list"),
         ({"stage": "prepare", "over": {"prepare.held_out": [4, 8]}}, "train or an eval"),
         ({"stage": "sfd", "seeds": [0, 1]}, "did you mean 'sft'"),
@@ -216,8 +218,3 @@ def test_bad_sweeps_are_refused_before_anything_runs(
     done = run(recipe(tmp_path, tiny_model, sweep))
     assert said in done.refused()
     assert not (tmp_path / "runs" / "r" / "prepare" / "rows").exists()
-
-
-def test_a_metric_that_is_not_written_names_those_that_are(tiny_model: Path, tmp_path: Path) -> None:
-    done = run(recipe(tmp_path, tiny_model, {"seeds": [0, 1], "metric": "accuracy"}))
-    assert "a train stage gives its held-out loss, not 'accuracy'" in done.refused()

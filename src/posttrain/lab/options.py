@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_origin, get_type_hints
 
 from posttrain.config import Document, Key, fields_of, override, parse_yaml, sections
 from posttrain.data.config import Source
@@ -99,6 +99,8 @@ def _as_yaml(owner: type, name: str, text: str, before: list[str]) -> str:
         return json.dumps(before)
     if wanted == Source | None and text != "null" and not text.startswith("{"):
         return json.dumps({"path": text})
+    if get_origin(wanted) is tuple and not text.startswith("["):
+        return f"[{text}]"
     if wanted == dict[str, str] | None:
         return json.dumps(parse_columns(text))
     try:

@@ -15,6 +15,7 @@ from posttrain.errors import ConfigError, PosttrainError, RunError
 from posttrain.lab import planning
 from posttrain.lab.options import Keys, configured, options_help, split_arguments
 from posttrain.lab.recipe import Recipe, execution_order, load_recipe, recipe_of
+from posttrain.lab.variations import changed
 from posttrain.report import numbers
 from posttrain.report.reading import json_value, parse
 from posttrain.report.values import Section, Table, Text
@@ -69,6 +70,9 @@ def search_recipe(kind: Kind, path: str, words: Sequence[str], runs: Path) -> Re
     found = configured(Recipe, recipe_of, where, value, _keys(kind), options)
     order = execution_order(found, [kind])
     found = replace(found, stages={name: found.stages[name] for name in found.stages if name in order})
+    stage_of = found.stages[kind]
+    for changes in getattr(stage_of, "listed", tuple)():
+        changed(found, changes, where)
     _refuse_another(found, kind, runs / found.name)
     return found
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from posttrain.report.values import Section
     from posttrain.sweep.outcome import Outcome, Rows
 
+LOSS = "loss"
 MEMORY_SHARE = 0.8
 """Of the free memory that runs side by side may take together."""
 
@@ -55,7 +56,13 @@ class SweepStage(SweepSettings, StageKind):
             yield Problem(
                 (key,), f"trainings are ended by their held-out loss; {self.stage!r} is a stage of kind {measured.kind}"
             )
+        if trains and self.metric not in (None, LOSS):
+            yield Problem(
+                ("metric",), f"a train stage gives its held-out {LOSS}, not {self.metric!r}; measure with an eval stage"
+            )
         varied = [path for one in ([self.over], self.settings)[bool(self.settings)] for path in one]
+        if "seed" in varied:
+            yield Problem(("over", "seed"), "the rows would be others in every run; give seeds: [0, 1, 2] instead")
         if trains and (losses := sorted({path for path in varied if "objective" in path.split(".")})):
             yield Problem(
                 ("stage",),
@@ -92,6 +99,9 @@ class SweepStage(SweepSettings, StageKind):
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Run what is not finished, setting by setting, and say what came of it."""
+        from posttrain.sweep.outcome import outcome
+
+        outcome(context.run.stage(self.stage), self.metric, self.model)  # before hours are spent: it gives what decides
         begun = Search(self, context)
         if isinstance(self.search, Grid):
             begun.listed(self.listed())
