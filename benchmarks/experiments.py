@@ -115,6 +115,10 @@ def _rank(rank: int, alpha: int) -> Changes:
     return {"sft.adapter.rank": rank, "sft.adapter.alpha": alpha}
 
 
+def _share(share: float) -> Changes:
+    return {"cleaned.mix": {"kind": "mix", "share": share}, "sft.max_steps": None}
+
+
 def _data(name: str) -> Changes:
     return {"few.data": name}
 
@@ -181,6 +185,45 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             "LIMA (arXiv:2305.11206)",
             Settings("few_or_many", _data("prepare"), _data("chosen_50")),
             "lower",
+        ),
+    ),
+    "domain": (
+        Claim(
+            "a model that is tuned on a domain fits it better",
+            COURSE,
+            Models("evaluate", "likelihood", "loss", "base", "tuned"),
+            "lower",
+        ),
+        Claim(
+            "and answers more of the prompts of all kinds",
+            COURSE,
+            Models("evaluate", "prompts", "accuracy", "base", "tuned"),
+            "higher",
+        ),
+        Claim(
+            "half of the rows is better than a quarter",
+            COURSE,
+            Settings("quantity", _share(0.25), _share(0.5)),
+            "lower",
+        ),
+        Claim("all rows are better than half of them", COURSE, Settings("quantity", _share(0.5), _share(1.0)), "lower"),
+        Claim(
+            "cleaned rows beat rows as they come, at equal steps",
+            COURSE,
+            Settings("quality", {"sft.data": "everything"}, {"sft.data": "cleaned"}),
+            "lower",
+        ),
+        Claim(
+            "the best quarter beats all of them, at equal steps",
+            "LIMA (arXiv:2305.11206)",
+            Settings("quality", {"sft.data": "cleaned"}, {"sft.data": "few"}),
+            "lower",
+        ),
+        Claim(
+            "rank 16 is no better than rank 8 (one alpha)",
+            "LoRA Without Regret (2025)",
+            Settings("rank", {"sft.adapter.rank": 8}, {"sft.adapter.rank": 16}),
+            "higher",
         ),
     ),
     "alignment": (
