@@ -683,10 +683,17 @@ def _assigned(
 
 
 def _default_mapping(owner: type, name: str) -> dict[str, Any] | None:
-    """What a mapping that the file leaves out starts from: empty, or the tag of the default where a tag is needed."""
+    """What a mapping that the file leaves out starts from: empty, what can only have one value, or the tag of the default where a tag is needed."""
     annotation = fields_of(owner)[name]
-    if not _configs(annotation):
+    if not (inside := _configs(annotation)):
         return None
+    if len(inside) == 1:
+        shapes = {key: shape_of(kind).base for key, kind in fields_of(inside[0]).items()}
+        return {
+            key: get_args(base)[0]
+            for key, base in shapes.items()
+            if get_origin(base) is Literal and len(get_args(base)) == 1
+        }
     tag = shape_of(annotation).tag
     default = _default(next(f for f in dataclasses.fields(owner) if f.name == name))
     return {tag: getattr(default, tag)} if tag is not None and hasattr(default, tag) else {}

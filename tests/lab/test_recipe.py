@@ -307,3 +307,9 @@ def test_builtin_prompts_are_never_a_file(tmp_path):
     evaluate = recipe(tmp_path, DATA + "  e: {kind: eval, data: prepare, models: [base]}\n").stages["e"]
     assert isinstance(evaluate, EvalStage)
     assert evaluate.prompts == "builtin"
+
+
+def test_an_override_reaches_into_a_step_that_the_file_leaves_out(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nstages: {prepare: {kind: data, sources: [{path: alpaca_en_demo}]}}\n")
+    assert load_recipe(path, ["prepare.mix.share=0.5"]).stages["prepare"].mix.share == 0.5
