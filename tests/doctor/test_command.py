@@ -11,6 +11,10 @@ from typer.testing import CliRunner
 from posttrain.artifacts import MetricsLog, RunDir, write_text
 from posttrain.cli import app
 from posttrain.errors import RunError
+from posttrain.report import plain
+from posttrain.report.values import Notice
+from posttrain.stages import KINDS
+from posttrain.stages.page import read_run, run_page
 
 RECIPE = "name: r\nstages:\n  prepare: {kind: data}\n  sft: {kind: train, data: prepare}\n"
 
@@ -71,6 +75,22 @@ def test_a_run_that_trains_is_read_up_to_its_torn_last_line(tmp_path: Path) -> N
     code, text = doctor(run.path)
     assert code == 1
     assert "sft has not finished" in text
+
+
+def test_the_report_tells_alarms_first_and_folds_the_box_where_nothing_is_found(tmp_path: Path) -> None:
+    rising, falling = (
+        run_folder(tmp_path / "a", RISING),
+        run_folder(tmp_path / "b", [2.0 - 0.03 * n for n in range(30)]),
+    )
+    pages = [run_page(read_run(run, KINDS)) for run in (rising, falling)]
+    boxes = [next(one for one in page.sections if one.anchor == "doctor") for page in pages]
+    assert [box.folded for box in boxes] == [False, False], "that nothing was held out is a remark"
+    first = [text for block in pages[0].opening if isinstance(block, Notice) for text in block.texts]
+    assert any("training loss rises" in text for text in first)
+    assert plain.page(pages[0])["records"]["doctor"][0]["findings"][0]["rule"] == "loss_rises"
+    with falling.stage("sft").file("metrics.jsonl").open("a") as file:
+        file.write('{"split": "held_out", "step": 0, "loss": 2.0}\n{"split": "held_out", "step": 30, "loss": 1.2}\n')
+    assert next(one for one in run_page(read_run(falling, KINDS)).sections if one.anchor == "doctor").folded
 
 
 def test_a_folder_that_is_no_run_is_named_with_what_to_give(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from posttrain.tasks.facts import Compared
 
 COARSE = 0.1
 """A comparison that would only have shown a difference of more than this share of the scale is too small. Ours."""
+POWER = 2.8 / 1.96
+"""Half an interval of 95% times this is the difference that is found four times of five."""
 WIDE = 0.4
 """An interval of an accuracy this wide is first of all one of too few labels. Ours."""
 
@@ -33,15 +35,13 @@ def evaluation_small(seen: EvalEvidence) -> Outcome:
     found = next(iter((*claimed, *few, *coarse)), None)
     if found is None:
         return None
-    difference, detectable = abs(found.record.difference), found.record.detectable
-    needed = (
-        FEW_ROWS
-        if not detectable or not difference
-        else math.ceil(found.record.prompts * (detectable / difference) ** 2)
-    )
-    numbers = {"names": found.names, "measure": found.measure.label, "difference": found.record.difference}
-    numbers |= {"prompts": found.record.prompts, "needed": max(FEW_ROWS, needed)}
-    numbers["detectable"] = math.nan if detectable is None else detectable
+    one, difference = found.record, abs(found.record.difference)
+    detectable = one.detectable
+    if detectable is None and one.low is not None and one.high is not None:
+        detectable = (one.high - one.low) / 2 * POWER
+    needed = math.ceil(one.prompts * (detectable / difference) ** 2) if detectable and difference else FEW_ROWS
+    numbers = {"names": found.names, "measure": found.measure.label, "difference": one.difference}
+    numbers |= {"prompts": one.prompts, "detectable": detectable or 0.0, "needed": max(FEW_ROWS, needed)}
     return Finding("alarm" if claimed else "remark", (Cause("few_prompts"),), numbers)
 
 

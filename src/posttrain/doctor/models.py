@@ -10,6 +10,7 @@ import numpy as np
 from posttrain.doctor.evidence import Measured, TrainEvidence
 from posttrain.doctor.findings import Cause, Finding, Outcome, Unknown
 from posttrain.doctor.training import too_fast
+from posttrain.report.numbers import percent
 from posttrain.stats.intervals import compare, mean, wilson
 from posttrain.tasks.ngrams import repetition
 
@@ -105,8 +106,9 @@ def output_repeats(seen: TrainEvidence) -> Outcome:
     much = own.estimate > REPEATS or (base is not None and own.estimate > REPEATS_TIMES * base)
     if not much or (more is not None and more.low <= 0):
         return None
-    numbers = {"share": own.estimate, "low": own.low, "high": own.high, "replies": len(spoken.own)}
-    numbers["base"] = float("nan") if base is None else base
+    numbers: dict[str, float | str] = {"share": own.estimate, "low": own.low, "high": own.high}
+    numbers["replies"] = len(spoken.own)
+    numbers["base"] = percent(base, 0)
     facts = seen.examples
     uniform = facts is not None and max(facts.repetition, facts.repeated_replies / max(1, facts.long_replies)) > REPEATS
     causes = [too_fast(seen), Cause("overfitting", (seen.setting("epochs", seen.epochs / 2),))]
@@ -128,8 +130,9 @@ def never_stops(seen: TrainEvidence) -> Outcome:
         own, base = wilson(*counts[seen.name]), wilson(*counts[record.baseline]) if record.baseline in counts else None
         if own.estimate < OFTEN_CUT or (base is not None and own.low <= base.high):
             return None
-        numbers = {"share": own.estimate, "low": own.low, "high": own.high, "replies": counts[seen.name][1]}
-        numbers["base"] = float("nan") if base is None else base.estimate
+        numbers: dict[str, float | str] = {"share": own.estimate, "low": own.low, "high": own.high}
+        numbers["replies"] = counts[seen.name][1]
+        numbers["base"] = percent(None if base is None else base.estimate, 0)
         facts = seen.examples
         trained = facts is None or facts.stops >= 0.8 * facts.replies
         long = Cause("long_replies")
