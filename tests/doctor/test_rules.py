@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from posttrain.artifacts import Ledger, LedgerStep, Manifest, StageDir
 from posttrain.doctor import preferences, training
@@ -493,6 +495,51 @@ def test_a_judge_is_weighed_by_the_best_evidence_there_is() -> None:
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True, width=32)
+METRICS = st.dictionaries(
+    st.sampled_from(
+        ["kl", "logps/chosen", "logps/rejected", "lengths/chosen", "lengths/rejected"]
+        + [f"rewards/{name}" for name in ("margins", "accuracies", "saturated", "chosen", "rejected")]
+    ),
+    NUMBERS,
+)
+MAYBE = st.none() | st.integers(0, 10**6)
+STEPS = st.builds(
+    StepRecord, step=st.integers(1, 99), loss=NUMBERS, grad_norm=st.none() | NUMBERS, epoch=st.none() | NUMBERS,
+    tokens=MAYBE, supervised_tokens=MAYBE, metrics=METRICS,
+)  # fmt: skip
+HELD = st.builds(HeldOutRecord, step=st.integers(0, 99), loss=NUMBERS, rows=MAYBE, metrics=METRICS)
+BY_ROW = st.dictionaries(st.sampled_from("abc"), NUMBERS)
+ROWS = st.builds(
+    HeldOutLosses, st.integers(0, 99), BY_ROW, BY_ROW, st.dictionaries(st.sampled_from("abc"), st.integers(-9, 9))
+)
+SETTING = (
+    st.none()
+    | NUMBERS
+    | st.text(max_size=3)
+    | st.dictionaries(st.sampled_from(["name", "rank"]), st.just("lora") | st.integers())
+)
+SETTINGS = st.dictionaries(
+    st.sampled_from(["learning_rate", "epochs", "adapter", "keep", "data", "warmup", "max_grad_norm"]), SETTING
+)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of infinite numbers
+@given(
+    st.lists(STEPS, max_size=80),
+    st.lists(HELD, max_size=6),
+    st.lists(ROWS, max_size=5),
+    SETTINGS,
+    st.sampled_from([SFT, DPO, SimpoObjective()]),
+)
+def test_no_rule_breaks_on_any_record(logged: Any, held: Any, by: Any, settings: Any, objective: BaseObjective) -> None:
+    evidence = seen(held=tuple(held), objective=objective, settings=settings, by_row=tuple(by))
+    evidence = dataclasses.replace(evidence, training=dataclasses.replace(evidence.training, steps=tuple(logged)))
+    for name, rule in OF_TRAINING.items():
+        if rule.applies(evidence):
+            ask(name, evidence)
 
 
 def test_the_page_of_rules_is_up_to_date() -> None:

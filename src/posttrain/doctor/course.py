@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain.stats.intervals import Interval, wilson
 from posttrain.train.records import Record
 from posttrain.train.section import Training
 
@@ -55,6 +56,11 @@ def _means(records: Sequence[Record]) -> Mapping[str, float]:
     each = [{"loss": record.loss, **record.metrics} for record in records]
     known = set(each[0]).intersection(*each)
     return {key: sum(one[key] for one in each) / len(each) for key in known}
+
+
+def share_right(accuracy: float, rows: int) -> Interval:
+    """Wilson's interval of an accuracy over so many pairs."""
+    return wilson(min(max(accuracy, 0.0), 1.0) * rows, rows)
 
 
 def finite(values: Iterable[float | None]) -> Floats:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from posttrain.artifacts import LedgerStep
+from posttrain.doctor.course import share_right
 from posttrain.encode.facts import EXAMPLES_FILE, ExampleFacts
 from posttrain.errors import RunError
 from posttrain.judge.bias import BiasReport
@@ -16,7 +17,7 @@ from posttrain.judge.summary import JudgeSummary
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.plan.guidance import Advice, guidance, method_of
 from posttrain.report.reading import Gap, Stage, json_value, optional, parse
-from posttrain.stats.intervals import Interval, wilson
+from posttrain.stats.intervals import Interval
 from posttrain.tasks.facts import TaskFacts, read_stage
 from posttrain.train.records import HELD_OUT_FILE, HeldOutLosses, read_held_out
 from posttrain.train.section import Training, UnknownObjective, read_training
@@ -182,5 +183,5 @@ def _accuracy(name: str, trainings: Sequence[TrainEvidence]) -> tuple[Interval |
     for record in last:
         accuracy = record.metrics.get("rewards/accuracies")
         if accuracy is not None and record.rows:
-            return wilson(accuracy * record.rows, record.rows), record.rows
+            return share_right(accuracy, record.rows), record.rows
     return None, 0

@@ -16,6 +16,8 @@ from posttrain.tasks.ngrams import repetition
 
 FORGOTTEN = 0.02
 """Share by which the loss on other rows may grow (the tolerance of Soup's probe)."""
+HIGH_RANK = 16
+"""Above this rank an adapter may have more room than the task needs; the guidance starts here."""
 REPEATS, REPEATS_TIMES = 0.1, 3.0
 """Share of a reply's runs of four words that stood in it before; the same as a multiple of the model it is compared with."""
 FEWEST_REPLIES = 10
@@ -67,8 +69,9 @@ def _forgotten(seen: TrainEvidence, one: Measured) -> Outcome:
         "rows": lost.record.prompts,
     }
     adapter = seen.config.get("adapter")
-    rank = adapter.get("rank", 0) if isinstance(adapter, dict) else 0
-    wide = (Cause("rank_high", (seen.setting("adapter.rank", max(8, rank // 2)),)),) if rank > 16 else ()
+    rank = adapter.get("rank") if isinstance(adapter, dict) else None
+    high = isinstance(rank, int) and rank > HIGH_RANK
+    wide = (Cause("rank_high", (seen.setting("adapter.rank", HIGH_RANK),)),) if high else ()
     return Finding("alarm" if alarm else "remark", (too_fast(seen), *wide, Cause("no_general_rows")), numbers)
 
 
@@ -125,7 +128,7 @@ def never_stops(seen: TrainEvidence) -> Outcome:
             for model in (seen.name, record.baseline)
             if model in record.replies
         }
-        if seen.name not in counts or counts[seen.name][1] < FEWEST_REPLIES:
+        if seen.name not in counts or any(not max(cut, FEWEST_REPLIES) <= count for cut, count in counts.values()):
             continue
         own, base = wilson(*counts[seen.name]), wilson(*counts[record.baseline]) if record.baseline in counts else None
         if own.estimate < OFTEN_CUT or (base is not None and own.low <= base.high):

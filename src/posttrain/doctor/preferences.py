@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 
-from posttrain.doctor.course import Course, Floats, course_of
+from posttrain.doctor.course import Course, Floats, course_of, share_right
 from posttrain.doctor.evidence import TrainEvidence
 from posttrain.doctor.findings import Cause, Finding, Outcome, Unknown
 from posttrain.doctor.training import still, too_fast
-from posttrain.stats.intervals import wilson
 
 AT_START = 1e-3 / math.log(2)
 """A loss this near to the untrained one, as a share of it, has not moved: 0.001 around ln 2."""
@@ -102,7 +101,9 @@ def reference_mismatch(seen: TrainEvidence) -> Outcome:
 def margin_saturated(seen: TrainEvidence) -> Outcome:
     """Nearly every pair is right with so wide a margin that its gradient is gone."""
     steps = seen.training.steps[-max(3, len(seen.training.steps) // 10) :]
-    known = [record.metrics for record in steps if "rewards/saturated" in record.metrics]
+    known = [one.metrics for one in steps if {"rewards/saturated", "rewards/accuracies"} <= one.metrics.keys()]
+    if not known:
+        return Unknown("steps")
     right, gone = (float(np.mean([one[key] for one in known])) for key in ("rewards/accuracies", "rewards/saturated"))
     if right < RIGHT or gone < SATURATED:
         return None
@@ -127,7 +128,7 @@ def chosen_falls(seen: TrainEvidence) -> Outcome:
     fall = chosen[0] - chosen[1]
     if rejected is None or margins is None or fall < CHOSEN_FALL or margins[1] <= margins[0]:
         return None
-    other, rise = rejected[0] - rejected[1], fall / abs(chosen[0])
+    other, rise = rejected[0] - rejected[1], fall / max(abs(chosen[0]), 1e-9)
     alarm = fall > FALLING_WITH * other or rise > NLL_RISE
     causes = [too_fast(seen)]
     if getattr(seen.training.objective, "sft_weight", None) == 0:
@@ -138,7 +139,8 @@ def chosen_falls(seen: TrainEvidence) -> Outcome:
 
 def kl_runaway(seen: TrainEvidence) -> Outcome:
     """The policy goes on moving away from its reference without becoming righter."""
-    held_out = [record for record in seen.training.held_out if record.step and "kl" in record.metrics]
+    keys = {"kl", "rewards/accuracies"}
+    held_out = [record for record in seen.training.held_out if record.step and keys <= record.metrics.keys()]
     if len(held_out) < 3:
         return Unknown("evaluations")
     half, last = held_out[(len(held_out) - 1) // 2], held_out[-1]
@@ -169,7 +171,7 @@ def accuracy_chance(seen: TrainEvidence) -> Outcome:
     ends = course.ends("rewards/accuracies") if course is not None else None
     if course is None or ends is None or not course.held_out or not course.rows:
         return Unknown("held_out_pairs")
-    share = wilson(ends[1] * course.rows, course.rows)
+    share = share_right(ends[1], course.rows)
     if share.low > 0.5 or (not seen.training.objective.needs_reference and ends[1] > ends[0]):
         return None  # without a reference the start may lie well below one half
     numbers = {"accuracy": share.estimate, "low": share.low, "high": share.high, "rows": course.rows}

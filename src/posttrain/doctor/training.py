@@ -97,12 +97,13 @@ def loss_flat(seen: TrainEvidence) -> Outcome:
     values, course = finite(record.loss for record in seen.training.steps), course_of(seen.training)
     if len(values) < FEWEST_STEPS or course is None or (ends := course.ends("loss")) is None:
         return Unknown("steps")
-    fall, limit, error = (ends[0] - ends[1]) / abs(ends[0]), FLAT, 0.0
+    fall, limit, error = (ends[0] - ends[1]) / max(abs(ends[0]), 1e-9), FLAT, 0.0
     if not course.held_out:
         fifth = max(3, len(values) // 5)
         ends = float(values[:fifth].mean()), float(values[-fifth:].mean())
-        error = noise(values) * math.sqrt(2 / fifth) / abs(ends[0])
-        fall, limit = (ends[0] - ends[1]) / abs(ends[0]), FLAT_STEPS
+        size = max(abs(ends[0]), 1e-9)
+        error = noise(values) * math.sqrt(2 / fifth) / size
+        fall, limit = (ends[0] - ends[1]) / size, FLAT_STEPS
         if fall - ERRORS * error < limit <= fall + ERRORS * error:
             return Unknown("held_out")
     if fall >= limit or fall < -limit:  # one that rises is another rule's
@@ -161,8 +162,10 @@ class Rise(NamedTuple):
 
 
 def rises(evaluations: Sequence[HeldOutLosses]) -> tuple[int, list[Rise]]:
-    """The step of the lowest evaluation, and how far each later one lies above it; rows that all have are compared."""
+    """The step of the lowest evaluation, and how far each later one lies above it; two rows at least that all have are compared."""
     rows = sorted(set.intersection(*(set(one.losses) for one in evaluations)))
+    if len(rows) < 2:
+        return 0, []
     losses_ER = np.array([[one.losses[row] for row in rows] for one in evaluations])
     low = int(np.argmin(losses_ER.mean(axis=1)))
     later_ER = losses_ER[low + 1 :] - losses_ER[low]
@@ -176,7 +179,7 @@ def held_out_rises(seen: TrainEvidence) -> Outcome:
     evaluations = seen.by_row
     if not seen.training.held_out:
         return Unknown("held_out")
-    if not seen.training.steps or len(evaluations) < PASSED + 1 or len(evaluations[0].losses) < 2:
+    if not seen.training.steps or len(evaluations) < PASSED + 1:
         return Unknown("evaluations")
     step, later = rises(evaluations)
     above = [one for one in later if one.difference > ERRORS * one.error]
@@ -205,13 +208,18 @@ def _overfit(seen: TrainEvidence, step: int) -> tuple[Cause, ...]:
 
 def spikes(values: Sequence[float | None]) -> list[int]:
     """Places of the values that stand out from those before them."""
-    found, known = [], np.array([math.nan if value is None else value for value in values])
-    for place in range(FEWEST_BEFORE, len(known)):
-        before = known[max(0, place - WINDOW) : place]
-        before = before[np.isfinite(before)]
-        if len(before) >= FEWEST_BEFORE and known[place] > before.mean() + SIGMAS * before.std():
-            found.append(place)
-    return found
+    places = [place for place, value in enumerate(values) if value is not None and math.isfinite(value)]
+    known_T = np.array([values[place] for place in places], np.float64)
+    if len(known_T) <= FEWEST_BEFORE:
+        return []
+    centred_T = known_T - known_T.mean()
+    sums_T, squares_T = (np.concatenate(([0.0], np.cumsum(part))) for part in (centred_T, centred_T**2))
+    ends_T = np.arange(FEWEST_BEFORE, len(known_T))
+    starts_T = np.maximum(0, ends_T - WINDOW)
+    means_T = (sums_T[ends_T] - sums_T[starts_T]) / (ends_T - starts_T)
+    variances_T = (squares_T[ends_T] - squares_T[starts_T]) / (ends_T - starts_T) - means_T**2
+    limits_T = means_T + SIGMAS * np.sqrt(np.maximum(variances_T, 0)) + 1e-6 * np.abs(known_T).max()  # against rounding
+    return [places[int(end)] for end in ends_T[centred_T[ends_T] > limits_T]]
 
 
 def gradient_spikes(seen: TrainEvidence) -> Outcome:
