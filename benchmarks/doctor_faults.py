@@ -387,8 +387,8 @@ CASES: dict[str, Case] = {
     "healthy_sft": Case("SFT", stages={"evaluate": {**EVALUATE, "data": "prepare"}}),
     "healthy_dpo": Case("DPO", matched, train=DPO),
     "healthy_ipo": Case("IPO", matched, train=objective("ipo", 5e-5)),
-    "healthy_simpo": Case("SimPO", matched, train=objective("simpo", 2e-5)),
-    "healthy_orpo": Case("ORPO", matched, train=objective("orpo", 5e-5)),
+    "healthy_simpo": Case("SimPO", matched, train={**objective("simpo", 5e-5), "max_steps": 40}),
+    "healthy_orpo": Case("ORPO", matched, train=objective("orpo", 1e-4)),
     "healthy_kto": Case("KTO", feedback, train={**objective("kto", 5e-5), "batch_size": 8}),
     "healthy_reward": Case("reward model", matched, train={**objective("reward", 1e-4), "max_steps": 60}),
 }

@@ -128,6 +128,8 @@ def test_a_loss_that_does_not_fall_is_told_by_the_held_out_rows_where_there_are_
     flat = seen(held=held_out([2.0, 1.995]), settings=RATE_LOW)
     assert found(ask("loss_flat", flat)) == ("alarm", "rate_low")
     assert ask("loss_flat", seen(held=held_out([2.0, 1.9]))) is None
+    little = seen(held=held_out([2.0, 1.985]), by_row=by_row(2.0, 1.985, spread=0.01))
+    assert found(ask("loss_flat", little))[0] == "remark", "less than a hundredth, and more than its error"
     assert ask("loss_flat", seen(held=held_out([2.0, 2.2]))) is None, "one that rises is another rule's"
 
 

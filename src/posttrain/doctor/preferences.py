@@ -213,12 +213,17 @@ def length_bias(seen: TrainEvidence) -> Outcome:
 
 def rank_correlation(a_R: Floats, b_R: Floats) -> tuple[float, float, float]:
     """Spearman's rank correlation with its 95% interval (Fieller, Hartley and Pearson 1957: atanh rho +- 1.96 * sqrt(1.06 / (n - 3)))."""
-    from scipy.stats import rankdata  # here: most runs have no pairs
-
-    rho = float(np.corrcoef(rankdata(a_R), rankdata(b_R))[0, 1])
+    rho = float(np.corrcoef(_ranks(a_R), _ranks(b_R))[0, 1])
     half = 1.96 * math.sqrt(1.06 / (len(a_R) - 3))
     middle = math.atanh(max(-0.9999, min(0.9999, rho)))
     return rho, math.tanh(middle - half), math.tanh(middle + half)
+
+
+def _ranks(values_R: Floats) -> Floats:
+    """Ranks, equal values at their mean rank."""
+    _, level_R, counts_L = np.unique(values_R, return_inverse=True, return_counts=True)
+    middle_L: Floats = np.cumsum(counts_L) - (counts_L - 1) / 2
+    return middle_L[level_R]
 
 
 def identical_pairs(seen: TrainEvidence) -> Outcome:

@@ -68,7 +68,7 @@ OF_TRAINING: Table[Rule[TrainEvidence]] = Table(
         "loss_flat": Rule(
             examine=training.loss_flat,
             applies=lambda seen: not preferences.starts_somewhere(seen),
-            threshold=f"held-out loss fell by less than {training.FLAT:.0%}; without one, the training loss by less than {training.FLAT_STEPS:.0%} beyond its noise",
+            threshold=f"held-out loss fell by less than {training.FLAT:.0%} (alarm: and by less than {training.ERRORS:g} standard errors, paired over rows); without one, the training loss by less than {training.FLAT_STEPS:.0%} beyond its noise",
             source="the course's table; " + OURS,
         ),
         "held_out_rises": Rule(

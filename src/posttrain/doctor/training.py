@@ -93,28 +93,26 @@ def failed(seen: TrainEvidence) -> Outcome:
 
 
 def loss_flat(seen: TrainEvidence) -> Outcome:
-    """The loss does not fall."""
+    """The loss does not fall: that of the held-out rows or, without them, that of the steps beyond their noise."""
     values, course = finite(record.loss for record in seen.training.steps), course_of(seen.training)
     if len(values) < FEWEST_STEPS or course is None or (ends := course.ends("loss")) is None:
         return Unknown("steps")
-    fall, limit, error = (ends[0] - ends[1]) / max(abs(ends[0]), 1e-9), FLAT, 0.0
-    if not course.held_out:
+    limit, error, slight = FLAT, 0.0, False
+    if course.held_out:
+        changes = [] if len(seen.by_row) < 2 else paired([seen.by_row[0], seen.by_row[-1]])
+        slight = any(one.difference < -ERRORS * one.error for one in changes)  # little, and yet shown
+    else:
         fifth = max(3, len(values) // 5)
-        ends = float(values[:fifth].mean()), float(values[-fifth:].mean())
-        size = max(abs(ends[0]), 1e-9)
-        error = noise(values) * math.sqrt(2 / fifth) / size
-        fall, limit = (ends[0] - ends[1]) / size, FLAT_STEPS
-        if fall - ERRORS * error < limit <= fall + ERRORS * error:
-            return Unknown("held_out")
+        ends, limit = (float(values[:fifth].mean()), float(values[-fifth:].mean())), FLAT_STEPS
+        error = noise(values) * math.sqrt(2 / fifth) / max(abs(ends[0]), 1e-9)
+    fall = (ends[0] - ends[1]) / max(abs(ends[0]), 1e-9)
+    if fall - ERRORS * error < limit <= fall + ERRORS * error and error:
+        return Unknown("held_out")
     if fall >= limit or fall < -limit:  # one that rises is another rule's
         return None
-    numbers = {
-        "first": ends[0],
-        "last": ends[1],
-        "steps": len(values),
-        "where": "held-out" if course.held_out else "training",
-    }
-    return Finding("alarm", (*still(seen), Cause("template_or_mask")), numbers)
+    where = "held-out" if course.held_out else "training"
+    numbers = {"first": ends[0], "last": ends[1], "steps": len(values), "where": where}
+    return Finding("remark" if slight else "alarm", (*still(seen), Cause("template_or_mask")), numbers)
 
 
 def loss_rises(seen: TrainEvidence) -> Outcome:
@@ -153,25 +151,24 @@ def loss_high_at_start(seen: TrainEvidence) -> Outcome:
     return Finding("alarm", (Cause("wrong_tokenizer"), Cause("template_or_mask"), Cause("no_weights")), numbers)
 
 
-class Rise(NamedTuple):
-    """How far an evaluation lies above the lowest one, and the standard error of that, paired over the rows."""
+class Change(NamedTuple):
+    """How far an evaluation lies above an earlier one, and the standard error of that, paired over the rows."""
 
     step: int
     difference: float
     error: float
 
 
-def rises(evaluations: Sequence[HeldOutLosses]) -> tuple[int, list[Rise]]:
-    """The step of the lowest evaluation, and how far each later one lies above it; two rows at least that all have are compared."""
+def paired(evaluations: Sequence[HeldOutLosses]) -> list[Change]:
+    """How far each later evaluation lies above the first of them, over the rows that all have; nothing of fewer than two rows."""
     rows = sorted(set.intersection(*(set(one.losses) for one in evaluations)))
     if len(rows) < 2:
-        return 0, []
+        return []
     losses_ER = np.array([[one.losses[row] for row in rows] for one in evaluations])
-    low = int(np.argmin(losses_ER.mean(axis=1)))
-    later_ER = losses_ER[low + 1 :] - losses_ER[low]
-    errors_E = later_ER.std(axis=1, ddof=1) / math.sqrt(len(rows))
-    found = zip(evaluations[low + 1 :], later_ER.mean(axis=1), errors_E, strict=True)
-    return evaluations[low].step, [Rise(one.step, float(mean), float(error)) for one, mean, error in found]
+    changes_ER = losses_ER[1:] - losses_ER[0]
+    errors_E = changes_ER.std(axis=1, ddof=1) / math.sqrt(len(rows))
+    found = zip(evaluations[1:], changes_ER.mean(axis=1), errors_E, strict=True)
+    return [Change(one.step, float(mean), float(error)) for one, mean, error in found]
 
 
 def held_out_rises(seen: TrainEvidence) -> Outcome:
@@ -181,7 +178,8 @@ def held_out_rises(seen: TrainEvidence) -> Outcome:
         return Unknown("held_out")
     if not seen.training.steps or len(evaluations) < PASSED + 1:
         return Unknown("evaluations")
-    step, later = rises(evaluations)
+    low = min(range(len(evaluations)), key=lambda place: sum(evaluations[place].losses.values()))
+    later, step = paired(evaluations[low:]), evaluations[low].step
     above = [one for one in later if one.difference > ERRORS * one.error]
     if len(above) < PASSED or later[-1] is not above[-1]:
         return None
