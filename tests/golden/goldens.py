@@ -54,6 +54,7 @@ IN_TEXT = [
     (r"\\(?=[-+]?\d)", ""),
     (r"127\.0\.0\.1:\d+", "127.0.0.1:#"),
     (r"\b([0-9a-f]{64}|[0-9a-f]{12}|(?<=@)[0-9a-f]{16})\b", "#"),
+    (r'(?<="request": ")[0-9a-f]{16}', "#"),  # of a writer that was trained: its adapter's files name the folder
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?( UTC)?", "#"),
     (r"\b\d[\d.,]*\s+(seconds?|minutes?|min|hours?|h|s|ms)\b", r"# s"),
     (rf"\b\d[\d.,]*({GAP}(tok/s|tokens per second|tokens/s))\b", r"#\1"),
