@@ -308,8 +308,10 @@ def tiny(recipe: Path) -> list[str]:
                 if stage["pipeline"]["name"] == "magpie":  # weights drawn by chance never end a turn
                     own = "{name: preferences, data: {path: rows.jsonl}, score: {by: length}, rows: candidates, keep_cut: true}"
                     changes += [f"{name}.pipeline={own}", f"{name}.steps=[]"]
-                else:
+                elif stage["pipeline"]["score"]["by"] == "checks":
                     changes.append(f"{name}.pipeline.score.checks=[{{kind: max_words, expected: 10}}]")
+                else:
+                    changes.append(f"{name}.pipeline.min_margin=1")
                 changes.append(f"{name}.pipeline.max_tokens=16")
             case "train":
                 limit = (
