@@ -57,7 +57,7 @@ def sweep_section(record: SweepRecord, name: str) -> Section:
                 better=record.better,
             ),
         )
-        findings = (Finding(name, "settings", None, _sentence(record)),)
+        findings = (Finding(name, "Settings", None, _sentence(record)),)
     return Section(
         f"Sweep: {name}",
         f"sweep-{name}",
@@ -332,7 +332,7 @@ def tune_section(record: TuneRecord, name: str) -> Section:
         tuple(blocks),
         headlines=headlines,
         summary=_tune_sentence(record),
-        findings=(Finding(name, "settings", None, _tune_sentence(record)),),
+        findings=(Finding(name, "Settings", None, _tune_sentence(record)),),
     )
 
 
