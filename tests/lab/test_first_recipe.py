@@ -115,6 +115,7 @@ def test_what_is_there_is_not_overwritten(tiny_model: Path, files: Any, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("always")  # few rows are told
 @pytest.mark.parametrize("goal", ["dpo", "kto", "reward"])
 def test_it_runs(goal: str, tiny_model: Path, files: Any, tmp_path: Path, cli: Any) -> None:
     rows, pairs, out = files("rows.jsonl", asked(40)), files("pairs.jsonl", compared(40)), tmp_path / "new.yaml"
