@@ -7,7 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+import yaml
+
+from conftest import posttrain
 
 Cli = Callable[..., Any]
 
@@ -132,3 +136,25 @@ def test_a_reward_model_can_not_be_generated_from(cli: Cli, tmp_path: Path) -> N
         "  judge: {kind: eval, data: p, models: [base, score]}\n"
     )
     assert "'score' is a reward model" in cli("run", recipe).refused()
+
+
+def test_pairs_of_a_stage_become_judgements_prompts_or_conversations_and_what_was_held_out_stays_so(
+    tmp_path: Path,
+) -> None:
+    pairs = [{"prompt": f"Name a thing {k}.", "chosen": f"A{k}.", "rejected": f"B{k}."} for k in range(12)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in pairs))
+    kinds = ("feedback", "prompts", "conversations")
+    stages = {"pairs": {"kind": "data", "sources": [{"path": "pairs.jsonl"}], "held_out": 3, "profile": False}}
+    stages |= {k: {"kind": "data", "sources": [{"path": "pairs"}], "rows": k, "profile": False} for k in kinds}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"name": "r", "stages": stages}, sort_keys=False))
+    done = posttrain("run", tmp_path / "r.yaml", "--runs", tmp_path / "runs")
+    assert done.code == 0, done.err
+
+    def prompts(stage: str, side: str) -> list[str]:
+        rows = pl.read_parquet(tmp_path / "runs" / "r" / stage / "rows" / f"{side}.parquet")
+        return [messages[0]["content"] for messages in rows["messages"].to_list()]
+
+    for side in ("train", "held_out"):
+        wanted = sorted(prompts("pairs", side))
+        assert sorted(prompts("prompts", side)) == sorted(prompts("conversations", side)) == wanted
+        assert sorted(prompts("feedback", side)) == sorted(wanted * 2), "each side of a pair is judged"

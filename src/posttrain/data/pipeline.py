@@ -73,6 +73,9 @@ def prepare(
     rows_file, lines = run_steps(stage.steps, rows_file, out.file("steps"), seed, run)
     ledger.steps += lines
     if held_out_files:
+        before = [Source(path=str(path), name=path.parents[1].name) for path in held_out_files if count_rows(path)]
+        if before and stage.rows != "auto":
+            held_out_files = [gather(before, out.file("read_held_out"), run, stage.rows)[0]]
         _keep_held_out(rows_file, held_out_files, out, ledger)
     elif not stage.splits:
         ledger.steps.append(hold_out(rows_file, stage.held_out_amount, seed, out))
@@ -90,10 +93,15 @@ def prepare(
 def gather(sources: Sequence[Source], out: Path, run: StepRun, wanted: WantedRowKind = "auto") -> tuple[Path, Ledger]:
     """One file with the good rows of all sources, and the account of the reading.
 
-    Rows that a step of the data chain has written are taken with what they carry (scores, clusters, verdicts); other files are read
-    in their format (`read_sources`). Exact duplicates are dropped, the first stays. All rows are of one kind.
+    Rows that a step of the data chain has written are taken with what they carry (scores, clusters, verdicts), if they are of the kind
+    that is wanted; all others are read in their format and become that kind (`read_sources`). Exact duplicates are dropped, the first
+    stays.
     """
-    finished = {place: paths for place, source in enumerate(sources) if (paths := _finished_rows(source, run.resolve))}
+    finished = {
+        place: paths
+        for place, source in enumerate(sources)
+        if (paths := _finished_rows(source, run.resolve)) and wanted in ("auto", shared_row_kind(paths))
+    }
     raw = [source for place, source in enumerate(sources) if place not in finished]
     if not finished:
         return read_sources(raw, out, run, wanted)
@@ -102,8 +110,7 @@ def gather(sources: Sequence[Source], out: Path, run: StepRun, wanted: WantedRow
     if raw:
         read, ledger = read_sources(raw, out, run, wanted)
         files += [read] if ledger.steps[-1].rows_out else []
-    if wanted not in ("auto", kind := shared_row_kind(files)):
-        raise DataError(f"these rows are {kind}, and {wanted} are wanted", where=", ".join(s.path for s in sources))
+    shared_row_kind(files)  # they are of one
     fresh = _account_finished(ledger, files, sum(len(paths) for paths in finished.values()))
     names = {path: name for place, paths in finished.items() if (name := sources[place].name) for path in paths}
     if len(files) == 1 and not names and fresh.all():
