@@ -77,12 +77,8 @@ class Experiment:
             remove_leftovers(self.run.path)
             self.check(order)
             with stopped_at(self.clock()):
-                self.go_through(order)
-
-    def go_through(self, order: Sequence[str], go_on: GoOn = always) -> None:
-        """Run these stages, in this order, without a lock: whoever calls holds the run."""
-        for name in order:
-            self._stage(name, self.recipe.stages[name], go_on)
+                for name in order:
+                    self.run_stage(name)
 
     @cached_property
     def _base_folder(self) -> Path:
@@ -172,8 +168,9 @@ class Experiment:
         path, own = path.resolve(), self.run.stage(name).path.resolve()
         return path == self.run.path.resolve() or own in (path, *path.parents)
 
-    def _stage(self, name: str, stage: StageKind, go_on: GoOn) -> None:
-        out = self.run.stage(name)
+    def run_stage(self, name: str, go_on: GoOn = always) -> None:
+        """Run a stage that is not finished yet, without a lock: whoever calls holds the run."""
+        out, stage = self.run.stage(name), self.recipe.stages[name]
         inputs = self._inputs(name, stage)
         seed = self.seeds.get(name, self.recipe.seed)
         identity = digest({"stage": stage, "seed": seed, "inputs": inputs, "code": RESULTS_VERSION})
@@ -274,7 +271,8 @@ class RecipeVariation:
 
     def execute(self, go_on: GoOn = always) -> None:
         """Run what is not finished, inside a run whose lock and clock are held."""
-        self.experiment.go_through(self.order, go_on)
+        for name in self.order:
+            self.experiment.run_stage(name, go_on)
 
 
 @dataclass(frozen=True)
@@ -312,7 +310,9 @@ class RecipeVariations:
         several = [self.of(stage, changes, seed) for changes, seed in wanted]
         shared = Counter(path for one in several for path in {one.run.stage(read).path for read in one.order})
         for one in several:
-            one.experiment.go_through([read for read in one.order if shared[one.run.stage(read).path] > 1])
+            for read in one.order:
+                if shared[one.run.stage(read).path] > 1:
+                    one.experiment.run_stage(read)
         start, now = (os.getpid(), max(1, (os.cpu_count() or 1) // processes)), self.experiment.clock()
         with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process, start) as pool:
             parts = ((one.experiment.recipe, one.run, one.experiment.seeds, one.order, now) for one in several)
@@ -340,7 +340,9 @@ def _begin_process(parent: int, threads: int) -> None:
 def _run_silently(recipe: Recipe, run: RunDir, seeds: Mapping[str, int], order: Sequence[str], now: datetime) -> None:
     """Run stages in a process of their own."""
     with stopped_at(now):
-        Experiment(recipe, run, Display(Console(quiet=True)), seeds).go_through(order)
+        experiment = Experiment(recipe, run, Display(Console(quiet=True)), seeds)
+        for name in order:
+            experiment.run_stage(name)
 
 
 def _is_whole(stage: StageKind, out: StageDir) -> bool:
