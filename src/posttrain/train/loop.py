@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ from posttrain.train.records import (
     line_of,
     losses_by_row,
 )
-from posttrain.train.reference import ReferenceLogps, reference_logps, tolerance
+from posttrain.train.reference import ReferenceLogps, mean_difference, reference_logps, tolerance
 from posttrain.train.tasks import LossInputs, StepContext, Task, Unit, make_task
 from posttrain.train.track import Tracker, open_trackers
 
@@ -709,15 +708,13 @@ def _starts_at_reference(
     """
     groups = [task.sequences(unit) for unit in units]
     own = sequence_logps(trainee.model, groups, budget, trainee.compute_dtype)
-    sequences = [sequence for group in groups for sequence in group]
-    for sequence, logps in zip(sequences, own, strict=True):
-        ratio = float(np.mean(logps - reference[sequence]))
-        if not abs(ratio) <= tolerance(trainee.compute_dtype):
-            raise TrainingError(
-                f"before the first step the policy is not its reference: the log-ratio of row {sequence.row_id} is "
-                f"{ratio:.2g} nats a token where it must be 0",
-                fix="the model computes something else each time (dropout, or weights changed on disk); see posttrain verify",
-            )
+    ratio = mean_difference(own, [reference[sequence] for group in groups for sequence in group])
+    if not abs(ratio) <= tolerance(trainee.compute_dtype):
+        raise TrainingError(
+            f"before the first step the policy is not its reference: the log-ratio of the first step's {len(units)} rows is "
+            f"{ratio:.2g} nats a token where it must be 0",
+            fix="the model computes something else each time (dropout, or weights changed on disk); see posttrain verify",
+        )
 
 
 def _restore(
