@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.stats.intervals import IntervalSettings, mcnemar
-from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows
+from posttrain.tasks.held_out.preferences import PairScores, preference_record, preference_rows, row_measures
 from posttrain.tasks.records import TaskRecord
 from posttrain.types import LOGP_ROUNDING, resolved
 
@@ -98,6 +98,16 @@ def test_rows_sum_up_to_the_record() -> None:
     assert (
         sum(row.values["rejected"] for row in lines) / 3 == record({"base": BASE})["models"]["base"]["logps_rejected"]
     )
+
+
+def test_the_measures_of_a_row_are_those_of_the_record() -> None:
+    tuned = PairScores(side([-1, -1], [-1.5], [-1, -1]), BASE.rejected)
+    scores, pairs = {"base": BASE, "dpo": tuned}, [SimpleNamespace(row_id=name) for name in "abc"]
+    found = preference_record(scores, "base", settings=IntervalSettings(resamples=100))
+    by_row = row_measures(found, list(preference_rows(scores, pairs)), "dpo")  # type: ignore[arg-type]
+    written = {one.measure: one.estimate for one in found.results if one.model == "dpo" and one.measure in by_row}
+    assert {key: sum(values.values()) / 3 for key, values in by_row.items()} == pytest.approx(written)
+    assert list(by_row["reward_accuracy"]) == ["a", "b", "c"]
 
 
 def test_shares_of_pairs_are_tested_by_sign_and_margins_are_not() -> None:

@@ -15,6 +15,7 @@ from posttrain.report.values import Better, Unit
 from posttrain.stats.intervals import IntervalSettings, compare
 from posttrain.table import did_you_mean
 from posttrain.tasks.facts import TaskFacts, read_stage
+from posttrain.tasks.held_out.preferences import row_measures
 from posttrain.train.records import read_losses
 
 HELD_OUT = "held-out loss"
@@ -118,6 +119,8 @@ def _values(one: TaskFacts, model: str, key: str) -> dict[str, float]:
     if one.record.key == "likelihood" and key == "loss":
         tokens = math.fsum(row.values["tokens"] for row in own)
         return {row.prompt_id: row.values["nll"] * len(own) / tokens for row in own}
+    if one.record.task == "preferences":
+        return row_measures(one.record, one.rows, model)[key]
     values: dict[str, list[float]] = {}
     for row in own:
         if key in row.values:

@@ -121,15 +121,46 @@ def preference_rows(scores: Mapping[str, PairScores], pairs: Sequence[PairTokens
             yield TaskRow(name, pair.row_id, values=values)
 
 
+class Sums(NamedTuple):
+    """Log-probabilities of both replies of N pairs, summed over their tokens, and how many tokens these are."""
+
+    chosen_N: NDArray[np.float64]
+    rejected_N: NDArray[np.float64]
+    chosen_tokens_N: NDArray[np.float64]
+    rejected_tokens_N: NDArray[np.float64]
+
+
 def _measures(own: PairScores, reference: PairScores) -> dict[str, NDArray[np.float64]]:
     """The value of every measure for every pair."""
-    margins = sums(own.chosen) - sums(reference.chosen) - (sums(own.rejected) - sums(reference.rejected))
-    rounding = LOGP_ROUNDING * (token_counts(own.chosen) + token_counts(own.rejected))
-    means = [np.array([float(part.mean(dtype=np.float64)) for part in side]) for side in own]
+    return pair_measures(
+        *(Sums(*map(sums, each), *map(token_counts, each)) for each in (own, reference)),
+    )
+
+
+def pair_measures(own: Sums, reference: Sums) -> dict[str, NDArray[np.float64]]:
+    """The value [N] of every measure for every pair."""
+    margins_N = own.chosen_N - reference.chosen_N - (own.rejected_N - reference.rejected_N)
+    rounding_N = LOGP_ROUNDING * (own.chosen_tokens_N + own.rejected_tokens_N)
+    means_N = own.chosen_N / own.chosen_tokens_N - own.rejected_N / own.rejected_tokens_N
     return {
-        "reward_accuracy": _wins(resolved(margins, rounding)),
-        "reward_margin": margins,
-        "ranking_accuracy": _wins(means[0] - means[1]),
+        "reward_accuracy": _wins(resolved(margins_N, rounding_N)),
+        "reward_margin": margins_N,
+        "ranking_accuracy": _wins(means_N),
+    }
+
+
+def row_measures(record: TaskRecord, rows: Sequence[TaskRow], model: str) -> dict[str, dict[str, float]]:
+    """Measure -> pair -> value of a model, from the rows of a record (see `preference_rows`)."""
+    start = record.reference or record.baseline
+    of_models = {name: [row for row in rows if row.model == name] for name in (model, start)}
+    keys = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
+    own, reference = (
+        Sums(*(np.array([row.values[key] for row in several], np.float64) for key in keys))
+        for several in (of_models[model], of_models[start])
+    )
+    pairs = [row.prompt_id for row in of_models[model]]
+    return {
+        key: dict(zip(pairs, values.tolist(), strict=True)) for key, values in pair_measures(own, reference).items()
     }
 
 
