@@ -17,6 +17,8 @@ import yaml
 
 from conftest import Outcome, posttrain
 from posttrain.artifacts import StageDir
+from posttrain.lab.recipe import load_recipe
+from posttrain.lab.variations import reseeded
 from posttrain.model import hardware
 from posttrain.sweep.records import SweepRecord, read_record
 from posttrain.train.records import read_losses
@@ -218,3 +220,12 @@ def test_bad_sweeps_are_refused_before_anything_runs(
     done = run(recipe(tmp_path, tiny_model, sweep))
     assert said in done.refused()
     assert not (tmp_path / "runs" / "r" / "prepare" / "rows").exists()
+
+
+def test_seeds_reach_what_is_varied_and_leave_rows_and_earlier_trainings_alone() -> None:
+    found = load_recipe(Path(__file__).resolve().parents[2] / "recipes" / "experiments" / "alignment.small.yaml")
+    assert set(reseeded(found, {"dpo"})) == {"dpo", "evaluate", "favoured", "beta", "report"}
+    made = {"sft", "replies", "dpo", "simpo", "orpo", "ipo", "singles", "kto", "evaluate", "favoured", "beta", "report"}
+    assert set(reseeded(found, {"sft"})) == set(reseeded(found, {"instructions"})) == made
+    assert reseeded(found, {"prompts"}) == reseeded(found, {"replies"})
+    assert "replies" not in reseeded(found, {"replies"}), "rows are those of the recipe's seed"

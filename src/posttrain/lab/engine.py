@@ -42,11 +42,11 @@ from posttrain.config import dotted, resolved_yaml
 from posttrain.encode.template import clock, stopped_at
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
 from posttrain.lab.recipe import Recipe, execution_order, named_stage, on_disk, stage_inputs, stage_references
-from posttrain.lab.variations import after_training, changed, stage_keys
+from posttrain.lab.variations import changed, reseeded, stage_keys
 from posttrain.model.lineage import Lineage
 from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
 from posttrain.report.live import Display
-from posttrain.stages.base import BASE, Context, GoOn, StageKind, always
+from posttrain.stages.base import BASE, Context, GoOn, StageKind, Wanted, always
 from posttrain.table import did_you_mean
 
 CLOCK_FILE = "clock.json"
@@ -288,34 +288,32 @@ class RecipeVariations:
     own: str
     """The stage that makes them."""
 
-    def of(self, stage: str, changes: Mapping[str, Any], seed: int | None) -> RecipeVariation:
-        """The recipe as far as ``stage`` needs, with other settings."""
+    def of(self, wanted: Wanted) -> RecipeVariation:
+        """The recipe as far as the wanted stage needs, with other settings."""
         recipe, run = self.experiment.recipe, self.experiment.run
-        varied = changed(recipe, changes, where=f"stages.{self.own}")
-        seeds = {} if seed is None else dict.fromkeys(after_training(varied), seed)
-        order = execution_order(varied, [stage])
-        as_written, keys, out = stage_keys(recipe, {}), stage_keys(varied, seeds), run.stage(self.own).path
+        other = changed(recipe, wanted.changes, where=f"stages.{self.own}")
+        seeds = {} if wanted.seed is None else dict.fromkeys(reseeded(other, wanted.varied), wanted.seed)
+        order = execution_order(other, [wanted.stage])
+        as_written, keys, out = stage_keys(recipe, {}), stage_keys(other, seeds), run.stage(self.own).path
         elsewhere = {one: out / f"{one}-{keys[one][:10]}" for one in order if keys[one] != as_written[one]}
-        varied = replace(varied, stages={one: varied.stages[one] for one in varied.stages if one in order})
+        other = replace(other, stages={one: other.stages[one] for one in other.stages if one in order})
         run = RunDir(run.path, elsewhere)
-        return RecipeVariation(replace(self.experiment, recipe=varied, run=run, seeds=seeds, varies=True), order)
+        return RecipeVariation(replace(self.experiment, recipe=other, run=run, seeds=seeds, varies=True), order)
 
-    def side_by_side(
-        self, stage: str, wanted: Sequence[tuple[Mapping[str, Any], int | None]], processes: int
-    ) -> Iterator[tuple[int, PosttrainError | None]]:
-        """Run several at once; yield each that ended, with its error.
+    def side_by_side(self, several: Sequence[Wanted], processes: int) -> Iterator[tuple[int, PosttrainError | None]]:
+        """Run several at once; yield the place of each that ended, with its error.
 
         What two of them need is run before, here, so that no two processes work on one folder. A process ends with this one.
         """
-        several = [self.of(stage, changes, seed) for changes, seed in wanted]
-        shared = Counter(path for one in several for path in {one.run.stage(read).path for read in one.order})
-        for one in several:
+        variations = [self.of(wanted) for wanted in several]
+        shared = Counter(path for one in variations for path in {one.run.stage(read).path for read in one.order})
+        for one in variations:
             for read in one.order:
                 if shared[one.run.stage(read).path] > 1:
                     one.experiment.run_stage(read)
         start, now = (os.getpid(), max(1, (os.cpu_count() or 1) // processes)), self.experiment.clock()
         with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process, start) as pool:
-            parts = ((one.experiment.recipe, one.run, one.experiment.seeds, one.order, now) for one in several)
+            parts = ((one.experiment.recipe, one.run, one.experiment.seeds, one.order, now) for one in variations)
             waiting = {pool.submit(_run_silently, *part): place for place, part in enumerate(parts)}
             for done in as_completed(waiting):
                 error = done.exception()

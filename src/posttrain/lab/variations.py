@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from posttrain.artifacts import digest, plain
@@ -26,12 +26,19 @@ def stage_keys(recipe: Recipe, seeds: Mapping[str, int]) -> dict[str, str]:
     return keys
 
 
-def after_training(recipe: Recipe) -> tuple[str, ...]:
-    """Stages that train, and those that read what was trained. What comes before keeps its seed: all learn from the same rows."""
+def reseeded(recipe: Recipe, varied: Collection[str]) -> tuple[str, ...]:
+    """Stages whose seed a sweep over seeds sets: trainings that what is varied reaches, and whatever reads what they gave.
+
+    Stages that only make rows keep the recipe's seed, and so do trainings before what is varied: all runs learn from the same rows, and
+    from the same start, and are measured on the same rows.
+    """
+    reached: set[str] = set()
     found: dict[str, None] = {}
     for name in execution_order(recipe):
-        if recipe.stages[name].gives in ("model", "reward_model") or any(
-            read in found for read in stage_inputs(recipe, name).values()
-        ):
+        read = stage_inputs(recipe, name).values()
+        if name in varied or reached.intersection(read):
+            reached.add(name)
+        trains = recipe.stages[name].gives in ("model", "reward_model")
+        if (trains and name in reached) or not found.keys().isdisjoint(read):
             found[name] = None
     return tuple(found)

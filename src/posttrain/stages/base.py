@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, get_args, get_type_hints
 
 from posttrain import assets
 from posttrain.artifacts import RunDir, StageDir, read_json, write_json
@@ -39,6 +39,18 @@ def always(out: StageDir, step: int) -> bool:
     return True
 
 
+class Wanted(NamedTuple):
+    """A variation of a recipe that is asked for: as far as ``stage`` needs it."""
+
+    stage: str
+    changes: Mapping[str, Any]
+    """Settings that are other than in the recipe: ``sft.learning_rate``: 1e-4."""
+    seed: int | None = None
+    """Of the trainings that what is varied reaches, and of what reads them; None = the recipe's."""
+    varied: frozenset[str] = frozenset()
+    """The stages that a search varies, in this variation or in others."""
+
+
 class Variation(Protocol):
     """The recipe with other settings, as far as one stage of it needs: its stages that differ stand in folders of their own."""
 
@@ -56,16 +68,11 @@ class Variation(Protocol):
 class Variations(Protocol):
     """Makes and runs variations of a recipe."""
 
-    def of(self, stage: str, changes: Mapping[str, Any], seed: int | None) -> Variation:
-        """The recipe as far as ``stage`` needs, with these changes (``sft.learning_rate``: 1e-4).
+    def of(self, wanted: Wanted) -> Variation:
+        """The recipe with the wanted settings. Raises ConfigError."""
 
-        seed: of the stages that train, and of those after them; None = the recipe's. Raises ConfigError.
-        """
-
-    def side_by_side(
-        self, stage: str, wanted: Sequence[tuple[Mapping[str, Any], int | None]], processes: int
-    ) -> Iterator[tuple[int, PosttrainError | None]]:
-        """Run several (changes, seed) at once, what they share before that; yield the place of each that ended, with its error."""
+    def side_by_side(self, several: Sequence[Wanted], processes: int) -> Iterator[tuple[int, PosttrainError | None]]:
+        """Run several at once, what they share before that; yield the place of each that ended, with its error."""
 
 
 @dataclass(frozen=True)

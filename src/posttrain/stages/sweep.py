@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from posttrain.artifacts import StageDir, plain
 from posttrain.config import Problem
 from posttrain.errors import ConfigError, EndedEarlyError, InterruptedRunError, PosttrainError, RunError
-from posttrain.stages.base import Context, GoOn, StageKind, Variation, always
+from posttrain.references import references
+from posttrain.stages.base import Context, GoOn, StageKind, Variation, Wanted, always
 from posttrain.sweep.config import AshaSearch, Changes, Grid, SweepSettings
 from posttrain.sweep.records import (
     SweepRecord,
@@ -86,7 +87,7 @@ class SweepStage(SweepSettings, StageKind):
             return
         places: dict[Any, Changes] = {}
         for changes in self.listed():
-            variation = context.variations.of(self.stage, changes, None)
+            variation = context.variations.of(Wanted(self.stage, changes))
             variation.check()
             place = variation.run.stage(self.stage).path
             if place in places:
@@ -132,6 +133,8 @@ class Search:
 
     stage: SweepSettings
     context: Context
+    varied: frozenset[str] = frozenset()
+    """The stages that are varied."""
     settings: list[Changes] = field(default_factory=list)
     runs: dict[tuple[int, int], SweepRun] = field(default_factory=dict)
     outcomes: dict[tuple[int, int], Outcome] = field(default_factory=dict)
@@ -145,6 +148,7 @@ class Search:
 
     def listed(self, listed: Sequence[Changes], *, beside_written: bool = True) -> None:
         """Run these settings in their order; ``beside_written``: the recipe as it is written before, where it is not among them."""
+        self.varied = self._stages_of(listed)
         among = not beside_written or any(self._is_written(changes) for changes in listed)
         self.settings = [*([] if among else [self._written(listed)]), *listed]
         errors = self._side_by_side() if self.stage.side_by_side > 1 else {}
@@ -157,7 +161,9 @@ class Search:
         """Run what a search asks for, the recipe as it is written before."""
         from posttrain.sweep.search import trials
 
-        self.settings.append(self._written([dict.fromkeys(self.stage.over)]))
+        over = [dict.fromkeys(self.stage.over)]
+        self.varied = self._stages_of(over)
+        self.settings.append(self._written(over))
         for seed in self.seeds:
             self._run(0, seed, always)
         lower = next(iter(self.outcomes.values())).metric.better == "lower" if self.outcomes else True
@@ -192,13 +198,23 @@ class Search:
 
     # ---- one run ---------------------------------------------------------------------------------------------------
 
+    def _wanted(self, changes: Changes, seed: int | None) -> Wanted:
+        return Wanted(self.stage.stage, changes, seed, self.varied)
+
+    def _stages_of(self, listed: Sequence[Changes]) -> frozenset[str]:
+        """The stages that any setting varies; where only seeds are, the measured one and those it reads."""
+        if any(listed):
+            return frozenset(path.removeprefix("stages.").partition(".")[0] for one in listed for path in one)
+        measured, stages = self.stage.stage, self.context.stages
+        return frozenset({measured, *(one.text for one in references(stages[measured]) if one.text in stages)})
+
     def _variation(self, changes: Changes, seed: int | None) -> Variation:
-        return self.context.variations.of(self.stage.stage, changes, seed)
+        return self.context.variations.of(self._wanted(changes, seed))
 
     def _is_written(self, changes: Changes) -> bool:
         """Whether they change nothing of the recipe."""
-        own = self.context.run.stage(self.stage.stage)
-        return self._variation(changes, None).run.stage(self.stage.stage) == own
+        stage = self.stage.stage
+        return self.context.variations.of(Wanted(stage, changes)).run.stage(stage) == self.context.run.stage(stage)
 
     def _written(self, listed: Sequence[Changes]) -> Changes:
         """What the recipe says itself of all that is varied; what it has no value of is left out."""
@@ -271,9 +287,9 @@ class Search:
             processes = fitting
             self.context.display.note(f"{processes} at once: one takes {taken / 1e9:.1f} GB of {free / 1e9:.1f} GB")
         keys = [(place, seed) for place in range(len(self.settings)) for seed in self.seeds]
-        wanted = [(self.settings[place], seed) for place, seed in keys]
+        wanted = [self._wanted(self.settings[place], seed) for place, seed in keys]
         found: dict[tuple[int, int], PosttrainError | None] = {}
-        for place, error in self.context.variations.side_by_side(self.stage.stage, wanted, processes):
+        for place, error in self.context.variations.side_by_side(wanted, processes):
             found[keys[place]] = error
             self.context.display.tick("runs", len(found), len(keys))
         return found

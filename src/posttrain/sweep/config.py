@@ -81,7 +81,7 @@ class SweepSettings:
     settings: tuple[dict[str, Any], ...] = ()
     """In place of ``over``: the settings one by one, the simplest first."""
     seeds: tuple[Annotated[int, Ge(0), Lt(2**32)], ...] = ()
-    """Seeds of the stages that train and of what follows them; empty = the recipe's. The rows are the same for all."""
+    """Seeds of the trainings that the settings reach, and of what reads them; empty = the recipe's. Rows, and trainings before these, are the same for all."""
     metric: str | None = None
     """What decides: of an eval stage ``RECORD.MEASURE`` (``gsm8k.accuracy``), null = its first headline; of a train stage its held-out loss."""
     model: str | None = None
