@@ -2,6 +2,7 @@
 
     python benchmarks/doctor_faults.py -o FOLDER [NAME ...]     run them (finished ones are kept) and print the table
     python benchmarks/doctor_faults.py -o FOLDER --table        the table again, without running anything
+    python benchmarks/doctor_faults.py -o FOLDER --record FILE  what the doctor reads of them, for tests/doctor/test_faults.py
 
 Every fault is one change of a run that is well. It is found when the rule that is about it stands first or second among the findings and
 names the right cause first or second. A healthy run has no alarm. The model is SmolLM2-135M-Instruct, the rows are the shortest of the demo
@@ -13,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import json
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,6 @@ def english(count: int = 150) -> list[Row]:
     return short("alpaca_en_demo", count, least=60)
 
 
-def capitals() -> list[Row]:
-    return [{key: text.upper() for key, text in row.items()} for row in english()]
-
-
 def pair(row: Row, chosen: str, rejected: str) -> Row:
     return {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
 
@@ -86,8 +84,10 @@ def random_labels() -> list[Row]:
 
 
 def longer_is_better() -> list[Row]:
-    """Of the same two replies the longer one is chosen, whichever fits the prompt."""
-    return [pair(row, *sorted((row["chosen"], row["rejected"]), key=len, reverse=True)) for row in matched()]
+    """Replies of many lengths, each beside a few words that say nothing."""
+    draw = random.Random(0)
+    rows = short("alpaca_en_demo", 450, least=30)[::3]
+    return [pair(row, row["completion"], draw.choice(["Sure.", "It depends.", "I do not know."])) for row in rows]
 
 
 def nearly_equal() -> list[Row]:
@@ -251,13 +251,13 @@ CASES: dict[str, Case] = {
         data={"held_out": 30},
     ),
     "other_held_out": Case(
-        "trained on capital letters, held out ordinary ones",
-        rows=capitals,
+        "trained on replies that repeat four words, held out ordinary ones",
+        rows=parrots,
         rule="held_out_rises",
         causes=("other_distribution",),
         others={"foreign.jsonl": lambda: english(190)[150:]},
         stages=apart("rows.jsonl", "foreign.jsonl"),
-        train={"learning_rate": 2e-4, "max_steps": 40, "evaluate_every": 8},
+        train={"learning_rate": 2e-4, "max_steps": 30},
     ),
     "cut": Case(
         "over_length: truncate at 40 tokens",
@@ -316,18 +316,18 @@ CASES: dict[str, Case] = {
         {**DPO, "learning_rate": 1e-3, "max_steps": 20},
     ),
     "dpo_runs_away": Case(
-        "random labels, learning rate 1e-3 to the end",
+        "random labels, beta 0.01, learning rate 5e-4 to the end",
         random_labels,
         "kl_runaway",
         ("rate_high", "beta_low"),
-        {**DPO, "learning_rate": 1e-3, "schedule": "constant", "max_steps": 32, "evaluate_every": 8},
+        {**objective("dpo", 5e-4, beta=0.01), "schedule": "constant", "max_steps": 40, "evaluate_every": 10},
     ),
     "dpo_length": Case(
-        "the longer reply is chosen",
+        "a few empty words are rejected",
         longer_is_better,
         "length_bias",
         ("lengths_of_rows",),
-        {**DPO, "learning_rate": 1e-4, "max_steps": 40, "evaluate_every": 20},
+        {**DPO, "learning_rate": 1e-4, "evaluate_every": 15},
     ),
     "dpo_swapped": Case(
         "held-out labels the wrong way round",
@@ -480,14 +480,74 @@ def verdict_of(case: Case, found: Diagnosis) -> Verdict:
     )
 
 
+READ = (
+    "recipe.yaml",
+    "*/manifest.json",
+    "*/*.jsonl",
+    "*/ledger.json",
+    "sft/examples.json",
+    "sft/lengths.json",
+    "evaluate/*.json",
+    "calibrate/summary.json",
+)
+"""What the doctor reads of a run."""
+LEFT_OUT = {"rejects", "provenance", "inputs", "messages", "turns"}
+
+
+def record(out: Path, names: list[str], file: Path) -> None:
+    """Write the artefacts of the runs into one file, numbers rounded and texts nobody reads left out."""
+    found = {
+        name: {
+            str(path.relative_to(out / name / "run")): _small(path)
+            for pattern in READ
+            for path in sorted((out / name / "run").glob(pattern))
+        }
+        for name in names
+    }
+    with gzip.GzipFile(file, "wb", mtime=0) as packed:
+        packed.write(json.dumps(found, ensure_ascii=False, sort_keys=True).encode())
+
+
+def _small(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml" or path.name == "verdicts.jsonl":
+        return text if path.suffix == ".yaml" else ""
+    if path.suffix == ".jsonl":
+        return "".join(json.dumps(_rounded(json.loads(line)), ensure_ascii=False) + "\n" for line in text.splitlines())
+    return json.dumps(_rounded(json.loads(text)), ensure_ascii=False)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: [] if key == "rejects" else _rounded(inner)
+            for key, inner in value.items()
+            if key not in LEFT_OUT - {"rejects"}
+        }
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def unpacked(file: Path, out: Path) -> None:
+    """Lay the runs of a record out again."""
+    for name, files in json.loads(gzip.decompress(file.read_bytes())).items():
+        for path, text in files.items():
+            write_text(out / name / "run" / path, text)
+
+
+def verdicts(out: Path, names: list[str]) -> Iterator[tuple[str, Verdict]]:
+    for name in names:
+        folder = out / name / "run"
+        if folder.is_dir():
+            stages = read_stages(RunDir(folder), KINDS)
+            yield name, verdict_of(CASES[name], diagnose(stages.stages, stages.gaps))
+
+
 def table(out: Path, names: list[str]) -> tuple[str, bool]:
     lines, every = ["| run | change | expected | place | cause | findings | |", "|---|---|---|---|---|---|---|"], True
-    for name in names:
-        case, folder = CASES[name], out / name / "run"
-        if not folder.is_dir():
-            continue
-        stages = read_stages(RunDir(folder), KINDS)
-        verdict = verdict_of(case, diagnose(stages.stages, stages.gaps))
+    for name, verdict in verdicts(out, names):
+        case = CASES[name]
         right = verdict.right(case)
         every &= right
         findings = ", ".join(f"**{rule}**" if rule in verdict.alarms else rule for rule in verdict.findings) or "none"
@@ -502,9 +562,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="only write what the doctor reads of what is there")
     given = parser.parse_args()
     names = given.names or list(CASES)
-    for name in [] if given.table else names:
+    if given.record:
+        record(given.out, names, given.record)
+    for name in [] if given.table or given.record else names:
         print(f"{name}: {run(name, CASES[name], given.out):.0f} s", file=sys.stderr, flush=True)
     text, every = table(given.out, names)
     print(text)

@@ -121,7 +121,7 @@ def _finding(one: Told, found: Finding, words: Words) -> Section:
         (
             Text(words.evidence(one.rule, found)),
             values.Table("", (words.page("causes"), words.page("change")), causes).known(),
-            Text(words.page("rule", rule=one.rule, threshold=one.spec.threshold, source=one.spec.source), "aside"),
+            Text(words.page("rule", rule=one.rule, source=one.spec.source), "aside"),
         ),
     )
 

@@ -7,6 +7,7 @@ import math
 from posttrain.doctor.evidence import EvalEvidence, JudgeEvidence
 from posttrain.doctor.findings import Cause, Finding, Outcome, Unknown
 from posttrain.judge.calibrate import JudgeCalibration
+from posttrain.report.numbers import fixed
 from posttrain.report.words import FEW_ROWS
 from posttrain.tasks.facts import Compared
 
@@ -40,8 +41,12 @@ def evaluation_small(seen: EvalEvidence) -> Outcome:
     if detectable is None and one.low is not None and one.high is not None:
         detectable = (one.high - one.low) / 2 * POWER
     needed = math.ceil(one.prompts * (detectable / difference) ** 2) if detectable and difference else FEW_ROWS
-    numbers = {"names": found.names, "measure": found.measure.label, "difference": one.difference}
-    numbers |= {"prompts": one.prompts, "detectable": detectable or 0.0, "needed": max(FEW_ROWS, needed)}
+    numbers: dict[str, float | str] = {
+        "names": found.names,
+        "measure": found.measure.label,
+        "difference": one.difference,
+    }
+    numbers |= {"prompts": one.prompts, "detectable": fixed(detectable or None), "needed": max(FEW_ROWS, needed)}
     return Finding("alarm" if claimed else "remark", (Cause("few_prompts"),), numbers)
 
 

@@ -29,7 +29,7 @@ OF_TRAINING: Table[Rule[TrainEvidence]] = Table(
         "loss_rises": Rule(
             examine=training.loss_rises,
             threshold=f"smoothed, it climbs by {training.RISE:.0%} of its start and {training.RISE_NOISE:g} standard errors; {FEWEST_STEPS} steps needed",
-            source="the course's table; " + OURS,
+            source=OURS,
         ),
         "margin_saturated": Rule(
             examine=preferences.margin_saturated,
@@ -69,12 +69,12 @@ OF_TRAINING: Table[Rule[TrainEvidence]] = Table(
             examine=training.loss_flat,
             applies=lambda seen: not preferences.starts_somewhere(seen),
             threshold=f"held-out loss fell by less than {training.FLAT:.0%} (alarm: and by less than {training.ERRORS:g} standard errors, paired over rows); without one, the training loss by less than {training.FLAT_STEPS:.0%} beyond its noise",
-            source="the course's table; " + OURS,
+            source=OURS,
         ),
         "held_out_rises": Rule(
             examine=training.held_out_rises,
             threshold=f"{training.PASSED} evaluations, the last among them, more than {training.ERRORS:g} standard errors (paired over rows) above the lowest",
-            source="the course's table; " + OURS,
+            source=OURS,
         ),
         "chosen_falls": Rule(
             examine=preferences.chosen_falls,
