@@ -46,11 +46,8 @@ PAIRS = dataclasses.replace(FACTS, replies=200, stops=200, pairs_compared=100, s
 
 def steps(losses: Sequence[float], **more: Any) -> tuple[StepRecord, ...]:
     metrics = more.pop("metrics", {})
-    given = {"grad_norm": 1.0, "tokens": 100, "supervised_tokens": 40, **more}
-    return tuple(
-        StepRecord(step=n, epoch=n / len(losses), loss=loss, metrics=metrics, **given)
-        for n, loss in enumerate(losses, 1)
-    )
+    given = {"grad_norm": 1.0, "tokens": 100, "supervised_tokens": 40, "epoch": 2.0, **more}
+    return tuple(StepRecord(step=n, loss=loss, metrics=metrics, **given) for n, loss in enumerate(losses, 1))
 
 
 def held_out(
@@ -197,10 +194,10 @@ def test_rows_that_only_got_worse_are_of_another_kind_unless_the_rest_was_learne
     given = {"held": held_out([2.0, 2.2, 2.4, 2.6]), "by_row": by_row(2.0, 2.2, 2.4, 2.6)}
     assert found(ask("held_out_rises", seen(FALLING, **given))) == ("alarm", "other_distribution")
     assert found(ask("held_out_rises", seen(FALLING, settings=RATE_HIGH, **given))) == ("alarm", "rate_high")
-    by_heart = seen([2.0 * 0.8**n for n in range(20)], settings=RATE_HIGH, **given)
-    twice = tuple(dataclasses.replace(one, epoch=2 * (one.epoch or 0)) for one in by_heart.training.steps)
-    by_heart = dataclasses.replace(by_heart, training=dataclasses.replace(by_heart.training, steps=twice))
-    assert found(ask("held_out_rises", by_heart)) == ("alarm", "overfitting")
+    by_heart = [2.0 * 0.8**n for n in range(20)]
+    assert found(ask("held_out_rises", seen(by_heart, settings=RATE_HIGH, **given))) == ("alarm", "overfitting")
+    once = seen(by_heart, settings=RATE_HIGH, each={"epoch": 0.9}, **given)
+    assert found(ask("held_out_rises", once)) == ("alarm", "rate_high"), "no row came twice"
 
 
 def test_spikes_by_hand() -> None:
@@ -338,6 +335,8 @@ def test_length_bias_is_of_what_was_gained() -> None:
 
     assert found(told(0.8))[0] == "alarm"
     assert told(0.0) is None, "the level it began with follows the length, what it gained does not"
+    longer = {row: abs(value) + 1 for row, value in longer.items()}
+    assert found(told(0.0)) == ("remark", "lengths_of_rows"), "one side is always the longer one"
     assert ask("length_bias", seen(objective=DPO)) == Unknown("held_out_pairs")
 
 

@@ -27,6 +27,8 @@ KL_GROWS = 1.2
 """... and went on from half-way to the end by this factor, while the accuracy did not rise by a standard error. Ours."""
 LENGTH_SHOWN, LENGTH_STRONG = 0.2, 0.5
 """Rank correlation of margin and length difference that is named where its interval excludes zero, and that is an alarm. Ours."""
+ONE_SIDE = 0.8
+"""Share of pairs in which the same side is the longer one, from which on no number tells a preference from a length. Ours."""
 FEWEST_PAIRS = 20
 """Fewer pairs have no rank correlation worth telling. Ours."""
 FEW_EQUAL, MANY_EQUAL, MANY_ALIKE = 0.01, 0.2, 0.5
@@ -200,15 +202,14 @@ def length_bias(seen: TrainEvidence) -> Outcome:
     if np.ptp(longer_R) == 0 or np.ptp(gained_R) < 1e-6:
         return None
     rho, low, high = rank_correlation(longer_R, gained_R)
-    if max(low, -high) <= 0 or abs(rho) < LENGTH_SHOWN:
+    one_side = max(float(np.mean(longer_R > 0)), float(np.mean(longer_R < 0)))
+    related = max(low, -high) > 0 and abs(rho) >= LENGTH_SHOWN
+    if not related and one_side < ONE_SIDE:
         return None
-    chosen_longer = float(np.mean(longer_R > 0))
-    numbers = {"rho": rho, "low": low, "high": high, "rows": len(longer_R), "longer": chosen_longer}
-    of_rows = max(chosen_longer, 1 - chosen_longer) > 0.7
-    causes = [Cause("lengths_of_rows"), Cause("sums_over_tokens")]
-    return Finding(
-        "alarm" if abs(rho) >= LENGTH_STRONG else "remark", tuple(causes if of_rows else causes[::-1]), numbers
-    )
+    numbers = {"rho": rho, "low": low, "high": high, "rows": len(rows), "longer": float(np.mean(longer_R > 0))}
+    causes = (Cause("lengths_of_rows"), Cause("sums_over_tokens"))
+    alarm = related and abs(rho) >= LENGTH_STRONG
+    return Finding("alarm" if alarm else "remark", causes if one_side >= ONE_SIDE else causes[::-1], numbers)
 
 
 def rank_correlation(a_R: Floats, b_R: Floats) -> tuple[float, float, float]:

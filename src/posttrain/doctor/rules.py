@@ -91,7 +91,7 @@ OF_TRAINING: Table[Rule[TrainEvidence]] = Table(
         "length_bias": Rule(
             examine=preferences.length_bias,
             applies=preferences.of_pairs,
-            threshold=f"rank correlation of gained margin and length difference: {preferences.LENGTH_SHOWN:g} with an interval without zero; alarm: {preferences.LENGTH_STRONG:g}",
+            threshold=f"rank correlation of gained margin and length difference: {preferences.LENGTH_SHOWN:g} with an interval without zero (alarm: {preferences.LENGTH_STRONG:g}); or the same side is the longer one in {preferences.ONE_SIDE:.0%} of the pairs",
             source="arXiv:2405.14734 (why SimPO divides by length); numbers are " + OURS,
         ),
         "forgetting": Rule(

@@ -28,7 +28,7 @@ ERRORS = 2.0
 PASSED = 2
 """Evaluations that must lie above it."""
 BY_HEART = 0.5
-"""Rows whose loss has fallen below this share over several epochs are learned by heart. Ours."""
+"""Rows whose loss fell below this share when they came again are learned by heart. Ours."""
 SIGMAS, WINDOW, FEWEST_BEFORE = 6.0, 128, 64
 """A spike: so many standard deviations above the mean of so many steps before it, of which there must be so many (OLMo-core)."""
 MANY_SPIKES = 3
@@ -190,14 +190,14 @@ def held_out_rises(seen: TrainEvidence) -> Outcome:
 
 
 def _overfit(seen: TrainEvidence, step: int) -> tuple[Cause, ...]:
-    """Why the held-out loss rises, the likeliest first: what was trained on is learned by heart, goes on falling, or does not fall."""
+    """Why the held-out loss rises, the likeliest first: rows were learned by heart, the rate is too high, or they are of another kind."""
     steps, advice, rate = seen.training.steps, seen.advice, seen.rate
     losses = finite(record.loss for record in steps)
     first, last = (float(part.mean()) for part in (losses[:3], losses[-max(1, len(losses) // 5) :]))
     epoch = next((record.epoch for record in steps if record.step == step and record.epoch), 1.0)
     overfitting = Cause("overfitting", (seen.setting("epochs", float(epoch)), seen.setting("keep", "best")))
-    by_heart = last < BY_HEART * first and (steps[-1].epoch or 0.0) > 1
-    if by_heart or (step and last < first):
+    again = steps[-1].epoch is None or steps[-1].epoch > 1  # rows that were seen once are not learned by heart
+    if again and (last < BY_HEART * first or (step and last < first)):
         return overfitting, too_fast(seen), Cause("other_distribution")
     if rate is not None and advice is not None and rate > advice.high:
         return too_fast(seen), Cause("other_distribution"), overfitting
