@@ -283,7 +283,7 @@ def collect(name: str, run: RunDir) -> Summary:
         name=name,
         title=page["title"],
         model=page["model"],
-        machine=f"{platform.machine()}, one thread",
+        machine=f"{platform.machine()}, a CPU",
         hours=sum(one.get("seconds") or 0.0 for one in manifests if one["kind"] not in ("sweep", "report")) / 3600,
         sweeps=sweeps,
         evaluations={stage: tuple(one.record for one in several) for stage, several in facts.items()},
