@@ -124,6 +124,7 @@ def _data(name: str) -> Changes:
 
 
 COURSE = "the course"
+TITLES = {"dpo": "DPO", "simpo": "SimPO", "orpo": "ORPO", "kto": "KTO", "ipo": "IPO"}
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     "instruction": (
         Claim(
@@ -229,7 +230,16 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
     "alignment": (
         *(
             Claim(
-                f"{name.upper()} learns what the pairs ask for: more replies of at most 25 words",
+                f"{TITLES[name]} favours the better reply of held-out pairs more often than the model it starts from",
+                COURSE,
+                Models("evaluate", "preferences", "reward_accuracy", "sft", name),
+                "higher",
+            )
+            for name in ("dpo", "simpo", "orpo", "kto", "ipo")
+        ),
+        *(
+            Claim(
+                f"{TITLES[name]} learns what the pairs ask for: more replies of at most 25 words",
                 COURSE,
                 Models("evaluate", "prompts", "accuracy", "sft", name),
                 "higher",
@@ -378,7 +388,7 @@ def page(summary: Summary) -> Page:
         f"Of {plural(len(summary.found), 'claim')}, "
         + ", ".join(f"{count} {reading}" for reading, count in counted.items())
         + ". "
-        "The difference decides: *seen* where it has the claimed sign and its 95% interval excludes zero."
+        "The difference decides: a claim is seen where it has the claimed sign and its 95% interval excludes zero."
     )
     claims = Table(
         "",

@@ -69,6 +69,11 @@ def sweep_section(record: SweepRecord, name: str) -> Section:
     )
 
 
+def _digits(record: SweepRecord) -> int | None:
+    """Decimals of its metric: a loss needs four."""
+    return None if record.unit == "share" else 4
+
+
 def _at(record: SweepRecord, place: int | None) -> SweepSetting | None:
     return None if place is None else record.settings[place]
 
@@ -76,9 +81,7 @@ def _at(record: SweepRecord, place: int | None) -> SweepSetting | None:
 def _number(record: SweepRecord, found: Interval | None, *, signed: bool = False) -> Number:
     if found is None:
         return Number(None)
-    return Number(
-        found.estimate, record.unit, found.low, found.high, digits=None if record.unit == "share" else 4, signed=signed
-    )
+    return Number(found.estimate, record.unit, found.low, found.high, digits=_digits(record), signed=signed)
 
 
 def _sentence(record: SweepRecord) -> str:
@@ -90,7 +93,7 @@ def _sentence(record: SweepRecord) -> str:
     tail = f" {'; '.join(more)}." if more else ""
     if best is None or chosen is None or best.value is None or chosen.value is None:
         return f"{plural(len(runs), 'run')} of {record.stage}; none can be compared.{tail}"
-    value = numbers.in_unit(best.value.estimate, record.unit, 4)
+    value = numbers.in_unit(best.value.estimate, record.unit, _digits(record))
     found = f"Of {plural(len(record.settings), 'setting')}, {best.label} has the best {record.metric} ({value})."
     if chosen is not best:
         found += f" {chosen.label} is simpler and within one standard error of it, so it is chosen."
@@ -103,8 +106,10 @@ def _sentence(record: SweepRecord) -> str:
 
 
 def _facts(record: SweepRecord) -> Facts:
-    noise = "not known: one seed" if record.noise is None else numbers.in_unit(record.noise, record.unit, 4)
-    expected = None if record.expected is None else Number(record.expected, record.unit, digits=4)
+    noise = (
+        "not known: one seed" if record.noise is None else numbers.in_unit(record.noise, record.unit, _digits(record))
+    )
+    expected = None if record.expected is None else Number(record.expected, record.unit, digits=_digits(record))
     return Facts(
         (
             ("Decides", f"{record.metric}, {record.better} is better"),
@@ -175,7 +180,7 @@ def _parallel(record: SweepRecord, name: str) -> Chart | None:
             continue
         kind = "s1" if place == record.chosen else "s2" if place == record.best else "s0"
         places = [float(levels[path].index(one.changes[path])) for path in levels]
-        text = f"{record.metric} {numbers.in_unit(one.value.estimate, record.unit, 4)}"
+        text = f"{record.metric} {numbers.in_unit(one.value.estimate, record.unit, _digits(record))}"
         strands.append(Strand(one.label, (*places, one.value.estimate), kind, text))
     if len(strands) < 2:
         return None
@@ -245,7 +250,7 @@ def _effect(record: SweepRecord, one: Effect) -> Number:
         record.unit,
         None if known is None else known.low,
         None if known is None else known.high,
-        digits=4,
+        digits=_digits(record),
         signed=True,
     )
 
@@ -258,7 +263,7 @@ def _effects_note(record: SweepRecord) -> str:
     if record.noise is None:
         return "With one seed the noise between seeds is not known, so no difference can be held against it: give several seeds."
     return (
-        f"Runs of one setting differ by {record.noise:.4g} (standard deviation between {len(record.seeds)} seeds). A difference exceeds the noise where its "
+        f"Runs of one setting differ by {numbers.in_unit(record.noise, record.unit, _digits(record))} (standard deviation between {len(record.seeds)} seeds). A difference exceeds the noise where its "
         f"{record.confidence:.0%} interval, from this noise alone, excludes zero."
     )
 
