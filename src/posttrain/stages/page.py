@@ -235,7 +235,8 @@ def run_page(run: Run) -> values.Page:
         ("Started", numbers.moment(run.started) if run.started else None),
         ("Seed", None if run.seed is None else str(run.seed)),
     )
-    own = [_glance(run), _shown(run), diagnosis_section(run.diagnosis), *run.sections, _rows(run), _provenance(run)]
+    box = diagnosis_section(run.diagnosis) if run.diagnosis.told else None
+    own = [_glance(run), _shown(run), box, *run.sections, _rows(run), _provenance(run)]
     return values.Page(
         kind="posttrain report",
         title=run.title,
