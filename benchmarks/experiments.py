@@ -279,7 +279,6 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
 
 def collect(name: str, run: RunDir) -> Summary:
     """What is kept of a finished run. Raises RunError where a sweep or a record can't be read."""
-    recipe = StageDir(run.path)
     sweeps = {path.parent.name: read_record(path) for path in sorted(run.path.glob("*/sweep.json"))}
     evaluated = {path.parent.name for path in run.path.glob("*/manifest.json") if read_json(path)["kind"] == "eval"}
     facts = {
@@ -288,7 +287,7 @@ def collect(name: str, run: RunDir) -> Summary:
     }
     manifests = [read_json(path) for path in run.path.rglob("manifest.json")]
     found = (_found(claim, run, sweeps, facts) for claim in CLAIMS[name])
-    page = read_json(recipe.file("summary.json"))
+    page = read_json(run.path / "summary.json")
     return Summary(
         name=name,
         title=page["title"],

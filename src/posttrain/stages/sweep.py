@@ -61,10 +61,9 @@ class SweepStage(SweepSettings, StageKind):
             yield Problem(
                 ("metric",), f"a train stage gives its held-out {LOSS}, not {self.metric!r}; measure with an eval stage"
             )
-        varied = [path for one in ([self.over], self.settings)[bool(self.settings)] for path in one]
-        if "seed" in varied:
+        if "seed" in self.paths:
             yield Problem(("over", "seed"), "the rows would be others in every run; give seeds: [0, 1, 2] instead")
-        if trains and (losses := sorted({path for path in varied if "objective" in path.split(".")})):
+        if trains and (losses := sorted(path for path in self.paths if "objective" in path.split("."))):
             yield Problem(
                 ("stage",),
                 f"losses of different objectives can't be compared ({', '.join(losses)}); measure with an eval stage",

@@ -101,6 +101,11 @@ class SweepSettings:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed is listed twice")
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Everything that is varied."""
+        return tuple(dict.fromkeys([*self.over, *(path for one in self.settings for path in one)]))
+
     def own_problems(self) -> Iterable[Problem]:
         """What is wrong whatever the recipe; paths begin at the stage."""
         drawn = not isinstance(self.search, Grid)
