@@ -51,4 +51,6 @@ clean:
 
 .venv/.installed-dev: .venv/.installed
 	$(INSTALL) -e '.[dev]'
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk; } >/dev/null 2>&1 \
+		|| echo "chromium can't be installed here: the tests of the board in a browser will be skipped"
 	touch $@

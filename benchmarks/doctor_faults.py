@@ -7,7 +7,7 @@
 Every fault is one change of a run that is well. It is found when the rule that is about it stands first or second among the findings and
 names the right cause first or second. A healthy run has no alarm. The model is SmolLM2-135M-Instruct, the rows are the shortest of the demo
 set (alpaca_en_demo), and pairs are made of them: the reply to a prompt beside the reply to another one. 8 to 100 steps of 2 to 4 rows
-of some 60 tokens: 20 to 40 minutes on one thread.
+of some 60 tokens, or 12 rounds of 32 replies of its own: 30 to 60 minutes on one thread.
 """
 
 from __future__ import annotations
@@ -152,10 +152,10 @@ def with_broken_rows() -> list[Row]:
     return rows
 
 
-def feedback() -> list[Row]:
+def feedback(pairs: Rows = matched) -> list[Row]:
     return [
         {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
-        for row in matched()
+        for row in pairs()
         for side in ("chosen", "rejected")
     ]
 
@@ -179,15 +179,37 @@ class Case:
     data: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Rows] = field(default_factory=dict)
     """Further sources by name, each a file."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Further files by name."""
     stages: Mapping[str, Any] = field(default_factory=dict)
     """Further stages, or in place of those that every case has."""
+    online: Mapping[str, Any] | None = None
+    """An online stage in place of the train stage, by its changes."""
     model: Callable[[Path], str] = lambda folder: MODEL
+    or_rules: tuple[str, ...] = ()
+    """Others that are as right, where they name one of the causes."""
 
 
 def objective(name: str, rate: float, **more: Any) -> dict[str, Any]:
     return {"objective": {"name": name, **more}, "learning_rate": rate, "max_steps": 30}
 
 
+def learns(score: Mapping[str, Any], *more: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """What an online stage learns from its own replies."""
+    return {"scores": [dict(one) for one in (score, *more)], **changes}
+
+
+SENTENCE = {
+    "name": "checks",
+    "checks": [
+        {
+            "kind": "all_of",
+            "expected": [{"kind": "max_words", "expected": 12}, {"kind": "matches_regex", "expected": r"[.!?]\Z"}],
+        }
+    ],
+}
+"""One short sentence that ends: the untrained model meets it now and then."""
+SUFFIX = "Answer in one sentence of 6 to 12 words."
 DPO = objective("dpo", 5e-5)
 EVALUATE = {"kind": "eval", "models": ["base", "sft"], "prompts": None, "max_length": 200, "resamples": 1000}
 
@@ -383,6 +405,30 @@ CASES: dict[str, Case] = {
             }
         },
     ),
+    # faults of learning from replies of one's own
+    "online_constant": Case(
+        "GRPO, a score that every reply passes but an empty one",
+        rule="no_signal",
+        causes=("constant_score", "too_hard"),
+        online=learns({"name": "checks", "checks": [{"kind": "max_words", "expected": 1000}]}, cut_replies="score"),
+    ),
+    "online_rate": Case(
+        "GRPO at learning rate 1e-2",
+        rule="collapse",
+        causes=("rate_high",),
+        online=learns({"name": "checks", "checks": [{"kind": "max_words", "expected": 30}]}, learning_rate=1e-2),
+    ),
+    "online_short": Case(
+        "GRPO, the shorter the better; that it has six words is only logged",
+        rule="reward_hacking",
+        causes=("one_score",),
+        online=learns(
+            {"name": "length", "words": 0},
+            {"name": "checks", "weight": 0.0, "checks": [{"kind": "min_words", "expected": 6}]},
+            cut_replies="score",
+            learning_rate=5e-4,
+        ),
+    ),
     # healthy runs
     "healthy_sft": Case("SFT", stages={"evaluate": {**EVALUATE, "data": "prepare"}}),
     "healthy_dpo": Case("DPO", matched, train=DPO),
@@ -390,6 +436,10 @@ CASES: dict[str, Case] = {
     "healthy_simpo": Case("SimPO", matched, train={**objective("simpo", 5e-5), "max_steps": 40}),
     "healthy_orpo": Case("ORPO", matched, train=objective("orpo", 1e-4)),
     "healthy_kto": Case("KTO", feedback, train={**objective("kto", 5e-5), "batch_size": 8}),
+    "healthy_grpo": Case("GRPO", online=learns(SENTENCE)),
+    "healthy_online_dpo": Case(
+        "online DPO", online=learns(SENTENCE, method={"name": "online_dpo", "label_temperature": 0.25})
+    ),
     "healthy_reward": Case("reward model", matched, train={**objective("reward", 1e-4), "max_steps": 60}),
 }
 
@@ -407,7 +457,9 @@ def recipe_of(name: str, case: Case, folder: Path) -> dict[str, Any]:
                 **case.data,
             },
             **case.stages,
-            "sft": {
+            "sft": _online(case.online)
+            if case.online is not None
+            else {
                 "kind": "train",
                 "data": "prepare",
                 "max_length": 160,
@@ -424,9 +476,28 @@ def recipe_of(name: str, case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
+def _online(changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "online",
+        "data": "prepare",
+        "suffix": SUFFIX,
+        "method": {"name": "grpo"},
+        "steps": 12,
+        "prompts": 4,
+        "replies": 8,
+        "max_new_tokens": 24,
+        "learning_rate": 3e-4,
+        "evaluation_prompts": 24,
+        "checkpoint_every": 1000,
+        **changes,
+    }
+
+
 def write_inputs(case: Case, folder: Path) -> None:
     for file, rows in {"rows.jsonl": case.rows, **case.others}.items():
         write_text(folder / file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows()))
+    for file, text in case.files.items():
+        write_text(folder / file, text)
     prompts = {"knowledge": [{"id": f"p{n}", "language": "en", "prompt": text} for n, text in enumerate(PROMPTS)]}
     write_text(folder / "prompts.yaml", yaml.safe_dump(prompts))
     items = [
@@ -471,13 +542,15 @@ class Verdict:
 
 
 def verdict_of(case: Case, found: Diagnosis) -> Verdict:
-    names = [one.rule for one, _ in found.findings]
-    place = names.index(case.rule) if case.rule in names else None
-    causes = [] if place is None else [cause.name for cause in found.findings[place][1].causes]
+    wanted = [
+        (place, [cause.name for cause in finding.causes])
+        for place, (one, finding) in enumerate(found.findings, 1)
+        if one.rule in (case.rule, *case.or_rules)
+    ]
+    place, causes = next((one for one in wanted if set(one[1]) & set(case.causes)), wanted[0] if wanted else (None, []))
     cause = next((n for n, name in enumerate(causes, 1) if name in case.causes), None)
-    return Verdict(
-        None if place is None else place + 1, cause, tuple(names), tuple(one.rule for one, _ in found.alarms)
-    )
+    names, alarms = (tuple(one.rule for one, _ in several) for several in (found.findings, found.alarms))
+    return Verdict(place, cause, names, alarms)
 
 
 READ = (
@@ -536,43 +609,44 @@ def unpacked(file: Path, out: Path) -> None:
             write_text(out / name / "run" / path, text)
 
 
-def verdicts(out: Path, names: list[str]) -> Iterator[tuple[str, Verdict]]:
-    for name in names:
+def verdicts(out: Path, cases: Mapping[str, Case]) -> Iterator[tuple[str, Verdict]]:
+    for name, case in cases.items():
         folder = out / name / "run"
         if folder.is_dir():
             stages = read_stages(RunDir(folder), KINDS)
-            yield name, verdict_of(CASES[name], diagnose(stages.stages, stages.gaps))
+            yield name, verdict_of(case, diagnose(stages.stages, stages.gaps))
 
 
-def table(out: Path, names: list[str]) -> tuple[str, bool]:
+def table(out: Path, cases: Mapping[str, Case]) -> tuple[str, bool]:
     lines, every = ["| run | change | expected | place | cause | findings | |", "|---|---|---|---|---|---|---|"], True
-    for name, verdict in verdicts(out, names):
-        case = CASES[name]
+    for name, verdict in verdicts(out, cases):
+        case = cases[name]
         right = verdict.right(case)
         every &= right
         findings = ", ".join(f"**{rule}**" if rule in verdict.alarms else rule for rule in verdict.findings) or "none"
         lines.append(
-            f"| {name} | {case.change} | {case.rule or 'no alarm'} | {verdict.place or ''} | {verdict.cause or ''} | {findings} | {'yes' if right else 'NO'} |"
+            f"| {name} | {case.change} | {' or '.join((case.rule, *case.or_rules)) if case.rule else 'no alarm'} | {verdict.place or ''} | {verdict.cause or ''} | {findings} | {'yes' if right else 'NO'} |"
         )
     return "\n".join(lines), every
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; default: all")
+def main(cases: Mapping[str, Case], about: str | None) -> None:
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(cases)}; default: all")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     parser.add_argument("--record", type=Path, metavar="FILE", help="only write what the doctor reads of what is there")
     given = parser.parse_args()
-    names = given.names or list(CASES)
+    chosen = {name: cases[name] for name in given.names or cases}
     if given.record:
-        record(given.out, names, given.record)
-    for name in [] if given.table or given.record else names:
-        print(f"{name}: {run(name, CASES[name], given.out):.0f} s", file=sys.stderr, flush=True)
-    text, every = table(given.out, names)
+        record(given.out, list(chosen), given.record)
+    elif not given.table:
+        for name, case in chosen.items():
+            print(f"{name}: {run(name, case, given.out):.0f} s", file=sys.stderr, flush=True)
+    text, every = table(given.out, chosen)
     print(text)
     sys.exit(not every)
 
 
 if __name__ == "__main__":
-    main()
+    main(CASES, __doc__)

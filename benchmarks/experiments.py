@@ -26,8 +26,8 @@ from posttrain.report.charts import draw
 from posttrain.report.reading import Stage, parse
 from posttrain.report.values import Block, Label, Number, Page, Section, Table, Text, charts_of
 from posttrain.report.words import plural
-from posttrain.stats.intervals import IntervalSettings
-from posttrain.sweep.analysis import differences, interval
+from posttrain.stats.intervals import IntervalSettings, mean_difference, student
+from posttrain.sweep.analysis import differences
 from posttrain.sweep.outcome import outcome
 from posttrain.sweep.records import SweepRecord, label_of, read_record
 from posttrain.sweep.section import sweep_section
@@ -355,11 +355,8 @@ def _of_settings(words: Mapping[str, Any], of: Settings, run: RunDir, record: Sw
     ]
     rows = [row for row in found[0][0] if all(row in each for several in found for each in several)]
     values_2SR = np.array([[[each[row] for row in rows] for each in several] for several in found])
-    gaps_R = (values_2SR[1] - values_2SR[0]).mean(axis=0)
-    error = float(
-        np.hypot(gaps_R.std(ddof=1) / np.sqrt(len(rows)), (record.noise or 0.0) * np.sqrt(2 / values_2SR.shape[1]))
-    )
-    seen = interval(float(gaps_R.mean()), error, differences(values_2SR, lower=True).freedom, record.confidence)
+    gap = mean_difference(*values_2SR.mean(axis=1), noise=record.noise, seeds=values_2SR.shape[1])
+    seen = student(*gap, differences(values_2SR, lower=True).freedom, record.confidence)
     return Found(
         **words,
         a=label_of(of.a),

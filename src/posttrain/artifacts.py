@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ import platform
 import re
 import shutil
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,9 +27,16 @@ import psutil
 from safetensors import SafetensorError
 
 from posttrain.errors import RunError
+from posttrain.holder import UNKNOWN, Holder, holder_of, last_holder, lock_of, sign
 from posttrain.types import Origin
 
 SCHEMA = 1
+LOCK_FILE = ".lock"
+"""In the run folder: held by the process that works on the run (`posttrain.holder`)."""
+EXIT_FILE = ".exit.json"
+"""In the run folder: how the last process that worked on it ended; absent while one works, and where it was killed."""
+STOP_FILE = ".stop"
+"""In the run folder: there while the process that works on it is asked to stop."""
 
 
 # ---- digests -------------------------------------------------------------------------------------------------------
@@ -166,6 +171,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 _in_a_line = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def append_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to a log, on disk when this returns. What a kill left half-written becomes a line of its own."""
+    with path.open("ab+") as file:
+        half = b""
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            half = b"" if file.read(1) == b"\n" else b"\n"
+        file.write(half + json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> Any:
@@ -364,11 +381,14 @@ def json_records(path: Path) -> Iterator[dict[str, Any]]:
     """The record of every whole line of a log; a half-written last one (a kill) is left out. Raises RunError where another is damaged."""
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            yield json.loads(line)
-        except ValueError as error:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise RunError(
                 f"this line can't be read as JSON: {error}", where=f"{path}:{number}", fix="remove the line"
             ) from error
+        if not isinstance(record, dict):
+            raise RunError("this line is no JSON object", where=f"{path}:{number}", fix="remove the line")
+        yield record
 
 
 class MetricsLog:
@@ -417,15 +437,19 @@ class RunDir:
     def stages(self) -> list[str]:
         """Names of the stages that have a manifest, in order of their start."""
         found = {p.parent.name: self.stage(p.parent.name).manifest() or {} for p in self.path.glob("*/manifest.json")}
-        return sorted(found, key=lambda name: found[name].get("started") or 0.0)
+
+        def started(name: str) -> float:
+            when = found[name].get("started")
+            return when if isinstance(when, int | float) else 0.0
+
+        return sorted(found, key=started)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; a second process gets a RunError that names the holder.
 
-        The lock is the kernel's (flock), so a killed process leaves none behind.
+        What was left of the end of the process before (`EXIT_FILE`, `STOP_FILE`) is removed.
         """
-        path = self.path / ".lock"
         try:
             os.fspath(self.path).encode()
         except UnicodeEncodeError:
@@ -434,22 +458,32 @@ class RunDir:
                 where=os.fsencode(self.path).decode("utf-8", "backslashreplace"),
                 fix="give another folder",
             ) from None
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
-        except OSError as error:
-            raise write_error(error, self.path) from error
-        with file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise RunError(
-                    f"another process is working on this run ({file.read().strip() or 'unknown process'})",
-                    where=str(self.path),
-                    fix="wait for it, stop it, or give this run another name=...",
-                ) from None
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            file.flush()
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(lock_of(self.path / LOCK_FILE))
+                if lock is not None:
+                    for name in (EXIT_FILE, STOP_FILE):
+                        (self.path / name).unlink(missing_ok=True)
+                    sign(lock)  # last: who reads this name finds nothing of the one before
+            except OSError as error:
+                raise write_error(error, self.path) from error
+            if lock is None:
+                raise self.taken_by(last_holder(self.path / LOCK_FILE) or UNKNOWN)
             yield
+
+    def holder(self) -> Holder | None:
+        """The process that works on this run now; None where none does."""
+        return holder_of(self.path / LOCK_FILE)
+
+    def taken_by(self, holder: Holder) -> RunError:
+        """The refusal to work on this run, because another process does."""
+        return RunError(
+            f"another process is working on this run ({holder})",
+            where=str(self.path),
+            fix="wait for it, stop it, or give this run another name=...",
+        )
+
+    def stop_asked(self) -> bool:
+        """Whether the process that works on this run was asked to stop after the step it is at."""
+        return (self.path / STOP_FILE).exists()

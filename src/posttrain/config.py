@@ -60,6 +60,9 @@ class Problem(NamedTuple):
     path: ConfigPath
     message: str
 
+    def __str__(self) -> str:
+        return f"{dotted(self.path)}: {self.message}"
+
 
 def dotted(path: ConfigPath) -> str:
     """``stages.sft.learning_rate``; the empty path is ``(top level)``."""
@@ -89,18 +92,20 @@ class Document:
 
     def error(self, problems: Sequence[Problem]) -> ConfigError:
         """One ConfigError that tells all problems (the first ten), in the order of the file."""
-        found = [(self.place(p.path), f"{dotted(p.path)}: {p.message}") for p in problems]
-        return _error_of(self.file, found)
+        return _error_of(self.file, [(self.place(problem.path), problem) for problem in problems])
 
 
-def _error_of(file: str, found: Sequence[tuple[Place, str]]) -> ConfigError:
+def _error_of(file: str, found: Sequence[tuple[Place, Problem]]) -> ConfigError:
     ordered = sorted(dict.fromkeys(found), key=lambda item: (isinstance(item[0], str), item[0]))
+    problems = [problem for _, problem in ordered]
     if len(ordered) == 1:
-        place, message = ordered[0]
-        return ConfigError(message, where=f"{file}:{place}" if isinstance(place, int) else place)
-    lines = [f"\n  {f'line {place}' if isinstance(place, int) else place}: {text}" for place, text in ordered]
+        place, problem = ordered[0]
+        return ConfigError(
+            str(problem), where=f"{file}:{place}" if isinstance(place, int) else place, problems=problems
+        )
+    lines = [f"\n  {f'line {place}' if isinstance(place, int) else place}: {problem}" for place, problem in ordered]
     more = f"\n  and {len(lines) - MAX_PROBLEMS} more" if len(lines) > MAX_PROBLEMS else ""
-    return ConfigError(f"{len(ordered)} problems" + "".join(lines[:MAX_PROBLEMS]) + more, where=file)
+    return ConfigError(f"{len(ordered)} problems" + "".join(lines[:MAX_PROBLEMS]) + more, where=file, problems=problems)
 
 
 # ---- YAML to plain values with places ------------------------------------------------------------------------------
@@ -110,15 +115,17 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _BOOL = re.compile("true|True|TRUE|false|False|FALSE")
 _NULL = re.compile("~|null|Null|NULL|")
+_LINE_BREAK = re.compile("[\n\r\x85\u2028\u2029]")
 
 
-class _Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """Composes nodes only: the values are made below, so that every one keeps its place."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose one node, as PyYAML asks for it; refuse depth that no configuration has."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
@@ -130,7 +137,7 @@ class _Loader(yaml.SafeLoader):
 
 for _name, _pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT)):
     _whole = re.compile(rf"^(?:{_pattern.pattern})$", re.ASCII)
-    _Loader.add_implicit_resolver(_TAG + _name, _whole, None)
+    YamlLoader.add_implicit_resolver(_TAG + _name, _whole, None)
 
 
 def read_yaml(path: str | Path) -> Document:
@@ -182,17 +189,16 @@ def _decoded(raw: bytes, file: str) -> str:
 
 def parse_yaml(text: str, file: str) -> Document:
     """Parse YAML text; ``file`` is the name used in errors. See ``read_yaml``."""
-    node = _composed(text, file)
+    node = composed(text, file)
     if node is None:
         raise ConfigError("the file is empty", where=file, fix="start from one of the files in recipes/")
     return _document(node, file)
 
 
-def _composed(text: str, file: str) -> yaml.Node | None:
-    """The node graph of a text with one document; None where there is nothing but comments."""
+def composed(text: str, file: str, loader: type[YamlLoader] = YamlLoader) -> yaml.Node | None:
+    """The node graph of a text with one document; None where there is nothing but comments. Raises ConfigError as `read_yaml`."""
     try:
-        loader = _Loader(text)
-        return loader.get_single_node()
+        return loader(text).get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(
@@ -241,14 +247,14 @@ _YAML_WORDS = {
 
 def _document(root: yaml.Node, file: str) -> Document:
     places: dict[ConfigPath, Place] = {(): 1}
-    found: list[tuple[Place, str]] = []
+    found: list[tuple[Place, Problem]] = []
     count = 0
 
     def line(node: yaml.Node) -> int:
         return int(node.start_mark.line) + 1
 
     def wrong(node: yaml.Node, path: ConfigPath, message: str) -> None:
-        found.append((line(node), f"{dotted(path)}: {message}"))
+        found.append((line(node), Problem(path, message)))
 
     def walk(node: yaml.Node, path: ConfigPath) -> Any:
         nonlocal count
@@ -379,13 +385,14 @@ def fields_of(owner: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(owner) if f.init}
 
 
-def _variants(shape: Shape) -> dict[str, type]:
+def variants_of(shape: Shape) -> dict[str, type]:
     """Tag value -> dataclass of a tagged union, in order."""
     assert shape.tag is not None
     return {str(value): member for member in shape.members for value in get_args(fields_of(member)[shape.tag])}
 
 
-def _is_config(annotation: Any) -> bool:
+def is_config(annotation: Any) -> bool:
+    """Whether an annotation is a dataclass."""
     return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
 
 
@@ -400,7 +407,7 @@ def words(annotation: Any) -> str:
 def _words(shape: Shape, limits: str) -> str:
     base, origin = shape.base, get_origin(shape.base)
     if shape.tag is not None:
-        return f"a mapping with {shape.tag}: {' or '.join(_variants(shape))}"
+        return f"a mapping with {shape.tag}: {' or '.join(variants_of(shape))}"
     if shape.members:
         return " or ".join(words(member) for member in shape.members)
     if origin is Literal:
@@ -410,7 +417,7 @@ def _words(shape: Shape, limits: str) -> str:
         return f"a list{limits}, each entry {words(get_args(base)[0])}"
     if origin is dict:
         return f"a mapping{limits}"
-    if _is_config(base):
+    if is_config(base):
         return f"a mapping ({', '.join(fields_of(base))})"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "any value"}
     return plain[base] + limits
@@ -463,7 +470,7 @@ def build(annotation: type[T], document: Document, path: ConfigPath = ()) -> T:
     for part in path:
         value = value[part]
     checker: TypeAdapter[T] = _adapter(cast(Any, annotation))
-    if not path and not isinstance(value, dict) and _is_config(annotation):
+    if not path and not isinstance(value, dict) and is_config(annotation):
         hint = " (a space is needed after each ':')" if isinstance(value, str) and ":" in value else ""
         raise document.error([Problem((), f"must be {words(annotation)}, got {_shown(value)}{hint}")])
     try:
@@ -482,10 +489,10 @@ def _problem(annotation: Any, value: Any, found: Mapping[str, Any]) -> Problem:
     while parts:
         shape = shape_of(annotation)
         if shape.tag is not None:
-            annotation = _variants(shape)[str(parts.pop(0))]
+            annotation = variants_of(shape)[str(parts.pop(0))]
         elif shape.members:
             break  # which member was meant is unknown: the words of the whole union say what is allowed
-        elif _is_config(shape.base):
+        elif is_config(shape.base):
             name = str(parts.pop(0))
             path = (*path, name)
             if kind in ("unexpected_keyword_argument", "extra_forbidden") and not parts:
@@ -507,7 +514,7 @@ def _problem(annotation: Any, value: Any, found: Mapping[str, Any]) -> Problem:
 def _wrong_value(annotation: Any, value: Any, path: ConfigPath) -> Problem:
     shape = shape_of(annotation)
     if shape.tag is not None and isinstance(value, dict):
-        known = _variants(shape)
+        known = variants_of(shape)
         if shape.tag not in value:
             return Problem((*path, shape.tag), f"this key is missing; it must be one of {', '.join(map(repr, known))}")
         return Problem((*path, shape.tag), _must_be(f"one of {', '.join(map(repr, known))}", value[shape.tag], known))
@@ -552,7 +559,7 @@ def _configs(annotation: Any) -> tuple[type, ...]:
     """The dataclasses a field may hold, directly or as entries of a list or mapping."""
     shape = shape_of(annotation)
     inner = shape.members or (get_args(shape.base) if get_origin(shape.base) in (tuple, list, dict) else ())
-    if _is_config(shape.base):
+    if is_config(shape.base):
         return (shape.base,)
     return tuple(config for part in inner if part is not Ellipsis for config in _configs(part))
 
@@ -622,15 +629,20 @@ def _override_one(
                 fix=f"known: {', '.join(known)}",
             )
         parts = [str(shorthand), *parts]
-    new = _override_value(text, where)
-    value, path = _assigned(annotation, document.value, parts, new, (), where)
+    return assigned(document, parts, value_of(text, where), annotation, where)
+
+
+def assigned(document: Document, parts: Sequence[str], new: Any, annotation: type, where: str) -> Document:
+    """The document with the value at one path replaced, as `override` does. ``where``: what an error names, and the value's place."""
+    value, path = _assigned(annotation, document.value, list(parts), new, (), where)
     places = {p: place for p, place in document.places.items() if p[: len(path)] != path}
     return Document(document.file, value, {**places, path: where})
 
 
-def _override_value(text: str, where: str) -> Any:
+def value_of(text: str, where: str) -> Any:
+    """What the text behind ``path=`` means. Raises ConfigError where it is not YAML."""
     try:
-        node = _composed(text, where)
+        node = composed(text, where)
         rest = text if node is None else text[node.end_mark.index :]
         if rest.strip():
             raise ConfigError("'#' starts a comment in YAML", fix="put the value in quotes")
@@ -649,7 +661,7 @@ def _assigned(
     shape = shape_of(annotation)
     if shape.tag is not None and isinstance(value, dict):
         # An unknown or missing tag is told by build(); then any key of any variant is let through to it.
-        variants = _variants(shape)
+        variants = variants_of(shape)
         chosen = variants.get(str(value.get(shape.tag)))
         if chosen is None:
             chosen = next((v for v in variants.values() if name in fields_of(v)), shape.members[0])
@@ -666,7 +678,7 @@ def _assigned(
         return [entry if i == int(name) else old for i, old in enumerate(value)], full
     if not isinstance(value, dict):
         raise ConfigError(f"{dotted(path)} is {_shown(value)}, nothing inside it can be set", where=where)
-    if _is_config(shape.base):
+    if is_config(shape.base):
         fields = fields_of(shape.base)
         if name not in fields:
             raise fail(_unknown_key(name, shape.base))
@@ -709,20 +721,32 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+class _InlineDumper(_Dumper):
+    """Writes in one line, text with line breaks too."""
+
+
 def _written_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     # PyYAML folds U+0085 away unless it is told to escape it.
-    return dumper.represent_scalar(_TAG + "str", text, style='"' if "\x85" in text else None)
+    escaped = "\x85" in text or (isinstance(dumper, _InlineDumper) and _LINE_BREAK.search(text))
+    return dumper.represent_scalar(_TAG + "str", text, style='"' if escaped else None)
 
 
 _Dumper.add_representer(str, _written_text)
+_InlineDumper.add_representer(str, _written_text)
 for _name, _pattern in (("int", _INT), ("float", _FLOAT)):
-    _Dumper.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern.pattern})$", re.ASCII), None)
+    for _dumper in (_Dumper, _InlineDumper):
+        _dumper.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern.pattern})$", re.ASCII), None)
 
 
 def resolved_yaml(value: Any, *, inline: bool = False) -> str:
     """A configuration as YAML with every default written out; parses back to an equal value. ``inline``: in one line."""
     return yaml.dump(
-        plain(value), Dumper=_Dumper, default_flow_style=inline, sort_keys=False, allow_unicode=True, width=1_000_000
+        plain(value),
+        Dumper=_InlineDumper if inline else _Dumper,
+        default_flow_style=inline,
+        sort_keys=False,
+        allow_unicode=True,
+        width=1_000_000,
     )
 
 
@@ -785,12 +809,14 @@ class Section(NamedTuple):
 def sections(annotation: type) -> tuple[Section, ...]:
     """Every key that may be written, dataclass by dataclass, from the outside in."""
     return tuple(
-        Section(path, choice, inspect.cleandoc(owner.__doc__ or ""), _keys(owner))
+        Section(path, choice, inspect.cleandoc(owner.__doc__ or ""), keys_of(owner))
         for owner, (path, choice) in configurations(annotation).items()
     )
 
 
-def _keys(owner: type) -> tuple[Key, ...]:
+@cache
+def keys_of(owner: type) -> tuple[Key, ...]:
+    """The keys of one dataclass, in order."""
     docs, annotations = field_docs(owner), fields_of(owner)
     found = []
     for one in dataclasses.fields(owner):
@@ -808,9 +834,9 @@ def configurations(annotation: Any) -> dict[type, tuple[str, str | None]]:
     def visit(part: Any, path: str, choice: str | None = None) -> None:
         shape = shape_of(part)
         if shape.tag is not None:
-            for value, member in _variants(shape).items():
+            for value, member in variants_of(shape).items():
                 visit(member, path, f"{shape.tag}: {value}")
-        elif _is_config(shape.base):
+        elif is_config(shape.base):
             if shape.base not in found:
                 found[shape.base] = (path, choice)
                 for name, inner in fields_of(shape.base).items():

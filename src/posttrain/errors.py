@@ -9,7 +9,7 @@
     |- ModelError       a model folder or adapter can't be loaded
     |- AssetError       a named asset is unknown, can't be fetched, or has the wrong sha256
     |- RunError         the run folder is locked, read-only, full, or holds something unexpected
-    |   `- InterruptedRunError   Ctrl-C or SIGTERM; what was finished is kept (exit code 130, not 2)
+    |   `- InterruptedRunError   Ctrl-C, SIGTERM or asked to stop; what was finished is kept (exit code 130, not 2)
     |       `- EndedEarlyError  a run that a search has seen enough of; only the search sees it
     |- CheckpointError  a checkpoint is damaged or belongs to another configuration
     `- TrainingError    training can't go on (non-finite loss, nothing to train on)
@@ -19,9 +19,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 
 class PosttrainError(Exception):
     """Base of the tree: a problem the user can mend, told in one message."""
+
+    exit_code: ClassVar[int] = 2
+    """That of a command that ends with it."""
 
     def __init__(self, problem: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.problem, self.where, self.fix = problem, where, fix
@@ -31,6 +37,18 @@ class PosttrainError(Exception):
 
 class ConfigError(PosttrainError):
     """A recipe or an override is wrong."""
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        problems: Sequence[tuple[tuple[str | int, ...], str]] = (),
+    ) -> None:
+        super().__init__(problem, where=where, fix=fix)
+        self.problems = tuple(problems)
+        """(config path, what is wrong there) of everything that the message tells, also of what it leaves out for length."""
 
 
 class DataError(PosttrainError):
@@ -55,6 +73,8 @@ class RunError(PosttrainError):
 
 class InterruptedRunError(RunError):
     """The user stopped the run; the same command goes on from where it was."""
+
+    exit_code = 130
 
 
 class EndedEarlyError(InterruptedRunError):

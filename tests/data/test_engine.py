@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from operator import methodcaller
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from posttrain.data.engine import map_rows
 from posttrain.data.steps import StepRun
 from posttrain.errors import ConfigError
+from posttrain.holder import started_ticks
 
 
 def run(workers: int = 1, engine: str = "local") -> StepRun:
@@ -49,3 +53,24 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
     pl.DataFrame({"number": range(4)}).write_parquet(path)
     with pytest.raises(ConfigError, match="unknown engine 'spark'"):
         list(map_rows(methodcaller("item", 0, "number"), path, ["number"], run(engine="spark"), "work"))
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "pool.py"
+    script.write_text(
+        "import os, time\nfrom posttrain.data.engine import _pool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = _pool(2)\n    list(pool.map(os.path.basename, ['a/b', 'c/d']))\n"
+        "    print(*pool._processes, flush=True)\n    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert workers
+    assert all(started_ticks(pid) for pid in workers)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while any(started_ticks(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

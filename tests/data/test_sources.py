@@ -21,7 +21,7 @@ import zstandard
 from posttrain.artifacts import Reject
 from posttrain.data.places import DataFile, HubSet, locate
 from posttrain.data.sniff import ARROW_STREAM
-from posttrain.data.sources import Record, hub_revision, read
+from posttrain.data.sources import Record, hub_revision, read, read_raw
 from posttrain.errors import DataError
 
 ROWS = [{"question": "q1", "answer": "a1"}, {"answer": "a2", "question": "q2"}]
@@ -121,6 +121,40 @@ def test_parquet_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = list(read(DataFile("a.parquet", tmp_path / "a.parquet"), lambda done, total: ticks.append((done, total))))
     assert [(r.origin.line, r.value["n"]) for r in found if isinstance(r, Record)] == [(n + 1, n) for n in range(25)]
     assert ticks == [(10, 25), (20, 25), (25, 25)]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "stream.arrow", "a.json", "values.json", "a.csv"])
+def test_what_is_passed_over_is_as_if_it_had_been_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posttrain.data.tabular._TABLE_ROWS", 4)
+    rows = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(25)]
+    frame, path = pl.DataFrame(rows), tmp_path / name
+    match name:
+        case "a.parquet":
+            frame.write_parquet(path, row_group_size=9)
+        case "a.arrow":
+            frame.write_ipc(path)
+        case "stream.arrow":
+            path.write_bytes(b"".join(_one_stream(frame, "uncompressed")))
+        case "a.json":
+            path.write_text(json.dumps(rows, indent=1))
+        case "values.json":
+            path.write_text("\n".join(json.dumps(row, indent=1) for row in rows))
+        case _:
+            frame.write_csv(path)
+    file = DataFile(name, path)
+    whole = list(read_raw(file))
+    assert len(whole) == 25
+    for skip in (0, 1, 9, 10, 11, 24, 25, 99):
+        assert list(read_raw(file, skip=skip)) == whole[skip:]
+
+
+def test_lines_that_are_passed_over_are_those_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl.gz", gzipped(("\n" + LINES + "\n" + LINES).encode()))
+    whole = list(read_raw(file))
+    for skip in range(8):
+        assert list(read_raw(file, skip=skip)) == [line for line in whole if isinstance(line, tuple) and line[0] > skip]
 
 
 # ---- text that is hard ---------------------------------------------------------------------------------------------

@@ -89,3 +89,5 @@ def test_lines_end_at_line_feeds_and_nowhere_else(tmp_path_factory: pytest.TempP
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(streams, "BLOCK_BYTES", block_bytes)
             assert list(Stream(path).lines()) == expected
+            for skip in range(len(expected) + 2):
+                assert list(Stream(path).lines(skip)) == expected[skip:]

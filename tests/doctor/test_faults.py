@@ -12,7 +12,7 @@ from doctor_faults import CASES, Verdict, unpacked, verdicts
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdict]:
     folder = tmp_path_factory.mktemp("faults")
     unpacked(Path(__file__).with_name("faults.json.gz"), folder)
-    return dict(verdicts(folder, list(CASES)))
+    return dict(verdicts(folder, CASES))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,7 +19,7 @@ from posttrain.doctor.course import noise
 from posttrain.doctor.evidence import EvalEvidence, JudgeEvidence, Measured, TrainEvidence
 from posttrain.doctor.findings import Finding, Outcome, Rule, Unknown
 from posttrain.doctor.reference import causes_of, markdown
-from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_TRAINING
+from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_ONLINE, OF_TRAINING
 from posttrain.doctor.words import Language, Words
 from posttrain.encode.facts import ExampleFacts
 from posttrain.encode.lengths import Lengths, LengthStatistics
@@ -35,7 +35,7 @@ from posttrain.train.records import HeldOutLosses, HeldOutRecord, StepRecord, Tr
 from posttrain.train.section import Training
 
 LN_2 = math.log(2)
-RULES: dict[str, Rule[Any]] = {**OF_TRAINING, **OF_EVALUATION, **OF_JUDGES}
+RULES: dict[str, Rule[Any]] = {**OF_TRAINING, **OF_ONLINE, **OF_EVALUATION, **OF_JUDGES}
 SFT = SftObjective()
 LENGTHS = LengthStatistics((50, 90, 190), 3, 90, 190, 190, 190, 0.0)
 FACTS = ExampleFacts(

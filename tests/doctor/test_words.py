@@ -10,10 +10,10 @@ from typing import Any, get_args
 import pytest
 
 import posttrain.doctor
-from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_TRAINING
+from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_ONLINE, OF_TRAINING
 from posttrain.doctor.words import Language, texts
 
-RULES = {**OF_TRAINING, **OF_EVALUATION, **OF_JUDGES}
+RULES = {**OF_TRAINING, **OF_ONLINE, **OF_EVALUATION, **OF_JUDGES}
 
 
 def pairs(value: Any) -> list[dict[str, str]]:

@@ -250,6 +250,27 @@ def test_a_prefill_is_bounded(model: nn.Module, prompts: list[Prompt], monkeypat
     assert passes[:3] == [17, 9, 8]  # 17 alone is over the bound and still goes; 5, 2 and 1 together
 
 
+def test_equal_prompts_are_read_once(model: nn.Module, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several replies to a prompt: each is what it is alone."""
+    several = [prompt for prompt in prompts for _ in range(3)]
+    samplings = [Sampling(1.0, 1.0, 4 + n % 5, seed=n) for n in range(len(several))]
+    alone = [replies(model, [p], [], [s])[0].ids for p, s in zip(several, samplings, strict=True)]
+    passes: list[int] = []
+    run = ways.next_logits
+
+    def counted(model: nn.Module, ids_T: torch.Tensor, *rest: Any) -> torch.Tensor:
+        passes.append(len(ids_T))
+        return run(model, ids_T, *rest)
+
+    monkeypatch.setattr(ways, "next_logits", counted)
+    found = collected(list(decode_module.decode(model, several, [], samplings)), len(several))
+    assert found == alone
+    assert passes[:2] == [5 + 1 + 17 + 9 + 2, 15]
+    passes.clear()
+    few = collected(list(decode_module.decode(model, several, [], samplings, 4)), len(several))
+    assert few == alone, "where slots part a prompt's replies, it is read again"
+
+
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 

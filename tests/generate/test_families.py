@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from posttrain.encode.template import ChatTemplate, load_template
 from posttrain.encode.tokens import encode_prompt
 from posttrain.generate import ways
 from posttrain.generate.engine import Sampling
+from posttrain.generate.voices import LocalVoice
 from posttrain.generate.ways import BATCHED, OWN_CACHE, RECOMPUTED, speed_note, way_of
 from posttrain.lab.chat import stream
 from posttrain.model.load import load_model
@@ -77,7 +79,8 @@ def test_a_family_generates_and_chats_as_plain_transformers_does(
     (whole,) = replies(model, [asked], [], Sampling(max_tokens=NEW))
     assert whole.ids == likeliest(plain, asked.tolist(), whole.ids, by_length)
     until_stop = whole.ids[: whole.ids.index(2)] if 2 in whole.ids else whole.ids
-    text = "".join(stream(model, said, template, stops, Sampling(max_tokens=NEW)))
+    with contextlib.closing(LocalVoice(model, template.tokenizer, template, stops, slots=1)) as voice:
+        text = "".join(stream(voice, said, Sampling(max_tokens=NEW)))
     assert text == template.tokenizer.decode(until_stop, skip_special_tokens=True)
 
 

@@ -72,6 +72,9 @@ def test_logprobs(engine: LlamaCppEngine) -> None:
     assert "".join(token.token for token in tokens) == answered(found).text
     assert all(token.logprob <= 0 and len(token.top) == 2 for token in tokens)
     assert all(token.logprob == token.top[0][1] for token in tokens)  # greedy takes the likeliest
+    (found,) = complete(engine, [ask("Hello!", Sampling(max_tokens=4, logprobs=0))])
+    alone = answered(found).logprobs or ()
+    assert [(token.token, token.top) for token in alone] == [(token.token, ()) for token in tokens]
 
 
 def test_a_prompt_that_does_not_fit_is_a_failure_of_its_own(engine: LlamaCppEngine) -> None:

@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.generate.engine import Completion, Failure, Request, Sampling, SplitReply, TokenLogprob, Usage
-from posttrain.generate.wire import Answer, body_of, logprobs_of_text, most_tokens, read_answer, read_error
+from posttrain.generate.engine import Completion, Failure, Ids, Request, Sampling, SplitReply, TokenLogprob, Usage
+from posttrain.generate.voice import Piece
+from posttrain.generate.wire import (
+    Answer,
+    body_of,
+    logprobs_of_text,
+    most_tokens,
+    read_answer,
+    read_chunk,
+    read_error,
+    read_ids,
+)
 from posttrain.types import Message
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -35,6 +45,31 @@ def test_a_chat_body_written_by_hand() -> None:
     }
 
 
+IDS = {
+    "model": "m-3",
+    "prompt": [5, 2, 9],
+    "temperature": 0.7,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "max_tokens": 3,
+    "ignore_eos": True,
+    "stop_token_ids": [2, 7],
+    "return_token_ids": True,
+    "seed": 11,
+    "logprobs": 0,
+}
+
+
+def test_a_body_of_token_ids_written_by_hand() -> None:
+    """What the model's own settings of a server would cut, punish or end is said, so that nothing is."""
+    sampling = Sampling(temperature=0.7, top_p=1.0, max_tokens=3, seed=11, logprobs=0)
+    assert body_of(Request((), sampling, tokens=Ids((5, 2, 9), (2, 7))), "m-3", "max_tokens", {}) == IDS
+
+
 def test_an_extra_field_of_null_takes_a_field_away() -> None:
     request = Request((Message("user", "x"),))
     body = body_of(request, "m", "max_tokens", {"temperature": None, "top_p": None, "reasoning_effort": "low"})
@@ -49,6 +84,53 @@ def test_the_most_tokens_are_bytes_and_room_for_a_template() -> None:
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def ids_answer(**changes: Any) -> dict[str, Any]:
+    logprobs = {"tokens": ["a", "b"], "token_logprobs": [-0.5, -1.25], "top_logprobs": [{"a": -0.5}, {"b": -1.25}]}
+    choice = {"token_ids": [4, 7], "finish_reason": "stop", "logprobs": logprobs, "prompt_token_ids": [5, 2, 9]}
+    return {"model": "m-3", "choices": [choice | changes], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+
+def test_a_reply_by_its_ids() -> None:
+    outcome = read_ids(json.dumps(ids_answer()).encode(), IDS).outcome
+    assert isinstance(outcome, Completion)
+    assert (outcome.ids, outcome.finish, outcome.usage) == ((4, 7), "stop", Usage(3, 2))
+    assert [token.logprob for token in outcome.logprobs or ()] == [-0.5, -1.25]
+    cut = ids_answer(token_ids=[4, 4, 4], finish_reason="length", prompt_token_ids=None)
+    asked = {name: value for name, value in IDS.items() if name != "logprobs"}
+    outcome = read_ids(json.dumps(cut).encode(), asked).outcome
+    assert isinstance(outcome, Completion)
+    assert (outcome.ids, outcome.finish, outcome.logprobs) == ((4, 4, 4), "length", None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (ids_answer() | {"model": "m-2"}, "'m-2', and 'm-3' was asked"),
+        (ids_answer(token_ids=None), "return_token_ids"),
+        (ids_answer(token_ids=[]), "return_token_ids"),
+        (ids_answer(token_ids=["4", "7"]), "return_token_ids"),
+        (ids_answer(prompt_token_ids=[1, 5, 2, 9]), "in the place of the prompt"),
+        (ids_answer(token_ids=[4, 8]), "something else than its stop"),
+        (ids_answer(token_ids=[7, 7]), "something else than its stop"),
+        (ids_answer(finish_reason="length"), "something else than its stop"),
+        (ids_answer(finish_reason="abort"), "something else than its stop"),
+        (ids_answer(token_ids=[4, 4], finish_reason="length"), "less room"),
+        (ids_answer(token_ids=[4, 4, 4, 7]), "to be the limit"),
+        (ids_answer(logprobs=None), "log-probability"),
+        (ids_answer(token_ids=[4, 4, 7]), "log-probability"),
+        (ids_answer(logprobs={"tokens": ["a", "b"], "token_logprobs": [-0.5, None]}), "log-probability"),
+        (ids_answer(logprobs={"tokens": ["a", "b"], "token_logprobs": [-0.5, float("nan")]}), "log-probability"),
+        ({"error": {"message": "no"}}, "an error"),
+    ],
+)
+def test_what_must_not_be_trained_on(wrong: dict[str, Any], said: str) -> None:
+    answer = read_ids(json.dumps(wrong).encode(), IDS)
+    assert isinstance(answer.outcome, Failure)
+    assert answer.outcome.reason == "bad_response"
+    assert said in answer.outcome.detail
+    assert not answer.again, "it was computed and paid for"
 
 
 def chat(choice: dict[str, Any], **body: Any) -> bytes:
@@ -349,3 +431,59 @@ SENT = ("model", "messages", "temperature", "top_p", "max_tokens", "seed", "chat
 def test_a_refused_field_is_named(body: Any, field: str | None) -> None:
     assert read_error(400, json.dumps(body).encode(), SENT).refused_field == field
     assert read_error(500, json.dumps(body).encode(), SENT).refused_field is None
+
+
+# ---- chunks of a stream ----------------------------------------------------------------------------------------------
+
+
+def of_chat(**delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta}]}
+
+
+@pytest.mark.parametrize(
+    ("chunk", "piece"),
+    [
+        (of_chat(role="assistant", content=None), Piece()),
+        (of_chat(content="a"), Piece("a")),
+        (of_chat(reasoning_content="b"), Piece("", "b")),
+        ({"choices": [{"text": "c", "finish_reason": None}]}, Piece("c")),
+        ({"choices": [{"delta": {}, "finish_reason": "length"}]}, Piece(finish="length")),
+        ({"choices": [{"delta": {}, "finish_reason": "weird"}]}, Piece(finish="other")),
+        ({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}, Piece(usage=Usage(3, 2))),
+        ({"choices": None, "usage": None}, Piece()),
+        ({}, Piece()),
+    ],
+)
+def test_a_chunk_is_what_a_reply_becomes_longer_by(chunk: dict[str, Any], piece: Piece) -> None:
+    assert read_chunk(chunk) == piece
+
+
+def test_log_probabilities_of_a_chunk_are_those_that_were_asked_for() -> None:
+    likely = [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}]
+    told = [{"token": "a", "logprob": -0.5, "top_logprobs": likely}, {"token": "", "logprob": -3.0}]
+    chunk = {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": told}}]}
+    assert read_chunk(chunk).logprobs == ()  # type: ignore[union-attr]
+    assert read_chunk(chunk, 1).logprobs == (TokenLogprob("a", -0.5, (("a", -0.5),)),)  # type: ignore[union-attr]
+    assert read_chunk(chunk, 0).logprobs == (TokenLogprob("a", -0.5, ()),)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ({"code": 400, "message": "too long"}, "invalid_request"),
+        ({"code": None, "message": "m", "type": "server_error"}, "server_error"),
+        ("words", "server_error"),
+    ],
+)
+def test_an_error_in_a_stream_is_a_failure(error: Any, reason: str) -> None:
+    found = read_chunk({"error": error})
+    assert isinstance(found, Failure)
+    assert found.reason == reason
+
+
+@settings(max_examples=40)
+@given(odd_bodies, odd_bodies, json_values, odd_bodies)
+def test_any_chunk_is_a_piece_or_a_failure(delta: Any, logprobs: Any, finish: Any, whole: Any) -> None:
+    choice = {"delta": delta, "text": whole, "logprobs": logprobs, "finish_reason": finish}
+    for chunk in (whole, {"choices": [choice]}, {"choices": whole}, {"choices": [whole]}, {"error": whole}):
+        assert isinstance(read_chunk(chunk, 2), Piece | Failure)

@@ -46,7 +46,7 @@ def machine() -> dict[str, str]:
 
 UNSTEADY = re.compile(
     r"started|finished|time|provenance|versions|machine|cores|fingerprint|identity|digest|matmul_(share|peak_flops)|"
-    r"base_model_name_or_path|(peft|transformers)_version|.*(seconds|_per_second|memory_bytes)"
+    r"base_model_name_or_path|(peft|transformers)_version|.*(seconds|seconds/.*|_per_second|memory_bytes)"
 )
 """Keys that differ from run to run or from machine to machine."""
 GAP = r"[\s*|,]+"
@@ -106,8 +106,9 @@ def steady(value: Any, place: Path, timed: Collection[float] = ()) -> Any:
             for key, held in kept.items()
         }
     if isinstance(value, list):
-        row_of_times = bool(value) and isinstance(value[0], str) and TIMED.match(value[0])
-        return value[0] if row_of_times else [steady(entry, place, timed) for entry in value]
+        first = value[0].get("text") if value and isinstance(value[0], dict) else value[0] if value else None
+        row_of_times = isinstance(first, str) and TIMED.match(first)
+        return first if row_of_times else [steady(entry, place, timed) for entry in value]
     if isinstance(value, str):
         return steady_text(value, place)
     return "#" if isinstance(value, int | float) and value in timed else value
@@ -164,10 +165,10 @@ def visible(page: Path, place: Path) -> list[str]:
 # ---- digests -------------------------------------------------------------------------------------------------------
 
 
-EVERYWHERE = re.compile(
-    r"(ledger|lengths|adapter_config|generation_config|config|tokenizer|tokenizer_config)\.json|recipe\.yaml"
-)
-"""Files that are the same on every machine; so is all that a data stage writes."""
+EVERYWHERE = re.compile(r"((adapter_|generation_|tokenizer_)?config|tokenizer)\.json|recipe\.yaml")
+"""Files that are the same on every machine."""
+OF_ROWS = re.compile(r"(ledger|lengths)\.json")
+"""What is the same on every machine, as all that a data stage writes, where no row was drawn or chosen by a model."""
 
 
 def sha(value: Any) -> str:
@@ -193,7 +194,7 @@ def contents(path: Path, place: Path) -> Any:
                 del value[
                     "sections"
                 ]  # sums of times; the page and its Markdown say the same, and test_summary has it whole
-            by_key = isinstance(value, dict) and not EVERYWHERE.fullmatch(path.name)
+            by_key = isinstance(value, dict) and not (EVERYWHERE.fullmatch(path.name) or OF_ROWS.fullmatch(path.name))
             return {key: sha(held) for key, held in value.items()} if by_key else sha(value)
         case ".jsonl":
             lines = [steady(json.loads(line), place) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -211,22 +212,29 @@ def contents(path: Path, place: Path) -> Any:
             return sha(path.read_bytes())
 
 
+def rows_by_model(folder: Path) -> bool:
+    """Whether rows of a run were drawn or chosen by a model: then all that follows hangs on the last bits."""
+    kinds = {json.loads(path.read_text())["kind"] for path in folder.glob("*/manifest.json")}
+    return bool(kinds & {"score", "synth", "online"})
+
+
 def artefacts(folder: Path, place: Path) -> dict[str, Any]:
     """Digests of all that a folder holds, by relative path; identities in names are left out."""
     found: dict[str, Any] = {}
-    scored = any(json.loads(path.read_text())["kind"] == "score" for path in folder.glob("*/manifest.json"))
+    by_model = rows_by_model(folder)
     for path in sorted(folder.rglob("*")):
         name = re.sub(r"\b[0-9a-f]{16}\b", "#", path.relative_to(folder).as_posix())
         if (
             path.is_dir()
             or path.suffix in (".sqlite", ".lock")
-            or path.name in (".lock", "clock.json")
+            or path.name in (".lock", ".exit.json", "clock.json")
             or "speed" in name
         ):
             continue
         above = folder / name.split("/")[0] / "manifest.json"
         of_data = above.exists() and json.loads(above.read_text())["kind"] == "data"
-        sign = "=" if (of_data and not scored) or EVERYWHERE.fullmatch(path.name) else "~"
+        of_rows = of_data or OF_ROWS.fullmatch(path.name)
+        sign = "=" if (of_rows and not by_model) or EVERYWHERE.fullmatch(path.name) else "~"
         value = contents(path, place)
         found[name] = {k: sign + v for k, v in value.items()} if isinstance(value, dict) else sign + value
     return found
@@ -301,7 +309,7 @@ def tiny(recipe: Path) -> list[str]:
                     if not source["path"].endswith("_demo"):
                         own = "pairs.jsonl" if stage.get("rows") == "pairs" else "rows.jsonl"
                         changes.append(f"{name}.sources.{k}.path={own}")
-                if "steps" not in stage:
+                if "held_out" in stage or "steps" not in stage:
                     changes.append(f"{name}.held_out=8")
             case "synth":
                 changes += [f"{name}.rows_wanted=8", f"{name}.round_size=8", f"{name}.held_out=0.4"]
@@ -319,6 +327,16 @@ def tiny(recipe: Path) -> list[str]:
                 )  # long replies are the bad ones
                 quick = ("max_steps=3", "batch_size=2", "dtype=fp32", "device=cpu", "checkpoint_every=1")
                 changes += [f"{name}.{key}" for key in (*quick, f"max_length={limit}")]
+            case "online":
+                quick = (
+                    "steps=2",
+                    "prompts=2",
+                    "replies=2",
+                    "max_new_tokens=6",
+                    "evaluation_prompts=4",
+                    "evaluate_every=1",
+                )
+                changes += [f"{name}.{key}" for key in (*quick, "dtype=fp32", "device=cpu", "max_prompt_tokens=400")]
             case "eval":
                 changes += [
                     f"{name}.{key}" for key in ("max_new_tokens=4", "resamples=100", "max_length=400", "device=cpu")

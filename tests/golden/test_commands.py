@@ -168,12 +168,15 @@ def test_page_with_a_judge(judged: Judged, place: Path, golden: Golden) -> None:
 
 HELP = [
     "run",
+    "start",
+    "stop",
     "train",
     "ablate",
     "report",
     "show",
     "data",
     "chat",
+    "serve",
     "verify",
     "export",
     "score",

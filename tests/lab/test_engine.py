@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from conftest import posttrain
 from posttrain.artifacts import RunDir, read_json
 from posttrain.encode.template import stopped_at
 from posttrain.lab.engine import CLOCK_FILE, Experiment
@@ -68,3 +69,28 @@ def test_identity_changes_with_every_file_a_recipe_reads(tiny_model: Path, tmp_p
         assert Experiment(loaded, RunDir(tmp_path), Display(Console()))._content(one) != before, one.path
         seen.add(path.name)
     assert seen == {*files, "base", "other", "judge", "reward"}
+
+
+def test_a_rehearsal_tells_what_would_run_and_does_nothing(tmp_path: Path) -> None:
+    rows, recipe = tmp_path / "rows.jsonl", tmp_path / "r.yaml"
+    rows.write_text("".join(f'{{"instruction": "ask {n}", "output": "answer {n}"}}\n' for n in range(6)))
+    recipe.write_text(
+        f"name: r\nstages:\n  first: {{kind: data, sources: [{{path: {rows}}}], held_out: 1}}\n"
+        "  second: {kind: data, sources: [{path: first}], held_out: 1}\n  page: {kind: report}\n"
+    )
+
+    def told(*overrides: str) -> dict[str, str]:
+        done = posttrain("run", recipe, *overrides, "--runs", tmp_path / "runs", "--dry-run")
+        assert done.code == 0, done.err
+        return {line.split()[0]: line.split(") ")[1] for line in done.out.splitlines()}
+
+    run = "would run"
+    assert told() == {"first": run, "second": run, "page": run}
+    assert not (tmp_path / "runs").exists()
+    assert posttrain("run", recipe, "--runs", tmp_path / "runs").code == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+    assert told() == {"first": "unchanged", "second": "unchanged", "page": run}
+    assert told("second.held_out=2") == {"first": "unchanged", "second": run, "page": run}
+    assert told("first.held_out=2") == {"first": run, "second": run, "page": run}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")} == before
+    assert posttrain("run", recipe, f"first.sources.0.path={rows}x", "--runs", tmp_path / "runs", "--dry-run").code == 2

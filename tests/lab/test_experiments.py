@@ -13,6 +13,7 @@ from posttrain.lab.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes" / "experiments").glob("*.*.yaml"))
+FULL = [*(path for path in RECIPES if ".full." in path.name), *sorted((ROOT / "recipes" / "full").glob("*.yaml"))]
 QWEN3_1_7B = {
     "model_type": "qwen3",
     "architectures": ["Qwen3ForCausalLM"],
@@ -41,15 +42,43 @@ def test_every_form_can_be_read_and_its_searches_are_of_its_own_stages(path: Pat
     assert recipe.name.startswith("experiment-")
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if ".full." in path.name], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.name)
 def test_full_forms_fit_one_gpu(path: Path, tmp_path: Path) -> None:
     model = tmp_path / "qwen3-1.7b"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(QWEN3_1_7B))
     done = posttrain("plan", path, f"model={model}", "--device", "24GB", "--json")
     assert done.code == 0, done.err
-    for stage in json.loads(done.out)["stages"]:
+    planned = json.loads(done.out)["stages"]
+    for stage in planned:
         assert stage["ways"][stage["set"]]["fits"], stage["stage"]
+    trained = [name for name, stage in load_recipe(path).stages.items() if stage.kind in ("train", "online")]
+    assert [stage["stage"] for stage in planned] == trained
+
+
+@pytest.mark.demo_model
+@pytest.mark.parametrize("path", [path for path in FULL if path.parent.name == "full"], ids=lambda path: path.name)
+def test_full_forms_can_be_rehearsed(path: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """On a model and rows that are here in place of the hub's."""
+    rows = tmp_path / "rows.jsonl"
+    turns = '[{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "%s"}]'
+    pair = f'"prompt": "1 + 1?", "chosen": {turns % "2"}, "rejected": {turns % "3"}'
+    rows.write_text(f'{{"question": "1 + 1?", "answer": "#### 2", {pair}}}\n')
+    stages = load_recipe(path).stages
+    places = [f"{name}.sources.0={{path: {rows}}}" for name, stage in stages.items() if stage.kind == "data"]
+    places = places or ["grpo.scores.0.task.path=" + str(rows)]
+    done = posttrain("run", path, f"model={tiny_model}", *places, "--runs", tmp_path / "runs", "--dry-run")
+    assert done.code == 0, done.err
+    told = [line for line in done.out.splitlines() if "would run" in line]
+    assert [line.split()[0] for line in told] == list(stages)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.name)
+def test_full_forms_say_how_they_are_run(path: Path) -> None:
+    words = path.read_text()
+    for verb in ("plan", "run"):
+        assert f"posttrain {verb} {path.relative_to(ROOT)}" in words
 
 
 def test_the_pages_are_written_from_the_numbers_beside_them() -> None:

@@ -22,7 +22,7 @@ MODULES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.r
 TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path in MODULES.items()}
 
 FLOORS = [
-    {"types", "errors"},
+    {"types", "errors", "holder"},
     {"table", "config", "artifacts", "assets"},
     {"references"},
     {"report", "stats", "encode"},
@@ -31,6 +31,7 @@ FLOORS = [
     {"judge"},
     {"tasks"},
     {"synth", "train"},
+    {"online"},
     {"doctor", "sweep"},
     {"stages"},
     {"lab"},
@@ -135,7 +136,14 @@ def test_only_the_report_kernel_formats_for_a_terminal() -> None:
 
 LOADS_TORCH = {
     "tasks.held_out.likelihood",
-    *("generate.decode", "generate.gguf_replies", "generate.local", "generate.ways"),
+    *(
+        "generate.decode",
+        "generate.gguf_replies",
+        "generate.growing",
+        "generate.local",
+        "generate.voices",
+        "generate.ways",
+    ),
     *("lab.chat", "lab.forms", "lab.verify"),
     *("model.agreement", "model.gguf.architectures", "model.gguf.file"),
     *("model.adapters", "model.attention", "model.export", "model.forward"),
@@ -148,9 +156,18 @@ LOADS_TORCH = {
         "model.outline",
         "model.packed_kernels",
     ),
-    *("model.logprobs", "model.own", "model.prepacked_weights", "model.proof", "model.quantise", "model.score"),
+    *(
+        "model.logprobs",
+        "model.own",
+        "model.prepacked_weights",
+        "model.proof",
+        "model.quantise",
+        "model.score",
+        "model.second_adapter",
+    ),
     *("train.checkpoint", "train.loop", "train.measured", "train.optimizer", "train.quantisation"),
     *("train.reference", "train.step_trace", "train.tasks"),
+    *("online.critic", "online.loop", "online.rollout", "online.server", "online.units"),
 }
 """The modules that compute with tensors. Everything else is there for a machine without torch."""
 HEAVY = ["torch", "transformers", "peft", "datasets", "huggingface_hub", "matplotlib", "sklearn"]
@@ -314,6 +331,8 @@ WORDS = {
     *("SafetyBenchmark.language", "SafetyBenchmark.text_column", "SafetyBenchmark.type_column"),
     *("JudgeStage.cache", "JudgeSource.endpoint", "JudgeSource.model", "JudgeSource.api_key_env", "Plan.criteria"),
     *("ModelSource.endpoint", "ModelSource.model", "ModelSource.api_key_env"),
+    *("OnlineStage.suffix", "OnlineStage.device", "FunctionScore.function", "TaskScore.measure"),
+    *("ServerSampler.url", "ServerSampler.api_key_env", "ServerSampler.adapter_folder"),  # a folder that is written
     *("ScoredByTask.measure", "Check.kind", "Preferences.suffix", "SweepStage.metric", "SweepStage.model"),
 }
 """Texts of a configuration that name no file, model, rows or stage."""

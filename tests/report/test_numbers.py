@@ -79,3 +79,4 @@ def test_sizes() -> None:
     assert numbers.scientific(0.0) == "0"
     assert numbers.signed_percent(math.expm1(-0.235)) == "−20.9%"
     assert numbers.moment(0.0) == "1970-01-01 00:00 UTC"
+    assert numbers.moment(float("nan")) == numbers.moment(1e300) == numbers.NOTHING

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from posttrain.artifacts import RunDir, read_json
 from posttrain.encode.template import load_tokenizer
-from posttrain.errors import DataError
+from posttrain.errors import DataError, InterruptedRunError
 from posttrain.lab.engine import Experiment
 from posttrain.lab.one_stage import one_stage
 from posttrain.lab.recipe import load_recipe
@@ -222,7 +222,7 @@ def test_an_interrupted_scoring_goes_on(
     monkeypatch.setattr(scoring, "CACHE_ROWS", 3)
     file = write(tmp_path / "rows.jsonl", ROWS)
     score([file], tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedRunError):
         score([file], tmp_path / "out", Impatient(after=6))
     assert not (tmp_path / "out" / "score" / "rows").exists()
     watched = Impatient(after=10**9)

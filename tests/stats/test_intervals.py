@@ -22,6 +22,39 @@ def loss(a, b, tokens, settings: IntervalSettings = IntervalSettings()) -> Inter
 shares = st.floats(0.5, 0.999)
 
 
+# ---- the mean of differences ----------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_differences_by_hand():
+    # Differences 1, 2, 3, 6: mean 3; squares from it 4 + 1 + 0 + 9 = 14, sd sqrt(14 / 3), over sqrt(4) rows.
+    found = stats.mean_difference([1.0, 1.0, 1.0, 1.0], [2.0, 3.0, 4.0, 7.0])
+    assert found == pytest.approx((3.0, math.sqrt(14 / 12)))
+    # Three degrees of freedom: Student's t is 3.1824 at 97.5% (any table).
+    interval = stats.student(*found, freedom=3)
+    assert interval == pytest.approx((3.0, 3 - 3.1824 * found.error, 3 + 3.1824 * found.error, 0.95), abs=1e-4)
+    # Each side the mean of two runs that differ by 0.5 a run: 0.5 sqrt(2 / 2) beside it.
+    noisy = stats.mean_difference([1.0, 1.0, 1.0, 1.0], [2.0, 3.0, 4.0, 7.0], noise=0.5, seeds=2)
+    assert noisy == pytest.approx((3.0, math.sqrt(14 / 12 + 0.25)))
+
+
+def test_a_single_row_has_no_error_of_rows():
+    assert stats.mean_difference([1.0], [4.0]) == (3.0, 0.0)
+    assert stats.mean_difference([1.0], [4.0], noise=1.0, seeds=2) == (3.0, 1.0)
+    with pytest.raises(ValueError, match="one length"):
+        stats.mean_difference([1.0, 2.0], [4.0])
+    with pytest.raises(ValueError, match="one length"):
+        stats.mean_difference([], [])
+
+
+def test_the_mean_of_differences_agrees_with_scipys_paired_test():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=30), rng.normal(0.3, 1, size=30)
+    found, theirs = stats.mean_difference(a, b), scipy.stats.ttest_rel(b, a)
+    assert found.estimate / found.error == pytest.approx(theirs.statistic)
+    interval, expected = stats.student(*found, freedom=29), theirs.confidence_interval(0.95)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+
+
 # ---- the loss difference -------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from posttrain.artifacts import RunDir
-from posttrain.errors import ConfigError, PosttrainError, RunError
+from posttrain.errors import ConfigError, InterruptedRunError, PosttrainError, RunError
 from posttrain.generate import engines
 from posttrain.generate.engine import Failure, Request
 from posttrain.generate.fake import FakeEngine, Scripted
@@ -159,7 +159,7 @@ def test_a_stage_that_was_stopped_goes_on(recipe: Path, tmp_path: Path, monkeypa
         return real(engine, tasks, seed, tick)
 
     monkeypatch.setattr(benchmarking, "answer_all", counted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedRunError):
         run(recipe, tmp_path / "runs")
     assert asked == []
     resumed = run(recipe, tmp_path / "runs")

@@ -6,63 +6,22 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
+
+from forking import ForkServer
 
 STEPS_PER_LIFE = 10
 TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
 
 
-class Server:
-    """tests/train/training_server.py, and the training processes it forks."""
-
-    def __init__(self, model: Path) -> None:
-        self.model = model
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        script = str(Path(__file__).with_name("training_server.py"))
-        self.process = subprocess.Popen(
-            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        assert self._line() == "ready"
-
-    def start(
-        self, out: Path, max_steps: int, die_in_save: tuple[int, str] | None = None, objective: str = "sft"
-    ) -> int:
-        order = {"model": str(self.model), "out": str(out), "max_steps": max_steps}
-        order |= {"die_in_save": die_in_save, "objective": objective}
-        stdin: IO[str] | None = self.process.stdin
-        assert stdin is not None
-        stdin.write(json.dumps(order) + "\n")
-        stdin.flush()
-        return int(self._line())
-
-    def status(self) -> int:
-        return int(self._line())
-
-    def _line(self) -> str:
-        stdout: IO[str] | None = self.process.stdout
-        assert stdout is not None
-        line = stdout.readline().strip()
-        assert line, "the training server has died"
-        return line
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(timeout=60)
-
-
 @pytest.fixture(scope="module")
-def server(small_model: Path) -> Iterator[Server]:
-    server = Server(small_model)
+def server(small_model: Path) -> Iterator[ForkServer]:
+    server = ForkServer(Path(__file__).with_name("training_server.py"), small_model)
     yield server
     server.close()
 
@@ -87,15 +46,15 @@ def lines_of(path: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("objective", "kills"), [("sft", 8), ("dpo", 4)])
-def test_kills_at_random_moments(objective: str, kills: int, server: Server, tmp_path: Path) -> None:
+def test_kills_at_random_moments(objective: str, kills: int, server: ForkServer, tmp_path: Path) -> None:
     """Every life ends after a random number of records and a random moment more: in a step, a write, an evaluation."""
     steps = kills * STEPS_PER_LIFE + 20
-    server.start(tmp_path / "whole", steps, objective=objective)
+    server.start(tmp_path / "whole", max_steps=steps, objective=objective)
     assert server.status() == 0
     draw, log = random.Random(0), tmp_path / "cut" / "metrics.jsonl"
     reached = []
     for _ in range(kills):
-        pid = server.start(tmp_path / "cut", steps, objective=objective)
+        pid = server.start(tmp_path / "cut", max_steps=steps, objective=objective)
         target = lines_of(log) + draw.randrange(STEPS_PER_LIFE)
         deadline = time.monotonic() + 60
         while lines_of(log) < target and time.monotonic() < deadline:
@@ -105,19 +64,19 @@ def test_kills_at_random_moments(objective: str, kills: int, server: Server, tmp
         assert os.WTERMSIG(server.status()) == signal.SIGKILL
         reached.append(lines_of(log))
     assert max(reached) < lines_of(tmp_path / "whole" / "metrics.jsonl")
-    server.start(tmp_path / "cut", steps, objective=objective)
+    server.start(tmp_path / "cut", max_steps=steps, objective=objective)
     assert server.status() == 0
     assert_same(tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_killed_while_a_checkpoint_is_written(server: Server, tmp_path: Path) -> None:
+def test_killed_while_a_checkpoint_is_written(server: ForkServer, tmp_path: Path) -> None:
     """At the very first checkpoint, at later ones, half-way through the file and just before it takes its name."""
-    server.start(tmp_path / "whole", 12)
+    server.start(tmp_path / "whole", max_steps=12)
     assert server.status() == 0
     for which, where in ((1, "half"), (1, "whole"), (2, "half"), (4, "half"), (3, "whole"), (1, "half")):
-        server.start(tmp_path / "cut", 12, (which, where))
+        server.start(tmp_path / "cut", max_steps=12, die_in_save=(which, where))
         assert os.WTERMSIG(server.status()) == signal.SIGKILL
-    server.start(tmp_path / "cut", 12)
+    server.start(tmp_path / "cut", max_steps=12)
     assert server.status() == 0
     assert_same(tmp_path / "cut", tmp_path / "whole")

@@ -265,6 +265,25 @@ def test_a_signal_ends_after_the_step_with_a_checkpoint(
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_asked_to_stop_it_ends_after_that_step_and_loses_nothing(
+    make_stage: MakeStage, small_model: Path, examples: list[Tokens], tmp_path: Path
+) -> None:
+    """Before the first checkpoint, after every step, also after the last: the bits are those of a run nobody disturbed."""
+    stage = make_stage(epochs=2, checkpoint_every=1000, evaluate_every=2)
+    inputs = TrainInputs(small_model, examples[:10], held_out=examples[10:])
+    whole, cut = StageDir(tmp_path / "whole"), StageDir(tmp_path / "cut")
+    steps = train(stage, inputs, whole, seed=5, digest="d")["steps"]
+    for step in range(1, steps + 1):
+        with pytest.raises(InterruptedRunError, match=f"after step {step}\n"):
+            train(stage, inputs, cut, seed=5, digest="d", stop_asked=lambda: True)
+        loaded = Checkpoints(cut.file("checkpoints"), "d").load()
+        assert loaded is not None
+        assert loaded[0].step == step
+    train(stage, inputs, cut, seed=5, digest="d", stop_asked=lambda: True)  # nothing is left to stop
+    assert records(cut.path) == records(whole.path)
+    assert same_bits(weights(cut.path), weights(whole.path))
+
+
 def test_another_configuration_does_not_resume(
     make_stage: MakeStage, small_model: Path, examples: list[Tokens], tmp_path: Path
 ) -> None:
@@ -528,10 +547,10 @@ def test_the_measured_type_is_kept_when_a_run_resumes(
 ) -> None:
     stage, out = make_stage(dtype="auto"), StageDir(tmp_path)
     monkeypatch.setattr("posttrain.model.hardware.choose_dtype", lambda name, device: torch.bfloat16)
-    assert settled_dtype(stage, out).dtype == "bf16"
+    assert settled_dtype(stage.dtype, stage.device, out) == "bf16"
     monkeypatch.setattr("posttrain.model.hardware.choose_dtype", lambda name, device: torch.float32)
-    assert settled_dtype(stage, out).dtype == "bf16"
-    assert settled_dtype(make_stage(dtype="fp32"), out).dtype == "fp32"
+    assert settled_dtype(stage.dtype, stage.device, out) == "bf16"
+    assert settled_dtype("fp32", "cpu", out) == "fp32"
 
 
 def test_a_non_finite_held_out_loss_names_the_row(

@@ -7,16 +7,15 @@ kills the forks with SIGKILL. Input: JSON {"model", "out", "max_steps", "die_in_
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from forking import serve_forks
 from posttrain.artifacts import StageDir
 from posttrain.encode.preferences import PairTokens, with_reply_of
 from posttrain.model.config import LoraAdapter
@@ -37,13 +36,14 @@ def work(order: dict[str, Any]) -> None:
         weights_T = np.zeros(length, np.float32)
         weights_T[length // 2 :] = 1
         examples.append(Tokens(draw.integers(3, 199, length).astype(np.int32), weights_T, str(number)))
-    objective = {"sft": SftObjective(), "dpo": DpoObjective()}[order["objective"]]
+    name = order.get("objective", "sft")
+    objective = {"sft": SftObjective(), "dpo": DpoObjective()}[name]
     units: list[Unit] = [*examples]
-    if order["objective"] == "dpo":  # the next example's reply to the same prompt is the rejected one
+    if name == "dpo":  # the next example's reply to the same prompt is the rejected one
         units = [PairTokens(a, with_reply_of(a, b), a.row_id) for a, b in itertools.pairwise(examples)]
     stage = TrainSettings(
         objective=objective,
-        adapter=LoraAdapter(rank=8, dropout=0.1 if order["objective"] == "sft" else 0.0),
+        adapter=LoraAdapter(rank=8, dropout=0.1 if name == "sft" else 0.0),
         dtype="fp32",
         device="cpu",
         batch_size=4,
@@ -54,7 +54,7 @@ def work(order: dict[str, Any]) -> None:
         checkpoint_every=1,
         learning_rate=3e-3,
     )
-    if order["die_in_save"]:
+    if order.get("die_in_save"):
         _die_in_save(*order["die_in_save"])
     inputs = TrainInputs(Path(order["model"]), units[:45], held_out=units[45:])
     train(stage, inputs, StageDir(Path(order["out"])), seed=1, digest="d")
@@ -76,21 +76,4 @@ def _die_in_save(which: int, where: str) -> None:
     checkpoint.save_file = save
 
 
-def main() -> None:
-    print("ready", flush=True)
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                work(json.loads(line))
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
-
-
-main()
+serve_forks(work)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.errors import ConfigError, RunError
+from posttrain.holder import end_with
 
 if TYPE_CHECKING:
     import polars as pl
@@ -124,11 +125,12 @@ def _in_order(send: Callable[[Item], Future[Result]], items: Iterable[Item], ahe
 def _pool(workers: int) -> ProcessPoolExecutor:
     """The workers of this process. They stay for later work, because starting one takes as long as thousands of rows."""
     # spawn: polars has threads, and a forked child would inherit their locks but not the threads
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread_each)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, (os.getpid(),))
 
 
-def _one_thread_each() -> None:
-    """The pool already uses the cores it was given. Runs before the worker loads polars."""
+def _begin_worker(parent: int) -> None:
+    """Prepare a worker before it loads polars: one thread, for the pool uses all cores it was given, and an end when its parent ends."""
+    end_with(parent)
     for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = "1"
 

@@ -196,14 +196,12 @@ def read_rows(rows_file: Path) -> list[SftRow]:
 
 def read_pairs(rows_file: Path) -> list[PairRow]:
     """The pairs of a Parquet file, as :func:`read_rows`."""
-    records = _frame(rows_file, "pairs").iter_rows(named=True)
-    return [PairRow(*_parts(record), _messages(record["rejected"]), **_beside(record)) for record in records]
+    return cast(list[PairRow], _read(rows_file, "pairs"))
 
 
 def read_feedback(rows_file: Path) -> list[UnpairedRow]:
     """The judged replies of a Parquet file, as :func:`read_rows`."""
-    records = _frame(rows_file, "feedback").iter_rows(named=True)
-    return [UnpairedRow(*_parts(record), record["desirable"], **_beside(record)) for record in records]
+    return cast(list[UnpairedRow], _read(rows_file, "feedback"))
 
 
 def read_kind(rows_file: Path, kind: RowKind) -> Sequence[Any]:
@@ -214,12 +212,23 @@ def read_kind(rows_file: Path, kind: RowKind) -> Sequence[Any]:
 
 def read_any(rows_file: Path) -> Sequence[Row]:
     """The rows of a Parquet file, of whatever kind they are."""
-    kind = row_kind_of(rows_file) or "conversations"
-    if kind != "prompts":
-        rows: Sequence[Row] = read_kind(rows_file, kind)
-        return rows
-    records = _frame(rows_file, "prompts").iter_rows(named=True)
-    return [PromptRow(_messages(record["messages"]), **_beside(record)) for record in records]
+    return _read(rows_file, row_kind_of(rows_file) or "conversations")
+
+
+def row_of(record: Mapping[str, Any]) -> Row:
+    """The row of one record of a rows file, of whatever kind it is."""
+    messages, turns, beside = _messages(record["messages"]), record.get("prompt_turns"), _beside(record)
+    if turns is None:
+        return SftRow(messages, **beside)
+    if record["desirable"] is not None:
+        return UnpairedRow(messages[:turns], messages[turns:], record["desirable"], **beside)
+    if record["rejected"] is not None:
+        return PairRow(messages[:turns], messages[turns:], _messages(record["rejected"]), **beside)
+    return PromptRow(messages, **beside)
+
+
+def _read(rows_file: Path, kind: RowKind) -> list[Row]:
+    return list(map(row_of, _frame(rows_file, kind).iter_rows(named=True)))
 
 
 def frame_rows(frame: pl.DataFrame) -> list[SftRow]:
@@ -282,13 +291,7 @@ def compared_texts(block: pl.DataFrame, fields: Fields) -> list[str]:
     return block.select(pl.col("messages").list.eval(chosen).list.join("\n")).to_series().to_list()
 
 
-def _parts(record: dict[str, Any]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """(prompt, chosen side or completion)"""
-    messages, turns = _messages(record["messages"]), record["prompt_turns"]
-    return messages[:turns], messages[turns:]
-
-
-def _beside(record: dict[str, Any]) -> dict[str, Any]:
+def _beside(record: Mapping[str, Any]) -> dict[str, Any]:
     origin = Origin(record["file"], record["line"])
     tools, meta = json.loads(record["tools"]), json.loads(record["meta"])
     return {"origin": origin, "source": record["source"], "tools": tuple(tools), "meta": meta}

@@ -229,7 +229,7 @@ def _lengths(profile: records.Profile, prefix: str) -> Section:
         f"{prefix}lengths",
         (
             _coverage(profile, prefix),
-            *(_length_histogram(name, profile.lengths[name], prefix) for name in PARTS),
+            *(length_histogram(f"{prefix}lengths-{name}", PARTS[name], profile.lengths[name]) for name in PARTS),
             table,
             Text(
                 "User and assistant lengths are those of all such turns of a conversation together. A percentile is a length that "
@@ -244,19 +244,20 @@ def _quantiles(lengths: records.Lengths | records.ReplyLengths) -> tuple[Cell, .
     return tuple(Number(getattr(lengths, field), "count") for field in QUANTILES)
 
 
-def _length_histogram(name: str, lengths: records.Lengths, prefix: str) -> Chart:
+def length_histogram(name: str, title: str, lengths: records.Lengths, unit: str = "tokens") -> Chart:
+    """Return the distribution of lengths, with its quantiles."""
     histogram, tail = lengths.histogram, lengths.histogram.beyond
-    beyond = f" The last bar holds all {tail:,} beyond {histogram.edges[-2]:,} tokens." if tail else ""
+    beyond = f" The last bar holds all {tail:,} beyond {histogram.edges[-2]:,} {unit}." if tail else ""
     marks = (("P50", lengths.p50), ("P90", lengths.p90), ("P95", lengths.p95))
     return Histogram(
-        name=f"{prefix}lengths-{name}",
-        title=PARTS[name],
+        name=name,
+        title=title,
         edges=histogram.edges,
         heights=(*histogram.counts[:-1], histogram.counts[-1] + tail),
-        x_label="tokens",
+        x_label=unit,
         tail=tail,
         marks=tuple(Level(value, f"{text} {value:,}") for text, value in marks),
-        caption=f"Mean {numbers.fixed(lengths.mean, 1)} tokens, longest {lengths.max:,}.{beyond}",
+        caption=f"Mean {numbers.fixed(lengths.mean, 1)} {unit}, longest {lengths.max:,}.{beyond}",
         said=f"Median {lengths.p50:,}, P90 {lengths.p90:,}, P95 {lengths.p95:,}, longest {lengths.max:,}.",
     )
 

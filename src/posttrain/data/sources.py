@@ -68,8 +68,10 @@ def read_whole(part: DataFile | HubSet, problem: str, fix: str) -> Iterator[Reco
         yield record
 
 
-def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Raw]:
+def read_raw(part: DataFile | HubSet, tick: Tick | None = None, skip: int = 0) -> Iterator[Raw]:
     """The records of one file or hub data set, in order; lines of JSON as they are.
+
+    ``skip``: so many lines, elements or rows at the beginning are passed over (lines, and rows of Parquet and Arrow, are not even parsed).
 
     The line of an origin is the 1-based line where a JSON row starts; in a JSON array whose first element stands on the
     line of its bracket it is the 1-based element number; in CSV, Parquet and Arrow files and hub data sets the 1-based number
@@ -78,11 +80,11 @@ def read_raw(part: DataFile | HubSet, tick: Tick | None = None) -> Iterator[Raw]
     Raises DataError where the part as a whole can't be read.
     """
     if isinstance(part, HubSet):
-        yield from _hub(part, tick)
+        yield from itertools.islice(_hub(part, tick), skip, None)
         return
     try:
         stream, last = Stream(part.path, tick), 0
-        for raw in _READERS[sniff(stream, part.label)](stream, part.label):
+        for raw in _READERS[sniff(stream, part.label)](stream, part.label, skip):
             last = raw[0] if isinstance(raw, tuple) else raw.origin.line
             yield raw
         if stream.damage is not None:
@@ -110,8 +112,8 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() in ({"role", "content"}, {"from", "value"})
 
 
-def _lines(stream: Stream, label: str) -> Iterator[Line]:
-    for number, line in enumerate(stream.lines(), 1):
+def _lines(stream: Stream, label: str, skip: int) -> Iterator[Line]:
+    for number, line in enumerate(stream.lines(skip), skip + 1):
         if line and not line.isspace():
             yield number, line
 
@@ -149,19 +151,23 @@ def _element(element: Element, origin: Origin) -> Record | Reject:
     return _record(origin, element.value)
 
 
-def _table(rows: Iterator[Row], label: str, reason: str) -> Iterator[Record | Reject]:
-    for number, row in enumerate(rows, 1):
+def _table(rows: Iterator[Row], label: str, reason: str, skipped: int = 0) -> Iterator[Record | Reject]:
+    for number, row in enumerate(rows, skipped + 1):
         origin = Origin(label, number)
         yield Reject(origin, "read", reason, row) if isinstance(row, str) else Record(origin, row)
 
 
-_READERS: Mapping[Kind, Callable[[Stream, str], Iterator[Raw]]] = {
-    "array": _array,
-    "values": _values,
+_READERS: Mapping[Kind, Callable[[Stream, str, int], Iterator[Raw]]] = {
+    "array": lambda stream, label, skip: itertools.islice(_array(stream, label), skip, None),
+    "values": lambda stream, label, skip: itertools.islice(_values(stream, label), skip, None),
     "lines": _lines,
-    "cells": lambda stream, label: _table(read_cells(stream, label), label, "broken_csv"),
-    "parquet": lambda stream, label: _table(read_parquet(stream.path, label, stream.tick), label, "damaged_file"),
-    "arrow": lambda stream, label: _table(read_arrow(stream, label), label, "damaged_file"),
+    "cells": lambda stream, label, skip: itertools.islice(
+        _table(read_cells(stream, label), label, "broken_csv"), skip, None
+    ),
+    "parquet": lambda stream, label, skip: _table(
+        read_parquet(stream.path, label, stream.tick, skip), label, "damaged_file", skip
+    ),
+    "arrow": lambda stream, label, skip: _table(read_arrow(stream, label, skip), label, "damaged_file", skip),
 }
 
 

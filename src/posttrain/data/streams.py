@@ -73,10 +73,15 @@ class Stream:
         yield self.head
         yield from self._blocks
 
-    def lines(self) -> Iterator[bytes]:
-        """All lines without their LF; the last one also where no LF ends it."""
+    def lines(self, skip: int = 0) -> Iterator[bytes]:
+        """All lines without their LF, but the first ``skip``; the last one also where no LF ends it."""
         rest = b""
         for block in self.blocks():
+            if skip:
+                if (ended := block.count(b"\n")) < skip:
+                    skip -= ended
+                    continue
+                block, skip = block.split(b"\n", skip)[skip], 0
             first, *others = block.split(b"\n")
             rest += first
             if others:

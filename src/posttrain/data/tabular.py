@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,10 +13,11 @@ from typing import Any
 import polars as pl
 
 from posttrain.data.sniff import ARROW_FILE
-from posttrain.data.streams import Stream, Tick, printable
+from posttrain.data.streams import Stream, Tick
 from posttrain.errors import DataError
 
-_TABLE_ROWS = 16_384
+_TABLE_ROWS = 4_096
+_BUFFER_BYTES = 1 << 20
 _SAMPLE_ROWS = 50
 _UNSTORED = 1 << 24
 """Rows that may take no bytes: those of a column of nulls."""
@@ -101,9 +101,9 @@ def _fit(rows: Any) -> float:
 # ---- Parquet -------------------------------------------------------------------------------------------------------
 
 
-def read_parquet(path: Path, label: str, tick: Tick | None) -> Iterator[Row]:
-    """The rows of a Parquet file. Raises DataError where none can be read; what is broken later is reason by the last row."""
-    yield from _tolerant(lambda: _scanned(pl.scan_parquet(_readable(path), glob=False), tick), label, "Parquet")
+def read_parquet(path: Path, label: str, tick: Tick | None, skip: int = 0) -> Iterator[Row]:
+    """The rows of a Parquet file from row ``skip`` on. Raises DataError where none can be read; what is broken later is reason by the last row."""
+    yield from _tolerant(lambda: _scanned(path, tick, skip), label, "Parquet")
 
 
 def _tolerant(read: Callable[[], Iterator[Row]], label: str, what: str) -> Iterator[Row]:
@@ -122,17 +122,30 @@ def _tolerant(read: Callable[[], Iterator[Row]], label: str, what: str) -> Itera
         yield f"from here on the file is cut off or broken: {reason}"
 
 
-def _readable(path: Path) -> Path | io.BytesIO:
-    """The path, or the content of the file where its name is not UTF-8, which polars does not take."""
-    return path if printable(str(path)) == str(path) else io.BytesIO(path.read_bytes())
+def _scanned(path: Path, tick: Tick | None, skip: int) -> Iterator[Row]:
+    """Row group by row group and inside of one page by page: a group may hold a million rows."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
 
-
-def _scanned(frame: pl.LazyFrame, tick: Tick | None) -> Iterator[Row]:
-    total = frame.select(pl.len()).collect().item()
-    for start in range(0, total, _TABLE_ROWS):
-        yield from _rows(frame.slice(start, _TABLE_ROWS).collect())
-        if tick is not None:
-            tick(min(start + _TABLE_ROWS, total), total)
+    try:
+        with pa.memory_map(os.fsencode(path)) as source:
+            file = ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+            sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            first = 0
+            done = skip = min(skip, sum(sizes))
+            while first < len(sizes) and skip >= sizes[first]:
+                skip -= sizes[first]
+                first += 1
+            for batch in file.iter_batches(_TABLE_ROWS, row_groups=range(first, len(sizes))):
+                batch.validate(full=True)
+                wanted = batch.slice(skip)
+                skip -= batch.num_rows - wanted.num_rows
+                done += wanted.num_rows
+                yield from _rows(pl.DataFrame(wanted))
+                if tick is not None:
+                    tick(done, sum(sizes))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _rows(frame: pl.DataFrame) -> Iterator[Row]:
@@ -149,15 +162,16 @@ def _without_nulls(cell: Any) -> Any:
 # ---- Arrow ---------------------------------------------------------------------------------------------------------
 
 
-def read_arrow(stream: Stream, label: str) -> Iterator[Row]:
+def read_arrow(stream: Stream, label: str, skip: int = 0) -> Iterator[Row]:
     """The rows of an Arrow file or stream (what ``save_to_disk`` writes; Feather), as :func:`read_parquet`, batch by batch."""
-    yield from _tolerant(lambda: _batch_rows(stream), label, "Arrow")
+    yield from _tolerant(lambda: _batch_rows(stream, skip), label, "Arrow")
 
 
-def _batch_rows(stream: Stream) -> Iterator[Row]:
+def _batch_rows(stream: Stream, skip: int) -> Iterator[Row]:
     for batch in _batches(stream):
-        for start in range(0, batch.num_rows, _TABLE_ROWS):
+        for start in range(skip, batch.num_rows, _TABLE_ROWS):
             yield from _rows(pl.DataFrame(batch.slice(start, _TABLE_ROWS)))
+        skip = max(0, skip - batch.num_rows)
 
 
 def _batches(stream: Stream) -> Iterator[Any]:

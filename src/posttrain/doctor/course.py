@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,69 @@ def _means(records: Sequence[Record]) -> Mapping[str, float]:
     each = [{"loss": record.loss, **record.metrics} for record in records]
     known = set(each[0]).intersection(*each)
     return {key: sum(one[key] for one in each) / len(each) for key in known}
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A metric over the steps that log it, where it began and where it ended told from its noise."""
+
+    steps: Sequence[int]
+    values_T: Floats
+    window: int
+    """Steps whose mean is looked at: a tenth, at least three."""
+
+    @property
+    def means_T(self) -> Floats:  # noqa: N802 - carries its shape, as the fields do
+        """Smoothed."""
+        return smoothed(self.values_T, self.window)
+
+    @property
+    def first(self) -> float:
+        """The mean of the first steps."""
+        return float(self.means_T[0])
+
+    @property
+    def last(self) -> float:
+        """The mean of the last steps."""
+        return float(self.means_T[-1])
+
+    @property
+    def change(self) -> float:
+        """Where it ended less where it began."""
+        return self.last - self.first
+
+    @property
+    def error(self) -> float:
+        """Standard error of the difference of two such means, and no less than what rounding does to them."""
+        return max(noise(self.values_T) * math.sqrt(2 / self.window), 1e-9 * float(np.abs(self.values_T).max()))
+
+    def step_at(self, place: int) -> int:
+        """The last step of the window at a place of ``means_T``."""
+        return self.steps[place + self.window - 1]
+
+    def at(self, step: int) -> float:
+        """The mean of the window that ends at a step, or at the last one before it that has it."""
+        known = [place for place in range(len(self.means_T)) if self.step_at(place) <= step]
+        return float(self.means_T[known[-1] if known else 0])
+
+    def times(self, sign: float) -> Trace:
+        """The same, multiplied."""
+        return Trace(self.steps, self.values_T * sign, self.window)
+
+
+def trace(training: Training, value: Callable[[Mapping[str, float]], float | None]) -> Trace | None:
+    """What the metrics of every step say of something; None of too few steps."""
+    known = [(one.step, found) for one in training.steps if (found := value(one.metrics)) is not None]
+    finite_only = [(step, found) for step, found in known if math.isfinite(found)]
+    if len(finite_only) < FEWEST_STEPS:
+        return None
+    steps, values = zip(*finite_only, strict=True)
+    return Trace(steps, np.array(values, np.float64), max(3, len(values) // 10))
+
+
+def logged(training: Training, key: str) -> Trace | None:
+    """A metric over the steps."""
+    return trace(training, lambda metrics: metrics.get(key))
 
 
 def share_right(accuracy: float, rows: int) -> Interval:

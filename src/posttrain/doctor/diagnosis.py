@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.artifacts import plain
 from posttrain.doctor.evidence import read_evidence
 from posttrain.doctor.findings import Finding, Outcome, Rule, Severity, Unknown
-from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_TRAINING
+from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_ONLINE, OF_TRAINING
 from posttrain.doctor.words import ENGLISH, Words
 from posttrain.report import values
 from posttrain.report.figure import file_name
@@ -73,6 +73,7 @@ def diagnose(stages: Sequence[Stage], known: Sequence[Gap] = ()) -> Diagnosis:
     evidence = read_evidence(stages, gaps)
     asked: list[tuple[Table[Rule[Any]], Sequence[Any]]] = [
         (OF_TRAINING, evidence.trainings),
+        (OF_ONLINE, evidence.online),
         (OF_EVALUATION, evidence.evaluations),
         (OF_JUDGES, evidence.judges),
     ]

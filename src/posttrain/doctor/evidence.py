@@ -15,6 +15,8 @@ from posttrain.judge.bias import BiasReport
 from posttrain.judge.calibrate import JudgeCalibration, RatingCalibration
 from posttrain.judge.summary import JudgeSummary
 from posttrain.model.config import FullWeights, LoraAdapter
+from posttrain.online.records import Measured as Answered
+from posttrain.online.section import read_online, read_samples
 from posttrain.plan.guidance import Advice, guidance, method_of
 from posttrain.report.reading import Gap, Stage, json_value, optional, parse
 from posttrain.stats.intervals import Interval
@@ -23,6 +25,8 @@ from posttrain.train.records import HELD_OUT_FILE, HeldOutLosses, read_held_out
 from posttrain.train.section import Training, UnknownObjective, read_training
 
 T = TypeVar("T")
+PAIRWISE = "pairwise"
+"""The score of a judge that compares replies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class TrainEvidence:
-    """One train stage, the rows it was given, and what was measured of its model."""
+    """One train or online stage, the rows it was given, and what was measured of its model."""
 
     training: Training
     examples: ExampleFacts | None = None
@@ -43,6 +47,8 @@ class TrainEvidence:
     """The evaluations of the held-out rows, row by row."""
     measured: tuple[Measured, ...] = ()
     """Measurements of the run that hold this model."""
+    answered: tuple[Answered, ...] = ()
+    """Of a stage that learns from its own replies: the measurements of its held-out prompts."""
 
     @property
     def name(self) -> str:
@@ -50,9 +56,25 @@ class TrainEvidence:
         return self.training.name
 
     @property
+    def own(self) -> bool:
+        """Whether it learns from replies of its own, and so has no rows but prompts."""
+        return self.training.objective.row_kind == "prompts"
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """Of the stage."""
         return self.training.stage.config
+
+    @property
+    def scores(self) -> list[Mapping[str, Any]]:
+        """Of a stage that learns from its own replies: what they are worth, as it is configured."""
+        found = self.config.get("scores")
+        return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list | tuple) else []
+
+    @property
+    def relative(self) -> bool:
+        """Whether its rewards say who is better among the replies of a step: their mean is the same whatever is learned."""
+        return any(one.get("name") == PAIRWISE and one.get("weight", 1.0) for one in self.scores)
 
     @property
     def encoded(self) -> LedgerStep | None:
@@ -83,7 +105,7 @@ class TrainEvidence:
             return None
         ledger = self.training.stage.ledger
         rows = ledger.rows_kept if ledger else 1
-        return guidance(objective, method_of(known), max(1, rows)).learning_rate  # type: ignore[arg-type]
+        return guidance(objective, method_of(known), max(1, rows)).learning_rate
 
     def setting(self, key: str, value: Any) -> str:
         """A change of this stage: ``sft.learning_rate=0.0002``."""
@@ -120,6 +142,8 @@ class Evidence:
     """Everything the rules are asked about, in the order of the run."""
 
     trainings: list[TrainEvidence] = field(default_factory=list)
+    online: list[TrainEvidence] = field(default_factory=list)
+    """The stages that learn from replies of their own."""
     evaluations: list[EvalEvidence] = field(default_factory=list)
     judges: list[JudgeEvidence] = field(default_factory=list)
 
@@ -134,6 +158,7 @@ def read_evidence(stages: Sequence[Stage], gaps: list[Gap]) -> Evidence:
         for facts in read_stage(stage, gaps)
     ]
     trainings = [_training(stage, measured, gaps) for stage in begun if stage.kind == "train"]
+    online = [_online(stage, measured, gaps) for stage in begun if stage.kind == "online"]
     judges = [one for each in measured for one in _judges_of(each.facts, trainings)]
     for stage in begun:
         if stage.kind == "judge" and (summary := _read(JudgeSummary, stage, "summary.json", gaps)) is not None:
@@ -143,7 +168,7 @@ def read_evidence(stages: Sequence[Stage], gaps: list[Gap]) -> Evidence:
                 )
                 for entry in summary.judges
             ]
-    return Evidence(trainings, [EvalEvidence(one.facts) for one in measured], judges)
+    return Evidence(trainings, online, [EvalEvidence(one.facts) for one in measured], judges)
 
 
 def _training(stage: Stage, measured: Sequence[Measured], gaps: list[Gap]) -> TrainEvidence:
@@ -153,6 +178,11 @@ def _training(stage: Stage, measured: Sequence[Measured], gaps: list[Gap]) -> Tr
         _by_row(stage, gaps),
         tuple(one for one in measured if stage.name in one.facts.record.models),
     )
+
+
+def _online(stage: Stage, measured: Sequence[Measured], gaps: list[Gap]) -> TrainEvidence:
+    own = tuple(one for one in measured if stage.name in one.facts.record.models)
+    return TrainEvidence(read_online(stage, gaps), measured=own, answered=read_samples(stage, gaps))
 
 
 def _read(kind: type[T], stage: Stage, name: str, gaps: list[Gap]) -> T | None:

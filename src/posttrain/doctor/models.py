@@ -114,7 +114,8 @@ def output_repeats(seen: TrainEvidence) -> Outcome:
     numbers["base"] = percent(base, 0)
     facts = seen.examples
     uniform = facts is not None and max(facts.repetition, facts.repeated_replies / max(1, facts.long_replies)) > REPEATS
-    causes = [too_fast(seen), Cause("overfitting", (seen.setting("epochs", seen.epochs / 2),))]
+    causes = [too_fast(seen)]
+    causes += [] if seen.own else [Cause("overfitting", (seen.setting("epochs", seen.epochs / 2),))]
     causes.insert(0 if uniform else len(causes), Cause("uniform_rows"))
     return Finding("alarm" if base is not None else "remark", (*causes, Cause("greedy")), numbers)
 

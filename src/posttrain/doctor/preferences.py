@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from posttrain.doctor.course import Course, Floats, course_of, share_right
+from posttrain.doctor.course import Course, Floats, course_of, logged, share_right, trace
 from posttrain.doctor.evidence import TrainEvidence
 from posttrain.doctor.findings import Cause, Finding, Outcome, Unknown
-from posttrain.doctor.training import still, too_fast
+from posttrain.doctor.online import change_between
+from posttrain.doctor.training import loose, still, too_fast
 
 AT_START = 1e-3 / math.log(2)
 """A loss this near to the untrained one, as a share of it, has not moved: 0.001 around ln 2."""
@@ -67,7 +69,7 @@ def saturates(seen: TrainEvidence) -> bool:
 
 def drifts(seen: TrainEvidence) -> bool:
     """It logs how far it is from its reference."""
-    return of_pairs(seen) and seen.training.objective.needs_reference
+    return seen.own or (of_pairs(seen) and seen.training.objective.needs_reference)
 
 
 # ---- the loss --------------------------------------------------------------------------------------------------------
@@ -139,32 +141,62 @@ def chosen_falls(seen: TrainEvidence) -> Outcome:
     return Finding("alarm" if alarm else "remark", (*causes, Cause("alike_pairs")), numbers)
 
 
+class Away(NamedTuple):
+    """How far a policy is from its reference, and what that bought since half-way."""
+
+    far: float
+    """Nats a reply."""
+    grows: float
+    """Times that of half-way."""
+    half: int
+    last: int
+    """The steps."""
+    gain: float
+    """In accuracy, or in reward."""
+    error: float
+    """Its standard error."""
+
+
 def kl_runaway(seen: TrainEvidence) -> Outcome:
-    """The policy goes on moving away from its reference without becoming righter."""
+    """The policy goes on moving away from its reference without becoming better."""
+    away = _away_from_own_replies(seen) if seen.own else _away_from_pairs(seen)
+    if away is None:
+        return Unknown("steps" if seen.own and not seen.relative else "evaluations")
+    if away.far < KL_FAR or away.grows < KL_GROWS or away.gain > away.error:
+        return None
+    noisy = () if seen.own else (Cause("labels_noisy"),)
+    return Finding("alarm", (too_fast(seen), *loose(seen), *noisy), away._asdict())
+
+
+def _away_from_own_replies(seen: TrainEvidence) -> Away | None:
+    """Of the replies of every step: the KL of a token times their length, and their reward or that of the held-out prompts."""
+    far = trace(
+        seen.training, lambda found: found["kl"] * found["length"] if {"kl", "length"} <= found.keys() else None
+    )
+    reward = logged(seen.training, "reward")
+    if far is None or reward is None:
+        return None
+    middle = seen.answered[(len(seen.answered) - 1) // 2] if len(seen.answered) > 2 else None
+    measured = change_between(middle, seen.answered[-1]) if middle is not None else None
+    if measured is None and seen.relative:
+        return None
+    half = middle.step if middle and measured else far.step_at((len(far.means_T) - 1) // 2)
+    gain, error = measured or (reward.last - reward.at(half), reward.error)
+    return Away(far.last, far.last / max(far.at(half), 1e-12), half, far.steps[-1], gain, error)
+
+
+def _away_from_pairs(seen: TrainEvidence) -> Away | None:
+    """Of the held-out pairs at their evaluations."""
     keys = {"kl", "rewards/accuracies"}
     held_out = [record for record in seen.training.held_out if record.step and keys <= record.metrics.keys()]
     if len(held_out) < 3:
-        return Unknown("evaluations")
+        return None
     half, last = held_out[(len(held_out) - 1) // 2], held_out[-1]
     reply = np.mean([last.metrics.get(f"lengths/{side}", 0.0) for side in ("chosen", "rejected")])
     gain = last.metrics["rewards/accuracies"] - half.metrics["rewards/accuracies"]
     far = float(last.metrics["kl"] * reply)
     grows = last.metrics["kl"] / max(half.metrics["kl"], 1e-12)
-    error = 0.5 / math.sqrt(last.rows or 1)
-    if far < KL_FAR or grows < KL_GROWS or gain > error:
-        return None
-    numbers = {
-        "far": far,
-        "grows": grows,
-        "half": half.step,
-        "last": last.step,
-        "gain": gain,
-        "error": error,
-        "rows": last.rows or 0,
-    }
-    beta = getattr(seen.training.objective, "beta", None)
-    loose = (Cause("beta_low", (seen.setting("objective.beta", float(beta) * 3),)),) if beta else ()
-    return Finding("alarm", (too_fast(seen), *loose, Cause("labels_noisy")), numbers)
+    return Away(far, grows, half.step, last.step, gain, 0.5 / math.sqrt(last.rows or 1))
 
 
 def accuracy_chance(seen: TrainEvidence) -> Outcome:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from posttrain.doctor.findings import Rule
-from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_TRAINING
+from posttrain.doctor.rules import OF_EVALUATION, OF_JUDGES, OF_ONLINE, OF_TRAINING
 from posttrain.doctor.words import ENGLISH
 
 
 def markdown() -> str:
     """One row a rule."""
     lines = ["| rule | symptom | found when | source | causes it may name |", "|---|---|---|---|---|"]
-    rules: dict[str, Rule[Any]] = {**OF_TRAINING, **OF_EVALUATION, **OF_JUDGES}
+    rules: dict[str, Rule[Any]] = {**OF_TRAINING, **OF_ONLINE, **OF_EVALUATION, **OF_JUDGES}
     for name, rule in rules.items():
         causes = "; ".join(ENGLISH.cause(cause).partition(":")[0] for cause in causes_of(rule.examine))
         lines.append(f"| `{name}` | {ENGLISH.symptom(name)} | {rule.threshold} | {rule.source} | {causes} |")

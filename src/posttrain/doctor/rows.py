@@ -32,6 +32,12 @@ def longer(seen: TrainEvidence) -> Cause:
     return Cause("max_length", (seen.setting("max_length", math.ceil(lengths.conversation.p95 / 64) * 64),))
 
 
+def longer_prompts(seen: TrainEvidence) -> Cause:
+    """The limit of tokens is too low for these prompts."""
+    limit = seen.config.get("max_prompt_tokens")
+    return Cause("max_prompt_tokens", (seen.setting("max_prompt_tokens", 2 * limit),) if isinstance(limit, int) else ())
+
+
 def rows_dropped(seen: TrainEvidence) -> Outcome:
     """Many rows never reached the training."""
     step = seen.encoded
@@ -42,7 +48,8 @@ def rows_dropped(seen: TrainEvidence) -> Outcome:
         return None
     reasons = sorted(step.dropped.items(), key=lambda item: -item[1])
     text = ", ".join(f"{reason} {number}" for reason, number in reasons)
-    cause = {"too_long": longer(seen), "equal_tokens": Cause("source_pairs")}.get(reasons[0][0], Cause("rejected_rows"))
+    too_long = longer_prompts(seen) if seen.own else longer(seen)
+    cause = {"too_long": too_long, "equal_tokens": Cause("source_pairs")}.get(reasons[0][0], Cause("rejected_rows"))
     return Finding("alarm", (cause,), {"lost": lost, "rows": rows, "share": lost / rows, "reasons": text})
 
 

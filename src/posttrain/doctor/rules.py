@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.doctor import evaluation, models, preferences, rows, training
+from posttrain.doctor import evaluation, models, online, preferences, rows, training
 from posttrain.doctor.course import FEWEST_STEPS
 from posttrain.doctor.evidence import EvalEvidence, JudgeEvidence, TrainEvidence
 from posttrain.doctor.findings import Rule
@@ -85,7 +85,7 @@ OF_TRAINING: Table[Rule[TrainEvidence]] = Table(
         "kl_runaway": Rule(
             examine=preferences.kl_runaway,
             applies=preferences.drifts,
-            threshold=f"{preferences.KL_FAR:g} nats a reply, {preferences.KL_GROWS:g} times that of half-way, accuracy not a standard error higher",
+            threshold=f"{preferences.KL_FAR:g} nats a reply, {preferences.KL_GROWS:g} times that of half-way, accuracy (or reward) not a standard error higher",
             source="arXiv:2210.10760; numbers are " + OURS,
         ),
         "length_bias": Rule(
@@ -119,7 +119,7 @@ OF_TRAINING: Table[Rule[TrainEvidence]] = Table(
         ),
         "rate_range": Rule(
             examine=training.rate_range,
-            threshold=f"outside the published range for objective and adapter; alarm: {training.FAR:g} times above it",
+            threshold=f"outside the published range for objective and adapter; alarm: {training.FAR:g} times above it (never where it learns from its own replies)",
             source="plan/guidance.py names a paper for each range",
         ),
         "rows_dropped": Rule(
@@ -147,6 +147,40 @@ OF_TRAINING: Table[Rule[TrainEvidence]] = Table(
             threshold="no held-out rows",
             source="arXiv:2412.13337: training loss does not rank runs",
         ),
+    },
+)
+OF_ONLINE: Table[Rule[TrainEvidence]] = Table(
+    "rule",
+    {
+        "failed": OF_TRAINING["failed"],
+        "reward_hacking": Rule(
+            examine=online.reward_hacking,
+            threshold=f"the reward is shown to rise, while another score falls from its best by {training.RISE_NOISE:g} standard errors, or an evaluation shows a loss against its baseline; alarm: a score of weight 0, a judge or a benchmark. A remark without any of them: distinct pairs of words below {online.HALVED:g} times, or the length beyond a third to {online.GROWN:g} times their start",
+            source="over-optimisation, arXiv:2210.10760; numbers are " + OURS,
+        ),
+        "collapse": Rule(
+            examine=online.collapse,
+            threshold=f"the reward falls from its best by {training.RISE_NOISE:g} standard errors and {online.LOST:.0%} of its gain; alarm: all of it. Or, while it is not higher or high (else a remark): distinct pairs of words below {online.HALVED:g}, or entropy below {online.SURE:g} times the start, or the deviation of the rewards below {online.GONE:g} of it with {online.NEARLY_SILENT:.0%} equal groups",
+            source=OURS,
+        ),
+        "kl_runaway": OF_TRAINING["kl_runaway"],
+        "no_signal": Rule(
+            examine=online.no_signal,
+            threshold=f"all replies of a prompt scored the same in {online.SILENT:.0%} of the groups; alarm: {online.NEARLY_SILENT:.0%}, and not because the reward is high",
+            source="p^n + (1 - p)^n of n replies that pass with p: 0.85 at p = 2%, n = 8; arXiv:2503.14476 draws others instead",
+        ),
+        **{
+            name: OF_TRAINING[name]
+            for name in (
+                "forgetting",
+                "output_repeats",
+                "never_stops",
+                "gradient_spikes",
+                "rate_range",
+                "rows_dropped",
+                "no_held_out",
+            )
+        },
     },
 )
 OF_EVALUATION: Table[Rule[EvalEvidence]] = Table(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from posttrain.doctor.course import FEWEST_STEPS, course_of, finite, noise, smoothed
 from posttrain.doctor.evidence import TrainEvidence
 from posttrain.doctor.findings import Cause, Finding, Outcome, Unknown
+from posttrain.stats.intervals import MeanDifference, mean_difference
 from posttrain.train.records import HeldOutLosses, Record
 
 FLAT = 0.01
@@ -35,6 +35,10 @@ MANY_SPIKES = 3
 """From so many on they are an alarm. Ours."""
 FAR = 5.0
 """Times the highest published rate; beyond it runs fall apart. Ours."""
+NOT_FINITE = ("non-finite", "NaN or infinity")
+"""What errors say of numbers that are none."""
+FIRST_BETA = 0.05
+"""RLOO's published beta (arXiv:2402.14740), where none held the policy."""
 SHORT = 50
 """Steps below which a run is short. Ours."""
 
@@ -60,6 +64,22 @@ def too_slow(seen: TrainEvidence) -> Cause:
     return Cause("rate_low", (seen.setting("learning_rate", higher),))
 
 
+def loose(seen: TrainEvidence) -> tuple[Cause, ...]:
+    """Too little holds the policy to its reference: three times the beta, or one where there is none; nothing where the method has none."""
+    method, key = seen.training.objective, "method" if seen.own else "objective"
+    beta = getattr(method, "beta", None)
+    if beta is None:
+        return ()
+    if beta:
+        return (Cause("beta_low", (seen.setting(f"{key}.beta", float(beta) * 3),)),)
+    changes = [seen.setting(f"{key}.beta", FIRST_BETA)]
+    if (
+        getattr(method, "kl_in", "reward") != "reward"
+    ):  # beside the group's deviation a small beta in the loss has no optimum
+        changes += [seen.setting(f"{key}.kl_in", "reward"), seen.setting(f"{key}.kl", "k1")]
+    return (Cause("beta_low", tuple(changes)),)
+
+
 def still(seen: TrainEvidence) -> list[Cause]:
     """Why nothing was learned, the likeliest first."""
     norms = finite(record.grad_norm for record in seen.training.steps)
@@ -83,7 +103,7 @@ def failed(seen: TrainEvidence) -> Outcome:
     if lost is None and error is None:
         return None
     text = (error or f"the loss of step {lost} is not finite").partition("\n")[0]
-    if lost is None and "non-finite" not in text:
+    if lost is None and not any(sign in text for sign in NOT_FINITE):
         return Finding("alarm", (Cause("error_says"),), {"error": text})
     return Finding(
         "alarm",
@@ -99,8 +119,8 @@ def loss_flat(seen: TrainEvidence) -> Outcome:
         return Unknown("steps")
     limit, error, slight = FLAT, 0.0, False
     if course.held_out:
-        changes = [] if len(seen.by_row) < 2 else paired([seen.by_row[0], seen.by_row[-1]])
-        slight = any(one.difference < -ERRORS * one.error for one in changes)  # little, and yet shown
+        ends_of_rows = [] if len(seen.by_row) < 2 else changes([seen.by_row[0], seen.by_row[-1]])
+        slight = any(one.estimate < -ERRORS * one.error for one in ends_of_rows)  # little, and yet shown
     else:
         fifth = max(3, len(values) // 5)
         ends, limit = (float(values[:fifth].mean()), float(values[-fifth:].mean())), FLAT_STEPS
@@ -151,24 +171,13 @@ def loss_high_at_start(seen: TrainEvidence) -> Outcome:
     return Finding("alarm", (Cause("wrong_tokenizer"), Cause("template_or_mask"), Cause("no_weights")), numbers)
 
 
-class Change(NamedTuple):
-    """How far an evaluation lies above an earlier one, and the standard error of that, paired over the rows."""
-
-    step: int
-    difference: float
-    error: float
-
-
-def paired(evaluations: Sequence[HeldOutLosses]) -> list[Change]:
+def changes(evaluations: Sequence[HeldOutLosses]) -> list[MeanDifference]:
     """How far each later evaluation lies above the first of them, over the rows that all have; nothing of fewer than two rows."""
     rows = sorted(set.intersection(*(set(one.losses) for one in evaluations)))
     if len(rows) < 2:
         return []
-    losses_ER = np.array([[one.losses[row] for row in rows] for one in evaluations])
-    changes_ER = losses_ER[1:] - losses_ER[0]
-    errors_E = changes_ER.std(axis=1, ddof=1) / math.sqrt(len(rows))
-    found = zip(evaluations[1:], changes_ER.mean(axis=1), errors_E, strict=True)
-    return [Change(one.step, float(mean), float(error)) for one, mean, error in found]
+    first_R, *later_ER = ([one.losses[row] for row in rows] for one in evaluations)
+    return [mean_difference(first_R, later_R) for later_R in later_ER]
 
 
 def held_out_rises(seen: TrainEvidence) -> Outcome:
@@ -179,13 +188,13 @@ def held_out_rises(seen: TrainEvidence) -> Outcome:
     if not seen.training.steps or len(evaluations) < PASSED + 1:
         return Unknown("evaluations")
     low = min(range(len(evaluations)), key=lambda place: sum(evaluations[place].losses.values()))
-    later, step = paired(evaluations[low:]), evaluations[low].step
-    above = [one for one in later if one.difference > ERRORS * one.error]
+    later, step = changes(evaluations[low:]), evaluations[low].step
+    above = [one for one in later if one.estimate > ERRORS * one.error]
     if len(above) < PASSED or later[-1] is not above[-1]:
         return None
     last, rows = later[-1], len(evaluations[0].losses)
     kept_best = seen.config.get("keep", "best") == "best" and step > 0
-    numbers = {"low_step": step, "last_step": last.step, "difference": last.difference, "error": last.error}
+    numbers = {"low_step": step, "last_step": evaluations[-1].step, "difference": last.estimate, "error": last.error}
     return Finding("remark" if kept_best else "alarm", _overfit(seen, step), {**numbers, "rows": rows})
 
 
@@ -226,7 +235,8 @@ def gradient_spikes(seen: TrainEvidence) -> Outcome:
     if len(steps) <= FEWEST_BEFORE:
         return Unknown("many_steps")
     norms = spikes([record.grad_norm for record in steps])
-    places = sorted({*norms, *spikes([record.loss for record in steps])})
+    losses = [] if seen.own else spikes([record.loss for record in steps])  # there a loss is near 0 whatever is learned
+    places = sorted({*norms, *losses})
     if not places:
         return None
     worst = max(places, key=lambda place: steps[place].grad_norm or 0.0)
@@ -249,7 +259,7 @@ def rate_range(seen: TrainEvidence) -> Outcome:
     if advice.holds(rate):
         return None
     numbers = {"rate": rate, "low": advice.low, "high": advice.high, "published": advice.source}
-    far = rate > FAR * advice.high
+    far = rate > FAR * advice.high and not seen.own  # there reward and KL say whether it fell apart
     return Finding("alarm" if far else "remark", (too_fast(seen) if rate > advice.high else too_slow(seen),), numbers)
 
 
@@ -260,6 +270,6 @@ def no_held_out(seen: TrainEvidence) -> Outcome:
     if not seen.training.steps:
         return Unknown("steps")
     data = seen.config.get("data")
-    return Finding(
-        "remark", (Cause("nothing_held_out", (f"{data}.held_out=0.1",)),), {"steps": len(seen.training.steps)}
-    )
+    task = next((place for place, one in enumerate(seen.scores) if one.get("name") == "task"), None)
+    change = f"{data}.held_out=0.1" if data is not None or task is None else f"{seen.name}.scores.{task}.held_out=0.2"
+    return Finding("remark", (Cause("nothing_held_out", (change,)),), {"steps": len(seen.training.steps)})

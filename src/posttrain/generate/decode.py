@@ -6,7 +6,7 @@ token is computed for the sake of a longer neighbour. ``decode`` is a generator:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from posttrain.errors import ModelError
 from posttrain.generate.engine import Sampling
-from posttrain.generate.ways import Way, way_of
+from posttrain.generate.ways import Kind, Way, way_of
 from posttrain.model.forward import causal_lm
 from posttrain.model.hardware import to_device
 from posttrain.model.lengths import Limits, lengths_of, limits_of
@@ -76,6 +76,12 @@ class _Pool:
     way: Way
     live: list[_Live]
 
+    def remove(self, place: int) -> None:
+        """Let a sequence leave; the last one moves to its place."""
+        self.way.remove(place)
+        self.live[place] = self.live[-1]
+        self.live.pop()
+
 
 def decode(
     model: nn.Module,
@@ -92,31 +98,107 @@ def decode(
     step, those of a step in the order of the prompts; tokens of the stop are yielded as well. Raises ModelError before the first
     token for ids and lengths that the model has no weights for.
     """
-    limits = limits_of(causal_lm(model))
-    waiting = [_waiting(i, *one, limits) for i, one in enumerate(zip(prompts, samplings, strict=True))]
-    if not waiting:
-        return
-    prepack(model)
-    kind = way_of(model, max(sequence.length + sequence.sampling.max_tokens for sequence in waiting))
-    room = min(slots if kind.most is None else kind.most, len(waiting))
-    factors = lengths_of(causal_lm(model).config).factors
-    waiting.sort(key=lambda sequence: -sequence.length)
-    pools: dict[tuple[int, ...], _Pool] = {}
-    while waiting or pools:
-        fresh = _admitted(waiting, room - sum(len(pool.live) for pool in pools.values()), factors)
-        del waiting[: len(fresh)]
+    decoding = Decoding(model, stops, min(slots, len(prompts)))
+    wanted = list(enumerate(zip(prompts, samplings, strict=True)))
+    for prompt, (ids, sampling) in sorted(wanted, key=lambda one: -len(one[1][0])):
+        decoding.add(prompt, ids, sampling)
+    while decoding.busy:
+        yield from decoding.step()
+
+
+class Decoding:
+    """Sequences that are continued together, at most ``slots`` at once. Between two steps others may join, and any may leave."""
+
+    def __init__(self, model: nn.Module, stops: Sequence[tuple[int, ...]], slots: int) -> None:
+        self._model, self._stops, self._slots = model, stops, slots
+        inner = causal_lm(model)
+        self._limits, self._factors = limits_of(inner), lengths_of(inner.config).factors
+        self._waiting: list[_Live] = []
+        self._longest = 0
+        self._kind: Kind | None = None
+        self._pools: dict[tuple[int, ...], _Pool] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to continue."""
+        return bool(self._waiting or self._pools)
+
+    def add(self, prompt: int, ids: NDArray[np.int32], sampling: Sampling) -> None:
+        """Let a sequence join behind those that wait; ``prompt`` is what its tokens are called. Raises ModelError as `decode`."""
+        sequence = _waiting(prompt, ids, sampling, self._limits)
+        self._waiting.append(sequence)
+        if sequence.length + sequence.sampling.max_tokens > self._longest:
+            self._longest = sequence.length + sequence.sampling.max_tokens
+            self._kind = None  # a longer sequence may reach a switch that nothing is proven of yet
+
+    def drop(self, prompt: int) -> None:
+        """Let a sequence leave, wherever it is; nothing happens where it is gone already."""
+        self._waiting = [sequence for sequence in self._waiting if sequence.prompt != prompt]
+        for pool in self._pools.values():
+            for place in reversed(range(len(pool.live))):
+                if pool.live[place].prompt == prompt:
+                    pool.remove(place)
+        self._forget_empty()
+
+    def step(self) -> Iterator[NewToken]:
+        """One pass: the first token of sequences that wait, or one more of all that are live."""
+        if self._kind is None:
+            prepack(self._model)
+            self._kind = way_of(self._model, self._longest)
+        kind = self._kind
+        room = self._slots if kind.most is None else min(kind.most, self._slots)
+        live = sum(len(pool.live) for pool in self._pools.values())
+        fresh = _admitted(self._waiting, room - live, self._factors)
+        del self._waiting[: len(fresh)]
         if fresh:
             length = fresh[0].length
-            stays = factors(length) == factors(length + 1)
-            pool = pools.setdefault(factors(length), _Pool(kind.open(model, room if stays else len(fresh)), []))
+            stays = self._factors(length) == self._factors(length + 1)
+            new = _Pool(kind.open(self._model, room if stays else len(fresh)), [])
+            pool = self._pools.setdefault(self._factors(length), new)
             logits_BV = pool.way.begin([sequence.read + sequence.ids for sequence in fresh])
             pool.live += fresh
-            waiting[:0] = yield from _advance(pool, len(pool.live) - len(fresh), logits_BV, stops, factors)
+            yield from self._advance(pool, len(pool.live) - len(fresh), logits_BV)
         else:
-            for pool in pools.values():
+            for pool in list(self._pools.values()):
                 logits_BV = pool.way.step([sequence.ids[-1] for sequence in pool.live])
-                waiting[:0] = yield from _advance(pool, 0, logits_BV, stops, factors)
-        pools = {key: pool for key, pool in pools.items() if pool.live}
+                yield from self._advance(pool, 0, logits_BV)
+        self._forget_empty()
+
+    def _advance(self, pool: _Pool, first: int, logits_BV: Tensor) -> list[NewToken]:
+        """Choose a token for the sequences of a pool from place ``first`` on; those that end leave it.
+
+        Those whose length has other rotary factors now leave it as well, to be begun again: all their keys are to be computed anew.
+        """
+        live = pool.live
+        moved = live[first:]
+        samplings = [sequence.sampling for sequence in moved]
+        finite_B = logits_BV.amax(dim=-1).isfinite().tolist()  # not so: NaN or +inf anywhere, -inf everywhere
+        if not all(finite_B):
+            logits_BV = logits_BV.nan_to_num()
+        tokens = _choose(logits_BV, samplings, [sequence.generator for sequence in moved])
+        likely = _likely(logits_BV, tokens, samplings)
+        new, outgrown = [], []
+        for sequence, token, found, finite in zip(moved, tokens, likely, finite_B, strict=True):
+            if not finite:
+                new.append(NewToken(sequence.prompt, NO_TOKEN, "not_finite"))
+                continue
+            sequence.ids.append(token)
+            finish: FinishReason | None = None
+            if any(tuple(sequence.ids[-len(stop) :]) == stop for stop in self._stops):
+                finish = "stop"
+            elif len(sequence.ids) == sequence.sampling.max_tokens:
+                finish = "length"
+            elif self._factors(sequence.length) != self._factors(sequence.length - 1):
+                outgrown.append(sequence)
+            new.append(NewToken(sequence.prompt, token, finish, found))
+        for place in reversed(range(first, len(live))):
+            if new[place - first].finish is not None or live[place] in outgrown:
+                pool.remove(place)
+        self._waiting[:0] = outgrown
+        return sorted(new, key=lambda token: token.prompt)
+
+    def _forget_empty(self) -> None:
+        self._pools = {key: pool for key, pool in self._pools.items() if pool.live}
 
 
 def _waiting(prompt: int, ids: NDArray[np.int32], sampling: Sampling, limits: Limits) -> _Live:
@@ -135,53 +217,12 @@ def _admitted(waiting: Sequence[_Live], free: int, factors: Callable[[int], tupl
     taken: list[_Live] = []
     tokens = 0
     for sequence in waiting[:free]:
-        tokens += sequence.length
+        same = bool(taken) and taken[-1].read == sequence.read and taken[-1].ids == sequence.ids
+        tokens += 0 if same else sequence.length  # equal ones that follow each other are read once
         if taken and (tokens > PREFILL_TOKENS or factors(sequence.length) != factors(taken[0].length)):
             break
         taken.append(sequence)
     return taken
-
-
-def _advance(
-    pool: _Pool,
-    first: int,
-    logits_BV: Tensor,
-    stops: Sequence[tuple[int, ...]],
-    factors: Callable[[int], tuple[int, ...]],
-) -> Generator[NewToken, None, list[_Live]]:
-    """Choose a token for the sequences of a pool from place ``first`` on; those that end leave it.
-
-    Returns those that leave it because their length has other rotary factors now: all their keys are to be computed anew.
-    """
-    live = pool.live
-    moved = live[first:]
-    samplings = [sequence.sampling for sequence in moved]
-    finite_B = logits_BV.amax(dim=-1).isfinite().tolist()  # not so: NaN or +inf anywhere, -inf everywhere
-    if not all(finite_B):
-        logits_BV = logits_BV.nan_to_num()
-    tokens = _choose(logits_BV, samplings, [sequence.generator for sequence in moved])
-    likely = _likely(logits_BV, tokens, samplings)
-    new, outgrown = [], []
-    for sequence, token, found, finite in zip(moved, tokens, likely, finite_B, strict=True):
-        if not finite:
-            new.append(NewToken(sequence.prompt, NO_TOKEN, "not_finite"))
-            continue
-        sequence.ids.append(token)
-        finish: FinishReason | None = None
-        if any(tuple(sequence.ids[-len(stop) :]) == stop for stop in stops):
-            finish = "stop"
-        elif len(sequence.ids) == sequence.sampling.max_tokens:
-            finish = "length"
-        elif factors(sequence.length) != factors(sequence.length - 1):
-            outgrown.append(sequence)
-        new.append(NewToken(sequence.prompt, token, finish, found))
-    for place in reversed(range(first, len(live))):
-        if new[place - first].finish is not None or live[place] in outgrown:
-            pool.way.remove(place)
-            live[place] = live[-1]
-            live.pop()
-    yield from sorted(new, key=lambda token: token.prompt)
-    return outgrown
 
 
 def _choose(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
@@ -197,18 +238,38 @@ def _choose(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequen
 def _sample(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> Tensor:
     """A draw from every row [B] by its temperature and top_p."""
     device = logits_BV.device
-    below_top_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)  # a tiny temperature makes no infinities of it
+    drawn_B1 = to_device(
+        np.array([[float(torch.rand((), generator=g, dtype=torch.float64))] for g in generators]), device
+    )
     temperature_B1, top_p_B1 = (
         to_device(np.array([[getattr(s, name)] for s in samplings], np.float64), device)
         for name in ("temperature", "top_p")
     )
+    below_top_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)  # a tiny temperature makes no infinities of it
+    cut_B = top_p_B1[:, 0] < 1
+    if bool(cut_B.all()):
+        return _of_the_likeliest(below_top_BV, temperature_B1, top_p_B1, drawn_B1)
+    tokens_B = _of_all(below_top_BV, temperature_B1, drawn_B1)
+    if bool(cut_B.any()):
+        cut = (x[cut_B] for x in (below_top_BV, temperature_B1, top_p_B1, drawn_B1))
+        tokens_B[cut_B] = _of_the_likeliest(*cut)
+    return tokens_B
+
+
+def _of_all(below_top_BV: Tensor, temperature_B1: Tensor, drawn_B1: Tensor) -> Tensor:
+    """The token [B] at which the probabilities, summed in the order of the vocabulary, pass a uniform number: nothing has to be sorted."""
+    scale_B1 = temperature_B1.reciprocal().float().clamp(max=torch.finfo(torch.float32).max)
+    up_to_BV = (below_top_BV * scale_B1).exp_().cumsum(-1, dtype=torch.float64)
+    place_B1 = torch.searchsorted(up_to_BV, drawn_B1 * up_to_BV[:, -1:], right=True)
+    return place_B1.clamp(max=up_to_BV.shape[1] - 1)[:, 0]
+
+
+def _of_the_likeliest(below_top_BV: Tensor, temperature_B1: Tensor, top_p_B1: Tensor, drawn_B1: Tensor) -> Tensor:
+    """The same among the likeliest tokens [B] that hold ``top_p`` of the probability."""
     p_BV = (below_top_BV / temperature_B1).softmax(-1)
-    drawn_B1 = to_device(
-        np.array([[float(torch.rand((), generator=g, dtype=torch.float64))] for g in generators]), device
-    )
     likely_BK = p_BV.topk(min(LIKELY, p_BV.shape[1]), dim=-1)
     tokens_B = _drawn(likely_BK.values, likely_BK.indices, drawn_B1, top_p_B1)
-    beyond_B = (likely_BK.values.sum(-1, keepdim=True) < torch.where(top_p_B1 < 1, top_p_B1, drawn_B1))[:, 0]
+    beyond_B = (likely_BK.values.sum(-1, keepdim=True) < top_p_B1)[:, 0]
     if bool(beyond_B.any()):  # only these rows: sorting a large vocabulary takes longer than computing its logits
         p_BV, order_BV = p_BV[beyond_B].sort(dim=-1, descending=True, stable=True)
         tokens_B[beyond_B] = _drawn(p_BV, order_BV, drawn_B1[beyond_B], top_p_B1[beyond_B])
@@ -222,7 +283,7 @@ def _drawn(p_BN: Tensor, order_BN: Tensor, drawn_B1: Tensor, top_p_B1: Tensor) -
     kept_B1 = (
         (up_to_BN < top_p_B1).sum(-1, keepdim=True).clamp(max=last)
     )  # the first that reaches top_p is the last one kept
-    mass_B1 = torch.where(top_p_B1 < 1, up_to_BN.gather(1, kept_B1), torch.ones_like(drawn_B1))
+    mass_B1 = up_to_BN.gather(1, kept_B1)
     place_B1 = torch.searchsorted(up_to_BN, drawn_B1 * mass_B1, right=True).clamp(max=last)
     return order_BN.gather(1, place_B1)[:, 0]
 

@@ -78,6 +78,13 @@ class Sampling:
             raise ConfigError(wrong, where="sampling", fix="correct the value")
 
 
+class Ids(NamedTuple):
+    """Token ids to go on with as they are, and the tokens each of which ends the reply. No other end is known."""
+
+    ids: tuple[int, ...]
+    stops: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One reply asked for."""
@@ -90,9 +97,11 @@ class Request:
     speaks: Literal["assistant", "user"] = "assistant"
     """Whose turn comes next. ``user``: the model writes what a user would say (MAGPIE); the prompt may then be empty. Only a
     `posttrain.generate.local.LocalEngine` can."""
+    tokens: Ids | None = None
+    """What is gone on with in place of a conversation; the answer tells the ids of the reply. Only servers that take and tell ids can."""
 
     def __post_init__(self) -> None:
-        if not self.prompt and self.speaks == "assistant":
+        if not self.prompt and self.speaks == "assistant" and self.tokens is None:
             raise ConfigError("an empty prompt can't be answered", where="request", fix="give a message")
 
 
@@ -130,6 +139,8 @@ class Completion:
     """None = the server did not say."""
     cached: bool = False
     """True = read from the request cache, nothing was asked or paid."""
+    ids: tuple[int, ...] | None = None
+    """All tokens of the reply, the one that ended it included, where token ids were gone on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +236,7 @@ def canonical_request(fingerprint: Fingerprint, request: Request) -> bytes:
         },
         "sample": request.sample,
         **({"speaks": request.speaks} if request.speaks != "assistant" else {}),
+        **({"tokens": request.tokens} if request.tokens is not None else {}),
     }
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 

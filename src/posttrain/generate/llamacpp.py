@@ -1,7 +1,8 @@
 """The engine for a GGUF file in this process, through llama.cpp's own server code (package xllamacpp, extra ``llamacpp``).
 
-No port is opened and nothing is sent: requests are the same bodies a llama.cpp server reads, handed over as values. llama.cpp
-renders the chat template of the file, batches continuously over its slots, and counts tokens itself.
+Nothing is sent: requests are the same bodies a llama.cpp server reads, handed over as values. llama.cpp renders the chat template of the file, batches
+continuously over its slots, and counts tokens itself. It also opens a port on loopback that nobody asked for, and lets every web page use it; a key that is told
+to nobody closes it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,9 @@ from typing import Any
 from posttrain.artifacts import file_digest
 from posttrain.errors import ConfigError, ModelError
 from posttrain.generate.engine import Failure, Fingerprint, Outcome, Outcomes, Request
-from posttrain.generate.wire import body_of, read_answer, read_error
+from posttrain.generate.voice import Asked, Hear, Piece
+from posttrain.generate.wire import body_of, read_answer, read_chunk, read_error
+from posttrain.types import Message
 
 
 class LlamaCppEngine:
@@ -77,8 +81,50 @@ class LlamaCppEngine:
         told = (self._server.handle_completions(body)["choices"][0]["logprobs"] or {}).get("content")
         return {one["id"]: one["logprob"] for one in told[0]["top_logprobs"]} if told else None
 
+    def speak(self, asked: Asked, hear: Hear, over: Callable[[], bool]) -> None:
+        """Make one reply and tell it as it comes, in this thread; ends within a token where it is ``over``."""
+        server = self._server
+        if server is None:
+            hear(Failure("server_error", "this engine is closed"))
+            return
+        sampling = asked.sampling
+        shared = {"stream": True, "stream_options": {"include_usage": True}, "stop": list(asked.stops)}
+        if isinstance(asked.said, tuple) and asked.said and isinstance(asked.said[0], Message):
+            handle = server.handle_chat_completions
+            body = body_of(Request(asked.said, sampling), self._path.name, "max_tokens", shared)
+        else:
+            handle = server.handle_completions
+            body = body_of(Request(_ANY, sampling), self._path.name, "max_tokens", {**shared, "messages": None})
+            body["prompt"] = asked.said if isinstance(asked.said, str) else list(asked.said)
+        if sampling.logprobs is not None:  # 0 would be none at all
+            body |= {"logprobs": True, "top_logprobs": max(1, sampling.logprobs), "n_probs": max(1, sampling.logprobs)}
+
+        ending = Piece()  # the usage of a chat comes behind its end
+
+        def each(chunk: dict[str, Any]) -> bool:
+            nonlocal ending
+            found = read_chunk(chunk, sampling.logprobs)
+            if isinstance(found, Failure):
+                hear(found)
+                return True
+            ending = Piece(finish=ending.finish or found.finish, usage=ending.usage or found.usage)
+            said = found._replace(finish=None, usage=None)
+            if said != Piece():
+                hear(said)
+            return over()
+
+        try:
+            handle(body, each)
+        except (ValueError, RuntimeError) as error:  # a body it can't read, a template that refuses
+            hear(Failure("invalid_request", str(error)))
+        if ending.finish is not None:
+            hear(ending)
+
     def _answer(self, server: Any, request: Request) -> Outcome:
         body = body_of(request, self._path.name, "max_tokens", {})
+        alone = request.sampling.logprobs == 0
+        if alone:
+            body["top_logprobs"] = 1  # with 0 llama.cpp tells none at all
         try:
             found = server.handle_chat_completions(body)
         except ValueError as error:  # a body it can't read, a template that refuses
@@ -88,7 +134,15 @@ class LlamaCppEngine:
             outcome = read_error(int(found["error"].get("code", 500)), content).outcome
         else:
             outcome = read_answer(content, wants_logprobs=request.sampling.logprobs is not None).outcome
-        return replace(outcome, attempts=1) if isinstance(outcome, Failure) else outcome
+        if isinstance(outcome, Failure):
+            return replace(outcome, attempts=1)
+        if alone and outcome.logprobs is not None:
+            return replace(outcome, logprobs=tuple(token._replace(top=()) for token in outcome.logprobs))
+        return outcome
+
+
+_ANY = (Message("user", ""),)
+"""Stands for a conversation in a request that has none."""
 
 
 def _load(path: Path, context: int, slots: int, threads: int, exact: bool) -> Any:
@@ -104,6 +158,8 @@ def _load(path: Path, context: int, slots: int, threads: int, exact: bool) -> An
     parameters.n_ctx = context * slots  # llama.cpp divides it among the slots
     parameters.n_gpu_layers = 0
     parameters.verbosity = 0
+    parameters.api_keys = [secrets.token_urlsafe(32)]
+    parameters.ui = False
     if exact:
         parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -15,7 +16,7 @@ from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_prompt
 from posttrain.encode.user_turn import user_stops, user_turn_ids
 from posttrain.errors import TemplateError
-from posttrain.generate.decode import SLOTS, Likely, NewToken, decode, without_stop
+from posttrain.generate.decode import SLOTS, NewToken, decode, without_stop
 from posttrain.generate.engine import (
     Completion,
     Failure,
@@ -23,10 +24,10 @@ from posttrain.generate.engine import (
     Outcome,
     Outcomes,
     Request,
-    TokenLogprob,
     Usage,
     split_think,
 )
+from posttrain.generate.growing import token_logprob
 from posttrain.generate.ways import speed_note
 from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import context_of, limits_of
@@ -129,18 +130,31 @@ class LocalEngine:
                 "not_finite", f"the model computed NaN or infinity after {len(tokens) - 1} tokens of its reply"
             )
         ids = [new.token for new in tokens]
-        kept = without_stop(ids, stops) if tokens[-1].finish == "stop" else ids
-        opened = self._text(prompt[-LAST_TOKENS:].tolist()).rstrip().endswith("<think>")
-        text, reasoning = split_think(self._text(kept), opened=opened)
+        kept, text, reasoning = read_reply(prompt, ids, tokens[-1].finish == "stop", stops, self._text)
         finish = tokens[-1].finish
         assert finish == "stop" or finish == "length", "a reply is told when it has ended"
         logprobs = None
         if request.sampling.logprobs is not None and reasoning is None:
-            logprobs = tuple(self._logprob(new) for new in tokens[: len(kept)])
+            logprobs = tuple(token_logprob(new, self._text) for new in tokens[: len(kept)])
         return Completion(text, finish, reasoning=reasoning, logprobs=logprobs, usage=Usage(len(prompt), len(ids)))
 
-    def _logprob(self, new: NewToken) -> TokenLogprob:
-        likely: Likely | None = new.likely
-        assert likely is not None, "log-probabilities were asked for"
-        top = tuple((self._text([token]), logprob) for token, logprob in likely.top)
-        return TokenLogprob(self._text([new.token]), likely.logprob, top)
+
+class ReadReply(NamedTuple):
+    """The tokens of a reply without its stop, its text without the think block, and the block (None = there was none)."""
+
+    kept: list[int]
+    text: str
+    reasoning: str | None
+
+
+def read_reply(
+    prompt: NDArray[np.int32],
+    ids: list[int],
+    stopped: bool,
+    stops: Sequence[tuple[int, ...]],
+    text_of: Callable[[Sequence[int]], str],
+) -> ReadReply:
+    """What the sampled ids [T] of a reply say behind the ids of a prompt."""
+    kept = without_stop(ids, stops) if stopped else ids
+    opened = text_of(prompt[-LAST_TOKENS:].tolist()).rstrip().endswith("<think>")
+    return ReadReply(kept, *split_think(text_of(kept), opened=opened))

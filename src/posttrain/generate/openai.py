@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import itertools
 import json
 import logging
 import os
@@ -47,7 +48,8 @@ from posttrain.generate.engine import (
     request_key,
 )
 from posttrain.generate.limiter import Limiter, Sign, backoff, retry_after
-from posttrain.generate.wire import LIMITS, OURS, Answer, body_of, most_tokens, read_answer, read_error
+from posttrain.generate.voice import LOOK_INTERVAL
+from posttrain.generate.wire import LIMITS, OURS, UNCUT, Answer, body_of, most_tokens, read_answer, read_error, read_ids
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -193,10 +195,10 @@ class OpenAIEngine:
         if not requests:
             return
         endpoint = self.endpoint
-        job = _Job(Limiter(endpoint.concurrency), _secret(endpoint.api_key_env))
+        job = _Job(Limiter(endpoint.concurrency), secret_of(endpoint.api_key_env))
         waiting = iter(enumerate(requests))
         arrived: queue.SimpleQueue[tuple[int, Outcome] | Exception] = queue.SimpleQueue()
-        tls = httpx.create_ssl_context()  # reading the certificates takes longer than a request
+        tls = _tls(endpoint)
 
         async def work() -> None:
             # WHY a client each: the pool of a shared one looks at every connection at every request. At 32 connections
@@ -305,10 +307,11 @@ class OpenAIEngine:
     async def _send(self, ask: _Ask, client: httpx.AsyncClient) -> _Sent:
         """One request over the wire."""
         content, timeout = json.dumps(ask.body).encode("ascii"), self.endpoint.request_timeout
+        path = "chat/completions" if ask.request.tokens is None else "completions"
         try:
             # httpx counts from byte to byte: a server that drips would never time out
             async with asyncio.timeout(timeout):
-                response = await client.post("chat/completions", content=content, headers={"Idempotency-Key": ask.key})
+                response = await client.post(path, content=content, headers={"Idempotency-Key": ask.key})
         except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout):
             return _failed("timeout", f"no whole answer within {timeout:g} s")
         except (httpx.ConnectTimeout, httpx.PoolTimeout):
@@ -322,7 +325,10 @@ class OpenAIEngine:
             return _failed("connection", f"{type(error).__name__}: {error or 'the connection broke'}")
         status = response.status_code
         if response.is_success:
-            answer = read_answer(response.content, wants_logprobs=ask.request.sampling.logprobs is not None)
+            if ask.request.tokens is not None:
+                answer = read_ids(response.content, ask.body)
+            else:
+                answer = read_answer(response.content, wants_logprobs=ask.request.sampling.logprobs is not None)
             # A whole answer is billed, whether it can be read or not; where the server does not say how much, the most counts.
             return _Sent(answer, "answered", answer.usage, status)
         answer = read_error(status, response.content, ask.body)
@@ -378,10 +384,6 @@ def _in_background(work: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> I
                     loop.call_soon_threadsafe(task.cancel)
 
 
-LOOK_INTERVAL = 0.2
-"""Seconds between looks for a Ctrl-C: a signal just before a wait without end would be lost in it."""
-
-
 def _next_of(arrived: queue.SimpleQueue[T]) -> T:
     while True:
         with contextlib.suppress(queue.Empty):
@@ -395,6 +397,8 @@ def _other_request(name: str, endpoint: Endpoint) -> str:
         return f"give the limit its other name: max_tokens_field: {other}"
     if name in ("logprobs", "top_logprobs"):
         return "this judge is read by its probabilities: take a server that gives them, or a prompt whose reply is read as text"
+    if name in ("return_token_ids", "stop_token_ids", "ignore_eos", *UNCUT):
+        return "take a server that goes on with token ids and tells ids, as vLLM does"
     if endpoint.extra_body.get(name) is not None:
         return f"take {name} out of extra_body"
     return f"leave it away: extra_body: {{{name}: null}}"
@@ -415,7 +419,8 @@ def _without_secret(sent: _Sent, secret: str | None) -> _Sent:
     return replace(sent, answer=sent.answer._replace(outcome=hidden))
 
 
-def _secret(variable: str | None) -> str | None:
+def secret_of(variable: str | None) -> str | None:
+    """The key that an environment variable holds. Raises ConfigError where it holds none."""
     if variable is None:
         return None
     value = os.environ.get(variable, "").strip()
@@ -432,14 +437,54 @@ def _secret(variable: str | None) -> str | None:
     return value
 
 
-def _client(endpoint: Endpoint, secret: str | None, tls: ssl.SSLContext) -> httpx.AsyncClient:
+def _client(endpoint: Endpoint, secret: str | None, tls: ssl.SSLContext | bool) -> httpx.AsyncClient:
+    return httpx.AsyncClient(**_connection(endpoint, secret), verify=tls)
+
+
+def _tls(endpoint: Endpoint) -> ssl.SSLContext | bool:
+    """How a server's certificate is verified. Reading the certificates takes longer than a request: not where none is shown."""
+    return httpx.URL(endpoint.url).scheme == "https" and httpx.create_ssl_context()
+
+
+def _connection(endpoint: Endpoint, secret: str | None) -> dict[str, Any]:
+    """How every client reaches a server."""
     host = httpx.URL(endpoint.url).host
     local = host in ("localhost", "::1") or host.startswith("127.")
     headers = {"Content-Type": "application/json"} | ({} if secret is None else {"Authorization": f"Bearer {secret}"})
-    return httpx.AsyncClient(
-        base_url=endpoint.base + "/",
-        headers=headers,
-        timeout=httpx.Timeout(endpoint.request_timeout),
-        verify=tls,
-        trust_env=not local,  # a company's proxy has no way to this machine
-    )
+    return {
+        "base_url": endpoint.base + "/",
+        "headers": headers,
+        "timeout": httpx.Timeout(endpoint.request_timeout),
+        "trust_env": not local,  # a company's proxy has no way to this machine
+    }
+
+
+def command(endpoint: Endpoint, path: str, body: Mapping[str, Any] | None = None) -> bytes | Failure:
+    """The body of what a server answers to a request for no reply, a GET where it has no body itself. What can be asked again is, for some seconds.
+
+    Raises ConfigError where the variable of the key is not set.
+    """
+    secret, draw, attempts = secret_of(endpoint.api_key_env), random.Random(), min(_TRIES_TO_REACH, endpoint.attempts)
+    with httpx.Client(**_connection(endpoint, secret), verify=_tls(endpoint)) as client:
+        for attempt in itertools.count(1):
+            sent = _commanded(client, path, body)
+            if isinstance(sent, bytes):
+                return sent
+            outcome, silence = _without_secret(sent, secret).answer.outcome, sent.wait or 0.0
+            assert isinstance(outcome, Failure), "there was no answer"
+            if not sent.answer.again or attempt == attempts or silence > endpoint.longest_silence:
+                return replace(outcome, attempts=attempt)
+            time.sleep(silence + backoff(attempt, endpoint.first_backoff, endpoint.longest_backoff, draw))
+    raise AssertionError("the attempts end")
+
+
+def _commanded(client: httpx.Client, path: str, body: Mapping[str, Any] | None) -> bytes | _Sent:
+    """One command over the wire."""
+    try:
+        response = client.get(path) if body is None else client.post(path, json=dict(body))
+    except httpx.RequestError as error:
+        return _failed("connection", str(error) or type(error).__name__)
+    if response.is_success:
+        return response.content
+    answer = read_error(response.status_code, response.content)
+    return _Sent(answer, "neither", _NO_TOKENS, response.status_code, retry_after(response.headers))

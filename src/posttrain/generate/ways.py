@@ -61,9 +61,16 @@ class _Batched:
         self._device = causal_lm(model).get_input_embeddings().weight.device
 
     def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        ids = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
-        places = np.concatenate([np.arange(len(sequence)) for sequence in sequences])
-        return self._logits(ids, places, Prefill(self._cache, [len(sequence) for sequence in sequences]))
+        runs = [
+            (sequence, len(list(run))) for sequence, run in groupby(sequences)
+        ]  # several replies to a prompt: read once
+        ids = np.concatenate([np.asarray(sequence, np.int64) for sequence, _ in runs])
+        places = np.concatenate([np.arange(len(sequence)) for sequence, _ in runs])
+        copies = [count for _, count in runs]
+        logits_BV = self._logits(ids, places, Prefill(self._cache, [len(sequence) for sequence, _ in runs], copies))
+        if len(runs) == len(sequences):
+            return logits_BV
+        return logits_BV.repeat_interleave(to_device(np.array(copies), self._device), dim=0)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         return self._logits(np.array(tokens, np.int64), np.array(self._cache.lengths), Step(self._cache))

@@ -6,6 +6,7 @@ What servers were seen to do differently (OpenAI, vLLM, llama.cpp, Ollama, DeepS
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -17,18 +18,23 @@ from posttrain.generate.engine import (
     Failure,
     FailureReason,
     FinishReason,
+    Ids,
     Outcome,
     Request,
+    Sampling,
     SplitReply,
     TokenLogprob,
     Usage,
     split_think,
 )
+from posttrain.generate.voice import Piece
 
 LIMITS = ("max_tokens", "max_completion_tokens")
 """The two names of the limit of tokens."""
 OURS = ("model", "messages", "prompt", "n", "best_of", "stream", *LIMITS)
 """Fields of the body that ``extra_body`` may not set: the request says them, and the budget relies on them."""
+UNCUT = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""vLLM takes from the model's ``generation_config.json`` what a request does not say: so it says that nothing is cut or punished."""
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 
@@ -44,6 +50,8 @@ def body_of(request: Request, model: str, max_tokens_field: str, extra: Mapping[
             "a user's turn can't be asked for over chat messages", where=model, fix="give a local model: local: TARGET"
         )
     sampling = request.sampling
+    if request.tokens is not None:
+        return {**_ids_body(request.tokens, sampling, model), **extra}
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": message.role, "content": message.content} for message in request.prompt],
@@ -57,6 +65,26 @@ def body_of(request: Request, model: str, max_tokens_field: str, extra: Mapping[
         body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
     body |= extra
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _ids_body(tokens: Ids, sampling: Sampling, model: str) -> dict[str, Any]:
+    """The body of a text completion in vLLM's form: ids in, ids out, ended by the given tokens and by no others."""
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": list(tokens.ids),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        **UNCUT,
+        "max_tokens": sampling.max_tokens,
+        "ignore_eos": True,  # the server's own idea of an end; ours are all in the list
+        "stop_token_ids": list(tokens.stops),
+        "return_token_ids": True,
+    }
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if sampling.logprobs is not None:
+        body["logprobs"] = sampling.logprobs
+    return body
 
 
 def most_tokens(body: Mapping[str, Any], max_tokens: int) -> Usage:
@@ -98,6 +126,44 @@ def read_answer(content: bytes, *, wants_logprobs: bool = False) -> Answer:
         return Answer(Failure("bad_response", f"{error}: {excerpt(content)}"), usage)
 
 
+def read_ids(content: bytes, asked: Mapping[str, Any]) -> Answer:
+    """The outcome of a body that came with status 200 to a request with token ids; ``asked``: the body that asked.
+
+    Whatever could make it a reply of another model, prompt or law is a ``bad_response``: it must not be trained on.
+    """
+    usage = None
+    try:
+        body = _json(content)
+        usage = _usage(body.get("usage"))
+        return Answer(_ids_completion(body, usage, asked), usage)
+    except _UnreadableError as error:
+        return Answer(Failure("bad_response", f"{error}: {excerpt(content)}"), usage)
+
+
+def _ids_completion(body: dict[str, Any], usage: Usage | None, asked: Mapping[str, Any]) -> Completion:
+    choice, prompt, most, stops = _choice(body), asked["prompt"], asked["max_tokens"], asked["stop_token_ids"]
+    if body.get("model") != asked["model"]:
+        raise _UnreadableError(f"the answer is of {body.get('model')!r}, and {asked['model']!r} was asked")
+    ids = choice.get("token_ids")
+    if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
+        raise _UnreadableError("the answer has no token_ids: this server does not know return_token_ids")
+    if choice.get("prompt_token_ids") not in (None, prompt):
+        raise _UnreadableError("the server has put other tokens in the place of the prompt's")
+    finish, ended = _FINISHES.get(str(choice.get("finish_reason")), "other"), ids[-1] in stops
+    if finish not in ("stop", "length") or ended != (finish == "stop") or any(token in stops for token in ids[:-1]):
+        raise _UnreadableError(
+            f"the reply was ended ({choice.get('finish_reason')}) by something else than its stop tokens"
+        )
+    if len(ids) > most or (finish == "length" and len(ids) < most):
+        raise _UnreadableError(f"{len(ids)} tokens where {most} were to be the limit: has the server less room?")
+    logprobs = None
+    if "logprobs" in asked:
+        logprobs = _logprobs(choice.get("logprobs"))
+        if logprobs is None or len(logprobs) != len(ids) or not all(math.isfinite(one.logprob) for one in logprobs):
+            raise _UnreadableError("not every token of the answer has a log-probability")
+    return Completion("", finish, logprobs=logprobs, usage=usage, ids=tuple(ids))
+
+
 def _json(content: bytes) -> dict[str, Any]:
     try:
         body = json.loads(content)
@@ -118,13 +184,17 @@ def _usage(value: Any) -> Usage | None:
     return Usage(read, written)
 
 
-def _completion(body: dict[str, Any], usage: Usage | None, wants_logprobs: bool) -> Completion:
+def _choice(body: dict[str, Any]) -> dict[str, Any]:
     if body.get("error"):  # OpenRouter reports a failure of the model behind it with status 200
         raise _UnreadableError("an error in the place of an answer")
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise _UnreadableError("no choices")
-    choice = choices[0]
+    return choices[0]
+
+
+def _completion(body: dict[str, Any], usage: Usage | None, wants_logprobs: bool) -> Completion:
+    choice = _choice(body)
     message = choice.get("message")
     if not isinstance(message, dict):
         raise _UnreadableError("a choice without message")
@@ -138,6 +208,37 @@ def _completion(body: dict[str, Any], usage: Usage | None, wants_logprobs: bool)
         reasoning=split.reasoning,
         logprobs=None if logprobs is None else logprobs_of_text(logprobs, split),
         usage=usage,
+    )
+
+
+def read_chunk(chunk: Any, most: int | None = None) -> Piece | Failure:
+    """What one chunk of a stream says, of a chat or of a text that is gone on with. ``most``: likely tokens wanted at a place."""
+    if not isinstance(chunk, dict):
+        return Failure("bad_response", "a chunk that is not a JSON object")
+    if chunk.get("error"):
+        error = chunk["error"]
+        code = error.get("code") if isinstance(error, dict) else None
+        outcome = read_error(code if isinstance(code, int) else 500, json.dumps(chunk).encode()).outcome
+        assert isinstance(outcome, Failure), "an error is a failure"
+        return outcome
+    usage = _usage(chunk.get("usage"))
+    choices = chunk.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return Piece(usage=usage)
+    choice = choices[0]
+    delta = choice.get("delta")
+    try:
+        text, reasoning = _text(delta if isinstance(delta, dict) else {"content": choice.get("text")})
+    except _UnreadableError as error:
+        return Failure("bad_response", str(error))
+    logprobs = () if most is None else (_logprobs(choice.get("logprobs")) or ())
+    named = choice.get("finish_reason")
+    return Piece(
+        text,
+        reasoning or "",
+        tuple(t._replace(top=t.top[:most]) for t in logprobs if t.token),  # one that a stop has cut has no text
+        None if named is None else _FINISHES.get(str(named), "other"),
+        usage,
     )
 
 

@@ -104,7 +104,7 @@ def arena_ratings(
     order = [matrix.models.index(rating.model) for rating in table.ratings]
     rates_MM = win_rates(matrix)[np.ix_(order, order)]
     averages = average_win_rates(matrix)
-    ended_M3 = _endings(comparisons)
+    ended_M3 = endings(comparisons)
     clusters = comparisons.clusters_N
     return ArenaRatings(
         schema=SCHEMA,
@@ -129,7 +129,7 @@ def arena_ratings(
     )
 
 
-def _endings(comparisons: Comparisons) -> NDArray[np.int64]:
+def endings(comparisons: Comparisons) -> NDArray[np.int64]:
     """Wins, ties and losses [M, 3] of every model, rows counted once whatever they weigh."""
     ended = np.zeros((len(comparisons.models), 3), dtype=np.int64)
     a_N, b_N = comparisons.pairs_N2.T

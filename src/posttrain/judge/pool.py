@@ -116,11 +116,14 @@ class JudgePool:
         self._rewards.clear()
         self._engines.__exit__()
 
-    def session(self, label: str = "") -> Judges:
-        """Begin to ask. ``label`` stands before the progress of its questions. Raises ConfigError where nobody judges."""
+    def session(self, label: str = "", *, tried: bool = False) -> Judges:
+        """Begin to ask. ``label`` stands before the progress of its questions; judges that were ``tried`` before are not tried again.
+
+        Raises ConfigError where nobody judges.
+        """
         if self.config is None:
             raise ConfigError("there is no judge", where="judge", fix="say who judges: judge: {judges: [...]}")
-        return Judges(self, self.config, label)
+        return Judges(self, self.config, label, check=self.config.check and not tried)
 
     def judges(self) -> list[tuple[str, JudgeSource]]:
         """Name and source of every judge."""
@@ -184,8 +187,8 @@ class _Noting:
 class Judges:
     """Questions to all judges of a pool (one, or a panel) in one command or benchmark, and the account of their calls and bias."""
 
-    def __init__(self, pool: JudgePool, config: JudgeConfig, label: str) -> None:
-        self._pool, self._config = pool, config
+    def __init__(self, pool: JudgePool, config: JudgeConfig, label: str, *, check: bool) -> None:
+        self._pool, self._config, self._tries = pool, config, check
         self._prefix = f"{label}: " if label else ""
         self._batches: list[_Batch] = []
         self._keys: set[str] = set()
@@ -217,7 +220,7 @@ class Judges:
             if isinstance(opened, RewardJudge):
                 judged.append(Judged(name, opened.judge(items, plan, tick)))
                 continue
-            if self._config.check and source.endpoint is not None:
+            if self._tries and source.endpoint is not None:
                 try_out(self._noting(opened, trial=True), items, prompt, plan, source.endpoint)
             judged.append(Judged(name, judge(self._noting(opened), items, prompt, plan, tick)))
         self._batches.append(_Batch(tuple(items), prompt, plan, judged))

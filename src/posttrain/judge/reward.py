@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from posttrain.types import Message, SftRow
 if TYPE_CHECKING:
     import torch
 
+    from posttrain.model.second_adapter import InMemory
     from posttrain.types import Tokens
 
 BATCH_TOKENS = 4096
@@ -28,12 +30,18 @@ class RewardJudge:
     """A reward model in memory."""
 
     model: Any
+    head: Any
+    """Its score head, from the final hidden states."""
     template: Any
     room: int
     """Tokens of its context."""
     pad_id: int | None
     dtype: torch.dtype
     fingerprint: Fingerprint
+    playing: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Inside, ``model`` computes the reward model's hidden states: it may be another one whose base it shares."""
+    apart: str = ""
+    """Why it shares none, where it could have."""
 
     def judge(self, items: Sequence[Item], plan: Plan, progress: Progress | None = None) -> list[Judgment]:
         """Pairs: the higher score wins, equal scores are a tie. Of the plan only ``turns`` means something.
@@ -59,7 +67,7 @@ class RewardJudge:
         import torch
 
         from posttrain.encode.packing import pack
-        from posttrain.model.score import batch_rewards, lay_out
+        from posttrain.model.score import batch_values, lay_out
 
         encoded = _scored(conversations, self.template, self.room, self.pad_id)
         sequences = {place: tokens for place, tokens in enumerate(encoded) if not isinstance(tokens, Missing)}
@@ -68,9 +76,9 @@ class RewardJudge:
         done = 0
         for indices in pack(lengths, BATCH_TOKENS):
             chosen = [places[index] for index in indices]
-            with torch.no_grad():
+            with torch.no_grad(), self.playing():
                 batch = lay_out(self.model, [sequences[place] for place in chosen])
-                rewards_N[chosen] = batch_rewards(self.model, batch, self.dtype).float().cpu().numpy()
+                rewards_N[chosen] = batch_values(self.model, batch, self.head, self.dtype).cpu().numpy()
             done += len(indices)
             if progress is not None:
                 progress(done, len(sequences))
@@ -80,8 +88,8 @@ class RewardJudge:
         ]
 
 
-def open_reward_judge(source: JudgeSource) -> RewardJudge:
-    """Load the model of ``source.reward``.
+def open_reward_judge(source: JudgeSource, beside: InMemory | None = None) -> RewardJudge:
+    """Load the model of ``source.reward``; its adapter and head alone where it was trained on the base of the model ``beside``.
 
     Raises:
         ModelError: the target has no trained score head.
@@ -89,27 +97,40 @@ def open_reward_judge(source: JudgeSource) -> RewardJudge:
     """
     from posttrain.model import hardware
     from posttrain.model.adapters import saved_model
-    from posttrain.model.forward import causal_lm
+    from posttrain.model.forward import causal_lm, score_head
+    from posttrain.model.second_adapter import SecondAdapter, second_adapter
     from posttrain.model.targets import resolve_target
 
     assert source.reward is not None, "the caller chose a reward model"
     target = resolve_target(source.reward, source.base)
-    _check_score_head(target.adapter or target.folder, source.reward)
-    device = hardware.resolve_device("auto")
-    dtype = hardware.choose_dtype("auto", device)
-    model = saved_model(target.folder, target.adapter, dtype, device, head="score")
+    check_score_head(target.adapter or target.folder, source.reward)
+    device = hardware.resolve_device("auto") if beside is None else beside.device
+    dtype = hardware.choose_dtype("auto", device) if beside is None else beside.dtype
+    shared = None if beside is None else second_adapter(beside, target.folder, target.adapter)
+    playing: Callable[[], AbstractContextManager[object]] = nullcontext
+    model: Any
+    head: Any
+    if isinstance(shared, SecondAdapter):
+        model, head, playing = shared.model, shared.head, shared.playing
+    else:
+        model = saved_model(target.folder, target.adapter, dtype, device, head="score")
+        head = score_head(model)
     text_config = causal_lm(model).config.get_text_config()
     return RewardJudge(
         model,
+        head,
         target.template,
         room=getattr(text_config, "max_position_embeddings", None) or 1 << 30,
         pad_id=text_config.pad_token_id,
         dtype=dtype,
         fingerprint=Fingerprint("reward", f"{source.reward}@{target.identity[:16]}", options=str(dtype)),
+        playing=playing,
+        apart="" if shared is None or isinstance(shared, SecondAdapter) else shared.why,
     )
 
 
-def _check_score_head(folder: Path, target: str) -> None:
+def check_score_head(folder: Path, target: str) -> None:
+    """Raise ModelError where the weights of a folder have no trained score head."""
     from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
-from posttrain.encode.template import ChatTemplate
-from posttrain.encode.tokens import encode_prompt
+from posttrain.encode.template import load_tokenizer
 from posttrain.errors import ConfigError, ModelError
-from posttrain.generate.decode import decode, without_stop
-from posttrain.generate.engine import Failure, Request, Sampling, complete
+from posttrain.generate.engine import THINK_CLOSE, THINK_OPEN, Failure, Sampling
 from posttrain.generate.llamacpp import LlamaCppEngine
+from posttrain.generate.voice import Asked, Voice, pieces
+from posttrain.generate.voices import LlamaCppVoice, LocalVoice
 from posttrain.generate.ways import speed_note
 from posttrain.model import hardware
 from posttrain.model.adapters import frozen_model
@@ -21,8 +22,29 @@ from posttrain.types import Message
 
 CONTEXT = 4096
 """Tokens of a conversation with a GGUF file."""
-ReplyTo = Callable[[Sequence[Message]], Iterator[str]]
-"""A conversation -> the pieces of the reply."""
+
+
+def open_voice(
+    target: str, base: str | None, template_file: Path | None, slots: int = 1, raw: bool = False
+) -> LocalVoice | LlamaCppVoice:
+    """Load what a user points at: a stage, an adapter, a model folder, an asset, a hub name or a GGUF file.
+
+    slots: replies made at once. raw: a model without a chat template is taken as well. A note on stderr says when replies are slow.
+    """
+    path = gguf_file(target)
+    if path is not None:
+        if base is not None or template_file is not None:
+            raise ConfigError(
+                "a GGUF file has a base and a template of its own", where=target, fix="leave --base and --template away"
+            )
+        return LlamaCppVoice(LlamaCppEngine(path, context=CONTEXT, slots=slots), slots)
+    lineage = resolve_target(target, base).spoken(template_file)
+    template = None if raw and not lineage.has_template else lineage.template
+    stops, device = lineage.stops, hardware.resolve_device("auto")
+    model = frozen_model(lineage.folder, lineage.adapter, hardware.choose_dtype("auto", device), device)
+    if (note := speed_note(model)) is not None:
+        sys.stderr.write(f"note: {note}\n")
+    return LocalVoice(model, load_tokenizer(lineage.home), template, stops, slots)
 
 
 def converse(
@@ -34,23 +56,18 @@ def converse(
     template_file: Path | None,
 ) -> None:
     """Answer one prompt, or talk until /quit or the end of input. Replies are streamed to stdout; Ctrl-C ends a reply."""
-    path = gguf_file(target)
-    if path is None:
-        reply_to = _local(target, base, sampling, template_file)
-    else:
-        if base is not None or template_file is not None:
-            raise ConfigError(
-                "a GGUF file has a base and a template of its own", where=target, fix="leave --base and --template away"
-            )
-        reply_to = _llamacpp(path, sampling)
-    opening = [Message("system", system)] if system else []
+    with closing(open_voice(target, base, template_file)) as voice:
+        _converse(voice, prompt, [Message("system", system)] if system else [], sampling)
+
+
+def _converse(voice: Voice, prompt: str | None, opening: Sequence[Message], sampling: Sampling) -> None:
     history = list(opening)
 
     def answer(text: str) -> None:
         history.append(Message("user", text))
         reply = ""
         try:
-            for piece in reply_to(history):
+            for piece in stream(voice, history, sampling):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
                 reply += piece
@@ -80,58 +97,21 @@ def converse(
             answer(text)
 
 
-def _local(target: str, base: str | None, sampling: Sampling, template_file: Path | None) -> ReplyTo:
-    """Replies of a model folder, an adapter or a stage."""
-    lineage = resolve_target(target, base).spoken(template_file)
-    template, stops = lineage.template, lineage.stops
-    device = hardware.resolve_device("auto")
-    model = frozen_model(lineage.folder, lineage.adapter, hardware.choose_dtype("auto", device), device)
-    if (note := speed_note(model)) is not None:
-        sys.stderr.write(f"note: {note}\n")
-    return lambda history: stream(model, history, template, stops, sampling)
+def stream(voice: Voice, history: Sequence[Message], sampling: Sampling) -> Iterator[str]:
+    """The reply piece by piece, thinking in its tags. Raises ModelError where there is none."""
+    thinking = False
+    with closing(pieces(voice, Asked(tuple(history), sampling))) as heard:
+        for piece in heard:
+            if isinstance(piece, Failure):
+                raise ModelError(piece.detail, fix=_FIXES.get(piece.reason, "/reset begins anew"))
+            if piece.reasoning:
+                yield ("" if thinking else f"{THINK_OPEN}\n") + piece.reasoning
+                thinking = True
+            if thinking and (piece.text or piece.finish is not None):
+                yield f"\n{THINK_CLOSE}\n\n"
+                thinking = False
+            if piece.text:
+                yield piece.text
 
 
-def _llamacpp(path: Path, sampling: Sampling) -> ReplyTo:
-    """Replies of a GGUF file through llama.cpp, each of them whole."""
-    engine = LlamaCppEngine(path, context=CONTEXT, slots=1)
-
-    def reply(history: Sequence[Message]) -> Iterator[str]:
-        (outcome,) = complete(engine, [Request(tuple(history), sampling)])
-        if isinstance(outcome, Failure):
-            raise ModelError(f"llama.cpp gave no reply: {outcome.detail}", where=str(path), fix="/reset begins anew")
-        yield outcome.text
-
-    return reply
-
-
-def stream(
-    model: object,
-    history: Sequence[Message],
-    template: ChatTemplate,
-    stops: Sequence[tuple[int, ...]],
-    sampling: Sampling,
-) -> Iterator[str]:
-    """The reply piece by piece. A character whose bytes are not all there yet waits for the next token.
-
-    Raises ModelError where the model computes NaN or infinity: there is no next token.
-    """
-    ids: list[int] = []
-    written = ""
-    longest_stop = max((len(stop) for stop in stops), default=0)
-    for new in decode(model, [encode_prompt(history, template)], stops, [sampling]):  # type: ignore[arg-type]
-        if new.finish == "not_finite":
-            raise ModelError(
-                f"the model computed NaN or infinity after {len(ids)} tokens of its reply",
-                fix="its weights are damaged, or too large for the compute type",
-            )
-        ids.append(new.token)
-        whole = without_stop(ids, stops) if new.finish == "stop" else ids
-        # A stop of several tokens must not be shown half: hold its possible beginning back until it is decided.
-        sure = whole if new.finish else whole[: max(0, len(whole) - max(0, longest_stop - 1))]
-        text = template.tokenizer.decode(sure, skip_special_tokens=True)
-        if text.endswith("�"):
-            if new.finish is None:
-                continue
-            text = text.rstrip("�")  # the limit came in the middle of a character
-        yield text[len(written) :]
-        written = text
+_FIXES = {"not_finite": "its weights are damaged, or too large for the compute type"}

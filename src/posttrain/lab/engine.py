@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 import time
 import traceback
 from collections import Counter
@@ -21,7 +20,7 @@ from datetime import datetime
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -41,6 +40,8 @@ from posttrain.artifacts import (
 from posttrain.config import dotted, resolved_yaml
 from posttrain.encode.template import clock, stopped_at
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
+from posttrain.holder import end_with
+from posttrain.lab.ending import recorded_end
 from posttrain.lab.recipe import Recipe, execution_order, named_stage, on_disk, stage_inputs, stage_references
 from posttrain.lab.variations import changed, reseeded, stage_keys
 from posttrain.model.lineage import Lineage
@@ -51,8 +52,6 @@ from posttrain.table import did_you_mean
 
 CLOCK_FILE = "clock.json"
 """The file of a run that says what time its chat templates are told."""
-LOOK_INTERVAL = 1.0
-"""Seconds between two looks of a process at whether the one that started it is still there."""
 RESULTS_VERSION = 4
 """Raised when a stage's results would differ for the same configuration, so that old runs are computed again."""
 
@@ -70,15 +69,29 @@ class Experiment:
     """Whether it is a variation of another recipe, of which stages that are unchanged are not told."""
 
     def execute(self, only: Sequence[str] | None = None) -> None:
-        """Run all stages, or the named ones with everything they read. Holds the run's lock."""
+        """Run all stages, or the named ones with everything they read. Holds the run's lock, and leaves how it ended."""
         order = execution_order(self.recipe, only)
-        with self.run.lock():
+        with self.run.lock(), recorded_end(self.run):
             write_text(self.run.path / "recipe.yaml", resolved_yaml(self.recipe))
             remove_leftovers(self.run.path)
             self.check(order)
             with stopped_at(self.clock()):
                 for name in order:
                     self.run_stage(name)
+
+    def rehearse(self) -> None:
+        """Check what is checked before a run and tell of every stage whether it would run. Computes nothing and writes nothing."""
+        order = execution_order(self.recipe)
+        self.check(order)
+        whole: set[str] = set()
+        for name in order:
+            stage, manifest, state = self.recipe.stages[name], self._earlier(name), "new"
+            if manifest is not None and whole.issuperset(stage_inputs(self.recipe, name).values()):
+                state = self._standing(name, manifest, self._identity(name, self._inputs(name, stage)))
+            if state == "whole":
+                whole.add(name)
+            said = {"whole": "unchanged", "begun": "would resume", "new": "would run"}
+            self.display.stage(name, stage.kind, said[state])
 
     @cached_property
     def _base_folder(self) -> Path:
@@ -138,7 +151,9 @@ class Experiment:
                 self._check_outside(one, models=True)
 
     def _check_outside(self, one: Reference, *, models: bool) -> None:
-        """Raise a DataError or ModelError where rows (or models) from outside are missing."""
+        """Raise a DataError or ModelError where rows (or models) from outside are missing, or a reward model has no score head."""
+        from posttrain.judge.reward import check_score_head
+
         if named_stage(self.recipe, one) is not None:
             return
         try:
@@ -146,7 +161,9 @@ class Experiment:
                 case NamesRows() | NamesStage(or_outside="rows") if not models:
                     one.owner.parts(self._context(str(one.path[1])).resolve_data)
                 case NamesModel() | NamesStage(or_outside="model") if models:
-                    self._outside_model(one)
+                    found = self._outside_model(one)
+                    if isinstance(one.marker, NamesStage) and one.marker.gives == "reward_model":
+                        check_score_head(found.adapter or found.folder, one.text)
                 case _:
                     return
         except PosttrainError as error:
@@ -172,17 +189,17 @@ class Experiment:
         """Run a stage that is not finished yet, without a lock: whoever calls holds the run."""
         out, stage = self.run.stage(name), self.recipe.stages[name]
         inputs = self._inputs(name, stage)
-        seed = self.seeds.get(name, self.recipe.seed)
-        identity = digest({"stage": stage, "seed": seed, "inputs": inputs, "code": RESULTS_VERSION})
-        # reading artefacts is cheap, and it shows what is there now
-        manifest = None if stage.reads_all or stage.goes_through else out.manifest()
-        same = manifest is not None and manifest["digest"] == identity
-        if manifest is not None and same and manifest["status"] == "complete":
-            if _is_whole(stage, out):
-                if not self.varies:
-                    self.display.stage(name, stage.kind, "unchanged")
-                return
-            same = False
+        identity = self._identity(name, inputs)
+        manifest = self._earlier(name)
+        standing = self._standing(name, manifest, identity)
+        if standing == "whole":
+            if not self.varies:
+                self.display.stage(name, stage.kind, "unchanged")
+            return
+        same = standing == "begun"
+        if self.run.stop_asked():
+            fix = "run the same command again to go on from here"
+            raise InterruptedRunError(f"stopped before stage {name}", where=str(self.run.path), fix=fix)
         self.display.stage(name, stage.kind, "resuming" if same else "running")
         if manifest is not None and not same:
             self._set_aside(out, manifest)
@@ -194,6 +211,26 @@ class Experiment:
             account.fail(error)
             raise
         account.finish(result)
+
+    def _earlier(self, name: str) -> dict[str, Any] | None:
+        """The manifest that a stage goes on from; None where it is made anew every time: reading artefacts is cheap, and shows what is there now."""
+        stage = self.recipe.stages[name]
+        return None if stage.reads_all or stage.goes_through else self.run.stage(name).manifest()
+
+    def _standing(
+        self, name: str, manifest: Mapping[str, Any] | None, identity: str
+    ) -> Literal["new", "begun", "whole"]:
+        """What is there of the stage of this identity; a complete one that lacks files is new."""
+        if manifest is None or manifest["digest"] != identity:
+            return "new"
+        if manifest["status"] != "complete":
+            return "begun"
+        return "whole" if _is_whole(self.recipe.stages[name], self.run.stage(name)) else "new"
+
+    def _identity(self, name: str, inputs: Mapping[str, str]) -> str:
+        """Of a stage: what it is set to, and what it reads."""
+        seed = self.seeds.get(name, self.recipe.seed)
+        return digest({"stage": self.recipe.stages[name], "seed": seed, "inputs": inputs, "code": RESULTS_VERSION})
 
     def _inputs(self, name: str, stage: StageKind) -> dict[str, str]:
         """What the stage reads, by content: complete, for a configuration names nothing without a marker."""
@@ -326,13 +363,7 @@ def _begin_process(parent: int, threads: int) -> None:
     """Prepare a process that runs variations: its share of the threads, and an end when its parent ends."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the parent decides
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(LOOK_INTERVAL)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent)
 
 
 def _run_silently(recipe: Recipe, run: RunDir, seeds: Mapping[str, int], order: Sequence[str], now: datetime) -> None:

@@ -10,11 +10,14 @@ from typing import Any, Literal
 from posttrain import assets
 from posttrain.config import Document, build, override
 from posttrain.encode.lengths import Lengths
-from posttrain.errors import AssetError, ConfigError, ModelError, RunError
+from posttrain.errors import AssetError, ConfigError, ModelError, PosttrainError, RunError
 from posttrain.lab.recipe import Recipe, load_recipe
 from posttrain.model.companions import read_object
 from posttrain.model.config import LoraAdapter
-from posttrain.model.targets import is_hub_name, model_folder
+from posttrain.model.targets import asset_folder, is_hub_name, model_folder
+from posttrain.online.config import OnlineSettings
+from posttrain.online.planned import RewardNumbers, longest_prompts, own_run, own_setup, saved_reward, trained_reward
+from posttrain.online.scores import RewardModelScore
 from posttrain.plan.devices import Device, device_of
 from posttrain.plan.fit import Rows, ways
 from posttrain.plan.memory import generation_memory, kept_bytes, memory_plan
@@ -23,12 +26,24 @@ from posttrain.plan.shape import ModelShape, model_shape
 from posttrain.report.reading import json_value, parse
 from posttrain.report.values import Number, Page
 from posttrain.train.config import TrainSettings
-from posttrain.train.planned import longest_rows, measured_rows, run_of, setup_of
+from posttrain.train.planned import (
+    MEMORY_FILE,
+    MemoryRecord,
+    PromptTokens,
+    longest_rows,
+    measured_rows,
+    run_of,
+    setup_of,
+)
 
 SLOTS = 64
 """Replies that the local engine makes at once (``generate.decode``, which loads torch)."""
 PROMPT_TOKENS = 256
 """Of a prompt that is continued, where it is not known."""
+
+
+Trained = TrainSettings | OnlineSettings
+"""Settings of stages that train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +84,44 @@ def _settings(overrides: Sequence[str]) -> TrainSettings:
 
 
 def _recipe_plan(recipe: Recipe, machine: Device, run: Path, where: str, *, trace: bool) -> Planned:
-    if recipe.model is None or not _trained(recipe):
+    if recipe.model is None or not trains(recipe):
         raise ConfigError(
             "this recipe trains no model", where=where, fix="give a recipe with a train stage, or a model"
         )
     shape = shape_of(recipe.model)
-    stages = planned_stages(recipe, shape, machine, run)
-    if trace:
-        stages = [traced(stage, recipe.model) for stage in stages]
+    if not trace:
+        return recipe_plan(recipe, shape, machine, run)
+    stages = [traced(stage, recipe.model) for stage in planned_stages(recipe, shape, machine, run)]
     return _answer(recipe.name, shape, machine, stages)
 
 
-def _trained(recipe: Recipe) -> dict[str, TrainSettings]:
-    return {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainSettings)}
+def recipe_plan(recipe: Recipe, shape: ModelShape, machine: Device, run: Path) -> Planned:
+    """The plan of a recipe's training stages (it has some), of a model whose sizes are known."""
+    return _answer(recipe.name, shape, machine, planned_stages(recipe, shape, machine, run))
+
+
+def trains(recipe: Recipe) -> bool:
+    """Whether a recipe has a model and something to plan."""
+    return recipe.model is not None and bool(_trained(recipe))
+
+
+def _trained(recipe: Recipe) -> dict[str, Trained]:
+    return {name: stage for name, stage in recipe.stages.items() if isinstance(stage, TrainSettings | OnlineSettings)}
 
 
 def planned_stages(recipe: Recipe, shape: ModelShape, machine: Device, run: Path | None = None) -> list[PlannedStage]:
     """The plans of a recipe's training stages; rows are as long as ``max_length`` where a run has not encoded them yet."""
     trained, stages = _trained(recipe), []
     for name, settings in trained.items():
+        if isinstance(settings, OnlineSettings):
+            stages.append(_online_stage(recipe, name, settings, shape, machine, run))
+            continue
         rows = longest_rows(settings)
         if run is not None and (known := run / name / "lengths.json").is_file():
             rows = _measured(settings, known, rows)
         stages.append(_stage(name, settings, shape, machine, rows, second_model=_second_model(trained, name)))
-    if evaluations := [n for s in recipe.stages.values() if isinstance(n := getattr(s, "max_new_tokens", None), int)]:
+    others = [stage for stage in recipe.stages.values() if not isinstance(stage, OnlineSettings)]
+    if evaluations := [n for s in others if isinstance(n := getattr(s, "max_new_tokens", None), int)]:
         length = PROMPT_TOKENS + max(evaluations)
         memory = generation_memory(shape, _dtype("auto", machine), machine.kind, SLOTS, length)
         note = f"Generating {SLOTS} replies at once, of {length:,} tokens with their prompts, takes"
@@ -107,15 +136,72 @@ def _measured(settings: TrainSettings, path: Path, otherwise: Rows) -> Rows:
         return otherwise
 
 
-def _second_model(trained: Mapping[str, TrainSettings], name: str) -> bool:
+def _second_model(trained: Mapping[str, Trained], name: str) -> bool:
     """Whether the reference of a stage is loaded as a model of its own: it is neither its start nor the weights under its adapter."""
-    starts = {one: str(getattr(stage, "start_from", None)) for one, stage in trained.items()}
-    stage, weights = trained[name], starts[name]
-    while weights in trained and isinstance(trained[weights].adapter, LoraAdapter):
-        weights = starts[weights]
+    stage, start = trained[name], _start(trained[name])
     named = getattr(stage.objective, "reference", None)
-    under = weights if isinstance(stage.adapter, LoraAdapter) else None
-    return stage.objective.needs_reference and named not in (None, starts[name], under)
+    under = _weights_under(trained, start) if isinstance(stage.adapter, LoraAdapter) else None
+    return stage.objective.needs_reference and named not in (None, start, under)
+
+
+def _start(stage: Trained) -> str:
+    """What a stage starts from."""
+    return str(getattr(stage, "start_from", None))
+
+
+def _weights_under(trained: Mapping[str, Trained], name: str) -> str:
+    """What the adapter of a model lies on, or the model itself where it has none."""
+    while name in trained and isinstance(trained[name].adapter, LoraAdapter):
+        name = _start(trained[name])
+    return name
+
+
+# ---- learning from one's own replies -------------------------------------------------------------------------------
+
+
+def _online_stage(
+    recipe: Recipe, name: str, settings: OnlineSettings, shape: ModelShape, machine: Device, run: Path | None
+) -> PlannedStage:
+    trained, dtype, start = _trained(recipe), _dtype(settings.dtype, machine), _start(settings)
+    known = None if run is None else _measured_prompts(run / name / MEMORY_FILE)
+    prompts = known or longest_prompts(settings)
+    goes_on = start in trained and isinstance(trained[start].adapter, LoraAdapter)
+    goes_on |= (Path(start) / "adapter_config.json").is_file()
+    scores = [score for score in settings.scores if isinstance(score, RewardModelScore)]
+    rewards = [_reward(recipe, score, settings, shape) for score in scores]
+    setup = own_setup(settings, shape, dtype, machine.kind, prompts, rewards, goes_on=goes_on)
+    own = setup.own_replies
+    assert own is not None, "it was just made so"
+    read = f"Prompts as an earlier run of this recipe encoded them: the longest {prompts.longest:,} tokens"
+    worst = f"Prompts are not read: all are taken to be max_prompt_tokens = {prompts.longest:,} tokens long"
+    notes = (
+        f"{worst if known is None else read}, replies max_new_tokens = {settings.max_new_tokens:,}.",
+        f"{own.slots} replies are continued at once, of {own.length:,} tokens with their prompts.",
+        f"Weights and products: {dtype}.",
+        f"{speed_note(machine)} Here they are of learning alone: sampling comes on top.",
+    )
+    return PlannedStage(name, machine, ways(setup, own_run(settings, prompts), machine), setup.method, notes)
+
+
+def _measured_prompts(path: Path) -> PromptTokens | None:
+    try:
+        return parse(MemoryRecord, json_value(path), path).prompts if path.is_file() else None
+    except RunError:  # another version's, or damaged: the run itself will write it anew
+        return None
+
+
+def _reward(recipe: Recipe, score: RewardModelScore, policy: OnlineSettings, shape: ModelShape) -> RewardNumbers:
+    """A reward model, of the recipe or from outside; one that is not at hand is taken for a model of the policy's size."""
+    trained = _trained(recipe)
+    if (stage := trained.get(score.model)) is not None:
+        weights = [_weights_under(trained, _start(one)) for one in (stage, policy)]
+        kept = [getattr(one.adapter, "quantize", "full") for one in (stage, policy)]
+        adapter = stage.adapter if isinstance(stage.adapter, LoraAdapter) else None
+        return trained_reward(adapter, shape, shares=weights[0] == weights[1] and kept[0] == kept[1])
+    try:
+        return saved_reward(score.lineage, model_folder(recipe.model or ""))
+    except PosttrainError:
+        return RewardNumbers(model=shape.parameters)
 
 
 def _stage(
@@ -170,8 +256,8 @@ def traced(stage: PlannedStage, model: str) -> PlannedStage:
 
     config, found = read_object(config_file(model)), []
     for way in stage.ways:
-        if way.setup.quantized or way.setup.scores:
-            continue
+        if way.setup.quantized or way.setup.scores or way.setup.own_replies is not None:
+            continue  # of weights in 4 bits, score heads and units of several replies there is no trace
         layout = way.run.rows.layout(way.run.tokens_at_once)
         setup = replace(way.setup, accumulates=True, device="cpu")  # a trace is of the code that runs on a CPU
         memory, step = memory_plan(setup, layout), trace_step(config, setup, layout, model)
@@ -195,6 +281,27 @@ def shape_of(model: str) -> ModelShape:
             fix="give a folder with config.json, a recipe, a demo asset or a hub name like org/name",
         )
     return model_shape(read_object(path), model)
+
+
+def shape_at_hand(model: str) -> ModelShape | None:
+    """The sizes of a model whose ``config.json`` is on this disk; None where it would have to be fetched or made first.
+
+    Raises ModelError as `shape_of` for a name that can't be a model.
+    """
+    path = Path(model).expanduser()
+    if (path / "config.json").is_file():
+        config = read_object(path / "config.json")
+        return None if config.get("quantization_config") else model_shape(config, model)  # unpacked when it is used
+    if path.is_file():  # GGUF, which becomes a folder when it is used
+        return None
+    if model in assets.MODELS:
+        return shape_of(model) if asset_folder(model).is_dir() else None
+    if not is_hub_name(model):
+        return shape_of(model)  # which says what is wrong
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json")
+    return model_shape(read_object(Path(found)), model) if isinstance(found, str) else None
 
 
 def config_file(model: str) -> Path:

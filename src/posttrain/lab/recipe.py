@@ -88,7 +88,7 @@ def named_stage(recipe: Recipe, one: Reference) -> str | None:
 
 def stage_references(recipe: Recipe, name: str) -> list[Reference]:
     """What the configuration of a stage names; paths begin at the recipe."""
-    return [one for one in references(recipe) if one.path[:2] == ("stages", name)]
+    return [one._replace(path=("stages", name, *one.path)) for one in references(recipe.stages[name])]
 
 
 def stage_inputs(recipe: Recipe, name: str) -> dict[str, str]:
@@ -209,11 +209,12 @@ def _own_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def _cycle_problems(recipe: Recipe) -> list[Problem]:
     """The first circle of references, as the path that leads around it."""
+    inputs = {name: dict.fromkeys(stage_inputs(recipe, name).values()) for name in recipe.stages}
 
     def around(name: str, trail: tuple[str, ...]) -> tuple[str, ...] | None:
         if name in trail:
             return (*trail[trail.index(name) :], name)
-        found = (around(needed, (*trail, name)) for needed in stage_inputs(recipe, name).values())
+        found = (around(needed, (*trail, name)) for needed in inputs[name])
         return next((circle for circle in found if circle), None)
 
     for start in recipe.stages:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from posttrain.encode.show import ExampleView, RowView
 from posttrain.report.values import Block, Code, Notice, Page, Section, Text, Token, Tokens
+from posttrain.types import Message
 
 
 def row_page(view: RowView) -> Page:
     """The messages of a row, and for each example made of it the rendered text and the tokens."""
-    messages = tuple(Code(role, text, folded=False) for role, text in _messages(view))
-    sections = [Section("Messages", "messages", messages)]
+    sections = [Section("Messages", "messages", turn_blocks(view.row.messages, view.row.tools))]
     if view.rejected is not None:
         said = Notice("warning", "It is not trained on", (f"{view.rejected.reason}: {view.rejected.detail}",))
         sections.append(Section("Row rejected", "rejected", (said,)))
@@ -42,10 +43,14 @@ def _facts(example: ExampleView) -> str:
     return ", ".join(parts)
 
 
-def _messages(view: RowView) -> Iterator[tuple[str, str]]:
-    """(role with weight, text) of the tools and every message, reasoning and tool calls included."""
-    yield from (("tool", json.dumps(tool, ensure_ascii=False)) for tool in view.row.tools)
-    for message in view.row.messages:
+def turn_blocks(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> tuple[Code, ...]:
+    """The tools and every message as it stands, reasoning and tool calls included, each under its role with its weight."""
+    return tuple(Code(role, text, folded=False) for role, text in _turns(messages, tools))
+
+
+def _turns(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    yield from (("tool", json.dumps(tool, ensure_ascii=False)) for tool in tools)
+    for message in messages:
         role = message.role if message.weight is None else f"{message.role} (weight {message.weight:g})"
         named = [part for part in (message.name, message.tool_call_id) if part is not None]
         role += f" ({', '.join(named)})" if named else ""

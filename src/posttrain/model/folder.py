@@ -5,6 +5,7 @@ Foreign code says what is wrong in its own words and its own exception types; he
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -59,6 +60,18 @@ def check_model_folder(folder: Path) -> None:
             raise ModelError(f"damaged weights: {error}", where=str(file), fix=AGAIN) from error
     _check_depth(folder, config, tensors)
     _check_ends(folder, config)
+
+
+def stored_numbers(folder: Path) -> int:
+    """How many numbers the weights of a folder are. Raises ModelError where they are damaged."""
+    found = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "np") as opened:
+                found += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"damaged weights: {error}", where=str(file), fix=AGAIN) from error
+    return found
 
 
 def _check_depth(folder: Path, config: Mapping[str, Any], tensors: int) -> None:

@@ -155,14 +155,21 @@ def output_head(model: nn.Module) -> Head | None:
     return Head(head.weight, head.bias, form)
 
 
-def own_logps(model: nn.Module, ids_T: Tensor, segments: Segments, predict_S: Tensor, targets_S: Tensor) -> Tensor:
+def own_logps(
+    model: nn.Module,
+    ids_T: Tensor,
+    segments: Segments,
+    predict_S: Tensor,
+    targets_S: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
     """fp32 log p [S] of the targets from the model's own logits, one sequence at a time: for heads that are no plain matrix."""
     parts, order = [], []
     for start, length, ids, options in _one_by_one(path_of(model), ids_T, segments):
         here = ((predict_S >= start) & (predict_S < start + length)).nonzero()[:, 0]
         kept = predict_S[here] - start + ids.shape[1] - length
         logits_CV = causal_lm(model)(input_ids=ids, use_cache=False, **options).logits[0, kept]
-        parts.append(logits_CV.float().log_softmax(-1).gather(1, targets_S[here, None])[:, 0])
+        parts.append((logits_CV.float() / temperature).log_softmax(-1).gather(1, targets_S[here, None])[:, 0])
         order.append(here)
     logps_S: Tensor = torch.cat(parts)[torch.cat(order).argsort()]
     return logps_S

@@ -60,27 +60,32 @@ class KvCache:
 
 
 class Prefill:
-    """A packed pass over new sequences, whose keys and values go to the slots behind the live ones."""
+    """A packed pass over new sequences, whose keys and values go to the slots behind the live ones.
 
-    def __init__(self, cache: KvCache, lengths: Sequence[int]) -> None:
+    copies: how many slots each of them fills; None: one each.
+    """
+
+    def __init__(self, cache: KvCache, lengths: Sequence[int], copies: Sequence[int] | None = None) -> None:
         self.cache, self.new = cache, list(lengths)
-        if len(cache.lengths) + len(self.new) > cache.slots:
+        self.copies = [1] * len(self.new) if copies is None else list(copies)
+        if len(cache.lengths) + sum(self.copies) > cache.slots:
             raise ValueError(
-                f"{len(self.new)} sequences are too many: {len(cache.lengths)} of {cache.slots} slots are taken"
+                f"{sum(self.copies)} sequences are too many: {len(cache.lengths)} of {cache.slots} slots are taken"
             )
 
     def keep(self, layer: int, k_KTD: Tensor, v_KTD: Tensor) -> None:
         """Store what a layer computed."""
         stored = self.cache.layer(layer, (k_KTD, v_KTD), max(self.new))
-        begin = 0
-        for slot, length in enumerate(self.new, start=len(self.cache.lengths)):
+        begin, slot = 0, len(self.cache.lengths)
+        for length, copies in zip(self.new, self.copies, strict=True):
             for store, x_KTD in zip(stored, (k_KTD, v_KTD), strict=True):
-                store[slot, :, :length] = x_KTD[:, begin : begin + length]
-            begin += length
+                store[slot : slot + copies, :, :length] = x_KTD[:, begin : begin + length]
+            begin, slot = begin + length, slot + copies
 
     def finish(self) -> None:
         """Count the new sequences as live, after the pass."""
-        self.cache.lengths += self.new
+        for length, copies in zip(self.new, self.copies, strict=True):
+            self.cache.lengths += [length] * copies
 
 
 class Step:

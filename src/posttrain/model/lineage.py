@@ -27,6 +27,8 @@ from posttrain.model.companions import Companions, end_ids, read_object, tokeniz
 RECORD = "model.json"
 """The file of a train stage that says what its weights belong to."""
 SCHEMA = 1
+TRAINED = ("train", "online")
+"""Kinds of stages that write weights of their own."""
 
 
 @dataclass(frozen=True)

@@ -40,19 +40,23 @@ def packed_length(model: nn.Module, sequences: Sequence[Tokens], computed: int |
     return len(lay_out(model, sequences).ids_T) if computed is None else computed
 
 
-def batch_logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> TokenLogps:
+def batch_logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype, temperature: float = 1.0) -> TokenLogps:
     """Log-probabilities of every supervised token of a packed batch, with gradient where the model trains.
 
-    ``compute_dtype``: the type of matrix products; where the weights are fp32 and this is bf16, autocast is used.
+    ``compute_dtype``: the type of matrix products; where the weights are fp32 and this is bf16, autocast is used. ``temperature``:
+    what the logits are divided by.
     """
     device, head = causal_lm(model).get_input_embeddings().weight.device, output_head(model)
     ids_T, predict_S, targets_S = (to_device(a, device) for a in (batch.ids_T, batch.predict_S, batch.targets_S))
     with computing_in(model, compute_dtype):
         if head is None:
-            logps_S = own_logps(model, ids_T, batch.segments, predict_S, targets_S)
+            logps_S = own_logps(model, ids_T, batch.segments, predict_S, targets_S, temperature)
         else:
             hidden_SD = final_hidden(model, ids_T, batch.segments)[predict_S].to(compute_dtype)
-            logps_S = token_logps(hidden_SD, head.weight_VD, targets_S, head.form.cap, head.bias_V, head.form.scale)
+            # (cap / t) tanh(scale z / cap) is cap tanh(scale z / cap) / t: both are divided
+            cap, scale = head.form.cap, head.form.scale / temperature
+            cap = None if cap is None else cap / temperature
+            logps_S = token_logps(hidden_SD, head.weight_VD, targets_S, cap, head.bias_V, scale)
     return TokenLogps(logps_S, to_device(batch.target_weights_S, device))
 
 
@@ -66,6 +70,16 @@ def batch_rewards(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) ->
         hidden_TD = final_hidden(model, ids_T, batch.segments)
     rewards: Tensor = head(hidden_TD[scored_B].float())
     return rewards[:, 0]
+
+
+def batch_values(model: nn.Module, batch: Batch, head: nn.Module, compute_dtype: torch.dtype) -> Tensor:
+    """What a head of one output [D -> 1] says before every supervised token of a packed batch, fp32 [S], with gradient where it trains."""
+    device = causal_lm(model).get_input_embeddings().weight.device
+    ids_T, predict_S = (to_device(a, device) for a in (batch.ids_T, batch.predict_S))
+    with computing_in(model, compute_dtype):
+        hidden_SD = final_hidden(model, ids_T, batch.segments)[predict_S]
+    values: Tensor = head(hidden_SD.float())
+    return values[:, 0]
 
 
 class Scores(NamedTuple):
@@ -101,27 +115,46 @@ def weigh(examples: Sequence[Tokens], logps: Sequence[NDArray[np.float32]]) -> S
     return Scores(nll_N, weight_N)
 
 
-@torch.no_grad()
 def sequence_logps(
     model: nn.Module,
     groups: Sequence[Sequence[Tokens]],
     micro_batch_tokens: int,
     compute_dtype: torch.dtype,
     progress: Callable[[int], None] | None = None,
+    *,
+    temperature: float = 1.0,
+    as_in_training: bool = False,
 ) -> list[NDArray[np.float32]]:
     """log p [S] of the supervised tokens of every sequence, in the order of the groups.
 
     The sequences of a group (both sides of a pair) are computed together, so that they share their prefix. ``progress`` is
-    called with the number of groups done.
+    called with the number of groups done. ``as_in_training``: by the operations of a training step over the same groups, whose bits
+    may be other ones where gradients are asked for.
     """
+
+    def forward(batch: Batch) -> Tensor:
+        return batch_logps(model, batch, compute_dtype, temperature).logps_S
+
+    with torch.set_grad_enabled(as_in_training):
+        return sequence_outputs(model, groups, micro_batch_tokens, forward, progress)
+
+
+def sequence_outputs(
+    model: nn.Module,
+    groups: Sequence[Sequence[Tokens]],
+    micro_batch_tokens: int,
+    forward: Callable[[Batch], Tensor],
+    progress: Callable[[int], None] | None = None,
+) -> list[NDArray[np.float32]]:
+    """What ``forward`` gives for the supervised tokens [S] of every sequence, in the order of the groups; see `sequence_logps`."""
     found: list[list[NDArray[np.float32]]] = [[] for _ in groups]
     lengths = [packed_length(model, group) for group in groups]
     training = model.training
     model.eval()
     for indices in pack(lengths, micro_batch_tokens):
         batch = lay_out(model, [sequence for index in indices for sequence in groups[index]])
-        logps_S = batch_logps(model, batch, compute_dtype).logps_S.float().cpu().numpy()
-        parts = iter(np.split(logps_S, np.cumsum(batch.counts_B)[:-1]))
+        outputs_S = forward(batch).detach().float().cpu().numpy()
+        parts = iter(np.split(outputs_S, np.cumsum(batch.counts_B)[:-1]))
         for index in indices:
             found[index] = [next(parts) for _ in groups[index]]
         if progress is not None:

@@ -12,7 +12,7 @@ from posttrain import assets
 from posttrain.artifacts import StageDir, atomic_path, file_digest, read_json
 from posttrain.errors import ModelError
 from posttrain.model.companions import read_object
-from posttrain.model.lineage import Lineage, model_digest, stage_lineage
+from posttrain.model.lineage import TRAINED, Lineage, model_digest, stage_lineage
 from posttrain.table import did_you_mean
 
 EXPORTED = "files"
@@ -43,7 +43,7 @@ def resolve_target(target: str, base: str | None = None) -> Lineage:
         kind = _kind(path / "manifest.json")
         if kind == "export":
             return resolve_target(str(path / EXPORTED), base)
-        if kind != "train":
+        if kind not in TRAINED:
             raise _name_a_train_stage(path.parent, f"a stage of kind {kind} has no weights", target)
         recipe, template = _recipe(path)
         found = stage_lineage(StageDir(path), lambda: model_folder(base or recipe), template)
@@ -85,7 +85,7 @@ def _kind(manifest: Path) -> Any:
 
 
 def _name_a_train_stage(run: Path, problem: str, target: str) -> ModelError:
-    trained = [str(p.parent) for p in sorted(run.glob("*/manifest.json")) if _kind(p) == "train"]
+    trained = [str(p.parent) for p in sorted(run.glob("*/manifest.json")) if _kind(p) in TRAINED]
     fix = f"name a train stage: {', '.join(trained)}" if trained else "this run has trained nothing yet"
     return ModelError(problem, where=target, fix=fix)
 
@@ -109,9 +109,9 @@ def model_folder(name: str, progress: assets.Progress | None = None) -> Path:
     if path.is_dir():
         return _unpacked(path)
     if name in assets.MODELS:
-        return _asset_folder(name, progress)
+        return _converted(asset_folder(name), lambda: assets.fetch(assets.MODELS[name], progress))
     if path.suffix == ".gguf" and path.is_file():
-        return _converted(f"{path.stem}-{file_digest(path)[:12]}", lambda: path)
+        return _converted(_cached(f"{path.stem}-{file_digest(path)[:12]}"), lambda: path)
     if path.exists():
         raise ModelError("this is a file, neither a model folder nor GGUF", where=name)
     if is_hub_name(name):
@@ -124,25 +124,28 @@ def model_folder(name: str, progress: assets.Progress | None = None) -> Path:
     )
 
 
-def _asset_folder(name: str, progress: assets.Progress | None) -> Path:
-    asset = assets.MODELS[name]
-    return _converted(f"{name}-{asset.identity}", lambda: assets.fetch(asset, progress))
+def asset_folder(name: str) -> Path:
+    """The folder in the cache that a demo model is, once it was used."""
+    return _cached(f"{name}-{assets.MODELS[name].identity}")
 
 
-def _converted(name: str, gguf: Callable[[], Path]) -> Path:
-    """The folder in the cache that a GGUF file becomes."""
+def _cached(name: str) -> Path:
+    return assets.cache_folder() / "models" / name
+
+
+def _converted(folder: Path, gguf: Callable[[], Path]) -> Path:
+    """The folder that a GGUF file becomes."""
 
     def convert(folder: Path) -> None:
         from posttrain.model.export import convert_gguf  # loads torch; once is enough
 
         convert_gguf(gguf(), folder)
 
-    return _made_once(name, convert)
+    return _made_once(folder, convert)
 
 
-def _made_once(name: str, make: Callable[[Path], None]) -> Path:
+def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A model folder of the cache, made where it is not there yet."""
-    folder = assets.cache_folder() / "models" / name
     if not (folder / "config.json").exists():
         with atomic_path(folder) as temporary:
             temporary.mkdir()
@@ -163,7 +166,7 @@ def _unpacked(folder: Path) -> Path:
 
         unpack(folder, into)
 
-    return _made_once(f"{folder.resolve().name}-{model_digest(folder)[:12]}", make)
+    return _made_once(_cached(f"{folder.resolve().name}-{model_digest(folder)[:12]}"), make)
 
 
 def _hub_folder(name: str) -> Path:

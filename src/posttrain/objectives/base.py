@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from posttrain.types import LOGP_ROUNDING, resolved
+from posttrain.types import LOGP_ROUNDING, RowKind, resolved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +116,7 @@ class BaseObjective:
     """How its settings are called, where that is not their key."""
     loss_unit: ClassVar[str] = "loss"
 
-    row_kind: ClassVar[Literal["conversations", "pairs", "feedback"]]
+    row_kind: ClassVar[RowKind]
     """The rows it learns from."""
     head: ClassVar[Literal["tokens", "score"]] = "tokens"
     """What the model ends in: its output head, or a score for each sequence."""

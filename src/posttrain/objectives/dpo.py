@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def dpo_losses(margins_P: Tensor, beta: float, label_smoothing: float = 0.0, robust: bool = False) -> Tensor:
-    """The loss of every pair [P]. margins_P: h above, in nats [P]. label_smoothing: e above."""
+def dpo_losses(margins_P: Tensor, beta: float, label_smoothing: float | Tensor = 0.0, robust: bool = False) -> Tensor:
+    """The loss of every pair [P]. margins_P: h above, in nats [P]. label_smoothing: e above, one or that of each pair [P]."""
     as_labelled_P = -base.log_sigmoid(beta * margins_P)
     flipped_P = -base.log_sigmoid(-beta * margins_P)
     if robust:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.plan.devices import Device
@@ -33,13 +34,15 @@ class Rows:
     """The length that a token's sequence typically has."""
     supervised_share: float = 0.6
     prompt_share: float = 0.0
-    """Of pairs: the part of a sequence that both sides share."""
+    """Of pairs, or of replies to a prompt: the part of a sequence that all sides share."""
+    replies: int | None = None
+    """How many share it, where these are replies of the model's own; None: two."""
     measured: bool = False
     """Whether rows were counted; otherwise the longest that may come is assumed."""
 
     def layout(self, tokens: int) -> Layout:
         """A micro-batch of so many tokens, of usual sequences."""
-        return filled(tokens, self.usual, self.supervised_share, round(self.prompt_share * self.usual))
+        return filled(tokens, self.usual, self.supervised_share, round(self.prompt_share * self.usual), self.replies)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,7 @@ def plan_for(setup: Setup, run: Run, tokens: int | None = None) -> MemoryPlan:
     return memory_plan(replace(setup, accumulates=run.micro_batches(tokens) > 1), run.rows.layout(tokens))
 
 
+@lru_cache(maxsize=256)
 def ways(setup: Setup, run: Run, device: Device) -> tuple[Way, ...]:
     """The run as it is set, and the other two of full, LoRA and QLoRA beside it; in this order."""
     lora = setup.adapter if isinstance(setup.adapter, LoraAdapter) else LoraAdapter()
@@ -123,7 +127,8 @@ def ways(setup: Setup, run: Run, device: Device) -> tuple[Way, ...]:
         replace(setup, adapter=lora, quantized=False),
         replace(setup, adapter=lora, quantized=True),
     )
-    return tuple(way(kind, run, device) for kind in kinds)
+    adapted = setup.own_replies is not None and setup.own_replies.critic  # a critic is one more adapter
+    return tuple(way(kind, run, device) for kind in kinds if kind.lora is not None or not adapted)
 
 
 def way(setup: Setup, run: Run, device: Device) -> Way:
@@ -198,12 +203,12 @@ def changes(setup: Setup, run: Run, room: float) -> Iterator[Change]:
         setup = replace(setup, quantized=True)
         cost = "some quality on small models, and 10 to 30% more time"
         steps.append(("adapter: {name: lora, quantize: nf4}", cost, setup, run))
-    length = run.rows.longest
+    length = run.rows.longest if setup.own_replies is None else 0  # of replies it is no setting
     while length > 256 and plan_for(setup, run).peak.total > room:
         length //= 2
         rows = replace(run.rows, longest=length, usual=min(run.rows.usual, length), mean=min(run.rows.mean, length))
         run = replace(run, rows=rows, micro_batch_tokens=min(run.micro_batch_tokens, length))
-    if length < least:
+    if 0 < length < least:
         steps.append((f"max_length: {length}", "longer rows are dropped", setup, run))
     for setting, cost, changed, so in steps:
         needed = plan_for(changed, so).peak.total

@@ -11,7 +11,7 @@ from typing import Literal
 
 from posttrain.errors import ConfigError
 from posttrain.model.config import FullWeights, LoraAdapter
-from posttrain.objectives import Objective
+from posttrain.objectives.base import BaseObjective
 
 Method = Literal["full", "lora", "qlora"]
 """Which weights are trained: all, an adapter, an adapter over 4-bit weights."""
@@ -28,6 +28,11 @@ _LORA_SFT = "Biderman et al. (arXiv:2405.09673): the highest stable rate within 
 _QLORA_SFT = "Dettmers et al. (arXiv:2305.14314): 2e-4 up to 13B, 1e-4 above"
 _PREFERENCES = "Tulu 3 (arXiv:2411.15124) 5e-7, SimPO (arXiv:2405.14734) 3e-7 to 1e-6 and incoherent at 1e-5, all weights; ten times that for an adapter"
 _REWARD = "Llama 2 (arXiv:2307.09288) 5e-6 to 1e-5, all weights; ten times that for an adapter, as TRL's 1e-4"
+_GRADIENTS = (
+    "Tulu 3 (arXiv:2411.15124) 3e-7, Dr. GRPO (arXiv:2503.20783) 1e-6, PPO (arXiv:2403.17031) 3e-6, all weights; ten times that for an "
+    "adapter (LoRA Without Regret, 2025), TRL's example 5e-5"
+)
+_ONLINE_PAIRS = "TRL's online DPO 5e-7, open-instruct's 8e-7 and 3e-6, all weights; ten times that for an adapter"
 _EPOCHS = "under 5,000 rows 3 to 5, up to 50,000 1 to 3, above 1: Tulu 3 (arXiv:2411.15124) found 2 enough; watch the held-out loss"
 _ONE_EPOCH = "one pass over comparisons, as in Tulu 3 (arXiv:2411.15124), SimPO (arXiv:2405.14734) and InstructGPT (arXiv:2203.02155)"
 _BATCH = "an adapter loses at large batches, hardly at 32 (LoRA Without Regret, 2025); of small sets more would leave few steps"
@@ -69,7 +74,7 @@ def method_of(adapter: LoraAdapter | FullWeights) -> Method:
     return "lora" if adapter.quantize is None else "qlora"
 
 
-def guidance(objective: Objective, method: Method, rows: int) -> Guidance:
+def guidance(objective: BaseObjective, method: Method, rows: int) -> Guidance:
     """What published work advises.
 
     rows: training rows. Raises ConfigError where there are none.
@@ -85,7 +90,7 @@ def guidance(objective: Objective, method: Method, rows: int) -> Guidance:
     )
 
 
-def _learning_rate(objective: Objective, method: Method) -> Advice:
+def _learning_rate(objective: BaseObjective, method: Method) -> Advice:
     if objective.row_kind == "conversations":
         match method:
             case "full":
@@ -95,6 +100,10 @@ def _learning_rate(objective: Objective, method: Method) -> Advice:
             case "qlora":
                 return Advice(2e-4, 1e-4, 2e-4, _QLORA_SFT)
     gain = 1.0 if method == "full" else LORA_GAIN
+    if objective.row_kind == "prompts":
+        if objective.needs_reference:
+            return Advice(5e-7 * gain, 5e-7 * gain, 3e-6 * gain, _ONLINE_PAIRS)
+        return Advice(1e-6 * gain, 3e-7 * gain, 3e-6 if method == "full" else 5e-5, _GRADIENTS)
     if objective.head == "score":
         return Advice(1e-5 * gain, 5e-6 * gain, 1e-5 * gain, _REWARD)
     return Advice(1e-6 * gain, 5e-7 * gain, 5e-6 * gain, _PREFERENCES)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 from posttrain.model.config import FullWeights, LoraAdapter
-from posttrain.plan.shape import ModelShape, adapted, adapter_parameters
+from posttrain.plan.shape import ModelShape, adapted, adapted_in, adapter_parameters
 
 NF4_BYTES = 0.515873
 """Bytes a 4-bit parameter with its doubly quantised scales: 4.127 bits (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
@@ -35,6 +35,11 @@ HELD_SHARE, HELD_CHUNKS, HELD_AGAIN = 0.12, 2, 2
 blocks, which glibc before 2.38 does not reuse for a block of the same size; with checkpointing more of them."""
 
 
+OUTGROWN = 2
+"""Of the sampler's cache, what a process that samples and learns in turn comes to hold: rooms that were outgrown, and the last one. Fitted to runs of
+12 steps and more in bf16, over which the heap grows; in fp32 nothing was fitted (docs/planner.md)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Segments of a micro-batch: tokens of each, and how many precede it in its sequence; ``supervised``: tokens whose logits are formed."""
@@ -51,13 +56,7 @@ class Layout:
     @property
     def kept_pairs(self) -> int:
         """Pairs of query and key whose probability is kept, a head."""
-        total = 0
-        for length, depth in zip(self.lengths, self.depths, strict=True):
-            for begin in range(0, length, QUERY_BLOCK):
-                end = min(begin + QUERY_BLOCK, length)
-                keys = depth + end
-                total += (end - begin) * keys if keys <= KEPT_KEYS else 0
-        return total
+        return sum(map(_kept_pairs, self.lengths, self.depths))
 
     @property
     def all_pairs(self) -> int:
@@ -65,16 +64,57 @@ class Layout:
         return sum(n * (d + n) for n, d in zip(self.lengths, self.depths, strict=True))
 
 
-def filled(tokens: int, length: int, supervised_share: float = 0.6, prompt: int = 0) -> Layout:
-    """A micro-batch of ``tokens`` made of sequences of ``length``; with ``prompt``, of pairs that share so many tokens."""
+@lru_cache(maxsize=4096)
+def _kept_pairs(length: int, depth: int) -> int:
+    """Of one segment; asked for every layer of every plan."""
+    total = 0
+    for begin in range(0, length, QUERY_BLOCK):
+        end = min(begin + QUERY_BLOCK, length)
+        keys = depth + end
+        total += (end - begin) * keys if keys <= KEPT_KEYS else 0
+    return total
+
+
+def filled(
+    tokens: int, length: int, supervised_share: float = 0.6, prompt: int = 0, replies: int | None = None
+) -> Layout:
+    """A micro-batch of ``tokens`` made of sequences of ``length``; with ``prompt``, of pairs that share so many tokens.
+
+    ``replies``: so many share them in place of two, and their lengths vary, so that shorter ones fill what is left.
+    """
     length = max(1, min(length, tokens))
     if not prompt:
         whole, rest = divmod(tokens, length)
         lengths = (length,) * whole + ((rest,) if rest else ())
         return Layout(lengths, (0,) * len(lengths), round(tokens * supervised_share))
-    reply = max(1, length - prompt)
-    count = max(1, tokens // (prompt + 2 * reply))
-    return Layout((prompt, reply, reply) * count, (0, prompt, prompt) * count, 2 * reply * count)
+    reply, sides = max(1, length - prompt), replies or 2
+    count = max(1, tokens // (prompt + sides * reply))
+    each = [reply] * count
+    left = (tokens - count * (prompt + sides * reply) - prompt) // sides
+    if replies is not None and left > 0:
+        each.append(left)
+    lengths = tuple(n for one in each for n in (prompt, *(one,) * sides))
+    return Layout(lengths, (0, *(prompt,) * sides) * len(each), sides * sum(each))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnReplies:
+    """What learning from one's own replies needs besides: the sampler's cache, and the roles beside the policy."""
+
+    slots: int
+    """Replies that are continued at once."""
+    length: int
+    """Tokens of the longest prompt with the longest reply."""
+    scored_tokens: int
+    """That a reward model computes at once."""
+    critic: bool = False
+    """Whether an adapter of the policy's size and a head say what is to be expected."""
+    copied_start: bool = False
+    """Whether the reference is a copy of what trains, as it is of all weights; otherwise the adapter is switched off."""
+    reward_adapter: int = 0
+    """Numbers of reward models on the policy's base, their heads included."""
+    reward_model: int = 0
+    """Numbers of reward models that are models of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +137,8 @@ class Setup:
     """Supervised tokens whose log-probabilities under the reference are kept."""
     other_reference: bool = False
     """Whether the reference is another model than the start, which is loaded for itself before training."""
+    own_replies: OwnReplies | None = None
+    """Where they are learned from."""
     held_out: bool = True
     saves: bool = True
     """Whether weights are written, and read back to be held against memory."""
@@ -218,7 +260,38 @@ def memory_plan(setup: Setup, layout: Layout) -> MemoryPlan:
         phases.append(Phase("reference", base | {"second copy": second, "working memory": working}))
     if setup.saves and setup.lora is None and setup.device == "cpu":
         phases.append(Phase("writing", training | {"second copy": weights}))
+    if setup.own_replies is not None:
+        phases = _with_roles(setup, setup.own_replies, training, phases)
     return MemoryPlan(tuple(_with_held(setup, layout, phases)))
+
+
+def _with_roles(setup: Setup, own: OwnReplies, training: Mapping[str, float], phases: Sequence[Phase]) -> list[Phase]:
+    """The phases of learning with what stands beside the policy, and those of sampling and scoring."""
+    trained, e, shape = 4.0 * setup.trained, setup.width, setup.shape
+    beside = {"reward model": float(e * (own.reward_adapter + own.reward_model))}
+    beside["critic"] = (
+        3 * trained if own.critic else 0.0
+    )  # its states included; its gradient comes when the policy's is gone
+    copy = trained if own.copied_start or setup.lora is None else 0.0
+    beside["reference"] = copy
+    generation = generation_memory(shape, setup.dtype, setup.device, own.slots, own.length).parts
+    if setup.lora is not None:  # frozen weights in the order of a product of few rows, from the first reply on
+        beside["second copy"] = generation.get("second copy", 0.0)
+    drawing = (16.0 + 3 * e) * own.slots * shape.vocabulary  # probabilities are doubles
+    standing = {**training, **beside}
+    sampling = {name: generation[name] for name in ("cache of keys and values", "working memory")}
+    sampling["working memory"] += drawing
+    scoring = {"working memory": float(e * own.scored_tokens * _working(setup))}
+    policy = {
+        "second copy": standing.get("second copy", 0.0) + copy
+    }  # what trains, while the start stands in its place
+    reference = [phase for phase in phases if phase.name == "evaluation"]
+    return [
+        *(Phase(phase.name, {**phase.parts, **(beside if phase.name not in BEFORE_STEPS else {})}) for phase in phases),
+        Phase("sampling", {**standing, **sampling}),
+        *([Phase("scoring", {**standing, **scoring})] if beside["reward model"] else []),
+        *(Phase("reference of replies", {**phase.parts, **beside, **policy}) for phase in reference),
+    ]
 
 
 def _with_held(setup: Setup, layout: Layout, phases: Sequence[Phase]) -> list[Phase]:
@@ -227,6 +300,9 @@ def _with_held(setup: Setup, layout: Layout, phases: Sequence[Phase]) -> list[Ph
     blocks = min(CHUNK, layout.supervised) * setup.width * setup.shape.vocabulary
     held = HELD_SHARE * step + blocks * (HELD_CHUNKS + (HELD_AGAIN if setup.checkpointing else 0))
     held += 0.0 if setup.lora is not None else 8.0 * setup.shape.embedding
+    if setup.own_replies is not None and setup.dtype == "bf16":
+        sampling = next(phase.parts for phase in phases if phase.name == "sampling")
+        held += OUTGROWN * sampling["cache of keys and values"] + sampling["working memory"]
     if setup.device == "cuda":
         held = 0.0
     return [
@@ -329,7 +405,7 @@ def _trained_names(setup: Setup, number: int) -> tuple[str, ...]:
     """The layer's matrices whose products keep their input: adapted ones, or all."""
     if setup.lora is None:
         return tuple(one.name for one in setup.shape.layers[number].linears)
-    return tuple(one.name for one in adapted(setup.shape, setup.lora.targets)[number])
+    return tuple(one.name for one in adapted_in(setup.shape, number, setup.lora.targets))
 
 
 def _input_copies(setup: Setup, names: Sequence[str], trained: Sequence[str]) -> int:
@@ -342,7 +418,7 @@ def _rank_bytes(setup: Setup, number: int, under: str) -> float:
     lora, found = setup.lora, 0.0
     if lora is None:
         return found
-    for one in adapted(setup.shape, lora.targets)[number]:
+    for one in adapted_in(setup.shape, number, lora.targets):
         if one.name.startswith(under):
             found += setup.width * lora.rank
             found += (setup.width + 1) * one.inputs if lora.dropout else 0  # what is left of the input, and the mask

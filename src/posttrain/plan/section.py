@@ -24,6 +24,8 @@ PARTS: Mapping[str, str] = {
     "working memory": "s6",
     "second copy": "s6",
     "reference": "s6",
+    "critic": "s1",
+    "reward model": "s1",
     "cache of keys and values": "s6",
     "allocator": "s7",
     "runtime": "s6",
@@ -107,6 +109,8 @@ def _ways_table(stage: PlannedStage) -> Table:
     def limit(value: int | None) -> Cell:
         return "none fits" if value is None else Number(value, "count")
 
+    own = stage.ways[0].setup.own_replies is not None
+
     def column(way: Way) -> tuple[Cell, ...]:
         speed, hours = way.tokens_per_second, way.hours
         return (
@@ -115,7 +119,7 @@ def _ways_table(stage: PlannedStage) -> Table:
             Number(way.memory.peak.total, "bytes"),
             "yes" if way.fits else "no",
             limit(way.largest_tokens),
-            limit(way.largest_length),
+            None if own else limit(way.largest_length),
             Number(way.accumulation, "count"),
             None if speed is None else Number(float(f"{speed:.2g}"), "count"),
             None if hours is None else numbers.short_duration(3600 * hours),
@@ -129,7 +133,7 @@ def _ways_table(stage: PlannedStage) -> Table:
         "Fits",
         "Largest micro_batch_tokens",
         "Longest sequence",
-        f"Micro-batches for batch_size {run.batch_size}",
+        f"Micro-batches for {run.batch_size} prompts" if own else f"Micro-batches for batch_size {run.batch_size}",
         "Tokens a second (estimate)",
         "Time (estimate)",
     )

@@ -190,22 +190,24 @@ class ModelShape:
 
 
 def adapted(shape: ModelShape, targets: str | tuple[str, ...]) -> tuple[tuple[Linear, ...], ...]:
-    """The linear layers that an adapter with these targets lies on, by layer, as PEFT chooses them.
+    """The linear layers that an adapter with these targets lies on, by layer, as PEFT chooses them."""
+    return tuple(adapted_in(shape, number, targets) for number in range(len(shape.layers)))
+
+
+def adapted_in(shape: ModelShape, number: int, targets: str | tuple[str, ...]) -> tuple[Linear, ...]:
+    """Those of one layer.
 
     ``all-linear``: all of the blocks; another text: a regular expression for the whole name; several: endings of names.
     """
 
-    def chosen(one: Linear, name: str) -> bool:
+    def chosen(name: str) -> bool:
         if targets == "all-linear":
             return True
         if isinstance(targets, str):
             return re.fullmatch(targets, name) is not None
         return any(name == target or name.endswith(f".{target}") for target in targets)
 
-    return tuple(
-        tuple(one for one in layer.linears if chosen(one, f"model.layers.{number}.{one.name}"))
-        for number, layer in enumerate(shape.layers)
-    )
+    return tuple(one for one in shape.layers[number].linears if chosen(f"model.layers.{number}.{one.name}"))
 
 
 def adapter_parameters(shape: ModelShape, rank: int, targets: str | tuple[str, ...] = "all-linear") -> int:

@@ -24,8 +24,8 @@ MOST_LABELS = 24
 """Verdicts offered as a filter, the most frequent ones; the search finds the others."""
 LONG_DETAIL = 160
 """Characters from which on the reasons of a judge are folded."""
-_STRONGEST = 46
-"""Percent of colour in a cell of a matrix at 0% and 100%; text stays readable on it in light and dark."""
+_SHADES = 8
+"""Of a colour in a matrix; their strength stands in page.css."""
 
 
 def page(one: values.Page) -> str:
@@ -237,7 +237,7 @@ def table(one: values.Table) -> Markup:
             before = None
             continue
         again = row[0] == before and len(one.columns) > 1
-        first = tag("th", "" if again else cell(row[0]), scope="row", class_="text")
+        first = tag("td", class_="text") if again else tag("th", cell(row[0]), scope="row", class_="text")
         cells = [
             tag("td", cell(value), class_="number" if right else None, data_label=name)
             for name, value, right in zip(one.columns[1:], row[1:], numeric[1:], strict=True)
@@ -291,15 +291,14 @@ def _matrix(one: values.Matrix) -> Markup:
                 cells.append(tag("td", numbers.NOTHING, class_="muted"))
             else:
                 text = [numbers.percent(rate, 0), tag("small", numbers.count(count))]
-                cells.append(tag("td", *text, style=_shade(rate), title=f"{model} against {one.models[column]}"))
+                cells.append(tag("td", *text, class_=_shade(rate), title=f"{model} against {one.models[column]}"))
         body.append(tag("tr", *cells))
     return _scrolled(one.title, [tag("td"), *head], body, "matrix")
 
 
 def _shade(rate: float) -> str:
-    """Return the background of a cell: stronger the further from one half, one colour for each side."""
-    kind = "--s1" if rate >= 0.5 else "--s2"
-    return f"background: color-mix(in srgb, var({kind}) {abs(rate - 0.5) * 2 * _STRONGEST:.0f}%, var(--surface))"
+    """Return the class of a cell: stronger the further from one half, one colour for each side. No style: a strict page forbids it."""
+    return f"{'wins' if rate >= 0.5 else 'loses'}-{round(abs(rate - 0.5) * 2 * _SHADES)}"
 
 
 # ---- replies -------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ class Display:
             self._live.stop()
 
     def stage(self, name: str, kind: str, state: str) -> None:
-        """Announce a stage: ``running``, ``unchanged``, ``resuming``."""
+        """Announce a stage: ``running``, ``unchanged``, ``resuming``; ``would run``, ``would resume`` in a rehearsal."""
         self._held_out = None
         self._work.clear()
         self._stage, self._begun = name, time.monotonic()
@@ -121,6 +121,9 @@ class Display:
         """One metrics record of a training stage; what went before it (loading, encoding) is over then."""
         self._work = {label: work for label, work in self._work.items() if label == TRAINING}
         if record["split"] == "held_out":
+            if "reward" in record:
+                self.note(f"step {record['step']}: held-out reward {record['reward']:.3f}")
+                return
             self._held_out = record["loss"]
             self.note(f"step {record['step']}: held-out loss {record['loss']:.4f}{_preference(record)}")
             return
@@ -129,8 +132,9 @@ class Display:
         if work.first == step - 1 and not work.facts:  # the first step took its own time
             work.begun = time.monotonic() - record["tokens"] / record["tokens_per_second"]
         held_out = f"  held-out {self._held_out:.3f}" if self._held_out is not None else ""
+        told = f"reward {record['reward']:.3f}  " if "reward" in record else ""
         work.facts = (
-            f"loss {record['loss']:.3f}{held_out}{_preference(record)}  {record['tokens_per_second']:,.0f} tok/s  "
+            f"{told}loss {record['loss']:.3f}{held_out}{_preference(record)}  {record['tokens_per_second']:,.0f} tok/s  "
             f"{record['memory_bytes'] / 1e9:.2f} GB"
         )
         if self._live is None and (step in (work.first + 1, total) or self._plain_line_due()):

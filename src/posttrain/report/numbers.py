@@ -98,8 +98,10 @@ def scientific(value: float | None) -> str:
 
 
 def moment(seconds: float | None) -> str:
-    """Unix seconds as ``2026-11-03 14:05 UTC``."""
-    return NOTHING if seconds is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    """Unix seconds as ``2026-11-03 14:05 UTC``; nothing for what no calendar has."""
+    if seconds is None or not abs(seconds) < 1e11:
+        return NOTHING
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def confidence(level: float) -> str:

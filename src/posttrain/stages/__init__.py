@@ -12,6 +12,7 @@ from posttrain.stages.data import DataStage
 from posttrain.stages.eval import EvalStage
 from posttrain.stages.export import ExportStage
 from posttrain.stages.judge import JudgeStage
+from posttrain.stages.online import OnlineStage
 from posttrain.stages.profile import ProfileStage
 from posttrain.stages.report import ReportStage
 from posttrain.stages.score import ScoreStage
@@ -26,6 +27,7 @@ KINDS: tuple[type[StageKind], ...] = (
     ScoreStage,
     SynthStage,
     TrainStage,
+    OnlineStage,
     EvalStage,
     JudgeStage,
     ArenaStage,

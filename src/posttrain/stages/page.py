@@ -26,6 +26,7 @@ from posttrain.report.reading import Gap, Stage, optional, parse, read_ledger
 from posttrain.report.verdicts import CLAIMS
 from posttrain.report.words import join, plural
 from posttrain.stages.base import StageKind
+from posttrain.stages.ways import way_lines
 from posttrain.table import grouped
 
 REJECT_LIMIT = 50
@@ -181,15 +182,24 @@ def read_run(run: RunDir, kinds: Sequence[type[StageKind]], title: str | None = 
     )
 
 
+def measured_lines(run: RunDir, kinds: Sequence[type[StageKind]]) -> tuple[values.Line, ...]:
+    """Return the measures of all models of a run, without reading anything else. Raises RunError as `read_stages`."""
+    found = read_stages(run, kinds)
+    comparing = [kind for kind in kinds if kind.compares_models]
+    begun = {kind: [one for one in found.stages if one.kind == kind.kind_name() and one.manifest] for kind in comparing}
+    sections = [kind.sections(several, found.gaps) for kind, several in begun.items() if several]
+    return tuple(line for several in sections for section in several for line in section.lines)
+
+
 def _recipe(run: RunDir) -> tuple[str | None, Mapping[str, Any], list[Gap]]:
     path = run.path / "recipe.yaml"
+    text = None
     try:
         text = path.read_text(encoding="utf-8")
+        return text, _mapping(yaml.safe_load(text)), []
     except FileNotFoundError:
         return None, {}, [Gap("", "missing", "recipe.yaml is missing, so stages that never started are not known.")]
-    try:
-        return text, _mapping(yaml.safe_load(text)), []
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         return text, {}, [Gap("", "damaged", f"recipe.yaml can't be read ({' '.join(str(error).split())}).")]
 
 
@@ -236,7 +246,7 @@ def run_page(run: Run) -> values.Page:
         ("Seed", None if run.seed is None else str(run.seed)),
     )
     box = diagnosis_section(run.diagnosis) if run.diagnosis.told else None
-    own = [_glance(run), _shown(run), box, *run.sections, _rows(run), _provenance(run)]
+    own = [_glance(run), _shown(run), box, *run.sections, rows_section(run.stages), _provenance(run)]
     return values.Page(
         kind="posttrain report",
         title=run.title,
@@ -318,12 +328,11 @@ def _glance(run: Run) -> values.Section | None:
     if not run.lines:
         return None
     models = tuple(dict.fromkeys(model for line in run.lines for model in line.cells))
+    lines = (*run.lines, *way_lines(run.stages, models))
     rows: list[tuple[values.Cell, ...] | str] = []
-    for group in dict.fromkeys(line.group for line in run.lines):
+    for group in dict.fromkeys(line.group for line in lines):
         rows.append(group)
-        rows += [
-            (line.label, *(line.cells.get(model) for model in models)) for line in run.lines if line.group == group
-        ]
+        rows += [(line.label, *(line.cells.get(model) for model in models)) for line in lines if line.group == group]
     verdicts = [cell.verdict for line in run.lines for cell in line.cells.values() if cell.verdict]
     marked = sum(verdict != "not shown" for verdict in verdicts)
     text = f"{marked} of {plural(len(verdicts), 'difference')} from the baseline {'is' if marked == 1 else 'are'} shown and marked."
@@ -332,9 +341,9 @@ def _glance(run: Run) -> values.Section | None:
     return values.Section("All models at a glance", "glance", (values.Text(text), table))
 
 
-def _rows(run: Run) -> values.Section | None:
-    """Return the account of rows through all stages."""
-    kept = [(stage.name, stage.ledger) for stage in run.stages if stage.ledger and stage.ledger.steps]
+def rows_section(stages: Sequence[Stage]) -> values.Section | None:
+    """Return the account of rows through all stages; None where none keeps one."""
+    kept = [(stage.name, stage.ledger) for stage in stages if stage.ledger and stage.ledger.steps]
     if not kept:
         return None
     steps = [(name, step) for name, ledger in kept for step in ledger.steps]

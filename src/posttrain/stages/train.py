@@ -102,7 +102,7 @@ class TrainStage(TrainSettings, _Inputs):
         inputs = TrainInputs(
             model_folder=lineage.folder,
             adapter_folder=lineage.adapter,
-            companions=replace(lineage.companions(), base=_base_name(lineage, context)),
+            companions=replace(lineage.companions(), base=base_name(lineage, context)),
             examples=examples,
             held_out=held_out.examples,
             origins={row.id: str(row.origin) for side in rows.values() for row in side},
@@ -119,6 +119,7 @@ class TrainStage(TrainSettings, _Inputs):
             on_interrupt=lambda: display.note("stopping after this step; Ctrl-C again stops at once"),
             on_progress=display.tick,
             go_on=context.go_on,
+            stop_asked=context.run.stop_asked,
         )
         write_record(out, lineage, context.base_folder(), decided)
         display.note(
@@ -177,7 +178,7 @@ def _encoding_note(ledger: Ledger, examples: Sequence[Any]) -> str:
     return f"{len(examples):,} examples, {tokens:,} tokens, {share:.0%} supervised; dropped: {dropped}"
 
 
-def _base_name(lineage: Lineage, context: Context) -> str:
+def base_name(lineage: Lineage, context: Context) -> str:
     """How an adapter names what it lies on: the recipe's model by its name on the hub, everything else by its folder."""
     model = context.model
     on_hub = lineage.folder == context.base_folder() and not Path(model).is_dir() and model not in assets.MODELS

@@ -31,7 +31,6 @@ from posttrain.sweep.steps import (
     TuneStep,
     batches,
     batches_of,
-    changes_of,
     epochs_at,
     more_rates,
     ranks_of,
@@ -191,14 +190,15 @@ class _Tuning:
             )
         return found
 
-    def _with(self, **more: Any) -> dict[str, Any]:
-        return changes_of(self.stage.stage, self.kept, **more)
+    def _with(self, more: Changes) -> dict[str, Any]:
+        """What was kept with more settings of the stage: ``adapter.rank``: 8."""
+        return {**self.kept, **{f"{self.stage.stage}.{path}": value for path, value in more.items()}}
 
     def _learning_rate(self) -> TuneStep:
         path = f"{self.stage.stage}.learning_rate"
         tried, extensions = set(self._tried["learning_rate"]), 0
         while True:
-            found = self._search([self._with(learning_rate=rate) for rate in sorted(tried)], beside_written=True)
+            found = self._search([self._with({"learning_rate": rate}) for rate in sorted(tried)], beside_written=True)
             best = _at(found, found.best)
             known = sorted({float(one.changes[path]) for one in found.settings})
             more = more_rates(known, best.changes[path], extensions)
@@ -214,50 +214,50 @@ class _Tuning:
             else f"; published advice is {low:g} to {high:g} ({self._guidance.learning_rate.source})"
         )
         why = f"learning rate {rate:g}: the lowest {found.metric} ({_value(found, best)}) of {len(known)} rates from {known[0]:g} to {known[-1]:g}{outside}"
-        return TuneStep(name="learning_rate", record=found, kept=self._with(learning_rate=rate), why=why)
+        return TuneStep(name="learning_rate", record=found, kept=self._with({"learning_rate": rate}), why=why)
 
     def _epochs(self) -> TuneStep:
         more: dict[str, Any] = {} if self._settings.max_steps is None else {"max_steps": None}
         longest = self._tried["epochs"][-1]
-        whole = self._search([self._with(epochs=longest, **more)])
+        whole = self._search([self._with({"epochs": longest, **more})])
         run = whole.settings[0].runs[0]
         out = self.context.run.path / run.folder
         losses, steps = read_losses(StageDir(out)), run.curve[-1][0]
         step = turn(losses)
         wanted = sorted({epochs_at(step, steps, longest), min(self._settings.epochs, longest), longest})
-        found = self._search([self._with(epochs=epochs, **more) for epochs in wanted])
+        found = self._search([self._with({"epochs": epochs, **more}) for epochs in wanted])
         chosen = _at(found, found.chosen)
         epochs = chosen.changes[f"{self.stage.stage}.epochs"]
         why = (
             f"{epochs:g} epochs: in {longest:g} epochs the {found.metric} stops falling at step {step} of {steps}; "
             f"{_because(found, 'the fewest epochs')}"
         )
-        return TuneStep(name="epochs", record=found, kept=self._with(epochs=epochs, **more), why=why)
+        return TuneStep(name="epochs", record=found, kept=self._with({"epochs": epochs, **more}), why=why)
 
     def _rank(self) -> TuneStep | None:
         ranks = [int(rank) for rank in self._tried["rank"]]
         if not ranks:
             return None
-        found = self._search([self._with(adapter__rank=rank) for rank in ranks])
+        found = self._search([self._with({"adapter.rank": rank}) for rank in ranks])
         beside = None
         if self.stage.rank_with_alpha:
-            beside = self._search([self._with(adapter__rank=rank, adapter__alpha=2 * rank) for rank in ranks])
+            beside = self._search([self._with({"adapter.rank": rank, "adapter.alpha": 2 * rank}) for rank in ranks])
         chosen = _at(found, found.chosen)
         rank = chosen.changes[f"{self.stage.stage}.adapter.rank"]
         alpha = getattr(self._settings.adapter, "alpha", None)
         why = f"rank {rank} at alpha {alpha:g}: {_because(found, 'the smallest rank')}"
-        return TuneStep(name="rank", record=found, kept=self._with(adapter__rank=rank), why=why, beside=beside)
+        return TuneStep(name="rank", record=found, kept=self._with({"adapter.rank": rank}), why=why, beside=beside)
 
     def _batch_size(self) -> TuneStep | None:
         others = [int(size) for size in self._tried["batch_size"]]
         if not others:
             return None
         sizes = [self._settings.batch_size, *others]
-        found = self._search([self._with(batch_size=size) for size in sizes])
+        found = self._search([self._with({"batch_size": size}) for size in sizes])
         chosen = _at(found, found.chosen)
         size = chosen.changes[f"{self.stage.stage}.batch_size"]
         why = f"effective batch {size}: {_because(found, 'the first of them, as it is written')}"
-        return TuneStep(name="batch_size", record=found, kept=self._with(batch_size=size), why=why)
+        return TuneStep(name="batch_size", record=found, kept=self._with({"batch_size": size}), why=why)
 
 
 def _at(record: SweepRecord, place: int | None) -> SweepSetting:

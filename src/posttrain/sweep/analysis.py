@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from posttrain.artifacts import canonical_json
-from posttrain.stats.intervals import Floats, Interval
+from posttrain.stats.intervals import Floats, mean_difference, student
 from posttrain.sweep.records import Effect
 
 FOLDS = 5
@@ -36,17 +36,16 @@ class Differences(NamedTuple):
 def differences(values_KSR: Floats, *, lower: bool) -> Differences:
     """Means, the best setting, and the simplest within one standard error of it (Breiman et al. 1984, section 3.4.3).
 
-    The standard error of a difference has two parts: ``sd_R(d) / sqrt(R)`` of the differences ``d`` row by row (means over seeds), and
-    ``s sqrt(2 / S)`` with ``s`` the standard deviation between seeds, pooled over settings. Settings stand with the simplest first.
+    The standard error of a difference (`mean_difference`) is that row by row, of means over seeds, and that of the noise between seeds,
+    pooled over settings. Settings stand with the simplest first.
     """
     means_KR = values_KSR.mean(axis=1)
     means_K = means_KR.mean(axis=1)
     best = int(np.argmin(means_K) if lower else np.argmax(means_K))
     settings, seeds, rows = values_KSR.shape
     noise = seed_noise(values_KSR.mean(axis=2))
-    from_rows_K = (means_KR - means_KR[best]).std(axis=1, ddof=1) / np.sqrt(rows) if rows > 1 else np.zeros(settings)
-    from_seeds = 0.0 if noise is None else noise * np.sqrt(2 / seeds)
-    errors_K = np.where(np.arange(settings) == best, 0.0, np.hypot(from_rows_K, from_seeds))
+    errors_K = np.array([mean_difference(means_KR[best], own_R, noise=noise, seeds=seeds).error for own_R in means_KR])
+    errors_K[best] = 0.0
     freedom = float(rows - 1) if noise is None else min(float(rows - 1), float(settings * (seeds - 1)))
     chosen = int(np.argmax(np.abs(means_K - means_K[best]) <= errors_K))
     return Differences(best, chosen, means_K, errors_K, max(1.0, freedom), noise)
@@ -57,14 +56,6 @@ def seed_noise(values_KS: Floats) -> float | None:
     if values_KS.shape[1] < 2:
         return None
     return float(np.sqrt(np.mean(np.var(values_KS, axis=1, ddof=1))))
-
-
-def interval(estimate: float, error: float, freedom: float, confidence: float) -> Interval:
-    """Student's interval."""
-    from scipy import special  # here: a recipe that sweeps is read without it
-
-    half = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * error
-    return Interval(estimate, estimate - half, estimate + half, confidence)
 
 
 def expected(values_KSR: Floats, *, lower: bool) -> float:
@@ -102,7 +93,7 @@ def effects(settings: Sequence[Mapping[str, Any]], values_KS: Floats, confidence
         first = values_KS[at[0]].mean()
         for value, places in zip(values[1:], at[1:], strict=True):
             estimate, runs = float(values_KS[places].mean() - first), len(places) * seeds
-            known = None if noise is None else interval(estimate, noise * np.sqrt(2 / runs), freedom, confidence)
+            known = None if noise is None else student(estimate, noise * np.sqrt(2 / runs), freedom, confidence)
             shown = None if known is None else known.low > 0 or known.high < 0
             parts = {"difference": known, "estimate": estimate, "runs": runs, "shown": shown}
             found.append(Effect(path=path, value=value, against=values[0], **parts))

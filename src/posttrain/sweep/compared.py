@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from posttrain.stats.intervals import Floats, mean
+from posttrain.stats.intervals import Floats, mean, student
 from posttrain.stats.intervals import IntervalSettings as Intervals
-from posttrain.sweep.analysis import differences, effects, expected, interval
+from posttrain.sweep.analysis import differences, effects, expected
 from posttrain.sweep.outcome import Outcome
 from posttrain.sweep.records import SweepRecord, SweepSetting
 
@@ -50,7 +50,7 @@ def compared(
     found = differences(values_KSR, lower=lower)
     drawn = Intervals(confidence=confidence)
     for place, k in enumerate(whole):
-        difference = interval(
+        difference = student(
             float(found.means_K[place] - found.means_K[found.best]),
             float(found.errors_K[place]),
             found.freedom,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from posttrain.plan.guidance import Advice, Guidance
-from posttrain.sweep.config import Changes
+from posttrain.stats.intervals import mean_difference
 from posttrain.sweep.outcome import Rows
 from posttrain.sweep.records import SweepRecord
 
@@ -84,16 +84,14 @@ def more_rates(tried: Sequence[float], best: float, extensions: int) -> tuple[fl
 def turn(losses: Mapping[int, Rows]) -> int:
     """The step from which on the held-out loss is not shown to fall any more: the first within one standard error of the lowest.
 
-    The standard error is that of the difference row by row. Needs a measurement after the first step.
+    The standard error is that of the difference row by row (`mean_difference`). Needs a measurement after the first step.
     """
     steps = sorted(step for step in losses if step > 0)
-    means = {step: float(np.mean(list(losses[step].values()))) for step in steps}
-    lowest = min(steps, key=lambda step: means[step])
+    lowest = min(steps, key=lambda step: np.mean(list(losses[step].values())))
     for step in steps:
         rows = [row for row in losses[step] if row in losses[lowest]]
-        gaps = np.array([losses[step][row] - losses[lowest][row] for row in rows])
-        error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else 0.0
-        if means[step] - means[lowest] <= error:
+        above = mean_difference([losses[lowest][row] for row in rows], [losses[step][row] for row in rows])
+        if above.estimate <= above.error:
             return step
     return lowest
 
@@ -124,8 +122,3 @@ def _powers(low: float, high: float) -> tuple[int, ...]:
 
 def _rounded(rate: float) -> float:
     return float(f"{rate:.1e}")
-
-
-def changes_of(stage: str, kept: Changes, **more: Any) -> dict[str, Any]:
-    """What was kept with more settings of the stage; ``adapter__rank`` for ``adapter.rank``."""
-    return {**kept, **{f"{stage}.{key.replace('__', '.')}": value for key, value in more.items()}}

@@ -18,15 +18,15 @@ from pydantic import Discriminator
 
 from posttrain.config import Problem
 from posttrain.data.config import Source
-from posttrain.data.text import tokens
 from posttrain.generate.engine import Completion, Sampling
 from posttrain.generate.source import ModelSource
 from posttrain.synth.base import Ask, Cost, Dropped, Made, Pipeline, Rate, RewardModel, Situation, Thread, ask
 from posttrain.synth.prompts import Prompts
 from posttrain.tasks import AnyBenchmark
 from posttrain.tasks.base import ScoresReplies, Task
-from posttrain.tasks.checks import Check, passes
+from posttrain.tasks.checks import Check
 from posttrain.tasks.prompts import settled_check
+from posttrain.tasks.worth import nearness, share_of_checks, task_value
 from posttrain.types import Message, Origin, PromptRow, Row
 
 Aspect = Literal["instruction_following", "honesty", "truthfulness", "helpfulness"]
@@ -243,7 +243,7 @@ class Preferences(Pipeline):
 
     def _prompt(self, row: Row) -> tuple[Message, ...]:
         """What of a row is answered, with the suffix."""
-        turns = _asked_of(row)
+        turns = asked_of(row)
         if not self.suffix:
             return turns
         return (*turns[:-1], Message("user", f"{turns[-1].content.rstrip()}\n{self.suffix}"))
@@ -286,11 +286,12 @@ class Preferences(Pipeline):
         if isinstance(score, ScoredByReward):
             return (yield Rate(prompt, tuple(replies), row.id))
         if isinstance(score, ScoredByChecks):
-            return [fmean(passes(check, reply) for check in score.settled) for reply in replies]
+            return [share_of_checks(score.settled, reply) for reply in replies]
         if isinstance(score, ScoredByLength):
-            return [-float(abs(len(tokens(reply)) - score.words)) for reply in replies]
+            return [nearness(score.words, reply) for reply in replies]
         task = self._tasks[str(row.meta["task"])]
-        return [task_value(score, task, reply) for reply in replies]
+        assert isinstance(score.task, ScoresReplies), "checked with the recipe"
+        return [task_value(score.task, score.measure, task, reply) for reply in replies]
 
     def _judged(
         self,
@@ -395,17 +396,6 @@ class Preferences(Pipeline):
         return min(worse, key=lambda one: abs(one[1] - aim))
 
 
-def task_value(score: ScoredByTask, task: Task, reply: str) -> float | None:
-    """What a benchmark finds one reply worth; None where it can't say."""
-    assert isinstance(score.task, ScoresReplies)
-    found = score.task.score(task, reply)
-    values = getattr(found, "values", None)
-    if values is None:
-        return None
-    value: float | None = values.get(score.measure) if score.measure is not None else next(iter(values.values()))
-    return value
-
-
 def read_ratings(text: str, count: int) -> dict[int, float]:
     r"""Ratings by number of the answer; N/A and what can't be read are missing, never a bad rating.
 
@@ -424,7 +414,7 @@ def read_ratings(text: str, count: int) -> dict[int, float]:
     return found
 
 
-def _asked_of(row: Row) -> tuple[Message, ...]:
+def asked_of(row: Row) -> tuple[Message, ...]:
     """The turns of any row up to its last user turn."""
     turns = row.messages
     last = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=-1)

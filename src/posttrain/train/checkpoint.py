@@ -90,7 +90,7 @@ class Checkpoints:
         tensors = {f"weights/{k}": v.detach().cpu().contiguous() for k, v in weights.items()}
         tensors |= {f"optimizer/{k}": v.detach().cpu().contiguous() for k, v in optimizer.items()}
         metadata = {"progress": json.dumps(asdict(progress)), "digest": self.digest}
-        metadata["content"] = _content(tensors, metadata)
+        metadata["content"] = content_digest(tensors, metadata)
         with atomic_path(self._older()) as temporary:
             save_file(tensors, temporary, metadata)
         return time.perf_counter() - begin
@@ -124,7 +124,7 @@ class Checkpoints:
             content, digest = metadata.pop("content"), metadata["digest"]
         except Exception as error:  # safetensors' own type, OSError, KeyError: all mean the same to the user
             raise _DamagedError(f"this checkpoint is damaged ({error})", where=str(path)) from error
-        if content != _content(tensors, metadata):
+        if content != content_digest(tensors, metadata):
             raise _DamagedError("this checkpoint is damaged (its content does not match its checksum)", where=str(path))
         if digest != self.digest:
             raise CheckpointError(
@@ -143,7 +143,7 @@ class Checkpoints:
         return min(paths, key=lambda p: p.stat().st_mtime_ns if p.exists() else -1)
 
 
-def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """xxh3 of the metadata and of all tensors, with their types and shapes, in the order of their names."""
     state = xxhash.xxh3_128(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):

@@ -11,6 +11,7 @@ from pydantic import Discriminator
 from posttrain.model.config import FullWeights, LoraAdapter
 from posttrain.objectives import Objective, default_objective
 from posttrain.references import NamesFile
+from posttrain.train.protocols import Dtype, Schedule
 
 USUAL_TOKENS = 2048
 """``micro_batch_tokens`` where nothing is said, and where ``auto`` can't be planned."""
@@ -27,8 +28,39 @@ class EarlyStopping:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How one training run goes. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
+class StepSettings:
+    """The optimizer and the machine: what all stages that train have in common."""
+
+    learning_rate: Annotated[float, Gt(0)] | None = None
+    """Highest rate; null = that of what is learned (docs/objectives.md, docs/online.md)."""
+    schedule: Schedule = "cosine"
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """Share of the steps during which the rate rises linearly from 0."""
+    learning_rate_floor: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Final rate of cosine and linear, as a share of ``learning_rate``."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Decoupled decay of matrices; norms, biases and embeddings are never decayed."""
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    adam_epsilon: Annotated[float, Gt(0)] = 1e-8
+    max_grad_norm: Annotated[float, Gt(0)] | None = 1.0
+    """Clip the global gradient norm to this; null = no clipping."""
+    gradient_checkpointing: bool = False
+    """Compute each layer twice to keep only its input: less memory, about a quarter slower."""
+    dtype: Dtype = "auto"
+    """Compute type; ``auto`` measures which one this hardware multiplies faster."""
+    device: str = "auto"
+    """``auto`` (cuda, then mps, then cpu) or a torch device name."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest rate, whether it is written here or that of what is learned."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Learned:
+    """What is learned from which rows (a base of its own: its keys come first)."""
 
     objective: Objective = field(default_factory=default_objective)
     """What is learned, and from which rows (docs/objectives.md)."""
@@ -47,26 +79,12 @@ class TrainSettings:
     """Examples per optimizer step (the effective batch): conversations, pairs or labelled replies."""
     micro_batch_tokens: Annotated[int, Ge(1)] | Literal["auto"] = USUAL_TOKENS
     """Tokens that are computed at once; longer single examples go alone. ``auto``: what the planner finds to fit, once a run."""
-    learning_rate: Annotated[float, Gt(0)] | None = None
-    """Highest rate; null = the objective's own (docs/objectives.md)."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[float, Ge(0), Lt(1)] = 0.05
-    """Share of the steps during which the rate rises linearly from 0."""
-    learning_rate_floor: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Final rate of cosine and linear, as a share of ``learning_rate``."""
-    weight_decay: Annotated[float, Ge(0)] = 0.0
-    """Decoupled decay of matrices; norms, biases and embeddings are never decayed."""
-    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
-    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
-    adam_epsilon: Annotated[float, Gt(0)] = 1e-8
-    max_grad_norm: Annotated[float, Gt(0)] | None = 1.0
-    """Clip the global gradient norm to this; null = no clipping."""
-    gradient_checkpointing: bool = False
-    """Compute each layer twice to keep only its input: less memory, about a quarter slower."""
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Compute type; ``auto`` measures which one this hardware multiplies faster."""
-    device: str = "auto"
-    """``auto`` (cuda, then mps, then cpu) or a torch device name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(StepSettings, _Learned):
+    """How one training run goes. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
+
     evaluate_every: Annotated[int, Ge(1)] | None = None
     """Held-out loss every so many steps; null = ten times a run. Always before the first and after the last step."""
     early_stopping: EarlyStopping | None = None

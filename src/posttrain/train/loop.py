@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,6 +43,7 @@ from posttrain.train.measured import Gauge, Planner, advised, record_measured, r
 from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_rate
 from posttrain.train.plan import Plan, micro_batches
 from posttrain.train.planned import StagePlan, layout_of
+from posttrain.train.protocols import Dtype, ModelSettings
 from posttrain.train.quantisation import GAP_FILE, quantisation_gap
 from posttrain.train.records import (
     HELD_OUT_FILE,
@@ -101,6 +102,11 @@ class TrainInputs:
     companions: Companions | None = None
     """What is written beside the weights; None: the tokenizer of the model folder."""
 
+    @property
+    def has_second_model(self) -> bool:
+        """Whether the reference is another model than the weights the stage starts from."""
+        return self.reference is not None and self.reference.model_folder is not None
+
 
 @dataclass(frozen=True)
 class Trainee:
@@ -112,7 +118,7 @@ class Trainee:
     device: torch.device
 
 
-def prepare_model(settings: TrainSettings, model_folder: Path, adapter_folder: Path | None, seed: int) -> Trainee:
+def prepare_model(settings: ModelSettings, model_folder: Path, adapter_folder: Path | None, seed: int) -> Trainee:
     """Load the model, attach or continue the adapter, put the hot path in place.
 
     Preference objectives train without dropout: its noise would stand between the policy and its reference.
@@ -173,7 +179,7 @@ def _still(model: nn.Module) -> None:
         vars(module).update(dict.fromkeys(noise, 0.0))
 
 
-def _notes(model: nn.Module, settings: TrainSettings) -> Iterator[str]:
+def _notes(model: nn.Module, settings: ModelSettings) -> Iterator[str]:
     """What is worth knowing of how this model is trained."""
     path = path_of(model)
     if path.kind == "alone":
@@ -185,15 +191,16 @@ def _notes(model: nn.Module, settings: TrainSettings) -> Iterator[str]:
         yield f"adapter.targets all-linear does not reach {', '.join(missed)}; they stay as they are"
 
 
-def settled_dtype(settings: TrainSettings, out: StageDir) -> TrainSettings:
-    """The settings with ``dtype: auto`` measured, once a run: a resumed run must compute in the type it began with."""
-    if settings.dtype != "auto":
-        return settings
+def settled_dtype(name: Dtype, device: str, out: StageDir) -> Dtype:
+    """The compute type, ``auto`` measured, once a run: a resumed run must compute in the type it began with."""
+    if name != "auto":
+        return name
     path = out.file("checkpoints", "compute.json")
     if not path.exists():
-        measured = hardware.choose_dtype("auto", hardware.resolve_device(settings.device))
+        measured = hardware.choose_dtype("auto", hardware.resolve_device(device))
         write_json(path, {"dtype": next(name for name, dtype in hardware.DTYPES.items() if dtype == measured)})
-    return replace(settings, dtype=read_json(path)["dtype"])
+    found: Dtype = read_json(path)["dtype"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -216,7 +223,7 @@ def optimizer_step(
     trainee: Trainee,
     optimizer: torch.optim.Optimizer,
     task: Task,
-    micro_batches: Sequence[Sequence[Unit]],
+    micro_batches: Sequence[Sequence[Any]],
     rate: float,
     max_grad_norm: float | None,
 ) -> StepResult:
@@ -254,14 +261,14 @@ class _Computed(NamedTuple):
     given: LossInputs
 
 
-def _compute(trainee: Trainee, task: Task, units: Sequence[Unit], context: StepContext) -> _Computed:
+def _compute(trainee: Trainee, task: Task, units: Sequence[Any], context: StepContext) -> _Computed:
     """One forward pass over some units; the loss is left to the caller, so that it is as near to `train` as it can be."""
     batch = lay_out(trainee.model, [sequence for unit in units for sequence in task.sequences(unit)])
     outputs_S = task.forward(trainee.model, batch, trainee.compute_dtype)
     return _Computed(batch, outputs_S, task.loss_inputs(units, batch, outputs_S, context))
 
 
-def step_context(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -> StepContext:
+def step_context(trainee: Trainee, task: Task, units: Sequence[Any], budget: int) -> StepContext:
     """What the micro-batches of a step share; computes what the task wants to know beforehand, without gradient."""
     beside = [[sequence] for sequence in task.beside(units)]
     return task.context(units, sequence_logps(trainee.model, beside, budget, trainee.compute_dtype) if beside else [])
@@ -355,17 +362,19 @@ def train(
     on_interrupt: Callable[[], None] = lambda: None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     go_on: Callable[[StageDir, int], bool] = lambda out, step: True,
+    stop_asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run or resume a training stage and return its ``result`` (docs/run-folder.md).
 
     ``go_on`` is asked after every measurement of the held-out rows whether the run is worth going on with; where it is not, the run ends
     with a checkpoint and an EndedEarlyError. Writes metrics.jsonl, held_out.jsonl, checkpoints/, and adapter/ or model/ (and last/ where the best weights are not the last).
     ``observer`` gets every metrics record. Ctrl-C and SIGTERM end the run after the current step with a checkpoint
-    and an InterruptedRunError; ``on_interrupt`` is called at once, because a step may take a while.
+    and an InterruptedRunError; ``on_interrupt`` is called at once, because a step may take a while. ``stop_asked`` is asked after every
+    step whether the run should end there in the same way.
     """
     run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress)
     since_checkpoint, write_seconds, leanest = 0.0, 0.0, math.inf
-    with contextlib.ExitStack() as open_logs, _interruptible(on_interrupt) as interrupted:
+    with contextlib.ExitStack() as open_logs, interruptible(on_interrupt) as interrupted:
         for close in (*(tracker.close for tracker in run.trackers), run.log.close, run.row_log.close):
             open_logs.callback(close)
         if progress.step == 0:
@@ -388,12 +397,13 @@ def train(
                 progress = run.evaluate(progress)
                 ended = not run.finished(progress) and not go_on(out, progress.step)
             since_checkpoint += time.perf_counter() - begin
-            if ended or interrupted() or run.checkpoint_due(progress, since_checkpoint, write_seconds):
+            stopped = interrupted() or stop_asked()  # once: what is said to have ended has its checkpoint
+            if ended or stopped or run.checkpoint_due(progress, since_checkpoint, write_seconds):
                 write_seconds = run.save(progress)
                 since_checkpoint = 0.0
             if ended:
                 raise EndedEarlyError(f"ended after step {progress.step}", where=str(out.path))
-            if interrupted():
+            if stopped:
                 raise InterruptedRunError(
                     f"interrupted after step {progress.step}", fix="run the same command again to go on from here"
                 )
@@ -414,7 +424,7 @@ def _begin(
     gc.collect()
     hardware.return_freed_memory()  # of stages before this one
     gauge = Gauge(hardware.resolve_device(settings.device))
-    settings = settled_dtype(settings, out)
+    settings = replace(settings, dtype=settled_dtype(settings.dtype, settings.device, out))
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
     with advised(out, "while the model is loaded"):
         trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
@@ -432,8 +442,8 @@ def _begin(
     pad_id = causal_lm(trainee.model).config.get_text_config().pad_token_id
     objective = settings.objective
     task = make_task(objective, pad_id=pad_id, others=inputs.examples)  # lengths do not depend on the reference
-    second = inputs.reference is not None and inputs.reference.model_folder is not None
     device, dtype = trainee.device, trainee.compute_dtype
+    second = inputs.has_second_model
     planner = Planner(settings, inputs.model_folder, trainee.model, task, inputs.examples, device, dtype, gauge, second)
     plan = Plan(planner.lengths, settings.batch_size, settings.token_budget, settings.epochs, seed, settings.max_steps)
     settled = planner.settle(out, plan)
@@ -450,7 +460,7 @@ def _begin(
             if source.model_folder is None and not source.adapter_off and not checkpoints.exist():
                 _starts_at_reference(trainee, task, steps[0], reference, settings.token_budget)
             task = make_task(objective, reference, pad_id, inputs.examples)
-    progress = _restore(checkpoints, trainee, optimizer, names)
+    progress = restore(checkpoints, trainee.trained, [optimizer], names)
     kept = progress.step if progress.step else -1
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=kept)
     row_log = MetricsLog(out.file(HELD_OUT_FILE), resume_after=kept)
@@ -621,6 +631,8 @@ class _Run:
             stopped_early=progress.stopped_early,
             trainable_parameters=sum(p.numel() for p in self.trainee.trained.values()),
             total_parameters=quantise.number_of_parameters(model),
+            models_in_memory=1 + self.inputs.has_second_model,
+            roles=("policy", "reference") if self.settings.objective.needs_reference else ("model",),
             peak_memory_bytes=measured,
             # A peak measured while others used the machine may lie below what the training itself reached.
             matmul_share=median(flops) / peak if median(flops) <= peak else None,
@@ -631,13 +643,9 @@ class _Run:
         return asdict(result)
 
     def _write_weights(self, folder: str) -> None:
-        with atomic_path(self.out.file(folder)) as temporary:
-            temporary.mkdir()
-            if isinstance(self.settings.adapter, LoraAdapter):
-                adapters.save_adapter(self.trainee.model, temporary)
-            else:
-                export.save_model(self.trainee.model, temporary, torch.float32)
-            (self.inputs.companions or Companions(self.inputs.model_folder)).write(temporary)
+        companions = self.inputs.companions or Companions(self.inputs.model_folder)
+        adapted = isinstance(self.settings.adapter, LoraAdapter)
+        write_weights(self.trainee.model, adapted, companions, self.out.file(folder))
 
     def _record(self, record: Record) -> None:
         line = line_of(record)
@@ -653,9 +661,7 @@ class _Run:
     def checkpoint_due(self, progress: Progress, since_checkpoint: float, write_seconds: float) -> bool:
         if self.finished(progress):
             return True
-        if self.settings.checkpoint_every != "auto":
-            return progress.step % self.settings.checkpoint_every == 0
-        return write_seconds <= CHECKPOINT_TIME_SHARE * since_checkpoint
+        return checkpoint_due(self.settings.checkpoint_every, progress.step, since_checkpoint, write_seconds)
 
     def _diagnosed(self, error: TrainingError, step: int, examples: Sequence[Unit]) -> TrainingError:
         """The error with the step and the rows whose own loss is not finite."""
@@ -717,23 +723,45 @@ def _starts_at_reference(
         )
 
 
-def _restore(
-    checkpoints: Checkpoints, trainee: Trainee, optimizer: torch.optim.Optimizer, names: Mapping[int, str]
+def write_weights(model: nn.Module, adapted: bool, companions: Companions, folder: Path) -> None:
+    """Write what was trained in its ecosystem's format, the adapter or all weights in fp32, with what belongs beside it."""
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        if adapted:
+            adapters.save_adapter(model, temporary)
+        else:
+            export.save_model(model, temporary, torch.float32)
+        companions.write(temporary)
+
+
+def restore(
+    checkpoints: Checkpoints,
+    trained: Mapping[str, Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    names: Mapping[int, str],
 ) -> Progress:
-    """Put the newest checkpoint into the model and the optimizer; a fresh Progress where there is none."""
+    """Put the newest checkpoint into what is trained and the optimizers; a fresh Progress where there is none."""
     loaded = checkpoints.load()
     if loaded is None:
         return Progress()
     progress, weights, state = loaded
     with torch.no_grad():
-        for name, parameter in trainee.trained.items():
+        for name, parameter in trained.items():
             parameter.copy_(weights[name])
-    restore_optimizer(optimizer, state, names)
+    for optimizer in optimizers:
+        restore_optimizer(optimizer, state, names)
     return progress
 
 
+def checkpoint_due(every: int | Literal["auto"], step: int, since_checkpoint: float, write_seconds: float) -> bool:
+    """Whether to write a checkpoint after a step: every so many, or as often as writing costs at most `CHECKPOINT_TIME_SHARE`."""
+    if every != "auto":
+        return step % every == 0
+    return write_seconds <= CHECKPOINT_TIME_SHARE * since_checkpoint
+
+
 @contextlib.contextmanager
-def _interruptible(on_interrupt: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+def interruptible(on_interrupt: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second one ends at once."""
     requested = False
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -31,6 +32,7 @@ from posttrain.train.planned import (
     MeasuredMemory,
     MemoryRecord,
     Probe,
+    PromptTokens,
     Settled,
     StagePlan,
     layout_of,
@@ -39,6 +41,7 @@ from posttrain.train.planned import (
     setup_of,
     tokens_that_fit,
 )
+from posttrain.train.protocols import ModelSettings
 from posttrain.train.tasks import Task, Unit
 
 STEPS_LOOKED_AT = 1000
@@ -171,28 +174,43 @@ class Planner:
             self.model.zero_grad(set_to_none=True)
 
 
-def record_plan(out: StageDir, plan: StagePlan | None, layout: Layout, probe: Probe | None) -> None:
+def record_plan(
+    out: StageDir,
+    plan: StagePlan | None,
+    layout: Layout,
+    probe: Probe | None = None,
+    prompts: PromptTokens | None = None,
+) -> None:
     """Write the plan, before the first step."""
     planned = None if plan is None else memory_record(plan.memory)
-    record = MemoryRecord(layout.tokens, len(layout.lengths), planned, probe=probe)
+    record = MemoryRecord(layout.tokens, len(layout.lengths), planned, probe=probe, prompts=prompts)
     write_json(out.file(MEMORY_FILE), asdict(record))
 
 
 def record_measured(
-    out: StageDir, settings: TrainSettings, model: nn.Module, optimizer: torch.optim.Optimizer, peak_bytes: int
+    out: StageDir,
+    settings: ModelSettings,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    peak_bytes: int,
+    beside: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Write what the stage took beside its plan. ``peak_bytes``: above the idle process."""
+    """Write what the stage took beside its plan. ``peak_bytes``: above the idle process. ``beside``: bytes of other parts that are always there."""
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     packed = quantise.layers(model)
     frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
     frozen += sum(layer.nbytes - layer.weight.nbytes for layer in packed)
-    states = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
     lora = isinstance(settings.adapter, LoraAdapter)
     parts = {"weights": frozen if lora else frozen + trained, "adapter": trained if lora else 0}
-    parts |= {"gradients": trained, "optimizer": states}
+    parts |= {"gradients": trained, "optimizer": state_bytes(optimizer), **beside}
     measured = MeasuredMemory(peak_bytes, peak_bytes - sum(parts.values()), parts)
     record = read_json(out.file(MEMORY_FILE))
     write_json(out.file(MEMORY_FILE), {**record, "measured": asdict(measured)})
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Of an optimizer's states."""
+    return sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
 
 def out_of_memory(error: Exception) -> bool:

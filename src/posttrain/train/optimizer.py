@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from posttrain.train.config import TrainSettings
+from posttrain.train.config import StepSettings
 
 
 def decayed(parameter: Tensor, embeddings: set[int]) -> bool:
@@ -16,7 +16,7 @@ def decayed(parameter: Tensor, embeddings: set[int]) -> bool:
     return parameter.dim() >= 2 and id(parameter) not in embeddings
 
 
-def build_optimizer(model: nn.Module, trained: Mapping[str, Tensor], settings: TrainSettings) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, trained: Mapping[str, Tensor], settings: StepSettings) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101) in two groups, fused where torch has a fused kernel."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups = [
@@ -42,7 +42,7 @@ def clip_gradients(parameters: list[Tensor], max_norm: float | None) -> Tensor:
     return norm
 
 
-def learning_rate(step: int, total_steps: int, settings: TrainSettings) -> float:
+def learning_rate(step: int, total_steps: int, settings: StepSettings) -> float:
     """The rate used by optimizer step ``step`` (0-based) of ``total_steps``, T.
 
     Warm-up rises linearly so that step T_w = ``warmup`` T is the first at the peak; no step has rate 0. After it, with

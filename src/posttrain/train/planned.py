@@ -17,13 +17,14 @@ from posttrain.report import numbers
 from posttrain.report.values import Block, Cell, Number, Table, Text
 from posttrain.report.words import plural
 from posttrain.train.config import TrainSettings
+from posttrain.train.protocols import ModelSettings
 
 SUPERVISED_SHARE, PROMPT_SHARE = 0.6, 0.5
 """Of a sequence the part whose logits are formed, and of a pair's longer side the prompt that both share; where rows are not there to be counted."""
 
 
 def setup_of(
-    settings: TrainSettings,
+    settings: ModelSettings,
     shape: ModelShape,
     dtype: Literal["bf16", "fp32"],
     device: Literal["cpu", "cuda"],
@@ -183,8 +184,16 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """Tokens of the prompts that are answered."""
+
+    longest: int
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRecord:
-    """memory.json of a train stage (docs/run-folder.md)."""
+    """memory.json of a stage that trains (docs/run-folder.md)."""
 
     tokens_at_once: int
     """Of the largest micro-batch."""
@@ -196,6 +205,8 @@ class MemoryRecord:
     """None until the stage has finished."""
     probe: Probe | None = None
     """Of ``micro_batch_tokens: auto``."""
+    prompts: PromptTokens | None = None
+    """Of a stage that learns from its own replies."""
 
 
 def layout_of(batch: Batch) -> Layout:

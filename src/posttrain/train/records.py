@@ -155,6 +155,10 @@ class TrainResult:
     """Where the frozen weights are kept in 4 bits."""
     trainable_parameters: int | None = None
     total_parameters: int | None = None
+    models_in_memory: int | None = None
+    """Whole models that were loaded."""
+    roles: tuple[str, ...] = ()
+    """What they were used as: ``policy`` and ``reference``, or ``model``."""
     peak_memory_bytes: int | None = None
     matmul_share: float | None = None
     """Share of the measured matmul peak; None where the peak was measured too low."""

@@ -13,7 +13,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from posttrain import objectives
 from posttrain.encode.lengths import Lengths, LengthStatistics
-from posttrain.errors import RunError
 from posttrain.objectives.base import BaseObjective, Curve
 from posttrain.report import numbers, values
 from posttrain.report.charts import Chart, Histogram, Level, Lines, Points, Series, bins, color, counted, spaced
@@ -25,6 +24,7 @@ from posttrain.train.planned import MEMORY_FILE, MemoryRecord, memory_blocks
 from posttrain.train.records import HeldOutRecord, Record, StepRecord, TrainResult, fields_of
 
 UNITS = {
+    "prompts": ("prompt", "prompts"),
     "conversations": ("example", "examples"),
     "pairs": ("pair", "pairs"),
     "feedback": ("judged reply", "judged replies"),
@@ -128,31 +128,41 @@ class Training:
 def read_training(stage: Stage, gaps: list[Gap]) -> Training:
     """Return what a train stage has written; what is absent or damaged becomes a gap."""
 
-    def read_metrics(path: Path) -> tuple[tuple[StepRecord, ...], tuple[HeldOutRecord, ...]]:
-        try:
-            lines = stage.folder.metrics()
-        except ValueError as error:
-            raise RunError(f"a line is not JSON: {error}", where=str(path)) from error
-        steps = [fields_of(line) for line in lines if line.get("split") == "train"]
-        held_out = [fields_of(line) for line in lines if line.get("split") == "held_out"]
-        return parse(tuple[StepRecord, ...], steps, path), parse(tuple[HeldOutRecord, ...], held_out, path)
-
     def read_lengths(path: Path) -> Lengths:
         return parse(Lengths, json_value(path), path)
 
-    def read_memory(path: Path) -> MemoryRecord:
-        return parse(MemoryRecord, json_value(path), path)
-
-    metrics, lengths = stage.folder.file("metrics.jsonl"), stage.folder.file("lengths.json")
-    memory = stage.folder.file(MEMORY_FILE)
+    lengths = stage.folder.file("lengths.json")
     return Training(
         stage,
         _objective(stage.config.get("objective")),
         stage.result(TrainResult, gaps),
-        *(optional(gaps, stage, metrics, "there are no training curves", read_metrics) or ((), ())),
+        *read_curves(stage, gaps),
         optional(gaps, stage, lengths, "there is no distribution of token lengths", read_lengths),
-        optional(gaps, stage, memory, "there is no plan of memory", read_memory) if memory.is_file() else None,
+        read_memory(stage, gaps),
     )
+
+
+def read_memory(stage: Stage, gaps: list[Gap]) -> MemoryRecord | None:
+    """Return the stage's plan of memory and what it took; None where it wrote none."""
+
+    def read(path: Path) -> MemoryRecord:
+        return parse(MemoryRecord, json_value(path), path)
+
+    path = stage.folder.file(MEMORY_FILE)
+    return optional(gaps, stage, path, "there is no plan of memory", read) if path.is_file() else None
+
+
+def read_curves(stage: Stage, gaps: list[Gap]) -> tuple[tuple[StepRecord, ...], tuple[HeldOutRecord, ...]]:
+    """Return the records of metrics.jsonl; nothing, and a gap, where they are absent or damaged."""
+
+    def read(path: Path) -> tuple[tuple[StepRecord, ...], tuple[HeldOutRecord, ...]]:
+        lines = stage.folder.metrics()
+        steps = [fields_of(line) for line in lines if line.get("split") == "train"]
+        held_out = [fields_of(line) for line in lines if line.get("split") == "held_out"]
+        return parse(tuple[StepRecord, ...], steps, path), parse(tuple[HeldOutRecord, ...], held_out, path)
+
+    path = stage.folder.file("metrics.jsonl")
+    return optional(gaps, stage, path, "there are no training curves", read) or ((), ())
 
 
 def _objective(settings: Any) -> BaseObjective:
@@ -447,17 +457,17 @@ def _curves(one: Training) -> list[Chart]:
     faint = f" (faint) and its mean over {window} steps" if window > 1 else ""
     ringed = ", the lowest one ringed." if one.held_out else "."
     lowest = one.lowest.step if one.lowest else None
-    loss = _curve_chart(one, replace(LOSS, unit=one.objective.loss_unit), chosen=lowest)
+    loss = curve_chart(one, replace(LOSS, unit=one.objective.loss_unit), chosen=lowest)
     loss = replace(loss, caption=f"Training loss of each step{faint}; held-out loss as points{ringed}")
-    norm, rate, speed = (_curve_chart(one, curve) for curve in RUN_CURVES)
+    norm, rate, speed = (curve_chart(one, curve) for curve in RUN_CURVES)
     limit, norms = one.stage.config.get("max_grad_norm"), [value for _, value in _points(one.steps, "grad_norm")]
     if isinstance(limit, int | float) and norms:
         clipped = f"Clipped to {limit:g} at {sum(value > limit for value in norms):,} of {len(norms):,} steps."
         norm = replace(norm, levels=(Level(limit, f"clipped above {limit:g}", limit=True),), caption=clipped)
-    return [loss, *(_curve_chart(one, curve) for curve in one.objective.curves), norm, rate, speed]
+    return [loss, *(curve_chart(one, curve) for curve in one.objective.curves), norm, rate, speed]
 
 
-def _curve_chart(one: Training, curve: Curve, chosen: float | None = None) -> Lines:
+def curve_chart(one: Training, curve: Curve, chosen: float | None = None) -> Lines:
     """Return one quantity in training and on the held-out rows; training is left out where its batches can't be compared."""
     series, alone = [], len(curve.metrics) == 1
     for place, (label, metric) in enumerate(_named(one, curve)):

@@ -119,11 +119,11 @@ def _pairs(objective: BaseObjective, reference: ReferenceLogps) -> Task:
         return (*sides, with_prompt_supervised(unit.chosen)) if objective.supervises_prompt else sides
 
     def loss_inputs(units: Sequence[PairTokens], batch: Batch, logps_S: Tensor, context: StepContext) -> LossInputs:
-        policy, lengths = _sides(_sums(batch, logps_S), len(units)), _pair_lengths(units)
+        policy, lengths = sides_of(sums_of(batch, logps_S), len(units)), _pair_lengths(units)
         if not objective.needs_reference:
             return LossInputs((policy, None, int(context.divisor)), lengths)
         reference_S = to_device(reference.of([s for unit in units for s in sequences(unit)]), logps_S.device)
-        sides = _sides(_sums(batch, reference_S), len(units))
+        sides = sides_of(sums_of(batch, reference_S), len(units))
         return LossInputs((policy, sides, int(context.divisor)), lengths | _divergence(logps_S, reference_S))
 
     return Task(objective, sequences, loss_inputs)
@@ -150,7 +150,7 @@ def _feedback(objective: BaseObjective, reference: ReferenceLogps, others: Seque
         reference_S = to_device(reference.of([unit.tokens for unit in units]), logps_S.device)
         desirable_B = to_device(np.array([unit.desirable for unit in units]), logps_S.device)
         z = logps_S.new_full((), context.reference_point)
-        arguments = (_sums(batch, logps_S), _sums(batch, reference_S), desirable_B, z, int(context.divisor))
+        arguments = (sums_of(batch, logps_S), sums_of(batch, reference_S), desirable_B, z, int(context.divisor))
         lengths = _reply_lengths([unit.tokens for unit in units if unit.desirable], "chosen")
         lengths |= _reply_lengths([unit.tokens for unit in units if not unit.desirable], "rejected")
         return LossInputs(arguments, lengths)
@@ -174,7 +174,7 @@ def _rewards(objective: BaseObjective, pad_id: int | None) -> Task:
 # ---- sums and counts -------------------------------------------------------------------------------------------------
 
 
-def _sums(batch: Batch, logps_S: Tensor) -> SequenceLogps:
+def sums_of(batch: Batch, logps_S: Tensor) -> SequenceLogps:
     """Sums and counts of every sequence of a batch."""
     counts_B = to_device(batch.counts_B, logps_S.device)
     owners_S = torch.repeat_interleave(counts_B, output_size=len(logps_S))
@@ -182,7 +182,7 @@ def _sums(batch: Batch, logps_S: Tensor) -> SequenceLogps:
     return SequenceLogps(sums_B, counts_B.to(logps_S.dtype))
 
 
-def _sides(logps: SequenceLogps, pairs: int) -> PairLogps:
+def sides_of(logps: SequenceLogps, pairs: int) -> PairLogps:
     """Sequences in the order chosen, rejected (and, where there are three a pair, the whole conversation)."""
     each = len(logps.sums_B) // pairs
     return PairLogps(*(SequenceLogps(logps.sums_B[k::each], logps.counts_B[k::each]) for k in range(each)))

@@ -1,0 +1,68 @@
+"""A process that has imported everything and forks one job per line of its standard input, seen from a test that kills the jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+class ForkServer:
+    """A running script that forks (see tests/train/training_server.py), and the jobs it forks."""
+
+    def __init__(self, script: Path, model: Path) -> None:
+        self.model = model
+        tests = str(Path(__file__).parent)  # for what the script shares with tests
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self._line() == "ready"
+
+    def start(self, out: Path, **order: Any) -> int:
+        """Start a job; its process id."""
+        stdin: IO[str] | None = self.process.stdin
+        assert stdin is not None
+        stdin.write(json.dumps({"model": str(self.model), "out": str(out), **order}) + "\n")
+        stdin.flush()
+        return int(self._line())
+
+    def status(self) -> int:
+        """How the job ended, once it has."""
+        return int(self._line())
+
+    def _line(self) -> str:
+        stdout: IO[str] | None = self.process.stdout
+        assert stdout is not None
+        line = stdout.readline().strip()
+        assert line, "the server of forks has died"
+        return line
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(timeout=60)
+
+
+def serve_forks(work: Callable[[dict[str, Any]], None]) -> None:
+    """What such a script does: "ready", then for each line of input a fork that does the work, its process id and its exit status."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        print(pid, flush=True)
+        print(os.waitpid(pid, 0)[1], flush=True)
