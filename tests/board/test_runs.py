@@ -23,7 +23,7 @@ def test_a_run_is_listed_opened_and_kept_up_to_date(board: str, runs: Path, open
     row = page.locator("#run-first")
     expect(row).to_contain_text("2.0500")
     row.get_by_role("link", name="first").click()
-    expect(page.get_by_role("heading", name="first")).to_be_visible()
+    expect(page.get_by_role("heading", name="first", exact=True)).to_be_visible()
     expect(page.locator("[data-measure=loss] details table")).to_contain_text("2.05")
 
 
@@ -212,7 +212,7 @@ def test_everything_is_reached_by_keyboard(board: str, runs: Path, open_page: Ca
     expect(page.locator("#run-first")).to_have_count(0)
     tab_to("second")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="second")).to_be_visible()
+    expect(page.get_by_role("heading", name="second", exact=True)).to_be_visible()
     tab_to("The numbers")
     page.keyboard.press("Enter")
     expect(page.locator("[data-measure=loss] details")).to_have_attribute("open", "")

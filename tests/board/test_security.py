@@ -149,7 +149,7 @@ def test_from_other_machines_only_with_the_token(runs: Path, open_page: Callable
         assert "samesite=strict" in entered.headers["set-cookie"].lower()
         page = open_page(f"{board}?token=a-token-of-the-test")
         page.get_by_role("link", name="first").click()
-        expect(page.get_by_role("heading", name="first")).to_be_visible()
+        expect(page.get_by_role("heading", name="first", exact=True)).to_be_visible()
         assert "a-token-of" not in page.content() + page.url
 
 
