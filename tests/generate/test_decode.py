@@ -294,13 +294,13 @@ def test_what_is_drawn_does_not_depend_on_neighbours(model: nn.Module, prompts: 
         assert alone == together[2:3]
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_looking_at_the_likely_tokens_first_changes_nothing(
-    top_p: float, model: nn.Module, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("top_p", "looked_at"), [(1.0, "BLOCK"), (0.9, "LIKELY")])
+def test_looking_at_a_part_of_the_vocabulary_first_changes_nothing(
+    top_p: float, looked_at: str, model: nn.Module, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = Sampling(1.7, top_p, 20, seed=9)
-    whole = replies(model, prompts, [], sampling)  # the vocabulary is smaller than LIKELY
-    monkeypatch.setattr(decode_module, "LIKELY", 6)
+    whole = replies(model, prompts, [], sampling)  # the vocabulary is smaller than both
+    monkeypatch.setattr(decode_module, looked_at, 6)
     assert replies(model, prompts, [], sampling) == whole
 
 

@@ -25,6 +25,9 @@ MATMUL_SIZES = (1024, 2048, 4096, 8192)
 """Sides of the matrices whose product is timed on an accelerator, as long as a larger one is faster."""
 WORTH_DOUBLING = 1.05
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+# oneDNN keeps a program for every shape that it ever multiplied, 1,024 of them by default, and every number of live sequences or packed tokens is
+# a shape of its own: 0.35 GB in the end. The shapes at work are some dozens. Read once, at the first product of the process.
 _STATUS = Path("/proc/self/status")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
