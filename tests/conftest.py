@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -44,6 +45,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+_set_aside = 0
+"""How many modules were loaded when what they hold was last set aside."""
+
+
+def set_imports_aside() -> None:
+    """What imports have made stays to the end. Set aside, it isn't searched by every collection: a third of a second at every training."""
+    global _set_aside
+    if len(sys.modules) > _set_aside + 200:
+        _set_aside = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    set_imports_aside()
+
+
 class Outcome(NamedTuple):
     """How a command ended."""
 
@@ -63,6 +81,7 @@ def posttrain(*arguments: str | Path) -> Outcome:
     """Run the real entry point in this process."""
     from posttrain.cli import main
 
+    set_imports_aside()
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr(sys, "argv", ["posttrain", *map(str, arguments)])

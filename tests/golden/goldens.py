@@ -116,7 +116,7 @@ def steady(value: Any, place: Path, timed: Collection[float] = ()) -> Any:
 
 def steady_summary(run: Path, place: Path) -> Any:
     """A run's summary.json without what differs from run to run; times in its tables are known from the stages' records."""
-    records = [path for path in run.rglob("*.json") if path.name != "summary.json"]
+    records = [path for path in run.rglob("*.json") if path.name not in ("summary.json", "tokenizer.json")]
     timed = {value for path in records for value in _times(json.loads(path.read_text(encoding="utf-8")))}
     return steady(json.loads((run / "summary.json").read_text(encoding="utf-8")), place, timed)
 
