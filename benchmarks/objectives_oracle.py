@@ -4,7 +4,8 @@
 
 One seeded batch of replies of 20 to 300 tokens in float32 goes through both. Of TRL's trainers nothing runs but the method
 that turns a model's outputs into a loss: the trainer is made without its ``__init__``, the model is a function that returns
-the batch's log-probabilities (DPO, KTO), logits (CPO, ORPO) or scores (reward).
+the batch's log-probabilities (DPO, KTO, GRPO, RLOO), logits (CPO, ORPO) or scores (reward). Of GRPO and RLOO what makes
+advantages of rewards runs as well.
 
 Prints one JSON line: by objective the largest difference of the loss and of the logged rewards, the largest difference of
 the gradient as a share of its largest entry, and where TRL differs on purpose, by how much on this batch. Exits with 1 where
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 from torch import Tensor
-from trl import DPOTrainer, KTOTrainer, RewardTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, RLOOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
@@ -42,6 +43,18 @@ from posttrain.objectives import (
     SimpoObjective,
 )
 from posttrain.objectives.base import Loss, PairLogps, SequenceLogps
+from posttrain.objectives.policy_gradient import (
+    Dapo,
+    DrGrpo,
+    Grpo,
+    Gspo,
+    PolicyGradient,
+    ReplyLogps,
+    Rloo,
+    StepTotals,
+    advantages,
+    kl_estimate,
+)
 
 TOLERANCE = 1e-5
 PAIRS, PROMPT, SHORTEST, LONGEST, VOCABULARY = 48, 5, 20, 300, 40
@@ -394,9 +407,144 @@ def reward() -> dict[str, Any]:
     return found
 
 
+# ---- learning from one's own replies -------------------------------------------------------------------------------
+
+
+GROUP = 6
+"""Replies to a prompt."""
+
+
+class Sampled(NamedTuple):
+    """Sampled replies: their log-probabilities at sampling and now, and what they scored."""
+
+    replies: Replies
+    old_BT: Tensor
+    rewards_B: Tensor
+    groups_B: Tensor
+
+    def of_tokens(self, values_BT: Tensor) -> Tensor:
+        """The values of the replies' tokens, one reply after another [S]."""
+        return values_BT[self.replies.replies_BT == 1]
+
+
+def sampled() -> Sampled:
+    """Two groups have equal rewards; the policy has moved by 0.15 nats a token, so that many a ratio is clipped."""
+    replies = batch(PAIRS, uneven(PAIRS), seed=5)
+    old_BT = (replies.policy_BT + 0.15 * torch.randn_like(replies.policy_BT)).clamp(max=0).detach()
+    groups_B = torch.arange(PAIRS) // GROUP
+    rewards_B = torch.rand(PAIRS).masked_fill(groups_B == 1, 1.0).masked_fill(groups_B == 2, 0.1)
+    return Sampled(replies, old_BT, rewards_B, groups_B)
+
+
+def trl_sampling(kind: type, asked: Sampled, beta: float, **settings: Any) -> tuple[Tensor, Theirs]:
+    """The advantage of every reply, and the loss. Writing, scoring and the model's forward pass give what is in the batch."""
+    made = trainer(kind, beta=beta, **settings)
+    made.model.is_gradient_checkpointing = False
+    counts = asked.replies.replies_BT.sum(1).long().tolist()
+    ids, texts = ([[1] * PROMPT for _ in counts], [[1] * count for count in counts]), [""] * len(counts)
+    reference = SimpleNamespace()
+
+    def logps(model: Any, *_: Any, **__: Any) -> tuple[Tensor, Tensor, None]:
+        policy_BT = asked.replies.policy_BT if torch.is_grad_enabled() else asked.old_BT
+        found_BT = (asked.replies.reference_BT if model is reference else policy_BT)[:, PROMPT : PROMPT + max(counts)]
+        return found_BT, torch.zeros_like(found_BT), None
+
+    alone = {"num_processes": 1, "process_index": 0, "reduce": lambda x, reduction: x}
+    made.__dict__.update(
+        accelerator=SimpleNamespace(**vars(made.accelerator), **alone),
+        args=SimpleNamespace(
+            delta=None,
+            use_bias_correction_kl=False,
+            steps_per_generation=1,
+            per_device_train_batch_size=len(counts),
+            gradient_accumulation_steps=1,
+            gradient_checkpointing_kwargs=None,
+        ),
+        _tokenizer=SimpleNamespace(pad_token_id=0),
+        _logs={"prompt": [], "completion": [], "advantages": [], "rewards": defaultdict(list), "extra": {}},
+        _pending_extra_logs={},
+        _pending_metrics={},
+        _entropy_bonus_enabled=False,
+        _is_vlm=False,
+        _generate=lambda _: (*ids, None, texts, None, {}, None, None) if kind is GRPOTrainer else (*ids, texts),
+        _calculate_rewards=lambda *_: asked.rewards_B[:, None],
+        _get_per_token_logps_and_entropies=logps,
+        ref_model=reference,
+        reward_funcs=[None],
+        reward_func_names=["score"],
+        reward_weights=torch.ones(1),
+        reward_clip_range=None,
+        num_generations=GROUP,
+        num_iterations=2,
+        top_entropy_quantile=1.0,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        current_gradient_accumulation_steps=1,
+        max_completion_length=LONGEST,
+        multi_objective_aggregation="sum_then_normalize",
+        off_policy_mask_threshold=None,
+        pad_to_multiple_of=None,
+        environment_factories=None,
+        environments=None,
+        tools=None,
+        use_vllm=False,
+        mask_truncated_completions=False,
+        log_multimodal=False,
+    )
+    inputs = made._generate_and_score_completions([{"prompt": ""} for _ in counts])
+    return inputs["advantages"], Theirs(made._compute_loss(made.model, inputs), {})
+
+
+def own_replies() -> dict[str, Any]:
+    moved = sampled()
+    first = moved._replace(old_BT=moved.replies.policy_BT.detach())
+
+    def row(
+        method: PolicyGradient, asked: Sampled, theirs: tuple[Tensor, Theirs], against: str, scale: float = 1.0
+    ) -> Any:
+        policy_S, old_S, reference_S = (
+            asked.of_tokens(x) for x in (asked.replies.policy_BT, asked.old_BT, asked.replies.reference_BT)
+        )
+        counts_B, rewards_B = asked.replies.replies_BT.sum(1).long(), asked.rewards_B
+        if method.beta and method.kl_in == "reward":
+            kl_S = kl_estimate(method.kl, old_S, reference_S)
+            rewards_B = rewards_B - method.beta * torch.stack([own.sum() for own in kl_S.split(counts_B.tolist())])
+        assert method.advantage != "gae", "TRL has no such trainer any more"
+        own_B = advantages(method.advantage, rewards_B, asked.groups_B)
+        totals = StepTotals(float(PAIRS), float(counts_B.sum()), float(LONGEST))
+        logps = ReplyLogps(policy_S, old_S, reference_S, counts_B)
+        loss = method.loss(logps, own_B.repeat_interleave(counts_B), totals)
+        apart = float((own_B - theirs[0]).abs().max())
+        found = compared(Loss(scale * loss.share, {}), theirs[1], asked.replies.policy_BT, against, "")
+        same_loss = 0.0 if asked is first else found["max_abs_difference"]
+        return found | {"max_abs_difference": max(apart, same_loss)}
+
+    def grpo(loss_type: str, scale: str = "group", level: str = "token", beta: float = 0.0) -> tuple[Tensor, Theirs]:
+        more = {"loss_type": loss_type, "scale_rewards": scale, "importance_sampling_level": level}
+        return trl_sampling(GRPOTrainer, moved, beta, **more)
+
+    rloo = trl_sampling(RLOOTrainer, first, 0.05, normalize_advantages=False)
+    return {
+        "grpo": row(Grpo(), moved, grpo("grpo"), "TRL GRPOTrainer grpo: advantages and loss"),
+        "grpo beta": row(Grpo(beta=0.04), moved, grpo("grpo", beta=0.04), "TRL GRPOTrainer grpo, beta 0.04"),
+        "dr_grpo": row(DrGrpo(), moved, grpo("dr_grpo", "none"), "TRL GRPOTrainer dr_grpo, scale_rewards none"),
+        "dapo": row(Dapo(clip_high=0.2), moved, grpo("dapo"), "TRL GRPOTrainer dapo, the same clip"),
+        "gspo": row(
+            Gspo(clip_low=0.2, clip_high=0.2),
+            moved,
+            grpo("grpo", level="sequence"),
+            "TRL GRPOTrainer grpo, importance_sampling_level sequence, the same clip",
+        ),
+        "rloo": row(Rloo(), first, rloo, "TRL RLOOTrainer: advantages with the KL, first update", LONGEST)
+        | {
+            "note": "advantages and gradient; TRL's ratio, and so its loss and clip, is that of a whole reply, posttrain's of a token"
+        },
+    }
+
+
 def main() -> int:
     torch.set_num_threads(1)
-    objectives = dpo_family() | written_family() | kto() | reward()
+    objectives = dpo_family() | written_family() | kto() | reward() | own_replies()
     versions = {package: importlib.metadata.version(package) for package in ("trl", "torch", "transformers")}
     print(json.dumps({"benchmark": "objectives_oracle", **versions, "tolerance": TOLERANCE, "objectives": objectives}))
     agree = all(
