@@ -24,7 +24,7 @@ import inspect
 import json
 import math
 import re
-import textwrap
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -762,12 +762,31 @@ def field_docs(owner: type) -> Mapping[str, str]:
     return {field.name: docs[field.name] for field in dataclasses.fields(owner) if field.name in docs}
 
 
-def _own_field_docs(owner: type) -> dict[str, str]:
+@cache
+def _classes_of(module: str) -> Mapping[str, ast.ClassDef]:
+    """Qualified name -> class, of the classes that stand in a module's source. Read once: `inspect.getsource` reads it for every class."""
     try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
     except (OSError, TypeError, SyntaxError):
         return {}
-    assert isinstance(body, ast.ClassDef)
+    found: dict[str, ast.ClassDef] = {}
+
+    def walk(parent: ast.AST, prefix: str) -> None:
+        for node in ast.iter_child_nodes(parent):
+            if isinstance(node, ast.ClassDef):
+                found[prefix + node.name] = node
+                walk(node, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef):
+                walk(node, f"{prefix}{node.name}.<locals>.")
+
+    walk(tree, "")
+    return found
+
+
+def _own_field_docs(owner: type) -> dict[str, str]:
+    body = _classes_of(owner.__module__).get(owner.__qualname__)
+    if body is None:
+        return {}
     docs = {}
     for here, after in zip(body.body, body.body[1:], strict=False):
         match here, after:
