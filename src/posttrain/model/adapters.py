@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -32,6 +30,15 @@ from posttrain.model.config import LoraAdapter
 from posttrain.model.folder import in_a_line, scores_only
 from posttrain.model.forward import beside_text, causal_lm, final_hidden
 from posttrain.model.load import check_read_back, load_model, quiet_transformers
+from posttrain.model.peft_parts import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    convert_peft_config_for_transformers,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 
 BASE_RECORD = "base_weights.json"
 """The file of an adapter that says how the weights under it were kept, where that was not as they are."""

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -18,6 +17,7 @@ from posttrain.model.companions import read_object
 from posttrain.model.folder import in_a_line, predictors
 from posttrain.model.forward import causal_lm
 from posttrain.model.load import check_read_back, quiet_transformers
+from posttrain.model.peft_parts import PeftModel
 from posttrain.model.quantise import dequantise
 
 

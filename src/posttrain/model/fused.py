@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from posttrain.encode.segments import Segments
 from posttrain.model.attention import IMPLEMENTATION, rotary_attention
 from posttrain.model.own import in_fp32
+from posttrain.model.peft_parts import LoraLinear
 from posttrain.model.prepacked_weights import product
 from posttrain.model.quantise import KINDS, compute_dtype, dense_weight
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from posttrain.model.folder import in_a_line
 from posttrain.model.forward import causal_lm
 from posttrain.model.fused import Lora
 from posttrain.model.lineage import model_digest
+from posttrain.model.peft_parts import LoraConfig, PeftConfig, PeftModel
 
 BEFORE, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 """What PEFT writes around the name of a layer."""

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from peft import PeftConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig
@@ -30,6 +29,7 @@ from posttrain.model.gguf.architectures import (
 )
 from posttrain.model.gguf.vocabulary import read_vocabulary, write_vocabulary
 from posttrain.model.lineage import Lineage
+from posttrain.model.peft_parts import PeftConfig
 
 FileType = Literal["f32", "f16", "bf16", "q8_0"]
 """Type of the matrices; vectors and norms are always fp32."""
