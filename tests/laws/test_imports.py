@@ -155,6 +155,7 @@ LOADS_TORCH = {
         "model.load",
         "model.outline",
         "model.packed_kernels",
+        "model.peft_parts",
     ),
     *(
         "model.logprobs",
