@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from posttrain.board.app import create_app
 from posttrain.board.server import Place, _listening
@@ -25,18 +27,43 @@ T = TypeVar("T")
 AXE = Path(__file__).parent / "board" / "vendor" / "axe.min.js"
 
 
+class _Prompt(uvicorn.Server):
+    """It ends at once: uvicorn's own looks ten times a second whether it shall, and waits as long for connections that nobody has."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:
+            await asyncio.sleep(0.01)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in (*self.servers, *(sockets or [])):
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        end = time.monotonic() + 1
+        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
+
+
 @contextlib.contextmanager
 def running(settings: Settings, **how: Any) -> Iterator[str]:
     """The address of a board in a thread of this process."""
+    with served(create_app(settings, **how)) as port:
+        yield f"http://127.0.0.1:{port}{how.get('under', '')}/"
+
+
+@contextlib.contextmanager
+def served(app: ASGIApp, **how: Any) -> Iterator[int]:
+    """The port of an application that is served in a thread."""
     listener = _listening(Place(port=0))
-    config = uvicorn.Config(
-        create_app(settings, **how), log_level="warning", access_log=False, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
+    server = _Prompt(uvicorn.Config(app, log_level="warning", access_log=False, **how))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}{how.get('under', '')}/"
+        yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(10)
@@ -44,11 +71,27 @@ def running(settings: Settings, **how: Any) -> Iterator[str]:
 
 def accessible(page: Page) -> list[str]:
     """What axe-core finds wrong with a page."""
-    page.evaluate(AXE.read_text(encoding="utf-8"))
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
     return [
         f"{one['id']}: {node['html'][:160]} ({node['failureSummary'][:200]})" for one in found for node in one["nodes"]
     ]
+
+
+def suit_everybody(open_page: Callable[..., Page], board: str, *paths: str) -> None:
+    """Pages of a board speak two languages, fit a phone, and have nothing that axe-core finds wrong, by day and by night."""
+    for scheme, locale, lang in (("light", "en", "en"), ("dark", "zh-CN", "zh-Hans")):
+        page = open_page(board, color_scheme=scheme, locale=locale, width=390, bypass_csp=True)
+        for path in paths:
+            page.goto(f"{board}{path}")
+            assert page.get_attribute("html", "lang") == lang
+            page.wait_for_function(
+                "!document.querySelector('.htmx-request')"
+                " && document.getAnimations().every(one => one.playState != 'running')"
+            )
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+            assert accessible(page) == [], path
 
 
 def write_run(

@@ -13,10 +13,22 @@ from boards import running
 from posttrain.board.web import Settings
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Dialog, Page
 
 PATIENCE = 60_000
 """Milliseconds for what a page shows, unless a test is about time: a busy machine must not fail one."""
+
+IN_A_HURRY = (
+    "{ const later = setTimeout; window.setTimeout = (work, wait, ...more) => later(work, wait / 10, ...more); }"
+)
+"""What a page does after a pause in typing, it does after a tenth of it."""
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream looks at its files often, and the speed of this machine is not measured for every plan."""
+    monkeypatch.setattr("posttrain.board.stream.LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr("posttrain.plan.devices._numpy_flops", lambda: 1e11)
 
 
 @pytest.fixture
@@ -49,26 +61,56 @@ def browser() -> Iterator[Browser]:
         )
 
 
+@pytest.fixture(scope="module")
+def kept_pages() -> dict[tuple[tuple[str, object], ...], tuple[BrowserContext, list[Page]]]:
+    """By language and the like: a context of the browser, and its pages that no test looks at. A new page takes as long as many visits."""
+    return {}
+
+
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """``open_page(address, width=1200, locale="en", color_scheme="light")``: a page. An error on its console fails the test."""
-    contexts, wrong = [], []
+def open_page(browser: Browser, kept_pages: Any) -> Iterator[Callable[..., Page]]:
+    """``open_page(address, width=1200, locale="en", color_scheme="light")``: a page. An error on its console, or a dialog, fails the test."""
+    opened: list[tuple[Page, list[Page], dict[str, Any]]] = []
+    wrong: list[str] = []
 
     def heard(text: str, kind: str) -> None:
         if kind == "error" and "Failed to load resource" not in text and "ERR_" not in text:
             wrong.append(text)
 
-    def open_at(address: str, *, width: int = 1200, **how: Any) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **{"locale": "en", **how})
-        contexts.append(context)
-        page = context.new_page()
+    def asked(dialog: Dialog) -> None:
+        wrong.append(dialog.message)
+        dialog.dismiss()
+
+    def open_at(address: str, *, width: int = 1200, color_scheme: Any = "light", **how: Any) -> Page:
+        how = {"locale": "en", **how}
+        kind = tuple(sorted(how.items()))
+        if kind not in kept_pages:
+            kept_pages[kind] = browser.new_context(**how), []
+            kept_pages[kind][0].add_init_script(IN_A_HURRY)
+        context, idle = kept_pages[kind]
+        page = idle.pop() if idle else context.new_page()
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=color_scheme)
         page.set_default_timeout(PATIENCE)
-        page.on("console", lambda message: heard(message.text, message.type))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        ears = {
+            "console": lambda message: heard(message.text, message.type),
+            "pageerror": lambda error: wrong.append(str(error)),
+            "dialog": asked,
+        }
+        for event, ear in ears.items():
+            page.on(event, ear)
+        opened.append((page, idle, ears))
         page.goto(address)
         return page
 
     yield open_at
-    for context in contexts:
-        context.close()
+    for page, idle, ears in opened:
+        if page.is_closed():
+            continue
+        page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        for event, ear in ears.items():  # what is cut off by leaving is no error
+            page.remove_listener(event, ear)
+        page.goto("about:blank")
+        page.context.clear_cookies()
+        idle.append(page)
     assert not wrong, wrong

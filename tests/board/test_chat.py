@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from playwright.sync_api import Page, expect
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from boards import accessible, running, wait_for, write_run
+from boards import accessible, running, served, wait_for, write_run
 from conftest import tiny_llama
-from posttrain.board.server import Place, _listening
 from posttrain.board.web import Settings, words
 
 OpenPage = Callable[..., Page]
@@ -56,7 +54,7 @@ class Scripted:
         try:
             for piece in re.findall(r"\S+\s*", text.removesuffix("...")):
                 yield _event({"choices": [{"index": 0, "delta": {"content": piece}}]})
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.001)
             while text.endswith("..."):
                 yield _event({"choices": [{"index": 0, "delta": {"content": " more"}}]})
                 await asyncio.sleep(0.05)
@@ -76,15 +74,10 @@ def _event(body: dict[str, Any]) -> str:
 @pytest.fixture
 def endpoint() -> Iterator[Scripted]:
     found = Scripted()
-    listener = _listening(Place(port=0))
     app = Starlette(routes=[Route("/v1/chat/completions", found.answer, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    found.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    yield found
-    server.should_exit = True
-    thread.join(10)
+    with served(app, lifespan="off") as port:
+        found.url = f"http://127.0.0.1:{port}/v1"
+        yield found
 
 
 def add_endpoint(page: Page, url: str, *models: str, key: str = "") -> None:
@@ -122,14 +115,23 @@ def with_model(runs: Path, demo_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.demo_model
-def test_a_local_model_streams_is_stopped_and_goes_on(board: str, with_model: Path, open_page: OpenPage) -> None:
+def test_a_local_model_says_what_posttrain_chat_says_streams_is_stopped_and_goes_on(
+    board: str, with_model: Path, open_page: OpenPage, cli: Callable[..., Any]
+) -> None:
+    done = cli("chat", with_model, "--prompt", "Hello", "--temperature", 0.9, "--seed", 4, "--max-new-tokens", 12)
     page = open_page(f"{board}chat")
     expect(page.locator("#left option")).to_have_count(2)
     page.get_by_text("Settings").click()
+    for name, value in (("Longest reply", "12"), ("Seed", "4"), ("Temperature", "0.9")):
+        page.get_by_label(name).fill(value)
+    say(page, "Hello")
+    expect(page.locator("#talk-left .about")).to_have_text("The model is being loaded …")
+    expect(page.locator("#talk-left .about")).to_contain_text("12 tokens", timeout=LOADING)
+    assert (reply(page).text_content() or "").strip() == done.out.strip()
+    page.locator("#clear").click()
     page.get_by_label("Longest reply").fill("1900")
     page.get_by_label("Seed").fill("3")
     say(page, "Hello 你好")
-    expect(page.locator("#talk-left .about")).to_have_text("The model is being loaded …")
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
     expect(reply(page)).to_have_text(re.compile(r"\S{20}"), timeout=LOADING)
     before = reply(page).text_content() or ""
@@ -137,7 +139,7 @@ def test_a_local_model_streams_is_stopped_and_goes_on(board: str, with_model: Pa
     expect(page.locator("#talk-left .about")).to_have_text("stopped")
     stopped = reply(page).text_content() or ""
     assert stopped.startswith(before)
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(100)
     assert reply(page).text_content() == stopped
     page.get_by_label("Longest reply").fill("6")
     say(page, "Go on")
@@ -146,20 +148,6 @@ def test_a_local_model_streams_is_stopped_and_goes_on(board: str, with_model: Pa
     page.reload()
     expect(page.locator("#talk-left .uttered")).to_have_count(4)
     assert reply(page, place=0).text_content() == stopped
-
-
-@pytest.mark.demo_model
-def test_the_page_says_what_posttrain_chat_says(
-    board: str, with_model: Path, open_page: OpenPage, cli: Callable[..., Any]
-) -> None:
-    done = cli("chat", with_model, "--prompt", "Hello", "--temperature", 0.9, "--seed", 4, "--max-new-tokens", 12)
-    page = open_page(f"{board}chat")
-    page.get_by_text("Settings").click()
-    for name, value in (("Longest reply", "12"), ("Seed", "4"), ("Temperature", "0.9")):
-        page.get_by_label(name).fill(value)
-    say(page, "Hello")
-    expect(page.locator("#talk-left .about")).to_contain_text("12 tokens", timeout=LOADING)
-    assert (reply(page).text_content() or "").strip() == done.out.strip()
 
 
 def test_a_stage_without_weights_is_told_in_the_words_of_the_command_line(
@@ -337,25 +325,25 @@ def test_a_reply_that_names_itself_makes_the_vote_void(
 # ---- languages, phones -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["one", "two", "blind"])
 def test_the_page_speaks_two_languages_fits_a_phone_and_passes_axe(
-    how: str, board: str, runs: Path, endpoint: Scripted, open_page: OpenPage
+    board: str, runs: Path, endpoint: Scripted, open_page: OpenPage
 ) -> None:
     write_run(runs)
     endpoint.says = {"alpha": "x" * 300, "beta": "y " * 200}
-    for locale in ("en", "zh-CN"):
-        page = open_page(board, locale=locale, width=390, bypass_csp=True)
+    pages = {locale: open_page(board, locale=locale, width=390, bypass_csp=True) for locale in ("en", "zh-CN")}
+    for how, (locale, page) in itertools.product(("one", "two", "blind"), pages.items()):
         endpoints = [{"url": endpoint.url, "model": name, "name": name} for name in ("alpha", "beta")]
         chosen = ["endpoint:0", "endpoint:1"]
         state = {"how": how, "left": chosen[0], "right": chosen[1], "pool": chosen, "endpoints": endpoints}
         page.evaluate("(state) => sessionStorage.setItem('posttrain-chat', JSON.stringify(state))", state)
         page.goto(f"{board}chat")
+        assert page.get_attribute("html", "lang") == ("en" if locale == "en" else "zh-Hans")
         page.locator("#text").fill("Hi")
         page.locator("#text").press("Enter")
         expect(reply(page, "left")).to_contain_text(re.compile("xxx|y y y"))
         expect(page.locator("#send")).to_be_enabled()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert accessible(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, how
+        assert accessible(page) == [], how
 
 
 def test_words_are_there_in_both_languages() -> None:

@@ -176,18 +176,21 @@ def test_the_queue_is_ordered_by_keyboard(
 def test_a_run_outlives_the_page_and_the_server(
     runs: Path, open_page: Callable[..., Page], tiny_model: Path, tmp_path: Path
 ) -> None:
-    """Started in the browser, which is closed; the server is killed and started again: the run is found, goes on, and finishes."""
+    """A training is set and started in the browser, which is closed; the server is killed and started again: the run is found, goes on,
+    and finishes."""
     rows = "".join(json.dumps({"prompt": f"{k} + 1?", "completion": f"{k + 1}."}) + "\n" for k in range(20))
     (tmp_path / "rows.jsonl").write_text(rows)
-    recipe = (
-        f"name: lives\nmodel: {tiny_model}\nstages:\n"
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "small.yaml").write_text(
+        f"name: small\nmodel: {tiny_model}\nstages:\n"
         f"  rows: {{kind: data, sources: [{{path: {tmp_path / 'rows.jsonl'}}}], profile: false, held_out: 4}}\n"
-        "  sft: {kind: train, data: rows, adapter: {name: lora, rank: 4, alpha: 8}, batch_size: 4, max_steps: 60, epochs: 100,\n"
+        "  sft: {kind: train, data: rows, adapter: {name: lora, rank: 4, alpha: 8}, batch_size: 4, max_steps: 2, epochs: 100,\n"
         "        dtype: fp32, device: cpu, learning_rate: 1e-3, evaluate_every: 1000}\n"
     )
 
     def serve() -> tuple[subprocess.Popen[str], str]:
         words = [sys.executable, "-m", "posttrain", "board", "--runs", str(runs), "--port", "0"]
+        words += ["--recipes", str(tmp_path / "recipes")]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert server.stdout is not None
         found = re.search(r"http://\S+", server.stdout.readline())
@@ -198,17 +201,15 @@ def test_a_run_outlives_the_page_and_the_server(
     run = RunDir(runs / "lives")
     server, address = serve()
     try:
-        page = open_page(address)
+        page = open_page(f"{address}new?from=recipe/0/small.yaml")
         page.set_default_timeout(120_000)
-        page.evaluate(
-            "recipe => fetch('start', {method: 'POST', body: new URLSearchParams({recipe})})"
-            ".then(answer => location.assign(answer.url))",
-            recipe,
-        )
+        for path, text in {"name": "lives", "stages.sft.max_steps": "60"}.items():
+            page.locator(f'[id="f-{path}"]').fill(text)
+        page.get_by_role("button", name="Start").click()
         page.wait_for_url("**/runs/lives")
         expect(page.locator("#head .pill")).to_have_text("running")
         expect(page.locator("#log")).to_contain_text("sft (train) running", timeout=120_000)
-        page.context.close()
+        page.close()
         holder = run.holder()
         assert holder is not None
         server.kill()
@@ -222,7 +223,7 @@ def test_a_run_outlives_the_page_and_the_server(
         assert same is None or same == holder
         expect(page.locator("#head .pill")).to_have_text("finished", timeout=240_000)
         expect(page.locator("#log")).to_contain_text("60 steps, loss")
-        page.context.close()
+        page.close()
     finally:
         server.kill()
         server.communicate()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from boards import accessible, record, write_run
+from boards import record, suit_everybody, write_run
 
 
 def test_a_run_is_listed_opened_and_kept_up_to_date(board: str, runs: Path, open_page: Callable[..., Page]) -> None:
@@ -74,18 +74,12 @@ def test_two_runs_are_compared(board: str, runs: Path, open_page: Callable[..., 
     expect(page.get_by_role("alert")).to_contain_text("choose 2 to 8")
 
 
-@pytest.mark.parametrize("path", ["", "runs/first", "compare?run=first&run=second"])
 def test_pages_speak_two_languages_fit_a_phone_and_pass_axe(
-    path: str, board: str, runs: Path, open_page: Callable[..., Page]
+    board: str, runs: Path, open_page: Callable[..., Page]
 ) -> None:
     write_run(runs)
     write_run(runs, "second")
-    for scheme, locale in (("light", "en"), ("dark", "zh-CN")):
-        page = open_page(f"{board}{path}", color_scheme=scheme, locale=locale, width=390, bypass_csp=True)
-        expect(page.locator("html")).to_have_attribute("lang", "zh-Hans" if locale == "zh-CN" else "en")
-        page.wait_for_timeout(400)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert accessible(page) == []
+    suit_everybody(open_page, board, "", "runs/first", "compare?run=first&run=second")
 
 
 def test_damaged_and_vanished_runs_are_said(board: str, runs: Path, open_page: Callable[..., Page]) -> None:
@@ -108,7 +102,7 @@ DAMAGE = [
     ("sft/metrics.jsonl", b'[1]\n{"split": "train", "step": 1e400, "total_steps": 2, "loss": 1}\n', "sft"),
     ("sft/metrics.jsonl", b'{"split": "train", "step": 1, "total_steps": 2, "loss": [1]}\n', "sft"),
     ("recipe.yaml", b"\xff\xfe", ""),
-    ("recipe.yaml", b"x: " + b"[" * 3000, ""),
+    ("recipe.yaml", b"x: " + b"[" * 1000, ""),
     ("recipe.yaml", b"a: &a [*a]\n", ""),
     (".exit.json", b'{"code": 2, "error": {"problem": 5, "where": ["x"]}, "ended": 1, "pid": 1}', ""),
     (".board.json", b'{"tags": ["a\\ud800"], "note": "\\udfff", "archived": false}', ""),

@@ -144,7 +144,7 @@ LOADS_TORCH = {
         "generate.voices",
         "generate.ways",
     ),
-    *("lab.chat", "lab.forms", "lab.verify"),
+    *("lab.forms", "lab.verify"),
     *("model.agreement", "model.gguf.architectures", "model.gguf.file"),
     *("model.adapters", "model.attention", "model.export", "model.forward"),
     *(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,8 +94,8 @@ def text_of(start: Start) -> str:
 def free_name(name: str, runs: Path) -> str:
     """``name-2``, or the first number after it that no run has; the name itself where no run has it."""
     stem = re.sub(r"-\d+$", "", name)
-    numbered = (f"{stem}-{number}" for number in range(2, 1_000_000))
-    return next(one for one in (name, *numbered) if not (runs / one).exists())
+    numbered = (f"{stem}-{number}" for number in count(2))
+    return next(one for one in chain([name], numbered) if not (runs / one).exists())
 
 
 def _files(folders: Sequence[Path]) -> Iterator[tuple[str, str, Path]]:

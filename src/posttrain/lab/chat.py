@@ -7,18 +7,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from posttrain.encode.template import load_tokenizer
 from posttrain.errors import ConfigError, ModelError
 from posttrain.generate.engine import THINK_CLOSE, THINK_OPEN, Failure, Sampling
-from posttrain.generate.llamacpp import LlamaCppEngine
 from posttrain.generate.voice import Asked, Voice, pieces
-from posttrain.generate.voices import LlamaCppVoice, LocalVoice
-from posttrain.generate.ways import speed_note
-from posttrain.model import hardware
-from posttrain.model.adapters import frozen_model
 from posttrain.model.targets import gguf_file, resolve_target
 from posttrain.types import Message
+
+if TYPE_CHECKING:
+    from posttrain.generate.voices import LlamaCppVoice, LocalVoice
 
 CONTEXT = 4096
 """Tokens of a conversation with a GGUF file."""
@@ -37,8 +35,18 @@ def open_voice(
             raise ConfigError(
                 "a GGUF file has a base and a template of its own", where=target, fix="leave --base and --template away"
             )
+        from posttrain.generate.llamacpp import LlamaCppEngine
+        from posttrain.generate.voices import LlamaCppVoice
+
         return LlamaCppVoice(LlamaCppEngine(path, context=CONTEXT, slots=slots), slots)
     lineage = resolve_target(target, base).spoken(template_file)
+
+    from posttrain.encode.template import load_tokenizer  # seconds to import: what is no model is told at once
+    from posttrain.generate.voices import LocalVoice
+    from posttrain.generate.ways import speed_note
+    from posttrain.model import hardware
+    from posttrain.model.adapters import frozen_model
+
     template = None if raw and not lineage.has_template else lineage.template
     stops, device = lineage.stops, hardware.resolve_device("auto")
     model = frozen_model(lineage.folder, lineage.adapter, hardware.choose_dtype("auto", device), device)
