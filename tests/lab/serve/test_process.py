@@ -57,8 +57,20 @@ def test_a_child_whose_parent_is_gone_before_it_is_ready_ends(tiny_model: Path) 
         assert process.wait(PATIENCE) in (0, -signal.SIGTERM)
 
 
-def test_ctrl_c_is_the_way_to_end_it(tiny_model: Path) -> None:
-    with started(tiny_model) as process:
+WITHOUT_MODEL = """
+import sys
+from types import SimpleNamespace
+from posttrain.cli import main
+from posttrain.lab import chat
+chat.open_voice = lambda *arguments, **named: SimpleNamespace(close=lambda: None)
+sys.argv[1:] = ["serve", "nothing", "--port", "0"]
+main()
+"""
+
+
+def test_ctrl_c_is_the_way_to_end_it() -> None:
+    words = [sys.executable, "-c", WITHOUT_MODEL]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         json.loads(process.stdout.readline())
         process.send_signal(signal.SIGINT)
