@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -54,6 +55,8 @@ class ForkServer:
 
 def serve_forks(work: Callable[[dict[str, Any]], None]) -> None:
     """What such a script does: "ready", then for each line of input a fork that does the work, its process id and its exit status."""
+    gc.collect()
+    gc.freeze()  # what the imports have made: each job's collections would go through it
     print("ready", flush=True)
     for line in sys.stdin:
         pid = os.fork()

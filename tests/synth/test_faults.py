@@ -21,7 +21,7 @@ from servers import Server, chat_body, name_of, seeded_faults, stored_keys
 
 pytestmark = pytest.mark.slow
 
-PROMPTS, SAMPLES = int(os.environ.get("SYNTH_PROMPTS", "150")), 4
+PROMPTS, SAMPLES = int(os.environ.get("SYNTH_PROMPTS", "75")), 4
 SCRIPT = Path(__file__).parents[1] / "judge" / "killed_judge.py"
 
 

@@ -71,7 +71,7 @@ def test_the_micro_batch_only_moves_memory(
 ) -> None:
     """Three steps of batch 8, from one example at a time to all packed in one row: the same weights."""
     found = {}
-    for budget in (1, 20, 45, 64, 100_000):
+    for budget in (1, 45, 100_000):
         out = StageDir(tmp_path / str(budget))
         stage = make_stage(
             adapter=adapter, batch_size=8, micro_batch_tokens=budget, max_steps=3, epochs=2, weight_decay=0.1
@@ -184,7 +184,7 @@ def crash_after(step: int) -> Callable[[Any], None]:
     "changes",
     [
         {},
-        pytest.param({"adapter": LoraAdapter(rank=4, dropout=0.3)}, marks=pytest.mark.slow),
+        pytest.param({"adapter": LoraAdapter(rank=4, dropout=0.3), "checkpoint_every": 3}, marks=pytest.mark.slow),
         pytest.param({"adapter": LoraAdapter(rank=4, dora=True, rslora=True)}, marks=pytest.mark.slow),
         pytest.param(
             {"adapter": LoraAdapter(rank=4, quantize="nf4")},
@@ -194,9 +194,8 @@ def crash_after(step: int) -> Callable[[Any], None]:
         pytest.param(
             {"gradient_checkpointing": True, "micro_batch_tokens": 20, "dtype": "bf16"}, marks=pytest.mark.slow
         ),
-        pytest.param({"checkpoint_every": 3}, marks=pytest.mark.slow),
     ],
-    ids=["lora", "dropout", "dora", "4 bits", "full bf16", "checkpointing and accumulation", "every third step"],
+    ids=["lora", "dropout, every third step", "dora", "4 bits", "full bf16", "checkpointing and accumulation"],
 )
 def test_resumed_is_uninterrupted_to_the_bit(
     changes: dict[str, Any], make_stage: MakeStage, small_model: Path, examples: list[Tokens], tmp_path: Path
@@ -269,7 +268,7 @@ def test_asked_to_stop_it_ends_after_that_step_and_loses_nothing(
     make_stage: MakeStage, small_model: Path, examples: list[Tokens], tmp_path: Path
 ) -> None:
     """Before the first checkpoint, after every step, also after the last: the bits are those of a run nobody disturbed."""
-    stage = make_stage(epochs=2, checkpoint_every=1000, evaluate_every=2)
+    stage = make_stage(epochs=1, checkpoint_every=1000, evaluate_every=2)
     inputs = TrainInputs(small_model, examples[:10], held_out=examples[10:])
     whole, cut = StageDir(tmp_path / "whole"), StageDir(tmp_path / "cut")
     steps = train(stage, inputs, whole, seed=5, digest="d")["steps"]

@@ -156,6 +156,10 @@ def test_a_peak_is_measured_above_what_stood_before() -> None:
     assert gauge.peak >= gauge.idle + 50e6
 
 
+ON_CUDA = torch.OutOfMemoryError("CUDA out of memory")
+ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: y")
+
+
 def test_auto_says_where_not_even_one_example_fits(
     make_stage: MakeStage,
     small_model: Path,
@@ -171,26 +175,18 @@ def test_auto_says_where_not_even_one_example_fits(
 
 
 @pytest.mark.parametrize(
-    ("part", "when"),
+    ("part", "error", "when"),
     [
-        ("prepare_model", "while the model is loaded.*gradient_checkpointing"),
-        ("_reference", "before the first step.*planned were .*micro_batch_tokens: \\d+"),
-        ("evaluate", "in the evaluation after step 0.*planned were .*micro_batch_tokens: \\d+"),
-        ("optimizer_step", "at step 1.*planned were .*micro_batch_tokens: \\d+"),
-    ],
-)
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        MemoryError(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: y"),
+        ("prepare_model", ON_CUDA, "while the model is loaded.*gradient_checkpointing"),
+        ("_reference", MemoryError(), "before the first step.*planned were .*micro_batch_tokens: \\d+"),
+        ("evaluate", ON_CPU, "in the evaluation after step 0.*planned were .*micro_batch_tokens: \\d+"),
+        ("optimizer_step", ON_CUDA, "at step 1.*planned were .*micro_batch_tokens: \\d+"),
     ],
 )
 def test_memory_that_runs_out_is_told_with_the_plan(
     part: str,
-    when: str,
     error: Exception,
+    when: str,
     make_stage: MakeStage,
     small_model: Path,
     random_examples: MakeExamples,

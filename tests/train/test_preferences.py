@@ -311,7 +311,7 @@ class _KilledError(Exception):
 def test_resumed_is_uninterrupted_bitwise(
     objective: Objective, adapter: Any, make_stage: MakeStage, small_model: Path, tmp_path: Path
 ) -> None:
-    stage = make_stage(objective=objective, adapter=adapter, epochs=3, checkpoint_every=1, learning_rate=1e-3)
+    stage = make_stage(objective=objective, adapter=adapter, epochs=2, checkpoint_every=1, learning_rate=1e-3)
     inputs = TrainInputs(small_model, units_for(objective, 10), held_out=units_for(objective, 4))
 
     def kill(record: Any) -> None:
@@ -336,7 +336,7 @@ def test_resumed_is_uninterrupted_bitwise(
 def test_every_objective_learns_its_pairs(
     objective: Objective, make_stage: MakeStage, small_model: Path, tmp_path: Path
 ) -> None:
-    stage = make_stage(objective=objective, epochs=12, learning_rate=1e-2, schedule="constant", keep="last")
+    stage = make_stage(objective=objective, epochs=4, learning_rate=1e-2, schedule="constant", keep="last")
     train(stage, TrainInputs(small_model, units_for(objective, 8)), StageDir(tmp_path), seed=0, digest="d")
     steps = records(tmp_path)
     assert steps[-1]["loss"] < steps[0]["loss"]

@@ -39,7 +39,7 @@ TALKS = [
     ],
     [("user", "把下面的句子改写得更礼貌：把门关上。"), ("assistant", "请您把门关上，谢谢。")],
     [("user", "Write a Python function that adds two numbers."), ("assistant", "def add(a, b):\n    return a + b\n")],
-    [("user", "Count " * 60), ("assistant", "one two three four five six seven eight nine ten " * 14)],
+    [("user", "Count " * 20), ("assistant", "one two three four five six seven eight nine ten " * 4)],
     [("user", "Say hi."), ("assistant", "Hi! 🎉")],
 ]
 
@@ -116,11 +116,11 @@ def test_fresh_adapter_is_the_base(demo_model: Path, examples: list[Tokens]) -> 
 
 def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, examples: list[Tokens]) -> None:
     """As near to PEFT's graph in float64 as 2e-5, or as that graph is itself in fp32: rounding reaches 1.2e-5 on some machines."""
-    model = adapted(demo_model, trained=True)
+    model, short = adapted(demo_model, trained=True), [examples[0], examples[2], examples[3]]
 
     def computed(dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
         model.zero_grad(set_to_none=True)
-        logps_S, weights_S = batch_logps(model, collate(examples[:4]), dtype)
+        logps_S, weights_S = batch_logps(model, collate(short), dtype)
         loss = sft_loss(logps_S, weights_S, float(weights_S.sum()))
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = {n: p.grad.double() for n, p in trainable_parameters(model).items() if p.grad is not None}
