@@ -8,7 +8,6 @@ gives the same bits as one that is not.
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import time
 import warnings
@@ -61,10 +60,10 @@ from posttrain.train.loop import (
     Trainee,
     checkpoint_due,
     interruptible,
+    opened,
     optimizer_step,
     prepare_model,
     restore,
-    settled_dtype,
     write_weights,
 )
 from posttrain.train.measured import Gauge, advised, record_measured, record_plan
@@ -157,12 +156,7 @@ def _begin(
     on_progress: Callable[[str, int, int], None],
 ) -> tuple[_Run, Progress]:
     """The run, ready for its next step."""
-    hardware.keep_freed_memory()
-    gc.collect()
-    hardware.return_freed_memory()  # of stages before this one
-    gauge = Gauge(hardware.resolve_device(settings.device))
-    settings = replace(settings, dtype=settled_dtype(settings.dtype, settings.device, out))
-    checkpoints = Checkpoints(out.file("checkpoints"), digest)
+    settings, gauge, checkpoints = opened(settings, out, digest)
     with advised(out, "while the model is loaded"):
         trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
         quantise.forget_originals(trainee.model)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,7 +38,7 @@ from posttrain.model.score import lay_out, packed_length, sequence_logps
 from posttrain.objectives.base import Loss, Metric
 from posttrain.report.reading import parse
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
-from posttrain.train.config import TrainSettings
+from posttrain.train.config import StepSettings, TrainSettings
 from posttrain.train.measured import Gauge, Planner, advised, record_measured, record_plan
 from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_rate
 from posttrain.train.plan import Plan, micro_batches
@@ -66,6 +66,7 @@ FRAGMENTED = 1.25
 """Freed memory goes back to the system when a step leaves so many times more of it than the leanest one did."""
 
 Observer = Callable[[Mapping[str, Any]], None]
+Settings = TypeVar("Settings", bound=StepSettings)
 
 _NOISE = re.compile(r"dropout|pdrop|jitter_noise")
 """Numbers of transformers' modules that are chances of dropout, or widths of noise, in training."""
@@ -410,6 +411,16 @@ def train(
     return run.finish(progress)
 
 
+def opened(settings: Settings, out: StageDir, digest: str) -> tuple[Settings, Gauge, Checkpoints]:
+    """What every training begins with: the memory of stages before given back, the type it computes in, its gauge and its checkpoints."""
+    hardware.keep_freed_memory()
+    gc.collect()
+    hardware.return_freed_memory()
+    gauge = Gauge(hardware.resolve_device(settings.device))
+    settings = replace(settings, dtype=settled_dtype(settings.dtype, settings.device, out))
+    return settings, gauge, Checkpoints(out.file("checkpoints"), digest)
+
+
 def _begin(
     settings: TrainSettings,
     inputs: TrainInputs,
@@ -420,12 +431,7 @@ def _begin(
     on_progress: Callable[[str, int, int], None],
 ) -> tuple[_Run, Progress]:
     """The run, ready for its next step: model, reference, plan, and the newest checkpoint restored."""
-    hardware.keep_freed_memory()
-    gc.collect()
-    hardware.return_freed_memory()  # of stages before this one
-    gauge = Gauge(hardware.resolve_device(settings.device))
-    settings = replace(settings, dtype=settled_dtype(settings.dtype, settings.device, out))
-    checkpoints = Checkpoints(out.file("checkpoints"), digest)
+    settings, gauge, checkpoints = opened(settings, out, digest)
     with advised(out, "while the model is loaded"):
         trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
         sequences = [s for unit in (*inputs.examples, *inputs.held_out) for s in sequences_of(unit)]
