@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from conftest import Outcome, posttrain
+from forking import ForkServer
 from posttrain.artifacts import StageDir
 from posttrain.lab.recipe import load_recipe
 from posttrain.lab.variations import reseeded
@@ -104,7 +104,8 @@ def test_a_grid(tiny_model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_side_by_side_is_one_after_another(tiny_model: Path, tmp_path: Path) -> None:
-    sweep = {"over": {"sft.learning_rate": [1e-2, 3e-2], "prepare.held_out": [8, 12]}}
+    """Three settings: the recipe's own, and two that share other rows."""
+    sweep = {"settings": [{"prepare.held_out": 12}, {"prepare.held_out": 12, "sft.learning_rate": 3e-2}]}
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, more in ((one, {}), (two, {"side_by_side": 2})):
         folder.mkdir()
@@ -156,27 +157,16 @@ def test_killed_five_times_it_gives_the_same_table(tiny_model: Path, tmp_path: P
         folder.mkdir()
         paths.append(recipe(folder, tiny_model, sweep))
     assert run(paths[0]).code == 0
-    command = [
-        sys.executable,
-        "-c",
-        "from posttrain.cli import main; main()",
-        "run",
-        str(paths[1]),
-        "--runs",
-        str(killed / "runs"),
-    ]
-    random_number = random.Random(0)
-    kills = 0
-    while kills < 5:
-        before = _metrics(killed)
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ) as process:
-            while process.poll() is None and _metrics(killed) == before:  # it has begun to train
+    draw = random.Random(0)
+    with contextlib.closing(ForkServer(Path(__file__).with_name("sweep_server.py"), tiny_model)) as server:
+        for _ in range(5):
+            before, until = _metrics(killed), time.monotonic() + 120
+            pid = server.start(killed / "runs", recipe=str(paths[1]))
+            while _metrics(killed) == before and time.monotonic() < until:  # until it has begun to train
                 time.sleep(0.005)
-            time.sleep(random_number.random() * 0.2)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-        assert process.returncode == -signal.SIGKILL, "it was not finished before it was killed"
+            time.sleep(draw.random() * 0.1)
+            os.kill(pid, signal.SIGKILL)
+            assert os.WTERMSIG(server.status()) == signal.SIGKILL, "it was not finished before it was killed"
     assert run(paths[1]).code == 0
     a, b = (read_record(folder / "runs" / "r" / "sweep" / "sweep.json") for folder in (whole, killed))
     assert [(s.changes, s.value, s.difference, [r.curve for r in s.runs]) for s in a.settings] == [

@@ -55,6 +55,17 @@ def examples(demo_model: Path) -> list[Tokens]:
     return list(encoded)
 
 
+@pytest.fixture(scope="module")
+def base(demo_model: Path) -> nn.Module:
+    """The model itself, on its plain path; who changes it changes it back."""
+    return load_model(demo_model, torch.float32, CPU).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def short(examples: list[Tokens]) -> list[Tokens]:
+    return [examples[0], examples[2], examples[3]]
+
+
 def adapted(folder: Path, *, trained: bool) -> nn.Module:
     model = attach_lora(load_model(folder, torch.float32, CPU), LoraAdapter(rank=16), seed=0)
     if trained:
@@ -82,9 +93,10 @@ def largest_relative(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max())
 
 
-def test_packed_is_one_by_one_and_transformers_own_padded_batch(demo_model: Path, examples: list[Tokens]) -> None:
-    model = load_model(demo_model, torch.float32, CPU)
-    packed, alone = (score(model, examples, budget, torch.float32) for budget in (100_000, 1))
+def test_packed_is_one_by_one_and_transformers_own_padded_batch(
+    demo_model: Path, base: nn.Module, examples: list[Tokens]
+) -> None:
+    packed, alone = (score(base, examples, budget, torch.float32) for budget in (100_000, 1))
     np.testing.assert_allclose(packed.nll_N, alone.nll_N, rtol=1e-5)
     hf = AutoModelForCausalLM.from_pretrained(demo_model, attn_implementation="eager").eval()
     width = max(len(e) for e in examples)
@@ -99,24 +111,24 @@ def test_packed_is_one_by_one_and_transformers_own_padded_batch(demo_model: Path
         nll_N.append(-float((chosen * torch.from_numpy(example.weights_T[1:])).sum()))
     np.testing.assert_allclose(packed.nll_N, nll_N, rtol=1e-5)
     assert (
-        largest_relative(our_logits(model, examples), torch.cat([padded[n, : len(e)] for n, e in enumerate(examples)]))
+        largest_relative(our_logits(base, examples), torch.cat([padded[n, : len(e)] for n, e in enumerate(examples)]))
         < 1e-5
     )
 
 
-def test_fresh_adapter_is_the_base(demo_model: Path, examples: list[Tokens]) -> None:
-    base = load_model(demo_model, torch.float32, CPU).requires_grad_(False)
+def test_fresh_adapter_is_the_base(demo_model: Path, base: nn.Module, short: list[Tokens]) -> None:
     fuse(base)
-    expected = batch_logps(base, collate(examples), torch.float32).logps_S
+    expected = batch_logps(base, collate(short), torch.float32).logps_S
+    unfuse(base)
     model = adapted(demo_model, trained=False)
     assert fuse(model) == {"attention": 30, "mlp": 30, "lora": 120, "norm": 61}
     with torch.no_grad():  # with a gradient the output head sums in another order
-        assert torch.equal(batch_logps(model, collate(examples), torch.float32).logps_S, expected)
+        assert torch.equal(batch_logps(model, collate(short), torch.float32).logps_S, expected)
 
 
-def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, examples: list[Tokens]) -> None:
+def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, short: list[Tokens]) -> None:
     """As near to PEFT's graph in float64 as 2e-5, or as that graph is itself in fp32: rounding reaches 1.2e-5 on some machines."""
-    model, short = adapted(demo_model, trained=True), [examples[0], examples[2], examples[3]]
+    model = adapted(demo_model, trained=True)
 
     def computed(dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
         model.zero_grad(set_to_none=True)
@@ -144,13 +156,12 @@ def test_hot_path_is_pefts_graph_value_and_gradients(demo_model: Path, examples:
         assert float((hot[name] - gradient).norm()) / size <= allowed, name
 
 
-def test_chunked_is_full_logits(demo_model: Path, examples: list[Tokens]) -> None:
-    model = load_model(demo_model, torch.float32, CPU).requires_grad_(False)
+def test_chunked_is_full_logits(base: nn.Module, examples: list[Tokens]) -> None:
     batch = collate(examples)
     with torch.no_grad():
-        hidden_TD = final_hidden(model, torch.from_numpy(batch.ids_T), batch.segments)
+        hidden_TD = final_hidden(base, torch.from_numpy(batch.ids_T), batch.segments)
     hidden_SD = hidden_TD[torch.from_numpy(batch.predict_S)].requires_grad_()
-    head_VD, targets_S = output_head(model)[0], torch.from_numpy(batch.targets_S)
+    head_VD, targets_S = output_head(base)[0], torch.from_numpy(batch.targets_S)
     logps_S = token_logps(hidden_SD, head_VD, targets_S)
     (gradient,) = torch.autograd.grad(logps_S.sum(), hidden_SD)
     logps_S = logps_S.detach()
@@ -163,16 +174,16 @@ def test_chunked_is_full_logits(demo_model: Path, examples: list[Tokens]) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own affair
-def test_merged_and_plain_peft_are_the_adapter(demo_model: Path, examples: list[Tokens], tmp_path: Path) -> None:
+def test_merged_and_plain_peft_are_the_adapter(
+    demo_model: Path, base: nn.Module, short: list[Tokens], tmp_path: Path
+) -> None:
     model = adapted(demo_model, trained=True)
     save_adapter(model, tmp_path)  # type: ignore[arg-type]
     fuse(model)
-    examples = examples[:4]
-    logits = our_logits(model, examples)
+    logits = our_logits(model, short)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(demo_model), tmp_path).eval()
-    assert largest_relative(their_logits(plain, examples), logits) < 1e-5
+    assert largest_relative(their_logits(plain, short), logits) < 1e-5
     again = load_adapter(load_model(demo_model, torch.float32, CPU), tmp_path, trainable=False)
     merged = merge_adapter(again)
-    assert largest_relative(our_logits(merged, examples), logits) < 1e-5
-    base = our_logits(load_model(demo_model, torch.float32, CPU), examples)
-    assert largest_relative(base, logits) > 1e-2
+    assert largest_relative(our_logits(merged, short), logits) < 1e-5
+    assert largest_relative(our_logits(base, short), logits) > 1e-2
