@@ -69,3 +69,20 @@ def serve_forks(work: Callable[[dict[str, Any]], None]) -> None:
             os._exit(0)
         print(pid, flush=True)
         print(os.waitpid(pid, 0)[1], flush=True)
+
+
+def serve_commands() -> None:
+    """`serve_forks` for command lines: an order's ``arguments`` are those of ``posttrain``. What a job prints goes nowhere."""
+    from posttrain.cli import main
+
+    def work(order: dict[str, Any]) -> None:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        sys.argv = ["posttrain", *order["arguments"]]
+        try:
+            main()
+        except SystemExit as end:
+            os._exit(int(end.code or 0))
+
+    serve_forks(work)

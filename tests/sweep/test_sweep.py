@@ -161,7 +161,7 @@ def test_killed_five_times_it_gives_the_same_table(tiny_model: Path, tmp_path: P
     with contextlib.closing(ForkServer(Path(__file__).with_name("sweep_server.py"), tiny_model)) as server:
         for _ in range(5):
             before, until = _metrics(killed), time.monotonic() + 120
-            pid = server.start(killed / "runs", recipe=str(paths[1]))
+            pid = server.start(killed, arguments=["run", str(paths[1]), "--runs", str(killed / "runs")])
             while _metrics(killed) == before and time.monotonic() < until:  # until it has begun to train
                 time.sleep(0.005)
             time.sleep(draw.random() * 0.1)

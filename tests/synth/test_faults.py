@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from forking import ForkServer
 from posttrain.artifacts import read_json
 from posttrain.generate.cost import read_calls
 from servers import Server, chat_body, name_of, seeded_faults, stored_keys
@@ -22,7 +22,6 @@ from servers import Server, chat_body, name_of, seeded_faults, stored_keys
 pytestmark = pytest.mark.slow
 
 PROMPTS, SAMPLES = int(os.environ.get("SYNTH_PROMPTS", "75")), 4
-SCRIPT = Path(__file__).parents[1] / "judge" / "killed_judge.py"
 
 
 def reply(body: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +31,14 @@ def reply(body: dict[str, Any]) -> dict[str, Any]:
     return chat_body(name_of(body), text, finish_reason="length" if draw.random() < 0.05 else "stop")
 
 
-def start(prompts: Path, out: Path, server: Server) -> subprocess.Popen[bytes]:
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[ForkServer]:
+    with contextlib.closing(ForkServer(Path(__file__).with_name("synth_server.py"), Path())) as forks:
+        yield forks
+
+
+def start(jobs: ForkServer, prompts: Path, out: Path, server: Server) -> int:
+    """Start a synthesis; its process id."""
     arguments = ["synth", "preferences", prompts, "-o", out, "--endpoint", server.url, "--model", "m"]
     options = [
         "--score.by",
@@ -48,8 +54,7 @@ def start(prompts: Path, out: Path, server: Server) -> subprocess.Popen[bytes]:
         "--concurrency",
         24,
     ]
-    command = [sys.executable, str(SCRIPT), *map(str, (*arguments, *options))]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    return jobs.start(out, arguments=[*map(str, (*arguments, *options))])
 
 
 def told(out: Path) -> dict[str, Any]:
@@ -85,10 +90,11 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prompts: Path) -> Iterator[Path]:
+def undisturbed(jobs: ForkServer, prompts: Path) -> Path:
     out = prompts.parent / "whole"
     with Server(does=seeded_faults(0.1, seed=1, billed=False), bodies=reply) as server:
-        assert start(prompts, out, server).wait(600) == 0
+        start(jobs, prompts, out, server)
+        assert jobs.status() == 0
         calls = read_calls(out / "preferences" / "calls.jsonl")
         assert len(calls) == len(server.asked), "every call is in the ledger"
         assert len(server.billed) == PROMPTS * SAMPLES, "nothing is paid twice"
@@ -107,18 +113,20 @@ def test_every_answer_is_a_row_or_has_its_reason(undisturbed: Path) -> None:
     assert asked == SAMPLES * len(found["rows"])
 
 
-def test_killed_five_times_it_makes_the_same_rows(undisturbed: Path, prompts: Path, tmp_path: Path) -> None:
+def test_killed_five_times_it_makes_the_same_rows(
+    jobs: ForkServer, undisturbed: Path, prompts: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "cut"
     with Server(does=seeded_faults(0.1, seed=2, billed=False), bodies=reply, think_time=0.005) as server:
         for life in range(5):
-            job = start(prompts, out, server)
-            until = time.monotonic() + 300
+            job = start(jobs, prompts, out, server)
+            until = time.monotonic() + 60
             while len(server.billed) < (life + 1) * PROMPTS * SAMPLES // 6:
-                assert job.poll() is None
                 assert time.monotonic() < until
                 time.sleep(0.005)
-            job.send_signal(signal.SIGKILL)
-            job.wait()
-        assert start(prompts, out, server).wait(600) == 0
+            os.kill(job, signal.SIGKILL)
+            assert os.WTERMSIG(jobs.status()) == signal.SIGKILL
+        start(jobs, prompts, out, server)
+        assert jobs.status() == 0
         assert len(server.billed) <= PROMPTS * SAMPLES + 5 * 24, "at most what was under way is asked again"
     assert told(out) == told(undisturbed)
