@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from forking import Commands
 from posttrain.types import Tokens
 from servers import Server
 
@@ -97,6 +98,14 @@ def posttrain(*arguments: str | Path) -> Outcome:
 def cli() -> Callable[..., Outcome]:
     """The command line as a user meets it: arguments in; exit code, stdout and stderr out."""
     return posttrain
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """``commands.start("train", ...)``: the command line in a process of its own that can be killed."""
+    found = Commands(tmp_path_factory.mktemp("commands"))
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import subprocess
 import sys
 import traceback
@@ -33,6 +34,10 @@ class ForkServer:
         stdin.flush()
         return int(self._line())
 
+    def has_ended(self, timeout: float) -> bool:
+        """Whether the job ends within some seconds."""
+        return bool(select.select([self.process.stdout], [], [], timeout)[0])
+
     def status(self) -> int:
         """How the job ended, once it has."""
         return int(self._line())
@@ -51,6 +56,67 @@ class ForkServer:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait(timeout=60)
+
+
+class Commands:
+    """Starts ``posttrain ...`` in a process of its own, one at a time, where importing torch would take seconds each time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server: ForkServer | None = None
+        self._last: Command | None = None
+        self._count = 0
+
+    def start(self, *words: str | Path, log: Path | None = None, most_bytes: int | None = None) -> Command:
+        """``log``: what it says goes there. ``most_bytes``: no file may become larger."""
+        if self._server is None:
+            self._server = ForkServer(Path(__file__).with_name("command_server.py"), Path())
+        if self._last is not None:
+            self._last.wait()
+        self._count += 1
+        said = [log or self._folder / f"{self._count}.{name}" for name in ("out", "err")]
+        for path in said:
+            path.touch()
+        order = {"words": [str(word) for word in words], "err": str(said[1]), "most_bytes": most_bytes}
+        self._last = Command(self._server, self._server.start(said[0], **order), said)
+        return self._last
+
+    def close(self) -> None:
+        """End the process that forks."""
+        if self._server is not None:
+            self._server.close()
+
+
+class Command:
+    """A command that was started, to be used as a ``subprocess.Popen``."""
+
+    def __init__(self, server: ForkServer, pid: int, said: list[Path]) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._server, self._said = server, said
+
+    def poll(self, timeout: float = 0) -> int | None:
+        """How it ended, None while it runs."""
+        if self.returncode is None and self._server.has_ended(timeout):
+            self.returncode = os.waitstatus_to_exitcode(self._server.status())
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        """Wait for its end."""
+        code = self.poll(timeout)
+        assert code is not None, "it does not end"
+        return code
+
+    def communicate(self) -> tuple[str, str]:
+        """What it has said on stdout and on stderr, at its end."""
+        self.wait()
+        out, err = (path.read_text(encoding="utf-8") for path in self._said)
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, where it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 def serve_forks(work: Callable[[dict[str, Any]], None]) -> None:

@@ -6,16 +6,14 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from forking import Commands
 
 pytestmark = pytest.mark.demo_model
 
@@ -304,18 +302,14 @@ def test_a_full_disk(stage: str, cli: Cli, recipe: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_a_file_system_that_takes_no_more(recipe: Path, tmp_path: Path) -> None:
+def test_a_file_system_that_takes_no_more(commands: Commands, recipe: Path, tmp_path: Path) -> None:
     """The kernel itself refuses a large write: safetensors raises a type of its own then."""
 
-    def small_files() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
-    command = [sys.executable, "-m", "posttrain", "train", str(recipe), "--runs", str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=small_files)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert re.match(r"error: \S+safetensors: can't write: File too large\n  fix: ", done.stderr), done.stderr
+    done = commands.start("train", recipe, "--runs", tmp_path / "runs", most_bytes=60_000)
+    _, err = done.communicate()
+    assert done.returncode == 2, err
+    assert "Traceback" not in err
+    assert re.match(r"error: \S+safetensors: can't write: File too large\n  fix: ", err), err
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
@@ -343,15 +337,15 @@ def test_checkpoints_truncated_by_half(half_done: Path, refused: Callable[..., s
 
 
 @pytest.mark.slow
-def test_one_damaged_checkpoint_falls_back_to_the_other(half_done: Path, recipe: Path) -> None:
+def test_one_damaged_checkpoint_falls_back_to_the_other(half_done: Path, commands: Commands, recipe: Path) -> None:
     newest = max((half_done / "sft" / "checkpoints").glob("[ab].safetensors"), key=lambda p: p.stat().st_mtime_ns)
     whole = (half_done / "sft" / "adapter" / "adapter_model.safetensors").read_bytes()
     os.truncate(newest, newest.stat().st_size // 2)
-    command = [sys.executable, "-m", "posttrain", "train", str(recipe), "--runs", str(half_done.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^warning: .*damaged.*; going on from the checkpoint before it$", done.stderr, re.MULTILINE)
-    assert ".py" not in done.stderr
+    done = commands.start("train", recipe, "--runs", half_done.parent)
+    _, err = done.communicate()
+    assert done.returncode == 0, err
+    assert re.search(r"^warning: .*damaged.*; going on from the checkpoint before it$", err, re.MULTILINE)
+    assert ".py" not in err
     assert (half_done / "sft" / "adapter" / "adapter_model.safetensors").read_bytes() == whole
 
 

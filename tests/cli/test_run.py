@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from forking import Command, Commands
 from posttrain.assets import DATA
 from posttrain.lab.recipe import load_recipe
 from posttrain.stages.data import DataStage
@@ -196,27 +195,24 @@ def metrics_of(run: Path, stage: str) -> list[dict[str, Any]]:
 LONG = ["sft.max_steps=30", "sft.epochs=100", "sft.evaluate_every=1000"]
 
 
-def started(recipe: Path, runs: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "posttrain", "train", str(recipe), *LONG, "--runs", str(runs)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    for _ in range(3000):
+def wait_for_step(process: Command, run: Path, step: int) -> None:
+    for _ in range(6000):
         if any(r["step"] >= step for r in metrics(run) if r["split"] == "train"):
             return
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
+        time.sleep(0.01)
     raise AssertionError("the run never came that far")
 
 
 @pytest.mark.slow
-def test_killed_and_interrupted_and_run_again_is_as_if_nothing_happened(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+def test_killed_and_interrupted_and_run_again_is_as_if_nothing_happened(
+    cli: Cli, commands: Commands, tmp_path: Path, recipe: Path
+) -> None:
     straight = cli("train", recipe, *LONG, "--runs", tmp_path / "straight")
     assert straight.code == 0, straight.err
     run = tmp_path / "runs" / "tiny"
 
-    killed = started(recipe, tmp_path / "runs")
+    killed = commands.start("train", recipe, *LONG, "--runs", tmp_path / "runs")
     wait_for_step(killed, run, 5)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
@@ -230,10 +226,10 @@ def test_killed_and_interrupted_and_run_again_is_as_if_nothing_happened(cli: Cli
     assert "A tiny run" in (run / "report" / "report.md").read_text()
 
     reached = max(r["step"] for r in metrics(run))
-    interrupted = started(recipe, tmp_path / "runs")
+    interrupted = commands.start("train", recipe, *LONG, "--runs", tmp_path / "runs")
     wait_for_step(interrupted, run, reached + 4)
     interrupted.send_signal(signal.SIGINT)
-    out, err = interrupted.communicate(timeout=60)
+    out, err = interrupted.communicate()
     assert interrupted.returncode == 130, err
     assert re.fullmatch(
         r"error: interrupted after step \d+\n  fix: run the same command again to go on from here\n", err

@@ -6,11 +6,8 @@ One state-space hybrid with experts, one with position biases. What a run hands 
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +17,7 @@ import pytest
 
 from conftest import Outcome
 from families import micro_folder, words_tokenizer
+from forking import Commands
 from posttrain.artifacts import read_json
 from posttrain.model import hardware
 from posttrain.tasks.records import read_record
@@ -67,15 +65,14 @@ def lay_out(family: str, folder: Path, reward: bool) -> Path:
     return folder / "recipe.yaml"
 
 
-def killed_in(recipe: Path, stage: str) -> None:
+def killed_in(commands: Commands, recipe: Path, stage: str) -> None:
     """Start the run in a process of its own, and end it with SIGKILL when a stage has made its first step."""
-    command = [sys.executable, "-m", "posttrain", "run", str(recipe), "--runs", str(recipe.parent / "cut")]
     metrics = recipe.parent / "cut" / "run" / stage / "metrics.jsonl"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ) as process:
-        while process.poll() is None and not (metrics.exists() and b'"train"' in metrics.read_bytes()):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    process = commands.start("run", recipe, "--runs", recipe.parent / "cut")
+    while process.poll() is None and not (metrics.exists() and b'"train"' in metrics.read_bytes()):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def timeless(value: Any) -> Any:
@@ -105,11 +102,17 @@ def handed_on(run: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("family", "reward", "stage"), [("granite-hybrid", False, "full"), ("bloom", True, "dpo")])
 def test_a_killed_run_of_a_family_computed_alone_ends_as_an_unbroken_one(
-    family: str, reward: bool, stage: str, tmp_path: Path, cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+    family: str,
+    reward: bool,
+    stage: str,
+    tmp_path: Path,
+    cli: Callable[..., Outcome],
+    commands: Commands,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hardware, "matmul_flops", lambda dtype, device: 1.0)  # no type is faster: evaluations in fp32
     recipe = lay_out(family, tmp_path, reward)
-    killed_in(recipe, stage)
+    killed_in(commands, recipe, stage)
     for runs in ("whole", "cut"):
         ended = cli("run", recipe, "--runs", tmp_path / runs)
         assert ended.code == 0, ended.err

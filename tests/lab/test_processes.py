@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from forking import Commands
 from posttrain.artifacts import EXIT_FILE, LOCK_FILE, STOP_FILE, RunDir, write_json
 from posttrain.errors import ConfigError, RunError
 from posttrain.holder import lock_of, started_ticks, this_process
@@ -444,7 +445,11 @@ def test_it_outlives_its_starter_and_there_is_one(long_recipe: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.demo_model
-def test_stopped_killed_and_resumed_is_as_if_nothing_happened(long_recipe: Path, cli: Cli, tmp_path: Path) -> None:
+def test_stopped_killed_and_resumed_is_as_if_nothing_happened(
+    long_recipe: Path, cli: Cli, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are forks: that a run is one of its own, which imports what it needs, is the rule of the test before this."""
+    monkeypatch.setattr(processes, "detached", lambda _, words, log, folder: commands.start(*words, log=Path(log.name)))
     short = ["sft.epochs=20", "sft.checkpoint_every=7"]
     assert cli("run", long_recipe, *short, "--runs", tmp_path / "straight").code == 0
     straight = RunDir(tmp_path / "straight" / "long")
