@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
+import json
 import os
 import sys
 import warnings
@@ -14,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import typer.main
 from hypothesis import settings
 
 from forking import Commands
@@ -21,6 +24,7 @@ from posttrain.types import Tokens
 from servers import Server
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded; inherited by every process that a test starts
+os.fsync = lambda file: None  # no test pulls the plug, and what a killed process has written is there
 
 # No test is about time: a busy machine must not fail one.
 settings.register_profile("posttrain", deadline=None, max_examples=60)
@@ -78,6 +82,10 @@ class Outcome(NamedTuple):
         return self.err
 
 
+command_of = functools.cache(typer.main.get_command)
+"""The commands of the command line, built once instead of at every call."""
+
+
 def posttrain(*arguments: str | Path) -> Outcome:
     """Run the real entry point in this process."""
     from posttrain.cli import main
@@ -86,6 +94,7 @@ def posttrain(*arguments: str | Path) -> Outcome:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setattr(sys, "argv", ["posttrain", *map(str, arguments)])
+        patch.setattr(typer.main, "get_command", command_of)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 main()
@@ -125,19 +134,25 @@ def demo_model() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer Llama with grouped queries and random weights, built in code, with the demo model's real tokenizer."""
+    """A two-layer Llama with grouped queries and random weights, built in code, with the demo model's tokenizer cut short."""
     return tiny_llama(tmp_path_factory.mktemp("tiny-model"), demo_model)
 
 
+TINY_VOCABULARY = 4096
+
+
 def tiny_llama(folder: Path, tokenizer: Path, seed: int = 0, initializer_range: float = 0.02) -> Path:
-    """A folder with a two-layer Llama of 48 dimensions and the tokenizer of another folder."""
+    """A folder with a two-layer Llama of 48 dimensions and the first tokens of the tokenizer of another folder.
+
+    Of such a model the rows of a whole vocabulary would be nine tenths of the work.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from posttrain.model.companions import copy_tokenizer
 
     config = LlamaConfig(
-        vocab_size=49152,
+        vocab_size=TINY_VOCABULARY,
         hidden_size=48,
         intermediate_size=80,
         num_hidden_layers=2,
@@ -154,7 +169,17 @@ def tiny_llama(folder: Path, tokenizer: Path, seed: int = 0, initializer_range: 
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
     copy_tokenizer(tokenizer, folder)
+    cut_tokenizer(folder / "tokenizer.json", TINY_VOCABULARY)
     return folder
+
+
+def cut_tokenizer(path: Path, size: int) -> None:
+    """Leave the first tokens of a byte-pair encoding: every text can still be said, in more of them."""
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    words = whole["model"]["vocab"]
+    whole["model"]["vocab"] = kept = {word: number for word, number in words.items() if number < size}
+    whole["model"]["merges"] = [pair for pair in whole["model"]["merges"] if "".join(pair) in kept]
+    path.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
 
 
 SMALL_VOCABULARY = 199

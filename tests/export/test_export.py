@@ -198,7 +198,7 @@ def test_rounded_folders(dtype: str, run: Path, cli: Cli, tmp_path: Path) -> Non
 
 def test_large_models_are_cut_into_files(run: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = export.save_model
-    monkeypatch.setattr(export, "save_model", lambda model, folder, dtype: whole(model, folder, dtype, shard="4MB"))
+    monkeypatch.setattr(export, "save_model", lambda model, folder, dtype: whole(model, folder, dtype, shard="400KB"))
     folder = exported(cli, run / "sft", tmp_path / "out", "hf")
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     assert files[0].startswith("model-00001-of-0000")
@@ -332,9 +332,9 @@ def test_what_a_killed_export_left_goes_with_the_next_one(cli: Cli, run: Path, t
 
 
 def test_a_disk_that_is_really_full(cli: Cli, run: Path, tmp_path: Path) -> None:
-    """Files of at most 3 MB: numpy, safetensors and Python each say it in their own way."""
+    """Files of at most 100 kB: numpy, safetensors and Python each say it in their own way."""
     limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         said = [
             cli("export", run / "sft", "--to", form, "-o", tmp_path / form).refused()

@@ -46,7 +46,7 @@ def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The working folder: two micro models, recipes and rows, all named by relative paths."""
     folder = tmp_path_factory.mktemp("golden")
     for seed, name in enumerate(("model", "other")):  # their greedy replies are not one token again and again
-        tiny_llama(folder / name, demo_model, seed, initializer_range=0.1)
+        tiny_llama(folder / name, demo_model, seed, initializer_range=0.2)
     shutil.copytree(RECIPES, folder / "recipes", ignore=shutil.ignore_patterns("*.py"))
     shutil.copytree(INPUTS, folder, dirs_exist_ok=True)
     with contextlib.chdir(folder):

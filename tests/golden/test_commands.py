@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sft_lora_dropout": {"adapter": {"name": "lora", "rank": 4, "dropout": 0.1}},
     "sft_rslora_dora": {"adapter": {"name": "lora", "rank": 4, "rslora": True, "dora": True}},
     "sft_split_batches": LORA | {"micro_batch_tokens": 48},
-    "sft_truncated": LORA | {"max_length": 47, "over_length": "truncate"},
+    "sft_truncated": LORA | {"max_length": 60, "over_length": "truncate"},
     "sft_checkpointing": LORA | {"gradient_checkpointing": True},
     "dpo": {"objective": {"name": "dpo"}},
     "dpo_from_sft": {"objective": {"name": "dpo", "sft_weight": 0.5}, "start_from": "sft_full"},
@@ -54,9 +54,9 @@ def test_losses(place: Path, cli: Cli, golden: Golden) -> None:
     }
     for name, variant in VARIANTS.items():
         kind = variant.get("objective", {}).get("name", "sft")
-        common = {"kind": "train", "data": {"sft": "rows", "kto": "feedback"}.get(kind, "pairs"), "max_steps": 20}
+        common = {"kind": "train", "data": {"sft": "rows", "kto": "feedback"}.get(kind, "pairs"), "max_steps": 10}
         common |= {
-            "epochs": 20,
+            "epochs": 10,
             "batch_size": 2,
             "learning_rate": 5e-3,
             "dtype": "fp32",
@@ -71,7 +71,7 @@ def test_losses(place: Path, cli: Cli, golden: Golden) -> None:
     for name in VARIANTS:
         lines = (place / "runs" / "losses" / name / "metrics.jsonl").read_text().splitlines()
         steps = [record for record in map(json.loads, lines) if record["split"] == "train"]
-        assert len(steps) == 20
+        assert len(steps) == 10
         found[name] = {key: [float(record[key]).hex() for record in steps] for key in ("loss", "grad_norm")}
     golden("losses", found)
 

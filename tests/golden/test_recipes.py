@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from conftest import Outcome
-from golden.goldens import RECIPES, artefacts, differences, rows_by_model, steady_summary, tiny, told, visible
+from golden.goldens import KILLED, RECIPES, artefacts, differences, rows_by_model, steady_summary, tiny, told, visible
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo_model, pytest.mark.filterwarnings("always")]
 Cli = Callable[..., Outcome]
 Golden = Callable[[str, Any], None]
 
 
-KILLED = """
+ENDS = """
 import os, signal
 from posttrain import artifacts, cli
 from posttrain.model import hardware
@@ -87,13 +87,14 @@ def test_page(name: str, runs: dict[str, tuple[Path, Outcome]], place: Path, gol
 
 def test_killed_is_whole(runs: dict[str, tuple[Path, Outcome]], place: Path, cli: Cli) -> None:
     """Ended by SIGKILL in the middle of the second training and run again, a run has written what an unbroken one writes."""
-    recipe = RECIPES / "sft_then_dpo.yaml"
-    run = place / "runs" / "sft_then_dpo"
+    recipe = RECIPES / f"{KILLED}.yaml"
+    run = place / "runs" / KILLED
     whole = artefacts(run, place)
-    shutil.rmtree(run)
-    arguments = ["run", "recipes/sft_then_dpo.yaml", *tiny(recipe), "name=sft_then_dpo"]
+    for path in [path for path in run.iterdir() if path.name not in ("instructions", "prepare", "sft")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    arguments = ["run", f"recipes/{KILLED}.yaml", *tiny(recipe), f"name={KILLED}"]
     ended = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments],
+        [sys.executable, "-c", ENDS, *arguments],
         capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=False,

@@ -143,8 +143,8 @@ def test_a_random_model_finds_prompts_of_no_help(score: Callable[..., Any], tmp_
 
 
 def test_rows_that_can_not_be_scored_stay(score: Callable[..., Any], tmp_path: Path) -> None:
-    rows = [*ROWS[:2], [("user", "long"), ("assistant", "word " * 200)]]
-    facts = score([write(tmp_path / "rows.jsonl", rows)], tmp_path / "out", max_length=100)
+    rows = [*ROWS[:2], [("user", "long"), ("assistant", "word " * 300)]]
+    facts = score([write(tmp_path / "rows.jsonl", rows)], tmp_path / "out", max_length=200)
     found = scores_of(tmp_path / "out")
     assert found["long"] == {}
     assert len(found) == 3
