@@ -32,7 +32,7 @@ from posttrain.data.rows import rows_frame
 from posttrain.data.sources import Record
 from posttrain.types import Origin, PairRow, SftRow, ToolCall, message_dict
 
-ROWS = int(os.environ.get("FUZZ_ROWS", "150"))
+ROWS = int(os.environ.get("FUZZ_ROWS", "100"))
 """Records of every format."""
 TALK = [
     {"role": "system", "content": "sayS1"},

@@ -57,7 +57,7 @@ FEEDBACK = st.builds(UnpairedRow, PROMPTS, TALKS, st.booleans(), *BESIDE)
 READERS = {"conversations": read_rows, "pairs": read_pairs, "feedback": read_feedback}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @pytest.mark.parametrize(("kind", "some"), [("conversations", ROWS), ("pairs", PAIRS), ("feedback", FEEDBACK)])
 @given(data=st.data())
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, kind: str, some: Any, data: st.DataObject) -> None:

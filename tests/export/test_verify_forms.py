@@ -50,10 +50,12 @@ def test_two_checks_at_once_are_refused(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.demo_model
-def test_the_demo_model_in_every_form(cli: Cli, demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of the prompts; all twenty are minutes (docs/export.md has what they gave)."""
+def test_the_demo_model_in_its_forms(cli: Cli, demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the prompts, and the types that must say the same; all twenty are minutes (docs/export.md has what they gave)."""
     pytest.importorskip("xllamacpp")
     monkeypatch.setattr(gguf_replies, "QUESTIONS", gguf_replies.QUESTIONS[::10])
+    monkeypatch.setattr(gguf_replies, "REPLY_TOKENS", 12)
+    monkeypatch.setattr(forms, "ORDER", forms.SAME_TEXT)
     found = checks(done := cli("verify", "smollm2-135m-instruct", "--json"))
     assert "2 of 2 greedy replies" in str(found["GGUF f32 = folder"]["detail"]), done.out
     assert found["GGUF f16 = folder"]["holds"], done.out  # but for ties

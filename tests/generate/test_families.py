@@ -26,7 +26,7 @@ from posttrain.lab.chat import stream
 from posttrain.model.load import load_model
 from posttrain.types import Message
 
-NEW = 16
+NEW = 14
 """Tokens of a reply: the shortest prompts begin below every switch of the table and end behind it."""
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 WORDS = {BATCHED: "batched", OWN_CACHE: "own cache", RECOMPUTED: "recomputed"}
@@ -36,7 +36,7 @@ WORDS = {BATCHED: "batched", OWN_CACHE: "own cache", RECOMPUTED: "recomputed"}
 @pytest.fixture(scope="module")
 def prompts() -> list[NDArray[np.int32]]:
     draw = np.random.default_rng(4)
-    return [draw.integers(3, 199, n).astype(np.int32) for n in (5, 1, 17, 9, 2)]
+    return [draw.integers(3, 199, n).astype(np.int32) for n in (5, 1, 17)]
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +68,16 @@ def test_a_family_generates_and_chats_as_plain_transformers_does(
 ) -> None:
     plain, by_length = micro_model(family), "long" in family or "dynamic" in family or family == "phimoe"
     model = load_model(micro_folder(family, tmp_path), torch.float32, torch.device("cpu")).requires_grad_(False)
-    for prompt, reply in zip(prompts, replies(model, prompts, [], Sampling(max_tokens=NEW), slots=3), strict=True):
+    said, stops = [Message("user", "w5 w7 w11")], [(2,)]
+    asked = [*prompts, encode_prompt(said, template)]
+    found = replies(model, asked, [], Sampling(max_tokens=NEW), slots=3)
+    for prompt, reply in zip(asked, found, strict=True):
         assert len(reply.ids) == NEW
         assert reply.ids == likeliest(plain, prompt.tolist(), reply.ids, by_length)
     row = f"| {family} | {FAMILIES[family].model_type} | .* | {WORDS[way_of(model, 40)]} |"
     assert re.search(row.replace("|", r"\|"), DOCUMENT.read_text(encoding="utf-8")), f"docs/models.md must say: {row}"
     assert (speed_note(model) is None) == (way_of(model) is BATCHED)
-    said, stops = [Message("user", "w5 w7 w11")], [(2,)]
-    asked = encode_prompt(said, template)
-    (whole,) = replies(model, [asked], [], Sampling(max_tokens=NEW))
-    assert whole.ids == likeliest(plain, asked.tolist(), whole.ids, by_length)
+    whole = found[-1]
     until_stop = whole.ids[: whole.ids.index(2)] if 2 in whole.ids else whole.ids
     with contextlib.closing(LocalVoice(model, template.tokenizer, template, stops, slots=1)) as voice:
         text = "".join(stream(voice, said, Sampling(max_tokens=NEW)))

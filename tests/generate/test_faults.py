@@ -51,7 +51,7 @@ def requests_named(names: list[str]) -> list[Request]:
 def test_a_thousand_requests_at_twenty_percent_faults(serve: Serve, tmp_path: Path) -> None:
     server = serve(does=seeded_faults(0.2, seed=0))
     endpoint = Endpoint(
-        url=server.url, model="m", concurrency=32, request_timeout=4.0, first_backoff=0.002, longest_backoff=0.02
+        url=server.url, model="m", concurrency=32, request_timeout=1.5, first_backoff=0.002, longest_backoff=0.02
     )
     engine = OpenAIEngine(endpoint, prices=PRICES, ledger=tmp_path / "ledger.jsonl", seed=0)
     names = [f"question {n}" for n in range(1_000)]

@@ -167,7 +167,7 @@ def test_it_is_asked_again_until_it_is_answered(serve: Serve, fault: str) -> Non
 @pytest.mark.parametrize("fault", ["hang", "stall", "late 3600"])
 def test_a_timeout_is_asked_again(serve: Serve, fault: str) -> None:
     server = serve(does=script(fault, "answer"))
-    [found] = complete(OpenAIEngine(endpoint(server, request_timeout=0.8)), [ask("x")])
+    [found] = complete(OpenAIEngine(endpoint(server, request_timeout=0.4)), [ask("x")])
     assert isinstance(found, Completion)
     assert [asked.does for asked in server.asked] == [fault, "answer"]
 
@@ -177,7 +177,7 @@ def test_a_timeout_is_asked_again(serve: Serve, fault: str) -> None:
     [
         ("429", "rate_limited", "status 429: scripted 429"),
         ("503", "server_error", "status 503: scripted 503"),
-        ("hang", "timeout", "no whole answer within 0.5 s"),
+        ("hang", "timeout", "no whole answer within 0.25 s"),
         ("half", "connection", "RemoteProtocolError"),
         ("drop", "connection", "RemoteProtocolError"),
     ],
@@ -187,7 +187,7 @@ def test_what_never_gets_better_is_a_failure_with_its_last_reason(
 ) -> None:
     server = serve(does=script(fault))
     [found] = complete(
-        OpenAIEngine(endpoint(server, attempts=3, request_timeout=0.5 if fault == "hang" else 10.0)), [ask("x")]
+        OpenAIEngine(endpoint(server, attempts=3, request_timeout=0.25 if fault == "hang" else 10.0)), [ask("x")]
     )
     assert isinstance(found, Failure)
     assert (found.reason, found.attempts, len(server.asked)) == (reason, 3, 3)

@@ -12,6 +12,6 @@ from posttrain.generate import openai
 from posttrain.generate.openai import Endpoint
 
 if __name__ == "__main__":
-    quick = functools.partial(Endpoint, request_timeout=5.0, first_backoff=0.002, longest_backoff=0.02)
+    quick = functools.partial(Endpoint, request_timeout=1.5, first_backoff=0.002, longest_backoff=0.02)
     openai.Endpoint = quick  # type: ignore[assignment, misc]
     main()

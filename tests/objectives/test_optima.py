@@ -181,7 +181,11 @@ EXACT = Rloo(beta=BETA)
 def test_k1_in_the_reward_reaches_the_optimum(problem: Problem, objective: PolicyGradient, updates: int) -> None:
     pairs = all_pairs(problem)
     logits = learn(
-        lambda new, old: expected_loss(objective, problem, pairs, new, old), problem.reference_NV, 400, 0.05, updates
+        lambda new, old: expected_loss(objective, problem, pairs, new, old),
+        problem.reference_NV,
+        400 // updates,
+        0.05,
+        updates,
     )
     law_R = problem.law(logits)
     assert total_variation(problem.reference_R, problem.optimum(BETA)) > 0.1

@@ -398,7 +398,7 @@ def many_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, list(rule.values())[:2])))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(many_rows(), st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_plays_no_part(
     decide: Callable[..., Decisions],
