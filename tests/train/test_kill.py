@@ -15,7 +15,7 @@ import pytest
 
 from forking import ForkServer
 
-STEPS_PER_LIFE = 10
+STEPS_PER_LIFE = 6
 TIMES = ("seconds", "tokens_per_second", "flops_per_second", "memory_bytes")
 
 
@@ -45,10 +45,10 @@ def lines_of(path: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "kills"), [("sft", 8), ("dpo", 4)])
+@pytest.mark.parametrize(("objective", "kills"), [("sft", 6), ("dpo", 3)])
 def test_kills_at_random_moments(objective: str, kills: int, server: ForkServer, tmp_path: Path) -> None:
     """Every life ends after a random number of records and a random moment more: in a step, a write, an evaluation."""
-    steps = kills * STEPS_PER_LIFE + 20
+    steps = kills * STEPS_PER_LIFE + 12
     server.start(tmp_path / "whole", max_steps=steps, objective=objective)
     assert server.status() == 0
     draw, log = random.Random(0), tmp_path / "cut" / "metrics.jsonl"
