@@ -127,6 +127,7 @@ def test_what_fails_is_told_and_the_rest_is_compared(tiny_model: Path, tmp_path:
     assert "1 run failed" in (tmp_path / "runs" / "r" / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_dominated_and_searched(tiny_model: Path, tmp_path: Path) -> None:
     path = recipe(tmp_path, tiny_model, {"over": {"sft.learning_rate": [1e-2, 1e-9]}, "end_dominated": True})
     assert (done := run(path)).code == 0, done.err
