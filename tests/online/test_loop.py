@@ -230,7 +230,11 @@ def test_the_reference_is_the_start(online: Run, small_model: Path, tmp_path: Pa
     ("method", "options", "gain"),
     [
         (Grpo(), {}, 0.25),
-        (Ppo(beta=0.0, value_learning_rate=1e-2, value_warmup=1), {"passes": 3, "steps": 16}, 0.1),  # it learns two things
+        (
+            Ppo(beta=0.0, value_learning_rate=1e-2, value_warmup=1),
+            {"passes": 3, "steps": 16},
+            0.1,
+        ),  # it learns two things
         (OnlineDpo(beta=0.02, label_temperature=0.1), {}, 0.25),
     ],
     ids=lambda given: getattr(given, "name", ""),
