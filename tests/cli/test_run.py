@@ -49,19 +49,19 @@ def made_small(path: Path, rows_file: Path, prompts_file: Path) -> list[str]:
     for name, stage in stages.items():
         match stage:
             case DataStage() if stage.sources[0].path not in stages:
-                overrides += [f"{name}.sources.{k}.max_rows=40" for k in range(len(stage.sources))]
+                overrides += [f"{name}.sources.{k}.max_rows=12" for k in range(len(stage.sources))]
                 for k, source in enumerate(stage.sources):
                     if source.path not in DATA:
                         own = "dpo_en_demo" if stage.rows == "pairs" else rows_file
                         overrides.append(f"{name}.sources.{k}.path={own}")
                 if not stage.splits:
-                    overrides.append(f"{name}.held_out=8")
+                    overrides.append(f"{name}.held_out=4")
             case ScoreStage():
-                overrides.append(f"{name}.max_length=400")
+                overrides.append(f"{name}.max_length=300")
             case TrainStage():
-                overrides += [f"{name}.max_steps=2", f"{name}.batch_size=2", f"{name}.max_length=400"]
+                overrides += [f"{name}.max_steps=2", f"{name}.batch_size=2", f"{name}.max_length=300"]
             case EvalStage():
-                overrides += [f"{name}.max_new_tokens=2", f"{name}.resamples=100", f"{name}.max_length=400"]
+                overrides += [f"{name}.max_new_tokens=2", f"{name}.resamples=100", f"{name}.max_length=300"]
                 for key in stage.benchmarks:
                     overrides += [f"{name}.benchmarks.{key}.max_prompts=4", f"{name}.benchmarks.{key}.max_tokens=2"]
                 if stage.prompts is not None:

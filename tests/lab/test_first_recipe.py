@@ -120,6 +120,7 @@ def test_what_is_there_is_not_overwritten(tiny_model: Path, files: Any, tmp_path
 def test_it_runs(goal: str, tiny_model: Path, files: Any, tmp_path: Path, cli: Any) -> None:
     rows, pairs, out = files("rows.jsonl", asked(40)), files("pairs.jsonl", compared(40)), tmp_path / "new.yaml"
     assert cli("new", "-o", out, "--model", tiny_model, "--data", rows, "--pairs", pairs, "--goal", goal).code == 0
-    done = cli("run", out, "evaluate.max_new_tokens=4", "--runs", tmp_path / "runs")
+    few = ["sft.max_steps=2", f"{goal}.max_steps=2", "evaluate.max_new_tokens=2"]
+    done = cli("run", out, *few, "--runs", tmp_path / "runs")
     assert done.code == 0, done
     assert (tmp_path / "runs" / "new" / "report" / "index.html").is_file()

@@ -286,7 +286,8 @@ def test_a_template_of_its_own_wins_and_is_told(run: Path, tmp_path: Path, cli: 
     copy = Path(shutil.copytree(run, tmp_path / "runs" / "chain"))
     (tmp_path / "other.jinja").write_text(TEMPLATE.replace("im_start", "endoftext"))
     recipe = copy / "recipe.yaml"
-    ended = cli("train", recipe, "--runs", tmp_path / "runs", f"lora.template={tmp_path / 'other.jinja'}")
+    few = [f"{stage}.max_steps=1" for stage in ("lora", "dpo", "last")]
+    ended = cli("train", recipe, "--runs", tmp_path / "runs", *few, f"lora.template={tmp_path / 'other.jinja'}")
     assert ended.code == 0, ended.err
     assert "takes the place of the template that full was made with" in ended.out + ended.err
     written = (copy / "dpo" / "adapter" / "chat_template.jinja").read_text()
