@@ -10,6 +10,7 @@ S supervised ones, V vocabulary, e bytes of the compute type.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -40,7 +41,7 @@ OUTGROWN = 2
 12 steps and more in bf16, over which the heap grows; in fp32 nothing was fitted (docs/planner.md)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """Segments of a micro-batch: tokens of each, and how many precede it in its sequence; ``supervised``: tokens whose logits are formed."""
 
@@ -48,20 +49,25 @@ class Layout:
     depths: tuple[int, ...]
     supervised: int
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens that go through the model."""
         return sum(self.lengths)
 
-    @property
+    @cached_property
     def kept_pairs(self) -> int:
         """Pairs of query and key whose probability is kept, a head."""
-        return sum(map(_kept_pairs, self.lengths, self.depths))
+        return sum(times * _kept_pairs(n, d) for (n, d), times in self._segments.items())
 
-    @property
+    @cached_property
     def all_pairs(self) -> int:
         """Pairs of query and key of all segments, those after the query too."""
-        return sum(n * (d + n) for n, d in zip(self.lengths, self.depths, strict=True))
+        return sum(times * n * (d + n) for (n, d), times in self._segments.items())
+
+    @cached_property
+    def _segments(self) -> Counter[tuple[int, int]]:
+        """(length, depth) -> how many: there are few kinds, and a million of them."""
+        return Counter(zip(self.lengths, self.depths, strict=True))
 
 
 @lru_cache(maxsize=4096)
@@ -89,12 +95,11 @@ def filled(
         return Layout(lengths, (0,) * len(lengths), round(tokens * supervised_share))
     reply, sides = max(1, length - prompt), replies or 2
     count = max(1, tokens // (prompt + sides * reply))
-    each = [reply] * count
-    left = (tokens - count * (prompt + sides * reply) - prompt) // sides
-    if replies is not None and left > 0:
-        each.append(left)
-    lengths = tuple(n for one in each for n in (prompt, *(one,) * sides))
-    return Layout(lengths, (0, *(prompt,) * sides) * len(each), sides * sum(each))
+    left = max(0, (tokens - count * (prompt + sides * reply) - prompt) // sides) if replies is not None else 0
+    lengths, depths = (prompt, *(reply,) * sides) * count, (0, *(prompt,) * sides) * count
+    if left:
+        lengths, depths = (*lengths, prompt, *(left,) * sides), (*depths, 0, *(prompt,) * sides)
+    return Layout(lengths, depths, sides * (count * reply + left))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
