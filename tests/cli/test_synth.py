@@ -29,6 +29,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_pairs_of_a_server_are_trained_on(cli: Cli, prompts: Path, tiny_model: Path, tmp_path: Path) -> None:
     with Server(bodies=drawn) as server:
         recipe = tmp_path / "r.yaml"

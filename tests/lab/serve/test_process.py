@@ -28,6 +28,7 @@ def started(model: Path, *more: str, **environment: str) -> subprocess.Popen[byt
     )
 
 
+@pytest.mark.slow
 def test_a_child_tells_when_it_is_ready_and_ends_with_its_parent(tiny_model: Path) -> None:
     with started(tiny_model, POSTTRAIN_SERVE_KEY="from-the-environment") as process:
         assert process.stdin is not None
