@@ -273,22 +273,13 @@ def test_a_full_disk(stage: str, cli: Cli, recipe: Path, tmp_path: Path, monkeyp
 
     replace = os.replace
 
+    folders = {"prepare": ("prepare", "rows"), "sft": ("sft", "checkpoints")}.get(stage, (stage,))
+
     def full(source: Path, target: Path) -> None:
-        if Path(target).parent.name in (stage, "rows", "checkpoints") and Path(target).name != "manifest.json":
+        if Path(target).parent.name in folders and Path(target).name != "manifest.json":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace(source, target)
 
-    if stage != "prepare":
-        assert (
-            cli(
-                "train" if stage == "evaluate" else "run",
-                recipe,
-                *([] if stage == "evaluate" else ["sft.max_steps=1", "evaluate.prompts="]),
-                "--runs",
-                tmp_path,
-            ).code
-            == 0
-        )
     with monkeypatch.context() as patch:
         patch.setattr(posttrain.artifacts.os, "replace", full)
         message = cli("run", recipe, "--runs", tmp_path).refused()
