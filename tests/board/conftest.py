@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 PATIENCE = 60_000
 """Milliseconds for what a page shows, unless a test is about time: a busy machine must not fail one."""
 
+CUT_OFF = ("Failed to load resource", "Failed to fetch", "ERR_")
+"""Of errors on a console: a page that is left while it loads says so."""
 IN_A_HURRY = (
     "{ const later = setTimeout; window.setTimeout = (work, wait, ...more) => later(work, wait / 10, ...more); }"
 )
@@ -46,6 +49,13 @@ def board(runs: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def board_of() -> Iterator[Callable[..., str]]:
+    """``board_of(settings, token=..., under=...)``: the address of a board, which ends when no page looks at it any more."""
+    with contextlib.ExitStack() as stack:
+        yield lambda settings, **how: stack.enter_context(running(settings, **how))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium, Debian's package. A module's: Playwright keeps an event loop running, which other modules' tests must not find."""
@@ -68,13 +78,13 @@ def kept_pages() -> dict[tuple[tuple[str, object], ...], tuple[BrowserContext, l
 
 
 @pytest.fixture
-def open_page(browser: Browser, kept_pages: Any) -> Iterator[Callable[..., Page]]:
+def open_page(browser: Browser, kept_pages: Any, board_of: object) -> Iterator[Callable[..., Page]]:
     """``open_page(address, width=1200, locale="en", color_scheme="light")``: a page. An error on its console, or a dialog, fails the test."""
     opened: list[tuple[Page, list[Page], dict[str, Any]]] = []
     wrong: list[str] = []
 
     def heard(text: str, kind: str) -> None:
-        if kind == "error" and "Failed to load resource" not in text and "ERR_" not in text:
+        if kind == "error" and not any(words in text for words in CUT_OFF):
             wrong.append(text)
 
     def asked(dialog: Dialog) -> None:
@@ -94,7 +104,7 @@ def open_page(browser: Browser, kept_pages: Any) -> Iterator[Callable[..., Page]
         page.set_default_timeout(PATIENCE)
         ears = {
             "console": lambda message: heard(message.text, message.type),
-            "pageerror": lambda error: wrong.append(str(error)),
+            "pageerror": lambda error: heard(str(error), "error"),
             "dialog": asked,
         }
         for event, ear in ears.items():

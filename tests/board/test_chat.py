@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from boards import accessible, running, served, wait_for, write_run
+from boards import accessible, served, wait_for, write_run
 from conftest import tiny_llama
 from posttrain.board.web import Settings, words
 
@@ -350,10 +350,11 @@ def test_words_are_there_in_both_languages() -> None:
     assert all(set(text) == {"en", "zh"} for key, text in words().items() if key.startswith("chat."))
 
 
-def test_it_works_under_a_path_of_a_proxy(runs: Path, endpoint: Scripted, open_page: OpenPage) -> None:
+def test_it_works_under_a_path_of_a_proxy(
+    runs: Path, endpoint: Scripted, board_of: Callable[..., str], open_page: OpenPage
+) -> None:
     endpoint.says = {"alpha": "hello there"}
-    with running(Settings(runs), under="/b/x4") as address:
-        page = open_page(f"{address}chat")
-        add_endpoint(page, endpoint.url, "alpha")
-        say(page, "Hi")
-        expect(reply(page)).to_have_text("hello there")
+    page = open_page(f"{board_of(Settings(runs), under='/b/x4')}chat")
+    add_endpoint(page, endpoint.url, "alpha")
+    say(page, "Hi")
+    expect(reply(page)).to_have_text("hello there")
