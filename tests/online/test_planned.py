@@ -73,13 +73,13 @@ def test_sampling_takes_a_cache_for_all_replies_at_once() -> None:
 
 
 def test_what_sampling_took_is_held_in_bf16() -> None:
-    """By the C library, beside what a training with these micro-batches holds: twice the cache, and the probabilities."""
+    """By the C library, beside what a training with these micro-batches holds: the cache once more, and the probabilities."""
     held = {
         (device, dtype): phases(replace(setup_of(dtype=dtype), device=device))
         for device, dtype in (("cpu", "bf16"), ("cpu", "fp32"), ("cuda", "bf16"))
     }
     sampling = held["cpu", "bf16"]["sampling"].parts
-    more = 2 * sampling["cache of keys and values"] + sampling["working memory"]
+    more = sampling["cache of keys and values"] + sampling["working memory"]
     plain = phases(replace(setup_of(dtype="bf16"), own_replies=None))["forward"].parts["allocator"]
     assert held["cpu", "bf16"]["forward"].parts["allocator"] == pytest.approx(plain + more)
     assert held["cpu", "fp32"]["forward"].parts["allocator"] < 0.5 * more

@@ -36,11 +36,6 @@ HELD_SHARE, HELD_CHUNKS, HELD_AGAIN = 0.12, 2, 2
 blocks, which glibc before 2.38 does not reuse for a block of the same size; with checkpointing more of them."""
 
 
-OUTGROWN = 2
-"""Of the sampler's cache, what a process that samples and learns in turn comes to hold: rooms that were outgrown, and the last one. Fitted to runs of
-12 steps and more in bf16, over which the heap grows; in fp32 nothing was fitted (docs/planner.md)."""
-
-
 @dataclass(frozen=True)
 class Layout:
     """Segments of a micro-batch: tokens of each, and how many precede it in its sequence; ``supervised``: tokens whose logits are formed."""
@@ -282,7 +277,7 @@ def _with_roles(setup: Setup, own: OwnReplies, training: Mapping[str, float], ph
     generation = generation_memory(shape, setup.dtype, setup.device, own.slots, own.length).parts
     if setup.lora is not None:  # frozen weights in the order of a product of few rows, from the first reply on
         beside["second copy"] = generation.get("second copy", 0.0)
-    drawing = (16.0 + 3 * e) * own.slots * shape.vocabulary  # probabilities are doubles
+    drawing = (4.0 + 2 * e) * own.slots * shape.vocabulary
     standing = {**training, **beside}
     sampling = {name: generation[name] for name in ("cache of keys and values", "working memory")}
     sampling["working memory"] += drawing
@@ -307,7 +302,8 @@ def _with_held(setup: Setup, layout: Layout, phases: Sequence[Phase]) -> list[Ph
     held += 0.0 if setup.lora is not None else 8.0 * setup.shape.embedding
     if setup.own_replies is not None and setup.dtype == "bf16":
         sampling = next(phase.parts for phase in phases if phase.name == "sampling")
-        held += OUTGROWN * sampling["cache of keys and values"] + sampling["working memory"]
+        # a process that samples and learns in turn comes to hold both; fitted to runs of 12 steps and more, over which the heap grows
+        held += sampling["cache of keys and values"] + sampling["working memory"]
     if setup.device == "cuda":
         held = 0.0
     return [
