@@ -129,4 +129,4 @@ def _patched(document: Document, text: str, wanted: Any, spelled: Mapping[Config
         spot = spot_at(document.value, path)
         return MISSING if spot is None or spot.key is None else default_of(spot.key)
 
-    return patched(text, wanted, document.file, spelled=spelled, absent=absent)
+    return patched(text, wanted, document.file, spelled=spelled, absent=absent, says=document.value)

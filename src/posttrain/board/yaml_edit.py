@@ -49,8 +49,9 @@ def patched(
     *,
     spelled: Mapping[ConfigPath, str] | None = None,
     absent: Absent = lambda path: MISSING,
+    says: Any = MISSING,
 ) -> str:
-    """The text changed so that it says ``wanted``.
+    """The text changed so that it says ``wanted``; ``says``: what it says now, where it was read already.
 
     spelled: how values should be written at their paths, where that means the same. absent: what a key means that is not written; a key
     that a merge brings and that should not be there is written with this value, where there is one.
@@ -59,7 +60,7 @@ def patched(
         ConfigError: the text is no YAML, or can't be changed without harm to the rest of it.
 
     """
-    value = parse_yaml(text, file).value
+    value = parse_yaml(text, file).value if says is MISSING else says
     for _ in range(MAX_CHANGES):
         change = first_difference(value, wanted)
         if change is None:
