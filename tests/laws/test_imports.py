@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -19,7 +20,13 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "posttrain"
 MODULES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path in MODULES.items()}
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Every module of the package as Python reads it; a second's work, so not for whoever only collects tests."""
+    return {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path in MODULES.items()}
+
 
 FLOORS = [
     {"types", "errors", "holder"},
@@ -71,7 +78,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 def own_imports(module: str) -> set[str]:
     """What a module imports of the package, without the leading ``posttrain.``."""
-    names = {name.removeprefix("posttrain.") for name in imported(TREES[module]) if name.startswith("posttrain.")}
+    names = {name.removeprefix("posttrain.") for name in imported(trees()[module]) if name.startswith("posttrain.")}
     return {name for name in names if not name.startswith("__")}
 
 
@@ -97,7 +104,7 @@ def test_imports_point_down(module: str) -> None:
 def imported_modules(module: str) -> set[str]:
     """The files of the package that a module imports, also within functions and for types alone."""
     found = set()
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(trees()[module]):
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "posttrain":
             base = str(node.module).replace(".", "/").removeprefix("posttrain").lstrip("/")
             for alias in node.names:
@@ -123,13 +130,13 @@ def test_the_law_sees_imports_in_functions_and_upwards() -> None:
 
 @pytest.mark.parametrize(("package", "rooms"), FOREIGN.items())
 def test_third_parties_are_touched_in_one_place(package: str, rooms: set[str]) -> None:
-    users = {room_of(m) for m, tree in TREES.items() for name in imported(tree) if name.split(".")[0] == package}
+    users = {room_of(m) for m, tree in trees().items() for name in imported(tree) if name.split(".")[0] == package}
     assert users == rooms
 
 
 def test_only_the_report_kernel_formats_for_a_terminal() -> None:
     """The others know the console that they print its values on."""
-    others = {module: tree for module, tree in TREES.items() if room_of(module) != "report"}
+    others = {module: tree for module, tree in trees().items() if room_of(module) != "report"}
     known = {name for tree in others.values() for name in imported(tree) if name.split(".")[0] == "rich"}
     assert known == {"rich.console"}
 
@@ -253,7 +260,7 @@ def test_an_objective_is_named_in_its_own_file_only() -> None:
 
     kinds = get_args(get_args(Objective)[0])
     own = {kind.__module__.removeprefix("posttrain.").replace(".", "/") + ".py": kind for kind in kinds}
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         if module == "objectives/__init__.py" or module.startswith("report/"):
             continue
         others = [kind for kind in kinds if kind is not own.get(module)]
@@ -282,7 +289,7 @@ def configuration_fields() -> list[tuple[str, str]]:
 
 def test_every_configuration_field_is_read_by_some_code() -> None:
     read: set[str] = set()
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         if module.endswith("config.py"):
             continue
         for node in ast.walk(tree):
@@ -367,7 +374,7 @@ def test_a_record_is_declared_once() -> None:
 
     settings = {owner.__name__ for owner in configurations(Recipe)}
     fields: dict[str, set[str]] = {}
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and node.name not in settings:
                 record = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
@@ -402,7 +409,7 @@ def test_no_module_is_a_drawer() -> None:
 
 @pytest.mark.parametrize("module", list(MODULES))
 def test_no_exception_is_swallowed(module: str) -> None:
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(trees()[module]):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"{module}:{node.lineno}: bare except"
             silent = all(isinstance(s, ast.Pass) or _is_ellipsis(s) for s in node.body)
@@ -420,7 +427,7 @@ def _is_ellipsis(statement: ast.stmt) -> bool:
 
 def test_no_print_and_no_path_of_a_machine() -> None:
     for module, path in MODULES.items():
-        calls = [n for n in ast.walk(TREES[module]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        calls = [n for n in ast.walk(trees()[module]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
         assert not any(call.func.id == "print" for call in calls if isinstance(call.func, ast.Name)), module
         assert not re.search(r"/(home|root|work|tmp/w)/", path.read_text(encoding="utf-8")), module
 
