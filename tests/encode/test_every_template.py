@@ -497,17 +497,17 @@ def compare(encoded: Any, oracle: Oracle, messages: list[dict[str, Any]], tokeni
 def test_every_published_template(sources):
     """No mask is wrong, and of the conversations that could be learned under 2% are refused.
 
-    With the model's own end token in the tokenizer, and with one that no template writes: then the renderings alone tell.
+    With the model's own end token in the tokenizer, and every second template with one that none writes: then the renderings alone tell.
     """
     assert len(sources) > 140
     outcomes: dict[str | None, dict[tuple[str, str], str]] = {None: {}, "</s>": {}}
-    for name, text in sources.items():  # both while transformers has the template compiled
-        for eos, found in outcomes.items():
+    for number, (name, text) in enumerate(sources.items()):
+        for eos, found in [*outcomes.items()][: 1 + number % 2]:  # both while transformers has the template compiled
             kinds = list(CONVERSATIONS) if eos is None else [kind for kind in CONVERSATIONS if kind in FEW]
             found |= {(name, kind): outcome for kind, outcome in judge(name, text, kinds, eos).items()}
     for eos, found in outcomes.items():
         assert not {case: outcome for case, outcome in found.items() if outcome.startswith("WRONG")}
         unjust = {case: outcome for case, outcome in found.items() if outcome.startswith("UNJUST")}
         exact = sum(outcome == "exact" for outcome in found.values())
-        assert exact > (2500 if eos is None else 500)
+        assert exact > (2500 if eos is None else 250)
         assert len(unjust) / (exact + len(unjust)) < 0.02, unjust
