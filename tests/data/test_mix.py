@@ -117,7 +117,7 @@ def test_rows_verdicts_and_ledger(tmp_path: Path) -> None:
     seed=st.integers(0, 3),
     order=st.randoms(),
 )
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_samples_are_nested_whatever_the_order(
     tmp_path_factory: pytest.TempPathFactory,
     sizes: dict[str, int],

@@ -92,7 +92,7 @@ def test_rows_keep_the_order_they_were_read_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(prompts=st.lists(st.integers(0, 9), min_size=6, max_size=25), seed=st.integers(0, 3), order=st.randoms())
 def test_the_split_depends_on_content_and_seed_only(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[int], seed: int, order: random.Random

@@ -242,7 +242,7 @@ def test_one_record_alone(tmp_path: Path) -> None:
 # ---- the split -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(prompts=st.lists(st.integers(0, 7), min_size=5, max_size=20), seed=st.integers(0, 3))
 def test_a_pair_and_its_judgements_are_on_the_same_side(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[int], seed: int

@@ -203,7 +203,7 @@ def test_groups_join_prompts_and_clusters(tmp_path: Path) -> None:
         assert decisions.facts["splits"]["validation"] == 6
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     prompts=st.lists(st.lists(st.sampled_from(WORDS[:4]), min_size=1, max_size=12), min_size=8, max_size=40),
     clusters=st.lists(st.sampled_from([None, None, "a", "b"]), min_size=40, max_size=40),
@@ -303,7 +303,7 @@ def test_strata_by_source_and_topic(tmp_path: Path) -> None:
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
     share=st.floats(0.05, 0.4),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_every_stratum_gives_its_part(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], share: float) -> None:
     folder = tmp_path_factory.mktemp("strata")
     rows = [r for number, size in enumerate(sizes) for r in distinct(size, f"s{number}")]
