@@ -59,12 +59,13 @@ def test_a_child_whose_parent_is_gone_before_it_is_ready_ends(tiny_model: Path) 
 
 
 WITHOUT_MODEL = """
-import sys
+import signal, sys
 from types import SimpleNamespace
 from posttrain.cli import main
 from posttrain.lab import chat
 chat.open_voice = lambda *arguments, **named: SimpleNamespace(close=lambda: None)
 sys.argv[1:] = ["serve", "nothing", "--port", "0"]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run behind a shell
 main()
 """
 
