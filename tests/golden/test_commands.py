@@ -54,9 +54,9 @@ def test_losses(place: Path, cli: Cli, golden: Golden) -> None:
     }
     for name, variant in VARIANTS.items():
         kind = variant.get("objective", {}).get("name", "sft")
-        common = {"kind": "train", "data": {"sft": "rows", "kto": "feedback"}.get(kind, "pairs"), "max_steps": 10}
+        common = {"kind": "train", "data": {"sft": "rows", "kto": "feedback"}.get(kind, "pairs"), "max_steps": 20}
         common |= {
-            "epochs": 10,
+            "epochs": 20,
             "batch_size": 2,
             "learning_rate": 5e-3,
             "dtype": "fp32",
@@ -71,7 +71,7 @@ def test_losses(place: Path, cli: Cli, golden: Golden) -> None:
     for name in VARIANTS:
         lines = (place / "runs" / "losses" / name / "metrics.jsonl").read_text().splitlines()
         steps = [record for record in map(json.loads, lines) if record["split"] == "train"]
-        assert len(steps) == 10
+        assert len(steps) == 20
         found[name] = {key: [float(record[key]).hex() for record in steps] for key in ("loss", "grad_norm")}
     golden("losses", found)
 
