@@ -231,12 +231,11 @@ def _choose(logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequen
     """Next token of every row [B]; each row that samples takes one uniform number from its own generator."""
     rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if len(rows) == len(samplings):  # without a copy of all logits
-        chosen_B = _sample(logits_BV, samplings, generators)
-    else:
-        chosen_B = logits_BV.argmax(dim=-1)
-        if rows:
-            places = to_device(np.array(rows), logits_BV.device)
-            chosen_B[places] = _sample(logits_BV[places], [samplings[r] for r in rows], [generators[r] for r in rows])
+        return [int(token) for token in _sample(logits_BV, samplings, generators).tolist()]
+    chosen_B = logits_BV.argmax(dim=-1)
+    if rows:
+        places = to_device(np.array(rows), logits_BV.device)
+        chosen_B[places] = _sample(logits_BV[places], [samplings[r] for r in rows], [generators[r] for r in rows])
     return [int(token) for token in chosen_B.tolist()]
 
 
@@ -281,9 +280,8 @@ def _of_all(below_top_BV: Tensor, temperature_B1: Tensor, drawn_B1: Tensor) -> T
     places_BK = block_B1 * BLOCK + torch.arange(BLOCK, device=p_BV.device)
     inside_BK = p_BV.gather(1, places_BK.clamp(max=p_BV.shape[1] - 1)).masked_fill_(places_BK >= p_BV.shape[1], 0)
     up_to_BK = inside_BK.cumsum(-1, dtype=torch.float64)
-    place_B1 = torch.searchsorted(
-        up_to_BK, share_B1 * up_to_BK[:, -1:], right=True
-    )  # share < 1: never one of probability 0
+    # the share is below 1: what is found has more than nothing of the probability
+    place_B1 = torch.searchsorted(up_to_BK, share_B1 * up_to_BK[:, -1:], right=True)
     return (block_B1 * BLOCK + place_B1)[:, 0]
 
 
