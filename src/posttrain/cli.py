@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from posttrain import __version__
-from posttrain.errors import PosttrainError
+from posttrain.errors import LostPeerError, PosttrainError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from posttrain.lab.engine import Experiment
     from posttrain.lab.one_stage import OneStage
     from posttrain.lab.recipe import Recipe
+    from posttrain.parallel.peers import Peers
 
 app = typer.Typer(
     name="posttrain",
@@ -75,7 +77,11 @@ def main() -> None:
     try:
         app()
     except PosttrainError as error:
-        typer.echo(f"error: {error}", err=True)
+        told = (
+            isinstance(error, LostPeerError) and "POSTTRAIN_LAUNCHED" in os.environ
+        )  # by the process that started all
+        if not told:
+            typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 
@@ -107,17 +113,57 @@ def run(
         bool,
         typer.Option("--dry-run", help="Check all that is checked before a run, and name the stages that would run."),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            help="Share the steps of trainings among so many processes of this machine, one a GPU; torchrun does so on several machines.",
+            show_default=False,
+        ),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option("--backend", help="Of several processes: nccl, gloo, or auto (nccl on CUDA, else gloo).")
+    ] = "auto",
 ) -> None:
     """Run a recipe: every stage that is not finished yet, in order. Killed? Run it again: it resumes exactly."""
     from posttrain.lab.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    with _experiment(loaded, runs / loaded.name) as experiment:
-        if dry_run:
-            experiment.rehearse()
+    if processes is not None and not dry_run:
+        from posttrain.parallel.launch import launch
+
+        words = ["run", "--runs", str(runs), "--backend", backend, "--", str(recipe), *(overrides or [])]
+        raise typer.Exit(launch(processes, backend, words))
+    with _joined(backend if "WORLD_SIZE" in os.environ else None) as peers:
+        if not peers.leads:
             return
-        experiment.execute()
-    _show_end(experiment.run)
+        with _experiment(loaded, runs / loaded.name, peers=peers) as experiment:
+            if dry_run:
+                experiment.rehearse()
+                return
+            experiment.execute()
+        _show_end(experiment.run)
+
+
+@contextlib.contextmanager
+def _joined(backend: str | None) -> Iterator[Peers]:
+    """The processes that this one was started with, which take part to the end of the block; None = it was started by itself."""
+    from posttrain.parallel.peers import ALONE
+
+    if backend is None:
+        yield ALONE
+        return
+    from posttrain.lab.engine import follow
+    from posttrain.parallel.joined import JoinedPeers, joined
+
+    peers = joined(backend)
+    if isinstance(peers, JoinedPeers) and not peers.leads:
+        follow(peers)
+    try:
+        yield peers
+    finally:
+        if isinstance(peers, JoinedPeers) and peers.leads:
+            peers.end()
 
 
 @app.command()
@@ -172,17 +218,20 @@ def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("ru
 
 
 @contextlib.contextmanager
-def _experiment(recipe: Recipe, folder: Path, *, stderr: bool = False) -> Iterator[Experiment]:
+def _experiment(
+    recipe: Recipe, folder: Path, *, stderr: bool = False, peers: Peers | None = None
+) -> Iterator[Experiment]:
     """A recipe ready to be run, with progress on the terminal; Ctrl-C is one clear message."""
     from posttrain.artifacts import RunDir
     from posttrain.lab.ending import interrupted
     from posttrain.lab.engine import Experiment
+    from posttrain.parallel.peers import ALONE
     from posttrain.report.live import Display
 
     run_folder = RunDir(folder)
     try:
         with Display(_console(stderr=stderr)) as display:
-            yield Experiment(recipe, run_folder, display)
+            yield Experiment(recipe, run_folder, display, peers=peers or ALONE)
     except KeyboardInterrupt:
         raise interrupted(run_folder) from None
 

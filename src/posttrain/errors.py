@@ -10,7 +10,8 @@
     |- AssetError       a named asset is unknown, can't be fetched, or has the wrong sha256
     |- RunError         the run folder is locked, read-only, full, or holds something unexpected
     |   `- InterruptedRunError   Ctrl-C, SIGTERM or asked to stop; what was finished is kept (exit code 130, not 2)
-    |       `- EndedEarlyError  a run that a search has seen enough of; only the search sees it
+    |   |   `- EndedEarlyError  a run that a search has seen enough of; only the search sees it
+    |   `- LostPeerError         another process of this run was killed
     |- CheckpointError  a checkpoint is damaged or belongs to another configuration
     `- TrainingError    training can't go on (non-finite loss, nothing to train on)
 
@@ -79,6 +80,10 @@ class InterruptedRunError(RunError):
 
 class EndedEarlyError(InterruptedRunError):
     """A search has seen enough of this run; it could be gone on with."""
+
+
+class LostPeerError(RunError):
+    """Another process that works on this run was ended; whoever started them all says so too."""
 
 
 class CheckpointError(PosttrainError):

@@ -30,7 +30,7 @@ def trees() -> dict[str, ast.Module]:
 
 FLOORS = [
     {"types", "errors", "holder"},
-    {"table", "config", "artifacts", "assets"},
+    {"table", "config", "artifacts", "assets", "parallel"},
     {"references"},
     {"report", "stats", "encode"},
     {"data", "objectives", "model"},
@@ -175,6 +175,7 @@ LOADS_TORCH = {
     ),
     *("train.checkpoint", "train.loop", "train.measured", "train.optimizer", "train.quantisation"),
     *("train.reference", "train.step_trace", "train.tasks"),
+    *("parallel.joined", "parallel.launch"),
     *("online.critic", "online.loop", "online.rollout", "online.server", "online.units"),
 }
 """The modules that compute with tensors. Everything else is there for a machine without torch."""

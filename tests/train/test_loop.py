@@ -304,7 +304,7 @@ def held_out_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float
         monkeypatch.setattr(
             loop,
             "evaluate",
-            lambda trainee, task, units, budget: loop.Evaluation(v := next(left), {}, [v] * len(units)),
+            lambda trainee, task, units, budget, peers: loop.Evaluation(v := next(left), {}, [v] * len(units)),
         )
 
     return use

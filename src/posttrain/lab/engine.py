@@ -7,11 +7,13 @@ that was running goes on; one whose identity changed starts anew, and the old fo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,7 +22,8 @@ from datetime import datetime
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -37,18 +40,30 @@ from posttrain.artifacts import (
     write_json,
     write_text,
 )
-from posttrain.config import dotted, resolved_yaml
+from posttrain.config import dotted, parse_yaml, resolved_yaml
 from posttrain.encode.template import clock, stopped_at
 from posttrain.errors import ConfigError, DataError, InterruptedRunError, PosttrainError
 from posttrain.holder import end_with
 from posttrain.lab.ending import recorded_end
-from posttrain.lab.recipe import Recipe, execution_order, named_stage, on_disk, stage_inputs, stage_references
+from posttrain.lab.recipe import (
+    Recipe,
+    execution_order,
+    named_stage,
+    on_disk,
+    recipe_of,
+    stage_inputs,
+    stage_references,
+)
 from posttrain.lab.variations import changed, reseeded, stage_keys
 from posttrain.model.lineage import Lineage
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
 from posttrain.report.live import Display
 from posttrain.stages.base import BASE, Context, GoOn, StageKind, Wanted, always
 from posttrain.table import did_you_mean
+
+if TYPE_CHECKING:
+    from posttrain.parallel.joined import JoinedPeers
 
 CLOCK_FILE = "clock.json"
 """The file of a run that says what time its chat templates are told."""
@@ -67,11 +82,13 @@ class Experiment:
     """Stages with another seed than the recipe's."""
     varies: bool = False
     """Whether it is a variation of another recipe, of which stages that are unchanged are not told."""
+    peers: Peers = ALONE
+    """The processes that work on the run with this one, which is rank 0 of them."""
 
     def execute(self, only: Sequence[str] | None = None) -> None:
         """Run all stages, or the named ones with everything they read. Holds the run's lock, and leaves how it ended."""
         order = execution_order(self.recipe, only)
-        with self.run.lock(), recorded_end(self.run):
+        with self.run.lock(), recorded_end(self.run), self.peers.whole():
             write_text(self.run.path / "recipe.yaml", resolved_yaml(self.recipe))
             remove_leftovers(self.run.path)
             self.check(order)
@@ -105,7 +122,8 @@ class Experiment:
         check_model_folder(folder)
         return folder
 
-    def _context(self, name: str, identity: str = "", go_on: GoOn = always) -> Context:
+    def context(self, name: str, identity: str = "", go_on: GoOn = always) -> Context:
+        """What a stage is run in."""
         return Context(
             name=name,
             run=self.run,
@@ -117,6 +135,7 @@ class Experiment:
             base_folder=lambda: self._base_folder,
             variations=RecipeVariations(self, name),
             go_on=go_on,
+            peers=self.peers,
         )
 
     def clock(self) -> datetime:
@@ -145,7 +164,7 @@ class Experiment:
         """Find out before anything runs that the model, a file or a device is missing, or that a template is broken."""
         self.check_files(names)
         for name in names:
-            self.recipe.stages[name].check(self._context(name))
+            self.recipe.stages[name].check(self.context(name))
         for name in names:
             for one in stage_references(self.recipe, name):
                 self._check_outside(one, models=True)
@@ -159,7 +178,7 @@ class Experiment:
         try:
             match one.marker:
                 case NamesRows() | NamesStage(or_outside="rows") if not models:
-                    one.owner.parts(self._context(str(one.path[1])).resolve_data)
+                    one.owner.parts(self.context(str(one.path[1])).resolve_data)
                 case NamesModel() | NamesStage(or_outside="model") if models:
                     found = self._outside_model(one)
                     if isinstance(one.marker, NamesStage) and one.marker.gives == "reward_model":
@@ -206,11 +225,27 @@ class Experiment:
         before = (manifest or {}).get("seconds") or 0.0 if same else 0.0  # of the sessions before
         account = _Manifest(out, stage, identity, inputs, before)
         try:
-            result = stage.run(self._context(name, identity, go_on))
+            with self._shared(name, identity), self.peers.whole():
+                result = stage.run(self.context(name, identity, go_on))
         except Exception as error:
             account.fail(error)
             raise
         account.finish(result)
+
+    def _shared(self, name: str, identity: str) -> contextlib.AbstractContextManager[object]:
+        """Inside, the other processes take part in a stage that is shared."""
+        if self.peers.size == 1 or not self.recipe.stages[name].is_shared:
+            return contextlib.nullcontext()
+        order = {
+            "stage": name,
+            "identity": identity,
+            "recipe": resolved_yaml(self.recipe),
+            "run": str(self.run.path.absolute()),
+            "elsewhere": {one: str(path.absolute()) for one, path in self.run.elsewhere.items()},
+            "seeds": dict(self.seeds),
+            "now": self.clock().isoformat(timespec="seconds"),
+        }
+        return self.peers.together(order)
 
     def _earlier(self, name: str) -> dict[str, Any] | None:
         """The manifest that a stage goes on from; None where it is made anew every time: reading artefacts is cheap, and shows what is there now."""
@@ -260,7 +295,7 @@ class Experiment:
             case NamesRows() | NamesStage(or_outside="rows"):
                 from posttrain.data.sources import content_of
 
-                return content_of(one.owner.parts(self._context(str(one.path[1])).resolve_data))
+                return content_of(one.owner.parts(self.context(str(one.path[1])).resolve_data))
             case _:
                 return None
 
@@ -284,6 +319,30 @@ class Experiment:
         except OSError as error:
             raise write_error(error, target) from error
         self.display.note(f"its configuration, inputs or files changed; the old results are in {target}")
+
+
+def follow(peers: JoinedPeers) -> None:
+    """Take part in what rank 0 runs, to its end; writes nothing that stays."""
+    warnings.simplefilter("ignore")  # rank 0 says the same
+    for order in peers.orders():
+        try:
+            _join(peers, order)
+            peers.report()
+        except PosttrainError as error:
+            peers.fail(error.problem, error.fix)
+        except (RuntimeError, KeyboardInterrupt) as error:
+            peers.fail(f"{type(error).__name__}: {error}", None)
+    peers.leave()
+
+
+def _join(peers: Peers, order: Mapping[str, Any]) -> None:
+    """Do the part of this process in a stage; what it would write goes into a folder that is removed."""
+    recipe, name = recipe_of(parse_yaml(order["recipe"], "the recipe of rank 0")), order["stage"]
+    with TemporaryDirectory() as aside, stopped_at(datetime.fromisoformat(order["now"])):
+        elsewhere = {one: Path(path) for one, path in order["elsewhere"].items()}
+        run = RunDir(Path(order["run"]), elsewhere | {name: Path(aside) / name})
+        experiment = Experiment(recipe, run, Display(Console(quiet=True)), order["seeds"], peers=peers)
+        recipe.stages[name].join(experiment.context(name, order["identity"]))
 
 
 # ---- the recipe with other settings --------------------------------------------------------------------------------

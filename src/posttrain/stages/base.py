@@ -16,6 +16,7 @@ from posttrain import assets
 from posttrain.artifacts import RunDir, StageDir, read_json, write_json
 from posttrain.config import Problem
 from posttrain.errors import ConfigError, PosttrainError, RunError
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.references import Gives, NamesFile, NamesStage, Reference, with_references
 from posttrain.types import Display
 
@@ -95,6 +96,8 @@ class Context:
     """The recipe with other settings, for stages that search."""
     go_on: GoOn = always
     """Asked after every measurement of held-out rows whether the training is worth going on with."""
+    peers: Peers = ALONE
+    """The processes that work on the run with this one."""
 
     @property
     def out(self) -> StageDir:
@@ -189,6 +192,9 @@ class StageKind:
     accounts_for_rows: ClassVar[bool] = False
     """Whether it keeps a ledger, whatever its configuration."""
 
+    is_shared: ClassVar[bool] = False
+    """Whether several processes work on it: then the others `join` it while rank 0 runs it."""
+
     @classmethod
     def kind_name(cls) -> str:
         """Return what ``kind`` is in a recipe."""
@@ -235,6 +241,10 @@ class StageKind:
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Do it, or go on where it was cut, and return the stage's ``result`` (docs/run-folder.md)."""
+        raise NotImplementedError
+
+    def join(self, context: Context) -> None:
+        """Do the part of a process beside rank 0. ``context.out`` is a folder that nobody reads and that is removed."""
         raise NotImplementedError
 
     @staticmethod

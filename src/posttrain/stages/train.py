@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from posttrain import assets
 from posttrain.artifacts import Ledger, StageDir, digest, write_json
-from posttrain.errors import DataError
+from posttrain.errors import ConfigError, DataError
 from posttrain.model.config import LoraAdapter
 from posttrain.references import Gives, NamesStage
 from posttrain.stages.base import BASE, Context, StageKind
@@ -43,6 +43,7 @@ class TrainStage(TrainSettings, _Inputs):
     """One training run. The mathematics depends on ``batch_size`` only; ``micro_batch_tokens`` only moves memory."""
 
     accounts_for_rows: ClassVar[bool] = True
+    is_shared: ClassVar[bool] = True
 
     @classmethod
     def sections(cls, stages: Sequence[Stage], gaps: list[Gap]) -> tuple[Section, ...]:
@@ -69,21 +70,40 @@ class TrainStage(TrainSettings, _Inputs):
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Encode the rows, and train or go on training."""
+        from posttrain.model.lineage import write_record
+
+        display = context.display
+        result = self._train(context)
+        decided = f"template: {self.template}" if self.template is not None else self.start_from
+        lineage = context.lineage(self.start_from).spoken(self.template)
+        write_record(context.out, lineage, context.base_folder(), decided)
+        display.note(
+            f"{result['steps']:,} steps, loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, "
+            f"{result['tokens_per_second']:,.0f} tok/s, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
+        )
+        return result
+
+    def join(self, context: Context) -> None:
+        """Encode the same rows, and compute a share of every step."""
+        self._train(context)
+
+    def _train(self, context: Context) -> dict[str, Any]:
         from posttrain.data.mix import row_repeats
         from posttrain.data.rows import read_kind
         from posttrain.encode.facts import EXAMPLES_FILE, example_facts
         from posttrain.model import hardware
-        from posttrain.model.lineage import write_record
         from posttrain.train.loop import TrainInputs, train
 
         out, display = context.out, context.display
+        self._check_peers(context)
         context.settle_threads()
         hardware.reset_peak_memory(hardware.resolve_device(self.device))
         start = context.lineage(self.start_from)
         lineage = start.spoken(self.template)
-        decided = f"template: {self.template}" if self.template is not None else self.start_from
         if self.template is not None and start.has_template and start.manner != lineage.manner:
-            display.note(f"{decided} takes the place of the template that {self.start_from} was made with")
+            display.note(
+                f"template: {self.template} takes the place of the template that {self.start_from} was made with"
+            )
         files = {side: context.run.stage(self.data).file("rows", f"{side}.parquet") for side in ("train", "held_out")}
         rows = {side: read_kind(path, self.objective.row_kind) for side, path in files.items()}
         ledger = Ledger()
@@ -109,7 +129,7 @@ class TrainStage(TrainSettings, _Inputs):
             reference=self._reference(context) if self.objective.needs_reference else None,
         )
         display.tick("loading the model", 0, 0)
-        result = train(
+        return train(
             self,
             inputs,
             out,
@@ -120,13 +140,17 @@ class TrainStage(TrainSettings, _Inputs):
             on_progress=display.tick,
             go_on=context.go_on,
             stop_asked=context.run.stop_asked,
+            peers=context.peers,
         )
-        write_record(out, lineage, context.base_folder(), decided)
-        display.note(
-            f"{result['steps']:,} steps, loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, "
-            f"{result['tokens_per_second']:,.0f} tok/s, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
-        )
-        return result
+
+    def _check_peers(self, context: Context) -> None:
+        """Raise ConfigError where a step has too few rows for the processes that share it."""
+        if context.peers.size > self.batch_size:
+            raise ConfigError(
+                f"{context.peers.size} processes can't share a step of {self.batch_size} rows",
+                where=f"stages.{context.name}.batch_size",
+                fix=f"--processes {self.batch_size} at most, or a larger batch_size",
+            )
 
     def _encode(
         self, rows: Sequence[Any], template: ChatTemplate, ledger: Ledger, label: str, context: Context

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from posttrain.artifacts import atomic_path
 from posttrain.errors import CheckpointError
+from posttrain.parallel.peers import Peers
 
 SLOTS = ("a.safetensors", "b.safetensors")
 
@@ -68,6 +69,30 @@ def restore_optimizer(
                 key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
                 for key, value in states.get(names[id(parameter)], {}).items()
             }
+
+
+def share_state(
+    peers: Peers,
+    progress: Progress,
+    trained: Mapping[str, Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    names: Mapping[int, str],
+) -> Progress:
+    """Put what rank 0 has restored, or begins with, into all processes; returns its progress."""
+    if peers.size == 1:
+        return progress
+    progress = Progress(**peers.said(asdict(progress)))
+    with torch.no_grad():
+        peers.spread(list(trained.values()))
+    for optimizer in optimizers:
+        kept = optimizer_tensors(optimizer, names)
+        shapes = peers.said({flat: list(tensor.shape) for flat, tensor in kept.items()})
+        state = {flat: kept.get(flat, torch.zeros(shape)) for flat, shape in sorted(shapes.items())}
+        if not peers.leads:
+            restore_optimizer(optimizer, state, names)
+            state = optimizer_tensors(optimizer, names)
+        peers.spread([state[flat] for flat in sorted(shapes)])
+    return progress
 
 
 class _DamagedError(CheckpointError):

@@ -19,11 +19,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from posttrain.artifacts import MetricsLog, StageDir, atomic_path, read_json, write_json
+from posttrain.artifacts import MetricsLog, StageDir, atomic_path, file_digest, read_json, write_json
 from posttrain.encode.collate import Batch, collate
 from posttrain.encode.preferences import PairTokens, sequences_of
 from posttrain.errors import ConfigError, EndedEarlyError, InterruptedRunError, ModelError, TrainingError
@@ -36,13 +38,14 @@ from posttrain.model.lengths import check_fits
 from posttrain.model.proof import prove_products
 from posttrain.model.score import lay_out, packed_length, sequence_logps
 from posttrain.objectives.base import Loss, Metric
+from posttrain.parallel.peers import ALONE, Peers, deal
 from posttrain.report.reading import parse
-from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer
+from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer, share_state
 from posttrain.train.config import StepSettings, TrainSettings
 from posttrain.train.measured import Gauge, Planner, advised, record_measured, record_plan
-from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_rate
+from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_rate, sum_gradients
 from posttrain.train.plan import Plan, micro_batches
-from posttrain.train.planned import StagePlan, layout_of
+from posttrain.train.planned import Settled, StagePlan, layout_of
 from posttrain.train.protocols import Dtype, ModelSettings
 from posttrain.train.quantisation import GAP_FILE, quantisation_gap
 from posttrain.train.records import (
@@ -59,6 +62,7 @@ from posttrain.train.records import (
 from posttrain.train.reference import ReferenceLogps, mean_difference, reference_logps, tolerance
 from posttrain.train.tasks import LossInputs, StepContext, Task, Unit, make_task
 from posttrain.train.track import Tracker, open_trackers
+from posttrain.types import Tokens
 
 EVALUATIONS_PER_RUN = 10
 CHECKPOINT_TIME_SHARE = 0.05
@@ -227,23 +231,26 @@ def optimizer_step(
     micro_batches: Sequence[Sequence[Any]],
     rate: float,
     max_grad_norm: float | None,
+    share: Sequence[Sequence[Any]] | None = None,
+    peers: Peers = ALONE,
 ) -> StepResult:
-    """One optimizer step over all micro-batches of the effective batch. Raises TrainingError on a non-finite loss."""
+    """One optimizer step over all micro-batches of the effective batch. Raises TrainingError on a non-finite loss.
+
+    ``share``: the micro-batches that this process computes, where several share the step; None = all.
+    """
     sizes = [sum(len(sequence) for unit in group for sequence in task.sequences(unit)) for group in micro_batches]
-    context = step_context(trainee, task, [unit for group in micro_batches for unit in group], max(sizes))
+    context = step_context(trainee, task, [unit for group in micro_batches for unit in group], max(sizes), peers)
     sums = _Sums(trainee.device)
-    flops, computed, supervised = 0.0, 0, 0
-    for group in micro_batches:
+    for group in micro_batches if share is None else share:
         batch, _, given = _compute(trainee, task, group, context)
         found = task.objective.loss(*given.arguments)
         torch.autograd.backward(found.share)
-        sums.add(found, given.metrics)
-        flops += step_flops(trainee.model, batch)
-        computed += len(batch.ids_T)
-        supervised += len(batch.targets_S)
-    norm = clip_gradients(list(trainee.trained.values()), max_grad_norm)
+        sums.add(found, given.metrics, _Work(step_flops(trainee.model, batch), len(batch.ids_T), len(batch.targets_S)))
+    parameters = list(trainee.trained.values())
+    sum_gradients(parameters, peers)
+    norm = clip_gradients(parameters, max_grad_norm)
     # The one host synchronisation of a step: without it a NaN would reach the weights.
-    loss_value, metrics, norm_value = sums.host(norm)
+    loss_value, metrics, norm_value, work = sums.host(norm, peers)
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         optimizer.zero_grad(set_to_none=True)
         raise TrainingError(f"loss {loss_value}, gradient norm {norm_value}")
@@ -251,7 +258,7 @@ def optimizer_step(
         group_options["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_value, norm_value, sum(sizes), computed, supervised, flops, metrics)
+    return StepResult(loss_value, norm_value, sum(sizes), work.tokens, work.supervised, work.flops, metrics)
 
 
 class _Computed(NamedTuple):
@@ -269,10 +276,15 @@ def _compute(trainee: Trainee, task: Task, units: Sequence[Any], context: StepCo
     return _Computed(batch, outputs_S, task.loss_inputs(units, batch, outputs_S, context))
 
 
-def step_context(trainee: Trainee, task: Task, units: Sequence[Any], budget: int) -> StepContext:
+def step_context(trainee: Trainee, task: Task, units: Sequence[Any], budget: int, peers: Peers = ALONE) -> StepContext:
     """What the micro-batches of a step share; computes what the task wants to know beforehand, without gradient."""
-    beside = [[sequence] for sequence in task.beside(units)]
-    return task.context(units, sequence_logps(trainee.model, beside, budget, trainee.compute_dtype) if beside else [])
+
+    def logps(sequences: list[Tokens]) -> list[NDArray[np.float32]]:
+        groups = [[sequence] for sequence in sequences]
+        return sequence_logps(trainee.model, groups, budget, trainee.compute_dtype)
+
+    beside = task.beside(units)
+    return task.context(units, peers.compute(beside, list(map(len, beside)), logps) if beside else [])
 
 
 class Evaluation(NamedTuple):
@@ -287,9 +299,9 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -> Evaluation:
+def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int, peers: Peers = ALONE) -> Evaluation:
     """Loss and metrics over some units, as one step would give them."""
-    context = step_context(trainee, task, units, budget)
+    context = step_context(trainee, task, units, budget, peers)
     sums = _Sums(trainee.device)
     order: list[int] = []
     shares: list[Tensor] = []
@@ -297,7 +309,7 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -
     training = trainee.model.training
     trainee.model.eval()
     lengths = [packed_length(trainee.model, task.sequences(unit)) for unit in units]
-    for indices in micro_batches(range(len(units)), lengths, budget):
+    for indices in micro_batches(deal(lengths, peers.size)[peers.rank], lengths, budget):
         some = [units[i] for i in indices]
         _, outputs_S, given = _compute(trainee, task, some, context)
         sums.add(task.objective.loss(*given.arguments), given.metrics)
@@ -306,14 +318,15 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int) -
             shares.append(found.share)
             margins += [found.metrics[key].total for key in ("rewards/margins",) if key in found.metrics]
     trainee.model.train(training)
-    loss, metrics, _ = sums.host(torch.zeros((), device=trainee.device))
-    losses = [len(units) * share for share in _in_order(shares, order)]
-    return Evaluation(loss, metrics, losses, _in_order(margins, order) if margins else [])
+    loss, metrics, _, _ = sums.host(torch.zeros((), device=trainee.device), peers)
+    losses = [len(units) * share for share in _in_order(shares, order, peers)]
+    return Evaluation(loss, metrics, losses, _in_order(margins, order, peers))
 
 
-def _in_order(values: Sequence[Tensor], order: Sequence[int]) -> list[float]:
-    """The values in the order of the units, in one transfer."""
-    return [value for _, value in sorted(zip(order, torch.stack(list(values)).tolist(), strict=True))]
+def _in_order(values: Sequence[Tensor], order: Sequence[int], peers: Peers) -> list[float]:
+    """The values of all processes in the order of the units, in one transfer; nothing where there are none."""
+    own = list(zip(order, torch.stack(list(values)).tolist(), strict=True)) if values else []
+    return [value for _, value in sorted(tuple(one) for part in peers.gather(own) for one in part)]
 
 
 def _by_unit(task: Task, units: Sequence[Unit], outputs_S: Tensor, context: StepContext) -> Iterator[Loss]:
@@ -326,6 +339,19 @@ def _by_unit(task: Task, units: Sequence[Unit], outputs_S: Tensor, context: Step
         start = end
 
 
+class _Work(NamedTuple):
+    """What was computed."""
+
+    flops: float = 0.0
+    tokens: int = 0
+    supervised: int = 0
+
+    def and_also(self, more: Sequence[float]) -> _Work:
+        """This and more of it."""
+        flops, tokens, supervised = more
+        return _Work(self.flops + flops, self.tokens + int(tokens), self.supervised + int(supervised))
+
+
 class _Sums:
     """Losses and metrics of micro-batches added up on the device."""
 
@@ -333,23 +359,31 @@ class _Sums:
         self.loss = torch.zeros((), device=device, dtype=torch.float64 if device.type != "mps" else torch.float32)
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
+        self.work = _Work()
 
-    def add(self, found: Loss, more: Mapping[str, Metric]) -> None:
+    def add(self, found: Loss, more: Mapping[str, Metric], work: _Work = _Work()) -> None:  # noqa: B008 (a value)
         self.loss += found.share.detach()
+        self.work = self.work.and_also(work)
         for name, metric in {**found.metrics, **more}.items():
             for into, value in ((self.totals, metric.total), (self.counts, metric.count)):
                 into[name] = into.get(name, self.loss.new_zeros(())) + value
 
-    def host(self, norm: Tensor) -> tuple[float, dict[str, float], float]:
-        """(loss, mean of every metric that has a value, norm) in one transfer."""
+    def host(self, norm: Tensor, peers: Peers) -> tuple[float, dict[str, float], float, _Work]:
+        """(loss, mean of every metric that has a value, norm, work) of all processes, in one transfer from the device."""
         names = list(self.totals)
         stacked = [self.loss, norm.to(self.loss.dtype), *self.totals.values(), *(self.counts[name] for name in names)]
-        loss, norm_value, *rest = torch.stack(stacked).tolist()
-        totals, counts = rest[: len(names)], rest[len(names) :]
-        means = {name: t / n for name, t, n in zip(names, totals, counts, strict=True) if n > 0}
+        own_loss, norm_value, *rest = torch.stack(stacked).tolist()
+        own = dict(zip(names, zip(rest[: len(names)], rest[len(names) :], strict=True), strict=True))
+        loss, work, found = 0.0, _Work(), dict[str, tuple[float, float]]()
+        for share, done, metrics in peers.gather([own_loss, self.work, own]):
+            loss, work = loss + share, work.and_also(done)
+            for name, (total, number) in metrics.items():
+                before = found.get(name, (0.0, 0.0))
+                found[name] = before[0] + total, before[1] + number
+        means = {name: total / number for name, (total, number) in found.items() if number > 0}
         if {"rewards/chosen", "rewards/rejected"} <= means.keys():  # of single replies it is no mean over rows
             means.setdefault("rewards/margins", means["rewards/chosen"] - means["rewards/rejected"])
-        return loss, means, norm_value
+        return loss, means, norm_value, work
 
 
 def train(
@@ -364,8 +398,9 @@ def train(
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     go_on: Callable[[StageDir, int], bool] = lambda out, step: True,
     stop_asked: Callable[[], bool] = lambda: False,
+    peers: Peers = ALONE,
 ) -> dict[str, Any]:
-    """Run or resume a training stage and return its ``result`` (docs/run-folder.md).
+    """Run or resume a training stage and return its ``result`` (docs/run-folder.md); empty but for rank 0 of several ``peers``.
 
     ``go_on`` is asked after every measurement of the held-out rows whether the run is worth going on with; where it is not, the run ends
     with a checkpoint and an EndedEarlyError. Writes metrics.jsonl, held_out.jsonl, checkpoints/, and adapter/ or model/ (and last/ where the best weights are not the last).
@@ -373,7 +408,7 @@ def train(
     and an InterruptedRunError; ``on_interrupt`` is called at once, because a step may take a while. ``stop_asked`` is asked after every
     step whether the run should end there in the same way.
     """
-    run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress)
+    run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress, peers)
     since_checkpoint, write_seconds, leanest = 0.0, 0.0, math.inf
     with contextlib.ExitStack() as open_logs, interruptible(on_interrupt) as interrupted:
         for close in (*(tracker.close for tracker in run.trackers), run.log.close, run.row_log.close):
@@ -382,12 +417,13 @@ def train(
             run.evaluate(progress)
         while not run.finished(progress):
             begin = time.perf_counter()
-            # Dropout draws from (seed, step): a resumed step draws what the interrupted one would have drawn.
-            torch.manual_seed(seed * 1_000_003 + progress.step)
+            # Dropout draws from (seed, step, rank): a resumed step draws what the interrupted one would have drawn.
+            torch.manual_seed(seed * 1_000_003 + progress.step + peers.rank * 1_000_000_007)
             groups = run.units_of(progress.step)
             rate = learning_rate(progress.step, run.plan.total_steps, settings)
             with run.explained(progress.step, groups):
-                result = optimizer_step(run.trainee, run.optimizer, run.task, groups, rate, settings.max_grad_norm)
+                parts = (run.trainee, run.optimizer, run.task, groups, rate, settings.max_grad_norm)
+                result = optimizer_step(*parts, run.share_of(progress.step), peers)
             progress = run.record_step(progress, result, rate, time.perf_counter() - begin)
             memory = hardware.current_memory(run.trainee.device)
             leanest = min(leanest, memory)
@@ -398,8 +434,11 @@ def train(
                 progress = run.evaluate(progress)
                 ended = not run.finished(progress) and not go_on(out, progress.step)
             since_checkpoint += time.perf_counter() - begin
-            stopped = interrupted() or stop_asked()  # once: what is said to have ended has its checkpoint
-            if ended or stopped or run.checkpoint_due(progress, since_checkpoint, write_seconds):
+            due = run.checkpoint_due(progress, since_checkpoint, write_seconds)
+            # asked once: what is said to have ended has its checkpoint
+            words = peers.gather([interrupted() or stop_asked(), ended, due])
+            stopped, (_, ended, due) = any(stop for stop, _, _ in words), words[0]
+            if ended or stopped or due:
                 write_seconds = run.save(progress)
                 since_checkpoint = 0.0
             if ended:
@@ -411,13 +450,14 @@ def train(
     return run.finish(progress)
 
 
-def opened(settings: Settings, out: StageDir, digest: str) -> tuple[Settings, Gauge, Checkpoints]:
+def opened(settings: Settings, out: StageDir, digest: str, peers: Peers = ALONE) -> tuple[Settings, Gauge, Checkpoints]:
     """What every training begins with: the memory of stages before given back, the type it computes in, its gauge and its checkpoints."""
     hardware.keep_freed_memory()
     gc.collect()
     hardware.return_freed_memory()
     gauge = Gauge(hardware.resolve_device(settings.device))
-    settings = replace(settings, dtype=settled_dtype(settings.dtype, settings.device, out))
+    dtype = peers.said(settled_dtype(settings.dtype, settings.device, out) if peers.leads else settings.dtype)
+    settings = replace(settings, dtype=dtype)
     return settings, gauge, Checkpoints(out.file("checkpoints"), digest)
 
 
@@ -429,15 +469,17 @@ def _begin(
     digest: str,
     observer: Observer,
     on_progress: Callable[[str, int, int], None],
+    peers: Peers,
 ) -> tuple[_Run, Progress]:
     """The run, ready for its next step: model, reference, plan, and the newest checkpoint restored."""
-    settings, gauge, checkpoints = opened(settings, out, digest)
+    settings, gauge, checkpoints = opened(settings, out, digest, peers)
+    begun = peers.said(checkpoints.exist())
     with advised(out, "while the model is loaded"):
         trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
         sequences = [s for unit in (*inputs.examples, *inputs.held_out) for s in sequences_of(unit)]
         check_fits(trainee.model, sequences, f"stages.{out.path.name}.max_length")
         if quantise.layers(trainee.model):
-            if settings.objective.head == "tokens" and not checkpoints.exist():
+            if settings.objective.head == "tokens" and not begun and peers.leads:
                 rows = [sequences_of(unit) for unit in (*inputs.held_out, *inputs.examples)]
                 gap = quantisation_gap(trainee.model, rows, settings.token_budget, trainee.compute_dtype)
                 write_json(out.file(GAP_FILE), asdict(gap))
@@ -452,7 +494,7 @@ def _begin(
     second = inputs.has_second_model
     planner = Planner(settings, inputs.model_folder, trainee.model, task, inputs.examples, device, dtype, gauge, second)
     plan = Plan(planner.lengths, settings.batch_size, settings.token_budget, settings.epochs, seed, settings.max_steps)
-    settled = planner.settle(out, plan)
+    settled = parse(Settled, peers.said(asdict(planner.settle(out, plan)) if peers.leads else None), out.path)
     settings = replace(settings, micro_batch_tokens=settled.micro_batch_tokens)
     plan = replace(plan, micro_batch_tokens=settings.token_budget)
     largest = layout_of(planner.largest(plan))
@@ -462,15 +504,16 @@ def _begin(
         if objective.needs_reference:
             source = inputs.reference or Reference(out.file("reference.safetensors"), digest)
             steps = [[inputs.examples[i] for i in plan.step_examples(step)] for step in range(plan.total_steps)]
-            reference = _reference(settings, source, trainee, task, [*steps, inputs.held_out], on_progress)
-            if source.model_folder is None and not source.adapter_off and not checkpoints.exist():
+            reference = _reference(settings, source, trainee, task, [*steps, inputs.held_out], on_progress, peers)
+            if source.model_folder is None and not source.adapter_off and not begun:
                 _starts_at_reference(trainee, task, steps[0], reference, settings.token_budget)
             task = make_task(objective, reference, pad_id, inputs.examples)
     progress = restore(checkpoints, trainee.trained, [optimizer], names)
+    progress = share_state(peers, progress, trainee.trained, [optimizer], names)
     kept = progress.step if progress.step else -1
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=kept)
     row_log = MetricsLog(out.file(HELD_OUT_FILE), resume_after=kept)
-    trackers = open_trackers(settings.track, out.path)
+    trackers = open_trackers(settings.track if peers.leads else (), out.path)
     parts = (
         settings,
         inputs,
@@ -486,7 +529,7 @@ def _begin(
         trackers,
         observer,
     )
-    return _Run(*parts, stage_plan, gauge), progress
+    return _Run(*parts, stage_plan, gauge, peers), progress
 
 
 @dataclass(frozen=True)
@@ -508,6 +551,7 @@ class _Run:
     observer: Observer
     stage_plan: StagePlan | None
     gauge: Gauge
+    peers: Peers
 
     @property
     def best_weights(self) -> Path:
@@ -519,6 +563,12 @@ class _Run:
     def units_of(self, step: int) -> list[list[Unit]]:
         """The micro-batches of a step (0-based)."""
         return [[self.inputs.examples[i] for i in group] for group in self.plan.micro_batches(step)]
+
+    def share_of(self, step: int) -> list[list[Unit]] | None:
+        """Those of them that this process computes, where it is not alone."""
+        if self.peers.size == 1:
+            return None
+        return [[self.inputs.examples[i] for i in group] for group in self.plan.share(step, self.peers)]
 
     @contextlib.contextmanager
     def explained(self, step: int, groups: Sequence[Sequence[Unit]]) -> Iterator[None]:
@@ -566,7 +616,7 @@ class _Run:
         trainee, stopping = self.trainee, self.settings.early_stopping
         with advised(self.out, f"in the evaluation after step {progress.step}", self.stage_plan):
             loss, metrics, losses, margins = evaluate(
-                trainee, self.task, self.inputs.held_out, self.settings.token_budget
+                trainee, self.task, self.inputs.held_out, self.settings.token_budget, self.peers
             )
         if not math.isfinite(loss):
             error = TrainingError(f"held-out loss {loss}")
@@ -589,8 +639,9 @@ class _Run:
         if progress.step == 0:
             return progress
         if loss < progress.best_loss:
-            with atomic_path(self.best_weights) as temporary:
-                save_file({k: v.detach().cpu().contiguous() for k, v in trainee.trained.items()}, temporary)
+            if self.peers.leads:
+                with atomic_path(self.best_weights) as temporary:
+                    save_file({k: v.detach().cpu().contiguous() for k, v in trainee.trained.items()}, temporary)
             progress = replace(progress, best_loss=loss, best_step=progress.step)
         if loss < progress.loss_to_beat - (stopping.min_improvement if stopping is not None else 0.0):
             return replace(progress, loss_to_beat=loss, evaluations_without_improvement=0)
@@ -600,10 +651,14 @@ class _Run:
 
     def save(self, progress: Progress) -> float:
         """Write a checkpoint; returns the seconds it took."""
+        if not self.peers.leads:
+            return 0.0
         return self.checkpoints.save(progress, self.trainee.trained, optimizer_tensors(self.optimizer, self.names))
 
     def finish(self, progress: Progress) -> dict[str, Any]:
-        """Write the final weights in their ecosystem format and return the result numbers."""
+        """Write the final weights in their ecosystem format and return the result numbers; that is for rank 0 to do."""
+        if not self.peers.leads:
+            return {}
         model, keep_best = self.trainee.model, self.settings.keep == "best" and progress.best_step > 0
         chosen = "adapter" if isinstance(self.settings.adapter, LoraAdapter) else "model"
         if keep_best and progress.best_step != progress.step:
@@ -692,6 +747,7 @@ def _reference(
     task: Task,
     steps: Sequence[Sequence[Unit]],
     on_progress: Callable[[str, int, int], None],
+    peers: Peers,
 ) -> ReferenceLogps:
     """The reference's log-probabilities of everything the given steps will ask for, computed or read."""
     dtype, budget = trainee.compute_dtype, settings.token_budget
@@ -700,14 +756,27 @@ def _reference(
         model = frozen_model(source.model_folder, source.adapter_folder, dtype, trainee.device)
     units = {id(unit): task.sequences(unit) for step in steps for unit in step}  # epochs repeat them
     beside = [(sequence,) for step in steps if step for sequence in task.beside(step)]
+
+    def computed(groups: list[Sequence[Tokens]]) -> list[NDArray[np.float32]]:
+        parts = iter(sequence_logps(model, groups, budget, dtype))
+        return [np.concatenate([next(parts) for _ in group]) for group in groups]
+
+    def shared_out(groups: Sequence[Sequence[Tokens]]) -> list[NDArray[np.float32]]:
+        cost = [sum(map(len, group)) for group in groups]
+        parts = zip(groups, peers.compute(groups, cost, computed), strict=True)
+        ends = [(np.cumsum([one.supervised for one in group])[:-1], logps_S) for group, logps_S in parts]
+        return [part for cuts, logps_S in ends for part in np.split(logps_S, cuts)]
+
+    peers.check_same("kept reference log-probabilities", file_digest(source.cache) if source.cache.exists() else "none")
     with adapters.adapter_off(model) if source.adapter_off else adapters.fresh_adapter_off(model):
         return reference_logps(
             source.cache,
             f"{source.identity} {dtype}",
             [*units.values(), *beside],
-            lambda groups: sequence_logps(model, groups, budget, dtype),
+            shared_out,
             dtype,
             lambda done, total: on_progress("reference log-probabilities", done, total),
+            keeps=peers.leads,
         )
 
 

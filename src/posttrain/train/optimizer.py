@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from posttrain.parallel.peers import Peers
 from posttrain.train.config import StepSettings
 
 
@@ -31,6 +32,20 @@ def build_optimizer(model: nn.Module, trained: Mapping[str, Tensor], settings: S
         eps=settings.adam_epsilon,
         fused=device.type in ("cpu", "cuda"),
     )
+
+
+def sum_gradients(parameters: list[Tensor], peers: Peers) -> None:
+    """Replace the gradients by their sums over all processes, by one reduction (of an adapter); one that no process has stays absent."""
+    if peers.size == 1:
+        return
+    present = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    peers.add([*(p.grad for p in parameters if p.grad is not None), present])
+    for parameter, processes in zip(parameters, present.tolist(), strict=True):
+        if not processes:
+            parameter.grad = None
 
 
 def clip_gradients(parameters: list[Tensor], max_norm: float | None) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.encode.packing import pack, shuffled_order
+from posttrain.parallel.peers import Peers, deal
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Plan:
     def micro_batches(self, step: int) -> list[list[int]]:
         """The examples of a step packed into micro-batches of at most ``micro_batch_tokens`` tokens."""
         return micro_batches(self.step_examples(step), self.lengths, self.micro_batch_tokens)
+
+    def share(self, step: int, peers: Peers) -> list[list[int]]:
+        """The micro-batches of a step that this process computes: all, or its part of the examples, with about as many tokens as that of the others."""
+        examples = self.step_examples(step)
+        own = deal([self.lengths[example] for example in examples], peers.size)[peers.rank]
+        return micro_batches([examples[place] for place in own], self.lengths, self.micro_batch_tokens)
 
     def epoch_after(self, step: int) -> float:
         """Epochs done when ``step`` (0-based) is finished."""

@@ -77,10 +77,13 @@ def reference_logps(
     compute: Compute,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    keeps: bool = True,
 ) -> ReferenceLogps:
     """The reference's log-probabilities of all groups, from ``path`` where they are there, else computed and added to it.
 
-    What is new is written every half minute, so a killed run loses that much. ``progress(done, total)`` counts groups.
+    What is new is written every half minute, so a killed run loses that much. ``progress(done, total)`` counts groups. ``keeps``: False
+    where another process writes it.
     Raises CheckpointError where the file is damaged, belongs to another model, or disagrees with what is computed.
     """
     known = _read(path, identity) if path.exists() else {}
@@ -97,10 +100,10 @@ def reference_logps(
         known |= dict(zip(map(sequence_key, sequences), compute(part), strict=True))
         done += len(part)
         progress(done, len(groups))
-        if time.monotonic() - written > SAVE_SECONDS:
+        if keeps and time.monotonic() - written > SAVE_SECONDS:
             _write(path, identity, known)
             written = time.monotonic()
-    if missing:
+    if missing and keeps:
         _write(path, identity, known)
     return ReferenceLogps(known)
 

@@ -1,0 +1,89 @@
+"""Start a command once for every device or share of the processors, by torchrun's own launcher, and end when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from uuid import uuid4
+
+import psutil
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from posttrain.errors import ConfigError, LostPeerError
+from posttrain.parallel.joined import check_backend
+
+LAUNCHED = "POSTTRAIN_LAUNCHED"
+"""In the environment of processes that were started here: that one of them was killed is told here."""
+
+
+def launch(processes: int, backend: str, arguments: Sequence[str]) -> int:
+    """Run ``posttrain`` with these arguments in so many processes of this machine; returns how the first ended that ended badly, else 0.
+
+    Ctrl-C and SIGTERM are handed on: a training ends after its step. Raises LostPeerError where a process was killed, and
+    ConfigError where there are fewer CUDA devices, or processors, than processes.
+    """
+    check_backend(backend)
+    devices = torch.cuda.device_count() if backend != "gloo" else 0
+    most = devices or os.cpu_count() or 1
+    if not 1 <= processes <= most:
+        what = "CUDA devices" if devices else "processors"
+        fix = f"--processes 1 to {most}" + (", or --backend gloo and device: cpu" if devices else "")
+        raise ConfigError(f"{processes} processes on {most} {what}", where="--processes", fix=fix)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what became of them is told below, once
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=uuid4().hex,
+        max_restarts=0,
+    )
+    # The others are handed on, without a limit in time. Older versions of torch read it from the environment.
+    config.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
+    try:
+        with _handing_on(), _marked():
+            elastic_launch(config, sys.executable)("-m", "posttrain", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return int(failure.exitcode)  # rank 0 has said why
+        raise LostPeerError(
+            f"rank {rank} of {processes} (pid {failure.pid}) was ended by {signal.Signals(-failure.exitcode).name}",
+            fix="run the same command again: it goes on from the last checkpoint",
+        ) from None
+    return 0
+
+
+@contextlib.contextmanager
+def _marked() -> Iterator[None]:
+    """Inside, processes that are started know from where."""
+    os.environ[LAUNCHED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[LAUNCHED]
+
+
+@contextlib.contextmanager
+def _handing_on() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM go to the processes that were started, which know how to end."""
+
+    def hand_on(number: int, frame: object) -> None:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

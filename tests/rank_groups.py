@@ -1,0 +1,54 @@
+"""Groups of real processes that train together, for tests/parallel."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forking import ForkServer
+
+
+@dataclass
+class Trained:
+    """What a group of processes left."""
+
+    out: Path
+
+    @property
+    def codes(self) -> list[int]:
+        """How every rank ended."""
+        found: list[int] = json.loads((self.out / "ended.json").read_text())
+        return found
+
+    @property
+    def said(self) -> str:
+        """What the ranks printed."""
+        return "".join(path.read_text() for path in sorted(self.out.glob("rank*.log")))
+
+    def numbers(self, split: str, *names: str) -> list[tuple[float, ...]]:
+        """Of every record of a split, these values."""
+        lines = [json.loads(line) for line in (self.out / "stage" / "metrics.jsonl").read_text().splitlines()]
+        return [tuple(line[name] for name in names) for line in lines if line["split"] == split]
+
+
+class Groups:
+    """Starts groups of processes, one after the other."""
+
+    def __init__(self, server: ForkServer) -> None:
+        self.server = server
+
+    def start(self, out: Path, size: int, what: str, **more: Any) -> None:
+        """Begin a training."""
+        for path in (*out.glob("*.json"), *out.glob("joined*"), *out.glob("rank*.log")):
+            path.unlink()
+        self.server.start(out, **{"size": size, "what": what, "steps": 20} | more)
+
+    def train(self, out: Path, size: int, what: str, **more: Any) -> Trained:
+        """Run a training to its end, which is a good one."""
+        self.start(out, size, what, **more)
+        assert self.server.status() == 0
+        found = Trained(out)
+        assert found.codes == [0] * size, found.said
+        return found
