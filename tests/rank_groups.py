@@ -27,6 +27,12 @@ class Trained:
         """What the ranks printed."""
         return "".join(path.read_text() for path in sorted(self.out.glob("rank*.log")))
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the training took, by part, in rank 0."""
+        found: dict[str, Any] = json.loads((self.out / "stage" / "memory.json").read_text())["measured"]
+        return found
+
     def numbers(self, split: str, *names: str) -> list[tuple[float, ...]]:
         """Of every record of a split, these values."""
         lines = [json.loads(line) for line in (self.out / "stage" / "metrics.jsonl").read_text().splitlines()]

@@ -27,7 +27,7 @@ from forking import serve_forks
 from posttrain.artifacts import StageDir
 from posttrain.encode.preferences import FeedbackTokens, PairTokens, with_reply_of
 from posttrain.errors import InterruptedRunError, PosttrainError
-from posttrain.model.config import FullWeights, LoraAdapter
+from posttrain.model.config import FullWeights, LoraAdapter, Shard
 from posttrain.objectives import DpoObjective, KtoObjective, RewardObjective, SftObjective
 from posttrain.parallel import joined
 from posttrain.train.config import TrainSettings
@@ -79,6 +79,8 @@ def train_as(rank: int, order: dict[str, Any], out: Path) -> None:
         }
         | SETTINGS[order["what"]]
     )
+    if order.get("shard"):
+        settings = replace(settings, shard=Shard())
     settings = replace(settings, **order.get("settings", {}))
     units = units_of(settings.objective.row_kind)
     reference = Reference(out / "reference.safetensors", "base")

@@ -37,6 +37,55 @@ def test_two_and_four_compute_what_one_computes(what: str, groups: Groups, tmp_p
         assert_alike(found, one)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("what", METHODS)
+def test_divided_weights_compute_the_same(what: str, groups: Groups, tmp_path: Path) -> None:
+    """FSDP2 with two processes, and gone on with by four and by one, from their sharded files."""
+    one = groups.train(tmp_path / "1", 1, what)
+    assert_alike(groups.train(tmp_path / "2", 2, what, shard=True), one)
+    if what in ("sft-full", "dpo"):
+        for size in (4, 1):
+            groups.train(tmp_path / f"2-{size}", 2, what, shard=True, stop_at=9)
+            assert_alike(groups.train(tmp_path / f"2-{size}", size, what, shard=True), one)
+    if what == "sft-full":
+        parts = [Trained(tmp_path / size).memory["parts"] for size in ("1", "2")]
+        for name in ("weights", "gradients", "optimizer"):
+            assert parts[1][name] == pytest.approx(parts[0][name] / 2, rel=0.02), name
+
+
+@pytest.mark.slow
+def test_divided_weights_with_checkpointing_and_in_bf16(groups: Groups, tmp_path: Path) -> None:
+    """Layers that are gathered twice; and the mixed precision of FSDP2, fp32 masters under bf16 products, beside autocast's."""
+    for name, settings, relative in (
+        ("twice", {"gradient_checkpointing": True}, 1e-6),
+        ("bf16", {"dtype": "bf16"}, 0.03),
+    ):
+        one = groups.train(tmp_path / f"{name}1", 1, "sft-full", steps=8, settings=settings)
+        two = groups.train(tmp_path / f"{name}2", 2, "sft-full", steps=8, settings=settings, shard=True)
+        assert_alike(two, one, relative)
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_that_lacks_a_file(groups: Groups, tmp_path: Path) -> None:
+    """The one before is gone on with; where both are damaged, all processes end with one message."""
+    one = groups.train(tmp_path / "1", 1, "sft-lora", steps=12)
+    out = tmp_path / "2"
+    groups.train(out, 2, "sft-lora", steps=12, shard=True, stop_at=6)
+    slots = sorted(
+        (out / "stage" / "checkpoints").glob("[ab]"), key=lambda slot: (slot / "state.json").stat().st_mtime_ns
+    )
+    (missing, *_) = sorted(slots[-1].glob("*.safetensors"))
+    missing.unlink()
+    assert_alike(groups.train(out, 2, "sft-lora", steps=12, shard=True), one)
+    for slot in (out / "stage" / "checkpoints").glob("[ab]"):
+        sorted(slot.glob("*.safetensors"))[-1].unlink()
+    groups.start(out, 2, "sft-lora", steps=14, shard=True)
+    assert groups.server.status() == 0
+    assert Trained(out).codes == [2, 2]
+    assert f"{slots[0]}: this checkpoint is damaged" in Trained(out).said
+    assert "shard-00002" in Trained(out).said
+
+
 def test_the_gradients_of_an_adapter_are_reduced_once_a_step(groups: Groups, tmp_path: Path) -> None:
     found = groups.train(tmp_path / "2", 2, "sft-lora", steps=6)
     reductions = json.loads((found.out / "reductions.json").read_text())

@@ -16,6 +16,16 @@ class FullWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Weights, gradients and optimizer divided among the processes of a run (FSDP2); one process has them whole."""
+
+    reshard_after_forward: bool = True
+    """Gather a layer's weights again for its backward pass: less memory, half as much communication more."""
+    cpu_offload: bool = False
+    """Keep this process's part in the computer's memory (CUDA only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoraAdapter:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), defined, saved and loaded in PEFT's format."""
 

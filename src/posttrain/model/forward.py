@@ -10,7 +10,7 @@ Shapes: T packed tokens, S supervised ones, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -22,8 +22,10 @@ from posttrain.encode.collate import Batch
 from posttrain.encode.segments import Segments
 from posttrain.errors import ModelError
 from posttrain.model.hardware import to_device
+from posttrain.parallel.peers import Peers
 
 _PATH = "posttrain_path"
+_SHELL = "posttrain_shell"
 
 
 class LogitForm(NamedTuple):
@@ -48,6 +50,17 @@ class Path:
     """Whether a prefix may be computed once for several sequences: not where a sequence's length decides what it is."""
     logits: LogitForm | None = PLAIN
     """How logits come from the output head; None where only the model's own code can tell."""
+
+
+@dataclass(frozen=True)
+class Shell:
+    """What stands around a model whose weights are divided among processes (`posttrain.model.sharded`)."""
+
+    root: Any
+    """Does a piece of work while the weights outside the layers are whole; an FSDPModule."""
+    peers: Peers
+    reduces_at_end: bool
+    """Whether gradients are reduced after the last micro-batch of a step only."""
 
 
 class Head(NamedTuple):
@@ -77,6 +90,37 @@ def path_of(model: nn.Module) -> Path:
 def set_path(model: nn.Module, path: Path) -> None:
     """Leave the path on a model; for the proof at loading."""
     setattr(causal_lm(model), _PATH, path)
+
+
+def set_shell(model: nn.Module, shell: Shell) -> None:
+    """Leave the shell on a model that was divided."""
+    setattr(causal_lm(model), _SHELL, shell)
+
+
+def shell_of(model: nn.Module) -> Shell | None:
+    """What stands around a model whose weights are divided; None where this process has them whole."""
+    found: Shell | None = getattr(causal_lm(model), _SHELL, None)
+    return found
+
+
+def through(model: nn.Module, work: Callable[[], Tensor]) -> Tensor:
+    """What a forward pass gives, with all weights at hand that it reads."""
+    shell = shell_of(model)
+    if shell is None:
+        return work()
+    found: Tensor = shell.root(work)
+    if not torch.is_grad_enabled():
+        shell.root.reshard()  # no backward pass will
+    return found
+
+
+def rounds(model: nn.Module, own: int) -> int:
+    """How many forward passes to make for ``own`` of them: as many as the process with most where weights are divided, for each gathers them.
+
+    Collective, so asked before the first of them.
+    """
+    shell = shell_of(model)
+    return own if shell is None else max(shell.peers.gather(own))
 
 
 def body(model: nn.Module) -> nn.Module:

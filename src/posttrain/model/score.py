@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from posttrain.encode.collate import Batch, collate, collate_shared
 from posttrain.encode.packing import pack
-from posttrain.model.forward import causal_lm, computing_in, final_hidden, output_head, own_logps, path_of, score_head
+from posttrain.model.forward import (
+    causal_lm,
+    computing_in,
+    final_hidden,
+    output_head,
+    own_logps,
+    path_of,
+    rounds,
+    score_head,
+    through,
+)
 from posttrain.model.hardware import to_device
 from posttrain.model.logprobs import token_logps
 from posttrain.types import Tokens
@@ -46,30 +56,38 @@ def batch_logps(model: nn.Module, batch: Batch, compute_dtype: torch.dtype, temp
     ``compute_dtype``: the type of matrix products; where the weights are fp32 and this is bf16, autocast is used. ``temperature``:
     what the logits are divided by.
     """
-    device, head = causal_lm(model).get_input_embeddings().weight.device, output_head(model)
+    device = causal_lm(model).get_input_embeddings().weight.device
     ids_T, predict_S, targets_S = (to_device(a, device) for a in (batch.ids_T, batch.predict_S, batch.targets_S))
-    with computing_in(model, compute_dtype):
-        if head is None:
-            logps_S = own_logps(model, ids_T, batch.segments, predict_S, targets_S, temperature)
-        else:
+
+    def logps() -> Tensor:
+        head = output_head(model)
+        with computing_in(model, compute_dtype):
+            if head is None:
+                return own_logps(model, ids_T, batch.segments, predict_S, targets_S, temperature)
             hidden_SD = final_hidden(model, ids_T, batch.segments)[predict_S].to(compute_dtype)
             # (cap / t) tanh(scale z / cap) is cap tanh(scale z / cap) / t: both are divided
             cap, scale = head.form.cap, head.form.scale / temperature
             cap = None if cap is None else cap / temperature
-            logps_S = token_logps(hidden_SD, head.weight_VD, targets_S, cap, head.bias_V, scale)
+            return token_logps(hidden_SD, head.weight_VD, targets_S, cap, head.bias_V, scale)
+
+    logps_S = through(model, logps)
     return TokenLogps(logps_S, to_device(batch.target_weights_S, device))
 
 
 def batch_rewards(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> Tensor:
     """The reward [B] of every sequence of a batch made of `scored_at_end` sequences, fp32, with gradient where it trains."""
-    head = score_head(model)
-    assert head is not None, "a reward objective trains a model with a score head"
     device = next(model.parameters()).device
     ids_T, scored_B = (to_device(a, device) for a in (batch.ids_T, batch.predict_S))
-    with computing_in(model, compute_dtype):
-        hidden_TD = final_hidden(model, ids_T, batch.segments)
-    rewards: Tensor = head(hidden_TD[scored_B].float())
-    return rewards[:, 0]
+
+    def rewards() -> Tensor:
+        head = score_head(model)
+        assert head is not None, "a reward objective trains a model with a score head"
+        with computing_in(model, compute_dtype):
+            hidden_TD = final_hidden(model, ids_T, batch.segments)
+        found: Tensor = head(hidden_TD[scored_B].float())
+        return found[:, 0]
+
+    return through(model, rewards)
 
 
 def batch_values(model: nn.Module, batch: Batch, head: nn.Module, compute_dtype: torch.dtype) -> Tensor:
@@ -80,6 +98,11 @@ def batch_values(model: nn.Module, batch: Batch, head: nn.Module, compute_dtype:
         hidden_SD = final_hidden(model, ids_T, batch.segments)[predict_S]
     values: Tensor = head(hidden_SD.float())
     return values[:, 0]
+
+
+def idle_batch() -> Batch:
+    """What a process computes that has nothing to compute while the others do (`posttrain.model.forward.rounds`)."""
+    return collate([Tokens(np.zeros(2, np.int32), np.array([0, 1], np.float32), "")])
 
 
 class Scores(NamedTuple):
@@ -151,7 +174,9 @@ def sequence_outputs(
     lengths = [packed_length(model, group) for group in groups]
     training = model.training
     model.eval()
-    for indices in pack(lengths, micro_batch_tokens):
+    packed = pack(lengths, micro_batch_tokens)
+    idle = rounds(model, len(packed)) - len(packed)
+    for indices in packed:
         batch = lay_out(model, [sequence for index in indices for sequence in groups[index]])
         outputs_S = forward(batch).detach().float().cpu().numpy()
         parts = iter(np.split(outputs_S, np.cumsum(batch.counts_B)[:-1]))
@@ -159,5 +184,7 @@ def sequence_outputs(
             found[index] = [next(parts) for _ in groups[index]]
         if progress is not None:
             progress(len(indices))
+    for _ in range(idle):
+        forward(idle_batch())
     model.train(training)
     return [part for parts in found for part in parts]

@@ -156,7 +156,8 @@ def _begin(
     on_progress: Callable[[str, int, int], None],
 ) -> tuple[_Run, Progress]:
     """The run, ready for its next step."""
-    settings, gauge, checkpoints = opened(settings, out, digest)
+    settings, gauge = opened(settings, out)
+    checkpoints = Checkpoints(out.file("checkpoints"), digest)
     with advised(out, "while the model is loaded"):
         trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
         quantise.forget_originals(trainee.model)

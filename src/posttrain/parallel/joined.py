@@ -138,6 +138,21 @@ class JoinedPeers(Peers):
         distributed.all_gather(parts, own)
         return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
+    def decided(self, decide: Callable[[], T]) -> T:
+        """See `Peers.decided`."""
+        answer: tuple[T | None, str | None] = (None, None)
+        error: PosttrainError | None = None
+        if self.leads:
+            try:
+                answer = (decide(), None)
+            except PosttrainError as raised:
+                error, answer = raised, (None, raised.problem)
+        value, problem = self.said(answer)
+        if problem is not None:
+            raise error or RunError(problem)
+        found: Any = value
+        return found  # type: ignore[no-any-return]
+
     def add(self, tensors: Sequence[Tensor]) -> None:
         """See `Peers.add`."""
         for bucket in _buckets(tensors):

@@ -36,6 +36,10 @@ class Peers:
         """What rank 0 says. JSON's types."""
         return self.gather(value)[0]
 
+    def decided(self, decide: Callable[[], T]) -> T:
+        """What rank 0 finds out (JSON's types); a PosttrainError that it raises ends all processes alike."""
+        return decide()
+
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their sums over all processes: one reduction for all of a type (up to `posttrain.parallel.joined.BUCKET`)."""
 

@@ -65,6 +65,8 @@ class TrainStage(TrainSettings, _Inputs):
         """The device is here, and the template can be used."""
         folder = context.base_folder()
         context.check_device(self.device)
+        if self.shard is not None and self.shard.cpu_offload:
+            self._check_offload(context)
         if self.template is not None or self.start_from == BASE:
             context.check_template(folder, self.template)
 
@@ -142,6 +144,17 @@ class TrainStage(TrainSettings, _Inputs):
             stop_asked=context.run.stop_asked,
             peers=context.peers,
         )
+
+    def _check_offload(self, context: Context) -> None:
+        """Raise ConfigError where there is no device that weights could be kept out of."""
+        from posttrain.model.hardware import resolve_device
+
+        if resolve_device(self.device).type != "cuda":
+            raise ConfigError(
+                "cpu_offload keeps weights out of a CUDA device's memory, and this trains on none",
+                where=f"stages.{context.name}.shard.cpu_offload",
+                fix="leave it out",
+            )
 
     def _check_peers(self, context: Context) -> None:
         """Raise ConfigError where a step has too few rows for the processes that share it."""

@@ -73,15 +73,13 @@ def restore_optimizer(
 
 def share_state(
     peers: Peers,
-    progress: Progress,
     trained: Mapping[str, Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
     names: Mapping[int, str],
-) -> Progress:
-    """Put what rank 0 has restored, or begins with, into all processes; returns its progress."""
+) -> None:
+    """Put what rank 0 has restored, or begins with, into all processes."""
     if peers.size == 1:
-        return progress
-    progress = Progress(**peers.said(asdict(progress)))
+        return
     with torch.no_grad():
         peers.spread(list(trained.values()))
     for optimizer in optimizers:
@@ -92,7 +90,6 @@ def share_state(
             restore_optimizer(optimizer, state, names)
             state = optimizer_tensors(optimizer, names)
         peers.spread([state[flat] for flat in sorted(shapes)])
-    return progress
 
 
 class _DamagedError(CheckpointError):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Discriminator
 
-from posttrain.model.config import FullWeights, LoraAdapter
+from posttrain.model.config import FullWeights, LoraAdapter, Shard
 from posttrain.objectives import Objective, default_objective
 from posttrain.references import NamesFile
 from posttrain.train.protocols import Dtype, Schedule
@@ -94,11 +94,21 @@ class TrainSettings(StepSettings, _Learned):
     """Steps between checkpoints; ``auto`` = every step while writing costs at most 5% of the time."""
     track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Also log metrics there (extra ``track``)."""
+    shard: Shard | None = None
+    """Divide weights, gradients and optimizer among the processes of the run (docs/several-processes.md); null = each has them whole."""
 
     def __post_init__(self) -> None:
         if self.objective.row_kind != "conversations" and self.over_length == "truncate":
             raise ValueError(
                 f"over_length: truncate can't be used with {self.objective.name}: a cut reply is another reply"
+            )
+        if self.shard is not None and isinstance(self.adapter, LoraAdapter) and self.adapter.quantize is not None:
+            raise ValueError(
+                "shard can't be used with adapter.quantize: divided, 4-bit weights lose what they are scaled by"
+            )
+        if self.shard is not None and self.micro_batch_tokens == "auto":
+            raise ValueError(
+                "micro_batch_tokens: auto can't be used with shard: what fits is not planned; give a number"
             )
         if (problem := self.objective.settings_problem(self.batch_size)) is not None:
             raise ValueError(problem)

@@ -33,15 +33,17 @@ from posttrain.model import adapters, export, fused, hardware, quantise
 from posttrain.model.adapters import frozen_model
 from posttrain.model.companions import Companions, read_object
 from posttrain.model.config import LoraAdapter
-from posttrain.model.forward import beside_text, causal_lm, path_of, step_flops
+from posttrain.model.forward import beside_text, causal_lm, path_of, rounds, shell_of, step_flops
 from posttrain.model.lengths import check_fits
 from posttrain.model.proof import prove_products
-from posttrain.model.score import lay_out, packed_length, sequence_logps
+from posttrain.model.score import idle_batch, lay_out, packed_length, sequence_logps
+from posttrain.model.sharded import divide, reduce_after, unaveraged, whole_on_cpu
 from posttrain.objectives.base import Loss, Metric
 from posttrain.parallel.peers import ALONE, Peers, deal
 from posttrain.report.reading import parse
 from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, restore_optimizer, share_state
 from posttrain.train.config import StepSettings, TrainSettings
+from posttrain.train.divided_checkpoint import DividedCheckpoints
 from posttrain.train.measured import Gauge, Planner, advised, record_measured, record_plan
 from posttrain.train.optimizer import build_optimizer, clip_gradients, learning_rate, sum_gradients
 from posttrain.train.plan import Plan, micro_batches
@@ -175,6 +177,16 @@ def prepare_model(settings: ModelSettings, model_folder: Path, adapter_folder: P
     return Trainee(model.train(), adapters.trainable_parameters(model), compute_dtype, device)
 
 
+def _divided(settings: TrainSettings, inputs: TrainInputs, seed: int, peers: Peers) -> Trainee:
+    """A model whose weights are divided among the processes, made in the computer's memory: no device has to hold it whole."""
+    assert settings.shard is not None
+    device = hardware.resolve_device(settings.device)
+    model = prepare_model(replace(settings, device="cpu"), inputs.model_folder, inputs.adapter_folder, seed).model
+    dtype = hardware.DTYPES[settings.dtype]
+    divide(model, settings.shard, dtype, device, peers, adapter=isinstance(settings.adapter, LoraAdapter))
+    return Trainee(model, adapters.trainable_parameters(model), dtype, device)
+
+
 def _still(model: nn.Module) -> None:
     """Switch off what is random in training: layers of dropout, dropout inside attention, noise of routers."""
     for module in model.modules():
@@ -241,13 +253,20 @@ def optimizer_step(
     sizes = [sum(len(sequence) for unit in group for sequence in task.sequences(unit)) for group in micro_batches]
     context = step_context(trainee, task, [unit for group in micro_batches for unit in group], max(sizes), peers)
     sums = _Sums(trainee.device)
-    for group in micro_batches if share is None else share:
-        batch, _, given = _compute(trainee, task, group, context)
+    own = micro_batches if share is None else share
+    turns = rounds(trainee.model, len(own))
+    for turn in range(turns):
+        reduce_after(trainee.model, last=turn == turns - 1)
+        if turn >= len(own):  # the others compute, and need this process's part of the weights
+            torch.autograd.backward(0.0 * task.forward(trainee.model, idle_batch(), trainee.compute_dtype).sum())
+            continue
+        batch, _, given = _compute(trainee, task, own[turn], context)
         found = task.objective.loss(*given.arguments)
-        torch.autograd.backward(found.share)
+        torch.autograd.backward(unaveraged(trainee.model, found.share))
         sums.add(found, given.metrics, _Work(step_flops(trainee.model, batch), len(batch.ids_T), len(batch.targets_S)))
     parameters = list(trainee.trained.values())
-    sum_gradients(parameters, peers)
+    if shell_of(trainee.model) is None:
+        sum_gradients(parameters, peers)
     norm = clip_gradients(parameters, max_grad_norm)
     # The one host synchronisation of a step: without it a NaN would reach the weights.
     loss_value, metrics, norm_value, work = sums.host(norm, peers)
@@ -309,7 +328,9 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int, p
     training = trainee.model.training
     trainee.model.eval()
     lengths = [packed_length(trainee.model, task.sequences(unit)) for unit in units]
-    for indices in micro_batches(deal(lengths, peers.size)[peers.rank], lengths, budget):
+    groups = micro_batches(deal(lengths, peers.size)[peers.rank], lengths, budget)
+    idle = rounds(trainee.model, len(groups)) - len(groups)
+    for indices in groups:
         some = [units[i] for i in indices]
         _, outputs_S, given = _compute(trainee, task, some, context)
         sums.add(task.objective.loss(*given.arguments), given.metrics)
@@ -317,6 +338,8 @@ def evaluate(trainee: Trainee, task: Task, units: Sequence[Unit], budget: int, p
         for found in _by_unit(task, some, outputs_S, context):
             shares.append(found.share)
             margins += [found.metrics[key].total for key in ("rewards/margins",) if key in found.metrics]
+    for _ in range(idle):
+        task.forward(trainee.model, idle_batch(), trainee.compute_dtype)
     trainee.model.train(training)
     loss, metrics, _, _ = sums.host(torch.zeros((), device=trainee.device), peers)
     losses = [len(units) * share for share in _in_order(shares, order, peers)]
@@ -450,15 +473,14 @@ def train(
     return run.finish(progress)
 
 
-def opened(settings: Settings, out: StageDir, digest: str, peers: Peers = ALONE) -> tuple[Settings, Gauge, Checkpoints]:
-    """What every training begins with: the memory of stages before given back, the type it computes in, its gauge and its checkpoints."""
+def opened(settings: Settings, out: StageDir, peers: Peers = ALONE) -> tuple[Settings, Gauge]:
+    """What every training begins with: the memory of stages before given back, the type it computes in, and its gauge."""
     hardware.keep_freed_memory()
     gc.collect()
     hardware.return_freed_memory()
     gauge = Gauge(hardware.resolve_device(settings.device))
-    dtype = peers.said(settled_dtype(settings.dtype, settings.device, out) if peers.leads else settings.dtype)
-    settings = replace(settings, dtype=dtype)
-    return settings, gauge, Checkpoints(out.file("checkpoints"), digest)
+    dtype = peers.decided(lambda: settled_dtype(settings.dtype, settings.device, out))
+    return replace(settings, dtype=dtype), gauge
 
 
 def _begin(
@@ -472,10 +494,16 @@ def _begin(
     peers: Peers,
 ) -> tuple[_Run, Progress]:
     """The run, ready for its next step: model, reference, plan, and the newest checkpoint restored."""
-    settings, gauge, checkpoints = opened(settings, out, digest, peers)
+    settings, gauge = opened(settings, out, peers)
+    folder = Path(peers.said(str(out.file("checkpoints").absolute())))
+    whole, divided = Checkpoints(folder, digest), DividedCheckpoints(folder, digest, peers)
+    checkpoints = whole if settings.shard is None else divided
     begun = peers.said(checkpoints.exist())
     with advised(out, "while the model is loaded"):
-        trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
+        if settings.shard is not None and peers.size > 1:
+            trainee = _divided(settings, inputs, seed, peers)
+        else:
+            trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
         sequences = [s for unit in (*inputs.examples, *inputs.held_out) for s in sequences_of(unit)]
         check_fits(trainee.model, sequences, f"stages.{out.path.name}.max_length")
         if quantise.layers(trainee.model):
@@ -494,11 +522,12 @@ def _begin(
     second = inputs.has_second_model
     planner = Planner(settings, inputs.model_folder, trainee.model, task, inputs.examples, device, dtype, gauge, second)
     plan = Plan(planner.lengths, settings.batch_size, settings.token_budget, settings.epochs, seed, settings.max_steps)
-    settled = parse(Settled, peers.said(asdict(planner.settle(out, plan)) if peers.leads else None), out.path)
+    settled = parse(Settled, peers.decided(lambda: asdict(planner.settle(out, plan))), out.path)
     settings = replace(settings, micro_batch_tokens=settled.micro_batch_tokens)
     plan = replace(plan, micro_batch_tokens=settings.token_budget)
     largest = layout_of(planner.largest(plan))
-    record_plan(out, stage_plan := planner.of(largest), largest, settled.probe)
+    stage_plan = planner.of(largest) if settings.shard is None else None  # of what is divided nothing is planned
+    record_plan(out, stage_plan, largest, settled.probe)
     # before the checkpoint is restored: the policy is still where it started
     with advised(out, "before the first step", stage_plan):
         if objective.needs_reference:
@@ -508,8 +537,11 @@ def _begin(
             if source.model_folder is None and not source.adapter_off and not begun:
                 _starts_at_reference(trainee, task, steps[0], reference, settings.token_budget)
             task = make_task(objective, reference, pad_id, inputs.examples)
-    progress = restore(checkpoints, trainee.trained, [optimizer], names)
-    progress = share_state(peers, progress, trainee.trained, [optimizer], names)
+    if settings.shard is None:
+        progress = Progress(**peers.decided(lambda: asdict(restore(whole, trainee.trained, [optimizer], names))))
+        share_state(peers, trainee.trained, [optimizer], names)
+    else:
+        progress = divided.restore(trainee.trained, optimizer, names)
     kept = progress.step if progress.step else -1
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=kept)
     row_log = MetricsLog(out.file(HELD_OUT_FILE), resume_after=kept)
@@ -543,7 +575,7 @@ class _Run:
     trainee: Trainee
     optimizer: torch.optim.Optimizer
     names: Mapping[int, str]
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | DividedCheckpoints
     out: StageDir
     log: MetricsLog
     row_log: MetricsLog
@@ -639,9 +671,10 @@ class _Run:
         if progress.step == 0:
             return progress
         if loss < progress.best_loss:
+            tensors = whole_on_cpu(trainee.trained, keeps=self.peers.leads)
             if self.peers.leads:
                 with atomic_path(self.best_weights) as temporary:
-                    save_file({k: v.detach().cpu().contiguous() for k, v in trainee.trained.items()}, temporary)
+                    save_file(tensors, temporary)
             progress = replace(progress, best_loss=loss, best_step=progress.step)
         if loss < progress.loss_to_beat - (stopping.min_improvement if stopping is not None else 0.0):
             return replace(progress, loss_to_beat=loss, evaluations_without_improvement=0)
@@ -651,30 +684,28 @@ class _Run:
 
     def save(self, progress: Progress) -> float:
         """Write a checkpoint; returns the seconds it took."""
-        if not self.peers.leads:
+        if not self.peers.leads and self.settings.shard is None:
             return 0.0
         return self.checkpoints.save(progress, self.trainee.trained, optimizer_tensors(self.optimizer, self.names))
 
     def finish(self, progress: Progress) -> dict[str, Any]:
         """Write the final weights in their ecosystem format and return the result numbers; that is for rank 0 to do."""
+        model = self._whole_model()
         if not self.peers.leads:
             return {}
-        model, keep_best = self.trainee.model, self.settings.keep == "best" and progress.best_step > 0
+        keep_best = self.settings.keep == "best" and progress.best_step > 0
         chosen = "adapter" if isinstance(self.settings.adapter, LoraAdapter) else "model"
         if keep_best and progress.best_step != progress.step:
-            self._write_weights("last")
-            best = load_file(self.best_weights)
-            with torch.no_grad():
-                for name, parameter in self.trainee.trained.items():
-                    parameter.copy_(best[name])
-        self._write_weights(chosen)
+            self._write_weights(model, "last")
+            _put(adapters.trainable_parameters(model), load_file(self.best_weights))
+        self._write_weights(model, chosen)
         records = self.out.metrics()
         steps = [r for r in records if r["split"] == "train"]
         rates, flops = [r["tokens_per_second"] for r in steps], [r["flops_per_second"] for r in steps]
         measured = self.gauge.peak
         peak = hardware.matmul_flops(self.trainee.compute_dtype, self.trainee.device)
         gap = self.out.file(GAP_FILE)
-        record_measured(self.out, self.settings, model, self.optimizer, measured - self.gauge.idle)
+        record_measured(self.out, self.settings, self.trainee.model, self.optimizer, measured - self.gauge.idle)
         result = TrainResult(
             quantisation=parse(QuantisationGap, read_json(gap), gap) if gap.exists() else None,
             steps=progress.step,
@@ -703,10 +734,22 @@ class _Run:
         )
         return asdict(result)
 
-    def _write_weights(self, folder: str) -> None:
+    def _whole_model(self) -> nn.Module:
+        """What is trained, in one piece: the model itself, or, where it is divided, another one in the computer's memory of rank 0. Collective."""
+        if shell_of(self.trainee.model) is None:
+            return self.trainee.model
+        tensors = whole_on_cpu(self.trainee.trained, keeps=self.peers.leads)
+        if not self.peers.leads:
+            return self.trainee.model
+        settings = replace(self.settings, device="cpu")
+        model = prepare_model(settings, self.inputs.model_folder, self.inputs.adapter_folder, 0).model
+        _put(adapters.trainable_parameters(model), tensors)
+        return model
+
+    def _write_weights(self, model: nn.Module, folder: str) -> None:
         companions = self.inputs.companions or Companions(self.inputs.model_folder)
         adapted = isinstance(self.settings.adapter, LoraAdapter)
-        write_weights(self.trainee.model, adapted, companions, self.out.file(folder))
+        write_weights(model, adapted, companions, self.out.file(folder))
 
     def _record(self, record: Record) -> None:
         line = line_of(record)
@@ -809,6 +852,13 @@ def write_weights(model: nn.Module, adapted: bool, companions: Companions, folde
         companions.write(temporary)
 
 
+def _put(trained: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Give what is trained these values."""
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[name])
+
+
 def restore(
     checkpoints: Checkpoints,
     trained: Mapping[str, Tensor],
@@ -820,9 +870,7 @@ def restore(
     if loaded is None:
         return Progress()
     progress, weights, state = loaded
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(weights[name])
+    _put(trained, weights)
     for optimizer in optimizers:
         restore_optimizer(optimizer, state, names)
     return progress

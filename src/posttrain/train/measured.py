@@ -20,6 +20,7 @@ from posttrain.model import hardware, quantise
 from posttrain.model.companions import read_object
 from posttrain.model.config import LoraAdapter
 from posttrain.model.score import lay_out, packed_length
+from posttrain.model.sharded import local
 from posttrain.plan.memory import Layout, Setup
 from posttrain.plan.section import memory_record
 from posttrain.plan.shape import model_shape
@@ -196,9 +197,9 @@ def record_measured(
     beside: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Write what the stage took beside its plan. ``peak_bytes``: above the idle process. ``beside``: bytes of other parts that are always there."""
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    trained = sum(local(p).nbytes for p in model.parameters() if p.requires_grad)
     packed = quantise.layers(model)
-    frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+    frozen = sum(local(p).nbytes for p in model.parameters() if not p.requires_grad)
     frozen += sum(layer.nbytes - layer.weight.nbytes for layer in packed)
     lora = isinstance(settings.adapter, LoraAdapter)
     parts = {"weights": frozen if lora else frozen + trained, "adapter": trained if lora else 0}
@@ -210,7 +211,7 @@ def record_measured(
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Of an optimizer's states."""
-    return sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
+    return sum(local(v).nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
 
 def out_of_memory(error: Exception) -> bool:

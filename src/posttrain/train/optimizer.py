@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from posttrain.model.sharded import whole
 from posttrain.parallel.peers import Peers
 from posttrain.train.config import StepSettings
 
@@ -51,7 +52,7 @@ def sum_gradients(parameters: list[Tensor], peers: Peers) -> None:
 def clip_gradients(parameters: list[Tensor], max_norm: float | None) -> Tensor:
     """Scale all gradients so that their global 2-norm is at most ``max_norm``; returns the norm before, on the device."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    norm: Tensor = whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
     if max_norm is not None:
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
