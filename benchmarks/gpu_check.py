@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -41,8 +42,10 @@ from posttrain.artifacts import StageDir, read_json
 from posttrain.encode.preferences import FeedbackTokens, PairTokens
 from posttrain.encode.segments import Segments
 from posttrain.model import hardware
-from posttrain.model.config import FullWeights, LoraAdapter
+from posttrain.model.config import FullWeights, LoraAdapter, Shard
 from posttrain.objectives import DpoObjective, Objective, SftObjective
+from posttrain.parallel.joined import joined
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.train import loop
 from posttrain.train.config import TrainSettings
 from posttrain.train.reference import ReferenceLogps, sequence_key
@@ -320,8 +323,10 @@ def training(check: Check) -> Iterator[Row]:
         yield Row(f"{words}: memory", measured / 1e9, "GB", planned / 1e9, note="beside the plan")
 
 
-def _stage(check: Check, objective: Any, adapter: Any) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """A stage's result, its memory.json, and the seconds of the reference's log-probabilities."""
+def _stage(
+    check: Check, objective: Any, adapter: Any, shard: Shard | None = None, peers: Peers = ALONE
+) -> tuple[dict[str, Any], dict[str, Any], float]:
+    """A stage's result with its gradient norms, its memory.json, and the seconds of the reference's log-probabilities."""
     sizes, times = check.sizes, list[float]()
     rows = sizes.rows if objective.row_kind == "conversations" else sizes.rows // 2
     units = units_of(objective, _lengths(sizes, rows), sizes.model["vocab_size"])
@@ -333,6 +338,7 @@ def _stage(check: Check, objective: Any, adapter: Any) -> tuple[dict[str, Any], 
         max_length=sizes.longest,
         dtype=sizes.dtype,  # type: ignore[arg-type]
         device=str(check.device),
+        shard=shard,
     )
     hardware.reset_peak_memory(check.device)
     with tempfile.TemporaryDirectory(dir=check.folder) as folder:
@@ -343,7 +349,13 @@ def _stage(check: Check, objective: Any, adapter: Any) -> tuple[dict[str, Any], 
             seed=0,
             digest="gpu_check",
             on_progress=lambda what, done, total: times.append(time.perf_counter()),
+            peers=peers,
         )
+        if not peers.leads:
+            return {}, {}, 0.0
+        result["grad_norms"] = [
+            record["grad_norm"] for record in StageDir(Path(folder)).metrics() if "grad_norm" in record
+        ]
         return result, read_json(Path(folder, "memory.json")), times[-1] - times[0] if times else 0.0
 
 
@@ -513,6 +525,61 @@ def compiled(check: Check) -> Iterator[Row]:
             )
 
 
+SHARED: dict[str, tuple[Any, Any, Shard | None]] = {
+    "SFT, LoRA": (SftObjective(), LoraAdapter(), None),
+    "DPO, LoRA": (DpoObjective(), LoraAdapter(), None),
+    "SFT, all weights": (SftObjective(), FullWeights(), None),
+    "SFT, all weights, divided": (SftObjective(), FullWeights(), Shard()),
+}
+
+
+def several(check: Check) -> Iterator[Row]:
+    """Stages shared by all devices of this machine: gradient norms beside those of one, with small models in fp32, and tokens a second with large ones."""
+    count = torch.cuda.device_count() if check.device.type == "cuda" else 2
+    if count < 2:
+        yield Row("several devices", note="there is one")
+        return
+    for sizes in (TINY,) if check.sizes is TINY else (TINY, check.sizes):
+        folder = check.folder / ("tiny" if sizes is TINY else "whole")
+        folder.mkdir(exist_ok=True)
+        own = Check(check.device, folder, sizes)
+        own.model()  # written once, before several processes want it
+        command = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(count),
+            __file__,
+            "--only",
+            "several",
+        ]
+        command += ["--device", str(check.device), "--here", str(folder)] + (["--tiny"] if sizes is TINY else [])
+        ended = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False, timeout=GROUP_SECONDS
+        )
+        if ended.returncode:
+            yield Row("several devices", ok=False, note=(ended.stderr.strip().splitlines() or [""])[-1])
+            return
+        found = read_json(folder / "several.json")
+        for words, (objective, adapter, _) in SHARED.items():
+            if sizes is TINY:
+                result, _, _ = _stage(own, objective, adapter)
+                norms = np.array([found[words]["grad_norms"], result["grad_norms"]])
+                far = float(np.abs(norms[0] / norms[1] - 1).max())
+                yield Row(f"{words}, {count} devices: norms apart", far, ok=far < EXACT)
+            else:
+                yield Row(f"{words}, {count} devices", found[words]["tokens_per_second"], "tokens/s")
+
+
+def _as_rank(check: Check) -> None:
+    """Be one of several processes."""
+    peers = joined()
+    found = {words: _stage(check, *way, peers=peers)[0] for words, way in SHARED.items()}
+    if peers.leads:
+        (check.folder / "several.json").write_text(json.dumps(found))
+
+
 GROUPS: dict[str, Callable[[Check], Iterable[Row]]] = {
     "device": about,
     "attention": attention,
@@ -521,6 +588,7 @@ GROUPS: dict[str, Callable[[Check], Iterable[Row]]] = {
     "peer": peer,
     "generation": generation,
     "compiled": compiled,
+    "several": several,
 }
 
 
@@ -576,10 +644,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for gpu_check.json")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--here", help=argparse.SUPPRESS)
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = hardware.resolve_device(options.device)
     if options.here:
-        check = Check(device, Path(options.here), TINY if device.type == "cpu" else LARGE)
+        check = Check(device, Path(options.here), TINY if options.tiny or device.type == "cpu" else LARGE)
+        if "RANK" in os.environ:
+            _as_rank(check)
+            return
         print(json.dumps([asdict(row) for row in group_rows(options.only[0], check)]))
         return
     begin, found = time.monotonic(), dict[str, list[Row]]()

@@ -22,6 +22,7 @@ EXPECTED = {
     "correctness": [*(f"{kind().name}, fp32" for kind in gpu_check.OBJECTIVES), "sft, 4 bits, bf16"],
     "training": ["SFT, LoRA", "DPO, LoRA: memory", "SFT, QLoRA"],
     "generation": ["greedy replies equal to the CPU's, fp32", "generation, 4 at once"],
+    "several": [f"{words}, 2 devices: norms apart" for words in gpu_check.SHARED],
 }
 """All groups but what the peer needs, and what takes a minute to compile."""
 
