@@ -25,6 +25,7 @@ from posttrain.model.forward import (
 )
 from posttrain.model.hardware import to_device
 from posttrain.model.logprobs import token_logps
+from posttrain.parallel.peers import Peers
 from posttrain.types import Tokens
 
 
@@ -103,6 +104,24 @@ def batch_values(model: nn.Module, batch: Batch, head: nn.Module, compute_dtype:
 def idle_batch() -> Batch:
     """What a process computes that has nothing to compute while the others do (`posttrain.model.forward.rounds`)."""
     return collate([Tokens(np.zeros(2, np.int32), np.array([0, 1], np.float32), "")])
+
+
+def shared_out(
+    peers: Peers,
+    groups: Sequence[Sequence[Tokens]],
+    compute: Callable[[Sequence[Sequence[Tokens]]], list[NDArray[np.float32]]],
+) -> list[NDArray[np.float32]]:
+    """What ``compute`` gives for every sequence [S] of all groups, each group computed by one process; equal in all. Collective."""
+    if peers.size == 1:
+        return compute(groups)
+
+    def joined(some: list[Sequence[Tokens]]) -> list[NDArray[np.float32]]:
+        parts = iter(compute(some))
+        return [np.concatenate([next(parts) for _ in group]) for group in some]
+
+    found = peers.compute(groups, [sum(map(len, group)) for group in groups], joined)
+    cuts = [np.cumsum([one.supervised for one in group])[:-1] for group in groups]
+    return [part for ends, logps_S in zip(cuts, found, strict=True) for part in np.split(logps_S, ends)]
 
 
 class Scores(NamedTuple):

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from posttrain.encode.collate import Batch
@@ -22,11 +24,12 @@ from posttrain.model.score import batch_values, sequence_outputs
 from posttrain.objectives.base import BaseObjective, Loss
 from posttrain.objectives.policy_gradient import Ppo, StepTotals, value_loss
 from posttrain.online.config import OnlineSettings
-from posttrain.online.units import Group, Logps, joined
+from posttrain.online.units import Group, joined
 from posttrain.train.loop import Trainee
 from posttrain.train.measured import state_bytes
 from posttrain.train.optimizer import build_optimizer
 from posttrain.train.tasks import LossInputs, StepContext, Task
+from posttrain.types import Tokens
 
 PREFIX = "value/"
 """Before the names of its parameters in checkpoints."""
@@ -83,13 +86,12 @@ class Critic:
         finally:
             _put(self.trainee.model, self.policy)
 
-    def values(self, groups: Sequence[Group], budget: int) -> list[Logps]:
-        """The values of the tokens of every reply."""
+    def values(self, groups: Sequence[Sequence[Tokens]], budget: int) -> list[NDArray[np.float32]]:
+        """The values of the tokens of every sequence of these groups."""
         model, dtype = self.trainee.model, self.trainee.compute_dtype
         with self.playing(), torch.no_grad():
             forward = partial(batch_values, model, head=self.head, compute_dtype=dtype)
-            flat = iter(sequence_outputs(model, [group.sequences for group in groups], budget, forward))
-        return [tuple(next(flat) for _ in group.sequences) for group in groups]
+            return sequence_outputs(model, groups, budget, forward)
 
     def task(self, method: Ppo, totals: StepTotals) -> Task:
         """``loss(values_S, old_S, returns_S, totals)``."""

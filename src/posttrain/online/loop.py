@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from posttrain.artifacts import MetricsLog, StageDir, json_records
@@ -27,7 +28,7 @@ from posttrain.errors import InterruptedRunError, TrainingError
 from posttrain.model import adapters, hardware, quantise
 from posttrain.model.companions import Companions
 from posttrain.model.config import LoraAdapter
-from posttrain.model.score import packed_length, sequence_logps
+from posttrain.model.score import packed_length, sequence_logps, shared_out
 from posttrain.objectives.online_dpo import OnlineDpo
 from posttrain.objectives.policy_gradient import Ppo, explained_variance
 from posttrain.online.config import OnlineSettings, ServerSampler
@@ -35,8 +36,8 @@ from posttrain.online.critic import Critic, critic_of
 from posttrain.online.planned import RewardNumbers, stage_plan
 from posttrain.online.prompts import Prompt, step_prompts
 from posttrain.online.records import SAMPLES_FILE, SHOWN_SAMPLES, Measured, OnlineResult, Sample, read_measured
-from posttrain.online.rollout import Drawing, OwnWeights, Reply, Sampler, Scored, score, written
-from posttrain.online.scores import Missing, RewardModelScore, Scorer
+from posttrain.online.rollout import Drawing, OneForAll, OwnWeights, Reply, Sampler, Scored, score, written
+from posttrain.online.scores import Missing, RewardModelScore, Scorer, open_for_all
 from posttrain.online.server import ServedAdapters
 from posttrain.online.units import (
     Formed,
@@ -51,10 +52,11 @@ from posttrain.online.units import (
     with_advantages,
     with_gae,
 )
+from posttrain.parallel.peers import ALONE, Peers, deal
 from posttrain.plan.memory import Layout
 from posttrain.stats.intervals import compare
 from posttrain.tasks.ngrams import distinct_n
-from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors
+from posttrain.train.checkpoint import Checkpoints, Progress, optimizer_tensors, share_state
 from posttrain.train.loop import (
     StepResult,
     Trainee,
@@ -110,13 +112,14 @@ def train_online(
     on_interrupt: Callable[[], None] = lambda: None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     stop_asked: Callable[[], bool] = lambda: False,
+    peers: Peers = ALONE,
 ) -> dict[str, Any]:
-    """Run or resume an online stage and return its ``result`` (docs/run-folder.md).
+    """Run or resume an online stage and return its ``result`` (docs/run-folder.md); empty but for rank 0 of several ``peers``.
 
     Writes metrics.jsonl, samples.jsonl, checkpoints/, and adapter/ or model/. Ctrl-C and SIGTERM end the run after the current step with
     a checkpoint and an InterruptedRunError.
     """
-    run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress)
+    run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress, peers)
     since_checkpoint, write_seconds = 0.0, 0.0
     with contextlib.ExitStack() as open_logs, interruptible(on_interrupt) as interrupted:
         for log in (run.log, run.sample_log):
@@ -130,13 +133,11 @@ def train_online(
             if run.measurement_due(progress.step):
                 run.measure(progress)
             since_checkpoint += time.perf_counter() - begin
-            stopped = interrupted() or stop_asked()
+            due = checkpoint_due(settings.checkpoint_every, progress.step, since_checkpoint, write_seconds)
+            words = peers.gather([interrupted() or stop_asked(), due])
+            stopped, due = any(stop for stop, _ in words), words[0][1]
             last = progress.step == settings.steps
-            if (
-                stopped
-                or last
-                or checkpoint_due(settings.checkpoint_every, progress.step, since_checkpoint, write_seconds)
-            ):
+            if stopped or last or due:
                 write_seconds = run.save(progress)
                 since_checkpoint = 0.0
             if stopped and not last:
@@ -154,14 +155,15 @@ def _begin(
     digest: str,
     observer: Observer,
     on_progress: Callable[[str, int, int], None],
+    peers: Peers,
 ) -> tuple[_Run, Progress]:
     """The run, ready for its next step."""
-    settings, gauge = opened(settings, out)
+    settings, gauge = opened(settings, out, peers)
     checkpoints = Checkpoints(out.file("checkpoints"), digest)
     with advised(out, "while the model is loaded"):
         trainee = prepare_model(settings, inputs.model_folder, inputs.adapter_folder, seed)
         quantise.forget_originals(trainee.model)
-        scorer = inputs.open_scorer(trainee)
+        scorer = open_for_all(peers, lambda: inputs.open_scorer(trainee))
     plan = _planned(settings, inputs, trainee, out)
     names = {id(p): name for name, p in trainee.trained.items()}
     optimizer = build_optimizer(trainee.model, trainee.trained, settings)
@@ -173,13 +175,14 @@ def _begin(
         names |= critic.names
         trained |= critic.weights
         optimizers.append(critic.optimizer)
-    progress = restore(checkpoints, trained, optimizers, names)
+    progress = Progress(**peers.decided(lambda: asdict(restore(checkpoints, trained, optimizers, names))))
+    share_state(peers, trained, optimizers, names)
     kept = progress.step if progress.step else -1
     log = MetricsLog(out.file("metrics.jsonl"), resume_after=kept)
     sample_log = MetricsLog(out.file(SAMPLES_FILE), resume_after=kept)
     parts = (settings, inputs, scorer, trainee, reference, critic, optimizer, names, checkpoints)
-    sampler = _sampler_of(settings, inputs, trainee, out, digest, on_progress)
-    return _Run(*parts, sampler, out, log, sample_log, observer, on_progress, seed, gauge, plan), progress
+    sampler = _sampler_of(settings, inputs, trainee, out, digest, on_progress, peers)
+    return _Run(*parts, sampler, out, log, sample_log, observer, on_progress, seed, gauge, plan, peers), progress
 
 
 def _sampler_of(
@@ -189,11 +192,16 @@ def _sampler_of(
     out: StageDir,
     digest: str,
     on_progress: Callable[[str, int, int], None],
+    peers: Peers,
 ) -> Sampler:
     report = partial(on_progress, "sampling replies")
-    if isinstance(settings.sampler, ServerSampler):
-        return ServedAdapters(settings.sampler, trainee.model, trainee.trained, inputs.drawing, out, digest, report)
-    return OwnWeights(trainee.model, inputs.drawing, report)
+    own = OwnWeights(trainee.model, inputs.drawing, report, peers)
+    if not isinstance(settings.sampler, ServerSampler):
+        return own
+    if not peers.leads:
+        return OneForAll(own, peers)  # which is never asked here
+    served = ServedAdapters(settings.sampler, trainee.model, trainee.trained, inputs.drawing, out, digest, report)
+    return served if peers.size == 1 else OneForAll(served, peers)
 
 
 def _planned(settings: OnlineSettings, inputs: OnlineInputs, trainee: Trainee, out: StageDir) -> StagePlan | None:
@@ -282,6 +290,7 @@ class _Run:
     seed: int
     gauge: Gauge
     stage_plan: StagePlan | None
+    peers: Peers
 
     # ---- a step ----
 
@@ -398,16 +407,18 @@ class _Run:
         self, sequences: Sequence[Sequence[Any]], *, temperature: float | None = None, as_in_training: bool = False
     ) -> list[Logps]:
         """Log-probabilities of the sequences of every unit."""
-        flat = iter(
-            sequence_logps(
+
+        def computed(groups: Sequence[Sequence[Any]]) -> list[NDArray[np.float32]]:
+            return sequence_logps(
                 self.trainee.model,
-                sequences,
+                groups,
                 self.settings.micro_batch_tokens,
                 self.trainee.compute_dtype,
                 temperature=self.settings.temperature if temperature is None else temperature,
                 as_in_training=as_in_training,
             )
-        )
+
+        flat = iter(shared_out(self.peers, sequences, computed))
         return [tuple(next(flat) for _ in own) for own in sequences]
 
     def _learn(self, formed: Formed, step: int) -> Learned:
@@ -426,21 +437,29 @@ class _Run:
                     continue  # nothing to learn from
                 self.on_progress("learning", done * len(parts) + place, settings.passes * len(parts))
                 groups = self._micro_batches(units)
+                own = self._share(units)
                 share = learning_rate(step * settings.updates + done * settings.minibatches + place, total, settings)
                 limit = settings.max_grad_norm
                 if isinstance(method, Ppo) and self.critic is not None:
                     task = self.critic.task(method, totals_of(part, settings.max_new_tokens))
                     rate = share * method.value_learning_rate / settings.peak_learning_rate
                     with self.critic.playing():
-                        of_values.append(
-                            optimizer_step(self.critic.trainee, self.critic.optimizer, task, groups, rate, limit)
-                        )
+                        critic = (self.critic.trainee, self.critic.optimizer)
+                        of_values.append(optimizer_step(*critic, task, groups, rate, limit, own, self.peers))
                     if step < method.value_warmup:
                         continue
                 task = self._task(part)
-                results.append(optimizer_step(self.trainee, self.optimizer, task, groups, share, limit))
+                policy = (self.trainee, self.optimizer)
+                results.append(optimizer_step(*policy, task, groups, share, limit, own, self.peers))
         rate = learning_rate((step + 1) * settings.updates - 1, total, settings)
         return Learned(results, rate, kl, _value_metrics(parts, of_values))
+
+    def _share(self, units: Sequence[Any]) -> list[list[Any]] | None:
+        """The micro-batches of the units that this process computes, where it is not alone."""
+        if self.peers.size == 1:
+            return None
+        lengths = [packed_length(self.trainee.model, unit.sequences) for unit in units]
+        return self._micro_batches([units[place] for place in deal(lengths, self.peers.size)[self.peers.rank]])
 
     def _micro_batches(self, units: Sequence[Any]) -> list[list[Any]]:
         lengths = [packed_length(self.trainee.model, unit.sequences) for unit in units]
@@ -466,7 +485,7 @@ class _Run:
             return found, None
         if self.critic is not None:
             for part in found:
-                values = self.critic.values(part, self.settings.micro_batch_tokens)
+                values = self._values(part)
                 part[:] = [replace(unit, values=own) for unit, own in zip(part, values, strict=True)]
         if not self._kl_in_reward:  # first of all: which groups are learned from decides how they are packed
             found = self._advantaged(found)
@@ -486,6 +505,15 @@ class _Run:
         ):  # the only update is the first: its own log-probabilities are those at sampling, to the last bit
             found = [[replace(unit, old=None) for unit in part] for part in found]
         return found, kl
+
+    def _values(self, groups: Sequence[Group]) -> list[Logps]:
+        """What the critic says of the tokens of every reply."""
+        critic, budget = self.critic, self.settings.micro_batch_tokens
+        assert critic is not None, "only PPO asks"
+        flat = iter(
+            shared_out(self.peers, [group.sequences for group in groups], lambda some: critic.values(some, budget))
+        )
+        return [tuple(next(flat) for _ in group.sequences) for group in groups]
 
     def _advantaged(self, parts: Sequence[Sequence[Group]]) -> list[list[Any]]:
         """All groups of a step with their advantages; whitening looks at the whole step."""
@@ -591,13 +619,15 @@ class _Run:
         if self.critic is not None:
             weights |= self.critic.weights
             state |= optimizer_tensors(self.critic.optimizer, self.names)
-        seconds = self.checkpoints.save(progress, weights, state)
+        seconds = self.checkpoints.save(progress, weights, state) if self.peers.leads else 0.0
         self.sampler.checkpointed()
         return seconds
 
     def finish(self, progress: Progress) -> dict[str, Any]:
-        """Write the weights in their ecosystem's format and return the result numbers."""
+        """Write the weights in their ecosystem's format and return the result numbers; that is for rank 0 to do."""
         self.sampler.close()
+        if not self.peers.leads:
+            return {}
         adapted = isinstance(self.settings.adapter, LoraAdapter)
         companions = self.inputs.companions or Companions(self.inputs.model_folder)
         write_weights(self.trainee.model, adapted, companions, self.out.file("adapter" if adapted else "model"))

@@ -25,6 +25,7 @@ from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import context_of
 from posttrain.online.prompts import Prompt
 from posttrain.online.scores import CUT, Missing, Scorer, Written
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.types import Tokens
 
 PROBED = 1
@@ -88,22 +89,73 @@ Report = Callable[[int, int], None]
 
 
 class OwnWeights(NamedTuple):
-    """Samples from the live modules, without a copy."""
+    """Samples from the live modules, without a copy; of several processes each answers its share of the prompts."""
 
     model: nn.Module
     drawing: Drawing
     report: Report
+    peers: Peers = ALONE
 
     def sample(self, prompts: Sequence[Prompt], replies: int, seed: int, step: int, version: int) -> list[Reply]:
         """See `Sampler`."""
-        found = sample(self.model, prompts, replies, self.drawing, seed, step, self.report)
-        return [replace(reply, version=version) for reply in found]
+
+        def answered(some: Sequence[Prompt]) -> list[Reply]:
+            return sample(self.model, some, replies, self.drawing, seed, step, self.report)
+
+        if self.peers.size == 1:
+            return [replace(reply, version=version) for reply in answered(prompts)]
+
+        def told(some: list[Prompt]) -> list[list[Told]]:
+            found = iter(answered(some))
+            return [[tell(next(found)) for _ in range(replies)] for _ in some]
+
+        by_prompt = self.peers.compute(prompts, [1] * len(prompts), told)
+        return [heard(prompt, one, version) for prompt, own in zip(prompts, by_prompt, strict=True) for one in own]
 
     def checkpointed(self) -> None:
         """Nothing is kept."""
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class OneForAll(NamedTuple):
+    """A sampler that rank 0 asks, and whose replies it tells the others."""
+
+    own: Sampler
+    peers: Peers
+
+    def sample(self, prompts: Sequence[Prompt], replies: int, seed: int, step: int, version: int) -> list[Reply]:
+        """See `Sampler`."""
+        found = self.peers.decided(
+            lambda: [tell(one) for one in self.own.sample(prompts, replies, seed, step, version)]
+        )
+        return [heard(prompts[place // replies], one, version) for place, one in enumerate(found)]
+
+    def checkpointed(self) -> None:
+        """See `Sampler`."""
+        self.own.checkpointed()
+
+    def close(self) -> None:
+        """See `Sampler`."""
+        self.own.close()
+
+
+Told = tuple[list[int], str, bool, list[float] | None]
+"""A reply as processes tell it each other."""
+
+
+def tell(reply: Reply) -> Told:
+    """All of a reply but its prompt and version."""
+    logps = None if reply.sampler_logps_T is None else reply.sampler_logps_T.tolist()
+    return reply.ids_T.tolist(), reply.text, reply.cut, logps
+
+
+def heard(prompt: Prompt, told: Told, version: int) -> Reply:
+    """The inverse of `tell`."""
+    ids, text, cut, logps = told
+    logps_T = None if logps is None else np.array(logps, np.float32)
+    return Reply(prompt, np.array(ids, np.int32), text, cut, logps_T, version)
 
 
 def draw_seed(seed: int, step: int, row_id: str, number: int) -> int:

@@ -30,6 +30,7 @@ from posttrain.judge.judge import outcomes, panel_outcomes
 from posttrain.judge.pool import Judged, JudgePool
 from posttrain.judge.prompts import load_prompt
 from posttrain.judge.reward import open_reward_judge
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.references import NamesFile
 from posttrain.synth.base import RewardModel
 from posttrain.table import grouped
@@ -429,6 +430,43 @@ class Scorer:
             total = sum(weight * known.get(n, 0.0) for n, weight, _ in worths)
             found.append(Worth(Missing("; ".join(missing)) if missing else float(total), known, besides))
         return found
+
+
+def open_for_all(peers: Peers, opened: Callable[[], Scorer]) -> Scorer:
+    """A scorer that rank 0 opens and asks, and whose answers it tells the others: judges and reward models are asked once."""
+    if peers.size == 1:
+        return opened()
+    own: list[Scorer] = []
+
+    def facts() -> list[Any]:
+        own.append(opened())
+        return [own[0].compares, own[0].second_models]
+
+    compares, second_models = peers.decided(facts)
+    return _OneForAll((), compares, second_models, peers, tuple(own))
+
+
+@dataclass(frozen=True)
+class _OneForAll(Scorer):
+    """See `open_for_all`."""
+
+    peers: Peers = ALONE
+    own: tuple[Scorer, ...] = ()
+
+    def __call__(self, replies: Sequence[Written]) -> list[Worth]:
+        """What each reply is worth."""
+
+        def told() -> list[Any]:
+            worths = self.own[0](replies)
+            return [
+                [w.reward.reason if isinstance(w.reward, Missing) else w.reward, dict(w.parts), dict(w.besides)]
+                for w in worths
+            ]
+
+        return [
+            Worth(Missing(reward) if isinstance(reward, str) else reward, parts, besides)
+            for reward, parts, besides in self.peers.decided(told)
+        ]
 
 
 def open_scores(scores: Sequence[Any], opening: Opening | None = None) -> Scorer:

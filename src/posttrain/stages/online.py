@@ -42,6 +42,7 @@ class OnlineStage(OnlineSettings, _Inputs):
 
     accounts_for_rows: ClassVar[bool] = True
     compares_models: ClassVar[bool] = True
+    is_shared: ClassVar[bool] = True
 
     @property
     def gives(self) -> Gives:
@@ -75,8 +76,24 @@ class OnlineStage(OnlineSettings, _Inputs):
 
     def run(self, context: Context) -> Mapping[str, Any]:
         """Encode the prompts, and learn or go on learning."""
-        from posttrain.model import hardware
         from posttrain.model.lineage import write_record
+
+        result = self._learn(context)
+        decided = f"template: {self.template}" if self.template is not None else self.start_from
+        lineage = context.lineage(self.start_from).spoken(self.template)
+        write_record(context.out, lineage, context.base_folder(), decided)
+        context.display.note(
+            f"{result['steps']:,} steps, reward {result['first_reward']:.3f} -> {result['last_reward']:.3f}, "
+            f"{result['tokens_per_second']:,.0f} tok/s sampled and learned, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
+        )
+        return result
+
+    def join(self, context: Context) -> None:
+        """Encode the same prompts, answer a share of them and compute a share of every step; scores are told."""
+        self._learn(context)
+
+    def _learn(self, context: Context) -> dict[str, Any]:
+        from posttrain.model import hardware
         from posttrain.model.second_adapter import InMemory
         from posttrain.online.config import settings_warnings
         from posttrain.online.loop import OnlineInputs, train_online
@@ -89,7 +106,6 @@ class OnlineStage(OnlineSettings, _Inputs):
         context.settle_threads()
         hardware.reset_peak_memory(hardware.resolve_device(self.device))
         lineage = context.lineage(self.start_from).spoken(self.template)
-        decided = f"template: {self.template}" if self.template is not None else self.start_from
         prompts, held_out = self._prompts(context, lineage)
         display.note(f"{len(prompts):,} prompts to learn on, {len(held_out):,} to measure on")
         for warning in settings_warnings(self):
@@ -120,7 +136,7 @@ class OnlineStage(OnlineSettings, _Inputs):
                 rewards=[saved_reward(s.lineage, lineage.folder) for s in scores if isinstance(s, RewardModelScore)],
             )
             display.tick("loading the model", 0, 0)
-            result = train_online(
+            return train_online(
                 self,
                 inputs,
                 out,
@@ -130,13 +146,8 @@ class OnlineStage(OnlineSettings, _Inputs):
                 on_interrupt=lambda: display.note("stopping after this step; Ctrl-C again stops at once"),
                 on_progress=display.tick,
                 stop_asked=context.run.stop_asked,
+                peers=context.peers,
             )
-        write_record(out, lineage, context.base_folder(), decided)
-        display.note(
-            f"{result['steps']:,} steps, reward {result['first_reward']:.3f} -> {result['last_reward']:.3f}, "
-            f"{result['tokens_per_second']:,.0f} tok/s sampled and learned, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
-        )
-        return result
 
     def _prompts(self, context: Context, lineage: Lineage) -> tuple[list[Prompt], list[Prompt]]:
         """The prompts to learn on and to measure on."""

@@ -36,7 +36,7 @@ from posttrain.model.config import LoraAdapter
 from posttrain.model.forward import beside_text, causal_lm, path_of, rounds, shell_of, step_flops
 from posttrain.model.lengths import check_fits
 from posttrain.model.proof import prove_products
-from posttrain.model.score import idle_batch, lay_out, packed_length, sequence_logps
+from posttrain.model.score import idle_batch, lay_out, packed_length, sequence_logps, shared_out
 from posttrain.model.sharded import divide, reduce_after, unaveraged, whole_on_cpu
 from posttrain.objectives.base import Loss, Metric
 from posttrain.parallel.peers import ALONE, Peers, deal
@@ -298,12 +298,11 @@ def _compute(trainee: Trainee, task: Task, units: Sequence[Any], context: StepCo
 def step_context(trainee: Trainee, task: Task, units: Sequence[Any], budget: int, peers: Peers = ALONE) -> StepContext:
     """What the micro-batches of a step share; computes what the task wants to know beforehand, without gradient."""
 
-    def logps(sequences: list[Tokens]) -> list[NDArray[np.float32]]:
-        groups = [[sequence] for sequence in sequences]
+    def logps(groups: Sequence[Sequence[Tokens]]) -> list[NDArray[np.float32]]:
         return sequence_logps(trainee.model, groups, budget, trainee.compute_dtype)
 
-    beside = task.beside(units)
-    return task.context(units, peers.compute(beside, list(map(len, beside)), logps) if beside else [])
+    beside = [[sequence] for sequence in task.beside(units)]
+    return task.context(units, shared_out(peers, beside, logps) if beside else [])
 
 
 class Evaluation(NamedTuple):
@@ -800,15 +799,8 @@ def _reference(
     units = {id(unit): task.sequences(unit) for step in steps for unit in step}  # epochs repeat them
     beside = [(sequence,) for step in steps if step for sequence in task.beside(step)]
 
-    def computed(groups: list[Sequence[Tokens]]) -> list[NDArray[np.float32]]:
-        parts = iter(sequence_logps(model, groups, budget, dtype))
-        return [np.concatenate([next(parts) for _ in group]) for group in groups]
-
-    def shared_out(groups: Sequence[Sequence[Tokens]]) -> list[NDArray[np.float32]]:
-        cost = [sum(map(len, group)) for group in groups]
-        parts = zip(groups, peers.compute(groups, cost, computed), strict=True)
-        ends = [(np.cumsum([one.supervised for one in group])[:-1], logps_S) for group, logps_S in parts]
-        return [part for cuts, logps_S in ends for part in np.split(logps_S, cuts)]
+    def computed(groups: Sequence[Sequence[Tokens]]) -> list[NDArray[np.float32]]:
+        return sequence_logps(model, groups, budget, dtype)
 
     peers.check_same("kept reference log-probabilities", file_digest(source.cache) if source.cache.exists() else "none")
     with adapters.adapter_off(model) if source.adapter_off else adapters.fresh_adapter_off(model):
@@ -816,7 +808,7 @@ def _reference(
             source.cache,
             f"{source.identity} {dtype}",
             [*units.values(), *beside],
-            shared_out,
+            lambda groups: shared_out(peers, groups, computed),
             dtype,
             lambda done, total: on_progress("reference log-probabilities", done, total),
             keeps=peers.leads,
