@@ -1,8 +1,10 @@
-"""Groups of real processes that train together, for tests/parallel."""
+"""Groups of real processes that train, or run a recipe, together, for tests/parallel."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,11 @@ class Groups:
             path.unlink()
         self.server.start(out, **{"size": size, "what": what, "steps": 20} | more)
 
+    def run(self, out: Path, size: int, *words: str | Path) -> Path:
+        """Run ``posttrain run`` with these words to its end, which is a good one; the folder of runs."""
+        self.train(out, size, "run", words=["--runs", str(out / "runs"), *map(str, words)])
+        return out / "runs"
+
     def train(self, out: Path, size: int, what: str, **more: Any) -> Trained:
         """Run a training to its end, which is a good one."""
         self.start(out, size, what, **more)
@@ -58,3 +65,12 @@ class Groups:
         found = Trained(out)
         assert found.codes == [0] * size, found.said
         return found
+
+
+def wait_for(look: Callable[[], Any]) -> Any:
+    """What is seen, once it is something."""
+    until = time.monotonic() + 60
+    while not (found := look()):
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    return found

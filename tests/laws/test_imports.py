@@ -148,6 +148,7 @@ LOADS_TORCH = {
         "generate.gguf_replies",
         "generate.growing",
         "generate.local",
+        "generate.shared",
         "generate.voices",
         "generate.ways",
     ),
@@ -172,6 +173,7 @@ LOADS_TORCH = {
         "model.quantise",
         "model.score",
         "model.second_adapter",
+        "model.shared",
         "model.sharded",
     ),
     *(

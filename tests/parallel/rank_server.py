@@ -2,6 +2,7 @@
 
 Input: JSON {"model", "out", "size", "what", "steps", "stop_at", ...}; output: the pid of the process that starts the group (as torchrun would), then its
 exit status. ``out``/ranks.json: the pids of the ranks as they begin, ``out``/ended.json: their exit codes. Only rank 0 writes into ``out``/stage.
+``what``: a training of `SETTINGS`, or ``run``: the whole command line, with ``words``; rank ``broken`` can't make replies.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,8 +27,11 @@ from torch.distributed import TCPStore
 
 from forking import serve_forks
 from posttrain.artifacts import StageDir
+from posttrain.cli import main
 from posttrain.encode.preferences import FeedbackTokens, PairTokens, with_reply_of
-from posttrain.errors import InterruptedRunError, PosttrainError
+from posttrain.errors import InterruptedRunError, ModelError, PosttrainError
+from posttrain.generate import shared
+from posttrain.lab import engine
 from posttrain.model.config import FullWeights, LoraAdapter, Shard
 from posttrain.objectives import DpoObjective, KtoObjective, RewardObjective, SftObjective
 from posttrain.parallel import joined
@@ -34,7 +39,7 @@ from posttrain.train.config import TrainSettings
 from posttrain.train.loop import Reference, TrainInputs, train
 from posttrain.types import Tokens
 
-LOADED = (transformers,)
+LOADED = (transformers, engine._joins())
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft-full": {"objective": SftObjective(), "adapter": FullWeights()},
     "sft-lora": {"objective": SftObjective()},
@@ -126,6 +131,11 @@ def counted() -> list[int]:
     return found
 
 
+def broken(*_: object) -> Any:
+    """Stands for a decoding without memory."""
+    raise ModelError("no memory", fix="fewer slots")
+
+
 def work(order: dict[str, Any]) -> None:
     """Start the ranks, end all when one has died, and leave how each ended."""
     torch.set_num_threads(1)
@@ -154,8 +164,16 @@ def _fork(rank: int, order: dict[str, Any], out: Path) -> int:
     os.dup2(log, 2)
     code = 1
     try:
-        train_as(rank, order, out)
+        if order["what"] == "run":
+            sys.argv = ["posttrain", "run", *order["words"]]
+            if order.get("broken") == rank:
+                shared.decode = broken
+            main()
+        else:
+            train_as(rank, order, out)
         code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
     except PosttrainError as error:
         os.write(2, f"error: {error}\n".encode())
         code = 2

@@ -7,13 +7,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from rank_groups import Groups, Trained
+from rank_groups import Groups, Trained, wait_for
 
 METHODS = ("sft-full", "sft-lora", "dpo", "kto", "reward")
 
@@ -134,12 +132,3 @@ def test_whoever_is_killed_the_others_end_and_the_run_goes_on(groups: Groups, tm
 def lines_of(out: Path) -> int:
     path = out / "stage" / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def wait_for(look: Callable[[], Any]) -> Any:
-    """What is seen, once it is something."""
-    until = time.monotonic() + 60
-    while not (found := look()):
-        assert time.monotonic() < until
-        time.sleep(0.001)
-    return found

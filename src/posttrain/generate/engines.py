@@ -9,17 +9,27 @@ from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.cost import Budget, Caps, Prices
 from posttrain.generate.openai import OpenAIEngine
 from posttrain.generate.source import ModelSource, open_source
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.types import Display
 
 
 class Engines:
     """Each model is loaded or connected the first time it is wanted. Use it in a ``with`` block: what was opened is closed at its end.
 
-    caps, prices: of all servers together. ledger: one line for every call to a server.
+    caps, prices: of all servers together. ledger: one line for every call to a server. peers: who shares the work of local models.
     """
 
-    def __init__(self, caps: Caps, prices: Prices | None, cache: RequestCache, ledger: Path, display: Display) -> None:
+    def __init__(
+        self,
+        caps: Caps,
+        prices: Prices | None,
+        cache: RequestCache,
+        ledger: Path,
+        display: Display,
+        peers: Peers = ALONE,
+    ) -> None:
         self._caps, self._prices, self._cache, self._ledger, self._display = caps, prices, cache, ledger, display
+        self._peers = peers
         self._open: list[tuple[ModelSource, CachedEngine]] = []
         self._budget: Budget | None = None
         self._closing = contextlib.ExitStack()
@@ -37,7 +47,7 @@ class Engines:
             if known == source:
                 return engine
         self._display.tick(f"opening {source.name}", 0, 1)
-        opened = open_source(source, self._caps, self._prices, self._ledger)
+        opened = open_source(source, self._caps, self._prices, self._ledger, self._peers)
         self._display.tick(f"opening {source.name}", 1, 1)
         if (note := getattr(opened, "speed_note", None)) is not None:  # only a model of this process has one
             self._display.note(note)

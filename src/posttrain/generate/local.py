@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -24,13 +25,16 @@ from posttrain.generate.engine import (
     Outcome,
     Outcomes,
     Request,
+    Sampling,
     Usage,
     split_think,
 )
 from posttrain.generate.growing import token_logprob
+from posttrain.generate.shared import shared_decode
 from posttrain.generate.ways import speed_note
 from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import context_of, limits_of
+from posttrain.model.shared import SharedModel
 
 LAST_TOKENS = 8
 """Tokens of a prompt that show whether it ends inside a think block."""
@@ -51,6 +55,8 @@ class LocalEngine:
     stops: Sequence[tuple[int, ...]]
     name: str
     slots: int = SLOTS
+    shared: SharedModel | None = None
+    """Where other processes hold the model as well: then each makes a part of the replies, ``slots`` at once."""
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -95,11 +101,21 @@ class LocalEngine:
             limit = s.max_tokens if room is None else min(s.max_tokens, room - len(prompt))
             samplings.append(replace(s, max_tokens=limit, seed=(s.seed or 0) + requests[index].sample))
         replies: list[list[NewToken]] = [[] for _ in prompts]
-        for new in decode(self.model, prompts, stops, samplings, self.slots):
-            replies[new.prompt].append(new)
-            if new.finish is not None:
-                index = indices[new.prompt]
-                yield index, self._outcome(requests[index], prompts[new.prompt], replies[new.prompt], stops)
+        with contextlib.closing(self._decode(prompts, stops, samplings)) as tokens:
+            for new in tokens:
+                replies[new.prompt].append(new)
+                if new.finish is not None:
+                    index = indices[new.prompt]
+                    yield index, self._outcome(requests[index], prompts[new.prompt], replies[new.prompt], stops)
+
+    def _decode(
+        self, prompts: Sequence[NDArray[np.int32]], stops: Sequence[tuple[int, ...]], samplings: Sequence[Sampling]
+    ) -> Generator[NewToken, None, None]:
+        """The tokens of all replies, made here or by several processes."""
+        if self.shared is None or len(prompts) < 2:
+            yield from decode(self.model, prompts, stops, samplings, self.slots)
+        else:
+            yield from shared_decode(self.shared, self.model, prompts, stops, samplings, self.slots)
 
     def _prompt(self, request: Request) -> NDArray[np.int32] | Failure:
         try:

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt
 from posttrain.generate.cost import Caps, Prices
 from posttrain.generate.engine import Engine
 from posttrain.generate.wire import OURS
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.references import NamesFile, NamesModel, NamesStage
 
 SERVER_CONCURRENCY, GGUF_SLOTS, GGUF_CONTEXT = 16, 4, 8192
@@ -98,8 +99,10 @@ def prices_of(prompt_price: float | None, completion_price: float | None) -> Pri
     return Prices(prompt_per_million=prompt_price, completion_per_million=completion_price)
 
 
-def open_source(source: ModelSource, caps: Caps, prices: Prices | None, ledger: Path) -> Engine:
+def open_source(source: ModelSource, caps: Caps, prices: Prices | None, ledger: Path, peers: Peers = ALONE) -> Engine:
     """The engine of a model that answers. Calls to servers are written to the ledger, and their budget goes on from it.
+
+    peers: the processes that share the work of a local model.
 
     Raises ConfigError where a package is missing, ModelError where a model can't be loaded.
     """
@@ -121,17 +124,24 @@ def open_source(source: ModelSource, caps: Caps, prices: Prices | None, ledger: 
         from posttrain.generate.llamacpp import LlamaCppEngine
 
         return LlamaCppEngine(Path(source.gguf), source.context or GGUF_CONTEXT, source.concurrency or GGUF_SLOTS)
-    return _local_engine(source)
+    return _local_engine(source, peers)
 
 
-def _local_engine(source: ModelSource) -> Engine:
+def _local_engine(source: ModelSource, peers: Peers) -> Engine:
     from posttrain.generate.local import LocalEngine
     from posttrain.model import hardware
     from posttrain.model.adapters import frozen_model
+    from posttrain.model.shared import shared_model
     from posttrain.model.targets import resolve_target
 
     assert source.local is not None, "a reward model is no engine"
     target = resolve_target(source.local, source.base)
     device = hardware.resolve_device("auto")
-    model = frozen_model(target.folder, target.adapter, hardware.choose_dtype("auto", device), device)
-    return LocalEngine(model, target.template, target.stops, f"{Path(source.local).name}@{target.identity[:16]}")
+    dtype = hardware.choose_dtype("auto", device)
+    return LocalEngine(
+        frozen_model(target.folder, target.adapter, dtype, device),
+        target.template,
+        target.stops,
+        f"{Path(source.local).name}@{target.identity[:16]}",
+        shared=shared_model(peers, target.folder, target.adapter, dtype, device),
+    )

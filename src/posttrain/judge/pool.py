@@ -28,6 +28,7 @@ from posttrain.judge.items import Item
 from posttrain.judge.judge import Judgment, judge, prepared, prompt_digest, try_out
 from posttrain.judge.reward import RewardJudge, open_reward_judge
 from posttrain.judge.verdicts import Accounting, Missing, account
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.types import Display
 
@@ -99,14 +100,21 @@ class JudgePool:
     """The judges of a configuration. Use it in a ``with`` block: what was opened is closed at its end.
 
     cache: holds every answer. ledger: one line for every call to a server. config: None where nobody judges; then there is
-    nothing to open, and a session is an error.
+    nothing to open, and a session is an error. peers: who shares the work of judges that are local models.
     """
 
-    def __init__(self, config: JudgeConfig | None, cache: RequestCache, ledger: Path, display: Display) -> None:
-        self.config, self.ledger, self.display = config, ledger, display
+    def __init__(
+        self,
+        config: JudgeConfig | None,
+        cache: RequestCache,
+        ledger: Path,
+        display: Display,
+        peers: Peers = ALONE,
+    ) -> None:
+        self.config, self.ledger, self.display, self._peers = config, ledger, display, peers
         caps = Caps() if config is None else Caps(money=config.max_money, calls=config.max_calls)
         prices = None if config is None else prices_of(config.prompt_price, config.completion_price)
-        self._engines = Engines(caps, prices, cache, ledger, display)
+        self._engines = Engines(caps, prices, cache, ledger, display, peers)
         self._rewards: dict[str, RewardJudge] = {}
 
     def __enter__(self) -> JudgePool:
@@ -136,7 +144,7 @@ class JudgePool:
             return self._engines.opened(source)
         if name not in self._rewards:
             self.display.tick(f"opening {name}", 0, 1)
-            self._rewards[name] = open_reward_judge(source)
+            self._rewards[name] = open_reward_judge(source, peers=self._peers)
             self.display.tick(f"opening {name}", 1, 1)
         return self._rewards[name]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +14,20 @@ from posttrain.judge.config import JudgeSource, Plan
 from posttrain.judge.items import Item
 from posttrain.judge.judge import Judgment, asks_of
 from posttrain.judge.verdicts import Missing, Verdict
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.types import Message, SftRow
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from posttrain.model.second_adapter import InMemory
+    from posttrain.model.shared import SharedModel
     from posttrain.types import Tokens
 
 BATCH_TOKENS = 4096
+REWARDS = "rewards"
+"""Kind of an order for `rewards_of`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class RewardJudge:
     """Inside, ``model`` computes the reward model's hidden states: it may be another one whose base it shares."""
     apart: str = ""
     """Why it shares none, where it could have."""
+    shared: SharedModel | None = None
+    """Where other processes hold it as well: then each scores a part of the conversations."""
 
     def judge(self, items: Sequence[Item], plan: Plan, progress: Progress | None = None) -> list[Judgment]:
         """Pairs: the higher score wins, equal scores are a tie. Of the plan only ``turns`` means something.
@@ -63,33 +70,64 @@ class RewardJudge:
 
     def rewards(self, conversations: Sequence[SftRow], progress: Progress | None = None) -> list[float | Missing]:
         """The score of the last reply of every conversation, or why there is none."""
-        import numpy as np
-        import torch
-
-        from posttrain.encode.packing import pack
-        from posttrain.model.score import batch_values, lay_out
-
         encoded = _scored(conversations, self.template, self.room, self.pad_id)
         sequences = {place: tokens for place, tokens in enumerate(encoded) if not isinstance(tokens, Missing)}
-        places, lengths = list(sequences), [len(tokens) for tokens in sequences.values()]
-        rewards_N = np.full(len(encoded), np.nan)
-        done = 0
-        for indices in pack(lengths, BATCH_TOKENS):
-            chosen = [places[index] for index in indices]
-            with torch.no_grad(), self.playing():
-                batch = lay_out(self.model, [sequences[place] for place in chosen])
-                rewards_N[chosen] = batch_values(self.model, batch, self.head, self.dtype).cpu().numpy()
-            done += len(indices)
+        places, found = list(sequences), dict[int, float]()
+        for pack_of in self._packs(list(sequences.values())):
+            found |= {places[index]: reward for index, reward in pack_of}
             if progress is not None:
-                progress(done, len(sequences))
-        return [
-            tokens if isinstance(tokens, Missing) else float(reward)
-            for tokens, reward in zip(encoded, rewards_N, strict=True)
-        ]
+                progress(len(found), len(sequences))
+        return [tokens if isinstance(tokens, Missing) else found[place] for place, tokens in enumerate(encoded)]
+
+    def _packs(self, sequences: Sequence[Tokens]) -> Iterator[list[tuple[int, float]]]:
+        """The rewards of sequences, computed here or by several processes."""
+        from posttrain.model.shared import share_out, written
+
+        if self.shared is None or len(sequences) < 2:
+            yield from _reward_packs(self.model, self.head, sequences, self.dtype, self.playing)
+            return
+        items, settings = list(map(written, sequences)), {"dtype": str(self.dtype).removeprefix("torch.")}
+        for one in share_out(self.shared, self.model, REWARDS, rewards_of, items, list(map(len, sequences)), settings):
+            yield [one]
 
 
-def open_reward_judge(source: JudgeSource, beside: InMemory | None = None) -> RewardJudge:
+def _reward_packs(
+    model: nn.Module,
+    head: nn.Module,
+    sequences: Sequence[Tokens],
+    dtype: torch.dtype,
+    playing: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[list[tuple[int, float]]]:
+    """Rewards pack by pack, each with the place of its sequence; see `RewardJudge.playing`."""
+    import torch
+
+    from posttrain.encode.packing import pack
+    from posttrain.model.score import batch_values, lay_out
+
+    for indices in pack([len(tokens) for tokens in sequences], BATCH_TOKENS):
+        with torch.no_grad(), playing():
+            batch = lay_out(model, [sequences[index] for index in indices])
+            rewards = batch_values(model, batch, head, dtype).cpu().numpy()
+        yield [(index, float(reward)) for index, reward in zip(indices, rewards, strict=True)]
+
+
+def rewards_of(model: nn.Module, items: Sequence[Any], settings: Mapping[str, Any]) -> Iterator[tuple[int, Any] | None]:
+    """Sequences -> their rewards. A `posttrain.model.shared.Work`."""
+    import torch
+
+    from posttrain.model.forward import score_head
+    from posttrain.model.shared import read
+
+    head = score_head(model)
+    assert head is not None, "it was loaded with one"
+    for pack_of in _reward_packs(model, head, list(map(read, items)), getattr(torch, settings["dtype"])):
+        yield from pack_of
+
+
+def open_reward_judge(source: JudgeSource, beside: InMemory | None = None, peers: Peers = ALONE) -> RewardJudge:
     """Load the model of ``source.reward``; its adapter and head alone where it was trained on the base of the model ``beside``.
+
+    peers: who shares the work of one that stands by itself.
 
     Raises:
         ModelError: the target has no trained score head.
@@ -99,6 +137,7 @@ def open_reward_judge(source: JudgeSource, beside: InMemory | None = None) -> Re
     from posttrain.model.adapters import saved_model
     from posttrain.model.forward import causal_lm, score_head
     from posttrain.model.second_adapter import SecondAdapter, second_adapter
+    from posttrain.model.shared import shared_model
     from posttrain.model.targets import resolve_target
 
     assert source.reward is not None, "the caller chose a reward model"
@@ -126,6 +165,9 @@ def open_reward_judge(source: JudgeSource, beside: InMemory | None = None) -> Re
         fingerprint=Fingerprint("reward", f"{source.reward}@{target.identity[:16]}", options=str(dtype)),
         playing=playing,
         apart="" if shared is None or isinstance(shared, SecondAdapter) else shared.why,
+        shared=shared_model(peers, target.folder, target.adapter, dtype, device, head="score")
+        if beside is None
+        else None,
     )
 
 

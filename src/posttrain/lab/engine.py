@@ -15,11 +15,11 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,7 +56,7 @@ from posttrain.lab.recipe import (
 )
 from posttrain.lab.variations import changed, reseeded, stage_keys
 from posttrain.model.lineage import Lineage
-from posttrain.parallel.peers import ALONE, Peers
+from posttrain.parallel.peers import ALONE, Order, Peers
 from posttrain.references import NamesFile, NamesModel, NamesRows, NamesStage, Reference, is_builtin, package_file
 from posttrain.report.live import Display
 from posttrain.stages.base import BASE, Context, GoOn, StageKind, Wanted, always
@@ -227,6 +227,8 @@ class Experiment:
         try:
             with self._shared(name, identity), self.peers.whole():
                 result = stage.run(self.context(name, identity, go_on))
+            with self.peers.together({"kind": REST}):
+                pass
         except Exception as error:
             account.fail(error)
             raise
@@ -237,6 +239,7 @@ class Experiment:
         if self.peers.size == 1 or not self.recipe.stages[name].is_shared:
             return contextlib.nullcontext()
         order = {
+            "kind": STAGE,
             "stage": name,
             "identity": identity,
             "recipe": resolved_yaml(self.recipe),
@@ -324,9 +327,12 @@ class Experiment:
 def follow(peers: JoinedPeers) -> None:
     """Take part in what rank 0 runs, to its end; writes nothing that stays."""
     warnings.simplefilter("ignore")  # rank 0 says the same
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 hears them too, and when it ends, so does this process
+    joins = _joins()
     for order in peers.orders():
         try:
-            _join(peers, order)
+            joins[order["kind"]](peers, order)
             peers.report()
         except PosttrainError as error:
             peers.fail(error.problem, error.fix)
@@ -335,7 +341,23 @@ def follow(peers: JoinedPeers) -> None:
     peers.leave()
 
 
-def _join(peers: Peers, order: Mapping[str, Any]) -> None:
+STAGE, REST = "stage", "rest"
+"""Kinds of orders: to join a stage, and to give up the models that were kept for the orders of one."""
+
+
+def _joins() -> dict[str, Callable[[Peers, Order], None]]:
+    """What another process does for an order of rank 0, by its kind."""
+    from posttrain.generate.shared import REPLIES, replies
+    from posttrain.judge.reward import REWARDS, rewards_of
+    from posttrain.model.shared import LIKELIHOODS, KeptModels, likelihoods, take_share
+
+    kept = KeptModels()
+    works = {REPLIES: replies, LIKELIHOODS: likelihoods, REWARDS: rewards_of}
+    shares = {kind: partial(take_share, kept=kept, work=work) for kind, work in works.items()}
+    return {STAGE: _join, REST: lambda peers, order: kept.clear(), **shares}
+
+
+def _join(peers: Peers, order: Order) -> None:
     """Do the part of this process in a stage; what it would write goes into a folder that is removed."""
     recipe, name = recipe_of(parse_yaml(order["recipe"], "the recipe of rank 0")), order["stage"]
     with TemporaryDirectory() as aside, stopped_at(datetime.fromisoformat(order["now"])):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -190,6 +190,21 @@ def sequence_outputs(
 ) -> list[NDArray[np.float32]]:
     """What ``forward`` gives for the supervised tokens [S] of every sequence, in the order of the groups; see `sequence_logps`."""
     found: list[list[NDArray[np.float32]]] = [[] for _ in groups]
+    for pack_of in packed_outputs(model, groups, micro_batch_tokens, forward):
+        for index, parts in pack_of:
+            found[index] = parts
+        if progress is not None:
+            progress(len(pack_of))
+    return [part for parts in found for part in parts]
+
+
+def packed_outputs(
+    model: nn.Module,
+    groups: Sequence[Sequence[Tokens]],
+    micro_batch_tokens: int,
+    forward: Callable[[Batch], Tensor],
+) -> Iterator[list[tuple[int, list[NDArray[np.float32]]]]]:
+    """The outputs of `sequence_outputs` pack by pack, as they are computed: the place of every group, and its sequences' outputs."""
     lengths = [packed_length(model, group) for group in groups]
     training = model.training
     model.eval()
@@ -199,11 +214,7 @@ def sequence_outputs(
         batch = lay_out(model, [sequence for index in indices for sequence in groups[index]])
         outputs_S = forward(batch).detach().float().cpu().numpy()
         parts = iter(np.split(outputs_S, np.cumsum(batch.counts_B)[:-1]))
-        for index in indices:
-            found[index] = [next(parts) for _ in groups[index]]
-        if progress is not None:
-            progress(len(indices))
+        yield [(index, [next(parts) for _ in groups[index]]) for index in indices]
     for _ in range(idle):
         forward(idle_batch())
     model.train(training)
-    return [part for parts in found for part in parts]

@@ -12,7 +12,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -42,6 +43,9 @@ PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others within a collective: rank 0 may have a model to write meanwhile."""
 GRACE = 10.0
 """Seconds in which processes that do the same come to the same end."""
+SIGN = 0.2
+"""Seconds between two looks of one that works at what the others have found, and whether they are there."""
+GO_ON = "run the same command again: it goes on from what is kept"
 _LOOK = 0.05
 
 
@@ -192,6 +196,69 @@ class JoinedPeers(Peers):
                 problem = f"the processes have not the same {what}: rank 0 has {found[0]}, rank {rank} {other}"
                 raise RunError(problem, fix="install the same on all machines, and start them with the same command")
 
+    def stream(self, share: Iterable[T | None]) -> Generator[T, None, None]:
+        """See `Peers.stream`. What is found goes through the store, some at a time."""
+        return self._collected(share, self._current) if self.leads else self._handed_in(share, self._current)
+
+    def _handed_in(self, share: Iterable[T | None], order: int) -> Generator[T, None, None]:
+        """Send what this process finds to rank 0, where that still takes it. Yields nothing."""
+        numbers, due = count(), time.monotonic()
+
+        def send(message: Mapping[str, Any]) -> None:
+            self._store.set(f"found/{order}/{self.rank}/{next(numbers)}", json.dumps(message))
+
+        found: list[T] = []
+        try:
+            for one in share:
+                if one is not None:
+                    found.append(one)
+                if time.monotonic() >= due:
+                    self._check_led()
+                    if self._store.check([f"ended/{order}"]):
+                        return
+                    send({"found": found})  # also where there is nothing: a sign of life
+                    found, due = [], time.monotonic() + SIGN
+            send({"found": found, "last": True})
+        except (PosttrainError, RuntimeError) as error:
+            told = [error.problem, error.fix] if isinstance(error, PosttrainError) else [_line_of(error), None]
+            send({"failed": told})
+            raise
+        yield from ()
+
+    def _collected(self, share: Iterable[T | None], order: int) -> Generator[T, None, None]:
+        """What all processes find, in rank 0."""
+        heard = {rank: _Heard(f"found/{order}/{rank}") for rank in range(1, self.size)}
+        due = time.monotonic()
+        for one in share:
+            if one is not None:
+                yield one
+            if time.monotonic() >= due:
+                yield from self._news(heard)
+                due = time.monotonic() + SIGN
+        while heard:
+            yield from self._news(heard)
+            if heard:
+                time.sleep(_LOOK)
+
+    def _news(self, heard: dict[int, _Heard]) -> Iterator[Any]:
+        """What has come from ranks since they were heard last; those that are ready leave. Raises RunError for one that is lost or failed."""
+        for rank, last in list(heard.items()):
+            while self._store.check([key := f"{last.keys}/{last.messages}"]):
+                message = json.loads(self._store.get(key))
+                self._store.delete_key(key)
+                last.messages, last.when = last.messages + 1, time.monotonic()
+                if "failed" in message:
+                    raise self._failed(rank, *message["failed"])
+                yield from message["found"]
+                if message.get("last"):
+                    del heard[rank]
+                    break
+            else:
+                if time.monotonic() - last.when > PATIENCE.total_seconds():
+                    raise LostPeerError(f"nothing was heard of rank {rank} of {self.size}", fix=GO_ON)
+        if heard and (lost := self._lost()) is not None:
+            raise lost
+
     # ---- who does what -------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -199,8 +266,8 @@ class JoinedPeers(Peers):
         """See `Peers.together`. All processes have come to its end when this one leaves it."""
         if self._apart:
             problem = "after an error the processes did not come to the same place, and can't go on together"
-            raise RunError(problem, fix="run the same command again: it goes on from the last checkpoint")
-        number = next(self._number)
+            raise RunError(problem, fix=GO_ON)
+        number = self._current = next(self._number)
         self._store.set(f"order/{number}", json.dumps(order))
         try:
             yield
@@ -210,6 +277,8 @@ class JoinedPeers(Peers):
             self._apart = not self._appears(ends, GRACE)
             if self._apart and (gone := self._lost()) is not None:
                 raise gone
+            if not self._apart:
+                self._store.delete_key(f"order/{number}")  # all have read it
 
     def orders(self) -> Iterator[Order]:
         """The orders of rank 0 as they come, to its end. Whoever iterates calls `report` or `fail` after each."""
@@ -217,6 +286,7 @@ class JoinedPeers(Peers):
             while not self._store.check([f"order/{number}"]):
                 if self._store.check(["end"]):
                     return
+                self._check_led()
                 time.sleep(_LOOK)
             self._current = number
             yield json.loads(self._store.get(f"order/{number}"))
@@ -267,26 +337,49 @@ class JoinedPeers(Peers):
                 raise
             raise lost from None
 
-    def _gone(self) -> list[int]:
-        """Ranks on this machine whose process is no more."""
+    def _gone(self, ranks: Iterable[int] | None = None) -> list[int]:
+        """Which of these ranks (None: of all) are on this machine, and their process is no more."""
+        members = {rank: self._members[rank] for rank in (range(self.size) if ranks is None else ranks)}
         here = socket.gethostname()
         return [
-            rank
-            for rank, member in enumerate(self._members)
-            if member["host"] == here and not _is_alive(int(member["pid"]))
+            rank for rank, member in members.items() if member["host"] == here and not _is_alive(int(member["pid"]))
         ]
 
     def _lost(self) -> RunError | None:
         """What to say of a process that has ended in the middle of the work; None where all are there."""
-        fix = "run the same command again: it goes on from the last checkpoint"
         for rank in range(self.size):
             if self._store.check([f"failed/{rank}"]):
-                problem, own_fix = json.loads(self._store.get(f"failed/{rank}"))
-                return RunError(f"rank {rank} of {self.size} failed: {problem}", fix=own_fix or fix)
+                return self._failed(rank, *json.loads(self._store.get(f"failed/{rank}")))
         for rank in self._gone():
             pid = self._members[rank]["pid"]
-            return LostPeerError(f"rank {rank} of {self.size} (pid {pid}) was ended in the middle of the work", fix=fix)
+            problem = f"rank {rank} of {self.size} (pid {pid}) was ended in the middle of the work"
+            return LostPeerError(problem, fix=GO_ON)
         return None
+
+    def _check_led(self) -> None:
+        """Raise LostPeerError where rank 0 is no more."""
+        if self._gone(ranks=(0,)) and (lost := self._lost()) is not None:
+            raise lost
+
+    def _failed(self, rank: int, problem: str, fix: str | None) -> RunError:
+        """What to say of a process that could not go on."""
+        return RunError(f"rank {rank} of {self.size} failed: {problem}", fix=fix or GO_ON)
+
+
+@dataclass
+class _Heard:
+    """What rank 0 has heard of another rank in one piece of work. Mutable: it goes on."""
+
+    keys: str
+    """Where in the store its messages are."""
+    messages: int = 0
+    when: float = field(default_factory=time.monotonic)
+    """The last one came."""
+
+
+def _line_of(error: BaseException) -> str:
+    """An error nobody foresaw, in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _is_alive(pid: int) -> bool:

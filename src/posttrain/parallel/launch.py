@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from posttrain.errors import ConfigError, LostPeerError
-from posttrain.parallel.joined import check_backend
+from posttrain.parallel.joined import GO_ON, check_backend
 
 LAUNCHED = "POSTTRAIN_LAUNCHED"
 """In the environment of processes that were started here: that one of them was killed is told here."""
@@ -57,7 +57,7 @@ def launch(processes: int, backend: str, arguments: Sequence[str]) -> int:
             return int(failure.exitcode)  # rank 0 has said why
         raise LostPeerError(
             f"rank {rank} of {processes} (pid {failure.pid}) was ended by {signal.Signals(-failure.exitcode).name}",
-            fix="run the same command again: it goes on from the last checkpoint",
+            fix=GO_ON,
         ) from None
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -52,6 +52,14 @@ class Peers:
         ``work``: items -> a result each: arrays, or JSON's types. ``cost``: of every item; what each process computes costs about the same.
         """
         return work(list(items))
+
+    def stream(self, share: Iterable[T | None]) -> Generator[T, None, None]:
+        """What all processes find, each in its share, as they find it: rank 0 gets all, the others nothing. JSON's types; None: still at work.
+
+        Inside `together`, and whoever iterates goes to the end or closes. No process waits for another to go on: where rank 0 takes
+        no more, the others stop, and an error of one of them is raised in rank 0 as a RunError that names it.
+        """
+        yield from (found for found in share if found is not None)
 
     @contextlib.contextmanager
     def together(self, order: Order) -> Iterator[None]:

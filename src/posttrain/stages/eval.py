@@ -82,7 +82,8 @@ class EvalStage(EvalSettings, StageKind):
         # read when their turn comes, and once: an identity is a hash over all weights
         contenders = {name: cache(partial(self._contender, context, name)) for name in self.models}
         requests = context.run.path / ".requests.sqlite"
-        return evaluate(context.located(self), context.out, rows, contenders, requests, context.seed, context.display)
+        stage, display = context.located(self), context.display
+        return evaluate(stage, context.out, rows, contenders, requests, context.seed, display, context.peers)
 
     def _contender(self, context: Context, name: str) -> Lineage:
         """What a model name means; a base without a template is spoken to as the stages that were trained from it."""

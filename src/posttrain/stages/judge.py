@@ -178,7 +178,7 @@ def _judged(stage: JudgeStage, context: Context) -> _Found:
     # what was paid for counts for the caps also when other settings begin the stage anew
     calls = context.run.path / ".calls" / f"{context.name}.jsonl"
     calls.parent.mkdir(exist_ok=True)
-    with RequestCache(kept) as cache, JudgePool(stage.judge, cache, calls, context.display) as pool:
+    with RequestCache(kept) as cache, JudgePool(stage.judge, cache, calls, context.display, context.peers) as pool:
         session = pool.session()
         if stage.judge.check and stage.own_file:
             session.try_out(read.items, prompt, plan, stage.prompt)

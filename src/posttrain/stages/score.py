@@ -35,6 +35,7 @@ from posttrain.data.steps import REJECTS, Decisions, apply, blocks
 from posttrain.encode.alone import answer_opening, answers_alone
 from posttrain.encode.template import ChatTemplate
 from posttrain.encode.tokens import encode_rows
+from posttrain.parallel.peers import Peers
 from posttrain.references import Gives, NamesFile, NamesModel, NamesStage
 from posttrain.report.values import Number, Section, Table, Text
 from posttrain.stages.base import BASE, Context, StageKind
@@ -46,13 +47,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from posttrain.model.lineage import Lineage
+    from posttrain.model.shared import SharedModel
 
 STEP = "score"
 CACHE = ".scores"
 """Folder of a run with what was computed."""
 SCORING = "scoring rows"
 CACHE_ROWS = 64
-"""Rows computed and kept together: what a kill costs at most."""
+"""Rows that a process computes and that are kept together: what a kill costs at most."""
 QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 _CACHED: dict[str, Any] = {
     "id": pl.String,
@@ -115,8 +117,9 @@ class ScoreStage(StageKind):
         if len(wanted) < len(ids):
             context.display.note(f"{len(ids) - len(wanted):,} rows were scored before")
         if wanted:
-            parts = _parts(rows_file, wanted)
-            _compute(self, parts, len(wanted), opening, lineage, dtype_name, device, cache, context.display)
+            parts = _parts(rows_file, wanted, CACHE_ROWS * context.peers.size)
+            model = _Scorer(lineage, dtype_name, device, context.peers)
+            _compute(self, parts, len(wanted), opening, model, cache, context.display)
             known = _cached(cache)
         columns, counts = _with_scores(rows_file, known, by)
         facts = {
@@ -289,14 +292,22 @@ def _unweighted(example: Tokens) -> Tokens:
     return replace(example, weights_T=(example.weights_T != 0).astype(np.float32))
 
 
+class _Scorer(NamedTuple):
+    """Who scores."""
+
+    lineage: Lineage
+    dtype_name: str
+    device: torch.device
+    peers: Peers
+    """Who shares the work."""
+
+
 def _compute(
     stage: ScoreStage,
     parts: Iterator[pl.DataFrame],
     total: int,
     opening: NDArray[np.int32],
-    lineage: Lineage,
-    dtype_name: str,
-    device: torch.device,
+    scorer: _Scorer,
     cache: Path,
     display: Display,
 ) -> None:
@@ -304,10 +315,12 @@ def _compute(
     from posttrain.model import hardware
     from posttrain.model.adapters import frozen_model
     from posttrain.model.lengths import check_fits
+    from posttrain.model.shared import shared_model
 
-    dtype = hardware.DTYPES[dtype_name]
+    lineage, dtype = scorer.lineage, hardware.DTYPES[scorer.dtype_name]
+    where = (lineage.folder, lineage.adapter, dtype, scorer.device)
     display.tick("loading the model", 0, 0)
-    model = frozen_model(lineage.folder, lineage.adapter, dtype, device)
+    model, shared = frozen_model(*where), shared_model(scorer.peers, *where)
     display.tick("loading the model", 1, 1)
     done = 0
     for part in parts:
@@ -315,7 +328,7 @@ def _compute(
         answers = _answers(frame_rows(part), ids, lineage.template, opening, stage.max_length)
         check_fits(model, [example for answer in answers for example in answer.examples], "max_length of this stage")
         advance = _part_progress(display, done, len(ids), total, answers)
-        frame = _likelihoods(model, answers, stage.batch_tokens, dtype, advance)
+        frame = _likelihoods(shared, model, answers, stage.batch_tokens, dtype, advance)
         with atomic_path(cache / f"{ids[0]}.parquet") as temporary:
             frame.write_parquet(temporary)
         done += len(ids)
@@ -339,6 +352,7 @@ def _part_progress(
 
 
 def _likelihoods(
+    shared: SharedModel | None,
     model: nn.Module,
     answers: Sequence[_Answer],
     batch_tokens: int,
@@ -346,11 +360,14 @@ def _likelihoods(
     progress: Callable[[int], None],
 ) -> pl.DataFrame:
     """The lines of ``_CACHED`` for these rows."""
-    from posttrain.model.score import score
+    from posttrain.model.score import weigh
+    from posttrain.model.shared import group_logps
 
     under = [example for answer in answers for example in answer.examples]
     alone = [example for answer in answers for example in answer.alone]
-    sums = score(model, [*under, *alone], batch_tokens, dtype, progress).nll_N.tolist()
+    groups = [[example] for example in [*under, *alone]]
+    logps = group_logps(shared, model, groups, batch_tokens, dtype, progress)
+    sums = weigh([*under, *alone], logps).nll_N.tolist()
     nll, nll_alone = iter(sums[: len(under)]), iter(sums[len(under) :])
     lines = []
     for answer in answers:
@@ -374,8 +391,8 @@ def _ids(rows: Path) -> set[str]:
     return set(pl.scan_parquet(rows).select(pl.col("id").unique()).collect()["id"])
 
 
-def _parts(rows: Path, wanted: AbstractSet[str]) -> Iterator[pl.DataFrame]:
-    """The wanted rows, each once, in parts of ``CACHE_ROWS``.
+def _parts(rows: Path, wanted: AbstractSet[str], size: int) -> Iterator[pl.DataFrame]:
+    """The wanted rows, each once, in parts of ``size``.
 
     The rows of a block are taken in the order of their ids, so that what is computed together, and with it the
     rounding, does not depend on the order of the rows.
@@ -384,8 +401,8 @@ def _parts(rows: Path, wanted: AbstractSet[str]) -> Iterator[pl.DataFrame]:
     for _, block in blocks(rows, list(SCHEMA)):
         fresh = block.filter(pl.col("id").is_in(sorted(wanted - seen))).unique("id", keep="any").sort("id")
         seen.update(fresh["id"])
-        for begin in range(0, len(fresh), CACHE_ROWS):
-            yield fresh.slice(begin, CACHE_ROWS)
+        for begin in range(0, len(fresh), size):
+            yield fresh.slice(begin, size)
 
 
 def _cache_folder(cache: Path, identity: str, dtype_name: str, max_length: int) -> Path:

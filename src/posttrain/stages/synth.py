@@ -57,6 +57,7 @@ class SynthStage(SynthSettings, StageKind):
             context.seed,
             context.resolve_data,
             context.display,
+            context.peers,
         )
 
     @staticmethod

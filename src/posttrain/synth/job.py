@@ -36,6 +36,7 @@ from posttrain.generate.source import ModelSource
 from posttrain.judge.config import JudgeSource
 from posttrain.judge.reward import open_reward_judge
 from posttrain.judge.verdicts import Missing
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.synth.base import Rate
 from posttrain.synth.config import SynthSettings
 from posttrain.synth.loop import Found, Limits, Loop, Rater, text_of
@@ -57,10 +58,11 @@ def synthesise(
     seed: int,
     resolve: Resolve,
     display: Display,
+    peers: Peers = ALONE,
 ) -> dict[str, Any]:
     """Make the rows and write them; returns the stage's ``result``.
 
-    cache: the request cache of the run; what was answered before is not asked again. Raises DataError where no row is kept, with the
+    cache: the request cache of the run; what was answered before is not asked again. peers: who shares the work of local models. Raises DataError where no row is kept, with the
     main reasons; ConfigError and ModelError where somebody who is asked can't be.
     """
     run = StepRun(resolve, progress=display.tick)
@@ -69,7 +71,8 @@ def synthesise(
     real = _yardstick(settings, out.file("yardstick"), run)
     filters = _Filters(settings, out.file("rounds"), seed, run)
     caps, prices = Caps(money=settings.budget.money, tokens=settings.budget.tokens), settings.budget.prices
-    with RequestCache(cache) as answers, Engines(caps, prices, answers, out.file("calls.jsonl"), display) as opened:
+    calls = out.file("calls.jsonl")
+    with RequestCache(cache) as answers, Engines(caps, prices, answers, calls, display, peers) as opened:
         engines = {role: opened.opened(source) for role, source in sources_of(settings).items()}
         if settings.pipeline.plays_user:
             _check_user_turns(engine.engine for engine in engines.values())
@@ -83,7 +86,7 @@ def synthesise(
             source=name,
             filters=filters,
             display=display,
-            rater=_rater(settings, display),
+            rater=_rater(settings, display, peers),
             rows=rows,
         ).run()
         facts = _facts(settings, engines, found, _compared(settings, found, real, seed))
@@ -153,12 +156,12 @@ def _gathered(source: Source, out: Path, run: StepRun) -> tuple[Path, Ledger]:
     return file, ledger
 
 
-def _rater(settings: SynthSettings, display: Display) -> Rater | None:
+def _rater(settings: SynthSettings, display: Display, peers: Peers) -> Rater | None:
     """The reward model that rates replies, where one does."""
     named = settings.pipeline.reward_model
     if named is None:
         return None
-    judge = open_reward_judge(JudgeSource(reward=named.model, base=named.base))
+    judge = open_reward_judge(JudgeSource(reward=named.model, base=named.base), peers=peers)
 
     def rate(questions: Sequence[Rate]) -> list[list[float | None]]:
         rows = [

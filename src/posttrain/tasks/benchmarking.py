@@ -18,6 +18,7 @@ from posttrain.generate.cache import RequestCache
 from posttrain.generate.engine import Engine
 from posttrain.judge.config import JudgeConfig
 from posttrain.judge.pool import JudgePool, Judges
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks import Benchmark
 from posttrain.tasks.answers import answer_all, answer_of, answer_record
@@ -91,10 +92,11 @@ def measure(
     out: StageDir,
     settings: IntervalSettings,
     display: Display,
+    peers: Peers = ALONE,
 ) -> list[tuple[Prepared, TaskRecord]]:
     """Score and judge all answers; writes ``<key>.json`` and ``<key>.rows.jsonl`` of each (docs/run-folder.md)."""
     found = []
-    with JudgePool(judge, cache, out.file("judge.jsonl"), display) as pool:
+    with JudgePool(judge, cache, out.file("judge.jsonl"), display, peers) as pool:
         for one in prepared:
             file = out.file(one.folder, f"{one.key}.json")
             if not file.exists():

@@ -21,6 +21,7 @@ from posttrain.data.rows import read_kind, row_kind_of
 from posttrain.encode.preferences import FeedbackTokens, PairTokens, encode_kind, sequences_of
 from posttrain.encode.template import ChatTemplate
 from posttrain.generate.cache import CachedEngine, RequestCache
+from posttrain.parallel.peers import ALONE, Peers
 from posttrain.stats.intervals import IntervalSettings
 from posttrain.tasks.benchmarking import answer, headlines, measure, prepare, tell
 from posttrain.tasks.config import EvalSettings
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from posttrain.generate.engine import Engine
     from posttrain.model.lineage import Lineage
+    from posttrain.model.shared import SharedModel
 
 Logps = list[list[float]]
 """log p of every supervised token of every held-out sequence, as they are kept between two lives of a process."""
@@ -63,10 +65,11 @@ def evaluate(
     cache: Path,
     seed: int,
     display: Display,
+    peers: Peers = ALONE,
 ) -> dict[str, Any]:
     """Run or resume an evaluation stage and return its ``result`` (docs/run-folder.md).
 
-    rows: the held-out rows. contenders: what the names of ``stage.models`` mean. cache: the request cache of the run.
+    rows: the held-out rows. contenders: what the names of ``stage.models`` mean. cache: the request cache of the run. peers: who shares the work of the models.
     """
     from posttrain.model import hardware
 
@@ -88,7 +91,7 @@ def evaluate(
     logps: dict[str, Mapping[str, Logps]] = {}
     with RequestCache(cache) as answers:
         for name in stage.models:
-            opened = EvaluatedModel(contenders[name], dtype, device, stage.slots, answers, display)
+            opened = EvaluatedModel(name, contenders[name], dtype, device, stage.slots, answers, display, peers)
             if name in scored:
                 part = parts / name / "held_out.json"
                 if not part.exists():
@@ -111,7 +114,7 @@ def evaluate(
             write_record(out.path, record, written)
             tell(record, display)
             result |= headlines(record)
-        found = measure(prepared, stage.models, stage.judge, answers, parts, out, settings, display)
+        found = measure(prepared, stage.models, stage.judge, answers, parts, out, settings, display, peers)
         for one, record in found:
             if one.folder:
                 result.setdefault("benchmarks", {})[one.key] = headlines(record)
@@ -126,12 +129,14 @@ def evaluate(
 class EvaluatedModel:
     """A model of an evaluation, in memory from its first use on."""
 
+    name: str
     contender: Callable[[], Lineage]
     dtype: torch.dtype
     device: torch.device
     slots: int
     answers: RequestCache
     display: Display
+    peers: Peers
 
     @cached_property
     def known(self) -> Lineage:
@@ -145,6 +150,14 @@ class EvaluatedModel:
 
         return frozen_model(self.known.folder, self.known.adapter, self.dtype, self.device)
 
+    @property
+    def shared(self) -> SharedModel | None:
+        """Where the other processes find it: they too have one model of an evaluation in memory at a time."""
+        from posttrain.model.shared import shared_model
+
+        known = self.known
+        return shared_model(self.peers, known.folder, known.adapter, self.dtype, self.device, beside=self.name)
+
     @cached_property
     def engine(self) -> Engine:
         """It as an engine for benchmarks; where it generates slowly, that is said."""
@@ -154,9 +167,8 @@ class EvaluatedModel:
         if (note := speed_note(self.model)) is not None:
             self.display.note(note)
         known = self.known
-        return CachedEngine(
-            LocalEngine(self.model, known.template, known.stops, known.identity, self.slots), self.answers
-        )
+        engine = LocalEngine(self.model, known.template, known.stops, known.identity, self.slots, self.shared)
+        return CachedEngine(engine, self.answers)
 
 
 def _held_out(rows: Path, lineages: Mapping[str, Lineage], stage: EvalSettings, ledger: Ledger) -> HeldOut:
@@ -187,11 +199,8 @@ def _held_out_logps(
     name: str, stage: EvalSettings, held_out: Mapping[str, Units], opened: EvaluatedModel, display: Display
 ) -> dict[str, Logps]:
     """log p of the held-out sequences of one model, by manner."""
-    import torch
-
     from posttrain.model.lengths import check_fits
-    from posttrain.model.own import in_fp32
-    from posttrain.model.score import sequence_logps
+    from posttrain.model.shared import group_logps
 
     done = 0
 
@@ -206,9 +215,9 @@ def _held_out_logps(
     for manner, units in held_out.items():
         groups = [sequences_of(unit) for unit in units]
         check_fits(opened.model, [one for group in groups for one in group], "max_length of this evaluation")
-        with in_fp32(opened.model) as exact:  # in bf16 rounding alone moves a reply by half a nat, as a short DPO does
-            dtype = torch.float32 if exact else opened.dtype
-            found = sequence_logps(opened.model, groups, stage.batch_tokens, dtype, advance) if groups else []
+        # exact: in bf16 rounding alone moves a reply by half a nat, as a short DPO does
+        model, budget = opened.model, stage.batch_tokens
+        found = group_logps(opened.shared, model, groups, budget, opened.dtype, advance, exact=True) if groups else []
         logps[manner] = [part.tolist() for part in found]
     return logps
 
