@@ -33,7 +33,15 @@ from posttrain.errors import InterruptedRunError, ModelError, PosttrainError
 from posttrain.generate import shared
 from posttrain.lab import engine
 from posttrain.model.config import FullWeights, LoraAdapter, Shard
-from posttrain.objectives import DpoObjective, KtoObjective, RewardObjective, SftObjective
+from posttrain.objectives import (
+    DpoObjective,
+    IpoObjective,
+    KtoObjective,
+    OrpoObjective,
+    RewardObjective,
+    SftObjective,
+    SimpoObjective,
+)
 from posttrain.parallel import joined
 from posttrain.train.config import TrainSettings
 from posttrain.train.loop import Reference, TrainInputs, train
@@ -46,6 +54,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {"objective": DpoObjective()},
     "kto": {"objective": KtoObjective()},
     "reward": {"objective": RewardObjective()},
+    "ipo": {"objective": IpoObjective()},
+    "simpo": {"objective": SimpoObjective()},
+    "orpo": {"objective": OrpoObjective()},
+    "qlora": {"objective": SftObjective(), "adapter": LoraAdapter(rank=4, alpha=8, quantize="nf4")},
 }
 
 
@@ -66,6 +78,8 @@ def units_of(kind: str) -> list[Any]:
 
 def train_as(rank: int, order: dict[str, Any], out: Path) -> None:
     """Be one rank of a training, from its start to its end."""
+    if order.get("other_code") == rank:
+        joined._code = lambda: "of another release"
     peers = joined.joined()
     assert (peers.rank, peers.size) == (rank, order["size"])
     (out / f"joined{rank}").touch()

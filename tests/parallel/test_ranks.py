@@ -36,6 +36,13 @@ def test_two_and_four_compute_what_one_computes(what: str, groups: Groups, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what", ["ipo", "simpo", "orpo", "qlora"])
+def test_two_compute_what_one_computes(what: str, groups: Groups, tmp_path: Path) -> None:
+    one = groups.train(tmp_path / "1", 1, what)
+    assert_alike(groups.train(tmp_path / "2", 2, what), one)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", METHODS)
 def test_divided_weights_compute_the_same(what: str, groups: Groups, tmp_path: Path) -> None:
     """FSDP2 with two processes, and gone on with by four and by one, from their sharded files."""
@@ -132,3 +139,11 @@ def test_whoever_is_killed_the_others_end_and_the_run_goes_on(groups: Groups, tm
 def lines_of(out: Path) -> int:
     path = out / "stage" / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+
+def test_a_rank_with_other_code_is_refused(groups: Groups, tmp_path: Path) -> None:
+    groups.start(tmp_path, 2, "sft-lora", other_code=1)
+    assert groups.server.status() == 0
+    assert Trained(tmp_path).codes == [2, 2]
+    assert "the processes have not the same version of posttrain: rank 0 has" in Trained(tmp_path).said
