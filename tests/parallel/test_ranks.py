@@ -141,7 +141,6 @@ def lines_of(out: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-
 def test_a_rank_with_other_code_is_refused(groups: Groups, tmp_path: Path) -> None:
     groups.start(tmp_path, 2, "sft-lora", other_code=1)
     assert groups.server.status() == 0
