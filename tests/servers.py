@@ -70,6 +70,10 @@ class Server:
     """The body of a 400 for a request that the server does not take; None = it takes it."""
     think_time: float = 0.0
     """Seconds until a request is answered or refused."""
+    models: tuple[str, ...] | None = None
+    """What it lists as its models; None = it knows no such list."""
+    places: int | None = None
+    """So many requests are worked on at once, the others wait."""
     retry_after: str = "0.02"
     errors: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Body of an error by its status."""
@@ -88,6 +92,7 @@ class Server:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._stop = asyncio.Event()
+        self._places = asyncio.Semaphore(self.places or 10**6)
         self.port = 0
 
     @property
@@ -142,6 +147,10 @@ class Server:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.strip().split("\r\n")
         headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+        if first.startswith("GET"):
+            listed = {"data": [{"id": name} for name in self.models or ()]}
+            await _send(writer, 404 if self.models is None else 200, json.dumps(listed).encode())
+            return True
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
         name = name_of(body)
         self._counts[name] += 1
@@ -151,7 +160,8 @@ class Server:
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             if self.think_time:
-                await asyncio.sleep(self.think_time)
+                async with self._places:
+                    await asyncio.sleep(self.think_time)
             return await self._do(does, name, body, writer)
         finally:
             self.at_once -= 1

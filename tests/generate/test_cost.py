@@ -15,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.errors import ConfigError, RunError
-from posttrain.generate.cost import Budget, Call, Caps, Prices, Spending, append_call, read_calls, spent, totals
+from posttrain.generate.cost import (
+    Budget,
+    Call,
+    Caps,
+    Prices,
+    Spending,
+    append_call,
+    by_server,
+    read_calls,
+    spent,
+    totals,
+)
 from posttrain.generate.engine import Usage
 
 PRICES = Prices(prompt_per_million=0.15, completion_per_million=0.6)
@@ -184,7 +195,15 @@ def test_totals_worked_by_hand(tmp_path: Path) -> None:
         "price": 0.000042,
         "counted_tokens": 720,
         "counted_price": 0.000342,
+        "servers": {},
     }
+    two = [
+        call(1, server="http://a/v1"),
+        call(2, server="http://b/v1"),
+        call(3, server="http://b/v1"),
+        call(4, **UNSEEN),
+    ]
+    assert by_server(totals(two).servers) == "1 from http://a/v1, 2 from http://b/v1"
 
 
 def test_a_budget_goes_on_from_the_ledger(tmp_path: Path) -> None:

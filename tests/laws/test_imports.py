@@ -349,7 +349,13 @@ WORDS = {
     ),  # of a table
     *("SafetyBenchmark.language", "SafetyBenchmark.text_column", "SafetyBenchmark.type_column"),
     *("JudgeStage.cache", "JudgeSource.endpoint", "JudgeSource.model", "JudgeSource.api_key_env", "Plan.criteria"),
-    *("ModelSource.endpoint", "ModelSource.model", "ModelSource.api_key_env"),
+    *(
+        "Budget.shared",
+        "JudgeConfig.shared_budget",
+        "ModelSource.endpoint",
+        "ModelSource.model",
+        "ModelSource.api_key_env",
+    ),
     *("OnlineStage.suffix", "OnlineStage.device", "FunctionScore.function", "TaskScore.measure"),
     *("ServerSampler.url", "ServerSampler.api_key_env", "ServerSampler.adapter_folder"),  # a folder that is written
     *("ScoredByTask.measure", "Check.kind", "Preferences.suffix", "SweepStage.metric", "SweepStage.model"),

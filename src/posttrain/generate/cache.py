@@ -32,9 +32,14 @@ from posttrain.generate.engine import (
 from posttrain.table import grouped
 
 _ANSWER = TypeAdapter(Completion)
+_NAME = "request cache"
 _APPLICATION = 0x70747263
 """``ptrc`` in SQLite's header: this file is a request cache."""
 _VERSION = 1
+_TABLES = (
+    "CREATE TABLE answers (key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL,"
+    " checksum TEXT NOT NULL, stored REAL NOT NULL) WITHOUT ROWID",
+)
 _PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 
@@ -49,56 +54,22 @@ class RequestCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # One writer at a time uses it, but a notebook runs its jobs in another thread than it opens the cache in.
-            self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-            try:
-                self._prepare()
-            except BaseException:
-                self._connection.close()
-                raise
-
-    def _prepare(self) -> None:
-        ask = self._connection.execute
-        _write_ahead(self._connection)
-        ask("PRAGMA synchronous = NORMAL")  # in WAL mode a killed process loses nothing, a lost power the last answers
-        ask("BEGIN IMMEDIATE")
-        application, version = (ask(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
-        empty = ask("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if empty:
-            ask(
-                "CREATE TABLE answers (key TEXT PRIMARY KEY, request TEXT NOT NULL, answer TEXT NOT NULL,"
-                " checksum TEXT NOT NULL, stored REAL NOT NULL) WITHOUT ROWID"
-            )
-            ask(f"PRAGMA application_id = {_APPLICATION}")
-            ask(f"PRAGMA user_version = {_VERSION}")
-        ask("COMMIT")
-        if not empty and application != _APPLICATION:
-            raise RunError(
-                "an SQLite file, but not a request cache", where=str(self.path), fix="choose another file name"
-            )
-        if not empty and version != _VERSION:
-            raise RunError(
-                f"a request cache of version {version}; this posttrain reads version {_VERSION}",
-                where=str(self.path),
-                fix="choose another file name, or use the posttrain that wrote it",
-            )
+        self._connection = opened(path, _NAME, _APPLICATION, _VERSION, _TABLES)
 
     def get(self, key: str) -> Completion | None:
         """The answer stored under a key, marked as cached; None = there is none."""
-        with self._explained():
+        with explained(self.path, _NAME):
             row = self._connection.execute("SELECT answer, checksum FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         if _checksum(row[0]) != row[1]:
-            raise self._damaged(f"the answer under {key[:16]} is not what was stored")
+            raise _damaged(self.path, _NAME, f"the answer under {key[:16]} is not what was stored")
         return replace(_ANSWER.validate_python(json.loads(row[0])), cached=True)
 
     def put(self, key: str, request: bytes, answer: Completion) -> None:
         """Store an answer with the canonical request it belongs to. An answer that is there already stays."""
         text = json.dumps(asdict(replace(answer, cached=False)), separators=(",", ":"))
-        with self._explained():
+        with explained(self.path, _NAME):
             self._connection.execute(
                 "INSERT INTO answers VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
                 (key, request.decode("ascii"), text, _checksum(text), time.time()),
@@ -114,28 +85,70 @@ class RequestCache:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What SQLite and the system raise, as one RunError that names the file."""
-        try:
-            yield
-        except OSError as error:
-            raise RunError(f"can't open the request cache: {error.strerror}", where=str(self.path)) from error
-        except sqlite3.OperationalError as error:
-            raise RunError(
-                f"can't use the request cache: {error}",
-                where=str(self.path),
-                fix="look at free space, permissions, and other processes that hold the file, and run again: it resumes",
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise self._damaged(str(error)) from error
 
-    def _damaged(self, detail: str) -> RunError:
-        return RunError(
-            f"the request cache is damaged: {detail}",
-            where=str(self.path),
-            fix="move the file (with its -wal and -shm beside it) away; its answers will be requested and paid for again",
+def opened(path: Path, name: str, application: int, version: int, tables: Sequence[str]) -> sqlite3.Connection:
+    """An SQLite file of ours that several processes may share, made with its tables where it is missing.
+
+    Raises RunError, which names the file, where it is damaged, is something else, is of another version, or can't be written.
+    """
+    with explained(path, name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # One writer at a time uses it, but a notebook runs its jobs in another thread than it opens the file in.
+        connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, path, name, application, version, tables)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _prepare(
+    connection: sqlite3.Connection, path: Path, name: str, application: int, version: int, tables: Sequence[str]
+) -> None:
+    ask = connection.execute
+    _write_ahead(connection)
+    ask("PRAGMA synchronous = NORMAL")  # in WAL mode a killed process loses nothing, a lost power the last writes
+    ask("BEGIN IMMEDIATE")
+    found, of = (ask(f"PRAGMA {one}").fetchone()[0] for one in ("application_id", "user_version"))
+    empty = ask("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if empty:
+        for statement in (*tables, f"PRAGMA application_id = {application}", f"PRAGMA user_version = {version}"):
+            ask(statement)
+    ask("COMMIT")
+    if not empty and found != application:
+        raise RunError(f"an SQLite file, but not a {name}", where=str(path), fix="choose another file name")
+    if not empty and of != version:
+        raise RunError(
+            f"a {name} of version {of}; this posttrain reads version {version}",
+            where=str(path),
+            fix="choose another file name, or use the posttrain that wrote it",
         )
+
+
+@contextlib.contextmanager
+def explained(path: Path, name: str) -> Iterator[None]:
+    """What SQLite and the system raise, as one RunError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"can't open the {name}: {error.strerror}", where=str(path)) from error
+    except sqlite3.OperationalError as error:
+        raise RunError(
+            f"can't use the {name}: {error}",
+            where=str(path),
+            fix="look at free space, permissions, and other processes that hold the file, and run again: it resumes",
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise _damaged(path, name, str(error)) from error
+
+
+def _damaged(path: Path, name: str, detail: str) -> RunError:
+    return RunError(
+        f"the {name} is damaged: {detail}",
+        where=str(path),
+        fix="move the file (with its -wal and -shm beside it) away; what it holds is lost: answers are paid for again, a budget begins at nothing",
+    )
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:

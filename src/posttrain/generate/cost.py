@@ -84,6 +84,26 @@ class Spending(NamedTuple):
 NOTHING = Spending()
 
 
+Limits = tuple[int | None, int | None, int | None]
+"""Caps in the units of a `Spending`."""
+
+
+def limits_of(caps: Caps, prices: Prices | None) -> Limits:
+    """Raises ConfigError where money is capped and there are no prices."""
+    if caps.money is not None and prices is None:
+        raise ConfigError(
+            "a cap on money needs prices",
+            where="budget",
+            fix="give prices per million tokens, or cap tokens or calls",
+        )
+    return caps.calls, caps.tokens, None if caps.money is None else round(caps.money * TRILLION)
+
+
+def within(total: Spending, limits: Limits) -> bool:
+    """Whether nothing is over its limit."""
+    return all(limit is None or one <= limit for one, limit in zip(total, limits, strict=True))
+
+
 class Budget:
     """Counts what is spent and what could still be spent by calls under way; a call is sent only if both stay below the caps.
 
@@ -93,21 +113,13 @@ class Budget:
     """
 
     def __init__(self, caps: Caps = Caps(), prices: Prices | None = None, spent: Spending = NOTHING) -> None:
-        if caps.money is not None and prices is None:
-            raise ConfigError(
-                "a cap on money needs prices",
-                where="budget",
-                fix="give prices per million tokens, or cap tokens or calls",
-            )
+        self._limits = limits_of(caps, prices)
         self.prices, self.spent = prices, spent
         self.reserved = NOTHING
-        money = None if caps.money is None else round(caps.money * TRILLION)
-        self._caps = (caps.calls, caps.tokens, money)
         self._settled = asyncio.Event()
 
     def _fits(self, amount: Spending, beside: Spending) -> bool:
-        total = self.spent.plus(beside).plus(amount)
-        return all(cap is None or one <= cap for one, cap in zip(total, self._caps, strict=True))
+        return within(self.spent.plus(beside).plus(amount), self._limits)
 
     async def reserve(self, most: Usage) -> Spending | None:
         """Set aside the most a call can cost; waits for calls under way to settle where that may make room. None = no room."""
@@ -154,6 +166,8 @@ class Call:
     seconds: float
     time: str
     """When it ended, UTC."""
+    server: str = ""
+    """Base URL of the one that was asked; empty in older ledgers."""
 
 
 class Totals(NamedTuple):
@@ -167,6 +181,8 @@ class Totals(NamedTuple):
     price: float
     counted_tokens: int
     counted_price: float
+    servers: Mapping[str, int] = {}
+    """Answers by server; empty where all came from one."""
 
 
 def append_call(ledger: Path, call: Call) -> None:
@@ -221,6 +237,7 @@ def read_calls(ledger: Path) -> list[Call]:
 
 def totals(calls: Sequence[Call]) -> Totals:
     """Sums over calls; money is summed in trillionths."""
+    servers = Counter(call.server for call in calls if call.outcome == "answer")
     return Totals(
         calls=len(calls),
         answers=sum(c.outcome == "answer" for c in calls),
@@ -230,7 +247,13 @@ def totals(calls: Sequence[Call]) -> Totals:
         price=_sum(c.price for c in calls),
         counted_tokens=sum(c.counted_tokens for c in calls),
         counted_price=_sum(c.counted_price for c in calls),
+        servers=dict(sorted(servers.items())) if len(servers) > 1 else {},
     )
+
+
+def by_server(answers: Mapping[str, int]) -> str:
+    """``120 from http://a:8000/v1, 118 from http://b:8000/v1``."""
+    return ", ".join(f"{number:,} from {base}" for base, number in answers.items())
 
 
 def spent(calls: Sequence[Call]) -> Spending:

@@ -8,6 +8,7 @@ from pathlib import Path
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.cost import Budget, Caps, Prices
 from posttrain.generate.openai import OpenAIEngine
+from posttrain.generate.shared_budget import SharedBudget
 from posttrain.generate.source import ModelSource, open_source
 from posttrain.parallel.peers import ALONE, Peers
 from posttrain.types import Display
@@ -16,7 +17,8 @@ from posttrain.types import Display
 class Engines:
     """Each model is loaded or connected the first time it is wanted. Use it in a ``with`` block: what was opened is closed at its end.
 
-    caps, prices: of all servers together. ledger: one line for every call to a server. peers: who shares the work of local models.
+    caps, prices: of all servers together. ledger: one line for every call to a server. peers: who shares the work of local models. shared_budget: the
+    file in which other processes count as well; None = the caps are those of this ledger alone.
     """
 
     def __init__(
@@ -27,11 +29,12 @@ class Engines:
         ledger: Path,
         display: Display,
         peers: Peers = ALONE,
+        shared_budget: str | None = None,
     ) -> None:
         self._caps, self._prices, self._cache, self._ledger, self._display = caps, prices, cache, ledger, display
-        self._peers = peers
+        self._peers, self._shared_budget = peers, shared_budget
         self._open: list[tuple[ModelSource, CachedEngine]] = []
-        self._budget: Budget | None = None
+        self._budget: Budget | SharedBudget | None = None
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Engines:
@@ -53,8 +56,14 @@ class Engines:
             self._display.note(note)
         if isinstance(opened, OpenAIEngine):
             # WHY one budget: an engine counts what it spends itself, and the cap is for all servers together
-            self._budget = opened.budget = self._budget or opened.budget
+            self._budget = opened.budget = self._budget or self._shared() or opened.budget
         if isinstance(opened, contextlib.AbstractContextManager):
             self._closing.enter_context(opened)
         self._open.append((source, CachedEngine(opened, self._cache)))
         return self._open[-1][1]
+
+    def _shared(self) -> SharedBudget | None:
+        if self._shared_budget is None:
+            return None
+        path = Path(self._shared_budget).expanduser()
+        return self._closing.enter_context(SharedBudget(path, self._caps, self._prices, self._ledger))

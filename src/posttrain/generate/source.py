@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
+from posttrain.errors import ConfigError
 from posttrain.generate.cost import Caps, Prices
 from posttrain.generate.engine import Engine
 from posttrain.generate.wire import OURS
@@ -30,18 +31,19 @@ _ONLY_FOR = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """A model that answers: a server's, a local one, or a GGUF file. Exactly one of them is named."""
+    """A model that answers: a server's (or that of several), a local one, or a GGUF file. Exactly one of them is named."""
 
     KINDS: ClassVar[tuple[str, ...]] = ("endpoint", "local", "gguf")
 
-    endpoint: str | None = None
-    """Base URL of an OpenAI-compatible server."""
+    endpoint: str | tuple[str, ...] | None = None
+    """Base URL of an OpenAI-compatible server, or a list of them that serve the same model: each request goes to the least busy one.
+    The first names them all in the request cache; others may join and leave."""
     model: str | None = None
     """Name of the model as the server knows it."""
     api_key_env: str | None = None
     """Environment variable that holds the API key; null = none is sent."""
     concurrency: Annotated[int, Ge(1)] | None = None
-    """At most this many requests at once; null = 16 for a server, 4 for a GGUF file."""
+    """At most this many requests at once (for each of several servers); null = 16 for a server, 4 for a GGUF file."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name of the limit in a request; OpenAI's reasoning models want ``max_completion_tokens``."""
     extra_body: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +69,13 @@ class ModelSource:
         for key, kinds, problem in _ONLY_FOR:
             if getattr(self, key) and getattr(self, key) != "max_tokens" and named[0] not in kinds:
                 raise ValueError(problem)
+        if self.endpoint is not None:
+            from posttrain.generate.openai import bases_of  # httpx: only who names a server waits for it
+
+            try:
+                bases_of(self.endpoint)
+            except ConfigError as error:
+                raise ValueError(f"endpoint: {error.problem}: {error.fix}") from None
         if taken := [name for name in self.extra_body if name in OURS]:
             raise ValueError(f"{taken[0]} can't be set in extra_body: the request and its plan say it")
 
@@ -77,6 +86,11 @@ class ModelSource:
     def kind(self) -> str:
         """Which of `KINDS` it is."""
         return self._named()[0]
+
+    @property
+    def place(self) -> str:
+        """The servers' addresses, as a message names them."""
+        return self.endpoint or "" if isinstance(self.endpoint, str | None) else ", ".join(self.endpoint)
 
     @property
     def name(self) -> str:

@@ -140,6 +140,14 @@ def read_ids(content: bytes, asked: Mapping[str, Any]) -> Answer:
         return Answer(Failure("bad_response", f"{error}: {excerpt(content)}"), usage)
 
 
+def read_models(content: bytes) -> tuple[str, ...] | None:
+    """The names of the models that a server lists; None where it is no list of models."""
+    try:
+        return tuple(str(card["id"]) for card in json.loads(content)["data"])
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+
+
 def _ids_completion(body: dict[str, Any], usage: Usage | None, asked: Mapping[str, Any]) -> Completion:
     choice, prompt, most, stops = _choice(body), asked["prompt"], asked["max_tokens"], asked["stop_token_ids"]
     if body.get("model") != asked["model"]:

@@ -132,6 +132,8 @@ class JudgeConfig:
     """Price of a million tokens read."""
     completion_price: Annotated[float, Ge(0)] | None = None
     """Price of a million tokens written."""
+    shared_budget: str | None = None
+    """A file in which other runs and processes of this machine count what they spend as well: together they keep below these caps."""
     check: bool = True
     """Try every judge on a server on three calls before the rest is paid for, and stop where none of them can be read."""
 
@@ -141,3 +143,5 @@ class JudgeConfig:
         if any(value is not None for value in spending) and all(one.endpoint is None for one in self.judges):
             raise ValueError("caps and prices are for servers: leave max_calls, max_money and the prices away")
         check_prices(*prices, self.max_money, "calls")
+        if self.shared_budget is not None and self.max_calls is None and self.max_money is None:
+            raise ValueError("a shared budget without a cap limits nothing: give max_calls or max_money")

@@ -114,7 +114,8 @@ class JudgePool:
         self.config, self.ledger, self.display, self._peers = config, ledger, display, peers
         caps = Caps() if config is None else Caps(money=config.max_money, calls=config.max_calls)
         prices = None if config is None else prices_of(config.prompt_price, config.completion_price)
-        self._engines = Engines(caps, prices, cache, ledger, display, peers)
+        shared = None if config is None else config.shared_budget
+        self._engines = Engines(caps, prices, cache, ledger, display, peers, shared)
         self._rewards: dict[str, RewardJudge] = {}
 
     def __enter__(self) -> JudgePool:
@@ -229,7 +230,7 @@ class Judges:
                 judged.append(Judged(name, opened.judge(items, plan, tick)))
                 continue
             if self._tries and source.endpoint is not None:
-                try_out(self._noting(opened, trial=True), items, prompt, plan, source.endpoint)
+                try_out(self._noting(opened, trial=True), items, prompt, plan, source.place)
             judged.append(Judged(name, judge(self._noting(opened), items, prompt, plan, tick)))
         self._batches.append(_Batch(tuple(items), prompt, plan, judged))
         return judged

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from posttrain.artifacts import plain
+from posttrain.generate.cost import by_server
 from posttrain.judge.bias import BiasReport, BiasSummary
 from posttrain.judge.calibrate import JudgeCalibration, RatingCalibration
 from posttrain.judge.pool import MANY_UNREAD, Calls, JudgeEntry, JudgeRecord
@@ -90,7 +91,8 @@ def judge_section(record: JudgeRecord, name: str, prefix: str, confidence: float
     if spent := record.spent:
         price = f", price {numbers.fixed(spent.price, 4)}" if spent.price else ""
         tokens = f"{spent.prompt_tokens:,} tokens read and {spent.completion_tokens:,} written"
-        text += f" Spent: {spent.calls:,} calls, {tokens}{price}."
+        answers = f" Answers: {by_server(spent.servers)}." if spent.servers else ""
+        text += f" Spent: {spent.calls:,} calls, {tokens}{price}.{answers}"
     blocks: list[Block] = [judges_table(name, record), Text(text, "aside")]
     for place, (judge, bias) in enumerate(record.bias.items()):
         chart = bias_chart(bias, judge, file_name(prefix, "bias", str(place + 1)), confidence)
@@ -231,7 +233,8 @@ def _head(summary: JudgeSummary) -> Iterator[Block]:
     if (spent := summary.spent) is not None:
         money = f", {spent.counted_price:.4g} counted" if spent.counted_price else ""
         tokens = f"{spent.prompt_tokens:,} tokens read, {spent.completion_tokens:,} written"
-        yield Text(f"Spent: {spent.calls} calls sent, {tokens}{money}", "aside")
+        answers = f"; answers: {by_server(spent.servers)}" if spent.servers else ""
+        yield Text(f"Spent: {spent.calls} calls sent, {tokens}{money}{answers}", "aside")
 
 
 def _win_rates(summary: JudgeSummary, level: str) -> Table:

@@ -9,7 +9,6 @@ after a kill has the same ones, whether the server honours seeds or not.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from posttrain.errors import ConfigError, TrainingError
 from posttrain.generate.cache import CachedEngine, RequestCache
 from posttrain.generate.engine import Completion, Failure, Ids, Outcome, Request, complete
 from posttrain.generate.openai import OpenAIEngine, command
-from posttrain.generate.wire import excerpt
+from posttrain.generate.wire import excerpt, read_models
 from posttrain.model import adapters
 from posttrain.model.forward import causal_lm
 from posttrain.model.lengths import limits_of
@@ -136,15 +135,13 @@ class ServedAdapters:
                 "see that path (adapter_folder)",
             )
 
-    def _held(self) -> list[str] | Failure:
+    def _held(self) -> tuple[str, ...] | Failure:
         """The models and adapters that the server knows."""
         found = command(self.settings.endpoint(""), "models")
         if isinstance(found, Failure):
             return found
-        try:
-            return [str(card["id"]) for card in json.loads(found)["data"]]
-        except (ValueError, RecursionError, KeyError, TypeError):
-            return Failure("bad_response", f"this is no list of models: {excerpt(found)}")
+        held = read_models(found)
+        return Failure("bad_response", f"this is no list of models: {excerpt(found)}") if held is None else held
 
     def _forget(self, held: Sequence[str]) -> None:
         """Take earlier adapters of this stage from the server and the disk; one that stays in the server's memory does no harm."""

@@ -36,9 +36,14 @@ class Budget:
     """Price of a million tokens read."""
     completion_price: Annotated[float, Ge(0)] | None = None
     """Price of a million tokens written."""
+    shared: str | None = None
+    """A file in which other runs and processes of this machine count what they ask of servers as well: together they keep below
+    ``requests``, ``tokens`` and ``money``."""
 
     def __post_init__(self) -> None:
         check_prices(self.prompt_price, self.completion_price, self.money, "requests")
+        if self.shared is not None and self.requests is self.tokens is self.money is None:
+            raise ValueError("a shared budget without a cap limits nothing: give requests, tokens or money")
 
     @property
     def prices(self) -> Prices | None:

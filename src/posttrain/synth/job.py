@@ -29,7 +29,7 @@ from posttrain.encode.template import ChatTemplate
 from posttrain.encode.user_turn import user_turn
 from posttrain.errors import DataError
 from posttrain.generate.cache import RequestCache
-from posttrain.generate.cost import TRILLION, Caps
+from posttrain.generate.cost import TRILLION, Caps, read_calls, totals
 from posttrain.generate.engine import Engine
 from posttrain.generate.engines import Engines
 from posttrain.generate.source import ModelSource
@@ -70,9 +70,13 @@ def synthesise(
     read, rows = _rows_of(settings, out.file("read"), run)
     real = _yardstick(settings, out.file("yardstick"), run)
     filters = _Filters(settings, out.file("rounds"), seed, run)
-    caps, prices = Caps(money=settings.budget.money, tokens=settings.budget.tokens), settings.budget.prices
-    calls = out.file("calls.jsonl")
-    with RequestCache(cache) as answers, Engines(caps, prices, answers, calls, display, peers) as opened:
+    budget, calls = settings.budget, out.file("calls.jsonl")
+    # of this job alone the loop counts the requests, those that the cache answers too
+    caps = Caps(money=budget.money, tokens=budget.tokens, calls=None if budget.shared is None else budget.requests)
+    with (
+        RequestCache(cache) as answers,
+        Engines(caps, budget.prices, answers, calls, display, peers, budget.shared) as opened,
+    ):
         engines = {role: opened.opened(source) for role, source in sources_of(settings).items()}
         if settings.pipeline.plays_user:
             _check_user_turns(engine.engine for engine in engines.values())
@@ -89,7 +93,8 @@ def synthesise(
             rater=_rater(settings, display, peers),
             rows=rows,
         ).run()
-        facts = _facts(settings, engines, found, _compared(settings, found, real, seed))
+        servers = totals(read_calls(calls)).servers
+        facts = _facts(settings, engines, found, servers, _compared(settings, found, real, seed))
     shutil.rmtree(out.file("rounds"), ignore_errors=True)
     found.ledger.steps[:0], found.ledger.rejects[:0] = read.steps, read.rejects
     write_text(
@@ -207,7 +212,11 @@ class _Filters:
 
 
 def _facts(
-    settings: SynthSettings, engines: Mapping[str, Engine], found: Found, compared: Compared | None
+    settings: SynthSettings,
+    engines: Mapping[str, Engine],
+    found: Found,
+    servers: Mapping[str, int],
+    compared: Compared | None,
 ) -> SynthFacts:
     spent = found.spent
     return SynthFacts(
@@ -224,6 +233,7 @@ def _facts(
         unknown_usage=spent.unknown_usage,
         engines={role: engine.fingerprint for role, engine in engines.items()},
         money=spent.money / TRILLION if settings.budget.prices is not None else None,
+        servers=dict(servers),
         history=tuple(found.history),
         variety=compared,
     )

@@ -71,5 +71,7 @@ class SynthFacts:
     """By role."""
     money: float | None = None
     """In the currency of the prices; None = no prices."""
+    servers: dict[str, int] = field(default_factory=dict)
+    """Answers by server; empty where all came from one, or from none."""
     history: tuple[Round, ...] = field(default=())
     variety: Compared | None = None

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from posttrain.artifacts import Ledger, StageDir, read_json
+from posttrain.generate.cost import by_server
 from posttrain.report import numbers
 from posttrain.report.charts import Bars, Histogram, Piece
 from posttrain.report.ledger import funnel
@@ -86,6 +87,8 @@ def _facts(facts: SynthFacts) -> Iterator[tuple[str, Cell]]:
         yield f"Who: {role}", f"{engine.model.rpartition('@')[0] or engine.model} ({where})"
     yield "Rows kept", Number(facts.kept, "count", note=f"of {facts.rows_wanted:,} wanted")
     yield "Requests", Number(facts.requests, "count", note=f"{facts.cached:,} answered from the cache")
+    if facts.servers:
+        yield "Answers by server", by_server(facts.servers)
     yield "Tokens read", Number(facts.prompt_tokens, "count")
     yield "Tokens written", Number(facts.completion_tokens, "count")
     yield "Money", None if facts.money is None else Number(facts.money, digits=4)
