@@ -120,6 +120,22 @@ def test_a_cap_on_calls_leaves_questions_without_a_verdict(cli, serve, pairs_fil
     assert read(out)[0]["win_rates"][0]["missing"] == 0
 
 
+def test_two_servers_share_the_questions_and_two_runs_a_budget(cli, serve, pairs_file, tmp_path):
+    two = [serve(bodies=fair, think_time=0.01) for _ in range(2)]
+    asked = ("--endpoint", f"[{two[0].url}, {two[1].url}]", "--model", "m", "--concurrency", "2")
+    capped = ("--max-calls", "11", "--shared-budget", tmp_path / "budget.sqlite")
+    done = cli("judge", "pairs", pairs_file, "-o", tmp_path / "first", *asked, *capped)
+    assert done.code == 0, done.err
+    summary, _ = read(tmp_path / "first")
+    assert summary["judges"][0]["fingerprint"]["endpoint"] == two[0].url
+    assert summary["spent"]["servers"] == {server.url: len(server.asked) for server in two}
+    assert f"{len(two[1].asked)} from {two[1].url}" in " ".join(done.out.split())
+    assert sum(len(server.asked) for server in two) == 8
+    assert cli("judge", "pairs", pairs_file, "-o", tmp_path / "second", *asked, *capped).code == 0
+    assert sum(len(server.asked) for server in two) == 11
+    assert read(tmp_path / "second")[0]["judges"][0]["calls"]["failures"] == {"budget": 5}
+
+
 def test_bad_lines_are_counted_and_shown(cli, scripted, judges, pairs_file, tmp_path):
     scripted(judges["perfect"])
     with pairs_file.open("a", encoding="utf-8") as file:
