@@ -48,12 +48,12 @@ def nobody() -> str:
 
 
 def test_two_servers_of_unlike_speed_share_the_load(serve: Serve, tmp_path: Path) -> None:
-    slow, fast = serve(think_time=0.06), serve(think_time=0.015)
+    slow, fast = serve(think_time=0.3), serve(think_time=0.02)
     engine = OpenAIEngine(over(slow, fast, concurrency=4), ledger=tmp_path / "ledger.jsonl")
-    assert texts(complete(engine, asked(120))) == ANSWERS[:120]
+    assert texts(complete(engine, asked(60))) == ANSWERS[:60]
     assert (slow.most_at_once, fast.most_at_once) == (4, 4)
-    assert len(slow.asked) + len(fast.asked) == 120
-    assert len(fast.asked) > 2 * len(slow.asked) > 20
+    assert len(slow.asked) + len(fast.asked) == 60
+    assert len(fast.asked) > 2 * len(slow.asked) >= 8
     assert totals(read_calls(tmp_path / "ledger.jsonl")).servers == {
         slow.url: len(slow.asked),
         fast.url: len(fast.asked),
@@ -75,7 +75,7 @@ def test_one_that_dies_on_the_way_loses_nothing(serve: Serve, tmp_path: Path) ->
         if len(found) == 20:
             dying.__exit__()
     assert texts([outcome for _, outcome in sorted(found)]) == ANSWERS[:100]
-    assert 5 < len(dying.billed) <= 20
+    assert 3 < len(dying.billed) < 60
     # what was answered is not asked again; only what was under way when it died may be at both
     received = {call.key for call in read_calls(tmp_path / "ledger.jsonl") if call.outcome == "answer"}
     assert len(received) == 100
@@ -91,7 +91,7 @@ def test_one_that_is_not_there_is_tried_once_in_a_while(serve: Serve, nobody: st
     for _ in range(3):  # also from batch to batch
         assert texts(complete(engine, asked(60))) == ANSWERS[:60]
     refused = [call for call in read_calls(tmp_path / "ledger.jsonl") if call.outcome == "connection"]
-    assert 1 <= len(refused) <= 8
+    assert 1 <= len(refused) <= 15
     assert {call.server for call in refused} == {nobody}
 
 
@@ -110,10 +110,10 @@ def test_where_all_are_away_the_error_is_that_of_one(serve: Serve, nobody: str) 
             complete(OpenAIEngine(Endpoint(url=(nobody, other), model="m", **QUICK)), asked(20))
     assert nobody in str(caught.value)
     assert other in str(caught.value)
-    one, two = serve(think_time=0.01), serve(think_time=0.01)
+    one, two = serve(think_time=0.05), serve(think_time=0.05)
     engine = OpenAIEngine(over(one, two, concurrency=1, attempts=4))
     found = []
-    for _, outcome in engine.generate(asked(6)):
+    for _, outcome in engine.generate(asked(20)):
         found.append(outcome)
         if len(found) == 1:
             one.__exit__()
