@@ -54,8 +54,8 @@ class Groups:
         self.server.start(out, **{"size": size, "what": what, "steps": 20} | more)
 
     def run(self, out: Path, size: int, *words: str | Path) -> Path:
-        """Run ``posttrain run`` with these words to its end, which is a good one; the folder of runs."""
-        self.train(out, size, "run", words=["--runs", str(out / "runs"), *map(str, words)])
+        """Run ``posttrain run`` with these words to its end, which is a good one, however slow one is; the folder of runs."""
+        self.train(out, size, "run", words=["--runs", str(out / "runs"), *map(str, words)], grace=0.0)
         return out / "runs"
 
     def train(self, out: Path, size: int, what: str, **more: Any) -> Trained:

@@ -180,6 +180,7 @@ def _fork(rank: int, order: dict[str, Any], out: Path) -> int:
     try:
         if order["what"] == "run":
             sys.argv = ["posttrain", "run", *order["words"]]
+            joined.GRACE = order.get("grace", joined.GRACE)
             if order.get("broken") == rank:
                 shared.decode = broken
             main()

@@ -42,7 +42,7 @@ BUCKET = 1 << 29
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others within a collective: rank 0 may have a model to write meanwhile."""
 GRACE = 10.0
-"""Seconds in which processes that do the same come to the same end."""
+"""Seconds in which processes come to the same end where one has failed."""
 SIGN = 0.2
 """Seconds between two looks of one that works at what the others have found, and whether they are there."""
 GO_ON = "run the same command again: it goes on from what is kept"
@@ -269,12 +269,14 @@ class JoinedPeers(Peers):
             raise RunError(problem, fix=GO_ON)
         number = self._current = next(self._number)
         self._store.set(f"order/{number}", json.dumps(order))
+        patience = GRACE
         try:
             yield
+            patience = PATIENCE.total_seconds()  # nobody has failed: whoever is slow is only slow
         finally:
             self._store.set(f"ended/{number}", "")
             ends = [f"done/{number}/{rank}" for rank in range(1, self.size)]
-            self._apart = not self._appears(ends, GRACE)
+            self._apart = not self._appears(ends, patience)
             if self._apart and (gone := self._lost()) is not None:
                 raise gone
             if not self._apart:
