@@ -79,8 +79,10 @@ def test_the_code_table_and_the_packing_are_the_papers() -> None:
     np.testing.assert_array_equal(kept.weight.numpy()[:8, 0], [16 * k + k + 1 for k in range(0, 16, 2)])
 
 
-def test_a_weight_becomes_the_nearest_value_times_its_doubly_quantised_magnitude() -> None:
-    linear = layer()
+@pytest.mark.parametrize("columns", [512, 48])
+def test_a_weight_becomes_the_nearest_value_times_its_doubly_quantised_magnitude(columns: int) -> None:
+    """Whether or not a row is a whole number of blocks."""
+    linear = layer(1024, columns)
     kept, code = Nf4Linear(linear, FP32, CPU), np.array([float(word) for word in CODE.split()])
     blocks = linear.weight.numpy().astype(np.float64).reshape(-1, 64)
     magnitudes = np.abs(blocks).max(1)

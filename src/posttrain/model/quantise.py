@@ -8,6 +8,7 @@ its own layer unpacks into another type than was trained with, and repacks its w
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,7 @@ class Nf4Linear(nn.Linear):
         """The weight [O, D] that the 4 bits stand for; inside `originals` the one they were made of."""
         if self.shows_original and self.original_OD is not None:
             return self.original_OD.to(self.weight.device, dtype)
-        self.state.dtype = dtype
-        weight_OD: Tensor = _bitsandbytes().dequantize_4bit(self.weight, self.state)
-        return weight_OD
+        return _dense_of(self.weight, self.state, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] W^T + bias [..., O]; nothing of W is kept for the backward pass but its 4 bits."""
@@ -92,6 +91,18 @@ class Nf4Linear(nn.Linear):
         super()._apply(fn, recurse)
         self.state.to(self.weight.device)
         return self
+
+
+def _dense_of(packed: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
+    """The weights that 4 bits stand for, in their own shape.
+
+    They are unpacked as one row: on processors with AVX-512 bitsandbytes (0.50) takes the magnitudes of wrong blocks where the rows of a
+    matrix are no whole number of blocks.
+    """
+    flat = copy.copy(state)
+    flat.dtype, flat.shape = dtype, torch.Size([state.shape.numel()])
+    weights: Tensor = _bitsandbytes().dequantize_4bit(packed, flat)
+    return weights.view(state.shape)
 
 
 class _Product(torch.autograd.Function):
@@ -213,8 +224,7 @@ def _unpacked(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tup
         scales = tensors.get(f"{name.removesuffix('weight')}SCB")
         if own:  # 4 bits
             state = _bitsandbytes().QuantState.from_dict(own, tensor.device)
-            state.dtype = torch.float32
-            yield name, _bitsandbytes().dequantize_4bit(tensor, state).to(dtype)
+            yield name, _dense_of(tensor, state, torch.float32).to(dtype)
         elif tensor.dtype == torch.int8 and scales is not None:  # 8 bits, one scale a row
             yield name, (tensor.float() * (scales.float()[:, None] / 127)).to(dtype)
         elif ".weight." not in name and not name.endswith((".SCB", ".weight_format")):
