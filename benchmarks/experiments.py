@@ -124,6 +124,7 @@ def _data(name: str) -> Changes:
 
 
 COURSE = "the course"
+GRAPE = "GRAPE (arXiv:2502.04194)"
 TITLES = {"dpo": "DPO", "simpo": "SimPO", "orpo": "ORPO", "kto": "KTO", "ipo": "IPO"}
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     "instruction": (
@@ -218,6 +219,18 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             "the best quarter beats all of them, at equal steps",
             "LIMA (arXiv:2305.11206)",
             Settings("quality", {"sft.data": "cleaned"}, {"sft.data": "few"}),
+            "lower",
+        ),
+        Claim(
+            "of two answers to a prompt the one that the model finds likelier is better than any of the two, at equal steps",
+            GRAPE,
+            Settings("grape", {"taught.data": "either"}, {"taught.data": "likeliest"}),
+            "lower",
+        ),
+        Claim(
+            "and than both of them",
+            GRAPE,
+            Settings("grape", {"taught.data": "answers"}, {"taught.data": "likeliest"}),
             "lower",
         ),
         Claim(

@@ -182,6 +182,17 @@ def test_conversations_of_preferences_imitate_the_good_replies(tmp_path: Path) -
     assert [row.messages[1].content for row in rows] == ["answer 0", "answer 3", "answer 6"]
 
 
+def test_both_replies_of_pairs_are_conversations_where_judgements_are_read_in_a_conversation_format(
+    tmp_path: Path,
+) -> None:
+    run(stage(write(tmp_path / "a.jsonl", [pair(1), pair(2)]), rows="feedback"), tmp_path / "judged")
+    judgements = tmp_path / "judged" / "rows" / "train.parquet"
+    run(stage(Source(path=str(judgements), format="messages"), rows="conversations"), tmp_path / "out")
+    rows = read_rows(tmp_path / "out" / "rows" / "train.parquet")
+    assert [row.messages for row in rows] == [row.prompt + row.completion for row in read_feedback(judgements)]
+    assert len(rows) == 4
+
+
 def rated(name: str, *scores: float) -> dict[str, Any]:
     return {"instruction": "x", "responses": [f"{name}{n}" for n in range(len(scores))], "scores": list(scores)}
 

@@ -90,6 +90,13 @@ def test_the_pages_are_written_from_the_numbers_beside_them() -> None:
         assert (folder / name).read_text(encoding="utf-8") == text, name
 
 
+def test_every_claim_has_its_difference() -> None:
+    """A claim whose settings no sweep tried would be left out of the page silently."""
+    for name, claims in experiments.CLAIMS.items():
+        found = json.loads((ROOT / "docs" / "experiments" / f"{name}.json").read_text(encoding="utf-8"))["found"]
+        assert [one["claim"] for one in found] == [one.text for one in claims], name
+
+
 def test_a_reading_follows_from_the_interval_alone() -> None:
     def reading(low: float, high: float, sign: str) -> str:
         of = {"claim": "", "source": "", "a": "", "b": "", "metric": "", "unit": "number", "pairs": 9}
