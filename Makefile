@@ -31,7 +31,7 @@ bench: .venv/.installed
 reproduce: .venv/.installed-langid
 	$(BIN)/python benchmarks/reproduce.py $(SHARED)
 
-# The textbook experiments in their small form, about three hours of one thread; killed, it goes on. Writes docs/experiments.
+# The textbook experiments in their small form, about four hours of one thread; killed, it goes on. Writes docs/experiments.
 experiments: .venv/.installed
 	$(BIN)/python benchmarks/experiments.py run
 

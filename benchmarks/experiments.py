@@ -222,13 +222,13 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             "lower",
         ),
         Claim(
-            "of two answers to a prompt the one that the model finds likelier is better than any of the two, at equal steps",
+            "of two answers to a prompt the likelier one beats one taken blindly, at equal steps",
             GRAPE,
             Settings("grape", {"taught.data": "either"}, {"taught.data": "likeliest"}),
             "lower",
         ),
         Claim(
-            "and than both of them",
+            "and both of them",
             GRAPE,
             Settings("grape", {"taught.data": "answers"}, {"taught.data": "likeliest"}),
             "lower",
