@@ -1,13 +1,13 @@
 """The whole data chain on very many rows in one run: wall time, processor time and largest memory of every step.
 
-    python benchmarks/chain_scale.py make OUT FILE.json [FILE.json ...] [--rows 1000000] [--answers 1] [--plant QUESTIONS.jsonl]
-    python benchmarks/chain_scale.py chain OUT [--workers 1] [--benchmark QUESTIONS.jsonl]
+    python benchmarks/chain_scale.py make OUT FILE.json [FILE.json ...] [--rows 1000000] [--answers 1] [--words 20] [--plant QUESTIONS.jsonl]
+    python benchmarks/chain_scale.py chain OUT [--workers 1] [--engine ray] [--benchmark QUESTIONS.jsonl]
     python benchmarks/chain_scale.py select OUT RULE [RULE ...]        RULE is grape or few_but_good
 
 ``make`` varies real instruction rows: every new row is a real one in which a share of the words (Chinese: characters) of both turns is
 replaced by words of other rows of that file, so that no two rows are alike; one row in twenty is a near-copy of an earlier one. Every
 FILE becomes a source of its own, and OUT/<source>.jsonl has its rows in proportion to the file's. ``--answers 2`` gives every
-instruction two different answers, which is what grape chooses between. ``difficulty`` is a random number in every row. ``--plant`` adds
+instruction two different answers, which is what grape chooses between. ``--words`` leaves that many words (characters) of every turn. ``difficulty`` is a random number in every row. ``--plant`` adds
 a source in which the first turn of every question (MT-Bench layout) stands once, word by word.
 
 ``chain`` runs reading, filter, dedup (minhash), decontaminate, select (medium), split, mix and profile as one recipe. ``select`` reads the
@@ -41,7 +41,7 @@ _RECENT = 2_000
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
-def make(out: Path, files: Sequence[Path], rows: int, answers: int, plant: Path | None) -> None:
+def make(out: Path, files: Sequence[Path], rows: int, answers: int, plant: Path | None, most: int | None) -> None:
     """Write one JSON Lines file for every file of real rows."""
     out.mkdir(parents=True, exist_ok=True)
     if plant is not None:
@@ -53,7 +53,7 @@ def make(out: Path, files: Sequence[Path], rows: int, answers: int, plant: Path 
     for number, (file, records) in enumerate(real.items()):
         rng = random.Random(number)
         turns = [(_prompt(record), str(record.get("output") or record.get("response") or "")) for record in records]
-        units = [(_units(user), _units(assistant)) for user, assistant in turns if user and assistant]
+        units = [(_units(user, most), _units(assistant, most)) for user, assistant in turns if user and assistant]
         words = {
             glue: [word for pair in units for found, g in pair if g == glue for word in found] for glue in (" ", "")
         }
@@ -83,10 +83,10 @@ def _prompt(record: dict[str, Any]) -> str:
     return "\n".join(str(record[key]) for key in ("instruction", "input") if record.get(key))
 
 
-def _units(text: str) -> tuple[list[str], str]:
+def _units(text: str, most: int | None) -> tuple[list[str], str]:
     """What is replaced (words, or Chinese characters), and what joins it."""
     chinese = len(re.findall(r"[\u3400-\u9fff]", text)) > len(text) / 3
-    return (list(text), "") if chinese else (text.split(" "), " ")
+    return (list(text)[:most], "") if chinese else (text.split(" ")[:most], " ")
 
 
 def _varied(units: list[str], share: float, words: list[str], rng: random.Random) -> list[str]:
@@ -137,7 +137,7 @@ def watched(command: list[str], last_step: str, finished: Callable[[], Sequence[
     print(json.dumps(whole_line | {"peak_rss_gb": max(line["peak_rss_gb"] for line in lines)}), flush=True)
 
 
-def chain(out: Path, workers: int, benchmark: Path | None) -> None:
+def chain(out: Path, workers: int, engine: str, benchmark: Path | None) -> None:
     """All steps in one run of a recipe."""
     steps: list[dict[str, Any]] = [
         {"kind": "filter"},
@@ -152,6 +152,7 @@ def chain(out: Path, workers: int, benchmark: Path | None) -> None:
     stage = {
         "kind": "data",
         "workers": workers,
+        "engine": engine,
         "sources": sources,
         "steps": steps,
         "mix": {"kind": "mix", "share": 0.9},
@@ -208,10 +209,12 @@ def main() -> None:
     making.add_argument("files", type=Path, nargs="+")
     making.add_argument("--rows", type=int, default=1_000_000)
     making.add_argument("--answers", type=int, default=1)
+    making.add_argument("--words", type=int)
     making.add_argument("--plant", type=Path)
     running = actions.add_parser("chain")
     running.add_argument("out", type=Path)
     running.add_argument("--workers", type=int, default=1)
+    running.add_argument("--engine", choices=("local", "ray"), default="local")
     running.add_argument("--benchmark", type=Path)
     selecting = actions.add_parser("select")
     selecting.add_argument("out", type=Path)
@@ -219,9 +222,9 @@ def main() -> None:
     selecting.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     if options.action == "make":
-        make(options.out, options.files, options.rows, options.answers, options.plant)
+        make(options.out, options.files, options.rows, options.answers, options.plant, options.words)
     elif options.action == "chain":
-        chain(options.out, options.workers, options.benchmark)
+        chain(options.out, options.workers, options.engine, options.benchmark)
     else:
         for rule in options.rule:
             select(options.out, rule, options.workers)

@@ -14,6 +14,7 @@ import typer
 
 from posttrain import __version__
 from posttrain.errors import LostPeerError, PosttrainError
+from posttrain.parallel.peers import LAUNCHED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,9 +78,7 @@ def main() -> None:
     try:
         app()
     except PosttrainError as error:
-        told = (
-            isinstance(error, LostPeerError) and "POSTTRAIN_LAUNCHED" in os.environ
-        )  # by the process that started all
+        told = isinstance(error, LostPeerError) and LAUNCHED in os.environ  # by the process that started all
         if not told:
             typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -121,6 +120,13 @@ def run(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="Where several processes are started: local (this machine), or ray (a Ray cluster; one a GPU, unless --processes says).",
+        ),
+    ] = "local",
     backend: Annotated[
         str, typer.Option("--backend", help="Of several processes: nccl, gloo, or auto (nccl on CUDA, else gloo).")
     ] = "auto",
@@ -129,12 +135,17 @@ def run(
     from posttrain.lab.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    _check_engine(engine)
+    words = ["run", "--runs", str(runs), "--backend", backend, "--", str(recipe), *(overrides or [])]
+    if engine == "ray" and not dry_run:
+        from posttrain.parallel.ray_launch import launch_on_ray
+
+        raise typer.Exit(launch_on_ray(processes, backend, words, lambda text: typer.echo(f"note: {text}", err=True)))
     if processes is not None and not dry_run:
         from posttrain.parallel.launch import launch
 
-        words = ["run", "--runs", str(runs), "--backend", backend, "--", str(recipe), *(overrides or [])]
         raise typer.Exit(launch(processes, backend, words))
-    with _joined(backend if "WORLD_SIZE" in os.environ else None) as peers:
+    with _joined(backend if "WORLD_SIZE" in os.environ else None, None if dry_run else runs) as peers:
         if not peers.leads:
             return
         with _experiment(loaded, runs / loaded.name, peers=peers) as experiment:
@@ -145,9 +156,23 @@ def run(
         _show_end(experiment.run)
 
 
+def _check_engine(engine: str) -> None:
+    """Raise a ConfigError for one that is unknown."""
+    from posttrain.errors import ConfigError
+    from posttrain.table import did_you_mean
+
+    known = ("local", "ray")
+    if engine not in known:
+        problem = f"unknown engine {engine!r}{did_you_mean(engine, known)}"
+        raise ConfigError(problem, where="--engine", fix=f"known: {', '.join(known)}")
+
+
 @contextlib.contextmanager
-def _joined(backend: str | None) -> Iterator[Peers]:
-    """The processes that this one was started with, which take part to the end of the block; None = it was started by itself."""
+def _joined(backend: str | None, runs: Path | None) -> Iterator[Peers]:
+    """The processes that this one was started with, which take part to the end of the block.
+
+    ``backend``: None = it was started by itself. ``runs``: the folder that all must see; None where none of them writes.
+    """
     from posttrain.parallel.peers import ALONE
 
     if backend is None:
@@ -157,6 +182,8 @@ def _joined(backend: str | None) -> Iterator[Peers]:
     from posttrain.parallel.joined import JoinedPeers, joined
 
     peers = joined(backend)
+    if runs is not None:
+        peers.check_shared(runs)
     if isinstance(peers, JoinedPeers) and not peers.leads:
         follow(peers)
     try:

@@ -1,6 +1,6 @@
 """A process that has imported what a training needs, and forks a group of them per line of its standard input; see conftest.py.
 
-Input: JSON {"model", "out", "size", "what", "steps", "stop_at", ...}; output: the pid of the process that starts the group (as torchrun would), then its
+Input: JSON {"model", "out", "size", "what", "steps", "stop_at", "blind", ...}; output: the pid of the process that starts the group (as torchrun would), then its
 exit status. ``out``/ranks.json: the pids of the ranks as they begin, ``out``/ended.json: their exit codes. Only rank 0 writes into ``out``/stage.
 ``what``: a training of `SETTINGS`, or ``run``: the whole command line, with ``words``; rank ``broken`` can't make replies.
 """
@@ -83,6 +83,9 @@ def train_as(rank: int, order: dict[str, Any], out: Path) -> None:
     peers = joined.joined()
     assert (peers.rank, peers.size) == (rank, order["size"])
     (out / f"joined{rank}").touch()
+    if order.get("blind") == rank:
+        Path.is_dir = Path.is_file = lambda path: False  # type: ignore[method-assign]
+    peers.check_shared(out)
     settings = TrainSettings(
         **{
             "adapter": LoraAdapter(rank=4, alpha=8),

@@ -98,6 +98,19 @@ def test_the_gradients_of_an_adapter_are_reduced_once_a_step(groups: Groups, tmp
     assert len(set(reductions)) == 1
 
 
+def test_a_process_that_does_not_see_the_run_folder_is_named_before_anything_runs(
+    groups: Groups, tmp_path: Path
+) -> None:
+    groups.start(tmp_path, 2, "dpo", blind=1)
+    assert groups.server.status() == 0
+    found = Trained(tmp_path)
+    assert found.codes == [2, 2]
+    assert f"error: {tmp_path}: rank 1 of 2 on " in found.said
+    assert " does not see what rank 0 writes there\n" in found.said
+    assert not (tmp_path / "stage").exists()
+    assert not list(tmp_path.glob(".seen*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("begun", "others"), [(2, (1, 4)), (1, (2,))])
 def test_a_checkpoint_is_gone_on_with_by_another_number(

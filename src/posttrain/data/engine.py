@@ -6,7 +6,6 @@ A function of one item is all an engine knows; it must be a pure, picklable one 
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 from collections import deque
@@ -15,13 +14,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.errors import ConfigError, RunError
 from posttrain.holder import end_with
+from posttrain.parallel.ray_cluster import connected
 
 if TYPE_CHECKING:
     import polars as pl
@@ -139,26 +139,10 @@ def _begin_worker(parent: int) -> None:
 
 
 def _on_ray(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    ray = _ray(workers)
+    ray = connected(workers, "engine")
     task, shared = ray.remote(num_cpus=1)(_apply), ray.put(function)
     ahead = _AHEAD * int(ray.cluster_resources().get("CPU", workers))
     return _in_order(lambda item: task.remote(shared, item).future(), items, ahead)
-
-
-def _ray(workers: int) -> Any:
-    """Ray, connected: to the cluster of ``RAY_ADDRESS``, or to one of ``workers`` processes that ends with this process."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "the engine ray needs the package ray", where="engine", fix="pip install 'posttrain[ray]'"
-        ) from error
-    if not ray.is_initialized():
-        local: dict[str, Any] = (
-            {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
-        )
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
-    return ray
 
 
 def _apply(function: Callable[[Item], Result], item: Item) -> Result:

@@ -18,6 +18,7 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import psutil
@@ -31,7 +32,7 @@ from torch.distributed.rendezvous import rendezvous
 import posttrain
 from posttrain.errors import ConfigError, LostPeerError, PosttrainError, RunError
 from posttrain.holder import end_with
-from posttrain.parallel.peers import ALONE, Order, Peers, deal
+from posttrain.parallel.peers import ALONE, GO_ON, LAUNCHED, Order, Peers, deal
 
 T = TypeVar("T")
 BACKENDS = ("auto", "gloo", "nccl")
@@ -45,8 +46,11 @@ GRACE = 10.0
 """Seconds in which processes come to the same end where one has failed."""
 SIGN = 0.2
 """Seconds between two looks of one that works at what the others have found, and whether they are there."""
-GO_ON = "run the same command again: it goes on from what is kept"
+MEETING = timedelta(minutes=5)
+"""How long the first processes wait for the last to begin."""
 _LOOK = 0.05
+_OF_A_CONNECTION = ("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe")
+"""What stands in the errors of torch.distributed that come from the end of another process."""
 
 
 def joined(backend: str = "auto") -> Peers:
@@ -55,9 +59,12 @@ def joined(backend: str = "auto") -> Peers:
     Raises ConfigError for a backend that is not here, and RunError where the others can't be reached or run other code.
     """
     check_backend(backend)
-    if any(name not in os.environ for name in NAMES) or os.environ["WORLD_SIZE"] == "1":
+    if any(name not in os.environ for name in NAMES):
         return ALONE
-    end_with(os.getppid())
+    if LAUNCHED in os.environ or os.environ["WORLD_SIZE"] != "1":
+        end_with(os.getppid())
+    if os.environ["WORLD_SIZE"] == "1":
+        return ALONE
     local = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available() and backend != "gloo"
     if cuda:
@@ -67,7 +74,7 @@ def joined(backend: str = "auto") -> Peers:
         torch.cuda.set_device(local)
     try:
         with _silence():
-            store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+            store, rank, size = next(rendezvous("env://", timeout=MEETING))
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 store=PrefixStore("collectives", store),
@@ -75,6 +82,7 @@ def joined(backend: str = "auto") -> Peers:
                 world_size=size,
                 timeout=PATIENCE,
             )
+            store.set_timeout(PATIENCE)
         peers = JoinedPeers(PrefixStore("orders", store), rank, size)
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -122,7 +130,7 @@ class JoinedPeers(Peers):
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self.rank, self.size, self._store = rank, size, store
-        self._number, self._current, self._apart = count(), 0, False
+        self._number, self._current, self._apart, self._broken = count(), 0, False, False
         me = {"pid": os.getpid(), "host": socket.gethostname()}
         self._members: list[Mapping[str, Any]] = self.gather(me)
 
@@ -195,6 +203,26 @@ class JoinedPeers(Peers):
             if other != found[0]:
                 problem = f"the processes have not the same {what}: rank 0 has {found[0]}, rank {rank} {other}"
                 raise RunError(problem, fix="install the same on all machines, and start them with the same command")
+
+    def check_shared(self, folder: Path) -> None:
+        """See `Peers.check_shared`."""
+        place, seen = Path(self.said(str(folder.absolute()))), True
+        token = place / self.said(f".seen-by-all-{uuid4().hex}")
+        with self.whole():
+            problem = self.said(_touch(token) if self.leads else None)
+            if problem is None:
+                until = time.monotonic() + (GRACE if place.is_dir() else 0)
+                while not (seen := token.is_file()) and time.monotonic() < until:
+                    time.sleep(_LOOK)
+            blind = [rank for rank, sees in enumerate(self.gather(seen)) if not sees]
+        if self.leads:
+            token.unlink(missing_ok=True)
+        fix = "give --runs a folder on a file system that all machines share, under the same path"
+        if problem is not None:
+            raise RunError(f"rank 0 can't write there: {problem}", where=str(place), fix=fix)
+        if blind:
+            where = f"rank {blind[0]} of {self.size} on {self._members[blind[0]]['host']}"
+            raise RunError(f"{where} does not see what rank 0 writes there", where=str(place), fix=fix)
 
     def stream(self, share: Iterable[T | None]) -> Generator[T, None, None]:
         """See `Peers.stream`. What is found goes through the store, some at a time."""
@@ -318,7 +346,7 @@ class JoinedPeers(Peers):
         """Whether all these keys are in the store within some seconds."""
         until = time.monotonic() + seconds
         while not self._store.check(list(keys)):
-            if time.monotonic() > until or self._gone():
+            if self._broken or time.monotonic() > until or self._gone():
                 return False
             time.sleep(_LOOK)
         return True
@@ -335,9 +363,25 @@ class JoinedPeers(Peers):
             until = time.monotonic() + patience
             while (lost := self._lost()) is None and time.monotonic() < until:
                 time.sleep(_LOOK)
+            if lost is None and isinstance(error, RuntimeError):
+                lost = self._out_of_reach(error)
             if lost is None:
                 raise
+            self._broken = True
             raise lost from None
+
+    def _out_of_reach(self, error: RuntimeError) -> RunError | None:
+        """What to say where a connection has broken and every process of this machine is there; None for any other error."""
+        if not isinstance(error, distributed.DistError) and not any(word in str(error) for word in _OF_A_CONNECTION):
+            return None
+        here = socket.gethostname()
+        others = [f"rank {rank} on {one['host']}" for rank, one in enumerate(self._members) if one["host"] != here]
+        if not others:
+            return None
+        problem = (
+            f"the connection to another machine is broken: one of {', '.join(others)} has ended or can't be reached"
+        )
+        return LostPeerError(problem, fix=f"see what was said there, then {GO_ON}")
 
     def _gone(self, ranks: Iterable[int] | None = None) -> list[int]:
         """Which of these ranks (None: of all) are on this machine, and their process is no more."""
@@ -382,6 +426,16 @@ class _Heard:
 def _line_of(error: BaseException) -> str:
     """An error nobody foresaw, in one line."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _touch(path: Path) -> str | None:
+    """Write an empty file; returns what hinders it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return None
 
 
 def _is_alive(pid: int) -> bool:

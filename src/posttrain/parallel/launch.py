@@ -16,10 +16,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from posttrain.errors import ConfigError, LostPeerError
-from posttrain.parallel.joined import GO_ON, check_backend
-
-LAUNCHED = "POSTTRAIN_LAUNCHED"
-"""In the environment of processes that were started here: that one of them was killed is told here."""
+from posttrain.parallel.joined import check_backend
+from posttrain.parallel.peers import GO_ON, LAUNCHED
 
 
 def launch(processes: int, backend: str, arguments: Sequence[str]) -> int:

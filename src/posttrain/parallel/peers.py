@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Order = Mapping[str, Any]
 """What the others have to know to take part in a piece of work; JSON."""
+GO_ON = "run the same command again: it goes on from what is kept"
+LAUNCHED = "POSTTRAIN_LAUNCHED"
+"""In the environment of processes that `posttrain run` has started: that one of them was killed is told by it."""
 
 
 class Peers:
@@ -73,6 +77,9 @@ class Peers:
 
     def check_same(self, what: str, value: str) -> None:
         """Raise a RunError in every process where not all have the same value."""
+
+    def check_shared(self, folder: Path) -> None:
+        """Raise a RunError in every process where not all see what rank 0 writes into a folder."""
 
 
 ALONE = Peers()
