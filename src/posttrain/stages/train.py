@@ -73,9 +73,10 @@ class TrainStage(TrainSettings, _Inputs):
     def run(self, context: Context) -> Mapping[str, Any]:
         """Encode the rows, and train or go on training."""
         from posttrain.model.lineage import write_record
+        from posttrain.train.loop import train
 
         display = context.display
-        result = self._train(context)
+        result = train(self, **self._arguments(context))
         decided = f"template: {self.template}" if self.template is not None else self.start_from
         lineage = context.lineage(self.start_from).spoken(self.template)
         write_record(context.out, lineage, context.base_folder(), decided)
@@ -87,14 +88,17 @@ class TrainStage(TrainSettings, _Inputs):
 
     def join(self, context: Context) -> None:
         """Encode the same rows, and compute a share of every step."""
-        self._train(context)
+        from posttrain.train.loop import train
 
-    def _train(self, context: Context) -> dict[str, Any]:
+        train(self, **self._arguments(context))
+
+    def _arguments(self, context: Context) -> dict[str, Any]:
+        """What a training is given beside its settings; encodes the rows."""
         from posttrain.data.mix import row_repeats
         from posttrain.data.rows import read_kind
         from posttrain.encode.facts import EXAMPLES_FILE, example_facts
         from posttrain.model import hardware
-        from posttrain.train.loop import TrainInputs, train
+        from posttrain.train.loop import TrainInputs
 
         out, display = context.out, context.display
         self._check_peers(context)
@@ -131,19 +135,18 @@ class TrainStage(TrainSettings, _Inputs):
             reference=self._reference(context) if self.objective.needs_reference else None,
         )
         display.tick("loading the model", 0, 0)
-        return train(
-            self,
-            inputs,
-            out,
-            seed=context.seed,
-            digest=context.identity,
-            observer=display.record,
-            on_interrupt=lambda: display.note("stopping after this step; Ctrl-C again stops at once"),
-            on_progress=display.tick,
-            go_on=context.go_on,
-            stop_asked=context.run.stop_asked,
-            peers=context.peers,
-        )
+        return {
+            "inputs": inputs,
+            "out": out,
+            "seed": context.seed,
+            "digest": context.identity,
+            "observer": display.record,
+            "on_interrupt": lambda: display.note("stopping after this step; Ctrl-C again stops at once"),
+            "on_progress": display.tick,
+            "go_on": context.go_on,
+            "stop_asked": context.run.stop_asked,
+            "peers": context.peers,
+        }
 
     def _check_offload(self, context: Context) -> None:
         """Raise ConfigError where there is no device that weights could be kept out of."""
