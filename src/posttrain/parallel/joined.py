@@ -216,7 +216,8 @@ class JoinedPeers(Peers):
                     time.sleep(_LOOK)
             blind = [rank for rank, sees in enumerate(self.gather(seen)) if not sees]
         if self.leads:
-            token.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a file may stand where the folder should
+                token.unlink(missing_ok=True)
         fix = "give --runs a folder on a file system that all machines share, under the same path"
         if problem is not None:
             raise RunError(f"rank 0 can't write there: {problem}", where=str(place), fix=fix)
