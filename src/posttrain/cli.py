@@ -14,7 +14,7 @@ import typer
 
 from posttrain import __version__
 from posttrain.errors import LostPeerError, PosttrainError
-from posttrain.parallel.peers import LAUNCHED
+from posttrain.parallel.peers import ALONE, LAUNCHED, Peers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from posttrain.lab.engine import Experiment
     from posttrain.lab.one_stage import OneStage
     from posttrain.lab.recipe import Recipe
-    from posttrain.parallel.peers import Peers
 
 app = typer.Typer(
     name="posttrain",
@@ -173,8 +172,6 @@ def _joined(backend: str | None, runs: Path | None) -> Iterator[Peers]:
 
     ``backend``: None = it was started by itself. ``runs``: the folder that all must see; None where none of them writes.
     """
-    from posttrain.parallel.peers import ALONE
-
     if backend is None:
         yield ALONE
         return
@@ -245,20 +242,17 @@ def train(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("ru
 
 
 @contextlib.contextmanager
-def _experiment(
-    recipe: Recipe, folder: Path, *, stderr: bool = False, peers: Peers | None = None
-) -> Iterator[Experiment]:
+def _experiment(recipe: Recipe, folder: Path, *, stderr: bool = False, peers: Peers = ALONE) -> Iterator[Experiment]:
     """A recipe ready to be run, with progress on the terminal; Ctrl-C is one clear message."""
     from posttrain.artifacts import RunDir
     from posttrain.lab.ending import interrupted
     from posttrain.lab.engine import Experiment
-    from posttrain.parallel.peers import ALONE
     from posttrain.report.live import Display
 
     run_folder = RunDir(folder)
     try:
         with Display(_console(stderr=stderr)) as display:
-            yield Experiment(recipe, run_folder, display, peers=peers or ALONE)
+            yield Experiment(recipe, run_folder, display, peers=peers)
     except KeyboardInterrupt:
         raise interrupted(run_folder) from None
 

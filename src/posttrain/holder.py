@@ -11,11 +11,12 @@ import fcntl
 import functools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -120,6 +121,20 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def hearing(handler: Callable[[int, object], object]) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM go to this handler, (number, frame). Outside the main thread they stay with whoever owns them."""
+    try:
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        before = {}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 # ---- locks ---------------------------------------------------------------------------------------------------------

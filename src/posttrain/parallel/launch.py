@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from posttrain.errors import ConfigError, LostPeerError
+from posttrain.holder import hearing
 from posttrain.parallel.joined import check_backend
 from posttrain.parallel.peers import GO_ON, LAUNCHED
 
@@ -47,7 +48,7 @@ def launch(processes: int, backend: str, arguments: Sequence[str]) -> int:
     # The others are handed on, without a limit in time. Older versions of torch read it from the environment.
     config.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
     try:
-        with _handing_on(), _marked():
+        with hearing(_hand_on), _marked():
             elastic_launch(config, sys.executable)("-m", "posttrain", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -70,18 +71,8 @@ def _marked() -> Iterator[None]:
         del os.environ[LAUNCHED]
 
 
-@contextlib.contextmanager
-def _handing_on() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM go to the processes that were started, which know how to end."""
-
-    def hand_on(number: int, frame: object) -> None:
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _hand_on(number: int, frame: object) -> None:
+    """Send a signal to the processes that were started, which know how to end."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)

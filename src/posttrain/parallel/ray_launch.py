@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from posttrain.errors import ConfigError, LostPeerError, PosttrainError, RunError
+from posttrain.holder import hearing
 from posttrain.parallel.peers import GO_ON, LAUNCHED
 from posttrain.parallel.ray_cluster import connected
 
@@ -276,7 +277,8 @@ class _Watch:
             worker.follow.options(num_returns="streaming").remote(): rank for rank, worker in enumerate(self.workers)
         }
         until = float("inf")
-        with _signals() as caught:
+        caught: list[int] = []
+        with hearing(lambda number, frame: caught.append(number)):
             while streams:
                 for stream in self.ray.wait(list(streams), timeout=_LOOK)[0]:
                     if self._hear(stream, streams[stream]):
@@ -347,18 +349,3 @@ def _write(file: TextIO, content: bytes) -> None:
     file.flush()
     file.buffer.write(content)
     file.buffer.flush()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM are put into this list."""
-    caught: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: caught.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

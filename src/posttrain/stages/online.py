@@ -78,9 +78,9 @@ class OnlineStage(OnlineSettings, _Inputs):
         """Encode the prompts, and learn or go on learning."""
         from posttrain.model.lineage import write_record
 
-        result = self._learn(context)
+        lineage = self._lineage(context)
+        result = self._learn(context, lineage)
         decided = f"template: {self.template}" if self.template is not None else self.start_from
-        lineage = context.lineage(self.start_from).spoken(self.template)
         write_record(context.out, lineage, context.base_folder(), decided)
         context.display.note(
             f"{result['steps']:,} steps, reward {result['first_reward']:.3f} -> {result['last_reward']:.3f}, "
@@ -90,9 +90,13 @@ class OnlineStage(OnlineSettings, _Inputs):
 
     def join(self, context: Context) -> None:
         """Encode the same prompts, answer a share of them and compute a share of every step; scores are told."""
-        self._learn(context)
+        self._learn(context, self._lineage(context))
 
-    def _learn(self, context: Context) -> dict[str, Any]:
+    def _lineage(self, context: Context) -> Lineage:
+        """What learns, with the template that its prompts are written with."""
+        return context.lineage(self.start_from).spoken(self.template)
+
+    def _learn(self, context: Context, lineage: Lineage) -> dict[str, Any]:
         from posttrain.model import hardware
         from posttrain.model.second_adapter import InMemory
         from posttrain.online.config import settings_warnings
@@ -105,7 +109,6 @@ class OnlineStage(OnlineSettings, _Inputs):
         out, display = context.out, context.display
         context.settle_threads()
         hardware.reset_peak_memory(hardware.resolve_device(self.device))
-        lineage = context.lineage(self.start_from).spoken(self.template)
         prompts, held_out = self._prompts(context, lineage)
         display.note(f"{len(prompts):,} prompts to learn on, {len(held_out):,} to measure on")
         for warning in settings_warnings(self):

@@ -75,10 +75,9 @@ class TrainStage(TrainSettings, _Inputs):
         from posttrain.model.lineage import write_record
         from posttrain.train.loop import train
 
-        display = context.display
-        result = train(self, **self._arguments(context))
+        display, lineage = context.display, self._lineage(context)
+        result = train(self, **self._arguments(context, lineage))
         decided = f"template: {self.template}" if self.template is not None else self.start_from
-        lineage = context.lineage(self.start_from).spoken(self.template)
         write_record(context.out, lineage, context.base_folder(), decided)
         display.note(
             f"{result['steps']:,} steps, loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, "
@@ -90,9 +89,13 @@ class TrainStage(TrainSettings, _Inputs):
         """Encode the same rows, and compute a share of every step."""
         from posttrain.train.loop import train
 
-        train(self, **self._arguments(context))
+        train(self, **self._arguments(context, self._lineage(context)))
 
-    def _arguments(self, context: Context) -> dict[str, Any]:
+    def _lineage(self, context: Context) -> Lineage:
+        """What is trained, with the template that it is trained with."""
+        return context.lineage(self.start_from).spoken(self.template)
+
+    def _arguments(self, context: Context, lineage: Lineage) -> dict[str, Any]:
         """What a training is given beside its settings; encodes the rows."""
         from posttrain.data.mix import row_repeats
         from posttrain.data.rows import read_kind
@@ -104,12 +107,12 @@ class TrainStage(TrainSettings, _Inputs):
         self._check_peers(context)
         context.settle_threads()
         hardware.reset_peak_memory(hardware.resolve_device(self.device))
-        start = context.lineage(self.start_from)
-        lineage = start.spoken(self.template)
-        if self.template is not None and start.has_template and start.manner != lineage.manner:
-            display.note(
-                f"template: {self.template} takes the place of the template that {self.start_from} was made with"
-            )
+        if self.template is not None:
+            start = context.lineage(self.start_from)
+            if start.has_template and start.manner != lineage.manner:
+                display.note(
+                    f"template: {self.template} takes the place of the template that {self.start_from} was made with"
+                )
         files = {side: context.run.stage(self.data).file("rows", f"{side}.parquet") for side in ("train", "held_out")}
         rows = {side: read_kind(path, self.objective.row_kind) for side, path in files.items()}
         ledger = Ledger()

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import xxhash
@@ -24,6 +25,7 @@ from posttrain.artifacts import atomic_path
 from posttrain.errors import CheckpointError
 from posttrain.parallel.peers import Peers
 
+T = TypeVar("T")
 SLOTS = ("a.safetensors", "b.safetensors")
 
 
@@ -92,19 +94,76 @@ def share_state(
         peers.spread([state[flat] for flat in sorted(shapes)])
 
 
-class _DamagedError(CheckpointError):
+class DamagedError(CheckpointError):
     """This file is unreadable or not what was written; the other slot may still serve."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Places in a folder that take turns, so a damaged newest one falls back to the one before."""
+
+    folder: Path
+    names: tuple[str, ...]
+    """Of files or folders."""
+    dated: str = ""
+    """The file of a folder whose time is its age."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where they are, written to or not."""
+        return [self.folder / name for name in self.names]
+
+    def exist(self) -> bool:
+        """Whether there is a checkpoint to go on from, sound or not."""
+        return any(path.exists() for path in self.paths)
+
+    def older(self) -> Path:
+        """The place to write to."""
+
+        def age(path: Path) -> int:
+            dated = path / self.dated
+            return dated.stat().st_mtime_ns if dated.exists() else -1
+
+        return min(self.paths, key=age)
+
+    def newest(self, read: Callable[[Path], T], step: Callable[[T], int]) -> T | None:
+        """What ``read`` gives for the newest whole checkpoint, which raises DamagedError for one that is not; None where there is none.
+
+        A damaged one is passed over with a warning. Raises CheckpointError where all are damaged.
+        """
+        found: list[T] = []
+        damaged: list[DamagedError] = []
+        for path in self.paths:
+            try:
+                found += [read(path)] if path.exists() else []
+            except DamagedError as error:
+                damaged.append(error)
+        if not found and damaged:
+            fix = f"remove {self.folder} to start this stage again"
+            raise CheckpointError(f"no usable checkpoint: {damaged[0]}", fix=fix)
+        for damage in damaged:
+            warnings.warn(f"{damage}; going on from the checkpoint before it", stacklevel=3)
+        return max(found, key=step, default=None)
+
+    def check_own(self, path: Path, digest: str, own: str) -> None:
+        """Raise CheckpointError where a checkpoint has another digest than this run."""
+        if digest != own:
+            raise CheckpointError(
+                "this checkpoint belongs to another configuration, model or data",
+                where=str(path),
+                fix=f"remove {self.folder} to start this stage again, or restore the configuration it was made with",
+            )
 
 
 class Checkpoints:
     """The checkpoint files of one training stage."""
 
     def __init__(self, folder: Path, digest: str) -> None:
-        self.folder, self.digest = folder, digest
+        self.digest, self._slots = digest, Slots(folder, SLOTS)
 
     def exist(self) -> bool:
         """Whether there is a checkpoint to go on from, sound or not."""
-        return any((self.folder / name).exists() for name in SLOTS)
+        return self._slots.exist()
 
     def save(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> float:
         """Write the next checkpoint atomically over the older slot; returns the seconds it took."""
@@ -113,7 +172,7 @@ class Checkpoints:
         tensors |= {f"optimizer/{k}": v.detach().cpu().contiguous() for k, v in optimizer.items()}
         metadata = {"progress": json.dumps(asdict(progress)), "digest": self.digest}
         metadata["content"] = content_digest(tensors, metadata)
-        with atomic_path(self._older()) as temporary:
+        with atomic_path(self._slots.older()) as temporary:
             save_file(tensors, temporary, metadata)
         return time.perf_counter() - begin
 
@@ -123,19 +182,7 @@ class Checkpoints:
         A damaged one is passed over with a warning. Raises CheckpointError where all are damaged or where one belongs
         to another configuration.
         """
-        found, damaged = [], []
-        for path in (self.folder / name for name in SLOTS):
-            try:
-                found += [self._read(path)] if path.exists() else []
-            except _DamagedError as error:
-                damaged.append(error)
-        if not found and damaged:
-            raise CheckpointError(
-                f"no usable checkpoint: {damaged[0]}", fix=f"remove {self.folder} to start this stage again"
-            )
-        for damage in damaged:
-            warnings.warn(f"{damage}; going on from the checkpoint before it", stacklevel=2)
-        return max(found, key=lambda item: item[0].step, default=None)
+        return self._slots.newest(self._read, lambda found: found[0].step)
 
     def _read(self, path: Path) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
         try:
@@ -145,24 +192,15 @@ class Checkpoints:
             progress = Progress(**json.loads(metadata["progress"]))
             content, digest = metadata.pop("content"), metadata["digest"]
         except Exception as error:  # safetensors' own type, OSError, KeyError: all mean the same to the user
-            raise _DamagedError(f"this checkpoint is damaged ({error})", where=str(path)) from error
+            raise DamagedError(f"this checkpoint is damaged ({error})", where=str(path)) from error
         if content != content_digest(tensors, metadata):
-            raise _DamagedError("this checkpoint is damaged (its content does not match its checksum)", where=str(path))
-        if digest != self.digest:
-            raise CheckpointError(
-                "this checkpoint belongs to another configuration, model or data",
-                where=str(path),
-                fix=f"remove {self.folder} to start this stage again, or restore the configuration it was made with",
-            )
+            raise DamagedError("this checkpoint is damaged (its content does not match its checksum)", where=str(path))
+        self._slots.check_own(path, digest, self.digest)
         kinds = ("weights/", "optimizer/")
         weights, optimizer = (
             {name.removeprefix(kind): v for name, v in tensors.items() if name.startswith(kind)} for kind in kinds
         )
         return progress, weights, optimizer
-
-    def _older(self) -> Path:
-        paths = [self.folder / name for name in SLOTS]
-        return min(paths, key=lambda p: p.stat().st_mtime_ns if p.exists() else -1)
 
 
 def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

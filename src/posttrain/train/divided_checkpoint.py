@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from posttrain.artifacts import file_digest, read_json, write_json
-from posttrain.errors import CheckpointError, RunError
+from posttrain.errors import RunError
 from posttrain.parallel.peers import Peers
-from posttrain.train.checkpoint import Progress, optimizer_tensors
+from posttrain.train.checkpoint import DamagedError, Progress, Slots, optimizer_tensors
 
 SLOTS = ("a", "b")
 STATE_FILE = "state.json"
@@ -32,18 +32,19 @@ class DividedCheckpoints:
     """The checkpoints of one training stage whose weights are divided. All methods but ``exist`` are collective."""
 
     def __init__(self, folder: Path, digest: str, peers: Peers) -> None:
-        self.folder, self.digest, self.peers = folder, digest, peers
+        self.digest, self.peers, self._slots = digest, peers, Slots(folder, SLOTS, STATE_FILE)
 
     def exist(self) -> bool:
         """Whether there is a checkpoint to go on from, sound or not."""
-        return any((self.folder / name).exists() for name in SLOTS)
+        return self._slots.exist()
 
     def save(self, progress: Progress, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> float:
         """Write the next checkpoint over the older slot; returns the seconds it took."""
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        begin, target = time.perf_counter(), self.folder / self.peers.said(self._older())
+        begin = time.perf_counter()
+        target = self._slots.folder / self.peers.said(self._slots.older().name)
         aside = target.with_name(f".{target.name}.writing")
         if self.peers.leads:
             shutil.rmtree(aside, ignore_errors=True)
@@ -75,45 +76,26 @@ class DividedCheckpoints:
                 optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
         tensors = _flat(trained, optimizer_tensors(optimizer, names))
         with torch.no_grad(), _quiet():
-            load(tensors, storage_reader=HuggingFaceStorageReader(str(self.folder / name)))
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(self._slots.folder / name)))
         return Progress(**state["progress"])
 
     def _newest(self) -> tuple[str, Any] | None:
-        """The slot with the newest whole checkpoint and what it says of itself; see `Checkpoints.load` for what it raises."""
-        found: list[tuple[str, Any]] = []
-        damaged: list[str] = []
-        for name in SLOTS:
-            folder = self.folder / name
-            if not folder.exists():
-                continue
-            try:
-                state = read_json(folder / STATE_FILE)
-                for file, expected in state["files"].items():
-                    if not (folder / file).is_file():
-                        raise ValueError(f"{file} is missing")
-                    if file_digest(folder / file) != expected:
-                        raise ValueError(f"{file} is not what was written")
-                Progress(**state["progress"])
-            except (RunError, ValueError, KeyError, TypeError, AttributeError) as error:
-                damaged.append(f"{folder}: this checkpoint is damaged ({error})")
-                continue
-            if state["digest"] != self.digest:
-                raise CheckpointError(
-                    "this checkpoint belongs to another configuration, model or data",
-                    where=str(folder),
-                    fix=f"remove {self.folder} to start this stage again, or restore the configuration it was made with",
-                )
-            found.append((name, state))
-        if not found and damaged:
-            fix = f"remove {self.folder} to start this stage again"
-            raise CheckpointError(f"no usable checkpoint: {damaged[0]}", fix=fix)
-        for damage in damaged:
-            warnings.warn(f"{damage}; going on from the checkpoint before it", stacklevel=2)
-        return max(found, key=lambda one: one[1]["progress"]["step"], default=None)
+        """The slot with the newest whole checkpoint and what it says of itself; see `Slots.newest` for what it raises."""
+        return self._slots.newest(self._read, lambda found: int(found[1]["progress"]["step"]))
 
-    def _older(self) -> str:
-        paths = [self.folder / name / STATE_FILE for name in SLOTS]
-        return SLOTS[min(range(2), key=lambda at: paths[at].stat().st_mtime_ns if paths[at].exists() else -1)]
+    def _read(self, folder: Path) -> tuple[str, Any]:
+        try:
+            state = read_json(folder / STATE_FILE)
+            for file, expected in state["files"].items():
+                if not (folder / file).is_file():
+                    raise ValueError(f"{file} is missing")
+                if file_digest(folder / file) != expected:
+                    raise ValueError(f"{file} is not what was written")
+            Progress(**state["progress"])
+        except (RunError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"this checkpoint is damaged ({error})", where=str(folder)) from error
+        self._slots.check_own(folder, state["digest"], self.digest)
+        return folder.name, state
 
 
 def _flat(weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import math
 import re
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from posttrain.artifacts import MetricsLog, StageDir, atomic_path, file_digest, 
 from posttrain.encode.collate import Batch, collate
 from posttrain.encode.preferences import PairTokens, sequences_of
 from posttrain.errors import ConfigError, EndedEarlyError, InterruptedRunError, ModelError, TrainingError
+from posttrain.holder import hearing
 from posttrain.model import adapters, export, fused, hardware, quantise
 from posttrain.model.adapters import frozen_model
 from posttrain.model.companions import Companions, read_object
@@ -802,7 +802,9 @@ def _reference(
     def computed(groups: Sequence[Sequence[Tokens]]) -> list[NDArray[np.float32]]:
         return sequence_logps(model, groups, budget, dtype)
 
-    peers.check_same("kept reference log-probabilities", file_digest(source.cache) if source.cache.exists() else "none")
+    if peers.size > 1:
+        kept = file_digest(source.cache) if source.cache.exists() else "none"
+        peers.check_same("kept reference log-probabilities", kept)
     with adapters.adapter_off(model) if source.adapter_off else adapters.fresh_adapter_off(model):
         return reference_logps(
             source.cache,
@@ -887,12 +889,5 @@ def interruptible(on_interrupt: Callable[[], None]) -> Iterator[Callable[[], boo
         requested = True
         on_interrupt()
 
-    try:
-        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals stay with whoever owns them
-        previous = {}
-    try:
+    with hearing(request):
         yield lambda: requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
