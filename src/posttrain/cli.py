@@ -133,20 +133,16 @@ def run(
     """Run a recipe: every stage that is not finished yet, in order. Killed? Run it again: it resumes exactly."""
     from posttrain.lab.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
-    _check_engine(engine)
-    words = ["run", "--runs", str(runs), "--backend", backend, "--", str(recipe), *(overrides or [])]
-    if engine == "ray" and not dry_run:
-        from posttrain.parallel.ray_launch import launch_on_ray
-
-        raise typer.Exit(launch_on_ray(processes, backend, words, lambda text: typer.echo(f"note: {text}", err=True)))
-    if processes is not None and not dry_run:
-        from posttrain.parallel.launch import launch
-
-        raise typer.Exit(launch(processes, backend, words))
-    with _joined(backend if "WORLD_SIZE" in os.environ else None, None if dry_run else runs) as peers:
+    begun = "WORLD_SIZE" in os.environ  # by a launcher, as one of several
+    _check_engine(engine, backend, several=begun or engine == "ray" or processes is not None)
+    if (engine == "ray" or processes is not None) and not dry_run:
+        load_recipe(recipe, overrides or [])  # what is wrong with it is said before any process is begun
+        words = ["run", "--runs", str(runs), "--backend", backend, "--", str(recipe), *(overrides or [])]
+        raise typer.Exit(_launch(engine, processes, backend, words))
+    with _joined(backend if begun else None, None if dry_run else runs) as peers:
         if not peers.leads:
             return
+        loaded = load_recipe(recipe, overrides or [])
         with _experiment(loaded, runs / loaded.name, peers=peers) as experiment:
             if dry_run:
                 experiment.rehearse()
@@ -155,8 +151,8 @@ def run(
         _show_end(experiment.run)
 
 
-def _check_engine(engine: str) -> None:
-    """Raise a ConfigError for one that is unknown."""
+def _check_engine(engine: str, backend: str, *, several: bool) -> None:
+    """Raise a ConfigError for one that is unknown, and for a backend where there is one process."""
     from posttrain.errors import ConfigError
     from posttrain.table import did_you_mean
 
@@ -164,6 +160,21 @@ def _check_engine(engine: str) -> None:
     if engine not in known:
         problem = f"unknown engine {engine!r}{did_you_mean(engine, known)}"
         raise ConfigError(problem, where="--engine", fix=f"known: {', '.join(known)}")
+    if backend != "auto" and not several:
+        problem = "a backend joins several processes, and this is one"
+        raise ConfigError(problem, where="--backend", fix="give --processes N too, or leave it out")
+
+
+def _launch(engine: str, processes: int | None, backend: str, words: list[str]) -> int:
+    """Run the command in several processes; returns the code that it ends with."""
+    if engine == "ray":
+        from posttrain.parallel.ray_launch import launch_on_ray
+
+        return launch_on_ray(processes, backend, words, lambda text: typer.echo(f"note: {text}", err=True))
+    from posttrain.parallel.launch import launch
+
+    assert processes is not None
+    return launch(processes, backend, words)
 
 
 @contextlib.contextmanager
@@ -179,11 +190,11 @@ def _joined(backend: str | None, runs: Path | None) -> Iterator[Peers]:
     from posttrain.parallel.joined import JoinedPeers, joined
 
     peers = joined(backend)
-    if runs is not None:
-        peers.check_shared(runs)
-    if isinstance(peers, JoinedPeers) and not peers.leads:
-        follow(peers)
     try:
+        if runs is not None:
+            peers.check_shared(runs)
+        if isinstance(peers, JoinedPeers) and not peers.leads:
+            follow(peers)
         yield peers
     finally:
         if isinstance(peers, JoinedPeers) and peers.leads:

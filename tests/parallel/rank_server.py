@@ -2,7 +2,7 @@
 
 Input: JSON {"model", "out", "size", "what", "steps", "stop_at", "blind", ...}; output: the pid of the process that starts the group (as torchrun would), then its
 exit status. ``out``/ranks.json: the pids of the ranks as they begin, ``out``/ended.json: their exit codes. Only rank 0 writes into ``out``/stage.
-``what``: a training of `SETTINGS`, or ``run``: the whole command line, with ``words``; rank ``broken`` can't make replies.
+``what``: a training of `SETTINGS`, or ``run``: the whole command line, with ``words``; rank ``broken`` can't make replies, rank ``blind`` does not see what rank 0 writes.
 """
 
 from __future__ import annotations
@@ -83,9 +83,6 @@ def train_as(rank: int, order: dict[str, Any], out: Path) -> None:
     peers = joined.joined()
     assert (peers.rank, peers.size) == (rank, order["size"])
     (out / f"joined{rank}").touch()
-    if order.get("blind") == rank:
-        Path.is_dir = Path.is_file = lambda path: False  # type: ignore[method-assign]
-    peers.check_shared(out)
     settings = TrainSettings(
         **{
             "adapter": LoraAdapter(rank=4, alpha=8),
@@ -96,7 +93,7 @@ def train_as(rank: int, order: dict[str, Any], out: Path) -> None:
             "epochs": 100,
             "max_steps": order["steps"],
             "evaluate_every": 5,
-            "checkpoint_every": 1,
+            "checkpoint_every": 1000,
             "learning_rate": 1e-3,
         }
         | SETTINGS[order["what"]]
@@ -184,6 +181,9 @@ def _fork(rank: int, order: dict[str, Any], out: Path) -> int:
         if order["what"] == "run":
             sys.argv = ["posttrain", "run", *order["words"]]
             joined.GRACE = order.get("grace", joined.GRACE)
+            if order.get("blind") == rank:
+                see = Path.is_file
+                Path.is_file = lambda path: ".seen" not in path.name and see(path)  # type: ignore[method-assign]
             if order.get("broken") == rank:
                 shared.decode = broken
             main()

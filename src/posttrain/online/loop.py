@@ -121,7 +121,7 @@ def train_online(
     """
     run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress, peers)
     since_checkpoint, write_seconds = 0.0, 0.0
-    with contextlib.ExitStack() as open_logs, interruptible(on_interrupt) as interrupted:
+    with contextlib.ExitStack() as open_logs, interruptible(on_interrupt, peers) as interrupted:
         for log in (run.log, run.sample_log):
             open_logs.callback(log.close)
         if progress.step == 0:

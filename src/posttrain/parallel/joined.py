@@ -44,6 +44,8 @@ PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others within a collective: rank 0 may have a model to write meanwhile."""
 GRACE = 10.0
 """Seconds in which processes come to the same end where one has failed."""
+HASTE = 1.0
+"""Seconds in which they may come to it where Ctrl-C has ended the work."""
 SIGN = 0.2
 """Seconds between two looks of one that works at what the others have found, and whether they are there."""
 MEETING = timedelta(minutes=5)
@@ -218,11 +220,15 @@ class JoinedPeers(Peers):
         if self.leads:
             with contextlib.suppress(OSError):  # a file may stand where the folder should
                 token.unlink(missing_ok=True)
-        fix = "give --runs a folder on a file system that all machines share, under the same path"
+        if not self.leads:
+            return
         if problem is not None:
-            raise RunError(f"rank 0 can't write there: {problem}", where=str(place), fix=fix)
+            raise RunError(
+                f"can't write: {problem}", where=str(place), fix="give --runs a folder that can be written to"
+            )
         if blind:
             where = f"rank {blind[0]} of {self.size} on {self._members[blind[0]]['host']}"
+            fix = "give --runs a folder on a file system that all machines share, under the same path"
             raise RunError(f"{where} does not see what rank 0 writes there", where=str(place), fix=fix)
 
     def stream(self, share: Iterable[T | None]) -> Generator[T, None, None]:
@@ -302,6 +308,9 @@ class JoinedPeers(Peers):
         try:
             yield
             patience = PATIENCE.total_seconds()  # nobody has failed: whoever is slow is only slow
+        except KeyboardInterrupt:
+            patience = HASTE
+            raise
         finally:
             self._store.set(f"ended/{number}", "")
             ends = [f"done/{number}/{rank}" for rank in range(1, self.size)]
@@ -335,9 +344,11 @@ class JoinedPeers(Peers):
         os._exit(2)  # no good-bye: who waits for this process must learn of it
 
     def end(self) -> None:
-        """Let the other processes end, and wait until they have."""
-        self._store.set("end", "")
-        self._appears([f"left/{rank}" for rank in range(1, self.size)], GRACE)
+        """Let the other processes end, and wait until they have, where they are at a place to hear of it."""
+        with contextlib.suppress(distributed.DistError):  # the store has ended with whoever started the processes
+            self._store.set("end", "")
+            if not self._apart:
+                self._appears([f"left/{rank}" for rank in range(1, self.size)], GRACE)
 
     def leave(self) -> None:
         """This process is about to end, because rank 0 does."""

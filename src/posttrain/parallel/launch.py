@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import psutil
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -58,6 +59,8 @@ def launch(processes: int, backend: str, arguments: Sequence[str]) -> int:
             f"rank {rank} of {processes} (pid {failure.pid}) was ended by {signal.Signals(-failure.exitcode).name}",
             fix=GO_ON,
         ) from None
+    except SignalException as error:  # the terminal was closed, under them too
+        return 128 + int(error.sigval)
     return 0
 
 

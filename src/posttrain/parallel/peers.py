@@ -79,7 +79,7 @@ class Peers:
         """Raise a RunError in every process where not all have the same value."""
 
     def check_shared(self, folder: Path) -> None:
-        """Raise a RunError in every process where not all see what rank 0 writes into a folder."""
+        """Raise a RunError in rank 0 where not all see what it writes into a folder."""
 
 
 ALONE = Peers()

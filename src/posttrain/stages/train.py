@@ -62,8 +62,9 @@ class TrainStage(TrainSettings, _Inputs):
         return replace(self, learning_rate=self.peak_learning_rate)
 
     def check(self, context: Context) -> None:
-        """The device is here, and the template can be used."""
+        """The device is here, the template can be used, and every process has a row of a step."""
         folder = context.base_folder()
+        self._check_peers(context)
         context.check_device(self.device)
         if self.shard is not None and self.shard.cpu_offload:
             self._check_offload(context)
@@ -104,7 +105,6 @@ class TrainStage(TrainSettings, _Inputs):
         from posttrain.train.loop import TrainInputs
 
         out, display = context.out, context.display
-        self._check_peers(context)
         context.settle_threads()
         hardware.reset_peak_memory(hardware.resolve_device(self.device))
         if self.template is not None:

@@ -432,7 +432,7 @@ def train(
     """
     run, progress = _begin(settings, inputs, out, seed, digest, observer, on_progress, peers)
     since_checkpoint, write_seconds, leanest = 0.0, 0.0, math.inf
-    with contextlib.ExitStack() as open_logs, interruptible(on_interrupt) as interrupted:
+    with contextlib.ExitStack() as open_logs, interruptible(on_interrupt, peers) as interrupted:
         for close in (*(tracker.close for tracker in run.trackers), run.log.close, run.row_log.close):
             open_logs.callback(close)
         if progress.step == 0:
@@ -878,13 +878,13 @@ def checkpoint_due(every: int | Literal["auto"], step: int, since_checkpoint: fl
 
 
 @contextlib.contextmanager
-def interruptible(on_interrupt: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second one ends at once."""
+def interruptible(on_interrupt: Callable[[], None], peers: Peers) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second one ends at once, by rank 0's word."""
     requested = False
 
     def request(number: int, frame: object) -> None:
         nonlocal requested
-        if requested:
+        if requested and peers.leads:
             raise KeyboardInterrupt
         requested = True
         on_interrupt()
