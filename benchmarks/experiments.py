@@ -212,13 +212,13 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "cleaned rows beat rows as they come, at equal steps",
             COURSE,
-            Settings("quality", {"sft.data": "everything"}, {"sft.data": "cleaned"}),
+            Settings("quality", {"compared.data": "everything"}, {"compared.data": "cleaned"}),
             "lower",
         ),
         Claim(
             "the best quarter beats all of them, at equal steps",
             "LIMA (arXiv:2305.11206)",
-            Settings("quality", {"sft.data": "cleaned"}, {"sft.data": "few"}),
+            Settings("quality", {"compared.data": "cleaned"}, {"compared.data": "few"}),
             "lower",
         ),
         Claim(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -74,10 +75,16 @@ _OPTIONS_ARE_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True, "
 def main() -> None:
     """Entry point: a posttrain error is one message on stderr and exit code 2; Ctrl-C is 130."""
     warnings.showwarning = _show_warning
+    launched = LAUNCHED in os.environ
+    if launched:  # until it has joined the others there is nothing to be ended with care
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: os._exit(130))
     try:
         app()
     except PosttrainError as error:
-        told = isinstance(error, LostPeerError) and LAUNCHED in os.environ  # by the process that started all
+        if launched:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # this is the end already
+        told = isinstance(error, LostPeerError) and launched  # by the process that started all
         if not told:
             typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -135,7 +142,7 @@ def run(
 
     begun = "WORLD_SIZE" in os.environ  # by a launcher, as one of several
     _check_engine(engine, backend, several=begun or engine == "ray" or processes is not None)
-    if (engine == "ray" or processes is not None) and not dry_run:
+    if (engine == "ray" or processes not in (None, 1)) and not dry_run:
         load_recipe(recipe, overrides or [])  # what is wrong with it is said before any process is begun
         words = ["run", "--runs", str(runs), "--backend", backend, "--", str(recipe), *(overrides or [])]
         raise typer.Exit(_launch(engine, processes, backend, words))
@@ -190,6 +197,8 @@ def _joined(backend: str | None, runs: Path | None) -> Iterator[Peers]:
     from posttrain.parallel.joined import JoinedPeers, joined
 
     peers = joined(backend)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         if runs is not None:
             peers.check_shared(runs)

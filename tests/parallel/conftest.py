@@ -11,7 +11,7 @@ from forking import ForkServer
 from rank_groups import Groups
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def groups(small_model: Path) -> Iterator[Groups]:
     """Processes that have imported everything already."""
     server = ForkServer(Path(__file__).with_name("rank_server.py"), small_model)

@@ -122,14 +122,18 @@ def write_rows(
     ``extra``: further columns to write, with their types; ``lz4`` is for files that are read once and removed. Raises RunError where the disk is full or can't be written.
     """
     with atomic_path(path) as temporary:
-        try:
-            wanted = rows.lazy().select([*SCHEMA, *LINEAGE, *(extra or {})])
-            level = 1 if compression == "zstd" else None
-            wanted.sink_parquet(temporary, compression=compression, compression_level=level, row_group_size=BLOCK_ROWS)
-        except pl.exceptions.PolarsError as error:
-            # polars wraps what the system says into its own text
-            number = re.search(r"os error (\d+)", str(error))
-            raise write_error(OSError(int(number[1]) if number else errno.EIO, str(error)), path) from error
+        write_frame(temporary, rows.lazy().select([*SCHEMA, *LINEAGE, *(extra or {})]), compression)
+
+
+def write_frame(path: Path, frame: pl.LazyFrame, compression: Literal["zstd", "lz4"]) -> None:
+    """Write any frame in blocks. Raises RunError where the disk is full or can't be written."""
+    level = 1 if compression == "zstd" else None
+    try:
+        frame.sink_parquet(path, compression=compression, compression_level=level, row_group_size=BLOCK_ROWS)
+    except pl.exceptions.PolarsError as error:
+        # polars wraps what the system says into its own text
+        number = re.search(r"os error (\d+)", str(error))
+        raise write_error(OSError(int(number[1]) if number else errno.EIO, str(error)), path) from error
 
 
 def scan_rows(path: Path) -> pl.LazyFrame:

@@ -30,7 +30,7 @@ import polars as pl
 from posttrain.artifacts import Ledger, LedgerStep, read_json, write_error, write_json
 from posttrain.data.places import Resolve
 from posttrain.data.rows import BLOCK_ROWS as BLOCK_ROWS
-from posttrain.data.rows import LINEAGE, MEASUREMENT, SCHEMA, compared_texts, scan_rows, write_rows
+from posttrain.data.rows import LINEAGE, MEASUREMENT, SCHEMA, compared_texts, scan_rows, write_frame, write_rows
 from posttrain.data.streams import Tick
 from posttrain.data.text import Fields
 from posttrain.errors import DataError
@@ -39,8 +39,12 @@ from posttrain.types import Origin
 Progress = Callable[[str, int, int], None]
 """Called now and then as ``progress(what, done, total)``."""
 
-VERDICTS: dict[str, Any] = {"row": pl.UInt32, **MEASUREMENT}
-"""One measurement of one row: its place in the file, what was measured, the value, the limit as text (``>= 3``)."""
+_ROWS_ASIDE = 10 * BLOCK_ROWS
+"""Rows whose verdicts are put beside them at once."""
+
+VERDICTS: dict[str, Any] = {"row": pl.UInt32, **MEASUREMENT, "check": pl.Categorical(), "limit": pl.Categorical()}
+"""One measurement of one row: its place in the file, what was measured, the value, the limit as text (``>= 3``). Few names and
+limits stand in many verdicts: as codes they take half of the memory."""
 
 REJECTS: dict[str, Any] = {"row": pl.UInt32, "reason": pl.String, "detail": pl.String, "twin": pl.String}
 """One dropped row: its place in the file, a short fixed reason, the detail of this case, the id of the row kept instead."""
@@ -157,13 +161,15 @@ def apply(name: str, rows_file: Path, decisions: Decisions, out: Path) -> Ledger
     rejects = decisions.rejects.select([pl.col(c).cast(t) for c, t in REJECTS.items()]).sort("row")
     if rejects["row"].n_unique() != len(rejects):
         raise AssertionError(f"step {name!r} dropped a row twice")
-    carried = _carried(rows_file, name, decisions, rejects)
-    write_rows(out / "rows.parquet", carried.filter(~pl.col("dropped")))
-    write_rows(
-        out / "rejects.parquet",
-        carried.filter("dropped").with_columns(step=pl.lit(name)),
-        extra={"step": pl.String, "reason": pl.String, "detail": pl.String, "twin": pl.String},
-    )
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as aside:
+        carried = _carried(rows_file, name, decisions, rejects, Path(aside))
+        write_rows(out / "rows.parquet", carried.filter(~pl.col("dropped")))
+        write_rows(
+            out / "rejects.parquet",
+            carried.filter("dropped").with_columns(step=pl.lit(name)),
+            extra={"step": pl.String, "reason": pl.String, "detail": pl.String, "twin": pl.String},
+        )
     for table, frame in decisions.tables.items():
         frame.write_parquet(out / f"{table}.parquet", compression="zstd")
     if decisions.columns is not None and "split" in decisions.columns.columns:
@@ -184,10 +190,10 @@ def _write_splits(out: Path) -> None:
         write_rows(out / f"{name}.parquet", frame.filter(pl.col("split") == name))
 
 
-def _carried(rows_file: Path, name: str, decisions: Decisions, rejects: pl.DataFrame) -> pl.LazyFrame:
+def _carried(rows_file: Path, name: str, decisions: Decisions, rejects: pl.DataFrame, aside: Path) -> pl.LazyFrame:
     """All rows with their place, new lineage columns, the verdicts of this step appended to theirs, and why they go.
 
-    What is known of the rows stands beside them line by line: a join would hold their text.
+    What is known of the rows stands beside them line by line: a join would hold their text. ``aside``: a folder for what need not be in memory.
     """
     places = pl.DataFrame({"row": pl.arange(count_rows(rows_file), dtype=pl.UInt32, eager=True)})
     why = rejects.with_columns(dropped=pl.lit(True))
@@ -201,20 +207,31 @@ def _carried(rows_file: Path, name: str, decisions: Decisions, rejects: pl.DataF
             raise AssertionError(f"step {name!r} gave columns of {len(decisions.columns)} rows for {len(places)}")
         beside.append(decisions.columns.select(fresh))
         frame = frame.drop(fresh)
-    if len(decisions.verdicts):
-        # Few names and limits stand in many verdicts: as codes they take a third of the memory. They become text again
-        # block by block.
-        code = pl.Categorical()
-        verdict = pl.struct(
-            pl.lit(name, code).alias("step"), pl.col("check").cast(code), "value", pl.col("limit").cast(code), "passed"
-        )
-        grouped = decisions.verdicts.group_by("row", maintain_order=True).agg(verdict.alias("fresh"))
-        beside.append(places.join(grouped, on="row", how="left", maintain_order="left").select("fresh"))
     frame = pl.concat([frame, *(part.lazy() for part in beside)], how="horizontal")
     if len(decisions.verdicts):
-        verdicts = pl.col("fresh").cast(LINEAGE["verdicts"]).fill_null([])
-        frame = frame.with_columns(verdicts=pl.concat_list("verdicts", verdicts))
+        frame = pl.concat([frame, _by_row(name, places, decisions.verdicts, aside)], how="horizontal")
+        frame = frame.with_columns(verdicts=pl.concat_list("verdicts", "fresh"))
     return frame.select("row", *SCHEMA, *LINEAGE, "dropped", "reason", "detail", "twin")
+
+
+def _by_row(name: str, places: pl.DataFrame, verdicts: pl.DataFrame, aside: Path) -> pl.LazyFrame:
+    """``fresh``: the verdicts of every row as it carries them.
+
+    From files that are written some rows at a time: all at once they take three times the memory of the table.
+    """
+    if not verdicts["row"].is_sorted():
+        verdicts = verdicts.sort("row", maintain_order=True)
+    verdict = pl.struct(pl.lit(name).alias("step"), *MEASUREMENT)
+    files = []
+    for begin in range(0, len(places), _ROWS_ASIDE):
+        rows = places.slice(begin, _ROWS_ASIDE)
+        first, last = (int(verdicts["row"].search_sorted(row)) for row in (begin, begin + len(rows)))
+        grouped = verdicts[first:last].group_by("row", maintain_order=True).agg(verdict.alias("fresh"))
+        fresh = pl.col("fresh").cast(LINEAGE["verdicts"]).fill_null([])
+        files.append(aside / f"{begin:012d}.parquet")
+        beside = rows.lazy().join(grouped.lazy(), on="row", how="left", maintain_order="left")
+        write_frame(files[-1], beside.select(fresh), "lz4")
+    return pl.scan_parquet(files, glob=False)
 
 
 # ---- a chain of steps ----------------------------------------------------------------------------------------------
@@ -244,7 +261,6 @@ def run_steps(
 def run_step(step: Step, rows_file: Path, out: Path, seed: int, run: StepRun) -> LedgerStep:
     """Run one step into an empty or half-written folder."""
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     return apply(step.kind, rows_file, step.decide(rows_file, seed, run), out)
 
 

@@ -36,7 +36,6 @@ def launch(processes: int, backend: str, arguments: Sequence[str]) -> int:
         fix = f"--processes 1 to {most}" + (", or --backend gloo and device: cpu" if devices else "")
         raise ConfigError(f"{processes} processes on {most} {what}", where="--processes", fix=fix)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what became of them is told below, once
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -48,13 +47,21 @@ def launch(processes: int, backend: str, arguments: Sequence[str]) -> int:
     )
     # The others are handed on, without a limit in time. Older versions of torch read it from the environment.
     config.signals_to_handle = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
+    heard: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        heard.append(number)
+        _hand_on(number)
+
     try:
-        with hearing(_hand_on), _marked():
+        with hearing(hand_on), _marked(), _silence():
             elastic_launch(config, sys.executable)("-m", "posttrain", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:
             return int(failure.exitcode)  # rank 0 has said why
+        if -failure.exitcode in heard:
+            return 130  # the second one, at its very end
         raise LostPeerError(
             f"rank {rank} of {processes} (pid {failure.pid}) was ended by {signal.Signals(-failure.exitcode).name}",
             fix=GO_ON,
@@ -74,7 +81,17 @@ def _marked() -> Iterator[None]:
         del os.environ[LAUNCHED]
 
 
-def _hand_on(number: int, frame: object) -> None:
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Inside, torch does not log: what became of the processes is told once, by us."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _hand_on(number: int) -> None:
     """Send a signal to the processes that were started, which know how to end."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):

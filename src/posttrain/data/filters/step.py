@@ -158,7 +158,9 @@ def judge(block: pl.DataFrame, chosen: Chosen, rejected: bool = True) -> Judged:
 def _verdicts(measured: Sequence[tuple[int, int, float, bool]], checks: Sequence[tuple[str, str]]) -> pl.DataFrame:
     """[VERDICTS] of (row, place of its check and limit, value, passed)."""
     rows, places, values, passed = zip(*measured, strict=True) if measured else ((), (), (), ())
-    names = pl.DataFrame(checks, schema={"check": pl.String, "limit": pl.String}, orient="row")[list(places)]
+    names = pl.DataFrame(checks, schema={name: VERDICTS[name] for name in ("check", "limit")}, orient="row")[
+        list(places)
+    ]
     columns = {"row": rows, "check": names["check"], "value": values, "limit": names["limit"], "passed": passed}
     return pl.DataFrame(columns, schema=VERDICTS)
 
@@ -288,17 +290,17 @@ def _filter_facts(found: Judged, name: str, config: Any) -> dict[str, Any]:
 def _check_facts(verdicts: pl.DataFrame) -> dict[str, Any]:
     """Check -> limit, rows measured, rows outside it, quantiles of the value (that of the nearest row)."""
     quantiles = [pl.col("value").quantile(q, "nearest").alias(name) for name, q in _QUANTILES.items()]
-    grouped = (
-        verdicts.lazy()
-        .group_by("check")
-        .agg(
-            limit=pl.col("limit").unique().sort().str.join(" or "),
-            rows=pl.len(),
-            failed=(~pl.col("passed")).sum(),
-            quantiles=pl.struct(quantiles),
-        )
-    )
-    return {record.pop("check"): record for record in grouped.sort("check").collect().iter_rows(named=True)}
+    measures = {
+        "limit": pl.col("limit").unique().cast(pl.String).sort().str.join(" or "),
+        "rows": pl.len(),
+        "failed": (~pl.col("passed")).sum(),
+        "quantiles": pl.struct(quantiles),
+    }
+    # One check after the other: grouped, all of them are copied at once.
+    return {
+        check: verdicts.lazy().filter(pl.col("check") == check).select(**measures).collect().row(0, named=True)
+        for check in sorted(verdicts["check"].unique())
+    }
 
 
 def _source_facts(sources: pl.DataFrame, rejects: pl.DataFrame) -> dict[str, Any]:
@@ -316,9 +318,9 @@ def _source_facts(sources: pl.DataFrame, rejects: pl.DataFrame) -> dict[str, Any
 
 def _language_facts(sources: pl.DataFrame, verdicts: pl.DataFrame) -> dict[str, dict[str, int]]:
     """Source -> language -> rows, the most frequent first."""
-    named = verdicts.lazy().filter(pl.col("check").str.starts_with("language."))
+    named = verdicts.lazy().filter(pl.col("check").cat.starts_with("language."))
     counted = (
-        named.select("row", language=pl.col("check").str.strip_prefix("language."))
+        named.select("row", language=pl.col("check").cast(pl.String).str.strip_prefix("language."))
         .join(sources.lazy(), on="row")
         .group_by("source", "language")
         .len()
