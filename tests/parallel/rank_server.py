@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -155,8 +157,8 @@ def work(order: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     out, size = Path(order["out"]), order["size"]
     out.mkdir(parents=True, exist_ok=True)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
-    os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    keeper, port = _store()
+    os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     pids = [_fork(rank, order, out) for rank in range(size)]
     (out / "ranks.tmp").write_text(json.dumps(pids))
@@ -165,7 +167,23 @@ def work(order: dict[str, Any]) -> None:
     while len(codes) < size:
         pid, status = os.wait()
         codes[pids.index(pid)] = os.waitstatus_to_exitcode(status)
+    os.kill(keeper, signal.SIGKILL)
     (out / "ended.json").write_text(json.dumps([codes[rank] for rank in range(size)]))
+
+
+def _store() -> tuple[int, int]:
+    """A process that keeps the store, and its port. A thread of this process would hold locks of libc while the ranks are forked."""
+    reading, writing = os.pipe()
+    if not (pid := os.fork()):
+        parent = os.getppid()
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+        os.write(writing, f"{store.port}\n".encode())
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as port:
+        return pid, int(port.readline())
 
 
 def _fork(rank: int, order: dict[str, Any], out: Path) -> int:
