@@ -51,7 +51,9 @@ def launch(processes: int, backend: str, arguments: Sequence[str]) -> int:
 
     def hand_on(number: int, frame: object) -> None:
         heard.append(number)
-        _hand_on(number)
+        for child in psutil.Process().children():  # which know how to end
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
 
     try:
         with hearing(hand_on), _marked(), _silence():
@@ -89,10 +91,3 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _hand_on(number: int) -> None:
-    """Send a signal to the processes that were started, which know how to end."""
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.send_signal(number)
